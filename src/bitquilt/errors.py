@@ -1,0 +1,8 @@
+"""The one exception that a user is meant to read."""
+
+
+class UserError(Exception):
+    """Bad input, said in one clear sentence: the thing, the cause, the next command.
+
+    The command line prints it without a traceback and exits with code 2.
+    """

@@ -1,0 +1,74 @@
+"""A grid: the storage format of one matrix, its exact cost, and the way onto it and back.
+
+Letters: R rows (outputs), C columns (inputs), B blocks along a row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from bitquilt.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+Packed = dict[str, "torch.Tensor"]
+"""A matrix as it is stored. GGUF grids: ``{"data": uint8 [R, row_bytes]}``. MLX grids: ``weight``
+(uint32 words [R, C * bits / 32]), ``scales`` and ``biases`` ([R, C / group]) as mlx names them.
+Rows are independent in every grid, so permuting the rows of a matrix permutes those of its parts."""
+
+
+class Grid(ABC):
+    """One storage format. Instances are immutable and registered by name."""
+
+    name: str
+    """``Q4_K``, ``4bit-g64``: what recipes say."""
+    targets: frozenset[str]
+    """The file formats that can hold it: ``gguf``, ``mlx``."""
+    block: int
+    """Weights in a block along a row; the row length must be a multiple of it."""
+    block_bits: int
+    """Bits that one block occupies in the file, scales included."""
+
+    @property
+    def bits(self) -> float:
+        """Exact bits per weight."""
+        return self.block_bits / self.block
+
+    def fits(self, columns: int) -> bool:
+        """Whether a row of that length can be stored on this grid."""
+        return columns % self.block == 0
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Exact bytes of a matrix in the file, alignment excluded."""
+        if not self.fits(columns):
+            raise UserError(
+                f"{self.name} stores rows in blocks of {self.block} and cannot take a row of "
+                f"{columns}; choose a grid whose block divides {columns}"
+            )
+        return rows * (columns // self.block) * self.block_bits // 8
+
+    @abstractmethod
+    def round_nearest(self, weight: torch.Tensor, importance: torch.Tensor | None) -> Packed:
+        """Round a matrix onto the grid without looking at correlations.
+
+        Args:
+            weight: float32 [R, C].
+            importance: float32 [C], mean square of each input; None weighs all inputs alike.
+        """
+
+    @abstractmethod
+    def dequantize(self, packed: Packed) -> torch.Tensor:
+        """The float32 [R, C] matrix that the engine computes with."""
+
+
+_REGISTRY: dict[str, Grid] = {}
+
+
+def register(grid: Grid) -> Grid:
+    """Add a grid; its module does so at import."""
+    if grid.name in _REGISTRY:
+        raise ValueError(f"grid {grid.name} registered twice")
+    _REGISTRY[grid.name] = grid
+    return grid
