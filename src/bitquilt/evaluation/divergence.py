@@ -1,0 +1,92 @@
+"""How far a model moved: KL divergence per token against the full-precision model.
+
+Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+LOGIT_TOKENS = 256
+"""Tokens whose logits are in memory at once."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class TokenFigures:
+    """One figure per predicted token, each [N, L − 1]."""
+
+    kl: NDArray[np.float32]
+    """KL(full precision ‖ candidate), nats."""
+    agreement: NDArray[np.float32]
+    """1 where both prefer the same next token."""
+    loss: NDArray[np.float32]
+    """−log p of the true next token under the candidate, nats."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def compare(
+    tokens: Tensor, teacher: Tensor, teacher_head: Tensor, student: Iterator[Tensor]
+) -> TokenFigures:
+    """Compare a candidate with the teacher's last hidden states, a few tokens at a time.
+
+    Args:
+        tokens: int64 [N, L].
+        teacher: last hidden states [N, L, D] of the full-precision model.
+        teacher_head: its output matrix [V, D].
+        student: the candidate's logits, one [L, V] per window.
+    """
+    kl, agreement, loss = [], [], []
+    for window, hidden, logits in zip(tokens, teacher, student, strict=True):
+        parts = [
+            _figures(h @ teacher_head.T, s, label)
+            for h, s, label in zip(
+                hidden[:-1].split(LOGIT_TOKENS),
+                logits[:-1].split(LOGIT_TOKENS),
+                window[1:].to(logits.device).split(LOGIT_TOKENS),
+                strict=True,
+            )
+        ]
+        for column, kind in zip((kl, agreement, loss), zip(*parts, strict=True), strict=True):
+            column.append(torch.cat(kind).float().cpu().numpy())
+    return TokenFigures(np.stack(kl), np.stack(agreement), np.stack(loss))
+
+
+def _figures(teacher: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """KL, agreement and loss, each [T], of logits [T, V]."""
+    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
+    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+    agreement = teacher.argmax(-1) == student.argmax(-1)
+    loss = -log_q.gather(-1, labels[:, None])[:, 0]
+    return kl, agreement, loss
+
+
+def estimate(figures: NDArray[np.float32], seed: int = 0) -> Estimate:
+    """Mean over all tokens, with a 95 % interval by bootstrap over windows [N, L − 1]."""
+    windows = figures.mean(1, dtype=np.float64)
+    draws = np.random.default_rng(seed).integers(len(windows), size=(RESAMPLES, len(windows)))
+    low, high = np.quantile(windows[draws].mean(1), [0.025, 0.975])
+    return Estimate(float(windows.mean()), float(low), float(high))
+
+
+def logits(hidden: Tensor, head: Tensor) -> Iterator[Tensor]:
+    """Logits [L, V] of last hidden states [N, L, D], one window at a time."""
+    for window in hidden:
+        yield window @ head.T

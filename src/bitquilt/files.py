@@ -1,0 +1,66 @@
+"""Files appear whole or not at all: written beside, flushed to disk, renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bitquilt.errors import UserError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success flush it and rename it into place.
+
+    The temporary path may become a file or a directory. On any error it is removed, so that
+    nothing half-written stays, and trouble of the file system becomes one sentence.
+
+    Raises:
+        UserError: disk full, no permission, read-only file system, a name too long.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(temporary)
+        yield temporary
+        _flush(temporary)
+        if path.is_dir():
+            # a directory cannot be replaced in one step: move the old one aside first
+            old = path.with_name(f".{path.name}.old")
+            _remove(old)
+            path.rename(old)
+            temporary.rename(path)
+            _remove(old)
+        else:
+            temporary.replace(path)
+    except OSError as error:
+        _remove(temporary)
+        raise UserError(_sentence(error, path)) from error
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _flush(path: Path) -> None:
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sentence(error: OSError, path: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path} was not written: the disk is full; free space or choose another directory"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path} was not written: no write permission there; choose another directory"
+    return f"{path} was not written: {error.strerror or error}; choose another directory"

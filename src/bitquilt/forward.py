@@ -1,0 +1,128 @@
+"""The canonical model in torch, one block at a time: memory is one block and its hidden states.
+
+Each block runs as a one-block transformers model, so masks, rotary embeddings and sliding windows
+are transformers' own. Weights come from a callable, so the same pass runs the checkpoint, a mix
+from the bank, or a file that was written.
+
+Letters: N windows, L tokens in a window, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
+
+Weights = Callable[[str], Tensor]
+"""Canonical tensor name → float32 tensor."""
+
+BATCH_TOKENS = 4096
+
+
+class BlockwiseModel:
+    """A canonical model that loads one block at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, weights: Weights | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.weights = weights or checkpoint.load
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._shells: dict[str, nn.Module] = {}
+
+    def _load(self, name: str) -> Tensor:
+        return self.weights(name).to(self.device)
+
+    def _shell(self, layer_type: str) -> nn.Module:
+        """Build (once per layer type) a one-block model whose weights are yet to come."""
+        if layer_type not in self._shells:
+            config = dict(self.checkpoint.config) | {
+                "num_hidden_layers": 1,
+                "layer_types": [layer_type],
+                "max_window_layers": 0 if layer_type == "sliding_attention" else 1,
+                "vocab_size": 1,
+                "pad_token_id": None,
+            }
+            shell = AutoModel.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+            shell.norm = nn.Identity()
+            shell.embed_tokens = nn.Identity()
+            self._shells[layer_type] = shell.eval().requires_grad_(False).to(self.device)
+        return self._shells[layer_type]
+
+    def block(self, index: int) -> nn.Module:
+        """Load block ``index`` and return the one-block model around it.
+
+        Its linear layers are found at ``layers.0.<module>``; calling
+        :meth:`run` with it maps hidden states to hidden states.
+        """
+        types = self.checkpoint.config.get("layer_types")
+        shell = self._shell(types[index] if types else "full_attention")
+        prefix = f"model.layers.{index}."
+        state = {
+            "layers.0." + name.removeprefix(prefix): self._load(name)
+            for name in self.checkpoint.shapes
+            if name.startswith(prefix)
+        }
+        shell.load_state_dict(state, strict=True, assign=True)
+        return shell.requires_grad_(False)
+
+    @staticmethod
+    def run(block: nn.Module, hidden: Tensor) -> Tensor:
+        """Hidden states [n, L, D] before the block → after it."""
+        out: Tensor = block(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        return out
+
+    def run_all(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """As :meth:`run`, in place over all windows [N, L, D], a few at a time."""
+        for rows in batches(hidden):
+            hidden[rows] = self.run(block, hidden[rows])
+        return hidden
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens [N, L] → hidden states [N, L, D] before the first block."""
+        hidden = F.embedding(tokens.to(self.device), self._load(f"{EMBEDDING}.weight"))
+        return hidden * embedding_scale(self.checkpoint.config)
+
+    @torch.no_grad()
+    def last_hidden(self, tokens: Tensor) -> Tensor:
+        """Tokens [N, L] → hidden states [N, L, D] as the head sees them (final norm applied)."""
+        hidden = self.embed(tokens)
+        for index in range(self.checkpoint.layers):
+            hidden = self.run_all(self.block(index), hidden)
+        return self.final_norm(hidden)
+
+    @cached_property
+    def _norm(self) -> nn.Module:
+        config: Any = AutoConfig.for_model(
+            **dict(self.checkpoint.config)
+            | {"num_hidden_layers": 1, "vocab_size": 1, "pad_token_id": None, "layer_types": None}
+        )
+        norm = AutoModel.from_config(config, dtype=torch.float32).norm
+        norm.load_state_dict({"weight": self._load("model.norm.weight")}, assign=True)
+        return norm.requires_grad_(False)
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """The norm before the head."""
+        out: Tensor = self._norm(hidden)
+        return out
+
+    def head(self) -> Tensor:
+        """The output matrix [V, D]: the embedding where it is tied."""
+        return self._load(f"{EMBEDDING if self.checkpoint.tied else HEAD}.weight")
+
+
+def batches(hidden: Tensor) -> Iterator[slice]:
+    """Slices of windows [N, L, …] that hold about ``BATCH_TOKENS`` tokens each."""
+    step = max(1, BATCH_TOKENS // hidden.shape[1])
+    for start in range(0, hidden.shape[0], step):
+        yield slice(start, start + step)
+
+
+def embedding_scale(config: dict[str, Any]) -> float:
+    """Gemma multiplies its embeddings by √D; the others by 1."""
+    return float(config["hidden_size"]) ** 0.5 if config["model_type"] == "gemma3_text" else 1.0

@@ -1,0 +1,43 @@
+"""Predicted divergence of a rounding error, without a forward pass.
+
+To second order, the KL divergence from the model to itself with weights W + ΔW is half the Fisher
+form of ΔW. With the Fisher matrix of y = W x taken as the product of input and gradient moments
+(K-FAC, Martens & Grosse 2015), and only the diagonal b of the gradients' kept, that is
+½ Σ_r b_r ΔW_r H ΔW_rᵀ nats per token.
+
+Letters: R outputs, C inputs, V vocabulary, D model width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+ROWS = 8192
+"""Rows multiplied at once: bounds memory for a large vocabulary."""
+
+
+def matrix_divergence(error: Tensor, hessian: Tensor, gradient: Tensor) -> float:
+    """½ Σ_r b_r ΔW_r H ΔW_rᵀ.
+
+    Args:
+        error: ΔW [R, C].
+        hessian: H, mean of x xᵀ [C, C].
+        gradient: b, mean of g² per output [R].
+    """
+    total = 0.0
+    for rows, b in zip(error.split(ROWS), gradient.split(ROWS), strict=True):
+        per_row = ((rows @ hessian) * rows).sum(1)
+        total += 0.5 * float(per_row.double() @ b.double())
+    return total
+
+
+def embedding_divergence(error: Tensor, tokens: Tensor, columns: Tensor) -> float:
+    """½ Σ_v f_v Σ_c g_c ΔW_vc²: the table as what the first block reads.
+
+    Args:
+        error: ΔW [V, D].
+        tokens: f, share of each token in the text [V].
+        columns: g, mean of squared gradients at the table's output [D].
+    """
+    used = tokens.nonzero().flatten()
+    return 0.5 * float((error[used].square() @ columns).double() @ tokens[used].double())

@@ -1,0 +1,98 @@
+"""The work directory: one artefact a stage, so that a run continues where it was stopped.
+
+``settings.json`` says what all artefacts were made from. A run whose settings differ is refused,
+naming what differs; budgets and target formats are no settings, since the artefacts serve all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bitquilt.errors import UserError
+from bitquilt.files import written_whole
+
+
+class WorkDir:
+    """Named artefacts under one directory, each written whole."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Open or create the directory for these settings.
+
+        Raises:
+            UserError: it holds work of other settings, or another run is using it.
+        """
+        self.path = path
+        if path.exists() and not path.is_dir():
+            raise UserError(f"work directory {path} is a file; choose another with --work-dir")
+        file = path / "settings.json"
+        if file.exists():
+            _refuse_other_settings(path, json.loads(file.read_text()), settings)
+        else:
+            if path.exists() and any(path.iterdir()):
+                raise UserError(
+                    f"work directory {path} is not empty and not ours; choose another "
+                    "with --work-dir"
+                )
+            self.save_json("settings", settings)
+        self._lock = _lock(path)
+
+    def has(self, name: str) -> bool:
+        """Whether the artefact exists."""
+        return (self.path / f"{name}.safetensors").exists()
+
+    def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+        """Write tensors and their facts under ``name``."""
+        with written_whole(self.path / f"{name}.safetensors") as temporary:
+            save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata=facts)
+
+    def load(self, name: str) -> dict[str, Tensor]:
+        """Read all tensors of an artefact."""
+        return load_file(self.path / f"{name}.safetensors")
+
+    def open(self, name: str) -> Any:
+        """Open an artefact lazily (a safetensors handle, torch tensors)."""
+        return safetensors.safe_open(self.path / f"{name}.safetensors", framework="pt")
+
+    def save_json(self, name: str, content: Any) -> None:
+        """Write ``name``.json."""
+        with written_whole(self.path / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+
+    def load_json(self, name: str) -> Any:
+        """Read ``name``.json; None where there is none."""
+        file = self.path / f"{name}.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def close(self) -> None:
+        """Let another run use the directory."""
+        self._lock.close()
+
+
+def _refuse_other_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    if differing:
+        what = "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in differing)
+        raise UserError(
+            f"work directory {path} holds work of other settings ({what}); "
+            "choose another with --work-dir, or remove it"
+        )
+
+
+def _lock(path: Path) -> IO[str]:
+    handle = (path / ".lock").open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise UserError(
+            f"work directory {path} is in use by another run; wait for it, or choose another "
+            "with --work-dir"
+        ) from None
+    return handle
