@@ -108,14 +108,17 @@ def tiny_checkpoint(
     """Write a random checkpoint with its tokenizer under ``tmp_path`` and return its directory.
 
     Args:
+        tmp_path: gets a directory ``tiny-{family}``.
         family: one of FAMILIES.
         tied: whether the embedding is the head.
         qk_norm: llama4_text only; the others have or lack it by architecture.
         hidden: model width, a multiple of 64; the default takes every grid.
         intermediate: MLP width; twice ``hidden`` if not given.
+        layers: transformer blocks.
         heads: query heads of 64; ``hidden // 64`` if not given.
         kv_heads: the largest proper divisor of ``heads`` if not given.
         dtype: of the stored weights.
+        seed: of the random weights.
     """
     heads = heads or hidden // 64
     kv_heads = kv_heads or max(n for n in range(1, heads // 2 + 1) if heads % n == 0)

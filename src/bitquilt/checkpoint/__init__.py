@@ -1,0 +1,48 @@
+"""From a model reference to the canonical checkpoint: the package's front door to weights.
+
+Imports happen on use: reading a checkpoint needs torch and transformers, naming one does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bitquilt.checkpoint.checkpoint import Checkpoint, Finding
+
+__all__ = ["Checkpoint", "Finding", "from_config", "open_checkpoint"]
+
+
+def open_checkpoint(reference: str | Path) -> Checkpoint:
+    """Open a model in canonical form; weights are read when asked for.
+
+    Args:
+        reference: ``demo``, a Hugging Face directory, a hub id, a GGUF file, or a config.json or a
+            directory with nothing else, which gives shapes but no weights.
+
+    Raises:
+        UserError: it cannot be found, read, or rewritten exactly.
+    """
+    from bitquilt.checkpoint import hf_source, resolve
+    from bitquilt.checkpoint.config import read_json
+
+    path = resolve.resolve(str(reference))
+    if path.suffix == ".gguf":
+        from bitquilt.checkpoint.gguf_source import open_gguf
+
+        return open_gguf(path)
+    if path.is_file():
+        return hf_source.from_config(read_json(path), path.resolve().parent.name)
+    return hf_source.open_directory(path, resolve.short_name(str(reference), path))
+
+
+def from_config(config: dict[str, Any], name: str) -> Checkpoint:
+    """A checkpoint without weights, its shapes from a published config alone.
+
+    Raises:
+        UserError: the architecture, or one field of it, has no exact canonical form; from ``load``
+            always, for there is nothing to load.
+    """
+    from bitquilt.checkpoint import hf_source
+
+    return hf_source.from_config(config, name)

@@ -59,6 +59,8 @@ class Checkpoint:
     its bytes."""
     gguf_source: Path | None = None
     """The GGUF file this came from; its header is preserved when a GGUF is written."""
+    source_bytes: dict[str, int] = field(default_factory=dict, repr=False)
+    """Bytes of every tensor in the source; 0 for a norm of ones that the rewrite added."""
 
     def load(self, name: str) -> torch.Tensor:
         """Read one tensor as float32, checked for shape and for NaN or infinity.

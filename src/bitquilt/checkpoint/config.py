@@ -1,0 +1,87 @@
+"""Configs: defaults filled in, RoPE written in both of the ways that engines read.
+
+Configs on the hub leave out whatever equals transformers' default of the day, so the defaults are
+taken from transformers' own config classes.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING
+
+from bitquilt.errors import UserError
+
+_HOUSEKEEPING = frozenset(
+    {
+        "_name_or_path",
+        "chunk_size_feed_forward",
+        "id2label",
+        "is_encoder_decoder",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+        "transformers_version",
+    }
+)
+"""Fields that every transformers config has and that say nothing about a language model."""
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}; download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; download it again")
+    return content
+
+
+def complete(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with every default filled in and RoPE stated twice.
+
+    transformers 5 nests ``rope_theta`` in ``rope_parameters``; mlx-lm's llama reads the top level
+    and silently takes 10000 where it is missing. Both are written, from one value.
+
+    Raises:
+        UserError: transformers finds the config contradictory.
+    """
+    model_type = config["model_type"]
+    try:
+        full = CONFIG_MAPPING[model_type](**config).to_dict()
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise UserError(
+            f"config.json does not make a valid {model_type} model: {reason}; "
+            "compare it with the one on the model's page"
+        ) from error
+    kept = {field: value for field, value in full.items() if field not in _HOUSEKEEPING}
+    return {**kept, "model_type": model_type, **_top_level_rope(full)}
+
+
+def rope(config: dict[str, Any]) -> dict[str, Any]:
+    """RoPE parameters of the full-attention layers: ``rope_theta``, ``rope_type``, scaling."""
+    parameters: dict[str, Any] = config["rope_parameters"]
+    return dict(parameters.get("full_attention", parameters))
+
+
+def _top_level_rope(full: dict[str, Any]) -> dict[str, Any]:
+    """The fields that transformers before 5, and mlx-lm, read RoPE from."""
+    parameters = rope(full)
+    theta = parameters.pop("rope_theta")
+    scaled = parameters.get("rope_type", "default") != "default"
+    fields = {"rope_theta": float(theta), "rope_scaling": parameters if scaled else None}
+    if "sliding_attention" in full["rope_parameters"]:
+        local = full["rope_parameters"]["sliding_attention"]
+        fields["rope_local_base_freq"] = float(local["rope_theta"])
+    return fields

@@ -1,0 +1,150 @@
+"""From what a user types to local files."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from bitquilt.errors import UserError
+
+DEMO = "demo"
+GGUF_MAGIC = b"GGUF"
+
+NEEDED = ("*.json", "*.safetensors", "*.jinja")
+"""Files of a hub repository that a checkpoint needs."""
+_UNNEEDED = ("original/*", "*/*", "consolidated*.safetensors")
+
+
+def resolve(reference: str) -> Path:
+    """Local files of a model: a directory with a config.json, a config.json, or a GGUF file.
+
+    Hub ids are downloaded to Hugging Face's cache; ``HF_HOME``, ``HF_TOKEN`` and
+    ``HF_HUB_OFFLINE`` mean what they always mean.
+
+    Raises:
+        UserError: there is no such model, it is not readable, or the hub did not answer.
+    """
+    if reference == DEMO:
+        from bitquilt import demo
+
+        return demo.path()
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        return _directory(path)
+    if path.is_file():
+        return _file(path)
+    if _looks_local(reference, path):
+        raise UserError(f"{reference} does not exist{_suggestion(path)}")
+    return _directory(_download(reference))
+
+
+def short_name(reference: str, path: Path) -> str:
+    """A model's name for people and file names: the last part of its hub id or path."""
+    if reference == DEMO:
+        return "bitquilt-demo"
+    if Path(reference).expanduser().exists():
+        return path.resolve().name
+    return reference.rpartition("/")[2]
+
+
+def _directory(path: Path) -> Path:
+    if (path / "config.json").exists():
+        return path
+    ggufs = sorted(file.name for file in path.glob("*.gguf"))
+    if ggufs:
+        raise UserError(
+            f"{path} has no config.json but GGUF files; give one of them: {path / ggufs[0]}"
+        )
+    raise UserError(
+        f"{path} has no config.json, so it is not a Hugging Face model directory; give the "
+        "directory that holds config.json, a GGUF file, or a hub id such as Qwen/Qwen3-0.6B"
+    )
+
+
+def _file(path: Path) -> Path:
+    if path.name == "config.json":
+        return path
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} is one file of a model; give its directory: {path.parent}")
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic == GGUF_MAGIC and path.suffix == ".gguf":
+        return path
+    if magic == GGUF_MAGIC:
+        raise UserError(f"{path} is a GGUF file without the extension .gguf; rename it")
+    raise UserError(
+        f"{path} is not a GGUF file: it does not begin with the bytes GGUF; download it again, or "
+        "give a Hugging Face directory"
+    )
+
+
+def _looks_local(reference: str, path: Path) -> bool:
+    """Hub ids are ``name`` or ``owner/name``; anything else can only be a path."""
+    return (
+        path.is_absolute()
+        or reference.startswith((".", "~"))
+        or reference.count("/") > 1
+        or path.suffix in (".gguf", ".json", ".safetensors")
+        or ("/" in reference and path.parent.is_dir())
+    )
+
+
+def _suggestion(path: Path) -> str:
+    """The entry of the nearest existing directory that resembles what was typed."""
+    if not path.parent.is_dir():
+        return f", nor does {path.parent}; check the path"
+    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
+    return f"; did you mean {path.parent / close[0]}?" if close else "; check the path"
+
+
+def _download(repo: str) -> Path:
+    try:
+        found = snapshot_download(
+            repo, allow_patterns=list(NEEDED), ignore_patterns=list(_UNNEEDED)
+        )
+    except GatedRepoError as error:
+        raise UserError(
+            f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in "
+            "with `hf auth login` or set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"there is no model {repo} on the hub and no such directory here; check the name, and "
+            "if it is private log in with `hf auth login`"
+        ) from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise UserError(_not_reached(repo)) from error
+    except HFValidationError as error:
+        raise UserError(
+            f"{repo} is neither a path that exists nor a hub id such as Qwen/Qwen3-0.6B"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"downloading {repo} failed: {reason}; run the command again to continue"
+        ) from error
+    return Path(found)
+
+
+def _not_reached(repo: str) -> str:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return (
+            f"{repo} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or give the "
+            "directory of a copy"
+        )
+    return (
+        f"{repo} is not in the local cache and the hub cannot be reached; check the network, or "
+        "give the directory of a copy"
+    )

@@ -1,0 +1,37 @@
+"""Checks on loaded tensors that every source shares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from bitquilt.errors import UserError
+
+
+def checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], file: Path) -> torch.Tensor:
+    """The tensor, if it has that shape and only finite values.
+
+    Raises:
+        UserError: it has another shape, or NaN or infinite values.
+    """
+    if tuple(tensor.shape) != shape:
+        raise UserError(
+            f"{name} in {file} is {list(tensor.shape)}, expected {list(shape)}; download it again"
+        )
+    finite = int(torch.isfinite(tensor).sum())
+    if finite != tensor.numel():
+        raise UserError(
+            f"{name} in {file} holds {tensor.numel() - finite} NaN or infinite values of "
+            f"{tensor.numel()}; the checkpoint is damaged: download it again"
+        )
+    return tensor
+
+
+def dominant_dtype(dtypes: dict[str, str], nbytes: dict[str, int]) -> str:
+    """The storage type that holds the most bytes."""
+    total: Counter[str] = Counter()
+    for name, dtype in dtypes.items():
+        total[dtype] += nbytes[name]
+    return total.most_common(1)[0][0]
