@@ -1,0 +1,305 @@
+"""A recipe and packed matrices → one GGUF file that stock llama.cpp runs.
+
+Matrices are stored on their grids, everything else in float32. The file is the header, then the
+tensors in the checkpoint's order, each padded to 32 bytes (see :mod:`.gguf_header`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType, LlamaFileType
+
+from bitquilt.checkpoint import names
+from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.checkpoint.layout import head_dim
+from bitquilt.errors import UserError
+from bitquilt.grids.grid import Grid, Packed
+from bitquilt.stitch.files import writing_file
+from bitquilt.stitch.gguf_config import architecture, architecture_keys, rope_factors
+from bitquilt.stitch.gguf_header import (
+    Metadata,
+    TensorInfo,
+    Value,
+    aligned,
+    encode,
+    header,
+    metadata_bytes,
+)
+from bitquilt.stitch.gguf_reader import open_gguf
+from bitquilt.stitch.gguf_source import ROPE_FACTORS, kept_metadata, source_rope_factors
+from bitquilt.stitch.gguf_tokenizer import tokenizer_keys
+from bitquilt.stitch.layout import (
+    Assignment,
+    Layout,
+    PackedSource,
+    grids_of,
+    padded_text,
+    recipe_room,
+    scale_bytes,
+)
+from bitquilt.stitch.model_card import licence
+
+RECIPE_KEY = "bitquilt.recipe"
+QUANTIZATION_VERSION = 2
+
+_FILE_TYPE_NAMES = {
+    "F32": "ALL_F32",
+    "Q3_K": "MOSTLY_Q3_K_M",
+    "Q4_K": "MOSTLY_Q4_K_M",
+    "Q5_K": "MOSTLY_Q5_K_M",
+}
+"""Those not called ``MOSTLY_`` and the grid's name."""
+
+
+def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
+    """The exact size of the file; only shapes, config and tokenizer are read.
+
+    Without a tokenizer (a config alone) the file is counted without one.
+
+    Raises:
+        UserError: the assignment or the model has no GGUF form.
+    """
+    chosen = grids_of(checkpoint, assignment, "gguf")
+    metadata = _metadata(checkpoint, chosen, "", {})
+    infos = _tensor_infos(checkpoint, chosen)
+    by_module = dict(zip(_modules(checkpoint), infos, strict=True))
+    tensor_bytes = {module: aligned(by_module[module].nbytes) for module in chosen}
+    start = len(header(metadata, infos))
+    fixed = start + sum(aligned(i.nbytes) for m, i in by_module.items() if m not in chosen)
+    total = fixed + sum(tensor_bytes.values())
+    tokenizer = {k: v for k, v in metadata.items() if k.startswith("tokenizer.")}
+    inside = {m: i.nbytes for m, i in by_module.items() if m in chosen and m != EMBEDDING}
+    scales = sum(scale_bytes(chosen[m], *checkpoint.matrices[m]) for m in inside)
+    parts = {
+        "tokenizer": metadata_bytes(tokenizer),
+        "metadata": start - metadata_bytes(tokenizer),
+        "norms": sum(i.nbytes for m, i in by_module.items() if m not in chosen),
+        "embedding": by_module[EMBEDDING].nbytes,
+        "codes": sum(inside.values()) - scales,
+        "scales": scales,
+    }
+    breakdown = {**parts, "padding": total - sum(parts.values())}
+    return Layout(total, tensor_bytes, fixed, breakdown)
+
+
+def write(
+    checkpoint: Checkpoint,
+    assignment: Assignment,
+    packed: PackedSource,
+    path: Path,
+    recipe_json: str,
+    extra: Mapping[str, Value],
+) -> None:
+    """Write the file, one tensor in memory at a time; identical inputs give identical bytes.
+
+    Args:
+        checkpoint: gives everything that is not a matrix.
+        assignment: matrix → grid.
+        packed: called once per matrix, in file order.
+        path: the file; replaced if it exists.
+        recipe_json: stored under ``bitquilt.recipe``.
+        extra: further metadata, full key → value; takes its bytes from the recipe's room.
+
+    Raises:
+        UserError: no tokenizer, no room for recipe and extra metadata, or ``path`` cannot be
+            written. Nothing is left behind.
+    """
+    if checkpoint.tokenizer_dir is None and checkpoint.gguf_source is None:
+        raise UserError(
+            f"{checkpoint.name} has no tokenizer, which a GGUF file needs; "
+            "put tokenizer.json beside config.json"
+        )
+    chosen = grids_of(checkpoint, assignment, "gguf")
+    infos = _tensor_infos(checkpoint, chosen)
+    with writing_file(path) as file:
+        file.write(header(_metadata(checkpoint, chosen, recipe_json, extra), infos))
+        for info, data in zip(infos, _tensor_data(checkpoint, chosen, packed), strict=True):
+            _check_size(info, data)
+            file.write(data.tobytes())
+            file.write(bytes(aligned(info.nbytes) - info.nbytes))
+        expected = plan(checkpoint, assignment).total_bytes
+        assert file.tell() == expected, f"{file.tell()} bytes written, {expected} planned"
+
+
+def check(path: Path, checkpoint: Checkpoint, assignment: Assignment, packed: PackedSource) -> None:
+    """Reopen a written file and compare every tensor's name, shape, type and bytes.
+
+    Raises:
+        UserError: anything differs from what was meant; names the first tensor.
+    """
+    chosen = grids_of(checkpoint, assignment, "gguf")
+    infos = _tensor_infos(checkpoint, chosen)
+    file = open_gguf(path)
+    if odd := sorted(set(file.tensors) ^ {info.name for info in infos}):
+        raise UserError(f"{path}: the tensor {odd[0]} is missing or was not meant; write it again")
+    for info, meant in zip(infos, _tensor_data(checkpoint, chosen, packed), strict=True):
+        if file.tensors[info.name] != info:
+            raise UserError(f"{path}: {info.name} has another shape or type than was meant")
+        if file.data(info.name).tobytes() != meant.tobytes():
+            raise UserError(f"{path}: the bytes of {info.name} differ from what was written")
+
+
+class Weights(Mapping[str, torch.Tensor]):
+    """The weights of a GGUF file by canonical Hugging Face name, dequantized when asked for.
+
+    Every tensor is float32, q and k back in half-split order, Gemma's norms back to w. Read with
+    gguf-py, independently of bitquilt's own grids.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = open_gguf(path)
+        arch = self._file.value("general.architecture")
+        heads = self._file.value(f"{arch}.attention.head_count")
+        width = self._file.value(f"{arch}.embedding_length")
+        self._heads = {"q": heads, "k": self._file.value(f"{arch}.attention.head_count_kv", heads)}
+        self._head_dim = self._file.value(f"{arch}.attention.key_length", width // heads)
+        self._model_type = next(m for m, a in names.GGUF_ARCHITECTURE.items() if a == arch)
+        self._names = {
+            names.hf_name(name, self._model_type): name
+            for name in self._file.tensors
+            if name != ROPE_FACTORS
+        }
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        info = self._file.tensors[self._names[name]]
+        values = gguf.dequantize(self._file.data(info.name), info.type)
+        weight = torch.from_numpy(values.astype(np.float32).reshape(info.shape))
+        part = names.rotated_heads(name)
+        if part and names.interleaved(self._model_type):
+            weight = weight[names.permutation(self._heads[part], self._head_dim).argsort()]
+        is_norm = name.endswith("norm.weight")
+        return weight - names.norm_offset(self._model_type) if is_norm else weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def read_weights(path: Path) -> Weights:
+    """The weights that an engine computes with, by canonical name; read one at a time."""
+    return Weights(path)
+
+
+def _metadata(
+    checkpoint: Checkpoint, chosen: dict[str, Grid], recipe_json: str, extra: Mapping[str, Value]
+) -> Metadata:
+    """All pairs of the header; its length is the same for every assignment, recipe and extra."""
+    pairs = _model_metadata(checkpoint)
+    pairs["general.file_type"] = encode(int(_file_type(checkpoint, chosen)))
+    pairs["general.quantization_version"] = encode(QUANTIZATION_VERSION)
+    more = {key: encode(value) for key, value in extra.items()}
+    room = recipe_room(checkpoint) - metadata_bytes(more)
+    return {**pairs, **more, RECIPE_KEY: encode(padded_text(recipe_json, room, "the recipe"))}
+
+
+def _model_metadata(checkpoint: Checkpoint) -> Metadata:
+    """What describes the model itself: taken over from a GGUF source, else written anew."""
+    if checkpoint.gguf_source is not None:
+        return kept_metadata(checkpoint.gguf_source)
+    keys: dict[str, Value] = {
+        "general.architecture": architecture(checkpoint.config),
+        "general.type": "model",
+        "general.name": checkpoint.name,
+        "general.base_model.count": 1,
+        "general.base_model.0.name": checkpoint.name,
+        **architecture_keys(checkpoint.config),
+    }
+    if checkpoint.tokenizer_dir is not None:
+        if stated := licence(checkpoint.tokenizer_dir):
+            keys["general.license"] = stated
+        keys |= tokenizer_keys(
+            checkpoint.tokenizer_dir, checkpoint.config, checkpoint.chat_template
+        )
+    return {key: encode(value) for key, value in keys.items()}
+
+
+def _file_type(checkpoint: Checkpoint, chosen: dict[str, Grid]) -> LlamaFileType:
+    """The file type named after the grid that most weights are on; llama.cpp only prints it."""
+    weights: Counter[str] = Counter()
+    for module, grid in chosen.items():
+        rows, columns = checkpoint.matrices[module]
+        weights[grid.name] += rows * columns
+    most = weights.most_common(1)[0][0]
+    return LlamaFileType[_FILE_TYPE_NAMES.get(most, f"MOSTLY_{most}")]
+
+
+def _modules(checkpoint: Checkpoint) -> list[str]:
+    """Keys of the file's tensors in order: module paths of matrices, names of everything else."""
+    keys = [
+        name.removesuffix(".weight") if len(shape) == 2 else name
+        for name, shape in checkpoint.shapes.items()
+    ]
+    return [*keys, ROPE_FACTORS] if _rope_factors(checkpoint) is not None else keys
+
+
+def _tensor_infos(checkpoint: Checkpoint, chosen: dict[str, Grid]) -> list[TensorInfo]:
+    infos = []
+    for name, shape in checkpoint.shapes.items():
+        gguf_name = names.gguf_name(name, checkpoint.config["model_type"])
+        grid = chosen.get(name.removesuffix(".weight"))
+        if grid is None:
+            nbytes = 4 * int(np.prod(shape))
+            infos.append(TensorInfo(gguf_name, shape, GGMLQuantizationType.F32, nbytes))
+        else:
+            kind = GGMLQuantizationType[grid.name]
+            infos.append(TensorInfo(gguf_name, shape, kind, grid.nbytes(*shape)))
+    factors = _rope_factors(checkpoint)
+    if factors is not None:
+        kind = GGMLQuantizationType.F32
+        infos.append(TensorInfo(ROPE_FACTORS, factors.shape, kind, factors.nbytes))
+    return infos
+
+
+def _tensor_data(
+    checkpoint: Checkpoint, chosen: dict[str, Grid], packed: PackedSource
+) -> Iterator[np.ndarray]:
+    """The bytes of every tensor in file order, as arrays of the stored type."""
+    for name in checkpoint.shapes:
+        module = name.removesuffix(".weight")
+        if module in chosen:
+            rows = packed_rows(packed(module, chosen[module].name))
+            yield rows[_row_order(checkpoint, name)].numpy()
+        else:
+            values = checkpoint.load(name)[_row_order(checkpoint, name)]
+            is_norm = name.endswith("norm.weight")
+            offset = names.norm_offset(checkpoint.config["model_type"]) if is_norm else 0.0
+            yield (values.float() + offset).numpy()
+    factors = _rope_factors(checkpoint)
+    if factors is not None:
+        yield factors
+
+
+def packed_rows(parts: Packed) -> torch.Tensor:
+    """A packed matrix as the bytes of its rows, uint8 [R, row_bytes]."""
+    if "data" in parts:
+        return parts["data"].cpu()
+    return parts["weight"].cpu().contiguous().view(torch.uint8)
+
+
+def _row_order(checkpoint: Checkpoint, name: str) -> torch.Tensor | slice:
+    """llama.cpp's order of the rows (or bias entries) of a tensor in canonical order."""
+    config = checkpoint.config
+    part = names.rotated_heads(name)
+    if part is None or not names.interleaved(config["model_type"]):
+        return slice(None)
+    heads = config["num_attention_heads" if part == "q" else "num_key_value_heads"]
+    return names.permutation(heads, head_dim(config))
+
+
+def _rope_factors(checkpoint: Checkpoint) -> np.ndarray | None:
+    if checkpoint.gguf_source is not None:
+        return source_rope_factors(checkpoint.gguf_source)
+    return rope_factors(checkpoint.config)
+
+
+def _check_size(info: TensorInfo, data: np.ndarray) -> None:
+    if data.nbytes != info.nbytes:
+        raise ValueError(f"{info.name}: {data.nbytes} bytes packed, {info.nbytes} expected")

@@ -1,0 +1,96 @@
+"""What a file will weigh, known before any work: exactly additive over the matrices.
+
+``total_bytes == fixed_bytes + sum(tensor_bytes.values())``, and ``fixed_bytes`` does not depend on
+the assignment: whatever varies in length with it (the recipe, per-module entries) is written into
+a room as large as any assignment needs and filled up with spaces. A knapsack over
+``tensor_bytes`` is therefore exact in bytes on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bitquilt import grids
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.errors import UserError
+from bitquilt.grids.affine import Affine
+from bitquilt.grids.ggml import GgmlGrid
+from bitquilt.grids.grid import Grid, Packed
+
+Assignment = Mapping[str, str]
+"""Module path of every entry of ``Checkpoint.matrices`` → grid name."""
+
+PackedSource = Callable[[str, str], Packed]
+"""(module path, grid name) → the matrix as stored; asked for one matrix at a time."""
+
+RECIPE_BASE_ROOM = 4096
+RECIPE_ENTRY_ROOM = 40
+
+_SCALE_SECTIONS = frozenset({"d", "dmin", "m", "scales", "scales_h", "scales_l"})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The exact size of a model file (GGUF) or of a whole model directory (MLX), in bytes."""
+
+    total_bytes: int
+    tensor_bytes: dict[str, int]
+    """Module path → its bytes in the file, alignment padding included."""
+    fixed_bytes: int
+    """Everything else; the same for every assignment."""
+    breakdown: dict[str, int]
+    """The same total by kind, for people: metadata, tokenizer, norms, embedding, codes, scales,
+    padding."""
+
+
+def grids_of(checkpoint: Checkpoint, assignment: Assignment, target: str) -> dict[str, Grid]:
+    """The grid of every matrix, in file order.
+
+    Raises:
+        UserError: a matrix has no grid, a module is no matrix of this model, or ``target`` (gguf,
+            mlx) cannot hold the grid.
+    """
+    matrices = checkpoint.matrices
+    if missing := [module for module in matrices if module not in assignment]:
+        raise UserError(
+            f"the recipe gives {missing[0]} no grid ({len(missing)} such matrices); "
+            "add a default to the recipe"
+        )
+    if unknown := [module for module in assignment if module not in matrices]:
+        raise UserError(f"the recipe names {unknown[0]}, which is no matrix of {checkpoint.name}")
+    chosen = {module: grids.get(assignment[module]) for module in matrices}
+    for module, grid in chosen.items():
+        if target not in grid.targets:
+            raise UserError(
+                f"{module}: {target} files cannot hold {grid.name}; choose a grid made for {target}"
+            )
+    return chosen
+
+
+def recipe_room(checkpoint: Checkpoint) -> int:
+    """Bytes kept for a recipe in JSON: enough for one line per matrix, indented."""
+    return RECIPE_BASE_ROOM + sum(len(m) + RECIPE_ENTRY_ROOM for m in checkpoint.matrices)
+
+
+def padded_text(text: str, room: int, what: str) -> str:
+    """``text`` with trailing spaces up to ``room`` bytes of UTF-8.
+
+    Raises:
+        UserError: it is longer than the room.
+    """
+    length = len(text.encode())
+    if length > room:
+        raise UserError(f"{what} takes {length:,} bytes where {room:,} are kept for it; shorten it")
+    return text + " " * (room - length)
+
+
+def scale_bytes(grid: Grid, rows: int, columns: int) -> int:
+    """Bytes of a matrix that are scales, mins and biases rather than codes, for people."""
+    if isinstance(grid, GgmlGrid):
+        bits = 8 * sum(n for part, n in grid.sections.items() if part in _SCALE_SECTIONS)
+    elif isinstance(grid, Affine):
+        bits = grid.block_bits - grid.width * grid.block
+    else:
+        bits = 0
+    return rows * (columns // grid.block) * bits // 8

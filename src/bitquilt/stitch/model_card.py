@@ -1,0 +1,16 @@
+"""The licence of a model, from the front matter of its README.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
+
+
+def licence(directory: Path) -> str | None:
+    """The ``license`` field as the hub writes it, e.g. ``apache-2.0``; None if nothing says."""
+    path = directory / "README.md"
+    matter = _FRONT_MATTER.match(path.read_text("utf-8")) if path.exists() else None
+    found = re.search(r"^license:\s*(\S+)\s*$", matter[1], re.MULTILINE) if matter else None
+    return found[1] if found else None
