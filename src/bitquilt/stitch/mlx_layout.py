@@ -1,0 +1,153 @@
+"""How an MLX model directory is laid out: parts of matrices, safetensors header, config.json.
+
+A safetensors file is the header's length as u64, the header in JSON (trailing spaces allowed),
+then the tensors without gaps. Source: the safetensors format; mlx-lm's ``load_model`` for names
+and for the ``quantization`` entry of config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.grids.affine import Affine
+from bitquilt.grids.floats import Float
+from bitquilt.grids.grid import Grid
+from bitquilt.stitch.layout import padded_text
+
+ITEM_SIZES = {"F32": 4, "U32": 4, "BF16": 2, "U8": 1}
+WORST_ENTRY = {"group_size": 128, "bits": 8, "mode": "affine"}
+HEADER_ALIGNMENT = 8
+EXTRA_ROOM = 1024
+NORM_DTYPE = "BF16"
+"""Norms and biases; see docs/decisions/mlx-activations.md."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of model.safetensors."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        size = ITEM_SIZES[self.dtype]
+        for length in self.shape:
+            size *= length
+        return size
+
+
+def parts_of(module: str, grid: Grid, rows: int, columns: int) -> list[Part]:
+    """The tensors that mlx-lm expects of a matrix on a grid."""
+    groups = columns // grid.block
+    if isinstance(grid, Float):
+        return [Part(f"{module}.weight", grid.name, (rows, columns))]
+    if isinstance(grid, Affine):
+        return [
+            Part(f"{module}.weight", "U32", (rows, columns * grid.width // 32)),
+            Part(f"{module}.scales", "BF16", (rows, groups)),
+            Part(f"{module}.biases", "BF16", (rows, groups)),
+        ]
+    return [
+        Part(f"{module}.weight", "U32", (rows, columns // 8)),
+        Part(f"{module}.scales", "U8", (rows, groups)),
+    ]
+
+
+def file_parts(checkpoint: Checkpoint, chosen: Mapping[str, Grid]) -> list[Part]:
+    """Every tensor in file order: wide items first, so that all are aligned without gaps."""
+    parts: list[Part] = []
+    for name, shape in checkpoint.shapes.items():
+        module = name.removesuffix(".weight")
+        if module in chosen:
+            parts += parts_of(module, chosen[module], shape[0], shape[1])
+        else:
+            parts.append(Part(name, NORM_DTYPE, shape))
+    return sorted(parts, key=lambda part: -ITEM_SIZES[part.dtype])
+
+
+def offsets_of(parts: Iterable[Part]) -> dict[str, int]:
+    """Part name → first byte, counted from the end of the header."""
+    offsets, position = {}, 0
+    for part in parts:
+        offsets[part.name] = position
+        position += part.nbytes
+    return offsets
+
+
+def safetensors_header(
+    checkpoint: Checkpoint, parts: list[Part], extra: Mapping[str, str]
+) -> bytes:
+    """The header, filled with spaces to the length that no assignment exceeds.
+
+    Raises:
+        UserError: ``extra`` is too long.
+    """
+    text = _header_text(parts, offsets_of(parts), {"format": "mlx", **extra})
+    padded = padded_text(text, _header_room(checkpoint), "extra metadata").encode()
+    return struct.pack("<Q", len(padded)) + padded
+
+
+def _header_text(parts: list[Part], offsets: dict[str, int], metadata: Mapping[str, str]) -> str:
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for part in parts:
+        start = offsets[part.name]
+        entries[part.name] = {
+            "dtype": part.dtype,
+            "shape": list(part.shape),
+            "data_offsets": [start, start + part.nbytes],
+        }
+    return json.dumps(entries, separators=(",", ":"))
+
+
+def _header_room(checkpoint: Checkpoint) -> int:
+    """Length of the longest header: every matrix in three parts, every number at its longest."""
+    worst = []
+    for name, shape in checkpoint.shapes.items():
+        parts = ("weight", "scales", "biases") if len(shape) == 2 else ("weight",)
+        stem = name.rpartition(".")[0]
+        worst += [Part(f"{stem}.{part}", "BF16", shape) for part in parts]
+    end = sum(ITEM_SIZES["F32"] * part.nbytes for part in worst)
+    text = _header_text(worst, {part.name: end for part in worst}, {"format": "mlx"})
+    return -(-(len(text) + EXTRA_ROOM) // HEADER_ALIGNMENT) * HEADER_ALIGNMENT
+
+
+def config_text(checkpoint: Checkpoint, chosen: Mapping[str, Grid]) -> str:
+    """config.json, filled with spaces to the length that no assignment exceeds."""
+    longest = _dump(checkpoint.config, dict.fromkeys(chosen, WORST_ENTRY), WORST_ENTRY)
+    entries = {module: quantization_entry(grid) for module, grid in chosen.items()}
+    packed = [tuple(entry.items()) for entry in entries.values() if isinstance(entry, dict)]
+    text = json.dumps(checkpoint.config, indent=2) + "\n"
+    if packed:
+        text = _dump(checkpoint.config, entries, dict(Counter(packed).most_common(1)[0][0]))
+    return padded_text(text, len(longest.encode()), "config.json")
+
+
+def _dump(config: dict[str, Any], entries: Mapping[str, Any], default: dict[str, Any]) -> str:
+    quantization = {**default, **entries}
+    both = {"quantization": quantization, "quantization_config": quantization}
+    return json.dumps({**config, **both}, indent=2) + "\n"
+
+
+def quantization_entry(grid: Grid) -> dict[str, Any] | bool:
+    """What config.json says of a module on that grid; False is mlx-lm's word for not quantized."""
+    if isinstance(grid, Float):
+        return False
+    if isinstance(grid, Affine):
+        return {"group_size": grid.block, "bits": grid.width, "mode": "affine"}
+    return {"group_size": grid.block, "bits": 4, "mode": grid.name}
+
+
+def grid_name(entry: dict[str, Any]) -> str:
+    """The inverse of :func:`quantization_entry` for a quantized module."""
+    if entry.get("mode", "affine") == "affine":
+        return f"{entry['bits']}bit-g{entry['group_size']}"
+    return str(entry["mode"])
