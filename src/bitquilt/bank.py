@@ -14,6 +14,7 @@ from bitquilt import grids
 from bitquilt.calibration.capture import input_of
 from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.grids.grid import Packed
+from bitquilt.progress import Step
 from bitquilt.rounding.error import embedding_divergence, matrix_divergence
 from bitquilt.workdir import WorkDir
 
@@ -28,7 +29,7 @@ class Bank:
         self.checkpoint = checkpoint
         self.work = work
 
-    def build(self, candidates: Candidates, step: Callable[[], None]) -> None:
+    def build(self, candidates: Candidates, step: Step) -> None:
         """Round what is not there yet; ``step`` is called once per (matrix, grid)."""
         gradients = self.work.load("gradients")
         for module, names in candidates.items():
@@ -40,7 +41,7 @@ class Bank:
                 self._add(module, missing, gradients, step)
 
     def _add(
-        self, module: str, names: Sequence[str], gradients: dict[str, Tensor], step: Callable[[], None]
+        self, module: str, names: Sequence[str], gradients: dict[str, Tensor], step: Step
     ) -> None:
         weight = self.checkpoint.load(f"{module}.weight")
         hessian = self.hessian(module)

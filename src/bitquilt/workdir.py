@@ -70,7 +70,10 @@ class WorkDir:
         file = self.path / f"{name}.json"
         return json.loads(file.read_text()) if file.exists() else None
 
-    def close(self) -> None:
+    def __enter__(self) -> WorkDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Let another run use the directory."""
         self._lock.close()
 

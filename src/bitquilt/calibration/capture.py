@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from bitquilt.checkpoint.checkpoint import HEAD
 from bitquilt.forward import BlockwiseModel, batches, embedding_scale
+from bitquilt.progress import Step
 from bitquilt.workdir import WorkDir
 
-GRADIENT_WINDOWS = 8
 HEAD_TOKENS = 256
 """Tokens whose logits are in memory at once."""
 SHARED_INPUTS = {
@@ -40,7 +40,9 @@ def input_of(module: str) -> str:
     return module
 
 
-def capture(model: BlockwiseModel, tokens: Tensor, work: WorkDir, step: Callable[[], None]) -> None:
+def capture(
+    model: BlockwiseModel, tokens: Tensor, gradient_windows: int, work: WorkDir, step: Step
+) -> None:
     """Run both passes and leave their moments in the work directory.
 
     ``hessians/<block>`` holds one [C, C] per distinct input, ``hessians/head`` that of the head;
@@ -51,6 +53,7 @@ def capture(model: BlockwiseModel, tokens: Tensor, work: WorkDir, step: Callable
     Args:
         model: the full-precision model.
         tokens: int64 [N, L].
+        gradient_windows: how many of them, the first, are read backward.
         work: where artefacts go.
         step: called after each block of each pass (2 × layers + 1 times in all).
     """
@@ -60,12 +63,12 @@ def capture(model: BlockwiseModel, tokens: Tensor, work: WorkDir, step: Callable
     hidden = model.embed(tokens)
     with torch.no_grad():
         for index in range(model.checkpoint.layers):
-            kept.append(hidden[:GRADIENT_WINDOWS].clone())
+            kept.append(hidden[:gradient_windows].clone())
             _forward(model, index, hidden, work)
             step()
         if not work.has("hessians/head"):
             work.save("hessians/head", {HEAD: second_moment(model.final_norm(hidden)).cpu()}, {})
-    gradient, head = _head_gradient(model, hidden[:GRADIENT_WINDOWS])
+    gradient, head = _head_gradient(model, hidden[:gradient_windows])
     step()
     moments = {
         "head": head,

@@ -1,0 +1,53 @@
+"""The command line. Verbs are thin; what they need is imported when they run."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from bitquilt import __version__
+from bitquilt.cli.inspect import inspect
+from bitquilt.cli.plan import plan
+from bitquilt.cli.quantize import quantize
+from bitquilt.cli.run import run
+from bitquilt.errors import UserError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bitquilt")
+def bitquilt() -> None:
+    """Mixed-precision GGUF and MLX models of an exact size, running in stock engines.
+
+    MODEL is a hub id, a Hugging Face directory, a GGUF file, or `demo`, the small reasoning model
+    that comes with the package.
+    """
+
+
+for verb in (quantize, plan, inspect, run):
+    bitquilt.add_command(verb)
+
+
+def main() -> None:
+    """Run the command line; bad input is one sentence and exit code 2."""
+    try:
+        bitquilt(standalone_mode=False)
+    except UserError as error:
+        _leave(str(error), 2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _leave("stopped; the same command continues where it was", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away; there is nobody to tell
+        sys.exit(141)
+
+
+def _leave(sentence: str, code: int) -> None:
+    click.echo(f"bitquilt: {sentence}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""How much text each stage reads: as much as a laptop has time for, decided by the model's size.
+
+All passes read windows of ``WINDOW`` tokens. A window costs about 2 · parameters · WINDOW floating
+point operations forward; each stage is given a number of those, within bounds that keep its
+statistics meaningful for the largest model and its time short for the smallest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+WINDOW = 512
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Windows read by each stage."""
+
+    calibration: int
+    """Hessians and importance."""
+    gradients: int
+    """The backward pass; the first of the calibration windows."""
+    probes: int
+    """Measured divergences that scale the predictions; the first of the calibration windows."""
+    held_out: int
+    """The closing figures."""
+
+
+def effort(parameters: int) -> Effort:
+    """The effort for a model of that many parameters."""
+    teraflop = 2e-12 * parameters * WINDOW
+
+    def windows(budget: float, least: int, most: int) -> int:
+        return max(least, min(most, round(budget / teraflop)))
+
+    return Effort(
+        calibration=windows(20, 24, 48),
+        gradients=windows(2, 4, 8),
+        probes=windows(1, 2, 8),
+        held_out=windows(4, 8, 32),
+    )

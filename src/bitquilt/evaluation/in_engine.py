@@ -1,0 +1,44 @@
+"""The written file in the engine that will run it: does it load, read and predict the same?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bitquilt.calibration.text import encoder
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.engines import open_engine
+from bitquilt.engines.engine import EngineMissing
+from bitquilt.errors import UserError
+from bitquilt.evaluation.written import Figures, Teacher, figures
+
+SAMPLE = "Hello, world! 347 + 585 = 932; naïve café — 你好 🙂\n\tdef f(x): return x**2  # ok"
+"""Text whose tokens must be the same in the engine: digits, accents, other scripts, code."""
+
+
+def run_in_engine(
+    path: Path, checkpoint: Checkpoint, teacher: Teacher
+) -> tuple[Figures | None, str]:
+    """Load a file in its engine, in a process of its own, and compare it with the original.
+
+    Returns:
+        Its figures on the teacher's windows and what was checked; no figures, and why, where the
+        engine is not installed.
+
+    Raises:
+        UserError: the engine cannot load the file, or reads text as other tokens.
+    """
+    try:
+        with open_engine(path) as engine:
+            ours = encoder(checkpoint)(text_document(SAMPLE))
+            theirs = engine.tokenize(SAMPLE)
+            if theirs != ours:
+                raise UserError(
+                    f"{path}: {engine.name} reads text as other tokens than {checkpoint.name}'s "
+                    f"tokenizer does ({theirs[:8]}… for {ours[:8]}…); please report this model"
+                )
+            student = (torch.from_numpy(window) for window in engine.logits(teacher.tokens.numpy()))
+            return figures(teacher, student, engine.name), "loads, same tokens"
+    except EngineMissing as missing:
+        return None, str(missing)

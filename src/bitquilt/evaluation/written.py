@@ -1,0 +1,94 @@
+"""How close a written file is to the original, measured from the file itself on held-out text.
+
+Letters: N windows, L tokens in a window, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.divergence import Estimate, compare, estimate, logits
+from bitquilt.forward import BlockwiseModel
+from bitquilt.workdir import WorkDir
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The full-precision model on one text: its last hidden states, never its logits."""
+
+    tokens: Tensor
+    """int64 [N, L]."""
+    hidden: Tensor
+    """[N, L, D]."""
+    head: Tensor
+    """[V, D]."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, tokens: Tensor, work: WorkDir, name: str) -> Teacher:
+        """Run the checkpoint over the windows, or take what an earlier run left."""
+        model = BlockwiseModel(checkpoint)
+        artefact = f"teacher/{name}"
+        if not work.has(artefact):
+            hidden = model.last_hidden(tokens)
+            work.save(artefact, {"tokens": tokens, "hidden": hidden.cpu()}, {})
+        hidden = work.load(artefact)["hidden"].to(model.device)
+        return cls(tokens, hidden, model.head())
+
+    def first(self, windows: int) -> Teacher:
+        """The same on fewer windows."""
+        return Teacher(self.tokens[:windows], self.hidden[:windows], self.head)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a model is like on held-out text; intervals are 95 %."""
+
+    kl: Estimate
+    """KL(original ‖ this), nats per token."""
+    agreement: Estimate
+    """Share of tokens where both prefer the same next token."""
+    perplexity: Estimate
+    engine: str
+    """What computed it."""
+    tokens: int
+    """Predicted tokens that the means are over."""
+
+
+def measure(
+    teacher: Teacher, checkpoint: Checkpoint, weights: Callable[[str], Tensor]
+) -> Figures:
+    """Figures of the model with other weights: those of a written file, or of a mix in the bank.
+
+    Args:
+        teacher: the original on the held-out windows.
+        checkpoint: the model's shape.
+        weights: canonical tensor name → float32 tensor.
+    """
+    student = BlockwiseModel(checkpoint, weights)
+    hidden = student.last_hidden(teacher.tokens)
+    return figures(teacher, logits(hidden, student.head()), "torch")
+
+
+@torch.no_grad()
+def figures(teacher: Teacher, student: Iterator[Tensor], engine: str) -> Figures:
+    """Figures of logits, one [L, V] per window of the teacher's text."""
+    found = compare(teacher.tokens, teacher.hidden, teacher.head, student)
+    loss = estimate(found.loss)
+    return Figures(
+        estimate(found.kl),
+        estimate(found.agreement),
+        Estimate(math.exp(loss.mean), math.exp(loss.low), math.exp(loss.high)),
+        engine,
+        found.kl.size,
+    )
+
+
+def original(teacher: Teacher) -> Figures:
+    """Figures of the teacher itself: its perplexity, and a divergence of zero."""
+    return figures(teacher, logits(teacher.hidden, teacher.head), "torch")

@@ -1,0 +1,179 @@
+"""The whole story on one page: a checkpoint in, a model file of an exact size out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitquilt import __version__
+from bitquilt import recipe as recipes
+from bitquilt.bank import Bank, Candidates
+from bitquilt.calibration import corpus
+from bitquilt.calibration.capture import capture
+from bitquilt.calibration.text import calibration_documents, encoder, token_windows
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.effort import WINDOW, Effort, effort
+from bitquilt.evaluation import written
+from bitquilt.evaluation.in_engine import run_in_engine
+from bitquilt.evaluation.written import Teacher
+from bitquilt.forward import BlockwiseModel
+from bitquilt.plan import STITCHERS, Plan, Request, Space, make_plan, targets
+from bitquilt.progress import Reporter
+from bitquilt.result import Output, Result
+from bitquilt.search import scores
+from bitquilt.search.knapsack import Table
+from bitquilt.workdir import WorkDir
+
+SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
+ENGINE_WINDOWS = 4
+"""Held-out windows that the engine itself runs over a written file."""
+
+
+def quantize(
+    model: str,
+    *,
+    bits: float | None = None,
+    size: str | None = None,
+    recipe: str | Path | None = None,
+    to: str = "gguf",
+    output: str | Path = ".",
+    calibration: str | Path | None = None,
+    work_dir: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Result:
+    """Make one model file per target, of an exact size, and measure it.
+
+    Args:
+        model: hub id, Hugging Face directory, GGUF file, or ``demo``.
+        bits: bits per weight over all weights, everything in the file counted.
+        size: or the file's size, like ``600MB``.
+        recipe: a recipe file or a preset; with a budget, a recipe file's pins hold.
+        to: ``gguf``, ``mlx`` or ``both``.
+        output: directory for the files.
+        calibration: text instead of the bundled one (.txt or .jsonl).
+        work_dir: where stages keep what they made; beside the output if not given. The same call
+            on the same directory continues where it was stopped.
+        reporter: where progress goes.
+
+    Raises:
+        UserError: bad input, a budget that cannot be met, a full disk: one sentence.
+    """
+    started = time.monotonic()
+    reporter = reporter or Reporter()
+    checkpoint = open_checkpoint(model)
+    request = Request.parse(bits, size, recipe)
+    plans = [make_plan(checkpoint, request, target) for target in targets(to)]
+
+    much = effort(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
+    documents, dropped = calibration_documents(Path(calibration) if calibration else None)
+    for source in dropped:
+        reporter.say(f"calibration document {source} repeats held-out text and is left out")
+    encode = encoder(checkpoint)
+    tokens = token_windows(documents, encode, much.calibration, WINDOW)
+    held_out = token_windows(corpus.bundled("held-out"), encode, much.held_out, WINDOW)
+
+    stem = Path(output) / f"{checkpoint.name}-{request.label}"
+    directory = Path(work_dir) if work_dir else Path(output) / f"{checkpoint.name}.work"
+    settings = _settings(checkpoint, corpus.fingerprint(documents), much)
+    with WorkDir(directory, settings) as work:
+        with reporter.stage("Reading calibration text", 2 * checkpoint.layers + 1) as step:
+            capture(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
+        bank = Bank(checkpoint, work)
+        mixes = [_decide(made, bank, tokens[: much.probes], reporter) for made in plans]
+        with reporter.stage("Reading held-out text", 1) as step:
+            teacher = Teacher.of(checkpoint, held_out, work, "held-out")
+            original = written.original(teacher)
+            step()
+        outputs = [
+            _stitch(made, mix, bank, teacher, stem, reporter)
+            for made, mix in zip(plans, mixes, strict=True)
+        ]
+    return Result(checkpoint.name, original, outputs, time.monotonic() - started)
+
+
+def _settings(checkpoint: Checkpoint, calibration: str, much: Effort) -> dict[str, Any]:
+    """All that statistics and bank depend on."""
+    return {
+        "model": checkpoint.name,
+        "checkpoint": checkpoint.fingerprint,
+        "calibration": calibration,
+        "windows": [much.calibration, much.gradients, much.probes, much.held_out, WINDOW],
+        "versions": {
+            "bitquilt": __version__,
+            "libgguf": version("libgguf"),
+            "torch": torch.__version__,
+        },
+    }
+
+
+def _decide(made: Plan, bank: Bank, tokens: torch.Tensor, reporter: Reporter) -> Mapping[str, str]:
+    """Round the candidates and choose among them: module path → grid name."""
+    if made.space is None:
+        _build(bank, {module: [grid] for module, grid in made.assignment.items()}, made, reporter)
+        return made.assignment
+    _build(bank, made.space.candidates, made, reporter)
+    factors = _factors(made.space, bank, tokens, reporter)
+    table = Table(scores.scored(bank, made.space.menu, factors), made.space.capacity)
+    return table.solve(made.space.capacity)
+
+
+def _build(bank: Bank, candidates: Candidates, made: Plan, reporter: Reporter) -> None:
+    total = sum(map(len, candidates.values()))
+    with reporter.stage(f"Rounding for {made.target}", total) as step:
+        bank.build(candidates, step)
+
+
+def _factors(
+    space: Space, bank: Bank, tokens: torch.Tensor, reporter: Reporter
+) -> dict[str, float]:
+    """What the predictions of each kind of matrix are multiplied by; measured once and kept."""
+    weights = sum(rows * columns for rows, columns in bank.checkpoint.matrices.values())
+    wanted = scores.probes(space.menu, space.capacity * 8 / weights)
+    known = [scores.Probe(**facts) for facts in bank.work.load_json("probes") or []]
+    missing = {
+        kind: assignment
+        for kind, assignment in wanted.items()
+        if not any(probe.answers(kind, assignment) for probe in known)
+    }
+    if missing:
+        with reporter.stage("Measuring each kind of matrix", len(missing) + 1) as step:
+            teacher = Teacher.of(bank.checkpoint, tokens, bank.work, "probes")
+            step()
+            known += scores.measure(bank, teacher, missing, step)
+        bank.work.save_json("probes", [asdict(probe) for probe in known])
+    return {
+        kind: next(probe.factor for probe in known if probe.answers(kind, assignment))
+        for kind, assignment in wanted.items()
+    }
+
+
+def _stitch(
+    made: Plan,
+    mix: Mapping[str, str],
+    bank: Bank,
+    teacher: Teacher,
+    stem: Path,
+    reporter: Reporter,
+) -> Output:
+    """Write one file, read it back, and measure it in torch and in its own engine."""
+    checkpoint, stitcher = bank.checkpoint, STITCHERS[made.target]
+    path = stem.with_name(stem.name + SUFFIX[made.target])
+    recipe_json = recipes.from_assignment(mix, checkpoint).to_json()
+    with reporter.stage(f"Writing {path}", 3) as step:
+        stitcher.write(checkpoint, mix, bank.packed, path, recipe_json, {})
+        stitcher.check(path, checkpoint, mix, bank.packed)
+        step()
+        read_back = stitcher.read_weights(path)
+        figures = written.measure(teacher, checkpoint, read_back.__getitem__)
+        step()
+        engine, note = run_in_engine(path, checkpoint, teacher.first(ENGINE_WINDOWS))
+        step()
+    nbytes = made.layout.total_bytes
+    return Output(made.target, path, nbytes, made.bits, dict(mix), figures, engine, note)

@@ -1,0 +1,204 @@
+"""From what the user asks for to an assignment of an exact size, before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bitquilt import grids, presets
+from bitquilt import recipe as recipes
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.errors import UserError
+from bitquilt.recipe import Recipe
+from bitquilt.search import scores
+from bitquilt.search.budget import Budget, parse_size
+from bitquilt.search.candidates import menu
+from bitquilt.search.knapsack import Menu, Table
+from bitquilt.stitch import gguf, mlx
+from bitquilt.stitch.layout import Layout
+
+STITCHERS: Mapping[str, ModuleType] = {"gguf": gguf, "mlx": mlx}
+ALIGNMENT = {"gguf": 32, "mlx": 1}
+"""A tensor's bytes in the file are padded to a multiple of this."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a model: a budget, a mix, or a budget with pins."""
+
+    budget: Budget | None
+    mix: Recipe | str | None
+    """A recipe, or a preset's name."""
+    label: str
+    """For file names: ``4.5bit``, ``600MB``, ``Q4_K_M``, the recipe's file name."""
+
+    @classmethod
+    def parse(cls, bits: float | None, size: str | None, mix: str | Path | None) -> Request:
+        """Understand the command line's three ways of asking.
+
+        Raises:
+            UserError: none of them, two that contradict each other, or nonsense.
+        """
+        if bits is not None and size is not None:
+            raise UserError("--bits and --size are two budgets; give one of them")
+        if bits is not None and not 0 < bits <= 32:
+            raise UserError(f"--bits {bits} is not between 0 and 32; try --bits 4.5")
+        budget = None
+        if bits is not None:
+            budget = Budget(bits=bits)
+        elif size is not None:
+            budget = Budget(size=parse_size(size))
+        parsed = None if mix is None else _mix(mix)
+        if budget is None and parsed is None:
+            raise UserError("how small? say --bits 4.5, --size 600MB or --recipe Q4_K_M")
+        if budget is not None and isinstance(parsed, str):
+            raise UserError(
+                f"preset {parsed} has a size of its own; leave out the budget or the preset"
+            )
+        return cls(budget, parsed, _label(bits, size, mix))
+
+
+def _label(bits: float | None, size: str | None, mix: str | Path | None) -> str:
+    if bits is not None:
+        return f"{bits:g}bit"
+    if size is not None:
+        return size.replace(" ", "")
+    return Path(str(mix)).name.removesuffix(".json")
+
+
+def _mix(text: str | Path) -> Recipe | str:
+    path = Path(text)
+    if path.suffix == ".json" or path.is_file():
+        return recipes.read(path)
+    known = [name for target in STITCHERS for name in presets.names(target)]
+    if str(text) not in known:
+        raise UserError(
+            f"{text} is neither a recipe file (.json) nor a preset; presets: {', '.join(known)}"
+        )
+    return str(text)
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search may choose from."""
+
+    menu: Menu
+    """The candidates of every matrix; their divergences are not known yet."""
+    capacity: int
+    """Bytes that the matrices may take together."""
+
+    @property
+    def candidates(self) -> dict[str, list[str]]:
+        """Module path → grid names."""
+        return {module: [choice.grid for choice in c] for module, c in self.menu.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One file to be made: its mix and its exact size."""
+
+    target: str
+    assignment: dict[str, str]
+    """Module path → grid name. Where there is a budget this is a first guess of the same size."""
+    layout: Layout
+    weights: int
+    """All weights of the file's tensors."""
+    space: Space | None
+    """What a search may choose from; None where the recipe decides everything."""
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight, everything in the file counted."""
+        return self.layout.total_bytes * 8 / self.weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "target": self.target,
+            "bytes": self.layout.total_bytes,
+            "bits": self.bits,
+            "breakdown": self.layout.breakdown,
+            "assignment": self.assignment,
+        }
+
+
+def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
+    """Decide the size of one file, and a mix that has it.
+
+    The size is final: a search later moves grids about, never the total.
+
+    Raises:
+        UserError: the budget cannot be met, the recipe does not suit the model.
+    """
+    stitcher = STITCHERS[target]
+    weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    space = None
+    if request.budget is None:
+        assignment = (
+            presets.preset(request.mix, checkpoint, target)
+            if isinstance(request.mix, str)
+            else recipes.resolve(request.mix, checkpoint, target)
+        )
+    else:
+        pins = recipes.pins(request.mix, checkpoint, target) if request.mix else {}
+        space = _space(checkpoint, target, pins, request.budget.nbytes(weights))
+        guess = scores.prior(checkpoint, space.menu)
+        assignment = Table(guess, space.capacity).solve(space.capacity)
+    layout = stitcher.plan(checkpoint, assignment)
+    return Plan(target, assignment, layout, weights, space)
+
+
+def _space(checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget: int) -> Space:
+    """The candidates that bring a whole file to ``budget`` bytes."""
+    everything_f32 = dict.fromkeys(checkpoint.matrices, "F32")
+    capacity = budget - STITCHERS[target].plan(checkpoint, everything_f32).fixed_bytes
+
+    def nbytes(module: str, grid: str) -> int:
+        unaligned = grids.get(grid).nbytes(*checkpoint.matrices[module])
+        return -(-unaligned // ALIGNMENT[target]) * ALIGNMENT[target]
+
+    return Space(menu(checkpoint, target, pins, nbytes, capacity), capacity)
+
+
+def targets(to: str) -> list[str]:
+    """``gguf``, ``mlx`` or ``both`` as a list.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if to not in (*STITCHERS, "both"):
+        raise UserError(f"--to {to} is no file format; choose gguf, mlx or both")
+    return list(STITCHERS) if to == "both" else [to]
+
+
+def plan(
+    model: str | Path,
+    *,
+    bits: float | None = None,
+    size: str | None = None,
+    recipe: str | Path | None = None,
+    to: str = "gguf",
+) -> list[Plan]:
+    """Sizes and mixes, to the byte, before any work.
+
+    Args:
+        model: hub id, Hugging Face directory, config.json, GGUF file, or ``demo``.
+        bits: bits per weight over all weights, everything in the file counted.
+        size: or the file's size, like ``600MB``.
+        recipe: a recipe file or a preset; with a budget, a recipe file's pins hold.
+        to: ``gguf``, ``mlx`` or ``both``.
+
+    Returns:
+        One plan per target.
+
+    Raises:
+        UserError: the model or the request makes no sense.
+    """
+    checkpoint = open_checkpoint(model)
+    request = Request.parse(bits, size, recipe)
+    return [make_plan(checkpoint, request, target) for target in targets(to)]

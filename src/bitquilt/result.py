@@ -1,0 +1,43 @@
+"""What a run made, for people and programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitquilt.evaluation.written import Figures
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file that was made."""
+
+    target: str
+    path: Path
+    nbytes: int
+    bits: float
+    """Bits per weight, everything in the file counted."""
+    assignment: dict[str, str]
+    """Module path → grid name."""
+    figures: Figures
+    """Measured by torch on the weights read back from the file."""
+    engine: Figures | None
+    """Measured by the engine that runs the file, on fewer windows; None where it is missing."""
+    note: str
+    """What the engine's check found, or why there was none."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What :func:`bitquilt.quantize` did."""
+
+    model: str
+    original: Figures
+    outputs: list[Output]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        made = [asdict(output) | {"path": str(output.path)} for output in self.outputs]
+        return asdict(self) | {"outputs": made}

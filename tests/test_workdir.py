@@ -1,0 +1,38 @@
+"""Work directories: whole artefacts, refused settings, one run at a time."""
+
+import pytest
+import torch
+
+from bitquilt.errors import UserError
+from bitquilt.workdir import WorkDir
+
+
+def test_artefacts_come_back(tmp_path):
+    with WorkDir(tmp_path / "w", {"a": 1}) as work:
+        assert not work.has("x/y")
+        work.save("x/y", {"t": torch.arange(4)}, {"fact": "1"})
+        assert work.has("x/y")
+        assert torch.equal(work.load("x/y")["t"], torch.arange(4))
+        with work.open("x/y") as handle:
+            assert handle.metadata() == {"fact": "1"}
+        assert work.load_json("none") is None
+    with WorkDir(tmp_path / "w", {"a": 1}) as work:
+        assert work.has("x/y")
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    with WorkDir(tmp_path / "w", {"calibration": "abc", "seed": 1}):
+        pass
+    with pytest.raises(UserError, match=r"calibration: abc there, def now.*--work-dir"):
+        WorkDir(tmp_path / "w", {"calibration": "def", "seed": 1})
+
+
+def test_somebody_elses_directory_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not empty and not ours"):
+        WorkDir(tmp_path, {})
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+    with WorkDir(tmp_path / "w", {}), pytest.raises(UserError, match="in use by another run"):
+        WorkDir(tmp_path / "w", {})
