@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 from bitquilt.checkpoint import names
+from bitquilt.checkpoint.gguf_format import GgufTensor, parse
 from bitquilt.errors import UserError
 
 MODEL_TYPE = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
@@ -23,18 +23,6 @@ MODEL_TYPE = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "g
 ROPE_FREQS = "rope_freqs.weight"
 
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-
-
-@dataclass(frozen=True)
-class GgufTensor:
-    """One row of the tensor table."""
-
-    type: gguf.GGMLQuantizationType
-    shape: tuple[int, ...]
-    """As numpy has it: rows first."""
-    offset: int
-    """Bytes from the start of the file."""
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -63,18 +51,10 @@ def read_header(path: Path) -> GgufHeader:
         UserError: it is damaged, truncated, split, no model, or of an unknown architecture.
     """
     try:
-        reader = gguf.GGUFReader(path)
-        metadata = {key: _value(f) for key, f in reader.fields.items() if key[:5] != "GGUF."}
-        tensors = {
-            t.name: GgufTensor(
-                t.tensor_type, tuple(reversed(t.shape.tolist())), t.data_offset, int(t.n_bytes)
-            )
-            for t in reader.tensors
-        }
-    except (ValueError, IndexError, KeyError, OSError) as error:
+        metadata, tensors = parse(path)
+    except (ValueError, OSError) as error:
         raise UserError(
-            f"{path} cannot be read as GGUF ({error}); it is truncated or damaged: "
-            "download it again"
+            f"{path} cannot be read as GGUF: {error}; it is truncated or damaged: download it again"
         ) from error
     header = GgufHeader(path, metadata, tensors)
     _refuse_what_is_no_model(header)
@@ -113,7 +93,8 @@ def config_of(header: GgufHeader) -> dict[str, Any]:
             f"{header.path} has values of another width than its keys "
             f"({header.architecture}.attention.value_length), which no {model_type} model has"
         )
-    return config | _FAMILY.get(header.architecture, lambda *_: {})(header, config)
+    family = _FAMILY.get(header.architecture)
+    return config | family(header, config) if family else config
 
 
 def generation_config(header: GgufHeader) -> dict[str, Any]:
@@ -131,14 +112,6 @@ def generation_config(header: GgufHeader) -> dict[str, Any]:
 def model_name(path: Path) -> str:
     """The file's name without its ending and without the type that it is quantized to."""
     return re.sub(r"[.-](I?Q\d\w*|UD-\w+|BF16|F16|F32)$", "", path.stem, flags=re.IGNORECASE)
-
-
-def _value(field: gguf.ReaderField) -> Any:
-    """A metadata value; float32 becomes the shortest decimal that rounds to it."""
-    value = field.contents()
-    if field.types == [gguf.GGUFValueType.FLOAT32]:
-        return float(str(np.float32(value)))
-    return value
 
 
 def _refuse_what_is_no_model(header: GgufHeader) -> None:

@@ -14,9 +14,9 @@ from bitquilt.checkpoint import canonical, layout, names
 from bitquilt.checkpoint.audit import audit
 from bitquilt.checkpoint.checkpoint import Checkpoint, Finding
 from bitquilt.checkpoint.fingerprint import fingerprint
+from bitquilt.checkpoint.gguf_format import GgufTensor
 from bitquilt.checkpoint.gguf_header import (
     GgufHeader,
-    GgufTensor,
     config_of,
     generation_config,
     hf_tensors,

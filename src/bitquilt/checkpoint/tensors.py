@@ -20,11 +20,14 @@ def checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], file: Path)
         raise UserError(
             f"{name} in {file} is {list(tensor.shape)}, expected {list(shape)}; download it again"
         )
-    finite = int(torch.isfinite(tensor).sum())
-    if finite != tensor.numel():
+    # one pass without a temporary: a sum is finite only if no addend is NaN or infinite
+    if torch.isfinite(tensor.sum()):
+        return tensor
+    broken = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if broken:
         raise UserError(
-            f"{name} in {file} holds {tensor.numel() - finite} NaN or infinite values of "
-            f"{tensor.numel()}; the checkpoint is damaged: download it again"
+            f"{name} in {file} holds {broken} NaN or infinite values of {tensor.numel()}; the "
+            "checkpoint is damaged: download it again"
         )
     return tensor
 
