@@ -1,0 +1,55 @@
+# Everything here sets itself up: it needs Python 3.11 or newer, and installs into .venv only.
+
+PYTHON        ?= python3
+VENV          ?= .venv
+# The index with torch's CPU wheels; pip's own choice on Linux brings gigabytes of CUDA.
+# For a GPU: make setup TORCH_INDEX=https://download.pytorch.org/whl/cu130
+TORCH         ?= torch==2.13.0
+TORCH_INDEX   ?= https://download.pytorch.org/whl/cpu
+DEMO_BITS     ?= 4
+DEMO_DIR      ?= demo-output
+DEMO_QUESTION ?= What is 347 + 585?
+
+BIN       := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO_NAME := $(DEMO_DIR)/demo-$(DEMO_BITS)bit
+
+.PHONY: help setup demo test lint format bench
+
+help:    ## list the targets
+	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile
+
+setup: $(INSTALLED) ## install bitquilt, both engines and the tools for tests into .venv
+
+demo: $(INSTALLED) ## quantize the embedded model as GGUF and MLX, and ask each a question
+	$(BIN)/bitquilt quantize demo --bits $(DEMO_BITS) --to both -o $(DEMO_DIR)
+	$(BIN)/bitquilt run $(DEMO_NAME).gguf "$(DEMO_QUESTION)"
+	$(BIN)/bitquilt run $(DEMO_NAME)-mlx "$(DEMO_QUESTION)"
+
+# On two cores llama.cpp's spinning threads starve each other unless they are told to sleep.
+test: $(INSTALLED) ## all tests
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## print every figure of the README; takes hours
+	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "bitquilt needs Python 3.11 or newer; name one with: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+	  { echo "this Python cannot make virtual environments; on Debian and Ubuntu:" \
+	         "sudo apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[mlx]' --group dev
+	@touch $@

@@ -1,0 +1,97 @@
+"""Imports go one way, and the command line starts without the heavy libraries."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "bitquilt"
+
+# A module may import what stands above its line, and its own package. Nothing else. Engines stand
+# early because they know model files only; evaluation does because the search measures mixes.
+ORDER = (
+    "errors",
+    "files",
+    "progress",
+    "effort",
+    "workdir",
+    "demo",
+    "checkpoint",
+    "forward",
+    "divergence",
+    "calibration",
+    "engines",
+    "talk",
+    "evaluation",
+    "grids",
+    "rounding",
+    "bank",
+    "search",
+    "recipe",
+    "presets",
+    "stitch",
+    "report",
+    "result",
+    "plan",
+    "pipeline",
+    "cli",
+)
+
+HEAVY = ("torch", "transformers", "numpy", "scipy", "mlx", "mlx_lm", "gguf", "xllamacpp")
+
+
+def sources() -> list[Path]:
+    """Every module but the package's own __init__, which offers the public names lazily."""
+    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def unit(path: Path) -> str:
+    """The line of ORDER that a file belongs to: ``stitch`` for ``stitch/gguf.py``."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_units(path: Path) -> Iterator[tuple[int, str]]:
+    """Each import of bitquilt in a file, inside functions too, as (line, unit)."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the import from bitquilt on"
+            whole = node.module == "bitquilt"
+            names = [f"bitquilt.{a.name}" for a in node.names] if whole else [node.module or ""]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "bitquilt" and parts[1:] and parts[1] != "__version__":
+                yield node.lineno, parts[1]
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    own = unit(path)
+    assert own in ORDER, f"give {own} its line in ORDER"
+    for line, other in imported_units(path):
+        assert other in ORDER, f"{path}:{line}: there is no bitquilt.{other} in ORDER"
+        assert ORDER.index(other) <= ORDER.index(own), (
+            f"{path}:{line}: {own} comes before {other} and cannot import it"
+        )
+
+
+@pytest.mark.parametrize("module", ["bitquilt", "bitquilt.cli.main"])
+def test_heavy_libraries_wait_until_they_are_needed(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"{module} is not written yet")
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & set({HEAVY})))"
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.split() == []
