@@ -25,10 +25,14 @@ from bitquilt.stitch.layout import (
     scale_bytes,
 )
 from bitquilt.stitch.mlx_layout import (
+    ITEM_SIZES,
     Part,
     config_text,
     file_parts,
     grid_name,
+    norm_dtype,
+    norm_slack,
+    norm_values,
     offsets_of,
     parts_of,
     safetensors_header,
@@ -58,23 +62,23 @@ def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
     chosen = grids_of(checkpoint, assignment, "mlx")
     matrices = checkpoint.matrices
     tensor_bytes = {m: grid.nbytes(*matrices[m]) for m, grid in chosen.items()}
-    parts = file_parts(checkpoint, chosen)
-    norms = sum(part.nbytes for part in parts) - sum(tensor_bytes.values())
+    padding = norm_slack(checkpoint, chosen)
+    norms = ITEM_SIZES["F32"] * norm_values(checkpoint) - padding
     texts = _texts(checkpoint, chosen, "")
-    copied = sum(len(raw) for raw in _copied(checkpoint).values())
     described = sum(len(text.encode()) for text in texts.values())
-    metadata = described + len(safetensors_header(checkpoint, parts, {}))
+    header = len(safetensors_header(checkpoint, chosen, {}))
+    copied = sum(len(raw) for raw in _copied(checkpoint).values())
     inside = [module for module in chosen if module != EMBEDDING]
     scales = sum(scale_bytes(chosen[m], *matrices[m]) for m in inside)
-    fixed = metadata + copied + norms
+    fixed = copied + described + header + norms
     breakdown = {
         "tokenizer": copied,
-        "metadata": metadata,
+        "metadata": described + header - padding,
         "norms": norms,
         "embedding": tensor_bytes[EMBEDDING],
         "codes": sum(tensor_bytes[m] for m in inside) - scales,
         "scales": scales,
-        "padding": 0,
+        "padding": padding,
     }
     return Layout(fixed + sum(tensor_bytes.values()), tensor_bytes, fixed, breakdown)
 
@@ -210,7 +214,7 @@ def _write_weights(
     parts = file_parts(checkpoint, chosen)
     by_name = {part.name: part for part in parts}
     notes = {k: v if isinstance(v, str) else json.dumps(v) for k, v in extra.items()}
-    header = safetensors_header(checkpoint, parts, notes)
+    header = safetensors_header(checkpoint, chosen, notes)
     offsets = offsets_of(parts)
     file.write(header)
     for name, tensor in _tensors(checkpoint, chosen, packed):
@@ -226,7 +230,8 @@ def _tensors(
     for name in checkpoint.shapes:
         module = name.removesuffix(".weight")
         if module not in chosen:
-            yield name, checkpoint.load(name).to(torch.bfloat16)
+            stored = torch.float32 if norm_dtype(chosen) == "F32" else torch.bfloat16
+            yield name, checkpoint.load(name).to(stored)
             continue
         parts = packed(module, chosen[module].name)
         for part in parts_of(module, chosen[module], *checkpoint.matrices[module]):

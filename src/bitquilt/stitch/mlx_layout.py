@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.grids.affine import Affine
 from bitquilt.grids.floats import Float
 from bitquilt.grids.grid import Grid
@@ -24,8 +24,6 @@ ITEM_SIZES = {"F32": 4, "U32": 4, "BF16": 2, "U8": 1}
 WORST_ENTRY = {"group_size": 128, "bits": 8, "mode": "affine"}
 HEADER_ALIGNMENT = 8
 EXTRA_ROOM = 1024
-NORM_DTYPE = "BF16"
-"""Norms and biases; see docs/decisions/mlx-activations.md."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,25 @@ def parts_of(module: str, grid: Grid, rows: int, columns: int) -> list[Part]:
     ]
 
 
+def norm_dtype(chosen: Mapping[str, Grid]) -> str:
+    """The dtype of norms and biases: that of the activations, which the embedding decides.
+
+    See docs/decisions/mlx-activations.md.
+    """
+    return "F32" if chosen[EMBEDDING].name == "F32" else "BF16"
+
+
+def norm_values(checkpoint: Checkpoint) -> int:
+    """How many numbers are in norms and biases."""
+    return sum(shape[0] for shape in checkpoint.shapes.values() if len(shape) == 1)
+
+
+def norm_slack(checkpoint: Checkpoint, chosen: Mapping[str, Grid]) -> int:
+    """Bytes by which norms and biases are smaller than in float32; spaces make up for them."""
+    saved = ITEM_SIZES["F32"] - ITEM_SIZES[norm_dtype(chosen)]
+    return saved * norm_values(checkpoint)
+
+
 def file_parts(checkpoint: Checkpoint, chosen: Mapping[str, Grid]) -> list[Part]:
     """Every tensor in file order: wide items first, so that all are aligned without gaps."""
     parts: list[Part] = []
@@ -70,7 +87,7 @@ def file_parts(checkpoint: Checkpoint, chosen: Mapping[str, Grid]) -> list[Part]
         if module in chosen:
             parts += parts_of(module, chosen[module], shape[0], shape[1])
         else:
-            parts.append(Part(name, NORM_DTYPE, shape))
+            parts.append(Part(name, norm_dtype(chosen), shape))
     return sorted(parts, key=lambda part: -ITEM_SIZES[part.dtype])
 
 
@@ -84,15 +101,17 @@ def offsets_of(parts: Iterable[Part]) -> dict[str, int]:
 
 
 def safetensors_header(
-    checkpoint: Checkpoint, parts: list[Part], extra: Mapping[str, str]
+    checkpoint: Checkpoint, chosen: Mapping[str, Grid], extra: Mapping[str, str]
 ) -> bytes:
-    """The header, filled with spaces to the length that no assignment exceeds.
+    """The header, filled with spaces so that it and the norms together always take the same.
 
     Raises:
         UserError: ``extra`` is too long.
     """
+    parts = file_parts(checkpoint, chosen)
     text = _header_text(parts, offsets_of(parts), {"format": "mlx", **extra})
-    padded = padded_text(text, _header_room(checkpoint), "extra metadata").encode()
+    room = _header_room(checkpoint) + norm_slack(checkpoint, chosen)
+    padded = padded_text(text, room, "extra metadata").encode()
     return struct.pack("<Q", len(padded)) + padded
 
 
