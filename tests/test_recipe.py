@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from tests.shapes import shaped_checkpoint
 
+from bitquilt.checkpoint import open_checkpoint
 from bitquilt.errors import UserError
 from bitquilt.recipe import Recipe, from_assignment, parse, pins, read, resolve
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+MOBILELLM = EXAMPLES / "mobilellm-r1-950m" / "config.json"
 ISSUE_RECIPE = {
     "default": "Q4_K",
     "rules": [{"match": "attn_v|ffn_down", "grid": "Q6_K"}],
@@ -139,7 +142,8 @@ def test_json_is_canonical() -> None:
         ("[]", ["must be a JSON object"]),
         ('{"default": "Q4_K", "default": "Q6_K"}', ['"default" twice']),
         ('{"defualt": "Q4_K"}', ['unknown key "defualt"', "default, pin, rules"]),
-        ('{"default": "Q4_L"}', ['"default": unknown grid "Q4_L"', "Q4_K", "4bit-g64"]),
+        ('{"default": "Q4_L"}', ['"default": there is no grid', "Q4_L", "4bit-g64"]),
+        ('{"default": null}', ['"default" must be a grid']),
         ('{"default": 4}', ['"default" must be a grid']),
         ('{"default": {}}', ['"default" must be a grid']),
         ('{"default": {"onnx": "Q4_K"}}', ['unknown key "onnx"', "gguf, mlx"]),
@@ -148,10 +152,10 @@ def test_json_is_canonical() -> None:
         ('{"rules": ["Q4_K"]}', ["rule 1 must be an object"]),
         ('{"rules": [{"match": "attn"}]}', ["rule 1 needs both"]),
         ('{"rules": [{"match": "a", "grid": "Q4_K", "x": 1}]}', ['rule 1 has an unknown key "x"']),
-        ('{"rules": [{"match": "a", "grid": "Q9"}]}', ['rule 1: unknown grid "Q9"']),
+        ('{"rules": [{"match": "a", "grid": "Q9"}]}', ["rule 1: there is no grid"]),
         ('{"rules": [{"match": "attn_(", "grid": "Q4_K"}]}', ["rule 1", "not a regular expr"]),
         ('{"pin": []}', ['"pin" must be an object']),
-        ('{"pin": {"token_embd": "Q9"}}', ['pin "token_embd": unknown grid "Q9"']),
+        ('{"pin": {"token_embd": "Q9"}}', ['pin "token_embd": there is no grid']),
     ],
 )
 def test_what_is_no_recipe_is_refused(source: str, words: list[str]) -> None:
@@ -230,17 +234,19 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
 def test_the_examples_suit_mobilellm(path: Path) -> None:
-    config = json.loads((EXAMPLES / "mobilellm-r1-950m" / "config.json").read_text())
-    checkpoint = shaped_checkpoint(
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
-        width=config["hidden_size"],
-        mlp=config["intermediate_size_mlp"],
-        vocabulary=config["vocab_size"],
-    )
-    recipe = read(path)
+    checkpoint = open_checkpoint(MOBILELLM)
     targets = ("mlx",) if path.stem.startswith("mlx-") else ("gguf", "mlx")
     for target in targets:
-        assert list(resolve(recipe, checkpoint, target)) == list(checkpoint.matrices)
+        assert list(resolve(read(path), checkpoint, target)) == list(checkpoint.matrices)
+
+
+def test_the_published_mlx_port_is_a_recipe() -> None:
+    """752 MiB of embedding, 358 to 359 MiB of 4-bit codes, 45 MiB of scales and biases."""
+    checkpoint = open_checkpoint(MOBILELLM)
+    mix = resolve(read(EXAMPLES / "mlx-published-950m.json"), checkpoint, "mlx")
+    weights = {module: rows * columns for module, (rows, columns) in checkpoint.matrices.items()}
+    four_bit = sum(weights[module] for module, grid in mix.items() if grid == "4bit-g64")
+    assert Counter(mix.values()) == {"4bit-g64": 153, "8bit-g64": 1, "F32": 1}
+    assert round(weights["model.embed_tokens"] * 4 / 2**20) == 752
+    assert 358 < four_bit / 2 / 2**20 < 359
+    assert round((sum(weights.values()) - weights["model.embed_tokens"]) / 64 * 4 / 2**20) == 45

@@ -96,7 +96,6 @@ def parse(source: str | Mapping[str, Any], where: str) -> Recipe:
     """
     data = _decode(source, where) if isinstance(source, str) else source
     _check_keys(data, {"default", "rules", "pin"}, where)
-    default = data.get("default")
     rules = data.get("rules", [])
     pin = data.get("pin", {})
     if not isinstance(rules, list):
@@ -104,7 +103,7 @@ def parse(source: str | Mapping[str, Any], where: str) -> Recipe:
     if not isinstance(pin, Mapping):
         raise UserError(f'{where}: "pin" must be an object of matrix name: grid')
     return Recipe(
-        default=None if default is None else _parse_grid(default, f'{where}: "default"'),
+        default=_parse_grid(data["default"], f'{where}: "default"') if "default" in data else None,
         rules=tuple(_parse_rule(rule, f"{where}: rule {i}") for i, rule in enumerate(rules, 1)),
         pin={name: _parse_grid(grid, f'{where}: pin "{name}"') for name, grid in pin.items()},
         where=where,
@@ -200,18 +199,18 @@ def require_fit(grid: str, module: str, columns: int, target: str, where: str) -
         UserError: naming the matrix, the reason and the grids that would do.
     """
     found = grids.get(grid)
-    fitting = [name for name in grids.names(target) if grids.get(name).fits(columns)]
+    fitting = ", ".join(choice.name for choice in grids.for_width(columns, target))
     if target not in found.targets:
         other = ", ".join(sorted(found.targets))
         raise UserError(
             f"{where} asks for {grid} on {module}, but {target} files cannot hold it "
-            f"(it is a grid of {other}); choose one of {', '.join(fitting)}, or name one grid per "
+            f"(it is a grid of {other}); choose one of {fitting}, or name one grid per "
             'target: {"gguf": …, "mlx": …}'
         )
     if not found.fits(columns):
         raise UserError(
             f"{where} asks for {grid} on {module}, whose rows of {columns} are not a "
-            f"multiple of its block of {found.block}; choose one of {', '.join(fitting)}"
+            f"multiple of its block of {found.block}; choose one of {fitting}"
         )
     return grid
 
@@ -249,8 +248,8 @@ def _grid_for(choice: GridChoice, module: str, columns: int, target: str, where:
         return require_fit(choice, module, columns, target, where)
     if target not in choice:
         raise UserError(
-            f"{where} names a grid for {module} in {', '.join(choice)} files only; "
-            f'add one for "{target}", e.g. {grids.names(target)[0]}'
+            f"{where} names a grid for {module} in {', '.join(choice)} files only; add one for "
+            f'"{target}"'
         )
     return require_fit(choice[target], module, columns, target, where)
 
@@ -315,9 +314,10 @@ def _parse_grid(data: Any, where: str) -> GridChoice:
 
 
 def _check_grid(name: str, where: str) -> None:
-    known = list(dict.fromkeys(name for target in TARGETS for name in grids.names(target)))
-    if name not in known:
-        raise UserError(f'{where}: unknown grid "{name}"; choose one of {", ".join(known)}')
+    try:
+        grids.get(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _plain(choice: GridChoice) -> str | dict[str, str]:
