@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 Packed = dict[str, "torch.Tensor"]
 """A matrix as it is stored. GGUF grids: ``{"data": uint8 [R, row_bytes]}``. MLX grids: ``weight``
 (uint32 words [R, C * bits / 32]), ``scales`` and ``biases`` ([R, C / group]) as mlx names them.
-Rows are independent in every grid, so permuting the rows of a matrix permutes those of its parts."""
+The floats BF16 and F32, which both files hold: ``{"weight": [R, C]}`` in that dtype.
+Rows are independent in every grid: permuting those of a matrix permutes those of its parts."""
+
+Fields = dict[str, "torch.Tensor"]
+"""The same matrix taken apart into numbers: ``codes`` [R, C] (or [R, C / n] where one code stands
+for n weights) and the scales of each block. Each grid's ``unpack`` says which, with shapes."""
 
 
 class Grid(ABC):
@@ -42,12 +47,20 @@ class Grid(ABC):
 
     def nbytes(self, rows: int, columns: int) -> int:
         """Exact bytes of a matrix in the file, alignment excluded."""
+        self.check_fits(columns)
+        return rows * (columns // self.block) * self.block_bits // 8
+
+    def check_fits(self, columns: int) -> None:
+        """Refuse a row length that the grid cannot store.
+
+        Raises:
+            UserError: the row is not a whole number of blocks.
+        """
         if not self.fits(columns):
             raise UserError(
                 f"{self.name} stores rows in blocks of {self.block} and cannot take a row of "
                 f"{columns}; choose a grid whose block divides {columns}"
             )
-        return rows * (columns // self.block) * self.block_bits // 8
 
     @abstractmethod
     def round_nearest(self, weight: torch.Tensor, importance: torch.Tensor | None) -> Packed:
@@ -56,11 +69,26 @@ class Grid(ABC):
         Args:
             weight: float32 [R, C].
             importance: float32 [C], mean square of each input; None weighs all inputs alike.
+
+        Raises:
+            UserError: the row length does not fit, or a weight is out of the grid's range.
         """
 
     @abstractmethod
+    def unpack(self, packed: Packed) -> Fields:
+        """Stored bytes to numbers; loses nothing."""
+
+    @abstractmethod
+    def pack(self, fields: Fields) -> Packed:
+        """Numbers to stored bytes: the exact inverse of :meth:`unpack`."""
+
+    @abstractmethod
+    def decode(self, fields: Fields) -> torch.Tensor:
+        """The float32 [R, C] matrix that the numbers stand for, on the device they are on."""
+
     def dequantize(self, packed: Packed) -> torch.Tensor:
         """The float32 [R, C] matrix that the engine computes with."""
+        return self.decode(self.unpack(packed))
 
 
 _REGISTRY: dict[str, Grid] = {}
@@ -72,3 +100,8 @@ def register(grid: Grid) -> Grid:
         raise ValueError(f"grid {grid.name} registered twice")
     _REGISTRY[grid.name] = grid
     return grid
+
+
+def registered() -> dict[str, Grid]:
+    """Every grid by name, in the order of registration."""
+    return dict(_REGISTRY)

@@ -1,0 +1,192 @@
+"""MLX affine grids: groups of 32, 64 or 128 weights on evenly spaced levels scale · code + bias.
+
+    weight    uint32 [R, C bits / 32]   the codes of a row as one little-endian stream of bits
+    scales    bfloat16 [R, C / group]
+    biases    bfloat16 [R, C / group]
+
+Letters: R rows, C columns, N = C / group groups along a row, g weights in a group.
+Source: ml-explore/mlx, mlx/backend/cpu/quantized.cpp (quantize, extract_bits). mx.quantize keeps
+scales in the dtype of its input; bitquilt always gives it bfloat16, as published models do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitquilt.grids.grid import Fields, Grid, Packed, register
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+SMALLEST_SCALE = 1e-7
+"""mx.quantize's floor on a scale before it is snapped to the edge."""
+SHRINKS = (1.0, 0.9, 0.8, 0.7)
+"""Fractions of a group's range that the importance-weighted search spreads its levels over."""
+CHUNK_WEIGHTS = 1 << 18
+"""Weights rounded at a time, so that the search's temporaries stay in the processor's cache."""
+
+
+class Affine(Grid):
+    """One pair of bits and group size."""
+
+    targets = frozenset({"mlx"})
+
+    def __init__(self, bits: int, group: int) -> None:
+        self.name = f"{bits}bit-g{group}"
+        self.width = bits
+        self.block = group
+        self.block_bits = bits * group + 2 * 16
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return (1 << self.width) - 1
+
+    def round_nearest(self, weight: Tensor, importance: Tensor | None) -> Packed:
+        """Without importance: what ``mx.quantize`` makes of the matrix in bfloat16, bit for bit.
+
+        With importance: per group the best, by weighted squared error, of that and of a few levels
+        fitted to a shrunken range, codes taken against scale and bias as they are stored.
+        """
+        self.check_fits(weight.shape[1])
+        # [R, C] -> [R, N, g]
+        groups = torch.unflatten(weight.float(), 1, (-1, self.block))
+        if importance is None:
+            return self.pack(self._stock(groups))
+        weights = torch.unflatten(importance.float(), 0, (-1, self.block)).to(weight.device)
+        rows = max(1, CHUNK_WEIGHTS // weight.shape[1])
+        chunks = [self.pack(self._search(chunk, weights)) for chunk in torch.split(groups, rows)]
+        return {part: torch.cat([chunk[part] for chunk in chunks]) for part in chunks[0]}
+
+    def unpack(self, packed: Packed) -> Fields:
+        """``codes`` uint8 [R, C] in 0 … 2^bits - 1, ``scales`` and ``biases`` bfloat16 [R, N]."""
+        codes = from_stream(packed["weight"], self.width)
+        return {"codes": codes, "scales": packed["scales"], "biases": packed["biases"]}
+
+    def pack(self, fields: Fields) -> Packed:
+        words = to_stream(fields["codes"], self.width)
+        return {"weight": words, "scales": fields["scales"], "biases": fields["biases"]}
+
+    def decode(self, fields: Fields) -> Tensor:
+        return _levels(
+            torch.unflatten(fields["codes"], 1, (-1, self.block)).float(),
+            fields["scales"].float().unsqueeze(-1),
+            fields["biases"].float().unsqueeze(-1),
+        ).flatten(1)
+
+    def _codes(self, groups: Tensor, scales: Tensor, biases: Tensor) -> Tensor:
+        """The nearest codes on given levels: float32 [R, N, g]; scales and biases [R, N, 1]."""
+        return ((groups - biases) / scales).round_().clamp_(0, self.top)
+
+    def _stock(self, groups: Tensor) -> Fields:
+        """mx.quantize's rule on [R, N, g] in bfloat16.
+
+        The edge furthest from zero is a level exactly, code 0; the scale is bent so that zero is a
+        level too. Codes are taken before scale and bias are rounded to bfloat16, as mlx does.
+        """
+        groups = groups.bfloat16().float()
+        low, high = groups.aminmax(dim=-1, keepdim=True)
+        low_is_edge = low.abs() > high.abs()
+        scales = ((high - low) / self.top).clamp_min(SMALLEST_SCALE)
+        scales = torch.where(low_is_edge, scales, -scales)
+        edge = torch.where(low_is_edge, low, high)
+        steps_to_zero = (edge / scales).round()
+        snaps = steps_to_zero != 0
+        scales = torch.where(snaps, edge / steps_to_zero, scales)
+        biases = torch.where(snaps, edge, 0.0)
+        return _fields(self._codes(groups, scales, biases), scales, biases)
+
+    def _search(self, groups: Tensor, importance: Tensor) -> Fields:
+        """The best of the stock rounding and of fitted levels, per group of [R, N, g]."""
+        best = self._stock(groups)
+        codes = best["codes"].view(groups.shape).float()
+        scales = best["scales"].float().unsqueeze(-1)
+        biases = best["biases"].float().unsqueeze(-1)
+        error = _error(groups, importance, codes, scales, biases)
+        low, high = groups.aminmax(dim=-1, keepdim=True)
+        middle, span = (low + high) / 2, (high - low).clamp_min(SMALLEST_SCALE * self.top)
+        for shrink in SHRINKS:
+            guess = self._codes(groups, shrink * span / self.top, middle - shrink * span / 2)
+            new_scales, new_biases = _fit(groups, importance, guess)
+            new_codes = self._codes(groups, new_scales, new_biases)
+            new_error = _error(groups, importance, new_codes, new_scales, new_biases)
+            better = new_error < error
+            error = torch.where(better, new_error, error)
+            codes = torch.where(better, new_codes, codes)
+            scales = torch.where(better, new_scales, scales)
+            biases = torch.where(better, new_biases, biases)
+        return _fields(codes, scales, biases)
+
+
+def to_stream(codes: Tensor, width: int) -> Tensor:
+    """Codes [R, C] of ``width`` bits as a little-endian bit stream, uint32 [R, C width / 32].
+
+    Eight codes fill exactly ``width`` bytes:
+
+        bits 0 … width - 1        code 0
+        bits width … 2 width - 1  code 1  …
+    """
+    shifts = torch.arange(0, 8 * width, width, device=codes.device)
+    # [R, C] -> [R, C / 8, 8 codes] -> one 64-bit word for eight codes [R, C / 8, 1]
+    eights = (torch.unflatten(codes, 1, (-1, 8)).long() << shifts).sum(-1, keepdim=True)
+    # -> its first bytes [R, C / 8, width] -> [R, C width / 8]
+    stream = eights.view(torch.uint8)[..., :width].flatten(1)
+    return stream.contiguous().view(torch.uint32)
+
+
+def from_stream(words: Tensor, width: int) -> Tensor:
+    """The inverse of :func:`to_stream`: uint8 [R, C]."""
+    # [R, words] -> [R, C / 8, width bytes] -> widened to 64-bit words [R, C / 8, 1]
+    octets = torch.unflatten(words.view(torch.uint8), 1, (-1, width))
+    eights = torch.nn.functional.pad(octets, (0, 8 - width)).view(torch.int64)
+    shifts = torch.arange(0, 8 * width, width, device=words.device)
+    return (eights >> shifts & ((1 << width) - 1)).to(torch.uint8).flatten(1)
+
+
+def _levels(codes: Tensor, scales: Tensor, biases: Tensor) -> Tensor:
+    return codes * scales + biases
+
+
+def _error(
+    groups: Tensor, importance: Tensor, codes: Tensor, scales: Tensor, biases: Tensor
+) -> Tensor:
+    """Weighted squared error of each group, [R, N, 1]."""
+    gap = _levels(codes, scales, biases).sub_(groups).square_()
+    return gap.mul_(importance).sum(-1, keepdim=True)
+
+
+def _fit(groups: Tensor, importance: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and bias of least weighted squared error for given codes, rounded to bfloat16.
+
+    The bias is rounded first and the scale fitted to it as it is stored. All are [R, N, 1].
+    """
+    mass = importance.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    weighted = importance / mass
+    mean_code = (codes * weighted).sum(-1, keepdim=True)
+    mean_weight = (groups * weighted).sum(-1, keepdim=True)
+    spread = (weighted * (codes - mean_code)).mul_(codes).sum(-1, keepdim=True)
+    together = (weighted * (codes - mean_code)).mul_(groups).sum(-1, keepdim=True)
+    slope = together / spread.clamp_min(SMALLEST_SCALE)
+    biases = (mean_weight - slope * mean_code).bfloat16().float()
+    power = (weighted * codes).mul_(codes).sum(-1, keepdim=True).clamp_min(SMALLEST_SCALE)
+    scales = (weighted * codes).mul_(groups - biases).sum(-1, keepdim=True) / power
+    return _never_zero(scales.bfloat16().float()), biases
+
+
+def _never_zero(scales: Tensor) -> Tensor:
+    """A scale of zero would divide by zero; the smallest keeps every level at the bias."""
+    return torch.where(scales == 0, SMALLEST_SCALE, scales)
+
+
+def _fields(codes: Tensor, scales: Tensor, biases: Tensor) -> Fields:
+    """Float32 codes [R, N, g], scales and biases [R, N, 1] in the dtypes and shapes of fields."""
+    return {
+        "codes": codes.to(torch.uint8).flatten(1),
+        "scales": scales.squeeze(-1).bfloat16(),
+        "biases": biases.squeeze(-1).bfloat16(),
+    }
+
+
+for bits in BITS:
+    for group in GROUPS:
+        register(Affine(bits, group))

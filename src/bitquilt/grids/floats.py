@@ -1,0 +1,49 @@
+"""The grids that are plain numbers: BF16 and F32, in GGUF and MLX files alike.
+
+A matrix is stored as ``{"weight": [R, C]}`` in its own dtype: MLX takes the tensor as it is, GGUF
+its bytes (``weight.view(torch.uint8)``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitquilt.errors import UserError
+from bitquilt.grids.grid import Fields, Grid, Packed, register
+
+
+class Float(Grid):
+    """One number per weight, rounded to the nearest, ties to even."""
+
+    targets = frozenset({"gguf", "mlx"})
+    block = 1
+
+    def __init__(self, name: str, dtype: torch.dtype) -> None:
+        self.name = name
+        self.dtype = dtype
+        self.block_bits = 8 * dtype.itemsize
+
+    def round_nearest(self, weight: Tensor, importance: Tensor | None) -> Packed:
+        """Importance cannot matter: every weight goes to its nearest number by itself."""
+        rounded = weight.to(self.dtype)
+        if not rounded.isfinite().all():
+            raise UserError(
+                f"{self.name} cannot hold weights as large as {weight.abs().max().item():.3g}; "
+                "put this matrix on F32"
+            )
+        return {"weight": rounded}
+
+    def unpack(self, packed: Packed) -> Fields:
+        """``codes`` [R, C]: the numbers themselves, in the dtype they are stored in."""
+        return {"codes": packed["weight"]}
+
+    def pack(self, fields: Fields) -> Packed:
+        return {"weight": fields["codes"]}
+
+    def decode(self, fields: Fields) -> Tensor:
+        return fields["codes"].float()
+
+
+for grid in (Float("BF16", torch.bfloat16), Float("F32", torch.float32)):
+    register(grid)

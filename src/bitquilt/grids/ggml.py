@@ -1,0 +1,108 @@
+"""What all ggml formats share: rows of fixed-size blocks, rounded by ggml's own code.
+
+Letters: R rows, C columns, B blocks along a row.
+Source of every layout: ggml-org/llama.cpp, ggml/src/ggml-common.h and ggml-quants.c.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import ClassVar
+
+import libgguf
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitquilt.errors import UserError
+from bitquilt.grids.bits import halves
+from bitquilt.grids.grid import Grid, Packed
+
+CHUNKS_PER_THREAD = 4
+"""Rows are handed to the threads in this many pieces each, so that none waits long at the end."""
+
+
+class GgmlGrid(Grid):
+    """A ggml block format: its sections say what a block holds, and so what it costs."""
+
+    targets = frozenset({"gguf"})
+    sections: ClassVar[dict[str, int]]
+    """The parts of one block in file order: name → bytes."""
+    half_sections: ClassVar[tuple[str, ...]] = ("d",)
+    """Those that hold half-precision scales."""
+
+    def __init__(self) -> None:
+        self.block_bits = 8 * sum(self.sections.values())
+
+    def round_nearest(self, weight: Tensor, importance: Tensor | None) -> Packed:
+        """Round as ggml does, byte for byte; the result is on the CPU.
+
+        The formats that ggml refuses to make without an importance matrix (IQ2_XXS, IQ2_XS, …)
+        take one of ones when there is none.
+        """
+        self.check_fits(weight.shape[1])
+        kind = libgguf.GGMLQuantizationType[self.name]
+        _build_tables(kind)
+        if importance is None and libgguf.quantize_requires_imatrix(kind):
+            importance = torch.ones(weight.shape[1])
+        matrix = None if importance is None else importance.float().cpu().numpy()
+
+        def round_rows(rows: Tensor) -> Tensor:
+            return torch.from_numpy(libgguf.quantize_rows(rows.numpy(), kind, imatrix=matrix))
+
+        threads = torch.get_num_threads()
+        chunks = weight.float().cpu().contiguous().chunk(threads * CHUNKS_PER_THREAD)
+        # ggml rounds each row by itself, and libgguf lets go of the interpreter lock.
+        with ThreadPoolExecutor(threads) as pool:
+            packed = {"data": torch.cat(list(pool.map(round_rows, chunks)))}
+        self._check_finite(packed, weight)
+        return packed
+
+    def split(self, packed: Packed) -> dict[str, Tensor]:
+        """Rows of bytes to the sections of their blocks, uint8 [R, B, bytes of the section]."""
+        # [R, row_bytes] -> [R, B, bytes of a block]
+        blocks = torch.unflatten(packed["data"], 1, (-1, self.block_bits // 8))
+        parts = blocks.split_with_sizes(list(self.sections.values()), dim=-1)
+        return dict(zip(self.sections, parts, strict=True))
+
+    def join(self, **sections: Tensor) -> Packed:
+        """The inverse of :meth:`split`."""
+        return {"data": torch.cat([sections[name] for name in self.sections], dim=-1).flatten(1)}
+
+    def _check_finite(self, packed: Packed, weight: Tensor) -> None:
+        sections = self.split(packed)
+        if not all(halves(sections[name]).isfinite().all() for name in self.half_sections):
+            raise UserError(
+                f"{self.name} keeps its scales in half precision and cannot hold weights as large "
+                f"as {weight.abs().max().item():.3g}; put this matrix on BF16"
+            )
+
+
+_table_lock = Lock()
+
+
+def _build_tables(kind: libgguf.GGMLQuantizationType) -> None:
+    """Have ggml build the search tables of the i-quants, in one thread: its own lock is not there.
+
+    ggml does this on first use and crashes where two threads come first together. One block is the
+    cheapest first use; further ones cost microseconds.
+    """
+    columns = libgguf.GGML_QUANT_SIZES[kind][0]
+    with _table_lock:
+        libgguf.quantize_rows(np.zeros((1, columns), np.float32), kind)
+
+
+def blocks_of(field: Tensor, size: int) -> Tensor:
+    """A field [R, B size] block by block: [R, B, size]."""
+    return torch.unflatten(field, 1, (-1, size))
+
+
+def on_lines(codes: Tensor, steps: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """Levels that lie evenly: codes [R, C] times steps, plus offsets (both [R, n]), float32 [R, C].
+
+    Each of the n steps serves C / n neighbouring columns.
+    """
+    # [R, C] -> [R, n, C / n]
+    levels = steps.unsqueeze(-1) * torch.unflatten(codes, 1, (steps.shape[1], -1))
+    return (levels if offsets is None else levels + offsets.unsqueeze(-1)).flatten(1)
