@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bitquilt.checkpoint import canonical, layout, names
-from bitquilt.checkpoint.audit import audit
+from bitquilt.checkpoint.audit import audit, audit_template
 from bitquilt.checkpoint.checkpoint import Checkpoint, Finding
 from bitquilt.checkpoint.fingerprint import fingerprint
 from bitquilt.checkpoint.gguf_format import GgufTensor
@@ -47,7 +47,6 @@ def open_gguf(path: Path) -> Checkpoint:
     dtypes = {name: tensors[name].type.name for name in form.shapes}
     template = header.metadata.get("tokenizer.chat_template")
     print_of_source = fingerprint(form.config, form.shapes, [path])
-    findings = audit(original, form.config, form.shapes, template, "the GGUF header")
     return Checkpoint(
         name=model_name(path),
         config=form.config,
@@ -58,7 +57,11 @@ def open_gguf(path: Path) -> Checkpoint:
         tokenizer_dir=tokenizer_directory(header, print_of_source),
         chat_template=template,
         generation_config=generation_config(header),
-        findings=(*findings, *_quantized(dtypes, nbytes)),
+        findings=(
+            *audit(original, form.config, form.shapes),
+            *audit_template(template, "the GGUF header"),
+            *_quantized(dtypes),
+        ),
         fingerprint=print_of_source,
         gguf_source=path,
         source_bytes=nbytes,
@@ -126,15 +129,14 @@ def _compare(
             )
 
 
-def _quantized(dtypes: dict[str, str], nbytes: dict[str, int]) -> list[Finding]:
+def _quantized(dtypes: dict[str, str]) -> list[Finding]:
     """What the matrices are stored as, if that has already cost accuracy."""
-    kinds = dict.fromkeys(sorted(dtypes.values(), key=lambda kind: kind in _PLAIN))
-    lossy = [kind for kind in kinds if kind not in _PLAIN]
+    lossy = sorted(set(dtypes.values()) - set(_PLAIN))
     if not lossy:
         return []
     return [
         Finding(
-            dominant_dtype(dtypes, nbytes),
+            "quantization",
             f"The source is quantized already ({', '.join(lossy)}); whatever is made from it is "
             "measured against that, and the original checkpoint would be a better start.",
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bitquilt.checkpoint import canonical, layout, shards
-from bitquilt.checkpoint.audit import audit
+from bitquilt.checkpoint.audit import audit, audit_template
 from bitquilt.checkpoint.canonical import Canonical
 from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
 from bitquilt.checkpoint.config import read_json
@@ -61,7 +61,11 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         tokenizer_dir=directory,
         chat_template=template,
         generation_config=read_json(generation) if generation.exists() else {},
-        findings=(*audit(original, form.config, form.shapes, template, where), *findings),
+        findings=(
+            *audit(original, form.config, form.shapes),
+            *audit_template(template, where),
+            *findings,
+        ),
         fingerprint=fingerprint(
             form.config, form.shapes, [*files, *(file for file in beside if file.exists())]
         ),
@@ -99,7 +103,7 @@ def from_config(config: dict[str, Any], name: str) -> Checkpoint:
         tokenizer_dir=None,
         chat_template=None,
         generation_config={},
-        findings=audit(config, form.config, form.shapes, None, None),
+        findings=audit(config, form.config, form.shapes),
         fingerprint=fingerprint(form.config, form.shapes, []),
         source_bytes=nbytes,
     )

@@ -1,0 +1,74 @@
+"""``bitquilt inspect``: what a model is, what is odd about it, what it costs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bitquilt.checkpoint.inspection import Inspection
+
+_MIB = 1 << 20
+
+
+def run(model: str, as_json: bool) -> None:
+    """Print an inspection to stdout: for people, or as one JSON object.
+
+    Raises:
+        UserError: the model cannot be found or read, or is of an unknown architecture.
+    """
+    from rich.console import Console
+
+    from bitquilt.checkpoint.inspection import inspect
+
+    found = inspect(model)
+    if as_json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False))
+    else:
+        Console().print(render(found))
+
+
+def render(inspection: Inspection) -> RenderableType:
+    """Header, a table of parts, and the findings, each a subject and a sentence."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    findings = Table.grid(padding=(0, 2, 0, 0))
+    for finding in inspection.findings:
+        findings.add_row(f"[bold]{finding.subject}[/bold]", Text(finding.message))
+    return Group(_header(inspection), "", _table(inspection), "", findings)
+
+
+def _header(found: Inspection) -> RenderableType:
+    from rich.text import Text
+
+    architecture = found.architecture
+    if found.canonical_architecture != architecture:
+        architecture = f"{architecture}, written as {found.canonical_architecture}"
+    return Text.assemble(
+        (found.name, "bold"),
+        f"\n{architecture} · {found.parameters:,} parameters · {found.layers} layers "
+        f"· width {found.hidden_size} · context {found.context:,} · {found.dtype}",
+    )
+
+
+def _table(found: Inspection) -> RenderableType:
+    from rich.table import Table
+
+    table = Table("part", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("tensors", "parameters", "share", "MiB"):
+        table.add_column(column, justify="right")
+    for part in found.parts:
+        if part.name == "head" and found.tied:
+            table.add_row("head", "", "the embedding", "", "")
+            continue
+        share = f"{part.parameters / found.parameters:.1%}"
+        table.add_row(
+            part.name, str(part.tensors), f"{part.parameters:,}", share, f"{part.bytes / _MIB:.1f}"
+        )
+    total = sum(part.tensors for part in found.parts)
+    table.add_row("all", str(total), f"{found.parameters:,}", "", f"{found.bytes / _MIB:.1f}")
+    return table
