@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import gguf
 import numpy as np
+import numpy.typing as npt
 import torch
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from bitquilt.checkpoint import names
 from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.checkpoint.gguf_header import ROPE_FREQS, config_of, hf_tensors, read_header
+from bitquilt.checkpoint.gguf_source import dequantize
 from bitquilt.checkpoint.layout import head_dim
 from bitquilt.errors import UserError
+from bitquilt.files import written_whole
 from bitquilt.grids.grid import Grid, Packed
-from bitquilt.stitch.files import writing_file
+from bitquilt.stitch.destination import check_file
 from bitquilt.stitch.gguf_config import architecture, architecture_keys, rope_factors
 from bitquilt.stitch.gguf_header import (
     Metadata,
@@ -31,8 +35,7 @@ from bitquilt.stitch.gguf_header import (
     header,
     metadata_bytes,
 )
-from bitquilt.stitch.gguf_reader import open_gguf
-from bitquilt.stitch.gguf_source import ROPE_FACTORS, kept_metadata, source_rope_factors
+from bitquilt.stitch.gguf_source import kept_metadata, source_rope_factors
 from bitquilt.stitch.gguf_tokenizer import tokenizer_keys
 from bitquilt.stitch.layout import (
     Assignment,
@@ -117,7 +120,8 @@ def write(
         )
     chosen = grids_of(checkpoint, assignment, "gguf")
     infos = _tensor_infos(checkpoint, chosen)
-    with writing_file(path) as file:
+    check_file(path)
+    with written_whole(path) as beside, open(beside, "wb") as file:
         file.write(header(_metadata(checkpoint, chosen, recipe_json, extra), infos))
         for info, data in zip(infos, _tensor_data(checkpoint, chosen, packed), strict=True):
             _check_size(info, data)
@@ -135,52 +139,43 @@ def check(path: Path, checkpoint: Checkpoint, assignment: Assignment, packed: Pa
     """
     chosen = grids_of(checkpoint, assignment, "gguf")
     infos = _tensor_infos(checkpoint, chosen)
-    file = open_gguf(path)
-    if odd := sorted(set(file.tensors) ^ {info.name for info in infos}):
+    found = read_header(path).tensors
+    if odd := sorted(set(found) ^ {info.name for info in infos}):
         raise UserError(f"{path}: the tensor {odd[0]} is missing or was not meant; write it again")
+    stored = np.memmap(path, np.uint8, "r")
     for info, meant in zip(infos, _tensor_data(checkpoint, chosen, packed), strict=True):
-        if file.tensors[info.name] != info:
+        tensor = found[info.name]
+        if (tensor.shape, tensor.type) != (info.shape, info.type):
             raise UserError(f"{path}: {info.name} has another shape or type than was meant")
-        if file.data(info.name).tobytes() != meant.tobytes():
+        if stored[tensor.offset : tensor.offset + tensor.nbytes].tobytes() != meant.tobytes():
             raise UserError(f"{path}: the bytes of {info.name} differ from what was written")
 
 
 class Weights(Mapping[str, torch.Tensor]):
     """The weights of a GGUF file by canonical Hugging Face name, dequantized when asked for.
 
-    Every tensor is float32, q and k back in half-split order, Gemma's norms back to w. Read with
-    gguf-py, independently of bitquilt's own grids.
+    Every tensor is float32, q and k back in half-split order, Gemma's norms back to w. Dequantized
+    by gguf-py, independently of bitquilt's own grids.
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = open_gguf(path)
-        arch = self._file.value("general.architecture")
-        heads = self._file.value(f"{arch}.attention.head_count")
-        width = self._file.value(f"{arch}.embedding_length")
-        self._heads = {"q": heads, "k": self._file.value(f"{arch}.attention.head_count_kv", heads)}
-        self._head_dim = self._file.value(f"{arch}.attention.key_length", width // heads)
-        self._model_type = next(m for m, a in names.GGUF_ARCHITECTURE.items() if a == arch)
-        self._names = {
-            names.hf_name(name, self._model_type): name
-            for name in self._file.tensors
-            if name != ROPE_FACTORS
-        }
+        header = read_header(path)
+        self._path = path
+        self._config = config_of(header)
+        self._tensors = hf_tensors(header)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        info = self._file.tensors[self._names[name]]
-        values = gguf.dequantize(self._file.data(info.name), info.type)
-        weight = torch.from_numpy(values.astype(np.float32).reshape(info.shape))
-        part = names.rotated_heads(name)
-        if part and names.interleaved(self._model_type):
-            weight = weight[names.permutation(self._heads[part], self._head_dim).argsort()]
-        is_norm = name.endswith("norm.weight")
-        return weight - names.norm_offset(self._model_type) if is_norm else weight
+        weight = dequantize(self._path, self._tensors[name])
+        order = _row_order(self._config, name)
+        if order is not None:
+            weight = weight[order.argsort()]
+        return weight - _offset(self._config, name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._tensors)
 
 
 def read_weights(path: Path) -> Weights:
@@ -237,7 +232,7 @@ def _modules(checkpoint: Checkpoint) -> list[str]:
         name.removesuffix(".weight") if len(shape) == 2 else name
         for name, shape in checkpoint.shapes.items()
     ]
-    return [*keys, ROPE_FACTORS] if _rope_factors(checkpoint) is not None else keys
+    return [*keys, ROPE_FREQS] if _rope_factors(checkpoint) is not None else keys
 
 
 def _tensor_infos(checkpoint: Checkpoint, chosen: dict[str, Grid]) -> list[TensorInfo]:
@@ -254,24 +249,22 @@ def _tensor_infos(checkpoint: Checkpoint, chosen: dict[str, Grid]) -> list[Tenso
     factors = _rope_factors(checkpoint)
     if factors is not None:
         kind = GGMLQuantizationType.F32
-        infos.append(TensorInfo(ROPE_FACTORS, factors.shape, kind, factors.nbytes))
+        infos.append(TensorInfo(ROPE_FREQS, factors.shape, kind, factors.nbytes))
     return infos
 
 
 def _tensor_data(
     checkpoint: Checkpoint, chosen: dict[str, Grid], packed: PackedSource
-) -> Iterator[np.ndarray]:
+) -> Iterator[npt.NDArray[Any]]:
     """The bytes of every tensor in file order, as arrays of the stored type."""
     for name in checkpoint.shapes:
         module = name.removesuffix(".weight")
+        order = _row_order(checkpoint.config, name)
         if module in chosen:
             rows = packed_rows(packed(module, chosen[module].name))
-            yield rows[_row_order(checkpoint, name)].numpy()
         else:
-            values = checkpoint.load(name)[_row_order(checkpoint, name)]
-            is_norm = name.endswith("norm.weight")
-            offset = names.norm_offset(checkpoint.config["model_type"]) if is_norm else 0.0
-            yield (values.float() + offset).numpy()
+            rows = checkpoint.load(name) + _offset(checkpoint.config, name)
+        yield (rows if order is None else rows[order]).numpy()
     factors = _rope_factors(checkpoint)
     if factors is not None:
         yield factors
@@ -284,22 +277,26 @@ def packed_rows(parts: Packed) -> torch.Tensor:
     return parts["weight"].cpu().contiguous().view(torch.uint8)
 
 
-def _row_order(checkpoint: Checkpoint, name: str) -> torch.Tensor | slice:
-    """llama.cpp's order of the rows (or bias entries) of a tensor in canonical order."""
-    config = checkpoint.config
+def _row_order(config: dict[str, Any], name: str) -> torch.Tensor | None:
+    """llama.cpp's order of the rows (or bias entries) of a tensor, where it has its own."""
     part = names.rotated_heads(name)
     if part is None or not names.interleaved(config["model_type"]):
-        return slice(None)
+        return None
     heads = config["num_attention_heads" if part == "q" else "num_key_value_heads"]
     return names.permutation(heads, head_dim(config))
 
 
-def _rope_factors(checkpoint: Checkpoint) -> np.ndarray | None:
+def _offset(config: dict[str, Any], name: str) -> float:
+    """What llama.cpp stores on top of a tensor's values."""
+    return names.norm_offset(config["model_type"]) if name.endswith("norm.weight") else 0.0
+
+
+def _rope_factors(checkpoint: Checkpoint) -> npt.NDArray[Any] | None:
     if checkpoint.gguf_source is not None:
         return source_rope_factors(checkpoint.gguf_source)
     return rope_factors(checkpoint.config)
 
 
-def _check_size(info: TensorInfo, data: np.ndarray) -> None:
+def _check_size(info: TensorInfo, data: npt.NDArray[Any]) -> None:
     if data.nbytes != info.nbytes:
         raise ValueError(f"{info.name}: {data.nbytes} bytes packed, {info.nbytes} expected")

@@ -13,8 +13,9 @@ from safetensors import SafetensorError, safe_open
 from bitquilt import grids
 from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.errors import UserError
+from bitquilt.files import written_whole
 from bitquilt.grids.grid import Grid
-from bitquilt.stitch.files import writing_directory
+from bitquilt.stitch.destination import check_directory
 from bitquilt.stitch.layout import (
     Assignment,
     Layout,
@@ -112,7 +113,9 @@ def write(
         )
     chosen = grids_of(checkpoint, assignment, "mlx")
     texts = _texts(checkpoint, chosen, recipe_json)
-    with writing_directory(directory, marker=RECIPE_FILE) as beside:
+    check_directory(directory, marker=RECIPE_FILE)
+    with written_whole(directory) as beside:
+        beside.mkdir()
         for name, raw in _copied(checkpoint).items():
             (beside / name).write_bytes(raw)
         for name, text in texts.items():

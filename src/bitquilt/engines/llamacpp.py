@@ -1,0 +1,22 @@
+"""llama.cpp, in a child process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitquilt.engines.remote import RemoteEngine
+
+
+def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None) -> RemoteEngine:
+    """Load a GGUF file in llama.cpp.
+
+    Args:
+        path: the file.
+        exact: float32 KV cache and no flash attention, to compare with another engine.
+        threads: None for one per physical core.
+
+    Raises:
+        UserError: llama.cpp refuses the file or crashes on it.
+    """
+    options = {"path": str(path), "exact": exact, "threads": threads}
+    return RemoteEngine("llamacpp", options)

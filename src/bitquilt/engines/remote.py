@@ -1,0 +1,122 @@
+"""Our side: an engine that lives in a child process, so that its crash is a sentence here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from bitquilt.engines.engine import ModelInfo, Sampling
+from bitquilt.engines.wire import Message, receive, send
+from bitquilt.errors import UserError
+
+STOP_SECONDS = 10
+STDERR_TAIL = 65_536
+
+
+class RemoteEngine:
+    """An :class:`~bitquilt.engines.engine.Engine` that asks a child process."""
+
+    def __init__(self, kind: str, options: dict[str, Any]) -> None:
+        """Start the process and load the model.
+
+        Args:
+            kind: a backend of :mod:`.child`.
+            options: what its ``load`` takes; ``path`` names the model.
+
+        Raises:
+            UserError: the model cannot be loaded, or the engine crashes on it.
+        """
+        self._subject = f"{kind} on {options['path']}"
+        # A file, not a pipe: nobody has to keep reading while the engine talks.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "bitquilt.engines.child", kind, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+        )
+        try:
+            found, _ = self._receive()
+        except BaseException:
+            self.close()
+            raise
+        sampling = Sampling(**found.pop("sampling"))
+        self.info = ModelInfo(**found, sampling=sampling)
+
+    def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
+        """See :class:`~bitquilt.engines.engine.Engine`."""
+        answer, _ = self._ask({"do": "tokenize", "text": text, "add_special": add_special})
+        return list(answer["tokens"])
+
+    def logits(self, tokens: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
+        """See :class:`~bitquilt.engines.engine.Engine`."""
+        for window in tokens:
+            _, array = self._ask({"do": "logits", "tokens": window.tolist()})
+            assert array is not None
+            yield array
+
+    def generate(self, tokens: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[str]:
+        """See :class:`~bitquilt.engines.engine.Engine`."""
+        request = {"do": "generate", "tokens": list(tokens), "max_tokens": max_tokens}
+        answer, _ = self._ask({**request, "sampling": asdict(sampling)})
+        while "done" not in answer:
+            yield answer["text"]
+            answer, _ = self._receive()
+
+    def close(self) -> None:
+        """End the process."""
+        _binary(self._process.stdin).close()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        _binary(self._process.stdout).close()
+        self._errors.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ask(self, request: Message) -> tuple[Message, npt.NDArray[np.float32] | None]:
+        try:
+            send(_binary(self._process.stdin), request)
+        except OSError:
+            raise self._crash() from None
+        return self._receive()
+
+    def _receive(self) -> tuple[Message, npt.NDArray[np.float32] | None]:
+        try:
+            message, array = receive(_binary(self._process.stdout))
+        except EOFError:
+            raise self._crash() from None
+        if "error" in message:
+            raise UserError(message["error"])
+        return message, array
+
+    def _crash(self) -> UserError:
+        code = self._process.wait()
+        size = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, size - STDERR_TAIL))
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        reason = said[-1] if said else f"exit status {code}"
+        return UserError(f"{self._subject} crashed: {reason}; check the file with bitquilt inspect")
+
+
+def _binary(stream: Any) -> BinaryIO:
+    assert stream is not None
+    binary: BinaryIO = stream
+    return binary

@@ -1,0 +1,67 @@
+"""The Hugging Face tokenizer of a directory, as the mlx and torch engines use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from bitquilt.engines.engine import ModelInfo, Sampling
+from bitquilt.errors import UserError
+
+
+class HubTokenizer:
+    """Text to ids and back, and what the directory says about special tokens and sampling."""
+
+    def __init__(self, directory: Path, config: dict[str, Any], generation: dict[str, Any]) -> None:
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(directory)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"the tokenizer in {directory} cannot be read: {reason}; "
+                "put tokenizer.json and tokenizer_config.json there"
+            ) from error
+        ends = [config.get("eos_token_id"), generation.get("eos_token_id")]
+        self._ends = {self._tokenizer.eos_token_id, *_flatten(ends)} - {None}
+        self.info = ModelInfo(
+            vocabulary=int(config["vocab_size"]),
+            chat_template=self._tokenizer.chat_template,
+            special_tokens=self._special_tokens(),
+            sampling=recommended_sampling(generation),
+        )
+
+    def tokenize(self, text: str, add_special: bool) -> list[int]:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
+        return list(self._tokenizer(text, add_special_tokens=add_special)["input_ids"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
+        text: str = self._tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def ends_turn(self, token: int) -> bool:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
+        return token in self._ends
+
+    def _special_tokens(self) -> dict[str, str]:
+        named = {role: getattr(self._tokenizer, role) for role in ("bos_token", "eos_token")}
+        return {role: text for role, text in named.items() if text is not None}
+
+
+def recommended_sampling(generation: dict[str, Any]) -> Sampling:
+    """The settings that a generation_config.json asks for; greedy unless it says ``do_sample``."""
+    if not generation.get("do_sample"):
+        return Sampling()
+    fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    stated = {f: generation[f] for f in fields if generation.get(f) is not None}
+    return Sampling(**{"temperature": 1.0, **stated})
+
+
+def _flatten(values: Sequence[int | list[int] | None]) -> list[int | None]:
+    nested = [value if isinstance(value, list) else [value] for value in values]
+    return [item for group in nested for item in group]

@@ -1,0 +1,43 @@
+"""Messages between an engine's process and ours: one line of JSON, then raw bytes if it says so."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+Message = dict[str, Any]
+
+
+def send(stream: BinaryIO, message: Message, array: npt.NDArray[np.float32] | None = None) -> None:
+    """Write one message, with a float32 array behind it."""
+    if array is not None:
+        message = {**message, "shape": list(array.shape)}
+    stream.write(json.dumps(message).encode() + b"\n")
+    if array is not None:
+        stream.write(np.ascontiguousarray(array, dtype=np.float32).data)
+    stream.flush()
+
+
+def receive(stream: BinaryIO) -> tuple[Message, npt.NDArray[np.float32] | None]:
+    """Read one message and its array.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    message: Message = json.loads(line)
+    if "shape" not in message:
+        return message, None
+    array = np.empty(message["shape"], dtype=np.float32)
+    view = array.data.cast("B")
+    while view:
+        count = stream.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return message, array
