@@ -1,0 +1,53 @@
+"""Engines: a model file in, logits and text out. Which engine is decided by what the path is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bitquilt.engines.engine import Engine, ModelInfo, Sampling
+
+__all__ = ["Engine", "ModelInfo", "Sampling", "open_engine"]
+
+
+def open_engine(model: str | Path) -> Engine:
+    """Load a model: a GGUF file in llama.cpp, an MLX directory in mlx-lm, all else in PyTorch.
+
+    Args:
+        model: a .gguf file, an MLX directory, a Hugging Face directory, a hub id, or ``demo``.
+
+    Raises:
+        UserError: the model cannot be found or loaded, or its engine is not installed.
+    """
+    path = Path(model)
+    if path.suffix == ".gguf" and path.is_file():
+        from bitquilt.engines.llamacpp import open_llamacpp
+
+        return open_llamacpp(path)
+    if is_mlx(path):
+        from bitquilt.engines.mlx import open_mlx
+
+        return open_mlx(path)
+    from bitquilt.checkpoint import open_checkpoint
+    from bitquilt.engines.torch import TorchEngine
+
+    return TorchEngine(open_checkpoint(model))
+
+
+def is_mlx(path: Path) -> bool:
+    """Whether a directory's weights are for mlx-lm: its config or its weights file says so."""
+    config = path / "config.json"
+    if not config.is_file():
+        return False
+    if "quantization" in json.loads(config.read_text("utf-8")):
+        return True
+    weights = path / "model.safetensors"
+    return weights.is_file() and _format(weights) == "mlx"
+
+
+def _format(weights: Path) -> str | None:
+    """The ``format`` in the header of a safetensors file."""
+    with open(weights, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        metadata: dict[str, str] = json.loads(file.read(length)).get("__metadata__", {})
+    return metadata.get("format")

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.initialization import no_init_weights
 
-from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.checkpoint.checkpoint import HEAD, Checkpoint
 from bitquilt.engines.backend import generate
 from bitquilt.engines.engine import Sampling
 from bitquilt.engines.tokenizer import HubTokenizer
@@ -74,19 +75,15 @@ class TorchEngine(HubTokenizer):
 
 
 def _build(checkpoint: Checkpoint) -> torch.nn.Module:
-    """Transformers' model of the canonical config, filled tensor by tensor."""
+    """Transformers' model of the canonical config, filled with the checkpoint's weights."""
     config = AutoConfig.for_model(**checkpoint.config)
-    with torch.device("meta"):
+    with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     weights = {name: checkpoint.load(name) for name in checkpoint.shapes}
-    model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    _materialize_buffers(model)
-    left = [name for name, tensor in model.named_parameters() if tensor.is_meta]
-    assert not left, f"{checkpoint.name}: no weights for {left}"
+    found = model.load_state_dict(weights, strict=False, assign=True)
+    assert not found.unexpected_keys, f"{checkpoint.name}: {found.unexpected_keys}"
+    assert set(found.missing_keys) <= {f"{HEAD}.weight"}, found.missing_keys
+    if checkpoint.tied:
+        model.tie_weights()
     module: torch.nn.Module = model.eval()
     return module
-
-
-def _materialize_buffers(model: torch.nn.Module) -> None:
-    raise NotImplementedError

@@ -17,6 +17,7 @@ from bitquilt.errors import UserError
 from bitquilt.grids.affine import Affine
 from bitquilt.grids.ggml import GgmlGrid
 from bitquilt.grids.grid import Grid, Packed
+from bitquilt.grids.mxfp4 import MxFp4
 
 Assignment = Mapping[str, str]
 """Module path of every entry of ``Checkpoint.matrices`` → grid name."""
@@ -87,10 +88,13 @@ def padded_text(text: str, room: int, what: str) -> str:
 
 def scale_bytes(grid: Grid, rows: int, columns: int) -> int:
     """Bytes of a matrix that are scales, mins and biases rather than codes, for people."""
+    return rows * (columns // grid.block) * _scale_bits(grid) // 8
+
+
+def _scale_bits(grid: Grid) -> int:
+    """Of one block."""
     if isinstance(grid, GgmlGrid):
-        bits = 8 * sum(n for part, n in grid.sections.items() if part in _SCALE_SECTIONS)
-    elif isinstance(grid, Affine):
-        bits = grid.block_bits - grid.width * grid.block
-    else:
-        bits = 0
-    return rows * (columns // grid.block) * bits // 8
+        return 8 * sum(n for part, n in grid.sections.items() if part in _SCALE_SECTIONS)
+    if isinstance(grid, Affine):
+        return grid.block_bits - grid.width * grid.block
+    return 8 if isinstance(grid, MxFp4) else 0
