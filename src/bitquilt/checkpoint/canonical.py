@@ -128,8 +128,14 @@ def llama4_defaults(config: Config) -> Config:
 
     Zero experts with ``moe_layers`` missing, and flags for more layers than there are.
     """
-    flags = {**config, "num_hidden_layers": config.get("num_hidden_layers", 48)}
-    mended = {**config, "no_rope_layers": rope_flags(flags), "layer_types": None}
+    layers = config.get("num_hidden_layers", 48)
+    if not isinstance(layers, int):
+        raise UserError(f"num_hidden_layers = {layers!r} in config.json is not a number")
+    mended = {
+        **config,
+        "no_rope_layers": rope_flags({**config, "num_hidden_layers": layers}),
+        "layer_types": ["chunked_attention"] * layers,
+    }
     if config.get("moe_layers") is None and config.get("num_local_experts", 16) == 0:
         mended["moe_layers"] = []
     return complete(mended)

@@ -22,7 +22,7 @@ GGUF_MAGIC = b"GGUF"
 
 NEEDED = ("*.json", "*.safetensors", "*.jinja")
 """Files of a hub repository that a checkpoint needs."""
-_UNNEEDED = ("original/*", "*/*", "consolidated*.safetensors")
+_UNNEEDED = ("*/*", "consolidated*.safetensors")
 
 
 def resolve(reference: str) -> Path:
