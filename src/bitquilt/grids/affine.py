@@ -22,6 +22,8 @@ SMALLEST_SCALE = 1e-7
 """mx.quantize's floor on a scale before it is snapped to the edge."""
 SHRINKS = (1.0, 0.9, 0.8, 0.7)
 """Fractions of a group's range that the importance-weighted search spreads its levels over."""
+VANISHING = 1e-7
+"""Least variance of the codes of a group that a line is fitted through."""
 CHUNK_WEIGHTS = 1 << 18
 """Weights rounded at a time, so that the search's temporaries stay in the processor's cache."""
 
@@ -161,21 +163,19 @@ def _fit(groups: Tensor, importance: Tensor, codes: Tensor) -> tuple[Tensor, Ten
     The bias is rounded first and the scale fitted to it as it is stored. All are [R, N, 1].
     """
     mass = importance.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    weighted = importance / mass
-    mean_code = (codes * weighted).sum(-1, keepdim=True)
-    mean_weight = (groups * weighted).sum(-1, keepdim=True)
-    spread = (weighted * (codes - mean_code)).mul_(codes).sum(-1, keepdim=True)
-    together = (weighted * (codes - mean_code)).mul_(groups).sum(-1, keepdim=True)
-    slope = together / spread.clamp_min(SMALLEST_SCALE)
+    weights = importance / mass
+    mean_code = (weights * codes).sum(-1, keepdim=True)
+    mean_weight = (weights * groups).sum(-1, keepdim=True)
+    pull = weights * (codes - mean_code)
+    variance = (pull * codes).sum(-1, keepdim=True)
+    slope = (pull * groups).sum(-1, keepdim=True) / variance.clamp_min(VANISHING)
     biases = (mean_weight - slope * mean_code).bfloat16().float()
-    power = (weighted * codes).mul_(codes).sum(-1, keepdim=True).clamp_min(SMALLEST_SCALE)
-    scales = (weighted * codes).mul_(groups - biases).sum(-1, keepdim=True) / power
-    return _never_zero(scales.bfloat16().float()), biases
-
-
-def _never_zero(scales: Tensor) -> Tensor:
-    """A scale of zero would divide by zero; the smallest keeps every level at the bias."""
-    return torch.where(scales == 0, SMALLEST_SCALE, scales)
+    pull = weights * codes
+    power = (pull * codes).sum(-1, keepdim=True)
+    scales = (pull * (groups - biases)).sum(-1, keepdim=True) / power.clamp_min(VANISHING)
+    # A scale of zero would divide by zero.
+    scales = torch.where(scales.abs() < SMALLEST_SCALE, SMALLEST_SCALE, scales)
+    return scales.bfloat16().float(), biases
 
 
 def _fields(codes: Tensor, scales: Tensor, biases: Tensor) -> Fields:

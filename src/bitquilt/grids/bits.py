@@ -37,7 +37,7 @@ def from_digits(numbers: Tensor, width: int) -> Tensor:
 
 def halves(octets: Tensor) -> Tensor:
     """Bytes [..., 2 n] to the IEEE half-precision numbers they hold, float32 [..., n]."""
-    return octets.contiguous().view(torch.float16).float()
+    return _aligned(octets).view(torch.float16).float()
 
 
 def from_halves(numbers: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def words(octets: Tensor, size: int) -> Tensor:
     """Bytes [..., size n] to unsigned integers of ``size`` bytes (2 or 4), int64 [..., n]."""
     dtype = {2: torch.int16, 4: torch.int32}[size]
     # torch has few operations on unsigned words: read signed, widen, drop the sign's copies.
-    return octets.contiguous().view(dtype).long() & ((1 << 8 * size) - 1)
+    return _aligned(octets).view(dtype).long() & ((1 << 8 * size) - 1)
 
 
 def from_words(numbers: Tensor, size: int) -> Tensor:
@@ -57,6 +57,11 @@ def from_words(numbers: Tensor, size: int) -> Tensor:
     # [..., n] -> [..., n, 8], of which the low bytes come first
     octets = numbers.long().contiguous().unsqueeze(-1).view(torch.uint8)
     return octets[..., :size].flatten(-2)
+
+
+def _aligned(octets: Tensor) -> Tensor:
+    """A copy that may be read as wider numbers: a part of a block can start at any byte."""
+    return octets.clone(memory_format=torch.contiguous_format)
 
 
 def _shifts(like: Tensor, width: int) -> Tensor:

@@ -22,6 +22,9 @@ from bitquilt.grids.grid import Grid, Packed
 CHUNKS_PER_THREAD = 4
 """Rows are handed to the threads in this many pieces each, so that none waits long at the end."""
 
+LARGEST = 65504.0 * 128 * 32
+"""No ggml format reaches further: a half-precision scale times Q6_K's scale and code."""
+
 
 class GgmlGrid(Grid):
     """A ggml block format: its sections say what a block holds, and so what it costs."""
@@ -56,7 +59,7 @@ class GgmlGrid(Grid):
         # ggml rounds each row by itself, and libgguf lets go of the interpreter lock.
         with ThreadPoolExecutor(threads) as pool:
             packed = {"data": torch.cat(list(pool.map(round_rows, chunks)))}
-        self._check_finite(packed, weight)
+        self._check_range(packed, weight)
         return packed
 
     def split(self, packed: Packed) -> dict[str, Tensor]:
@@ -70,12 +73,15 @@ class GgmlGrid(Grid):
         """The inverse of :meth:`split`."""
         return {"data": torch.cat([sections[name] for name in self.sections], dim=-1).flatten(1)}
 
-    def _check_finite(self, packed: Packed, weight: Tensor) -> None:
+    def _check_range(self, packed: Packed, weight: Tensor) -> None:
+        """Refuse what ggml would store as infinite, or as zero where its squares overflow."""
         sections = self.split(packed)
-        if not all(halves(sections[name]).isfinite().all() for name in self.half_sections):
+        largest = weight.abs().max().item()
+        finite = all(bool(halves(sections[n]).isfinite().all()) for n in self.half_sections)
+        if not finite or not largest <= LARGEST:
             raise UserError(
-                f"{self.name} keeps its scales in half precision and cannot hold weights as large "
-                f"as {weight.abs().max().item():.3g}; put this matrix on BF16"
+                f"{self.name} keeps its scales in half precision and cannot hold a weight as large "
+                f"as {largest:.3g}; put this matrix on BF16"
             )
 
 

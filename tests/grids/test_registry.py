@@ -1,0 +1,49 @@
+"""Looking grids up, by name, by file format and by width."""
+
+import pytest
+import torch
+
+from bitquilt import grids
+from bitquilt.errors import UserError
+
+
+def test_names_come_by_bits() -> None:
+    bits = [grids.get(name).bits for name in grids.names()]
+    assert bits == sorted(bits)
+    assert len(grids.names()) == 17 + 2 + 18 + 1
+
+
+def test_targets_share_only_the_floats() -> None:
+    assert set(grids.names("gguf")) & set(grids.names("mlx")) == {"BF16", "F32"}
+
+
+def test_narrow_rows_take_only_small_blocks() -> None:
+    """MobileLLM-R1-140M and SmolLM2-135M are 576 wide."""
+    gguf = [grid.name for grid in grids.for_width(576, "gguf")]
+    assert gguf == ["Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F32"]
+    assert {grid.block for grid in grids.for_width(576, "mlx")} == {1, 32, 64}
+
+
+@pytest.mark.parametrize(
+    ("asked", "nearest"), [("q4_k", "Q4_K"), ("Q4K_M", "Q4_K"), ("4bit-g63", "4bit-g64")]
+)
+def test_an_unknown_name_gets_the_nearest_and_the_choices(asked: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=f"{asked!r}; did you mean {nearest}.*IQ4_XS.*mxfp4"):
+        grids.get(asked)
+
+
+@pytest.mark.parametrize("name", ["BF16", "F32"])
+def test_floats_are_plain_tensors(name: str) -> None:
+    grid = grids.get(name)
+    weight = torch.randn(3, 7) * 1e-3
+    packed = grid.round_nearest(weight, None)
+    dtype = {"BF16": torch.bfloat16, "F32": torch.float32}[name]
+    assert torch.equal(packed["weight"], weight.to(dtype))
+    assert packed["weight"].view(torch.uint8).numel() == grid.nbytes(3, 7)
+    assert torch.equal(grid.pack(grid.unpack(packed))["weight"], packed["weight"])
+    assert torch.equal(grid.dequantize(packed), weight.to(dtype).float())
+
+
+def test_a_float_out_of_range_is_refused() -> None:
+    with pytest.raises(UserError, match="put this matrix on F32"):
+        grids.get("BF16").round_nearest(torch.tensor([[3.4028e38]]), None)
