@@ -91,7 +91,13 @@ def read(name: str, stored: Stored) -> torch.Tensor:
         UserError: the file cannot be read any more.
     """
     with _open(stored.file) as handle:
-        tensor: torch.Tensor = handle.get_tensor(name)
+        try:
+            tensor: torch.Tensor = handle.get_tensor(name)
+        except SafetensorError as error:
+            raise UserError(
+                f"{name} cannot be read from {stored.file} ({error}); the file was changed after "
+                "it was opened: run the command again"
+            ) from error
     # clone: a float32 tensor would otherwise be a view of the mapped file
     return tensor.to(torch.float32) if tensor.dtype != torch.float32 else tensor.clone()
 
