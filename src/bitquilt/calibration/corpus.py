@@ -1,0 +1,231 @@
+"""The text a model is calibrated and judged on: bundled, or the user's own.
+
+Two splits ship with the package, made of different documents. Calibration text steers the rounding;
+held-out text only ever measures it, so a user's calibration documents that repeat held-out text are
+taken out before they are used.
+"""
+
+import gzip
+import hashlib
+import json
+import lzma
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from bitquilt.errors import UserError
+
+DATA = Path(__file__).parent / "data"
+LONG_LINE = 80  # characters; shorter passages recur by chance
+DOCUMENT_BREAK = "\n\n\n"  # two blank lines
+
+
+@dataclass(frozen=True)
+class Document:
+    """Running text, or a conversation for the chat template of the model at hand."""
+
+    domain: str
+    source: str
+    text: str | None
+    messages: tuple[dict[str, str], ...] | None
+
+    @property
+    def passages(self) -> tuple[str, ...]:
+        """The document's words whichever form it has."""
+        if self.messages is not None:
+            return tuple(message["content"] for message in self.messages)
+        return (self.text or "",)
+
+
+# ---------------------------------------------------------------------------------- reading
+
+
+def bundled(split: Literal["calibration", "held-out"]) -> list[Document]:
+    """The documents that ship with the package."""
+    path = DATA / f"{split.replace('-', '_')}.jsonl.xz"
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        return [_document(json.loads(line), source=path.name) for line in lines]
+
+
+def from_file(path: Path) -> list[Document]:
+    """A user's documents: `.txt`, split at two blank lines, or `.jsonl`; `.gz` or `.xz` on top.
+
+    A `.jsonl` line is an object with `text`, or with `messages` of `role` and `content`, and
+    optionally `domain` and `source`.
+    """
+    content = _decompressed(path)
+    kind = path.with_suffix("").suffix if path.suffix in {".gz", ".xz"} else path.suffix
+    if kind == ".txt":
+        pieces = [piece.strip("\n") for piece in content.split(DOCUMENT_BREAK)]
+        documents = [
+            Document("text", f"{path.name}#{number}", piece, None)
+            for number, piece in enumerate(pieces, 1)
+            if piece.strip()
+        ]
+    elif kind == ".jsonl":
+        # split on "\n" alone: text inside a JSON string may hold other Unicode line breaks
+        documents = [
+            _user_document(line, path, number)
+            for number, line in enumerate(content.split("\n"), 1)
+            if line.strip()
+        ]
+    else:
+        raise UserError(
+            f"{path} is neither .txt nor .jsonl (optionally .gz or .xz); "
+            "rename or convert the calibration text."
+        )
+    if not documents:
+        raise UserError(f"{path} holds no text; give a calibration file with documents in it.")
+    return documents
+
+
+def _decompressed(path: Path) -> str:
+    openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+    try:
+        with openers.get(path.suffix, open)(path, "rb") as file:
+            data: bytes = file.read()
+    except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} can't be decompressed ({error}); compress it again.") from error
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be read ({error.strerror}); check the path of the calibration file."
+        ) from error
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text.") from error
+
+
+def _user_document(line: str, path: Path, number: int) -> Document:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}: not JSON ({error.msg}); write one JSON object a line."
+        ) from error
+    text, messages = (
+        (record.get("text"), record.get("messages")) if isinstance(record, dict) else (None, None)
+    )
+    if isinstance(text, str) == _are_messages(messages):
+        raise UserError(
+            f"{path}, line {number}: give either `text` (a string) or `messages` "
+            "(a list of objects with `role` and `content`)."
+        )
+    return _document(record, source=f"{path.name}#{number}")
+
+
+def _are_messages(messages: Any) -> bool:
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and all(
+            isinstance(message, dict)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in messages
+        )
+    )
+
+
+def _document(record: dict[str, Any], source: str) -> Document:
+    messages = record.get("messages")
+    return Document(
+        domain=str(record.get("domain", "text" if messages is None else "chat")),
+        source=str(record.get("source", source)),
+        text=record.get("text"),
+        messages=None
+        if messages is None
+        else tuple({"role": m["role"], "content": m["content"]} for m in messages),
+    )
+
+
+# ---------------------------------------------------------------------------------- overlap
+
+
+def without_overlap(
+    documents: Sequence[Document], held_out: Iterable[Document]
+) -> tuple[list[Document], list[str]]:
+    """Drop documents that repeat a long line or paragraph of held-out text; name the dropped."""
+    reserved = {passage for document in held_out for passage in long_passages(document)}
+    kept: list[Document] = []
+    dropped: list[str] = []
+    for document in documents:
+        if reserved.isdisjoint(long_passages(document)):
+            kept.append(document)
+        else:
+            dropped.append(document.source)
+    return kept, dropped
+
+
+def long_passages(document: Document) -> set[str]:
+    """Lines and paragraphs of 80 characters and more, without regard to case and spacing.
+
+    Paragraphs too, since code and hard-wrapped text may have no long line at all.
+    """
+    pieces = {
+        piece
+        for passage in document.passages
+        for paragraph in passage.split("\n\n")
+        for piece in (paragraph, *paragraph.split("\n"))
+        if len(piece) >= LONG_LINE
+    }
+    normalised = {" ".join(piece.lower().split()) for piece in pieces}
+    return {piece for piece in normalised if len(piece) >= LONG_LINE}
+
+
+# ---------------------------------------------------------------------------------- windows
+
+
+def windows(
+    documents: Iterable[Document],
+    encode: Callable[[Document], list[int]],
+    count: int,
+    length: int,
+    seed: int = 0,
+) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """`count` disjoint windows of `length` tokens, the domains in the proportions of the text.
+
+    Documents are joined within a domain, so no window crosses two domains. The order is mixed:
+    the first half of the windows is as representative as all of them.
+    """
+    streams: dict[str, list[int]] = {}
+    for document in documents:
+        streams.setdefault(document.domain, []).extend(encode(document))
+    available = {domain: len(tokens) // length for domain, tokens in sorted(streams.items())}
+    total = sum(available.values())
+    if total < count:
+        tokens = sum(map(len, streams.values()))
+        raise UserError(
+            f"The calibration text has {tokens} tokens, enough for {total} windows of {length}, "
+            f"and {count} are needed; give more text or ask for fewer or shorter windows."
+        )
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for domain, share in _shares(available, count).items():
+        for start in rng.choice(available[domain], share, replace=False):
+            chosen.append(streams[domain][start * length : (start + 1) * length])
+    drawn = np.array(chosen, dtype=np.int64).reshape(count, length)
+    return rng.permutation(drawn)
+
+
+def _shares(available: dict[str, int], count: int) -> dict[str, int]:
+    """Largest remainders: whole numbers in the given proportions that add up to `count`."""
+    total = max(sum(available.values()), 1)
+    shares = {domain: count * n // total for domain, n in available.items()}
+    by_remainder = sorted(available, key=lambda domain: -(count * available[domain] % total))
+    for domain in by_remainder[: count - sum(shares.values())]:
+        shares[domain] += 1
+    return shares
+
+
+def fingerprint(documents: Iterable[Document]) -> str:
+    """SHA-256 over the documents in their order; equal exactly when all of them are."""
+    digest = hashlib.sha256()
+    for document in documents:
+        record = [document.domain, document.source, document.text, document.messages]
+        digest.update(json.dumps(record, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,149 @@
+"""Bundled and user text, overlap, windows, fingerprints."""
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bitquilt.calibration import corpus
+from bitquilt.calibration.corpus import Document
+from bitquilt.errors import UserError
+
+LONG = "This sentence is comfortably longer than eighty characters, so it counts as a long line."
+
+
+def text(content: str, domain: str = "prose", source: str = "s") -> Document:
+    return Document(domain, source, content, None)
+
+
+def words(document: Document) -> list[int]:
+    return [int(word) for passage in document.passages for word in passage.split()]
+
+
+@pytest.mark.parametrize("split", ["calibration", "held-out"])
+def test_bundled_text_covers_three_domains(split):
+    documents = corpus.bundled(split)
+    sizes = dict.fromkeys(("prose", "code", "maths"), 0)
+    for document in documents:
+        assert (document.text is None) != (document.messages is None)
+        sizes[document.domain] += sum(map(len, document.passages))
+    assert min(sizes.values()) > 0.1 * sum(sizes.values())
+    assert sum(sizes.values()) > (2_500_000 if split == "calibration" else 500_000)
+
+
+def test_bundled_calibration_and_held_out_share_no_long_passage():
+    calibration, held_out = corpus.bundled("calibration"), corpus.bundled("held-out")
+    kept, dropped = corpus.without_overlap(calibration, held_out)
+    assert dropped == []
+    assert kept == calibration
+    questions = [
+        {document.passages[0] for document in documents if document.messages}
+        for documents in (calibration, held_out)
+    ]
+    assert questions[0].isdisjoint(questions[1])
+
+
+def test_text_file_splits_at_two_blank_lines(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("one\n\nstill one\n\n\ntwo\n")
+    assert [d.text for d in corpus.from_file(path)] == ["one\n\nstill one", "two"]
+
+
+@pytest.mark.parametrize(("suffix", "opener"), [("", open), (".gz", gzip.open), (".xz", lzma.open)])
+def test_jsonl_with_text_and_messages(tmp_path, suffix, opener):
+    path = tmp_path / f"mine.jsonl{suffix}"
+    messages = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]
+    lines = [{"text": "plain\u2028line", "domain": "prose"}, {"messages": messages}]
+    with opener(path, "wt") as file:
+        file.write("\n".join(map(json.dumps, lines)))
+    first, second = corpus.from_file(path)
+    assert (first.domain, first.text) == ("prose", "plain\u2028line")
+    assert second.messages == tuple(messages)
+    assert second.source == f"mine.jsonl{suffix}#2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"x", "neither .txt nor .jsonl"),
+        ("a.txt", b"  \n", "holds no text"),
+        ("a.txt", b"ok\n\xff\xfe", "line 2: not UTF-8"),
+        ("a.txt.gz", b"not gzip", "decompressed"),
+        ("a.jsonl.xz", b"not xz", "decompressed"),
+        ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2: not JSON"),
+        ("a.jsonl", b'["text"]', "line 1: give either"),
+        ("a.jsonl", b'{"text": 3}', "line 1: give either"),
+        ("a.jsonl", b'{"messages": []}', "line 1: give either"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "line 1: give either"),
+        ("a.jsonl", b'{"text": "a", "messages": [{"role": "user", "content": "b"}]}', "either"),
+    ],
+)
+def test_bad_files_are_refused_in_one_sentence(tmp_path, name, content, said):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as raised:
+        corpus.from_file(path)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_file_is_named():
+    with pytest.raises(UserError, match="No such file"):
+        corpus.from_file(Path("nowhere.txt"))
+
+
+def test_overlap_ignores_case_spacing_and_short_lines():
+    held_out = [text(f"shared\n{LONG}")]
+    copied = text(f"new words\n   {LONG.upper()}", source="copied")
+    fresh = text("shared\nother words", source="fresh")
+    assert corpus.without_overlap([copied, fresh], held_out) == ([fresh], ["copied"])
+
+
+def test_overlap_sees_wrapped_paragraphs_and_conversations():
+    wrapped = "\n".join(LONG.split(" of ")).replace(", ", ",\n")
+    chat = Document("maths", "chat", None, ({"role": "user", "content": LONG},))
+    held_out = [text(f"before\n\n{LONG}\n\nafter")]
+    rewrapped = text(f"x\n\n{wrapped}\n\ny", source="wrapped")
+    assert corpus.without_overlap([rewrapped, chat], held_out)[1] == ["wrapped", "chat"]
+
+
+def test_windows_keep_proportions_and_domains_apart():
+    code = [text(" ".join(map(str, range(i, i + 50))), "code") for i in range(1000, 1600, 50)]
+    prose = [text(" ".join(map(str, range(200))), "prose")]
+    drawn = corpus.windows([*prose, *code], words, count=40, length=10)
+    assert drawn.shape == (40, 10)
+    assert drawn.dtype == np.int64
+    is_code = drawn >= 1000
+    assert (is_code.all(axis=1) | ~is_code.any(axis=1)).all()
+    assert is_code.all(axis=1).sum() == 30
+    assert len({tuple(row) for row in drawn}) == 40
+
+
+def test_windows_depend_only_on_the_seed():
+    documents = [text(" ".join(map(str, range(1000))))]
+    draw = [corpus.windows(documents, words, 20, 10, seed) for seed in (0, 0, 1)]
+    assert (draw[0] == draw[1]).all()
+    assert (draw[0] != draw[2]).any()
+
+
+def test_windows_may_use_all_the_text_and_no_more():
+    documents = [text("1 2 3 4 5 6 7", "a"), text("8 9 10 11", "b")]
+    assert sorted(corpus.windows(documents, words, 5, 2)[:, 0]) == [1, 3, 5, 8, 10]
+    with pytest.raises(UserError, match="11 tokens, enough for 5 windows of 2, and 6 are needed"):
+        corpus.windows(documents, words, 6, 2)
+
+
+def test_fingerprint_follows_every_field():
+    base = text("a")
+    others = [
+        text("b"),
+        text("a", domain="code"),
+        text("a", source="t"),
+        Document("prose", "s", None, ({"role": "user", "content": "a"},)),
+    ]
+    prints = {corpus.fingerprint([document]) for document in [base, *others]}
+    assert len(prints) == 5
+    assert corpus.fingerprint([base]) == corpus.fingerprint([text("a")])
