@@ -13,7 +13,7 @@ import pytest
 import torch
 from tests.checkpoint.llamacpp_vocab import tokenize
 from tests.checkpoint.reference import canonical_logits, original_logits
-from tests.checkpoint.tiny_gguf import ARCHITECTURES, write_gguf
+from tests.checkpoint.tiny_gguf import ARCHITECTURES, write_gguf, write_sentencepiece_gguf
 from tests.factories import tiny_checkpoint
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -108,6 +108,18 @@ def test_tokens_are_llama_cpps(tiny: Path, pre: str) -> None:
     for special in (False, True):
         expected = tokenize(path, LINES, add_special=special)
         assert [ours.encode(s, add_special_tokens=special).ids for s in LINES] == expected
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_sentencepiece_tokens_are_llama_cpps(tmp_path: Path, architecture: str) -> None:
+    path = write_sentencepiece_gguf(tmp_path / "tiny.gguf", architecture)
+    directory = open_checkpoint(path).tokenizer_dir
+    assert directory is not None
+    ours = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    lines = [*LINES, "<think>17 + 4</think>"]
+    for special in (False, True):
+        expected = tokenize(path, lines, add_special=special)
+        assert [ours.encode(s, add_special_tokens=special).ids for s in lines] == expected
 
 
 def test_tokenizer_directory_is_whole(tiny: Path) -> None:

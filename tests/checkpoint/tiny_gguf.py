@@ -5,12 +5,16 @@ Independent of bitquilt's own writer and of its names: the reference that readin
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+import textwrap
 from pathlib import Path
 
 import gguf
 import numpy as np
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer, models, normalizers, trainers
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,
@@ -94,3 +98,64 @@ def _write_tokenizer(writer: gguf.GGUFWriter, directory: Path, config: dict, pre
     writer.add_eom_token_id(config["eos_token_id"][1])
     writer.add_pad_token_id(config["pad_token_id"])
     writer.add_chat_template((directory / "chat_template.jinja").read_text())
+
+
+def write_sentencepiece_gguf(path: Path, architecture: str) -> Path:
+    """A one-block random model with a SentencePiece vocabulary: bytes, merged pieces, letters."""
+    pieces = _sentencepiece_pieces()
+    width, vocabulary = 64, len(pieces)
+    writer = gguf.GGUFWriter(path, architecture)
+    config = {
+        "model_type": {"gemma3": "gemma3_text"}.get(architecture, architecture),
+        "num_hidden_layers": 1,
+        "max_position_embeddings": 512,
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_theta": 1e4},
+        "vocab_size": vocabulary,
+        "sliding_window": 512,
+    }
+    _write_config(writer, config)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([piece for piece, _, _ in pieces])
+    writer.add_token_scores([score for _, score, _ in pieces])
+    writer.add_token_types([kind for _, _, kind in pieces])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(architecture != "gemma3")
+    arch = next(a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    for tensor in gguf.MODEL_TENSORS[arch]:
+        name = gguf.TENSOR_NAMES[tensor].format(bid=0)
+        if not re.search(r"^output$|rope_freqs|rot_embd|_exps|_inp", name):
+            shape = {"token_embd": (vocabulary, width)}.get(name, (width, width))
+            shape = (width,) if name.endswith("norm") else shape
+            writer.add_tensor(f"{name}.weight", np.full(shape, 0.1, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _sentencepiece_pieces() -> list[tuple[str, float, gguf.TokenType]]:
+    """(piece, score, type): earlier merges score higher, as SentencePiece's BPE writes them."""
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    trainer = trainers.BpeTrainer(vocab_size=700, show_progress=False)
+    trained.train_from_iterator([inspect.getsource(textwrap)], trainer)
+    numbers = trained.get_vocab()
+    ordered = sorted(numbers, key=lambda piece: (len(piece) == 1, numbers[piece]))
+    kinds = gguf.TokenType
+    return [
+        ("<unk>", 0.0, kinds.UNKNOWN),
+        ("<s>", 0.0, kinds.CONTROL),
+        ("</s>", 0.0, kinds.CONTROL),
+        *((f"<0x{byte:02X}>", 0.0, kinds.BYTE) for byte in range(256)),
+        *((piece, -float(rank), kinds.NORMAL) for rank, piece in enumerate(ordered)),
+        ("<think>", 0.0, kinds.USER_DEFINED),
+    ]

@@ -19,6 +19,7 @@ from tokenizers import (
     Tokenizer,
     decoders,
     models,
+    normalizers,
     pre_tokenizers,
     processors,
 )
@@ -166,9 +167,19 @@ def _write_sentencepiece(header: GgufHeader, directory: Path) -> None:
 
     source = header.path
     converted = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
-    converted.save_pretrained(directory)
-    config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    _write_json(directory / "tokenizer_config.json", config | _tokenizer_config(header))
+    backend = converted.backend_tokenizer
+    if header.architecture == "llama":
+        # llama.cpp adds its prefix space before any text, transformers' class only before words
+        prefix = header.metadata.get("tokenizer.ggml.add_space_prefix", True)
+        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Sequence(
+            [
+                *([normalizers.Prepend("▁")] if prefix else []),
+                normalizers.Replace(" ", "▁"),
+            ]
+        )
+    backend.save(str(directory / "tokenizer.json"))
+    _write_json(directory / "tokenizer_config.json", _tokenizer_config(header))
 
 
 def _tokenizer_config(header: GgufHeader) -> dict[str, Any]:
