@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,11 @@ def test_rope_is_stated_in_both_ways() -> None:
             "num_hidden_layers": 1,
             "max_position_embeddings": 131072,
             "rope_theta": 500000.0,
-            "rope_scaling": dict(scaling),
+            "rope_scaling": scaling,
         },
         "m",
     ).config
+    assert "rope_theta" not in scaling, "the config that was passed stays as it was"
     assert llama["rope_scaling"] == scaling
     assert llama["rope_parameters"] == {**scaling, "rope_theta": 500000.0}
 
@@ -160,6 +162,7 @@ def test_rope_is_stated_in_both_ways() -> None:
 def test_a_canonical_config_is_a_fixed_point() -> None:
     canonical = from_config(SMALL, "m").config
     assert from_config(canonical, "m").config == canonical
+    assert json.loads(json.dumps(canonical)) == canonical
 
 
 @pytest.mark.parametrize(

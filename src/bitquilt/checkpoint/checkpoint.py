@@ -44,7 +44,7 @@ class Checkpoint:
     original_config: dict[str, Any]
     """The config as found (equal to ``config`` where nothing was rewritten)."""
     shapes: dict[str, tuple[int, ...]]
-    """Every tensor, in file order."""
+    """Every tensor, in model order: embedding, blocks, final norm, untied head."""
     reader: Callable[[str], torch.Tensor] = field(repr=False)
     """Tensor name → float32 tensor in canonical form; see :meth:`load`."""
     source_dtype: str

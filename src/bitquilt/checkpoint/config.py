@@ -6,6 +6,7 @@ taken from transformers' own config classes.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     """
     model_type = config["model_type"]
     try:
-        full = CONFIG_MAPPING[model_type](**config).to_dict()
+        full = CONFIG_MAPPING[model_type](**copy.deepcopy(config)).to_dict()
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise UserError(
