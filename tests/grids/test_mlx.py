@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitquilt import grids
-from bitquilt.grids.affine import BITS, Affine, from_stream, to_stream
+from bitquilt.grids.affine import BITS, Affine
 from bitquilt.grids.grid import Grid, Packed
+from bitquilt.grids.mlx import from_stream, to_stream
 
 mx = pytest.importorskip("mlx.core")
 

@@ -44,6 +44,16 @@ def test_floats_are_plain_tensors(name: str) -> None:
     assert torch.equal(grid.dequantize(packed), weight.to(dtype).float())
 
 
+@pytest.mark.parametrize("name", grids.names())
+def test_packing_and_decoding_stay_on_the_device_of_their_input(name: str) -> None:
+    """The meta device refuses to meet a tensor of another one, as CUDA would."""
+    grid = grids.get(name)
+    packed = grid.round_nearest(torch.randn(2, 256), None)
+    fields = grid.unpack({part: tensor.to("meta") for part, tensor in packed.items()})
+    assert all(tensor.device.type == "meta" for tensor in grid.pack(fields).values())
+    assert grid.decode(fields).shape == (2, 256)
+
+
 def test_a_float_out_of_range_is_refused() -> None:
     with pytest.raises(UserError, match="put this matrix on F32"):
         grids.get("BF16").round_nearest(torch.tensor([[3.4028e38]]), None)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.grids.grid import Fields, Grid, Packed, register
+from bitquilt.grids.mlx import from_stream, round_by_rows, to_stream
 
 BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
@@ -24,8 +25,6 @@ SHRINKS = (1.0, 0.9, 0.8, 0.7)
 """Fractions of a group's range that the importance-weighted search spreads its levels over."""
 VANISHING = 1e-7
 """Least variance of the codes of a group that a line is fitted through."""
-CHUNK_WEIGHTS = 1 << 18
-"""Weights rounded at a time, so that the search's temporaries stay in the processor's cache."""
 
 
 class Affine(Grid):
@@ -54,11 +53,9 @@ class Affine(Grid):
         # [R, C] -> [R, N, g]
         groups = torch.unflatten(weight.float(), 1, (-1, self.block))
         if importance is None:
-            return self.pack(self._stock(groups))
+            return round_by_rows(groups, lambda chunk: self.pack(self._stock(chunk)))
         weights = torch.unflatten(importance.float(), 0, (-1, self.block)).to(weight.device)
-        rows = max(1, CHUNK_WEIGHTS // weight.shape[1])
-        chunks = [self.pack(self._search(chunk, weights)) for chunk in torch.split(groups, rows)]
-        return {part: torch.cat([chunk[part] for chunk in chunks]) for part in chunks[0]}
+        return round_by_rows(groups, lambda chunk: self.pack(self._search(chunk, weights)))
 
     def unpack(self, packed: Packed) -> Fields:
         """``codes`` uint8 [R, C] in 0 … 2^bits - 1, ``scales`` and ``biases`` bfloat16 [R, N]."""
@@ -118,31 +115,6 @@ class Affine(Grid):
             scales = torch.where(better, new_scales, scales)
             biases = torch.where(better, new_biases, biases)
         return _fields(codes, scales, biases)
-
-
-def to_stream(codes: Tensor, width: int) -> Tensor:
-    """Codes [R, C] of ``width`` bits as a little-endian bit stream, uint32 [R, C width / 32].
-
-    Eight codes fill exactly ``width`` bytes:
-
-        bits 0 … width - 1        code 0
-        bits width … 2 width - 1  code 1  …
-    """
-    shifts = torch.arange(0, 8 * width, width, device=codes.device)
-    # [R, C] -> [R, C / 8, 8 codes] -> one 64-bit word for eight codes [R, C / 8, 1]
-    eights = (torch.unflatten(codes, 1, (-1, 8)).long() << shifts).sum(-1, keepdim=True)
-    # -> its first bytes [R, C / 8, width] -> [R, C width / 8]
-    stream = eights.view(torch.uint8)[..., :width].flatten(1)
-    return stream.contiguous().view(torch.uint32)
-
-
-def from_stream(words: Tensor, width: int) -> Tensor:
-    """The inverse of :func:`to_stream`: uint8 [R, C]."""
-    # [R, words] -> [R, C / 8, width bytes] -> widened to 64-bit words [R, C / 8, 1]
-    octets = torch.unflatten(words.view(torch.uint8), 1, (-1, width))
-    eights = torch.nn.functional.pad(octets, (0, 8 - width)).view(torch.int64)
-    shifts = torch.arange(0, 8 * width, width, device=words.device)
-    return (eights >> shifts & ((1 << width) - 1)).to(torch.uint8).flatten(1)
 
 
 def _levels(codes: Tensor, scales: Tensor, biases: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ Source of every layout: ggml-org/llama.cpp, ggml/src/ggml-common.h and ggml-quan
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import ClassVar
 
@@ -18,9 +17,7 @@ from torch import Tensor
 from bitquilt.errors import UserError
 from bitquilt.grids.bits import halves
 from bitquilt.grids.grid import Grid, Packed
-
-CHUNKS_PER_THREAD = 4
-"""Rows are handed to the threads in this many pieces each, so that none waits long at the end."""
+from bitquilt.grids.rows import by_rows
 
 LARGEST = 65504.0 * 128 * 32
 """No ggml format reaches further: a half-precision scale times Q6_K's scale and code."""
@@ -54,11 +51,9 @@ class GgmlGrid(Grid):
         def round_rows(rows: Tensor) -> Tensor:
             return torch.from_numpy(libgguf.quantize_rows(rows.numpy(), kind, imatrix=matrix))
 
-        threads = torch.get_num_threads()
-        chunks = weight.float().cpu().contiguous().chunk(threads * CHUNKS_PER_THREAD)
         # ggml rounds each row by itself, and libgguf lets go of the interpreter lock.
-        with ThreadPoolExecutor(threads) as pool:
-            packed = {"data": torch.cat(list(pool.map(round_rows, chunks)))}
+        rows = weight.float().cpu().contiguous()
+        packed = {"data": torch.cat(by_rows(round_rows, rows.shape[1], rows))}
         self._check_range(packed, weight)
         return packed
 
@@ -76,7 +71,7 @@ class GgmlGrid(Grid):
     def _check_range(self, packed: Packed, weight: Tensor) -> None:
         """Refuse what ggml would store as infinite, or as zero where its squares overflow."""
         sections = self.split(packed)
-        largest = weight.abs().max().item()
+        largest = torch.linalg.vector_norm(weight, ord=torch.inf).item()
         finite = all(bool(halves(sections[n]).isfinite().all()) for n in self.half_sections)
         if not finite or not largest <= LARGEST:
             raise UserError(

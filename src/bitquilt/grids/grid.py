@@ -6,20 +6,19 @@ Letters: R rows (outputs), C columns (inputs), B blocks along a row.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+
+import torch
 
 from bitquilt.errors import UserError
+from bitquilt.grids.rows import by_rows
 
-if TYPE_CHECKING:
-    import torch
-
-Packed = dict[str, "torch.Tensor"]
+Packed = dict[str, torch.Tensor]
 """A matrix as it is stored. GGUF grids: ``{"data": uint8 [R, row_bytes]}``. MLX grids: ``weight``
 (uint32 words [R, C * bits / 32]), ``scales`` and ``biases`` ([R, C / group]) as mlx names them.
 The floats BF16 and F32, which both files hold: ``{"weight": [R, C]}`` in that dtype.
 Rows are independent in every grid: permuting those of a matrix permutes those of its parts."""
 
-Fields = dict[str, "torch.Tensor"]
+Fields = dict[str, torch.Tensor]
 """The same matrix taken apart into numbers: ``codes`` [R, C] (or [R, C / n] where one code stands
 for n weights) and the scales of each block. Each grid's ``unpack`` says which, with shapes."""
 
@@ -88,7 +87,13 @@ class Grid(ABC):
 
     def dequantize(self, packed: Packed) -> torch.Tensor:
         """The float32 [R, C] matrix that the engine computes with."""
-        return self.decode(self.unpack(packed))
+        row_bytes = sum(part[0].nbytes for part in packed.values())
+        columns = 8 * row_bytes // self.block_bits * self.block
+
+        def decode_rows(*parts: torch.Tensor) -> torch.Tensor:
+            return self.decode(self.unpack(dict(zip(packed, parts, strict=True))))
+
+        return torch.cat(by_rows(decode_rows, columns, *packed.values()))
 
 
 _REGISTRY: dict[str, Grid] = {}

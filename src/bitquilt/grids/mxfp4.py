@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.grids.affine import from_stream, to_stream
 from bitquilt.grids.grid import Fields, Grid, Packed, register
+from bitquilt.grids.mlx import from_stream, round_by_rows, to_stream
 
 GROUP = 32
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -39,20 +39,12 @@ class MxFp4(Grid):
         below, which clips the largest weights to place the others better.
         """
         self.check_fits(weight.shape[1])
+        # [R, C] -> [R, N, 32]
         groups = torch.unflatten(weight.float(), 1, (-1, GROUP))
-        stock = groups.bfloat16().float()
-        exponents = _smallest_exponents(stock)
-        codes = _nearest(stock, exponents)
-        if importance is not None:
-            weights = torch.unflatten(importance.float().to(weight.device), 0, (-1, GROUP))
-            lower = (exponents - 1).clamp_min(-EXPONENT_BIAS)
-            lower_codes = _nearest(groups, lower)
-            better = _error(groups, weights, lower_codes, lower) < _error(
-                groups, weights, codes, exponents
-            )
-            codes = torch.where(better, lower_codes, codes)
-            exponents = torch.where(better, lower, exponents)
-        return self.pack({"codes": codes.flatten(1), "exponents": exponents.squeeze(-1)})
+        if importance is None:
+            return round_by_rows(groups, lambda chunk: self.pack(_stock(chunk)))
+        weights = torch.unflatten(importance.float(), 0, (-1, GROUP)).to(weight.device)
+        return round_by_rows(groups, lambda chunk: self.pack(_search(chunk, weights)))
 
     def unpack(self, packed: Packed) -> Fields:
         """``codes`` uint8 [R, C] in 0 … 15, ``exponents`` int32 [R, N] in -127 … 127."""
@@ -66,6 +58,30 @@ class MxFp4(Grid):
     def decode(self, fields: Fields) -> Tensor:
         codes = torch.unflatten(fields["codes"], 1, (-1, GROUP))
         return _values(codes, fields["exponents"].unsqueeze(-1)).flatten(1)
+
+
+def _stock(groups: Tensor) -> Fields:
+    """mx.quantize's rule on [R, N, 32] in bfloat16."""
+    groups = groups.bfloat16().float()
+    exponents = _smallest_exponents(groups)
+    return _fields(_nearest(groups, exponents), exponents)
+
+
+def _search(groups: Tensor, importance: Tensor) -> Fields:
+    """The better of the stock exponent and the one below, per group of [R, N, 32]."""
+    stock = _stock(groups)
+    codes = stock["codes"].view(groups.shape)
+    exponents = stock["exponents"].unsqueeze(-1)
+    lower = (exponents - 1).clamp_min(-EXPONENT_BIAS)
+    lower_codes = _nearest(groups, lower)
+    error = _error(groups, importance, codes, exponents)
+    better = _error(groups, importance, lower_codes, lower) < error
+    return _fields(torch.where(better, lower_codes, codes), torch.where(better, lower, exponents))
+
+
+def _fields(codes: Tensor, exponents: Tensor) -> Fields:
+    """Codes [R, N, 32] and exponents [R, N, 1] in the shapes of fields."""
+    return {"codes": codes.flatten(1), "exponents": exponents.squeeze(-1)}
 
 
 def _smallest_exponents(groups: Tensor) -> Tensor:
