@@ -1,3 +1,31 @@
-"""bitquilt: mixed-precision GGUF and MLX models of an exact size, running in stock engines."""
+"""bitquilt: mixed-precision GGUF and MLX models of an exact size, running in stock engines.
+
+Three functions do what the command line does: :func:`quantize`, :func:`plan`, :func:`inspect`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitquilt.checkpoint.inspection import inspect as inspect
+    from bitquilt.pipeline import quantize as quantize
+    from bitquilt.plan import plan as plan
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "inspect", "plan", "quantize"]
+
+_HOMES = {
+    "inspect": "bitquilt.checkpoint.inspection",
+    "plan": "bitquilt.plan",
+    "quantize": "bitquilt.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a function when it is asked for: torch takes seconds, ``--help`` must not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -46,7 +46,8 @@ class Bank:
         weight = self.checkpoint.load(f"{module}.weight")
         hessian = self.hessian(module)
         importance = hessian.diagonal().contiguous()
-        parts, facts = self._read(module)
+        parts = self.work.load(_artefact(module)) if self.work.has(_artefact(module)) else {}
+        facts = {name: repr(score) for name, score in self.predicted(module).items()}
         for name in names:
             grid = grids.get(name)
             packed = grid.round_nearest(weight, importance)
@@ -56,12 +57,6 @@ class Bank:
             facts[name] = repr(score)
             step()
         self.work.save(_artefact(module), parts, facts)
-
-    def _read(self, module: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-        if not self.work.has(_artefact(module)):
-            return {}, {}
-        with self.work.open(_artefact(module)) as handle:
-            return {key: handle.get_tensor(key) for key in handle.keys()}, dict(handle.metadata())
 
     def hessian(self, module: str) -> Tensor:
         """Mean of x xᵀ [C, C] over the calibration tokens at a matrix's input."""
@@ -83,8 +78,9 @@ class Bank:
     def packed(self, module: str, grid: str) -> Packed:
         """The parts of a matrix on a grid."""
         with self.work.open(_artefact(module)) as handle:
-            keys = [key for key in handle.keys() if key.startswith(f"{grid}/")]
-            return {key.removeprefix(f"{grid}/"): handle.get_tensor(key) for key in keys}
+            names = handle.keys()
+            own = [name for name in names if name.startswith(f"{grid}/")]
+            return {name.removeprefix(f"{grid}/"): handle.get_tensor(name) for name in own}
 
     def weights(self, assignment: Mapping[str, str]) -> Callable[[str], Tensor]:
         """Tensor name → float32 tensor of the mix; what is not assigned comes from the source."""
@@ -119,5 +115,3 @@ def _divergence(
     elif module != EMBEDDING:
         total += matrix_divergence(error, hessian, gradients[module])
     return total
-
-

@@ -53,7 +53,7 @@ def compare(
         teacher_head: its output matrix [V, D].
         student: the candidate's logits, one [L, V] per window.
     """
-    kl, agreement, loss = [], [], []
+    columns: tuple[list[NDArray[np.float32]], ...] = ([], [], [])
     for window, hidden, logits in zip(tokens, teacher, student, strict=True):
         parts = [
             _figures(h @ teacher_head.T, s, label)
@@ -64,9 +64,9 @@ def compare(
                 strict=True,
             )
         ]
-        for column, kind in zip((kl, agreement, loss), zip(*parts, strict=True), strict=True):
+        for column, kind in zip(columns, zip(*parts, strict=True), strict=True):
             column.append(torch.cat(kind).float().cpu().numpy())
-    return TokenFigures(np.stack(kl), np.stack(agreement), np.stack(loss))
+    return TokenFigures(*(np.stack(column) for column in columns))
 
 
 def _figures(teacher: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

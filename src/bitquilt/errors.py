@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class EngineMissingError(UserError):
+    """The engine that would run a file is not installed here."""

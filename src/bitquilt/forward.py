@@ -33,25 +33,32 @@ class BlockwiseModel:
         self.checkpoint = checkpoint
         self.weights = weights or checkpoint.load
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._shells: dict[str, nn.Module] = {}
+        self._shells: dict[str, nn.Module] = {}  # layer type → one-block model
 
     def _load(self, name: str) -> Tensor:
         return self.weights(name).to(self.device)
 
+    def _empty(self, layer_type: str) -> Any:
+        """A one-block transformers model of this architecture, without a vocabulary."""
+        config = dict(self.checkpoint.config) | {
+            "num_hidden_layers": 1,
+            "layer_types": [layer_type],
+            "max_window_layers": 0 if layer_type == "sliding_attention" else 1,
+            "vocab_size": 1,
+            "pad_token_id": None,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+        model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+        return model.eval().to(self.device)
+
     def _shell(self, layer_type: str) -> nn.Module:
-        """Build (once per layer type) a one-block model whose weights are yet to come."""
+        """One per layer type: a one-block model whose weights are yet to come."""
         if layer_type not in self._shells:
-            config = dict(self.checkpoint.config) | {
-                "num_hidden_layers": 1,
-                "layer_types": [layer_type],
-                "max_window_layers": 0 if layer_type == "sliding_attention" else 1,
-                "vocab_size": 1,
-                "pad_token_id": None,
-            }
-            shell = AutoModel.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+            shell = self._empty(layer_type)
             shell.norm = nn.Identity()
             shell.embed_tokens = nn.Identity()
-            self._shells[layer_type] = shell.eval().requires_grad_(False).to(self.device)
+            self._shells[layer_type] = shell
         return self._shells[layer_type]
 
     def block(self, index: int) -> nn.Module:
@@ -61,7 +68,7 @@ class BlockwiseModel:
         :meth:`run` with it maps hidden states to hidden states.
         """
         types = self.checkpoint.config.get("layer_types")
-        shell = self._shell(types[index] if types else "full_attention")
+        shell: nn.Module = self._shell(types[index] if types else "full_attention")
         prefix = f"model.layers.{index}."
         state = {
             "layers.0." + name.removeprefix(prefix): self._load(name)
@@ -69,7 +76,8 @@ class BlockwiseModel:
             if name.startswith(prefix)
         }
         shell.load_state_dict(state, strict=True, assign=True)
-        return shell.requires_grad_(False)
+        shell.requires_grad_(False)
+        return shell
 
     @staticmethod
     def run(block: nn.Module, hidden: Tensor) -> Tensor:
@@ -98,11 +106,7 @@ class BlockwiseModel:
 
     @cached_property
     def _norm(self) -> nn.Module:
-        config: Any = AutoConfig.for_model(
-            **dict(self.checkpoint.config)
-            | {"num_hidden_layers": 1, "vocab_size": 1, "pad_token_id": None, "layer_types": None}
-        )
-        norm = AutoModel.from_config(config, dtype=torch.float32).norm
+        norm: nn.Module = self._empty("full_attention").norm
         norm.load_state_dict({"weight": self._load("model.norm.weight")}, assign=True)
         return norm.requires_grad_(False)
 

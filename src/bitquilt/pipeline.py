@@ -173,7 +173,7 @@ def _stitch(
         read_back = stitcher.read_weights(path)
         figures = written.measure(teacher, checkpoint, read_back.__getitem__)
         step()
-        engine, note = run_in_engine(path, checkpoint, teacher.first(ENGINE_WINDOWS))
+        engine, note = run_in_engine(path, made.target, checkpoint, teacher.first(ENGINE_WINDOWS))
         step()
     nbytes = made.layout.total_bytes
     return Output(made.target, path, nbytes, made.bits, dict(mix), figures, engine, note)

@@ -32,8 +32,8 @@ class Request:
     """What is wanted of a model: a budget, a mix, or a budget with pins."""
 
     budget: Budget | None
-    mix: Recipe | str | None
-    """A recipe, or a preset's name."""
+    recipe: Recipe | None
+    preset: str | None
     label: str
     """For file names: ``4.5bit``, ``600MB``, ``Q4_K_M``, the recipe's file name."""
 
@@ -44,23 +44,29 @@ class Request:
         Raises:
             UserError: none of them, two that contradict each other, or nonsense.
         """
-        if bits is not None and size is not None:
-            raise UserError("--bits and --size are two budgets; give one of them")
-        if bits is not None and not 0 < bits <= 32:
-            raise UserError(f"--bits {bits} is not between 0 and 32; try --bits 4.5")
-        budget = None
-        if bits is not None:
-            budget = Budget(bits=bits)
-        elif size is not None:
-            budget = Budget(size=parse_size(size))
-        parsed = None if mix is None else _mix(mix)
-        if budget is None and parsed is None:
+        budget = _budget(bits, size)
+        recipe = preset = None
+        if mix is not None and _is_file(mix):
+            recipe = recipes.read(Path(mix))
+        elif mix is not None:
+            preset = _preset(str(mix))
+        if budget is None and mix is None:
             raise UserError("how small? say --bits 4.5, --size 600MB or --recipe Q4_K_M")
-        if budget is not None and isinstance(parsed, str):
+        if budget is not None and preset is not None:
             raise UserError(
-                f"preset {parsed} has a size of its own; leave out the budget or the preset"
+                f"preset {preset} has a size of its own; leave out the budget or the preset"
             )
-        return cls(budget, parsed, _label(bits, size, mix))
+        return cls(budget, recipe, preset, _label(bits, size, mix))
+
+
+def _budget(bits: float | None, size: str | None) -> Budget | None:
+    if bits is not None and size is not None:
+        raise UserError("--bits and --size are two budgets; give one of them")
+    if bits is not None and not 0 < bits <= 32:
+        raise UserError(f"--bits {bits} is not between 0 and 32; try --bits 4.5")
+    if bits is not None:
+        return Budget(bits=bits)
+    return None if size is None else Budget(size=parse_size(size))
 
 
 def _label(bits: float | None, size: str | None, mix: str | Path | None) -> str:
@@ -71,16 +77,17 @@ def _label(bits: float | None, size: str | None, mix: str | Path | None) -> str:
     return Path(str(mix)).name.removesuffix(".json")
 
 
-def _mix(text: str | Path) -> Recipe | str:
-    path = Path(text)
-    if path.suffix == ".json" or path.is_file():
-        return recipes.read(path)
-    known = [name for target in STITCHERS for name in presets.names(target)]
-    if str(text) not in known:
+def _is_file(mix: str | Path) -> bool:
+    return Path(mix).suffix == ".json" or Path(mix).is_file()
+
+
+def _preset(name: str) -> str:
+    known = [preset for target in STITCHERS for preset in presets.names(target)]
+    if name not in known:
         raise UserError(
-            f"{text} is neither a recipe file (.json) nor a preset; presets: {', '.join(known)}"
+            f"{name} is neither a recipe file (.json) nor a preset; presets: {', '.join(known)}"
         )
-    return str(text)
+    return name
 
 
 @dataclass(frozen=True)
@@ -135,21 +142,18 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
     Raises:
         UserError: the budget cannot be met, the recipe does not suit the model.
     """
-    stitcher = STITCHERS[target]
     weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     space = None
-    if request.budget is None:
-        assignment = (
-            presets.preset(request.mix, checkpoint, target)
-            if isinstance(request.mix, str)
-            else recipes.resolve(request.mix, checkpoint, target)
-        )
-    else:
-        pins = recipes.pins(request.mix, checkpoint, target) if request.mix else {}
+    if request.budget is not None:
+        pins = recipes.pins(request.recipe, checkpoint, target) if request.recipe else {}
         space = _space(checkpoint, target, pins, request.budget.nbytes(weights))
         guess = scores.prior(checkpoint, space.menu)
         assignment = Table(guess, space.capacity).solve(space.capacity)
-    layout = stitcher.plan(checkpoint, assignment)
+    elif request.recipe is not None:
+        assignment = recipes.resolve(request.recipe, checkpoint, target)
+    else:
+        assignment = presets.preset(str(request.preset), checkpoint, target)
+    layout = STITCHERS[target].plan(checkpoint, assignment)
     return Plan(target, assignment, layout, weights, space)
 
 

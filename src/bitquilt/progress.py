@@ -29,9 +29,11 @@ class Reporter:
     def stage(self, title: str, total: int) -> Iterator[Step]:
         """A stage of ``total`` steps; call what it yields after each."""
         started = time.monotonic()
-        with self._bar(title, total) if self.console.is_terminal else self._lines(
-            title, total
-        ) as step:
+        with (
+            self._bar(title, total)
+            if self.console.is_terminal
+            else self._lines(title, total) as step
+        ):
             yield step
         self.say(f"{title}: {time.monotonic() - started:.0f} s")
 

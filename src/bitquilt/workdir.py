@@ -54,7 +54,8 @@ class WorkDir:
 
     def load(self, name: str) -> dict[str, Tensor]:
         """Read all tensors of an artefact."""
-        return load_file(self.path / f"{name}.safetensors")
+        tensors: dict[str, Tensor] = load_file(self.path / f"{name}.safetensors")
+        return tensors
 
     def open(self, name: str) -> Any:
         """Open an artefact lazily (a safetensors handle, torch tensors)."""

@@ -55,8 +55,9 @@ def test_total_depends_on_sizes_alone():
         totals = set()
         for sign in (1, -1):
             assignment = Table(menu(sign), capacity).solve(capacity)
-            totals.add(sum(c.nbytes for m, g in assignment.items()
-                           for c in menu(sign)[m] if c.grid == g))
+            totals.add(
+                sum(c.nbytes for m, g in assignment.items() for c in menu(sign)[m] if c.grid == g)
+            )
         assert len(totals) == 1
 
 

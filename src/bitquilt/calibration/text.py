@@ -52,8 +52,6 @@ def calibration_documents(file: Path | None) -> tuple[list[Document], list[str]]
     return without_overlap(from_file(file), bundled("held-out"))
 
 
-def token_windows(
-    documents: Sequence[Document], encode: Encode, count: int, length: int
-) -> Tensor:
+def token_windows(documents: Sequence[Document], encode: Encode, count: int, length: int) -> Tensor:
     """int64 [count, length] windows of the documents."""
     return torch.from_numpy(windows(documents, encode, count, length))

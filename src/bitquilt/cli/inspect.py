@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
+
+import click
+
+from bitquilt.cli.options import JSON, MODEL, print_json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -13,21 +16,20 @@ if TYPE_CHECKING:
 _MIB = 1 << 20
 
 
-def run(model: str, as_json: bool) -> None:
-    """Print an inspection to stdout: for people, or as one JSON object.
-
-    Raises:
-        UserError: the model cannot be found or read, or is of an unknown architecture.
-    """
+@click.command()
+@MODEL
+@JSON
+def inspect(model: str, as_json: bool) -> None:
+    """Say what MODEL is, what is odd about it, and what its parts cost."""
     from rich.console import Console
 
-    from bitquilt.checkpoint.inspection import inspect
+    from bitquilt.checkpoint.inspection import inspect as look
 
-    found = inspect(model)
+    found = look(model)
     if as_json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False))
+        print_json(found.to_dict())
     else:
-        Console().print(render(found))
+        Console(highlight=False).print(render(found))
 
 
 def render(inspection: Inspection) -> RenderableType:

@@ -42,7 +42,7 @@ def quantize(
     work_dir: str | None,
     as_json: bool,
 ) -> None:
-    """Round MODEL to an exact size and measure what that costs.
+    r"""Round MODEL to an exact size and measure what that costs.
 
     \b
     bitquilt quantize demo --bits 4.5

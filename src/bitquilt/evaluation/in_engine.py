@@ -6,19 +6,20 @@ from pathlib import Path
 
 import torch
 
+from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import encoder
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.engines import open_engine
-from bitquilt.engines.engine import EngineMissing
-from bitquilt.errors import UserError
+from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.evaluation.written import Figures, Teacher, figures
 
+ENGINES = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
 SAMPLE = "Hello, world! 347 + 585 = 932; naïve café — 你好 🙂\n\tdef f(x): return x**2  # ok"
 """Text whose tokens must be the same in the engine: digits, accents, other scripts, code."""
 
 
 def run_in_engine(
-    path: Path, checkpoint: Checkpoint, teacher: Teacher
+    path: Path, target: str, checkpoint: Checkpoint, teacher: Teacher
 ) -> tuple[Figures | None, str]:
     """Load a file in its engine, in a process of its own, and compare it with the original.
 
@@ -29,16 +30,17 @@ def run_in_engine(
     Raises:
         UserError: the engine cannot load the file, or reads text as other tokens.
     """
+    name = ENGINES[target]
+    sample = Document("check", "sample", SAMPLE, None)
     try:
         with open_engine(path) as engine:
-            ours = encoder(checkpoint)(text_document(SAMPLE))
-            theirs = engine.tokenize(SAMPLE)
+            ours, theirs = encoder(checkpoint)(sample), engine.tokenize(SAMPLE, add_special=True)
             if theirs != ours:
                 raise UserError(
-                    f"{path}: {engine.name} reads text as other tokens than {checkpoint.name}'s "
-                    f"tokenizer does ({theirs[:8]}… for {ours[:8]}…); please report this model"
+                    f"{path}: {name} reads text as other tokens than {checkpoint.name}'s own "
+                    f"tokenizer ({theirs[:8]}… for {ours[:8]}…); please report this model"
                 )
             student = (torch.from_numpy(window) for window in engine.logits(teacher.tokens.numpy()))
-            return figures(teacher, student, engine.name), "loads, same tokens"
-    except EngineMissing as missing:
-        return None, str(missing)
+            return figures(teacher, student, name), f"{name} loads it and reads the same tokens"
+    except EngineMissingError as missing:
+        return None, f"not run: {missing}"

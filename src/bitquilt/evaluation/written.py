@@ -60,9 +60,7 @@ class Figures:
     """Predicted tokens that the means are over."""
 
 
-def measure(
-    teacher: Teacher, checkpoint: Checkpoint, weights: Callable[[str], Tensor]
-) -> Figures:
+def measure(teacher: Teacher, checkpoint: Checkpoint, weights: Callable[[str], Tensor]) -> Figures:
     """Figures of the model with other weights: those of a written file, or of a mix in the bank.
 
     Args:

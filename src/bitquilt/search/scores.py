@@ -57,7 +57,8 @@ def prior(checkpoint: Checkpoint, menu: Menu) -> Menu:
     shapes = checkpoint.matrices
 
     def guess(module: str, grid: str) -> float:
-        return shapes[module][0] * shapes[module][1] * 4.0 ** -grids.get(grid).bits
+        rows, columns = shapes[module]
+        return float(rows * columns * 4.0 ** -grids.get(grid).bits)
 
     return {
         module: [replace(choice, divergence=guess(module, choice.grid)) for choice in choices]
