@@ -54,8 +54,9 @@ class Affine(Grid):
         groups = torch.unflatten(weight.float(), 1, (-1, self.block))
         if importance is None:
             return round_by_rows(groups, lambda chunk: self.pack(self._stock(chunk)))
-        weights = torch.unflatten(importance.float(), 0, (-1, self.block)).to(weight.device)
-        return round_by_rows(groups, lambda chunk: self.pack(self._search(chunk, weights)))
+        shares = torch.unflatten(importance.float(), 0, (-1, self.block)).to(weight.device)
+        shares = shares / shares.sum(-1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
+        return round_by_rows(groups, lambda chunk: self.pack(self._search(chunk, shares)))
 
     def unpack(self, packed: Packed) -> Fields:
         """``codes`` uint8 [R, C] in 0 … 2^bits - 1, ``scales`` and ``biases`` bfloat16 [R, N]."""
@@ -95,20 +96,23 @@ class Affine(Grid):
         biases = torch.where(snaps, edge, 0.0)
         return _fields(self._codes(groups, scales, biases), scales, biases)
 
-    def _search(self, groups: Tensor, importance: Tensor) -> Fields:
-        """The best of the stock rounding and of fitted levels, per group of [R, N, g]."""
+    def _search(self, groups: Tensor, shares: Tensor) -> Fields:
+        """The best of the stock rounding and of fitted levels, per group of [R, N, g].
+
+        ``shares`` [N, g] is the importance, scaled to a sum of one (or zero) in each group.
+        """
         best = self._stock(groups)
         codes = best["codes"].view(groups.shape).float()
         scales = best["scales"].float().unsqueeze(-1)
         biases = best["biases"].float().unsqueeze(-1)
-        error = _error(groups, importance, codes, scales, biases)
+        error = _error(groups, shares, codes, scales, biases)
         low, high = groups.aminmax(dim=-1, keepdim=True)
         middle, span = (low + high) / 2, (high - low).clamp_min(SMALLEST_SCALE * self.top)
         for shrink in SHRINKS:
             guess = self._codes(groups, shrink * span / self.top, middle - shrink * span / 2)
-            new_scales, new_biases = _fit(groups, importance, guess)
+            new_scales, new_biases = _fit(groups, shares, guess)
             new_codes = self._codes(groups, new_scales, new_biases)
-            new_error = _error(groups, importance, new_codes, new_scales, new_biases)
+            new_error = _error(groups, shares, new_codes, new_scales, new_biases)
             better = new_error < error
             error = torch.where(better, new_error, error)
             codes = torch.where(better, new_codes, codes)
@@ -121,30 +125,26 @@ def _levels(codes: Tensor, scales: Tensor, biases: Tensor) -> Tensor:
     return codes * scales + biases
 
 
-def _error(
-    groups: Tensor, importance: Tensor, codes: Tensor, scales: Tensor, biases: Tensor
-) -> Tensor:
+def _error(groups: Tensor, shares: Tensor, codes: Tensor, scales: Tensor, biases: Tensor) -> Tensor:
     """Weighted squared error of each group, [R, N, 1]."""
     gap = _levels(codes, scales, biases).sub_(groups).square_()
-    return gap.mul_(importance).sum(-1, keepdim=True)
+    return gap.mul_(shares).sum(-1, keepdim=True)
 
 
-def _fit(groups: Tensor, importance: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+def _fit(groups: Tensor, shares: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and bias of least weighted squared error for given codes, rounded to bfloat16.
 
-    The bias is rounded first and the scale fitted to it as it is stored. All are [R, N, 1].
+    The bias is rounded first and the scale fitted to it as it is stored. Both are [R, N, 1].
     """
-    mass = importance.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    weights = importance / mass
-    mean_code = (weights * codes).sum(-1, keepdim=True)
-    mean_weight = (weights * groups).sum(-1, keepdim=True)
-    pull = weights * (codes - mean_code)
-    variance = (pull * codes).sum(-1, keepdim=True)
-    slope = (pull * groups).sum(-1, keepdim=True) / variance.clamp_min(VANISHING)
-    biases = (mean_weight - slope * mean_code).bfloat16().float()
-    pull = weights * codes
-    power = (pull * codes).sum(-1, keepdim=True)
-    scales = (pull * (groups - biases)).sum(-1, keepdim=True) / power.clamp_min(VANISHING)
+    # Weighted means over a group of weight, code, code² and code · weight.
+    shared = shares * codes
+    weight = (shares * groups).sum(-1, keepdim=True)
+    code = shared.sum(-1, keepdim=True)
+    square = (shared * codes).sum(-1, keepdim=True)
+    product = (shared * groups).sum(-1, keepdim=True)
+    slope = (product - code * weight) / (square - code.square()).clamp_min(VANISHING)
+    biases = (weight - slope * code).bfloat16().float()
+    scales = (product - biases * code) / square.clamp_min(VANISHING)
     # A scale of zero would divide by zero.
     scales = torch.where(scales.abs() < SMALLEST_SCALE, SMALLEST_SCALE, scales)
     return scales.bfloat16().float(), biases
