@@ -17,24 +17,22 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import Tokenizer
 
+from bitquilt.checkpoint.gguf_tokenizer import SPLITTINGS
 from bitquilt.errors import UserError
 from bitquilt.stitch.gguf_header import Value
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3 = (rf"regex {_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_TAIL}",)
+
+def _regex(name: str) -> tuple[str, ...]:
+    """The splitting step of a pre-tokenizer that is one regular expression."""
+    (pattern,) = SPLITTINGS[name].patterns
+    return (f"regex {pattern}",)
+
 
 PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
-    (_LLAMA3, True): "llama-bpe",
-    (_LLAMA3, False): "smaug-bpe",
-    ((rf"regex {_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_TAIL}",), False): "qwen2",
-    ((f"regex {_CASED}",), True): "tekken",
+    (_regex("llama-bpe"), True): "llama-bpe",
+    (_regex("llama-bpe"), False): "smaug-bpe",
+    (_regex("qwen2"), False): "qwen2",
+    (_regex("tekken"), True): "tekken",
     (("digits", "gpt-2"), False): "smollm",
     (("gpt-2",), False): "gpt-2",
 }

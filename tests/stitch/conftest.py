@@ -1,0 +1,53 @@
+"""One way to make a written file from a tiny checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+from tests.factories import tiny_checkpoint
+
+from bitquilt import grids
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.grids.grid import Packed
+
+
+@dataclass
+class Model:
+    """A tiny checkpoint with its matrices rounded on demand."""
+
+    source: Path
+    checkpoint: Checkpoint
+
+    def packed(self, module: str, grid: str) -> Packed:
+        """Nearest rounding."""
+        return grids.get(grid).round_nearest(self.checkpoint.load(f"{module}.weight"), None)
+
+    def dequantized(self, module: str, grid: str) -> object:
+        """What an engine should compute with."""
+        return grids.get(grid).dequantize(self.packed(module, grid))
+
+    def on(self, *names: str) -> dict[str, str]:
+        """An assignment that deals the grids out in turn."""
+        return dict(zip(self.checkpoint.matrices, cycle(names), strict=False))
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Model]:
+    """Arguments as :func:`tests.factories.tiny_checkpoint`."""
+
+    def make(family: str = "llama4_text", **options: object) -> Model:
+        source = tiny_checkpoint(tmp_path / "source", family, **options)
+        return Model(source, open_checkpoint(source))
+
+    return make
+
+
+@pytest.fixture
+def model(make_model: Callable[..., Model]) -> Iterator[Model]:
+    """MobileLLM-R1 in small."""
+    yield make_model()
