@@ -27,7 +27,8 @@ COSTS = {
 
 def awkward_matrix(columns: int) -> torch.Tensor:
     """Rows of every kind that trips quantizers: zeros, constants, tiny, large, outliers."""
-    weight = torch.randn(12, columns, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(12, columns, generator=generator)
     weight[0] = 0
     weight[1] = 0.3
     weight[2] = -0.3
@@ -38,7 +39,7 @@ def awkward_matrix(columns: int) -> torch.Tensor:
     weight[7] = -weight[7].abs()
     weight[8, 5] = 60.0
     weight[9, : columns // 2] = 0
-    weight[10] = torch.where(torch.rand(columns) < 0.05, weight[10], 0)
+    weight[10] = torch.where(torch.rand(columns, generator=generator) < 0.05, weight[10], 0)
     return weight
 
 

@@ -35,6 +35,10 @@ def awkward_matrix(seed: int = 0, columns: int = 256) -> torch.Tensor:
     return weight
 
 
+def some_importance(columns: int = 256) -> torch.Tensor:
+    return torch.rand(columns, generator=torch.Generator().manual_seed(6)) ** 3 + 1e-3
+
+
 def mode(grid: Grid) -> dict[str, object]:
     if isinstance(grid, Affine):
         return {"group_size": grid.block, "bits": grid.width}
@@ -103,7 +107,7 @@ def test_rounds_as_mlx_at_any_magnitude(grid: Grid, seed: int, scale: float) -> 
 @every_grid
 @pytest.mark.parametrize("weighted", [False, True])
 def test_dequantizes_as_mlx_and_packs_again(grid: Grid, weighted: bool) -> None:
-    packed = grid.round_nearest(awkward_matrix(), torch.rand(256) if weighted else None)
+    packed = grid.round_nearest(awkward_matrix(), some_importance() if weighted else None)
     decoded = grid.dequantize(packed)
     assert decoded.isfinite().all()
     assert np.array_equal(decoded.numpy(), mlx_dequantizes(grid, packed))
@@ -114,7 +118,7 @@ def test_dequantizes_as_mlx_and_packs_again(grid: Grid, weighted: bool) -> None:
 @every_grid
 def test_importance_helps_and_never_harms(grid: Grid) -> None:
     weight = awkward_matrix(seed=5)
-    importance = torch.rand(256, generator=torch.Generator().manual_seed(6)) ** 3 + 1e-3
+    importance = some_importance()
     plain = weighted_error(grid, grid.round_nearest(weight, None), weight, importance)
     fitted = weighted_error(grid, grid.round_nearest(weight, importance), weight, importance)
     # The search sums a group's errors in another order than this test: allow the rounding of that.
@@ -124,7 +128,7 @@ def test_importance_helps_and_never_harms(grid: Grid) -> None:
 
 @every_grid
 def test_a_dead_input_does_no_harm(grid: Grid) -> None:
-    importance = torch.rand(256)
+    importance = some_importance()
     importance[:140] = 0
     for dead in (importance, torch.zeros(256)):
         assert grid.dequantize(grid.round_nearest(awkward_matrix(), dead)).isfinite().all()
@@ -132,7 +136,7 @@ def test_a_dead_input_does_no_harm(grid: Grid) -> None:
 
 @every_grid
 def test_rows_can_be_permuted_before_or_after(grid: Grid) -> None:
-    weight, importance = awkward_matrix(), torch.rand(256)
+    weight, importance = awkward_matrix(), some_importance()
     order = torch.randperm(14, generator=torch.Generator().manual_seed(3))
     before = grid.round_nearest(weight[order], importance)
     after = grid.round_nearest(weight, importance)
