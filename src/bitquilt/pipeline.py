@@ -32,8 +32,6 @@ from bitquilt.search.knapsack import Table
 from bitquilt.workdir import WorkDir
 
 SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
-ENGINE_WINDOWS = 4
-"""Held-out windows that the engine itself runs over a written file."""
 
 
 def quantize(
@@ -173,7 +171,7 @@ def _stitch(
         read_back = stitcher.read_weights(path)
         figures = written.measure(teacher, checkpoint, read_back.__getitem__)
         step()
-        engine, note = run_in_engine(path, made.target, checkpoint, teacher.first(ENGINE_WINDOWS))
+        engine, note = run_in_engine(path, made.target, checkpoint, teacher)
         step()
     nbytes = made.layout.total_bytes
     return Output(made.target, path, nbytes, made.bits, dict(mix), figures, engine, note)

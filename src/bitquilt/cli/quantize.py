@@ -9,6 +9,7 @@ import click
 from bitquilt.cli.options import BITS, JSON, MODEL, RECIPE, SIZE, TO, print_json
 
 if TYPE_CHECKING:
+    from bitquilt.evaluation.written import Figures
     from bitquilt.result import Result
 
 
@@ -68,31 +69,37 @@ def quantize(
 
 
 def _table(result: Result) -> None:
-    """The closing table."""
+    """The closing table: each file as torch reads it back, and as its own engine runs it."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from bitquilt.search.budget import human
 
-    table = Table(title=f"{result.model}, on held-out text", title_justify="left")
-    table.add_column("file", overflow="fold")
-    for column in ("size", "bits", "KL, nats/token", "same top token", "perplexity", "measured in"):
-        table.add_column(column, justify="right")
-    table.add_row("original", "", "", "0", "100 %", f"{result.original.perplexity.mean:.3f}", "")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("on held-out text")
+    for column in ("size", "bits", "KL, nats/token", "top-1", "perplexity"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_row(f"{result.model}, original", "", "", "", "", _perplexity(result.original))
     for output in result.outputs:
-        measured = [output.figures] + ([output.engine] if output.engine else [])
-        for index, figures in enumerate(measured):
-            table.add_row(
-                "" if index else str(output.path),
-                "" if index else human(output.nbytes),
-                "" if index else f"{output.bits:.3f}",
-                str(figures.kl),
-                f"{figures.agreement.mean:.1%}",
-                f"{figures.perplexity.mean:.3f}",
-                f"{figures.engine}, {figures.tokens:,} tokens",
-            )
+        size = (human(output.nbytes), f"{output.bits:.3f}")
+        table.add_row(output.path.name, *size, *_measured(output.figures))
+        if output.engine:
+            label = f"  in {output.engine.engine}, {output.engine.tokens:,} tokens"
+            table.add_row(label, "", "", *_measured(output.engine), style="dim")
     console = Console(highlight=False)
     console.print(table)
     for output in result.outputs:
-        console.print(f"{output.path}: {output.note}", markup=False)
-    console.print(f"Intervals are 95 %. {result.seconds:.0f} s in all.")
+        console.print(f"{output.path}: {output.note}", markup=False, soft_wrap=True)
+    console.print(
+        f"KL and top-1 agreement are against the original, on {result.original.tokens:,} tokens; "
+        f"intervals are 95 %. {result.seconds:.0f} s in all."
+    )
+
+
+def _measured(figures: Figures) -> tuple[str, str, str]:
+    return str(figures.kl), f"{figures.agreement.mean:.1%}", _perplexity(figures)
+
+
+def _perplexity(figures: Figures) -> str:
+    return f"{figures.perplexity.mean:.3f}"

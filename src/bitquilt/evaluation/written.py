@@ -40,9 +40,9 @@ class Teacher:
         hidden = work.load(artefact)["hidden"].to(model.device)
         return cls(tokens, hidden, model.head())
 
-    def first(self, windows: int) -> Teacher:
-        """The same on fewer windows."""
-        return Teacher(self.tokens[:windows], self.hidden[:windows], self.head)
+    def first(self, windows: int, tokens: int) -> Teacher:
+        """The same on the first tokens of the first windows."""
+        return Teacher(self.tokens[:windows, :tokens], self.hidden[:windows, :tokens], self.head)
 
 
 @dataclass(frozen=True)

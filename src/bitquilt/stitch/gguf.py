@@ -25,7 +25,7 @@ from bitquilt.errors import UserError
 from bitquilt.files import written_whole
 from bitquilt.grids.grid import Grid, Packed
 from bitquilt.stitch.destination import check_file
-from bitquilt.stitch.gguf_config import architecture, architecture_keys, rope_factors
+from bitquilt.stitch.gguf_config import architecture, architecture_keys, rope_factors, sampling_keys
 from bitquilt.stitch.gguf_header import (
     Metadata,
     TensorInfo,
@@ -206,6 +206,7 @@ def _model_metadata(checkpoint: Checkpoint) -> Metadata:
         "general.base_model.count": 1,
         "general.base_model.0.name": checkpoint.name,
         **architecture_keys(checkpoint.config),
+        **sampling_keys(checkpoint.generation_config),
     }
     if checkpoint.tokenizer_dir is not None:
         if stated := licence(checkpoint.tokenizer_dir):

@@ -18,6 +18,14 @@ from bitquilt.checkpoint.names import GGUF_ARCHITECTURE
 from bitquilt.errors import UserError
 from bitquilt.stitch.gguf_header import Value
 
+SAMPLING_KEYS = {
+    "temperature": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
+"""Field of generation_config.json → metadata key."""
 GEMMA3_WINDOW_PERIOD = 6
 GEMMA3_LOCAL_THETA = 10_000.0
 GEMMA3_27B_LAYERS = 62
@@ -54,6 +62,18 @@ def architecture_keys(config: dict[str, Any]) -> dict[str, Value]:
         **special,
     }
     return {f"{architecture(config)}.{key}": value for key, value in keys.items()}
+
+
+def sampling_keys(generation: dict[str, Any]) -> dict[str, Value]:
+    """The sampling that the model's authors recommend, which llama.cpp takes as its defaults."""
+    if not generation.get("do_sample"):
+        return {}
+    stated = {
+        key: generation[field]
+        for field, key in SAMPLING_KEYS.items()
+        if generation.get(field) is not None
+    }
+    return {key: int(v) if key.endswith("top_k") else float(v) for key, v in stated.items()}
 
 
 def _context_length(config: dict[str, Any]) -> int:
