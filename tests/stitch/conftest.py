@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -48,6 +48,6 @@ def make_model(tmp_path: Path) -> Callable[..., Model]:
 
 
 @pytest.fixture
-def model(make_model: Callable[..., Model]) -> Iterator[Model]:
+def model(make_model: Callable[..., Model]) -> Model:
     """MobileLLM-R1 in small."""
-    yield make_model()
+    return make_model()

@@ -158,11 +158,11 @@ def test_refusals(model: Model, tmp_path: Path) -> None:
     checkpoint, path = model.checkpoint, tmp_path / "model.gguf"
     with pytest.raises(UserError, match="gguf files cannot hold 4bit-g64"):
         gguf.plan(checkpoint, model.on("4bit-g64"))
-    with pytest.raises(UserError, match="gives lm_head no grid|gives model.* no grid"):
+    with pytest.raises(UserError, match=r"gives model\.embed_tokens no grid"):
         gguf.plan(checkpoint, {})
     with pytest.raises(UserError, match="the recipe takes"):
         gguf.write(checkpoint, model.on("F32"), model.packed, path, " " * 10**6, {})
+    bare = replace(checkpoint, tokenizer_dir=None)
     with pytest.raises(UserError, match="has no tokenizer"):
-        bare = replace(checkpoint, tokenizer_dir=None)
         gguf.write(bare, model.on("F32"), model.packed, path, "{}", {})
     assert not path.exists()

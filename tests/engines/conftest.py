@@ -1,0 +1,46 @@
+"""Written models for the engines, and transformers' logits to hold them against."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from tests.factories import VOCABULARY
+from tests.stitch.conftest import Model, make_model
+from transformers import AutoModelForCausalLM
+
+__all__ = ["make_model"]
+
+WINDOWS = 2
+LENGTH = 40
+
+
+@pytest.fixture(autouse=True)
+def _yield_waiting_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's threads wait by spinning, which starves them on busy machines."""
+    monkeypatch.setitem(os.environ, "OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture
+def windows() -> npt.NDArray[np.int64]:
+    """Random tokens, int64 [2, 40]."""
+    return np.random.default_rng(0).integers(0, VOCABULARY, (WINDOWS, LENGTH))
+
+
+def original_logits(model: Model, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Transformers on the checkpoint as it was before any rewrite, float32 [N, L, V]."""
+    reference = AutoModelForCausalLM.from_pretrained(model.source, dtype=torch.float32)
+    with torch.inference_mode():
+        logits: npt.NDArray[np.float32] = reference(torch.from_numpy(windows)).logits.numpy()
+    return logits
+
+
+def divergence(truth: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """Mean Kullback-Leibler divergence over positions, in nats; both [L, V]."""
+    truth_log, other_log = (
+        torch.from_numpy(logits).double().log_softmax(-1) for logits in (truth, other)
+    )
+    return float((truth_log.exp() * (truth_log - other_log)).sum(-1).mean())

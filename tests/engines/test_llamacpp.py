@@ -1,0 +1,136 @@
+"""Stock llama.cpp on our files: the same logits as transformers on the original."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tests.engines.conftest import divergence, original_logits
+from tests.factories import tiny_tokenizer
+from tests.stitch.conftest import Model
+
+from bitquilt.engines import Sampling, open_engine
+from bitquilt.engines.llamacpp import open_llamacpp
+from bitquilt.engines.torch import TorchEngine
+from bitquilt.errors import UserError
+from bitquilt.stitch import gguf
+
+EXACT = 1e-3
+GELU_TABLE = 5e-3
+"""ggml looks Gemma's GELU up in a half-precision table."""
+ACTIVATIONS = 0.02
+"""llama.cpp rounds activations to 8 bits (bfloat16 beside BF16 weights) before it multiplies:
+0.006 nats on real models, more on random ones."""
+
+SHAPES: dict[str, dict[str, object]] = {
+    "llama4_text": {},
+    "llama4_text without QK norm": {"qk_norm": False},
+    "llama4_text untied, 576 wide": {"tied": False, "hidden": 576},
+    "llama": {"kv_heads": 1},
+    "llama 640 wide": {"hidden": 640, "tied": False},
+    "qwen2": {"tied": False},
+    "qwen3": {},
+    "mistral": {"tied": False},
+    "gemma3_text": {"layers": 6},
+}
+
+
+def write(model: Model, path: Path, *grids: str) -> Path:
+    """A mix as a file."""
+    gguf.write(model.checkpoint, model.on(*grids), model.packed, path, "{}", {})
+    return path
+
+
+@pytest.mark.parametrize("case", SHAPES)
+def test_same_logits_as_the_original(
+    case: str,
+    make_model: Callable[..., Model],
+    windows: npt.NDArray[np.int64],
+    tmp_path: Path,
+) -> None:
+    model = make_model(case.split()[0], **SHAPES[case])
+    path = write(model, tmp_path / "model.gguf", "F32")
+    truth = original_logits(model, windows)
+    tolerance = GELU_TABLE if "gemma" in case else EXACT
+    with open_llamacpp(path, exact=True, threads=2) as engine:
+        for logits, reference in zip(engine.logits(windows), truth, strict=True):
+            np.testing.assert_allclose(logits, reference, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("family", "mix"),
+    [
+        ("llama4_text", ("BF16",)),
+        ("llama4_text", ("IQ2_XXS", "IQ3_S", "Q2_K", "IQ2_S", "IQ3_XXS", "IQ2_XS", "BF16")),
+        ("llama", ("Q4_K", "Q6_K", "Q8_0", "Q4_0")),
+        ("gemma3_text", ("IQ4_XS", "Q5_K", "Q3_K", "Q5_1", "IQ4_NL", "Q5_0", "Q4_1")),
+    ],
+)
+def test_mixes_compute_with_the_weights_that_are_read_back(
+    family: str,
+    mix: tuple[str, ...],
+    make_model: Callable[..., Model],
+    windows: npt.NDArray[np.int64],
+    tmp_path: Path,
+) -> None:
+    model = make_model(family)
+    path = write(model, tmp_path / "model.gguf", *mix)
+    weights = gguf.read_weights(path)
+    with TorchEngine(replace(model.checkpoint, reader=weights.__getitem__)) as reference:
+        truth = list(reference.logits(windows))
+    with open_llamacpp(path, exact=True, threads=2) as engine:
+        for logits, meant in zip(engine.logits(windows), truth, strict=True):
+            assert divergence(meant, logits) < ACTIVATIONS
+
+
+def test_greedy_answers_are_those_of_torch(
+    make_model: Callable[..., Model], tmp_path: Path
+) -> None:
+    model = make_model()
+    path = write(model, tmp_path / "model.gguf", "F32")
+    with open_engine(path) as engine, open_engine(model.source) as reference:
+        prompt = engine.tokenize("What is 347 + 585?", add_special=True)
+        assert prompt == tiny_tokenizer().encode("What is 347 + 585?")
+        answers = ["".join(e.generate(prompt, Sampling(), 24)) for e in (engine, reference)]
+        assert answers[0] == answers[1] != ""
+        drawn = Sampling(temperature=1.0, top_p=0.9, seed=3)
+        first, second = ("".join(engine.generate(prompt, drawn, 24)) for _ in range(2))
+        assert first == second != answers[0]
+
+
+def test_windows_longer_than_a_batch(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    model = make_model(layers=1)
+    path = write(model, tmp_path / "model.gguf", "F32")
+    window = np.random.default_rng(1).integers(0, 500, (1, 700))
+    with open_llamacpp(path, exact=True, threads=2) as engine:
+        (logits,) = engine.logits(window)
+    np.testing.assert_allclose(logits, original_logits(model, window)[0], rtol=0, atol=EXACT)
+
+
+def test_what_the_file_says_of_itself(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    model = make_model()
+    asks = {"do_sample": True, "temperature": 0.5, "top_p": 0.75, "top_k": 40}
+    model.checkpoint = replace(model.checkpoint, generation_config=asks)
+    with open_engine(write(model, tmp_path / "model.gguf", "Q8_0")) as engine:
+        assert engine.info.chat_template == model.checkpoint.chat_template
+        assert engine.info.special_tokens["bos_token"] == "<|begin_of_text|>"
+        assert engine.info.sampling == Sampling(temperature=0.5, top_p=0.75, top_k=40)
+
+
+def test_a_damaged_file_is_one_sentence(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    path = write(make_model(), tmp_path / "model.gguf", "Q8_0")
+    path.write_bytes(path.read_bytes()[:10_000])
+    with pytest.raises(UserError, match=r"cannot load .*model\.gguf"):
+        open_engine(path)
+
+
+def test_a_crash_is_one_sentence(make_model: Callable[..., Model], tmp_path: Path) -> None:
+    path = write(make_model(), tmp_path / "model.gguf", "Q8_0")
+    with open_llamacpp(path) as engine:
+        engine._process.kill()
+        with pytest.raises(UserError, match="crashed"):
+            engine.tokenize("hello")
