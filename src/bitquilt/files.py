@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bitquilt.errors import UserError
@@ -28,21 +29,40 @@ def written_whole(path: Path) -> Iterator[Path]:
         _remove(temporary)
         yield temporary
         _flush(temporary)
+        old = path.with_name(f".{path.name}.old")
         if path.is_dir():
             # a directory cannot be replaced in one step: move the old one aside first
-            old = path.with_name(f".{path.name}.old")
             _remove(old)
             path.rename(old)
-            temporary.rename(path)
-            _remove(old)
-        else:
-            temporary.replace(path)
+        temporary.replace(path)
+        _remove(old)
     except OSError as error:
         _remove(temporary)
         raise UserError(_sentence(error, path)) from error
     except BaseException:
         _remove(temporary)
         raise
+
+
+def require_room(directory: Path, nbytes: int) -> None:
+    """Make sure that ``nbytes`` can be written under ``directory``, which is made if missing.
+
+    For the moment before long work: what it finds out now would otherwise be found out after it.
+
+    Raises:
+        UserError: the directory cannot be made or written to, or the disk is too full.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            free = shutil.disk_usage(directory).free
+    except OSError as error:
+        raise UserError(_sentence(error, directory)) from error
+    if free < nbytes:
+        raise UserError(
+            f"{directory} has {free:,} bytes free and {nbytes:,} are needed; free space or choose "
+            "another directory"
+        )
 
 
 def _flush(path: Path) -> None:
@@ -55,7 +75,8 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # not there, or there is no such directory
+            path.unlink()
 
 
 def _sentence(error: OSError, path: Path) -> str:

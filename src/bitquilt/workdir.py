@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import safetensors
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitquilt.errors import UserError
-from bitquilt.files import written_whole
+from bitquilt.files import require_room, written_whole
+
+LOCK = ".lock"
 
 
 class WorkDir:
@@ -29,19 +36,17 @@ class WorkDir:
             UserError: it holds work of other settings, or another run is using it.
         """
         self.path = path
-        if path.exists() and not path.is_dir():
-            raise UserError(f"work directory {path} is a file; choose another with --work-dir")
-        file = path / "settings.json"
-        if file.exists():
-            _refuse_other_settings(path, json.loads(file.read_text()), settings)
-        else:
-            if path.exists() and any(path.iterdir()):
-                raise UserError(
-                    f"work directory {path} is not empty and not ours; choose another "
-                    "with --work-dir"
-                )
-            self.save_json("settings", settings)
+        _refuse_foreign(path)
+        require_room(path, 0)
         self._lock = _lock(path)
+        try:
+            if (there := self.load_json("settings")) is not None:
+                _refuse_other_settings(path, there, settings)
+            _remove_half_written(path)
+            self.save_json("settings", settings)
+        except BaseException:
+            self._lock.close()
+            raise
 
     def has(self, name: str) -> bool:
         """Whether the artefact exists."""
@@ -49,8 +54,9 @@ class WorkDir:
 
     def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
         """Write tensors and their facts under ``name``."""
-        with written_whole(self.path / f"{name}.safetensors") as temporary:
-            save_file({k: t.contiguous() for k, t in tensors.items()}, temporary, metadata=facts)
+        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        with written_whole(self.path / f"{name}.safetensors") as temporary, _os_errors():
+            save_file(whole, temporary, metadata=facts)
 
     def load(self, name: str) -> dict[str, Tensor]:
         """Read all tensors of an artefact."""
@@ -79,6 +85,37 @@ class WorkDir:
         self._lock.close()
 
 
+def _refuse_foreign(path: Path) -> None:
+    """Refuse a file, and a directory with something in it that no run of ours put there."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"work directory {path} is a file; choose another with --work-dir")
+    begun = {LOCK, ".settings.json.part"}  # what a run killed in its first moment leaves
+    ours = not path.exists() or (path / "settings.json").exists()
+    if not ours and {entry.name for entry in path.iterdir()} - begun:
+        raise UserError(
+            f"work directory {path} is not empty and not ours; choose another with --work-dir"
+        )
+
+
+def _remove_half_written(path: Path) -> None:
+    """Remove what a killed run was writing: ours, and the temporary files of safetensors."""
+    for file in path.rglob(".*"):
+        if file.name != LOCK:
+            file.unlink()
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn the errors of safetensors, which hold the system's in their text, into OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
 def _refuse_other_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     if differing:
@@ -90,7 +127,7 @@ def _refuse_other_settings(path: Path, there: dict[str, Any], here: dict[str, An
 
 
 def _lock(path: Path) -> IO[str]:
-    handle = (path / ".lock").open("w")
+    handle = (path / LOCK).open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
