@@ -160,13 +160,13 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
 def _space(checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget: int) -> Space:
     """The candidates that bring a whole file to ``budget`` bytes."""
     everything_f32 = dict.fromkeys(checkpoint.matrices, "F32")
-    capacity = budget - STITCHERS[target].plan(checkpoint, everything_f32).fixed_bytes
+    fixed = STITCHERS[target].plan(checkpoint, everything_f32).fixed_bytes
 
     def nbytes(module: str, grid: str) -> int:
         unaligned = grids.get(grid).nbytes(*checkpoint.matrices[module])
         return -(-unaligned // ALIGNMENT[target]) * ALIGNMENT[target]
 
-    return Space(menu(checkpoint, target, pins, nbytes, capacity), capacity)
+    return Space(menu(checkpoint, target, pins, nbytes, fixed, budget), budget - fixed)
 
 
 def targets(to: str) -> list[str]:

@@ -20,7 +20,7 @@ _MIB = 1 << 20
 @MODEL
 @JSON
 def inspect(model: str, as_json: bool) -> None:
-    """Say what MODEL is, what is odd about it, and what its parts cost."""
+    """Say what MODEL is, what is odd about it, what it costs."""
     from rich.console import Console
 
     from bitquilt.checkpoint.inspection import inspect as look

@@ -34,9 +34,12 @@ def main() -> None:
         bitquilt(standalone_mode=False)
     except UserError as error:
         _leave(str(error), 2)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.UsageError as error:
+        verb = error.ctx.command_path if error.ctx else "bitquilt"
+        _leave(f"{error.format_message().rstrip('.')}; see {verb} --help", 2)
     except (KeyboardInterrupt, click.Abort):
         _leave("stopped; the same command continues where it was", 130)
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,8 @@ import click
 from bitquilt.cli.options import BITS, JSON, MODEL, RECIPE, SIZE, TO, print_json
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from bitquilt.plan import Plan
 
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 def plan(
     model: str, bits: float | None, size: str | None, recipe: str | None, to: str, as_json: bool
 ) -> None:
-    """Print the exact size of what `quantize` would write, and the mix.
+    """Print the size and the mix of what `quantize` would write.
 
     MODEL may also be a config.json alone. With a budget, the size is final; the mix is a first
     guess that `quantize` improves within it.
@@ -39,19 +42,41 @@ def plan(
 
 
 def _print(made: Plan) -> None:
+    """The size, what it is made of, and the mix: no line is wider than a terminal of 80."""
     from rich.console import Console
+
+    console = Console(highlight=False)
+    total = made.layout.total_bytes
+    console.print(f"[bold]{made.target}[/bold]: {total:,} bytes, {made.bits:.3f} bits per weight\n")
+    console.print(_breakdown(made.layout.breakdown, total), "")
+    console.print(_mix(made.assignment), "")
+
+
+def _breakdown(parts: Mapping[str, int], total: int) -> Table:
     from rich.table import Table
 
-    total = made.layout.total_bytes
-    table = Table(
-        title=f"{made.target}: {total:,} bytes, {made.bits:.3f} bits per weight",
-        title_justify="left",
-    )
-    for column in ("part", "bytes", "MiB", "share"):
-        table.add_column(column, justify="left" if column == "part" else "right")
-    for part, nbytes in made.layout.breakdown.items():
-        table.add_row(part, f"{nbytes:,}", f"{nbytes / 2**20:.1f}", f"{nbytes / total:.1%}")
-    console = Console(highlight=False)
-    console.print(table)
-    mix = Counter(made.assignment.values())
-    console.print("matrices: " + ", ".join(f"{n} × {grid}" for grid, n in mix.most_common()))
+    table = Table("part", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("bytes", "MiB", "share"):
+        table.add_column(column, justify="right")
+    for part, nbytes in parts.items():
+        table.add_row(part, f"{nbytes:,}", _mebibytes(nbytes), f"{nbytes / total:.1%}")
+    return table
+
+
+def _mebibytes(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.{0 if nbytes >= 10 * 2**20 else 1}f}"
+
+
+def _mix(assignment: Mapping[str, str]) -> Table:
+    """One row per kind of matrix: how many of them are on which grid."""
+    from rich.table import Table
+
+    from bitquilt.search.scores import kind
+
+    grids: dict[str, Counter[str]] = {}
+    for module, grid in assignment.items():
+        grids.setdefault(kind(module), Counter())[grid] += 1
+    table = Table("matrix", "grids", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name, found in grids.items():
+        table.add_row(name, ", ".join(f"{count} × {grid}" for grid, count in found.most_common()))
+    return table

@@ -43,13 +43,13 @@ def quantize(
     work_dir: str | None,
     as_json: bool,
 ) -> None:
-    r"""Round MODEL to an exact size and measure what that costs.
+    """Round MODEL to an exact size and measure what that costs.
 
     \b
     bitquilt quantize demo --bits 4.5
     bitquilt quantize facebook/MobileLLM-R1-950M --size 600MB --to gguf
     bitquilt quantize ./my-model --recipe Q4_K_M --to gguf
-    """
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.pipeline import quantize as make
 
     result = make(

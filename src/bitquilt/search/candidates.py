@@ -1,11 +1,13 @@
 """Which grids each matrix may be put on: decided by widths, target and budget alone.
 
 Rounding a matrix that cannot end there is wasted, so only grids within reach of the budget's bits
-are candidates; the reach grows until the budget lies between the smallest and the largest mix.
+are candidates; the reach grows until some mix comes close to the budget.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping
 
 from bitquilt import grids
@@ -13,11 +15,13 @@ from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.errors import UserError
 from bitquilt.grids.grid import Grid
 from bitquilt.search.budget import human
-from bitquilt.search.knapsack import Choice, Menu, largest, smallest
+from bitquilt.search.knapsack import Choice, Menu, fullest, largest, smallest
 
 BELOW, ABOVE = 1.6, 2.2
 """Bits below and above the budget's that a matrix may take."""
 STEP = 0.5
+CLOSE = 0.005
+"""A file comes this near to its budget, as a share of it, where any mix does."""
 SUPERSEDED = {
     "gguf": {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"},
     "mlx": {"mxfp4"},
@@ -33,7 +37,8 @@ def menu(
     target: str,
     pins: Mapping[str, str],
     nbytes: CellBytes,
-    capacity: int,
+    fixed: int,
+    budget: int,
 ) -> Menu:
     """The candidates of every matrix with their sizes; divergences are still zero.
 
@@ -42,10 +47,11 @@ def menu(
         target: ``gguf`` or ``mlx``.
         pins: matrices whose grid is given.
         nbytes: the cost of a cell.
-        capacity: bytes that the matrices may take together.
+        fixed: bytes of the file that are no matrix.
+        budget: bytes that the whole file may take.
 
     Raises:
-        UserError: the budget is below the smallest or above the largest mix.
+        UserError: the budget is below the smallest or above the largest file.
     """
 
     def within(below: float, above: float) -> Menu:
@@ -57,17 +63,25 @@ def menu(
             for module, shape in checkpoint.matrices.items()
         }
 
-    weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
-    bits = capacity * 8 / weights
-    widest = within(64, 64)
-    if not smallest(widest) <= capacity <= largest(widest):
-        raise _out_of_range(widest, capacity)
-    below, above = BELOW, ABOVE
-    while smallest(within(below, above)) > capacity:
-        below += STEP
-    while largest(within(below, above)) < capacity:
-        above += STEP
-    return within(below, above)
+    capacity = budget - fixed
+    bits = capacity * 8 / sum(rows * columns for rows, columns in checkpoint.matrices.values())
+    widest = within(math.inf, math.inf)
+    least, most = fixed + smallest(widest), fixed + largest(widest)
+    if not least <= budget <= most:
+        weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+        raise UserError(_out_of_range(target, budget, least, most, weights, bool(pins)))
+    enough = capacity - CLOSE * budget
+    if fullest(widest, capacity) < enough:
+        enough = 0.0  # no mix comes close, so any will do
+    reach = itertools.count(0, STEP)
+    menus = (within(BELOW + more, ABOVE + more) for more in reach)
+    return next(found for found in menus if _fills(found, capacity, enough))
+
+
+def _fills(menu: Menu, capacity: int, enough: float) -> bool:
+    """Whether the capacity lies between the smallest and the largest mix, and one is that near."""
+    between = smallest(menu) <= capacity <= largest(menu)
+    return between and fullest(menu, capacity) >= enough
 
 
 def _grids(target: str, columns: int, low: float, high: float, pin: str | None) -> list[Grid]:
@@ -81,14 +95,19 @@ def _grids(target: str, columns: int, low: float, high: float, pin: str | None) 
     return reach or [min(fitting, key=lambda grid: max(low - grid.bits, grid.bits - high))]
 
 
-def _out_of_range(widest: Menu, capacity: int) -> UserError:
-    least, most = smallest(widest), largest(widest)
-    if capacity < least:
-        return UserError(
-            f"the budget leaves {human(max(capacity, 0))} ({max(capacity, 0):,} bytes) for the "
-            f"matrices and the smallest mix takes {human(least)} ({least:,} bytes)"
+def _out_of_range(
+    target: str, budget: int, least: int, most: int, weights: int, pinned: bool
+) -> str:
+    """What is possible, in the user's terms: bytes and bits of the whole file."""
+    holding = "with the recipe's pins " if pinned else ""
+    if budget < least:
+        bits = math.ceil(least * 8 / weights * 1000) / 1000
+        return (
+            f"{human(budget)} is too small: {holding}the smallest possible {target} file has "
+            f"{least:,} bytes; ask for --size {least} or --bits {bits:g}, or more"
         )
-    return UserError(
-        f"the budget leaves {human(capacity)} ({capacity:,} bytes) for the matrices and the "
-        f"largest mix, all in F32, takes {human(most)} ({most:,} bytes)"
+    bits = min(32.0, math.floor(most * 8 / weights * 1000) / 1000)
+    return (
+        f"{human(budget)} is too large: {holding}the largest possible {target} file has "
+        f"{most:,} bytes; ask for --size {most} or --bits {bits:g}, or less"
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +47,22 @@ def largest(menu: Menu) -> int:
     return sum(max(choice.nbytes for choice in choices) for choices in menu.values())
 
 
+def fullest(menu: Menu, capacity: int) -> int:
+    """Bytes of the largest mix that fits in ``capacity``, which must not be below the smallest."""
+    unit = _unit(menu)
+    within = (1 << (capacity // unit + 1)) - 1
+    reached = 1  # bit n is set where some mix of the matrices so far takes n units
+    for choices in menu.values():
+        sizes = {choice.nbytes // unit for choice in choices}
+        reached = reduce(or_, (reached << size for size in sizes)) & within
+    return (reached.bit_length() - 1) * unit
+
+
+def _unit(menu: Menu) -> int:
+    """The largest common divisor of all sizes."""
+    return math.gcd(*(choice.nbytes for choices in menu.values() for choice in choices))
+
+
 class Table:
     """Least divergence for every reachable total up to a capacity."""
 
@@ -62,7 +80,7 @@ class Table:
         if capacity < least:
             raise UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
         self.menu = menu
-        divisor = math.gcd(*(choice.nbytes for choices in menu.values() for choice in choices))
+        divisor = _unit(menu)
         self.unit = divisor * max(1, math.ceil(capacity / divisor / MOST_UNITS))
         columns = capacity // self.unit + 1
         self.divergence: NDArray[np.float64] = np.full(columns, np.inf)
