@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -23,12 +24,15 @@ from bitquilt.effort import WINDOW, Effort, effort
 from bitquilt.evaluation import written
 from bitquilt.evaluation.in_engine import run_in_engine
 from bitquilt.evaluation.written import Teacher
+from bitquilt.files import require_room, written_whole
 from bitquilt.forward import BlockwiseModel
 from bitquilt.plan import STITCHERS, Plan, Request, Space, make_plan, targets
 from bitquilt.progress import Reporter
 from bitquilt.result import Output, Result
 from bitquilt.search import scores
 from bitquilt.search.knapsack import Table
+from bitquilt.stitch import mlx
+from bitquilt.stitch.destination import check_directory, check_file
 from bitquilt.workdir import WorkDir
 
 SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
@@ -68,19 +72,20 @@ def quantize(
     checkpoint = open_checkpoint(model)
     request = Request.parse(bits, size, recipe)
     plans = [make_plan(checkpoint, request, target) for target in targets(to)]
+    require_room(Path(output), sum(made.layout.total_bytes for made in plans))
+    stem = f"{checkpoint.name}-{request.label}"
+    paths = [_destination(Path(output), stem, made.target) for made in plans]
 
     much = effort(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
     documents, dropped = calibration_documents(Path(calibration) if calibration else None)
     for source in dropped:
         reporter.say(f"calibration document {source} repeats held-out text and is left out")
-    encode = encoder(checkpoint)
-    tokens = token_windows(documents, encode, much.calibration, WINDOW)
-    held_out = token_windows(corpus.bundled("held-out"), encode, much.held_out, WINDOW)
-
-    stem = Path(output) / f"{checkpoint.name}-{request.label}"
     directory = Path(work_dir) if work_dir else Path(output) / f"{checkpoint.name}.work"
     settings = _settings(checkpoint, corpus.fingerprint(documents), much)
     with WorkDir(directory, settings) as work:
+        encode = encoder(checkpoint)
+        tokens = token_windows(documents, encode, much.calibration, WINDOW)
+        held_out = token_windows(corpus.bundled("held-out"), encode, much.held_out, WINDOW)
         with reporter.stage("Reading calibration text", 2 * checkpoint.layers + 1) as step:
             capture(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
         bank = Bank(checkpoint, work)
@@ -90,10 +95,20 @@ def quantize(
             original = written.original(teacher)
             step()
         outputs = [
-            _stitch(made, mix, bank, teacher, stem, reporter)
-            for made, mix in zip(plans, mixes, strict=True)
+            _stitch(made, mix, bank, teacher, path, reporter)
+            for made, mix, path in zip(plans, mixes, paths, strict=True)
         ]
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
+
+
+def _destination(directory: Path, stem: str, target: str) -> Path:
+    """Where a file goes; refused now if something else is in its place."""
+    path = directory / (stem + SUFFIX[target])
+    if target == "gguf":
+        check_file(path)
+    else:
+        check_directory(path, marker=mlx.RECIPE_FILE)
+    return path
 
 
 def _settings(checkpoint: Checkpoint, calibration: str, much: Effort) -> dict[str, Any]:
@@ -157,15 +172,15 @@ def _stitch(
     mix: Mapping[str, str],
     bank: Bank,
     teacher: Teacher,
-    stem: Path,
+    path: Path,
     reporter: Reporter,
 ) -> Output:
     """Write one file, read it back, and measure it in torch and in its own engine."""
     checkpoint, stitcher = bank.checkpoint, STITCHERS[made.target]
-    path = stem.with_name(stem.name + SUFFIX[made.target])
     recipe_json = recipes.from_assignment(mix, checkpoint).to_json()
     with reporter.stage(f"Writing {path}", 3) as step:
         stitcher.write(checkpoint, mix, bank.packed, path, recipe_json, {})
+        _write_recipe(path, recipe_json)
         stitcher.check(path, checkpoint, mix, bank.packed)
         step()
         read_back = stitcher.read_weights(path)
@@ -175,3 +190,10 @@ def _stitch(
         step()
     nbytes = made.layout.total_bytes
     return Output(made.target, path, nbytes, made.bits, dict(mix), figures, engine, note)
+
+
+def _write_recipe(path: Path, recipe_json: str) -> None:
+    """Put the recipe beside a GGUF file, for people; an MLX directory has it inside."""
+    if path.suffix == ".gguf":
+        with written_whole(path.with_suffix(".recipe.json")) as beside:
+            beside.write_text(json.dumps(json.loads(recipe_json), indent=2) + "\n", "utf-8")
