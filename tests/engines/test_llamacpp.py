@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.engines.conftest import divergence, original_logits
 from tests.factories import tiny_tokenizer
 from tests.stitch.conftest import Model
 
+from bitquilt.checkpoint import open_checkpoint
 from bitquilt.engines import Sampling, open_engine
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.engines.torch import TorchEngine
@@ -85,6 +87,32 @@ def test_mixes_compute_with_the_weights_that_are_read_back(
     with open_llamacpp(path, exact=True, threads=2) as engine:
         for logits, meant in zip(engine.logits(windows), truth, strict=True):
             assert divergence(meant, logits) < ACTIVATIONS
+
+
+LONG = {"rope_theta": 1e5, "factor": 4.0, "original_max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize(
+    ("family", "scaling"),
+    [
+        ("llama", {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
+        ("llama", {**LONG, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
+        ("qwen3", {**LONG, "rope_type": "yarn"}),
+    ],
+    ids=["linear", "llama3", "yarn"],
+)
+def test_scaled_rope_beyond_the_original_context(
+    family: str, scaling: dict[str, object], make_model: Callable[..., Model], tmp_path: Path
+) -> None:
+    source = make_model(family, layers=1).source
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "rope_parameters": scaling}))
+    model = Model(source, open_checkpoint(source))
+    window = np.random.default_rng(1).integers(0, 500, (1, 300))
+    path = write(model, tmp_path / "model.gguf", "F32")
+    with open_llamacpp(path, exact=True, threads=2) as engine:
+        (logits,) = engine.logits(window)
+    np.testing.assert_allclose(logits, original_logits(model, window)[0], rtol=0, atol=EXACT)
 
 
 def test_greedy_answers_are_those_of_torch(

@@ -25,7 +25,7 @@ needs_mlx = pytest.mark.skipif(
 
 EXACT = 1e-3
 BFLOAT16 = 0.01
-"""Quantized models compute in bfloat16."""
+"""Quantized models compute in bfloat16 where mlx has a GPU."""
 
 SHAPES: dict[str, dict[str, object]] = {
     "llama4_text": {},

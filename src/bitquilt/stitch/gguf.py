@@ -51,6 +51,9 @@ from bitquilt.stitch.model_card import licence
 RECIPE_KEY = "bitquilt.recipe"
 QUANTIZATION_VERSION = 2
 
+Factors = npt.NDArray[np.float32]
+"""Llama 3's RoPE frequency divisors, [head_dim / 2]."""
+
 _FILE_TYPE_NAMES = {
     "F32": "ALL_F32",
     "Q3_K": "MOSTLY_Q3_K_M",
@@ -70,8 +73,9 @@ def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
     """
     chosen = grids_of(checkpoint, assignment, "gguf")
     metadata = _metadata(checkpoint, chosen, "", {})
-    infos = _tensor_infos(checkpoint, chosen)
-    by_module = dict(zip(_modules(checkpoint), infos, strict=True))
+    factors = _rope_factors(checkpoint)
+    infos = _tensor_infos(checkpoint, chosen, factors)
+    by_module = dict(zip(_modules(checkpoint, factors), infos, strict=True))
     tensor_bytes = {module: aligned(by_module[module].nbytes) for module in chosen}
     start = len(header(metadata, infos))
     fixed = start + sum(aligned(i.nbytes) for m, i in by_module.items() if m not in chosen)
@@ -119,11 +123,14 @@ def write(
             "put tokenizer.json beside config.json"
         )
     chosen = grids_of(checkpoint, assignment, "gguf")
-    infos = _tensor_infos(checkpoint, chosen)
+    factors = _rope_factors(checkpoint)
+    infos = _tensor_infos(checkpoint, chosen, factors)
     check_file(path)
     with written_whole(path) as beside, open(beside, "wb") as file:
         file.write(header(_metadata(checkpoint, chosen, recipe_json, extra), infos))
-        for info, data in zip(infos, _tensor_data(checkpoint, chosen, packed), strict=True):
+        for info, data in zip(
+            infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True
+        ):
             _check_size(info, data)
             file.write(data.tobytes())
             file.write(bytes(aligned(info.nbytes) - info.nbytes))
@@ -138,12 +145,13 @@ def check(path: Path, checkpoint: Checkpoint, assignment: Assignment, packed: Pa
         UserError: anything differs from what was meant; names the first tensor.
     """
     chosen = grids_of(checkpoint, assignment, "gguf")
-    infos = _tensor_infos(checkpoint, chosen)
+    factors = _rope_factors(checkpoint)
+    infos = _tensor_infos(checkpoint, chosen, factors)
     found = read_header(path).tensors
     if odd := sorted(set(found) ^ {info.name for info in infos}):
         raise UserError(f"{path}: the tensor {odd[0]} is missing or was not meant; write it again")
     stored = np.memmap(path, np.uint8, "r")
-    for info, meant in zip(infos, _tensor_data(checkpoint, chosen, packed), strict=True):
+    for info, meant in zip(infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True):
         tensor = found[info.name]
         if (tensor.shape, tensor.type) != (info.shape, info.type):
             raise UserError(f"{path}: {info.name} has another shape or type than was meant")
@@ -227,16 +235,18 @@ def _file_type(checkpoint: Checkpoint, chosen: dict[str, Grid]) -> LlamaFileType
     return LlamaFileType[_FILE_TYPE_NAMES.get(most, f"MOSTLY_{most}")]
 
 
-def _modules(checkpoint: Checkpoint) -> list[str]:
+def _modules(checkpoint: Checkpoint, factors: Factors | None) -> list[str]:
     """Keys of the file's tensors in order: module paths of matrices, names of everything else."""
     keys = [
         name.removesuffix(".weight") if len(shape) == 2 else name
         for name, shape in checkpoint.shapes.items()
     ]
-    return [*keys, ROPE_FREQS] if _rope_factors(checkpoint) is not None else keys
+    return keys if factors is None else [*keys, ROPE_FREQS]
 
 
-def _tensor_infos(checkpoint: Checkpoint, chosen: dict[str, Grid]) -> list[TensorInfo]:
+def _tensor_infos(
+    checkpoint: Checkpoint, chosen: dict[str, Grid], factors: Factors | None
+) -> list[TensorInfo]:
     infos = []
     for name, shape in checkpoint.shapes.items():
         gguf_name = names.gguf_name(name, checkpoint.config["model_type"])
@@ -247,7 +257,6 @@ def _tensor_infos(checkpoint: Checkpoint, chosen: dict[str, Grid]) -> list[Tenso
         else:
             kind = GGMLQuantizationType[grid.name]
             infos.append(TensorInfo(gguf_name, shape, kind, grid.nbytes(*shape)))
-    factors = _rope_factors(checkpoint)
     if factors is not None:
         kind = GGMLQuantizationType.F32
         infos.append(TensorInfo(ROPE_FREQS, factors.shape, kind, factors.nbytes))
@@ -255,7 +264,7 @@ def _tensor_infos(checkpoint: Checkpoint, chosen: dict[str, Grid]) -> list[Tenso
 
 
 def _tensor_data(
-    checkpoint: Checkpoint, chosen: dict[str, Grid], packed: PackedSource
+    checkpoint: Checkpoint, chosen: dict[str, Grid], packed: PackedSource, factors: Factors | None
 ) -> Iterator[npt.NDArray[Any]]:
     """The bytes of every tensor in file order, as arrays of the stored type."""
     for name in checkpoint.shapes:
@@ -266,7 +275,6 @@ def _tensor_data(
         else:
             rows = checkpoint.load(name) + _offset(checkpoint.config, name)
         yield (rows if order is None else rows[order]).numpy()
-    factors = _rope_factors(checkpoint)
     if factors is not None:
         yield factors
 
@@ -292,7 +300,7 @@ def _offset(config: dict[str, Any], name: str) -> float:
     return names.norm_offset(config["model_type"]) if name.endswith("norm.weight") else 0.0
 
 
-def _rope_factors(checkpoint: Checkpoint) -> npt.NDArray[Any] | None:
+def _rope_factors(checkpoint: Checkpoint) -> Factors | None:
     if checkpoint.gguf_source is not None:
         return source_rope_factors(checkpoint.gguf_source)
     return rope_factors(checkpoint.config)
