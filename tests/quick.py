@@ -1,0 +1,67 @@
+"""``quantize`` on a few short windows of little text, for tests that are not about the text.
+
+:func:`command` is the command line with that, for tests that need a process of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shlex
+import signal
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.models.qwen3 import modeling_qwen3  # noqa: F401 (seconds, once, for all forks)
+
+from bitquilt import pipeline
+from bitquilt.calibration import corpus, text
+from bitquilt.calibration.corpus import Document
+from bitquilt.cli.main import main
+from bitquilt.effort import Effort
+
+TEXTS = {"calibration": inspect.getsource(textwrap), "held-out": inspect.getsource(shlex)}
+
+
+def hurry(patch: pytest.MonkeyPatch, *, engine: bool = False) -> None:
+    """Make ``quantize`` read 8 windows of 32 tokens in all, and run no engine unless asked to."""
+    patch.setattr(pipeline, "effort", lambda _: Effort(4, 2, 1, 2))
+    patch.setattr(pipeline, "WINDOW", 32)
+    for module in (corpus, text):
+        patch.setattr(module, "bundled", _bundled)
+    if not engine:
+        patch.setattr(pipeline, "run_in_engine", lambda *_: (None, "not run: a test"))
+
+
+def _bundled(split: str) -> list[Document]:
+    return [Document("code", split, TEXTS[split], None)]
+
+
+def command(arguments: list[str], log: Path, die_at: int | None = None) -> None:
+    """Run ``bitquilt`` with these arguments, its output in ``log``.
+
+    Args:
+        arguments: of the command line.
+        log: gets standard output and error.
+        die_at: SIGKILL this process when it is about to flush its n-th file to disk.
+    """
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    flushed = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal flushed
+        flushed += 1
+        if flushed == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        hurry(patch)
+        patch.setattr(os, "fsync", fsync)
+        sys.argv = ["bitquilt", *arguments]
+        main()

@@ -1,0 +1,90 @@
+"""Killed at any moment, the same command ends with the bytes of an undisturbed run."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from pathlib import Path
+
+import pytest
+from tests.factories import tiny_checkpoint
+from tests.quick import command
+
+KILLS = {
+    1: ".settings.json.part",
+    3: ".head.safetensors.part",
+    4: ".model.embed_tokens.safetensors.part",
+    11: ".probes.json.part",
+    13: ".tiny-llama4_text-4.5bit.gguf.part",
+    5: ".tiny-llama4_text-4.5bit-mlx.part",
+}
+"""What each run, continuing the one before, is killed at: the n-th file that it flushes to disk,
+and the name that file has before it is whole."""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run the command line in a process of its own; gives its exit code and output.
+
+    The processes are forked from one that has imported everything, which takes seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.quick"])
+    log = tmp_path_factory.mktemp("log") / "log"
+
+    def run(arguments, die_at=None):
+        process = context.Process(target=command, args=(arguments, log, die_at))
+        process.start()
+        process.join()
+        return process.exitcode, log.read_text()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"), layers=1)
+
+
+def quantize(model: Path, output: Path, *more: str) -> list[str]:
+    work = ["--work-dir", str(output / "work")]
+    return ["quantize", str(model), "--bits", "4.5", "-o", str(output), *work, *more]
+
+
+def hidden(directory: Path) -> set[str]:
+    return {path.name for path in directory.rglob(".*")}
+
+
+def made(directory: Path) -> dict[str, bytes]:
+    """Everything that was written but the work directory, hidden files too."""
+    names = {path: path.relative_to(directory) for path in directory.rglob("*") if path.is_file()}
+    return {str(n): p.read_bytes() for p, n in names.items() if n.parts[0] != "work"}
+
+
+def test_killed_again_and_again(run, model, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    code, said = run(quantize(model, undisturbed, "--to", "both"))
+    assert code == 0, said
+    for moment, unfinished in KILLS.items():
+        code, said = run(quantize(model, killed, "--to", "both"), die_at=moment)
+        assert code == -signal.SIGKILL, said
+        assert hidden(killed) == {".lock", unfinished}
+    code, said = run(quantize(model, killed, "--to", "both"))
+    assert code == 0, said
+    assert made(killed) == made(undisturbed)
+    assert hidden(killed) == {".lock"}
+
+
+def test_other_settings_are_refused_by_name(run, model, tmp_path):
+    code, _ = run(quantize(model, tmp_path), die_at=2)
+    assert code == -signal.SIGKILL
+    (tmp_path / "mine.txt").write_text("Other words for the calibration. " * 100)
+    code, said = run(quantize(model, tmp_path, "--calibration", str(tmp_path / "mine.txt")))
+    assert code == 2
+    assert "work of other settings (calibration: " in said
+    assert said.count("\n") == 1
+    other = tiny_checkpoint(tmp_path, layers=1, seed=1)
+    code, said = run(quantize(other, tmp_path))
+    assert code == 2
+    assert "work of other settings (checkpoint: " in said
+    assert "Traceback" not in said
