@@ -51,7 +51,7 @@ def test_weights_of_a_mix(bank):
     bank.build({module: ["Q4_K"]}, lambda: None)
     weights = bank.weights({module: "Q4_K"})
     exact = bank.checkpoint.load(f"{module}.weight")
-    importance = bank.hessian(module).diagonal().contiguous()
+    importance = bank.moments.hessian(module).diagonal().contiguous()
     grid = grids.get("Q4_K")
     expected = grid.dequantize(grid.round_nearest(exact, importance))
     assert torch.equal(weights(f"{module}.weight"), expected)

@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from bitquilt import grids
-from bitquilt.calibration.capture import input_of
-from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.calibration.moments import Moments
+from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.grids.grid import Packed
 from bitquilt.progress import Step
-from bitquilt.rounding.error import embedding_divergence, matrix_divergence
 from bitquilt.workdir import WorkDir
 
 Candidates = Mapping[str, Sequence[str]]
@@ -28,45 +27,33 @@ class Bank:
     def __init__(self, checkpoint: Checkpoint, work: WorkDir) -> None:
         self.checkpoint = checkpoint
         self.work = work
+        self.moments = Moments(checkpoint, work)
 
     def build(self, candidates: Candidates, step: Step) -> None:
         """Round what is not there yet; ``step`` is called once per (matrix, grid)."""
-        gradients = self.work.load("gradients")
         for module, names in candidates.items():
             have = self.predicted(module)
             missing = [name for name in names if name not in have]
             for _ in range(len(names) - len(missing)):
                 step()
             if missing:
-                self._add(module, missing, gradients, step)
+                self._add(module, missing, step)
 
-    def _add(
-        self, module: str, names: Sequence[str], gradients: dict[str, Tensor], step: Step
-    ) -> None:
+    def _add(self, module: str, names: Sequence[str], step: Step) -> None:
         weight = self.checkpoint.load(f"{module}.weight")
-        hessian = self.hessian(module)
+        hessian = self.moments.hessian(module)
         importance = hessian.diagonal().contiguous()
-        parts = self.work.load(_artefact(module)) if self.work.has(_artefact(module)) else {}
+        artefact = _artefact(module)
+        parts = self.work.load(artefact) if self.work.has(artefact) else {}
         facts = {name: repr(score) for name, score in self.predicted(module).items()}
         for name in names:
             grid = grids.get(name)
             packed = grid.round_nearest(weight, importance)
             error = grid.dequantize(packed) - weight
-            score = _divergence(self.checkpoint, module, error, hessian, gradients)
             parts |= {f"{name}/{part}": tensor for part, tensor in packed.items()}
-            facts[name] = repr(score)
+            facts[name] = repr(self.moments.divergence(module, error, hessian))
             step()
-        self.work.save(_artefact(module), parts, facts)
-
-    def hessian(self, module: str) -> Tensor:
-        """Mean of x xᵀ [C, C] over the calibration tokens at a matrix's input."""
-        if module in (EMBEDDING, HEAD):
-            artefact, key = "hessians/head", HEAD
-        else:
-            artefact, key = f"hessians/{module.split('.')[2]}", input_of(module)
-        with self.work.open(artefact) as handle:
-            hessian: Tensor = handle.get_tensor(key)
-            return hessian
+        self.work.save(artefact, parts, facts)
 
     def predicted(self, module: str) -> dict[str, float]:
         """Grid name → predicted divergence in nats per token, for the grids that are there."""
@@ -97,21 +84,3 @@ class Bank:
 
 def _artefact(module: str) -> str:
     return f"bank/{module}"
-
-
-def _divergence(
-    checkpoint: Checkpoint,
-    module: str,
-    error: Tensor,
-    hessian: Tensor,
-    gradients: dict[str, Tensor],
-) -> float:
-    """Predicted KL in nats per token of a rounding error [R, C]."""
-    total = 0.0
-    if module == EMBEDDING:
-        total += embedding_divergence(error, gradients["tokens"], gradients["columns"])
-    if module == HEAD or (module == EMBEDDING and checkpoint.tied):
-        total += matrix_divergence(error, hessian, gradients["head"])
-    elif module != EMBEDDING:
-        total += matrix_divergence(error, hessian, gradients[module])
-    return total

@@ -17,6 +17,7 @@ from bitquilt import recipe as recipes
 from bitquilt.bank import Bank, Candidates
 from bitquilt.calibration import corpus
 from bitquilt.calibration.capture import capture
+from bitquilt.calibration.moments import Moments
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ from bitquilt.evaluation.in_engine import run_in_engine
 from bitquilt.evaluation.written import Teacher
 from bitquilt.files import require_room, written_whole
 from bitquilt.forward import BlockwiseModel
-from bitquilt.plan import STITCHERS, Plan, Request, Space, make_plan, targets
+from bitquilt.plan import STITCHERS, Plan, Request, make_plan, targets
 from bitquilt.progress import Reporter
 from bitquilt.result import Output, Result
 from bitquilt.search import scores
@@ -89,7 +90,9 @@ def quantize(
         with reporter.stage("Reading calibration text", 2 * checkpoint.layers + 1) as step:
             capture(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
         bank = Bank(checkpoint, work)
-        mixes = [_decide(made, bank, tokens[: much.probes], reporter) for made in plans]
+        searched = any(made.space for made in plans)
+        factors = _factors(bank.moments, tokens[: much.probes], reporter) if searched else {}
+        mixes = [_decide(made, bank, factors, reporter) for made in plans]
         with reporter.stage("Reading held-out text", 1) as step:
             teacher = Teacher.of(checkpoint, held_out, work, "held-out")
             original = written.original(teacher)
@@ -126,13 +129,28 @@ def _settings(checkpoint: Checkpoint, calibration: str, much: Effort) -> dict[st
     }
 
 
-def _decide(made: Plan, bank: Bank, tokens: torch.Tensor, reporter: Reporter) -> Mapping[str, str]:
+def _factors(moments: Moments, tokens: torch.Tensor, reporter: Reporter) -> dict[str, float]:
+    """Kind of matrix → what its predictions are multiplied by; measured once and kept."""
+    work = moments.work
+    known = work.load_json("probes")
+    if known is None:
+        total = len(scores.kinds(moments.checkpoint)) + 1
+        with reporter.stage("Measuring each kind of matrix", total) as step:
+            teacher = Teacher.of(moments.checkpoint, tokens, work, "probes")
+            step()
+            known = [asdict(probe) for probe in scores.measure(moments, teacher, step)]
+        work.save_json("probes", known)
+    return {probe["kind"]: scores.Probe(**probe).factor for probe in known}
+
+
+def _decide(
+    made: Plan, bank: Bank, factors: Mapping[str, float], reporter: Reporter
+) -> Mapping[str, str]:
     """Round the candidates and choose among them: module path → grid name."""
     if made.space is None:
         _build(bank, {module: [grid] for module, grid in made.assignment.items()}, made, reporter)
         return made.assignment
     _build(bank, made.space.candidates, made, reporter)
-    factors = _factors(made.space, bank, tokens, reporter)
     table = Table(scores.scored(bank, made.space.menu, factors), made.space.capacity)
     return table.solve(made.space.capacity)
 
@@ -141,30 +159,6 @@ def _build(bank: Bank, candidates: Candidates, made: Plan, reporter: Reporter) -
     total = sum(map(len, candidates.values()))
     with reporter.stage(f"Rounding for {made.target}", total) as step:
         bank.build(candidates, step)
-
-
-def _factors(
-    space: Space, bank: Bank, tokens: torch.Tensor, reporter: Reporter
-) -> dict[str, float]:
-    """What the predictions of each kind of matrix are multiplied by; measured once and kept."""
-    weights = sum(rows * columns for rows, columns in bank.checkpoint.matrices.values())
-    wanted = scores.probes(space.menu, space.capacity * 8 / weights)
-    known = [scores.Probe(**facts) for facts in bank.work.load_json("probes") or []]
-    missing = {
-        kind: assignment
-        for kind, assignment in wanted.items()
-        if not any(probe.answers(kind, assignment) for probe in known)
-    }
-    if missing:
-        with reporter.stage("Measuring each kind of matrix", len(missing) + 1) as step:
-            teacher = Teacher.of(bank.checkpoint, tokens, bank.work, "probes")
-            step()
-            known += scores.measure(bank, teacher, missing, step)
-        bank.work.save_json("probes", [asdict(probe) for probe in known])
-    return {
-        kind: next(probe.factor for probe in known if probe.answers(kind, assignment))
-        for kind, assignment in wanted.items()
-    }
 
 
 def _stitch(

@@ -14,6 +14,8 @@ from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.errors import UserError
 
 Encode = Callable[[Document], list[int]]
+ENOUGH = 16
+"""Characters tokenized for each token needed: three or four times what windows are cut from."""
 
 
 def encoder(checkpoint: Checkpoint) -> Encode:
@@ -53,5 +55,10 @@ def calibration_documents(file: Path | None) -> tuple[list[Document], list[str]]
 
 
 def token_windows(documents: Sequence[Document], encode: Encode, count: int, length: int) -> Tensor:
-    """int64 [count, length] windows of the documents."""
-    return torch.from_numpy(windows(documents, encode, count, length))
+    """int64 [count, length] windows of the documents, spread over all of them.
+
+    Only as many documents are tokenized as give several times the text that is needed.
+    """
+    characters = sum(len(passage) for document in documents for passage in document.passages)
+    stride = max(1, characters // (count * length * ENOUGH))
+    return torch.from_numpy(windows(documents[::stride], encode, count, length))

@@ -51,7 +51,7 @@ def resolve(reference: str) -> Path:
 def short_name(reference: str, path: Path) -> str:
     """A model's name for people and file names: the last part of its hub id or path."""
     if reference == DEMO:
-        return "bitquilt-demo"
+        return DEMO
     if Path(reference).expanduser().exists():
         return path.resolve().name
     return reference.rpartition("/")[2]

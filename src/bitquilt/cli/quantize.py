@@ -77,22 +77,23 @@ def _table(result: Result) -> None:
     from bitquilt.search.budget import human
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("on held-out text")
+    table.add_column(result.model, no_wrap=True)
     for column in ("size", "bits", "KL, nats/token", "top-1", "perplexity"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_row(f"{result.model}, original", "", "", "", "", _perplexity(result.original))
+    table.add_row("original", "", "", "", "", _perplexity(result.original))
     for output in result.outputs:
         size = (human(output.nbytes), f"{output.bits:.3f}")
-        table.add_row(output.path.name, *size, *_measured(output.figures))
+        table.add_row(output.target, *size, *_measured(output.figures))
         if output.engine:
-            label = f"  in {output.engine.engine}, {output.engine.tokens:,} tokens"
-            table.add_row(label, "", "", *_measured(output.engine), style="dim")
+            table.add_row(f"  in {output.engine.engine}", "", "", *_measured(output.engine), style="dim")
     console = Console(highlight=False)
     console.print(table)
     for output in result.outputs:
-        console.print(f"{output.path}: {output.note}", markup=False, soft_wrap=True)
+        excerpt = f" ({output.engine.tokens:,} tokens)" if output.engine else ""
+        line = f"{output.path}: {output.note}{excerpt}"
+        console.print(line, markup=False, soft_wrap=True)
     console.print(
-        f"KL and top-1 agreement are against the original, on {result.original.tokens:,} tokens; "
+        f"KL and top-1 are against the original, on {result.original.tokens:,} held-out tokens; "
         f"intervals are 95 %. {result.seconds:.0f} s in all."
     )
 

@@ -1,52 +1,97 @@
 """The cost of every (matrix, grid): predicted divergence, scaled by a few measured ones.
 
-The prediction of :mod:`bitquilt.rounding.error` orders matrices of one kind well, and is off by a
-factor that depends on the kind (what the residual stream and the softmax do with the error). One
-measured divergence per kind of matrix, all of that kind rounded together, gives the factor.
+The prediction of :mod:`bitquilt.rounding.error` is close for most kinds of matrix and off by a
+factor for some (several times too small for v, whose error attention averages over many tokens).
+One measured divergence per kind, all of that kind disturbed together, gives the factor. Noise of
+a rounding's size disturbs them, so the factors serve every grid, budget and target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 from bitquilt import grids
 from bitquilt.bank import Bank
+from bitquilt.calibration.moments import Moments
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.evaluation import written
 from bitquilt.evaluation.written import Teacher
 from bitquilt.progress import Step
 from bitquilt.search.knapsack import Menu
 
-PROBE_BELOW = 0.5
-"""A kind is probed on the candidates nearest to this many bits below the budget's."""
+NOISE = 0.1
+"""Its size relative to the weights, that of a rounding to 3 or 4 bits."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """One kind of matrix rounded, all others exact."""
+    """One kind of matrix disturbed, all others exact; divergences in nats per token."""
 
     kind: str
-    grids: dict[str, str]
-    """Module path → grid name."""
     predicted: float
-    """Nats per token, summed over its matrices."""
+    """Summed over its matrices."""
     measured: float
-    """Nats per token."""
 
     @property
     def factor(self) -> float:
         """What a prediction of this kind is multiplied by."""
         return self.measured / self.predicted if self.predicted > 0 else 1.0
 
-    def answers(self, kind: str, assignment: Mapping[str, str]) -> bool:
-        """Whether this is the probe of that kind on those grids."""
-        return self.kind == kind and self.grids == assignment
-
 
 def kind(module: str) -> str:
     """The kind of a matrix: the last part of its module path (``q_proj``, ``embed_tokens``)."""
     return module.rsplit(".", 1)[-1]
+
+
+def kinds(checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """Kind → module paths."""
+    found: dict[str, list[str]] = {}
+    for module in checkpoint.matrices:
+        found.setdefault(kind(module), []).append(module)
+    return found
+
+
+def measure(moments: Moments, teacher: Teacher, step: Step) -> list[Probe]:
+    """Disturb each kind of matrix and measure how far the model moves.
+
+    Args:
+        moments: of the captured checkpoint.
+        teacher: the original on a few calibration windows.
+        step: called after each kind.
+    """
+    checkpoint, probes = moments.checkpoint, []
+    for name, modules in kinds(checkpoint).items():
+        predicted = sum(_predicted(moments, module) for module in modules)
+        measured = written.measure(teacher, checkpoint, _disturbed(checkpoint, modules)).kl.mean
+        probes.append(Probe(name, predicted, measured))
+        step()
+    return probes
+
+
+def _predicted(moments: Moments, module: str) -> float:
+    noise = _noise(moments.checkpoint, module)
+    return moments.divergence(module, noise, moments.hessian(module))
+
+
+def _disturbed(checkpoint: Checkpoint, modules: list[str]) -> Callable[[str], Tensor]:
+    def load(name: str) -> Tensor:
+        module = name.removesuffix(".weight")
+        weight = checkpoint.load(name)
+        return weight + _noise(checkpoint, module) if module in modules else weight
+
+    return load
+
+
+def _noise(checkpoint: Checkpoint, module: str) -> Tensor:
+    """Gaussian noise [R, C], NOISE times the root mean square of each row; the same every time."""
+    weight = checkpoint.load(f"{module}.weight")
+    seed = list(checkpoint.matrices).index(module)
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+    return noise * (NOISE * weight.square().mean(1, keepdim=True).sqrt())
 
 
 def prior(checkpoint: Checkpoint, menu: Menu) -> Menu:
@@ -70,38 +115,9 @@ def scored(bank: Bank, menu: Menu, factors: Mapping[str, float]) -> Menu:
     """The menu with each cell's predicted divergence, scaled by its kind's factor."""
     return {
         module: [
-            replace(choice, divergence=predicted[choice.grid] * factors.get(kind(module), 1.0))
+            replace(choice, divergence=predicted[choice.grid] * factors[kind(module)])
             for choice in choices
         ]
         for module, choices in menu.items()
         for predicted in [bank.predicted(module)]
     }
-
-
-def probes(menu: Menu, bits: float) -> dict[str, dict[str, str]]:
-    """Kind → the assignment that probes it: module path → grid."""
-    out: dict[str, dict[str, str]] = {}
-    for module, choices in menu.items():
-        nearest = min(choices, key=lambda c: abs(grids.get(c.grid).bits - (bits - PROBE_BELOW)))
-        out.setdefault(kind(module), {})[module] = nearest.grid
-    return out
-
-
-def measure(
-    bank: Bank, teacher: Teacher, assignments: Mapping[str, Mapping[str, str]], step: Step
-) -> list[Probe]:
-    """Measure each kind's assignment against the full-precision model.
-
-    Args:
-        bank: where the rounded matrices are.
-        teacher: the original on a few calibration windows.
-        assignments: kind → module path → grid, from :func:`probes`.
-        step: called after each kind.
-    """
-    found = []
-    for name, assignment in assignments.items():
-        measured = written.measure(teacher, bank.checkpoint, bank.weights(assignment)).kl.mean
-        predicted = sum(bank.predicted(module)[grid] for module, grid in assignment.items())
-        found.append(Probe(name, dict(assignment), predicted, measured))
-        step()
-    return found

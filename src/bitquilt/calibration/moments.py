@@ -1,0 +1,53 @@
+"""What :mod:`.capture` left, read for one matrix at a time, and what it predicts."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import Tensor
+
+from bitquilt.calibration.capture import input_of
+from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.rounding.error import embedding_divergence, matrix_divergence
+from bitquilt.workdir import WorkDir
+
+
+class Moments:
+    """Hessians and gradient moments of a captured checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, work: WorkDir) -> None:
+        self.checkpoint = checkpoint
+        self.work = work
+
+    @cached_property
+    def _gradients(self) -> dict[str, Tensor]:
+        return self.work.load("gradients")
+
+    def hessian(self, module: str) -> Tensor:
+        """Mean of x xᵀ [C, C] over the calibration tokens at a matrix's input.
+
+        For the embedding it is the head's: importance is what the head sees.
+        """
+        if module in (EMBEDDING, HEAD):
+            artefact, key = "hessians/head", HEAD
+        else:
+            artefact, key = f"hessians/{module.split('.')[2]}", input_of(module)
+        with self.work.open(artefact) as handle:
+            hessian: Tensor = handle.get_tensor(key)
+            return hessian
+
+    def divergence(self, module: str, error: Tensor, hessian: Tensor) -> float:
+        """Predicted KL, in nats per token, of an error [R, C] of one matrix.
+
+        A tied embedding counts as what the first block reads and as the head.
+        """
+        total = 0.0
+        if module == EMBEDDING:
+            total += embedding_divergence(
+                error, self._gradients["tokens"], self._gradients["columns"]
+            )
+        if module == HEAD or (module == EMBEDDING and self.checkpoint.tied):
+            total += matrix_divergence(error, hessian, self._gradients["head"])
+        elif module != EMBEDDING:
+            total += matrix_divergence(error, hessian, self._gradients[module])
+        return total
