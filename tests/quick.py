@@ -40,28 +40,28 @@ def _bundled(split: str) -> list[Document]:
     return [Document("code", split, TEXTS[split], None)]
 
 
-def command(arguments: list[str], log: Path, die_at: int | None = None) -> None:
+def command(arguments: list[str], log: Path, die_at: str | None = None) -> None:
     """Run ``bitquilt`` with these arguments, its output in ``log``.
 
     Args:
         arguments: of the command line.
         log: gets standard output and error.
-        die_at: SIGKILL this process when it is about to flush its n-th file to disk.
+        die_at: SIGKILL this process when it is about to put a file or directory of that name in
+            its place.
     """
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    flushed = 0
-
-    def fsync(descriptor: int) -> None:
-        nonlocal flushed
-        flushed += 1
-        if flushed == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
     torch.set_num_threads(1)
+    replace = os.replace
+
+    def replace_or_die(source: Path, target: Path) -> None:
+        if Path(target).name == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
     with pytest.MonkeyPatch.context() as patch:
         hurry(patch)
-        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "replace", replace_or_die)
         sys.argv = ["bitquilt", *arguments]
         main()

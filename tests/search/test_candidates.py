@@ -1,0 +1,107 @@
+"""Candidates: what fits, near the budget, and as many as closeness to it takes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from tests.shapes import shaped_checkpoint
+
+from bitquilt import grids
+from bitquilt.errors import UserError
+from bitquilt.search.candidates import CLOSE, SUPERSEDED, menu
+from bitquilt.search.knapsack import fullest, largest, smallest
+
+FIXED = 10_000
+
+
+def nbytes_in(checkpoint):
+    return lambda module, grid: grids.get(grid).nbytes(*checkpoint.matrices[module])
+
+
+def menu_of(checkpoint, target, bits, pins=None):
+    """The menu for that many bits per weight of the matrices, and the matrices' capacity."""
+    weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
+    capacity = int(weights * bits / 8)
+    cell = nbytes_in(checkpoint)
+    return menu(checkpoint, target, pins or {}, cell, FIXED, capacity + FIXED), capacity
+
+
+def names(menu):
+    return {module: [choice.grid for choice in choices] for module, choices in menu.items()}
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_every_candidate_fits_and_has_its_exact_size(target):
+    checkpoint = shaped_checkpoint(width=576, heads=9, kv_heads=3, mlp=1536)
+    found, _ = menu_of(checkpoint, target, 5)
+    assert list(found) == list(checkpoint.matrices)
+    for module, choices in found.items():
+        rows, columns = checkpoint.matrices[module]
+        for choice in choices:
+            assert grids.get(choice.grid) in grids.for_width(columns, target)
+            assert choice.nbytes == grids.get(choice.grid).nbytes(rows, columns)
+
+
+def test_the_embedding_and_the_head_have_candidates_too():
+    found, _ = menu_of(shaped_checkpoint(tied=False), "gguf", 4.5)
+    assert len(found["model.embed_tokens"]) > 3
+    assert len(found["lm_head"]) > 3
+
+
+def test_superseded_grids_are_left_out_where_better_ones_fit():
+    wide, _ = menu_of(shaped_checkpoint(), "gguf", 4.5)
+    assert not {g for module in names(wide).values() for g in module} & SUPERSEDED["gguf"]
+    narrow, _ = menu_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "gguf", 5.2)
+    assert {"Q4_0", "Q5_0"} <= set(names(narrow)["model.embed_tokens"])
+
+
+def test_a_pin_is_the_only_candidate():
+    found, _ = menu_of(shaped_checkpoint(), "gguf", 4.5, {"model.embed_tokens": "Q8_0"})
+    assert names(found)["model.embed_tokens"] == ["Q8_0"]
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+@pytest.mark.parametrize("bits", [3, 4, 4.25, 5, 6.7, 8.1, 10, 13, 20, 31])
+def test_some_mix_is_as_close_as_any_could_be(target, bits):
+    """One layer has few sizes: the nearest may need grids far from the budget's bits."""
+    checkpoint = shaped_checkpoint(layers=1)
+    found, capacity = menu_of(checkpoint, target, bits)
+    everything = {
+        module: [grid.name for grid in grids.for_width(columns, target)]
+        for module, (_, columns) in checkpoint.matrices.items()
+    }
+    best = nearest(everything, nbytes_in(checkpoint), capacity)
+    wanted = min(best, capacity - CLOSE * (capacity + FIXED))
+    assert wanted <= fullest(found, capacity) <= capacity
+    assert smallest(found) <= capacity <= largest(found)
+
+
+def nearest(candidates, nbytes, capacity):
+    """Bytes of the largest mix within the capacity, by listing all totals."""
+    totals = {0}
+    for module, choices in candidates.items():
+        sizes = {nbytes(module, grid) for grid in choices}
+        totals = {t + n for t, n in itertools.product(totals, sizes) if t + n <= capacity}
+    return max(totals)
+
+
+@pytest.mark.parametrize(("bits", "word"), [(0.5, "small"), (2, "small"), (33, "large")])
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_budgets_that_no_file_has(bits, word, target):
+    checkpoint = shaped_checkpoint()
+    with pytest.raises(UserError, match=rf"too {word}: the \w+ possible {target}") as why:
+        menu_of(checkpoint, target, bits)
+    possible = int(re.search(r"--size (\d+)", str(why.value))[1])
+    cell = nbytes_in(checkpoint)
+    menu(checkpoint, target, {}, cell, FIXED, possible)
+    beyond = possible + (1 if word == "large" else -1)
+    with pytest.raises(UserError, match="is too"):
+        menu(checkpoint, target, {}, cell, FIXED, beyond)
+
+
+def test_pins_are_named_when_they_are_in_the_way():
+    pins = {"model.embed_tokens": "F32"}
+    with pytest.raises(UserError, match="with the recipe's pins the smallest possible"):
+        menu_of(shaped_checkpoint(), "gguf", 3, pins)

@@ -1,0 +1,54 @@
+"""Scores: predictions of each kind, scaled by what was measured."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from tests.shapes import shaped_checkpoint
+
+from bitquilt.search import scores
+from bitquilt.search.knapsack import Choice
+from bitquilt.search.scores import Probe
+
+V0, V1 = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1))
+MENU = {
+    "model.embed_tokens": [Choice("Q4_K", 100, 0.0), Choice("Q6_K", 150, 0.0)],
+    V0: [Choice("Q3_K", 10, 0.0), Choice("Q4_K", 12, 0.0), Choice("Q6_K", 16, 0.0)],
+    V1: [Choice("Q4_K", 12, 0.0), Choice("Q8_0", 20, 0.0)],
+}
+
+
+def test_kinds():
+    assert scores.kind("model.embed_tokens") == "embed_tokens"
+    assert scores.kind(V0) == scores.kind(V1) == "v_proj"
+
+
+def test_kinds_of_a_model():
+    found = scores.kinds(shaped_checkpoint())
+    assert found["embed_tokens"] == ["model.embed_tokens"]
+    assert found["v_proj"] == [V0, V1]
+    assert sum(map(len, found.values())) == 15
+
+
+def test_a_factor_is_measured_over_predicted():
+    assert Probe("v_proj", predicted=0.02, measured=0.03).factor == pytest.approx(1.5)
+    assert Probe("v_proj", predicted=0.0, measured=0.03).factor == 1.0
+
+
+def test_scores_are_predictions_times_factors():
+    predicted = {module: {c.grid: 0.1 * c.nbytes for c in found} for module, found in MENU.items()}
+    bank = SimpleNamespace(predicted=predicted.__getitem__)
+    scored = scores.scored(bank, MENU, {"v_proj": 3.0, "embed_tokens": 0.5})
+    assert [c.divergence for c in scored[V0]] == pytest.approx([3.0, 3.6, 4.8])
+    assert [c.divergence for c in scored["model.embed_tokens"]] == pytest.approx([5.0, 7.5])
+    assert [(c.grid, c.nbytes) for c in scored[V1]] == [("Q4_K", 12), ("Q8_0", 20)]
+
+
+def test_the_first_guess_prefers_more_bits_and_larger_matrices():
+    checkpoint = shaped_checkpoint()
+    embedding = "model.embed_tokens"
+    both = [Choice("Q4_K", 1, 0.0), Choice("Q6_K", 2, 0.0)]
+    guess = scores.prior(checkpoint, {embedding: both, V0: both})
+    assert guess[embedding][0].divergence > guess[embedding][1].divergence
+    assert guess[embedding][0].divergence > guess[V0][0].divergence
