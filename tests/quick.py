@@ -1,6 +1,7 @@
 """``quantize`` on a few short windows of little text, for tests that are not about the text.
 
-:func:`command` is the command line with that, for tests that need a process of its own.
+:func:`command` is the command line with that, for tests that need a process of its own;
+:func:`invoke` is the command line in this process, as it is.
 """
 
 from __future__ import annotations
@@ -26,14 +27,13 @@ from bitquilt.effort import Effort
 TEXTS = {"calibration": inspect.getsource(textwrap), "held-out": inspect.getsource(shlex)}
 
 
-def hurry(patch: pytest.MonkeyPatch, *, engine: bool = False) -> None:
-    """Make ``quantize`` read 8 windows of 32 tokens in all, and run no engine unless asked to."""
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Make ``quantize`` read windows of 32 tokens, few of them, and run no engine."""
     patch.setattr(pipeline, "effort", lambda _: Effort(4, 2, 1, 2))
     patch.setattr(pipeline, "WINDOW", 32)
     for module in (corpus, text):
         patch.setattr(module, "bundled", _bundled)
-    if not engine:
-        patch.setattr(pipeline, "run_in_engine", lambda *_: (None, "not run: a test"))
+    patch.setattr(pipeline, "run_in_engine", lambda *_: (None, "not run: a test"))
 
 
 def _bundled(split: str) -> list[Document]:
@@ -65,3 +65,15 @@ def command(arguments: list[str], log: Path, die_at: str | None = None) -> None:
         patch.setattr(os, "replace", replace_or_die)
         sys.argv = ["bitquilt", *arguments]
         main()
+
+
+def invoke(*arguments: str | Path) -> int:
+    """Run ``bitquilt`` with these arguments here and return its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["bitquilt", *map(str, arguments)])
+        patch.setenv("TRANSFORMERS_VERBOSITY", "error")  # else main() would, for good
+        try:
+            main()
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0

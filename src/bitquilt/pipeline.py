@@ -71,6 +71,7 @@ def quantize(
     started = time.monotonic()
     reporter = reporter or Reporter()
     checkpoint = open_checkpoint(model)
+    checkpoint.load("model.norm.weight")  # a config without weights is refused now, not later
     request = Request.parse(bits, size, recipe)
     plans = [make_plan(checkpoint, request, target) for target in targets(to)]
     require_room(Path(output), sum(made.layout.total_bytes for made in plans))

@@ -222,6 +222,7 @@ def _require_tokenizer(directory: Path) -> None:
                 f"{directory} has no {file}; copy the tokenizer's files there, or write them with "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
+        read_json(directory / file)  # damage is found here, before any work
 
 
 def _stated_dtype(config: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -30,8 +31,10 @@ for verb in (quantize, plan, inspect, run):
 
 def main() -> None:
     """Run the command line; bad input is one sentence and exit code 2."""
+    # what transformers warns of, `inspect` explains
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        bitquilt(standalone_mode=False)
+        bitquilt(prog_name="bitquilt", standalone_mode=False)
     except UserError as error:
         _leave(str(error), 2)
     except click.exceptions.NoArgsIsHelpError as error:

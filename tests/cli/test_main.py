@@ -1,0 +1,102 @@
+"""The command line itself: help, speed, and text made for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.factories import tiny_checkpoint
+from tests.quick import invoke
+
+import bitquilt
+
+ROOT = Path(__file__).parent.parent.parent
+MOBILELLM = ROOT / "examples" / "mobilellm-r1-950m" / "config.json"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"]])
+def test_help(capfd, arguments):
+    assert invoke(*arguments) == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    if arguments == ["--version"]:
+        assert said.out == f"bitquilt, version {bitquilt.__version__}\n"
+    else:
+        summaries = said.out.split("Commands:\n")[1].splitlines()
+        assert [line.split()[0] for line in summaries] == ["inspect", "plan", "quantize", "run"]
+        assert all(line.endswith(".") and not line.endswith("..") for line in summaries)
+
+
+@pytest.mark.parametrize("verb", ["quantize", "plan", "inspect", "run"])
+def test_help_of_a_verb(capfd, verb):
+    assert invoke(verb, "--help") == 0
+    text = capfd.readouterr().out
+    assert text.startswith(f"Usage: bitquilt {verb} [OPTIONS] MODEL")
+    assert "--json" in text
+    assert "\\b" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "bitquilt.cli.main", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+
+
+def test_help_is_quick():
+    """0.3 s are promised; the best of five, so that a busy machine does not fail it."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        run("--help")
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.3
+
+
+def test_no_arguments_are_help(capfd):
+    assert invoke() == 2
+    assert "Usage: bitquilt" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["quantise"], "No such command 'quantise'"),
+        (["plan"], "Missing argument 'MODEL'; see bitquilt plan --help"),
+        (["run", "demo"], "Missing argument 'PROMPT'; see bitquilt run --help"),
+        (["plan", "demo", "--bits"], "Option '--bits' requires an argument"),
+    ],
+)
+def test_wrong_use_is_one_sentence(capfd, arguments, sentence):
+    assert invoke(*arguments) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"bitquilt: {sentence}")
+    assert said.err.count("\n") == 1
+
+
+def test_plan_prints_the_published_breakdown(capfd):
+    recipe = ROOT / "examples" / "mlx-published-950m.json"
+    assert invoke("plan", MOBILELLM, "--recipe", recipe, "--to", "mlx") == 0
+    said = capfd.readouterr()
+    assert said.err == ""
+    rows = {line.split()[0]: line.split() for line in said.out.splitlines() if line.strip()}
+    assert [rows[part][2] for part in ("embedding", "codes", "scales")] == ["752", "359", "45"]
+    assert rows["v_proj"][1:] == ["21", "×", "4bit-g64,", "1", "×", "8bit-g64"]
+
+
+def test_plan_fits_a_terminal_and_libraries_keep_quiet(tmp_path):
+    """Transformers warns of a start token outside the vocabulary; `inspect` is for that."""
+    model = tiny_checkpoint(tmp_path)
+    config = model / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"bos_token_id": 128000}))
+    said = run("plan", model, "--bits", "4.7", "--to", "both")
+    assert said.stderr == ""
+    assert max(map(len, said.stdout.splitlines())) <= 80
+    assert "down_proj" in said.stdout

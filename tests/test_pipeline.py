@@ -1,0 +1,149 @@
+"""What ``quantize`` writes: the planned bytes, the asked size, a recipe that makes it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.factories import tiny_checkpoint
+from tests.quick import hurry
+
+from bitquilt import pipeline
+from bitquilt.checkpoint.gguf_header import read_header
+from bitquilt.evaluation.in_engine import run_in_engine
+from bitquilt.plan import plan
+from bitquilt.stitch import gguf, mlx
+
+READERS = {"gguf": gguf.read_weights, "mlx": mlx.read_weights}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    hurry(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A model that every grid fits, and the work directory of all runs on it."""
+    place = tmp_path_factory.mktemp("wide")
+    return tiny_checkpoint(place, layers=1), place / "work"
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """Rows of 576, a head of its own."""
+    place = tmp_path_factory.mktemp("narrow")
+    shape = {"hidden": 576, "intermediate": 640, "tied": False}
+    return tiny_checkpoint(place, "llama", layers=1, **shape), place / "work"
+
+
+def size_on_disk(path: Path) -> int:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def recipe_file(path: Path) -> Path:
+    return path / "recipe.json" if path.is_dir() else path.with_suffix(".recipe.json")
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {"" if file == path else file.name: file.read_bytes() for file in files}
+
+
+MIX = {
+    "default": {"gguf": "Q4_K", "mlx": "4bit-g64"},
+    "rules": [{"match": "attn_v|ffn_down", "grid": {"gguf": "Q6_K", "mlx": "6bit-g32"}}],
+    "pin": {"token_embd": {"gguf": "Q8_0", "mlx": "BF16"}},
+}
+PINS = {"pin": {"token_embd": {"gguf": "Q8_0", "mlx": "8bit-g64"}}}
+
+
+@pytest.mark.parametrize(
+    ("model", "to", "asked", "recipe"),
+    [
+        ("wide", "both", {"bits": 4.5}, None),
+        ("wide", "both", {"size": "620 kB"}, PINS),
+        ("wide", "both", {}, MIX),
+        ("wide", "gguf", {"recipe": "Q3_K_M"}, None),
+        ("narrow", "both", {"bits": 5.3}, None),
+        ("narrow", "mlx", {"recipe": "mixed_3_6"}, None),
+    ],
+    ids=["bits", "size with pins", "recipe", "preset", "narrow bits", "narrow preset"],
+)
+def test_what_is_planned_is_on_disk(request, tmp_path, model, to, asked, recipe):
+    source, work = request.getfixturevalue(model)
+    if recipe is not None:
+        (tmp_path / "mine.json").write_text(json.dumps(recipe))
+        asked = asked | {"recipe": tmp_path / "mine.json"}
+    plans = plan(source, to=to, **asked)
+    made = pipeline.quantize(str(source), to=to, output=tmp_path, work_dir=work, **asked)
+    for planned, output in zip(plans, made.outputs, strict=True):
+        assert size_on_disk(output.path) == planned.layout.total_bytes == output.nbytes
+        assert output.bits == planned.bits == output.nbytes * 8 / planned.weights
+        weights = READERS[output.target](output.path)
+        assert sum(weights[name].numel() for name in weights) == planned.weights
+        if planned.space is None:
+            assert output.assignment == planned.assignment
+    if "bits" in asked:
+        budgets = [asked["bits"] * planned.weights / 8 for planned in plans]
+        for budget, output in zip(budgets, made.outputs, strict=True):
+            assert 0.995 * budget <= output.nbytes <= budget
+    if "size" in asked:
+        for output in made.outputs:
+            assert 0.995 * 620_000 <= output.nbytes <= 620_000
+            assert output.assignment["model.embed_tokens"] in ("Q8_0", "8bit-g64")
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx"])
+def test_the_recipe_beside_a_model_makes_the_same_bytes(wide, tmp_path, to):
+    source, work = wide
+    (first,) = pipeline.quantize(
+        str(source), bits=4.5, to=to, output=tmp_path / "first", work_dir=work
+    ).outputs
+    recipe = recipe_file(first.path)
+    (second,) = pipeline.quantize(
+        str(source), recipe=recipe, to=to, output=tmp_path / "second", work_dir=work
+    ).outputs
+    assert contents(second.path) == contents(first.path)
+    assert recipe_file(second.path).read_bytes() == recipe.read_bytes()
+    if to == "gguf":
+        inside = read_header(first.path).metadata["bitquilt.recipe"]
+        assert json.loads(inside) == json.loads(recipe.read_text())
+
+
+def test_other_budgets_and_targets_share_the_work(wide, tmp_path):
+    source, work = wide
+    pipeline.quantize(str(source), bits=4.5, to="gguf", output=tmp_path, work_dir=work)
+    captured = (work / "gradients.safetensors").stat().st_mtime_ns
+    pipeline.quantize(str(source), bits=6, to="mlx", output=tmp_path, work_dir=work)
+    assert (work / "gradients.safetensors").stat().st_mtime_ns == captured
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        "tiny-llama4_text-4.5bit.gguf",
+        "tiny-llama4_text-4.5bit.recipe.json",
+        "tiny-llama4_text-6bit-mlx",
+    ]
+
+
+def test_an_earlier_result_is_replaced(wide, tmp_path):
+    source, work = wide
+    asked = {"recipe": "4bit-g64", "to": "mlx", "output": tmp_path, "work_dir": work}
+    (first,) = pipeline.quantize(str(source), **asked).outputs
+    (first.path / "stray").write_text("")
+    before = contents(first.path)
+    pipeline.quantize(str(source), **asked)
+    assert contents(first.path) == {name: raw for name, raw in before.items() if name != "stray"}
+
+
+def test_the_engine_is_asked(wide, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "run_in_engine", run_in_engine)
+    source, work = wide
+    made = pipeline.quantize(str(source), recipe="Q8_0", output=tmp_path, work_dir=work)
+    (output,) = made.outputs
+    assert output.engine is not None
+    assert output.engine.engine == "llama.cpp"
+    assert output.engine.kl.mean < 0.1
+    assert "same tokens" in output.note
+    assert json.loads(json.dumps(made.to_dict()))["outputs"][0]["path"] == str(output.path)
