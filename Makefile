@@ -6,7 +6,7 @@ VENV          ?= .venv
 # For a GPU: make setup TORCH_INDEX=https://download.pytorch.org/whl/cu130
 TORCH         ?= torch==2.13.0
 TORCH_INDEX   ?= https://download.pytorch.org/whl/cpu
-DEMO_BITS     ?= 4
+DEMO_BITS     ?= 4.5
 DEMO_DIR      ?= demo-output
 DEMO_QUESTION ?= What is 347 + 585?
 

@@ -16,11 +16,11 @@ QUESTION = "What is 347 + 585?"
 def main() -> None:
     """Print the table, the answers and the seconds."""
     with tempfile.TemporaryDirectory() as directory:
-        quantize = (BITQUILT, "quantize", "demo", "--bits", "4", "--to", "both", "-o", directory)
+        quantize = (BITQUILT, "quantize", "demo", "--bits", "4.5", "--to", "both", "-o", directory)
         costs = [run(*quantize)]
         costs += [
             run(BITQUILT, "run", str(Path(directory) / name), QUESTION)
-            for name in ("demo-4bit.gguf", "demo-4bit-mlx")
+            for name in ("demo-4.5bit.gguf", "demo-4.5bit-mlx")
         ]
         for cost in costs:
             print(cost.stdout)

@@ -17,17 +17,17 @@ from bitquilt.grids.grid import Grid
 from bitquilt.search.budget import human
 from bitquilt.search.knapsack import Choice, Menu, fullest, largest, smallest
 
-BELOW, ABOVE = 1.6, 2.2
+BELOW, ABOVE = 1.1, 1.7
 """Bits below and above the budget's that a matrix may take."""
 STEP = 0.5
 CLOSE = 0.005
 """A file comes this near to its budget, as a share of it, where any mix does."""
 SUPERSEDED = {
-    "gguf": {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"},
-    "mlx": {"mxfp4"},
+    "gguf": (256, {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "IQ2_XS"}),
+    "mlx": (64, {"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))}),
 }
-"""Grids that another of the same cost beats wherever it fits: 256-blocks beat 32-blocks, and
-4bit-g64 beats mxfp4."""
+"""Grids that a search does without where rows are a multiple of that many weights, since others
+serve as well there (docs/decisions/candidates.md has the figures). Recipes may name them still."""
 CellBytes = Callable[[str, str], int]
 """(module path, grid name) → bytes in the file, alignment included."""
 
@@ -88,8 +88,9 @@ def _grids(target: str, columns: int, low: float, high: float, pin: str | None) 
     if pin is not None:
         return [grids.get(pin)]
     fitting = grids.for_width(columns, target)
-    if target == "mlx" or columns % 256 == 0:
-        fitting = [grid for grid in fitting if grid.name not in SUPERSEDED[target]]
+    width, superseded = SUPERSEDED[target]
+    if columns % width == 0:
+        fitting = [grid for grid in fitting if grid.name not in superseded]
     # a width that few grids can take still needs a choice: the nearest ones
     reach = [grid for grid in fitting if low <= grid.bits <= high]
     return reach or [min(fitting, key=lambda grid: max(low - grid.bits, grid.bits - high))]

@@ -1,23 +1,30 @@
 """The multiple-choice knapsack, exactly: one grid a matrix, least predicted divergence, in bytes.
 
 Matrix sizes share a large common divisor (a row of blocks is never a few bytes), so a dynamic
-programme over every reachable total is small, and its one table answers every budget. Which totals
-can be reached depends on sizes alone: the size of a mix is known before anything was measured.
+programme over every reachable total is small, and its one table answers every budget. Embedding
+and head may not share it, having a row for each of an odd number of tokens: the two matrices of the
+smallest divisors stand apart, and every combination of theirs is looked up in the table of the
+rest. Which totals can be reached depends on sizes alone: the size of a mix is known before anything
+was measured.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 from operator import or_
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bitquilt.errors import UserError
 
+APART = 2
+"""Matrices that are not in the table: embedding and head, at most, are of odd sizes."""
 MOST_UNITS = 4_000_000
 """Table columns; beyond that sizes are rounded up to a coarser unit."""
 
@@ -49,18 +56,44 @@ def largest(menu: Menu) -> int:
 
 def fullest(menu: Menu, capacity: int) -> int:
     """Bytes of the largest mix that fits in ``capacity``, which must not be below the smallest."""
-    unit = _unit(menu)
+    apart, rest = _split(menu)
+    unit = _divisor(rest)
     within = (1 << (capacity // unit + 1)) - 1
-    reached = 1  # bit n is set where some mix of the matrices so far takes n units
-    for choices in menu.values():
+    reached = 1  # bit n is set where some mix of the rest so far takes n units
+    for choices in rest.values():
         sizes = {choice.nbytes // unit for choice in choices}
         reached = reduce(or_, (reached << size for size in sizes)) & within
-    return (reached.bit_length() - 1) * unit
+    best = 0
+    for taken in {_nbytes(chosen) for chosen in product(*apart.values())}:
+        if taken <= capacity:
+            fitting = reached & ((1 << ((capacity - taken) // unit + 1)) - 1)
+            best = max(best, taken + unit * (fitting.bit_length() - 1) if fitting else 0)
+    return best
 
 
-def _unit(menu: Menu) -> int:
+def _split(menu: Menu) -> tuple[Menu, Menu]:
+    """The matrices that stand apart, and the rest."""
+    odd = sorted(menu, key=lambda module: _divisor({module: menu[module]}))[:APART]
+    apart = {module: menu[module] for module in odd}
+    return apart, {module: menu[module] for module in menu if module not in apart}
+
+
+def _divisor(menu: Menu) -> int:
     """The largest common divisor of all sizes."""
-    return math.gcd(*(choice.nbytes for choices in menu.values() for choice in choices))
+    return math.gcd(*(choice.nbytes for choices in menu.values() for choice in choices)) or 1
+
+
+def _nbytes(chosen: Iterable[Choice]) -> int:
+    return sum(choice.nbytes for choice in chosen)
+
+
+class _Mix(NamedTuple):
+    nbytes: int
+    divergence: float
+    units: int
+    """That the rest takes."""
+    chosen: tuple[Choice, ...]
+    """For the matrices that stand apart."""
 
 
 class Table:
@@ -80,14 +113,16 @@ class Table:
         if capacity < least:
             raise UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
         self.menu = menu
-        divisor = _unit(menu)
+        self._apart, self._rest = _split(menu)
+        divisor = _divisor(self._rest)
         self.unit = divisor * max(1, math.ceil(capacity / divisor / MOST_UNITS))
         columns = capacity // self.unit + 1
         self.divergence: NDArray[np.float64] = np.full(columns, np.inf)
         self.divergence[0] = 0.0
-        self._taken = np.zeros((len(menu), columns), dtype=np.uint8)
-        for taken, choices in zip(self._taken, menu.values(), strict=True):
+        self._taken = np.zeros((len(self._rest), columns), dtype=np.uint8)
+        for taken, choices in zip(self._taken, self._rest.values(), strict=True):
             self.divergence = self._with(choices, taken)
+        self._reached = np.flatnonzero(np.isfinite(self.divergence))
 
     def _with(self, choices: list[Choice], taken: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Add one matrix; ``taken`` receives the choice made at each total."""
@@ -111,14 +146,30 @@ class Table:
         Raises:
             UserError: no mix is that small.
         """
-        reachable = np.flatnonzero(np.isfinite(self.divergence[: capacity // self.unit + 1]))
-        if not len(reachable):
+        mixes = [
+            mix
+            for chosen in product(*self._apart.values())
+            if (mix := self._best(chosen, capacity)) is not None
+        ]
+        if not mixes:
             least = smallest(self.menu)
             raise UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
-        total = int(reachable[-1])
-        assignment = {}
-        for module, taken in reversed(list(zip(self.menu, self._taken, strict=True))):
-            choice = self.menu[module][taken[total]]
+        _, _, total, chosen = min(mixes, key=lambda mix: (-mix.nbytes, mix.divergence))
+        assignment = {
+            module: choice.grid for module, choice in zip(self._apart, chosen, strict=True)
+        }
+        for module, taken in reversed(list(zip(self._rest, self._taken, strict=True))):
+            choice = self._rest[module][taken[total]]
             assignment[module] = choice.grid
             total -= self._units(choice)
         return {module: assignment[module] for module in self.menu}
+
+    def _best(self, chosen: tuple[Choice, ...], capacity: int) -> _Mix | None:
+        """The largest mix with these choices for the matrices apart; None if none fits."""
+        apart = _nbytes(chosen)
+        fitting = int(np.searchsorted(self._reached, (capacity - apart) // self.unit, "right"))
+        if not fitting:
+            return None
+        units = int(self._reached[fitting - 1])
+        divergence = sum(choice.divergence for choice in chosen) + self.divergence[units]
+        return _Mix(apart + units * self.unit, divergence, units, chosen)
