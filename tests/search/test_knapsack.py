@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitquilt.errors import UserError
-from bitquilt.search.knapsack import Choice, Table, largest, smallest
+from bitquilt.search.knapsack import Choice, Table, fullest, largest, smallest
 
 sizes = st.integers(1, 40).map(lambda n: 32 * n)
 menus = st.lists(
@@ -38,7 +38,7 @@ def test_equals_brute_force(menu, share):
     assignment = Table(menu, largest(menu)).solve(capacity)
     chosen = [next(c for c in menu[m] if c.grid == g) for m, g in assignment.items()]
     total, divergence = brute_force(menu, capacity)
-    assert sum(c.nbytes for c in chosen) == total
+    assert sum(c.nbytes for c in chosen) == total == fullest(menu, capacity)
     assert sum(c.divergence for c in chosen) == pytest.approx(divergence)
 
 
@@ -71,3 +71,22 @@ def test_coarse_unit_never_exceeds_the_capacity(monkeypatch):
 def test_below_the_smallest_mix_names_it():
     with pytest.raises(UserError, match="smallest has 160"):
         Table({"m": [Choice("g", 160, 1.0)]}, 128)
+
+
+def test_odd_embedding_and_head_do_not_shrink_the_unit():
+    """A vocabulary of 151,669 has no divisor with a block's matrices; sizes stay exact."""
+    tokens = 151_669
+    menu = {f"m{i}": [Choice("a", 1 << 20, 2.0), Choice("b", 3 << 19, 1.0)] for i in range(40)} | {
+        name: [Choice("a", 32 * tokens, 2.0), Choice("b", 36 * tokens, 1.0)]
+        for name in ("embedding", "head")
+    }
+    capacity = smallest(menu) + 5_000_000
+    table = Table(menu, capacity)
+    assert table.unit == 1 << 19
+    assignment = table.solve(capacity)
+    sizes = [next(c.nbytes for c in menu[m] if c.grid == g) for m, g in assignment.items()]
+    assert sum(sizes) == fullest(menu, capacity)
+    totals = [
+        smallest(menu) + (odd * 4 * tokens) + (even << 19) for odd in range(3) for even in range(41)
+    ]
+    assert sum(sizes) == max(total for total in totals if total <= capacity)

@@ -2,10 +2,9 @@
 
 Matrix sizes share a large common divisor (a row of blocks is never a few bytes), so a dynamic
 programme over every reachable total is small, and its one table answers every budget. Embedding
-and head may not share it, having a row for each of an odd number of tokens: the two matrices of the
-smallest divisors stand apart, and every combination of theirs is looked up in the table of the
-rest. Which totals can be reached depends on sizes alone: the size of a mix is known before anything
-was measured.
+and head may not share it, having a row for each of an odd number of tokens: two matrices stand
+apart, and every combination of theirs is looked up in the table of the rest. Which totals can be
+reached depends on sizes alone: the size of a mix is known before anything was measured.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from operator import or_
+from statistics import median_low
 from typing import NamedTuple
 
 import numpy as np
@@ -72,8 +72,13 @@ def fullest(menu: Menu, capacity: int) -> int:
 
 
 def _split(menu: Menu) -> tuple[Menu, Menu]:
-    """The matrices that stand apart, and the rest."""
-    odd = sorted(menu, key=lambda module: _divisor({module: menu[module]}))[:APART]
+    """The matrices that stand apart, sharing the least with the others' sizes, and the rest."""
+    own = {module: _divisor({module: choices}) for module, choices in menu.items()}
+
+    def shared(module: str) -> int:
+        return median_low(math.gcd(own[module], other) for other in own.values())
+
+    odd = sorted(menu, key=shared)[:APART]
     apart = {module: menu[module] for module in odd}
     return apart, {module: menu[module] for module in menu if module not in apart}
 
