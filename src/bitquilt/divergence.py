@@ -59,8 +59,8 @@ def compare(
             _figures(h @ teacher_head.T, s, label)
             for h, s, label in zip(
                 hidden[:-1].split(LOGIT_TOKENS),
-                logits[:-1].split(LOGIT_TOKENS),
-                window[1:].to(logits.device).split(LOGIT_TOKENS),
+                logits[:-1].to(hidden.device).split(LOGIT_TOKENS),
+                window[1:].to(hidden.device).split(LOGIT_TOKENS),
                 strict=True,
             )
         ]

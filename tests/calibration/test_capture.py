@@ -5,7 +5,7 @@ import torch
 from tests.factories import tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
-from bitquilt.calibration.capture import capture, input_of
+from bitquilt.calibration.capture import capture, input_of, sample
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import HEAD
 from bitquilt.forward import BlockwiseModel
@@ -58,8 +58,16 @@ def test_head_fisher_and_token_shares(captured):
     assert gradients["tokens"].sum() == pytest.approx(1.0)
 
 
-def test_gradients_are_the_fisher_diagonal(captured):
-    """Over many sampled labels, E[g²] of any output; here of the same labels through autograd."""
+def test_samples_follow_the_distribution():
+    p = torch.tensor([[0.5, 0.0, 0.2, 0.3]])
+    labels = sample(p.expand(20_000, -1), torch.Generator().manual_seed(0))
+    shares = torch.bincount(labels[:, 0], minlength=4) / 20_000
+    torch.testing.assert_close(shares, p[0], atol=0.012, rtol=0)
+    assert shares[1] == 0
+
+
+def test_gradients_are_the_mean_squares_of_autograd(captured):
+    """The same sampled labels, through the whole model at once."""
     checkpoint, whole, tokens, work = captured
     gradients = work.load("gradients")
     tokens = tokens[:2]
@@ -76,7 +84,7 @@ def test_gradients_are_the_fisher_diagonal(captured):
             module.register_forward_hook(watch(name))
     logits = whole(tokens).logits.flatten(0, 1)
     generator = torch.Generator().manual_seed(0)
-    labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)
+    labels = sample(logits.detach().softmax(-1), generator)
     torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum").backward()
     for module in checkpoint.matrices:
         if module.startswith("model.layers"):

@@ -140,7 +140,7 @@ def _head_gradient(model: BlockwiseModel, hidden: Tensor) -> tuple[Tensor, Tenso
         gradients [n, L, D], and the logits' Fisher diagonal [V] (exact, not sampled).
     """
     head = model.head()
-    generator = torch.Generator(device=head.device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     fisher = torch.zeros(head.shape[0], device=head.device)
     gradient = torch.empty_like(hidden)
     flat, flat_gradient = hidden.flatten(0, 1), gradient.flatten(0, 1)  # [T, D]
@@ -151,11 +151,18 @@ def _head_gradient(model: BlockwiseModel, hidden: Tensor) -> tuple[Tensor, Tenso
             y = model.final_norm(x)
         p = (y.detach() @ head.T).softmax(-1)
         fisher += (p * (1 - p)).sum(0)
-        label = torch.multinomial(p, 1, generator=generator)
+        label = sample(p, generator)
         y.backward(p.scatter_add(1, label, -torch.ones_like(p[:, :1])) @ head)
         assert x.grad is not None
         flat_gradient[rows] = x.grad
     return gradient, fisher / len(flat)
+
+
+def sample(p: Tensor, generator: torch.Generator) -> Tensor:
+    """One label [T, 1] per distribution [T, V], by inverse CDF: the same ones on every device."""
+    cdf = p.double().cumsum(-1)
+    u = torch.rand(len(p), 1, generator=generator, dtype=torch.float64).to(p.device)
+    return torch.searchsorted(cdf, u * cdf[:, -1:]).clamp(max=p.shape[-1] - 1)
 
 
 def _backward(

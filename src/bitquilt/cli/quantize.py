@@ -85,7 +85,9 @@ def _table(result: Result) -> None:
         size = (human(output.nbytes), f"{output.bits:.3f}")
         table.add_row(output.target, *size, *_measured(output.figures))
         if output.engine:
-            table.add_row(f"  in {output.engine.engine}", "", "", *_measured(output.engine), style="dim")
+            table.add_row(
+                f"  in {output.engine.engine}", "", "", *_measured(output.engine), style="dim"
+            )
     console = Console(highlight=False)
     console.print(table)
     for output in result.outputs:
