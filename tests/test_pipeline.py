@@ -137,13 +137,18 @@ def test_an_earlier_result_is_replaced(wide, tmp_path):
     assert contents(first.path) == {name: raw for name, raw in before.items() if name != "stray"}
 
 
-def test_the_engine_is_asked(wide, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("to", "preset", "engine"), [("gguf", "Q8_0", "llama.cpp"), ("mlx", "8bit-g64", "mlx-lm")]
+)
+def test_the_engine_is_asked(wide, tmp_path, monkeypatch, to, preset, engine):
+    if to == "mlx":
+        pytest.importorskip("mlx_lm")
     monkeypatch.setattr(pipeline, "run_in_engine", run_in_engine)
     source, work = wide
-    made = pipeline.quantize(str(source), recipe="Q8_0", output=tmp_path, work_dir=work)
+    made = pipeline.quantize(str(source), recipe=preset, to=to, output=tmp_path, work_dir=work)
     (output,) = made.outputs
     assert output.engine is not None
-    assert output.engine.engine == "llama.cpp"
+    assert output.engine.engine == engine
     assert output.engine.kl.mean < 0.1
     assert "same tokens" in output.note
     assert json.loads(json.dumps(made.to_dict()))["outputs"][0]["path"] == str(output.path)
