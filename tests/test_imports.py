@@ -31,7 +31,6 @@ ORDER = (
     "talk",
     "evaluation",
     "grids",
-    "rounding",
     "bank",
     "search",
     "recipe",

@@ -7,8 +7,8 @@ from functools import cached_property
 from torch import Tensor
 
 from bitquilt.calibration.capture import input_of
+from bitquilt.calibration.prediction import embedding_divergence, matrix_divergence
 from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
-from bitquilt.rounding.error import embedding_divergence, matrix_divergence
 from bitquilt.workdir import WorkDir
 
 

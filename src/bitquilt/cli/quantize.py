@@ -76,9 +76,9 @@ def _table(result: Result) -> None:
 
     from bitquilt.search.budget import human
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column(result.model, no_wrap=True)
-    for column in ("size", "bits", "KL, nats/token", "top-1", "perplexity"):
+    table = Table(title=result.model, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("file", no_wrap=True)
+    for column in ("size", "bits", "KL, nats/token", "top-1", "ppl"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_row("original", "", "", "", "", _perplexity(result.original))
     for output in result.outputs:
@@ -95,8 +95,9 @@ def _table(result: Result) -> None:
         line = f"{output.path}: {output.note}{excerpt}"
         console.print(line, markup=False, soft_wrap=True)
     console.print(
-        f"KL and top-1 are against the original, on {result.original.tokens:,} held-out tokens; "
-        f"intervals are 95 %. {result.seconds:.0f} s in all."
+        f"KL and top-1 agreement against the original, on {result.original.tokens:,} held-out "
+        f"tokens; intervals are 95 %. {result.seconds:.0f} s in all.",
+        soft_wrap=True,
     )
 
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from bitquilt.rounding.error import embedding_divergence, matrix_divergence
+from bitquilt.calibration.prediction import embedding_divergence, matrix_divergence
 
 
 def test_matrix_divergence_is_the_weighted_output_error(monkeypatch):
-    monkeypatch.setattr("bitquilt.rounding.error.ROWS", 2)
+    monkeypatch.setattr("bitquilt.calibration.prediction.ROWS", 2)
     generator = torch.Generator().manual_seed(0)
     error = torch.randn(5, 8, generator=generator)
     x = torch.randn(40, 8, generator=generator)
