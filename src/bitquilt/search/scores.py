@@ -1,8 +1,9 @@
 """The cost of every (matrix, grid): predicted divergence, scaled by a few measured ones.
 
 The prediction is close for most kinds of matrix and off by a factor for some (several times too
-small for v, whose error attention averages over many tokens). One measured divergence per kind, all of that kind disturbed together, gives the factor. Noise of
-a rounding's size disturbs them, so the factors serve every grid, budget and target.
+small for v, whose error attention averages over many tokens). One measured divergence per kind,
+all of that kind disturbed together, gives the factor. Noise of a rounding's size disturbs them, so
+the factors serve every grid, budget and target.
 """
 
 from __future__ import annotations
