@@ -27,7 +27,7 @@ def main() -> None:
         quantize = (BITQUILT, "quantize", str(source), "--bits", "4.25", "--to", "both")
         cost = run(*quantize, "-o", directory)
         print(cost.stdout, f"quantize, both files: {cost}", sep="\n", flush=True)
-        for output in sorted(Path(directory).glob(f"{source.stem}*4.25bit*")):
+        for output in sorted(Path(directory).glob("*-4.25bit*")):
             if output.suffix != ".json":
                 cost = run(BITQUILT, "run", str(output), QUESTION, "--max-tokens", "40")
                 print(cost.stdout.strip(), flush=True)

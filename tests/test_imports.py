@@ -38,7 +38,7 @@ ORDER = (
     "stitch",
     "report",
     "result",
-    "plan",
+    "planning",
     "pipeline",
     "cli",
 )

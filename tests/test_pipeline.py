@@ -12,7 +12,7 @@ from tests.quick import hurry
 from bitquilt import pipeline
 from bitquilt.checkpoint.gguf_header import read_header
 from bitquilt.evaluation.in_engine import run_in_engine
-from bitquilt.plan import plan
+from bitquilt.planning import plan
 from bitquilt.stitch import gguf, mlx
 
 READERS = {"gguf": gguf.read_weights, "mlx": mlx.read_weights}

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitquilt.checkpoint.inspection import inspect as inspect
     from bitquilt.pipeline import quantize as quantize
-    from bitquilt.plan import plan as plan
+    from bitquilt.planning import plan as plan
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "inspect", "plan", "quantize"]
 
 _HOMES = {
     "inspect": "bitquilt.checkpoint.inspection",
-    "plan": "bitquilt.plan",
+    "plan": "bitquilt.planning",
     "quantize": "bitquilt.pipeline",
 }
 

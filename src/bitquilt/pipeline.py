@@ -27,7 +27,7 @@ from bitquilt.evaluation.in_engine import run_in_engine
 from bitquilt.evaluation.written import Teacher
 from bitquilt.files import require_room, written_whole
 from bitquilt.forward import BlockwiseModel
-from bitquilt.plan import STITCHERS, Plan, Request, make_plan, targets
+from bitquilt.planning import STITCHERS, Plan, Request, make_plan, targets
 from bitquilt.progress import Reporter
 from bitquilt.result import Output, Result
 from bitquilt.search import scores
@@ -174,7 +174,8 @@ def _stitch(
     checkpoint, stitcher = bank.checkpoint, STITCHERS[made.target]
     recipe_json = recipes.from_assignment(mix, checkpoint).to_json()
     with reporter.stage(f"Writing {path}", 3) as step:
-        stitcher.write(checkpoint, mix, bank.packed, path, recipe_json, {})
+        spare = made.layout.total_bytes - stitcher.plan(checkpoint, mix).total_bytes
+        stitcher.write(checkpoint, mix, bank.packed, path, recipe_json, spare)
         _write_recipe(path, recipe_json)
         stitcher.check(path, checkpoint, mix, bank.packed)
         step()

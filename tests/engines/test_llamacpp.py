@@ -43,7 +43,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 def write(model: Model, path: Path, *grids: str) -> Path:
     """A mix as a file."""
-    gguf.write(model.checkpoint, model.on(*grids), model.packed, path, "{}", {})
+    gguf.write(model.checkpoint, model.on(*grids), model.packed, path, "{}")
     return path
 
 

@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 def write(model: Model, directory: Path, *grids: str) -> Path:
     """A mix as a directory."""
-    mlx.write(model.checkpoint, model.on(*grids), model.packed, directory, "{}", {})
+    mlx.write(model.checkpoint, model.on(*grids), model.packed, directory, "{}")
     return directory
 
 

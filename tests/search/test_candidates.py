@@ -10,7 +10,7 @@ from tests.shapes import shaped_checkpoint
 
 from bitquilt import grids
 from bitquilt.errors import UserError
-from bitquilt.search.candidates import CLOSE, SUPERSEDED, menu
+from bitquilt.search.candidates import ABOVE, CLOSE, STEP, SUPERSEDED, menu
 from bitquilt.search.knapsack import fullest, largest, smallest
 
 FIXED = 10_000
@@ -61,6 +61,26 @@ def test_superseded_grids_are_left_out_where_better_ones_fit():
 def test_a_pin_is_the_only_candidate():
     found, _ = menu_of(shaped_checkpoint(), "gguf", 4.5, {"model.embed_tokens": "Q8_0"})
     assert names(found)["model.embed_tokens"] == ["Q8_0"]
+
+
+def test_the_others_are_near_what_a_pin_leaves_them():
+    """An embedding in F32 takes most of 9 bits; a window around 9 would hold no grid of 4."""
+    checkpoint = shaped_checkpoint(vocabulary=1024)
+    cell, pin = nbytes_in(checkpoint), {"model.embed_tokens": "F32"}
+    others = [module for module in checkpoint.matrices if module not in pin]
+    capacity = cell("model.embed_tokens", "F32") + sum(cell(module, "Q4_K") for module in others)
+    found = menu(checkpoint, "gguf", pin, cell, FIXED, capacity + FIXED)
+    for module in others:
+        bits = [grids.get(grid).bits for grid in names(found)[module]]
+        assert min(bits) < 4.5 < max(bits) < 4.5 + ABOVE + STEP
+
+
+def test_everything_may_be_pinned():
+    checkpoint = shaped_checkpoint()
+    pins = dict.fromkeys(checkpoint.matrices, "Q4_K")
+    cell = nbytes_in(checkpoint)
+    budget = FIXED + sum(cell(module, "Q4_K") for module in pins)
+    assert names(menu(checkpoint, "gguf", pins, cell, FIXED, budget)) == {m: ["Q4_K"] for m in pins}
 
 
 @pytest.mark.parametrize("target", ["gguf", "mlx"])

@@ -150,7 +150,7 @@ def test_nothing_stays_of_a_failed_write(model: Model, tmp_path: Path) -> None:
 
     assignment = model.on("Q4_K")
     with pytest.raises(KeyboardInterrupt):
-        gguf.write(model.checkpoint, assignment, packed, folder / "model.gguf", "{}", {})
+        gguf.write(model.checkpoint, assignment, packed, folder / "model.gguf", "{}")
     assert list(folder.iterdir()) == []
 
 
@@ -161,8 +161,8 @@ def test_refusals(model: Model, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gives model\.embed_tokens no grid"):
         gguf.plan(checkpoint, {})
     with pytest.raises(UserError, match="the recipe takes"):
-        gguf.write(checkpoint, model.on("F32"), model.packed, path, " " * 10**6, {})
+        gguf.write(checkpoint, model.on("F32"), model.packed, path, " " * 10**6)
     bare = replace(checkpoint, tokenizer_dir=None)
     with pytest.raises(UserError, match="has no tokenizer"):
-        gguf.write(bare, model.on("F32"), model.packed, path, "{}", {})
+        gguf.write(bare, model.on("F32"), model.packed, path, "{}")
     assert not path.exists()

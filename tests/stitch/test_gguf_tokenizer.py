@@ -107,7 +107,7 @@ def write_with(tokenizer: Tokenizer, tmp_path: Path) -> Path:
     wrapped.save_pretrained(source)
     model = Model(source, open_checkpoint(source))
     path = tmp_path / "model.gguf"
-    gguf.write(model.checkpoint, model.on("F32"), model.packed, path, "{}", {})
+    gguf.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
     return path
 
 

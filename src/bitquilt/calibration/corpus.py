@@ -200,8 +200,8 @@ def windows(
     if total < count:
         tokens = sum(map(len, streams.values()))
         raise UserError(
-            f"The calibration text has {tokens} tokens, enough for {total} windows of {length}, "
-            f"and {count} are needed; give more text or ask for fewer or shorter windows."
+            f"The text has {tokens} tokens, enough for {total} windows of {length}, "
+            f"and {count} are needed; give more text."
         )
     rng = np.random.default_rng(seed)
     chosen = []

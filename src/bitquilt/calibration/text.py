@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -59,6 +60,29 @@ def token_windows(documents: Sequence[Document], encode: Encode, count: int, len
 
     Only as many documents are tokenized as give several times the text that is needed.
     """
-    characters = sum(len(passage) for document in documents for passage in document.passages)
-    stride = max(1, characters // (count * length * ENOUGH))
-    return torch.from_numpy(windows(documents[::stride], encode, count, length))
+    chosen = _spread(documents, count * length * ENOUGH)
+    return torch.from_numpy(windows(chosen, encode, count, length))
+
+
+def _spread(documents: Sequence[Document], characters: int) -> list[Document]:
+    """Documents with at least that many characters, or all: the same share of every domain.
+
+    Within a domain every n-th document is taken; where those are short ones, the skipped follow.
+    """
+    stride = max(1, sum(map(_characters, documents)) // characters)
+    domains: dict[str, list[Document]] = {}
+    for document in documents:
+        domains.setdefault(document.domain, []).append(document)
+    chosen = []
+    for own in domains.values():
+        missing = sum(map(_characters, own)) / stride
+        for document in chain.from_iterable(own[start::stride] for start in range(stride)):
+            if missing <= 0:
+                break
+            chosen.append(document)
+            missing -= _characters(document)
+    return chosen
+
+
+def _characters(document: Document) -> int:
+    return sum(map(len, document.passages))

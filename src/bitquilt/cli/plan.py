@@ -13,7 +13,7 @@ from bitquilt.cli.options import BITS, JSON, MODEL, RECIPE, SIZE, TO, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bitquilt.plan import Plan
+    from bitquilt.planning import Plan
 
 
 @click.command()
@@ -31,7 +31,7 @@ def plan(
     MODEL may also be a config.json alone. With a budget, the size is final; the mix is a first
     guess that `quantize` improves within it.
     """
-    from bitquilt.plan import plan as make
+    from bitquilt.planning import plan as make
 
     plans = make(model, bits=bits, size=size, recipe=recipe, to=to)
     if as_json:

@@ -64,7 +64,7 @@ def menu(
         }
 
     capacity = budget - fixed
-    bits = capacity * 8 / sum(rows * columns for rows, columns in checkpoint.matrices.values())
+    bits = _free_bits(checkpoint, pins, nbytes, capacity)
     widest = within(math.inf, math.inf)
     least, most = fixed + smallest(widest), fixed + largest(widest)
     if not least <= budget <= most:
@@ -76,6 +76,15 @@ def menu(
     reach = itertools.count(0, STEP)
     menus = (within(BELOW + more, ABOVE + more) for more in reach)
     return next(found for found in menus if _fills(found, capacity, enough))
+
+
+def _free_bits(
+    checkpoint: Checkpoint, pins: Mapping[str, str], nbytes: CellBytes, capacity: int
+) -> float:
+    """Bits per weight that the pinned matrices leave to the others; infinite where none is left."""
+    left = capacity - sum(nbytes(module, pin) for module, pin in pins.items())
+    free = sum(math.prod(shape) for m, shape in checkpoint.matrices.items() if m not in pins)
+    return left * 8 / free if free else math.inf
 
 
 def _fills(menu: Menu, capacity: int, enough: float) -> bool:

@@ -93,7 +93,6 @@ def _nbytes(chosen: Iterable[Choice]) -> int:
 
 
 class _Mix(NamedTuple):
-    nbytes: int
     divergence: float
     units: int
     """That the rest takes."""
@@ -127,7 +126,7 @@ class Table:
         self._taken = np.zeros((len(self._rest), columns), dtype=np.uint8)
         for taken, choices in zip(self._taken, self._rest.values(), strict=True):
             self.divergence = self._with(choices, taken)
-        self._reached = np.flatnonzero(np.isfinite(self.divergence))
+        self._best_within = _running_argmin(self.divergence)
 
     def _with(self, choices: list[Choice], taken: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Add one matrix; ``taken`` receives the choice made at each total."""
@@ -146,7 +145,7 @@ class Table:
         return -(-choice.nbytes // self.unit)
 
     def solve(self, capacity: int) -> dict[str, str]:
-        """The best assignment among those of the largest total within ``capacity`` bytes.
+        """The assignment of least divergence within ``capacity`` bytes.
 
         Raises:
             UserError: no mix is that small.
@@ -159,7 +158,7 @@ class Table:
         if not mixes:
             least = smallest(self.menu)
             raise UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
-        _, _, total, chosen = min(mixes, key=lambda mix: (-mix.nbytes, mix.divergence))
+        _, total, chosen = min(mixes, key=lambda mix: mix.divergence)
         assignment = {
             module: choice.grid for module, choice in zip(self._apart, chosen, strict=True)
         }
@@ -170,11 +169,16 @@ class Table:
         return {module: assignment[module] for module in self.menu}
 
     def _best(self, chosen: tuple[Choice, ...], capacity: int) -> _Mix | None:
-        """The largest mix with these choices for the matrices apart; None if none fits."""
-        apart = _nbytes(chosen)
-        fitting = int(np.searchsorted(self._reached, (capacity - apart) // self.unit, "right"))
-        if not fitting:
+        """The best mix with these choices for the matrices apart; None if none fits."""
+        limit = (capacity - _nbytes(chosen)) // self.unit
+        if limit < 0 or not np.isfinite(self.divergence[self._best_within[limit]]):
             return None
-        units = int(self._reached[fitting - 1])
+        units = int(self._best_within[limit])
         divergence = sum(choice.divergence for choice in chosen) + self.divergence[units]
-        return _Mix(apart + units * self.unit, divergence, units, chosen)
+        return _Mix(divergence, units, chosen)
+
+
+def _running_argmin(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """For each index, where the least value up to there is."""
+    before = np.concatenate(([np.inf], np.minimum.accumulate(values)[:-1]))
+    return np.maximum.accumulate(np.where(values < before, np.arange(len(values)), 0))

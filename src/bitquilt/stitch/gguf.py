@@ -72,7 +72,7 @@ def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
         UserError: the assignment or the model has no GGUF form.
     """
     chosen = grids_of(checkpoint, assignment, "gguf")
-    metadata = _metadata(checkpoint, chosen, "", {})
+    metadata = _metadata(checkpoint, chosen, "", 0)
     factors = _rope_factors(checkpoint)
     infos = _tensor_infos(checkpoint, chosen, factors)
     by_module = dict(zip(_modules(checkpoint, factors), infos, strict=True))
@@ -101,7 +101,7 @@ def write(
     packed: PackedSource,
     path: Path,
     recipe_json: str,
-    extra: Mapping[str, Value],
+    spare: int = 0,
 ) -> None:
     """Write the file, one tensor in memory at a time; identical inputs give identical bytes.
 
@@ -111,10 +111,11 @@ def write(
         packed: called once per matrix, in file order.
         path: the file; replaced if it exists.
         recipe_json: stored under ``bitquilt.recipe``.
-        extra: further metadata, full key → value; takes its bytes from the recipe's room.
+        spare: bytes by which the file shall be larger than :func:`plan` says, in spaces after the
+            recipe, so that mixes of slightly different sizes fill one announced size.
 
     Raises:
-        UserError: no tokenizer, no room for recipe and extra metadata, or ``path`` cannot be
+        UserError: no tokenizer, no room for the recipe, or ``path`` cannot be
             written. Nothing is left behind.
     """
     if checkpoint.tokenizer_dir is None and checkpoint.gguf_source is None:
@@ -127,14 +128,14 @@ def write(
     infos = _tensor_infos(checkpoint, chosen, factors)
     check_file(path)
     with written_whole(path) as beside, open(beside, "wb") as file:
-        file.write(header(_metadata(checkpoint, chosen, recipe_json, extra), infos))
+        file.write(header(_metadata(checkpoint, chosen, recipe_json, spare), infos))
         for info, data in zip(
             infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True
         ):
             _check_size(info, data)
             file.write(data.tobytes())
             file.write(bytes(aligned(info.nbytes) - info.nbytes))
-        expected = plan(checkpoint, assignment).total_bytes
+        expected = plan(checkpoint, assignment).total_bytes + spare
         assert file.tell() == expected, f"{file.tell()} bytes written, {expected} planned"
 
 
@@ -192,15 +193,14 @@ def read_weights(path: Path) -> Weights:
 
 
 def _metadata(
-    checkpoint: Checkpoint, chosen: dict[str, Grid], recipe_json: str, extra: Mapping[str, Value]
+    checkpoint: Checkpoint, chosen: dict[str, Grid], recipe_json: str, spare: int
 ) -> Metadata:
-    """All pairs of the header; its length is the same for every assignment, recipe and extra."""
+    """All pairs of the header; its length is the same for every assignment and recipe."""
     pairs = _model_metadata(checkpoint)
     pairs["general.file_type"] = encode(int(_file_type(checkpoint, chosen)))
     pairs["general.quantization_version"] = encode(QUANTIZATION_VERSION)
-    more = {key: encode(value) for key, value in extra.items()}
-    room = recipe_room(checkpoint) - metadata_bytes(more)
-    return {**pairs, **more, RECIPE_KEY: encode(padded_text(recipe_json, room, "the recipe"))}
+    room = recipe_room(checkpoint) + spare
+    return {**pairs, RECIPE_KEY: encode(padded_text(recipe_json, room, "the recipe"))}
 
 
 def _model_metadata(checkpoint: Checkpoint) -> Metadata:

@@ -9,7 +9,7 @@ a room as large as any assignment needs and filled up with spaces. A knapsack ov
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitquilt import grids
 from bitquilt.checkpoint.checkpoint import Checkpoint
@@ -43,6 +43,12 @@ class Layout:
     breakdown: dict[str, int]
     """The same total by kind, for people: metadata, tokenizer, norms, embedding, codes, scales,
     padding."""
+
+    def filled(self, total_bytes: int) -> Layout:
+        """The same with padding up to ``total_bytes``, for what ``write`` calls ``spare``."""
+        padding = self.breakdown["padding"] + total_bytes - self.total_bytes
+        breakdown = {**self.breakdown, "padding": padding}
+        return replace(self, total_bytes=total_bytes, breakdown=breakdown)
 
 
 def grids_of(checkpoint: Checkpoint, assignment: Assignment, target: str) -> dict[str, Grid]:

@@ -65,9 +65,9 @@ def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
     tensor_bytes = {m: grid.nbytes(*matrices[m]) for m, grid in chosen.items()}
     padding = norm_slack(checkpoint, chosen)
     norms = ITEM_SIZES["F32"] * norm_values(checkpoint) - padding
-    texts = _texts(checkpoint, chosen, "")
+    texts = _texts(checkpoint, chosen, "", 0)
     described = sum(len(text.encode()) for text in texts.values())
-    header = len(safetensors_header(checkpoint, chosen, {}))
+    header = len(safetensors_header(checkpoint, chosen))
     copied = sum(len(raw) for raw in _copied(checkpoint).values())
     inside = [module for module in chosen if module != EMBEDDING]
     scales = sum(scale_bytes(chosen[m], *matrices[m]) for m in inside)
@@ -90,7 +90,7 @@ def write(
     packed: PackedSource,
     directory: Path,
     recipe_json: str,
-    extra: Mapping[str, Any],
+    spare: int = 0,
 ) -> None:
     """Write the directory, one matrix in memory at a time; identical inputs, identical bytes.
 
@@ -100,10 +100,11 @@ def write(
         packed: called once per matrix, in checkpoint order.
         directory: replaced if an earlier result is there.
         recipe_json: stored as recipe.json.
-        extra: further metadata of model.safetensors; values other than text as JSON.
+        spare: bytes by which the file shall be larger than :func:`plan` says, in spaces after the
+            recipe, so that mixes of slightly different sizes fill one announced size.
 
     Raises:
-        UserError: no tokenizer, no room for recipe or extra metadata, or ``directory`` is
+        UserError: no tokenizer, no room for the recipe, or ``directory`` is
             something else or cannot be written. Nothing is left behind.
     """
     if checkpoint.tokenizer_dir is None:
@@ -112,7 +113,7 @@ def write(
             "put tokenizer.json beside config.json"
         )
     chosen = grids_of(checkpoint, assignment, "mlx")
-    texts = _texts(checkpoint, chosen, recipe_json)
+    texts = _texts(checkpoint, chosen, recipe_json, spare)
     check_directory(directory, marker=RECIPE_FILE)
     with written_whole(directory) as beside:
         beside.mkdir()
@@ -121,9 +122,9 @@ def write(
         for name, text in texts.items():
             (beside / name).write_text(text, encoding="utf-8", newline="")
         with open(beside / WEIGHTS_FILE, "wb") as file:
-            _write_weights(file, checkpoint, chosen, packed, extra)
+            _write_weights(file, checkpoint, chosen, packed)
         size = sum(path.stat().st_size for path in beside.iterdir())
-        expected = plan(checkpoint, assignment).total_bytes
+        expected = plan(checkpoint, assignment).total_bytes + spare
         assert size == expected, f"{size} bytes written, {expected} planned"
 
 
@@ -186,9 +187,11 @@ def read_weights(directory: Path) -> Weights:
     return Weights(directory)
 
 
-def _texts(checkpoint: Checkpoint, chosen: dict[str, Grid], recipe_json: str) -> dict[str, str]:
+def _texts(
+    checkpoint: Checkpoint, chosen: dict[str, Grid], recipe_json: str, spare: int
+) -> dict[str, str]:
     """The files that are written rather than copied: name → content."""
-    recipe = padded_text(recipe_json, recipe_room(checkpoint), "the recipe")
+    recipe = padded_text(recipe_json, recipe_room(checkpoint) + spare, "the recipe")
     texts = {"config.json": config_text(checkpoint, chosen), RECIPE_FILE: recipe + "\n"}
     if checkpoint.chat_template is not None:
         texts["chat_template.jinja"] = checkpoint.chat_template
@@ -211,13 +214,11 @@ def _write_weights(
     checkpoint: Checkpoint,
     chosen: dict[str, Grid],
     packed: PackedSource,
-    extra: Mapping[str, Any],
 ) -> None:
     """Each tensor at its place; the parts of one matrix lie apart, sorted by item size."""
     parts = file_parts(checkpoint, chosen)
     by_name = {part.name: part for part in parts}
-    notes = {k: v if isinstance(v, str) else json.dumps(v) for k, v in extra.items()}
-    header = safetensors_header(checkpoint, chosen, notes)
+    header = safetensors_header(checkpoint, chosen)
     offsets = offsets_of(parts)
     file.write(header)
     for name, tensor in _tensors(checkpoint, chosen, packed):

@@ -23,7 +23,6 @@ from bitquilt.stitch.layout import padded_text
 ITEM_SIZES = {"F32": 4, "U32": 4, "BF16": 2, "U8": 1}
 WORST_ENTRY = {"group_size": 128, "bits": 8, "mode": "affine"}
 HEADER_ALIGNMENT = 8
-EXTRA_ROOM = 1024
 
 
 @dataclass(frozen=True)
@@ -100,23 +99,17 @@ def offsets_of(parts: Iterable[Part]) -> dict[str, int]:
     return offsets
 
 
-def safetensors_header(
-    checkpoint: Checkpoint, chosen: Mapping[str, Grid], extra: Mapping[str, str]
-) -> bytes:
-    """The header, filled with spaces so that it and the norms together always take the same.
-
-    Raises:
-        UserError: ``extra`` is too long.
-    """
+def safetensors_header(checkpoint: Checkpoint, chosen: Mapping[str, Grid]) -> bytes:
+    """The header, filled with spaces so that it and the norms together always take the same."""
     parts = file_parts(checkpoint, chosen)
-    text = _header_text(parts, offsets_of(parts), {"format": "mlx", **extra})
+    text = _header_text(parts, offsets_of(parts))
     room = _header_room(checkpoint) + norm_slack(checkpoint, chosen)
-    padded = padded_text(text, room, "extra metadata").encode()
+    padded = padded_text(text, room, "the header").encode()
     return struct.pack("<Q", len(padded)) + padded
 
 
-def _header_text(parts: list[Part], offsets: dict[str, int], metadata: Mapping[str, str]) -> str:
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
+def _header_text(parts: list[Part], offsets: dict[str, int]) -> str:
+    entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     for part in parts:
         start = offsets[part.name]
         entries[part.name] = {
@@ -135,8 +128,8 @@ def _header_room(checkpoint: Checkpoint) -> int:
         stem = name.rpartition(".")[0]
         worst += [Part(f"{stem}.{part}", "BF16", shape) for part in parts]
     end = sum(ITEM_SIZES["F32"] * part.nbytes for part in worst)
-    text = _header_text(worst, {part.name: end for part in worst}, {"format": "mlx"})
-    return -(-(len(text) + EXTRA_ROOM) // HEADER_ALIGNMENT) * HEADER_ALIGNMENT
+    text = _header_text(worst, {part.name: end for part in worst})
+    return -(-len(text) // HEADER_ALIGNMENT) * HEADER_ALIGNMENT
 
 
 def config_text(checkpoint: Checkpoint, chosen: Mapping[str, Grid]) -> str:

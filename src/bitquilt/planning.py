@@ -18,7 +18,7 @@ from bitquilt.recipe import Recipe
 from bitquilt.search import scores
 from bitquilt.search.budget import Budget, parse_size
 from bitquilt.search.candidates import menu
-from bitquilt.search.knapsack import Menu, Table
+from bitquilt.search.knapsack import Menu, Table, fullest
 from bitquilt.stitch import gguf, mlx
 from bitquilt.stitch.layout import Layout
 
@@ -97,7 +97,7 @@ class Space:
     menu: Menu
     """The candidates of every matrix; their divergences are not known yet."""
     capacity: int
-    """Bytes that the matrices may take together."""
+    """Bytes that the matrices may take together: those of the largest mix within the budget."""
 
     @property
     def candidates(self) -> dict[str, list[str]]:
@@ -113,6 +113,7 @@ class Plan:
     assignment: dict[str, str]
     """Module path → grid name. Where there is a budget this is a first guess of the same size."""
     layout: Layout
+    """Of the file to be made; where a mix is a little smaller, padding makes up for it."""
     weights: int
     """All weights of the file's tensors."""
     space: Space | None
@@ -154,6 +155,8 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
     else:
         assignment = presets.preset(str(request.preset), checkpoint, target)
     layout = STITCHERS[target].plan(checkpoint, assignment)
+    if space is not None:
+        layout = layout.filled(layout.fixed_bytes + space.capacity)
     return Plan(target, assignment, layout, weights, space)
 
 
@@ -166,7 +169,8 @@ def _space(checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget:
         unaligned = grids.get(grid).nbytes(*checkpoint.matrices[module])
         return -(-unaligned // ALIGNMENT[target]) * ALIGNMENT[target]
 
-    return Space(menu(checkpoint, target, pins, nbytes, fixed, budget), budget - fixed)
+    found = menu(checkpoint, target, pins, nbytes, fixed, budget)
+    return Space(found, fullest(found, budget - fixed))
 
 
 def targets(to: str) -> list[str]:

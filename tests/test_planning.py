@@ -15,7 +15,7 @@ from tests.factories import tiny_checkpoint
 from bitquilt import grids
 from bitquilt.checkpoint import from_config, open_checkpoint
 from bitquilt.errors import UserError
-from bitquilt.plan import Request, make_plan, plan, targets
+from bitquilt.planning import Request, make_plan, plan, targets
 from bitquilt.search import scores
 from bitquilt.search.knapsack import Table
 from bitquilt.stitch import gguf
