@@ -46,8 +46,8 @@ def test_every_candidate_fits_and_has_its_exact_size(target):
 
 def test_the_embedding_and_the_head_have_candidates_too():
     found, _ = menu_of(shaped_checkpoint(tied=False), "gguf", 4.5)
-    assert len(found["model.embed_tokens"]) > 3
-    assert len(found["lm_head"]) > 3
+    assert len(found["model.embed_tokens"]) >= 3
+    assert len(found["lm_head"]) >= 3
 
 
 def test_superseded_grids_are_left_out_where_better_ones_fit():
