@@ -1,4 +1,4 @@
-"""The bank: what is rounded stays rounded, and mixes are read from it."""
+"""The bank: what is rounded stays rounded, weighted by what reads it."""
 
 import pytest
 import torch
@@ -12,14 +12,17 @@ from bitquilt.forward import BlockwiseModel
 from bitquilt.workdir import WorkDir
 
 
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("bank")
-    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, "llama4_text"))
+def captured(tmp_path, **shape):
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, "llama4_text", **shape))
     work = WorkDir(tmp_path / "work", {})
     tokens = torch.randint(3, 200, (2, 16), generator=torch.Generator().manual_seed(0))
     capture(BlockwiseModel(checkpoint), tokens, 1, work, lambda: None)
     return Bank(checkpoint, work)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    return captured(tmp_path_factory.mktemp("bank"))
 
 
 def test_grids_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
@@ -46,14 +49,18 @@ def test_more_bits_are_predicted_to_cost_less(bank):
         assert costs["Q2_K"] > costs["Q4_K"] > costs["Q6_K"] > costs["F32"] == 0
 
 
-def test_weights_of_a_mix(bank):
+@pytest.mark.parametrize("tied", [True, False])
+def test_importance_is_what_reads_each_column(tmp_path, tied):
+    """An untied embedding is read by the first block, a tied one mostly as the head."""
+    bank = captured(tmp_path, tied=tied)
+    gradients = bank.work.load("gradients")["columns"]
+    head = bank.moments.hessian("lm_head").diagonal()
+    embedding = bank.moments.importance("model.embed_tokens")
+    assert torch.equal(embedding, head if tied else gradients)
     module = "model.layers.1.mlp.down_proj"
-    bank.build({module: ["Q4_K"]}, lambda: None)
-    weights = bank.weights({module: "Q4_K"})
-    exact = bank.checkpoint.load(f"{module}.weight")
-    importance = bank.moments.hessian(module).diagonal().contiguous()
-    grid = grids.get("Q4_K")
-    expected = grid.dequantize(grid.round_nearest(exact, importance))
-    assert torch.equal(weights(f"{module}.weight"), expected)
-    other = "model.layers.0.mlp.down_proj.weight"
-    assert torch.equal(weights(other), bank.checkpoint.load(other))
+    assert torch.equal(bank.moments.importance(module), bank.moments.hessian(module).diagonal())
+
+    bank.build({"model.embed_tokens": ["Q4_K"]}, lambda: None)
+    weight = bank.checkpoint.load("model.embed_tokens.weight")
+    expected = grids.get("Q4_K").round_nearest(weight, embedding.contiguous())
+    assert torch.equal(bank.packed("model.embed_tokens", "Q4_K")["data"], expected["data"])

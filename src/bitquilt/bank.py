@@ -6,9 +6,7 @@ facts the predicted divergence of each. A grid that is missing is added; nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Mapping, Sequence
 
 from bitquilt import grids
 from bitquilt.calibration.moments import Moments
@@ -42,14 +40,14 @@ class Bank:
     def _add(self, module: str, names: Sequence[str], step: Step) -> None:
         weight = self.checkpoint.load(f"{module}.weight")
         hessian = self.moments.hessian(module)
-        importance = hessian.diagonal().contiguous()
+        importance = self.moments.importance(module)
         artefact = _artefact(module)
         parts = self.work.load(artefact) if self.work.has(artefact) else {}
         facts = {name: repr(score) for name, score in self.predicted(module).items()}
         for name in names:
             grid = grids.get(name)
             packed = grid.round_nearest(weight, importance)
-            error = grid.dequantize(packed) - weight
+            error = grid.dequantize(packed).sub_(weight)
             parts |= {f"{name}/{part}": tensor for part, tensor in packed.items()}
             facts[name] = repr(self.moments.divergence(module, error, hessian))
             step()
@@ -68,18 +66,6 @@ class Bank:
             names = handle.keys()
             own = [name for name in names if name.startswith(f"{grid}/")]
             return {name.removeprefix(f"{grid}/"): handle.get_tensor(name) for name in own}
-
-    def weights(self, assignment: Mapping[str, str]) -> Callable[[str], Tensor]:
-        """Tensor name → float32 tensor of the mix; what is not assigned comes from the source."""
-
-        def load(name: str) -> Tensor:
-            module = name.removesuffix(".weight")
-            if name.endswith(".weight") and module in assignment:
-                grid = grids.get(assignment[module])
-                return grid.dequantize(self.packed(module, grid.name))
-            return self.checkpoint.load(name)
-
-        return load
 
 
 def _artefact(module: str) -> str:

@@ -26,7 +26,7 @@ class Moments:
     def hessian(self, module: str) -> Tensor:
         """Mean of x xᵀ [C, C] over the calibration tokens at a matrix's input.
 
-        For the embedding it is the head's: importance is what the head sees.
+        For the embedding it is the head's, which a tied embedding is.
         """
         if module in (EMBEDDING, HEAD):
             artefact, key = "hessians/head", HEAD
@@ -35,6 +35,16 @@ class Moments:
         with self.work.open(artefact) as handle:
             hessian: Tensor = handle.get_tensor(key)
             return hessian
+
+    def importance(self, module: str) -> Tensor:
+        """What an error in each column of a matrix counts for in rounding [C].
+
+        Mean squares of the inputs. An untied embedding has none: its rows are what the first block
+        reads, so mean squares of the gradients there.
+        """
+        if module == EMBEDDING and not self.checkpoint.tied:
+            return self._gradients["columns"]
+        return self.hessian(module).diagonal().contiguous()
 
     def divergence(self, module: str, error: Tensor, hessian: Tensor) -> float:
         """Predicted KL, in nats per token, of an error [R, C] of one matrix.
