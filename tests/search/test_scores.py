@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 from tests.shapes import shaped_checkpoint
 
 from bitquilt.search import scores
@@ -43,6 +45,25 @@ def test_scores_are_predictions_times_factors():
     assert [c.divergence for c in scored[V0]] == pytest.approx([3.0, 3.6, 4.8])
     assert [c.divergence for c in scored["model.embed_tokens"]] == pytest.approx([5.0, 7.5])
     assert [(c.grid, c.nbytes) for c in scored[V1]] == [("Q4_K", 12), ("Q8_0", 20)]
+
+
+def test_noise_is_the_same_every_time_and_of_a_roundings_size():
+    checkpoint = shaped_checkpoint(vocabulary=20_000)
+    weight = torch.randn(20_000, 16, generator=torch.Generator().manual_seed(7))
+    noise = scores._noise(checkpoint, "model.embed_tokens", weight)
+    drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    expected = drawn * (scores.NOISE * weight.square().mean(1, keepdim=True).sqrt())
+    assert torch.equal(noise, expected)
+
+
+def test_only_the_asked_matrices_are_disturbed_and_the_source_never():
+    weight = torch.randn(256, 256, generator=torch.Generator().manual_seed(7))
+    before = weight.clone()
+    checkpoint = replace(shaped_checkpoint(), reader=lambda _: weight)
+    load = scores._disturbed(checkpoint, [V0])
+    assert torch.equal(load(f"{V1}.weight"), before)
+    assert torch.equal(load(f"{V0}.weight"), before + scores._noise(checkpoint, V0, before))
+    assert torch.equal(weight, before)
 
 
 def test_the_first_guess_prefers_more_bits_and_larger_matrices():

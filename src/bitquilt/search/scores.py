@@ -17,6 +17,7 @@ from torch import Tensor
 from bitquilt import grids
 from bitquilt.bank import Bank
 from bitquilt.calibration.moments import Moments
+from bitquilt.calibration.prediction import ROWS
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.evaluation import written
 from bitquilt.evaluation.written import Teacher
@@ -66,14 +67,15 @@ def measure(moments: Moments, teacher: Teacher, step: Step) -> list[Probe]:
     checkpoint, probes = moments.checkpoint, []
     for name, modules in kinds(checkpoint).items():
         predicted = sum(_predicted(moments, module) for module in modules)
-        measured = written.measure(teacher, checkpoint, _disturbed(checkpoint, modules)).kl.mean
-        probes.append(Probe(name, predicted, measured))
+        measured = written.measure(teacher, checkpoint, _disturbed(checkpoint, modules)).kl.mean()
+        probes.append(Probe(name, predicted, float(measured)))
         step()
     return probes
 
 
 def _predicted(moments: Moments, module: str) -> float:
-    noise = _noise(moments.checkpoint, module)
+    checkpoint = moments.checkpoint
+    noise = _noise(checkpoint, module, checkpoint.load(f"{module}.weight"))
     return moments.divergence(module, noise, moments.hessian(module))
 
 
@@ -81,17 +83,20 @@ def _disturbed(checkpoint: Checkpoint, modules: list[str]) -> Callable[[str], Te
     def load(name: str) -> Tensor:
         module = name.removesuffix(".weight")
         weight = checkpoint.load(name)
-        return weight + _noise(checkpoint, module) if module in modules else weight
+        return _noise(checkpoint, module, weight).add_(weight) if module in modules else weight
 
     return load
 
 
-def _noise(checkpoint: Checkpoint, module: str) -> Tensor:
-    """Gaussian noise [R, C], NOISE times the root mean square of each row; the same every time."""
-    weight = checkpoint.load(f"{module}.weight")
+def _noise(checkpoint: Checkpoint, module: str, weight: Tensor) -> Tensor:
+    """Gaussian noise [R, C], NOISE times the root mean square of each row; the same every time.
+
+    A large embedding has gigabytes, so nothing else of the weight's size is made on the way.
+    """
     seed = list(checkpoint.matrices).index(module)
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
-    return noise * (NOISE * weight.square().mean(1, keepdim=True).sqrt())
+    mean_squares = [rows.square().mean(1, keepdim=True) for rows in weight.split(ROWS)]
+    return noise.mul_(NOISE * torch.cat(mean_squares).sqrt())
 
 
 def prior(checkpoint: Checkpoint, menu: Menu) -> Menu:
