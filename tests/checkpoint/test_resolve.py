@@ -13,9 +13,11 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import filter_repo_objects
 
 from bitquilt.checkpoint import resolve
 from bitquilt.errors import UserError
+from bitquilt.stitch.mlx import COPIED_FILES
 
 
 @pytest.fixture
@@ -55,6 +57,14 @@ def test_hub_id(tmp_path: Path, hub: Any) -> None:
     assert resolve.resolve("facebook/MobileLLM-R1-140M") == tmp_path
     assert asked == ["facebook/MobileLLM-R1-140M"]
     assert resolve.short_name("facebook/MobileLLM-R1-140M", tmp_path) == "MobileLLM-R1-140M"
+
+
+def test_the_terms_of_a_model_come_with_it() -> None:
+    """The model card states the licence; MLX directories carry its text on."""
+    published = {"README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "model.bin", "a.py"}
+    fetched = set(filter_repo_objects(published, allow_patterns=list(resolve.NEEDED)))
+    assert fetched == published - {"model.bin", "a.py"}
+    assert fetched - {"README.md"} <= set(COPIED_FILES)
 
 
 @pytest.mark.parametrize(

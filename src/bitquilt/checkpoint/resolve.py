@@ -20,8 +20,8 @@ from bitquilt.errors import UserError
 DEMO = "demo"
 GGUF_MAGIC = b"GGUF"
 
-NEEDED = ("*.json", "*.safetensors", "*.jinja")
-"""Files of a hub repository that a checkpoint needs."""
+NEEDED = ("*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*", "NOTICE")
+"""Files of a hub repository that a checkpoint needs, or that say on what terms it is passed on."""
 _UNNEEDED = ("*/*", "consolidated*.safetensors")
 
 

@@ -50,6 +50,9 @@ COPIED_FILES = (
     "vocab.json",
     "merges.txt",
     "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
 )
 _DTYPES = {torch.uint32: "U32", torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8"}
 
