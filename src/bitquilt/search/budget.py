@@ -35,10 +35,6 @@ class Budget:
         assert self.bits is not None
         return int(self.bits * weights / 8)
 
-    def bits_of(self, weights: int) -> float:
-        """The limit in bits per weight."""
-        return self.nbytes(weights) * 8 / weights
-
 
 def parse_size(text: str) -> int:
     """``600MB``, ``1.5 GiB``, ``734003200`` → bytes.
