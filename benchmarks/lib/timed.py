@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BITQUILT = str(Path(sys.executable).with_name("bitquilt"))
+MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes that getrusage(2) counts in: macOS says bytes, Linux KiB."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a command took, its children included."""
+    """What a command took."""
 
     seconds: float
     peak_gb: float
-    """Largest resident memory of any one process, in GB."""
+    """Resident memory of the largest process so far, of this command or an earlier one, in GB."""
     stdout: str
 
     def __str__(self) -> str:
-        return f"{self.seconds:.0f} s, {self.peak_gb:.2f} GB peak"
+        return f"{self.seconds:.0f} s, {self.peak_gb:.2f} GB peak of the largest process"
 
 
 def run(*command: str) -> Cost:
@@ -30,5 +32,5 @@ def run(*command: str) -> Cost:
     print("$", " ".join(command), flush=True)
     started = time.monotonic()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    return Cost(time.monotonic() - started, peak_kib * 1024 / 1e9, done.stdout)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * MAXRSS_UNIT
+    return Cost(time.monotonic() - started, peak / 1e9, done.stdout)
