@@ -1,6 +1,6 @@
 """Presets: the mixes that llama.cpp and mlx-lm make, matrix by matrix, under the names they use.
 
-They are what people compare against, and what a search falls back to when it can't do better.
+They are what people compare a searched mix against, and can be asked for by name.
 
 llama.cpp's rules are those of ``llama_tensor_get_type`` in its ``src/llama-quant.cpp``, for dense
 models and with an importance matrix, which bitquilt always has. mlx-lm's are those of
