@@ -131,6 +131,7 @@ class Plan:
             "bytes": self.layout.total_bytes,
             "bits": self.bits,
             "breakdown": self.layout.breakdown,
+            "tokenizer_counted": self.layout.breakdown["tokenizer"] > 0,
             "assignment": self.assignment,
         }
 

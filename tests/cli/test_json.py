@@ -40,6 +40,15 @@ def test_plan(asked, model):
     for plan in plans:
         assert sum(plan["breakdown"].values()) == plan["bytes"]
         assert len(plan["assignment"]) == 8
+        assert plan["tokenizer_counted"]
+
+
+def test_plan_of_a_config_alone_says_that_the_tokenizer_is_not_counted(asked, model, capfd):
+    request = ("plan", model / "config.json", "--bits", "4.5", "--to", "both")
+    plans = asked(*request)["plans"]
+    assert [plan["tokenizer_counted"] for plan in plans] == [False, False]
+    assert invoke(*request) == 0
+    assert capfd.readouterr().out.count("Without its tokenizer") == 2
 
 
 def test_quantize_and_run(asked, model, tmp_path, monkeypatch):

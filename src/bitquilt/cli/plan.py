@@ -48,6 +48,8 @@ def _print(made: Plan) -> None:
     console = Console(highlight=False)
     total = made.layout.total_bytes
     console.print(f"[bold]{made.target}[/bold]: {total:,} bytes, {made.bits:.3f} bits per weight\n")
+    if not made.layout.breakdown["tokenizer"]:
+        console.print("Without its tokenizer, which a config alone does not tell the size of.\n")
     console.print(_breakdown(made.layout.breakdown, total), "")
     console.print(_mix(made.assignment), "")
 
