@@ -33,7 +33,7 @@ from bitquilt.result import Output, Result
 from bitquilt.search import scores
 from bitquilt.search.knapsack import Table
 from bitquilt.stitch import mlx
-from bitquilt.stitch.destination import check_directory, check_file
+from bitquilt.stitch.destination import check_directory, check_file, recipe_beside
 from bitquilt.workdir import WorkDir
 
 SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
@@ -75,8 +75,7 @@ def quantize(
     request = Request.parse(bits, size, recipe)
     plans = [make_plan(checkpoint, request, target) for target in targets(to)]
     require_room(Path(output), sum(made.layout.total_bytes for made in plans))
-    stem = f"{checkpoint.name}-{request.label}"
-    paths = [_destination(Path(output), stem, made.target) for made in plans]
+    paths = [_destination(Path(output), checkpoint, request.label, p.target) for p in plans]
 
     much = effort(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
     documents, dropped = calibration_documents(Path(calibration) if calibration else None)
@@ -105,11 +104,11 @@ def quantize(
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
 
 
-def _destination(directory: Path, stem: str, target: str) -> Path:
+def _destination(directory: Path, checkpoint: Checkpoint, label: str, target: str) -> Path:
     """Where a file goes; refused now if something else is in its place."""
-    path = directory / (stem + SUFFIX[target])
+    path = directory / f"{checkpoint.name}-{label}{SUFFIX[target]}"
     if target == "gguf":
-        check_file(path)
+        check_file(path, checkpoint.gguf_source)
     else:
         check_directory(path, marker=mlx.RECIPE_FILE)
     return path
@@ -191,5 +190,5 @@ def _stitch(
 def _write_recipe(path: Path, recipe_json: str) -> None:
     """Put the recipe beside a GGUF file, for people; an MLX directory has it inside."""
     if path.suffix == ".gguf":
-        with written_whole(path.with_suffix(".recipe.json")) as beside:
+        with written_whole(recipe_beside(path)) as beside:
             beside.write_text(json.dumps(json.loads(recipe_json), indent=2) + "\n", "utf-8")

@@ -126,7 +126,7 @@ def write(
     chosen = grids_of(checkpoint, assignment, "gguf")
     factors = _rope_factors(checkpoint)
     infos = _tensor_infos(checkpoint, chosen, factors)
-    check_file(path)
+    check_file(path, checkpoint.gguf_source)
     with written_whole(path) as beside, open(beside, "wb") as file:
         file.write(header(_metadata(checkpoint, chosen, recipe_json, spare), infos))
         for info, data in zip(
