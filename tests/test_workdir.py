@@ -36,3 +36,17 @@ def test_somebody_elses_directory_is_refused(tmp_path):
 def test_two_runs_at_once_are_refused(tmp_path):
     with WorkDir(tmp_path / "w", {}), pytest.raises(UserError, match="in use by another run"):
         WorkDir(tmp_path / "w", {})
+
+
+def test_only_what_was_half_written_is_removed(tmp_path):
+    with WorkDir(tmp_path, {}):
+        pass
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text("*")
+    (tmp_path / ".tiny-mlx.part" / "under").mkdir(parents=True)
+    (tmp_path / "bank").mkdir()
+    for name in (".probes.json.part", "bank/.q.safetensors.part", "bank/.tmpIJbt3M"):
+        (tmp_path / name).write_text("half")
+    with WorkDir(tmp_path, {}):
+        pass
+    assert {path.name for path in tmp_path.rglob(".*")} == {".git", ".gitignore", ".lock"}

@@ -26,21 +26,31 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(temporary)
+        remove(temporary)
         yield temporary
         _flush(temporary)
         old = path.with_name(f".{path.name}.old")
         if path.is_dir():
             # a directory cannot be replaced in one step: move the old one aside first
-            _remove(old)
+            remove(old)
             path.rename(old)
         temporary.replace(path)
-        _remove(old)
+        remove(old)
     except OSError as error:
-        _remove(temporary)
+        remove(temporary)
         raise UserError(_sentence(error, path)) from error
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
+        raise
+
+
+@contextmanager
+def removed_on_error(path: Path) -> Iterator[None]:
+    """Remove a file or directory that turns out to be wrong, so that nobody takes it for right."""
+    try:
+        yield
+    except UserError:
+        remove(path)
         raise
 
 
@@ -71,7 +81,8 @@ def _flush(path: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there and can be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitquilt.errors import UserError
-from bitquilt.files import require_room, written_whole
+from bitquilt.files import remove, require_room, written_whole
 
 LOCK = ".lock"
 
@@ -99,9 +99,10 @@ def _refuse_foreign(path: Path) -> None:
 
 def _remove_half_written(path: Path) -> None:
     """Remove what a killed run was writing: ours, and the temporary files of safetensors."""
-    for file in path.rglob(".*"):
-        if file.name != LOCK:
-            file.unlink()
+    ours = path.rglob(".*.part")
+    of_safetensors = (file for file in path.rglob(".tmp??????") if file.is_file())
+    for half_written in [*ours, *of_safetensors]:
+        remove(half_written)
 
 
 @contextmanager
