@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from tests.factories import tiny_checkpoint
 
+import bitquilt
 from bitquilt import grids
 from bitquilt.checkpoint import from_config, open_checkpoint
 from bitquilt.errors import UserError
-from bitquilt.planning import Request, make_plan, plan, targets
+from bitquilt.planning import STITCHERS, Request, make_plan, plan, targets
 from bitquilt.search import scores
 from bitquilt.search.knapsack import Table
-from bitquilt.stitch import gguf
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 MOBILELLM = EXAMPLES / "mobilellm-r1-950m" / "config.json"
@@ -70,17 +70,27 @@ def test_a_size_is_met_like_bits(tiny):
         assert 497_500 <= one.layout.total_bytes <= 500_000
 
 
-def test_the_size_is_final_whatever_is_measured(tiny):
-    """Any assignment that a search may make of the plan's space has the plan's size."""
-    checkpoint = open_checkpoint(tiny)
-    made = make_plan(checkpoint, Request.parse(4.7, None, None), "gguf")
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
+    """A mix of another size, as a search may find one, is written at the announced size."""
+    checkpoint, stitcher = open_checkpoint(tiny), STITCHERS[target]
+    made = make_plan(checkpoint, Request.parse(4.7, None, None), target)
     opposite = {
         module: [replace(choice, divergence=-choice.divergence) for choice in choices]
         for module, choices in scores.prior(checkpoint, made.space.menu).items()
     }
     other = Table(opposite, made.space.capacity).solve(made.space.capacity)
-    assert other != made.assignment
-    assert gguf.plan(checkpoint, other).total_bytes == made.layout.total_bytes
+    spare = made.layout.total_bytes - stitcher.plan(checkpoint, other).total_bytes
+    assert spare > 0
+
+    def packed(module, grid):
+        return grids.get(grid).round_nearest(checkpoint.load(f"{module}.weight"), None)
+
+    path = tmp_path / "model.gguf"
+    stitcher.write(checkpoint, other, packed, path, "{}", spare)
+    stitcher.check(path, checkpoint, other, packed)
+    files = path.rglob("*") if path.is_dir() else [path]
+    assert sum(file.stat().st_size for file in files) == made.layout.total_bytes
 
 
 def test_pins_hold_under_a_budget(tiny, recipe):
@@ -155,3 +165,16 @@ def test_what_is_offered_instead_of_an_impossible_budget_is_possible(tiny, asked
 def test_targets():
     assert targets("both") == ["gguf", "mlx"]
     assert targets("mlx") == ["mlx"]
+
+
+def test_rules_beside_a_budget_are_said_to_have_no_effect(tiny, recipe):
+    (made,) = plan(tiny, bits=6, recipe=recipe(default="Q4_K", pin={"token_embd": "Q8_0"}))
+    assert "only the pins" in made.notes[0]
+    assert plan(tiny, bits=6, recipe=recipe(pin={"token_embd": "Q8_0"}))[0].notes == ()
+
+
+def test_plan_can_be_asked_again():
+    """The module of the same name would take the function's place after the first call."""
+    assert callable(bitquilt.plan)
+    assert callable(bitquilt.quantize)
+    assert callable(bitquilt.plan)

@@ -29,6 +29,13 @@ class TokenFigures:
     loss: NDArray[np.float32]
     """−log p of the true next token under the candidate, nats."""
 
+    def first(self, windows: int, tokens: int) -> TokenFigures:
+        """Those of the first tokens of the first windows."""
+        rows, columns = slice(windows), slice(tokens - 1)
+        return TokenFigures(
+            self.kl[rows, columns], self.agreement[rows, columns], self.loss[rows, columns]
+        )
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -25,7 +25,7 @@ from bitquilt.effort import WINDOW, Effort, effort
 from bitquilt.evaluation import written
 from bitquilt.evaluation.in_engine import run_in_engine
 from bitquilt.evaluation.written import Teacher
-from bitquilt.files import require_room, written_whole
+from bitquilt.files import removed_on_error, require_room, written_whole
 from bitquilt.forward import BlockwiseModel
 from bitquilt.planning import STITCHERS, Plan, Request, make_plan, targets
 from bitquilt.progress import Reporter
@@ -74,6 +74,8 @@ def quantize(
     checkpoint.load("model.norm.weight")  # a config without weights is refused now, not later
     request = Request.parse(bits, size, recipe)
     plans = [make_plan(checkpoint, request, target) for target in targets(to)]
+    for note in plans[0].notes:
+        reporter.say(note)
     require_room(Path(output), sum(made.layout.total_bytes for made in plans))
     paths = [_destination(Path(output), checkpoint, request.label, p.target) for p in plans]
 
@@ -172,19 +174,22 @@ def _stitch(
     """Write one file, read it back, and measure it in torch and in its own engine."""
     checkpoint, stitcher = bank.checkpoint, STITCHERS[made.target]
     recipe_json = recipes.from_assignment(mix, checkpoint).to_json()
-    with reporter.stage(f"Writing {path}", 3) as step:
+    with reporter.stage(f"Writing {path}", 1) as step:
         spare = made.layout.total_bytes - stitcher.plan(checkpoint, mix).total_bytes
-        stitcher.write(checkpoint, mix, bank.packed, path, recipe_json, spare)
         _write_recipe(path, recipe_json)
+        stitcher.write(checkpoint, mix, bank.packed, path, recipe_json, spare)
+        step()
+    with reporter.stage(f"Checking {path}", 3) as step, removed_on_error(path):
         stitcher.check(path, checkpoint, mix, bank.packed)
         step()
         read_back = stitcher.read_weights(path)
-        figures = written.measure(teacher, checkpoint, read_back.__getitem__)
+        found = written.measure(teacher, checkpoint, read_back.__getitem__)
         step()
-        engine, note = run_in_engine(path, made.target, checkpoint, teacher)
+        engine, note = run_in_engine(path, made.target, checkpoint, teacher, found)
         step()
+    in_torch = written.figures(found, "torch")
     nbytes = made.layout.total_bytes
-    return Output(made.target, path, nbytes, made.bits, dict(mix), figures, engine, note)
+    return Output(made.target, path, nbytes, made.bits, dict(mix), in_torch, engine, note)
 
 
 def _write_recipe(path: Path, recipe_json: str) -> None:

@@ -37,6 +37,14 @@ class Request:
     label: str
     """For file names: ``4.5bit``, ``600MB``, ``Q4_K_M``, the recipe's file name."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the request has no effect, and why."""
+        if self.budget and self.recipe and (self.recipe.default or self.recipe.rules):
+            where = self.recipe.where
+            return (f"with a budget only the pins of {where} hold, not its default and rules",)
+        return ()
+
     @classmethod
     def parse(cls, bits: float | None, size: str | None, mix: str | Path | None) -> Request:
         """Understand the command line's three ways of asking.
@@ -70,11 +78,14 @@ def _budget(bits: float | None, size: str | None) -> Budget | None:
 
 
 def _label(bits: float | None, size: str | None, mix: str | Path | None) -> str:
+    parts = []
     if bits is not None:
-        return f"{bits:g}bit"
+        parts.append(f"{bits:g}bit")
     if size is not None:
-        return size.replace(" ", "")
-    return Path(str(mix)).name.removesuffix(".json")
+        parts.append(size.replace(" ", ""))
+    if mix is not None:
+        parts.append(Path(mix).name.removesuffix(".json"))
+    return "-".join(parts)
 
 
 def _is_file(mix: str | Path) -> bool:
@@ -118,6 +129,8 @@ class Plan:
     """All weights of the file's tensors."""
     space: Space | None
     """What a search may choose from; None where the recipe decides everything."""
+    notes: tuple[str, ...] = ()
+    """What of the request has no effect, and why: a sentence each."""
 
     @property
     def bits(self) -> float:
@@ -158,7 +171,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
     layout = STITCHERS[target].plan(checkpoint, assignment)
     if space is not None:
         layout = layout.filled(layout.fixed_bytes + space.capacity)
-    return Plan(target, assignment, layout, weights, space)
+    return Plan(target, assignment, layout, weights, space, request.notes)
 
 
 def _space(checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget: int) -> Space:

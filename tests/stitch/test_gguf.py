@@ -30,7 +30,7 @@ def write(model: Model, mix: tuple[str, ...], path: Path) -> dict[str, str]:
     """Write a mix and return its assignment."""
     assignment = model.on(*mix)
     recipe = json.dumps(assignment, indent=4)
-    gguf.write(model.checkpoint, assignment, model.packed, path, recipe, {"bitquilt.kl": 0.5})
+    gguf.write(model.checkpoint, assignment, model.packed, path, recipe)
     return assignment
 
 
@@ -96,7 +96,6 @@ def test_header_as_gguf_py_reads_it(model: Model, tmp_path: Path) -> None:
     assert found["tokenizer.ggml.tokens"] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert found["tokenizer.ggml.add_bos_token"] is True
     assert found["tokenizer.chat_template"] == CHAT_TEMPLATE
-    assert found["bitquilt.kl"] == 0.5
     assert json.loads(found["bitquilt.recipe"]) == assignment
     named = {
         role: found["tokenizer.ggml.tokens"][found[f"tokenizer.ggml.{role}_token_id"]]

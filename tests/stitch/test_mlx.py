@@ -26,7 +26,7 @@ def write(model: Model, mix: tuple[str, ...], directory: Path) -> dict[str, str]
     """Write a mix and return its assignment."""
     assignment = model.on(*mix)
     recipe = json.dumps(assignment, indent=4)
-    mlx.write(model.checkpoint, assignment, model.packed, directory, recipe, {"kl": 0.5})
+    mlx.write(model.checkpoint, assignment, model.packed, directory, recipe)
     return assignment
 
 

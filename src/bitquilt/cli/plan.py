@@ -34,6 +34,8 @@ def plan(
     from bitquilt.planning import plan as make
 
     plans = make(model, bits=bits, size=size, recipe=recipe, to=to)
+    for note in plans[0].notes:
+        click.echo(note, err=True)
     if as_json:
         print_json({"plans": [made.to_dict() for made in plans]})
         return

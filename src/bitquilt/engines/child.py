@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from bitquilt.engines.backend import Backend, generate
 from bitquilt.engines.engine import Sampling
 from bitquilt.engines.wire import Message, receive, send
-from bitquilt.errors import UserError
+from bitquilt.errors import EngineMissingError, UserError
 
 BACKENDS = {
     "llamacpp": "bitquilt.engines.llamacpp_backend",
@@ -35,7 +35,7 @@ def main(kind: str, options: str) -> None:
     try:
         backend = _load(kind, json.loads(options))
     except UserError as error:
-        send(answers, {"error": str(error)})
+        send(answers, {"error": str(error), "missing": isinstance(error, EngineMissingError)})
         return
     send(answers, asdict(backend.info))
     _serve(backend, os.fdopen(0, "rb"), answers)

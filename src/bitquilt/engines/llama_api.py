@@ -13,7 +13,7 @@ from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_uint32
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bitquilt.errors import UserError
+from bitquilt.errors import EngineMissingError
 
 PINNED = "2026.10.11549"
 TYPE_F32 = 0
@@ -160,12 +160,15 @@ def load_library() -> ctypes.CDLL:
     """The library with its functions typed.
 
     Raises:
-        UserError: xllamacpp is missing, of another version, or laid out otherwise.
+        EngineMissingError: xllamacpp is missing, of another version, or laid out otherwise.
     """
     found = importlib.util.find_spec("xllamacpp")
-    version = importlib.metadata.version("xllamacpp") if found else "none"
+    try:
+        version = importlib.metadata.version("xllamacpp")
+    except importlib.metadata.PackageNotFoundError:
+        version = "none"
     if found is None or version != PINNED:
-        raise UserError(
+        raise EngineMissingError(
             f"llama.cpp is run through xllamacpp {PINNED}, and {version} is installed; "
             f"pip install xllamacpp=={PINNED}"
         )
@@ -176,9 +179,9 @@ def load_library() -> ctypes.CDLL:
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
     except (StopIteration, OSError, AttributeError) as error:
-        raise UserError(
+        raise EngineMissingError(
             f"xllamacpp {version} does not export llama.cpp's C API on this platform ({error}); "
-            "use Linux or macOS"
+            f"pip install --force-reinstall xllamacpp=={PINNED} on Linux or macOS"
         ) from error
     _check(version, library.llama_model_default_params(), KNOWN_MODEL_DEFAULTS)
     _check(version, library.llama_context_default_params(), KNOWN_CONTEXT_DEFAULTS)
@@ -188,7 +191,8 @@ def load_library() -> ctypes.CDLL:
 def _check(version: str, params: ctypes.Structure, known: dict[str, Any]) -> None:
     for field, value in known.items():
         if getattr(params, field) != value:
-            raise UserError(
+            raise EngineMissingError(
                 f"xllamacpp {version} has another layout of llama.cpp's parameters ({field} reads "
-                f"{getattr(params, field)}, not {value}); reinstall xllamacpp=={PINNED}"
+                f"{getattr(params, field)}, not {value}); "
+                f"pip install --force-reinstall xllamacpp=={PINNED}"
             )

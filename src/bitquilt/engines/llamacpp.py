@@ -16,6 +16,7 @@ def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None
         threads: None for one per physical core.
 
     Raises:
+        EngineMissingError: xllamacpp is missing, of another version, or without the C API.
         UserError: llama.cpp refuses the file or crashes on it.
     """
     options = {"path": str(path), "exact": exact, "threads": threads}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, BinaryIO, Self
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.engines.wire import Message, receive, send
-from bitquilt.errors import UserError
+from bitquilt.errors import EngineMissingError, UserError
 
 STOP_SECONDS = 10
 STDERR_TAIL = 65_536
@@ -33,6 +34,7 @@ class RemoteEngine:
             options: what its ``load`` takes; ``path`` names the model.
 
         Raises:
+            EngineMissingError: the engine is not installed, or not as we need it.
             UserError: the model cannot be loaded, or the engine crashes on it.
         """
         self._subject = f"{kind} on {options['path']}"
@@ -75,7 +77,8 @@ class RemoteEngine:
 
     def close(self) -> None:
         """End the process."""
-        _binary(self._process.stdin).close()
+        with suppress(OSError):  # a request that a dead child never read is still in the buffer
+            _binary(self._process.stdin).close()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -103,7 +106,8 @@ class RemoteEngine:
         except EOFError:
             raise self._crash() from None
         if "error" in message:
-            raise UserError(message["error"])
+            kind = EngineMissingError if message.get("missing") else UserError
+            raise kind(message["error"])
         return message, array
 
     def _crash(self) -> UserError:

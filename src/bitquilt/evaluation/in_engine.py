@@ -9,19 +9,23 @@ import torch
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import encoder
 from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.divergence import TokenFigures
 from bitquilt.engines import open_engine
 from bitquilt.errors import EngineMissingError, UserError
-from bitquilt.evaluation.written import Figures, Teacher, figures
+from bitquilt.evaluation.written import Figures, Teacher, against, figures
 
 ENGINES = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
 EXCERPT = {"gguf": (4, 512), "mlx": (4, 32)}
 """Windows, and tokens of each, that the engine reads: mlx is slow where there is no Metal."""
+FAR, NEAR = 2.0, 0.1
+"""An engine whose KL exceeds FAR times torch's and NEAR is wrong, not merely rounding
+activations (0.006 in llama.cpp)."""
 SAMPLE = "Hello, world! 347 + 585 = 932; naïve café — 你好 🙂\n\tdef f(x): return x**2  # ok"
 """Text whose tokens must be the same in the engine: digits, accents, other scripts, code."""
 
 
 def run_in_engine(
-    path: Path, target: str, checkpoint: Checkpoint, teacher: Teacher
+    path: Path, target: str, checkpoint: Checkpoint, teacher: Teacher, in_torch: TokenFigures
 ) -> tuple[Figures | None, str]:
     """Load a file in its engine, in a process of its own, and compare it with the original.
 
@@ -30,7 +34,8 @@ def run_in_engine(
         why, where the engine is not installed.
 
     Raises:
-        UserError: the engine cannot load the file, or reads text as other tokens.
+        UserError: the engine cannot load the file, reads text as other tokens, or computes
+            something else than torch does with the file's weights.
     """
     name, excerpt = ENGINES[target], teacher.first(*EXCERPT[target])
     sample = Document("check", "sample", SAMPLE, None)
@@ -43,6 +48,14 @@ def run_in_engine(
                     f"tokenizer ({theirs[:8]}… for {ours[:8]}…); please report this model"
                 )
             student = (torch.from_numpy(window) for window in engine.logits(excerpt.tokens.numpy()))
-            return figures(excerpt, student, name), f"{name} loads it and reads the same tokens"
+            found = figures(against(excerpt, student), name)
     except EngineMissingError as missing:
         return None, f"not run: {missing}"
+    expected = float(in_torch.first(*EXCERPT[target]).kl.mean())
+    if found.kl.mean > FAR * expected + NEAR:
+        raise UserError(
+            f"{path}: {name} computes something else than the file's weights say (KL "
+            f"{found.kl.mean:.3g} where torch has {expected:.3g}); please report this model"
+        )
+    note = f"{name} loads it, reads the same tokens, and has KL {found.kl.mean:.3g}"
+    return found, f"{note} where torch has {expected:.3g}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.divergence import Estimate, compare, estimate, logits
+from bitquilt.divergence import Estimate, TokenFigures, compare, estimate, logits
 from bitquilt.forward import BlockwiseModel
 from bitquilt.workdir import WorkDir
 
@@ -60,8 +60,10 @@ class Figures:
     """Predicted tokens that the means are over."""
 
 
-def measure(teacher: Teacher, checkpoint: Checkpoint, weights: Callable[[str], Tensor]) -> Figures:
-    """Figures of the model with other weights: those of a written file, or of a mix in the bank.
+def measure(
+    teacher: Teacher, checkpoint: Checkpoint, weights: Callable[[str], Tensor]
+) -> TokenFigures:
+    """The model with other weights, those of a written file say, token by token.
 
     Args:
         teacher: the original on the held-out windows.
@@ -70,13 +72,17 @@ def measure(teacher: Teacher, checkpoint: Checkpoint, weights: Callable[[str], T
     """
     student = BlockwiseModel(checkpoint, weights)
     hidden = student.last_hidden(teacher.tokens)
-    return figures(teacher, logits(hidden, student.head()), "torch")
+    return against(teacher, logits(hidden, student.head()))
 
 
 @torch.no_grad()
-def figures(teacher: Teacher, student: Iterator[Tensor], engine: str) -> Figures:
-    """Figures of logits, one [L, V] per window of the teacher's text."""
-    found = compare(teacher.tokens, teacher.hidden, teacher.head, student)
+def against(teacher: Teacher, student: Iterator[Tensor]) -> TokenFigures:
+    """Any model's logits, one [L, V] per window of the teacher's text, token by token."""
+    return compare(teacher.tokens, teacher.hidden, teacher.head, student)
+
+
+def figures(found: TokenFigures, engine: str) -> Figures:
+    """Means with their intervals."""
     loss = estimate(found.loss)
     return Figures(
         estimate(found.kl),
@@ -89,4 +95,4 @@ def figures(teacher: Teacher, student: Iterator[Tensor], engine: str) -> Figures
 
 def original(teacher: Teacher) -> Figures:
     """Figures of the teacher itself: its perplexity, and a divergence of zero."""
-    return figures(teacher, logits(teacher.hidden, teacher.head), "torch")
+    return figures(against(teacher, logits(teacher.hidden, teacher.head)), "torch")
