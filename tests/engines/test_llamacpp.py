@@ -160,5 +160,6 @@ def test_a_crash_is_one_sentence(make_model: Callable[..., Model], tmp_path: Pat
     path = write(make_model(), tmp_path / "model.gguf", "Q8_0")
     with open_llamacpp(path) as engine:
         engine._process.kill()
+        engine._process.wait()
         with pytest.raises(UserError, match="crashed"):
             engine.tokenize("hello")

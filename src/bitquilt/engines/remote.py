@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, BinaryIO, Self
 
@@ -76,7 +77,8 @@ class RemoteEngine:
 
     def close(self) -> None:
         """End the process."""
-        _binary(self._process.stdin).close()
+        with suppress(OSError):  # a request that a dead child never read is still in the buffer
+            _binary(self._process.stdin).close()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
