@@ -84,6 +84,16 @@ def scan(paths: list[Path]) -> dict[str, Stored]:
     return found
 
 
+def metadata(path: Path) -> dict[str, str]:
+    """What a file's header says besides its tensors.
+
+    Raises:
+        UserError: the file is truncated or unreadable.
+    """
+    with _open(path) as handle:
+        return handle.metadata() or {}
+
+
 def read(name: str, stored: Stored) -> torch.Tensor:
     """One tensor as float32.
 

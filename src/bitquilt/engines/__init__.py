@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from bitquilt.engines.engine import Engine, ModelInfo, Sampling
@@ -35,11 +34,17 @@ def open_engine(model: str | Path) -> Engine:
 
 
 def is_mlx(path: Path) -> bool:
-    """Whether a directory's weights are for mlx-lm: its config or its weights file says so."""
+    """Whether a directory's weights are for mlx-lm: its config or its weights file says so.
+
+    Raises:
+        UserError: either file is damaged.
+    """
     config = path / "config.json"
     if not config.is_file():
         return False
-    if "quantization" in json.loads(config.read_text("utf-8")):
+    from bitquilt.checkpoint.config import read_json
+
+    if "quantization" in read_json(config):
         return True
     weights = path / "model.safetensors"
     return weights.is_file() and _format(weights) == "mlx"
@@ -47,7 +52,6 @@ def is_mlx(path: Path) -> bool:
 
 def _format(weights: Path) -> str | None:
     """The ``format`` in the header of a safetensors file."""
-    with open(weights, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        metadata: dict[str, str] = json.loads(file.read(length)).get("__metadata__", {})
-    return metadata.get("format")
+    from bitquilt.checkpoint.shards import metadata
+
+    return metadata(weights).get("format")
