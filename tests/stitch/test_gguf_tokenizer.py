@@ -16,6 +16,7 @@ from bitquilt.checkpoint.gguf_tokenizer import SPLITTINGS
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.errors import UserError
 from bitquilt.stitch import gguf
+from bitquilt.stitch.gguf_tokenizer import tokenizer_keys
 
 TEXTS = (
     "Hello world, what's 347+585?",
@@ -130,3 +131,22 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     tokenizer.add_tokens(["one", "too", "many"])
     with pytest.raises(UserError, match="belongs to another model"):
         write_with(tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "config", "words"),
+    [
+        ("{}", {}, r"tokenizer\.json is no tokenizer"),
+        ("[", {}, r"tokenizer\.json cannot be read as JSON"),
+        (Tokenizer(models.Unigram([("a", 0.0)])).to_str(), {}, "is a Unigram tokenizer"),
+        (None, {"eos_token_id": [1, VOCABULARY]}, f"gives eos_token_id {VOCABULARY}, but"),
+    ],
+)
+def test_damage_is_one_sentence(
+    tokenizer: str | None, config: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    source = tiny_checkpoint(tmp_path, "llama", layers=1)
+    if tokenizer is not None:
+        (source / "tokenizer.json").write_text(tokenizer)
+    with pytest.raises(UserError, match=words):
+        tokenizer_keys(source, {"vocab_size": VOCABULARY, **config}, None)

@@ -17,6 +17,7 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import Tokenizer
 
+from bitquilt.checkpoint.config import read_json
 from bitquilt.checkpoint.gguf_tokenizer import SPLITTINGS
 from bitquilt.errors import UserError
 from bitquilt.stitch.gguf_header import Value
@@ -47,6 +48,7 @@ class _Files:
     """What a tokenizer directory says."""
 
     tokenizer: dict[str, Any]
+    loaded: Tokenizer
     config: dict[str, Any]
     path: Path
 
@@ -62,9 +64,11 @@ def tokenizer_keys(
         chat_template: Jinja source, stored as it is.
 
     Raises:
-        UserError: no tokenizer.json, or a tokenizer that llama.cpp has no equal of.
+        UserError: no tokenizer.json, a damaged one, ids beyond the vocabulary, or a tokenizer
+            that llama.cpp has no equal of.
     """
     files = _read(directory)
+    _refuse_other_models(files)
     tokens, types = _vocabulary(files, int(model_config["vocab_size"]))
     keys = _model_keys(files, tokens)
     keys["tokenizer.ggml.tokens"] = tokens
@@ -84,17 +88,28 @@ def _read(directory: Path) -> _Files:
             "save the tokenizer with transformers' save_pretrained and try again"
         )
     config_path = directory / "tokenizer_config.json"
-    config = json.loads(config_path.read_text("utf-8")) if config_path.exists() else {}
-    return _Files(json.loads(path.read_text("utf-8")), config, path)
+    config = read_json(config_path) if config_path.exists() else {}
+    return _Files(read_json(path), _loaded(path), config, path)
+
+
+def _loaded(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise UserError(f"{path} is no tokenizer ({error}); download it again") from error
+
+
+def _refuse_other_models(files: _Files) -> None:
+    kind = type(files.loaded.model).__name__
+    if kind != "BPE":
+        raise UserError(
+            f"{files.path} is a {kind} tokenizer; GGUF files are written for byte-level "
+            "and SentencePiece BPE, so write MLX instead"
+        )
 
 
 def _model_keys(files: _Files, tokens: list[str]) -> dict[str, Value]:
     model = files.tokenizer["model"]
-    if model.get("type", "BPE") != "BPE":
-        raise UserError(
-            f"{files.path} is a {model['type']} tokenizer; GGUF files are written for byte-level "
-            "and SentencePiece BPE, so write MLX instead"
-        )
     if model.get("byte_fallback"):
         return _sentencepiece_keys(files, tokens)
     return {
@@ -179,7 +194,7 @@ def _vocabulary(files: _Files, size: int) -> tuple[list[str], list[int]]:
     for text, index in files.tokenizer["model"]["vocab"].items():
         _check_id(files, text, index, size)
         tokens[index], types[index] = text, _type_of(text, unknown) if spm else NORMAL
-    for added in files.tokenizer["added_tokens"]:
+    for added in files.tokenizer.get("added_tokens") or []:
         text, index = added["content"], added["id"]
         _check_id(files, text, index, size)
         if spm and types[index] == TokenType.UNKNOWN:
@@ -217,6 +232,12 @@ def _special_ids(
     files: _Files, model_config: dict[str, Any], tokens: list[str]
 ) -> dict[str, Value]:
     """bos, eos, pad and unk by the tokenizer's names; the other ends of a turn as eot and eom."""
+    stated = _as_list(model_config.get("eos_token_id"))
+    if beyond := [index for index in stated if not 0 <= index < len(tokens)]:
+        raise UserError(
+            f"config.json gives eos_token_id {beyond[0]}, but the model has {len(tokens)} "
+            "embeddings; compare it with the one on the model's page"
+        )
     found: dict[str, Value] = {}
     for role in ("bos", "eos", "pad", "unk"):
         index = _named_id(files, role, tokens)
@@ -224,7 +245,7 @@ def _special_ids(
             index = next(iter(_as_list(model_config.get(f"{role}_token_id"))), None)
         if index is not None and 0 <= index < len(tokens):
             found[role] = index
-    ends = [i for i in _as_list(model_config.get("eos_token_id")) if i != found.get("eos")]
+    ends = [i for i in stated if i != found.get("eos")]
     ends.sort(key=lambda i: "eom" in tokens[i])
     found.update(zip(("eot", "eom"), ends, strict=False))
     names = {"eos": "eos", "bos": "bos", "pad": "padding", "unk": "unknown"}
@@ -250,7 +271,7 @@ def _added_automatically(files: _Files, keys: dict[str, Value]) -> dict[str, Val
 
     ``add_bos_token`` in tokenizer_config.json overrides, as it does in transformers.
     """
-    encoded = Tokenizer.from_file(str(files.path)).encode("a").ids
+    encoded = files.loaded.encode("a").ids
     bos, eos = keys.get("tokenizer.ggml.bos_token_id"), keys.get("tokenizer.ggml.eos_token_id")
     first = bool(encoded) and encoded[0] == bos
     last = bool(encoded) and encoded[-1] == eos
