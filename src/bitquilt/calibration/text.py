@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from bitquilt.calibration.corpus import Document, bundled, from_file, windows, without_overlap
-from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.errors import UserError
 
 Encode = Callable[[Document], list[int]]
@@ -25,17 +26,28 @@ def encoder(checkpoint: Checkpoint) -> Encode:
     Without a chat template, messages become paragraphs.
 
     Raises:
-        UserError: the checkpoint has no tokenizer.
+        UserError: the checkpoint has no tokenizer, or one that is damaged; encoding raises it for
+            a tokenizer of another model, whose ids go beyond the embedding's rows.
     """
     if checkpoint.tokenizer_dir is None:
         raise UserError(
             f"{checkpoint.name} has no tokenizer; put tokenizer.json and tokenizer_config.json "
             "beside its config.json"
         )
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir)
+    tokenizer = _tokenizer(checkpoint.tokenizer_dir)
     template = checkpoint.chat_template
+    rows, _ = checkpoint.matrices[EMBEDDING]
 
     def encode(document: Document) -> list[int]:
+        ids = tokenize(document)
+        if (largest := max(ids, default=0)) >= rows:
+            raise UserError(
+                f"the tokenizer in {checkpoint.tokenizer_dir} gives the id {largest}, but "
+                f"{checkpoint.name} has {rows} embeddings; the tokenizer belongs to another model"
+            )
+        return ids
+
+    def tokenize(document: Document) -> list[int]:
         if document.messages is None:
             return list(tokenizer.encode(document.text))
         if template is None:
@@ -46,6 +58,17 @@ def encoder(checkpoint: Checkpoint) -> Encode:
         return list(tokenizer.encode(rendered, add_special_tokens=False))
 
     return encode
+
+
+def _tokenizer(directory: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except Exception as error:  # tokenizers raises no narrower class
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{directory} holds no tokenizer that transformers can load ({reason}); download its "
+            "tokenizer.json and tokenizer_config.json again"
+        ) from error
 
 
 def calibration_documents(file: Path | None) -> tuple[list[Document], list[str]]:
