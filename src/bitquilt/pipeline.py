@@ -33,7 +33,7 @@ from bitquilt.result import Output, Result
 from bitquilt.search import scores
 from bitquilt.search.knapsack import Table
 from bitquilt.stitch import mlx
-from bitquilt.stitch.destination import check_directory, check_file, recipe_beside
+from bitquilt.stitch.destination import check_directory, check_file
 from bitquilt.workdir import WorkDir
 
 SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
@@ -176,8 +176,8 @@ def _stitch(
     recipe_json = recipes.from_assignment(mix, checkpoint).to_json()
     with reporter.stage(f"Writing {path}", 1) as step:
         spare = made.layout.total_bytes - stitcher.plan(checkpoint, mix).total_bytes
-        _write_recipe(path, recipe_json)
         stitcher.write(checkpoint, mix, bank.packed, path, recipe_json, spare)
+        _write_recipe(path, recipe_json)
         step()
     with reporter.stage(f"Checking {path}", 3) as step, removed_on_error(path):
         stitcher.check(path, checkpoint, mix, bank.packed)
@@ -195,5 +195,5 @@ def _stitch(
 def _write_recipe(path: Path, recipe_json: str) -> None:
     """Put the recipe beside a GGUF file, for people; an MLX directory has it inside."""
     if path.suffix == ".gguf":
-        with written_whole(recipe_beside(path)) as beside:
+        with written_whole(path.with_suffix(".recipe.json")) as beside:
             beside.write_text(json.dumps(json.loads(recipe_json), indent=2) + "\n", "utf-8")

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf as reference
 import pytest
 
 from bitquilt.errors import UserError
-from bitquilt.stitch.destination import check_file, recipe_beside
+from bitquilt.stitch.destination import RECIPE_KEY, check_file
+
+
+def write_gguf(path: Path, key: str) -> None:
+    """A GGUF file of one metadata pair and no tensors."""
+    writer = reference.GGUFWriter(path, "qwen3")
+    writer.add_string(key, "{}")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def test_only_a_file_with_our_recipe_is_replaced(tmp_path: Path) -> None:
@@ -16,15 +27,17 @@ def test_only_a_file_with_our_recipe_is_replaced(tmp_path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(UserError, match=r"4\.5bit\.gguf is there .* give another -o, or move it"):
         check_file(path, None)
-    recipe_beside(path).write_text("{}")
+    write_gguf(path, "general.name")
+    with pytest.raises(UserError, match="bitquilt did not write it"):
+        check_file(path, None)
+    write_gguf(path, RECIPE_KEY)
     check_file(path, tmp_path / "other.gguf")
 
 
 def test_the_model_itself_is_not_replaced(tmp_path: Path) -> None:
     path, link = tmp_path / "tiny.gguf", tmp_path / "link.gguf"
-    path.write_text("precious")
+    write_gguf(path, RECIPE_KEY)
     link.symlink_to(path)
-    recipe_beside(path).write_text("{}")
     for source in (path, link):
         with pytest.raises(UserError, match=r"tiny\.gguf is the model itself; give another -o"):
             check_file(path, source)

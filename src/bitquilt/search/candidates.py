@@ -17,7 +17,7 @@ from bitquilt.grids.grid import Grid
 from bitquilt.search.budget import human
 from bitquilt.search.knapsack import Choice, Menu, fullest, largest, smallest
 
-BELOW, ABOVE = 1.0, 1.7
+BELOW, ABOVE = 1.0, 2.4
 """Bits below and above the budget's that a matrix may take."""
 STEP = 0.5
 CLOSE = 0.005

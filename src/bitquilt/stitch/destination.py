@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bitquilt.checkpoint.gguf_format import parse
 from bitquilt.errors import UserError
 
-
-def recipe_beside(path: Path) -> Path:
-    """Where the recipe of a GGUF file is written for people; it marks the file as ours."""
-    return path.with_suffix(".recipe.json")
+RECIPE_KEY = "bitquilt.recipe"
+"""The metadata of every GGUF file that bitquilt writes has it."""
 
 
 def check_file(path: Path, source: Path | None) -> None:
-    """Refuse to replace a directory, the model's own file, or one without our recipe beside it.
+    """Refuse to replace a directory, the model's own file, or one without our recipe in it.
 
     Args:
         path: where a GGUF file should go.
@@ -25,10 +24,18 @@ def check_file(path: Path, source: Path | None) -> None:
         return
     if source is not None and path.resolve() == source.resolve():
         raise UserError(f"{path} is the model itself; give another -o, or move it")
-    if not recipe_beside(path).exists():
+    if not _has_recipe(path):
         raise UserError(
             f"{path} is there and bitquilt did not write it; give another -o, or move it"
         )
+
+
+def _has_recipe(path: Path) -> bool:
+    try:
+        metadata, _ = parse(path)
+    except (ValueError, OSError):
+        return False
+    return RECIPE_KEY in metadata
 
 
 def check_directory(path: Path, marker: str) -> None:

@@ -24,7 +24,7 @@ from bitquilt.checkpoint.layout import head_dim
 from bitquilt.errors import UserError
 from bitquilt.files import written_whole
 from bitquilt.grids.grid import Grid, Packed
-from bitquilt.stitch.destination import check_file
+from bitquilt.stitch.destination import RECIPE_KEY, check_file
 from bitquilt.stitch.gguf_config import architecture, architecture_keys, rope_factors, sampling_keys
 from bitquilt.stitch.gguf_header import (
     Metadata,
@@ -48,7 +48,6 @@ from bitquilt.stitch.layout import (
 )
 from bitquilt.stitch.model_card import licence
 
-RECIPE_KEY = "bitquilt.recipe"
 QUANTIZATION_VERSION = 2
 
 Factors = npt.NDArray[np.float32]
