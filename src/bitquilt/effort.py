@@ -34,8 +34,8 @@ def effort(parameters: int) -> Effort:
         return max(least, min(most, round(budget / teraflop)))
 
     return Effort(
-        calibration=windows(3, 12, 32),
-        gradients=windows(0.6, 4, 6),
-        probes=windows(0.3, 1, 4),
-        held_out=windows(2, 8, 20),
+        calibration=windows(3, 12, 24),
+        gradients=4,
+        probes=windows(0.3, 1, 3),
+        held_out=windows(2, 8, 16),
     )

@@ -17,8 +17,8 @@ from bitquilt.grids.grid import Grid
 from bitquilt.search.budget import human
 from bitquilt.search.knapsack import Choice, Menu, fullest, largest, smallest
 
-BELOW, ABOVE = 1.0, 2.4
-"""Bits below and above the budget's that a matrix may take."""
+REACH = {"gguf": (1.0, 2.4), "mlx": (1.0, 1.7)}
+"""Bits below and above the budget's that a matrix may take; MLX's grids lie closer together."""
 STEP = 0.5
 CLOSE = 0.005
 """A file comes this near to its budget, as a share of it, where any mix does."""
@@ -74,7 +74,8 @@ def menu(
     if fullest(widest, capacity) < enough:
         enough = 0.0  # no mix comes close, so any will do
     reach = itertools.count(0, STEP)
-    menus = (within(BELOW + more, ABOVE + more) for more in reach)
+    below, above = REACH[target]
+    menus = (within(below + more, above + more) for more in reach)
     return next(found for found in menus if _fills(found, capacity, enough))
 
 
