@@ -1,14 +1,16 @@
-"""Files appear whole or not at all: written beside, flushed to disk, renamed."""
+"""Files appear whole or not at all: written beside, flushed, renamed; and are read with care."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from bitquilt.errors import UserError
 
@@ -96,3 +98,18 @@ def _sentence(error: OSError, path: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{path} was not written: no write permission there; choose another directory"
     return f"{path} was not written: {error.strerror or error}; choose another directory"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}; download it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; download it again")
+    return content

@@ -10,7 +10,7 @@ from tests.shapes import shaped_checkpoint
 
 from bitquilt import grids
 from bitquilt.errors import UserError
-from bitquilt.search.candidates import ABOVE, CLOSE, STEP, SUPERSEDED, menu
+from bitquilt.search.candidates import CLOSE, REACH, STEP, SUPERSEDED, menu
 from bitquilt.search.knapsack import fullest, largest, smallest
 
 FIXED = 10_000
@@ -72,7 +72,7 @@ def test_the_others_are_near_what_a_pin_leaves_them():
     found = menu(checkpoint, "gguf", pin, cell, FIXED, capacity + FIXED)
     for module in others:
         bits = [grids.get(grid).bits for grid in names(found)[module]]
-        assert min(bits) < 4.5 < max(bits) < 4.5 + ABOVE + STEP
+        assert min(bits) < 4.5 < max(bits) < 4.5 + REACH["gguf"][1] + STEP
 
 
 def test_everything_may_be_pinned():

@@ -24,7 +24,7 @@ def open_checkpoint(reference: str | Path) -> Checkpoint:
         UserError: it cannot be found, read, or rewritten exactly.
     """
     from bitquilt.checkpoint import hf_source, resolve
-    from bitquilt.checkpoint.config import read_json
+    from bitquilt.files import read_json
 
     path = resolve.resolve(str(reference))
     if path.suffix == ".gguf":

@@ -7,8 +7,6 @@ taken from transformers' own config classes.
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -31,21 +29,6 @@ _HOUSEKEEPING = frozenset(
     }
 )
 """Fields that every transformers config has and that say nothing about a language model."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object.
-
-    Raises:
-        UserError: the file cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}; download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; download it again")
-    return content
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:

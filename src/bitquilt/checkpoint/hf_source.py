@@ -13,10 +13,10 @@ from bitquilt.checkpoint import canonical, layout, shards
 from bitquilt.checkpoint.audit import audit, audit_template
 from bitquilt.checkpoint.canonical import Canonical
 from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
-from bitquilt.checkpoint.config import read_json
 from bitquilt.checkpoint.fingerprint import fingerprint
 from bitquilt.checkpoint.tensors import checked, dominant_dtype
 from bitquilt.errors import UserError
+from bitquilt.files import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TEMPLATE_FILE = "chat_template.jinja"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from bitquilt.checkpoint.config import read_json
 from bitquilt.errors import UserError
+from bitquilt.files import read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

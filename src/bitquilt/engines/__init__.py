@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitquilt.engines.engine import Engine, ModelInfo, Sampling
+from bitquilt.files import read_json
 
 __all__ = ["Engine", "ModelInfo", "Sampling", "open_engine"]
 
@@ -42,8 +43,6 @@ def is_mlx(path: Path) -> bool:
     config = path / "config.json"
     if not config.is_file():
         return False
-    from bitquilt.checkpoint.config import read_json
-
     if "quantization" in read_json(config):
         return True
     weights = path / "model.safetensors"

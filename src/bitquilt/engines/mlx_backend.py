@@ -12,9 +12,9 @@ import numpy.typing as npt
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
-from bitquilt.checkpoint.config import read_json
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
+from bitquilt.files import read_json
 
 CHUNK = 512
 

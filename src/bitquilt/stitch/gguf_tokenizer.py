@@ -17,9 +17,9 @@ from typing import Any
 from gguf import TokenType
 from tokenizers import Tokenizer
 
-from bitquilt.checkpoint.config import read_json
 from bitquilt.checkpoint.gguf_tokenizer import SPLITTINGS
 from bitquilt.errors import UserError
+from bitquilt.files import read_json
 from bitquilt.stitch.gguf_header import Value
 
 
