@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -186,20 +185,6 @@ def test_places_that_cannot_be_written(model, tmp_path, refused):
     thesis.write_text("precious")
     assert "did not write" in refused(*quantize(model, tmp_path / "out", "--to", "mlx"))
     assert [path.read_text() for path in (file, thesis)] == ["precious", "precious"]
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 kB, where we may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("only root can mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.usefixtures("early")

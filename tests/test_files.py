@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,20 +12,6 @@ import torch
 from bitquilt.errors import UserError
 from bitquilt.files import require_room, written_whole
 from bitquilt.workdir import WorkDir
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 kB, where we may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("only root can mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_file_replaces_a_file(tmp_path):
