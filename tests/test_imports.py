@@ -31,6 +31,7 @@ ORDER = (
     "talk",
     "evaluation",
     "grids",
+    "rounding",
     "bank",
     "search",
     "recipe",

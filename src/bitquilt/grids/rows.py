@@ -11,23 +11,29 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 
-CHUNK_WEIGHTS = 1 << 15
-"""Weights handed to ``work`` at a time. Temporaries stay in the processor's cache, and torch does
-not split operations of this size among its own threads, which wait for each other at every step
-and come to a standstill on a busy machine."""
+CPU_CHUNK = 1 << 15
+"""Weights handed to ``work`` at a time on a CPU. Temporaries stay in the processor's cache, and
+torch does not split operations of this size among its own threads, which wait for each other at
+every step and come to a standstill on a busy machine."""
+DEVICE_CHUNK = 1 << 24
+"""The same on any other device, where only the memory of the temporaries counts."""
 
 
 def by_rows(work: Callable[..., Result], columns: int, *parts: Tensor) -> list[Result]:
-    """Call ``work`` on a few rows of every part, in as many threads as torch has.
+    """Call ``work`` on a few rows of every part; on a CPU in as many threads as torch has.
 
     Args:
         work: takes the same rows of each part.
         columns: weights in a row.
-        parts: tensors with one first-axis entry for each row of a matrix.
+        parts: tensors with one first-axis entry for each row of a matrix, all on one device.
 
     Returns:
         What ``work`` returned, in the order of the rows.
     """
-    rows = max(1, CHUNK_WEIGHTS // columns)
+    on_cpu = parts[0].device.type == "cpu"
+    rows = max(1, (CPU_CHUNK if on_cpu else DEVICE_CHUNK) // columns)
+    chunks = [torch.split(part, rows) for part in parts]
+    if not on_cpu:
+        return [work(*rows) for rows in zip(*chunks, strict=True)]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(work, *(torch.split(part, rows) for part in parts)))
+        return list(pool.map(work, *chunks))

@@ -1,0 +1,68 @@
+"""Nearest rounding: scales fitted by importance, every weight on the level next to it.
+
+Each family of grids has its fit in a module of its own, registered with :func:`fit_family`.
+
+Letters: R rows, C columns.
+"""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from bitquilt.errors import UserError
+from bitquilt.grids.grid import Fields, Grid
+
+LEAST_IMPORTANCE = 1e-6
+"""Of the mean. Columns that the calibration text never reached still get sensible levels."""
+LARGEST = {"gguf": 65504.0 * 128 * 32, "mlx": 3e38}
+"""No format reaches further: in ggml a half-precision scale times Q6_K's scale and code."""
+
+
+@singledispatch
+def fit_family(grid: Grid, weight: Tensor, importance: Tensor) -> Fields:
+    """Scales and codes of least error Σ importance · (level − weight)², near enough.
+
+    One implementation per family of grids, found by the type of ``grid``.
+
+    Args:
+        grid: where to.
+        weight: float32 [R, C], on any device; its fields are made there.
+        importance: float32 [C], positive, mean 1.
+    """
+    raise TypeError(f"no fit is registered for {type(grid).__name__}")
+
+
+def fit(grid: Grid, weight: Tensor, importance: Tensor | None) -> Fields:
+    """Round a matrix onto a grid without looking at correlations.
+
+    Args:
+        grid: where to.
+        weight: float32 [R, C].
+        importance: float32 [C], mean square of each input; None weighs all inputs alike.
+
+    Raises:
+        UserError: the row length does not fit, or a weight is out of the grid's range.
+    """
+    grid.check_fits(weight.shape[1])
+    fields = fit_family(grid, weight.float(), _relative(importance, weight))
+    scales = [field for field in fields.values() if field.is_floating_point()]
+    largest = torch.linalg.vector_norm(weight, ord=torch.inf).item()
+    if not largest <= min(LARGEST[target] for target in grid.targets) or not all(
+        bool(scale.isfinite().all()) for scale in scales
+    ):
+        raise UserError(
+            f"{grid.name} keeps its scales in 16 bits and cannot hold a weight as large as "
+            f"{largest:.3g}; put this matrix on BF16"
+        )
+    return fields
+
+
+def _relative(importance: Tensor | None, weight: Tensor) -> Tensor:
+    """Importance with mean 1 and nothing at zero, where the weight is."""
+    if importance is None:
+        return torch.ones(weight.shape[1], device=weight.device)
+    mean = importance.float().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return (importance.float() / mean).clamp_min(LEAST_IMPORTANCE).to(weight.device)
