@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.grids.grid import Fields, Grid, Packed, register
+from bitquilt.grids.grid import Fields, Levels, Packed, ScalarGrid, register
 from bitquilt.grids.mlx import from_stream, round_by_rows, to_stream
 
 BITS = (2, 3, 4, 5, 6, 8)
@@ -27,7 +27,7 @@ VANISHING = 1e-7
 """Least variance of the codes of a group that a line is fitted through."""
 
 
-class Affine(Grid):
+class Affine(ScalarGrid):
     """One pair of bits and group size."""
 
     targets = frozenset({"mlx"})
@@ -35,13 +35,9 @@ class Affine(Grid):
     def __init__(self, bits: int, group: int) -> None:
         self.name = f"{bits}bit-g{group}"
         self.width = bits
+        self.low, self.high = 0, (1 << bits) - 1
         self.block = group
         self.block_bits = bits * group + 2 * 16
-
-    @property
-    def top(self) -> int:
-        """The largest code."""
-        return (1 << self.width) - 1
 
     def round_nearest(self, weight: Tensor, importance: Tensor | None) -> Packed:
         """Without importance: what ``mx.quantize`` makes of the matrix in bfloat16, bit for bit.
@@ -67,16 +63,12 @@ class Affine(Grid):
         words = to_stream(fields["codes"], self.width)
         return {"weight": words, "scales": fields["scales"], "biases": fields["biases"]}
 
-    def decode(self, fields: Fields) -> Tensor:
-        return _levels(
-            torch.unflatten(fields["codes"], 1, (-1, self.block)).float(),
-            fields["scales"].float().unsqueeze(-1),
-            fields["biases"].float().unsqueeze(-1),
-        ).flatten(1)
+    def levels(self, fields: Fields) -> Levels:
+        return Levels(fields["scales"].float(), fields["biases"].float())
 
     def _codes(self, groups: Tensor, scales: Tensor, biases: Tensor) -> Tensor:
         """The nearest codes on given levels: float32 [R, N, g]; scales and biases [R, N, 1]."""
-        return ((groups - biases) / scales).round_().clamp_(0, self.top)
+        return ((groups - biases) / scales).round_().clamp_(0, self.high)
 
     def _stock(self, groups: Tensor) -> Fields:
         """mx.quantize's rule on [R, N, g] in bfloat16.
@@ -87,7 +79,7 @@ class Affine(Grid):
         groups = groups.bfloat16().float()
         low, high = groups.aminmax(dim=-1, keepdim=True)
         low_is_edge = low.abs() > high.abs()
-        scales = ((high - low) / self.top).clamp_min(SMALLEST_SCALE)
+        scales = ((high - low) / self.high).clamp_min(SMALLEST_SCALE)
         scales = torch.where(low_is_edge, scales, -scales)
         edge = torch.where(low_is_edge, low, high)
         steps_to_zero = (edge / scales).round()
@@ -107,9 +99,9 @@ class Affine(Grid):
         biases = best["biases"].float().unsqueeze(-1)
         error = _error(groups, shares, codes, scales, biases)
         low, high = groups.aminmax(dim=-1, keepdim=True)
-        middle, span = (low + high) / 2, (high - low).clamp_min(SMALLEST_SCALE * self.top)
+        middle, span = (low + high) / 2, (high - low).clamp_min(SMALLEST_SCALE * self.high)
         for shrink in SHRINKS:
-            guess = self._codes(groups, shrink * span / self.top, middle - shrink * span / 2)
+            guess = self._codes(groups, shrink * span / self.high, middle - shrink * span / 2)
             new_scales, new_biases = _fit(groups, shares, guess)
             new_codes = self._codes(groups, new_scales, new_biases)
             new_error = _error(groups, shares, new_codes, new_scales, new_biases)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from bitquilt.grids.bits import digits, from_digits, from_halves, from_planes, halves, planes
-from bitquilt.grids.ggml import GgmlGrid, blocks_of, on_lines
-from bitquilt.grids.grid import Fields, Packed, register
+from bitquilt.grids.ggml import GgmlGrid, blocks_of
+from bitquilt.grids.grid import Fields, Levels, Packed, ScalarGrid, register
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """The 16 levels of the uneven 4-bit formats, IQ4_NL and IQ4_XS (ggml's kvalues_iq4nl)."""
@@ -47,25 +47,25 @@ def _from_fifth_bits(codes: Tensor) -> Tensor:
     return from_digits(blocks_of(codes >> 4, 32), 1)
 
 
-class Symmetric(GgmlGrid):
+class Symmetric(GgmlGrid, ScalarGrid):
     """Levels d · code, the code signed: Q4_0 and Q5_0."""
 
     block = 32
-    offset: ClassVar[int]
-    """What is added to a code to store it."""
 
-    def decode(self, fields: Fields) -> Tensor:
-        return on_lines(fields["codes"].float(), fields["d"])
+    def levels(self, fields: Fields) -> Levels:
+        return Levels(fields["d"], None)
 
 
-class Asymmetric(GgmlGrid):
+class Asymmetric(GgmlGrid, ScalarGrid):
     """Levels d · code + m, the code unsigned: Q4_1 and Q5_1."""
 
     block = 32
     half_sections = ("d", "m")
 
-    def decode(self, fields: Fields) -> Tensor:
-        return on_lines(fields["codes"].float(), fields["d"], fields["m"])
+    low = 0
+
+    def levels(self, fields: Fields) -> Levels:
+        return Levels(fields["d"], fields["m"])
 
 
 class Q4_0(Symmetric):
@@ -73,16 +73,16 @@ class Q4_0(Symmetric):
 
     name = "Q4_0"
     sections: ClassVar = {"d": 2, "qs": 16}
-    offset = 8
+    low, high = -8, 7
 
     def unpack(self, packed: Packed) -> Fields:
         """``codes`` int8 [R, C] in -8 … 7, ``d`` float32 [R, B]."""
         s = self.split(packed)
-        codes = _nibbles(s["qs"]).to(torch.int8) - self.offset
+        codes = _nibbles(s["qs"]).to(torch.int8) + self.low
         return {"codes": codes, "d": halves(s["d"]).flatten(1)}
 
     def pack(self, fields: Fields) -> Packed:
-        stored = (fields["codes"] + self.offset).to(torch.uint8)
+        stored = (fields["codes"] - self.low).to(torch.uint8)
         return self.join(d=from_halves(blocks_of(fields["d"], 1)), qs=_from_nibbles(stored))
 
 
@@ -91,16 +91,16 @@ class Q5_0(Symmetric):
 
     name = "Q5_0"
     sections: ClassVar = {"d": 2, "qh": 4, "qs": 16}
-    offset = 16
+    low, high = -16, 15
 
     def unpack(self, packed: Packed) -> Fields:
         """``codes`` int8 [R, C] in -16 … 15, ``d`` float32 [R, B]."""
         s = self.split(packed)
         stored = _nibbles(s["qs"]) | _fifth_bits(s["qh"])
-        return {"codes": stored.to(torch.int8) - self.offset, "d": halves(s["d"]).flatten(1)}
+        return {"codes": stored.to(torch.int8) + self.low, "d": halves(s["d"]).flatten(1)}
 
     def pack(self, fields: Fields) -> Packed:
-        stored = (fields["codes"] + self.offset).to(torch.uint8)
+        stored = (fields["codes"] - self.low).to(torch.uint8)
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
             qh=_from_fifth_bits(stored),
@@ -112,6 +112,7 @@ class Q4_1(Asymmetric):
     """5 bits: d(2) m(2) qs(16)."""
 
     name = "Q4_1"
+    high = 15
     sections: ClassVar = {"d": 2, "m": 2, "qs": 16}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -135,6 +136,7 @@ class Q5_1(Asymmetric):
     """6 bits: d(2) m(2) qh(4) qs(16)."""
 
     name = "Q5_1"
+    high = 31
     sections: ClassVar = {"d": 2, "m": 2, "qh": 4, "qs": 16}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -155,10 +157,11 @@ class Q5_1(Asymmetric):
         )
 
 
-class Q8_0(GgmlGrid):
+class Q8_0(GgmlGrid, ScalarGrid):
     """8.5 bits: d(2) qs(32), one signed byte a weight; levels d · code."""
 
     name = "Q8_0"
+    low, high = -127, 127
     block = 32
     sections: ClassVar = {"d": 2, "qs": 32}
 
@@ -172,14 +175,16 @@ class Q8_0(GgmlGrid):
         codes = blocks_of(fields["codes"].contiguous(), 32)
         return self.join(d=from_halves(blocks_of(fields["d"], 1)), qs=codes.view(torch.uint8))
 
-    def decode(self, fields: Fields) -> Tensor:
-        return on_lines(fields["codes"].float(), fields["d"])
+    def levels(self, fields: Fields) -> Levels:
+        return Levels(fields["d"], None)
 
 
-class IQ4_NL(GgmlGrid):
+class IQ4_NL(GgmlGrid, ScalarGrid):
     """4.5 bits: d(2) qs(16); levels d · IQ4_VALUES[code]."""
 
     name = "IQ4_NL"
+    low, high = 0, 15
+    table = IQ4_VALUES
     block = 32
     sections: ClassVar = {"d": 2, "qs": 16}
 
@@ -192,13 +197,8 @@ class IQ4_NL(GgmlGrid):
         d = from_halves(blocks_of(fields["d"], 1))
         return self.join(d=d, qs=_from_nibbles(fields["codes"]))
 
-    def decode(self, fields: Fields) -> Tensor:
-        return on_lines(iq4_levels(fields["codes"]), fields["d"])
-
-
-def iq4_levels(codes: Tensor) -> Tensor:
-    """The uneven 4-bit levels of codes 0 … 15, float32 of the same shape."""
-    return torch.tensor(IQ4_VALUES, dtype=torch.float32, device=codes.device)[codes.int()]
+    def levels(self, fields: Fields) -> Levels:
+        return Levels(fields["d"], None)
 
 
 for grid in (Q4_0(), IQ4_NL(), Q4_1(), Q5_0(), Q5_1(), Q8_0()):

@@ -99,11 +99,8 @@ def blocks_of(field: Tensor, size: int) -> Tensor:
     return torch.unflatten(field, 1, (-1, size))
 
 
-def on_lines(codes: Tensor, steps: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Levels that lie evenly: codes [R, C] times steps, plus offsets (both [R, n]), float32 [R, C].
-
-    Each of the n steps serves C / n neighbouring columns.
-    """
-    # [R, C] -> [R, n, C / n]
-    levels = steps.unsqueeze(-1) * torch.unflatten(codes, 1, (steps.shape[1], -1))
-    return (levels if offsets is None else levels + offsets.unsqueeze(-1)).flatten(1)
+def times(numbers: Tensor, scales: Tensor) -> Tensor:
+    """Numbers [R, n] of sub-blocks times the scales [R, B] of their super-blocks, float32."""
+    # [R, n] -> [R, B, n / B]
+    by_block = torch.unflatten(numbers.float(), 1, (scales.shape[1], -1))
+    return (by_block * scales.unsqueeze(-1)).flatten(1)

@@ -6,19 +6,21 @@ Letters: R rows (outputs), C columns (inputs), B blocks along a row.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from bitquilt.errors import UserError
 from bitquilt.grids.rows import by_rows
 
-Packed = dict[str, torch.Tensor]
+Packed = dict[str, Tensor]
 """A matrix as it is stored. GGUF grids: ``{"data": uint8 [R, row_bytes]}``. MLX grids: ``weight``
 (uint32 words [R, C * bits / 32]), ``scales`` and ``biases`` ([R, C / group]) as mlx names them.
 The floats BF16 and F32, which both files hold: ``{"weight": [R, C]}`` in that dtype.
 Rows are independent in every grid: permuting those of a matrix permutes those of its parts."""
 
-Fields = dict[str, torch.Tensor]
+Fields = dict[str, Tensor]
 """The same matrix taken apart into numbers: ``codes`` [R, C] (or [R, C / n] where one code stands
 for n weights) and the scales of each block. Each grid's ``unpack`` says which, with shapes."""
 
@@ -62,7 +64,7 @@ class Grid(ABC):
             )
 
     @abstractmethod
-    def round_nearest(self, weight: torch.Tensor, importance: torch.Tensor | None) -> Packed:
+    def round_nearest(self, weight: Tensor, importance: Tensor | None) -> Packed:
         """Round a matrix onto the grid without looking at correlations.
 
         Args:
@@ -82,18 +84,61 @@ class Grid(ABC):
         """Numbers to stored bytes: the exact inverse of :meth:`unpack`."""
 
     @abstractmethod
-    def decode(self, fields: Fields) -> torch.Tensor:
+    def decode(self, fields: Fields) -> Tensor:
         """The float32 [R, C] matrix that the numbers stand for, on the device they are on."""
 
-    def dequantize(self, packed: Packed) -> torch.Tensor:
+    def dequantize(self, packed: Packed) -> Tensor:
         """The float32 [R, C] matrix that the engine computes with."""
         row_bytes = sum(part[0].nbytes for part in packed.values())
         columns = 8 * row_bytes // self.block_bits * self.block
 
-        def decode_rows(*parts: torch.Tensor) -> torch.Tensor:
+        def decode_rows(*parts: Tensor) -> Tensor:
             return self.decode(self.unpack(dict(zip(packed, parts, strict=True))))
 
         return torch.cat(by_rows(decode_rows, columns, *packed.values()))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Where the weights of a matrix may go once its scales are fixed: step · value + offset.
+
+    Each of the n steps of a row serves C / n neighbouring columns.
+    """
+
+    steps: Tensor
+    """float32 [R, n]."""
+    offsets: Tensor | None
+    """float32 [R, n]; None is zero."""
+
+    def of(self, values: Tensor) -> Tensor:
+        """The levels [R, C] of values [R, C]."""
+        # [R, C] -> [R, n, C / n]
+        spread = torch.unflatten(values, 1, (self.steps.shape[1], -1)) * self.steps.unsqueeze(-1)
+        return (spread if self.offsets is None else spread + self.offsets.unsqueeze(-1)).flatten(1)
+
+
+class ScalarGrid(Grid):
+    """A grid that rounds every weight by itself: one code a weight, one line of levels a block."""
+
+    low: int
+    """The smallest code."""
+    high: int
+    """The largest."""
+    table: tuple[float, ...] | None = None
+    """What code ``low + i`` stands for; None where codes stand for themselves."""
+
+    @abstractmethod
+    def levels(self, fields: Fields) -> Levels:
+        """The line of levels of each block, from the scales alone."""
+
+    def values(self, codes: Tensor) -> Tensor:
+        """What codes stand for before scaling, float32 of their shape."""
+        if self.table is None:
+            return codes.float()
+        return torch.tensor(self.table, device=codes.device)[codes.int() - self.low]
+
+    def decode(self, fields: Fields) -> Tensor:
+        return self.levels(fields).of(self.values(fields["codes"]))
 
 
 _REGISTRY: dict[str, Grid] = {}

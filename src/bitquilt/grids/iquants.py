@@ -28,9 +28,9 @@ from bitquilt.grids.bits import (
     planes,
     words,
 )
-from bitquilt.grids.blocks32 import iq4_levels
-from bitquilt.grids.ggml import GgmlGrid, blocks_of, on_lines
-from bitquilt.grids.grid import Fields, Packed, register
+from bitquilt.grids.blocks32 import IQ4_VALUES
+from bitquilt.grids.ggml import GgmlGrid, blocks_of, times
+from bitquilt.grids.grid import Fields, Levels, Packed, ScalarGrid, register
 
 SUPER_BLOCK = 256
 SIGN_SHIFTS = (0, 7, 14, 21)
@@ -71,13 +71,13 @@ class Codebook(GgmlGrid):
 
         (1/2 + scale) / 4 of d for the 2-bit formats.
         """
-        return on_lines(0.5 + fields["scales"].float(), fields["d"]) * 0.25
+        return times(0.5 + fields["scales"], fields["d"]) * 0.25
 
     def decode(self, fields: Fields) -> Tensor:
         patterns = codebook(self.name).to(fields["codes"].device)[fields["codes"].int()].flatten(1)
         # Masks [R, C / 8] -> bits [R, C], 1 for minus.
         signs = 1.0 - 2.0 * digits(fields["signs"], 1).float()
-        return on_lines(patterns, self.steps(fields)) * signs
+        return Levels(self.steps(fields), None).of(patterns) * signs
 
 
 class IQ2_XXS(Codebook):
@@ -225,7 +225,7 @@ class IQ3_XXS(Codebook):
 
     def steps(self, fields: Fields) -> Tensor:
         """(1/2 + scale) / 2 of d."""
-        return on_lines(0.5 + fields["scales"].float(), fields["d"]) * 0.5
+        return times(0.5 + fields["scales"], fields["d"]) * 0.5
 
 
 class IQ3_S(Codebook):
@@ -266,10 +266,10 @@ class IQ3_S(Codebook):
 
     def steps(self, fields: Fields) -> Tensor:
         """1 + 2 scale of d."""
-        return on_lines(1.0 + 2.0 * fields["scales"].float(), fields["d"])
+        return times(1.0 + 2.0 * fields["scales"], fields["d"])
 
 
-class IQ4_XS(GgmlGrid):
+class IQ4_XS(GgmlGrid, ScalarGrid):
     """4.25 bits, scales of 32: d(2) scales_h(2) scales_l(4) qs(128); uneven levels."""
 
     # qs[i]           7 6 5 4        3 2 1 0          i < 16; the next 16 bytes hold the next 32
@@ -283,6 +283,8 @@ class IQ4_XS(GgmlGrid):
     # A weight is d · scale · IQ4_VALUES[code].
 
     name = "IQ4_XS"
+    low, high = 0, 15
+    table = IQ4_VALUES
     block = SUPER_BLOCK
     sections: ClassVar = {"d": 2, "scales_h": 2, "scales_l": 4, "qs": 128}
 
@@ -307,9 +309,8 @@ class IQ4_XS(GgmlGrid):
             qs=from_planes(torch.unflatten(fields["codes"], 1, (-1, 8, 2, 16)), 4).flatten(2),
         )
 
-    def decode(self, fields: Fields) -> Tensor:
-        steps = on_lines(fields["scales"].float(), fields["d"])
-        return on_lines(iq4_levels(fields["codes"]), steps)
+    def levels(self, fields: Fields) -> Levels:
+        return Levels(times(fields["scales"], fields["d"]), None)
 
 
 for grid in (IQ2_XXS(), IQ2_XS(), IQ2_S(), IQ3_XXS(), IQ3_S(), IQ4_XS()):

@@ -18,32 +18,31 @@ import torch
 from torch import Tensor
 
 from bitquilt.grids.bits import from_halves, from_planes, halves, planes
-from bitquilt.grids.ggml import GgmlGrid, blocks_of, on_lines
-from bitquilt.grids.grid import Fields, Packed, register
+from bitquilt.grids.ggml import GgmlGrid, blocks_of, times
+from bitquilt.grids.grid import Fields, Levels, Packed, ScalarGrid, register
 
 SUPER_BLOCK = 256
 
 
-class WithMins(GgmlGrid):
+class WithMins(GgmlGrid, ScalarGrid):
     """Levels d · scale · code - dmin · min: Q2_K, Q4_K and Q5_K."""
 
     block = SUPER_BLOCK
     half_sections = ("d", "dmin")
 
-    def decode(self, fields: Fields) -> Tensor:
-        steps = on_lines(fields["scales"].float(), fields["d"])
-        mins = on_lines(fields["mins"].float(), fields["dmin"])
-        return on_lines(fields["codes"].float(), steps, -mins)
+    low = 0
+
+    def levels(self, fields: Fields) -> Levels:
+        return Levels(times(fields["scales"], fields["d"]), -times(fields["mins"], fields["dmin"]))
 
 
-class Signed(GgmlGrid):
+class Signed(GgmlGrid, ScalarGrid):
     """Levels d · scale · code: Q3_K and Q6_K."""
 
     block = SUPER_BLOCK
 
-    def decode(self, fields: Fields) -> Tensor:
-        steps = on_lines(fields["scales"].float(), fields["d"])
-        return on_lines(fields["codes"].float(), steps)
+    def levels(self, fields: Fields) -> Levels:
+        return Levels(times(fields["scales"], fields["d"]), None)
 
 
 class Q2_K(WithMins):
@@ -56,6 +55,7 @@ class Q2_K(WithMins):
     #             w[i+96]  w[i+64]  w[i+32]  w[i]       for weights 128 … 255
 
     name = "Q2_K"
+    high = 3
     sections: ClassVar = {"scales": 16, "qs": 64, "d": 2, "dmin": 2}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -96,6 +96,8 @@ class Q3_K(Signed):
     #                   scale[j+12]   scale[j+8]   scale[j+4]   scale[j]
 
     name = "Q3_K"
+    low = -4
+    high = 3
     sections: ClassVar = {"hmask": 32, "qs": 64, "scales": 12, "d": 2}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -156,6 +158,7 @@ class Q4_K(WithMins):
     #             w[i+32]   w[i]
 
     name = "Q4_K"
+    high = 15
     sections: ClassVar = {"d": 2, "dmin": 2, "scales": 12, "qs": 128}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -189,6 +192,7 @@ class Q5_K(WithMins):
     # qh[i], bit k     the fifth bit of weight i + 32 k
 
     name = "Q5_K"
+    high = 31
     sections: ClassVar = {"d": 2, "dmin": 2, "scales": 12, "qh": 32, "qs": 128}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -227,6 +231,8 @@ class Q6_K(Signed):
     # The second half of ql and of qh serves weights 128 … 255.
 
     name = "Q6_K"
+    low = -32
+    high = 31
     sections: ClassVar = {"ql": 128, "qh": 64, "scales": 16, "d": 2}
 
     def unpack(self, packed: Packed) -> Fields:

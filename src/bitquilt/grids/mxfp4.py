@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.grids.grid import Fields, Grid, Packed, register
+from bitquilt.grids.grid import Fields, Levels, Packed, ScalarGrid, register
 from bitquilt.grids.mlx import from_stream, round_by_rows, to_stream
 
 GROUP = 32
@@ -24,13 +24,15 @@ MIDPOINTS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 EXPONENT_BIAS = 127
 
 
-class MxFp4(Grid):
+class MxFp4(ScalarGrid):
     """MLX's mode ``mxfp4``."""
 
     name = "mxfp4"
     targets = frozenset({"mlx"})
     block = GROUP
     block_bits = 4 * GROUP + 8
+    low, high = 0, 15
+    table = MAGNITUDES + tuple(-magnitude for magnitude in MAGNITUDES)
 
     def round_nearest(self, weight: Tensor, importance: Tensor | None) -> Packed:
         """Without importance: what ``mx.quantize`` makes of the matrix in bfloat16, bit for bit.
@@ -55,9 +57,9 @@ class MxFp4(Grid):
         scales = (fields["exponents"] + EXPONENT_BIAS).to(torch.uint8)
         return {"weight": to_stream(fields["codes"], 4), "scales": scales}
 
-    def decode(self, fields: Fields) -> Tensor:
-        codes = torch.unflatten(fields["codes"], 1, (-1, GROUP))
-        return _values(codes, fields["exponents"].unsqueeze(-1)).flatten(1)
+    def levels(self, fields: Fields) -> Levels:
+        exponents = fields["exponents"]
+        return Levels(torch.ldexp(torch.ones_like(exponents).float(), exponents), None)
 
 
 def _stock(groups: Tensor) -> Fields:
@@ -108,8 +110,7 @@ def _nearest(groups: Tensor, exponents: Tensor) -> Tensor:
 
 def _values(codes: Tensor, exponents: Tensor) -> Tensor:
     """What codes [R, N, 32] stand for under exponents [R, N, 1]: float32 [R, N, 32]."""
-    levels = torch.tensor(MAGNITUDES + tuple(-m for m in MAGNITUDES), device=codes.device)
-    return torch.ldexp(levels[codes.int()], exponents)
+    return torch.ldexp(torch.tensor(MxFp4.table, device=codes.device)[codes.int()], exponents)
 
 
 def _error(groups: Tensor, importance: Tensor, codes: Tensor, exponents: Tensor) -> Tensor:
