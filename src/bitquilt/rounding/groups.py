@@ -1,0 +1,73 @@
+"""What fits of small groups of weights share: magnitudes near one, numbers as they are stored.
+
+Letters: R rows, C columns, N groups along a row, k weights in a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitquilt.grids.grid import Fields
+from bitquilt.grids.rows import by_rows
+
+EXPONENTS = (-126, 126)
+"""A power of two within these has a reciprocal that is a normal number too."""
+
+
+def fit_by_rows(weight: Tensor, size: int, fit: Callable[[Tensor], Fields]) -> Fields:
+    """Fit a matrix [R, C] a few rows at a time; ``fit`` is given them as groups [R, N, k]."""
+    groups = torch.unflatten(weight, 1, (-1, size))
+    chunks = by_rows(fit, weight.shape[1], groups)
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def power_of_two(magnitudes: Tensor) -> Tensor:
+    """The least power of two above each magnitude (1 for zero), within reach of float32.
+
+    Dividing by it is exact and keeps squares from overflowing and underflowing.
+    """
+    exponents = torch.frexp(magnitudes).exponent.clamp(*EXPONENTS)
+    return torch.ldexp(torch.ones_like(magnitudes), exponents)
+
+
+def inverse(scales: Tensor) -> Tensor:
+    """1 / scale, and 0 for 0: every weight then goes to the level next to zero."""
+    return torch.where(scales == 0, 0.0, 1.0 / scales)
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sums over groups of products: [R, N, k] twice to [R, N, 1]."""
+    return torch.linalg.vecdot(a, b).unsqueeze(-1)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the number a of each group is stored: as ``unit`` a + ``origin``, rounded to ``dtype``.
+
+    ``unit`` (powers of two) and ``origin`` are float32 [R, N, 1], as the numbers are.
+    """
+
+    dtype: torch.dtype
+    unit: Tensor
+    origin: Tensor | float = 0.0
+
+    def stored(self, numbers: Tensor) -> Tensor:
+        """Numbers as the file holds them, in ``dtype``."""
+        return (numbers * self.unit + self.origin).to(self.dtype)
+
+    def read(self, stored: Tensor) -> Tensor:
+        """The inverse of :meth:`stored`, float32."""
+        return (stored.float() - self.origin) / self.unit
+
+    def nearest(self, numbers: Tensor) -> Tensor:
+        """The nearest numbers that can be stored."""
+        return self.read(self.stored(numbers))
+
+    def neighbour(self, numbers: Tensor, steps: int) -> Tensor:
+        """The storable numbers so many places further from a stored zero."""
+        bits = self.stored(numbers).view(torch.int16) + steps
+        return self.read(bits.view(self.dtype))

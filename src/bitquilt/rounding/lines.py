@@ -1,0 +1,182 @@
+"""Two numbers for each group: levels scale · code + offset, codes 0 … top.
+
+Letters: R rows, N groups along a row, k weights in a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from bitquilt.rounding.groups import Storage, dot, inverse, power_of_two
+
+TINY = torch.finfo(torch.float32).tiny
+VANISHING = 1e-6
+"""Least variance of codes, in squared codes, that a line is fitted through."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Groups to fit lines to, and how the lines are stored.
+
+    weights: float32 [R, N, k], moved and scaled so that they lie about -1 … 1.
+    importance: [N, k].
+    top: the largest code.
+    scale, offset: storage of either number, in the same measure as the weights.
+    """
+
+    weights: Tensor
+    importance: Tensor
+    top: int
+    scale: Storage
+    offset: Storage
+
+
+@dataclass(frozen=True)
+class Line:
+    """Scales and offsets [R, N, 1], and the weighted squared error on their nearest codes."""
+
+    scale: Tensor
+    offset: Tensor
+    error: Tensor
+
+
+def lines(groups: Tensor, importance: Tensor, top: int, dtype: torch.dtype) -> Lines:
+    """Groups [R, N, k] centred and scaled; halves are taken first so that nothing overflows."""
+    low, high = groups.amin(-1, keepdim=True) / 2, groups.amax(-1, keepdim=True) / 2
+    centre, reach = low + high, high - low
+    # The offset of a narrow group far from zero is off by more than the group's width.
+    unit = power_of_two(reach + torch.finfo(dtype).eps * centre.abs())
+    return Lines(
+        (groups - centre) / unit, importance, top, Storage(dtype, unit), Storage(dtype, unit, centre)
+    )
+
+
+def codes(of: Lines, scale: Tensor, offset: Tensor) -> Tensor:
+    """The nearest codes, float32 [R, N, k]."""
+    return (of.weights - offset).mul_(inverse(scale)).round_().clamp_(0, of.top)
+
+
+def search(
+    of: Lines, low: Tensor, high: Tensor, unit: Tensor, inward: Sequence[tuple[float, float]]
+) -> tuple[Tensor, Tensor]:
+    """The line that fits best, of those through what some starting lines round to.
+
+    A line fitted to given codes c takes cov(w, c)² / var(c) off the error, moments weighted with
+    importance, so the largest of these wins.
+
+    Args:
+        of: the groups.
+        low, high: the levels of code 0 and of the top code, [R, N, 1].
+        unit: by how much they move, [R, N, 1].
+        inward: how many units each start moves the two towards each other.
+
+    Returns:
+        Scales and offsets [R, N, 1], not yet as they are stored.
+    """
+    total = of.importance.sum(-1)
+    weighted = of.weights * of.importance
+    mean = weighted.sum(-1) / total
+    starts = torch.tensor(inward, device=unit.device).T[..., None, None, None]
+    bottoms = low + starts[0] * unit
+    factors = inverse(high - starts[1] * unit - bottoms) * of.top
+    sums, products, squares = of.weights.new_empty(3, len(inward), *mean.shape)
+    for i, (bottom, factor) in enumerate(zip(bottoms, factors, strict=True)):
+        code = (of.weights - bottom).mul_(factor).round_().clamp_(0, of.top)
+        torch.linalg.vecdot(code, of.importance, out=sums[i])
+        torch.linalg.vecdot(code, weighted, out=products[i])
+        torch.linalg.vecdot(code.square_(), of.importance, out=squares[i])
+    centres = sums / total
+    covariances = products - sums * mean
+    slopes = covariances / (squares - sums * centres).clamp_min_(VANISHING)
+    best = (slopes * covariances).argmax(0, keepdim=True)
+    slope, centre = slopes.gather(0, best)[0], centres.gather(0, best)[0]
+    return slope.unsqueeze(-1), (mean - slope * centre).unsqueeze(-1)
+
+
+def search_range(of: Lines, parts: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Search from lines over the range of each group, either end drawn in by parts of its half."""
+    low, high = of.weights.amin(-1, keepdim=True), of.weights.amax(-1, keepdim=True)
+    return search(of, low, high, high, list(product(parts, parts)))
+
+
+def search_around(
+    of: Lines, scale: Tensor, offset: Tensor, steps: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Search from lines about a given one, either end moved by parts of a step."""
+    return search(of, offset, offset + of.top * scale, scale, list(product(steps, steps)))
+
+
+def refine(of: Lines, scale: Tensor, offset: Tensor, best: Line, rounds: int) -> Line:
+    """Alternate between nearest codes and the best line for them; the best seen, and ``best``."""
+    for _ in range(rounds):
+        scale, offset = of.scale.nearest(scale), of.offset.nearest(offset)
+        code = codes(of, scale, offset)
+        residual = (of.weights - offset).sub_(code * scale)
+        weighted = residual * of.importance
+        best = better(best, Line(scale, offset, dot(weighted, residual)))
+        scale, offset = _refit(of, scale, offset, code, weighted)
+    return better(best, measure(of, scale, offset))
+
+
+def _refit(
+    of: Lines, scale: Tensor, offset: Tensor, code: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The line of least error for given codes: first the offset, then the scale for it as stored.
+
+    ``residual`` is importance · (weight - level), [R, N, k].
+    """
+    total = of.importance.sum(-1, keepdim=True)
+    cross, mean = dot(residual, code), residual.sum(-1, keepdim=True) / total
+    weighted = code * of.importance
+    centre, square = weighted.sum(-1, keepdim=True) / total, dot(weighted, code)
+    variance = (square - total * centre.square()).clamp_min_(VANISHING)
+    slope = (cross - total * mean * centre) / variance
+    shifted = of.offset.nearest(offset + mean - slope * centre)
+    step = (cross - (shifted - offset) * total * centre) / square.clamp_min_(VANISHING)
+    return scale + step, shifted
+
+
+def measure(of: Lines, scale: Tensor, offset: Tensor) -> Line:
+    """The line as it is stored, with its error."""
+    scale, offset = of.scale.nearest(scale), of.offset.nearest(offset)
+    residual = (of.weights - offset).sub_(codes(of, scale, offset).mul_(scale))
+    return Line(scale, offset, dot(residual.square_(), of.importance))
+
+
+def better(one: Line, other: Line) -> Line:
+    """Group by group the line of less error; an error that is not a number loses."""
+    other_wins = other.error < one.error
+    return Line(
+        torch.where(other_wins, other.scale, one.scale),
+        torch.where(other_wins, other.offset, one.offset),
+        torch.where(other_wins, other.error, one.error),
+    )
+
+
+def from_below(of: Lines) -> Line:
+    """The line from the largest storable offset that is below the group to its top.
+
+    It serves narrow groups far from zero, where a rounded offset is off by more than the width.
+    """
+    low, high = of.weights.amin(-1, keepdim=True), of.weights.amax(-1, keepdim=True)
+    offset = of.offset.nearest(low)
+    stored = of.offset.stored(low)
+    outward = torch.where(stored > 0, -1, 1).to(torch.int16)
+    below = of.offset.read((stored.view(torch.int16) + outward).view(stored.dtype))
+    offset = torch.where(offset > low, below, offset)
+    return measure(of, (high - offset) / of.top, offset)
+
+
+def try_neighbours(of: Lines, best: Line, scales: Sequence[int], offsets: Sequence[int]) -> Line:
+    """Storable numbers next to those of a line, the line turned about its middle code."""
+    for places in scales:
+        scale = of.scale.neighbour(best.scale, places)
+        middle = best.offset - (scale - best.scale) * (of.top / 2)
+        for further in offsets:
+            best = better(best, measure(of, scale, of.offset.neighbour(middle, further)))
+    return best
