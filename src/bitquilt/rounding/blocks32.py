@@ -11,13 +11,13 @@ from torch import Tensor
 from bitquilt.grids.blocks32 import Q8_0, Asymmetric, Symmetric
 from bitquilt.grids.grid import Fields
 from bitquilt.rounding.groups import Storage, fit_by_rows, inverse, power_of_two
-from bitquilt.rounding.lines import codes, from_below, lines, refine, search_around, search_range
+from bitquilt.rounding.lines import better, codes, from_below, lines, measure, refine, search_range, walk
 from bitquilt.rounding.nearest import fit_family
-from bitquilt.rounding.scales import refine_scales, search_scales
+from bitquilt.rounding.scales import largest, refine_scales, search_scales
 
 BLOCK = 32
 PARTS = (0.0, 0.15, 0.35)
-STEPS = (-0.5, -0.25, 0.0, 0.25, 0.5)
+TURNS = tuple(i / 20 for i in range(-18, 19))
 ROUNDS = 2
 
 
@@ -27,7 +27,7 @@ def _symmetric(grid: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
     low, high = grid.low, grid.high
     shares = torch.unflatten(importance, 0, (-1, BLOCK))
 
-    multiples = [low - i / 10 for i in range(-9, 10)] + [low * f for f in (1.2, 1.35, 1.55, 1.8)] + [high * f for f in (1, 1.05, 1.1, 1.2, 1.35, 1.55, 1.8)]
+    multiples = [low - i / 10 for i in range(-9, 10)] + [low * f for f in (1.25, 1.5)] + [high * f for f in (1, 1.08, 1.3)]
 
     def levels(numbers: Tensor) -> Tensor:
         return numbers.round_().clamp_(low, high)
@@ -36,7 +36,8 @@ def _symmetric(grid: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
         unit = power_of_two(groups.abs().amax(-1, keepdim=True))
         groups = groups / unit
         storage = Storage(torch.float16, unit)
-        scales = search_scales(groups, shares, levels, multiples, storage.nearest)
+        factor = inverse(largest(groups))
+        scales = search_scales(groups, shares, levels, factor, multiples, storage.nearest)
         scales = refine_scales(groups, shares, levels, scales, storage.nearest, ROUNDS)
         code = levels(groups * inverse(scales))
         return {
@@ -54,8 +55,12 @@ def _asymmetric(grid: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
 
     def fit(groups: Tensor) -> Fields:
         of = lines(groups, shares, top, torch.float16)
-        line = search_around(of, *search_range(of, PARTS), STEPS)
-        best = refine(of, *line, from_below(of), ROUNDS)
+        # ggml weighs errors with the magnitudes in a row too.
+        spread = groups.square().mean((-2, -1), keepdim=True)
+        stock = walk(of, shares * (spread + groups.square()).sqrt_(), TURNS)
+        best = better(from_below(of), measure(of, *stock))
+        best = refine(of, *search_range(of, PARTS), best, 1)
+        best = refine(of, best.scale, best.offset, best, 1)
         return {
             "codes": codes(of, best.scale, best.offset).to(torch.uint8).flatten(1),
             "d": of.scale.stored(best.scale).float().flatten(1),

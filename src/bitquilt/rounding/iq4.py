@@ -14,12 +14,13 @@ from bitquilt.grids.blocks32 import IQ4_NL, IQ4_VALUES
 from bitquilt.grids.grid import Fields
 from bitquilt.rounding.groups import Storage, fit_by_rows, inverse, power_of_two
 from bitquilt.rounding.nearest import fit_family
-from bitquilt.rounding.scales import refine_scales, search_scales
+from bitquilt.rounding.scales import largest, refine_scales, search_scales
 
 BLOCK = 32
 LOWEST, HIGHEST = IQ4_VALUES[0], IQ4_VALUES[-1]
-MULTIPLES = tuple(LOWEST+i for i in range(-7,8))+tuple(LOWEST*f for f in (1.15, 1.3,1.5,1.8))+tuple(HIGHEST*f for f in (.95,1,1.05,1.1,1.2,1.35,1.55,1.8))
+MULTIPLES = (*range(LOWEST - 7, LOWEST + 8), -146, -165, -190, -228, 107, 113, 120, 127, 136, 152, 175, 203)
 ROUNDS = 2
+NEAR = (0.97, 0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02, 1.03)
 
 
 @cache
@@ -59,7 +60,9 @@ def _nonlinear(grid: IQ4_NL, weight: Tensor, importance: Tensor) -> Fields:
         unit = power_of_two(groups.abs().amax(-1, keepdim=True))
         groups = groups / unit
         storage = Storage(torch.float16, unit)
-        scales = search_scales(groups, shares, levels, MULTIPLES, storage.nearest)
+        factor = inverse(largest(groups))
+        scales = search_scales(groups, shares, levels, factor, MULTIPLES, storage.nearest)
+        scales = search_scales(groups, shares, levels, inverse(scales), NEAR, storage.nearest)
         scales = refine_scales(groups, shares, levels, scales, storage.nearest, ROUNDS)
         code = _lookup(_nearest_codes(groups.device), groups * inverse(scales))
         return {"codes": code.flatten(1), "d": storage.stored(scales).float().flatten(1)}

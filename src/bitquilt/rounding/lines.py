@@ -104,11 +104,45 @@ def search_range(of: Lines, parts: Sequence[float]) -> tuple[Tensor, Tensor]:
     return search(of, low, high, high, list(product(parts, parts)))
 
 
-def search_around(
-    of: Lines, scale: Tensor, offset: Tensor, steps: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Search from lines about a given one, either end moved by parts of a step."""
-    return search(of, offset, offset + of.top * scale, scale, list(product(steps, steps)))
+def walk(of: Lines, importance: Tensor, turns: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """ggml's walk to a line: it fits a scale per turn, and each gain moves the lower end.
+
+    A start that no other search dominates: it follows its own importance, and the offset may not
+    lie above zero. Source: ggml-quants.c, make_qkx3_quants.
+
+    Args:
+        of: the groups.
+        importance: what the walk weighs errors with, [R, N, k].
+        turns: how far beyond the top code, in order, the scale spreads the range.
+
+    Returns:
+        Scales and offsets [R, N, 1], not yet as they are stored.
+    """
+    zero = of.offset.read(torch.zeros_like(of.scale.unit))
+    high = of.weights.amax(-1, keepdim=True)
+    offset = torch.minimum(of.weights.amin(-1, keepdim=True), zero)
+    scale = (high - offset) / of.top
+    weighted = of.weights * importance
+    total, first = importance.sum(-1, keepdim=True), weighted.sum(-1, keepdim=True)
+    least = torch.full_like(zero, torch.inf)
+    for turn in (0.0, *turns):
+        code = (of.weights - offset).mul_((of.top + turn) * inverse(high - offset))
+        code.round_().clamp_(0, of.top)
+        one, cross = dot(code, importance), dot(code, weighted)
+        two = dot(code.square_(), importance).clamp_min_(TINY)
+        if least.isposinf().all():
+            slope, start = scale, offset
+        else:
+            slope = (total * cross - first * one) / (total * two - one * one).clamp_min_(VANISHING)
+            start = (first - slope * one) / total
+            above = start > zero
+            slope = torch.where(above, (cross - zero * one) / two, slope)
+            start = torch.where(above, zero, start)
+        error = slope * (slope * two + 2 * (start * one - cross)) + start * (start * total - 2 * first)
+        gains = error < least
+        least = torch.where(gains, error, least)
+        scale, offset = torch.where(gains, slope, scale), torch.where(gains, start, offset)
+    return scale, offset
 
 
 def refine(of: Lines, scale: Tensor, offset: Tensor, best: Line, rounds: int) -> Line:

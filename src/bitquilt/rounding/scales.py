@@ -21,26 +21,27 @@ def search_scales(
     groups: Tensor,
     importance: Tensor,
     levels: Levels,
+    factor: Tensor,
     multiples: Sequence[float],
     nearest: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """The scale that fits best, of those that fit what some starting scales round to.
 
-    A start puts the largest weight of a group, sign and all, on a multiple of the scale. For given
-    levels l the best scale is Σ h w l / Σ h l² (h importance) and takes (Σ h w l)² / Σ h l² off
-    the error, so the largest of these wins.
+    For given levels l the best scale is Σ h w l / Σ h l² (h importance); a scale s takes
+    s (2 Σ h w l - s Σ h l²) off the error, so the largest of these wins.
 
     Args:
         groups: weights, float32 [R, N, k].
         importance: [N, k].
         levels: the set.
-        multiples: where the starting scales put the largest weight.
+        factor: inverse scales, [R, N, 1].
+        multiples: of those, the starts.
+        nearest: the nearest scales that can be stored.
 
     Returns:
-        Scales [R, N, 1], not yet as they are stored.
+        Scales [R, N, 1] as they are stored.
     """
     weighted = groups * importance
-    factor = inverse(_largest(groups))
     products = groups.new_empty(len(multiples), *groups.shape[:-1])
     squares = torch.empty_like(products)
     for multiple, product, square in zip(multiples, products, squares, strict=True):
@@ -52,7 +53,7 @@ def search_scales(
     return scales.gather(0, best)[0].unsqueeze(-1)
 
 
-def _largest(groups: Tensor) -> Tensor:
+def largest(groups: Tensor) -> Tensor:
     """The weight furthest from zero of each group, [R, N, 1]."""
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     return torch.where(-low > high, low, high)

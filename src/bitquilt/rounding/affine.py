@@ -1,0 +1,77 @@
+"""The fit of MLX's affine grids: scale and bias of each group, as bfloat16 holds them.
+
+Letters: R rows, C columns, N = C / g groups along a row, g weights in a group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitquilt.grids.affine import Affine
+from bitquilt.grids.grid import Fields
+from bitquilt.rounding.groups import fit_by_rows
+from bitquilt.rounding.lines import (
+    Line,
+    Lines,
+    better,
+    codes,
+    from_below,
+    lines,
+    measure,
+    refine,
+    search_range,
+    try_neighbours,
+)
+from bitquilt.rounding.nearest import fit_family
+
+SMALLEST_SCALE = 1e-7
+"""mx.quantize's floor on a scale before it is snapped to the edge."""
+COARSE = (0.0, 0.2, 0.4)
+"""Up to 4 bits much is won by clipping either end of the range …"""
+FINE = (0.0, 0.1)
+"""… from 5 bits on little, but more by the neighbours of the stored numbers."""
+NEIGHBOURS = (-1, 0, 1)
+
+
+@fit_family.register
+def _affine(grid: Affine, weight: Tensor, importance: Tensor) -> Fields:
+    """The best of mlx's own line and of lines fitted to clipped ranges, all as they are stored."""
+    shares = torch.unflatten(importance, 0, (-1, grid.block))
+
+    def fit(groups: Tensor) -> Fields:
+        of = lines(groups, shares, grid.high, torch.bfloat16)
+        best = _fitted(of, better(from_below(of), _stock(of, groups)), coarse=grid.width <= 4)
+        return {
+            "codes": codes(of, best.scale, best.offset).to(torch.uint8).flatten(1),
+            "scales": of.scale.stored(best.scale).flatten(1),
+            "biases": of.offset.stored(best.offset).flatten(1),
+        }
+
+    return fit_by_rows(weight, grid.block, fit)
+
+
+def _fitted(of: Lines, best: Line, coarse: bool) -> Line:
+    if coarse:
+        return refine(of, *search_range(of, COARSE), best, rounds=2)
+    best = refine(of, *search_range(of, FINE), best, rounds=1)
+    return try_neighbours(of, best, NEIGHBOURS, NEIGHBOURS)
+
+
+def _stock(of: Lines, groups: Tensor) -> Line:
+    """mx.quantize's line through groups [R, N, g] in bfloat16.
+
+    The edge furthest from zero is a level exactly, code 0; the scale is bent so that zero is a
+    level too. Source: ml-explore/mlx, mlx/backend/cpu/quantized.cpp (quantize).
+    """
+    low = groups.amin(-1, keepdim=True).bfloat16().float()
+    high = groups.amax(-1, keepdim=True).bfloat16().float()
+    low_is_edge = low.abs() > high.abs()
+    scale = ((high - low) / of.top).clamp_min(SMALLEST_SCALE)
+    scale = torch.where(low_is_edge, scale, -scale)
+    edge = torch.where(low_is_edge, low, high)
+    steps_to_zero = (edge / scale).round()
+    snaps = steps_to_zero != 0
+    scale = torch.where(snaps, edge / steps_to_zero, scale)
+    offset = torch.where(snaps, edge, 0.0)
+    return measure(of, of.scale.read(scale.bfloat16()), of.offset.read(offset.bfloat16()))
