@@ -13,54 +13,90 @@ from bitquilt.grids.grid import Fields
 from bitquilt.rounding.groups import Storage, fit_by_rows, inverse, power_of_two
 from bitquilt.rounding.lines import better, codes, from_below, lines, measure, refine, search_range, walk
 from bitquilt.rounding.nearest import fit_family
-from bitquilt.rounding.scales import largest, refine_scales, search_scales
+from bitquilt.rounding.scales import Levels, largest, refine_scales, search_scales
 
 BLOCK = 32
 PARTS = (0.0, 0.15, 0.35)
+"""Of half a block's range, by which the search draws in either end."""
 TURNS = tuple(i / 20 for i in range(-18, 19))
-ROUNDS = 2
+"""ggml's steps about the top code of Q4_1 and Q5_1."""
+TURNED = tuple(-i / 10 for i in range(-9, 10))
+"""ggml's steps about the lowest code of Q4_0 and Q5_0, where the largest weight starts."""
+CLIPPED = (1.25, 1.5)
+"""Parts of the lowest code: further starts, that clip the largest weight."""
+REVERSED = (1.0, 1.08, 1.3)
+"""Parts of the highest code: starts with the other sign."""
 
 
 @fit_family.register
 def _symmetric(grid: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
     """Both signs of the scale are tried: the codes reach one step further below than above."""
-    low, high = grid.low, grid.high
     shares = torch.unflatten(importance, 0, (-1, BLOCK))
-
-    multiples = [low - i / 10 for i in range(-9, 10)] + [low * f for f in (1.25, 1.5)] + [high * f for f in (1, 1.08, 1.3)]
-
-    def levels(numbers: Tensor) -> Tensor:
-        return numbers.round_().clamp_(low, high)
+    levels = _integers(grid.low, grid.high)
+    starts = (
+        *(grid.low + turned for turned in TURNED),
+        *(grid.low * part for part in CLIPPED),
+        *(grid.high * part for part in REVERSED),
+    )
 
     def fit(groups: Tensor) -> Fields:
-        unit = power_of_two(groups.abs().amax(-1, keepdim=True))
-        groups = groups / unit
-        storage = Storage(torch.float16, unit)
+        groups, storage = _scaled(groups)
         factor = inverse(largest(groups))
-        scales = search_scales(groups, shares, levels, factor, multiples, storage.nearest)
-        scales = refine_scales(groups, shares, levels, scales, storage.nearest, ROUNDS)
-        code = levels(groups * inverse(scales))
-        return {
-            "codes": code.to(torch.int8).flatten(1),
-            "d": storage.stored(scales).float().flatten(1),
-        }
+        scales = search_scales(groups, shares, levels, factor, starts, storage.nearest)
+        scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=2)
+        return _fields(groups, levels, scales, storage)
 
     return fit_by_rows(weight, BLOCK, fit)
 
 
 @fit_family.register
-def _asymmetric(grid: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
+def _bytes(grid: Q8_0, weight: Tensor, importance: Tensor) -> Fields:
+    """The scale that just holds the largest weight, as ggml's, and the best for its codes."""
     shares = torch.unflatten(importance, 0, (-1, BLOCK))
-    top = grid.high
+    levels = _integers(grid.low, grid.high)
 
     def fit(groups: Tensor) -> Fields:
-        of = lines(groups, shares, top, torch.float16)
+        groups, storage = _scaled(groups)
+        scales = largest(groups).abs_() / grid.high
+        scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
+        return _fields(groups, levels, scales, storage)
+
+    return fit_by_rows(weight, BLOCK, fit)
+
+
+def _scaled(groups: Tensor) -> tuple[Tensor, Storage]:
+    """Blocks with magnitudes up to one, and how their scales are stored."""
+    unit = power_of_two(groups.abs().amax(-1, keepdim=True))
+    return groups / unit, Storage(torch.float16, unit)
+
+
+def _integers(low: int, high: int) -> Levels:
+    """Levels at all integers from low to high."""
+    return lambda numbers: numbers.round_().clamp_(low, high)
+
+
+def _fields(groups: Tensor, levels: Levels, scales: Tensor, storage: Storage) -> Fields:
+    """Codes int8 [R, C] and ``d`` float32 [R, B]."""
+    return {
+        "codes": levels(groups * inverse(scales)).to(torch.int8).flatten(1),
+        "d": storage.stored(scales).float().flatten(1),
+    }
+
+
+@fit_family.register
+def _asymmetric(grid: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
+    """The better of ggml's line and of lines fitted to clipped ranges, then alternated."""
+    shares = torch.unflatten(importance, 0, (-1, BLOCK))
+
+    def fit(groups: Tensor) -> Fields:
+        of = lines(groups, shares, grid.high, torch.float16)
         # ggml weighs errors with the magnitudes in a row too.
-        spread = groups.square().mean((-2, -1), keepdim=True)
-        stock = walk(of, shares * (spread + groups.square()).sqrt_(), TURNS)
+        power = (groups / of.scale.unit).square_()
+        row = groups.square().mean((-2, -1), keepdim=True) / of.scale.unit.square()
+        stock = walk(of, shares * (power + row).sqrt_(), TURNS)
         best = better(from_below(of), measure(of, *stock))
-        best = refine(of, *search_range(of, PARTS), best, 1)
-        best = refine(of, best.scale, best.offset, best, 1)
+        best = refine(of, *search_range(of, PARTS), best, rounds=1)
+        best = refine(of, best.scale, best.offset, best, rounds=1)
         return {
             "codes": codes(of, best.scale, best.offset).to(torch.uint8).flatten(1),
             "d": of.scale.stored(best.scale).float().flatten(1),
@@ -68,5 +104,3 @@ def _asymmetric(grid: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
         }
 
     return fit_by_rows(weight, BLOCK, fit)
-
-

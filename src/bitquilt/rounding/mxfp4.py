@@ -1,0 +1,60 @@
+"""The fit of MXFP4: which power of two each group of 32 takes.
+
+Letters: R rows, C columns, N = C / 32 groups along a row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitquilt.grids.grid import Fields
+from bitquilt.grids.mxfp4 import EXPONENT_BIAS, GROUP, MAGNITUDES, MxFp4
+from bitquilt.rounding.groups import dot, fit_by_rows
+from bitquilt.rounding.nearest import fit_family
+from bitquilt.rounding.tables import Table
+
+VALUES = Table(MxFp4.table, cells=4)
+SHIFTS = (0, -1, -2)
+"""Exponents tried, counted from the least that clips nothing: lower ones clip the largest."""
+
+
+@fit_family.register
+def _mxfp4(grid: MxFp4, weight: Tensor, importance: Tensor) -> Fields:
+    """Per group the exponent of least error; mx.quantize's is one of those tried."""
+    shares = torch.unflatten(importance, 0, (-1, GROUP))
+
+    def fit(groups: Tensor) -> Fields:
+        clipless = _least_clipless(groups)
+        scaled = groups * torch.exp2(-clipless)
+        errors = [
+            torch.where(clipless + shift < -EXPONENT_BIAS, torch.inf, _error(scaled, shares, shift))
+            for shift in SHIFTS
+        ]
+        shift = torch.tensor(SHIFTS, device=groups.device)[torch.stack(errors).argmin(0)]
+        return {
+            "codes": VALUES.codes(scaled * torch.exp2(-shift)).flatten(1),
+            "exponents": (clipless.int() + shift.int()).flatten(1),
+        }
+
+    return fit_by_rows(weight, GROUP, fit)
+
+
+def _error(scaled: Tensor, importance: Tensor, shift: int) -> Tensor:
+    """Weighted squared error of each group under 2^shift, [R, N, 1]."""
+    numbers = scaled * 2.0**-shift
+    gap = numbers - VALUES.levels(numbers.clone())
+    return dot(gap.square_(), importance) * 4.0**shift
+
+
+def _least_clipless(groups: Tensor) -> Tensor:
+    """The least exponent e that clips nothing, 6 · 2^e ≥ the largest weight; float32 [R, N, 1].
+
+    0 for a group of zeros. Groups below 2^-127 take the least there is, where mx.quantize
+    overflows.
+    """
+    largest = groups.abs().amax(-1, keepdim=True) / MAGNITUDES[-1]
+    mantissa, exponent = torch.frexp(largest)
+    # largest = mantissa 2^exponent, mantissa in [½, 1): ½ is an exact power of two
+    ceiling = torch.where(mantissa == 0.5, exponent - 1, exponent)
+    return torch.where(largest == 0, 0, ceiling).clamp_min(-EXPONENT_BIAS).float()

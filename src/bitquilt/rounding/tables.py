@@ -1,0 +1,43 @@
+"""Uneven levels: the nearest entry of a table by one lookup."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+
+class Table:
+    """Levels at given values, of which the points midway are multiples of 1 / ``cells``.
+
+    The line from the lowest value to the highest is cut into cells of that width; all numbers in
+    one cell have the same nearest level.
+    """
+
+    def __init__(self, values: tuple[float, ...], cells: int) -> None:
+        self.values = values
+        self.cells = cells
+        self.lowest, self.highest = min(values), max(values)
+
+    def levels(self, numbers: Tensor) -> Tensor:
+        """The nearest values; overwrites ``numbers`` with scratch."""
+        return self._lookup(_cells(self, numbers.device)[0], numbers)
+
+    def codes(self, numbers: Tensor) -> Tensor:
+        """Where in the table the nearest values are, uint8; overwrites ``numbers`` likewise."""
+        return self._lookup(_cells(self, numbers.device)[1], numbers)
+
+    def _lookup(self, contents: Tensor, numbers: Tensor) -> Tensor:
+        cell = numbers.sub_(self.lowest).mul_(self.cells).clamp_(0, len(contents) - 1).int()
+        return contents.index_select(0, cell.flatten()).view(numbers.shape)
+
+
+@cache
+def _cells(table: Table, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The nearest value and its code for each cell, float32 and uint8."""
+    values = torch.tensor(table.values, dtype=torch.float32, device=device)
+    count = round((table.highest - table.lowest) * table.cells)
+    middles = table.lowest + (torch.arange(count, device=device) + 0.5) / table.cells
+    codes = (middles.unsqueeze(1) - values).abs().argmin(1)
+    return values[codes], codes.to(torch.uint8)
