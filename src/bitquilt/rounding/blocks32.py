@@ -11,7 +11,16 @@ from torch import Tensor
 from bitquilt.grids.blocks32 import Q8_0, Asymmetric, Symmetric
 from bitquilt.grids.grid import Fields
 from bitquilt.rounding.groups import Storage, fit_by_rows, inverse, power_of_two
-from bitquilt.rounding.lines import better, codes, from_below, lines, measure, refine, search_range, walk
+from bitquilt.rounding.lines import (
+    better,
+    codes,
+    from_below,
+    lines,
+    measure,
+    refine,
+    search_range,
+    walk,
+)
 from bitquilt.rounding.nearest import fit_family
 from bitquilt.rounding.scales import Levels, largest, refine_scales, search_scales
 

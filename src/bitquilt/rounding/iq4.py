@@ -6,6 +6,8 @@ super-block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,14 +22,31 @@ from bitquilt.rounding.tables import Table
 BLOCK = 32
 SUB_BLOCKS = SUPER_BLOCK // BLOCK
 VALUES = Table(IQ4_VALUES, cells=2)
-MULTIPLES = (*range(-134, -119), -146, -165, -190, -228, 107, 113, 120, 127, 136, 152, 175, 203)
-"""Levels that the largest weight starts on: ggml's (-134 … -120, 127), then further clipped."""
-NEAR = (0.97, 0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02, 1.03)
+STOCK = (127, *range(-134, -119))
+"""Levels that ggml starts the largest weight on."""
+STARTS = (-120, -123, -126, -129, -132, -138, -150, -170, -200, 108, 113, 118, 125, 135, 150, 175)
+"""Those that our search does: either sign, and far beyond the levels, which clips."""
+NEAR = (0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02)
 """Second starts, as parts of the best scale of the first."""
 ROUNDS = 2
 LOWEST, HIGHEST = -32, 31
 """The sub-block scales of IQ4_XS."""
-PLACES = (-32.0, -31.5, -31.0, -30.0, -29.0, -28.0, -26.0, -24.0, 31.0, 30.5, 30.0, 29.0, 28.0, 26.0)
+PLACES = (
+    -32.0,
+    -31.5,
+    -31.0,
+    -30.0,
+    -29.0,
+    -28.0,
+    -26.0,
+    -24.0,
+    31.0,
+    30.5,
+    30.0,
+    29.0,
+    28.0,
+    26.0,
+)
 """Sub-block scales that the largest one starts on."""
 
 
@@ -38,21 +57,41 @@ def _block(grid: IQ4_NL, weight: Tensor, importance: Tensor) -> Fields:
     def fit(groups: Tensor) -> Fields:
         unit = power_of_two(groups.abs().amax(-1, keepdim=True))
         groups, storage = groups / unit, Storage(torch.float16, unit)
-        scales = _search(groups, shares, storage)
+        stock = storage.nearest(_stock(groups, shares, groups))
+        scales = _search(groups, shares, storage.nearest)
         scales = refine_scales(groups, shares, VALUES.levels, scales, storage.nearest, ROUNDS)
+        stock_error, error = (
+            error_and_step(groups, shares, VALUES.levels, tried)[0] for tried in (stock, scales)
+        )
+        scales = torch.where(stock_error < error, stock, scales)
         codes = VALUES.codes(groups * inverse(scales))
         return {"codes": codes.flatten(1), "d": storage.stored(scales).float().flatten(1)}
 
     return fit_by_rows(weight, BLOCK, fit)
 
 
-def _search(groups: Tensor, importance: Tensor, storage: Storage) -> Tensor:
+def _stock(groups: Tensor, importance: Tensor, spread_over: Tensor) -> Tensor:
+    """The scales [R, N, 1] that ggml finds: it weighs errors with the magnitudes too.
+
+    ``spread_over`` is the weights in its blocks, whose mean square (twice) it adds to each square.
+    Source: ggml-quants.c, quantize_row_iq4_nl_impl.
+    """
+    spread = 2 * spread_over.square().mean(-1, keepdim=True)
+    spread = spread.repeat_interleave(groups.shape[1] // spread.shape[1], 1)
+    weights = importance * (groups.square() + spread).sqrt_()
+    factor = inverse(largest(groups))
+    return search_scales(groups, weights, VALUES.levels, factor, STOCK, _as_it_is)
+
+
+def _as_it_is(scales: Tensor) -> Tensor:
+    return scales
+
+
+def _search(groups: Tensor, importance: Tensor, nearest: Callable[[Tensor], Tensor]) -> Tensor:
     """Scales [R, N, 1] of blocks by themselves."""
-    levels, nearest = VALUES.levels, storage.nearest
-    scales = search_scales(
-        groups, importance, levels, inverse(largest(groups)), MULTIPLES, nearest
-    )
-    return search_scales(groups, importance, levels, inverse(scales), NEAR, nearest)
+    factor = inverse(largest(groups))
+    scales = search_scales(groups, importance, VALUES.levels, factor, STARTS, nearest)
+    return search_scales(groups, importance, VALUES.levels, inverse(scales), NEAR, nearest)
 
 
 @fit_family.register
@@ -62,11 +101,11 @@ def _super_block(grid: IQ4_XS, weight: Tensor, importance: Tensor) -> Fields:
 
     def fit(supers: Tensor) -> Fields:
         unit = power_of_two(supers.abs().amax(-1, keepdim=True))
+        supers, storage = supers / unit, Storage(torch.float16, unit)
         # [R, B, 256] -> [R, N, 32]
-        groups = torch.unflatten(supers / unit, 2, (-1, BLOCK)).flatten(1, 2)
-        storage = Storage(torch.float16, unit)
-        ideal = _search(groups, shares, Storage(torch.float32, torch.ones_like(groups[..., :1])))
-        d, scales = _joint(groups, shares, ideal, storage)
+        groups = torch.unflatten(supers, 2, (-1, BLOCK)).flatten(1, 2)
+        stock = _by_super(_stock(groups, shares, supers))
+        d, scales = _joint(groups, shares, _search(groups, shares, _as_it_is), stock, storage)
         codes = VALUES.codes(groups * inverse(_steps(d, scales)))
         return {
             "codes": codes.flatten(1),
@@ -83,15 +122,27 @@ def _steps(d: Tensor, scales: Tensor) -> Tensor:
 
 
 def _joint(
-    groups: Tensor, importance: Tensor, ideal: Tensor, storage: Storage
+    groups: Tensor, importance: Tensor, ideal: Tensor, stock: Tensor, storage: Storage
 ) -> tuple[Tensor, Tensor]:
-    """Super-block scales [R, B, 1] and the integers [R, B, S] on them, as they are stored."""
+    """Super-block scales [R, B, 1] and the integers [R, B, S] on them, as they are stored.
+
+    Args:
+        groups: blocks [R, N, 32].
+        importance: [N, 32].
+        ideal: scales of the blocks by themselves, [R, N, 1].
+        stock: those that ggml finds, [R, B, S].
+        storage: of super-block scales.
+    """
+    # ggml puts the largest scale on the lowest integer.
+    d = largest(stock) / LOWEST
+    scales, d = _integers(stock, d), storage.nearest(d)
+    error = error_and_step(groups, importance, VALUES.levels, _steps(d, scales))[0]
+    best, least = (d, scales), _by_super(error).sum(-1, keepdim=True)
     # How much a block minds its scale: the error grows by Σ h l² times the difference squared.
     level = VALUES.levels(groups * inverse(ideal))
     pull = _by_super(dot(level.square_(), importance))
     d = storage.nearest(_closest(_by_super(ideal), pull))
     scales = _integers(_by_super(ideal), d)
-    best, least = (d, scales), torch.full_like(d, torch.inf)
     for _ in range(ROUNDS):
         scales, error, refitted = _neighbours(groups, importance, d, scales)
         better = error < least

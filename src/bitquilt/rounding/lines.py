@@ -52,7 +52,11 @@ def lines(groups: Tensor, importance: Tensor, top: int, dtype: torch.dtype) -> L
     # The offset of a narrow group far from zero is off by more than the group's width.
     unit = power_of_two(reach + torch.finfo(dtype).eps * centre.abs())
     return Lines(
-        (groups - centre) / unit, importance, top, Storage(dtype, unit), Storage(dtype, unit, centre)
+        (groups - centre) / unit,
+        importance,
+        top,
+        Storage(dtype, unit),
+        Storage(dtype, unit, centre),
     )
 
 
@@ -71,7 +75,8 @@ def search(
 
     Args:
         of: the groups.
-        low, high: the levels of code 0 and of the top code, [R, N, 1].
+        low: levels of code 0, [R, N, 1].
+        high: levels of the top code, likewise.
         unit: by how much they move, [R, N, 1].
         inward: how many units each start moves the two towards each other.
 
@@ -105,7 +110,7 @@ def search_range(of: Lines, parts: Sequence[float]) -> tuple[Tensor, Tensor]:
 
 
 def walk(of: Lines, importance: Tensor, turns: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """ggml's walk to a line: it fits a scale per turn, and each gain moves the lower end.
+    """A walk to a line as ggml's: it fits a scale per turn, and each gain moves the lower end.
 
     A start that no other search dominates: it follows its own importance, and the offset may not
     lie above zero. Source: ggml-quants.c, make_qkx3_quants.
@@ -120,29 +125,33 @@ def walk(of: Lines, importance: Tensor, turns: Sequence[float]) -> tuple[Tensor,
     """
     zero = of.offset.read(torch.zeros_like(of.scale.unit))
     high = of.weights.amax(-1, keepdim=True)
+    total = importance.sum(-1, keepdim=True)
+    first = dot(of.weights, importance)
     offset = torch.minimum(of.weights.amin(-1, keepdim=True), zero)
     scale = (high - offset) / of.top
-    weighted = of.weights * importance
-    total, first = importance.sum(-1, keepdim=True), weighted.sum(-1, keepdim=True)
-    least = torch.full_like(zero, torch.inf)
-    for turn in (0.0, *turns):
+    least = _walked(of, importance, codes(of, scale, offset), scale, offset)
+    for turn in turns:
         code = (of.weights - offset).mul_((of.top + turn) * inverse(high - offset))
         code.round_().clamp_(0, of.top)
-        one, cross = dot(code, importance), dot(code, weighted)
-        two = dot(code.square_(), importance).clamp_min_(TINY)
-        if least.isposinf().all():
-            slope, start = scale, offset
-        else:
-            slope = (total * cross - first * one) / (total * two - one * one).clamp_min_(VANISHING)
-            start = (first - slope * one) / total
-            above = start > zero
-            slope = torch.where(above, (cross - zero * one) / two, slope)
-            start = torch.where(above, zero, start)
-        error = slope * (slope * two + 2 * (start * one - cross)) + start * (start * total - 2 * first)
+        weighted = code * importance
+        one, two = weighted.sum(-1, keepdim=True), dot(weighted, code)
+        cross = dot(weighted, of.weights)
+        slope = (total * cross - first * one) / (total * two - one * one).clamp_min_(TINY)
+        start = (first - slope * one) / total
+        above = start > zero
+        slope = torch.where(above, (cross - zero * one) / two.clamp_min_(TINY), slope)
+        start = torch.where(above, zero, start)
+        error = _walked(of, importance, code, slope, start)
         gains = error < least
         least = torch.where(gains, error, least)
         scale, offset = torch.where(gains, slope, scale), torch.where(gains, start, offset)
     return scale, offset
+
+
+def _walked(of: Lines, importance: Tensor, code: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
+    """The error of given codes, by the walk's own importance; overwrites the codes."""
+    residual = (of.weights - offset).sub_(code.mul_(scale))
+    return dot(residual.square_(), importance)
 
 
 def refine(of: Lines, scale: Tensor, offset: Tensor, best: Line, rounds: int) -> Line:

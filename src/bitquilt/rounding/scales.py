@@ -32,7 +32,7 @@ def search_scales(
 
     Args:
         groups: weights, float32 [R, N, k].
-        importance: [N, k].
+        importance: [N, k], or [R, N, k].
         levels: the set.
         factor: inverse scales, [R, N, 1].
         multiples: of those, the starts.
