@@ -12,6 +12,8 @@ from bitquilt.grids.blocks32 import Q8_0, Asymmetric, Symmetric
 from bitquilt.grids.grid import Fields
 from bitquilt.rounding.groups import Storage, fit_by_rows, inverse, power_of_two
 from bitquilt.rounding.lines import (
+    Line,
+    Lines,
     better,
     codes,
     from_below,
@@ -99,11 +101,7 @@ def _asymmetric(grid: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
 
     def fit(groups: Tensor) -> Fields:
         of = lines(groups, shares, grid.high, torch.float16)
-        # ggml weighs errors with the magnitudes in a row too.
-        power = (groups / of.scale.unit).square_()
-        row = groups.square().mean((-2, -1), keepdim=True) / of.scale.unit.square()
-        stock = walk(of, shares * (power + row).sqrt_(), TURNS)
-        best = better(from_below(of), measure(of, *stock))
+        best = better(from_below(of), _stock(of, groups, shares))
         best = refine(of, *search_range(of, PARTS), best, rounds=1)
         best = refine(of, best.scale, best.offset, best, rounds=1)
         return {
@@ -113,3 +111,12 @@ def _asymmetric(grid: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
         }
 
     return fit_by_rows(weight, BLOCK, fit)
+
+
+def _stock(of: Lines, groups: Tensor, importance: Tensor) -> Line:
+    """The lines that ggml finds: it weighs errors with the magnitudes in a row too."""
+    unit, centre = of.offset.unit, of.offset.origin
+    weights = groups / unit
+    row = groups.square().mean((-2, -1), keepdim=True) / unit.square()
+    scale, offset = walk(weights, importance * (weights.square() + row).sqrt_(), of.top, TURNS)
+    return measure(of, scale, offset - centre / unit)

@@ -109,48 +109,51 @@ def search_range(of: Lines, parts: Sequence[float]) -> tuple[Tensor, Tensor]:
     return search(of, low, high, high, list(product(parts, parts)))
 
 
-def walk(of: Lines, importance: Tensor, turns: Sequence[float]) -> tuple[Tensor, Tensor]:
+def walk(
+    weights: Tensor, importance: Tensor, top: int, turns: Sequence[float]
+) -> tuple[Tensor, Tensor]:
     """A walk to a line as ggml's: it fits a scale per turn, and each gain moves the lower end.
 
     A start that no other search dominates: it follows its own importance, and the offset may not
     lie above zero. Source: ggml-quants.c, make_qkx3_quants.
 
     Args:
-        of: the groups.
+        weights: float32 [R, N, k], as far from zero as they are.
         importance: what the walk weighs errors with, [R, N, k].
+        top: the largest code.
         turns: how far beyond the top code, in order, the scale spreads the range.
 
     Returns:
         Scales and offsets [R, N, 1], not yet as they are stored.
     """
-    zero = of.offset.read(torch.zeros_like(of.scale.unit))
-    high = of.weights.amax(-1, keepdim=True)
-    total = importance.sum(-1, keepdim=True)
-    first = dot(of.weights, importance)
-    offset = torch.minimum(of.weights.amin(-1, keepdim=True), zero)
-    scale = (high - offset) / of.top
-    least = _walked(of, importance, codes(of, scale, offset), scale, offset)
+    high = weights.amax(-1, keepdim=True)
+    total, first = importance.sum(-1, keepdim=True), dot(weights, importance)
+    offset = weights.amin(-1, keepdim=True).clamp_max_(0)
+    scale = (high - offset) / top
+    code = (weights - offset).mul_(inverse(scale)).round_().clamp_(0, top)
+    least = _error(weights, importance, code, scale, offset)
     for turn in turns:
-        code = (of.weights - offset).mul_((of.top + turn) * inverse(high - offset))
-        code.round_().clamp_(0, of.top)
+        code = (weights - offset).mul_((top + turn) * inverse(high - offset))
+        code.round_().clamp_(0, top)
         weighted = code * importance
-        one, two = weighted.sum(-1, keepdim=True), dot(weighted, code)
-        cross = dot(weighted, of.weights)
+        one, two = weighted.sum(-1, keepdim=True), dot(weighted, code).clamp_min_(TINY)
+        cross = dot(weighted, weights)
         slope = (total * cross - first * one) / (total * two - one * one).clamp_min_(TINY)
         start = (first - slope * one) / total
-        above = start > zero
-        slope = torch.where(above, (cross - zero * one) / two.clamp_min_(TINY), slope)
-        start = torch.where(above, zero, start)
-        error = _walked(of, importance, code, slope, start)
+        slope = torch.where(start > 0, cross / two, slope)
+        start.clamp_max_(0)
+        error = _error(weights, importance, code, slope, start)
         gains = error < least
         least = torch.where(gains, error, least)
         scale, offset = torch.where(gains, slope, scale), torch.where(gains, start, offset)
     return scale, offset
 
 
-def _walked(of: Lines, importance: Tensor, code: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
-    """The error of given codes, by the walk's own importance; overwrites the codes."""
-    residual = (of.weights - offset).sub_(code.mul_(scale))
+def _error(
+    weights: Tensor, importance: Tensor, code: Tensor, scale: Tensor, offset: Tensor
+) -> Tensor:
+    """Weighted squared error of given codes, [R, N, 1]; overwrites the codes."""
+    residual = code.mul_(scale).add_(offset).sub_(weights)
     return dot(residual.square_(), importance)
 
 
