@@ -21,6 +21,8 @@ ORDER = (
     "files",
     "progress",
     "effort",
+    "device",
+    "parallel",
     "workdir",
     "demo",
     "checkpoint",

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
 from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.device import compute_device
 
 Weights = Callable[[str], Tensor]
 """Canonical tensor name → float32 tensor."""
@@ -32,7 +33,7 @@ class BlockwiseModel:
     def __init__(self, checkpoint: Checkpoint, weights: Weights | None = None) -> None:
         self.checkpoint = checkpoint
         self.weights = weights or checkpoint.load
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = compute_device()
         self._shells: dict[str, nn.Module] = {}  # layer type → one-block model
 
     def _load(self, name: str) -> Tensor:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from bitquilt.calibration.text import calibration_documents, encoder, token_wind
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.effort import WINDOW, Effort, effort
+from bitquilt.errors import UserError
 from bitquilt.evaluation import written
 from bitquilt.evaluation.in_engine import run_in_engine
 from bitquilt.evaluation.written import Teacher
@@ -30,6 +30,7 @@ from bitquilt.forward import BlockwiseModel
 from bitquilt.planning import STITCHERS, Plan, Request, make_plan, targets
 from bitquilt.progress import Reporter
 from bitquilt.result import Output, Result
+from bitquilt.rounding import METHODS, REVISION
 from bitquilt.search import scores
 from bitquilt.search.knapsack import Table
 from bitquilt.stitch import mlx
@@ -49,6 +50,7 @@ def quantize(
     output: str | Path = ".",
     calibration: str | Path | None = None,
     work_dir: str | Path | None = None,
+    rounding: str = "best",
     reporter: Reporter | None = None,
 ) -> Result:
     """Make one model file per target, of an exact size, and measure it.
@@ -63,6 +65,7 @@ def quantize(
         calibration: text instead of the bundled one (.txt or .jsonl).
         work_dir: where stages keep what they made; beside the output if not given. The same call
             on the same directory continues where it was stopped.
+        rounding: ``nearest``, ``gptq`` (with error feedback) or ``best`` (with all there is).
         reporter: where progress goes.
 
     Raises:
@@ -70,6 +73,8 @@ def quantize(
     """
     started = time.monotonic()
     reporter = reporter or Reporter()
+    if rounding not in METHODS:
+        raise UserError(f"there is no rounding {rounding!r}; choose one of {', '.join(METHODS)}")
     checkpoint = open_checkpoint(model)
     checkpoint.load("model.norm.weight")  # a config without weights is refused now, not later
     request = Request.parse(bits, size, recipe)
@@ -84,14 +89,14 @@ def quantize(
     for source in dropped:
         reporter.say(f"calibration document {source} repeats held-out text and is left out")
     directory = Path(work_dir) if work_dir else Path(output) / f"{checkpoint.name}.work"
-    settings = _settings(checkpoint, corpus.fingerprint(documents), much)
+    settings = _settings(checkpoint, corpus.fingerprint(documents), much, rounding)
     with WorkDir(directory, settings) as work:
         encode = encoder(checkpoint)
         tokens = token_windows(documents, encode, much.calibration, WINDOW)
         held_out = token_windows(corpus.bundled("held-out"), encode, much.held_out, WINDOW)
         with reporter.stage("Reading calibration text", 2 * checkpoint.layers + 1) as step:
             capture(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
-        bank = Bank(checkpoint, work)
+        bank = Bank(checkpoint, work, rounding, reporter.say)
         searched = any(made.space for made in plans)
         factors = _factors(bank.moments, tokens[: much.probes], reporter) if searched else {}
         mixes = [_decide(made, bank, factors, reporter) for made in plans]
@@ -116,18 +121,17 @@ def _destination(directory: Path, checkpoint: Checkpoint, label: str, target: st
     return path
 
 
-def _settings(checkpoint: Checkpoint, calibration: str, much: Effort) -> dict[str, Any]:
+def _settings(
+    checkpoint: Checkpoint, calibration: str, much: Effort, rounding: str
+) -> dict[str, Any]:
     """All that statistics and bank depend on."""
     return {
         "model": checkpoint.name,
         "checkpoint": checkpoint.fingerprint,
         "calibration": calibration,
         "windows": [much.calibration, much.gradients, much.probes, much.held_out, WINDOW],
-        "versions": {
-            "bitquilt": __version__,
-            "libgguf": version("libgguf"),
-            "torch": torch.__version__,
-        },
+        "rounding": [rounding, REVISION],
+        "versions": {"bitquilt": __version__, "torch": torch.__version__},
     }
 
 

@@ -61,3 +61,7 @@ class Moments:
         elif module != EMBEDDING:
             total += matrix_divergence(error, hessian, self._gradients[module])
         return total
+
+    def divergence_of_rows(self, module: str, costs: Tensor) -> float:
+        """Predicted KL, in nats per token, of a matrix of a block whose rows cost E H Eᵀ [R]."""
+        return 0.5 * float(costs.cpu().double() @ self._gradients[module].double())

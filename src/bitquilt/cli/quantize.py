@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.cli.options import BITS, JSON, MODEL, RECIPE, SIZE, TO, print_json
+from bitquilt.rounding import METHODS
 
 if TYPE_CHECKING:
     from bitquilt.evaluation.written import Figures
@@ -31,6 +32,13 @@ if TYPE_CHECKING:
     help="Where stages keep their results, so that the same command continues if stopped.  "
     "[default: <output>/<model>.work]",
 )
+@click.option(
+    "--rounding",
+    type=click.Choice(METHODS),
+    default="best",
+    show_default=True,
+    help="To the nearest level; with error feedback; with all there is.",
+)
 @JSON
 def quantize(
     model: str,
@@ -41,6 +49,7 @@ def quantize(
     output: str,
     calibration: str | None,
     work_dir: str | None,
+    rounding: str,
     as_json: bool,
 ) -> None:
     """Round MODEL to an exact size and measure what that costs.
@@ -61,6 +70,7 @@ def quantize(
         output=output,
         calibration=calibration,
         work_dir=work_dir,
+        rounding=rounding,
     )
     if as_json:
         print_json(result.to_dict())

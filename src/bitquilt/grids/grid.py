@@ -135,7 +135,8 @@ class ScalarGrid(Grid):
         """What codes stand for before scaling, float32 of their shape."""
         if self.table is None:
             return codes.float()
-        return torch.tensor(self.table, device=codes.device)[codes.int() - self.low]
+        table = torch.tensor(self.table, dtype=torch.float32, device=codes.device)
+        return table[codes.int() - self.low]
 
     def decode(self, fields: Fields) -> Tensor:
         return self.levels(fields).of(self.values(fields["codes"]))

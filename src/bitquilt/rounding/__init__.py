@@ -1,0 +1,7 @@
+"""Rounding: from a matrix and what reads it to codes and scales on a grid."""
+
+METHODS = ("nearest", "gptq", "best")
+"""Nearest rounding alone; with error feedback; with descent and a refit of the scales too."""
+
+REVISION = 1
+"""Raised where the same matrix is rounded to other bytes: a bank of an older one is refused."""

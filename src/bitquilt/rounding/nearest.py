@@ -1,38 +1,24 @@
 """Nearest rounding: scales fitted by importance, every weight on the level next to it.
 
-Each family of grids has its fit in a module of its own, registered with :func:`fit_family`.
+Each family of grids has its fit in a module of its own; importing it registers it.
 
 Letters: R rows, C columns.
 """
 
 from __future__ import annotations
 
-from functools import singledispatch
-
 import torch
 from torch import Tensor
 
 from bitquilt.errors import UserError
 from bitquilt.grids.grid import Fields, Grid
+from bitquilt.rounding import affine, blocks32, floats, iq4, iquants, kquants, mxfp4  # noqa: F401
+from bitquilt.rounding.family import fit_family
 
 LEAST_IMPORTANCE = 1e-6
 """Of the mean. Columns that the calibration text never reached still get sensible levels."""
 LARGEST = {"gguf": 65504.0 * 128 * 32, "mlx": 3e38}
 """No format reaches further: in ggml a half-precision scale times Q6_K's scale and code."""
-
-
-@singledispatch
-def fit_family(grid: Grid, weight: Tensor, importance: Tensor) -> Fields:
-    """Scales and codes of least error Σ importance · (level − weight)², near enough.
-
-    One implementation per family of grids, found by the type of ``grid``.
-
-    Args:
-        grid: where to.
-        weight: float32 [R, C], on any device; its fields are made there.
-        importance: float32 [C], positive, mean 1.
-    """
-    raise TypeError(f"no fit is registered for {type(grid).__name__}")
 
 
 def fit(grid: Grid, weight: Tensor, importance: Tensor | None) -> Fields:

@@ -120,9 +120,9 @@ def scored(bank: Bank, menu: Menu, factors: Mapping[str, float]) -> Menu:
     """The menu with each cell's predicted divergence, scaled by its kind's factor."""
     return {
         module: [
-            replace(choice, divergence=predicted[choice.grid] * factors[kind(module)])
+            replace(choice, divergence=cells[choice.grid].divergence * factors[kind(module)])
             for choice in choices
         ]
         for module, choices in menu.items()
-        for predicted in [bank.predicted(module)]
+        for cells in [bank.cells(module)]
     }

@@ -1,0 +1,190 @@
+"""The best rounding of all matrices that read one input, each onto several grids.
+
+Nearest rounding fits the scales; error feedback, coordinate descent and a refit of the scales
+follow under the input's Hessian. What the Hessian says is no better than nearest rounding is not
+used. Rows of different matrices and grids go through together: they share all but their levels.
+
+Letters: R rows of a matrix, C columns, N rows of all jobs in a chunk, G = C / 8 groups of columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bitquilt.grids.grid import Fields, Grid, ScalarGrid
+from bitquilt.grids.iquants import Codebook
+from bitquilt.parallel import in_threads
+from bitquilt.rounding.descent import descend
+from bitquilt.rounding.factor import Factor
+from bitquilt.rounding.feedback import feed_back
+from bitquilt.rounding.nearest import fit
+from bitquilt.rounding.refit import refit
+from bitquilt.rounding.rounders import LevelRounder, Rounder
+
+CPU_CHUNK = 1 << 22
+"""Weights that go through together, on a CPU and elsewhere."""
+DEVICE_CHUNK = 1 << 26
+
+
+@dataclass(frozen=True)
+class Job:
+    """One matrix onto one grid."""
+
+    weight: Tensor
+    """float32 [R, C]."""
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """What became of a job."""
+
+    fields: Fields
+    method: str
+    """Which of :data:`bitquilt.rounding.METHODS` it is from; nearest where the others were no better."""
+    costs: Tensor
+    """E H Eᵀ of each row [R], under the damped Hessian."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a job."""
+
+    grid: Grid
+    weight: Tensor
+    fields: Fields
+
+
+def round_all(jobs: Sequence[Job], factor: Factor, method: str) -> list[Rounded]:
+    """Round every job.
+
+    Args:
+        jobs: matrices that read the same input, on the factor's device.
+        factor: of the input.
+        method: one of :data:`bitquilt.rounding.METHODS`.
+    """
+    nearest = [_nearest(job, factor) for job in jobs]
+    better: dict[int, Rounded] = {}
+    if method != "nearest":
+        for kind in {_kind(job.grid) for job in jobs} - {None}:
+            own = [i for i, job in enumerate(jobs) if _kind(job.grid) == kind]
+            pieces = [_Piece(jobs[i].grid, jobs[i].weight, nearest[i].fields) for i in own]
+            better |= zip(own, _together(pieces, factor, method), strict=True)
+    return [_guarded(before, better.get(i, before)) for i, before in enumerate(nearest)]
+
+
+def _guarded(nearest: Rounded, other: Rounded) -> Rounded:
+    """The one of less error over the whole matrix."""
+    return other if other.costs.sum() < nearest.costs.sum() else nearest
+
+
+def _nearest(job: Job, factor: Factor) -> Rounded:
+    fields = fit(job.grid, job.weight, factor.importance)
+    errors = (job.weight - job.grid.decode(fields)).T
+    return Rounded(fields, "nearest", factor.cost(factor.ordered(errors)))
+
+
+def _kind(grid: Grid) -> object:
+    """Grids that can go through together have the same; None for those that need no feedback."""
+    if isinstance(grid, Codebook):
+        return grid.name
+    return (grid.table, "levels") if isinstance(grid, ScalarGrid) else None
+
+
+def _together(pieces: Sequence[_Piece], factor: Factor, method: str) -> list[Rounded]:
+    """Feedback and more for whole matrices, a chunk of rows at a time."""
+    columns = pieces[0].weight.shape[1]
+    on_cpu = pieces[0].weight.device.type == "cpu"
+    rows = sum(len(piece.weight) for piece in pieces)
+    most = (CPU_CHUNK if on_cpu else DEVICE_CHUNK) // columns
+    if on_cpu:
+        most = min(most, math.ceil(rows / torch.get_num_threads()))
+    chunks = list(_chunks(pieces, max(1, most)))
+
+    def work(chunk: list[tuple[int, _Piece]]) -> list[Rounded]:
+        return _chunk([piece for _, piece in chunk], factor, method)
+
+    done = in_threads(work, chunks) if on_cpu else [work(chunk) for chunk in chunks]
+    parts: list[list[Rounded]] = [[] for _ in pieces]
+    for chunk, results in zip(chunks, done, strict=True):
+        for (owner, _), result in zip(chunk, results, strict=True):
+            parts[owner].append(result)
+    return [_joined(own) for own in parts]
+
+
+def _chunks(pieces: Sequence[_Piece], most: int) -> Iterator[list[tuple[int, _Piece]]]:
+    """Rows of all pieces, at most ``most`` at a time, each with the number of its piece."""
+    chunk: list[tuple[int, _Piece]] = []
+    room = most
+    for owner, piece in enumerate(pieces):
+        start = 0
+        while start < len(piece.weight):
+            rows = slice(start, start + room)
+            fields = {name: field[rows] for name, field in piece.fields.items()}
+            part = _Piece(piece.grid, piece.weight[rows], fields)
+            chunk.append((owner, part))
+            start += len(part.weight)
+            room -= len(part.weight)
+            if room == 0:
+                yield chunk
+                chunk, room = [], most
+    if chunk:
+        yield chunk
+
+
+def _joined(parts: Sequence[Rounded]) -> Rounded:
+    """The rows of one matrix from those of its chunks."""
+    fields = {name: torch.cat([part.fields[name] for part in parts]) for name in parts[0].fields}
+    return Rounded(fields, parts[0].method, torch.cat([part.costs for part in parts]))
+
+
+def _chunk(pieces: Sequence[_Piece], factor: Factor, method: str) -> list[Rounded]:
+    """Feedback and more for the rows of a chunk."""
+    weight = _transposed([piece.weight for piece in pieces], factor)
+    rounder = _rounder(pieces)
+    codes, levels, costs = feed_back(weight, rounder, factor)
+    if method == "best":
+        costs -= descend(weight, codes, levels, rounder, factor)
+        pieces = [_refitted(piece, factor) for piece in _recoded(pieces, rounder, codes, factor)]
+        rounder = _rounder(pieces)
+        levels = _transposed([piece.grid.decode(piece.fields) for piece in pieces], factor)
+        costs = factor.cost(weight - levels)
+        costs -= descend(weight, codes, levels, rounder, factor)
+    pieces = _recoded(pieces, rounder, codes, factor)
+    by_piece = costs.split([len(piece.weight) for piece in pieces])
+    return [Rounded(piece.fields, method, own) for piece, own in zip(pieces, by_piece, strict=True)]
+
+
+def _transposed(matrices: Sequence[Tensor], factor: Factor) -> Tensor:
+    """[R, C] of each piece -> [C, N] in the factor's order."""
+    return factor.ordered(torch.cat(list(matrices)).T)
+
+
+def _recoded(
+    pieces: Sequence[_Piece], rounder: Rounder, codes: Tensor, factor: Factor
+) -> list[_Piece]:
+    """The pieces with codes [G, K, N], which are in the factor's order."""
+    natural = codes[factor.groups.argsort()]
+    by_piece = natural.split([len(piece.weight) for piece in pieces], 2)
+    return [
+        replace(piece, fields=piece.fields | rounder.fields(piece.grid, own))
+        for piece, own in zip(pieces, by_piece, strict=True)
+    ]
+
+
+def _refitted(piece: _Piece, factor: Factor) -> _Piece:
+    return replace(piece, fields=refit(piece.grid, piece.fields, piece.weight, factor.natural))
+
+
+def _rounder(pieces: Sequence[_Piece]) -> Rounder:
+    grids = [piece.grid for piece in pieces]
+    fields = [piece.fields for piece in pieces]
+    columns = pieces[0].weight.shape[1]
+    if isinstance(grids[0], Codebook):
+        raise NotImplementedError
+    return LevelRounder([g for g in grids if isinstance(g, ScalarGrid)], fields, columns)

@@ -1,0 +1,84 @@
+"""Refit of the scales a row stores in floating point, with its codes as they are.
+
+A decoded row is linear in them (d, dmin, m; MLX's scales and biases), so the best under the whole
+Hessian solve a small system per row. They are rounded to what the file stores, and a row keeps its
+old ones where that made it worse.
+
+Letters: R rows, C columns, B blocks that a field has along a row, P floats of a row in all fields.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitquilt.grids.grid import Fields, Grid
+
+RIDGE = 1e-5
+"""Of the diagonal of a row's system: what two floats share leaves it nearly singular."""
+
+
+def refit(grid: Grid, fields: Fields, weight: Tensor, hessian: Tensor) -> Fields:
+    """The fields with scales of less error E H Eᵀ, codes unchanged.
+
+    Args:
+        grid: of the fields.
+        fields: of R rows.
+        weight: float32 [R, C].
+        hessian: damped, float32 [C, C].
+    """
+    floats = {name: field for name, field in fields.items() if field.is_floating_point()}
+    if not floats:
+        return fields
+    shares = [_share(grid, fields, floats, name) for name in floats]
+    pull = (weight - grid.decode(fields)) @ hessian
+    # what a unit of each float would gain, and how two of them interact
+    gains = torch.cat([_by_block(pull, share) for share in shares], 1)
+    system = torch.cat([_interactions(share, shares, hessian) for share in shares], 1)
+    old = torch.cat([field.float() for field in floats.values()], 1)
+    new = _stored(old + _solved(system, gains), floats)
+    moved = torch.cat([field.float() for field in new.values()], 1) - old
+    saved = 2 * (moved * gains).sum(1) - torch.einsum("rp,rpq,rq->r", moved, system, moved)
+    better = (saved > 0).unsqueeze(1)
+    return fields | {name: torch.where(better, new[name], floats[name]) for name in floats}
+
+
+def _share(grid: Grid, fields: Fields, floats: Fields, name: str) -> Tensor:
+    """What one unit of a field's floats contributes to each weight: [R, B, C / B]."""
+    unit = {other: torch.full_like(field, other == name) for other, field in floats.items()}
+    # [R, C] -> [R, B, C / B]
+    return torch.unflatten(grid.decode(fields | unit), 1, (floats[name].shape[1], -1))
+
+
+def _by_block(pull: Tensor, share: Tensor) -> Tensor:
+    """Σ of pull [R, C] times share [R, B, C / B] over each block: [R, B]."""
+    return (pull.view_as(share) * share).sum(-1)
+
+
+def _interactions(share: Tensor, shares: list[Tensor], hessian: Tensor) -> Tensor:
+    """Rows of the system for one field's floats: [R, B, P]."""
+    per_block = zip(share.unbind(1), hessian.split(share.shape[2]), strict=True)
+    rows = []
+    for own, slab in per_block:
+        pulled = own @ slab  # [R, C / B] on [C / B, C]
+        rows.append(torch.cat([_by_block(pulled, other) for other in shares], 1))
+    return torch.stack(rows, 1)
+
+
+def _solved(system: Tensor, gains: Tensor) -> Tensor:
+    """The change of all floats [R, P] that gains most."""
+    diagonal = system.diagonal(dim1=1, dim2=2)
+    # blocks whose codes are all zero have no say, and no change
+    ridge = (RIDGE * diagonal).clamp_min(torch.finfo(torch.float32).tiny)
+    change, _ = torch.linalg.solve_ex(system + torch.diag_embed(ridge), gains)
+    return torch.nan_to_num(change)
+
+
+def _stored(values: Tensor, floats: Fields) -> Fields:
+    """New floats [R, P] as the fields that they would be stored as."""
+    parts = values.split([field.shape[1] for field in floats.values()], 1)
+    rounded = {}
+    for part, (name, field) in zip(parts, floats.items(), strict=True):
+        stored = torch.float16 if field.dtype == torch.float32 else field.dtype
+        rounded[name] = part.to(stored).to(field.dtype)
+    return rounded
