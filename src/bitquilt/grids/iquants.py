@@ -65,13 +65,16 @@ class Codebook(GgmlGrid):
     """
 
     block = SUPER_BLOCK
+    sub_block: ClassVar = 32
+    """Weights that share a scale."""
+    even_signs: ClassVar = True
+    """Whether the minuses among eight weights must be even in number."""
+    unit: ClassVar = 0.125
+    """A step is d · unit · (2 scale + 1)."""
 
     def steps(self, fields: Fields) -> Tensor:
-        """What each scale multiplies the patterns with, float32 of the shape of ``scales``.
-
-        (1/2 + scale) / 4 of d for the 2-bit formats.
-        """
-        return times(0.5 + fields["scales"], fields["d"]) * 0.25
+        """What each scale multiplies the patterns with, float32 of the shape of ``scales``."""
+        return times(2.0 * fields["scales"] + 1.0, fields["d"]) * self.unit
 
     def decode(self, fields: Fields) -> Tensor:
         patterns = codebook(self.name).to(fields["codes"].device)[fields["codes"].int()].flatten(1)
@@ -135,6 +138,7 @@ class IQ2_XS(Codebook):
     #             scale[2j+1]    scale[2j]
 
     name = "IQ2_XS"
+    sub_block: ClassVar = 16
     sections: ClassVar = {"d": 2, "qs": 64, "scales": 8}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -171,6 +175,8 @@ class IQ2_S(Codebook):
     #             scale[2j+1]    scale[2j]
 
     name = "IQ2_S"
+    sub_block: ClassVar = 16
+    even_signs: ClassVar = False
     sections: ClassVar = {"d": 2, "qs": 32, "signs": 32, "qh": 8, "scales": 8}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -203,6 +209,7 @@ class IQ3_XXS(Codebook):
     # words[j]    signs and scale of weights 32 j … 32 j + 31, as IQ2_XXS's word 1
 
     name = "IQ3_XXS"
+    unit: ClassVar = 0.25
     sections: ClassVar = {"d": 2, "qs": 64, "words": 32}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -223,10 +230,6 @@ class IQ3_XXS(Codebook):
             words=_from_signs_and_scale(fields["signs"], fields["scales"]).flatten(2),
         )
 
-    def steps(self, fields: Fields) -> Tensor:
-        """(1/2 + scale) / 2 of d."""
-        return times(0.5 + fields["scales"], fields["d"]) * 0.5
-
 
 class IQ3_S(Codebook):
     """3.4375 bits, scales of 32: d(2) qs(64) qh(8) signs(32) scales(4)."""
@@ -241,6 +244,8 @@ class IQ3_S(Codebook):
     #                  scale[2j+1]    scale[2j]
 
     name = "IQ3_S"
+    even_signs: ClassVar = False
+    unit: ClassVar = 1.0
     sections: ClassVar = {"d": 2, "qs": 64, "qh": 8, "signs": 32, "scales": 4}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -263,10 +268,6 @@ class IQ3_S(Codebook):
             signs=blocks_of(fields["signs"], 32),
             scales=from_digits(blocks_of(fields["scales"], 8), 4),
         )
-
-    def steps(self, fields: Fields) -> Tensor:
-        """1 + 2 scale of d."""
-        return times(1.0 + 2.0 * fields["scales"], fields["d"])
 
 
 class IQ4_XS(GgmlGrid, ScalarGrid):

@@ -1,0 +1,217 @@
+"""Fits of the i-quants with codebooks: IQ2_XXS to IQ3_S.
+
+A step is u (2 scale + 1): a unit u for each super-block, a scale of 0 … 15 for each sub-block. Every
+sub-block gets the step that suits it best, from a wide scan; u is chosen so that those steps lie
+near what scales can say; neighbouring scales are tried on longer shortlists of patterns; and u is
+fitted to the patterns found (docs/decisions/iquant-search.md).
+
+Letters: R rows, C columns, G = C / 8 vectors along a row, B = C / 256 super-blocks along a row,
+n sub-blocks in a super-block, m weights in a pattern, N = R C / m patterns, K on a shortlist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitquilt.grids.grid import Fields
+from bitquilt.grids.iquants import SUPER_BLOCK, Codebook, codebook
+from bitquilt.grids.rows import by_rows
+from bitquilt.rounding.codebooks import VECTOR, cells_of, split_signs
+from bitquilt.rounding.groups import power_of_two
+from bitquilt.rounding.family import fit_family
+
+REACH = {8: 2.0, 4: 2.5}
+"""Root mean squares that the largest magnitude stands for at the first step, by m."""
+CENTRES = (0.7, 0.98, 1.37, 1.9)
+"""Multiples of the first step at which patterns are shortlisted …"""
+AROUND = (0.84, 0.92, 1.0, 1.09, 1.19)
+"""… and multiples of those at which the shortlisted are compared."""
+QUICK, CAREFUL = 8, 32
+"""Patterns on a shortlist: in that scan, and when scales are decided."""
+LARGEST_MULTIPLES = tuple(25 + i / 2 for i in range(28))
+"""What the largest step of a super-block is tried as, in units; scales reach 31."""
+TOP_SCALE = 15
+NEIGHBOURS = (-2, -1, 0, 1, 2)
+LEAST_STEP = 1e-10
+"""Where the weights are near one: for sub-blocks of zeros."""
+TINY = torch.finfo(torch.float32).tiny
+
+
+@fit_family.register
+def _codebook(grid: Codebook, weight: Tensor, importance: Tensor) -> Fields:
+    shares = torch.unflatten(importance, 0, (-1, VECTOR))
+    chunks = by_rows(lambda rows: _fit(grid, rows, shares), weight.shape[1], weight)
+    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _fit(grid: Codebook, weight: Tensor, shares: Tensor) -> Fields:
+    """Fit some rows [R, C]; shares [G, 8] is the importance."""
+    blocks = torch.unflatten(weight, 1, (-1, SUPER_BLOCK))
+    power = power_of_two(blocks.abs().amax(-1, keepdim=True))
+    # No grid has a place for what is not finite; the caller refuses it.
+    vectors = (blocks / power).nan_to_num_(0.0, 0.0, 0.0).view(len(weight), -1, VECTOR)
+
+    def to_stored(units: Tensor) -> Tensor:
+        return (units * power / grid.unit).half().float()
+
+    def as_stored(units: Tensor) -> Tensor:
+        return to_stored(units) * grid.unit / power
+
+    search = Search.start(grid, vectors, shares)
+    units, scales = nearest_scales(search.best_steps())
+    units, scales, codes = search.settle(as_stored(units), scales, as_stored)
+    return {
+        "codes": codes.view(len(weight), -1),
+        "signs": search.signs,
+        "scales": scales.to(torch.uint8).flatten(1),
+        "d": to_stored(units).flatten(1),
+    }
+
+
+def nearest_scales(steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Units [R, B, 1] and scales [R, B, n] that come closest, in relative terms, to steps [R, B, n].
+
+    A step that is off by some share of itself costs about that share, squared, of what its
+    sub-block would lose by being zero; sub-blocks with large steps would lose more.
+    """
+    largest = steps.amax(-1, keepdim=True)
+    units = [largest / multiple for multiple in LARGEST_MULTIPLES]
+    scales = [((steps / unit - 1) / 2).round_().clamp_(0, TOP_SCALE) for unit in units]
+    misses = [
+        torch.addcmul(steps, 2 * scale + 1, unit, value=-1).square_().sum(-1, keepdim=True)
+        for unit, scale in zip(units, scales, strict=True)
+    ]
+    best = torch.stack(misses).argmin(0, keepdim=True)
+    unit = torch.stack(units).gather(0, best)[0]
+    return unit, ((steps / unit - 1) / 2).round_().clamp_(0, TOP_SCALE)
+
+
+@dataclass(frozen=True)
+class Shortlists:
+    """The patterns that may stand for each m weights, and what each costs at any step.
+
+    A pattern g at step s costs Σ h (w - s g)² = s² square - 2 s product + what is the same for all.
+    """
+
+    codes: Tensor
+    """int16 [N, K]."""
+    product: Tensor
+    """2 Σ h w g, float32 [K, N]."""
+    square: Tensor
+    """Σ h g², float32 [K, N]."""
+
+    def costs(self, steps: Tensor) -> Tensor:
+        """[K, N], divided by the steps [N]."""
+        return (self.square * steps).sub_(self.product)
+
+    def cheapest(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Code, product and square of the cheapest patterns at steps [N], each [N]."""
+        costs = self.costs(steps)
+        # argmin over a first axis is slow in torch on a CPU; so is what it costs to find a rank
+        rank = costs.T.argmin(1, keepdim=True)
+        parts = (part.T.gather(1, rank).squeeze(1) for part in (self.product, self.square))
+        return self.codes.gather(1, rank).squeeze(1), *parts
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search over steps and patterns for some rows whose weights are near one."""
+
+    name: str
+    width: int
+    """m."""
+    vectors_per_step: int
+    magnitudes: Tensor
+    """[R, G, 8]: see :func:`split_signs`."""
+    signs: Tensor
+    """uint8 [R, G]."""
+    shares: Tensor
+    """[G, 8]."""
+    first: Tensor
+    """[R, B, n]: a first guess of the steps."""
+
+    @classmethod
+    def start(cls, grid: Codebook, vectors: Tensor, shares: Tensor) -> Search:
+        """Guess steps from root mean squares; settle the signs [R, G, 8] under them."""
+        patterns = codebook(grid.name)
+        width, count = patterns.shape[1], grid.sub_block // VECTOR
+        total = torch.linalg.vecdot(vectors.square(), shares).unflatten(1, (-1, count)).sum(-1)
+        share = shares.sum(-1).unflatten(0, (-1, count)).sum(-1)
+        first = (total / share).sqrt_().mul_(REACH[width] / patterns.max().item())
+        first.clamp_min_(LEAST_STEP)
+        of_vectors = first.repeat_interleave(count, 1).unsqueeze(-1)
+        magnitudes, signs = split_signs(grid, vectors, shares, of_vectors)
+        blocks = first.unflatten(1, (-1, SUPER_BLOCK // grid.sub_block))
+        return cls(grid.name, width, count, magnitudes, signs, shares, blocks)
+
+    def best_steps(self) -> Tensor:
+        """The step that suits each sub-block best, whatever the others take: [R, B, n]."""
+        tried, costs = [], []
+        for centre in CENTRES:
+            lists = self._shortlists(self.first * centre, QUICK)
+            around = [self.first * (centre * multiple) for multiple in AROUND]
+            tried += around
+            costs += [self._cost(lists, steps) for steps in around]
+        return _cheapest(tried, costs)
+
+    def settle(
+        self, units: Tensor, scales: Tensor, as_stored: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Neighbouring scales; patterns; units fitted to them; patterns again.
+
+        Args:
+            units: float32 [R, B, 1], as they are stored.
+            scales: float32 [R, B, n].
+            as_stored: rounds units to what can be stored.
+
+        Returns:
+            units, scales and codes int16 [N].
+        """
+        lists = self._shortlists(units * (2 * scales + 1), CAREFUL)
+        near = [(scales + shift).clamp_(0, TOP_SCALE) for shift in NEIGHBOURS]
+        scales = _cheapest(near, [self._cost(lists, units * (2 * each + 1)) for each in near])
+        multiples = 2 * scales + 1
+        _, *sums = lists.cheapest(self._by_pattern(units * multiples))
+        product, square = (each.view(*scales.shape, -1).sum(-1) for each in sums)
+        product = (product * multiples).sum(-1, keepdim=True)
+        square = (square * multiples.square()).sum(-1, keepdim=True)
+        fitted = as_stored(product / (2 * square).clamp_min_(TINY))
+        better = fitted * (fitted * square - product) < units * (units * square - product)
+        units = torch.where(better, fitted, units)
+        return units, scales, lists.cheapest(self._by_pattern(units * multiples))[0]
+
+    def _shortlists(self, steps: Tensor, size: int) -> Shortlists:
+        """The patterns nearest at those steps [R, B, n]."""
+        cells = cells_of(self.name, size, steps.device)
+        rows = len(steps)
+        of_vectors = steps.view(rows, -1, 1).repeat_interleave(self.vectors_per_step, 1)
+        found = cells.of(self.magnitudes, of_vectors)
+        # [N, m, K] -> [R, C / m, m, K]; importance is one number for each column
+        patterns = cells.shortlist(found).unflatten(0, (rows, -1))
+        weighted = (self.magnitudes * (2 * self.shares)).view(rows, -1, self.width, 1)
+        product = (patterns * weighted).sum(2)
+        square = patterns.square_().mul_(self.shares.view(-1, self.width, 1)).sum(2)
+        return Shortlists(
+            cells.codes.index_select(0, found),
+            product.flatten(0, 1).T.contiguous(),
+            square.flatten(0, 1).T.contiguous(),
+        )
+
+    def _cost(self, lists: Shortlists, steps: Tensor) -> Tensor:
+        """Of the cheapest patterns at those steps, both [R, B, n]."""
+        each = self._by_pattern(steps)
+        return lists.costs(each).amin(0).mul_(each).view(*steps.shape, -1).sum(-1)
+
+    def _by_pattern(self, steps: Tensor) -> Tensor:
+        """[R, B, n] -> one for each pattern, [N]."""
+        return steps.flatten().repeat_interleave(self.vectors_per_step * VECTOR // self.width)
+
+
+def _cheapest(tried: Sequence[Tensor], costs: Sequence[Tensor]) -> Tensor:
+    """Of the numbers tried, each [R, B, n], those that cost least."""
+    best = torch.stack(list(costs)).argmin(0, keepdim=True)
+    return torch.stack(list(tried)).gather(0, best)[0]
