@@ -31,6 +31,10 @@ class WithMins(GgmlGrid, ScalarGrid):
     half_sections = ("d", "dmin")
 
     low = 0
+    sub_block: ClassVar[int]
+    """Weights in a sub-block."""
+    highest_scale: ClassVar[int]
+    """The largest integer for a scale, and for a min; the smallest is 0."""
 
     def levels(self, fields: Fields) -> Levels:
         return Levels(times(fields["scales"], fields["d"]), -times(fields["mins"], fields["dmin"]))
@@ -40,6 +44,11 @@ class Signed(GgmlGrid, ScalarGrid):
     """Levels d · scale · code: Q3_K and Q6_K."""
 
     block = SUPER_BLOCK
+    sub_block = 16
+    """Weights in a sub-block."""
+    lowest_scale: ClassVar[int]
+    highest_scale: ClassVar[int]
+    """The range of the integer scales."""
 
     def levels(self, fields: Fields) -> Levels:
         return Levels(times(fields["scales"], fields["d"]), None)
@@ -56,6 +65,8 @@ class Q2_K(WithMins):
 
     name = "Q2_K"
     high = 3
+    sub_block = 16
+    highest_scale = 15
     sections: ClassVar = {"scales": 16, "qs": 64, "d": 2, "dmin": 2}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -98,6 +109,8 @@ class Q3_K(Signed):
     name = "Q3_K"
     low = -4
     high = 3
+    lowest_scale = -32
+    highest_scale = 31
     sections: ClassVar = {"hmask": 32, "qs": 64, "scales": 12, "d": 2}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -159,6 +172,8 @@ class Q4_K(WithMins):
 
     name = "Q4_K"
     high = 15
+    sub_block = 32
+    highest_scale = 63
     sections: ClassVar = {"d": 2, "dmin": 2, "scales": 12, "qs": 128}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -193,6 +208,8 @@ class Q5_K(WithMins):
 
     name = "Q5_K"
     high = 31
+    sub_block = 32
+    highest_scale = 63
     sections: ClassVar = {"d": 2, "dmin": 2, "scales": 12, "qh": 32, "qs": 128}
 
     def unpack(self, packed: Packed) -> Fields:
@@ -233,6 +250,8 @@ class Q6_K(Signed):
     name = "Q6_K"
     low = -32
     high = 31
+    lowest_scale = -128
+    highest_scale = 127
     sections: ClassVar = {"ql": 128, "qh": 64, "scales": 16, "d": 2}
 
     def unpack(self, packed: Packed) -> Fields:

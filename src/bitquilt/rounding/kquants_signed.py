@@ -1,0 +1,146 @@
+"""Fits of Q3_K and Q6_K: levels d · scale · code, scale and code signed.
+
+For given codes the weighted error falls by 2 x a - x² b, where x = d · scale, a = Σ h w code and
+b = Σ h code² (h importance): all choices of scales are made among such gains.
+
+Letters: N super-blocks, J sub-blocks in each, k weights in a sub-block; M starts, P scales tried.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitquilt.grids.grid import Fields
+from bitquilt.grids.kquants import Signed
+from bitquilt.rounding.family import fit_family
+from bitquilt.rounding.kquants import (
+    TINY,
+    fit_super_blocks,
+    furthest,
+    half,
+    inverse,
+    pick_best,
+)
+
+STARTS = {
+    "Q3_K": (
+        -6.8,
+        -5.6,
+        -5.2,
+        -4.8,
+        -4.6,
+        -4.4,
+        -4.1,
+        -3.8,
+        -3.6,
+        -3.4,
+        -3.2,
+        -3,
+        -2.2,
+        3.9,
+        4.2,
+        5.2,
+    ),
+    "Q6_K": (-32.4, -32, -31.6, -31, -30.6, -30, -29, -28, -27, -26, -25, -24, -23, -22, -21, -19),
+}
+TRIED = {
+    "Q3_K": tuple(m * f for m in (-32, 31) for f in (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.3)),
+    "Q6_K": tuple(m * f for m in (-128, 127) for f in (0.8, 0.88, 0.94, 1.0)),
+}
+NEIGHBOURS = (-1, 0, 1)
+ROUNDS = 2
+
+
+@fit_family.register
+def _signed(grid: Signed, weight: Tensor, importance: Tensor) -> Fields:
+    def fit(weights: Tensor, shares: Tensor) -> Fields:
+        blocks = _Blocks(grid, weights, shares)
+        d, scales = _refine(blocks, *_search(blocks))
+        return {"codes": blocks.codes(inverse(d * scales)), "scales": scales, "d": d}
+
+    return fit_super_blocks(grid, weight, importance, fit)
+
+
+class _Blocks:
+    """Weights and importance [k, J, N] with what is worked out of them once."""
+
+    def __init__(self, grid: Signed, weights: Tensor, importance: Tensor) -> None:
+        self.grid = grid
+        self.weights = weights
+        self.importance = importance
+        self.weighted = weights * importance
+        self._codes = torch.empty_like(weights)
+        self._products = torch.empty_like(weights)
+
+    def codes(self, inverses: Tensor, out: Tensor | None = None) -> Tensor:
+        """The nearest codes [k, J, N] for scales given by their inverses [J, N]."""
+        codes = torch.mul(self.weights, inverses, out=out)
+        return codes.round_().clamp_(self.grid.low, self.grid.high)
+
+    def moments(self, inverses: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the nearest codes to each of M sets of scales [M, J, N]: Σ h w code and Σ h code²."""
+        products, squares = torch.empty_like(inverses), torch.empty_like(inverses)
+        for scale, product, square in zip(inverses, products, squares, strict=True):
+            codes = self.codes(scale, self._codes)
+            torch.sum(torch.mul(codes, self.weighted, out=self._products), 0, out=product)
+            torch.sum(codes.square_().mul_(self.importance), 0, out=square)
+        return products, squares
+
+    def clamp(self, integers: Tensor) -> Tensor:
+        return integers.clamp_(self.grid.lowest_scale, self.grid.highest_scale)
+
+
+def _search(blocks: _Blocks) -> tuple[Tensor, Tensor]:
+    """The best d [N] and integer scales [J, N] for any of the codes that the starts round to.
+
+    A start puts the largest weight of a sub-block, sign and all, on a multiple of its scale. A
+    tried d puts the largest of the best float scales on a multiple of d; under it every sub-block
+    takes the codes that do best with the integer scale they would get.
+    """
+    name = blocks.grid.name
+    to_largest = inverse(furthest(blocks.weights))
+    starts = to_largest.new_tensor(STARTS[name]).view(-1, 1, 1)
+    products, squares = blocks.moments(to_largest * starts)
+    scales = products / squares.clamp_min(TINY)
+    (_, best) = pick_best(products * scales, scales)
+    tried = half(furthest(best) / best.new_tensor(TRIED[name]).unsqueeze(1))
+    doubled = 2 * products
+    levels, gains = torch.empty_like(scales), torch.empty_like(scales)
+    totals = torch.empty_like(tried)
+    for d, total in zip(tried, totals, strict=True):
+        blocks.clamp(torch.mul(scales, inverse(d), out=levels).round_()).mul_(d)
+        torch.mul(levels, squares, out=gains)
+        torch.sub(doubled, gains, out=gains).mul_(levels)
+        torch.sum(gains.amax(0), 0, out=total)
+    (_, d) = pick_best(totals, tried)
+    integers = blocks.clamp((scales * inverse(d)).round_())
+    (_, chosen) = pick_best(_gains(integers * d, products, squares), integers)
+    return d, chosen
+
+
+def _gains(levels: Tensor, products: Tensor, squares: Tensor) -> Tensor:
+    return (2 * products - levels * squares).mul_(levels)
+
+
+def _refine(blocks: _Blocks, d: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """Alternate between integer scales, tried next to those they were, and the best d for them.
+
+    Codes are the nearest throughout; the best of each super-block is kept.
+    """
+    steps = scales.new_tensor(NEIGHBOURS).view(-1, 1, 1)
+    most, best_d, best_scales = torch.full_like(d, -torch.inf), d, scales
+    for _ in range(ROUNDS):
+        integers = blocks.clamp(scales + steps)
+        levels = integers * d
+        products, squares = blocks.moments(inverse(levels))
+        gains, scales, product, square = pick_best(
+            _gains(levels, products, squares), integers, products, squares
+        )
+        gain = gains.sum(0)
+        better = gain > most
+        most = torch.where(better, gain, most)
+        best_d = torch.where(better, d, best_d)
+        best_scales = torch.where(better, scales, best_scales)
+        d = half((scales * product).sum(0) / (scales.square() * square).sum(0).clamp_min(TINY))
+    return best_d, best_scales
