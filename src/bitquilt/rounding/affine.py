@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitquilt.grids.affine import Affine
 from bitquilt.grids.grid import Fields
+from bitquilt.rounding.family import fit_family
 from bitquilt.rounding.groups import fit_by_rows
 from bitquilt.rounding.lines import (
     Line,
@@ -23,7 +24,6 @@ from bitquilt.rounding.lines import (
     search_range,
     try_neighbours,
 )
-from bitquilt.rounding.nearest import fit_family
 
 SMALLEST_SCALE = 1e-7
 """mx.quantize's floor on a scale before it is snapped to the edge."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitquilt.grids.blocks32 import Q8_0, Asymmetric, Symmetric
 from bitquilt.grids.grid import Fields
+from bitquilt.rounding.family import fit_family
 from bitquilt.rounding.groups import Storage, fit_by_rows, inverse, power_of_two
 from bitquilt.rounding.lines import (
     Line,
@@ -23,7 +24,6 @@ from bitquilt.rounding.lines import (
     search_range,
     walk,
 )
-from bitquilt.rounding.nearest import fit_family
 from bitquilt.rounding.scales import Levels, largest, refine_scales, search_scales
 
 BLOCK = 32
@@ -68,7 +68,7 @@ def _bytes(grid: Q8_0, weight: Tensor, importance: Tensor) -> Fields:
 
     def fit(groups: Tensor) -> Fields:
         groups, storage = _scaled(groups)
-        scales = largest(groups).abs_() / grid.high
+        scales = groups.abs().amax(-1, keepdim=True) / grid.high
         scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
         return _fields(groups, levels, scales, storage)
 

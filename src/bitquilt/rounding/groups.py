@@ -41,7 +41,8 @@ def inverse(scales: Tensor) -> Tensor:
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
     """Sums over groups of products: [R, N, k] twice to [R, N, 1]."""
-    return torch.linalg.vecdot(a, b).unsqueeze(-1)
+    sums: Tensor = torch.linalg.vecdot(a, b)
+    return sums.unsqueeze(-1)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 from bitquilt.grids.blocks32 import IQ4_NL, IQ4_VALUES
 from bitquilt.grids.grid import Fields
 from bitquilt.grids.iquants import IQ4_XS, SUPER_BLOCK
+from bitquilt.rounding.family import fit_family
 from bitquilt.rounding.groups import Storage, dot, fit_by_rows, inverse, power_of_two
-from bitquilt.rounding.nearest import fit_family
 from bitquilt.rounding.scales import error_and_step, largest, refine_scales, search_scales
 from bitquilt.rounding.tables import Table
 

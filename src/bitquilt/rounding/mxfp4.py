@@ -10,11 +10,13 @@ from torch import Tensor
 
 from bitquilt.grids.grid import Fields
 from bitquilt.grids.mxfp4 import EXPONENT_BIAS, GROUP, MAGNITUDES, MxFp4
+from bitquilt.rounding.family import fit_family
 from bitquilt.rounding.groups import dot, fit_by_rows
-from bitquilt.rounding.nearest import fit_family
 from bitquilt.rounding.tables import Table
 
 VALUES = Table(MxFp4.table, cells=4)
+HIGHEST = 125
+"""The largest exponent of which every level is a float32."""
 SHIFTS = (0, -1, -2)
 """Exponents tried, counted from the least that clips nothing: lower ones clip the largest."""
 
@@ -57,4 +59,4 @@ def _least_clipless(groups: Tensor) -> Tensor:
     mantissa, exponent = torch.frexp(largest)
     # largest = mantissa 2^exponent, mantissa in [½, 1): ½ is an exact power of two
     ceiling = torch.where(mantissa == 0.5, exponent - 1, exponent)
-    return torch.where(largest == 0, 0, ceiling).clamp_min(-EXPONENT_BIAS).float()
+    return torch.where(largest == 0, 0, ceiling).clamp(-EXPONENT_BIAS, HIGHEST).float()

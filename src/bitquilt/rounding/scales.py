@@ -54,9 +54,8 @@ def search_scales(
 
 
 def largest(groups: Tensor) -> Tensor:
-    """The weight furthest from zero of each group, [R, N, 1]."""
-    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    return torch.where(-low > high, low, high)
+    """The weight furthest from zero of each group, the first of equals as in ggml: [R, N, 1]."""
+    return groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
 
 
 def refine_scales(

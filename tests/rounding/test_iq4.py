@@ -1,0 +1,37 @@
+"""Fits of the uneven 4-bit formats against ggml, and their lookup against a search."""
+
+import pytest
+import torch
+from tests.rounding.blocks import check_awkward_blocks, check_no_block_is_worse, ggml_fields
+
+from bitquilt import grids
+from bitquilt.grids.blocks32 import IQ4_VALUES
+from bitquilt.grids.grid import Grid
+from bitquilt.grids.mxfp4 import MxFp4
+from bitquilt.rounding import iq4, mxfp4
+from bitquilt.rounding.tables import Table
+
+every_grid = pytest.mark.parametrize(
+    "grid", [grids.get("IQ4_NL"), grids.get("IQ4_XS")], ids=lambda grid: grid.name
+)
+
+
+@every_grid
+def test_no_block_is_worse_than_ggmls(grid: Grid) -> None:
+    check_no_block_is_worse(grid, ggml_fields)
+
+
+@every_grid
+def test_awkward_blocks(grid: Grid) -> None:
+    check_awkward_blocks(grid)
+
+
+@pytest.mark.parametrize(
+    ("table", "values"), [(iq4.VALUES, IQ4_VALUES), (mxfp4.VALUES, MxFp4.table)]
+)
+def test_lookup_finds_the_nearest(table: Table, values: tuple[float, ...]) -> None:
+    numbers = torch.linspace(1.3 * min(values), 1.3 * max(values), 10_001)
+    expected = (numbers.unsqueeze(1) - torch.tensor(values)).abs().amin(1)
+    levels = table.levels(numbers.clone())
+    torch.testing.assert_close((levels - numbers).abs(), expected, rtol=0, atol=1e-4)
+    assert torch.equal(torch.tensor(values)[table.codes(numbers.clone()).long()], levels)
