@@ -54,7 +54,7 @@ def _symmetric(grid: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
         groups, storage = _scaled(groups)
         factor = inverse(largest(groups))
         scales = search_scales(groups, shares, levels, factor, starts, storage.nearest)
-        scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=2)
+        scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
         return _fields(groups, levels, scales, storage)
 
     return fit_by_rows(weight, BLOCK, fit)

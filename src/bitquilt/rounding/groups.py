@@ -14,6 +14,9 @@ from torch import Tensor
 from bitquilt.grids.grid import Fields
 from bitquilt.grids.rows import by_rows
 
+CHUNK = 1 << 18
+"""Weights at a time on a CPU. Searches make thousands of small operations over numbers of whole
+groups, whose fixed costs weigh more than what falls out of the cache."""
 EXPONENTS = (-126, 126)
 """A power of two within these has a reciprocal that is a normal number too."""
 
@@ -21,7 +24,7 @@ EXPONENTS = (-126, 126)
 def fit_by_rows(weight: Tensor, size: int, fit: Callable[[Tensor], Fields]) -> Fields:
     """Fit a matrix [R, C] a few rows at a time; ``fit`` is given them as groups [R, N, k]."""
     groups = torch.unflatten(weight, 1, (-1, size))
-    chunks = by_rows(fit, weight.shape[1], groups)
+    chunks = by_rows(fit, weight.shape[1], groups, cpu_chunk=CHUNK)
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 

@@ -65,20 +65,15 @@ def codes(of: Lines, scale: Tensor, offset: Tensor) -> Tensor:
     return (of.weights - offset).mul_(inverse(scale)).round_().clamp_(0, of.top)
 
 
-def search(
-    of: Lines, low: Tensor, high: Tensor, unit: Tensor, inward: Sequence[tuple[float, float]]
-) -> tuple[Tensor, Tensor]:
-    """The line that fits best, of those through what some starting lines round to.
+def search_range(of: Lines, parts: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """The line that fits best, of those through what clipped ranges round to.
 
     A line fitted to given codes c takes cov(w, c)² / var(c) off the error, moments weighted with
     importance, so the largest of these wins.
 
     Args:
         of: the groups.
-        low: levels of code 0, [R, N, 1].
-        high: levels of the top code, likewise.
-        unit: by how much they move, [R, N, 1].
-        inward: how many units each start moves the two towards each other.
+        parts: of half a group's range, by which either end is drawn in, each with each.
 
     Returns:
         Scales and offsets [R, N, 1], not yet as they are stored.
@@ -86,11 +81,13 @@ def search(
     total = of.importance.sum(-1)
     weighted = of.weights * of.importance
     mean = weighted.sum(-1) / total
-    starts = torch.tensor(inward, device=unit.device).T[..., None, None, None]
-    bottoms = low + starts[0] * unit
-    factors = inverse(high - starts[1] * unit - bottoms) * of.top
+    low, high = of.weights.amin(-1, keepdim=True), of.weights.amax(-1, keepdim=True)
+    inward = list(product(parts, parts))
     sums, products, squares = of.weights.new_empty(3, len(inward), *mean.shape)
-    for i, (bottom, factor) in enumerate(zip(bottoms, factors, strict=True)):
+    for i, (below, above) in enumerate(inward):
+        # The groups are centred: high is half the range.
+        bottom = low + below * high
+        factor = inverse(high - above * high - bottom) * of.top
         code = (of.weights - bottom).mul_(factor).round_().clamp_(0, of.top)
         torch.linalg.vecdot(code, of.importance, out=sums[i])
         torch.linalg.vecdot(code, weighted, out=products[i])
@@ -101,12 +98,6 @@ def search(
     best = (slopes * covariances).argmax(0, keepdim=True)
     slope, centre = slopes.gather(0, best)[0], centres.gather(0, best)[0]
     return slope.unsqueeze(-1), (mean - slope * centre).unsqueeze(-1)
-
-
-def search_range(of: Lines, parts: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Search from lines over the range of each group, either end drawn in by parts of its half."""
-    low, high = of.weights.amin(-1, keepdim=True), of.weights.amax(-1, keepdim=True)
-    return search(of, low, high, high, list(product(parts, parts)))
 
 
 def walk(
