@@ -24,7 +24,7 @@ from bitquilt.rounding.factor import Factor
 from bitquilt.rounding.feedback import feed_back
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.refit import refit
-from bitquilt.rounding.rounders import LevelRounder, Rounder
+from bitquilt.rounding.rounders import LevelRounder, PatternRounder, Rounder
 
 CPU_CHUNK = 1 << 22
 """Weights that go through together, on a CPU and elsewhere."""
@@ -46,7 +46,7 @@ class Rounded:
 
     fields: Fields
     method: str
-    """Which of :data:`bitquilt.rounding.METHODS` it is from; nearest where the others were no better."""
+    """Of :data:`bitquilt.rounding.METHODS`; nearest where what was asked for is no better."""
     costs: Tensor
     """E H Eᵀ of each row [R], under the damped Hessian."""
 
@@ -71,8 +71,11 @@ def round_all(jobs: Sequence[Job], factor: Factor, method: str) -> list[Rounded]
     nearest = [_nearest(job, factor) for job in jobs]
     better: dict[int, Rounded] = {}
     if method != "nearest":
-        for kind in {_kind(job.grid) for job in jobs} - {None}:
-            own = [i for i, job in enumerate(jobs) if _kind(job.grid) == kind]
+        kinds = [_kind(job.grid) for job in jobs]
+        for kind in dict.fromkeys(kinds):
+            if kind is None:
+                continue
+            own = [i for i, of_job in enumerate(kinds) if of_job == kind]
             pieces = [_Piece(jobs[i].grid, jobs[i].weight, nearest[i].fields) for i in own]
             better |= zip(own, _together(pieces, factor, method), strict=True)
     return [_guarded(before, better.get(i, before)) for i, before in enumerate(nearest)]
@@ -186,5 +189,5 @@ def _rounder(pieces: Sequence[_Piece]) -> Rounder:
     fields = [piece.fields for piece in pieces]
     columns = pieces[0].weight.shape[1]
     if isinstance(grids[0], Codebook):
-        raise NotImplementedError
+        return PatternRounder(grids[0], fields, columns)
     return LevelRounder([g for g in grids if isinstance(g, ScalarGrid)], fields, columns)

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from bitquilt.errors import UserError
 from bitquilt.grids.grid import Fields, Grid
-from bitquilt.rounding import affine, blocks32, floats, iq4, iquants, kquants, mxfp4  # noqa: F401
+from bitquilt.rounding import (  # noqa: F401
+    affine,
+    blocks32,
+    floats,
+    iq4,
+    iquants,
+    kquants_mins,
+    kquants_signed,
+    mxfp4,
+)
 from bitquilt.rounding.family import fit_family
 
 LEAST_IMPORTANCE = 1e-6

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from bitquilt.grids.grid import Fields, Grid, ScalarGrid
+from bitquilt.grids.iquants import Codebook, codebook
+from bitquilt.rounding.codebooks import nearest_patterns
 from bitquilt.rounding.factor import GROUP
 
 
@@ -99,6 +101,29 @@ class LevelRounder(Rounder):
 
     def _value(self, codes: Tensor) -> Tensor:
         return codes if self._values is None else self._values[codes.int()]
+
+
+class PatternRounder(Rounder):
+    """An i-quant with a codebook: the eight columns of a group are one vector."""
+
+    def __init__(self, grid: Codebook, fields: Sequence[Fields], columns: int) -> None:
+        """Take rows of one grid, in any number of parts; codes and signs are ignored."""
+        self._grid = grid
+        self._steps = torch.cat([_by_group(grid.steps(each), columns) for each in fields], 1)
+        self.width = GROUP // codebook(grid.name).shape[1] + 1
+
+    def propose(self, group: int, target: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
+        codes, signs, levels = nearest_patterns(self._grid, target, self._steps[group], triangle)
+        return torch.cat([codes, signs.to(codes.dtype).unsqueeze(0)]), levels
+
+    @staticmethod
+    def fields(grid: Grid, codes: Tensor) -> Fields:
+        patterns, signs = codes[:, :-1], codes[:, -1]
+        # [G, H, R] -> [G H, R] -> [R, G H]
+        return {
+            "codes": patterns.flatten(0, 1).T.contiguous(),
+            "signs": signs.T.to(torch.uint8).contiguous(),
+        }
 
 
 def _by_group(field: Tensor, columns: int) -> Tensor:

@@ -1,0 +1,163 @@
+"""Rounding alone: every grid, ours against its peers, same calibration and held-out text.
+
+    python benchmarks/rounding.py [--model MODEL] [GRID…]
+
+All matrices of the blocks go onto one grid. GGUF grids: the embedding at Q6_K, each side's own
+rounding. MLX grids: the embedding on the same grid too, as ``mlx_lm.convert -q`` has it, or at 6
+bits beside mlx-lm's gptq, which has it so. Prints mean KL on held-out text with its 95 % interval,
+the share of the first line's that is not weaker by design, and seconds of rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lib import peers
+from lib.timed import MAXRSS_UNIT
+from torch import Tensor
+
+from bitquilt import grids
+from bitquilt.bank import Bank
+from bitquilt.calibration import corpus
+from bitquilt.calibration.capture import capture
+from bitquilt.calibration.text import calibration_documents, encoder, token_windows
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.divergence import estimate
+from bitquilt.effort import WINDOW, effort
+from bitquilt.evaluation.written import Teacher, measure
+from bitquilt.forward import BlockwiseModel
+from bitquilt.grids.grid import Grid
+from bitquilt.grids.kquants import Signed, WithMins
+from bitquilt.rounding import METHODS
+from bitquilt.workdir import WorkDir
+
+HELD_OUT = 32
+Weights = dict[str, Tensor]
+"""Module path → the matrix as an engine would have it."""
+
+
+class Bench:
+    """A checkpoint, its moments, and the original on held-out text."""
+
+    def __init__(self, checkpoint: Checkpoint, directory: Path) -> None:
+        self.checkpoint = checkpoint
+        encode = encoder(checkpoint)
+        much = effort(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
+        documents, _ = calibration_documents(None)
+        self.tokens = token_windows(documents, encode, much.calibration, WINDOW)
+        self.banks = {}
+        for method in METHODS:
+            work = WorkDir(directory / method, {})
+            self.banks[method] = Bank(checkpoint, work, method, print)
+        held_out = token_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
+        for bank in self.banks.values():
+            capture(BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, _nothing)
+        self.moments = bank.moments
+        self.teacher = Teacher.of(checkpoint, held_out, bank.work, "held-out")
+        self.blocks = [
+            module for module in checkpoint.matrices if module.startswith("model.layers")
+        ]
+
+    def theirs(self, grid: Grid, embedding: Grid, way: Callable[[Grid, str], Tensor]) -> Weights:
+        """Every matrix by a peer's rounding."""
+        return {m: way(grid, m) for m in self.blocks} | {EMBEDDING: way(embedding, EMBEDDING)}
+
+    def ours(self, grid: Grid, embedding: Grid, method: str) -> Weights:
+        """Every matrix from our bank."""
+        bank, mix = self.banks[method], dict.fromkeys(self.blocks, grid) | {EMBEDDING: embedding}
+        bank.build({module: [on.name] for module, on in mix.items()}, _nothing)
+        return {m: on.dequantize(bank.packed(m, on.name)) for m, on in mix.items()}
+
+    def kl(self, weights: Weights) -> tuple[float, str]:
+        """Mean KL, and the same with its interval."""
+
+        def load(name: str) -> Tensor:
+            module = name.removesuffix(".weight")
+            return weights[module] if module in weights else self.checkpoint.load(name)
+
+        found = estimate(measure(self.teacher, self.checkpoint, load).kl)
+        return found.mean, str(found)
+
+    def ggml(self, grid: Grid, module: str) -> Tensor:
+        """llama-quantize without an importance matrix."""
+        return peers.ggml(grid, self._weight(module), None)
+
+    def ggml_with_imatrix(self, grid: Grid, module: str) -> Tensor:
+        """llama-quantize with one, from our calibration text."""
+        return peers.ggml(grid, self._weight(module), self.moments.importance(module))
+
+    def toolkit(self, grid: Grid, module: str) -> Tensor:
+        """Plain GPTQ as in the GPTQ + GGUF toolkit; the embedding as ggml has it there."""
+        if module == EMBEDDING:
+            return self.ggml_with_imatrix(grid, module)
+        return peers.plain_gptq(grid, self._weight(module), self.moments.hessian(module))
+
+    def mlx(self, grid: Grid, module: str) -> Tensor:
+        """``mlx_lm.convert -q``."""
+        return peers.mlx(grid, self._weight(module))
+
+    def mlx_gptq(self, grid: Grid, module: str) -> Tensor:
+        """mlx-lm's gptq, the matrix alone: its arithmetic on our Hessian."""
+        if module == EMBEDDING:
+            return self.mlx(grid, module)
+        return peers.mlx_gptq(grid, self._weight(module), self.moments.hessian(module))
+
+    def _weight(self, module: str) -> Tensor:
+        return self.checkpoint.load(f"{module}.weight")
+
+    def lines(self, grid: Grid) -> Iterator[tuple[str, Callable[[], Weights]]]:
+        """What is measured on a grid: the first line is what shares are of."""
+        if "mlx" in grid.targets:
+            yield "mlx-lm convert -q", lambda: self.theirs(grid, grid, self.mlx)
+            same = grid
+        else:
+            same = grids.get("Q6_K")
+            yield "ggml, importance matrix", lambda: self.theirs(grid, same, self.ggml_with_imatrix)
+            yield "ggml", lambda: self.theirs(grid, same, self.ggml)
+        if isinstance(grid, (WithMins, Signed)):
+            yield "plain GPTQ (toolkit's)", lambda: self.theirs(grid, same, self.toolkit)
+        for method in METHODS:
+            yield f"ours, {method}", lambda method=method: self.ours(grid, same, method)
+        if grid.name in ("2bit-g64", "4bit-g64", "8bit-g64"):
+            six = grids.get("6bit-g64")
+            yield "mlx-lm gptq, 6-bit embedding", lambda: self.theirs(grid, six, self.mlx_gptq)
+            yield "ours, best, the same", lambda: self.ours(grid, six, "best")
+
+
+def _nothing() -> None:
+    """No progress to report."""
+
+
+def main() -> None:
+    """Print a few lines per grid."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("grids", nargs="*", default=[*grids.names("gguf"), *grids.names("mlx")])
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        bench = Bench(open_checkpoint(asked.model), Path(directory))
+        for name in dict.fromkeys(asked.grids):
+            grid = grids.get(name)
+            if name in ("BF16", "F32"):
+                continue
+            print(f"{name} ({grid.bits:.4g} bits)")
+            first = None
+            for label, weights in bench.lines(grid):
+                started = time.monotonic()
+                made = weights()
+                seconds = time.monotonic() - started
+                mean, text = bench.kl(made)
+                first = first or mean
+                print(f"  {label:30}{text:30}{mean / first:7.3f}{seconds:8.1f} s", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT / 1e9
+    print(f"peak memory {peak:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
