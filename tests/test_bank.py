@@ -9,15 +9,17 @@ from bitquilt.bank import Bank
 from bitquilt.calibration.capture import capture
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.forward import BlockwiseModel
+from bitquilt.rounding.factor import factorize
+from bitquilt.rounding.nearest import fit
 from bitquilt.workdir import WorkDir
 
 
-def captured(tmp_path, **shape):
+def captured(tmp_path, rounding="nearest", **shape):
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, "llama4_text", **shape))
     work = WorkDir(tmp_path / "work", {})
     tokens = torch.randint(3, 200, (2, 16), generator=torch.Generator().manual_seed(0))
     capture(BlockwiseModel(checkpoint), tokens, 1, work, lambda: None)
-    return Bank(checkpoint, work)
+    return Bank(checkpoint, work, rounding, print)
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +34,20 @@ def test_grids_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
     first = bank.packed(module, "Q4_K")
     bank.build({module: ["Q4_K", "Q8_0", "4bit-g64"]}, lambda: steps.append(1))
     assert len(steps) == 4
-    assert set(bank.predicted(module)) == {"Q4_K", "Q8_0", "4bit-g64"}
+    assert set(bank.cells(module)) == {"Q4_K", "Q8_0", "4bit-g64"}
     assert torch.equal(first["data"], bank.packed(module, "Q4_K")["data"])
 
     def no_more(*_):
         raise AssertionError("rounded twice")
 
-    monkeypatch.setattr(type(grids.get("Q4_K")), "round_nearest", no_more)
+    monkeypatch.setattr("bitquilt.bank.round_all", no_more)
     bank.build({module: ["Q4_K"]}, lambda: None)
 
 
 def test_more_bits_are_predicted_to_cost_less(bank):
     for module in bank.checkpoint.matrices:
         bank.build({module: ["Q2_K", "Q4_K", "Q6_K", "F32"]}, lambda: None)
-        costs = bank.predicted(module)
+        costs = {name: cell.divergence for name, cell in bank.cells(module).items()}
         assert costs["Q2_K"] > costs["Q4_K"] > costs["Q6_K"] > costs["F32"] == 0
 
 
@@ -62,5 +64,32 @@ def test_importance_is_what_reads_each_column(tmp_path, tied):
 
     bank.build({"model.embed_tokens": ["Q4_K"]}, lambda: None)
     weight = bank.checkpoint.load("model.embed_tokens.weight")
-    expected = grids.get("Q4_K").round_nearest(weight, embedding.contiguous())
+    grid = grids.get("Q4_K")
+    expected = grid.pack(fit(grid, weight, embedding.contiguous()))
     assert torch.equal(bank.packed("model.embed_tokens", "Q4_K")["data"], expected["data"])
+
+
+def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
+    bank = captured(tmp_path, "best")
+    modules = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    bank.build({module: ["Q3_K", "4bit-g64"] for module in modules}, lambda: None)
+    for module in modules:
+        for name, cell in bank.cells(module).items():
+            assert cell.method in ("best", "nearest")
+            error = grids.get(name).dequantize(bank.packed(module, name))
+            error -= bank.checkpoint.load(f"{module}.weight")
+            damped = factorize(bank.moments.hessian(module), module, print).natural
+            expected = bank.moments.divergence(module, error, damped)
+            assert cell.divergence == pytest.approx(expected, rel=0.01)
+    assert {cell.method for module in modules for cell in bank.cells(module).values()} == {"best"}
+
+
+def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):
+    bank = captured(tmp_path, "gptq")
+    seen = []
+    monkeypatch.setattr(
+        "bitquilt.bank.factorize", lambda *arguments: seen.append(1) or factorize(*arguments)
+    )
+    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj")
+    bank.build({f"model.layers.0.{name}": ["Q4_K", "Q3_K"] for name in names}, lambda: None)
+    assert len(seen) == 2

@@ -35,6 +35,8 @@ ORDER = (
     "grids",
     "rounding",
     "bank",
+    "refining",
+    "tuning",
     "search",
     "recipe",
     "presets",

@@ -17,6 +17,7 @@ from bitquilt import grids
 from bitquilt.checkpoint import from_config, open_checkpoint
 from bitquilt.errors import UserError
 from bitquilt.planning import STITCHERS, Request, make_plan, plan, targets
+from bitquilt.rounding.nearest import fit
 from bitquilt.search import scores
 from bitquilt.search.knapsack import Table
 
@@ -84,7 +85,8 @@ def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
     assert spare > 0
 
     def packed(module, grid):
-        return grids.get(grid).round_nearest(checkpoint.load(f"{module}.weight"), None)
+        on = grids.get(grid)
+        return on.pack(fit(on, checkpoint.load(f"{module}.weight"), None))
 
     path = tmp_path / "model.gguf"
     stitcher.write(checkpoint, other, packed, path, "{}", spare)

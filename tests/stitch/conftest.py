@@ -14,6 +14,7 @@ from bitquilt import grids
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.grids.grid import Packed
+from bitquilt.rounding.nearest import fit
 
 
 @dataclass
@@ -25,7 +26,8 @@ class Model:
 
     def packed(self, module: str, grid: str) -> Packed:
         """Nearest rounding."""
-        return grids.get(grid).round_nearest(self.checkpoint.load(f"{module}.weight"), None)
+        on = grids.get(grid)
+        return on.pack(fit(on, self.checkpoint.load(f"{module}.weight"), None))
 
     def dequantized(self, module: str, grid: str) -> object:
         """What an engine should compute with."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.errors import UserError
 from bitquilt.grids.grid import Fields, Grid, Packed, register
 
 
@@ -23,16 +22,6 @@ class Float(Grid):
         self.name = name
         self.dtype = dtype
         self.block_bits = 8 * dtype.itemsize
-
-    def round_nearest(self, weight: Tensor, importance: Tensor | None) -> Packed:
-        """Importance cannot matter: every weight goes to its nearest number by itself."""
-        rounded = weight.to(self.dtype)
-        if not rounded.isfinite().all():
-            raise UserError(
-                f"{self.name} cannot hold weights as large as {weight.abs().max().item():.3g}; "
-                "put this matrix on F32"
-            )
-        return {"weight": rounded}
 
     def unpack(self, packed: Packed) -> Fields:
         """``codes`` [R, C]: the numbers themselves, in the dtype they are stored in."""

@@ -64,18 +64,6 @@ class Grid(ABC):
             )
 
     @abstractmethod
-    def round_nearest(self, weight: Tensor, importance: Tensor | None) -> Packed:
-        """Round a matrix onto the grid without looking at correlations.
-
-        Args:
-            weight: float32 [R, C].
-            importance: float32 [C], mean square of each input; None weighs all inputs alike.
-
-        Raises:
-            UserError: the row length does not fit, or a weight is out of the grid's range.
-        """
-
-    @abstractmethod
     def unpack(self, packed: Packed) -> Fields:
         """Stored bytes to numbers; loses nothing."""
 

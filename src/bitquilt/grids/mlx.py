@@ -1,24 +1,13 @@
-"""What the MLX formats share: codes in one stream of bits, matrices rounded a few rows at a time.
+"""What the MLX formats share: codes in one stream of bits.
 
-Letters: R rows, C columns, N groups along a row, g weights in a group.
+Letters: R rows, C columns.
 Source: ml-explore/mlx, mlx/backend/cpu/quantized.cpp (extract_bits).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-
-from bitquilt.grids.grid import Packed
-from bitquilt.grids.rows import by_rows
-
-
-def round_by_rows(groups: Tensor, round_rows: Callable[[Tensor], Packed]) -> Packed:
-    """Round a matrix [R, N, g] a few rows at a time."""
-    chunks = by_rows(round_rows, groups[0].numel(), groups)
-    return {part: torch.cat([chunk[part] for chunk in chunks]) for part in chunks[0]}
 
 
 def to_stream(codes: Tensor, width: int) -> Tensor:

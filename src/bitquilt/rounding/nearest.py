@@ -7,10 +7,13 @@ Letters: R rows, C columns.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from bitquilt.errors import UserError
+from bitquilt.grids.ggml import GgmlGrid
 from bitquilt.grids.grid import Fields, Grid
 from bitquilt.rounding import (  # noqa: F401
     affine,
@@ -26,8 +29,8 @@ from bitquilt.rounding.family import fit_family
 
 LEAST_IMPORTANCE = 1e-6
 """Of the mean. Columns that the calibration text never reached still get sensible levels."""
-LARGEST = {"gguf": 65504.0 * 128 * 32, "mlx": 3e38}
-"""No format reaches further: in ggml a half-precision scale times Q6_K's scale and code."""
+GGML_LARGEST = 65504.0 * 128 * 32
+"""No ggml format reaches further: a half-precision scale times Q6_K's scale and code."""
 
 
 def fit(grid: Grid, weight: Tensor, importance: Tensor | None) -> Fields:
@@ -42,17 +45,16 @@ def fit(grid: Grid, weight: Tensor, importance: Tensor | None) -> Fields:
         UserError: the row length does not fit, or a weight is out of the grid's range.
     """
     grid.check_fits(weight.shape[1])
-    fields = fit_family(grid, weight.float(), _relative(importance, weight))
-    scales = [field for field in fields.values() if field.is_floating_point()]
     largest = torch.linalg.vector_norm(weight, ord=torch.inf).item()
-    if not largest <= min(LARGEST[target] for target in grid.targets) or not all(
-        bool(scale.isfinite().all()) for scale in scales
-    ):
-        raise UserError(
-            f"{grid.name} keeps its scales in 16 bits and cannot hold a weight as large as "
-            f"{largest:.3g}; put this matrix on BF16"
-        )
-    return fields
+    if largest <= (GGML_LARGEST if isinstance(grid, GgmlGrid) else math.inf):
+        fields = fit_family(grid, weight.float(), _relative(importance, weight))
+        scales = [field for field in fields.values() if field.is_floating_point()]
+        if all(bool(scale.isfinite().all()) for scale in scales):
+            return fields
+    wider = "F32" if grid.name == "BF16" else "BF16"
+    raise UserError(
+        f"{grid.name} cannot hold a weight as large as {largest:.3g}; put this matrix on {wider}"
+    )
 
 
 def _relative(importance: Tensor | None, weight: Tensor) -> Tensor:

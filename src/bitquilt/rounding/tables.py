@@ -29,7 +29,9 @@ class Table:
         return self._lookup(_cells(self, numbers.device)[1], numbers)
 
     def _lookup(self, contents: Tensor, numbers: Tensor) -> Tensor:
-        cell = numbers.sub_(self.lowest).mul_(self.cells).clamp_(0, len(contents) - 1).int()
+        # a scale beyond half precision makes numbers of no value: any level will do, it is refused
+        places = numbers.sub_(self.lowest).mul_(self.cells).nan_to_num_(0.0)
+        cell = places.clamp_(0, len(contents) - 1).int()
         return contents.index_select(0, cell.flatten()).view(numbers.shape)
 
 
