@@ -19,6 +19,8 @@ from torch import Tensor
 from bitquilt.grids.iquants import Codebook, codebook
 
 VECTOR = 8
+LONG = {8: 32, 4: 16}
+"""K, by m, with which the search is within 1 % of one through all patterns."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,14 @@ class Cells:
     """float32 [cells, m K]: those patterns, the K first weights first."""
 
     def of(self, magnitudes: Tensor, steps: Tensor) -> Tensor:
-        """The cell of each pattern, int32 [V H], of magnitudes [V, 8] and steps [V, 1]."""
+        """The cells of magnitudes [..., m H] at steps [..., 1]: int32, one for each pattern."""
         ranks = magnitudes / steps.clamp_min(torch.finfo(torch.float32).tiny)
         ranks.sub_(self.lowest).div_(self.spacing).round_().clamp_(0, self.count - 1)
-        # [V, 8] -> [V H, m]
+        # [..., m H] -> [patterns, m]
         return (ranks.view(-1, len(self.places)) @ self.places).int()
 
     def shortlist(self, cells: Tensor) -> Tensor:
-        """The patterns worth comparing, float32 [V H, m, K]."""
+        """The patterns worth comparing, float32 [cells asked for, m, K]."""
         found = self.patterns.index_select(0, cells)
         return found.view(len(cells), len(self.places), self.codes.shape[1])
 
@@ -75,14 +77,11 @@ def cells_of(name: str, size: int, device: torch.device) -> Cells:
     )
 
 
-def split_signs(
-    grid: Codebook, vectors: Tensor, importance: Tensor, steps: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Take the signs off, as the grid can store them.
+def choose_signs(grid: Codebook, vectors: Tensor, importance: Tensor, steps: Tensor) -> Tensor:
+    """Signs that the grid can store: those of the weights, but for one where their number is odd.
 
-    Where a format keeps 7 of 8 signs and the minuses are odd in number, one sign is turned: that of
-    the weight where it costs least if both it and its opposite are rounded to the smallest
-    magnitude there is.
+    Where a format keeps 7 of 8 signs, the minuses must be even in number. The sign to turn is that
+    of the weight where this costs least, as far as can be told before the patterns are known.
 
     Args:
         grid: which format.
@@ -91,17 +90,66 @@ def split_signs(
         steps: what patterns are multiplied with, [..., 1].
 
     Returns:
-        magnitudes [..., 8], negative where a sign was turned, and sign masks uint8 [...].
+        1 and -1, float32 [..., 8].
     """
-    places = 2.0 ** torch.arange(VECTOR, device=vectors.device)
-    negative = (vectors < 0).float()
+    signs = torch.where(vectors < 0, -1.0, 1.0)
+    if not grid.even_signs:
+        return signs
+    # (|w| + s g)² - (|w| - s g)² = 4 s g |w|, which is least where h |w| is; but a larger weight
+    # would have been nearer to a larger magnitude, hence the second |w|.
     magnitudes = vectors.abs()
-    if grid.even_signs:
-        lowest = codebook(grid.name).min().item()
-        odd = negative.sum(-1, keepdim=True).remainder_(2)
-        cost = torch.addcmul(magnitudes, steps, vectors.new_tensor(2 * lowest))
-        cost.mul_(magnitudes).mul_(importance)
-        turned = torch.zeros_like(negative).scatter_(-1, cost.argmin(-1, keepdim=True), odd)
-        negative = (negative - turned).abs_()
-        magnitudes = magnitudes * (1 - 2 * turned)
-    return magnitudes, (negative @ places).to(torch.uint8)
+    lowest = 2 * codebook(grid.name).min().item() * steps
+    cost = (magnitudes + lowest).mul_(magnitudes).mul_(importance)
+    product = signs.prod(-1, keepdim=True)
+    turned = torch.ones_like(signs).scatter_(-1, cost.argmin(-1, keepdim=True), product)
+    return signs.mul_(turned)
+
+
+def masks_of(signs: Tensor) -> Tensor:
+    """Signs [..., 8] as they are stored: uint8 [...], bit k set where sign k is a minus."""
+    places = 2.0 ** torch.arange(VECTOR, device=signs.device)
+    return ((signs < 0).float() @ places).to(torch.uint8)
+
+
+def nearest_patterns(
+    grid: Codebook, targets: Tensor, steps: Tensor, triangle: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The patterns that come closest to vectors in a metric that all of them share.
+
+    Close means ‖Tᵀ (target - level)‖² small. Compared are the patterns on the shortlists, with the
+    signs of the targets. Where two patterns make up a vector, the second makes up for the first.
+
+    Args:
+        grid: which codebook.
+        targets: float32 [8, V].
+        steps: what patterns are multiplied with, float32 [V].
+        triangle: T, float32 [8, 8], upper triangular. A diagonal one weighs each weight by itself.
+
+    Returns:
+        codes int16 [H, V], sign masks uint8 [V] and levels float32 [8, V].
+    """
+    vectors = targets.T
+    scales = steps.unsqueeze(1)
+    signs = choose_signs(grid, vectors, triangle.square().sum(1), scales)
+    width = codebook(grid.name).shape[1]
+    cells = cells_of(grid.name, LONG[width], targets.device)
+    codes, levels = [], torch.empty_like(signs)
+    for first in range(0, VECTOR, width):
+        own = slice(first, first + width)
+        target = vectors[:, own]
+        if first > 0:
+            # What the first pattern missed by, as far as the second can make up for it.
+            carry = torch.linalg.solve_triangular(
+                triangle[own, own], triangle[:first, own], upper=True, left=False
+            )
+            target = torch.addmm(target, vectors[:, :first] - levels[:, :first], carry)
+        found = cells.of(target * signs[:, own], scales)
+        # [V, m, K]; levels carry the signs and steps
+        near = cells.shortlist(found) * (signs[:, own] * scales).unsqueeze(-1)
+        # [V, m, K] -> [V K, m]: one product for all
+        miss = (target.unsqueeze(-1) - near).transpose(1, 2).reshape(-1, width)
+        cost = (miss @ triangle[own, own]).square_() @ triangle.new_ones(width)
+        best = cost.view(len(target), -1).argmin(1, keepdim=True)
+        codes.append(cells.codes.index_select(0, found).gather(1, best).squeeze(1))
+        levels[:, own] = near.gather(2, best.unsqueeze(1).expand(-1, width, 1)).squeeze(2)
+    return torch.stack(codes), masks_of(signs), levels.T

@@ -1,9 +1,9 @@
 """Fits of the i-quants with codebooks: IQ2_XXS to IQ3_S.
 
-A step is u (2 scale + 1): a unit u for each super-block, a scale of 0 … 15 for each sub-block. Every
-sub-block gets the step that suits it best, from a wide scan; u is chosen so that those steps lie
-near what scales can say; neighbouring scales are tried on longer shortlists of patterns; and u is
-fitted to the patterns found (docs/decisions/iquant-search.md).
+A step is u (2 scale + 1): a unit u for each super-block, a scale of 0 … 15 for each sub-block.
+Every sub-block gets the step that suits it best, from a wide scan; u is chosen so that those steps
+lie near what scales can say; neighbouring scales are tried on longer shortlists of patterns; and u
+is fitted to the patterns found (docs/decisions/iquant-search.md).
 
 Letters: R rows, C columns, G = C / 8 vectors along a row, B = C / 256 super-blocks along a row,
 n sub-blocks in a super-block, m weights in a pattern, N = R C / m patterns, K on a shortlist.
@@ -20,9 +20,9 @@ from torch import Tensor
 from bitquilt.grids.grid import Fields
 from bitquilt.grids.iquants import SUPER_BLOCK, Codebook, codebook
 from bitquilt.grids.rows import by_rows
-from bitquilt.rounding.codebooks import VECTOR, cells_of, split_signs
-from bitquilt.rounding.groups import power_of_two
+from bitquilt.rounding.codebooks import VECTOR, cells_of, choose_signs, masks_of
 from bitquilt.rounding.family import fit_family
+from bitquilt.rounding.groups import power_of_two
 
 REACH = {8: 2.0, 4: 2.5}
 """Root mean squares that the largest magnitude stands for at the first step, by m."""
@@ -30,9 +30,10 @@ CENTRES = (0.7, 0.98, 1.37, 1.9)
 """Multiples of the first step at which patterns are shortlisted …"""
 AROUND = (0.84, 0.92, 1.0, 1.09, 1.19)
 """… and multiples of those at which the shortlisted are compared."""
-QUICK, CAREFUL = 8, 32
-"""Patterns on a shortlist: in that scan, and when scales are decided."""
-LARGEST_MULTIPLES = tuple(25 + i / 2 for i in range(28))
+QUICK, CAREFUL = 16, 32
+"""Patterns on a shortlist: in that scan, and when scales are decided. On a CPU 8 are no faster than
+16, by which torch vectorizes."""
+LARGEST_MULTIPLES = tuple(25.0 + i / 2 for i in range(28))
 """What the largest step of a super-block is tried as, in units; scales reach 31."""
 TOP_SCALE = 15
 NEIGHBOURS = (-2, -1, 0, 1, 2)
@@ -73,21 +74,17 @@ def _fit(grid: Codebook, weight: Tensor, shares: Tensor) -> Fields:
 
 
 def nearest_scales(steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Units [R, B, 1] and scales [R, B, n] that come closest, in relative terms, to steps [R, B, n].
+    """Units [R, B, 1] and scales [R, B, n] that come closest to steps [R, B, n], in least squares.
 
-    A step that is off by some share of itself costs about that share, squared, of what its
-    sub-block would lose by being zero; sub-blocks with large steps would lose more.
+    An error at a step that is off by a share of itself grows with that share, squared, times what
+    the sub-block holds, which grows with the step, squared.
     """
-    largest = steps.amax(-1, keepdim=True)
-    units = [largest / multiple for multiple in LARGEST_MULTIPLES]
-    scales = [((steps / unit - 1) / 2).round_().clamp_(0, TOP_SCALE) for unit in units]
-    misses = [
-        torch.addcmul(steps, 2 * scale + 1, unit, value=-1).square_().sum(-1, keepdim=True)
-        for unit, scale in zip(units, scales, strict=True)
-    ]
-    best = torch.stack(misses).argmin(0, keepdim=True)
-    unit = torch.stack(units).gather(0, best)[0]
-    return unit, ((steps / unit - 1) / 2).round_().clamp_(0, TOP_SCALE)
+    multiples = steps.new_tensor(LARGEST_MULTIPLES).view(-1, 1, 1, 1)
+    units = steps.amax(-1, keepdim=True) / multiples
+    scales = (steps / units).sub_(1).div_(2).round_().clamp_(0, TOP_SCALE)
+    misses = torch.addcmul(steps, 2 * scales + 1, units, value=-1).square_().sum(-1, keepdim=True)
+    best = misses.argmin(0, keepdim=True)
+    return units.gather(0, best)[0], scales.gather(0, best.expand_as(scales[:1]))[0]
 
 
 @dataclass(frozen=True)
@@ -111,10 +108,11 @@ class Shortlists:
     def cheapest(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Code, product and square of the cheapest patterns at steps [N], each [N]."""
         costs = self.costs(steps)
-        # argmin over a first axis is slow in torch on a CPU; so is what it costs to find a rank
-        rank = costs.T.argmin(1, keepdim=True)
-        parts = (part.T.gather(1, rank).squeeze(1) for part in (self.product, self.square))
-        return self.codes.gather(1, rank).squeeze(1), *parts
+        # What argmin(0) would find, which is slow in torch on a CPU.
+        ranks = torch.arange(len(costs), dtype=torch.uint8, device=costs.device).unsqueeze(1)
+        rank = (costs == costs.amin(0)).to(torch.uint8).mul_(ranks).amax(0).long().unsqueeze(0)
+        product, square = self.product.gather(0, rank), self.square.gather(0, rank)
+        return self.codes.gather(1, rank.T).squeeze(1), product[0], square[0]
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ class Search:
     """m."""
     vectors_per_step: int
     magnitudes: Tensor
-    """[R, G, 8]: see :func:`split_signs`."""
+    """[R, G, 8]: see weights, each times its sign."""
     signs: Tensor
     """uint8 [R, G]."""
     shares: Tensor
@@ -143,10 +141,10 @@ class Search:
         share = shares.sum(-1).unflatten(0, (-1, count)).sum(-1)
         first = (total / share).sqrt_().mul_(REACH[width] / patterns.max().item())
         first.clamp_min_(LEAST_STEP)
-        of_vectors = first.repeat_interleave(count, 1).unsqueeze(-1)
-        magnitudes, signs = split_signs(grid, vectors, shares, of_vectors)
+        of_vectors = _repeated(first, count).view(len(first), -1, 1)
+        signs = choose_signs(grid, vectors, shares, of_vectors)
         blocks = first.unflatten(1, (-1, SUPER_BLOCK // grid.sub_block))
-        return cls(grid.name, width, count, magnitudes, signs, shares, blocks)
+        return cls(grid.name, width, count, vectors * signs, masks_of(signs), shares, blocks)
 
     def best_steps(self) -> Tensor:
         """The step that suits each sub-block best, whatever the others take: [R, B, n]."""
@@ -188,7 +186,7 @@ class Search:
         """The patterns nearest at those steps [R, B, n]."""
         cells = cells_of(self.name, size, steps.device)
         rows = len(steps)
-        of_vectors = steps.view(rows, -1, 1).repeat_interleave(self.vectors_per_step, 1)
+        of_vectors = _repeated(steps, self.vectors_per_step).view(rows, -1, 1)
         found = cells.of(self.magnitudes, of_vectors)
         # [N, m, K] -> [R, C / m, m, K]; importance is one number for each column
         patterns = cells.shortlist(found).unflatten(0, (rows, -1))
@@ -208,7 +206,12 @@ class Search:
 
     def _by_pattern(self, steps: Tensor) -> Tensor:
         """[R, B, n] -> one for each pattern, [N]."""
-        return steps.flatten().repeat_interleave(self.vectors_per_step * VECTOR // self.width)
+        return _repeated(steps, self.vectors_per_step * VECTOR // self.width).flatten()
+
+
+def _repeated(numbers: Tensor, count: int) -> Tensor:
+    """Each number ``count`` times over: [...] -> [..., count]."""
+    return numbers.unsqueeze(-1).expand(*numbers.shape, count).contiguous()
 
 
 def _cheapest(tried: Sequence[Tensor], costs: Sequence[Tensor]) -> Tensor:

@@ -1,0 +1,93 @@
+"""The search over codebooks, against one through every pattern and every sign."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitquilt.grids.bits import digits
+from bitquilt.grids.grid import registered
+from bitquilt.grids.iquants import Codebook, codebook
+from bitquilt.rounding.codebooks import choose_signs, masks_of, nearest_patterns
+
+GRIDS = [grid for grid in registered().values() if isinstance(grid, Codebook)]
+WHOLE = [grid for grid in GRIDS if grid.name.startswith("IQ2")]
+"""Grids whose patterns cover all eight weights."""
+
+
+def sample(grid: Codebook, seed: int, count: int = 48) -> tuple[Tensor, Tensor, Tensor]:
+    """Targets [8, V], steps [V] and a metric [8, 8] that ties neighbours together."""
+    random = torch.Generator().manual_seed(seed)
+    targets = torch.randn(8, count, generator=random)
+    steps = (1.8 + torch.rand(count, generator=random)) / codebook(grid.name).max()
+    inputs = torch.randn(64, 8, generator=random) + 0.3 * torch.randn(64, 1, generator=random)
+    hessian = inputs.T @ inputs / 64
+    return targets, steps, torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
+
+
+def cost(triangle: Tensor, miss: Tensor) -> Tensor:
+    return (triangle.T @ miss).square().sum(0)
+
+
+def least(grid: Codebook, target: Tensor, step: Tensor, triangle: Tensor) -> Tensor:
+    """The cost of the best of all patterns and signs for one vector [8]."""
+    masks = torch.arange(256, dtype=torch.uint8)
+    signs = 1 - 2 * digits(masks.unsqueeze(1), 1).float()
+    if grid.even_signs:
+        signs = signs[signs.prod(1) > 0]
+    # [P, 1, 8] and [masks, 8] -> [8, P masks]
+    levels = (codebook(grid.name).unsqueeze(1) * signs).flatten(0, 1).T * step
+    return cost(triangle, target.unsqueeze(1) - levels).min()
+
+
+@pytest.mark.parametrize("grid", WHOLE, ids=lambda grid: grid.name)
+@pytest.mark.parametrize("tied", [False, True])
+def test_near_the_best_of_all_patterns(grid: Codebook, tied: bool) -> None:
+    targets, steps, triangle = sample(grid, 0)
+    if not tied:
+        triangle = torch.diag(triangle.diagonal())
+    levels = nearest_patterns(grid, targets, steps, triangle)[2]
+    found = cost(triangle, targets - levels)
+    best = torch.stack([least(grid, t, s, triangle) for t, s in zip(targets.T, steps, strict=True)])
+    assert (found >= best * (1 - 1e-5)).all()
+    assert found.sum() < (1.06 if tied else 1.02) * best.sum()
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
+def test_levels_are_what_codes_and_masks_say(grid: Codebook) -> None:
+    targets, steps, triangle = sample(grid, 1, 200)
+    codes, masks, levels = nearest_patterns(grid, targets, steps, triangle)
+    # [H, V] -> [V, H, m] -> [8, V]
+    patterns = codebook(grid.name)[codes.T.long()].flatten(1).T
+    signs = 1 - 2 * digits(masks.unsqueeze(1), 1).float().T
+    assert torch.equal(levels, patterns * (signs * steps))
+    if grid.even_signs:
+        assert (signs.prod(0) == 1).all()
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
+def test_what_is_on_the_grid_stays(grid: Codebook) -> None:
+    targets, steps, triangle = sample(grid, 2, 100)
+    codes, masks, levels = nearest_patterns(grid, targets, steps, triangle)
+    again = nearest_patterns(grid, levels, steps, torch.eye(8))
+    assert torch.equal(again[0], codes)
+    assert torch.equal(again[1], masks)
+
+
+def test_zeros_have_codes() -> None:
+    for grid in GRIDS:
+        for target, step in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
+            codes, _, _ = nearest_patterns(
+                grid, torch.full((8, 3), target), torch.full((3,), step), torch.eye(8)
+            )
+            assert (codes >= 0).all()
+            assert (codes < len(codebook(grid.name))).all()
+
+
+def test_the_cheapest_sign_turns() -> None:
+    grid = next(grid for grid in GRIDS if grid.even_signs)
+    vector = torch.tensor([[-1.0, 2, 3, 0.1, 5, 6, 7, 8]])
+    signs = choose_signs(grid, vector, torch.ones(8), torch.tensor([[0.1]]))
+    assert signs.tolist() == [[-1, 1, 1, -1, 1, 1, 1, 1]]
+    assert masks_of(signs).tolist() == [0b1001]
