@@ -45,10 +45,12 @@ REACHES = {
 }  # fmt: skip
 """Numbers on the scale of codes, or beyond it, that the least and the largest weight of a sub-block
 start at: those that together lower the error most, found one after the other."""
+THROUGH_ZERO = (1.0, 0.96, 0.9, 0.8)
+"""Parts of the range of codes that lines through zero start with, for weights off to one side."""
 D_SHARES = (0.75, 0.85, 0.9, 0.95, 1.0, 1.05, 1.15)
 DMIN_SHARES = (0.85, 0.92, 1.0, 1.05)
 """Of the largest integer: where a tried d puts the largest scale, a tried dmin the furthest min."""
-D_KEPT = 2
+D_KEPT = 4
 """How many d are tried with every dmin."""
 NEIGHBOURS = tuple((scale, least) for scale in (0, -1, 1) for least in (0, -1, 1))
 """Steps of scale and min tried around those chosen."""
@@ -97,7 +99,9 @@ class _Blocks:
         self.weights = weights
         self.importance = importance
         self.total = importance.sum(0)
-        self.mean = (weights * importance).sum(0) / self.total
+        # in range to the last digit, so that nothing is left of a constant sub-block
+        mean = (weights * importance).sum(0) / self.total
+        self.mean = mean.clamp(weights.amin(0), weights.amax(0))
         self.deviations = (weights - self.mean).mul_(importance)
         self._codes, self._products = torch.empty_like(weights), torch.empty_like(weights)
 
@@ -128,11 +132,7 @@ class _Blocks:
 
 def _search(blocks: _Blocks) -> tuple[_Moments, Tensor, Tensor]:
     """The moments of the starting codes, and the d and dmin [N] that serve some of them best."""
-    low, high = blocks.weights.amin(0), blocks.weights.amax(0)
-    reaches = low.new_tensor(REACHES[blocks.grid.name]).view(-1, 2, 1, 1)
-    factors = (reaches[:, 1] - reaches[:, 0]) * inverse(high - low)
-    addends = torch.addcmul(reaches[:, 0], low, factors, value=-1)
-    of = blocks.moments(factors, addends)
+    of = blocks.moments(*_starts(blocks))
     slopes = of.covariance / of.variance
     _, slope, mean = pick_best(slopes * of.covariance, slopes, of.mean)
     highest = blocks.grid.highest_scale
@@ -144,6 +144,20 @@ def _search(blocks: _Blocks) -> tuple[_Moments, Tensor, Tensor]:
     gains, dmins = (torch.stack(parts) for parts in zip(*pairs, strict=True))
     _, d, dmin = pick_best(gains, ds, dmins)
     return of, d, dmin
+
+
+def _starts(blocks: _Blocks) -> tuple[Tensor, Tensor]:
+    """Factors and addends [M, J, N] of the lines to start from, the last of them through zero."""
+    low, high = blocks.weights.amin(0), blocks.weights.amax(0)
+    reaches = low.new_tensor(REACHES[blocks.grid.name]).view(-1, 2, 1, 1)
+    factors = (reaches[:, 1] - reaches[:, 0]) * inverse(high - low)
+    addends = torch.addcmul(reaches[:, 0], low, factors, value=-1)
+    tops = blocks.grid.high * low.new_tensor(THROUGH_ZERO).view(-1, 1, 1)
+    through = tops * inverse(high.clamp_min(0) - low.clamp_max(0))
+    return (
+        torch.cat([factors, through]),
+        torch.cat([addends, -low.clamp_max(0) * through]),
+    )
 
 
 def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
@@ -204,7 +218,8 @@ def _refine(blocks: _Blocks, of: _Moments, d: Tensor, dmin: Tensor) -> _Scales:
     most, best = gain, _Scales(d, dmin, scales, mins)
     steps = d.new_tensor(NEIGHBOURS).view(-1, 2, 1, 1)
     for _ in range(ROUNDS):
-        d, dmin = _refit(blocks, chosen, scales, mins)
+        new_d, new_dmin = _refit(blocks, chosen, scales, mins)
+        d, dmin = _if_near(new_d, d), _if_near(new_dmin, dmin)
         around = blocks.clamp(scales + steps[:, 0]), blocks.clamp(mins + steps[:, 1])
         of = blocks.moments(*_Scales(d, dmin, *around).line())
         scales, mins, gain, chosen = _choose(blocks, of, d, dmin)
@@ -223,6 +238,11 @@ def _choose(
     tables = (*_lines(blocks, of, d, dmin), of.mean, of.covariance, of.variance)
     gains, scales, mins, *moments = pick_best(*tables)
     return scales, mins, gains.sum(0), _Moments(*moments)
+
+
+def _if_near(new: Tensor, old: Tensor) -> Tensor:
+    """The new numbers, but the old ones where they are far off: the equations were singular."""
+    return torch.where((new - old).abs() < old.abs() / 2, new, old)
 
 
 def _where(better: Tensor, one: _Scales, other: _Scales) -> _Scales:

@@ -7,13 +7,10 @@ Letters: R rows, C columns.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from bitquilt.errors import UserError
-from bitquilt.grids.ggml import GgmlGrid
 from bitquilt.grids.grid import Fields, Grid
 from bitquilt.rounding import (  # noqa: F401
     affine,
@@ -29,8 +26,8 @@ from bitquilt.rounding.family import fit_family
 
 LEAST_IMPORTANCE = 1e-6
 """Of the mean. Columns that the calibration text never reached still get sensible levels."""
-GGML_LARGEST = 65504.0 * 128 * 32
-"""No ggml format reaches further: a half-precision scale times Q6_K's scale and code."""
+HALF_LARGEST = 65504.0
+"""The largest half-precision number. Weights beyond it may be beyond a format's scales."""
 
 
 def fit(grid: Grid, weight: Tensor, importance: Tensor | None) -> Fields:
@@ -45,16 +42,24 @@ def fit(grid: Grid, weight: Tensor, importance: Tensor | None) -> Fields:
         UserError: the row length does not fit, or a weight is out of the grid's range.
     """
     grid.check_fits(weight.shape[1])
+    fields = fit_family(grid, weight.float(), _relative(importance, weight))
     largest = torch.linalg.vector_norm(weight, ord=torch.inf).item()
-    if largest <= (GGML_LARGEST if isinstance(grid, GgmlGrid) else math.inf):
-        fields = fit_family(grid, weight.float(), _relative(importance, weight))
-        scales = [field for field in fields.values() if field.is_floating_point()]
-        if all(bool(scale.isfinite().all()) for scale in scales):
-            return fields
-    wider = "F32" if grid.name == "BF16" else "BF16"
-    raise UserError(
-        f"{grid.name} cannot hold a weight as large as {largest:.3g}; put this matrix on {wider}"
-    )
+    if not _held(grid, fields, largest):
+        wider = "F32" if grid.name == "BF16" else "BF16"
+        raise UserError(
+            f"{grid.name} cannot hold a weight as large as {largest:.3g}; "
+            f"put this matrix on {wider}"
+        )
+    return fields
+
+
+def _held(grid: Grid, fields: Fields, largest: float) -> bool:
+    """Whether scales are finite and reach the largest weight."""
+    scales = [field for field in fields.values() if field.is_floating_point()]
+    finite = all(bool(scale.isfinite().all()) for scale in scales)
+    if not finite or largest <= HALF_LARGEST:
+        return finite
+    return bool(grid.decode(fields).abs().amax() > largest / 2)
 
 
 def _relative(importance: Tensor | None, weight: Tensor) -> Tensor:
