@@ -23,13 +23,13 @@ from bitquilt.grids.kquants import WithMins
 from bitquilt.rounding.family import fit_family
 from bitquilt.rounding.kquants import fit_super_blocks, half, inverse, pick_best
 
-VANISHING = 1e-6
-"""Least variance of codes that a line is fitted through, in squared codes times importance."""
+VANISHING = 1e-5
+"""Least variance of codes that a line is fitted through, as a share of their mean square: a smaller
+one is rounding."""
 REACHES = {
     "Q2_K": (
-        (-0.4, 3.4), (0, 3.6), (-0.6, 3), (0.8, 3.2), (0, 3.2), (-0.4, 3.2), (-0.2, 4.2),
-        (-1, 3), (-0.4, 3.8), (-1, 3.6), (0, 2.8), (0.2, 3.4), (-1.8, 3), (0, 4.6), (-0.6, 3.2),
-        (-0.2, 3.4),
+        (-0.4, 3.4), (0, 3.6), (-0.6, 3), (0.8, 3.2), (0, 3.2), (-0.4, 3.2),
+        (-0.2, 4.2), (-1, 3), (-0.4, 3.8), (-1, 3.6), (0, 2.8), (0.2, 3.4),
     ),
     "Q4_K": (
         (0, 15), (0, 14), (-0.5, 15), (0, 15.5), (1, 14), (3, 15), (-0.5, 15.5), (0.5, 15),
@@ -50,7 +50,7 @@ THROUGH_ZERO = (1.0, 0.96, 0.9, 0.8)
 D_SHARES = (0.75, 0.85, 0.9, 0.95, 1.0, 1.05, 1.15)
 DMIN_SHARES = (0.85, 0.92, 1.0, 1.05)
 """Of the largest integer: where a tried d puts the largest scale, a tried dmin the furthest min."""
-D_KEPT = 4
+D_KEPT = 2
 """How many d are tried with every dmin."""
 NEIGHBOURS = tuple((scale, least) for scale in (0, -1, 1) for least in (0, -1, 1))
 """Steps of scale and min tried around those chosen."""
@@ -103,6 +103,7 @@ class _Blocks:
         mean = (weights * importance).sum(0) / self.total
         self.mean = mean.clamp(weights.amin(0), weights.amax(0))
         self.deviations = (weights - self.mean).mul_(importance)
+        self.left = self.deviations.sum(0)
         self._codes, self._products = torch.empty_like(weights), torch.empty_like(weights)
 
     def codes(self, factor: Tensor, addend: Tensor, out: Tensor | None = None) -> Tensor:
@@ -120,7 +121,9 @@ class _Blocks:
             torch.sum(torch.mul(codes, self.importance, out=product), 0, out=sums[i])
             torch.sum(product.mul_(codes), 0, out=squares[i])
         means = sums / self.total
-        return _Moments(means, covariances, squares.sub_(sums.mul_(means)).clamp_min_(VANISHING))
+        covariances.addcmul_(means, self.left, value=-1)
+        vanishing = squares.clamp_min(1.0) * VANISHING
+        return _Moments(means, covariances, torch.maximum(squares - sums * means, vanishing))
 
     def whole(self, numbers: Tensor, unit: Tensor, out: Tensor | None = None) -> Tensor:
         """The nearest integers that can be stored to numbers [M, J, N] over units [N]."""

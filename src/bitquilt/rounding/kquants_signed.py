@@ -126,7 +126,8 @@ def _gains(levels: Tensor, products: Tensor, squares: Tensor) -> Tensor:
 def _refine(blocks: _Blocks, d: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     """Alternate between integer scales, tried next to those they were, and the best d for them.
 
-    Codes are the nearest throughout; the best of each super-block is kept.
+    Codes are the nearest throughout; the best of each super-block is kept, and so is a d
+    beyond half precision, for the caller to refuse.
     """
     steps = scales.new_tensor(NEIGHBOURS).view(-1, 1, 1)
     most, best_d, best_scales = torch.full_like(d, -torch.inf), d, scales
@@ -138,7 +139,7 @@ def _refine(blocks: _Blocks, d: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]
             _gains(levels, products, squares), integers, products, squares
         )
         gain = gains.sum(0)
-        better = gain > most
+        better = (gain > most) & best_d.isfinite()
         most = torch.where(better, gain, most)
         best_d = torch.where(better, d, best_d)
         best_scales = torch.where(better, scales, best_scales)
