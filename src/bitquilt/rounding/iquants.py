@@ -20,7 +20,7 @@ from torch import Tensor
 from bitquilt.grids.grid import Fields
 from bitquilt.grids.iquants import SUPER_BLOCK, Codebook, codebook
 from bitquilt.grids.rows import by_rows
-from bitquilt.rounding.codebooks import VECTOR, cells_of, choose_signs, masks_of
+from bitquilt.rounding.codebooks import LONG, VECTOR, cells_of, choose_signs, masks_of
 from bitquilt.rounding.family import fit_family
 from bitquilt.rounding.groups import power_of_two
 
@@ -30,9 +30,8 @@ CENTRES = (0.7, 0.98, 1.37, 1.9)
 """Multiples of the first step at which patterns are shortlisted …"""
 AROUND = (0.84, 0.92, 1.0, 1.09, 1.19)
 """… and multiples of those at which the shortlisted are compared."""
-QUICK, CAREFUL = 16, 32
-"""Patterns on a shortlist: in that scan, and when scales are decided. On a CPU 8 are no faster than
-16, by which torch vectorizes."""
+QUICK = 16
+"""Patterns on a shortlist in that scan. On a CPU 8 are no faster: torch vectorizes by 16."""
 LARGEST_MULTIPLES = tuple(25.0 + i / 2 for i in range(28))
 """What the largest step of a super-block is tried as, in units; scales reach 31."""
 TOP_SCALE = 15
@@ -169,7 +168,7 @@ class Search:
         Returns:
             units, scales and codes int16 [N].
         """
-        lists = self._shortlists(units * (2 * scales + 1), CAREFUL)
+        lists = self._shortlists(units * (2 * scales + 1), LONG[self.width])
         near = [(scales + shift).clamp_(0, TOP_SCALE) for shift in NEIGHBOURS]
         scales = _cheapest(near, [self._cost(lists, units * (2 * each + 1)) for each in near])
         multiples = 2 * scales + 1
