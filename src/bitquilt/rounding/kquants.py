@@ -36,7 +36,7 @@ def fit_super_blocks(
 
     def by_block(rows: Tensor) -> Tensor:
         # [r, C] -> [r, C / 256, J, k] -> [k, J, r, C / 256] -> [k, J, N]
-        parts = rows.unflatten(1, (-1, SUPER_BLOCK // grid.sub_block, grid.sub_block))
+        parts = torch.unflatten(rows, 1, (-1, SUPER_BLOCK // grid.sub_block, grid.sub_block))
         return parts.permute(3, 2, 0, 1).flatten(2).contiguous()
 
     def fit_rows(rows: Tensor) -> Fields:

@@ -24,31 +24,19 @@ from bitquilt.rounding.kquants import (
 )
 
 STARTS = {
-    "Q3_K": (
-        -6.8,
-        -5.6,
-        -5.2,
-        -4.8,
-        -4.6,
-        -4.4,
-        -4.1,
-        -3.8,
-        -3.6,
-        -3.4,
-        -3.2,
-        -3,
-        -2.2,
-        3.9,
-        4.2,
-        5.2,
-    ),
+    "Q3_K": (-6.8, -5.6, -5.2, -4.8, -4.6, -4.4, -4.1, -3.8, -3.6, -3.4, -3.2, -3, -2.2)
+    + (3.9, 4.2, 5.2),
     "Q6_K": (-32.4, -32, -31.6, -31, -30.6, -30, -29, -28, -27, -26, -25, -24, -23, -22, -21, -19),
 }
+"""Multiples of a scale that the largest weight of a sub-block, sign and all, starts at: those that
+together lower the error most, found one after the other."""
 TRIED = {
     "Q3_K": tuple(m * f for m in (-32, 31) for f in (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.3)),
     "Q6_K": tuple(m * f for m in (-128, 127) for f in (0.8, 0.88, 0.94, 1.0)),
 }
+"""Multiples of a tried d that the largest scale of a super-block is put at."""
 NEIGHBOURS = (-1, 0, 1)
+"""Steps of a scale tried around the one chosen."""
 ROUNDS = 2
 
 
