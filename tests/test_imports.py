@@ -41,6 +41,7 @@ ORDER = (
     "recipe",
     "presets",
     "stitch",
+    "tuning",
     "report",
     "result",
     "planning",

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
@@ -53,8 +54,10 @@ class BlockwiseModel:
         model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
         return model.eval().to(self.device)
 
-    def _shell(self, layer_type: str) -> nn.Module:
+    def _shell(self, index: int) -> nn.Module:
         """One per layer type: a one-block model whose weights are yet to come."""
+        types = self.checkpoint.config.get("layer_types")
+        layer_type = types[index] if types else "full_attention"
         if layer_type not in self._shells:
             shell = self._empty(layer_type)
             shell.norm = nn.Identity()
@@ -68,17 +71,29 @@ class BlockwiseModel:
         Its linear layers are found at ``layers.0.<module>``; calling
         :meth:`run` with it maps hidden states to hidden states.
         """
-        types = self.checkpoint.config.get("layer_types")
-        shell: nn.Module = self._shell(types[index] if types else "full_attention")
+        shell = self._shell(index)
+        shell.load_state_dict(self._state(index), strict=True, assign=True)
+        shell.requires_grad_(False)
+        return shell
+
+    def _state(self, index: int) -> dict[str, Tensor]:
+        """The weights of block ``index`` by their names in a one-block model."""
         prefix = f"model.layers.{index}."
-        state = {
+        return {
             "layers.0." + name.removeprefix(prefix): self._load(name)
             for name in self.checkpoint.shapes
             if name.startswith(prefix)
         }
-        shell.load_state_dict(state, strict=True, assign=True)
-        shell.requires_grad_(False)
-        return shell
+
+    def through(self, index: int, hidden: Tensor) -> Tensor:
+        """Hidden states [n, L, D] before block ``index`` → after it; differentiable.
+
+        Gradients reach whatever the weights were computed from, which :meth:`block` cuts off.
+        """
+        inputs = {"inputs_embeds": hidden, "use_cache": False}
+        shell, state = self._shell(index), self._state(index)
+        out: Tensor = functional_call(shell, state, (), inputs).last_hidden_state
+        return out
 
     @staticmethod
     def run(block: nn.Module, hidden: Tensor) -> Tensor:
@@ -107,13 +122,14 @@ class BlockwiseModel:
 
     @cached_property
     def _norm(self) -> nn.Module:
+        """The final norm, whose weight is yet to come."""
         norm: nn.Module = self._empty("full_attention").norm
-        norm.load_state_dict({"weight": self._load("model.norm.weight")}, assign=True)
-        return norm.requires_grad_(False)
+        return norm
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """The norm before the head."""
-        out: Tensor = self._norm(hidden)
+        """The norm before the head; differentiable as :meth:`through` is."""
+        weight = self._load("model.norm.weight")
+        out: Tensor = functional_call(self._norm, {"weight": weight}, hidden)
         return out
 
     def head(self) -> Tensor:
