@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tests.factories import tiny_checkpoint
 from tests.quick import hurry
 
@@ -97,16 +98,18 @@ def test_what_is_planned_is_on_disk(request, tmp_path, model, to, asked, recipe)
 
 
 @pytest.mark.parametrize("to", ["gguf", "mlx"])
-def test_the_recipe_beside_a_model_makes_the_same_bytes(wide, tmp_path, to):
+def test_the_recipe_beside_a_model_makes_the_same_weights(wide, tmp_path, to):
+    """From nothing: a matrix does not depend on which others were rounded with it."""
     source, work = wide
     (first,) = pipeline.quantize(
         str(source), bits=4.5, to=to, output=tmp_path / "first", work_dir=work
     ).outputs
     recipe = recipe_file(first.path)
     (second,) = pipeline.quantize(
-        str(source), recipe=recipe, to=to, output=tmp_path / "second", work_dir=work
+        str(source), recipe=recipe, to=to, output=tmp_path / "second", work_dir=tmp_path / "work"
     ).outputs
-    assert contents(second.path) == contents(first.path)
+    ours, theirs = (READERS[to](output.path) for output in (first, second))
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
     assert recipe_file(second.path).read_bytes() == recipe.read_bytes()
     if to == "gguf":
         inside = read_header(first.path).metadata["bitquilt.recipe"]

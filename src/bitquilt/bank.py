@@ -1,9 +1,10 @@
 """The layer bank: every matrix on every candidate grid, packed, with what each costs.
 
-One artefact per matrix, ``bank/<module>``: the parts of each grid under ``<grid>/<part>``, and as
-facts how it was rounded and what that is predicted to cost. A grid that is missing is added;
-nothing is rounded twice. Matrices that read the same input are rounded together, from one
-factorization of its Hessian.
+Matrices that read one input are rounded together, from one factorization of its Hessian, and are
+one artefact, ``bank/<input>``: parts under ``<module>/<grid>/<part>``, and as facts how each was
+rounded and what that is predicted to cost. So a run that was stopped rounds together what it would
+have without the stop, and ends with the same bytes. What is missing is added; nothing is rounded
+twice.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from bitquilt.calibration.capture import input_of
 from bitquilt.calibration.moments import Moments
 from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.device import compute_device
-from bitquilt.grids.grid import Fields, Packed
+from bitquilt.grids.grid import Packed
 from bitquilt.progress import Step
 from bitquilt.rounding.best import Job, round_all
-from bitquilt.rounding.factor import factorize
+from bitquilt.rounding.factor import GROUP, factorize
 from bitquilt.rounding.nearest import fit
 from bitquilt.workdir import WorkDir
 
@@ -68,69 +69,87 @@ class Bank:
             if new := [name for name in names if name not in have]:
                 missing.setdefault(input_of(module), {})[module] = new
         for owner, readers in missing.items():
-            if owner in (EMBEDDING, HEAD):
-                self._round_table(owner, readers[owner], step)
-            else:
+            if self._feeds_back(owner):
                 self._round_readers(owner, readers, step)
+            else:
+                for module, names in readers.items():
+                    self._round_alone(owner, module, names, step)
+
+    def _feeds_back(self, owner: str) -> bool:
+        """Whether error feedback makes sense for what reads an input.
+
+        Not for an embedding or a head: tokens are read and predicted at places so different that
+        one Hessian for all rows does not help (docs/decisions/feedback.md). Nor for rows that are
+        no whole number of groups, which take no grid but the floats.
+        """
+        columns = self.checkpoint.matrices[owner][1]
+        return owner not in (EMBEDDING, HEAD) and columns % GROUP == 0
 
     def _round_readers(self, owner: str, readers: Mapping[str, list[str]], step: Step) -> None:
-        """Matrices of a block that read one input."""
+        """Matrices of a block that read one input, together."""
         device = compute_device()
-        factor = factorize(self.moments.hessian(owner), owner, self._say).to(device)
+        factor = factorize(self.moments.hessian(owner).to(device), owner, self._say)
         weights = {m: self.checkpoint.load(f"{m}.weight").to(device) for m in readers}
-        cells = [(module, name) for module, names in readers.items() for name in names]
-        jobs = [Job(weights[module], grids.get(name)) for module, name in cells]
-        done = dict(zip(cells, round_all(jobs, factor, self._rounding), strict=True))
-        for module, names in readers.items():
-            new = {name: done[module, name] for name in names}
-            facts = {
-                name: Cell(self.moments.divergence_of_rows(module, one.costs), one.method)
-                for name, one in new.items()
-            }
-            self._add(module, {name: one.fields for name, one in new.items()}, facts)
-            for _ in names:
-                step()
-
-    def _round_table(self, module: str, names: Sequence[str], step: Step) -> None:
-        """The embedding or an untied head, whose rows are tokens.
-
-        Tokens are read and predicted at places so different that one Hessian for all of them does
-        not help: feedback leaves the divergence as it was (docs/decisions/feedback.md).
-        """
-        weight = self.checkpoint.load(f"{module}.weight").to(compute_device())
-        hessian, importance = self.moments.hessian(module), self.moments.importance(module)
-        for name in names:
-            grid = grids.get(name)
-            fields = fit(grid, weight, importance)
-            error = grid.decode(fields).sub_(weight).cpu()
-            cell = Cell(self.moments.divergence(module, error, hessian), "nearest")
-            self._add(module, {name: fields}, {name: cell})
+        keys = [(module, name) for module, names in readers.items() for name in names]
+        jobs = [Job(weights[module], grids.get(name)) for module, name in keys]
+        done = round_all(jobs, factor, self._rounding)
+        packed = [job.grid.pack(one.fields) for job, one in zip(jobs, done, strict=True)]
+        cells = [
+            Cell(self.moments.divergence_of_rows(module, one.costs), one.method)
+            for (module, _), one in zip(keys, done, strict=True)
+        ]
+        self._add(owner, keys, packed, cells)
+        for _ in keys:
             step()
 
-    def _add(self, module: str, new: Mapping[str, Fields], cells: dict[str, Cell]) -> None:
-        """Write a matrix's artefact again, with more grids."""
-        artefact = _artefact(module)
+    def _round_alone(self, owner: str, module: str, names: Sequence[str], step: Step) -> None:
+        """A matrix to its nearest levels."""
+        weight = self.checkpoint.load(f"{module}.weight").to(compute_device())
+        hessian, importance = self.moments.hessian(module), self.moments.importance(module)
+        packed, cells = [], []
+        for name in names:
+            grid = grids.get(name)
+            packed.append(grid.pack(fit(grid, weight, importance)))
+            error = grid.dequantize(packed[-1]).sub_(weight).cpu()
+            cells.append(Cell(self.moments.divergence(module, error, hessian), "nearest"))
+            step()
+        self._add(owner, [(module, name) for name in names], packed, cells)
+
+    def _add(
+        self,
+        owner: str,
+        keys: Sequence[tuple[str, str]],
+        packed: Sequence[Packed],
+        cells: Sequence[Cell],
+    ) -> None:
+        """Write an input's artefact again, with more (matrix, grid) in it."""
+        artefact = f"bank/{owner}"
         parts = self.work.load(artefact) if self.work.has(artefact) else {}
-        for name, fields in new.items():
-            packed = grids.get(name).pack(fields)
-            parts |= {f"{name}/{part}": tensor.cpu() for part, tensor in packed.items()}
-        facts = self.cells(module) | cells
-        self.work.save(artefact, parts, {n: json.dumps(asdict(cell)) for n, cell in facts.items()})
+        facts = self._facts(owner)
+        for (module, name), own, cell in zip(keys, packed, cells, strict=True):
+            parts |= {f"{module}/{name}/{part}": tensor.cpu() for part, tensor in own.items()}
+            facts[f"{module}/{name}"] = json.dumps(asdict(cell))
+        self.work.save(artefact, parts, facts)
+
+    def _facts(self, owner: str) -> dict[str, str]:
+        if not self.work.has(f"bank/{owner}"):
+            return {}
+        with self.work.open(f"bank/{owner}") as handle:
+            return dict(handle.metadata())
 
     def cells(self, module: str) -> dict[str, Cell]:
         """Grid name → what became of the matrix there, for the grids that are there."""
-        if not self.work.has(_artefact(module)):
-            return {}
-        with self.work.open(_artefact(module)) as handle:
-            return {name: Cell(**json.loads(fact)) for name, fact in handle.metadata().items()}
+        own = f"{module}/"
+        return {
+            key.removeprefix(own): Cell(**json.loads(fact))
+            for key, fact in self._facts(input_of(module)).items()
+            if key.startswith(own)
+        }
 
     def packed(self, module: str, grid: str) -> Packed:
         """The parts of a matrix on a grid."""
-        with self.work.open(_artefact(module)) as handle:
+        own = f"{module}/{grid}/"
+        with self.work.open(f"bank/{input_of(module)}") as handle:
             names = handle.keys()
-            own = [name for name in names if name.startswith(f"{grid}/")]
-            return {name.removeprefix(f"{grid}/"): handle.get_tensor(name) for name in own}
-
-
-def _artefact(module: str) -> str:
-    return f"bank/{module}"
+            mine = [name for name in names if name.startswith(own)]
+            return {name.removeprefix(own): handle.get_tensor(name) for name in mine}

@@ -26,5 +26,3 @@ def test_every_row_gains_what_it_says(name):
     assert gained.sum() > 0
     assert torch.allclose(before - gained, after, rtol=1e-3, atol=1e-3 * float(before.mean()))
     assert (codes != codes_before).any()
-
-

@@ -13,7 +13,8 @@ from bitquilt.rounding.rounders import LevelRounder
 
 def gptq(weight, levels, low, high, hessian):
     """Frantar et al. 2022, algorithm 1, in double precision: H⁻¹, its upper factor, one column at
-    a time; scales are given, one per column."""
+    a time; scales are given, one per column.
+    """
     weight, steps, offsets = weight.double().clone(), levels[0].double(), levels[1].double()
     upper = torch.linalg.cholesky(torch.linalg.inv(hessian.double()), upper=True)
     rounded = torch.zeros_like(weight)

@@ -26,6 +26,9 @@ from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.refit import refit
 from bitquilt.rounding.rounders import LevelRounder, PatternRounder, Rounder
 
+TILE = 32
+"""Rows come in multiples of this. On fewer, matrix products take other ways that differ in the last
+bits; with it a matrix is rounded to the same bytes whatever else goes through with it."""
 CPU_CHUNK = 1 << 22
 """Weights that go through together, on a CPU and elsewhere."""
 DEVICE_CHUNK = 1 << 26
@@ -101,13 +104,13 @@ def _kind(grid: Grid) -> object:
 
 def _together(pieces: Sequence[_Piece], factor: Factor, method: str) -> list[Rounded]:
     """Feedback and more for whole matrices, a chunk of rows at a time."""
-    columns = pieces[0].weight.shape[1]
+    rows, columns = [len(piece.weight) for piece in pieces], pieces[0].weight.shape[1]
+    pieces = [_tiled(piece) for piece in pieces]
     on_cpu = pieces[0].weight.device.type == "cpu"
-    rows = sum(len(piece.weight) for piece in pieces)
     most = (CPU_CHUNK if on_cpu else DEVICE_CHUNK) // columns
     if on_cpu:
-        most = min(most, math.ceil(rows / torch.get_num_threads()))
-    chunks = list(_chunks(pieces, max(1, most)))
+        most = min(most, sum(rows) // torch.get_num_threads())
+    chunks = list(_chunks(pieces, TILE * max(1, math.ceil(most / TILE))))
 
     def work(chunk: list[tuple[int, _Piece]]) -> list[Rounded]:
         return _chunk([piece for _, piece in chunk], factor, method)
@@ -117,7 +120,16 @@ def _together(pieces: Sequence[_Piece], factor: Factor, method: str) -> list[Rou
     for chunk, results in zip(chunks, done, strict=True):
         for (owner, _), result in zip(chunk, results, strict=True):
             parts[owner].append(result)
-    return [_joined(own) for own in parts]
+    return [_joined(own, count) for own, count in zip(parts, rows, strict=True)]
+
+
+def _tiled(piece: _Piece) -> _Piece:
+    """The piece with its last row repeated up to a whole number of tiles."""
+    rows = len(piece.weight)
+    whole = torch.arange(TILE * math.ceil(rows / TILE), device=piece.weight.device)
+    index = whole.clamp_max(rows - 1)
+    fields = {name: field[index] for name, field in piece.fields.items()}
+    return _Piece(piece.grid, piece.weight[index], fields)
 
 
 def _chunks(pieces: Sequence[_Piece], most: int) -> Iterator[list[tuple[int, _Piece]]]:
@@ -140,10 +152,12 @@ def _chunks(pieces: Sequence[_Piece], most: int) -> Iterator[list[tuple[int, _Pi
         yield chunk
 
 
-def _joined(parts: Sequence[Rounded]) -> Rounded:
-    """The rows of one matrix from those of its chunks."""
-    fields = {name: torch.cat([part.fields[name] for part in parts]) for name in parts[0].fields}
-    return Rounded(fields, parts[0].method, torch.cat([part.costs for part in parts]))
+def _joined(parts: Sequence[Rounded], rows: int) -> Rounded:
+    """The rows of one matrix from those of its chunks, without the repeated ones."""
+    fields = {
+        name: torch.cat([part.fields[name] for part in parts])[:rows] for name in parts[0].fields
+    }
+    return Rounded(fields, parts[0].method, torch.cat([part.costs for part in parts])[:rows])
 
 
 def _chunk(pieces: Sequence[_Piece], factor: Factor, method: str) -> list[Rounded]:

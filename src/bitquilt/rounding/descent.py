@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.rounding.factor import BLOCK, GROUP, Factor, diagonal_blocks
+from bitquilt.rounding.factor import BLOCK, GROUP, Factor, column_sums, diagonal_blocks
 from bitquilt.rounding.rounders import Rounder
 
 
@@ -60,4 +60,4 @@ def descend(
 
 def _cost(triangle: Tensor, miss: Tensor) -> Tensor:
     """‖Tᵀ miss‖² of each row [N]."""
-    return (triangle.T @ miss).square_().sum(0)
+    return column_sums((triangle.T @ miss).square_())

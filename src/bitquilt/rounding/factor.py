@@ -10,7 +10,7 @@ Letters: C inputs, G = C / 8 groups of neighbouring columns, which i-quants roun
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -41,10 +41,6 @@ class Factor:
     triangles: Tensor
     """[G, 8, 8]: the diagonal blocks of U, the metric in which a group is rounded."""
 
-    def to(self, device: torch.device) -> Factor:
-        """The same on another device."""
-        return Factor(*(getattr(self, field.name).to(device) for field in fields(self)))
-
     @property
     def importance(self) -> Tensor:
         """What an error in each column counts for when scales are fitted, [C].
@@ -73,7 +69,7 @@ class Factor:
         total = errors.new_zeros(errors.shape[1])
         for start in range(0, len(errors), BLOCK):
             stop = start + BLOCK
-            total += (self.upper[:stop, start:stop].T @ errors[:stop]).square_().sum(0)
+            total += column_sums((self.upper[:stop, start:stop].T @ errors[:stop]).square_())
         return total
 
 
@@ -109,6 +105,19 @@ def factorize(hessian: Tensor, name: str, say: Callable[[str], None]) -> Factor:
     carry = torch.linalg.solve_triangular(triangles, by_group, upper=True, left=False)
     parts = (damped, upper, carry.transpose(0, 1).flatten(1), triangles)
     return Factor(groups, *(part.float() for part in parts))
+
+
+def column_sums(matrix: Tensor) -> Tensor:
+    """Σ over the rows of [n, N]: [N].
+
+    torch's own sum adds in an order that depends on where a column stands, so that what is rounded
+    together would change the last bits. Here it is always halves upon halves.
+    """
+    while len(matrix) > 1:
+        half = len(matrix) // 2
+        odd = matrix[2 * half :]
+        matrix = torch.cat([matrix[:half] + matrix[half : 2 * half], odd])
+    return matrix[0]
 
 
 def diagonal_blocks(matrix: Tensor) -> Tensor:

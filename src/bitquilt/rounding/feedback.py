@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.rounding.factor import BLOCK, GROUP, Factor
+from bitquilt.rounding.factor import BLOCK, GROUP, Factor, column_sums
 from bitquilt.rounding.rounders import Rounder
 
 
@@ -44,7 +44,7 @@ def feed_back(weight: Tensor, rounder: Rounder, factor: Factor) -> tuple[Tensor,
             g = first // GROUP
             target, triangle = targets[own.start - start : own.stop - start], factor.triangles[g]
             codes[g], levels[own] = rounder.propose(groups[g], target, triangle)
-            cost += (triangle.T @ (target - levels[own])).square_().sum(0)
+            cost += column_sums((triangle.T @ (target - levels[own])).square_())
             torch.sub(weight[own], levels[own], out=errors[own])
             targets[later.start - start :].addmm_(factor.carry[own, later].T, errors[own])
     return codes, levels, cost
