@@ -41,7 +41,6 @@ ORDER = (
     "recipe",
     "presets",
     "stitch",
-    "tuning",
     "report",
     "result",
     "planning",

@@ -6,6 +6,7 @@ Letters: R rows (outputs), C columns (inputs), B blocks along a row.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,9 @@ Packed = dict[str, Tensor]
 (uint32 words [R, C * bits / 32]), ``scales`` and ``biases`` ([R, C / group]) as mlx names them.
 The floats BF16 and F32, which both files hold: ``{"weight": [R, C]}`` in that dtype.
 Rows are independent in every grid: permuting those of a matrix permutes those of its parts."""
+
+PackedSource = Callable[[str, str], Packed]
+"""(module path, grid name) → the matrix as stored; asked for one matrix at a time."""
 
 Fields = dict[str, Tensor]
 """The same matrix taken apart into numbers: ``codes`` [R, C] (or [R, C / n] where one code stands

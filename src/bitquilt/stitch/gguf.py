@@ -23,7 +23,7 @@ from bitquilt.checkpoint.gguf_source import dequantize
 from bitquilt.checkpoint.layout import head_dim
 from bitquilt.errors import UserError
 from bitquilt.files import written_whole
-from bitquilt.grids.grid import Grid, Packed
+from bitquilt.grids.grid import Grid, Packed, PackedSource
 from bitquilt.stitch.destination import RECIPE_KEY, check_file
 from bitquilt.stitch.gguf_config import architecture, architecture_keys, rope_factors, sampling_keys
 from bitquilt.stitch.gguf_header import (
@@ -40,7 +40,6 @@ from bitquilt.stitch.gguf_tokenizer import tokenizer_keys
 from bitquilt.stitch.layout import (
     Assignment,
     Layout,
-    PackedSource,
     grids_of,
     padded_text,
     recipe_room,

@@ -8,7 +8,7 @@ a room as large as any assignment needs and filled up with spaces. A knapsack ov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bitquilt import grids
@@ -16,14 +16,11 @@ from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.errors import UserError
 from bitquilt.grids.affine import Affine
 from bitquilt.grids.ggml import GgmlGrid
-from bitquilt.grids.grid import Grid, Packed
+from bitquilt.grids.grid import Grid
 from bitquilt.grids.mxfp4 import MxFp4
 
 Assignment = Mapping[str, str]
 """Module path of every entry of ``Checkpoint.matrices`` → grid name."""
-
-PackedSource = Callable[[str, str], Packed]
-"""(module path, grid name) → the matrix as stored; asked for one matrix at a time."""
 
 RECIPE_BASE_ROOM = 4096
 RECIPE_ENTRY_ROOM = 40

@@ -14,12 +14,11 @@ from bitquilt import grids
 from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.errors import UserError
 from bitquilt.files import written_whole
-from bitquilt.grids.grid import Grid
+from bitquilt.grids.grid import Grid, PackedSource
 from bitquilt.stitch.destination import check_directory
 from bitquilt.stitch.layout import (
     Assignment,
     Layout,
-    PackedSource,
     grids_of,
     padded_text,
     recipe_room,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from bitquilt import grids
@@ -25,9 +26,8 @@ from bitquilt.device import compute_device
 from bitquilt.divergence import LOGIT_TOKENS
 from bitquilt.evaluation.written import Teacher
 from bitquilt.forward import BlockwiseModel, batches, embedding_scale
-from bitquilt.grids.grid import Fields, Packed
+from bitquilt.grids.grid import Fields, Packed, PackedSource
 from bitquilt.progress import Step
-from bitquilt.stitch.layout import PackedSource
 from bitquilt.tuning.student import Student
 
 RATE = 8e-3
@@ -136,7 +136,8 @@ def _descent(
         optimizer.param_groups[0]["lr"] = rate * _share(index, total)
         lesson = _windows(lessons, slice(index * BATCH, (index + 1) * BATCH))
         optimizer.zero_grad()
-        divergence(model, lesson).backward()
+        with sdpa_kernel(SDPBackend.MATH):  # CUDA's faster ones add up in any order
+            divergence(model, lesson).backward()
         optimizer.step()
         step()
         if (index + 1) * LOOKS // total > index * LOOKS // total:

@@ -10,8 +10,7 @@ from torch import Tensor
 from bitquilt import grids
 from bitquilt.checkpoint import names
 from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.grids.grid import Fields, Grid
-from bitquilt.stitch.layout import PackedSource
+from bitquilt.grids.grid import Fields, Grid, PackedSource
 from bitquilt.tuning.learned import Learned, Norm, Scales
 
 SCALE_DTYPES = {"gguf": torch.float16, "mlx": torch.bfloat16}

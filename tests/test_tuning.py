@@ -1,0 +1,238 @@
+"""Tuning: scales and norms move, codes do not, and what is kept is never worse."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from tests.factories import tiny_checkpoint
+
+from bitquilt import grids
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.device import compute_device
+from bitquilt.divergence import logits
+from bitquilt.evaluation import written
+from bitquilt.evaluation.written import Teacher
+from bitquilt.forward import BlockwiseModel
+from bitquilt.rounding.nearest import fit
+from bitquilt.stitch import gguf, mlx
+from bitquilt.tuning import distill
+from bitquilt.tuning.learned import Norm, Scales
+from bitquilt.tuning.student import Student
+
+WINDOWS, LENGTH = 232, 8
+MLX = ("3bit-g64", "2bit-g32", "mxfp4", "BF16")
+GGUF = ("Q2_K", "Q3_K", "Q4_1", "IQ3_S", "Q8_0", "BF16")
+
+
+class Case:
+    """A tiny model, its matrices rounded to the nearest, and what it says of random tokens."""
+
+    def __init__(self, directory, family="llama4_text", names=("Q2_K",), **shape):
+        self.checkpoint = open_checkpoint(tiny_checkpoint(directory, family, **shape))
+        matrices = list(self.checkpoint.matrices)
+        self.mix = {module: names[i % len(names)] for i, module in enumerate(matrices)}
+        self.packed = cache(self._round)
+        random = torch.Generator().manual_seed(1)
+        tokens = torch.randint(3, 200, (WINDOWS, LENGTH), generator=random)
+        model = BlockwiseModel(self.checkpoint)
+        self.teacher = Teacher(tokens, model.last_hidden(tokens), model.head())
+
+    def _round(self, module, grid):
+        on = grids.get(grid)
+        return on.pack(fit(on, self.checkpoint.load(f"{module}.weight"), None))
+
+    def tune(self):
+        self.said, self.steps = [], []
+        return distill.tune(
+            self.checkpoint,
+            self.mix,
+            self.packed,
+            self.teacher,
+            self.said.append,
+            lambda: self.steps.append(1),
+        )
+
+    def kl(self, tuned):
+        """On the windows set apart, from what a file would hold."""
+        apart = self.teacher.first(distill.APART, LENGTH)
+
+        def weights(name):
+            module = name.removesuffix(".weight")
+            if module not in self.mix:
+                return tuned.checkpoint.load(name)
+            return grids.get(self.mix[module]).dequantize(tuned.packed(module, self.mix[module]))
+
+        student = BlockwiseModel(self.checkpoint, weights)
+        found = logits(student.last_hidden(apart.tokens), student.head())
+        return written.against(apart, found).kl.mean()
+
+
+@pytest.fixture(scope="module")
+def on_gguf(tmp_path_factory):
+    case = Case(tmp_path_factory.mktemp("gguf"), names=GGUF)
+    return case, case.tune()
+
+
+@pytest.fixture(scope="module")
+def on_mlx(tmp_path_factory):
+    case = Case(tmp_path_factory.mktemp("mlx"), names=MLX, tied=False)
+    return case, case.tune()
+
+
+@pytest.fixture(params=["gguf", "mlx"])
+def tuned(request):
+    return request.getfixturevalue(f"on_{request.param}")
+
+
+def test_the_windows_set_apart_come_closer(tuned):
+    case, result = tuned
+    untuned = distill.Tuned(0, 0, case.checkpoint, case.packed, {})
+    assert result.after < 0.97 * result.before
+    assert len(case.steps) == distill.steps(WINDOWS)
+    assert f"{result.after:.4g} tuned" in case.said[0]
+    assert case.kl(result) < 0.97 * case.kl(untuned)
+
+
+def test_codes_stay_and_files_are_ordinary(tuned):
+    case, result = tuned
+    for module, name in case.mix.items():
+        grid = grids.get(name)
+        before, parts = grid.unpack(case.packed(module, name)), result.packed(module, name)
+        after = grid.unpack(parts)
+        for field, numbers in before.items():
+            moves = numbers.is_floating_point() and field != "codes"
+            assert torch.equal(after[field], numbers) != moves, (module, field)
+            assert after[field].dtype == numbers.dtype
+        again = grid.pack(after)
+        assert all(torch.equal(again[part], parts[part]) for part in parts)
+
+
+def test_of_what_is_no_matrix_only_norms_change(tmp_path):
+    case = Case(tmp_path, "qwen2", ("2bit-g64",), layers=1)
+    result = case.tune()
+    for name, shape in case.checkpoint.shapes.items():
+        if len(shape) == 1:
+            found = result.checkpoint.load(name)
+            moved = not torch.equal(found, case.checkpoint.load(name))
+            assert moved == name.endswith("norm.weight")
+            assert not moved or torch.equal(found, found.bfloat16().float())
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "llama"])
+def test_the_written_file_is_the_tuned_model(tmp_path, family):
+    """Through llama.cpp's order of rows and Gemma's norms on top of one."""
+    case = Case(tmp_path, family, ("Q4_0",), layers=1)
+    result = case.tune()
+    path = tmp_path / "tuned.gguf"
+    gguf.write(result.checkpoint, case.mix, result.packed, path, "{}")
+    gguf.check(path, result.checkpoint, case.mix, result.packed)
+    weights = gguf.read_weights(path)
+    assert torch.allclose(
+        weights["model.norm.weight"],
+        result.learned["model.norm.weight"]["model.norm.weight"],
+        atol=1e-6,
+    )
+    found = written.measure(
+        case.teacher.first(distill.APART, LENGTH), case.checkpoint, weights.__getitem__
+    )
+    assert found.kl.mean() == pytest.approx(case.kl(result), rel=1e-3)
+
+
+def test_the_mlx_directory_is_the_tuned_model(tmp_path, on_mlx):
+    case, result = on_mlx
+    mlx.write(result.checkpoint, case.mix, result.packed, tmp_path / "tuned", "{}")
+    weights = mlx.read_weights(tmp_path / "tuned")
+    found = written.measure(
+        case.teacher.first(distill.APART, LENGTH), case.checkpoint, weights.__getitem__
+    )
+    assert found.kl.mean() == pytest.approx(case.kl(result), rel=1e-5)
+
+
+def test_the_same_every_time(tmp_path):
+    case = Case(tmp_path, names=("Q2_K", "Q3_K"), layers=1)
+    first, second = case.tune(), case.tune()
+    assert (first.before, first.after) == (second.before, second.after)
+    for owner, numbers in first.learned.items():
+        assert all(torch.equal(t, second.learned[owner][n]) for n, t in numbers.items())
+
+
+def test_what_does_not_help_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "RATE", 10.0)
+    case = Case(tmp_path, names=("Q4_K",), layers=1)
+    result = case.tune()
+    assert result.after == result.before
+    assert "so they stay" in case.said[0]
+    assert len(case.steps) < distill.steps(WINDOWS)  # it stopped early
+    assert result.packed("model.embed_tokens", "Q4_K") is case.packed("model.embed_tokens", "Q4_K")
+    norm = "model.norm.weight"
+    assert torch.equal(result.checkpoint.load(norm), case.checkpoint.load(norm))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_are_those_of_the_divergence(tmp_path, tied):
+    """Recomputed blocks and logits in parts, against differences."""
+    case = Case(tmp_path, names=("4bit-g64",), layers=1, tied=tied)
+    # numbers as they are learned, not as they are stored: rounding has no differences
+    student = Student(case.checkpoint, case.mix, case.packed, compute_device())
+    for one in student._learned.values():
+        one.dtype = torch.float32
+    model = BlockwiseModel(case.checkpoint, student.weight)
+    few = case.teacher.first(4, LENGTH)
+    distill.divergence(model, few).backward()
+    changes = student.changes()
+    direction = [change.grad.clone() for change in changes]
+    slope = sum(float(g.square().sum()) for g in direction)
+    reach = 1e-3 / slope**0.5
+
+    @torch.no_grad()
+    def moved(by):
+        for change, g in zip(changes, direction, strict=True):
+            change.copy_(by * g)
+        return float(distill.divergence(model, few))
+
+    assert (moved(reach) - moved(-reach)) / (2 * reach) == pytest.approx(slope, rel=0.02)
+
+
+def test_a_change_is_counted_in_what_it_does_to_the_weights():
+    """A step's change leaves the offset's direction alone; either moves a block by its size."""
+    grid = grids.get("Q4_K")
+    weight = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
+    fields = grid.unpack(grid.pack(fit(grid, weight, None)))
+    start = {name: fields.pop(name) for name in ("d", "dmin")}
+    scales = Scales(start, lambda own: grid.decode(fields | own), torch.float32)
+
+    def blocks():
+        return grid.decode(fields | scales.values()).detach().unflatten(1, (2, 256))
+
+    before, moves = blocks(), {}
+    for name, change in scales.changes.items():
+        with torch.no_grad():
+            change.fill_(0.01)
+        moves[name] = blocks() - before
+        with torch.no_grad():
+            change.zero_()
+    for move in moves.values():
+        ratio = move.norm(dim=-1) / before.norm(dim=-1)
+        assert torch.allclose(ratio, torch.tensor(0.01), rtol=1e-2)
+    overlap = torch.cosine_similarity(moves["d"], moves["dmin"], dim=-1)
+    assert overlap.abs().max() < 1e-2
+
+
+def test_what_is_zero_stays_zero():
+    grid = grids.get("4bit-g64")
+    fields = grid.unpack(grid.pack(fit(grid, torch.zeros(2, 64), None)))
+    codes = fields.pop("codes")
+    scales = Scales(fields, lambda own: grid.decode({"codes": codes} | own), torch.bfloat16)
+    with torch.no_grad():
+        for change in scales.changes.values():
+            change.fill_(1.0)
+    assert grid.decode({"codes": codes} | scales.values()).abs().max() < 1e-5
+
+
+def test_gemmas_norms_change_relative_to_one_more():
+    norm = Norm("n", torch.tensor([0.0, 1.0]), 1.0, torch.float32)
+    with torch.no_grad():
+        norm.changes["n"].fill_(0.5)
+    assert norm.values()["n"].tolist() == [0.5, 2.0]
