@@ -15,7 +15,7 @@ from bitquilt.refining import refine
 from bitquilt.rounding.sequential import Drift
 from bitquilt.workdir import WorkDir
 
-TOKENS = torch.randint(3, 200, (4, 64), generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(3, 200, (8, 64), generator=torch.Generator().manual_seed(0))
 
 
 def silent(line):
@@ -72,7 +72,7 @@ def test_correction_brings_the_model_closer(tiny, refined):
     bank, mix, directory = tiny
     before = divergence(directory, weights_of(bank.packed, mix))
     after = divergence(directory, weights_of(refined.packed, mix))
-    assert after < 0.8 * before
+    assert after < 0.85 * before
 
 
 def test_nothing_quantized_before_leaves_the_banks_rounding(tiny, refined):
@@ -115,8 +115,8 @@ def test_other_mixes_and_other_text_have_artefacts_of_their_own(tiny, refined):
 
 def test_what_serves_worse_than_the_banks_rounding_is_not_kept(tiny, monkeypatch):
     bank, mix, _ = tiny
-    monkeypatch.setattr(refining, "corrected", lambda weight, shift, factor: -weight)
-    refined = run(bank, mix, TOKENS[:1])
+    monkeypatch.setattr(refining, "corrected", lambda weight, *_: -weight)
+    refined = run(bank, mix, TOKENS[1:])
     assert {kept for layer in (0, 1) for kept in refined.kept(layer).values()} == {"bank"}
     for module, grid in mix.items():
         there, here = bank.packed(module, grid), refined.packed(module, grid)
@@ -160,9 +160,12 @@ def test_moments_are_those_of_whole_models(tmp_path, family):
         model.run_all(model.block(0), model.embed(TOKENS)) for model in (original, quantized)
     )
     pair = refining._Pair(1, (original.block(1), quantized.block(1)), streams)
-    found = pair.drift(module)
-    expected = Drift.of(x, seen, None if family == "gemma3_text" else stream - there)
-    assert found.tokens == TOKENS.numel()
-    torch.testing.assert_close(found.hessian, expected.hessian, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.inputs, expected.inputs, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.stream, expected.stream, rtol=1e-3, atol=1e-3)
+    first, second = pair.drifts(module)
+    found = first + second
+    lacking = torch.zeros(len(x), 1) if family == "gemma3_text" else stream - there
+    expected = Drift.of(x, seen, lacking)
+    assert first.tokens == second.tokens == TOKENS.numel() // 2
+    for part in ("hessian", "inputs", "stream"):
+        torch.testing.assert_close(
+            getattr(found, part), getattr(expected, part), rtol=1e-3, atol=1e-3
+        )

@@ -19,6 +19,8 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +102,7 @@ def refine(
     Args:
         bank: the matrices as rounded one by one.
         mix: the decided mix, for every matrix of the checkpoint.
-        tokens: int64 [N, L], calibration text.
+        tokens: int64 [N, L], calibration text, of at least two windows.
         rounding: one of :data:`bitquilt.rounding.METHODS`.
         say: told by name what could not be rounded as usual.
         step: called after each block.
@@ -146,36 +148,36 @@ class _Pair:
 
     def weight(self, module: str) -> Tensor:
         """The original matrix [R, C]."""
-        return self._linear(0, module).weight
+        return _linear(self._blocks[0], module).weight
 
     def replace(self, module: str, matrix: Tensor) -> None:
         """Give the quantized block a rounded matrix [R, C]."""
-        self._linear(1, module).weight = nn.Parameter(matrix, requires_grad=False)
+        _linear(self._blocks[1], module).weight = nn.Parameter(matrix, requires_grad=False)
 
-    def drift(self, module: str) -> Drift:
-        """Moments of what a matrix reads, over all tokens."""
-        linears = self._linear(0, module), self._linear(1, module)
-        parts = (self._drift(linears, rows, module) for rows in batches(self._streams[0]))
-        total = next(parts)
-        for part in parts:
-            total += part
-        return total
+    def drifts(self, module: str) -> tuple[Drift, Drift]:
+        """Moments of what a matrix reads, over either half of the windows."""
+        first, second = zip(*(stream.tensor_split(2) for stream in self._streams), strict=True)
+        return self._drift(module, first), self._drift(module, second)
 
-    def _drift(self, linears: tuple[nn.Linear, nn.Linear], rows: slice, module: str) -> Drift:
-        """The same over a few windows."""
-        reads = [
-            _read(block, linear, stream[rows])
-            for block, linear, stream in zip(self._blocks, linears, self._streams, strict=True)
-        ]
-        (x, h), (seen, there) = reads
+    def _drift(self, module: str, streams: tuple[Tensor, ...]) -> Drift:
+        """The same over some windows."""
+        reads = [(block, _linear(block, module)) for block in self._blocks]
         added = module.endswith(ADDED) and not _norms_outputs(self._blocks[0])
-        return Drift.of(x, seen, h - there if added else None)
 
-    def _linear(self, model: int, module: str) -> nn.Linear:
-        path = module.replace(f"model.layers.{self.layer}.", "layers.0.", 1)
-        linear = self._blocks[model].get_submodule(path)
-        assert isinstance(linear, nn.Linear)
-        return linear
+        def of(rows: slice) -> Drift:
+            (x, h), (seen, there) = (
+                _read(*read, stream[rows]) for read, stream in zip(reads, streams, strict=True)
+            )
+            return Drift.of(x, seen, h - there if added else h.new_zeros(len(h), 1))
+
+        return reduce(add, map(of, batches(streams[0])))
+
+
+def _linear(block: nn.Module, module: str) -> nn.Linear:
+    """A layer of a one-block model by its module path in the whole model."""
+    linear = block.get_submodule(f"layers.0.{module.removeprefix(BLOCKS).partition('.')[2]}")
+    assert isinstance(linear, nn.Linear)
+    return linear
 
 
 class _Reached(Exception):  # noqa: N818
@@ -223,11 +225,12 @@ def _refine_block(refined: Refined, pair: _Pair, rounding: str, say: Callable[[s
     parts: Packed = {}
     facts: dict[str, str] = {}
     for owner, modules in readers.items():
-        drift = pair.drift(owner)
+        halves = pair.drifts(owner)
+        drift = halves[0] + halves[1]
         factor = factorize(drift.second_moment, owner, say)
         jobs = [
-            Job(corrected(weight, drift.shift(weight), factor), grids.get(refined.mix[module]))
-            for module, weight in ((module, pair.weight(module)) for module in modules)
+            Job(corrected(pair.weight(module), halves, factor), grids.get(refined.mix[module]))
+            for module in modules
         ]
         for module, job, one in zip(modules, jobs, round_all(jobs, factor, rounding), strict=True):
             choices = {

@@ -5,7 +5,7 @@ import torch
 from tests.rounding.inputs import weights
 
 from bitquilt.rounding.factor import DAMPING, factorize
-from bitquilt.rounding.sequential import FRACTION, Drift, corrected
+from bitquilt.rounding.sequential import Drift, corrected
 
 TOKENS, ROWS, COLUMNS = 400, 6, 32
 
@@ -34,15 +34,39 @@ def silent(line):
     raise AssertionError(line)
 
 
-@pytest.mark.parametrize("added", [True, False])
-def test_correction_is_a_share_of_the_way_to_least_squares(text, added):
+def halves_of(*text):
+    return tuple(Drift.of(*(rows.tensor_split(2)[half] for rows in text)) for half in (0, 1))
+
+
+def correct(weight, halves):
+    factor = factorize((halves[0] + halves[1]).second_moment, "x", silent)
+    return corrected(weight, halves, factor)
+
+
+def test_halves_that_agree_correct_all_the_way_to_least_squares(text):
     weight, x, seen, lacking = text
-    drift = Drift.of(x, seen, lacking if added else None)
-    factor = factorize(drift.second_moment, "x", silent)
-    found = corrected(weight, drift.shift(weight), factor)
-    best = least_squares(weight, x, seen, x @ weight.T + (lacking if added else 0))
-    expected = weight + FRACTION * (best - weight)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
+    drift = Drift.of(x, seen, lacking)
+    best = least_squares(weight, x, seen, x @ weight.T + lacking)
+    found = correct(weight, (drift, drift)).double()
+    torch.testing.assert_close(found, best, rtol=1e-3, atol=1e-4)
+
+
+def test_halves_that_differ_correct_a_share_of_the_way(text):
+    weight, x, seen, lacking = text
+    way = least_squares(weight, x, seen, x @ weight.T + lacking) - weight
+    step = correct(weight, halves_of(x, seen, lacking)).double() - weight
+    share = (step * way).sum() / way.square().sum()
+    assert 0.5 < share < 0.99
+    torch.testing.assert_close(step, share * way, rtol=1e-3, atol=1e-4)
+
+
+def test_noise_is_not_followed(text):
+    """What the stream lacks has nothing to do with the input."""
+    weight, x, _, _ = text
+    lacking = torch.randn(TOKENS, ROWS, generator=torch.Generator().manual_seed(9))
+    way = least_squares(weight, x, x, x @ weight.T + lacking) - weight
+    step = correct(weight, halves_of(x, x, lacking)).double() - weight
+    assert step.norm() < 0.2 * way.norm()
 
 
 def test_excess_is_that_of_the_outputs(text):
@@ -59,15 +83,11 @@ def test_excess_is_that_of_the_outputs(text):
 
 def test_sums_add_up(text):
     weight, x, seen, lacking = text
-    whole = Drift.of(x, seen, lacking)
-    parts = Drift.of(x[:100], seen[:100], lacking[:100])
-    parts += Drift.of(x[100:], seen[100:], lacking[100:])
-    torch.testing.assert_close(parts.shift(weight), whole.shift(weight))
-    torch.testing.assert_close(parts.second_moment, whole.second_moment)
+    whole, (first, second) = Drift.of(x, seen, lacking), halves_of(x, seen, lacking)
+    torch.testing.assert_close((first + second).shift(weight), whole.shift(weight))
+    torch.testing.assert_close((first + second).second_moment, whole.second_moment)
 
 
 def test_inputs_that_did_not_move_leave_the_matrix_as_it_is(text):
     weight, x, _, _ = text
-    drift = Drift.of(x, x, None)
-    factor = factorize(drift.second_moment, "x", silent)
-    assert torch.equal(corrected(weight, drift.shift(weight), factor), weight)
+    assert torch.equal(correct(weight, halves_of(x, x, torch.zeros(TOKENS, 1))), weight)

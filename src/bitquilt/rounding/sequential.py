@@ -6,6 +6,8 @@ full-precision model and, where it is added to the stream, what the stream lacks
 V = W + S Ĥ⁻¹, with Ĥ = E[x̂ x̂ᵀ] and S = W E[(x − x̂) x̂ᵀ] + E[(h − ĥ) x̂ᵀ]. The term of x − x̂ is
 that of GPTAQ (Li et al. 2025) and Qronos (Zhang et al. 2025).
 
+The text is a sample: of S Ĥ⁻¹, as much is added as two halves of the text agree on.
+
 Letters: T tokens, R rows of a matrix, C columns.
 """
 
@@ -15,14 +17,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from bitquilt.rounding.factor import Factor
 
-FRACTION = 0.5
-"""Of the correction, that is made: the text is a sample (docs/decisions/refining.md)."""
 
-
-@dataclass
+@dataclass(frozen=True)
 class Drift:
     """How one input and the residual stream drift apart in two models, summed over tokens."""
 
@@ -30,12 +30,12 @@ class Drift:
     """Σ x̂ x̂ᵀ, [C, C]."""
     inputs: Tensor
     """Σ (x − x̂) x̂ᵀ, [C, C]."""
-    stream: Tensor | None
-    """Σ (h − ĥ) x̂ᵀ, [R, C]; None where the output is not what is added to the stream."""
+    stream: Tensor
+    """Σ (h − ĥ) x̂ᵀ, [R, C]; zero where the output is not what is added to the stream."""
     tokens: int
 
     @classmethod
-    def of(cls, original: Tensor, quantized: Tensor, lacking: Tensor | None) -> Drift:
+    def of(cls, original: Tensor, quantized: Tensor, lacking: Tensor) -> Drift:
         """The sums over a few tokens.
 
         Args:
@@ -46,17 +46,17 @@ class Drift:
         return cls(
             quantized.T @ quantized,
             (original - quantized).T @ quantized,
-            None if lacking is None else lacking.T @ quantized,
+            lacking.T @ quantized,
             len(quantized),
         )
 
-    def __iadd__(self, other: Drift) -> Drift:
-        self.hessian += other.hessian
-        self.inputs += other.inputs
-        if self.stream is not None and other.stream is not None:
-            self.stream += other.stream
-        self.tokens += other.tokens
-        return self
+    def __add__(self, other: Drift) -> Drift:
+        return Drift(
+            self.hessian + other.hessian,
+            self.inputs + other.inputs,
+            self.stream + other.stream,
+            self.tokens + other.tokens,
+        )
 
     @property
     def second_moment(self) -> Tensor:
@@ -65,8 +65,7 @@ class Drift:
 
     def shift(self, weight: Tensor) -> Tensor:
         """S, [R, C]: E[(what V = W leaves wanting) x̂ᵀ]."""
-        total = weight @ self.inputs
-        return (total if self.stream is None else total + self.stream) / self.tokens
+        return (weight @ self.inputs + self.stream) / self.tokens
 
     def excess(self, error: Tensor, weight: Tensor) -> float:
         """How much more E‖W x + (h − ĥ) − V x̂‖² is with V = W + error than with V = W.
@@ -79,17 +78,25 @@ class Drift:
         return float((gradient * error).sum())
 
 
-def corrected(weight: Tensor, shift: Tensor, factor: Factor) -> Tensor:
-    """The matrix [R, C] to round: W + FRACTION · S (Ĥ + λ)⁻¹.
+def corrected(weight: Tensor, halves: tuple[Drift, Drift], factor: Factor) -> Tensor:
+    """The matrix [R, C] to round: W + ρ S (Ĥ + λ)⁻¹.
 
-    λ is the damping of the factor, which pulls towards W.
+    λ is the damping of the factor, which pulls towards W; ρ is the correlation of what each half
+    of the text asks for, S (Ĥ + λ)⁻¹ᐟ² (docs/decisions/refining.md).
 
     Args:
         weight: W, [R, C].
-        shift: S, [R, C].
-        factor: of Ĥ.
+        halves: moments over two halves of the text.
+        factor: of Ĥ over all of it.
     """
-    # (Ĥ + λ) Xᵀ = Sᵀ with Ĥ + λ = U Uᵀ, columns in the factor's order
-    half = torch.linalg.solve_triangular(factor.upper, factor.ordered(shift.T), upper=True)
-    whole = torch.linalg.solve_triangular(factor.upper.T, half, upper=False)
-    return weight + FRACTION * factor.restored(whole).T
+    one, other = (_whitened(half.shift(weight), factor) for half in halves)
+    share = F.cosine_similarity(one.flatten(), other.flatten(), dim=0).clamp_min(0)
+    whole = _whitened((halves[0] + halves[1]).shift(weight), factor)
+    step: Tensor = torch.linalg.solve_triangular(factor.upper.T, whole, upper=False)
+    return weight + share * factor.restored(step).T
+
+
+def _whitened(shift: Tensor, factor: Factor) -> Tensor:
+    """U⁻¹ Sᵀ, [C, R] in the factor's order, for Ĥ + λ = U Uᵀ."""
+    white: Tensor = torch.linalg.solve_triangular(factor.upper, factor.ordered(shift.T), upper=True)
+    return white
