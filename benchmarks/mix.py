@@ -1,37 +1,63 @@
-"""Our mix against llama.cpp's at the same file size: same bank, ggml's rounding, held-out text.
+"""Whole files at the bytes of llama.cpp's mixes: theirs, their mix with our rounding, and ours.
 
     python benchmarks/mix.py [MODEL] [PRESET…]
 
-Prints mean KL with its 95 % interval for each preset and for the exact knapsack at its bytes, and
-the ratio of the two means; both are measured on the same windows.
+Prints mean KL with its 95 % interval, on the same windows, of what llama-quantize makes (its mix,
+ggml's rounding, an importance matrix from our calibration text), of its mix rounded by us, and of
+our mix rounded by us; and the share that ours has of theirs.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
 
-from bitquilt import quantize
+from lib import peers
+from torch import Tensor
+
+from bitquilt import grids, quantize
+from bitquilt.calibration.moments import Moments
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.divergence import Estimate, estimate
+from bitquilt.evaluation.written import Teacher, measure
+from bitquilt.workdir import WorkDir
 
 
 def main() -> None:
     """Print one line per preset."""
     model = sys.argv[1] if len(sys.argv) > 1 else "demo"
     presets = sys.argv[2:] or ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"]
-    print(f"{'preset':8} {'bytes':>12} {'bits':>6}  {'llama.cpp mix: KL':28} {'ours: KL':28} ratio")
+    columns = ("llama.cpp", "its mix, our rounding", "ours")
+    print(f"{'preset':8} {'bytes':>12} {'bits':>6}  {''.join(f'{c:28}' for c in columns)} share")
     with tempfile.TemporaryDirectory() as directory:
+        there = {"output": directory, "work_dir": Path(directory) / "work"}
         for preset in presets:
-            there = {"output": directory, "work_dir": Path(directory) / "work"}
-            theirs = quantize(model, recipe=preset, **there).outputs[0]
-            ours = quantize(model, size=f"{theirs.nbytes}B", **there).outputs[0]
-            assert ours.nbytes <= theirs.nbytes
-            ratio = ours.figures.kl.mean / theirs.figures.kl.mean
-            print(
-                f"{preset:8} {ours.nbytes:12,} {ours.bits:6.3f}  {theirs.figures.kl!s:28} "
-                f"{ours.figures.kl!s:28} {ratio:.3f}",
-                flush=True,
-            )
+            mix = quantize(model, recipe=preset, **there).outputs[0]
+            ours = quantize(model, size=f"{mix.nbytes}B", **there).outputs[0]
+            assert ours.nbytes <= mix.nbytes
+            theirs = by_ggml(model, there["work_dir"], mix.assignment)
+            found = "".join(f"{kl!s:28}" for kl in (theirs, mix.figures.kl, ours.figures.kl))
+            share = ours.figures.kl.mean / theirs.mean
+            print(f"{preset:8} {ours.nbytes:12,} {ours.bits:6.3f}  {found} {share:.3f}", flush=True)
+
+
+def by_ggml(model: str, directory: Path, mix: dict[str, str]) -> Estimate:
+    """A mix with every matrix rounded by ggml, on the windows that the run was measured on."""
+    checkpoint = open_checkpoint(model)
+    with WorkDir(directory, json.loads((directory / "settings.json").read_text())) as work:
+        moments = Moments(checkpoint, work)
+        tokens = work.load("teacher/held-out")["tokens"]
+        teacher = Teacher.of(checkpoint, tokens, work, "held-out")
+
+        def load(name: str) -> Tensor:
+            module, weight = name.removesuffix(".weight"), checkpoint.load(name)
+            if module not in mix:
+                return weight
+            return peers.ggml(grids.get(mix[module]), weight, moments.importance(module))
+
+        return estimate(measure(teacher, checkpoint, load).kl)
 
 
 if __name__ == "__main__":

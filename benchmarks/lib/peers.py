@@ -27,7 +27,7 @@ def ggml(grid: Grid, weight: Tensor, importance: Tensor | None) -> Tensor:
 
 
 def _build_tables(kind: libgguf.GGMLQuantizationType) -> None:
-    """Ggml builds the tables of the i-quants on first use, and crashes if two threads come first."""
+    """Have ggml build the tables of an i-quant: it crashes if two threads come first together."""
     columns = libgguf.GGML_QUANT_SIZES[kind][0]
     libgguf.quantize_rows(torch.zeros(1, columns).numpy(), kind)
 

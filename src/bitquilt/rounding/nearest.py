@@ -1,6 +1,6 @@
 """Nearest rounding: scales fitted by importance, every weight on the level next to it.
 
-Each family of grids has its fit in a module of its own; importing it registers it.
+Each family of grids has its fit in a module of :mod:`bitquilt.rounding.fits`.
 
 Letters: R rows, C columns.
 """
@@ -12,17 +12,7 @@ from torch import Tensor
 
 from bitquilt.errors import UserError
 from bitquilt.grids.grid import Fields, Grid
-from bitquilt.rounding import (  # noqa: F401
-    affine,
-    blocks32,
-    floats,
-    iq4,
-    iquants,
-    kquants_mins,
-    kquants_signed,
-    mxfp4,
-)
-from bitquilt.rounding.family import fit_family
+from bitquilt.rounding.fits.family import fit_family
 
 LEAST_IMPORTANCE = 1e-6
 """Of the mean. Columns that the calibration text never reached still get sensible levels."""

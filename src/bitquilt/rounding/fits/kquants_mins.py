@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bitquilt.grids.grid import Fields
 from bitquilt.grids.kquants import WithMins
-from bitquilt.rounding.family import fit_family
-from bitquilt.rounding.kquants import fit_super_blocks, half, inverse, pick_best
+from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.kquants import fit_super_blocks, half, inverse, pick_best
 
 VANISHING = 1e-5
 """Least variance of codes that a line is fitted through, as a share of their mean square: a smaller

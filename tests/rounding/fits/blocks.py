@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, Llama4ForCausalLM
 
 from bitquilt import demo
 from bitquilt.grids.grid import Fields, Grid
-from bitquilt.rounding.nearest import fit_family
+from bitquilt.rounding.fits.family import fit_family
 
 SLACK = 1 + 1e-4
 """The fits compare sums of squares in float32."""

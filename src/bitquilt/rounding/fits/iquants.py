@@ -21,8 +21,8 @@ from bitquilt.grids.grid import Fields
 from bitquilt.grids.iquants import SUPER_BLOCK, Codebook, codebook
 from bitquilt.grids.rows import by_rows
 from bitquilt.rounding.codebooks import LONG, VECTOR, cells_of, choose_signs, masks_of
-from bitquilt.rounding.family import fit_family
-from bitquilt.rounding.groups import power_of_two
+from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.groups import power_of_two
 
 REACH = {8: 2.0, 4: 2.5}
 """Root mean squares that the largest magnitude stands for at the first step, by m."""

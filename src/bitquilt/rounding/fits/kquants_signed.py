@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bitquilt.grids.grid import Fields
 from bitquilt.grids.kquants import Signed
-from bitquilt.rounding.family import fit_family
-from bitquilt.rounding.kquants import (
+from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.kquants import (
     TINY,
     fit_super_blocks,
     furthest,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tests.rounding.blocks import (
+from tests.rounding.fits.blocks import (
     awkward_matrix,
     check_fields,
     errors,
@@ -19,7 +19,7 @@ from torch import Tensor
 from bitquilt.errors import UserError
 from bitquilt.grids.grid import registered
 from bitquilt.grids.iquants import Codebook
-from bitquilt.rounding.iquants import nearest_scales
+from bitquilt.rounding.fits.iquants import nearest_scales
 from bitquilt.rounding.nearest import fit
 
 GRIDS = [grid for grid in registered().values() if isinstance(grid, Codebook)]

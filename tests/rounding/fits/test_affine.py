@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from tests.rounding.blocks import check_awkward_blocks, check_no_block_is_worse, errors
-from tests.rounding.mlx_peer import mlx_fields
+from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, errors
+from tests.rounding.fits.mlx_peer import mlx_fields
 
 from bitquilt import grids
 from bitquilt.grids.affine import Affine
 from bitquilt.grids.grid import Grid
-from bitquilt.rounding import affine  # noqa: F401 (registers its fit)
-from bitquilt.rounding.nearest import fit_family
+from bitquilt.rounding.fits.family import fit_family
 
 AFFINE = [grid for name in grids.names("mlx") if isinstance(grid := grids.get(name), Affine)]
 every_grid = pytest.mark.parametrize("grid", AFFINE, ids=lambda grid: grid.name)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from bitquilt.grids.floats import Float
 from bitquilt.grids.grid import Fields
-from bitquilt.rounding.family import fit_family
+from bitquilt.rounding.fits.family import fit_family
 
 
 @fit_family.register

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bitquilt.grids.blocks32 import Q8_0, Asymmetric, Symmetric
 from bitquilt.grids.grid import Fields
-from bitquilt.rounding.family import fit_family
-from bitquilt.rounding.groups import Storage, fit_by_rows, inverse, power_of_two
-from bitquilt.rounding.lines import (
+from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.groups import Storage, fit_by_rows, inverse, power_of_two
+from bitquilt.rounding.fits.lines import (
     Line,
     Lines,
     better,
@@ -24,7 +24,7 @@ from bitquilt.rounding.lines import (
     search_range,
     walk,
 )
-from bitquilt.rounding.scales import Levels, largest, refine_scales, search_scales
+from bitquilt.rounding.fits.scales import Levels, largest, refine_scales, search_scales
 
 BLOCK = 32
 PARTS = (0.0, 0.15, 0.35)

@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from bitquilt.rounding.groups import Storage, dot, inverse, power_of_two
+from bitquilt.rounding.fits.groups import Storage, dot, inverse, power_of_two
 
 TINY = torch.finfo(torch.float32).tiny
 VANISHING = 1e-6

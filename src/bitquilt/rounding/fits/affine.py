@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bitquilt.grids.affine import Affine
 from bitquilt.grids.grid import Fields
-from bitquilt.rounding.family import fit_family
-from bitquilt.rounding.groups import fit_by_rows
-from bitquilt.rounding.lines import (
+from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.groups import fit_by_rows
+from bitquilt.rounding.fits.lines import (
     Line,
     Lines,
     better,

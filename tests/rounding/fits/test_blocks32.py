@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.rounding.blocks import (
+from tests.rounding.fits.blocks import (
     check_awkward_blocks,
     check_no_block_is_worse,
     errors,
@@ -12,8 +12,7 @@ from tests.rounding.blocks import (
 
 from bitquilt import grids
 from bitquilt.grids.grid import Grid
-from bitquilt.rounding import blocks32  # noqa: F401 (registers its fits)
-from bitquilt.rounding.nearest import fit_family
+from bitquilt.rounding.fits.family import fit_family
 
 every_grid = pytest.mark.parametrize(
     "grid",

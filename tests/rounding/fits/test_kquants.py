@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.rounding.blocks import (
+from tests.rounding.fits.blocks import (
     awkward_matrix,
     check_awkward_blocks,
     check_fields,
@@ -15,9 +15,8 @@ from tests.rounding.blocks import (
 from bitquilt import grids
 from bitquilt.grids.grid import Grid
 from bitquilt.grids.kquants import Signed, WithMins
-from bitquilt.rounding import kquants_mins, kquants_signed  # noqa: F401 (they register their fits)
-from bitquilt.rounding.family import fit_family
-from bitquilt.rounding.kquants import pick_best
+from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.kquants import pick_best
 
 # Weighted error as a share of ggml's, the mean over super-blocks: of random and of real ones.
 SHARES = {

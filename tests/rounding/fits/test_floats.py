@@ -3,8 +3,7 @@
 import torch
 
 from bitquilt import grids
-from bitquilt.rounding import floats  # noqa: F401 (registers its fit)
-from bitquilt.rounding.nearest import fit_family
+from bitquilt.rounding.fits.family import fit_family
 
 
 def test_every_weight_goes_to_its_nearest_number() -> None:

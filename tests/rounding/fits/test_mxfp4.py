@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from tests.rounding.blocks import check_awkward_blocks, check_no_block_is_worse
-from tests.rounding.mlx_peer import mlx_fields
+from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse
+from tests.rounding.fits.mlx_peer import mlx_fields
 
 from bitquilt import grids
-from bitquilt.rounding import mxfp4  # noqa: F401 (registers its fit)
-from bitquilt.rounding.nearest import fit_family
+from bitquilt.rounding.fits.family import fit_family
 
 MXFP4 = grids.get("mxfp4")
 

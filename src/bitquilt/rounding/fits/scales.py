@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bitquilt.rounding.groups import dot, inverse
+from bitquilt.rounding.fits.groups import dot, inverse
 
 TINY = torch.finfo(torch.float32).tiny
 Levels = Callable[[Tensor], Tensor]

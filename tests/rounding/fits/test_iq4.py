@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from tests.rounding.blocks import check_awkward_blocks, check_no_block_is_worse, ggml_fields
+from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, ggml_fields
 
 from bitquilt import grids
 from bitquilt.grids.blocks32 import IQ4_VALUES
 from bitquilt.grids.grid import Grid
 from bitquilt.grids.mxfp4 import MxFp4
-from bitquilt.rounding import iq4, mxfp4
-from bitquilt.rounding.tables import Table
+from bitquilt.rounding.fits import iq4, mxfp4
+from bitquilt.rounding.fits.tables import Table
 
 every_grid = pytest.mark.parametrize(
     "grid", [grids.get("IQ4_NL"), grids.get("IQ4_XS")], ids=lambda grid: grid.name
