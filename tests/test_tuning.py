@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from bitquilt.stitch import gguf, mlx
 from bitquilt.tuning import distill
 from bitquilt.tuning.learned import Norm, Scales
 from bitquilt.tuning.student import Student
+from bitquilt.workdir import WorkDir
 
 WINDOWS, LENGTH = 232, 8
 MLX = ("3bit-g64", "2bit-g32", "mxfp4", "BF16")
@@ -30,6 +33,7 @@ class Case:
     """A tiny model, its matrices rounded to the nearest, and what it says of random tokens."""
 
     def __init__(self, directory, family="llama4_text", names=("Q2_K",), **shape):
+        self.directory = directory
         self.checkpoint = open_checkpoint(tiny_checkpoint(directory, family, **shape))
         matrices = list(self.checkpoint.matrices)
         self.mix = {module: names[i % len(names)] for i, module in enumerate(matrices)}
@@ -43,13 +47,16 @@ class Case:
         on = grids.get(grid)
         return on.pack(fit(on, self.checkpoint.load(f"{module}.weight"), None))
 
-    def tune(self):
+    def tune(self, directory=None):
+        """In a new work directory if none is given."""
         self.said, self.steps = [], []
+        work = WorkDir(directory or Path(tempfile.mkdtemp(dir=self.directory)), {})
         return distill.tune(
             self.checkpoint,
             self.mix,
             self.packed,
             self.teacher,
+            work,
             self.said.append,
             lambda: self.steps.append(1),
         )
@@ -131,7 +138,7 @@ def test_the_written_file_is_the_tuned_model(tmp_path, family):
     weights = gguf.read_weights(path)
     assert torch.allclose(
         weights["model.norm.weight"],
-        result.learned["model.norm.weight"]["model.norm.weight"],
+        result.learned["model.norm.weight/weight"],
         atol=1e-6,
     )
     found = written.measure(
@@ -154,8 +161,26 @@ def test_the_same_every_time(tmp_path):
     case = Case(tmp_path, names=("Q2_K", "Q3_K"), layers=1)
     first, second = case.tune(), case.tune()
     assert (first.before, first.after) == (second.before, second.after)
-    for owner, numbers in first.learned.items():
-        assert all(torch.equal(t, second.learned[owner][n]) for n, t in numbers.items())
+    assert first.learned.keys() == second.learned.keys()
+    assert all(
+        torch.equal(second.learned[name], numbers) for name, numbers in first.learned.items()
+    )
+
+
+def test_what_was_learned_is_taken_again(tmp_path):
+    case = Case(tmp_path, names=("Q2_K",), layers=1)
+    first = case.tune(tmp_path / "work")
+    said = case.said
+    second = case.tune(tmp_path / "work")
+    assert case.steps == []
+    assert case.said == said
+    assert (first.before, first.after) == (second.before, second.after)
+    assert all(
+        torch.equal(second.learned[name], numbers) for name, numbers in first.learned.items()
+    )
+    case.packed = first.packed
+    case.tune(tmp_path / "work")
+    assert case.steps  # other matrices: what is there does not serve
 
 
 def test_what_does_not_help_is_not_kept(tmp_path, monkeypatch):
@@ -232,7 +257,7 @@ def test_what_is_zero_stays_zero():
 
 
 def test_gemmas_norms_change_relative_to_one_more():
-    norm = Norm("n", torch.tensor([0.0, 1.0]), 1.0, torch.float32)
+    norm = Norm(torch.tensor([0.0, 1.0]), 1.0, torch.float32)
     with torch.no_grad():
-        norm.changes["n"].fill_(0.5)
-    assert norm.values()["n"].tolist() == [0.5, 2.0]
+        norm.changes["weight"].fill_(0.5)
+    assert norm.values()["weight"].tolist() == [0.5, 2.0]

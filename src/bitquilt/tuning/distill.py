@@ -9,6 +9,7 @@ Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,9 +27,10 @@ from bitquilt.device import compute_device
 from bitquilt.divergence import LOGIT_TOKENS
 from bitquilt.evaluation.written import Teacher
 from bitquilt.forward import BlockwiseModel, batches, embedding_scale
-from bitquilt.grids.grid import Fields, Packed, PackedSource
+from bitquilt.grids.grid import Packed, PackedSource
 from bitquilt.progress import Step
 from bitquilt.tuning.student import Student
+from bitquilt.workdir import WorkDir
 
 RATE = 8e-3
 """Adam's highest learning rate per root of the KL at the start: errors, and what changes may cost,
@@ -56,17 +58,19 @@ class Tuned:
     """The same as it is now."""
     source: Checkpoint
     rounded: PackedSource = field(repr=False)
-    learned: Mapping[str, Fields] = field(repr=False)
-    """Module path → scales by field, name of a norm → itself; as stored, and empty if untuned."""
+    learned: Mapping[str, Tensor] = field(repr=False)
+    """Scales under ``<module>/<field>`` and norms under ``<name>/weight``, in the dtypes of the
+    file; empty if untuned."""
 
     def packed(self, module: str, grid: str) -> Packed:
         """The parts of a matrix on its grid: the codes as rounded, the scales as learned."""
-        parts = self.rounded(module, grid)
-        if module not in self.learned:
+        parts, prefix = self.rounded(module, grid), f"{module}/"
+        own = {n.removeprefix(prefix): t for n, t in self.learned.items() if n.startswith(prefix)}
+        if not own:
             return parts
         fields = grids.get(grid).unpack(parts)
-        scales = {name: t.to(fields[name]) for name, t in self.learned[module].items()}
-        return grids.get(grid).pack(fields | scales)
+        changed = {name: numbers.to(fields[name]) for name, numbers in own.items()}
+        return grids.get(grid).pack(fields | changed)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -74,7 +78,8 @@ class Tuned:
         return replace(self.source, reader=self._load)
 
     def _load(self, name: str) -> Tensor:
-        return self.learned[name][name].float() if name in self.learned else self.source.load(name)
+        weight = self.learned.get(f"{name}/weight")
+        return self.source.load(name) if weight is None else weight.float()
 
 
 def steps(windows: int) -> int:
@@ -87,25 +92,57 @@ def tune(
     mix: Mapping[str, str],
     packed: PackedSource,
     teacher: Teacher,
+    work: WorkDir,
     say: Callable[[str], None],
     step: Step,
 ) -> Tuned:
-    """Learn scales and norms of a mix, each window read once; the codes stay.
+    """Learn scales and norms of a mix, or take what an earlier run learned; the codes stay.
 
     Args:
         checkpoint: the original.
         mix: module path → grid name, for every matrix.
         packed: the matrices as they were rounded.
-        teacher: the original on calibration text; its first windows are set apart.
+        teacher: the original on calibration text, of at least four windows, each read once; the
+            first are set apart.
+        work: gets an artefact ``tuned/<mix, matrices and text>``.
         say: told what came of it.
         step: called after each step, at most :func:`steps` times.
     """
+    artefact = f"tuned/{_key(mix, packed, teacher.tokens)}"
+    if not work.has(artefact):
+        before, after, learned = _learn(checkpoint, mix, packed, teacher, step)
+        work.save(artefact, learned, {"before": repr(before), "after": repr(after)})
+    with work.open(artefact) as handle:
+        before, after = (float(handle.metadata()[name]) for name in ("before", "after"))
+    outcome = f"{after:.4g} tuned" if after < before else "no better tuned, so they stay"
+    say(f"KL on calibration text set apart: {before:.4g} with the scales as rounded, {outcome}")
+    return Tuned(before, after, checkpoint, packed, work.load(artefact))
+
+
+def _key(mix: Mapping[str, str], packed: PackedSource, tokens: Tensor) -> str:
+    """A name for what the result depends on, besides the settings of the work directory."""
+    digest = hashlib.sha256(tokens.cpu().numpy().tobytes())
+    for module, grid in mix.items():
+        digest.update(f"{module} {grid}".encode())
+        for part in packed(module, grid).values():
+            digest.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _learn(
+    checkpoint: Checkpoint,
+    mix: Mapping[str, str],
+    packed: PackedSource,
+    teacher: Teacher,
+    step: Step,
+) -> tuple[float, float, dict[str, Tensor]]:
+    """Mean KL on the windows set apart before and after, and the numbers that were best there."""
     student = Student(checkpoint, mix, packed, compute_device())
     model = BlockwiseModel(checkpoint, student.weight)
     apart = _apart(len(teacher.tokens))
     judge, lessons = _windows(teacher, slice(apart)), _windows(teacher, slice(apart, None))
     before = best = _mean_divergence(model, judge)
-    learned: dict[str, Fields] = {}
+    learned: dict[str, Tensor] = {}
     worse = 0
     for _ in _descent(model, student, lessons, RATE * math.sqrt(before), step):
         now = _mean_divergence(model, judge)
@@ -113,9 +150,7 @@ def tune(
             best, learned, worse = now, student.numbers(), 0
         elif (worse := worse + 1) == PATIENCE:
             break
-    outcome = f"{best:.4g} tuned" if learned else "no better tuned, so they stay"
-    say(f"KL on calibration text set apart: {before:.4g} with the scales as rounded, {outcome}")
-    return Tuned(before, best, checkpoint, packed, learned)
+    return before, best, learned
 
 
 def _apart(windows: int) -> int:

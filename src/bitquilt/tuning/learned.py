@@ -50,12 +50,12 @@ class Learned(ABC):
 class Norm(Learned):
     """The weight of a norm, [D]; it multiplies by weight + offset."""
 
-    def __init__(self, name: str, weight: Tensor, offset: float, dtype: torch.dtype) -> None:
-        super().__init__({name: weight}, dtype)
-        self._name, self._size = name, weight + offset
+    def __init__(self, weight: Tensor, offset: float, dtype: torch.dtype) -> None:
+        super().__init__({"weight": weight}, dtype)
+        self._size = weight + offset
 
     def _steps(self) -> Fields:
-        return {self._name: self._size * self.changes[self._name]}
+        return {"weight": self._size * self.changes["weight"]}
 
 
 class Scales(Learned):

@@ -52,7 +52,7 @@ class Student:
         for name, shape in checkpoint.shapes.items():
             if len(shape) == 1 and name.endswith("norm.weight"):
                 weight = checkpoint.load(name).to(device)
-                self._learned[name] = Norm(name, weight, offset, dtype)
+                self._learned[name] = Norm(weight, offset, dtype)
             elif len(shape) == 1:
                 self._biases[name] = checkpoint.load(name).to(device)
 
@@ -76,7 +76,7 @@ class Student:
         if name in self._biases:
             return self._biases[name]
         if name in self._learned:
-            return self._learned[name].values()[name]
+            return self._learned[name].values()["weight"]
         module = name.removesuffix(".weight")
         scales = self._learned[module].values() if module in self._learned else {}
         return self._grids[module].decode(self._fixed[module] | scales)
@@ -85,12 +85,13 @@ class Student:
         """What the optimizer moves."""
         return [change for one in self._learned.values() for change in one.changes.values()]
 
-    def numbers(self) -> dict[str, Fields]:
+    def numbers(self) -> dict[str, Tensor]:
         """All that is learned as the file would hold it now, in its dtypes, on the CPU.
 
-        Module path → scales by field; name of a norm → itself under that name.
+        Scales are under ``<module>/<field>``, norms under ``<name>/weight``.
         """
         return {
-            owner: {n: v.detach().to("cpu", one.dtype) for n, v in one.values().items()}
+            f"{owner}/{field}": numbers.detach().to("cpu", one.dtype)
             for owner, one in self._learned.items()
+            for field, numbers in one.values().items()
         }
