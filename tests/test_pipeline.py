@@ -12,6 +12,7 @@ from tests.quick import hurry
 
 from bitquilt import pipeline
 from bitquilt.checkpoint.gguf_header import read_header
+from bitquilt.errors import UserError
 from bitquilt.evaluation.in_engine import run_in_engine
 from bitquilt.planning import plan
 from bitquilt.stitch import gguf, mlx
@@ -155,3 +156,31 @@ def test_the_engine_is_asked(wide, tmp_path, monkeypatch, to, preset, engine):
     assert output.engine.kl.mean < 0.1
     assert "same tokens" in output.note
     assert json.loads(json.dumps(made.to_dict()))["outputs"][0]["path"] == str(output.path)
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx"])
+def test_refined_and_tuned_files_are_ordinary_and_closer(wide, tmp_path, to):
+    source, work = wide
+    asked = {"bits": 4.5, "to": to, "work_dir": work}
+    (plain,) = pipeline.quantize(str(source), output=tmp_path / "plain", **asked).outputs
+    (better,) = pipeline.quantize(
+        str(source), output=tmp_path / "better", refine=True, tune=True, **asked
+    ).outputs
+    assert better.nbytes == plain.nbytes
+    assert better.assignment == plain.assignment
+    ours, theirs = (READERS[to](output.path) for output in (plain, better))
+    assert ours.keys() == theirs.keys()
+    assert any(not torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    assert better.figures.kl.mean < 1.1 * plain.figures.kl.mean
+
+
+def test_an_unknown_rounding_is_refused(wide, tmp_path):
+    source, _ = wide
+    with pytest.raises(UserError, match="no rounding 'bset'; choose one of nearest, gptq, best"):
+        pipeline.quantize(str(source), bits=4.5, output=tmp_path, rounding="bset")
+
+
+def test_a_work_directory_of_another_rounding_is_refused(wide, tmp_path):
+    source, work = wide
+    with pytest.raises(UserError, match=r"rounding: \['best', 1\] there, \['gptq', 1\] now"):
+        pipeline.quantize(str(source), bits=4.5, output=tmp_path, work_dir=work, rounding="gptq")

@@ -24,6 +24,10 @@ class Effort:
     """Measured divergences that scale the predictions; the first of the calibration windows."""
     held_out: int
     """The closing figures."""
+    refining: int
+    """Sequential correction; the first of the calibration text."""
+    tuning: int
+    """Tuning of scales; the first of the calibration text, each read once."""
 
 
 def effort(parameters: int) -> Effort:
@@ -38,4 +42,6 @@ def effort(parameters: int) -> Effort:
         gradients=4,
         probes=windows(0.3, 1, 3),
         held_out=windows(2, 8, 16),
+        refining=windows(10, 24, 96),
+        tuning=windows(1000, 128, 2112),
     )

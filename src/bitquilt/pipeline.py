@@ -7,11 +7,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from bitquilt import __version__
+from bitquilt import __version__, refining
 from bitquilt import recipe as recipes
 from bitquilt.bank import Bank, Candidates
 from bitquilt.calibration import corpus
@@ -27,6 +27,7 @@ from bitquilt.evaluation.in_engine import run_in_engine
 from bitquilt.evaluation.written import Teacher
 from bitquilt.files import removed_on_error, require_room, written_whole
 from bitquilt.forward import BlockwiseModel
+from bitquilt.grids.grid import PackedSource
 from bitquilt.planning import STITCHERS, Plan, Request, make_plan, targets
 from bitquilt.progress import Reporter
 from bitquilt.result import Output, Result
@@ -35,6 +36,7 @@ from bitquilt.search import scores
 from bitquilt.search.knapsack import Table
 from bitquilt.stitch import mlx
 from bitquilt.stitch.destination import check_directory, check_file
+from bitquilt.tuning import distill
 from bitquilt.workdir import WorkDir
 
 SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
@@ -51,6 +53,8 @@ def quantize(
     calibration: str | Path | None = None,
     work_dir: str | Path | None = None,
     rounding: str = "best",
+    refine: bool = False,
+    tune: bool = False,
     reporter: Reporter | None = None,
 ) -> Result:
     """Make one model file per target, of an exact size, and measure it.
@@ -66,6 +70,8 @@ def quantize(
         work_dir: where stages keep what they made; beside the output if not given. The same call
             on the same directory continues where it was stopped.
         rounding: ``nearest``, ``gptq`` (with error feedback) or ``best`` (with all there is).
+        refine: correct the decided mix block by block for the rounding of the blocks before.
+        tune: learn its scales and norms by gradient descent; takes a GPU or patience.
         reporter: where progress goes.
 
     Raises:
@@ -104,10 +110,16 @@ def quantize(
             teacher = Teacher.of(checkpoint, held_out, work, "held-out")
             original = written.original(teacher)
             step()
-        outputs = [
-            _stitch(made, mix, bank, teacher, path, reporter)
-            for made, mix, path in zip(plans, mixes, paths, strict=True)
-        ]
+        outputs = []
+        for made, mix, path in zip(plans, mixes, paths, strict=True):
+            patches = Patches(checkpoint, bank.packed)
+            if refine:
+                text = token_windows(documents, encode, much.refining, WINDOW)
+                patches = _refined(made, mix, bank, text, rounding, reporter)
+            if tune:
+                text = token_windows(documents, encode, much.tuning, WINDOW)
+                patches = _tuned(made, mix, patches, text, work, reporter)
+            outputs.append(_stitch(made, mix, patches, teacher, path, reporter))
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
 
 
@@ -167,24 +179,63 @@ def _build(bank: Bank, candidates: Candidates, made: Plan, reporter: Reporter) -
         bank.build(candidates, step)
 
 
-def _stitch(
+class Patches(NamedTuple):
+    """What a file is stitched from."""
+
+    checkpoint: Checkpoint
+    """For all that is no matrix; its norms may be tuned ones."""
+    packed: PackedSource
+
+
+def _refined(
     made: Plan,
     mix: Mapping[str, str],
     bank: Bank,
+    tokens: torch.Tensor,
+    rounding: str,
+    reporter: Reporter,
+) -> Patches:
+    """The mix corrected block by block."""
+    with reporter.stage(f"Refining for {made.target}", bank.checkpoint.layers) as step:
+        refined = refining.refine(bank, mix, tokens, rounding, reporter.say, step)
+    return Patches(bank.checkpoint, refined.packed)
+
+
+def _tuned(
+    made: Plan,
+    mix: Mapping[str, str],
+    patches: Patches,
+    tokens: torch.Tensor,
+    work: WorkDir,
+    reporter: Reporter,
+) -> Patches:
+    """The mix with scales and norms as learned."""
+    with reporter.stage(f"Tuning for {made.target}", distill.steps(len(tokens))) as step:
+        lessons = Teacher.of(patches.checkpoint, tokens, work, "tuning")
+        tuned = distill.tune(
+            patches.checkpoint, mix, patches.packed, lessons, work, reporter.say, step
+        )
+    return Patches(tuned.checkpoint, tuned.packed)
+
+
+def _stitch(
+    made: Plan,
+    mix: Mapping[str, str],
+    patches: Patches,
     teacher: Teacher,
     path: Path,
     reporter: Reporter,
 ) -> Output:
     """Write one file, read it back, and measure it in torch and in its own engine."""
-    checkpoint, stitcher = bank.checkpoint, STITCHERS[made.target]
+    checkpoint, stitcher = patches.checkpoint, STITCHERS[made.target]
     recipe_json = recipes.from_assignment(mix, checkpoint).to_json()
     with reporter.stage(f"Writing {path}", 1) as step:
         spare = made.layout.total_bytes - stitcher.plan(checkpoint, mix).total_bytes
-        stitcher.write(checkpoint, mix, bank.packed, path, recipe_json, spare)
+        stitcher.write(checkpoint, mix, patches.packed, path, recipe_json, spare)
         _write_recipe(path, recipe_json)
         step()
     with reporter.stage(f"Checking {path}", 3) as step, removed_on_error(path):
-        stitcher.check(path, checkpoint, mix, bank.packed)
+        stitcher.check(path, checkpoint, mix, patches.packed)
         step()
         read_back = stitcher.read_weights(path)
         found = written.measure(teacher, checkpoint, read_back.__getitem__)

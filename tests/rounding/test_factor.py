@@ -4,6 +4,8 @@ import pytest
 import torch
 from tests.rounding.inputs import cost, second_moment, weights
 
+from bitquilt import grids
+from bitquilt.rounding.best import Job, round_all
 from bitquilt.rounding.factor import DAMPING, GROUP, factorize
 
 
@@ -58,3 +60,6 @@ def test_inputs_that_are_always_zero(dead):
     factor = factorize(hessian, "x", silent)
     for part in (factor.upper, factor.carry, factor.triangles, factor.importance):
         assert part.isfinite().all()
+    grid = grids.get("Q4_0")
+    (done,) = round_all([Job(weights(4, 64), grid)], factor, "best")
+    assert (grid.decode(done.fields) - weights(4, 64)).abs().max() < 0.5

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.shapes import shaped_checkpoint
 
+from bitquilt.bank import Cell
 from bitquilt.search import scores
 from bitquilt.search.knapsack import Choice
 from bitquilt.search.scores import Probe
@@ -39,8 +40,11 @@ def test_a_factor_is_measured_over_predicted():
 
 
 def test_scores_are_predictions_times_factors():
-    predicted = {module: {c.grid: 0.1 * c.nbytes for c in found} for module, found in MENU.items()}
-    bank = SimpleNamespace(predicted=predicted.__getitem__)
+    cells = {
+        module: {c.grid: Cell(0.1 * c.nbytes, "best") for c in found}
+        for module, found in MENU.items()
+    }
+    bank = SimpleNamespace(cells=cells.__getitem__)
     scored = scores.scored(bank, MENU, {"v_proj": 3.0, "embed_tokens": 0.5})
     assert [c.divergence for c in scored[V0]] == pytest.approx([3.0, 3.6, 4.8])
     assert [c.divergence for c in scored["model.embed_tokens"]] == pytest.approx([5.0, 7.5])

@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="To the nearest level; with error feedback; with all there is.",
 )
+@click.option(
+    "--refine", is_flag=True, help="Correct each block for the rounding of those before it."
+)
+@click.option(
+    "--tune", is_flag=True, help="Learn scales and norms by gradient descent: a GPU or patience."
+)
 @JSON
 def quantize(
     model: str,
@@ -50,6 +56,8 @@ def quantize(
     calibration: str | None,
     work_dir: str | None,
     rounding: str,
+    refine: bool,
+    tune: bool,
     as_json: bool,
 ) -> None:
     """Round MODEL to an exact size and measure what that costs.
@@ -71,6 +79,8 @@ def quantize(
         calibration=calibration,
         work_dir=work_dir,
         rounding=rounding,
+        refine=refine,
+        tune=tune,
     )
     if as_json:
         print_json(result.to_dict())

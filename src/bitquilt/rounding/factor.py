@@ -88,7 +88,9 @@ def factorize(hessian: Tensor, name: str, say: Callable[[str], None]) -> Factor:
     importance = torch.unflatten(hessian.diagonal(), 0, (-1, GROUP)).sum(1)
     groups = importance.argsort(descending=True, stable=True)
     ordered = _take(_take(hessian.double(), groups).T, groups)
-    mean = ordered.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    mean = ordered.diagonal().mean()
+    if not mean > torch.finfo(torch.float32).tiny:  # an input that the text never reached
+        mean = torch.ones_like(mean)
     damping, failed = DAMPING, True
     while failed:
         damped = ordered + damping * mean * torch.eye(len(ordered), device=ordered.device)
