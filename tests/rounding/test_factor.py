@@ -62,4 +62,4 @@ def test_inputs_that_are_always_zero(dead):
         assert part.isfinite().all()
     grid = grids.get("Q4_0")
     (done,) = round_all([Job(weights(4, 64), grid)], factor, "best")
-    assert (grid.decode(done.fields) - weights(4, 64)).abs().max() < 0.5
+    assert (grid.decode(done.fields) - weights(4, 64))[:, dead].abs().max() < 0.5
