@@ -75,13 +75,37 @@ def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
     bank.build({module: ["Q3_K", "4bit-g64"] for module in modules}, lambda: None)
     for module in modules:
         for name, cell in bank.cells(module).items():
-            assert cell.method in ("best", "nearest")
+            assert (cell.rounding, cell.kept) == ("gptq", "gptq")
             error = grids.get(name).dequantize(bank.packed(module, name))
             error -= bank.checkpoint.load(f"{module}.weight")
             damped = factorize(bank.moments.hessian(module), module, print).natural
             expected = bank.moments.divergence(module, error, damped)
             assert cell.divergence == pytest.approx(expected, rel=0.01)
-    assert {cell.method for module in modules for cell in bank.cells(module).values()} == {"best"}
+
+
+def test_what_was_chosen_is_finished_and_its_figure_stays(tmp_path):
+    bank = captured(tmp_path, "best")
+    module = "model.layers.1.mlp.up_proj"
+    bank.build({module: ["Q3_K", "Q4_K"], "model.embed_tokens": ["Q4_K"]}, lambda: None)
+    drafts, packed = bank.cells(module), bank.packed(module, "Q3_K")
+    hessian = bank.moments.hessian(module)
+
+    def cost():
+        error = grids.get("Q3_K").dequantize(bank.packed(module, "Q3_K"))
+        error -= bank.checkpoint.load(f"{module}.weight")
+        return bank.moments.divergence(module, error, hessian)
+
+    before, steps = cost(), []
+    for _ in range(2):  # the second time there is nothing left to do
+        bank.finish({module: "Q3_K", "model.embed_tokens": "Q4_K"}, lambda: steps.append(1))
+    assert len(steps) == 4
+    assert cost() < before
+    assert not torch.equal(packed["data"], bank.packed(module, "Q3_K")["data"])
+    cells = bank.cells(module)
+    assert (cells["Q3_K"].rounding, cells["Q3_K"].kept) == ("best", "best")
+    assert cells["Q3_K"].divergence == drafts["Q3_K"].divergence
+    assert cells["Q4_K"] == drafts["Q4_K"]
+    assert bank.cells("model.embed_tokens")["Q4_K"].kept == "nearest"
 
 
 def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):

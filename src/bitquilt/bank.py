@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from bitquilt import grids
 from bitquilt.calibration.capture import input_of
@@ -20,6 +20,7 @@ from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.device import compute_device
 from bitquilt.grids.grid import Packed
 from bitquilt.progress import Step
+from bitquilt.rounding import METHODS
 from bitquilt.rounding.best import Job, round_all
 from bitquilt.rounding.factor import GROUP, factorize
 from bitquilt.rounding.nearest import fit
@@ -34,9 +35,11 @@ class Cell:
     """One matrix on one grid."""
 
     divergence: float
-    """Predicted, in nats per token."""
-    method: str
-    """How it was rounded: one of :data:`bitquilt.rounding.METHODS`."""
+    """Predicted, in nats per token, of how it was rounded for the search."""
+    rounding: str
+    """How it was to be rounded: one of :data:`bitquilt.rounding.METHODS`."""
+    kept: str
+    """How it is: ``nearest`` where that was no worse."""
 
 
 class Bank:
@@ -60,17 +63,36 @@ class Bank:
         self._say = say
 
     def build(self, candidates: Candidates, step: Step) -> None:
-        """Round what is not there yet; ``step`` is called once per (matrix, grid)."""
+        """Round what is not there yet, well enough to choose from.
+
+        What comes after feedback costs several times as much and changes little about what is
+        better than what, so ``best`` does it for what was chosen (:meth:`finish`).
+
+        Args:
+            candidates: what to round.
+            step: called once per (matrix, grid).
+        """
+        draft = "gptq" if self._rounding == "best" else self._rounding
+        self._round(candidates, draft, set(METHODS), step)
+
+    def finish(self, mix: Mapping[str, str], step: Step) -> None:
+        """Round the matrices of a mix as they were asked for; ``step`` is called for each."""
+        chosen = {module: [grid] for module, grid in mix.items()}
+        self._round(chosen, self._rounding, {self._rounding}, step)
+
+    def _round(self, candidates: Candidates, method: str, enough: set[str], step: Step) -> None:
+        """Round the cells that were not yet rounded by one of the methods that are enough."""
         missing: dict[str, dict[str, list[str]]] = {}
         for module, names in candidates.items():
-            have = self.cells(module)
-            for _ in have.keys() & set(names):
+            cells = self.cells(module)
+            have = {name for name, cell in cells.items() if cell.rounding in enough}
+            for _ in have & set(names):
                 step()
             if new := [name for name in names if name not in have]:
                 missing.setdefault(input_of(module), {})[module] = new
         for owner, readers in missing.items():
             if self._feeds_back(owner):
-                self._round_readers(owner, readers, step)
+                self._round_readers(owner, readers, method, step)
             else:
                 for module, names in readers.items():
                     self._round_alone(owner, module, names, step)
@@ -85,17 +107,19 @@ class Bank:
         columns = self.checkpoint.matrices[owner][1]
         return owner not in (EMBEDDING, HEAD) and columns % GROUP == 0
 
-    def _round_readers(self, owner: str, readers: Mapping[str, list[str]], step: Step) -> None:
+    def _round_readers(
+        self, owner: str, readers: Mapping[str, list[str]], method: str, step: Step
+    ) -> None:
         """Matrices of a block that read one input, together."""
         device = compute_device()
         factor = factorize(self.moments.hessian(owner).to(device), owner, self._say)
         weights = {m: self.checkpoint.load(f"{m}.weight").to(device) for m in readers}
         keys = [(module, name) for module, names in readers.items() for name in names]
         jobs = [Job(weights[module], grids.get(name)) for module, name in keys]
-        done = round_all(jobs, factor, self._rounding)
+        done = round_all(jobs, factor, method)
         packed = [job.grid.pack(one.fields) for job, one in zip(jobs, done, strict=True)]
         cells = [
-            Cell(self.moments.divergence_of_rows(module, one.costs), one.method)
+            Cell(self.moments.divergence_of_rows(module, one.costs), method, one.method)
             for (module, _), one in zip(keys, done, strict=True)
         ]
         self._add(owner, keys, packed, cells)
@@ -111,7 +135,8 @@ class Bank:
             grid = grids.get(name)
             packed.append(grid.pack(fit(grid, weight, importance)))
             error = grid.dequantize(packed[-1]).sub_(weight).cpu()
-            cells.append(Cell(self.moments.divergence(module, error, hessian), "nearest"))
+            divergence = self.moments.divergence(module, error, hessian)
+            cells.append(Cell(divergence, self._rounding, "nearest"))
             step()
         self._add(owner, [(module, name) for name in names], packed, cells)
 
@@ -128,6 +153,9 @@ class Bank:
         facts = self._facts(owner)
         for (module, name), own, cell in zip(keys, packed, cells, strict=True):
             parts |= {f"{module}/{name}/{part}": tensor.cpu() for part, tensor in own.items()}
+            if name in (known := self.cells(module)):
+                # the search goes by figures that all cells have from the same rounding
+                cell = replace(cell, divergence=known[name].divergence)
             facts[f"{module}/{name}"] = json.dumps(asdict(cell))
         self.work.save(artefact, parts, facts)
 

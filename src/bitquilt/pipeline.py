@@ -13,7 +13,7 @@ import torch
 
 from bitquilt import __version__, refining
 from bitquilt import recipe as recipes
-from bitquilt.bank import Bank, Candidates
+from bitquilt.bank import Bank
 from bitquilt.calibration import corpus
 from bitquilt.calibration.capture import capture
 from bitquilt.calibration.moments import Moments
@@ -112,10 +112,11 @@ def quantize(
             step()
         outputs = []
         for made, mix, path in zip(plans, mixes, paths, strict=True):
-            patches = Patches(checkpoint, bank.packed)
             if refine:
                 text = token_windows(documents, encode, much.refining, WINDOW)
                 patches = _refined(made, mix, bank, text, rounding, reporter)
+            else:
+                patches = _finished(made, mix, bank, reporter)
             if tune:
                 text = token_windows(documents, encode, much.tuning, WINDOW)
                 patches = _tuned(made, mix, patches, text, work, reporter)
@@ -165,18 +166,15 @@ def _decide(
     made: Plan, bank: Bank, factors: Mapping[str, float], reporter: Reporter
 ) -> Mapping[str, str]:
     """Round the candidates and choose among them: module path → grid name."""
+    candidates = {module: [grid] for module, grid in made.assignment.items()}
+    if made.space:
+        candidates = made.space.candidates
+    with reporter.stage(f"Rounding for {made.target}", sum(map(len, candidates.values()))) as step:
+        bank.build(candidates, step)
     if made.space is None:
-        _build(bank, {module: [grid] for module, grid in made.assignment.items()}, made, reporter)
         return made.assignment
-    _build(bank, made.space.candidates, made, reporter)
     table = Table(scores.scored(bank, made.space.menu, factors), made.space.capacity)
     return table.solve(made.space.capacity)
-
-
-def _build(bank: Bank, candidates: Candidates, made: Plan, reporter: Reporter) -> None:
-    total = sum(map(len, candidates.values()))
-    with reporter.stage(f"Rounding for {made.target}", total) as step:
-        bank.build(candidates, step)
 
 
 class Patches(NamedTuple):
@@ -187,6 +185,13 @@ class Patches(NamedTuple):
     packed: PackedSource
 
 
+def _finished(made: Plan, mix: Mapping[str, str], bank: Bank, reporter: Reporter) -> Patches:
+    """The mix rounded as well as was asked for."""
+    with reporter.stage(f"Finishing for {made.target}", len(mix)) as step:
+        bank.finish(mix, step)
+    return Patches(bank.checkpoint, bank.packed)
+
+
 def _refined(
     made: Plan,
     mix: Mapping[str, str],
@@ -195,7 +200,7 @@ def _refined(
     rounding: str,
     reporter: Reporter,
 ) -> Patches:
-    """The mix corrected block by block."""
+    """The mix corrected block by block, which rounds every matrix of a block again."""
     with reporter.stage(f"Refining for {made.target}", bank.checkpoint.layers) as step:
         refined = refining.refine(bank, mix, tokens, rounding, reporter.say, step)
     return Patches(bank.checkpoint, refined.packed)

@@ -41,7 +41,7 @@ def test_a_factor_is_measured_over_predicted():
 
 def test_scores_are_predictions_times_factors():
     cells = {
-        module: {c.grid: Cell(0.1 * c.nbytes, "best") for c in found}
+        module: {c.grid: Cell(0.1 * c.nbytes, "gptq", "gptq") for c in found}
         for module, found in MENU.items()
     }
     bank = SimpleNamespace(cells=cells.__getitem__)
