@@ -33,8 +33,7 @@ def by_rows(
         What ``work`` returned, in the order of the rows.
     """
     on_cpu = parts[0].device.type == "cpu"
-    share = -(-len(parts[0]) // torch.get_num_threads()) if on_cpu else len(parts[0])
-    rows = max(1, min(share, (cpu_chunk if on_cpu else DEVICE_CHUNK) // columns))
+    rows = max(1, (cpu_chunk if on_cpu else DEVICE_CHUNK) // columns)
     chunks = [torch.split(part, rows) for part in parts]
     if not on_cpu:
         return [work(*rows) for rows in zip(*chunks, strict=True)]

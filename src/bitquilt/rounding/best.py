@@ -29,9 +29,11 @@ from bitquilt.rounding.rounders import LevelRounder, PatternRounder, Rounder
 TILE = 32
 """Rows come in multiples of this. On fewer, matrix products take other ways that differ in the last
 bits; with it a matrix is rounded to the same bytes whatever else goes through with it."""
-CPU_CHUNK = 1 << 22
-"""Weights that go through together, on a CPU and elsewhere."""
+CPU_CHUNK = 1 << 23
+"""Weights that go through together in one thread of a CPU. On fewer, threads spend their time
+waiting for each other to let go of Python (docs/decisions/feedback.md)."""
 DEVICE_CHUNK = 1 << 26
+"""The same elsewhere, where memory is the limit."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,7 @@ def _together(pieces: Sequence[_Piece], factor: Factor, method: str) -> list[Rou
     pieces = [_tiled(piece) for piece in pieces]
     on_cpu = pieces[0].weight.device.type == "cpu"
     most = (CPU_CHUNK if on_cpu else DEVICE_CHUNK) // columns
-    if on_cpu:
-        most = min(most, sum(rows) // torch.get_num_threads())
-    chunks = list(_chunks(pieces, TILE * max(1, math.ceil(most / TILE))))
+    chunks = list(_chunks(pieces, TILE * max(1, most // TILE)))
 
     def work(chunk: list[tuple[int, _Piece]]) -> list[Rounded]:
         return _chunk([piece for _, piece in chunk], factor, method)

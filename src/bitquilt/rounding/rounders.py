@@ -20,6 +20,10 @@ from bitquilt.grids.grid import Fields, Grid, ScalarGrid
 from bitquilt.grids.iquants import Codebook, codebook
 from bitquilt.rounding.codebooks import nearest_patterns
 from bitquilt.rounding.factor import GROUP
+from bitquilt.rounding.tables import Table
+
+CELLS = 4
+"""Of the lookup, per unit: the middles between uneven levels are whole quarters at the finest."""
 
 
 class Rounder(ABC):
@@ -69,11 +73,10 @@ class LevelRounder(Rounder):
         self._low = _repeated([grid.low for grid in grids], counts, device)
         self._high = _repeated([grid.high for grid in grids], counts, device)
         table = grids[0].table
-        self._values: Tensor | None = None
-        if table is not None:
-            self._values = torch.tensor(table, dtype=torch.float32, device=device)
-            ascending, self._codes = self._values.sort()
-            self._midpoints = (ascending[1:] + ascending[:-1]) / 2
+        self._table = None if table is None else Table(table, CELLS)
+        self._values = (
+            None if table is None else grids[0].values(torch.arange(len(table), device=device))
+        )
 
     def propose(self, group: int, target: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
         codes, levels = torch.empty_like(target), torch.empty_like(target)
@@ -95,12 +98,12 @@ class LevelRounder(Rounder):
         return {"codes": codes.flatten(0, 1).T.to(dtype).contiguous()}
 
     def _nearest(self, scaled: Tensor) -> Tensor:
-        if self._values is None:
+        if self._table is None:
             return scaled.round_().clamp_(self._low, self._high)
-        return self._codes[torch.bucketize(scaled, self._midpoints)].float()
+        return self._table.codes(scaled).float()
 
     def _value(self, codes: Tensor) -> Tensor:
-        return codes if self._values is None else self._values[codes.int()]
+        return codes if self._values is None else self._values.index_select(0, codes.int())
 
 
 class PatternRounder(Rounder):

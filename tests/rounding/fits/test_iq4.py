@@ -9,7 +9,7 @@ from bitquilt.grids.blocks32 import IQ4_VALUES
 from bitquilt.grids.grid import Grid
 from bitquilt.grids.mxfp4 import MxFp4
 from bitquilt.rounding.fits import iq4, mxfp4
-from bitquilt.rounding.fits.tables import Table
+from bitquilt.rounding.tables import Table
 
 every_grid = pytest.mark.parametrize(
     "grid", [grids.get("IQ4_NL"), grids.get("IQ4_XS")], ids=lambda grid: grid.name

@@ -17,7 +17,7 @@ from bitquilt.grids.iquants import IQ4_XS, SUPER_BLOCK
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import Storage, dot, fit_by_rows, inverse, power_of_two
 from bitquilt.rounding.fits.scales import error_and_step, largest, refine_scales, search_scales
-from bitquilt.rounding.fits.tables import Table
+from bitquilt.rounding.tables import Table
 
 BLOCK = 32
 SUB_BLOCKS = SUPER_BLOCK // BLOCK

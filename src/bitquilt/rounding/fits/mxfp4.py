@@ -12,7 +12,7 @@ from bitquilt.grids.grid import Fields
 from bitquilt.grids.mxfp4 import EXPONENT_BIAS, GROUP, MAGNITUDES, MxFp4
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import dot, fit_by_rows
-from bitquilt.rounding.fits.tables import Table
+from bitquilt.rounding.tables import Table
 
 VALUES = Table(MxFp4.table, cells=4)
 HIGHEST = 125

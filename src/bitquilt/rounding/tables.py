@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
 
+@dataclass(frozen=True)
 class Table:
     """Levels at given values, of which the points midway are multiples of 1 / ``cells``.
 
@@ -15,10 +17,18 @@ class Table:
     one cell have the same nearest level.
     """
 
-    def __init__(self, values: tuple[float, ...], cells: int) -> None:
-        self.values = values
-        self.cells = cells
-        self.lowest, self.highest = min(values), max(values)
+    values: tuple[float, ...]
+    cells: int
+
+    @property
+    def lowest(self) -> float:
+        """The smallest value."""
+        return min(self.values)
+
+    @property
+    def highest(self) -> float:
+        """The largest value."""
+        return max(self.values)
 
     def levels(self, numbers: Tensor) -> Tensor:
         """The nearest values; overwrites ``numbers`` with scratch."""
