@@ -73,7 +73,9 @@ def round_all(jobs: Sequence[Job], factor: Factor, method: str) -> list[Rounded]
         factor: of the input.
         method: one of :data:`bitquilt.rounding.METHODS`.
     """
-    nearest = [_nearest(job, factor) for job in jobs]
+    plain = factor.natural.diagonal().contiguous()
+    importance = plain if method == "nearest" else factor.importance
+    nearest = [_nearest(job, importance, factor) for job in jobs]
     better: dict[int, Rounded] = {}
     if method != "nearest":
         kinds = [_kind(job.grid) for job in jobs]
@@ -91,8 +93,8 @@ def _guarded(nearest: Rounded, other: Rounded) -> Rounded:
     return other if other.costs.sum() < nearest.costs.sum() else nearest
 
 
-def _nearest(job: Job, factor: Factor) -> Rounded:
-    fields = fit(job.grid, job.weight, factor.importance)
+def _nearest(job: Job, importance: Tensor, factor: Factor) -> Rounded:
+    fields = fit(job.grid, job.weight, importance)
     errors = (job.weight - job.grid.decode(fields)).T
     return Rounded(fields, "nearest", factor.cost(factor.ordered(errors)))
 

@@ -43,7 +43,7 @@ class Factor:
 
     @property
     def importance(self) -> Tensor:
-        """What an error in each column counts for when scales are fitted, [C].
+        """What an error in each column counts for when scales are fitted for feedback, [C].
 
         Between what it costs if no other column makes up for it (the diagonal of H) and if all
         later ones do (that of U, squared): the geometric mean (docs/decisions/feedback.md).
