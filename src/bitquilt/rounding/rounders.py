@@ -83,11 +83,12 @@ class LevelRounder(Rounder):
         shifted = target.clone()
         unit = triangle / triangle.diagonal()
         step, inverse, offset = self._steps[group], self._inverse[group], self._offsets[group]
-        for j in range(GROUP):
-            codes[j] = self._nearest((shifted[j] - offset).mul_(inverse))
-            torch.addcmul(offset, self._value(codes[j]), step, out=levels[j])
+        rows = zip(*(each.unbind() for each in (target, shifted, codes, levels)), strict=True)
+        for j, (wanted, reached, code, level) in enumerate(rows):
+            code.copy_(self._nearest((reached - offset).mul_(inverse)))
+            torch.addcmul(offset, self._value(code), step, out=level)
             if j + 1 < GROUP:
-                shifted[j + 1 :].addr_(unit[j, j + 1 :], target[j] - levels[j])
+                shifted[j + 1 :].addr_(unit[j, j + 1 :], wanted - level)
         return codes.to(torch.int16), levels
 
     @staticmethod
