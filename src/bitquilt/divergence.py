@@ -6,7 +6,7 @@ Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -26,15 +26,15 @@ class TokenFigures:
     """KL(full precision ‖ candidate), nats."""
     agreement: NDArray[np.float32]
     """1 where both prefer the same next token."""
+    correct: NDArray[np.float32]
+    """1 where the candidate prefers the true next token."""
     loss: NDArray[np.float32]
     """−log p of the true next token under the candidate, nats."""
 
     def first(self, windows: int, tokens: int) -> TokenFigures:
         """Those of the first tokens of the first windows."""
         rows, columns = slice(windows), slice(tokens - 1)
-        return TokenFigures(
-            self.kl[rows, columns], self.agreement[rows, columns], self.loss[rows, columns]
-        )
+        return TokenFigures(*(getattr(self, f.name)[rows, columns] for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ def compare(
     return TokenFigures(*(np.stack(column) for column in columns))
 
 
-def _figures(teacher: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """KL, agreement and loss, each [T], of logits [T, V]."""
+def _figures(teacher: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """The fields of :class:`TokenFigures`, each [T], of logits [T, V]."""
     log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
     kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-    agreement = teacher.argmax(-1) == student.argmax(-1)
+    preferred = student.argmax(-1)
     loss = -log_q.gather(-1, labels[:, None])[:, 0]
-    return kl, agreement, loss
+    return kl, teacher.argmax(-1) == preferred, preferred == labels, loss
 
 
 def estimate(figures: NDArray[np.float32], seed: int = 0) -> Estimate:

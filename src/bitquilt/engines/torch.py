@@ -27,7 +27,7 @@ class TorchEngine(HubTokenizer):
                 f"{checkpoint.name} has no tokenizer; put tokenizer.json beside config.json"
             )
         super().__init__(checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config)
-        self._model = _build(checkpoint)
+        self._model = transformers_model(checkpoint)
         self._cache: object | None = None
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
@@ -74,7 +74,7 @@ class TorchEngine(HubTokenizer):
         self.close()
 
 
-def _build(checkpoint: Checkpoint) -> torch.nn.Module:
+def transformers_model(checkpoint: Checkpoint) -> torch.nn.Module:
     """Transformers' model of the canonical config, filled with the checkpoint's weights."""
     config = AutoConfig.for_model(**checkpoint.config)
     with no_init_weights():
