@@ -27,7 +27,7 @@ class TorchEngine(HubTokenizer):
                 f"{checkpoint.name} has no tokenizer; put tokenizer.json beside config.json"
             )
         super().__init__(checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config)
-        self._model = transformers_model(checkpoint)
+        self.model = transformers_model(checkpoint)
         self._cache: object | None = None
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
@@ -46,7 +46,7 @@ class TorchEngine(HubTokenizer):
     @torch.inference_mode()
     def window(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """See :class:`~bitquilt.engines.backend.Backend`."""
-        rows: npt.NDArray[np.float32] = self._model(torch.tensor([tokens])).logits[0].numpy()
+        rows: npt.NDArray[np.float32] = self.model(torch.tensor([tokens])).logits[0].numpy()
         return rows
 
     def begin(self, capacity: int) -> None:
@@ -56,7 +56,7 @@ class TorchEngine(HubTokenizer):
     @torch.inference_mode()
     def feed(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """See :class:`~bitquilt.engines.backend.Backend`."""
-        output = self._model(
+        output = self.model(
             torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
         self._cache = output.past_key_values
@@ -65,7 +65,7 @@ class TorchEngine(HubTokenizer):
 
     def close(self) -> None:
         """Free the model."""
-        del self._model
+        del self.model
 
     def __enter__(self) -> Self:
         return self
