@@ -60,7 +60,7 @@ def compare(
         teacher_head: its output matrix [V, D].
         student: the candidate's logits, one [L, V] per window.
     """
-    columns: tuple[list[NDArray[np.float32]], ...] = ([], [], [])
+    columns: list[list[NDArray[np.float32]]] = [[] for _ in fields(TokenFigures)]
     for window, hidden, logits in zip(tokens, teacher, student, strict=True):
         parts = [
             _figures(h @ teacher_head.T, s, label)
