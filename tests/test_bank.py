@@ -40,7 +40,7 @@ def test_grids_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
     def no_more(*_):
         raise AssertionError("rounded twice")
 
-    monkeypatch.setattr("bitquilt.bank.round_all", no_more)
+    monkeypatch.setattr("bitquilt.bank.draft", no_more)
     bank.build({module: ["Q4_K"]}, lambda: None)
 
 
@@ -78,7 +78,9 @@ def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
             assert (cell.rounding, cell.kept) == ("gptq", "gptq")
             error = grids.get(name).dequantize(bank.packed(module, name))
             error -= bank.checkpoint.load(f"{module}.weight")
-            damped = factorize(bank.moments.hessian(module), module, print).natural
+            damped = factorize(bank.moments.hessian(module).unsqueeze(0), [module], print).natural[
+                0
+            ]
             expected = bank.moments.divergence(module, error, damped)
             assert cell.divergence == pytest.approx(expected, rel=0.01)
 
@@ -111,9 +113,25 @@ def test_what_was_chosen_is_finished_and_its_figure_stays(tmp_path):
 def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):
     bank = captured(tmp_path, "gptq")
     seen = []
-    monkeypatch.setattr(
-        "bitquilt.bank.factorize", lambda *arguments: seen.append(1) or factorize(*arguments)
-    )
+
+    def counted(hessians, names, say):
+        seen.extend(names)
+        return factorize(hessians, names, say)
+
+    monkeypatch.setattr("bitquilt.bank.factorize", counted)
     names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj")
     bank.build({f"model.layers.0.{name}": ["Q4_K", "Q3_K"] for name in names}, lambda: None)
-    assert len(seen) == 2
+    assert seen == ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"]
+
+
+def test_layers_together_or_one_by_one_have_the_same_bytes(tmp_path, monkeypatch):
+    module = "model.layers.{}.mlp.up_proj".format
+    mix = {module(0): "Q5_K", module(1): "IQ3_S"}
+    packed = []
+    for room in (1 << 21, 1):
+        monkeypatch.setattr("bitquilt.bank.CPU_BATCH", room)
+        bank = captured(tmp_path / str(room), "best")
+        bank.build({m: ["Q5_K", "IQ3_S"] for m in mix}, lambda: None)
+        bank.finish(mix, lambda: None)
+        packed.append([bank.packed(*cell)["data"] for cell in mix.items()])
+    assert all(map(torch.equal, *packed))

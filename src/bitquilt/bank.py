@@ -10,8 +10,10 @@ twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+
+import torch
 
 from bitquilt import grids
 from bitquilt.calibration.capture import input_of
@@ -20,14 +22,21 @@ from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.device import compute_device
 from bitquilt.grids.grid import Packed
 from bitquilt.progress import Step
-from bitquilt.rounding import METHODS
-from bitquilt.rounding.best import Job, round_all
-from bitquilt.rounding.factor import GROUP, factorize
+from bitquilt.rounding.best import Job, draft, improve
+from bitquilt.rounding.factor import GROUP, Factor, factorize
 from bitquilt.rounding.nearest import fit
 from bitquilt.workdir import WorkDir
 
+CPU_BATCH = 1 << 21
+"""Numbers in the Hessians of inputs that go through together on a CPU: many of a tiny model, one of
+a large model."""
+DEVICE_BATCH = 1 << 25
+"""The same elsewhere."""
+
 Candidates = Mapping[str, Sequence[str]]
 """Module path → names of the grids it may be put on."""
+Wanted = Mapping[str, Candidates]
+"""Input → those of the matrices that read it."""
 
 
 @dataclass(frozen=True)
@@ -72,30 +81,47 @@ class Bank:
             candidates: what to round.
             step: called once per (matrix, grid).
         """
-        draft = "gptq" if self._rounding == "best" else self._rounding
-        self._round(candidates, draft, set(METHODS), step)
-
-    def finish(self, mix: Mapping[str, str], step: Step) -> None:
-        """Round the matrices of a mix as they were asked for; ``step`` is called for each."""
-        chosen = {module: [grid] for module, grid in mix.items()}
-        self._round(chosen, self._rounding, {self._rounding}, step)
-
-    def _round(self, candidates: Candidates, method: str, enough: set[str], step: Step) -> None:
-        """Round the cells that were not yet rounded by one of the methods that are enough."""
+        feedback = self._rounding != "nearest"
         missing: dict[str, dict[str, list[str]]] = {}
         for module, names in candidates.items():
-            cells = self.cells(module)
-            have = {name for name, cell in cells.items() if cell.rounding in enough}
+            have = self.cells(module).keys()
             for _ in have & set(names):
                 step()
             if new := [name for name in names if name not in have]:
                 missing.setdefault(input_of(module), {})[module] = new
-        for owner, readers in missing.items():
-            if self._feeds_back(owner):
-                self._round_readers(owner, readers, method, step)
+        for owner in [owner for owner in missing if not self._feeds_back(owner)]:
+            for module, names in missing.pop(owner).items():
+                self._round_alone(module, names, step)
+        for owners in self._batches(missing):
+            self._draft(owners, missing, feedback, step)
+
+    def finish(self, mix: Mapping[str, str], step: Step) -> None:
+        """Bring the matrices of a mix from drafts to ``best``, if that was asked for.
+
+        Args:
+            mix: module path → grid name; the bank has all of them.
+            step: called for each.
+        """
+        drafts: dict[str, dict[str, list[str]]] = {}
+        for module, name in mix.items():
+            owner = input_of(module)
+            drafted = self._rounding == "best" and self._feeds_back(owner)
+            if drafted and self.cells(module)[name].rounding != "best":
+                drafts.setdefault(owner, {})[module] = [name]
             else:
-                for module, names in readers.items():
-                    self._round_alone(owner, module, names, step)
+                step()
+        for owners in self._batches(drafts):
+            self._improve(owners, drafts, step)
+
+    def _batches(self, owners: Iterable[str]) -> Iterator[list[str]]:
+        """Inputs of equal width, as many at a time as have small Hessians together."""
+        room = CPU_BATCH if compute_device().type == "cpu" else DEVICE_BATCH
+        by_width: dict[int, list[str]] = {}
+        for owner in owners:
+            by_width.setdefault(self.checkpoint.matrices[owner][1], []).append(owner)
+        for width, own in by_width.items():
+            size = max(1, room // width**2)
+            yield from (own[start : start + size] for start in range(0, len(own), size))
 
     def _feeds_back(self, owner: str) -> bool:
         """Whether error feedback makes sense for what reads an input.
@@ -107,26 +133,55 @@ class Bank:
         columns = self.checkpoint.matrices[owner][1]
         return owner not in (EMBEDDING, HEAD) and columns % GROUP == 0
 
-    def _round_readers(
-        self, owner: str, readers: Mapping[str, list[str]], method: str, step: Step
-    ) -> None:
-        """Matrices of a block that read one input, together."""
-        device = compute_device()
-        factor = factorize(self.moments.hessian(owner).to(device), owner, self._say)
-        weights = {m: self.checkpoint.load(f"{m}.weight").to(device) for m in readers}
-        keys = [(module, name) for module, names in readers.items() for name in names]
-        jobs = [Job(weights[module], grids.get(name)) for module, name in keys]
-        done = round_all(jobs, factor, method)
-        packed = [job.grid.pack(one.fields) for job, one in zip(jobs, done, strict=True)]
+    def _draft(self, owners: Sequence[str], wanted: Wanted, feedback: bool, step: Step) -> None:
+        """Round what reads some inputs for the first time."""
+        keys, jobs, factor = self._jobs(owners, wanted)
+        drafts = draft(jobs, factor, feedback)
+        method = "gptq" if feedback else "nearest"
         cells = [
             Cell(self.moments.divergence_of_rows(module, one.costs), method, one.method)
-            for (module, _), one in zip(keys, done, strict=True)
+            for (module, _), one in zip(keys, drafts, strict=True)
         ]
-        self._add(owner, keys, packed, cells)
+        self._add(
+            keys, [job.grid.pack(d.fields) for job, d in zip(jobs, drafts, strict=True)], cells
+        )
         for _ in keys:
             step()
 
-    def _round_alone(self, owner: str, module: str, names: Sequence[str], step: Step) -> None:
+    def _improve(self, owners: Sequence[str], wanted: Wanted, step: Step) -> None:
+        """Finish drafts of what reads some inputs; the search's figures stay those of drafts."""
+        keys, jobs, factor = self._jobs(owners, wanted)
+        drafts = [
+            job.grid.unpack(
+                {part: t.to(job.weight.device) for part, t in self.packed(*key).items()}
+            )
+            for key, job in zip(keys, jobs, strict=True)
+        ]
+        done = improve(jobs, drafts, factor)
+        cells = [
+            replace(self.cells(module)[name], rounding="best", kept=one.method)
+            for (module, name), one in zip(keys, done, strict=True)
+        ]
+        self._add(keys, [job.grid.pack(d.fields) for job, d in zip(jobs, done, strict=True)], cells)
+        for _ in keys:
+            step()
+
+    def _jobs(
+        self, owners: Sequence[str], wanted: Wanted
+    ) -> tuple[list[tuple[str, str]], list[Job], Factor]:
+        """What to round of some inputs' readers, as (module, grid) and as jobs, and the factor."""
+        device = compute_device()
+        hessians = torch.stack([self.moments.hessian(owner) for owner in owners]).to(device)
+        factor = factorize(hessians, owners, self._say)
+        keys, jobs = [], []
+        for place, owner in enumerate(owners):
+            for module, names in wanted[owner].items():
+                weight = self.checkpoint.load(f"{module}.weight").to(device)
+                keys += [(module, name) for name in names]
+                jobs += [Job(weight, grids.get(name), place) for name in names]
+        return keys, jobs, factor
+
+    def _round_alone(self, module: str, names: Sequence[str], step: Step) -> None:
         """A matrix to its nearest levels."""
         weight = self.checkpoint.load(f"{module}.weight").to(compute_device())
         hessian, importance = self.moments.hessian(module), self.moments.importance(module)
@@ -138,26 +193,24 @@ class Bank:
             divergence = self.moments.divergence(module, error, hessian)
             cells.append(Cell(divergence, self._rounding, "nearest"))
             step()
-        self._add(owner, [(module, name) for name in names], packed, cells)
+        self._add([(module, name) for name in names], packed, cells)
 
     def _add(
-        self,
-        owner: str,
-        keys: Sequence[tuple[str, str]],
-        packed: Sequence[Packed],
-        cells: Sequence[Cell],
+        self, keys: Sequence[tuple[str, str]], packed: Sequence[Packed], cells: Sequence[Cell]
     ) -> None:
-        """Write an input's artefact again, with more (matrix, grid) in it."""
-        artefact = f"bank/{owner}"
-        parts = self.work.load(artefact) if self.work.has(artefact) else {}
-        facts = self._facts(owner)
-        for (module, name), own, cell in zip(keys, packed, cells, strict=True):
-            parts |= {f"{module}/{name}/{part}": tensor.cpu() for part, tensor in own.items()}
-            if name in (known := self.cells(module)):
-                # the search goes by figures that all cells have from the same rounding
-                cell = replace(cell, divergence=known[name].divergence)
-            facts[f"{module}/{name}"] = json.dumps(asdict(cell))
-        self.work.save(artefact, parts, facts)
+        """Write inputs' artefacts again, with more (matrix, grid) in them."""
+        by_owner: dict[str, list[int]] = {}
+        for i, (module, _) in enumerate(keys):
+            by_owner.setdefault(input_of(module), []).append(i)
+        for owner, own in by_owner.items():
+            artefact = f"bank/{owner}"
+            parts = self.work.load(artefact) if self.work.has(artefact) else {}
+            facts = self._facts(owner)
+            for i in own:
+                cell = "/".join(keys[i])
+                parts |= {f"{cell}/{part}": tensor.cpu() for part, tensor in packed[i].items()}
+                facts[cell] = json.dumps(asdict(cells[i]))
+            self.work.save(artefact, parts, facts)
 
     def _facts(self, owner: str) -> dict[str, str]:
         if not self.work.has(f"bank/{owner}"):

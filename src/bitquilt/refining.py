@@ -227,7 +227,7 @@ def _refine_block(refined: Refined, pair: _Pair, rounding: str, say: Callable[[s
     for owner, modules in readers.items():
         halves = pair.drifts(owner)
         drift = halves[0] + halves[1]
-        factor = factorize(drift.second_moment, owner, say)
+        factor = factorize(drift.second_moment.unsqueeze(0), [owner], say)
         jobs = [
             Job(corrected(pair.weight(module), halves, factor), grids.get(refined.mix[module]))
             for module in modules

@@ -2,6 +2,8 @@
 
 import torch
 
+from bitquilt.rounding.factor import Factor, factorize
+
 
 def weights(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
@@ -21,3 +23,12 @@ def cost(error: torch.Tensor, hessian: torch.Tensor) -> torch.Tensor:
     """E H Eᵀ of each row, in double precision."""
     error, hessian = error.double(), hessian.double()
     return ((error @ hessian) * error).sum(1).float()
+
+
+def factor_of(*hessians: torch.Tensor) -> Factor:
+    """Of inputs whose Hessians are expected to factorize."""
+    return factorize(torch.stack(hessians), [f"input {i}" for i in range(len(hessians))], silent)
+
+
+def silent(line: str) -> None:
+    raise AssertionError(line)

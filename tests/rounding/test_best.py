@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.rounding.inputs import cost, second_moment, weights
+from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 from bitquilt import grids
-from bitquilt.rounding import best
+from bitquilt.rounding import best, pieces
 from bitquilt.rounding.best import Job, round_all
-from bitquilt.rounding.factor import factorize
 
 ROUNDED = [name for name in grids.names() if name not in ("BF16", "F32")]
 COLUMNS = 512
@@ -17,7 +16,7 @@ COLUMNS = 512
 
 @pytest.fixture(scope="module")
 def factor():
-    return factorize(second_moment(COLUMNS), "x", print)
+    return factor_of(second_moment(COLUMNS))
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ def test_stored_as_it_was_rounded(rounded, factor, name):
     stored = job.grid.unpack(packed)
     assert all(torch.equal(stored[field], done.fields[field]) for field in stored)
     error = job.weight - job.grid.dequantize(packed)
-    assert torch.allclose(done.costs, cost(error, factor.natural), rtol=2e-3, atol=1e-5)
+    assert torch.allclose(done.costs, cost(error, factor.natural[0]), rtol=2e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["Q3_K", "Q5_K", "IQ2_XXS", "IQ3_S", "IQ4_XS", "4bit-g64"])
@@ -66,18 +65,21 @@ def test_together_as_alone(rounded, factor, name):
 def test_rows_in_many_chunks(factor, monkeypatch, name):
     job = Job(weights(100, COLUMNS), grids.get(name))
     (whole,) = round_all([job], factor, "best")
-    monkeypatch.setattr(best, "CPU_CHUNK", 32 * COLUMNS)
+    monkeypatch.setattr(pieces, "LEAST", 32 * COLUMNS)
+    monkeypatch.setattr(pieces, "CPU_CHUNK", 32 * COLUMNS)
     (chunked,) = round_all([job], factor, "best")
     assert all(torch.equal(field, chunked.fields[key]) for key, field in whole.fields.items())
 
 
 def test_what_is_no_better_than_nearest_is_not_used(factor, monkeypatch):
     def worse(*arguments):
-        return [replace(one, costs=one.costs * 1e6) for one in together(*arguments)]
+        return [
+            [replace(one, costs=one.costs * 1e6) for one in run] for run in fed_back(*arguments)
+        ]
 
-    together = best._together
-    monkeypatch.setattr(best, "_together", worse)
-    (done,) = round_all([Job(weights(4, COLUMNS), grids.get("Q4_K"))], factor, "best")
+    fed_back = best._fed_back
+    monkeypatch.setattr(best, "_fed_back", worse)
+    (done,) = round_all([Job(weights(4, COLUMNS), grids.get("Q4_K"))], factor, "gptq")
     assert done.method == "nearest"
 
 
@@ -85,3 +87,24 @@ def test_floats_need_no_feedback(factor):
     (done,) = round_all([Job(weights(4, COLUMNS), grids.get("F32"))], factor, "best")
     assert done.method == "nearest"
     assert done.costs.max() == 0
+
+
+@pytest.mark.parametrize("name", ["Q3_K", "IQ2_S", "IQ3_S", "IQ4_XS", "3bit-g64"])
+def test_layers_together_as_alone(name):
+    """Matrices of several layers, of unlike heights, each under its own Hessian."""
+    grid = grids.get(name)
+    hessians = [second_moment(COLUMNS, seed) for seed in (1, 2, 3)]
+    counts = ((10, 40), (70,), (3,))
+    jobs = [
+        Job(weights(rows, COLUMNS, seed=rows), grid, layer)
+        for layer, own in enumerate(counts)
+        for rows in own
+    ]
+    together = round_all(jobs, factor_of(*hessians), "best")
+    for job, done in zip(jobs, together, strict=True):
+        own = factor_of(hessians[job.input])
+        (alone,) = round_all([replace(job, input=0)], own, "best")
+        assert all(torch.equal(field, alone.fields[key]) for key, field in done.fields.items())
+        error = job.weight - grid.decode(done.fields)
+        expected = cost(error, own.natural[0])
+        assert torch.allclose(done.costs, expected, rtol=2e-3, atol=1e-5)

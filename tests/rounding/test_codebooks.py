@@ -26,6 +26,11 @@ def sample(grid: Codebook, seed: int, count: int = 48) -> tuple[Tensor, Tensor, 
     return targets, steps, torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
 
 
+def search(grid: Codebook, *of_one_input: Tensor) -> list[Tensor]:
+    """Codes, sign masks and levels for targets, steps and metric of one input."""
+    return [part[0] for part in nearest_patterns(grid, *(each[None] for each in of_one_input))]
+
+
 def cost(triangle: Tensor, miss: Tensor) -> Tensor:
     return (triangle.T @ miss).square().sum(0)
 
@@ -47,7 +52,7 @@ def test_near_the_best_of_all_patterns(grid: Codebook, tied: bool) -> None:
     targets, steps, triangle = sample(grid, 0)
     if not tied:
         triangle = torch.diag(triangle.diagonal())
-    levels = nearest_patterns(grid, targets, steps, triangle)[2]
+    levels = search(grid, targets, steps, triangle)[2]
     found = cost(triangle, targets - levels)
     best = torch.stack([least(grid, t, s, triangle) for t, s in zip(targets.T, steps, strict=True)])
     assert (found >= best * (1 - 1e-5)).all()
@@ -57,7 +62,7 @@ def test_near_the_best_of_all_patterns(grid: Codebook, tied: bool) -> None:
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
 def test_levels_are_what_codes_and_masks_say(grid: Codebook) -> None:
     targets, steps, triangle = sample(grid, 1, 200)
-    codes, masks, levels = nearest_patterns(grid, targets, steps, triangle)
+    codes, masks, levels = search(grid, targets, steps, triangle)
     # [H, V] -> [V, H, m] -> [8, V]
     patterns = codebook(grid.name)[codes.T.long()].flatten(1).T
     signs = 1 - 2 * digits(masks.unsqueeze(1), 1).float().T
@@ -69,8 +74,8 @@ def test_levels_are_what_codes_and_masks_say(grid: Codebook) -> None:
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
 def test_what_is_on_the_grid_stays(grid: Codebook) -> None:
     targets, steps, triangle = sample(grid, 2, 100)
-    codes, masks, levels = nearest_patterns(grid, targets, steps, triangle)
-    again = nearest_patterns(grid, levels, steps, torch.eye(8))
+    codes, masks, levels = search(grid, targets, steps, triangle)
+    again = search(grid, levels, steps, torch.eye(8))
     assert torch.equal(again[0], codes)
     assert torch.equal(again[1], masks)
 
@@ -78,7 +83,7 @@ def test_what_is_on_the_grid_stays(grid: Codebook) -> None:
 def test_zeros_have_codes() -> None:
     for grid in GRIDS:
         for target, step in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
-            codes, _, _ = nearest_patterns(
+            codes, _, _ = search(
                 grid, torch.full((8, 3), target), torch.full((3,), step), torch.eye(8)
             )
             assert (codes >= 0).all()

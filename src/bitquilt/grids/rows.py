@@ -33,7 +33,9 @@ def by_rows(
         What ``work`` returned, in the order of the rows.
     """
     on_cpu = parts[0].device.type == "cpu"
-    rows = max(1, (cpu_chunk if on_cpu else DEVICE_CHUNK) // columns)
+    most = max(1, (cpu_chunk if on_cpu else DEVICE_CHUNK) // columns)
+    # a power of two: matrices put together in multiples of 32 rows are cut as they would be alone
+    rows = 1 << (most.bit_length() - 1)
     chunks = [torch.split(part, rows) for part in parts]
     if not on_cpu:
         return [work(*rows) for rows in zip(*chunks, strict=True)]

@@ -1,39 +1,32 @@
-"""The best rounding of all matrices that read one input, each onto several grids.
+"""The best rounding of all matrices that read some inputs, each onto several grids.
 
-Nearest rounding fits the scales; error feedback, coordinate descent and a refit of the scales
-follow under the input's Hessian. What the Hessian says is no better than nearest rounding is not
-used. Rows of different matrices and grids go through together: they share all but their levels.
+Nearest rounding fits the scales and error feedback under the input's Hessian the codes: a draft.
+Coordinate descent and a refit of the scales improve it. What the Hessian says is no better than
+nearest rounding is not used. Rows of different matrices, grids and layers go through together:
+they share all but their levels and Hessians.
 
-Letters: R rows of a matrix, C columns, N rows of all jobs in a chunk, G = C / 8 groups of columns.
+Letters: R rows of a matrix, C columns, L inputs, N rows of each in a chunk, G = C / 8 groups of
+columns, K numbers that code one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bitquilt.grids.grid import Fields, Grid, ScalarGrid
 from bitquilt.grids.iquants import Codebook
-from bitquilt.parallel import in_threads
 from bitquilt.rounding.descent import descend
-from bitquilt.rounding.factor import Factor
+from bitquilt.rounding.factor import Factor, take_groups
 from bitquilt.rounding.feedback import feed_back
 from bitquilt.rounding.nearest import fit
+from bitquilt.rounding.pieces import Done, Piece, Rounded, Run, stacked, through, tiles, unstacked
 from bitquilt.rounding.refit import refit
-from bitquilt.rounding.rounders import LevelRounder, PatternRounder, Rounder
-
-TILE = 32
-"""Rows come in multiples of this. On fewer, matrix products take other ways that differ in the last
-bits; with it a matrix is rounded to the same bytes whatever else goes through with it."""
-CPU_CHUNK = 1 << 23
-"""Weights that go through together in one thread of a CPU. On fewer, threads spend their time
-waiting for each other to let go of Python (docs/decisions/feedback.md)."""
-DEVICE_CHUNK = 1 << 26
-"""The same elsewhere, where memory is the limit."""
+from bitquilt.rounding.rounders import Rounder, rounder_of
 
 
 @dataclass(frozen=True)
@@ -43,49 +36,52 @@ class Job:
     weight: Tensor
     """float32 [R, C]."""
     grid: Grid
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """What became of a job."""
-
-    fields: Fields
-    method: str
-    """Of :data:`bitquilt.rounding.METHODS`; nearest where what was asked for is no better."""
-    costs: Tensor
-    """E H Eᵀ of each row [R], under the damped Hessian."""
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Some rows of a job."""
-
-    grid: Grid
-    weight: Tensor
-    fields: Fields
+    input: int = 0
+    """Which of the factor's inputs it reads."""
 
 
 def round_all(jobs: Sequence[Job], factor: Factor, method: str) -> list[Rounded]:
     """Round every job.
 
     Args:
-        jobs: matrices that read the same input, on the factor's device.
-        factor: of the input.
+        jobs: matrices of equal width, on the factor's device.
+        factor: of the inputs that they read.
         method: one of :data:`bitquilt.rounding.METHODS`.
     """
-    plain = factor.natural.diagonal().contiguous()
-    importance = plain if method == "nearest" else factor.importance
-    nearest = [_nearest(job, importance, factor) for job in jobs]
-    better: dict[int, Rounded] = {}
-    if method != "nearest":
-        kinds = [_kind(job.grid) for job in jobs]
-        for kind in dict.fromkeys(kinds):
-            if kind is None:
-                continue
-            own = [i for i, of_job in enumerate(kinds) if of_job == kind]
-            pieces = [_Piece(jobs[i].grid, jobs[i].weight, nearest[i].fields) for i in own]
-            better |= zip(own, _together(pieces, factor, method), strict=True)
-    return [_guarded(before, better.get(i, before)) for i, before in enumerate(nearest)]
+    drafts = draft(jobs, factor, feedback=method != "nearest")
+    if method != "best":
+        return drafts
+    return improve(jobs, [drafted.fields for drafted in drafts], factor)
+
+
+def draft(jobs: Sequence[Job], factor: Factor, feedback: bool) -> list[Rounded]:
+    """Scales by importance; codes nearest to the weights, or by error feedback if that is better.
+
+    Args:
+        jobs: matrices of equal width.
+        factor: of the inputs that they read.
+        feedback: whether to try it.
+    """
+    plain = factor.natural.diagonal(dim1=1, dim2=2)
+    pieces = _nearest(jobs, factor.importance if feedback else plain)
+    inputs = [job.input for job in jobs]
+    nearest = through(pieces, inputs, partial(_measured, factor))
+    if not feedback:
+        return nearest
+    fed = _by_kind(pieces, inputs, _fed_back, factor)
+    return [_guarded(*pair) for pair in zip(nearest, fed, strict=True)]
+
+
+def improve(jobs: Sequence[Job], drafts: Sequence[Fields], factor: Factor) -> list[Rounded]:
+    """Descent, a refit of the scales, and descent again; none of them makes a row worse.
+
+    Args:
+        jobs: matrices of equal width.
+        drafts: what they were rounded to before.
+        factor: of the inputs that they read.
+    """
+    pieces = [Piece(job.grid, job.weight, fields) for job, fields in zip(jobs, drafts, strict=True)]
+    return _by_kind(pieces, [job.input for job in jobs], _improved, factor)
 
 
 def _guarded(nearest: Rounded, other: Rounded) -> Rounded:
@@ -93,117 +89,117 @@ def _guarded(nearest: Rounded, other: Rounded) -> Rounded:
     return other if other.costs.sum() < nearest.costs.sum() else nearest
 
 
-def _nearest(job: Job, importance: Tensor, factor: Factor) -> Rounded:
-    fields = fit(job.grid, job.weight, importance)
-    errors = (job.weight - job.grid.decode(fields)).T
-    return Rounded(fields, "nearest", factor.cost(factor.ordered(errors)))
+def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[Piece]:
+    """Every job on its nearest levels; importance is [L, C]. All matrices of a grid at once."""
+    pieces: dict[int, Piece] = {}
+    for grid in dict.fromkeys(job.grid for job in jobs):
+        own = [i for i, job in enumerate(jobs) if job.grid is grid]
+        weights = [jobs[i].weight[tiles(jobs[i].weight)] for i in own]
+        shares = [
+            importance[jobs[i].input].expand_as(weight)
+            for i, weight in zip(own, weights, strict=True)
+        ]
+        fields = fit(grid, torch.cat(weights), torch.cat(shares))
+        counts = [len(weight) for weight in weights]
+        parts = {name: field.split(counts) for name, field in fields.items()}
+        for place, i in enumerate(own):
+            rows = len(jobs[i].weight)
+            one = {name: part[place][:rows] for name, part in parts.items()}
+            pieces[i] = Piece(grid, jobs[i].weight, one)
+    return [pieces[i] for i in range(len(jobs))]
+
+
+def _by_kind(
+    pieces: Sequence[Piece], inputs: Sequence[int], work: Callable[..., Done], factor: Factor
+) -> list[Rounded]:
+    """Matrices through ``work``, those of one kind at a time."""
+    done: dict[int, Rounded] = {}
+    kinds = [_kind(piece.grid) for piece in pieces]
+    for kind in dict.fromkeys(kinds):
+        own = [i for i, other in enumerate(kinds) if other == kind]
+        # nothing can be done for plain floats
+        of_kind = partial(_measured if kind is None else work, factor)
+        results = through([pieces[i] for i in own], [inputs[i] for i in own], of_kind)
+        done |= zip(own, results, strict=True)
+    return [done[i] for i in range(len(pieces))]
 
 
 def _kind(grid: Grid) -> object:
-    """Grids that can go through together have the same; None for those that need no feedback."""
+    """Grids whose rows one rounder can take have the same; None for those that need none."""
     if isinstance(grid, Codebook):
         return grid.name
     return (grid.table, "levels") if isinstance(grid, ScalarGrid) else None
 
 
-def _together(pieces: Sequence[_Piece], factor: Factor, method: str) -> list[Rounded]:
-    """Feedback and more for whole matrices, a chunk of rows at a time."""
-    rows, columns = [len(piece.weight) for piece in pieces], pieces[0].weight.shape[1]
-    pieces = [_tiled(piece) for piece in pieces]
-    on_cpu = pieces[0].weight.device.type == "cpu"
-    most = (CPU_CHUNK if on_cpu else DEVICE_CHUNK) // columns
-    chunks = list(_chunks(pieces, TILE * max(1, most // TILE)))
-
-    def work(chunk: list[tuple[int, _Piece]]) -> list[Rounded]:
-        return _chunk([piece for _, piece in chunk], factor, method)
-
-    done = in_threads(work, chunks) if on_cpu else [work(chunk) for chunk in chunks]
-    parts: list[list[Rounded]] = [[] for _ in pieces]
-    for chunk, results in zip(chunks, done, strict=True):
-        for (owner, _), result in zip(chunk, results, strict=True):
-            parts[owner].append(result)
-    return [_joined(own, count) for own, count in zip(parts, rows, strict=True)]
+def _measured(factor: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done:
+    """What the pieces cost as they are."""
+    factor = factor.take(inputs)
+    return _rounded(runs, "nearest", factor.cost(_weights(runs, factor) - _levels(runs, factor)))
 
 
-def _tiled(piece: _Piece) -> _Piece:
-    """The piece with its last row repeated up to a whole number of tiles."""
-    rows = len(piece.weight)
-    whole = torch.arange(TILE * math.ceil(rows / TILE), device=piece.weight.device)
-    index = whole.clamp_max(rows - 1)
-    fields = {name: field[index] for name, field in piece.fields.items()}
-    return _Piece(piece.grid, piece.weight[index], fields)
+def _fed_back(factor: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done:
+    """Codes by error feedback."""
+    factor = factor.take(inputs)
+    rounder = rounder_of(runs, factor.groups)
+    codes, _, costs = feed_back(_weights(runs, factor), rounder, factor)
+    return _rounded(_recoded(runs, rounder, codes, factor), "gptq", costs)
 
 
-def _chunks(pieces: Sequence[_Piece], most: int) -> Iterator[list[tuple[int, _Piece]]]:
-    """Rows of all pieces, at most ``most`` at a time, each with the number of its piece."""
-    chunk: list[tuple[int, _Piece]] = []
-    room = most
-    for owner, piece in enumerate(pieces):
-        start = 0
-        while start < len(piece.weight):
-            rows = slice(start, start + room)
-            fields = {name: field[rows] for name, field in piece.fields.items()}
-            part = _Piece(piece.grid, piece.weight[rows], fields)
-            chunk.append((owner, part))
-            start += len(part.weight)
-            room -= len(part.weight)
-            if room == 0:
-                yield chunk
-                chunk, room = [], most
-    if chunk:
-        yield chunk
+def _improved(whole: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done:
+    """Codes and scales descended."""
+    factor = whole.take(inputs)
+    weight = _weights(runs, factor)
+    runs, _ = _descended(runs, weight, factor)
+    runs = [
+        [replace(p, fields=refit(p.grid, p.fields, p.weight, whole.natural[own])) for p in run]
+        for run, own in zip(runs, inputs, strict=True)
+    ]
+    runs, costs = _descended(runs, weight, factor)
+    return _rounded(runs, "best", costs)
 
 
-def _joined(parts: Sequence[Rounded], rows: int) -> Rounded:
-    """The rows of one matrix from those of its chunks, without the repeated ones."""
-    fields = {
-        name: torch.cat([part.fields[name] for part in parts])[:rows] for name in parts[0].fields
-    }
-    return Rounded(fields, parts[0].method, torch.cat([part.costs for part in parts])[:rows])
+def _descended(runs: Sequence[Run], weight: Tensor, factor: Factor) -> tuple[Sequence[Run], Tensor]:
+    """Codes descended from those that pieces have, and what rows cost then, [L, N]."""
+    rounder = rounder_of(runs, factor.groups)
+    # [G, K, R] of each piece -> [L, G, K, N]
+    codes = stacked([torch.cat([rounder.codes(piece.fields) for piece in run], 2) for run in runs])
+    codes = take_groups(codes, factor.groups)
+    levels = _levels(runs, factor)
+    costs = factor.cost(weight - levels)
+    costs -= descend(weight, codes, levels, rounder, factor)
+    return _recoded(runs, rounder, codes, factor), costs
 
 
-def _chunk(pieces: Sequence[_Piece], factor: Factor, method: str) -> list[Rounded]:
-    """Feedback and more for the rows of a chunk."""
-    weight = _transposed([piece.weight for piece in pieces], factor)
-    rounder = _rounder(pieces)
-    codes, levels, costs = feed_back(weight, rounder, factor)
-    if method == "best":
-        costs -= descend(weight, codes, levels, rounder, factor)
-        pieces = [_refitted(piece, factor) for piece in _recoded(pieces, rounder, codes, factor)]
-        rounder = _rounder(pieces)
-        levels = _transposed([piece.grid.decode(piece.fields) for piece in pieces], factor)
-        costs = factor.cost(weight - levels)
-        costs -= descend(weight, codes, levels, rounder, factor)
-    pieces = _recoded(pieces, rounder, codes, factor)
-    by_piece = costs.split([len(piece.weight) for piece in pieces])
-    return [Rounded(piece.fields, method, own) for piece, own in zip(pieces, by_piece, strict=True)]
+def _weights(runs: Sequence[Run], factor: Factor) -> Tensor:
+    """[L, C, N] in the factor's order."""
+    return _columns([[piece.weight for piece in run] for run in runs], factor)
 
 
-def _transposed(matrices: Sequence[Tensor], factor: Factor) -> Tensor:
-    """[R, C] of each piece -> [C, N] in the factor's order."""
-    return factor.ordered(torch.cat(list(matrices)).T)
+def _levels(runs: Sequence[Run], factor: Factor) -> Tensor:
+    """What the pieces stand for, as :func:`_weights`."""
+    return _columns([[piece.grid.decode(piece.fields) for piece in run] for run in runs], factor)
 
 
-def _recoded(
-    pieces: Sequence[_Piece], rounder: Rounder, codes: Tensor, factor: Factor
-) -> list[_Piece]:
-    """The pieces with codes [G, K, N], which are in the factor's order."""
-    natural = codes[factor.groups.argsort()]
-    by_piece = natural.split([len(piece.weight) for piece in pieces], 2)
+def _columns(matrices: Sequence[Sequence[Tensor]], factor: Factor) -> Tensor:
+    """[R, C] of each piece -> [L, C, N] in the factor's order."""
+    return factor.ordered(stacked([torch.cat(list(run)).T for run in matrices]))
+
+
+def _recoded(runs: Sequence[Run], rounder: Rounder, codes: Tensor, factor: Factor) -> list[Run]:
+    """The pieces with codes [L, G, K, N], which are in the factor's order."""
+    natural = unstacked(take_groups(codes, factor.groups.argsort(1)), runs)
     return [
-        replace(piece, fields=piece.fields | rounder.fields(piece.grid, own))
-        for piece, own in zip(pieces, by_piece, strict=True)
+        [
+            replace(piece, fields=piece.fields | rounder.fields(piece.grid, own))
+            for piece, own in zip(run, of_run, strict=True)
+        ]
+        for run, of_run in zip(runs, natural, strict=True)
     ]
 
 
-def _refitted(piece: _Piece, factor: Factor) -> _Piece:
-    return replace(piece, fields=refit(piece.grid, piece.fields, piece.weight, factor.natural))
-
-
-def _rounder(pieces: Sequence[_Piece]) -> Rounder:
-    grids = [piece.grid for piece in pieces]
-    fields = [piece.fields for piece in pieces]
-    columns = pieces[0].weight.shape[1]
-    if isinstance(grids[0], Codebook):
-        return PatternRounder(grids[0], fields, columns)
-    return LevelRounder([g for g in grids if isinstance(g, ScalarGrid)], fields, columns)
+def _rounded(runs: Sequence[Run], method: str, costs: Tensor) -> Done:
+    """The pieces, rounded, with costs [L, N]."""
+    return [
+        [Rounded(piece.fields, method, own) for piece, own in zip(run, of_run, strict=True)]
+        for run, of_run in zip(runs, unstacked(costs, runs), strict=True)
+    ]

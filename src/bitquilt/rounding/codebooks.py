@@ -4,8 +4,8 @@ Comparing a vector with all 256 to 1024 patterns costs too much. But its magnitu
 the few that patterns are made of, put it into one of 6561 (3^8) or 4096 (8^4) cells; a table holds
 the patterns nearest to each cell, and only those are compared (docs/decisions/iquant-search.md).
 
-Letters: V vectors of 8 weights, m weights in a pattern (8 or 4), H = 8 / m patterns in a vector,
-K patterns on a shortlist, L magnitudes.
+Letters: L inputs, V vectors of 8 weights of each, m weights in a pattern (8 or 4), H = 8 / m
+patterns in a vector, K patterns on a shortlist, M magnitudes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Cells:
     spacing: float
     """From one magnitude to the next, near enough: they lie almost evenly."""
     count: int
-    """L."""
+    """M."""
     places: Tensor
     """float32 [m]: what each weight's magnitude counts in the number of a cell."""
     codes: Tensor
@@ -112,44 +112,47 @@ def masks_of(signs: Tensor) -> Tensor:
 
 
 def nearest_patterns(
-    grid: Codebook, targets: Tensor, steps: Tensor, triangle: Tensor
+    grid: Codebook, targets: Tensor, steps: Tensor, triangles: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The patterns that come closest to vectors in a metric that all of them share.
+    """The patterns that come closest to vectors in a metric that those of one input share.
 
     Close means ‖Tᵀ (target - level)‖² small. Compared are the patterns on the shortlists, with the
     signs of the targets. Where two patterns make up a vector, the second makes up for the first.
 
     Args:
         grid: which codebook.
-        targets: float32 [8, V].
-        steps: what patterns are multiplied with, float32 [V].
-        triangle: T, float32 [8, 8], upper triangular. A diagonal one weighs each weight by itself.
+        targets: float32 [L, 8, V].
+        steps: what patterns are multiplied with, float32 [L, V].
+        triangles: T of each input, float32 [L, 8, 8], upper triangular. A diagonal one weighs each
+            weight by itself.
 
     Returns:
-        codes int16 [H, V], sign masks uint8 [V] and levels float32 [8, V].
+        codes int16 [L, H, V], sign masks uint8 [L, V] and levels float32 [L, 8, V].
     """
-    vectors = targets.T
-    scales = steps.unsqueeze(1)
-    signs = choose_signs(grid, vectors, triangle.square().sum(1), scales)
+    vectors = targets.mT.contiguous()
+    scales = steps.unsqueeze(2)
+    signs = choose_signs(grid, vectors, triangles.square().sum(2).unsqueeze(1), scales)
     width = codebook(grid.name).shape[1]
     cells = cells_of(grid.name, LONG[width], targets.device)
     codes, levels = [], torch.empty_like(signs)
     for first in range(0, VECTOR, width):
         own = slice(first, first + width)
-        target = vectors[:, own]
+        target = vectors[..., own]
         if first > 0:
             # What the first pattern missed by, as far as the second can make up for it.
             carry = torch.linalg.solve_triangular(
-                triangle[own, own], triangle[:first, own], upper=True, left=False
+                triangles[:, own, own], triangles[:, :first, own], upper=True, left=False
             )
-            target = torch.addmm(target, vectors[:, :first] - levels[:, :first], carry)
-        found = cells.of(target * signs[:, own], scales)
-        # [V, m, K]; levels carry the signs and steps
-        near = cells.shortlist(found) * (signs[:, own] * scales).unsqueeze(-1)
-        # [V, m, K] -> [V K, m]: one product for all
-        miss = (target.unsqueeze(-1) - near).transpose(1, 2).reshape(-1, width)
-        cost = (miss @ triangle[own, own]).square_() @ triangle.new_ones(width)
-        best = cost.view(len(target), -1).argmin(1, keepdim=True)
-        codes.append(cells.codes.index_select(0, found).gather(1, best).squeeze(1))
-        levels[:, own] = near.gather(2, best.unsqueeze(1).expand(-1, width, 1)).squeeze(2)
-    return torch.stack(codes), masks_of(signs), levels.T
+            target = torch.baddbmm(target, vectors[..., :first] - levels[..., :first], carry)
+        found = cells.of(target * signs[..., own], scales)
+        # [L V, m, K]; levels carry the signs and steps
+        near = cells.shortlist(found) * (signs[..., own] * scales).view(-1, width, 1)
+        # [L V, m, K] -> [L, V K, m]: one product for all of an input
+        miss = (target.reshape(-1, width, 1) - near).transpose(1, 2)
+        miss = miss.reshape(len(targets), -1, width) @ triangles[:, own, own]
+        cost = (miss.square_() @ miss.new_ones(width)).view(len(near), -1)
+        best = cost.argmin(1, keepdim=True)
+        codes.append(cells.codes.index_select(0, found).gather(1, best).view(steps.shape))
+        nearest = near.gather(2, best.unsqueeze(1).expand(-1, width, 1))
+        levels[..., own] = nearest.view(target.shape)
+    return torch.stack(codes, 1), masks_of(signs), levels.mT

@@ -3,7 +3,8 @@
 Feedback lets a column make up only for those before it. Afterwards each group of 8 is moved to the
 best codes given all the others, wherever that lowers the row's error; so the error never grows.
 
-Letters: N rows, C columns in the order of the factor, G = C / 8 groups, K numbers that code one.
+Letters: L inputs, N rows of each, C columns in the order of the factor, G = C / 8 groups,
+K numbers that code one.
 """
 
 from __future__ import annotations
@@ -21,43 +22,42 @@ def descend(
     """Visit every group once, improving codes and levels in place.
 
     Args:
-        weight: float32 [C, N], transposed and in the factor's order.
-        codes: int16 [G, K, N].
-        levels: float32 [C, N].
-        rounder: the levels of those N rows.
-        factor: of the input.
+        weight: float32 [L, C, N], transposed and in the factor's order.
+        codes: int16 [L, G, K, N].
+        levels: float32 [L, C, N].
+        rounder: the levels of those rows.
+        factor: of the inputs.
 
     Returns:
-        how much the error E H Eᵀ of each row fell [N], under the damped Hessian.
+        how much the error E H Eᵀ of each row fell [L, N], under the damped Hessian.
     """
-    groups = factor.groups.tolist()
+    inputs, columns, rows = weight.shape
     blocks = diagonal_blocks(factor.hessian)
     # H_gg = T Tᵀ with T upper triangular, as in the factor
-    triangles = torch.linalg.cholesky(blocks.flip(1, 2)).flip(1, 2)
+    triangles = torch.linalg.cholesky(blocks.flip(2, 3)).flip(2, 3)
     inverses = torch.linalg.inv(blocks)
     errors = weight - levels
-    gained = weight.new_zeros(weight.shape[1])
-    for start in range(0, len(weight), BLOCK):
-        block = slice(start, min(start + BLOCK, len(weight)))
-        pull = factor.hessian[block] @ errors  # H E, [128, N]
+    gained = weight.new_zeros(inputs, rows)
+    for start in range(0, columns, BLOCK):
+        block = slice(start, min(start + BLOCK, columns))
+        pull = torch.bmm(factor.hessian[:, block], errors)  # H E, [L, 128, N]
         for first in range(block.start, block.stop, GROUP):
             own, g = slice(first, first + GROUP), first // GROUP
-            target = torch.addmm(
-                levels[own], inverses[g], pull[first - start : first - start + GROUP]
-            )
-            new_codes, new_levels = rounder.propose(groups[g], target, triangles[g])
-            gain = _cost(triangles[g], target - levels[own])
-            gain -= _cost(triangles[g], target - new_levels)
-            better = gain > 0
+            here = pull[:, first - start : first - start + GROUP]
+            target = torch.baddbmm(levels[:, own], inverses[:, g], here)
+            new_codes, new_levels = rounder.propose(g, target, triangles[:, g])
+            gain = _cost(triangles[:, g], target - levels[:, own])
+            gain -= _cost(triangles[:, g], target - new_levels)
+            better = (gain > 0).unsqueeze(1)
             gained += gain.clamp_min_(0)
-            codes[g] = torch.where(better, new_codes, codes[g])
-            moved = torch.where(better, levels[own] - new_levels, 0.0)
-            levels[own] -= moved
-            errors[own] += moved
-            pull.addmm_(factor.hessian[block, own], moved)
+            codes[:, g] = torch.where(better, new_codes, codes[:, g])
+            moved = torch.where(better, levels[:, own] - new_levels, 0.0)
+            levels[:, own] -= moved
+            errors[:, own] += moved
+            pull.baddbmm_(factor.hessian[:, block, own], moved)
     return gained
 
 
-def _cost(triangle: Tensor, miss: Tensor) -> Tensor:
-    """‖Tᵀ miss‖² of each row [N]."""
-    return column_sums((triangle.T @ miss).square_())
+def _cost(triangles: Tensor, miss: Tensor) -> Tensor:
+    """‖Tᵀ miss‖² of each row [L, N]."""
+    return column_sums(torch.bmm(triangles.mT, miss).square_())

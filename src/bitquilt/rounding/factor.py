@@ -1,16 +1,20 @@
-"""One input's second moment, ordered, damped and factorized; every matrix that reads it shares it.
+"""Second moments, ordered, damped and factorized; all matrices that read an input share one.
 
 A rounding error E [R, C] costs E H Eᵀ per row. With H = U Uᵀ, U upper triangular, that is the sum
 over columns of (E U)²: column j sees only the errors made before it, which is what lets it make up
 for them (LDLQ, Chee et al. 2023; the same as GPTQ, Frantar et al. 2022).
 
-Letters: C inputs, G = C / 8 groups of neighbouring columns, which i-quants round as one vector.
+The same input of several layers goes through together: rounding a small matrix is thousands of
+operations on a few numbers, whose fixed cost is then paid once for all of them.
+
+Letters: L inputs of equal width, C columns, G = C / 8 groups of neighbouring columns, which
+i-quants round as one vector; N rows of each input's matrices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
@@ -27,109 +31,140 @@ MORE = 10.0
 
 @dataclass(frozen=True)
 class Factor:
-    """All tensors are float32 and in the order of rounding: important groups first."""
+    """Of L inputs; all tensors are in the order of rounding: important groups first."""
 
     groups: Tensor
-    """int64 [G]: the i-th to be rounded is group ``groups[i]`` of the matrix."""
+    """int64 [L, G]: the i-th to be rounded is group ``groups[:, i]`` of the matrix."""
     hessian: Tensor
-    """Damped, [C, C]."""
+    """Damped, float32 [L, C, C]."""
     upper: Tensor
-    """U, [C, C]."""
+    """U, float32 [L, C, C]."""
     carry: Tensor
-    """U with each group of columns times its triangle's inverse, [C, C]: row i, column j is what an
-    error in column i adds to the target of column j of a later group."""
+    """U with each group of columns times its triangle's inverse, float32 [L, C, C]: row i, column j
+    is what an error in column i adds to the target of column j of a later group."""
     triangles: Tensor
-    """[G, 8, 8]: the diagonal blocks of U, the metric in which a group is rounded."""
+    """float32 [L, G, 8, 8]: the diagonal blocks of U, the metric in which a group is rounded."""
+
+    def take(self, inputs: Sequence[int]) -> Factor:
+        """Of some of the inputs."""
+        if len(inputs) == 1:  # a view: the factor of a wide input is large
+            one = slice(inputs[0], inputs[0] + 1)
+            return Factor(*(getattr(self, field.name)[one] for field in fields(self)))
+        index = torch.tensor(inputs, device=self.groups.device)
+        return Factor(*(getattr(self, field.name)[index] for field in fields(self)))
 
     @property
     def importance(self) -> Tensor:
-        """What an error in each column counts for when scales are fitted for feedback, [C].
+        """What an error in each column counts for when scales are fitted for feedback, [L, C].
 
         Between what it costs if no other column makes up for it (the diagonal of H) and if all
         later ones do (that of U, squared): the geometric mean (docs/decisions/feedback.md).
         """
-        made_up = self.upper.diagonal().square()
-        return self.restored((self.hessian.diagonal() * made_up).sqrt())
+        made_up = _diagonal(self.upper).square()
+        return self.restored((_diagonal(self.hessian) * made_up).sqrt())
 
     @cached_property
     def natural(self) -> Tensor:
-        """The damped Hessian in the matrix's own order of columns."""
-        return self.restored(self.restored(self.hessian).T)
+        """The damped Hessians in the matrices' own order of columns, [L, C, C]."""
+        return self.restored(self.restored(self.hessian).mT)
 
     def ordered(self, columns: Tensor) -> Tensor:
-        """Columns [C, …] of a matrix in the order of rounding."""
+        """Columns [L, C, …] of matrices in the order of rounding."""
         return _take(columns, self.groups)
 
     def restored(self, columns: Tensor) -> Tensor:
         """The inverse of :meth:`ordered`."""
-        return _take(columns, self.groups.argsort())
+        return _take(columns, self.groups.argsort(1))
 
     def cost(self, errors: Tensor) -> Tensor:
-        """E H Eᵀ of each row [N] of errors [C, N], transposed and in this order."""
-        total = errors.new_zeros(errors.shape[1])
-        for start in range(0, len(errors), BLOCK):
+        """E H Eᵀ of each row [L, N] of errors [L, C, N], transposed and in this order."""
+        total = errors.new_zeros(errors.shape[0], errors.shape[2])
+        for start in range(0, errors.shape[1], BLOCK):
             stop = start + BLOCK
-            total += column_sums((self.upper[:stop, start:stop].T @ errors[:stop]).square_())
+            total += column_sums(
+                torch.bmm(self.upper[:, :stop, start:stop].mT, errors[:, :stop]).square_()
+            )
         return total
 
 
-def factorize(hessian: Tensor, name: str, say: Callable[[str], None]) -> Factor:
-    """Order, damp and factorize a second moment [C, C].
+def factorize(hessians: Tensor, names: Sequence[str], say: Callable[[str], None]) -> Factor:
+    """Order, damp and factorize second moments [L, C, C].
 
-    Where it is not positive definite with ``DAMPING`` it gets ten times as much until it is, which
+    One that is not positive definite with ``DAMPING`` gets ten times as much until it is, which
     is said once, by name. Inputs that are always zero keep their weights near what they were:
     damping is all that an error there costs.
 
     Args:
-        hessian: mean of x xᵀ.
-        name: whose input it is.
+        hessians: means of x xᵀ.
+        names: whose inputs they are.
         say: told what was done to a Hessian that did not factorize.
     """
-    importance = torch.unflatten(hessian.diagonal(), 0, (-1, GROUP)).sum(1)
-    groups = importance.argsort(descending=True, stable=True)
-    ordered = _take(_take(hessian.double(), groups).T, groups)
-    mean = ordered.diagonal().mean()
-    if not mean > torch.finfo(torch.float32).tiny:  # an input that the text never reached
-        mean = torch.ones_like(mean)
-    damping, failed = DAMPING, True
-    while failed:
-        damped = ordered + damping * mean * torch.eye(len(ordered), device=ordered.device)
-        # H = U Uᵀ from the last column on: the lower factor of H turned round, turned round
-        lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        failed = bool(info != 0)
-        damping *= MORE if failed else 1.0
-    if damping > DAMPING:
-        say(f"the Hessian of {name} does not factorize; damped by {damping:g} of its mean diagonal")
-    upper = lower.flip(0, 1)
+    importance = torch.unflatten(_diagonal(hessians), 1, (-1, GROUP)).sum(2)
+    groups = importance.argsort(dim=1, descending=True, stable=True)
+    ordered = _take(_take(hessians.double(), groups).mT, groups)
+    pairs = zip(ordered, names, strict=True)
+    damped, upper = (torch.stack(parts) for parts in zip(*_factors(pairs, say), strict=True))
     triangles = diagonal_blocks(upper)
-    # U_ig T_g⁻¹ for every group g: [C, C] -> [G, C, 8] and back
-    by_group = torch.unflatten(upper, 1, (-1, GROUP)).transpose(0, 1)
+    # U_ig T_g⁻¹ for every group g: [L, C, C] -> [L, G, C, 8] and back
+    by_group = torch.unflatten(upper, 2, (-1, GROUP)).transpose(1, 2)
     carry = torch.linalg.solve_triangular(triangles, by_group, upper=True, left=False)
-    parts = (damped, upper, carry.transpose(0, 1).flatten(1), triangles)
+    parts = (damped, upper, carry.transpose(1, 2).flatten(2), triangles)
     return Factor(groups, *(part.float() for part in parts))
 
 
+def _factors(
+    hessians: Iterable[tuple[Tensor, str]], say: Callable[[str], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each Hessian [C, C], damped, and its U."""
+    for hessian, name in hessians:
+        mean = hessian.diagonal().mean()
+        if not mean > torch.finfo(torch.float32).tiny:  # an input that the text never reached
+            mean = torch.ones_like(mean)
+        damping, failed = DAMPING, True
+        while failed:
+            damped = hessian + damping * mean * torch.eye(len(hessian), device=hessian.device)
+            # H = U Uᵀ from the last column on: the lower factor of H turned round, turned round
+            lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
+            failed = bool(info != 0)
+            damping *= MORE if failed else 1.0
+        if damping > DAMPING:
+            share = f"{damping:g} of its mean diagonal"
+            say(f"the Hessian of {name} does not factorize; damped by {share}")
+        yield damped, lower.flip(0, 1)
+
+
 def column_sums(matrix: Tensor) -> Tensor:
-    """Σ over the rows of [n, N]: [N].
+    """Σ over the rows of [L, n, N]: [L, N].
 
     torch's own sum adds in an order that depends on where a column stands, so that what is rounded
     together would change the last bits. Here it is always halves upon halves.
     """
-    while len(matrix) > 1:
-        half = len(matrix) // 2
-        odd = matrix[2 * half :]
-        matrix = torch.cat([matrix[:half] + matrix[half : 2 * half], odd])
-    return matrix[0]
+    while matrix.shape[1] > 1:
+        half = matrix.shape[1] // 2
+        odd = matrix[:, 2 * half :]
+        matrix = torch.cat([matrix[:, :half] + matrix[:, half : 2 * half], odd], 1)
+    return matrix[:, 0]
 
 
 def diagonal_blocks(matrix: Tensor) -> Tensor:
-    """[C, C] -> [G, 8, 8]."""
-    # [C, C] -> [G, 8, G, 8], of which the pairs of equal groups go first
-    pairs = torch.unflatten(torch.unflatten(matrix, 1, (-1, GROUP)), 0, (-1, GROUP))
-    return torch.diagonal(pairs, dim1=0, dim2=2).permute(2, 0, 1)
+    """[L, C, C] -> [L, G, 8, 8]."""
+    # [L, C, C] -> [L, G, 8, G, 8], of which the pairs of equal groups go first
+    pairs = torch.unflatten(torch.unflatten(matrix, 2, (-1, GROUP)), 1, (-1, GROUP))
+    return torch.diagonal(pairs, dim1=1, dim2=3).permute(0, 3, 1, 2)
+
+
+def _diagonal(matrices: Tensor) -> Tensor:
+    """[L, C, C] -> [L, C]."""
+    return matrices.diagonal(dim1=1, dim2=2)
+
+
+def take_groups(values: Tensor, order: Tensor) -> Tensor:
+    """What belongs to each group of columns, [L, G, …], in another order [L, G]."""
+    of_input = torch.arange(len(order), device=order.device).unsqueeze(1)
+    return values[of_input, order]
 
 
 def _take(columns: Tensor, groups: Tensor) -> Tensor:
     """Groups of eight columns in another order; neighbours stay neighbours."""
-    # [C, …] -> [G, 8, …] and back
-    return torch.unflatten(columns, 0, (-1, GROUP))[groups].flatten(0, 1)
+    # [L, C, …] -> [L, G, 8, …] and back
+    return take_groups(torch.unflatten(columns, 1, (-1, GROUP)), groups).flatten(1, 2)

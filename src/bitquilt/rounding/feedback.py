@@ -5,7 +5,8 @@ group is its weights plus the errors before it times U_ig T_g⁻¹, and what rem
 The scales stay as they were fitted, so columns may go in any order. Updates are lazy: one product
 for each 128 columns, small ones within.
 
-Letters: N rows, C columns in the order of the factor, G = C / 8 groups, K numbers that code one.
+Letters: L inputs, N rows of each, C columns in the order of the factor, G = C / 8 groups,
+K numbers that code one.
 """
 
 from __future__ import annotations
@@ -21,30 +22,33 @@ def feed_back(weight: Tensor, rounder: Rounder, factor: Factor) -> tuple[Tensor,
     """Round with error feedback.
 
     Args:
-        weight: float32 [C, N], transposed and in the factor's order.
-        rounder: the levels of those N rows.
-        factor: of the input.
+        weight: float32 [L, C, N], transposed and in the factor's order.
+        rounder: the levels of those rows.
+        factor: of the inputs.
 
     Returns:
-        codes int16 [G, K, N] and levels float32 [C, N], both in the factor's order, and the error
-        E H Eᵀ of each row [N] under the damped Hessian.
+        codes int16 [L, G, K, N] and levels float32 [L, C, N], both in the factor's order, and the
+        error E H Eᵀ of each row [L, N] under the damped Hessian.
     """
-    columns, rows = weight.shape
-    groups = factor.groups.tolist()
-    codes = weight.new_empty((len(groups), rounder.width, rows), dtype=torch.int16)
+    inputs, columns, rows = weight.shape
+    shape = (inputs, columns // GROUP, rounder.width, rows)
+    codes = weight.new_empty(shape, dtype=torch.int16)
     levels, errors = torch.empty_like(weight), torch.empty_like(weight)
-    cost = weight.new_zeros(rows)
+    cost = weight.new_zeros(inputs, rows)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        targets = torch.addmm(
-            weight[start:stop], factor.carry[:start, start:stop].T, errors[:start]
+        targets = torch.baddbmm(
+            weight[:, start:stop], factor.carry[:, :start, start:stop].mT, errors[:, :start]
         )
         for first in range(start, stop, GROUP):
             own, later = slice(first, first + GROUP), slice(first + GROUP, stop)
             g = first // GROUP
-            target, triangle = targets[own.start - start : own.stop - start], factor.triangles[g]
-            codes[g], levels[own] = rounder.propose(groups[g], target, triangle)
-            cost += column_sums((triangle.T @ (target - levels[own])).square_())
-            torch.sub(weight[own], levels[own], out=errors[own])
-            targets[later.start - start :].addmm_(factor.carry[own, later].T, errors[own])
+            target = targets[:, first - start : first - start + GROUP]
+            triangles = factor.triangles[:, g]
+            codes[:, g], levels[:, own] = rounder.propose(g, target, triangles)
+            miss = torch.bmm(triangles.mT, target - levels[:, own])
+            cost += column_sums(miss.square_())
+            torch.sub(weight[:, own], levels[:, own], out=errors[:, own])
+            rest = targets[:, first - start + GROUP :]
+            rest.baddbmm_(factor.carry[:, own, later].mT, errors[:, own])
     return codes, levels, cost

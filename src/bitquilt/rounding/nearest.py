@@ -26,7 +26,8 @@ def fit(grid: Grid, weight: Tensor, importance: Tensor | None) -> Fields:
     Args:
         grid: where to.
         weight: float32 [R, C].
-        importance: float32 [C], mean square of each input; None weighs all inputs alike.
+        importance: float32 [C], mean square of each input, or [R, C] where rows read different
+            inputs; None weighs all inputs alike.
 
     Raises:
         UserError: the row length does not fit, or a weight is out of the grid's range.
@@ -53,8 +54,9 @@ def _held(grid: Grid, fields: Fields, largest: float) -> bool:
 
 
 def _relative(importance: Tensor | None, weight: Tensor) -> Tensor:
-    """Importance with mean 1 and nothing at zero, where the weight is."""
+    """Importance [R, C] with mean 1 in a row and nothing at zero, where the weight is."""
     if importance is None:
-        return torch.ones(weight.shape[1], device=weight.device)
-    mean = importance.float().mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return (importance.float() / mean).clamp_min(LEAST_IMPORTANCE).to(weight.device)
+        return torch.ones(weight.shape[1], device=weight.device).expand_as(weight)
+    mean = importance.float().mean(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    relative = (importance.float() / mean).clamp_min(LEAST_IMPORTANCE).to(weight.device)
+    return relative.expand_as(weight)

@@ -4,8 +4,8 @@ Error feedback and coordinate descent ask the same question of every grid: which
 to these targets, in the metric of the Hessian? Codes travel as int16 [K, N] per group of columns,
 whatever a grid makes of them.
 
-Letters: N rows (of one or several matrices and grids), C columns, G = C / 8 groups of columns,
-K numbers that code one group.
+Letters: L inputs, N rows of each (of one or several matrices and grids), C columns, G = C / 8
+groups of columns, K numbers that code one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from bitquilt.grids.grid import Fields, Grid, ScalarGrid
 from bitquilt.grids.iquants import Codebook, codebook
 from bitquilt.rounding.codebooks import nearest_patterns
 from bitquilt.rounding.factor import GROUP
+from bitquilt.rounding.pieces import Piece, Run, stacked
 from bitquilt.rounding.tables import Table
 
 CELLS = 4
@@ -27,21 +28,21 @@ CELLS = 4
 
 
 class Rounder(ABC):
-    """The levels of N rows."""
+    """The levels of the rows of L inputs."""
 
     width: int
     """K."""
 
     @abstractmethod
-    def propose(self, group: int, target: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes int16 [K, N] and levels float32 [8, N] near targets [8, N].
+    def propose(self, place: int, target: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes int16 [L, K, N] and levels float32 [L, 8, N] near targets [L, 8, N].
 
-        Near means ‖Tᵀ (target − level)‖² small, T [8, 8] the upper triangular ``triangle``.
+        Near means ‖Tᵀ (target − level)‖² small, T [8, 8] an upper triangular one of ``triangles``.
 
         Args:
-            group: which eight columns of the matrix, in its own order.
-            target: float32 [8, N].
-            triangle: float32 [8, 8].
+            place: which eight columns, in the order of rounding.
+            target: float32 [L, 8, N].
+            triangles: float32 [L, 8, 8].
         """
 
     @staticmethod
@@ -49,54 +50,80 @@ class Rounder(ABC):
     def fields(grid: Grid, codes: Tensor) -> Fields:
         """The code fields of rows of one grid from codes [G, K, R], groups in their own order."""
 
+    @staticmethod
+    @abstractmethod
+    def codes(fields: Fields) -> Tensor:
+        """The inverse of :meth:`fields`, int16 [G, K, R]."""
+
+
+def rounder_of(runs: Sequence[Run], groups: Tensor) -> Rounder:
+    """The rounder for rows of L inputs, whose grids are all of one kind.
+
+    Args:
+        runs: the rows of each input; their codes are ignored.
+        groups: the order of rounding, int64 [L, G].
+    """
+    kind = PatternRounder if isinstance(runs[0][0].grid, Codebook) else LevelRounder
+    return kind(runs, groups)
+
 
 class LevelRounder(Rounder):
-    """Grids that code every weight by itself: each column makes up for those before it."""
+    """Grids that code every weight by itself: each column makes up for those before it.
+
+    All of them have the same table of values, or none.
+    """
 
     width = GROUP
 
-    def __init__(self, grids: Sequence[ScalarGrid], fields: Sequence[Fields], columns: int) -> None:
-        """Take rows of several grids, all with a table of values or all without.
-
-        Args:
-            grids: one per entry of ``fields``; the same table where they have one.
-            fields: scales of some rows each; codes are ignored.
-            columns: C.
-        """
-        lines = [grid.levels(each) for grid, each in zip(grids, fields, strict=True)]
-        counts = [len(line.steps) for line in lines]
-        device = lines[0].steps.device
-        self._steps = torch.cat([_by_group(line.steps, columns) for line in lines], 1)
+    def __init__(self, runs: Sequence[Run], groups: Tensor) -> None:
+        """See :func:`rounder_of`."""
+        lines = [[_scalar(piece).levels(piece.fields) for piece in run] for run in runs]
+        self._steps = _by_place([[line.steps for line in of] for of in lines], groups)
         self._inverse = torch.where(self._steps == 0, 0.0, 1 / self._steps)
-        offsets = [torch.zeros_like(n.steps) if n.offsets is None else n.offsets for n in lines]
-        self._offsets = torch.cat([_by_group(offset, columns) for offset in offsets], 1)
-        self._low = _repeated([grid.low for grid in grids], counts, device)
-        self._high = _repeated([grid.high for grid in grids], counts, device)
-        table = grids[0].table
-        self._table = None if table is None else Table(table, CELLS)
+        offsets = [
+            [torch.zeros_like(n.steps) if n.offsets is None else n.offsets for n in of]
+            for of in lines
+        ]
+        self._offsets = _by_place(offsets, groups)
+        self._low = stacked([_each_row(run, [_scalar(p).low for p in run]) for run in runs])
+        self._high = stacked([_each_row(run, [_scalar(p).high for p in run]) for run in runs])
+        grid = _scalar(runs[0][0])
+        self._table = None if grid.table is None else Table(grid.table, CELLS)
         self._values = (
-            None if table is None else grids[0].values(torch.arange(len(table), device=device))
+            None
+            if grid.table is None
+            else grid.values(torch.arange(len(grid.table), device=groups.device))
         )
 
-    def propose(self, group: int, target: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
+    def propose(self, place: int, target: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Rounder.propose`."""
         codes, levels = torch.empty_like(target), torch.empty_like(target)
         shifted = target.clone()
-        unit = triangle / triangle.diagonal()
-        step, inverse, offset = self._steps[group], self._inverse[group], self._offsets[group]
-        rows = zip(*(each.unbind() for each in (target, shifted, codes, levels)), strict=True)
-        for j, (wanted, reached, code, level) in enumerate(rows):
-            code.copy_(self._nearest((reached - offset).mul_(inverse)))
+        # how much of its miss each column hands on to those after it, [L, 8, 8, 1]
+        shares = (triangles / triangles.diagonal(dim1=1, dim2=2).unsqueeze(1)).unsqueeze(3)
+        step, inverse, offset = self._steps[place], self._inverse[place], self._offsets[place]
+        for j in range(GROUP):
+            code, level = codes[:, j], levels[:, j]
+            code.copy_(self._nearest((shifted[:, j] - offset).mul_(inverse)))
             torch.addcmul(offset, self._value(code), step, out=level)
             if j + 1 < GROUP:
-                shifted[j + 1 :].addr_(unit[j, j + 1 :], wanted - level)
+                miss = (target[:, j] - level).unsqueeze(1)
+                shifted[:, j + 1 :].addcmul_(shares[:, j, j + 1 :], miss)
         return codes.to(torch.int16), levels
 
     @staticmethod
     def fields(grid: Grid, codes: Tensor) -> Fields:
+        """See :meth:`Rounder.fields`."""
         assert isinstance(grid, ScalarGrid)
         dtype = torch.int8 if grid.low < 0 else torch.uint8
         # [G, 8, R] -> [C, R] -> [R, C]
         return {"codes": codes.flatten(0, 1).T.to(dtype).contiguous()}
+
+    @staticmethod
+    def codes(fields: Fields) -> Tensor:
+        """See :meth:`Rounder.codes`."""
+        # [R, C] -> [C, R] -> [G, 8, R]
+        return torch.unflatten(fields["codes"].T.to(torch.int16), 0, (-1, GROUP))
 
     def _nearest(self, scaled: Tensor) -> Tensor:
         if self._table is None:
@@ -104,24 +131,30 @@ class LevelRounder(Rounder):
         return self._table.codes(scaled).float()
 
     def _value(self, codes: Tensor) -> Tensor:
-        return codes if self._values is None else self._values.index_select(0, codes.int())
+        if self._values is None:
+            return codes
+        return self._values.index_select(0, codes.int().flatten()).view(codes.shape)
 
 
 class PatternRounder(Rounder):
     """An i-quant with a codebook: the eight columns of a group are one vector."""
 
-    def __init__(self, grid: Codebook, fields: Sequence[Fields], columns: int) -> None:
-        """Take rows of one grid, in any number of parts; codes and signs are ignored."""
-        self._grid = grid
-        self._steps = torch.cat([_by_group(grid.steps(each), columns) for each in fields], 1)
-        self.width = GROUP // codebook(grid.name).shape[1] + 1
+    def __init__(self, runs: Sequence[Run], groups: Tensor) -> None:
+        """See :func:`rounder_of`; all rows are of one grid."""
+        self._grid = _codebook(runs[0][0])
+        steps = [[_codebook(piece).steps(piece.fields) for piece in run] for run in runs]
+        self._steps = _by_place(steps, groups)
+        self._halves = GROUP // codebook(self._grid.name).shape[1]
+        self.width = self._halves + 1
 
-    def propose(self, group: int, target: Tensor, triangle: Tensor) -> tuple[Tensor, Tensor]:
-        codes, signs, levels = nearest_patterns(self._grid, target, self._steps[group], triangle)
-        return torch.cat([codes, signs.to(codes.dtype).unsqueeze(0)]), levels
+    def propose(self, place: int, target: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
+        """See :meth:`Rounder.propose`."""
+        codes, signs, levels = nearest_patterns(self._grid, target, self._steps[place], triangles)
+        return torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1), levels
 
     @staticmethod
     def fields(grid: Grid, codes: Tensor) -> Fields:
+        """See :meth:`Rounder.fields`."""
         patterns, signs = codes[:, :-1], codes[:, -1]
         # [G, H, R] -> [G H, R] -> [R, G H]
         return {
@@ -129,13 +162,40 @@ class PatternRounder(Rounder):
             "signs": signs.T.to(torch.uint8).contiguous(),
         }
 
+    @staticmethod
+    def codes(fields: Fields) -> Tensor:
+        """See :meth:`Rounder.codes`."""
+        signs = fields["signs"].T.to(torch.int16).unsqueeze(1)
+        # [R, G H] -> [G H, R] -> [G, H, R]
+        patterns = torch.unflatten(fields["codes"].T.to(torch.int16), 0, (len(signs), -1))
+        return torch.cat([patterns, signs], 1)
 
-def _by_group(field: Tensor, columns: int) -> Tensor:
-    """[R, n] steps of C / n columns each → one per group of columns, [G, R]."""
-    return field.T.repeat_interleave(columns // GROUP // field.shape[1], 0)
+
+def _scalar(piece: Piece) -> ScalarGrid:
+    assert isinstance(piece.grid, ScalarGrid)
+    return piece.grid
 
 
-def _repeated(numbers: Sequence[int], counts: Sequence[int], device: torch.device) -> Tensor:
-    """Each number as often as its count says, float32 [N]."""
-    each = torch.tensor(numbers, dtype=torch.float32, device=device)
-    return each.repeat_interleave(torch.tensor(counts, device=device))
+def _codebook(piece: Piece) -> Codebook:
+    assert isinstance(piece.grid, Codebook)
+    return piece.grid
+
+
+def _by_place(fields: Sequence[Sequence[Tensor]], groups: Tensor) -> Tensor:
+    """Steps [R, n] of every piece of L runs, of C / n columns each → [G, L, N], G as ordered."""
+    count = groups.shape[1]
+    runs = []
+    for own, order in zip(fields, groups, strict=True):
+        by_group = [field.T.repeat_interleave(count // field.shape[1], 0) for field in own]
+        runs.append(torch.cat(by_group, 1)[order])
+    return stacked(runs).transpose(0, 1).contiguous()
+
+
+def _each_row(run: Run, numbers: Sequence[int]) -> Tensor:
+    """The number of its piece for every row, float32 [N]."""
+    return torch.cat(
+        [
+            torch.full((len(piece.weight),), float(number), device=piece.weight.device)
+            for piece, number in zip(run, numbers, strict=True)
+        ]
+    )

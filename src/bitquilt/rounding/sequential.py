@@ -87,16 +87,17 @@ def corrected(weight: Tensor, halves: tuple[Drift, Drift], factor: Factor) -> Te
     Args:
         weight: W, [R, C].
         halves: moments over two halves of the text.
-        factor: of Ĥ over all of it.
+        factor: of Ĥ over all of it, the one input of the matrix.
     """
     one, other = (_whitened(half.shift(weight), factor) for half in halves)
     share = F.cosine_similarity(one.flatten(), other.flatten(), dim=0).clamp_min(0)
     whole = _whitened((halves[0] + halves[1]).shift(weight), factor)
-    step: Tensor = torch.linalg.solve_triangular(factor.upper.T, whole, upper=False)
-    return weight + share * factor.restored(step).T
+    step: Tensor = torch.linalg.solve_triangular(factor.upper.mT, whole, upper=False)
+    return weight + share * factor.restored(step)[0].T
 
 
 def _whitened(shift: Tensor, factor: Factor) -> Tensor:
-    """U⁻¹ Sᵀ, [C, R] in the factor's order, for Ĥ + λ = U Uᵀ."""
-    white: Tensor = torch.linalg.solve_triangular(factor.upper, factor.ordered(shift.T), upper=True)
+    """U⁻¹ Sᵀ, [1, C, R] in the factor's order, for Ĥ + λ = U Uᵀ."""
+    columns = factor.ordered(shift.T.unsqueeze(0))
+    white: Tensor = torch.linalg.solve_triangular(factor.upper, columns, upper=True)
     return white

@@ -101,7 +101,7 @@ def check_no_block_is_worse(grid: Grid, theirs: Callable[[Grid, Tensor, Tensor],
     """
     for weight, importance in (random_blocks(grid.block), real_blocks(grid.block)):
         for shares in (importance, torch.ones_like(importance)):
-            fields = fit_family(grid, weight, shares)
+            fields = fit_family(grid, weight, shares.expand_as(weight))
             check_fields(grid, fields)
             ours = errors(grid, fields, weight, shares)
             worst = errors(grid, theirs(grid, weight, shares), weight, shares)
@@ -116,7 +116,7 @@ def check_awkward_blocks(grid: Grid, constant: float = 1e-5) -> None:
     """
     weight = awkward_matrix(grid.block)
     importance = torch.linspace(0.1, 1.9, weight.shape[1])
-    fields = fit_family(grid, weight, importance)
+    fields = fit_family(grid, weight, importance.expand_as(weight))
     check_fields(grid, fields)
     error = errors(grid, fields, weight, importance)
     nothing = torch.unflatten(weight.double().square() * importance, 1, (-1, grid.block)).sum(-1)

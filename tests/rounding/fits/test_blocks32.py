@@ -37,7 +37,9 @@ def test_close_to_the_best_of_all_scales() -> None:
     weight, importance = random_blocks(32)
     weight = weight[::7, :32].contiguous()
     importance = importance[:32].contiguous()
-    found = errors(grid, fit_family(grid, weight, importance), weight, importance)[:, 0]
+    found = errors(
+        grid, fit_family(grid, weight, importance.expand_as(weight)), weight, importance
+    )[:, 0]
     reach = weight.abs().amax(1, keepdim=True)
     best = torch.full_like(found, torch.inf)
     for part in torch.linspace(1 / 20, 1 / 6, 1000):

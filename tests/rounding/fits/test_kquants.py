@@ -42,7 +42,7 @@ def test_error_against_ggmls(grid: Grid, even: bool) -> None:
         weight, importance = blocks(grid.block)
         if even:
             importance = torch.ones_like(importance)
-        fields = fit_family(grid, weight, importance)
+        fields = fit_family(grid, weight, importance.expand_as(weight))
         check_fields(grid, fields)
         theirs = errors(grid, ggml_fields(grid, weight, importance), weight, importance)
         ratios = errors(grid, fields, weight, importance) / theirs
@@ -61,7 +61,7 @@ def test_codes_are_nearest(grid: WithMins | Signed) -> None:
     """No other code of any weight is closer on the levels as they are stored."""
     weight, importance = random_blocks(grid.block)
     weight = weight[::9]
-    fields = fit_family(grid, weight, importance)
+    fields = fit_family(grid, weight, importance.expand_as(weight))
     missed = (grid.decode(fields) - weight).abs()
     for step in (-1, 1):
         codes = (fields["codes"].int() + step).clamp(grid.low, grid.high)
@@ -74,8 +74,8 @@ def test_weights_above_zero_take_a_negative_dmin(grid: WithMins) -> None:
     """Positive weights are as easy as negative ones, which ggml's own fit cannot say."""
     weight, importance = random_blocks(grid.block)
     weight = weight[:28] + 1
-    above = fit_family(grid, weight, importance)
-    below = fit_family(grid, -weight, importance)
+    above = fit_family(grid, weight, importance.expand_as(weight))
+    below = fit_family(grid, -weight, importance.expand_as(weight))
     assert (above["dmin"] < 0).all()
     found = errors(grid, above, weight, importance).sum()
     assert found < 1.1 * errors(grid, below, -weight, importance).sum()
@@ -86,7 +86,8 @@ def test_weights_above_zero_take_a_negative_dmin(grid: WithMins) -> None:
 
 @every_grid
 def test_too_large_for_half_precision_is_infinite(grid: Grid) -> None:
-    fields = fit_family(grid, awkward_matrix(grid.block) * 1e9, torch.ones(2 * grid.block))
+    weight = awkward_matrix(grid.block) * 1e9
+    fields = fit_family(grid, weight, torch.ones_like(weight))
     assert not fields["d"].isfinite().all()
 
 

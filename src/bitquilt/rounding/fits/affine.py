@@ -37,9 +37,8 @@ NEIGHBOURS = (-1, 0, 1)
 @fit_family.register
 def _affine(grid: Affine, weight: Tensor, importance: Tensor) -> Fields:
     """The best of mlx's own line and of lines fitted to clipped ranges, all as they are stored."""
-    shares = torch.unflatten(importance, 0, (-1, grid.block))
 
-    def fit(groups: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Fields:
         of = lines(groups, shares, grid.high, torch.bfloat16)
         best = _fitted(of, better(from_below(of), _stock(of, groups)), coarse=grid.width <= 4)
         return {
@@ -48,7 +47,7 @@ def _affine(grid: Affine, weight: Tensor, importance: Tensor) -> Fields:
             "biases": of.offset.stored(best.offset).flatten(1),
         }
 
-    return fit_by_rows(weight, grid.block, fit)
+    return fit_by_rows(weight, importance, grid.block, fit)
 
 
 def _fitted(of: Lines, best: Line, coarse: bool) -> Line:

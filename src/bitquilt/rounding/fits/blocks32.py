@@ -42,7 +42,6 @@ REVERSED = (1.0, 1.08, 1.3)
 @fit_family.register
 def _symmetric(grid: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
     """Both signs of the scale are tried: the codes reach one step further below than above."""
-    shares = torch.unflatten(importance, 0, (-1, BLOCK))
     levels = _integers(grid.low, grid.high)
     starts = (
         *(grid.low + turned for turned in TURNED),
@@ -50,29 +49,28 @@ def _symmetric(grid: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
         *(grid.high * part for part in REVERSED),
     )
 
-    def fit(groups: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Fields:
         groups, storage = _scaled(groups)
         factor = inverse(largest(groups))
         scales = search_scales(groups, shares, levels, factor, starts, storage.nearest)
         scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
         return _fields(groups, levels, scales, storage)
 
-    return fit_by_rows(weight, BLOCK, fit)
+    return fit_by_rows(weight, importance, BLOCK, fit)
 
 
 @fit_family.register
 def _bytes(grid: Q8_0, weight: Tensor, importance: Tensor) -> Fields:
     """The scale that just holds the largest weight, as ggml's, and the best for its codes."""
-    shares = torch.unflatten(importance, 0, (-1, BLOCK))
     levels = _integers(grid.low, grid.high)
 
-    def fit(groups: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Fields:
         groups, storage = _scaled(groups)
         scales = groups.abs().amax(-1, keepdim=True) / grid.high
         scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
         return _fields(groups, levels, scales, storage)
 
-    return fit_by_rows(weight, BLOCK, fit)
+    return fit_by_rows(weight, importance, BLOCK, fit)
 
 
 def _scaled(groups: Tensor) -> tuple[Tensor, Storage]:
@@ -97,9 +95,8 @@ def _fields(groups: Tensor, levels: Levels, scales: Tensor, storage: Storage) ->
 @fit_family.register
 def _asymmetric(grid: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
     """The better of ggml's line and of lines fitted to clipped ranges, then alternated."""
-    shares = torch.unflatten(importance, 0, (-1, BLOCK))
 
-    def fit(groups: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Fields:
         of = lines(groups, shares, grid.high, torch.float16)
         best = better(from_below(of), _stock(of, groups, shares))
         best = refine(of, *search_range(of, PARTS), best, rounds=1)
@@ -110,7 +107,7 @@ def _asymmetric(grid: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
             "m": of.offset.stored(best.offset).float().flatten(1),
         }
 
-    return fit_by_rows(weight, BLOCK, fit)
+    return fit_by_rows(weight, importance, BLOCK, fit)
 
 
 def _stock(of: Lines, groups: Tensor, importance: Tensor) -> Line:

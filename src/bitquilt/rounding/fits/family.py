@@ -21,6 +21,6 @@ def fit_family(grid: Grid, weight: Tensor, importance: Tensor) -> Fields:
     Args:
         grid: where to.
         weight: float32 [R, C], on any device; its fields are made there.
-        importance: float32 [C], positive, mean 1.
+        importance: float32 [R, C], positive, mean 1 in a row.
     """
     raise TypeError(f"no fit is registered for {type(grid).__name__}")

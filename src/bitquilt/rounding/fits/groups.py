@@ -21,10 +21,24 @@ EXPONENTS = (-126, 126)
 """A power of two within these has a reciprocal that is a normal number too."""
 
 
-def fit_by_rows(weight: Tensor, size: int, fit: Callable[[Tensor], Fields]) -> Fields:
-    """Fit a matrix [R, C] a few rows at a time; ``fit`` is given them as groups [R, N, k]."""
-    groups = torch.unflatten(weight, 1, (-1, size))
-    chunks = by_rows(fit, weight.shape[1], groups, cpu_chunk=CHUNK)
+def fit_by_rows(
+    weight: Tensor,
+    importance: Tensor,
+    size: int,
+    fit: Callable[[Tensor, Tensor], Fields],
+    cpu_chunk: int = CHUNK,
+) -> Fields:
+    """Fit a matrix a few rows at a time.
+
+    Args:
+        weight: float32 [R, C].
+        importance: float32 [R, C].
+        size: k.
+        fit: given weights and importance as groups [R, N, k].
+        cpu_chunk: weights at a time on a CPU.
+    """
+    groups = [torch.unflatten(each, 1, (-1, size)) for each in (weight, importance)]
+    chunks = by_rows(fit, weight.shape[1], *groups, cpu_chunk=cpu_chunk)
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 

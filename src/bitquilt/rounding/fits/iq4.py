@@ -52,9 +52,8 @@ PLACES = (
 
 @fit_family.register
 def _block(grid: IQ4_NL, weight: Tensor, importance: Tensor) -> Fields:
-    shares = torch.unflatten(importance, 0, (-1, BLOCK))
 
-    def fit(groups: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Fields:
         unit = power_of_two(groups.abs().amax(-1, keepdim=True))
         groups, storage = groups / unit, Storage(torch.float16, unit)
         stock = storage.nearest(_stock(groups, shares, groups))
@@ -67,7 +66,7 @@ def _block(grid: IQ4_NL, weight: Tensor, importance: Tensor) -> Fields:
         codes = VALUES.codes(groups * inverse(scales))
         return {"codes": codes.flatten(1), "d": storage.stored(scales).float().flatten(1)}
 
-    return fit_by_rows(weight, BLOCK, fit)
+    return fit_by_rows(weight, importance, BLOCK, fit)
 
 
 def _stock(groups: Tensor, importance: Tensor, spread_over: Tensor) -> Tensor:
@@ -97,13 +96,14 @@ def _search(groups: Tensor, importance: Tensor, nearest: Callable[[Tensor], Tens
 @fit_family.register
 def _super_block(grid: IQ4_XS, weight: Tensor, importance: Tensor) -> Fields:
     """Blocks by themselves, then the super-block scale that keeps closest to theirs, then both."""
-    shares = torch.unflatten(importance, 0, (-1, BLOCK))
 
-    def fit(supers: Tensor) -> Fields:
+    def fit(supers: Tensor, shares: Tensor) -> Fields:
         unit = power_of_two(supers.abs().amax(-1, keepdim=True))
         supers, storage = supers / unit, Storage(torch.float16, unit)
         # [R, B, 256] -> [R, N, 32]
-        groups = torch.unflatten(supers, 2, (-1, BLOCK)).flatten(1, 2)
+        groups, shares = (
+            torch.unflatten(each, 2, (-1, BLOCK)).flatten(1, 2) for each in (supers, shares)
+        )
         stock = _by_super(_stock(groups, shares, supers))
         d, scales = _joint(groups, shares, _search(groups, shares, _as_it_is), stock, storage)
         codes = VALUES.codes(groups * inverse(_steps(d, scales)))
@@ -113,7 +113,7 @@ def _super_block(grid: IQ4_XS, weight: Tensor, importance: Tensor) -> Fields:
             "d": storage.stored(d).float().flatten(1),
         }
 
-    return fit_by_rows(weight, SUPER_BLOCK, fit)
+    return fit_by_rows(weight, importance, SUPER_BLOCK, fit)
 
 
 def _steps(d: Tensor, scales: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def _joint(
 
     Args:
         groups: blocks [R, N, 32].
-        importance: [N, 32].
+        importance: [R, N, 32].
         ideal: scales of the blocks by themselves, [R, N, 1].
         stock: those that ggml finds, [R, B, S].
         storage: of super-block scales.

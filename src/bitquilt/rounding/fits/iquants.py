@@ -19,10 +19,10 @@ from torch import Tensor
 
 from bitquilt.grids.grid import Fields
 from bitquilt.grids.iquants import SUPER_BLOCK, Codebook, codebook
-from bitquilt.grids.rows import by_rows
+from bitquilt.grids.rows import CPU_CHUNK
 from bitquilt.rounding.codebooks import LONG, VECTOR, cells_of, choose_signs, masks_of
 from bitquilt.rounding.fits.family import fit_family
-from bitquilt.rounding.fits.groups import power_of_two
+from bitquilt.rounding.fits.groups import fit_by_rows, power_of_two
 
 REACH = {8: 2.0, 4: 2.5}
 """Root mean squares that the largest magnitude stands for at the first step, by m."""
@@ -43,17 +43,19 @@ TINY = torch.finfo(torch.float32).tiny
 
 @fit_family.register
 def _codebook(grid: Codebook, weight: Tensor, importance: Tensor) -> Fields:
-    shares = torch.unflatten(importance, 0, (-1, VECTOR))
-    chunks = by_rows(lambda rows: _fit(grid, rows, shares), weight.shape[1], weight)
-    return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    def fit(blocks: Tensor, shares: Tensor) -> Fields:
+        # [R, B, 256] -> [R, G, 8]
+        return _fit(grid, blocks, shares.view(len(shares), -1, VECTOR))
+
+    return fit_by_rows(weight, importance, SUPER_BLOCK, fit, CPU_CHUNK)
 
 
-def _fit(grid: Codebook, weight: Tensor, shares: Tensor) -> Fields:
-    """Fit some rows [R, C]; shares [G, 8] is the importance."""
-    blocks = torch.unflatten(weight, 1, (-1, SUPER_BLOCK))
+def _fit(grid: Codebook, blocks: Tensor, shares: Tensor) -> Fields:
+    """Fit some rows as super-blocks [R, B, 256]; shares [R, G, 8] is the importance."""
     power = power_of_two(blocks.abs().amax(-1, keepdim=True))
     # No grid has a place for what is not finite; the caller refuses it.
-    vectors = (blocks / power).nan_to_num_(0.0, 0.0, 0.0).view(len(weight), -1, VECTOR)
+    vectors = (blocks / power).nan_to_num_(0.0, 0.0, 0.0).view(len(blocks), -1, VECTOR)
 
     def to_stored(units: Tensor) -> Tensor:
         return (units * power / grid.unit).half().float()
@@ -65,7 +67,7 @@ def _fit(grid: Codebook, weight: Tensor, shares: Tensor) -> Fields:
     units, scales = nearest_scales(search.best_steps())
     units, scales, codes = search.settle(as_stored(units), scales, as_stored)
     return {
-        "codes": codes.view(len(weight), -1),
+        "codes": codes.view(len(blocks), -1),
         "signs": search.signs,
         "scales": scales.to(torch.uint8).flatten(1),
         "d": to_stored(units).flatten(1),
@@ -127,7 +129,7 @@ class Search:
     signs: Tensor
     """uint8 [R, G]."""
     shares: Tensor
-    """[G, 8]."""
+    """[R, G, 8]."""
     first: Tensor
     """[R, B, n]: a first guess of the steps."""
 
@@ -137,7 +139,7 @@ class Search:
         patterns = codebook(grid.name)
         width, count = patterns.shape[1], grid.sub_block // VECTOR
         total = torch.linalg.vecdot(vectors.square(), shares).unflatten(1, (-1, count)).sum(-1)
-        share = shares.sum(-1).unflatten(0, (-1, count)).sum(-1)
+        share = shares.sum(-1).unflatten(1, (-1, count)).sum(-1)
         first = (total / share).sqrt_().mul_(REACH[width] / patterns.max().item())
         first.clamp_min_(LEAST_STEP)
         of_vectors = _repeated(first, count).view(len(first), -1, 1)
@@ -187,11 +189,11 @@ class Search:
         rows = len(steps)
         of_vectors = _repeated(steps, self.vectors_per_step).view(rows, -1, 1)
         found = cells.of(self.magnitudes, of_vectors)
-        # [N, m, K] -> [R, C / m, m, K]; importance is one number for each column
+        # [N, m, K] -> [R, C / m, m, K]
         patterns = cells.shortlist(found).unflatten(0, (rows, -1))
         weighted = (self.magnitudes * (2 * self.shares)).view(rows, -1, self.width, 1)
         product = (patterns * weighted).sum(2)
-        square = patterns.square_().mul_(self.shares.view(-1, self.width, 1)).sum(2)
+        square = patterns.square_().mul_(self.shares.view(rows, -1, self.width, 1)).sum(2)
         return Shortlists(
             cells.codes.index_select(0, found),
             product.flatten(0, 1).T.contiguous(),

@@ -31,7 +31,7 @@ Fit = Callable[[Tensor, Tensor], Fields]
 def fit_super_blocks(
     grid: Signed | WithMins, weight: Tensor, importance: Tensor, fit: Fit
 ) -> Fields:
-    """Fit a matrix [R, C] a few rows at a time."""
+    """Fit a matrix [R, C] with importance [R, C] a few rows at a time."""
     whole = torch.int8 if isinstance(grid, Signed) else torch.uint8
 
     def by_block(rows: Tensor) -> Tensor:
@@ -39,15 +39,15 @@ def fit_super_blocks(
         parts = torch.unflatten(rows, 1, (-1, SUPER_BLOCK // grid.sub_block, grid.sub_block))
         return parts.permute(3, 2, 0, 1).flatten(2).contiguous()
 
-    def fit_rows(rows: Tensor) -> Fields:
-        fields = fit(by_block(rows), by_block(importance.expand_as(rows)))
+    def fit_rows(rows: Tensor, shares: Tensor) -> Fields:
+        fields = fit(by_block(rows), by_block(shares))
         for name, field in fields.items():
             # [k, J, N] or [J, N] or [N] -> [N, J, k] or [N, J] or [N] -> [r, …]
             field = field if field.dim() == 1 else field.to(whole)
             fields[name] = field.permute(*reversed(range(field.dim()))).reshape(len(rows), -1)
         return fields
 
-    chunks = by_rows(fit_rows, weight.shape[1], weight, cpu_chunk=CPU_CHUNK)
+    chunks = by_rows(fit_rows, weight.shape[1], weight, importance, cpu_chunk=CPU_CHUNK)
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 

@@ -24,7 +24,7 @@ class Lines:
     """Groups to fit lines to, and how the lines are stored.
 
     weights: float32 [R, N, k], moved and scaled so that they lie about -1 … 1.
-    importance: [N, k].
+    importance: [R, N, k].
     top: the largest code.
     scale, offset: storage of either number, in the same measure as the weights.
     """

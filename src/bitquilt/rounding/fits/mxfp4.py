@@ -24,9 +24,8 @@ SHIFTS = (0, -1, -2)
 @fit_family.register
 def _mxfp4(grid: MxFp4, weight: Tensor, importance: Tensor) -> Fields:
     """Per group the exponent of least error; mx.quantize's is one of those tried."""
-    shares = torch.unflatten(importance, 0, (-1, GROUP))
 
-    def fit(groups: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Fields:
         clipless = _least_clipless(groups)
         scaled = groups * torch.exp2(-clipless)
         errors = [
@@ -39,7 +38,7 @@ def _mxfp4(grid: MxFp4, weight: Tensor, importance: Tensor) -> Fields:
             "exponents": (clipless.int() + shift.int()).flatten(1),
         }
 
-    return fit_by_rows(weight, GROUP, fit)
+    return fit_by_rows(weight, importance, GROUP, fit)
 
 
 def _error(scaled: Tensor, importance: Tensor, shift: int) -> Tensor:

@@ -32,7 +32,7 @@ def search_scales(
 
     Args:
         groups: weights, float32 [R, N, k].
-        importance: [N, k], or [R, N, k].
+        importance: [R, N, k].
         levels: the set.
         factor: inverse scales, [R, N, 1].
         multiples: of those, the starts.
@@ -70,7 +70,7 @@ def refine_scales(
 
     Args:
         groups: weights, float32 [R, N, k].
-        importance: [N, k].
+        importance: [R, N, k].
         levels: the set.
         scales: where to start, [R, N, 1].
         nearest: the nearest scales that can be stored.
