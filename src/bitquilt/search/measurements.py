@@ -1,0 +1,158 @@
+"""What a search measured: remembered, counted, limited, and written down as it comes.
+
+``search/history.jsonl`` in the work directory has one line per measurement (a mix, windows, and KL
+by segments of text) and one per step forward (``best``). A measurement is a function of bank, mix
+and text, so a search that starts again finds its measurements there and soon is where it was; the
+report reads the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitquilt.search.mixes import Floats, Mixes, Vector
+from bitquilt.search.racing import Measure
+
+Evaluate = Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]
+"""(mixes, windows) → KL [mixes, windows, tokens]; :class:`.evaluator.Evaluator` or a pool of it."""
+
+SEGMENT = 64
+"""Tokens whose mean KL is one sample: neighbouring tokens are not independent."""
+DIGITS = 6
+"""Of a sample, so that a number read back is the number that was used."""
+
+
+class SpentError(Exception):
+    """A search has used up its tokens or its time."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a search ends at the latest."""
+
+    tokens: int
+    """Token-forwards: tokens read, times mixes that read them."""
+    seconds: float = float("inf")
+
+
+class Measurements:
+    """KL of mixes on the windows of one text."""
+
+    def __init__(self, evaluate: Evaluate, length: int, history: Path, limits: Limits) -> None:
+        """Begin, with what an earlier search wrote down.
+
+        Args:
+            evaluate: measures what is not known.
+            length: tokens of a window.
+            history: the file of what is known; made if missing.
+            limits: of this search.
+        """
+        self.tokens = 0
+        """Token-forwards that this search has needed, remembered ones too."""
+        self.limits = limits
+        self._evaluate, self._length, self._history = evaluate, length, history
+        self._known = _read(history)
+        self._used: set[tuple[str, int]] = set()
+        self._started = time.monotonic()
+        self._working = 0.0
+        self._worked = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the search began."""
+        return time.monotonic() - self._started
+
+    @property
+    def progress(self) -> str:
+        """Tokens spent and time left, for people."""
+        left = ""
+        if self._worked:
+            windows = (self.limits.tokens - self.tokens) / self._length
+            seconds = windows * self._working / self._worked
+            left = f", at most {min(seconds, self.limits.seconds - self.seconds):.0f} s left"
+        return f"{self.tokens:,} of {self.limits.tokens:,} tokens{left}"
+
+    def of(self, mixes: Mixes) -> Measure:
+        """The measure for mixes of one menu."""
+
+        def measure(vectors: Sequence[Vector], windows: Sequence[int]) -> Floats:
+            return self.samples([mixes.grids(vector) for vector in vectors], windows)
+
+        return measure
+
+    def samples(self, mixes: Sequence[Mapping[str, str]], windows: Sequence[int]) -> Floats:
+        """KL [mixes, samples] at the same places of the text for all mixes.
+
+        Raises:
+            SpentError: that would go beyond the limits.
+        """
+        names = [" ".join(mix.values()) for mix in mixes]
+        wanted = {(name, window) for name in names for window in windows} - self._used
+        missing = [
+            tuple(window for window in windows if (name, window) not in self._known)
+            for name in names
+        ]
+        self._charge(len(wanted), sum(map(len, missing)))
+        self._used |= wanted
+        order = sorted(range(len(mixes)), key=lambda k: missing[k])
+        for unread, group in groupby(order, key=lambda k: missing[k]):
+            if unread:
+                some = list(group)
+                self._add([names[k] for k in some], [mixes[k] for k in some], unread)
+        return np.array(
+            [np.concatenate([self._known[name, window] for window in windows]) for name in names]
+        )
+
+    def _charge(self, wanted: int, missing: int) -> None:
+        """Count windows that are wanted, and refuse if measuring the missing ones goes too far."""
+        tokens = self.tokens + wanted * self._length
+        pace = self._working / self._worked if self._worked else 0.0
+        late = self.seconds + missing * pace > self.limits.seconds
+        if tokens > self.limits.tokens or (missing and late):
+            raise SpentError
+        self.tokens = tokens
+
+    def _add(
+        self, names: Sequence[str], mixes: Sequence[Mapping[str, str]], windows: Sequence[int]
+    ) -> None:
+        """Measure mixes and write them down."""
+        started = time.monotonic()
+        parts = max(1, self._length // SEGMENT)
+        found = np.array_split(self._evaluate(mixes, windows), parts, axis=2)
+        samples = np.stack([part.mean(2, dtype=np.float64) for part in found], axis=2)
+        for name, own in zip(names, samples, strict=True):
+            kl = [[float(f"{value:.{DIGITS}g}") for value in window] for window in own]
+            self._known |= {(name, w): one for w, one in zip(windows, kl, strict=True)}
+            self.note({"mix": name, "windows": list(windows), "kl": kl})
+        self._working += time.monotonic() - started
+        self._worked += len(names) * len(windows)
+
+    def note(self, line: dict[str, Any]) -> None:
+        """Write a line of history, with the tokens and seconds so far."""
+        line |= {"tokens": self.tokens, "seconds": round(self.seconds, 1)}
+        self._history.parent.mkdir(parents=True, exist_ok=True)
+        with self._history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _read(history: Path) -> dict[tuple[str, int], list[float]]:
+    """The measurements of a history: (mix, window) → samples. A line cut short is none."""
+    known: dict[tuple[str, int], list[float]] = {}
+    lines = history.read_text("utf-8").split("\n") if history.exists() else []
+    for line in lines[:-1]:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # where a run was killed and another went on
+        for window, samples in zip(record.get("windows", ()), record.get("kl", ()), strict=True):
+            known[record["mix"], window] = samples
+    return known

@@ -1,0 +1,84 @@
+"""The mixes of a menu as vectors of integers: for every matrix, which of its choices, by size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitquilt.search.knapsack import Choice, Menu, Table
+
+Vector = tuple[int, ...]
+"""One number per matrix, in the order of the menu; 0 is its smallest choice."""
+Floats = NDArray[np.float64]
+
+
+class Standing(NamedTuple):
+    """The best mix so far."""
+
+    capacity: int
+    """Bytes that its matrices may take."""
+    mix: Vector
+    kl: float
+    """On the text it was last chosen on, nats per token."""
+
+
+@dataclass(frozen=True)
+class Mixes:
+    """All mixes of one menu."""
+
+    modules: tuple[str, ...]
+    choices: tuple[tuple[Choice, ...], ...]
+    """Of each module, smallest first."""
+
+    @classmethod
+    def of(cls, menu: Menu) -> Mixes:
+        """Those of a menu."""
+        by_size = (tuple(sorted(own, key=lambda choice: choice.nbytes)) for own in menu.values())
+        return cls(tuple(menu), tuple(by_size))
+
+    def grids(self, mix: Vector) -> dict[str, str]:
+        """Module path → grid name."""
+        chosen = zip(self.modules, self.choices, mix, strict=True)
+        return {module: choices[index].grid for module, choices, index in chosen}
+
+    def vector(self, grids: Mapping[str, str]) -> Vector:
+        """The inverse of :meth:`grids`; every grid must be on the menu."""
+        return tuple(
+            [choice.grid for choice in choices].index(grids[module])
+            for module, choices in zip(self.modules, self.choices, strict=True)
+        )
+
+    def nbytes(self, mix: Vector) -> int:
+        """Bytes that the matrices take."""
+        return int(sum(own[index] for own, index in zip(self.sizes, mix, strict=True)))
+
+    @cached_property
+    def sizes(self) -> list[NDArray[np.int64]]:
+        """Bytes of each module's choices."""
+        return [np.array([choice.nbytes for choice in own]) for own in self.choices]
+
+    @cached_property
+    def scores(self) -> list[Floats]:
+        """Predicted divergence of each module's choices, nats per token."""
+        return [np.array([choice.divergence for choice in own]) for own in self.choices]
+
+    def cheapest(self, costs: Sequence[Floats], capacity: int, kept: Mapping[int, int]) -> Vector:
+        """The mix of the least sum of costs within a capacity.
+
+        Args:
+            costs: of each module's choices.
+            capacity: bytes that the matrices may take.
+            kept: number of a module → its choice, for those that are not to change.
+        """
+        menu = {}
+        for m, (module, own, cost) in enumerate(
+            zip(self.modules, self.choices, costs, strict=True)
+        ):
+            open_to = range(len(own)) if m not in kept else [kept[m]]
+            menu[module] = [replace(own[i], divergence=float(cost[i])) for i in open_to]
+        return self.vector(Table(menu, capacity).solve(capacity))

@@ -1,0 +1,74 @@
+"""One search from start to end: a method, its limits, what it says on the way, and Ctrl-C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from bitquilt.search.evopress import Schedule, evolve
+from bitquilt.search.measurements import Measurements, SpentError
+from bitquilt.search.mixes import Mixes, Standing, Vector
+from bitquilt.search.refinement import Refinement
+
+METHODS = ("race", "knapsack", "evopress")
+"""Races from the exact knapsack on; the exact knapsack on the scores alone; EvoPress."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is searched for."""
+
+    mixes: Mixes
+    """What may be chosen, with its scores."""
+    capacities: Mapping[str, int]
+    """Name of a file → bytes that its matrices may take."""
+    text: tuple[int, int]
+    """Windows to measure on, and the tokens of each."""
+    seed: int = 0
+
+
+def search(
+    method: str, task: Task, measurements: Measurements, say: Callable[[str], None]
+) -> dict[str, Vector]:
+    """Search until the method or its limits are at an end, or Ctrl-C.
+
+    Args:
+        method: one of :data:`METHODS`.
+        task: what is searched for.
+        measurements: measures and counts.
+        say: told how it goes.
+
+    Returns:
+        Name of a file → the best mix found.
+    """
+    mixes, names = task.mixes, {capacity: name for name, capacity in task.capacities.items()}
+    best = {c: mixes.cheapest(mixes.scores, c, {}) for c in names}
+    try:
+        for capacity, mix, kl in _standings(method, task, measurements, say):
+            best[capacity] = mix
+            size = mixes.nbytes(mix)
+            grids = " ".join(mixes.grids(mix).values())
+            measurements.note({"best": grids, "file": names[capacity], "bytes": size, "at": kl})
+            say(f"{names[capacity]}: KL {kl:.4g} in {size:,} bytes; {measurements.progress}")
+    except SpentError:
+        say("the search has used up what it was given")
+    except KeyboardInterrupt:
+        say("stopped: the best mixes so far are kept, and the same command searches on")
+    return {name: best[capacity] for name, capacity in task.capacities.items()}
+
+
+def _standings(
+    method: str, task: Task, measurements: Measurements, say: Callable[[str], None]
+) -> Iterator[Standing]:
+    """How a method gets on."""
+    measure, rng = measurements.of(task.mixes), np.random.default_rng(task.seed)
+    capacities = list(dict.fromkeys(task.capacities.values()))
+    if method == "race":
+        return Refinement(task.mixes, capacities, measure, task.text[0], rng, say).run()
+    if method == "evopress":
+        runs = (evolve(task.mixes, c, measure, task.text, Schedule(), rng) for c in capacities)
+        return chain.from_iterable(runs)
+    return iter(())
