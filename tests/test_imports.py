@@ -44,6 +44,7 @@ ORDER = (
     "report",
     "result",
     "planning",
+    "evaluating",
     "pipeline",
     "cli",
 )

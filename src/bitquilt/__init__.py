@@ -1,6 +1,7 @@
 """bitquilt: mixed-precision GGUF and MLX models of an exact size, running in stock engines.
 
-Three functions do what the command line does: :func:`quantize`, :func:`plan`, :func:`inspect`.
+Four functions do what the command line does: :func:`quantize`, :func:`plan`, :func:`inspect`,
+:func:`evaluate`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitquilt.checkpoint.inspection import inspect as inspect
+    from bitquilt.evaluating import evaluate as evaluate
     from bitquilt.pipeline import quantize as quantize
     from bitquilt.planning import plan as plan
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "inspect", "plan", "quantize"]
+__all__ = ["__version__", "evaluate", "inspect", "plan", "quantize"]
 
 _HOMES = {
+    "evaluate": "bitquilt.evaluating",
     "inspect": "bitquilt.checkpoint.inspection",
     "plan": "bitquilt.planning",
     "quantize": "bitquilt.pipeline",

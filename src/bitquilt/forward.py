@@ -31,14 +31,21 @@ BATCH_TOKENS = 4096
 class BlockwiseModel:
     """A canonical model that loads one block at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, weights: Weights | None = None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        weights: Weights | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """``dtype`` is that of the arithmetic; weights come in float32 and are rounded to it."""
         self.checkpoint = checkpoint
         self.weights = weights or checkpoint.load
+        self.dtype = dtype
         self.device = compute_device()
         self._shells: dict[str, nn.Module] = {}  # layer type → one-block model
 
     def _load(self, name: str) -> Tensor:
-        return self.weights(name).to(self.device)
+        return self.weights(name).to(self.device, self.dtype)
 
     def _empty(self, layer_type: str) -> Any:
         """A one-block transformers model of this architecture, without a vocabulary."""
@@ -51,7 +58,7 @@ class BlockwiseModel:
             "bos_token_id": None,
             "eos_token_id": None,
         }
-        model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+        model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=self.dtype)
         return model.eval().to(self.device)
 
     def _shell(self, index: int) -> nn.Module:

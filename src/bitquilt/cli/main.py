@@ -8,6 +8,7 @@ import sys
 import click
 
 from bitquilt import __version__
+from bitquilt.cli.eval import evaluate
 from bitquilt.cli.inspect import inspect
 from bitquilt.cli.plan import plan
 from bitquilt.cli.quantize import quantize
@@ -25,7 +26,7 @@ def bitquilt() -> None:
     """
 
 
-for verb in (quantize, plan, inspect, run):
+for verb in (quantize, plan, inspect, run, evaluate):
     bitquilt.add_command(verb)
 
 

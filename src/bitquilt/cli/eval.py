@@ -1,0 +1,178 @@
+"""``bitquilt eval``: is it still the model? Files against their original, on held-out text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from bitquilt.cli.options import JSON, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from bitquilt.divergence import Estimate
+    from bitquilt.evaluation.figures import Figures
+    from bitquilt.evaluation.results import Comparison, Evaluation, Row
+
+FIGURES = {
+    "KL, nats/token": "kl",
+    "  median": "kl_median",
+    "  99.9 %": "kl_999",
+    "top-1 the same": "agreement",
+    "flips": "flips",
+    "perplexity": "perplexity",
+    "  over original's": "perplexity_ratio",
+    "bits per byte": "bits_per_byte",
+}
+SHARES = ("agreement", "flips")
+OWN = ("perplexity", "bits_per_byte")
+"""What the original has too."""
+
+
+@click.command("eval")
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option("--against", required=True, metavar="ORIGINAL", help="What MODEL was made from.")
+@click.option("--text", metavar="FILE", help="Text instead of the bundled one (.txt, .jsonl).")
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1024),
+    default=65_536,
+    show_default=True,
+    help="How much of it to read, about.",
+)
+@click.option(
+    "--work-dir",
+    metavar="DIR",
+    help="Where the original's answers are kept for the next time.  [default: the user's cache]",
+)
+@JSON
+def evaluate(
+    models: tuple[str, ...],
+    against: str,
+    text: str | None,
+    tokens: int,
+    work_dir: str | None,
+    as_json: bool,
+) -> None:
+    """Measure how far each MODEL, a GGUF file or MLX directory, is from ORIGINAL.
+
+    \b
+    bitquilt eval demo-4.5bit.gguf --against demo
+    bitquilt eval ours.gguf theirs.gguf --against facebook/MobileLLM-R1-950M
+
+    The figures of each are also kept beside it, in MODEL.eval.json, for `report` and `card`.
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    from bitquilt.evaluating import evaluate as measure
+
+    found = measure(models, against=against, text=text, tokens=tokens, work_dir=work_dir)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _print(found)
+
+
+def _print(found: Evaluation) -> None:
+    """One block a file, then what may be concluded."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for row in found.rows:
+        console.print(_block(row, found.own))
+        _print_check(console, row)
+    if len(found.rows) > 1:
+        console.print("", _overview(found))
+    for comparison in found.comparisons:
+        console.print(_verdict(comparison), markup=False)
+    floors = "; ".join(f"{floor.name} {floor.kl}" for floor in found.floors)
+    console.print(f"Noise: KL of the original with nothing quantized: {floors}.", markup=False)
+    first = next(iter(found.own.values()))
+    console.print(
+        f"{first.tokens:,} held-out tokens of {first.documents} documents; intervals are 95 %, "
+        f"over documents. {found.seconds:.0f} s in all.",
+        markup=False,
+    )
+
+
+def _block(row: Row, own: Mapping[str, Figures]) -> RenderableType:
+    """All figures of one file, a column a domain, the interval under each."""
+    from rich import box
+    from rich.table import Table
+
+    from bitquilt.search.budget import human
+
+    title = f"{row.name}, {human(row.nbytes)}, {row.bits:.3f} bits, in {row.engine}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("", no_wrap=True)
+    for domain in row.figures:
+        table.add_column(domain.replace(", ", ",\n"), justify="right", no_wrap=True)
+    for label, name in FIGURES.items():
+        estimates = [getattr(figures, name) for figures in row.figures.values()]
+        table.add_row(label, *(_value(one.mean, name) for one in estimates))
+        table.add_row("", *(_interval(one, name) for one in estimates), style="dim")
+        if name in OWN:
+            theirs = [getattr(figures, name).mean for figures in own.values()]
+            table.add_row("  of the original", *(_value(value, name) for value in theirs))
+    return table
+
+
+def _overview(found: Evaluation) -> Table:
+    """One line a file, sizes together."""
+    from rich import box
+    from rich.table import Table
+
+    from bitquilt.search.budget import human
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("file", no_wrap=True)
+    for column in ("size", "bits", "KL", "", "top-1", "ppl ratio"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in sorted(found.rows, key=lambda row: row.nbytes):
+        all_of_it = next(iter(row.figures.values()))
+        table.add_row(
+            row.name,
+            human(row.nbytes),
+            f"{row.bits:.3f}",
+            _value(all_of_it.kl.mean, "kl"),
+            _interval(all_of_it.kl, "kl"),
+            _value(all_of_it.agreement.mean, "agreement"),
+            _value(all_of_it.perplexity_ratio.mean, "perplexity_ratio"),
+        )
+    return table
+
+
+def _print_check(console: Console, row: Row) -> None:
+    check = row.check
+    verdict = "agree" if check.agree else "do not agree"
+    console.print(
+        f"On {check.tokens:,} tokens: KL in its engine {check.in_engine}, in torch on the file's "
+        f"weights {check.in_torch}; they {verdict} within what the engine's own arithmetic adds, "
+        f"{check.between}.",
+        markup=False,
+    )
+
+
+def _verdict(comparison: Comparison) -> str:
+    names = " and ".join(comparison.names)
+    if comparison.winner is None:
+        return f"Of one size, {names}: no difference that the intervals allow to call."
+    leads = "; ".join(
+        f"{name} by {lead}"
+        for name, lead in zip(comparison.names[1:], comparison.ahead, strict=True)
+    )
+    return f"Of one size, {comparison.winner} is the closest to the original: KL below {leads}."
+
+
+def _value(value: float, name: str) -> str:
+    if name in SHARES:
+        return f"{value:.2%}"
+    return f"{value:.4f}" if name in ("perplexity_ratio", "bits_per_byte") else f"{value:.3g}"
+
+
+def _interval(estimate: Estimate, name: str) -> str:
+    if math.isnan(estimate.low):
+        return "too few"
+    return f"{_value(estimate.low, name)}–{_value(estimate.high, name)}"

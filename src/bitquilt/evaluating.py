@@ -1,0 +1,283 @@
+"""Is it still the model? Files against their original, on one page.
+
+The original runs over the texts once, in torch and float32, and is kept; each file then runs in
+the engine that it is made for. What an engine computes beside the file's weights, and what the
+original differs by when nothing is quantized, are measured too: differences below that are noise.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitquilt import __version__
+from bitquilt.calibration import corpus
+from bitquilt.calibration.corpus import Document
+from bitquilt.calibration.text import encoder
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.divergence import Estimate, TokenFigures, compare, logits
+from bitquilt.effort import WINDOW
+from bitquilt.engines.tokenizer import HubTokenizer
+from bitquilt.evaluation import traces
+from bitquilt.evaluation.candidate import Candidate, logits_in
+from bitquilt.evaluation.figures import Figures, Measured, by_domain
+from bitquilt.evaluation.intervals import Documents
+from bitquilt.evaluation.reference import Reference, written_traces
+from bitquilt.evaluation.results import Check, Evaluation, Floor, Row, compared, keep, sha256
+from bitquilt.evaluation.text import Text, held_out
+from bitquilt.forward import BlockwiseModel
+from bitquilt.planning import STITCHERS
+from bitquilt.progress import Reporter
+from bitquilt.workdir import WorkDir
+
+TOKENS = 65_536
+EXCERPT = {"gguf": (24, 128), "mlx": (24, 32)}
+"""Windows, and tokens of each, on which engines are compared with torch and noise is measured:
+mlx is slow where there is no Metal."""
+LIBRARIES = ("torch", "transformers", "xllamacpp", "mlx-lm")
+
+
+def evaluate(
+    models: Sequence[str | Path],
+    *,
+    against: str,
+    text: str | Path | None = None,
+    tokens: int = TOKENS,
+    work_dir: str | Path | None = None,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Measure model files against the original that they were made from.
+
+    The figures of each are also kept beside it.
+
+    Args:
+        models: GGUF files and MLX directories, whoever made them.
+        against: the original: hub id, Hugging Face directory, GGUF file, or ``demo``.
+        text: documents (.txt or .jsonl) instead of the bundled held-out ones.
+        tokens: about how many tokens of them to read.
+        work_dir: keeps what the original says, for the next evaluation; in the user's cache if not
+            given.
+        reporter: where progress goes.
+
+    Raises:
+        UserError: bad input, an engine that is missing, a file of another model: one sentence.
+    """
+    started = time.monotonic()
+    reporter = reporter or Reporter()
+    candidates = [Candidate.at(model) for model in models]
+    original = open_checkpoint(against)
+    original.load("model.norm.weight")  # a config without weights is refused now, not later
+    documents = corpus.from_file(Path(text)) if text else corpus.bundled("held-out")
+    settings = {
+        "evaluation of": original.name,
+        "checkpoint": original.fingerprint,
+        "versions": {"bitquilt": __version__, "torch": torch.__version__},
+    }
+    with WorkDir(Path(work_dir) if work_dir else _cache(original), settings) as work:
+        texts = [held_out(documents, encoder(original), tokens, WINDOW)]
+        texts += _traces(original, documents, work, reporter)
+        with reporter.stage(f"Running {original.name}", len(texts)) as step:
+            references = []
+            for one in texts:
+                references.append(Reference.of(original, one, work))
+                step()
+    judge = Judge(original, references, reporter)
+    measured = [judge.measure(candidate) for candidate in candidates]
+    rows = [judge.row(*pair) for pair in zip(candidates, measured, strict=True)]
+    found = Evaluation(
+        original.name,
+        original.fingerprint,
+        corpus.fingerprint(documents),
+        judge.own(),
+        rows,
+        judge.floors(sorted({candidate.target for candidate in candidates})),
+        compared(rows, [of_model[0] for of_model in measured]),
+        _versions(),
+        time.monotonic() - started,
+    )
+    keep(found)
+    return found
+
+
+def _cache(original: Checkpoint) -> Path:
+    """Where the original's answers are kept, if the user names no place."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "bitquilt" / f"{original.name}-{original.fingerprint[:12]}"
+
+
+def _traces(
+    original: Checkpoint, documents: Sequence[Document], work: WorkDir, reporter: Reporter
+) -> list[Text]:
+    """The original's own reasoning, if it has a chat template and the text has questions."""
+    asked = traces.questions(documents)
+    if original.chat_template is None:
+        reporter.say(f"{original.name} has no chat template, so it writes no reasoning traces")
+        return []
+    if not asked:
+        reporter.say("the text has no conversations, so there are no reasoning traces")
+        return []
+    return [written_traces(original, asked, work, reporter)]
+
+
+def _versions() -> dict[str, str]:
+    """Everything that figures depend on beside the inputs."""
+    found = {"bitquilt": __version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except ModuleNotFoundError:
+            continue
+    return found
+
+
+class Judge:
+    """Measures files against one original."""
+
+    def __init__(
+        self, original: Checkpoint, references: Sequence[Reference], reporter: Reporter
+    ) -> None:
+        self._original = original
+        self._references = references
+        self._reporter = reporter
+        self._encode = encoder(original)
+
+    def own(self) -> dict[str, Figures]:
+        """The original's own figures."""
+        pairs = zip(self._references, self._nbytes, strict=True)
+        return by_domain([Measured.of(one, one.own, nbytes) for one, nbytes in pairs])
+
+    def measure(self, candidate: Candidate) -> list[Measured]:
+        """Every text under one file."""
+        windows = sum(len(reference.text.tokens) for reference in self._references)
+        with (
+            self._reporter.stage(f"Measuring {candidate.name}", windows) as step,
+            self._student(candidate) as student,
+        ):
+            found = [one.compare(student(one.text.tokens), step) for one in self._references]
+        return [
+            Measured.of(*of_text)
+            for of_text in zip(self._references, found, self._nbytes, strict=True)
+        ]
+
+    def row(self, candidate: Candidate, measured: Sequence[Measured]) -> Row:
+        """A file's line of the table."""
+        weights = sum(torch.Size(shape).numel() for shape in self._original.shapes.values())
+        return Row(
+            candidate.name,
+            str(candidate.path),
+            candidate.nbytes,
+            sha256(candidate.path),
+            candidate.nbytes * 8 / weights,
+            candidate.engine if _in_engine(candidate) else "torch",
+            by_domain(measured),
+            self._check(candidate),
+        )
+
+    def floors(self, targets: Sequence[str]) -> list[Floor]:
+        """The original in bfloat16, and unquantized in each engine."""
+        with self._reporter.stage("Measuring noise", 1 + len(targets)) as step:
+            excerpt = self._excerpt("gguf")
+            half = BlockwiseModel(self._original, dtype=torch.bfloat16)
+            student = _logits_of(half, excerpt.text.tokens)
+            floors = [_floor("bfloat16 in torch", excerpt, student)]
+            step()
+            for target in targets:
+                floors.append(self._unquantized(target))
+                step()
+        return floors
+
+    def _unquantized(self, target: str) -> Floor:
+        """The original's weights as they are, in a file for the engine."""
+        grid = "BF16" if self._original.source_dtype == "BF16" else "F32"
+        dtype = torch.bfloat16 if grid == "BF16" else torch.float32
+        mix = dict.fromkeys(self._original.matrices, grid)
+
+        def packed(module: str, _: str) -> dict[str, Tensor]:
+            return {"weight": self._original.load(f"{module}.weight").to(dtype)}
+
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / ("original.gguf" if target == "gguf" else "original")
+            STITCHERS[target].write(self._original, mix, packed, path, "{}")
+            candidate = Candidate(path, target, 0)
+            excerpt = self._excerpt(target)
+            with candidate.opened(self._original, self._encode) as engine:
+                student = logits_in(engine, excerpt.text.tokens)
+                return _floor(f"{grid} in {candidate.engine}", excerpt, student)
+
+    def _check(self, candidate: Candidate) -> Check:
+        """A file in its engine and in torch, and the two against each other."""
+        excerpt = self._excerpt(candidate.target)
+        student, tokens = self._in_torch(candidate), excerpt.text.tokens
+        hidden, head = student.last_hidden(tokens), student.head()
+        in_torch = excerpt.compare(logits(hidden, head))
+        with candidate.opened(self._original, self._encode) as engine:
+            in_engine = excerpt.compare(logits_in(engine, tokens))
+            between = compare(tokens, hidden, head, logits_in(engine, tokens))
+        return Check(
+            _kl(excerpt, in_engine),
+            _kl(excerpt, in_torch),
+            _kl(excerpt, between),
+            int(excerpt.text.judged.sum()),
+        )
+
+    @contextmanager
+    def _student(self, candidate: Candidate) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
+        """A file as a function from windows [N, L] to the logits [L, V] of each."""
+        if _in_engine(candidate):
+            with candidate.opened(self._original, self._encode) as engine:
+                yield partial(logits_in, engine)
+        else:
+            yield partial(_logits_of, self._in_torch(candidate))
+
+    def _in_torch(self, candidate: Candidate) -> BlockwiseModel:
+        """The weights read from a file, dequantized."""
+        weights = STITCHERS[candidate.target].read_weights(candidate.path)
+        return BlockwiseModel(self._original, weights.__getitem__)
+
+    def _excerpt(self, target: str) -> Reference:
+        return self._references[0].first(*EXCERPT[target])
+
+    @cached_property
+    def _nbytes(self) -> list[NDArray[np.int64]]:
+        """Bytes of every window of every text."""
+        original = self._original
+        assert original.tokenizer_dir is not None  # it has encoded the text
+        tokenizer = HubTokenizer(
+            original.tokenizer_dir, original.config, original.generation_config
+        )
+        return [reference.text.nbytes(tokenizer.decode) for reference in self._references]
+
+
+def _in_engine(candidate: Candidate) -> bool:
+    """Whether its engine is fast enough here to read everything."""
+    return candidate.target == "gguf" or sys.platform == "darwin"
+
+
+def _logits_of(model: BlockwiseModel, tokens: Tensor) -> Iterator[Tensor]:
+    """Logits [L, V] of each window of int64 [N, L]."""
+    return (window.float() for window in logits(model.last_hidden(tokens), model.head()))
+
+
+def _kl(reference: Reference, found: TokenFigures) -> Estimate:
+    """Mean KL over the judged tokens."""
+    text = reference.text
+    return Documents.of(text.documents, text.domains).mean(found.kl[text.judged])
+
+
+def _floor(name: str, reference: Reference, student: Iterator[Tensor]) -> Floor:
+    found = reference.compare(student)
+    return Floor(name, _kl(reference, found), int(reference.text.judged.sum()))

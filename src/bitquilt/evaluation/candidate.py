@@ -1,0 +1,85 @@
+"""A model file under judgement: what it is on disk, and its logits in an engine or in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitquilt.calibration.corpus import Document
+from bitquilt.calibration.text import Encode
+from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.engines import Engine, is_mlx, open_engine
+from bitquilt.errors import UserError
+from bitquilt.evaluation.in_engine import ENGINES, SAMPLE
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A GGUF file or an MLX directory."""
+
+    path: Path
+    target: str
+    """``gguf`` or ``mlx``."""
+    nbytes: int
+    """On disk, everything counted."""
+
+    @classmethod
+    def at(cls, reference: str | Path) -> Candidate:
+        """What a path holds.
+
+        Raises:
+            UserError: neither of the two.
+        """
+        path = Path(reference)
+        if path.suffix == ".gguf" and path.is_file():
+            return cls(path, "gguf", path.stat().st_size)
+        if path.is_dir() and is_mlx(path):
+            files = [file for file in path.rglob("*") if file.is_file()]
+            return cls(path, "mlx", sum(file.stat().st_size for file in files))
+        raise UserError(
+            f"{reference} is neither a GGUF file nor an MLX directory; give what `bitquilt "
+            "quantize` wrote, or another file of these kinds"
+        )
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return self.path.name
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs it."""
+        return ENGINES[self.target]
+
+    @contextmanager
+    def opened(self, original: Checkpoint, encode: Encode) -> Iterator[Engine]:
+        """The file in its engine, found to read text as the original does.
+
+        Raises:
+            UserError: the engine is missing or refuses the file, or the file belongs to a model
+                with another vocabulary or tokenizer.
+        """
+        rows, _ = original.matrices[EMBEDDING]
+        with open_engine(self.path) as engine:
+            if engine.info.vocabulary != rows:
+                raise UserError(
+                    f"{self.path} has a vocabulary of {engine.info.vocabulary} and "
+                    f"{original.name} one of {rows}; give the original of this file to --against"
+                )
+            ours = encode(Document("check", "sample", SAMPLE, None))
+            if engine.tokenize(SAMPLE, add_special=True) != ours:
+                raise UserError(
+                    f"{self.path}: {self.engine} reads text as other tokens than {original.name}'s "
+                    "own tokenizer; give the original of this file to --against"
+                )
+            yield engine
+
+
+def logits_in(engine: Engine, tokens: Tensor) -> Iterator[Tensor]:
+    """Logits [L, V] of each window of int64 [N, L]."""
+    return (torch.from_numpy(window) for window in engine.logits(tokens.numpy()))

@@ -1,0 +1,61 @@
+"""Windows know their documents; what cannot be predicted is not judged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bitquilt.calibration.corpus import Document
+from bitquilt.errors import UserError
+from bitquilt.evaluation.text import held_out
+
+LENGTH = 40
+
+
+def encode(document: Document) -> list[int]:
+    """As many tokens as the text has characters, all of them the document's own number."""
+    return [int(document.source)] * len(document.text or "")
+
+
+def corpus(*lengths: int, domain: str = "prose") -> list[Document]:
+    return [Document(domain, str(n), "x" * length, None) for n, length in enumerate(lengths)]
+
+
+def test_long_documents_give_windows_in_turn():
+    text = held_out(corpus(400, 400, 90), encode, 6 * LENGTH, LENGTH)
+    owners = sorted(text.tokens[:, 0].tolist())
+    assert owners == [0, 0, 1, 1, 2, 2]
+    assert text.judged.all()
+    np.testing.assert_array_equal(text.document, text.tokens[:, 1:])
+
+
+def test_short_documents_share_a_window_and_are_not_predicted_from_one_another():
+    text = held_out(corpus(35, 35, 35, 35), encode, 2 * LENGTH, LENGTH)
+    tokens = text.tokens.numpy()
+    np.testing.assert_array_equal(text.judged, tokens[:, 1:] == tokens[:, :-1])
+    assert not text.judged.all()
+    assert len(text.documents) == text.judged.sum() == len(text.domains)
+
+
+def test_domains_get_the_same_share():
+    documents = corpus(4000) + corpus(400, 400, domain="code")
+    text = held_out(documents, encode, 10 * LENGTH, LENGTH)
+    assert sorted(text.domain) == ["code"] * 5 + ["prose"] * 5
+
+
+def test_the_first_windows_are_the_text_itself():
+    text = held_out(corpus(400, 400), encode, 8 * LENGTH, LENGTH)
+    part = text.first(3, 20)
+    assert part.tokens.shape == (3, 20)
+    assert part.judged.shape == part.document.shape == (3, 19)
+    assert part.fingerprint != text.fingerprint == text.first(8, LENGTH).fingerprint
+
+
+def test_bytes_are_those_of_the_judged_tokens():
+    text = held_out(corpus(35, 35, 35), encode, LENGTH, LENGTH)
+    assert text.nbytes(lambda ids: "é" * len(ids)).tolist() == (2 * text.judged.sum(1)).tolist()
+
+
+def test_text_without_a_document_of_a_window_is_refused():
+    with pytest.raises(UserError, match=r"no document of 40 tokens; give more text with --text"):
+        held_out(corpus(10, 20), encode, 400, LENGTH)
