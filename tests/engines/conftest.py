@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,23 @@ from tests.factories import VOCABULARY
 from tests.stitch.conftest import Model, make_model
 from transformers import AutoModelForCausalLM
 
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.engines import Engine, open_engine
+from bitquilt.stitch import gguf, mlx
+
 __all__ = ["make_model"]
+
+ENGINES = [
+    "llama.cpp",
+    pytest.param(
+        "mlx-lm",
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed"
+        ),
+    ),
+    "torch",
+]
+"""For fixtures that have a model in each engine."""
 
 WINDOWS = 2
 LENGTH = 40
@@ -44,3 +62,18 @@ def divergence(truth: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -
         torch.from_numpy(logits).double().log_softmax(-1) for logits in (truth, other)
     )
     return float((truth_log.exp() * (truth_log - other_log)).sum(-1).mean())
+
+
+def open_in(kind: str, source: Path, directory: Path) -> Engine:
+    """A checkpoint's weights as they are, in one of ENGINES; files go to ``directory``."""
+    model, path = Model(source, open_checkpoint(source)), source
+    if kind == "llama.cpp":
+        path = directory / "model.gguf"
+        gguf.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
+    elif kind == "mlx-lm":
+        path = directory / "model"
+        mlx.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
+    # fixtures that outlive a test come before _yield_waiting_threads
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        return open_engine(path)

@@ -1,59 +1,111 @@
-"""Sampling against its definition, and the stream of text."""
+"""Sampling against its definition: transformers' filters, chi-square, logits worked out by hand."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.engines.draws import DRAWS, SETTINGS, chi_square, expected
 
-from bitquilt.engines.engine import Sampling
-from bitquilt.engines.sampling import Sampler
+from bitquilt.engines import Request, Sampling
+from bitquilt.engines.sampling import AVOIDING, Sampler, candidates
 
 VOCABULARY = 3000
 LOGITS = np.random.default_rng(0).normal(size=VOCABULARY).astype(np.float32) * 2
 
 
-def drawn(settings: Sampling, count: int = 4000) -> set[int]:
-    """Every token that many draws give."""
-    sampler = Sampler(settings, [])
-    return {sampler.draw(LOGITS) for _ in range(count)}
+def draw(logits: npt.NDArray[np.float32], request: Request) -> int:
+    return Sampler(request).draw(logits)
 
 
-def nucleus(top_p: float) -> set[int]:
-    """The smallest set of likeliest tokens that reaches ``top_p``."""
-    order = np.argsort(-LOGITS)
-    weights = np.exp(LOGITS[order].astype(np.float64))
-    reached = np.cumsum(weights) / weights.sum()
-    return set(order[: int(np.searchsorted(reached, top_p)) + 1].tolist())
+@pytest.mark.parametrize("name", SETTINGS)
+def test_draws_follow_the_distribution(name: str) -> None:
+    sampler = Sampler(Request([0], SETTINGS[name], DRAWS))
+    drawn = [sampler.draw(LOGITS) for _ in range(DRAWS)]
+    assert chi_square(drawn, expected(LOGITS, SETTINGS[name])) > 0.001
+
+
+def test_the_test_of_fit_can_fail() -> None:
+    sampler = Sampler(Request([0], Sampling(temperature=0.75), DRAWS))
+    drawn = [sampler.draw(LOGITS) for _ in range(DRAWS)]
+    assert chi_square(drawn, expected(LOGITS, Sampling(temperature=0.7))) < 1e-6
+
+
+@given(
+    seed=st.integers(0, 1000),
+    spread=st.sampled_from([0.01, 1.0, 5.0, 30.0]),
+    temperature=st.sampled_from([0.1, 0.6, 1.0, 3.0]),
+    top_k=st.sampled_from([0, 1, 7, 300, 500]),
+    top_p=st.sampled_from([0.01, 0.5, 0.95, 1.0]),
+    min_p=st.sampled_from([0.0, 0.001, 0.1, 1.0]),
+)
+def test_filters_are_those_of_transformers(
+    seed: int, spread: float, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    settings = Sampling(temperature, top_k, top_p, min_p)
+    logits = np.random.default_rng(seed).normal(size=400).astype(np.float32) * np.float32(spread)
+    ids, weights = candidates(logits, settings)
+    found = np.zeros(400)
+    found[ids] = weights / weights.sum()
+    np.testing.assert_allclose(found, expected(logits, settings), rtol=1e-3, atol=1e-5)
 
 
 def test_zero_temperature_is_greedy() -> None:
-    assert drawn(Sampling(top_k=5, top_p=0.5)) == {int(LOGITS.argmax())}
+    assert draw(LOGITS, Request([0], Sampling(top_k=5, top_p=0.5), 1)) == LOGITS.argmax()
 
 
-@pytest.mark.parametrize("top_p", [0.01, 0.1, 0.5])
-def test_top_p_keeps_the_nucleus(top_p: float) -> None:
-    got = drawn(Sampling(temperature=3.0, top_p=top_p))
-    assert got <= nucleus(top_p)
-    assert len(got) > 0.9 * len(nucleus(top_p))
+def test_seeds_repeat_and_differ() -> None:
+    def drawn(seed: int) -> list[int]:
+        sampler = Sampler(Request([0], Sampling(temperature=1.0, top_p=0.9, seed=seed), 50))
+        return [sampler.draw(LOGITS) for _ in range(50)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
 
 
-def test_top_k_keeps_the_likeliest() -> None:
-    assert drawn(Sampling(temperature=2.0, top_k=7)) == set(np.argsort(-LOGITS)[:7].tolist())
+# The penalties are told by what greedy decoding then takes; the logits are worked out beside.
+FOUR = np.array([2.0, 1.5, 1.0, -1.0], dtype=np.float32)
 
 
-def test_min_p_keeps_what_is_near_the_likeliest() -> None:
-    near = set(np.flatnonzero(LOGITS.max() + np.log(0.3) <= LOGITS).tolist())
-    assert drawn(Sampling(temperature=2.0, min_p=0.3)) == near
+@pytest.mark.parametrize(
+    ("settings", "tokens", "said", "taken"),
+    [
+        (Sampling(repetition_penalty=1.3), [0], 0, 0),  # 2 / 1.3 = 1.54 > 1.5
+        (Sampling(repetition_penalty=1.4), [0], 0, 1),  # 2 / 1.4 = 1.43 < 1.5
+        (Sampling(repetition_penalty=1.4), [0, 0, 0], 3, 1),  # once, however often
+        (Sampling(repetition_penalty=2.0), [0, 1], 0, 0),  # 1.0, 0.75, and 1.0 comes later
+        (Sampling(presence_penalty=0.6), [0, 0], 1, 1),  # 2 - 0.6 < 1.5
+        (Sampling(presence_penalty=0.4), [0, 0, 0], 3, 0),  # once, however often
+        (Sampling(presence_penalty=9.0), [0, 0], 0, 0),  # the prompt does not count
+        (Sampling(frequency_penalty=0.2), [0, 0], 2, 0),  # 2 - 0.4 > 1.5
+        (Sampling(frequency_penalty=0.2), [0, 0, 0], 3, 1),  # 2 - 0.6 < 1.5
+        (Sampling(frequency_penalty=0.2), [0, 0, 0], 2, 0),  # two of them are the model's own
+        (Sampling(frequency_penalty=0.3, presence_penalty=0.3), [1, 0], 1, 1),  # 2 - 0.6
+        (Sampling(presence_penalty=-0.6), [1], 1, 1),  # 1.5 + 0.6 > 2
+    ],
+)
+def test_penalties(settings: Sampling, tokens: list[int], said: int, taken: int) -> None:
+    before = FOUR.copy()
+    assert draw(FOUR, Request(tokens, settings, 1, said=said)) == taken
+    np.testing.assert_array_equal(FOUR, before)
 
 
-def test_frequencies_follow_the_softmax() -> None:
-    logits = np.log(np.array([0.5, 0.3, 0.2], dtype=np.float32))
-    sampler = Sampler(Sampling(temperature=1.0), [])
-    counts = np.bincount([sampler.draw(logits) for _ in range(4000)]) / 4000
-    np.testing.assert_allclose(counts, [0.5, 0.3, 0.2], atol=0.03)
+def test_negative_logits_are_penalized_away_from_zero() -> None:
+    logits = np.array([-1.0, -1.5], dtype=np.float32)
+    assert draw(logits, Request([0], Sampling(repetition_penalty=1.6), 1)) == 1
 
 
-def test_repetition_penalty_counts_the_prompt() -> None:
-    logits = np.array([2.0, 1.5, -1.0], dtype=np.float32)
-    assert Sampler(Sampling(repetition_penalty=2.0), [0]).draw(logits) == 1
-    assert Sampler(Sampling(repetition_penalty=2.0), [0, 1]).draw(logits) == 0
+def test_penalties_count_what_is_drawn() -> None:
+    sampler = Sampler(Request([3], Sampling(frequency_penalty=0.4), 9))
+    # 2, then 1.6, 1.2 | 1.5, 1.1 | 1.0: each is taken while it is the largest
+    assert [sampler.draw(FOUR) for _ in range(6)] == [0, 0, 1, 0, 1, 2]
+
+
+def test_what_is_avoided_is_avoided_as_far_as_it_is_followed() -> None:
+    sure = np.array([9.0, 9.0 - AVOIDING + 0.1, 0.0], dtype=np.float32)
+    sampler = Sampler(Request([5], Sampling(), 9, avoid=[0, 0]))
+    assert [sampler.draw(sure) for _ in range(2)] == [1, 0]
+    surer = np.array([9.0, 9.0 - AVOIDING - 0.1, 0.0], dtype=np.float32)
+    sampler = Sampler(Request([5], Sampling(), 9, avoid=[0, 0]))
+    assert [sampler.draw(surer), sampler.draw(sure), sampler.draw(sure)] == [0, 1, 0]

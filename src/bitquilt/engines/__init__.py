@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitquilt.engines.engine import Engine, ModelInfo, Sampling
+from bitquilt.engines.engine import Engine, ModelInfo, Piece, Request, Sampling, Stream
 from bitquilt.files import read_json
 
-__all__ = ["Engine", "ModelInfo", "Sampling", "open_engine"]
+__all__ = ["Engine", "ModelInfo", "Piece", "Request", "Sampling", "Stream", "open_engine"]
 
 
 def open_engine(model: str | Path) -> Engine:

@@ -1,6 +1,11 @@
 """What every engine can do: the protocol, and the settings of a generation.
 
 Letters: N windows, L tokens in a window, V vocabulary.
+
+A generation is a function of its tokens, its settings and its seed, and of nothing that went
+before. What an engine keeps between two of them, the keys and values of the tokens that both begin
+with, saves time and changes nothing; so whoever wants to go back and continue otherwise asks again
+with fewer tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ class Sampling:
     """How the next token is drawn; the defaults are greedy decoding."""
 
     temperature: float = 0.0
-    """Divides the logits; 0 takes the likeliest token and ignores all the rest."""
+    """Divides the logits; 0 takes the likeliest token and ignores the filters."""
     top_k: int = 0
     """Keep that many of the likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
@@ -28,6 +33,10 @@ class Sampling:
     """Drop tokens below this fraction of the likeliest one's probability."""
     repetition_penalty: float = 1.0
     """Divides the positive logits, multiplies the negative ones, of tokens already seen."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time that the model said it."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logits of tokens that the model said."""
     seed: int = 0
 
 
@@ -36,6 +45,8 @@ class ModelInfo:
     """What an engine knows of the model it has loaded."""
 
     vocabulary: int
+    context: int
+    """Tokens that the model was made to read at once."""
     chat_template: str | None
     special_tokens: dict[str, str]
     """``bos_token`` and ``eos_token``, for the chat template."""
@@ -43,13 +54,59 @@ class ModelInfo:
     """The model's own recommendation, greedy where it has none."""
 
 
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue."""
+
+    tokens: Sequence[int]
+    sampling: Sampling
+    max_tokens: int
+    said: int = 0
+    """How many of the last ``tokens`` are the model's own: what some penalties count."""
+    avoid: Sequence[int] = ()
+    """A continuation that is made unlikely, token by token for as long as it is followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One token that the model said."""
+
+    token: int
+    text: str
+    """What it adds to the text: nothing while a character is incomplete."""
+    control: bool = False
+    """Whether it is a control token; its text is the token's name."""
+    ends: bool = False
+    """Whether the model ends its turn with it; its text is what was held back."""
+
+
+class Stream(Protocol):
+    """Prompts being continued together. Close it, or use it as a context manager."""
+
+    fed: int
+    """Prompt tokens that had to be computed, known once the first piece is there."""
+
+    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+        """Pieces as they come, each with the index of its request; ends when all rows have."""
+        ...
+
+    def drop(self, row: int) -> None:
+        """Continue one of the prompts no further; pieces of it that are under way still come."""
+        ...
+
+    def close(self) -> None:
+        """Continue none of them."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class Engine(Protocol):
     """A loaded model. Close it, or use it as a context manager."""
 
-    @property
-    def info(self) -> ModelInfo:
-        """Vocabulary size, chat template and sampling defaults of the model."""
-        ...
+    info: ModelInfo
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """Text to token ids; control tokens written out in the text become their ids.
@@ -64,9 +121,16 @@ class Engine(Protocol):
         """Logits at every position of each window, int64 [N, L] → float32 [L, V], one at a time."""
         ...
 
-    def generate(self, tokens: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[str]:
-        """Continue a prompt until the model ends its turn, as pieces of text."""
+    def stream(self, requests: Sequence[Request]) -> Stream:
+        """Continue prompts together, in one batch. One stream at a time."""
         ...
+
+    def generate(self, tokens: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[str]:
+        """Continue one prompt until the model ends its turn, as pieces of text."""
+        with self.stream([Request(tokens, sampling, max_tokens)]) as stream:
+            for _, piece in stream:
+                if piece.text and not piece.control:
+                    yield piece.text
 
     def close(self) -> None:
         """Free the model."""

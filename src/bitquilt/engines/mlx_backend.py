@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.utils import load_model
 
+from bitquilt.engines.backend import Floats, common_prefix
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
 from bitquilt.files import read_json
@@ -29,7 +30,7 @@ def load(path: str) -> Mlx:
 
 
 class Mlx(HubTokenizer):
-    """One model and at most one cache."""
+    """One model, the cache that reads prompts, and that of the rows being continued."""
 
     def __init__(self, directory: Path) -> None:
         generation = directory / "generation_config.json"
@@ -49,27 +50,58 @@ class Mlx(HubTokenizer):
             # the same weights; mlx's bf16 arithmetic on a CPU takes ten times as long
             self._model.set_dtype(mx.float32)
         self._cache: list[Any] = []
+        self._held: list[int] = []
+        self._rows: list[Any] = []
 
-    def window(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def window(self, tokens: Sequence[int]) -> Floats:
         """See :class:`~bitquilt.engines.backend.Backend`."""
-        self.begin(len(tokens))
-        return np.concatenate([_rows(logits) for logits in self._run(tokens)])
+        self._keep(0)
+        return np.concatenate([_floats(logits) for logits in self._read(tokens)])
 
-    def begin(self, capacity: int) -> None:
-        """See :class:`~bitquilt.engines.backend.Backend`; the cache grows by itself."""
-        self._cache = make_prompt_cache(self._model)
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+        """See :class:`~bitquilt.engines.backend.Backend`; the caches grow by themselves."""
+        last, caches, fed = [], [], 0
+        # One cache reads every prompt, the first at the end; the rows are copies of it.
+        for prompt in reversed(prompts):
+            missing = prompt[self._keep(common_prefix(self._held, prompt)) :]
+            last.append(_floats(self._read(missing)[-1][-1:]))
+            caches.append(copy.deepcopy(self._cache) if len(prompts) > 1 else self._cache)
+            fed += len(missing)
+        self._rows = caches[0] if len(prompts) == 1 else _merged(caches[::-1])
+        return np.concatenate(last[::-1]), fed
 
-    def feed(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def step(self, tokens: Sequence[int]) -> Floats:
         """See :class:`~bitquilt.engines.backend.Backend`."""
-        last = [logits[-1:] for logits in self._run(tokens)][-1]
-        row: npt.NDArray[np.float32] = _rows(last)[0]
-        return row
+        logits = self._model(mx.array(list(tokens))[:, None], cache=self._rows)[:, -1]
+        if self._rows is self._cache:
+            self._held += tokens
+        return _floats(logits)
 
-    def _run(self, tokens: Sequence[int]) -> list[mx.array]:
-        """Logits of each chunk, [length, V], left for mlx to compute when they are read."""
+    def retain(self, rows: Sequence[int]) -> None:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
+        for layer in self._rows:
+            layer.filter(mx.array(list(rows)))
+
+    def _keep(self, length: int) -> int:
+        """Forget all but the first tokens; how many the cache could keep."""
+        surplus = len(self._held) - length
+        if not self._cache or trim_prompt_cache(self._cache, surplus) != surplus:
+            self._cache, length = make_prompt_cache(self._model), 0
+        del self._held[length:]
+        return length
+
+    def _read(self, tokens: Sequence[int]) -> list[mx.array]:
+        """Append tokens; logits of each chunk, [length, V], computed by mlx when they are read."""
         chunks = [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)]
-        return [self._model(mx.array([chunk]), cache=self._cache)[0] for chunk in chunks]
+        logits = [self._model(mx.array([list(chunk)]), cache=self._cache)[0] for chunk in chunks]
+        self._held += tokens
+        return logits
 
 
-def _rows(logits: mx.array) -> npt.NDArray[np.float32]:
+def _merged(caches: list[list[Any]]) -> list[Any]:
+    """The caches of several prompts as one of a batch, layer by layer."""
+    return [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)]
+
+
+def _floats(logits: mx.array) -> Floats:
     return np.array(logits.astype(mx.float32))

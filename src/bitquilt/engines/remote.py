@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, BinaryIO, Self
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from bitquilt.engines.engine import ModelInfo, Sampling
+from bitquilt.engines.engine import Engine, ModelInfo, Piece, Request, Sampling
 from bitquilt.engines.wire import Message, receive, send
 from bitquilt.errors import EngineMissingError, UserError
 
@@ -23,7 +23,7 @@ STOP_SECONDS = 10
 STDERR_TAIL = 65_536
 
 
-class RemoteEngine:
+class RemoteEngine(Engine):
     """An :class:`~bitquilt.engines.engine.Engine` that asks a child process."""
 
     def __init__(self, kind: str, options: dict[str, Any]) -> None:
@@ -67,13 +67,10 @@ class RemoteEngine:
             assert array is not None
             yield array
 
-    def generate(self, tokens: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[str]:
+    def stream(self, requests: Sequence[Request]) -> RemoteStream:
         """See :class:`~bitquilt.engines.engine.Engine`."""
-        request = {"do": "generate", "tokens": list(tokens), "max_tokens": max_tokens}
-        answer, _ = self._ask({**request, "sampling": asdict(sampling)})
-        while "done" not in answer:
-            yield answer["text"]
-            answer, _ = self._receive()
+        self._send({"do": "stream", "requests": [asdict(request) for request in requests]})
+        return RemoteStream(len(requests), self._send, lambda: self._receive()[0])
 
     def close(self) -> None:
         """End the process."""
@@ -94,11 +91,14 @@ class RemoteEngine:
         self.close()
 
     def _ask(self, request: Message) -> tuple[Message, npt.NDArray[np.float32] | None]:
+        self._send(request)
+        return self._receive()
+
+    def _send(self, request: Message) -> None:
         try:
             send(_binary(self._process.stdin), request)
         except OSError:
             raise self._crash() from None
-        return self._receive()
 
     def _receive(self) -> tuple[Message, npt.NDArray[np.float32] | None]:
         try:
@@ -118,6 +118,52 @@ class RemoteEngine:
         said = [line.strip() for line in lines if line.strip()]
         reason = said[-1] if said else f"exit status {code}"
         return UserError(f"{self._subject} crashed: {reason}; check the file with bitquilt inspect")
+
+
+class RemoteStream:
+    """A :class:`~bitquilt.engines.engine.Stream` of a child process, which runs a little ahead."""
+
+    def __init__(
+        self, rows: int, send: Callable[[Message], None], receive: Callable[[], Message]
+    ) -> None:
+        self.fed = 0
+        self._going = set(range(rows))
+        self._done = False
+        self._send, self._receive = send, receive
+
+    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+        """See :class:`~bitquilt.engines.engine.Stream`."""
+        while not self._done:
+            message = self._next()
+            for row, *fields in message["said"]:
+                yield row, Piece(*fields)
+
+    def drop(self, row: int) -> None:
+        """See :class:`~bitquilt.engines.engine.Stream`."""
+        if row in self._going:
+            self._going.remove(row)
+            self._send({"do": "drop", "row": row})
+
+    def close(self) -> None:
+        """See :class:`~bitquilt.engines.engine.Stream`."""
+        if not self._done:
+            for row in list(self._going):
+                self.drop(row)
+        while not self._done:
+            self._next()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _next(self) -> Message:
+        self._done = True  # unless the child lives to say otherwise
+        message = self._receive()
+        self._done = message.get("done", False)
+        self.fed = message["fed"]
+        return message
 
 
 def _binary(stream: Any) -> BinaryIO:

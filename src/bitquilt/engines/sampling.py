@@ -1,88 +1,135 @@
 """Drawing the next token, the same for every engine.
 
-Order of the filters, as in llama.cpp: repetition penalty, top-k, top-p, min-p, temperature.
+Logits go through, in this order: repetition penalty, frequency and presence penalties, what the
+request asks to avoid, temperature, top-k, top-p, min-p. From the temperature on it is the order of
+transformers and vLLM, for which models' authors state their settings; llama.cpp puts the
+temperature last. Letters: V vocabulary, C candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
-from bitquilt.engines.engine import Sampling
+from bitquilt.engines.engine import Request, Sampling
 
-FIRST_CANDIDATES = 256
+AVOIDING = 4.0
+"""Nats taken from each token of a continuation to avoid, for as long as it is followed."""
+MARGINS = (8.0, 32.0, np.inf)
+"""How far below the likeliest token candidates are looked for, in nats: sorting a vocabulary of
+128k for every token would take longer than a small model does."""
 
 Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]
 
 
 class Sampler:
-    """Draws tokens from logits; the same seed and logits give the same tokens."""
+    """Draws the tokens of one continuation; the same request and logits give the same tokens."""
 
-    def __init__(self, settings: Sampling, seen: Sequence[int]) -> None:
-        """``seen`` are the prompt's tokens, which the repetition penalty counts too."""
-        self._settings = settings
-        self._random = np.random.default_rng(settings.seed)
-        self._seen = set(seen)
+    def __init__(self, request: Request) -> None:
+        self._settings = request.sampling
+        self._random = np.random.default_rng(request.sampling.seed)
+        self._avoid = list(request.avoid)
+        self._penalties = _Penalties(request) if _penalizes(request.sampling) else None
 
     def draw(self, logits: Floats) -> int:
         """The next token for float32 [V] logits."""
-        token = self._pick(self._penalized(logits))
-        self._seen.add(token)
+        if self._penalties:
+            logits = self._penalties.apply(logits)
+        if self._avoid:
+            logits = logits.copy()
+            logits[self._avoid[0]] -= AVOIDING
+        token = self._pick(logits)
+        if self._penalties:
+            self._penalties.count(token)
+        if self._avoid:
+            self._avoid = self._avoid[1:] if token == self._avoid[0] else []
         return token
 
-    def _penalized(self, logits: Floats) -> Floats:
-        penalty = self._settings.repetition_penalty
-        if penalty == 1.0 or not self._seen:
-            return logits
-        logits = logits.copy()
-        seen = np.fromiter(self._seen, dtype=np.intp)
-        logits[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    def _pick(self, logits: Floats) -> int:
+        if self._settings.temperature <= 0:
+            return int(logits.argmax())
+        ids, weights = candidates(logits, self._settings)
+        reached = np.cumsum(weights)
+        return int(ids[np.searchsorted(reached, self._random.random() * reached[-1], "right")])
+
+
+def candidates(logits: Floats, settings: Sampling) -> tuple[Ids, Doubles]:
+    """What temperature, top-k, top-p and min-p leave to choose from.
+
+    Args:
+        logits: float32 [V], penalties applied.
+        settings: with a temperature above 0.
+
+    Returns:
+        Ids [C], and weights [C] proportional to their probabilities. Among equals, top-k and top-p
+        prefer the smaller id.
+    """
+    scaled = (logits - logits.max()) / np.float32(settings.temperature)
+    ids = None
+    if 0 < settings.top_k < len(scaled):
+        ids = _likeliest(scaled, lambda some: len(some) >= settings.top_k)[: settings.top_k]
+    if settings.top_p < 1:
+        wanted = settings.top_p * _mass(scaled if ids is None else scaled[ids])
+        if ids is None:
+            ids = _likeliest(scaled, lambda some: _mass(some) >= wanted)
+        reached = np.cumsum(np.exp(scaled[ids], dtype=np.float64))
+        ids = ids[: np.searchsorted(reached, wanted) + 1]
+    if ids is None:
+        ids = np.arange(len(scaled))
+    weights = np.exp(scaled[ids], dtype=np.float64)
+    enough = weights >= settings.min_p
+    return ids[enough], weights[enough]
+
+
+def _likeliest(scaled: Floats, enough: Callable[[Floats], bool]) -> Ids:
+    """The likeliest tokens in order: at least so many of them that they are enough."""
+    for margin in MARGINS:
+        ids = np.flatnonzero(scaled >= -margin)
+        if enough(scaled[ids]):
+            break
+    return ids[np.argsort(-scaled[ids], kind="stable")]
+
+
+def _mass(scaled: Floats) -> float:
+    return float(np.exp(scaled).sum(dtype=np.float64))
+
+
+def _penalizes(settings: Sampling) -> bool:
+    return (
+        settings.repetition_penalty != 1
+        or settings.frequency_penalty != 0
+        or settings.presence_penalty != 0
+    )
+
+
+class _Penalties:
+    """Of what was there: repetition counts the prompt too (CTRL), the others the model's words."""
+
+    def __init__(self, request: Request) -> None:
+        self._settings = request.sampling
+        self._seen = np.unique(np.asarray(request.tokens, dtype=np.intp))
+        own = request.tokens[len(request.tokens) - request.said :]
+        self._said, self._times = np.unique(np.asarray(own, dtype=np.intp), return_counts=True)
+
+    def apply(self, logits: Floats) -> Floats:
+        """Lower the logits of what has been there; a copy."""
+        settings, logits = self._settings, logits.copy()
+        seen = logits[self._seen]
+        factor = np.float32(settings.repetition_penalty)
+        logits[self._seen] = np.where(seen > 0, seen / factor, seen * factor)
+        logits[self._said] -= settings.presence_penalty + settings.frequency_penalty * self._times
         return logits
 
-    def _pick(self, logits: Floats) -> int:
-        settings = self._settings
-        if settings.temperature <= 0:
-            return int(logits.argmax())
-        ids = _likeliest(logits, settings.top_k or len(logits), settings.top_p)
-        kept = logits[ids].astype(np.float64)
-        if settings.min_p > 0:
-            # ids are sorted: the likeliest is first
-            enough = kept >= kept[0] + np.log(settings.min_p)
-            ids, kept = ids[enough], kept[enough]
-        weights = np.exp((kept - kept[0]) / settings.temperature)
-        return int(self._random.choice(ids, p=weights / weights.sum()))
-
-
-def _likeliest(logits: Floats, top_k: int, top_p: float) -> Ids:
-    """The ids that top-k and top-p keep, likeliest first.
-
-    Only as many candidates are sorted as top-p turns out to need: sorting a vocabulary of 128k
-    for every token would take longer than a small model does.
-    """
-    top_k = min(top_k, len(logits))
-    if top_p >= 1.0 and top_k == len(logits):
-        return np.argsort(-logits, kind="stable")
-    total = 0.0
-    size = min(FIRST_CANDIDATES, top_k) if top_p < 1.0 else top_k
-    while True:
-        ids = np.argpartition(-logits, size - 1)[:size] if size < len(logits) else np.arange(size)
-        ids = ids[np.lexsort((ids, -logits[ids]))]
-        exponentials = np.exp(logits[ids].astype(np.float64) - logits[ids[0]])
-        if top_p >= 1.0:
-            return ids
-        if total == 0.0:
-            total = _mass(logits, top_k)
-        reached = np.searchsorted(np.cumsum(exponentials), top_p * total) + 1
-        if reached <= size or size == top_k:
-            return ids[:reached]
-        size = min(8 * size, top_k)
-
-
-def _mass(logits: Floats, top_k: int) -> float:
-    """Sum of exponentials of the top-k logits, relative to the largest."""
-    if top_k < len(logits):
-        logits = np.partition(logits, -top_k)[-top_k:]
-    return float(np.exp(logits.astype(np.float64) - logits.max()).sum())
+    def count(self, token: int) -> None:
+        """The model said one more token."""
+        place = int(np.searchsorted(self._said, token))
+        if place < len(self._said) and self._said[place] == token:
+            self._times[place] += 1
+            return
+        self._said = np.insert(self._said, place, token)
+        self._times = np.insert(self._times, place, 1)
+        self._seen = np.union1d(self._seen, [token])

@@ -26,8 +26,11 @@ class HubTokenizer:
             ) from error
         ends = [config.get("eos_token_id"), generation.get("eos_token_id")]
         self._ends = {self._tokenizer.eos_token_id, *_flatten(ends)} - {None}
+        added = self._tokenizer.added_tokens_decoder.items()
+        self._control = {token: text.content for token, text in added if text.special}
         self.info = ModelInfo(
             vocabulary=int(config["vocab_size"]),
+            context=int(config["max_position_embeddings"]),
             chat_template=self._tokenizer.chat_template,
             special_tokens=self._special_tokens(),
             sampling=recommended_sampling(generation),
@@ -43,6 +46,10 @@ class HubTokenizer:
             tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return text
+
+    def control_text(self, token: int) -> str | None:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
+        return self._control.get(token)
 
     def ends_turn(self, token: int) -> bool:
         """See :class:`~bitquilt.engines.backend.Backend`."""

@@ -8,17 +8,19 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from torch.nn.functional import pad
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.initialization import no_init_weights
 
 from bitquilt.checkpoint.checkpoint import HEAD, Checkpoint
-from bitquilt.engines.backend import generate
-from bitquilt.engines.engine import Sampling
+from bitquilt.engines.backend import Floats, common_prefix
+from bitquilt.engines.engine import Engine, Request
+from bitquilt.engines.generation import Generation
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
 
 
-class TorchEngine(HubTokenizer):
+class TorchEngine(HubTokenizer, Engine):
     """A canonical checkpoint in float32 on the CPU: an engine, and the backend it is built on."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -28,7 +30,8 @@ class TorchEngine(HubTokenizer):
             )
         super().__init__(checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config)
         self.model = transformers_model(checkpoint)
-        self._cache: object | None = None
+        self._cache = DynamicCache()
+        self._held: list[int] = []
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
         """See :class:`~bitquilt.engines.engine.Engine`."""
@@ -39,29 +42,69 @@ class TorchEngine(HubTokenizer):
         for window in tokens:
             yield self.window(window.tolist())
 
-    def generate(self, tokens: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[str]:
+    def stream(self, requests: Sequence[Request]) -> Generation:
         """See :class:`~bitquilt.engines.engine.Engine`."""
-        return generate(self, tokens, sampling, max_tokens)
+        return Generation(self, requests)
 
     @torch.inference_mode()
-    def window(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def window(self, tokens: Sequence[int]) -> Floats:
         """See :class:`~bitquilt.engines.backend.Backend`."""
-        rows: npt.NDArray[np.float32] = self.model(torch.tensor([tokens])).logits[0].numpy()
+        rows: Floats = self.model(torch.tensor([tokens])).logits[0].numpy()
         return rows
 
-    def begin(self, capacity: int) -> None:
-        """See :class:`~bitquilt.engines.backend.Backend`; the cache grows by itself."""
-        self._cache = None
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+        """See :class:`~bitquilt.engines.backend.Backend`; the caches grow by themselves."""
+        last, caches, fed = [], [], 0
+        # One cache reads every prompt, the first at the end; the rows are copies of it.
+        for prompt in reversed(prompts):
+            missing = prompt[self._keep(common_prefix(self._held, prompt)) :]
+            last.append(self._read(missing))
+            caches.append([(layer.keys, layer.values) for layer in self._cache.layers])
+            fed += len(missing)
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self._positions, longest = lengths, int(lengths.max())
+        self._mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
+        self._rows = self._cache if len(prompts) == 1 else _merged(caches[::-1], longest)
+        return np.concatenate(last[::-1]), fed
 
     @torch.inference_mode()
-    def feed(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    def step(self, tokens: Sequence[int]) -> Floats:
         """See :class:`~bitquilt.engines.backend.Backend`."""
+        self._mask = pad(self._mask, (0, 1), value=1)
+        output = self.model(
+            torch.tensor(tokens)[:, None],
+            past_key_values=self._rows,
+            attention_mask=self._mask,
+            position_ids=self._positions[:, None],
+        )
+        self._positions = self._positions + 1
+        if self._rows is self._cache:
+            self._held += tokens
+        logits: Floats = output.logits[:, -1].numpy()
+        return logits
+
+    @torch.inference_mode()
+    def retain(self, rows: Sequence[int]) -> None:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
+        index = torch.tensor(rows)
+        self._rows.batch_select_indices(index)
+        self._mask, self._positions = self._mask[index], self._positions[index]
+
+    def _keep(self, length: int) -> int:
+        """Forget all but the first tokens; how many that leaves."""
+        self._cache.crop(length - len(self._held))
+        del self._held[length:]
+        return length
+
+    def _read(self, tokens: Sequence[int]) -> Floats:
+        """Append tokens; logits after the last one, float32 [1, V]."""
         output = self.model(
             torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
-        self._cache = output.past_key_values
-        row: npt.NDArray[np.float32] = output.logits[0, -1].numpy()
-        return row
+        self._held += tokens
+        logits: Floats = output.logits[:, -1].numpy()
+        return logits
 
     def close(self) -> None:
         """Free the model."""
@@ -72,6 +115,18 @@ class TorchEngine(HubTokenizer):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _merged(caches: list[list[tuple[torch.Tensor, torch.Tensor]]], longest: int) -> DynamicCache:
+    """The keys and values of several prompts as a cache of the batch, padded on the left."""
+    merged = DynamicCache()
+    for number, layers in enumerate(zip(*caches, strict=True)):
+        keys, values = (
+            torch.cat([pad(row, (0, 0, longest - row.shape[2], 0)) for row in rows])
+            for rows in zip(*layers, strict=True)
+        )
+        merged.update(keys, values, number)
+    return merged
 
 
 def transformers_model(checkpoint: Checkpoint) -> torch.nn.Module:

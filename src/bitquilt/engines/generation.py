@@ -1,0 +1,109 @@
+"""Prompts continued together, around any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Self
+
+from bitquilt.engines.backend import Backend, Floats
+from bitquilt.engines.engine import Piece, Request
+from bitquilt.engines.sampling import Sampler
+
+
+class Generation:
+    """A :class:`~bitquilt.engines.engine.Stream` in the process of its backend."""
+
+    def __init__(self, backend: Backend, requests: Sequence[Request]) -> None:
+        self.fed = 0
+        self._backend = backend
+        self._prompts = [request.tokens for request in requests]
+        self._room = max(request.max_tokens for request in requests)
+        self._rows = [_Row(backend, index, request) for index, request in enumerate(requests)]
+
+    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+        """See :class:`~bitquilt.engines.engine.Stream`."""
+        logits, self.fed = self._backend.prefill(self._prompts, self._room)
+        going = self._rows
+        while going:
+            for row, its_logits in zip(going, logits, strict=True):
+                if not row.over:
+                    yield row.index, row.say(its_logits)
+            going, before = [row for row in going if not row.over], going
+            if not going:
+                return
+            if len(going) < len(before):
+                self._backend.retain([i for i, row in enumerate(before) if not row.over])
+            logits = self._backend.step([row.last for row in going])
+
+    def drop(self, row: int) -> None:
+        """See :class:`~bitquilt.engines.engine.Stream`."""
+        self._rows[row].over = True
+
+    def close(self) -> None:
+        """See :class:`~bitquilt.engines.engine.Stream`."""
+        for row in self._rows:
+            row.over = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Row:
+    """One prompt being continued."""
+
+    def __init__(self, backend: Backend, index: int, request: Request) -> None:
+        self.index = index
+        self.over = request.max_tokens < 1
+        self.last = -1
+        self._backend = backend
+        self._left = request.max_tokens
+        self._sampler = Sampler(request)
+        self._text = _TextStream(backend, request.tokens[-1])
+
+    def say(self, logits: Floats) -> Piece:
+        """Draw the next token."""
+        self.last = token = self._sampler.draw(logits)
+        self._left -= 1
+        if self._backend.ends_turn(token):
+            self.over = True
+            return Piece(token, self._text.rest(), control=False, ends=True)
+        name = self._backend.control_text(token)
+        text = self._text.push(token) if name is None else name
+        self.over = self.over or self._left == 0
+        if self.over and name is None:
+            text += self._text.rest()
+        return Piece(token, text, control=name is not None)
+
+
+class _TextStream:
+    """Tokens in, text out: holds back what may be half a character.
+
+    Each piece is the difference between two decodings that start at the same earlier token, for
+    many tokenizers decode a token differently at the start of a text.
+    """
+
+    def __init__(self, backend: Backend, before: int) -> None:
+        """``before`` is the last token of what is being continued."""
+        self._backend = backend
+        self._tokens = [before]
+        self._said = backend.decode(self._tokens)
+
+    def push(self, token: int) -> str:
+        self._tokens.append(token)
+        text = self._backend.decode(self._tokens)
+        if text.endswith("\ufffd"):
+            return ""
+        piece = text[len(self._said) :]
+        # Keep the last token alone as context, so that a long answer is not decoded again.
+        self._tokens = self._tokens[-1:]
+        self._said = self._backend.decode(self._tokens)
+        return piece
+
+    def rest(self) -> str:
+        """What was held back; nothing is any more."""
+        text = self._backend.decode(self._tokens)
+        piece, self._said = text[len(self._said) :], text
+        return piece

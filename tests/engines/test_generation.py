@@ -1,0 +1,109 @@
+"""Generation around a backend: whole characters, stops, limits, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from bitquilt.engines.backend import Floats
+from bitquilt.engines.engine import ModelInfo, Piece, Request, Sampling
+from bitquilt.engines.generation import Generation
+
+END, CONTROL = 256, 257
+
+
+class Parrot:
+    """A model whose tokens are bytes; each row says the sentence that its prompt numbers."""
+
+    info = ModelInfo(258, 1000, None, {}, Sampling())
+
+    def __init__(self, *sentences: Sequence[int]) -> None:
+        self._sentences = sentences
+        self.batches: list[int] = []
+
+    def tokenize(self, text: str, add_special: bool) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(token for token in tokens if token < END).decode(errors="replace")
+
+    def control_text(self, token: int) -> str | None:
+        return "[CONTROL]" if token == CONTROL else None
+
+    def ends_turn(self, token: int) -> bool:
+        return token == END
+
+    def window(self, tokens: Sequence[int]) -> Floats:
+        raise NotImplementedError
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+        self._rows = [iter([*self._sentences[prompt[0]], END]) for prompt in prompts]
+        return self.step([]), len(prompts)
+
+    def step(self, tokens: Sequence[int]) -> Floats:
+        self.batches.append(len(self._rows))
+        logits = np.zeros((len(self._rows), 258), dtype=np.float32)
+        for row, rest in zip(logits, self._rows, strict=True):
+            row[next(rest)] = 1.0
+        return logits
+
+    def retain(self, rows: Sequence[int]) -> None:
+        self._rows = [self._rows[row] for row in rows]
+
+
+def say(text: str | Sequence[int], max_tokens: int = 100) -> list[Piece]:
+    sentence = text.encode() if isinstance(text, str) else text
+    request = Request([0], Sampling(), max_tokens)
+    return [piece for _, piece in Generation(Parrot(sentence), [request])]
+
+
+@pytest.mark.parametrize("text", ["", "plain", "é🙂👩‍🚀 你好", "\ufffd odd \ufffd"])
+def test_pieces_are_whole_characters(text: str) -> None:
+    pieces = say(text)
+    assert "".join(piece.text for piece in pieces) == text
+    assert all(len(piece.text) <= 1 for piece in pieces if "\ufffd" not in text)
+    assert [piece.ends for piece in pieces] == [False] * len(text.encode()) + [True]
+
+
+def test_no_more_than_asked_for() -> None:
+    assert [piece.text for piece in say("abcdef", 3)] == ["a", "b", "c"]
+    assert say("abcdef", 0) == []
+
+
+def test_a_character_that_the_limit_cuts_is_not_swallowed() -> None:
+    assert "".join(piece.text for piece in say("a🙂", 3)) == "a\ufffd"
+
+
+def test_control_tokens_are_told_apart() -> None:
+    pieces = say([ord("a"), CONTROL, ord("b")])
+    assert [(piece.text, piece.control) for piece in pieces[:3]] == [
+        ("a", False),
+        ("[CONTROL]", True),
+        ("b", False),
+    ]
+
+
+def test_rows_end_each_for_itself() -> None:
+    parrot = Parrot(b"abc", b"d", b"efghi")
+    requests = [Request([row], Sampling(), 4) for row in range(3)]
+    said = ["", "", ""]
+    for row, piece in Generation(parrot, requests):
+        said[row] += piece.text
+    assert said == ["abc", "d", "efgh"]
+    assert parrot.batches == [3, 3, 2, 2]
+
+
+def test_a_dropped_row_is_continued_no_further() -> None:
+    parrot = Parrot(b"abcdef")
+    generation = Generation(parrot, [Request([0], Sampling(), 9)] * 2)
+    said = ["", ""]
+    for row, piece in generation:
+        said[row] += piece.text
+        if row == 0 and len(said[0]) == 2:
+            generation.drop(0)
+        if len(said[1]) == 4:
+            generation.close()
+    assert said == ["ab", "abcd"]
+    assert parrot.batches == [2, 2, 1, 1]
