@@ -71,7 +71,7 @@ class Bench:
     def ours(self, grid: Grid, embedding: Grid, method: str) -> Weights:
         """Every matrix from our bank."""
         bank, mix = self.banks[method], dict.fromkeys(self.blocks, grid) | {EMBEDDING: embedding}
-        bank.finish({module: on.name for module, on in mix.items()}, _nothing)
+        bank.finish({module: [on.name] for module, on in mix.items()}, _nothing)
         return {m: on.dequantize(bank.packed(m, on.name)) for m, on in mix.items()}
 
     def kl(self, weights: Weights) -> tuple[float, str]:

@@ -30,8 +30,9 @@ def made(tmp_path, family="qwen3"):
     capture(BlockwiseModel(checkpoint), TOKENS, 1, work, lambda: None)
     bank = Bank(checkpoint, work, "best", silent)
     mix = dict.fromkeys(checkpoint.matrices, "3bit-g64") | {EMBEDDING: "F32"}
-    bank.build({module: [grid] for module, grid in mix.items()}, lambda: None)
-    bank.finish(mix, lambda: None)
+    cells = {module: [grid] for module, grid in mix.items()}
+    bank.build(cells, lambda: None)
+    bank.finish(cells, lambda: None)
     return bank, mix, directory
 
 

@@ -10,7 +10,8 @@ twice.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -27,11 +28,12 @@ from bitquilt.rounding.factor import GROUP, Factor, factorize
 from bitquilt.rounding.nearest import fit
 from bitquilt.workdir import WorkDir
 
-CPU_BATCH = 1 << 21
-"""Numbers in the Hessians of inputs that go through together on a CPU: many of a tiny model, one of
-a large model."""
-DEVICE_BATCH = 1 << 25
+CPU_BATCH = 1 << 28
+"""Bytes, about, of inputs that go through together on a CPU: many of a tiny model, one of others."""
+DEVICE_BATCH = 1 << 31
 """The same elsewhere."""
+CELL_BYTES, HESSIAN_BYTES = 4, 16
+"""What a weight on a grid takes while it is rounded, and an entry of a Hessian."""
 
 Candidates = Mapping[str, Sequence[str]]
 """Module path → names of the grids it may be put on."""
@@ -95,33 +97,41 @@ class Bank:
         for owners in self._batches(missing):
             self._draft(owners, missing, feedback, step)
 
-    def finish(self, mix: Mapping[str, str], step: Step) -> None:
-        """Bring the matrices of a mix from drafts to ``best``, if that was asked for.
+    def finish(self, chosen: Candidates, step: Step) -> None:
+        """Bring what was chosen from drafts to ``best``, if that was asked for.
 
         Args:
-            mix: module path → grid name; the bank has all of them.
-            step: called for each.
+            chosen: what to finish; the bank has all of it.
+            step: called once per (matrix, grid).
         """
         drafts: dict[str, dict[str, list[str]]] = {}
-        for module, name in mix.items():
-            owner = input_of(module)
+        for module, names in chosen.items():
+            owner, cells = input_of(module), self.cells(module)
             drafted = self._rounding == "best" and self._feeds_back(owner)
-            if drafted and self.cells(module)[name].rounding != "best":
-                drafts.setdefault(owner, {})[module] = [name]
-            else:
+            if rough := [n for n in names if drafted and cells[n].rounding != "best"]:
+                drafts.setdefault(owner, {})[module] = rough
+            for _ in set(names) - set(rough):
                 step()
         for owners in self._batches(drafts):
             self._improve(owners, drafts, step)
 
-    def _batches(self, owners: Iterable[str]) -> Iterator[list[str]]:
-        """Inputs of equal width, as many at a time as have small Hessians together."""
+    def _batches(self, wanted: Wanted) -> Iterator[list[str]]:
+        """Inputs of equal width, as many at a time as memory is meant for."""
         room = CPU_BATCH if compute_device().type == "cpu" else DEVICE_BATCH
-        by_width: dict[int, list[str]] = {}
-        for owner in owners:
-            by_width.setdefault(self.checkpoint.matrices[owner][1], []).append(owner)
-        for width, own in by_width.items():
-            size = max(1, room // width**2)
-            yield from (own[start : start + size] for start in range(0, len(own), size))
+        shapes = self.checkpoint.matrices
+        batch: list[str] = []
+        taken = 0
+        for owner in sorted(wanted, key=lambda owner: shapes[owner][1]):
+            width = shapes[owner][1]
+            cells = sum(math.prod(shapes[m]) * len(names) for m, names in wanted[owner].items())
+            size = CELL_BYTES * cells + HESSIAN_BYTES * width**2
+            if batch and (taken + size > room or shapes[batch[0]][1] != width):
+                yield batch
+                batch, taken = [], 0
+            batch.append(owner)
+            taken += size
+        if batch:
+            yield batch
 
     def _feeds_back(self, owner: str) -> bool:
         """Whether error feedback makes sense for what reads an input.

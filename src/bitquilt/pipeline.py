@@ -188,7 +188,7 @@ class Patches(NamedTuple):
 def _finished(made: Plan, mix: Mapping[str, str], bank: Bank, reporter: Reporter) -> Patches:
     """The mix rounded as well as was asked for."""
     with reporter.stage(f"Finishing for {made.target}", len(mix)) as step:
-        bank.finish(mix, step)
+        bank.finish({module: [grid] for module, grid in mix.items()}, step)
     return Patches(bank.checkpoint, bank.packed)
 
 

@@ -24,7 +24,7 @@ from bitquilt.rounding.descent import descend
 from bitquilt.rounding.factor import Factor, take_groups
 from bitquilt.rounding.feedback import feed_back
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.pieces import Done, Piece, Rounded, Run, stacked, through, tiles, unstacked
+from bitquilt.rounding.pieces import Done, Piece, Rounded, Run, stacked, through, tiled, unstacked
 from bitquilt.rounding.refit import refit
 from bitquilt.rounding.rounders import Rounder, rounder_of
 
@@ -94,7 +94,7 @@ def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[Piece]:
     pieces: dict[int, Piece] = {}
     for grid in dict.fromkeys(job.grid for job in jobs):
         own = [i for i, job in enumerate(jobs) if job.grid is grid]
-        weights = [jobs[i].weight[tiles(jobs[i].weight)] for i in own]
+        weights = [tiled(jobs[i].weight) for i in own]
         shares = [
             importance[jobs[i].input].expand_as(weight)
             for i, weight in zip(own, weights, strict=True)

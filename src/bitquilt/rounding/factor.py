@@ -141,8 +141,9 @@ def column_sums(matrix: Tensor) -> Tensor:
     """
     while matrix.shape[1] > 1:
         half = matrix.shape[1] // 2
+        sums = matrix[:, :half] + matrix[:, half : 2 * half]
         odd = matrix[:, 2 * half :]
-        matrix = torch.cat([matrix[:, :half] + matrix[:, half : 2 * half], odd], 1)
+        matrix = torch.cat([sums, odd], 1) if odd.shape[1] else sums
     return matrix[:, 0]
 
 

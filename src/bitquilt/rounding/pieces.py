@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ LEAST = 1 << 20
 let go of Python (docs/decisions/feedback.md)."""
 CPU_CHUNK = 1 << 23
 """Weights that go through together in one thread of a CPU, at most."""
-DEVICE_CHUNK = 1 << 26
+DEVICE_CHUNK = 1 << 27
 """The same elsewhere, where memory is the limit."""
 
 
@@ -41,10 +42,10 @@ class Piece:
     fields: Fields
     """Of those rows."""
 
-    def take(self, rows: slice | Tensor) -> Piece:
-        """Some of the rows."""
-        fields = {name: field[rows] for name, field in self.fields.items()}
-        return Piece(self.grid, self.weight[rows], fields)
+    def each(self, take: Callable[[Tensor], Tensor]) -> Piece:
+        """The piece with other rows: ``take`` of its weight and of each of its fields."""
+        fields = {name: take(field) for name, field in self.fields.items()}
+        return Piece(self.grid, take(self.weight), fields)
 
 
 Run = Sequence[Piece]
@@ -81,9 +82,9 @@ def through(pieces: Sequence[Piece], inputs: Sequence[int], work: Work) -> list[
         return []
     weight = pieces[0].weight
     on_cpu = weight.device.type == "cpu"
-    tiled = [piece.take(tiles(piece.weight)) for piece in pieces]
-    room = _room(sum(piece.weight.numel() for piece in tiled), on_cpu) // weight.shape[1]
-    runs = _runs(tiled, inputs, TILE * max(1, room // TILE))
+    whole = [piece.each(tiled) for piece in pieces]
+    room = _room(sum(piece.weight.numel() for piece in whole), on_cpu) // weight.shape[1]
+    runs = _runs(whole, inputs, TILE * max(1, room // TILE))
     chunks = list(_chunks(runs, room))
 
     def do(chunk: list[_Run]) -> Done:
@@ -104,8 +105,7 @@ def stacked(runs: Sequence[Tensor]) -> Tensor:
     The last row of an input is repeated where others have more.
     """
     most = max(run.shape[-1] for run in runs)
-    places = torch.arange(most, device=runs[0].device)
-    return torch.stack([run[..., places.clamp_max(run.shape[-1] - 1)] for run in runs])
+    return torch.stack([_filled(run.movedim(-1, 0), most).movedim(0, -1) for run in runs])
 
 
 def unstacked(rows: Tensor, runs: Sequence[Run]) -> list[list[Tensor]]:
@@ -117,10 +117,16 @@ def unstacked(rows: Tensor, runs: Sequence[Run]) -> list[list[Tensor]]:
     ]
 
 
-def tiles(weight: Tensor) -> Tensor:
-    """Rows of a matrix [R, C], the last one repeated up to a whole number of tiles."""
-    whole = torch.arange(TILE * math.ceil(len(weight) / TILE), device=weight.device)
-    return whole.clamp_max(len(weight) - 1)
+def tiled(rows: Tensor) -> Tensor:
+    """Rows [R, …], the last one repeated up to a whole number of tiles."""
+    return _filled(rows, TILE * math.ceil(len(rows) / TILE))
+
+
+def _filled(rows: Tensor, count: int) -> Tensor:
+    """Rows [R, …], the last one repeated up to that many."""
+    if len(rows) == count:
+        return rows
+    return torch.cat([rows, rows[-1:].expand(count - len(rows), *rows.shape[1:])])
 
 
 def _room(weights: int, on_cpu: bool) -> int:
@@ -151,7 +157,8 @@ def _runs(pieces: Sequence[Piece], inputs: Sequence[int], room: int) -> Iterator
         for owner, piece in enumerate(pieces):
             start = 0
             while inputs[owner] == own and start < len(piece.weight):
-                part = piece.take(slice(start, start + room - run.rows))
+                rows = slice(start, start + room - run.rows)
+                part = piece.each(itemgetter(rows))
                 run.pieces.append(part)
                 run.owners.append(owner)
                 run.starts.append(start)

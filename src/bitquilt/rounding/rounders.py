@@ -85,31 +85,27 @@ class LevelRounder(Rounder):
             for of in lines
         ]
         self._offsets = _by_place(offsets, groups)
-        self._low = stacked([_each_row(run, [_scalar(p).low for p in run]) for run in runs])
-        self._high = stacked([_each_row(run, [_scalar(p).high for p in run]) for run in runs])
-        grid = _scalar(runs[0][0])
-        self._table = None if grid.table is None else Table(grid.table, CELLS)
-        self._values = (
-            None
-            if grid.table is None
-            else grid.values(torch.arange(len(grid.table), device=groups.device))
-        )
+        self._low = _each_row([[_scalar(piece).low for piece in run] for run in runs], runs)
+        self._high = _each_row([[_scalar(piece).high for piece in run] for run in runs], runs)
+        table = _scalar(runs[0][0]).table
+        self._table = None if table is None else Table(table, CELLS)
 
     def propose(self, place: int, target: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Rounder.propose`."""
-        codes, levels = torch.empty_like(target), torch.empty_like(target)
-        shifted = target.clone()
+        step, inverse, offset = (
+            each[place].unsqueeze(1) for each in (self._steps, self._inverse, self._offsets)
+        )
+        # all eight columns of a row have one step: in units of it, levels are whole numbers
+        wanted = (target - offset).mul_(inverse)
+        reached, values = wanted.clone(), torch.empty_like(target)
         # how much of its miss each column hands on to those after it, [L, 8, 8, 1]
         shares = (triangles / triangles.diagonal(dim1=1, dim2=2).unsqueeze(1)).unsqueeze(3)
-        step, inverse, offset = self._steps[place], self._inverse[place], self._offsets[place]
         for j in range(GROUP):
-            code, level = codes[:, j], levels[:, j]
-            code.copy_(self._nearest((shifted[:, j] - offset).mul_(inverse)))
-            torch.addcmul(offset, self._value(code), step, out=level)
-            if j + 1 < GROUP:
-                miss = (target[:, j] - level).unsqueeze(1)
-                shifted[:, j + 1 :].addcmul_(shares[:, j, j + 1 :], miss)
-        return codes.to(torch.int16), levels
+            own, later = slice(j, j + 1), slice(j + 1, GROUP)
+            values[:, own] = self._nearest(reached[:, own])
+            reached[:, later].addcmul_(shares[:, j, later], wanted[:, own] - values[:, own])
+        codes = values if self._table is None else self._table.codes(values.clone())
+        return codes.to(torch.int16), torch.addcmul(offset, values, step)
 
     @staticmethod
     def fields(grid: Grid, codes: Tensor) -> Fields:
@@ -125,15 +121,11 @@ class LevelRounder(Rounder):
         # [R, C] -> [C, R] -> [G, 8, R]
         return torch.unflatten(fields["codes"].T.to(torch.int16), 0, (-1, GROUP))
 
-    def _nearest(self, scaled: Tensor) -> Tensor:
+    def _nearest(self, numbers: Tensor) -> Tensor:
+        """What the nearest codes stand for; numbers [L, 1, N] are in units of steps."""
         if self._table is None:
-            return scaled.round_().clamp_(self._low, self._high)
-        return self._table.codes(scaled).float()
-
-    def _value(self, codes: Tensor) -> Tensor:
-        if self._values is None:
-            return codes
-        return self._values.index_select(0, codes.int().flatten()).view(codes.shape)
+            return numbers.round().clamp_(self._low, self._high)
+        return self._table.levels(numbers)
 
 
 class PatternRounder(Rounder):
@@ -191,11 +183,16 @@ def _by_place(fields: Sequence[Sequence[Tensor]], groups: Tensor) -> Tensor:
     return stacked(runs).transpose(0, 1).contiguous()
 
 
-def _each_row(run: Run, numbers: Sequence[int]) -> Tensor:
-    """The number of its piece for every row, float32 [N]."""
-    return torch.cat(
-        [
-            torch.full((len(piece.weight),), float(number), device=piece.weight.device)
-            for piece, number in zip(run, numbers, strict=True)
-        ]
-    )
+def _each_row(numbers: Sequence[Sequence[int]], runs: Sequence[Run]) -> Tensor:
+    """The number of its piece for every row, float32 [L, 1, N]."""
+    rows = [
+        torch.cat(
+            [
+                piece.weight.new_full((1, len(piece.weight)), n)
+                for n, piece in zip(own, run, strict=True)
+            ],
+            1,
+        )
+        for own, run in zip(numbers, runs, strict=True)
+    ]
+    return stacked(rows)

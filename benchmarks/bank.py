@@ -1,0 +1,107 @@
+"""The whole bank, every matrix on every grid with the best rounding: seconds and memory.
+
+    python benchmarks/bank.py [demo|950m] [gguf|mlx ...]
+
+On a GPU where there is one. Half of the grids on half of the blocks at a time: the four lines are
+alike if the cost grows linearly in either. Statistics come from a few windows of text, for they
+decide nothing here.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from lib.timed import MAXRSS_UNIT
+from shape_950m import write_random
+
+from bitquilt import grids
+from bitquilt.bank import Bank, Candidates
+from bitquilt.calibration import corpus
+from bitquilt.calibration.capture import capture
+from bitquilt.calibration.text import encoder, token_windows
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.device import compute_device
+from bitquilt.forward import BlockwiseModel
+from bitquilt.workdir import WorkDir
+
+WINDOWS, WINDOW = 8, 512
+
+
+def main() -> None:
+    """Make the bank and print what each quarter of it took."""
+    shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
+    targets = sys.argv[2:] or ["gguf", "mlx"]
+    with tempfile.TemporaryDirectory() as directory:
+        model = "demo"
+        if shape == "950m":
+            model = str(Path(directory) / "random")
+            write_random(Path(model))
+        checkpoint = open_checkpoint(model)
+        text = token_windows(corpus.bundled("calibration"), encoder(checkpoint), WINDOWS, WINDOW)
+        with WorkDir(Path(directory) / "work", {}) as work:
+            capture(BlockwiseModel(checkpoint), text, 1, work, lambda: None)
+            measure(Bank(checkpoint, work, "best", print), targets)
+
+
+def measure(bank: Bank, targets: list[str]) -> None:
+    """Round everything; print seconds, and memory at the end."""
+    checkpoint, device = bank.checkpoint, compute_device()
+    names = sorted({name for target in targets for name in grids.names(target)})
+    total = cells = 0.0
+    for part, chosen in (("one half", names[::2]), ("the other", names[1::2])):
+        for place, modules in zip(("even", "odd"), by_block(checkpoint), strict=True):
+            candidates = fitting(checkpoint, modules, chosen)
+            seconds = timed(bank, candidates)
+            weights = sum(size(checkpoint, m) * len(own) for m, own in candidates.items())
+            rate = weights / seconds / 1e6
+            print(
+                f"{part} of the grids, {place} blocks: {seconds:6.1f} s, {rate:6.1f}M weights/s",
+                flush=True,
+            )
+            total, cells = total + seconds, cells + weights
+    print(f"{len(names)} grids on {device}: {total:.0f} s for {cells / 1e6:,.0f}M rounded weights")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
+    print(f"peak memory: {peak / 1e9:.1f} GB", end="")
+    if device.type == "cuda":
+        print(f", on the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", end="")
+    print()
+
+
+def by_block(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
+    """The matrices of even blocks, with those of no block, and of odd ones."""
+    odd = [
+        m for m in checkpoint.matrices if m.startswith("model.layers.") and int(m.split(".")[2]) % 2
+    ]
+    return [m for m in checkpoint.matrices if m not in odd], odd
+
+
+def fitting(checkpoint: Checkpoint, modules: list[str], names: list[str]) -> Candidates:
+    """What each matrix can be put on."""
+    return {
+        m: [name for name in names if grids.get(name).fits(checkpoint.matrices[m][1])]
+        for m in modules
+    }
+
+
+def size(checkpoint: Checkpoint, module: str) -> int:
+    """Weights of a matrix."""
+    rows, columns = checkpoint.matrices[module]
+    return rows * columns
+
+
+def timed(bank: Bank, candidates: Candidates) -> float:
+    """Seconds to round all that from nothing."""
+    started = time.monotonic()
+    bank.build(candidates, lambda: None)
+    bank.finish(candidates, lambda: None)
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    main()
