@@ -60,8 +60,9 @@ def compare(
         teacher_head: its output matrix [V, D].
         student: the candidate's logits, one [L, V] per window.
     """
-    columns: list[list[NDArray[np.float32]]] = [[] for _ in fields(TokenFigures)]
-    for window, hidden, logits in zip(tokens, teacher, student, strict=True):
+    # One array for all: small ones kept between the large logits would fragment the heap.
+    found = np.empty((len(fields(TokenFigures)), *tokens[:, 1:].shape), np.float32)
+    for row, (window, hidden, logits) in enumerate(zip(tokens, teacher, student, strict=True)):
         parts = [
             _figures(h @ teacher_head.T, s, label)
             for h, s, label in zip(
@@ -71,9 +72,9 @@ def compare(
                 strict=True,
             )
         ]
-        for column, kind in zip(columns, zip(*parts, strict=True), strict=True):
-            column.append(torch.cat(kind).float().cpu().numpy())
-    return TokenFigures(*(np.stack(column) for column in columns))
+        for column, kind in zip(found, zip(*parts, strict=True), strict=True):
+            column[row] = torch.cat(kind).float().cpu().numpy()
+    return TokenFigures(*found)
 
 
 def _figures(teacher: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
