@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,14 +32,25 @@ from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.divergence import Estimate, TokenFigures, compare, logits
 from bitquilt.effort import WINDOW
+from bitquilt.engines import Engine
 from bitquilt.engines.tokenizer import HubTokenizer
+from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.candidate import Candidate, logits_in
 from bitquilt.evaluation.figures import Figures, Measured, by_domain
 from bitquilt.evaluation.intervals import Documents
-from bitquilt.evaluation.reference import Reference, written_traces
-from bitquilt.evaluation.results import Check, Evaluation, Floor, Row, compared, keep, sha256
-from bitquilt.evaluation.text import Text, held_out
+from bitquilt.evaluation.reference import Reference, Talk
+from bitquilt.evaluation.results import (
+    Check,
+    Evaluation,
+    Floor,
+    Row,
+    Sample,
+    compared,
+    keep,
+    sha256,
+)
+from bitquilt.evaluation.text import held_out
 from bitquilt.forward import BlockwiseModel
 from bitquilt.planning import STITCHERS
 from bitquilt.progress import Reporter
@@ -89,13 +101,15 @@ def evaluate(
     }
     with WorkDir(Path(work_dir) if work_dir else _cache(original), settings) as work:
         texts = [held_out(documents, encoder(original), tokens, WINDOW)]
-        texts += _traces(original, documents, work, reporter)
+        talk = _talk(original, documents, work, reporter)
+        if talk is not None:
+            texts.append(talk.traces)
         with reporter.stage(f"Running {original.name}", len(texts)) as step:
             references = []
             for one in texts:
                 references.append(Reference.of(original, one, work))
                 step()
-    judge = Judge(original, references, reporter)
+    judge = Judge(original, references, talk, reporter)
     measured = [judge.measure(candidate) for candidate in candidates]
     rows = [judge.row(*pair) for pair in zip(candidates, measured, strict=True)]
     found = Evaluation(
@@ -119,18 +133,18 @@ def _cache(original: Checkpoint) -> Path:
     return Path(home) / "bitquilt" / f"{original.name}-{original.fingerprint[:12]}"
 
 
-def _traces(
+def _talk(
     original: Checkpoint, documents: Sequence[Document], work: WorkDir, reporter: Reporter
-) -> list[Text]:
+) -> Talk | None:
     """The original's own reasoning, if it has a chat template and the text has questions."""
     asked = traces.questions(documents)
     if original.chat_template is None:
         reporter.say(f"{original.name} has no chat template, so it writes no reasoning traces")
-        return []
+        return None
     if not asked:
         reporter.say("the text has no conversations, so there are no reasoning traces")
-        return []
-    return [written_traces(original, asked, work, reporter)]
+        return None
+    return Talk.of(original, asked, work, reporter)
 
 
 def _versions() -> dict[str, str]:
@@ -148,10 +162,15 @@ class Judge:
     """Measures files against one original."""
 
     def __init__(
-        self, original: Checkpoint, references: Sequence[Reference], reporter: Reporter
+        self,
+        original: Checkpoint,
+        references: Sequence[Reference],
+        talk: Talk | None,
+        reporter: Reporter,
     ) -> None:
         self._original = original
         self._references = references
+        self._talk = talk
         self._reporter = reporter
         self._encode = encoder(original)
 
@@ -185,6 +204,7 @@ class Judge:
             candidate.engine if _in_engine(candidate) else "torch",
             by_domain(measured),
             self._check(candidate),
+            self._samples(candidate),
         )
 
     def floors(self, targets: Sequence[str]) -> list[Floor]:
@@ -233,6 +253,29 @@ class Judge:
             _kl(excerpt, between),
             int(excerpt.text.judged.sum()),
         )
+
+    def _samples(self, candidate: Candidate) -> list[Sample]:
+        """Answers of the file beside those of the original."""
+        if self._talk is None:
+            return []
+        asked, answers = self._talk.asked, self._talk.answers
+        with (
+            self._reporter.stage(f"Asking {candidate.name}", len(asked)) as step,
+            self._speaking(candidate) as engine,
+        ):
+            own = traces.greedy(engine, asked, step)
+        return [Sample(*sample) for sample in zip(asked, answers, own, strict=True)]
+
+    @contextmanager
+    def _speaking(self, candidate: Candidate) -> Iterator[Engine]:
+        """A file in an engine that is fast enough here to answer."""
+        if _in_engine(candidate):
+            with candidate.opened(self._original, self._encode) as engine:
+                yield engine
+        else:
+            weights = STITCHERS[candidate.target].read_weights(candidate.path)
+            with TorchEngine(replace(self._original, reader=weights.__getitem__)) as engine:
+                yield engine
 
     @contextmanager
     def _student(self, candidate: Candidate) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -11,26 +10,20 @@ import click
 from bitquilt.cli.options import JSON, print_json
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.table import Table
 
     from bitquilt.divergence import Estimate
-    from bitquilt.evaluation.figures import Figures
     from bitquilt.evaluation.results import Comparison, Evaluation, Row
 
-FIGURES = {
-    "KL, nats/token": "kl",
-    "  median": "kl_median",
-    "  99.9 %": "kl_999",
-    "top-1 the same": "agreement",
-    "flips": "flips",
-    "perplexity": "perplexity",
-    "  over original's": "perplexity_ratio",
-    "bits per byte": "bits_per_byte",
-}
+TABLES = (
+    {"KL, mean": "kl", "median": "kl_median", "99.9 %": "kl_999"},
+    {"same top-1": "agreement", "flips": "flips"},
+    {"perplexity": "perplexity", "… over original's": "perplexity_ratio",
+     "bits per byte": "bits_per_byte"},
+)  # fmt: skip
+"""Heading → figure; one table with all of them is too wide for a terminal of 80."""
 SHARES = ("agreement", "flips")
-OWN = ("perplexity", "bits_per_byte")
-"""What the original has too."""
 
 
 @click.command("eval")
@@ -76,12 +69,12 @@ def evaluate(
 
 
 def _print(found: Evaluation) -> None:
-    """One block a file, then what may be concluded."""
+    """All figures of each file, then what may be concluded."""
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     for row in found.rows:
-        console.print(_block(row, found.own))
+        _print_row(console, row)
         _print_check(console, row)
     if len(found.rows) > 1:
         console.print("", _overview(found))
@@ -97,26 +90,24 @@ def _print(found: Evaluation) -> None:
     )
 
 
-def _block(row: Row, own: Mapping[str, Figures]) -> RenderableType:
-    """All figures of one file, a column a domain, the interval under each."""
+def _print_row(console: Console, row: Row) -> None:
+    """All figures of one file, a line a domain."""
     from rich import box
     from rich.table import Table
 
     from bitquilt.search.budget import human
 
     title = f"{row.name}, {human(row.nbytes)}, {row.bits:.3f} bits, in {row.engine}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("", no_wrap=True)
-    for domain in row.figures:
-        table.add_column(domain.replace(", ", ",\n"), justify="right", no_wrap=True)
-    for label, name in FIGURES.items():
-        estimates = [getattr(figures, name) for figures in row.figures.values()]
-        table.add_row(label, *(_value(one.mean, name) for one in estimates))
-        table.add_row("", *(_interval(one, name) for one in estimates), style="dim")
-        if name in OWN:
-            theirs = [getattr(figures, name).mean for figures in own.values()]
-            table.add_row("  of the original", *(_value(value, name) for value in theirs))
-    return table
+    console.print(f"[bold]{title}[/bold]")
+    for columns in TABLES:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+        table.add_column("", no_wrap=True)
+        for heading in columns:
+            table.add_column(heading, justify="right")
+        for domain, figures in row.figures.items():
+            cells = (_cell(getattr(figures, name), name) for name in columns.values())
+            table.add_row(domain, *cells)
+        console.print(table)
 
 
 def _overview(found: Evaluation) -> Table:
@@ -128,18 +119,17 @@ def _overview(found: Evaluation) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("file", no_wrap=True)
-    for column in ("size", "bits", "KL", "", "top-1", "ppl ratio"):
-        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("size", "bits", "KL, mean", "same top-1", "perplexity"):
+        table.add_column(column, justify="right")
     for row in sorted(found.rows, key=lambda row: row.nbytes):
         all_of_it = next(iter(row.figures.values()))
         table.add_row(
             row.name,
             human(row.nbytes),
             f"{row.bits:.3f}",
-            _value(all_of_it.kl.mean, "kl"),
-            _interval(all_of_it.kl, "kl"),
+            _cell(all_of_it.kl, "kl"),
             _value(all_of_it.agreement.mean, "agreement"),
-            _value(all_of_it.perplexity_ratio.mean, "perplexity_ratio"),
+            _value(all_of_it.perplexity.mean, "perplexity"),
         )
     return table
 
@@ -169,10 +159,10 @@ def _verdict(comparison: Comparison) -> str:
 def _value(value: float, name: str) -> str:
     if name in SHARES:
         return f"{value:.2%}"
-    return f"{value:.4f}" if name in ("perplexity_ratio", "bits_per_byte") else f"{value:.3g}"
+    return f"{value:.4f}" if name == "perplexity_ratio" else f"{value:.3g}"
 
 
-def _interval(estimate: Estimate, name: str) -> str:
-    if math.isnan(estimate.low):
-        return "too few"
-    return f"{_value(estimate.low, name)}–{_value(estimate.high, name)}"
+def _cell(estimate: Estimate, name: str) -> str:
+    """A value and its interval, if there are enough documents for one."""
+    interval = f"[{_value(estimate.low, name)}, {_value(estimate.high, name)}]"
+    return f"{_value(estimate.mean, name)} " + ("" if math.isnan(estimate.low) else interval)

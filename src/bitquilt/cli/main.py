@@ -12,6 +12,7 @@ from bitquilt.cli.eval import evaluate
 from bitquilt.cli.inspect import inspect
 from bitquilt.cli.plan import plan
 from bitquilt.cli.quantize import quantize
+from bitquilt.cli.report import report
 from bitquilt.cli.run import run
 from bitquilt.errors import UserError
 
@@ -26,7 +27,7 @@ def bitquilt() -> None:
     """
 
 
-for verb in (quantize, plan, inspect, run, evaluate):
+for verb in (quantize, plan, inspect, run, evaluate, report):
     bitquilt.add_command(verb)
 
 

@@ -48,7 +48,13 @@ class Documents:
 
     def mean(self, values: Floats, level: float = LEVEL) -> Estimate:
         """The mean of values [T], every stratum with the same weight, and its interval."""
-        return self.ratio(values, np.ones(len(values)), level)
+        found = self.ratio(values, np.ones(len(values)), level)
+        least, most = float(values.min()), float(values.max())  # no mean lies beyond them
+        return Estimate(
+            found.mean,
+            float(np.clip(found.low, least, most)),
+            float(np.clip(found.high, least, most)),
+        )
 
     def ratio(self, values: Floats, sizes: Floats, level: float = LEVEL) -> Estimate:
         """The same of the sum of values over the sum of sizes, both [T]."""

@@ -5,6 +5,8 @@ Letters: N windows, L tokens in a window, T judged tokens, D model width, V voca
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,32 +67,48 @@ class Reference:
         return against(self.teacher, student if step is None else _counted(student, step))
 
 
-def written_traces(
-    checkpoint: Checkpoint, asked: Sequence[str], work: WorkDir, reporter: Reporter
-) -> Text:
-    """The original's answers to the questions, or those of an earlier run."""
-    if not work.has("traces"):
-        with (
-            reporter.stage("Writing reasoning traces", len(asked)) as step,
-            TorchEngine(checkpoint) as engine,
-        ):
-            text = traces.write(engine, asked, step)
-        judged = torch.from_numpy(text.judged)
-        work.save("traces", {"tokens": text.tokens, "judged": judged}, {})
-    kept = work.load("traces")
-    return traces.text_of(kept["tokens"], kept["judged"].numpy())
+@dataclass(frozen=True)
+class Talk:
+    """What the original answers when it is asked."""
+
+    traces: Text
+    """At temperature 1."""
+    asked: list[str]
+    """A few of the questions."""
+    answers: list[str]
+    """Greedily, to these."""
+
+    @classmethod
+    def of(
+        cls, checkpoint: Checkpoint, questions: Sequence[str], work: WorkDir, reporter: Reporter
+    ) -> Talk:
+        """Ask the original, or take what an earlier run left."""
+        key = hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16]
+        name, asked = f"talk/{key}", list(questions[: traces.SHOWN])
+        if not work.has(name):
+            with (
+                reporter.stage("Writing reasoning traces", len(questions) + len(asked)) as step,
+                TorchEngine(checkpoint) as engine,
+            ):
+                text = traces.write(engine, questions, step)
+                work.save_json(name, traces.greedy(engine, asked, step))
+            judged = torch.from_numpy(text.judged)
+            work.save(name, {"tokens": text.tokens, "judged": judged}, {})
+        kept = work.load(name)
+        text = traces.text_of(kept["tokens"], kept["judged"].numpy())
+        return cls(text, asked, work.load_json(name))
 
 
 def _entropy(teacher: Teacher) -> Floats:
     """Of every next-token distribution, nats [N, L − 1]."""
-    rows = []
-    for hidden in teacher.hidden:
+    found = np.empty(teacher.tokens[:, 1:].shape, np.float32)
+    for row, hidden in enumerate(teacher.hidden):
         parts = [
             torch.special.entr((part @ teacher.head.T).softmax(-1)).sum(-1)
             for part in hidden[:-1].split(LOGIT_TOKENS)
         ]
-        rows.append(torch.cat(parts).cpu().numpy())
-    return np.stack(rows)
+        found[row] = torch.cat(parts).cpu().numpy()
+    return found
 
 
 def _counted(student: Iterator[Tensor], step: Step) -> Iterator[Tensor]:

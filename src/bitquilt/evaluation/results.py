@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -38,6 +39,15 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """One question, answered greedily by both."""
+
+    question: str
+    original: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Row:
     """One file."""
 
@@ -53,6 +63,7 @@ class Row:
     figures: Mapping[str, Figures]
     """By domain, see :func:`~bitquilt.evaluation.figures.by_domain`."""
     check: Check
+    samples: Sequence[Sample]
 
 
 @dataclass(frozen=True)
@@ -98,12 +109,21 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        found = asdict(self)
+        found: dict[str, Any] = _known(asdict(self))
         for row, given in zip(found["rows"], self.rows, strict=True):
             row["check"]["agree"] = given.check.agree
         for comparison, made in zip(found["comparisons"], self.comparisons, strict=True):
             comparison["winner"] = made.winner
         return found
+
+
+def _known(content: Any) -> Any:
+    """JSON has no NaN: an interval that is not known is null."""
+    if isinstance(content, dict):
+        return {key: _known(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_known(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 def keep(found: Evaluation) -> None:

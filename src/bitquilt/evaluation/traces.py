@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.calibration.corpus import Document
-from bitquilt.engines import Engine, Request, Sampling
+from bitquilt.engines import Engine, Piece, Request, Sampling
 from bitquilt.evaluation.text import Text
 from bitquilt.progress import Step
 from bitquilt.talk.prompt import render
@@ -27,6 +27,8 @@ TRACES = 64
 TRACE_TOKENS = 256
 """Of one answer, at most."""
 BATCH = 64
+SHOWN = 4
+"""Questions whose answers are shown to people, side by side."""
 
 
 def questions(documents: Sequence[Document], count: int = TRACES) -> list[str]:
@@ -48,26 +50,43 @@ def write(engine: Engine, asked: Sequence[str], step: Step) -> Text:
         asked: questions.
         step: called after each of ``len(asked)`` answers.
     """
+    prompts = _prompts(engine, asked)
+    answers = [
+        [piece.token for piece in answer]
+        for answer in _answered(engine, prompts, temperature=1.0, step=step)
+    ]
+    return _text(prompts, answers)
+
+
+def greedy(engine: Engine, asked: Sequence[str], step: Step) -> list[str]:
+    """The likeliest answers to the questions, as text."""
+    answered = _answered(engine, _prompts(engine, asked), temperature=0.0, step=step)
+    return ["".join(piece.text for piece in answer if not piece.control) for answer in answered]
+
+
+def _prompts(engine: Engine, asked: Sequence[str]) -> list[list[int]]:
     info = engine.info
     chats = ([{"role": "user", "content": question}] for question in asked)
-    prompts = [
-        engine.tokenize(render(info.chat_template, chat, info.special_tokens)) for chat in chats
-    ]
+    return [engine.tokenize(render(info.chat_template, c, info.special_tokens)) for c in chats]
+
+
+def _answered(
+    engine: Engine, prompts: Sequence[list[int]], *, temperature: float, step: Step
+) -> list[list[Piece]]:
+    """What the model says to each prompt, in batches; the seed is the prompt's number."""
     requests = [
-        Request(prompt, Sampling(temperature=1.0, seed=seed), TRACE_TOKENS)
+        Request(prompt, Sampling(temperature=temperature, seed=seed), TRACE_TOKENS)
         for seed, prompt in enumerate(prompts)
     ]
-    answers: list[list[int]] = []
+    answers: list[list[Piece]] = [[] for _ in requests]
     for start in range(0, len(requests), BATCH):
-        batch = requests[start : start + BATCH]
-        said: list[list[int]] = [[] for _ in batch]
-        with engine.stream(batch) as stream:
+        with engine.stream(requests[start : start + BATCH]) as stream:
             for row, piece in stream:
-                said[row].append(piece.token)
-                if piece.ends or len(said[row]) == TRACE_TOKENS:
+                answer = answers[start + row]
+                answer.append(piece)
+                if piece.ends or len(answer) == TRACE_TOKENS:
                     step()
-        answers += said
-    return _text(prompts, answers)
+    return answers
 
 
 def _text(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Text:

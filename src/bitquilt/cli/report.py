@@ -1,0 +1,39 @@
+"""``bitquilt report``: one page about what was made, to read and to pass on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bitquilt.cli.options import JSON, print_json
+
+
+@click.command()
+@click.argument("work_dir", metavar="WORKDIR")
+@click.option(
+    "-o", "--output", metavar="FILE", help="The page.  [default: report.html in WORKDIR's place]"
+)
+@click.option("--png", is_flag=True, help="Write the plots as PNG too, beside the page.")
+@JSON
+def report(work_dir: str, output: str | None, png: bool, as_json: bool) -> None:
+    """Write one HTML page about the files that runs with WORKDIR made.
+
+    \b
+    bitquilt quantize demo --bits 4.5
+    bitquilt eval demo-4.5bit.gguf --against demo
+    bitquilt report demo.work
+
+    It has their sizes against their divergence, the bits of every matrix, the evaluations that
+    `bitquilt eval` left beside them, and what it takes to make them again.
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    from bitquilt.report import page
+
+    path = Path(output) if output else Path(work_dir).resolve().parent / "report.html"
+    made = page.report(work_dir)
+    page.write(made, path)
+    plots = page.write_plots(made, path) if png else []
+    if as_json:
+        print_json({"page": str(path), "plots": [str(plot) for plot in plots]})
+    else:
+        click.echo("\n".join(map(str, [path, *plots])))

@@ -1,0 +1,333 @@
+"""One self-contained HTML page about what was made: no script, no request, readable anywhere."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from bitquilt import __version__
+from bitquilt.errors import UserError
+from bitquilt.files import read_json, written_whole
+from bitquilt.report import made as files_made
+from bitquilt.report import plots
+from bitquilt.report.made import Made
+from bitquilt.report.plots import PARTS, Plot, environment
+from bitquilt.search.budget import human
+from bitquilt.search.scores import kind
+
+FIGURES = {
+    "KL, mean": "kl",
+    "KL, median": "kl_median",
+    "KL, 99.9 %": "kl_999",
+    "same top-1": "agreement",
+    "flips": "flips",
+    "perplexity": "perplexity",
+    "… over the original's": "perplexity_ratio",
+    "bits per byte": "bits_per_byte",
+}
+SHARES = ("agreement", "flips")
+PNG_ZOOM = 3
+"""Pixels per unit of a plot's view box."""
+
+DARK, LIGHT = "#1f1d1a", "#fff"
+RAMP = (
+    (2.6, ("#7a2e12", LIGHT), ("#ffb98c", DARK)),
+    (3.2, ("#a8480f", LIGHT), ("#e08a52", DARK)),
+    (3.8, ("#e0935a", DARK), ("#a3541f", LIGHT)),
+    (4.4, ("#f2cfae", DARK), ("#5e3a22", LIGHT)),
+    (5.0, ("#d5e2f1", DARK), ("#2d3b4d", LIGHT)),
+    (6.0, ("#8db7e6", DARK), ("#305a8a", LIGHT)),
+    (7.5, ("#1f5fa8", LIGHT), ("#6fa6e2", DARK)),
+    (math.inf, ("#143f70", LIGHT), ("#b3d4f7", DARK)),
+)
+"""Bits below which a cell has a colour: its own and that of its text, by day and by night."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """The page and its plots."""
+
+    html: str
+    plots: Sequence[Plot]
+
+
+def report(work_dir: str | Path) -> Report:
+    """Everything that a work directory and the evaluations beside its files say.
+
+    Raises:
+        UserError: it is no work directory, or nothing of what it made is left.
+    """
+    work = Path(work_dir)
+    files = files_made.read(work)
+    settings = read_json(work / "settings.json")
+    drawn = [plots.pareto(files), plots.parts(files)]
+    if (searched := plots.search(work / "search" / "history.jsonl")) is not None:
+        drawn.append(searched)
+    return Report(_html(files, settings, {plot.name: plot for plot in drawn}), drawn)
+
+
+def write(made: Report, path: Path) -> None:
+    """Put the page at a path, whole or not at all."""
+    with written_whole(path) as beside:
+        beside.write_text(made.html, encoding="utf-8")
+
+
+def write_plots(made: Report, page: Path) -> list[Path]:
+    """The plots beside a page, as PNG in the colours of the day.
+
+    Raises:
+        UserError: resvg, which draws them, is not installed.
+    """
+    try:
+        from resvg_py import svg_to_bytes
+    except ImportError:
+        raise UserError(
+            "PNG plots need resvg, which is not installed; pip install 'bitquilt[png]', or leave "
+            "out --png"
+        ) from None
+    style = plots.standalone_css()
+    paths = []
+    for plot in made.plots:
+        paths.append(page.with_name(f"{page.stem}-{plot.name}.png"))
+        with written_whole(paths[-1]) as beside:
+            beside.write_bytes(svg_to_bytes(plot.svg(style), zoom=PNG_ZOOM))
+    return paths
+
+
+def _html(files: Sequence[Made], settings: Mapping[str, Any], drawn: Mapping[str, Plot]) -> str:
+    evaluated = [made for made in files if made.row]
+    values = {
+        "name": settings["model"],
+        "style": stylesheet(),
+        "lead": _lead(files),
+        "measured_on": _measured_on(files),
+        "files": [_file(made) for made in files],
+        "pareto": drawn["pareto"].svg(),
+        "parts": drawn["parts"].svg(),
+        "search": drawn["search"].svg() if "search" in drawn else "",
+        "maps": [_map(made) for made in sorted(files, key=lambda made: made.kl["mean"])],
+        "byte_rows": _byte_rows(files),
+        "evaluations": [_evaluation(made) for made in evaluated],
+        "noise": _noise(evaluated),
+        "samples": [sample for made in evaluated for sample in _samples(made)],
+        "commands": list(dict.fromkeys(made.command for made in files)),
+        "facts": _facts(files, settings),
+        "version": __version__,
+    }
+    titles = {
+        "files": "Files",
+        "size": "Size",
+        "map": "Bits",
+        "bytes": "Bytes",
+        "search": "Search",
+        "evaluation": "Evaluation",
+        "samples": "Side by side",
+        "reproduce": "Reproduce",
+    }
+    empty = {"search": values["search"], "evaluation": evaluated, "samples": values["samples"]}
+    values["sections"] = [(key, title) for key, title in titles.items() if empty.get(key, True)]
+    return environment().get_template("page.html").render(values)
+
+
+def stylesheet() -> str:
+    """Of the page, plots included."""
+    ramp = [{"day": day, "night": night} for _, day, night in RAMP]
+    style = environment().get_template("style.css")
+    return style.render(ramp=ramp, plot_css=plots.css())
+
+
+def _lead(files: Sequence[Made]) -> str:
+    closest, smallest = min(files, key=lambda made: made.kl["mean"]), files[0]
+    count = f"{len(files)} files" if len(files) > 1 else "One file"
+    if closest is smallest:
+        return (
+            f"{count}. {closest.name}: {human(closest.nbytes)}, {closest.bits:.2f} bits per weight."
+        )
+    return (
+        f"{count}, from {human(smallest.nbytes)} to {human(files[-1].nbytes)}; the closest to the "
+        f"original is {closest.name}, {human(closest.nbytes)}."
+    )
+
+
+def _measured_on(files: Sequence[Made]) -> str:
+    """What text the figures of the first table are over; one sentence if they differ."""
+    without = [made.name for made in files if not made.row]
+    if not without:
+        first = next(iter(files[0].row["figures"].values()))  # type: ignore[index]
+        return f"Measured on {first['tokens']:,} held-out tokens of {first['documents']} documents."
+    if len(without) == len(files):
+        return (
+            "Figures are those at the end of quantizing, in torch; `bitquilt eval` has better ones."
+        )
+    return (
+        f"{', '.join(without)}: figures at the end of quantizing, on less text than the others; "
+        "run bitquilt eval on all files to compare them."
+    )
+
+
+def _file(made: Made) -> dict[str, Any]:
+    figures = next(iter(made.row["figures"].values())) if made.row else made.closing
+    return {
+        "name": made.name,
+        "size": human(made.nbytes),
+        "bits": f"{made.bits:.3f}",
+        "engine": made.row["engine"] if made.row else "torch",
+        **{name: cell(figures[name], name) for name in ("kl", "agreement", "perplexity")},
+    }
+
+
+def cell(estimate: Mapping[str, float], name: str) -> dict[str, str]:
+    """A value and its interval as people read them."""
+    low, high = estimate["low"], estimate["high"]
+    known = low is not None and not math.isnan(low)
+    interval = f"{_number(low, name)} – {_number(high, name)}" if known else ""
+    return {"value": _number(estimate["mean"], name), "interval": interval}
+
+
+def _number(value: float, name: str) -> str:
+    if name in SHARES:
+        return f"{value:.2%}"
+    return f"{value:.4f}" if name == "perplexity_ratio" else f"{value:.3g}"
+
+
+def _map(made: Made) -> dict[str, Any]:
+    """Layers × kinds of matrix; what is outside the layers in a sentence."""
+    layers: dict[int, dict[str, str]] = {}
+    outside = []
+    for module in made.mix:
+        found = re.search(r"\.layers\.(\d+)\.", module)
+        if found:
+            layers.setdefault(int(found[1]), {})[_short(module)] = module
+        else:
+            outside.append(f"{kind(module)}: {made.mix[module]}, {made.bits_of(module):.3g} bits")
+    kinds = list(dict.fromkeys(name for row in layers.values() for name in row))
+    rows = [
+        {"layer": layer, "cells": [_cell_of(made, row[name]) for name in kinds]}
+        for layer, row in sorted(layers.items())
+    ]
+    counts = Counter(made.mix.values()).most_common()
+    return {
+        "name": made.name,
+        "grids": ", ".join(f"{count} × {grid}" for grid, count in counts),
+        "kinds": kinds,
+        "rows": rows,
+        "outside": "; ".join(outside),
+    }
+
+
+def _short(module: str) -> str:
+    return kind(module).removesuffix("_proj")
+
+
+def _cell_of(made: Made, module: str) -> dict[str, str]:
+    bits = made.bits_of(module)
+    step = next(i for i, (below, _, _) in enumerate(RAMP) if bits < below)
+    return {"css": f"b{step}", "bits": f"{bits:.3g}"}
+
+
+def _byte_rows(files: Sequence[Made]) -> list[dict[str, Any]]:
+    used = [part for part in PARTS if any(made.breakdown.get(part) for made in files)]
+    return [
+        {"name": part, "numbers": [f"{made.breakdown.get(part, 0):,}" for made in files]}
+        for part in used
+    ]
+
+
+def _evaluation(made: Made) -> dict[str, Any]:
+    row = made.row
+    assert row is not None
+    rows = [
+        {
+            "label": label,
+            "cells": [cell(figures[name], name) for figures in row["figures"].values()],
+        }
+        for label, name in FIGURES.items()
+    ]
+    check = row["check"]
+    kls = {key: cell(check[key], "kl")["value"] for key in ("in_engine", "in_torch", "between")}
+    sentence = (
+        f"On {check['tokens']:,} tokens its KL is {kls['in_engine']} in the engine and "
+        f"{kls['in_torch']} in torch on the same weights; the engine's own arithmetic adds "
+        f"{kls['between']}."
+    )
+    return {
+        "name": made.name,
+        "engine": row["engine"],
+        "domains": list(row["figures"]),
+        "rows": rows,
+        "check": sentence,
+    }
+
+
+def _noise(evaluated: Sequence[Made]) -> str:
+    """The floor under all figures, from every evaluation."""
+    floors = {
+        floor["name"]: cell(floor["kl"], "kl")["value"]
+        for made in evaluated
+        for floor in (made.evaluation or {})["floors"]
+    }
+    said = ", ".join(f"{value} ({name})" for name, value in floors.items())
+    return (
+        f"With nothing quantized, the mean KL from the original is {said}: less than that is noise."
+    )
+
+
+def _samples(made: Made) -> Iterator[dict[str, Any]]:
+    row = made.row
+    assert row is not None
+    if row["samples"]:
+        yield {"name": made.name, "samples": [_sample(sample) for sample in row["samples"]]}
+
+
+def _sample(sample: Mapping[str, str]) -> dict[str, Any]:
+    original, answer = differences(sample["original"], sample["answer"])
+    same = sample["original"] == sample["answer"]
+    return {
+        "question": sample["question"],
+        "original": original,
+        "answer": answer,
+        "verdict": "the same, word for word" if same else "",
+    }
+
+
+def differences(one: str, other: str) -> tuple[Markup, Markup]:
+    """Both texts as HTML, ``<del>`` around what only the first says, ``<ins>`` the second."""
+    ours, theirs = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (one, other))
+    matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
+    left, right = Markup(), Markup()
+    for tag, i1, i2, j1, j2 in matcher.get_opcodes():
+        said, says = escape("".join(ours[i1:i2])), escape("".join(theirs[j1:j2]))
+        if tag == "equal":
+            left, right = left + said, right + says
+            continue
+        left += Markup("<del>{}</del>").format(said) if said else ""
+        right += Markup("<ins>{}</ins>").format(says) if says else ""
+    return left, right
+
+
+def _facts(files: Sequence[Made], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Everything that the figures depend on."""
+    facts = [
+        ("model", settings["model"]),
+        ("checkpoint, SHA-256", settings["checkpoint"]),
+        ("calibration text, SHA-256", settings["calibration"]),
+        ("windows read", json.dumps(settings["windows"])),
+        ("seeds", "0 everywhere"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in sorted(settings["versions"].items()))),
+    ]
+    for made in files:
+        if made.row and made.evaluation:
+            versions = made.evaluation["versions"]
+            facts.append((f"{made.name}, SHA-256", made.row["sha256"]))
+            facts.append(("held-out text, SHA-256", made.evaluation["text"]))
+            facts.append(("evaluated with", ", ".join(f"{k} {v}" for k, v in versions.items())))
+    return list(dict.fromkeys(facts))

@@ -1,0 +1,224 @@
+"""Plots as SVG, from small templates: inline in the page, or alone for PNG.
+
+Sizes are in the units of a view box 420 wide, chosen so that text is readable on a phone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bitquilt.report.made import Made
+from bitquilt.report.scale import Linear, Log, log_span, short, span
+
+WIDTH, HEIGHT = 420, 300
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
+LETTER_WIDTH = 6.6
+PLACES = (("start", 8, 4), ("end", -8, 4), ("start", 8, -9), ("end", -8, -9), ("start", 8, 17),
+          ("end", -8, 17), ("start", 8, -22), ("end", -8, -22))  # fmt: skip
+"""Of a label beside its point: the end that is near it, and by how much it is away."""
+MB = 1e6
+
+PARTS = ("codes", "scales", "embedding", "norms", "tokenizer", "metadata", "padding")
+"""Of a file, in the order they are drawn."""
+
+
+def environment() -> Environment:
+    """Templates beside this module; everything that goes into them is escaped."""
+    found = Environment(
+        loader=PackageLoader("bitquilt.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters["short"] = short
+    return found
+
+
+def css() -> str:
+    """The style sheet of plots, in colours that the page's own defines."""
+    return environment().get_template("plot.css").render(parts=PARTS)
+
+
+def standalone_css() -> str:
+    """The same with the page's colours of the day put in, for a plot that stands alone."""
+    page = environment().get_template("style.css").render(ramp=[], plot_css="")
+    day = page.partition("@media")[0]
+    colours = dict(re.findall(r"(--[\w-]+):\s*([^;]+);", day))
+    plain = css().partition("@media")[0].replace(".plot ", "")
+    return re.sub(r"var\((--[\w-]+)\)", lambda found: colours[found[1]], plain)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A template and what goes into it."""
+
+    name: str
+    title: str
+    """What screen readers say it is."""
+    values: Mapping[str, Any]
+
+    def svg(self, style: str = "") -> str:
+        """The SVG element, with a style sheet of its own if it stands alone."""
+        template = environment().get_template(f"{self.name}.svg")
+        return template.render(
+            width=WIDTH, height=HEIGHT, title=self.title, style=style, name=self.name, **self.values
+        )
+
+
+def pareto(files: Sequence[Made]) -> Plot:
+    """Mean KL with its interval against the file's size."""
+    sizes = [made.nbytes / MB for made in files]
+    kls = [value for made in files for value in _ends(made.kl)]
+    x = Linear(*span(sizes, 0.15), LEFT, WIDTH - RIGHT)
+    y = Log(*log_span(kls), HEIGHT - BOTTOM, TOP)
+    points = [
+        {
+            "x": x(made.nbytes / MB),
+            "y": y(made.kl["mean"]),
+            "low": y(_ends(made.kl)[0]),
+            "high": y(_ends(made.kl)[-1]),
+            "label": made.label,
+            "target": made.target,
+            "best": _best(made, files),
+        }
+        for made in files
+    ]
+    title = "Mean KL divergence from the original against file size: " + "; ".join(
+        f"{made.name} {made.nbytes / MB:.2f} MB, {made.kl['mean']:.3g}" for made in files
+    )
+    values = {
+        "points": _labelled(points),
+        "frontiers": [
+            [point for point in points if point["target"] == target and point["best"]]
+            for target in ("gguf", "mlx")
+        ],
+        "x_ticks": [(x(tick), short(tick)) for tick in x.ticks()],
+        "y_ticks": [(y(tick), short(tick)) for tick in y.ticks()],
+        "frame": _frame(),
+    }
+    return Plot("pareto", title, values)
+
+
+def _ends(kl: Mapping[str, float]) -> tuple[float, ...]:
+    """What of an estimate can be drawn on a logarithmic axis: low, mean and high."""
+    known = (kl["low"], kl["mean"], kl["high"])
+    return tuple(value for value in known if value is not None and value > 0) or (1e-6,)
+
+
+def _best(made: Made, files: Sequence[Made]) -> bool:
+    """Whether no other file of its kind is as small and closer."""
+    return not any(
+        other.target == made.target
+        and other.nbytes <= made.nbytes
+        and other.kl["mean"] < made.kl["mean"]
+        for other in files
+    )
+
+
+def _labelled(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points with a place for their label: the first around them where nothing is yet."""
+    taken = [_Box(point["x"] - 6, point["y"] - 6, 12, 12) for point in points]
+    for point in points:
+        width = LETTER_WIDTH * len(point["label"])
+        places = [
+            _Box(
+                point["x"] + dx - (width if anchor == "end" else 0), point["y"] + dy - 10, width, 12
+            )
+            for anchor, dx, dy in PLACES
+        ]
+        free = [
+            n
+            for n, place in enumerate(places)
+            if place.x + width < WIDTH and not any(place.meets(other) for other in taken)
+        ]
+        chosen = free[0] if free else 0
+        taken.append(places[chosen])
+        anchor, dx, dy = PLACES[chosen]
+        point |= {"label_x": point["x"] + dx, "label_y": point["y"] + dy, "anchor": anchor}
+    return points
+
+
+@dataclass(frozen=True)
+class _Box:
+    """A rectangle by its upper left corner."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+    def meets(self, other: _Box) -> bool:
+        """Whether the two overlap."""
+        apart_x = self.x >= other.x + other.width or other.x >= self.x + self.width
+        apart_y = self.y >= other.y + other.height or other.y >= self.y + self.height
+        return not (apart_x or apart_y)
+
+
+def _frame() -> dict[str, float]:
+    return {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
+
+
+def parts(files: Sequence[Made]) -> Plot:
+    """Where the bytes of each file are, as one bar a file."""
+    bar, gap = 24, 22
+    most = max(made.nbytes for made in files)
+    x = Linear(0, most, 0, WIDTH)
+    rows = []
+    for number, made in enumerate(files):
+        start, top = 0.0, number * (bar + gap) + 14
+        pieces = []
+        for part in PARTS:
+            nbytes = made.breakdown.get(part, 0)
+            if nbytes:
+                width = x(start + nbytes) - x(start)
+                share = f"{nbytes / made.nbytes:.0%}"
+                pieces.append({"x": x(start), "width": width, "part": part, "share": share})
+            start += nbytes
+        label = f"{made.name}, {made.nbytes / MB:.2f} MB"
+        rows.append({"top": top, "label": label, "pieces": pieces})
+    used = [part for part in PARTS if any(made.breakdown.get(part) for made in files)]
+    values = {"rows": rows, "bar": bar, "used": used, "bottom": len(rows) * (bar + gap) + 4}
+    return Plot(
+        "parts", "Where the bytes of each file are; the table below has the numbers", values
+    )
+
+
+def search(history: Path) -> Plot | None:
+    """KL of the mixes that a search measured and of the best so far; None where none ran."""
+    if not history.is_file():
+        return None
+    whole = history.read_text("utf-8").split("\n")[:-1]  # the last may have been cut short
+    lines = [json.loads(line) for line in whole]
+    tried = [(line["tokens"], _mean(line["kl"])) for line in lines if "kl" in line]
+    best = [line for line in lines if "best" in line]
+    if not best:
+        return None
+    seen = [kl for _, kl in tried if kl > 0] + [line["at"] for line in best]
+    x = Linear(0, max(line["tokens"] for line in lines) / 1e6, LEFT, WIDTH - RIGHT)
+    y = Log(*log_span(seen), HEIGHT - BOTTOM, TOP)
+    curves = []
+    for file in dict.fromkeys(line["file"] for line in best):
+        steps = [(x(one["tokens"] / 1e6), y(one["at"])) for one in best if one["file"] == file]
+        curves.append({"file": file, "steps": [*steps, (WIDTH - RIGHT, steps[-1][1])]})
+    values = {
+        "tried": [(x(tokens / 1e6), y(kl)) for tokens, kl in tried if kl > 0],
+        "curves": curves,
+        "x_ticks": [(x(tick), short(tick)) for tick in x.ticks()],
+        "y_ticks": [(y(tick), short(tick)) for tick in y.ticks()],
+        "frame": _frame(),
+    }
+    title = f"The search: KL of {len(tried):,} measurements, and of the best mix so far"
+    return Plot("search", title, values)
+
+
+def _mean(windows: Sequence[Sequence[float]]) -> float:
+    samples = [value for window in windows for value in window]
+    return sum(samples) / len(samples)

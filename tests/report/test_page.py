@@ -1,0 +1,145 @@
+"""The page: well-formed, complete, self-contained, and only figures that somebody measured."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tests.quick import invoke
+from tests.report.conftest import write_history
+
+from bitquilt.errors import UserError
+from bitquilt.report import page
+from bitquilt.report.made import read
+
+VOID = {"meta", "link", "br", "img", "circle", "rect", "path", "polyline"}
+
+
+class Outline(HTMLParser):
+    """Checks nesting, collects tags, ids and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+
+@pytest.fixture
+def html(work) -> str:
+    write_history(work)
+    return page.report(work).html
+
+
+def test_page_is_whole_and_every_link_has_its_section(html):
+    outline = Outline(html)
+    ids = {value for name, value in outline.attributes if name == "id"}
+    links = {value[1:] for name, value in outline.attributes if name == "href" and value[0] == "#"}
+    assert links == ids
+    assert {"size", "search", "evaluation", "samples"} <= ids
+    assert outline.tags.count("h1") == 1
+
+
+def test_page_asks_nothing_of_the_network_and_runs_nothing(html):
+    outline = Outline(html)
+    assert "script" not in outline.tags
+    for name, value in outline.attributes:
+        if name in ("src", "href", "xlink:href"):
+            assert value.startswith(("#", "data:")), value
+    assert not re.search(r"@import|url\(", html)
+    assert len(html) < 3_000_000
+
+
+def test_figures_are_those_that_were_measured(html):
+    text = Outline(html).text
+    assert "0.0355" in text  # the evaluation, not the closing figure
+    assert "0.0284 – 0.0426" in text
+    assert "65,774 held-out tokens" not in text  # not all files were evaluated
+    assert "run bitquilt eval on all files" in text
+    assert "3.3e-05 (BF16 in llama.cpp)" in text
+    assert "0.0519" in text
+
+
+def test_map_has_the_bits_of_every_matrix(html):
+    text = Outline(html).text
+    for bits in ("4.5", "2.56", "3.44", "8.5"):
+        assert f"\n{bits}" in text or bits in text
+    assert "embed_tokens: Q6_K, 6.56 bits" in text
+
+
+def test_samples_are_escaped_and_differences_marked(html):
+    assert "What is &lt;2&gt; + 2?" in html
+    assert "It is <del>4</del>, surely." in html
+    assert "It is <ins>5</ins>, surely." in html
+
+
+def test_reproduction_names_command_hashes_and_versions(html):
+    text = Outline(html).text
+    for expected in ("c" * 64, "d" * 64, "e" * 64, "torch 2.13.0", "xllamacpp 1"):
+        assert expected in text
+
+
+def test_plots_are_well_formed_alone_and_have_no_colour_left_open(work):
+    write_history(work)
+    for plot in page.report(work).plots:
+        svg = plot.svg(page.plots.standalone_css())
+        ET.fromstring(svg)
+        assert "var(" not in svg
+        assert "aria-label" in svg
+
+
+def test_png(work, tmp_path):
+    pytest.importorskip("resvg_py", reason="resvg is not installed")
+    (pareto, parts) = page.write_plots(page.report(work), tmp_path / "out.html")
+    assert pareto.name == "out-pareto.png"
+    for path in (pareto, parts):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_that_are_gone_or_other_bytes_are_not_reported(work):
+    (work.parent / "tiny-Q4_K_M.gguf").unlink()
+    (work.parent / "tiny-4.5bit.gguf").write_bytes(b"made again")
+    (only,) = read(work)
+    assert only.label == "4.5bit"
+    assert only.evaluation is None
+    assert "Evaluation" not in Outline(page.report(work).html).text
+
+
+def test_command_writes_the_page_beside_the_directory(work, capfd):
+    assert invoke("report", work) == 0
+    path = work.parent / "report.html"
+    assert capfd.readouterr().out.strip() == str(path)
+    assert path.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("made_by_us", [True, False])
+def test_nothing_to_report_is_one_sentence(work, tmp_path: Path, made_by_us):
+    directory = work if made_by_us else tmp_path / "elsewhere"
+    for path in work.parent.glob("*.gguf"):
+        path.unlink()
+    sentence = "no file that is still" if made_by_us else "no work directory of bitquilt"
+    with pytest.raises(UserError, match=sentence):
+        page.report(directory)
