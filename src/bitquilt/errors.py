@@ -8,5 +8,9 @@ class UserError(Exception):
     """
 
 
+class EngineCrashedError(UserError):
+    """The engine's process is gone; what it was asked for may work in a new one."""
+
+
 class EngineMissingError(UserError):
     """The engine that would run a file is not installed here."""

@@ -8,6 +8,7 @@ import sys
 import click
 
 from bitquilt import __version__
+from bitquilt.cli.chat import chat
 from bitquilt.cli.eval import evaluate
 from bitquilt.cli.inspect import inspect
 from bitquilt.cli.plan import plan
@@ -27,7 +28,7 @@ def bitquilt() -> None:
     """
 
 
-for verb in (quantize, plan, inspect, run, evaluate, report):
+for verb in (quantize, plan, inspect, run, chat, evaluate, report):
     bitquilt.add_command(verb)
 
 

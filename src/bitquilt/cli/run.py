@@ -2,85 +2,178 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bitquilt.cli.options import JSON, MODEL, print_json
+from bitquilt.cli.talking import (
+    HIDE_THINKING,
+    SYSTEM,
+    Screen,
+    answering,
+    settings,
+    system_prompt,
+)
+from bitquilt.errors import UserError
 
 if TYPE_CHECKING:
-    from bitquilt.engines import Engine, Sampling
+    from bitquilt.engines import Engine
+    from bitquilt.talk import End, Prompt, Settings, Votes
+
+NO_FINAL = 3
+"""Exit code of --final-only and --votes where no answer is boxed."""
 
 
 @click.command()
 @MODEL
-@click.argument("prompt")
-@click.option("--max-tokens", type=click.IntRange(min=1), default=1024, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy.")
-@click.option("--top-p", type=click.FloatRange(0, 1))
-@click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--raw", is_flag=True, help="Continue PROMPT as plain text, without chat template.")
+@click.argument("prompt", required=False)
+@SYSTEM
+@click.option("--no-chat-template", is_flag=True, help="Continue PROMPT as plain text.")
+@click.option("--final-only", is_flag=True, help="Print the boxed answer alone; exit code 3: none.")
+@HIDE_THINKING
+@answering
+@click.option(
+    "--votes",
+    type=click.IntRange(min=2),
+    metavar="K",
+    help="Sample K times at once and print the answer that most agree on.",
+)
 @JSON
 def run(
     model: str,
-    prompt: str,
-    max_tokens: int,
-    temperature: float | None,
-    top_p: float | None,
-    seed: int,
-    raw: bool,
+    prompt: str | None,
+    system: str | None,
+    no_chat_template: bool,
+    final_only: bool,
+    hide_thinking: bool,
+    votes: int | None,
     as_json: bool,
+    **given: Any,
 ) -> None:
     """Ask MODEL a question and print the answer as it comes.
 
-    MODEL is a GGUF file (run in llama.cpp), an MLX directory (mlx-lm), or anything that `quantize`
-    takes (PyTorch). Settings not given are the model's own, or greedy decoding.
+    PROMPT comes from standard input where it is not given. MODEL is a GGUF file (run in
+    llama.cpp), an MLX directory (mlx-lm), or anything that `quantize` takes (PyTorch). Settings
+    not given are the model's own, or greedy decoding.
     """
     from bitquilt.engines import open_engine
 
+    if no_chat_template and system is not None:
+        raise click.UsageError("--system needs the chat template")
+    text = prompt if prompt is not None else _piped()
     with open_engine(model) as engine:
-        sampling = _settings(engine.info.sampling, temperature, top_p, seed)
-        tokens = prompt_tokens(engine, prompt, raw)
-        start = time.perf_counter()
-        pieces = []
-        for piece in engine.generate(tokens, sampling, max_tokens):
-            pieces.append(piece)
-            if not as_json:
-                click.echo(piece, nl=False)
-        seconds = time.perf_counter() - start
-        answer = "".join(pieces)
-        if not as_json:
+        wanted = settings(engine, given)
+        put = _prompt(engine, text, system, no_chat_template)
+        asked = {"model": model, "prompt": text}
+        try:
+            if votes:
+                final = _vote(engine, put, wanted, votes, asked, as_json)
+            else:
+                screen = None if as_json or final_only else Screen(put.style, hide_thinking)
+                final = _ask(engine, put, wanted, asked, screen, as_json, final_only)
+        except KeyboardInterrupt:
             click.echo()
-            return
-        print_json(
-            {
-                "model": model,
-                "prompt": prompt,
-                "answer": answer,
-                "prompt_tokens": len(tokens),
-                "answer_tokens": len(engine.tokenize(answer)),
-                "seconds": round(seconds, 3),
-                "sampling": asdict(sampling),
-            }
+            sys.exit(130)
+    if final is None and (final_only or votes):
+        click.echo(
+            f"bitquilt: {model} gave no boxed answer; ask for one with --system boxed, or give it "
+            "a --think-budget",
+            err=True,
         )
+        sys.exit(NO_FINAL)
 
 
-def prompt_tokens(engine: Engine, prompt: str, raw: bool) -> list[int]:
-    """A question as the model's chat template puts it, or plain text as its tokenizer takes it."""
-    from bitquilt.talk.prompt import render
+def _piped() -> str:
+    """What standard input holds, where it is no terminal."""
+    try:
+        text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"standard input cannot be read: {error}; give the prompt") from error
+    if not text.strip():
+        raise click.MissingParameter(param_type="argument", param_hint="'PROMPT'")
+    return text
 
-    if raw:
-        return engine.tokenize(prompt, add_special=True)
-    messages = [{"role": "user", "content": prompt}]
-    text = render(engine.info.chat_template, messages, engine.info.special_tokens)
-    return engine.tokenize(text)
+
+def _prompt(engine: Engine, text: str, system: str | None, no_chat_template: bool) -> Prompt:
+    from bitquilt.talk import compose
+    from bitquilt.talk.prompt import plain
+
+    if no_chat_template:
+        return plain(engine, text)
+    messages = [{"role": "user", "content": text}]
+    if (said := system_prompt(system)) is not None:
+        messages.insert(0, {"role": "system", "content": said})
+    return compose(engine, messages)
 
 
-def _settings(
-    recommended: Sampling, temperature: float | None, top_p: float | None, seed: int
-) -> Sampling:
-    given = {"temperature": temperature, "top_p": top_p}
-    stated: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(recommended, **stated, seed=seed)
+def _ask(
+    engine: Engine,
+    prompt: Prompt,
+    settings: Settings,
+    asked: dict[str, Any],
+    screen: Screen | None,
+    as_json: bool,
+    final_only: bool,
+) -> str | None:
+    """Ask once and print; what is in the box."""
+    from bitquilt.talk import End, answer
+
+    started = time.perf_counter()
+    for event in answer(engine, prompt, settings):
+        if screen:
+            screen.show(event)
+    assert isinstance(event, End)
+    if as_json:
+        figures = _figures(event, time.perf_counter() - started)
+        print_json({**asked, **figures, "sampling": asdict(settings.sampling)})
+    elif final_only and event.final is not None:
+        click.echo(event.final)
+    return event.final
+
+
+def _vote(
+    engine: Engine,
+    prompt: Prompt,
+    settings: Settings,
+    count: int,
+    asked: dict[str, Any],
+    as_json: bool,
+) -> str | None:
+    """Ask several times at once and print; what most agree on."""
+    from bitquilt.talk import vote
+
+    if settings.sampling.temperature == 0:
+        raise UserError("greedy samples are all the same; add --temperature 0.6 to --votes")
+    started = time.perf_counter()
+    votes = vote(engine, prompt, settings, count)
+    if as_json:
+        said = {
+            "final": votes.final,
+            "share": votes.share,
+            "counts": votes.counts,
+            "seconds": round(time.perf_counter() - started, 3),
+            "samples": [asdict(sample) for sample in votes.samples],
+        }
+        print_json({**asked, **said, "sampling": asdict(settings.sampling)})
+    elif votes.final is not None:
+        click.echo(votes.final)
+        click.echo(_tally(votes), err=True)
+    return votes.final
+
+
+def _tally(votes: Votes) -> str:
+    """``6 of 8 (75 %); 41: 1, no boxed answer: 1``."""
+    count = len(votes.samples)
+    first, *others = votes.counts.items()
+    silent = count - sum(votes.counts.values())
+    rest = [*others, *([("no boxed answer", silent)] if silent else [])]
+    said = f"{first[1]} of {count} ({votes.share:.0%})"
+    return "; ".join([said, ", ".join(f"{answer}: {n}" for answer, n in rest)] if rest else [said])
+
+
+def _figures(end: End, seconds: float) -> dict[str, Any]:
+    return {**asdict(end), "seconds": round(seconds, 3)}

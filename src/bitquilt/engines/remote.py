@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bitquilt.engines.engine import Engine, ModelInfo, Piece, Request, Sampling
 from bitquilt.engines.wire import Message, receive, send
-from bitquilt.errors import EngineMissingError, UserError
+from bitquilt.errors import EngineCrashedError, EngineMissingError, UserError
 
 STOP_SECONDS = 10
 STDERR_TAIL = 65_536
@@ -110,14 +110,16 @@ class RemoteEngine(Engine):
             raise kind(message["error"])
         return message, array
 
-    def _crash(self) -> UserError:
+    def _crash(self) -> EngineCrashedError:
         code = self._process.wait()
         size = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, size - STDERR_TAIL))
         lines = self._errors.read().decode(errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
         reason = said[-1] if said else f"exit status {code}"
-        return UserError(f"{self._subject} crashed: {reason}; check the file with bitquilt inspect")
+        return EngineCrashedError(
+            f"{self._subject} crashed: {reason}; check the file with bitquilt inspect"
+        )
 
 
 class RemoteStream:

@@ -4,45 +4,127 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from bitquilt.engines import Engine
 from bitquilt.errors import UserError
+from bitquilt.talk.reasoning import PLAIN, Style, opened_by, style_of
 
 Message = Mapping[str, str]
-"""``{"role": "system" | "user" | "assistant", "content": …}``."""
+"""``{"role": "system" | "user" | "assistant", "content": …}``; of an assistant also its
+``reasoning_content``, which most templates leave out."""
+
+NO_SYSTEM: Message = {"role": "system", "content": ""}
+SYSTEM_PROMPTS = {
+    "boxed": "Please reason step by step, and put your final answer within \\boxed{}.",
+    "magistral": (
+        "First draft your thinking process (inner monologue) until you arrive at a response. "
+        "Format your response using Markdown, and use LaTeX for any mathematical equations. Write "
+        "both your thoughts and the response in the same language as the input.\n\n"
+        "Your thinking process must follow the template below:[THINK]Your thoughts or/and draft, "
+        "like working through an exercise on scratch paper. Be as casual and as long as you want "
+        "until you are confident to generate the response. Use the same language as the input."
+        "[/THINK]Here, provide a self-contained response."
+    ),
+}
+"""By name: MobileLLM-R1's for problems with one answer, and the one that makes Magistral reason."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given to continue, and how it will mark its reasoning."""
+
+    tokens: list[int]
+    style: Style
+    thinking: bool
+    """Whether it begins inside its reasoning."""
+
+
+def compose(engine: Engine, messages: Sequence[Message]) -> Prompt:
+    """A conversation as the model's chat template puts it.
+
+    Raises:
+        UserError: the model has no template, or the template refuses the messages.
+    """
+    template, special = engine.info.chat_template, engine.info.special_tokens
+    text = render(template, messages, special)
+    before = render(template, messages, special, add_generation_prompt=False)
+    turn = text[len(before) :] if text.startswith(before) else ""
+    style = style_of(template, text)
+    return Prompt(engine.tokenize(text), style, opened_by(turn, style))
+
+
+def plain(engine: Engine, text: str) -> Prompt:
+    """Text to continue as it is; nothing in it marks reasoning."""
+    return Prompt(engine.tokenize(text, add_special=True), PLAIN, thinking=False)
 
 
 def render(
-    template: str | None, messages: Sequence[Message], special_tokens: Mapping[str, str]
+    template: str | None,
+    messages: Sequence[Message],
+    special_tokens: Mapping[str, str],
+    *,
+    add_generation_prompt: bool = True,
 ) -> str:
-    """The prompt, up to where the assistant's answer begins.
+    """The text of a conversation.
+
+    A system message that is empty means none. Templates that put in their own where there is none
+    are asked for an empty one, and its turn is cut out.
 
     Args:
         template: Jinja source as models publish it.
         messages: the conversation so far.
         special_tokens: ``bos_token`` and ``eos_token``, which templates spell out.
+        add_generation_prompt: go on to where the assistant's answer begins.
 
     Raises:
         UserError: the model has no template, or the template refuses the messages.
     """
     if template is None:
         raise UserError(
-            "the model has no chat template, so it continues text only; ask again with --raw"
+            "the model has no chat template, so it continues text only; "
+            "ask again with --no-chat-template"
         )
+    put = partial(_put, _environment().from_string(template), special_tokens)
+    if not messages or messages[0] != NO_SYSTEM:
+        return put(messages, add_generation_prompt)
+    without = put(messages[1:], add_generation_prompt)
+    emptied = put(messages, add_generation_prompt)
+    if len(without) <= len(emptied):
+        return without
+    bos = special_tokens.get("bos_token", "")
+    with suppress(UserError):  # some refuse a conversation without a user
+        turn = put([NO_SYSTEM], False)
+        if emptied.startswith(turn) and turn.startswith(bos):
+            return bos + emptied[len(turn) :]
+    return emptied
+
+
+def _put(
+    template: Template,
+    special_tokens: Mapping[str, str],
+    messages: Sequence[Message],
+    add_generation_prompt: bool,
+) -> str:
     try:
-        return (
-            _environment()
-            .from_string(template)
-            .render(messages=messages, add_generation_prompt=True, tools=None, **special_tokens)
+        return template.render(
+            messages=messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            **special_tokens,
         )
     except TemplateError as error:
         raise UserError(
-            f"the chat template of the model refuses the conversation: {error}; try --raw"
+            f"the chat template of the model refuses the conversation: {error}; "
+            "try --no-chat-template"
         ) from error
 
 

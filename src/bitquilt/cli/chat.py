@@ -1,0 +1,230 @@
+"""``bitquilt chat``: a conversation in a terminal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bitquilt.cli.options import MODEL
+from bitquilt.cli.talking import HIDE_THINKING, SYSTEM, Screen, answering, settings, system_prompt
+from bitquilt.errors import EngineCrashedError, UserError
+from bitquilt.files import read_json, written_whole
+
+if TYPE_CHECKING:
+    from bitquilt.talk import Session
+
+HELP = """\
+/system [TEXT]   say what the system prompt is, or set it ("" for none, or boxed, magistral)
+/reset           begin anew
+/regenerate      answer the last question again, with another seed
+/save FILE       keep the conversation in a file
+/load FILE       go on with one that was kept
+/stats           how long the last answer was and how fast
+/help            this
+/quit            leave, as Ctrl-D does
+Alt-Enter begins a new line, Ctrl-C stops an answer."""
+
+
+@click.command()
+@MODEL
+@SYSTEM
+@HIDE_THINKING
+@answering
+def chat(model: str, system: str | None, hide_thinking: bool, **given: Any) -> None:
+    """Talk with MODEL in the terminal; /help there says how.
+
+    MODEL is what `run` takes, and settings not given are the model's own.
+    """
+    from bitquilt.engines import open_engine
+    from bitquilt.talk import Session
+
+    engine = open_engine(model)
+    session = Session(engine, settings(engine, given), system_prompt(system))
+    talk = Conversation(model, session, hide_thinking)
+    try:
+        click.echo(f"{model} is here; /help says what else is.", err=True)
+        for line in _lines():
+            if not talk.take(line.strip()):
+                break
+    finally:
+        session.engine.close()
+
+
+class Conversation:
+    """What the lines that are typed do."""
+
+    def __init__(self, model: str, session: Session, hide_thinking: bool) -> None:
+        self._model, self._session, self._hide = model, session, hide_thinking
+        self._asked: str | None = None
+        self._seconds = 0.0
+        self._commands: dict[str, Callable[[str], object]] = {
+            "/system": self._system,
+            "/reset": self._reset,
+            "/regenerate": self._regenerate,
+            "/save": self._save,
+            "/load": self._load,
+            "/stats": self._stats,
+            "/help": lambda _: click.echo(HELP),
+        }
+
+    def take(self, line: str) -> bool:
+        """Do what one line asks for; whether to go on."""
+        verb, _, rest = line.partition(" ")
+        if verb == "/quit":
+            return False
+        try:
+            if verb in self._commands:
+                self._commands[verb](rest.strip())
+            elif line.startswith("/"):
+                _note(f"there is no {verb}; /help lists what there is")
+            elif line:
+                self._ask(line)
+        except UserError as error:
+            _note(str(error))
+            if isinstance(error, EngineCrashedError):
+                self._reopen()
+        return True
+
+    def _ask(self, text: str) -> None:
+        self._asked, started = text, time.perf_counter()
+        screen = Screen(self._session.prompt(text).style, self._hide)
+        with _interruptible() as stopped:
+            for event in self._session.ask(text):
+                screen.show(event)
+                if stopped():
+                    click.echo()
+                    _note("stopped, and not kept; /regenerate asks again")
+                    return
+        self._seconds = time.perf_counter() - started
+
+    def _reopen(self) -> None:
+        """Start the engine again after a crash; the conversation is still here."""
+        from bitquilt.engines import open_engine
+
+        self._session.engine.close()
+        self._session.engine = open_engine(self._model)
+        _note("the engine was started again; the conversation is still there")
+
+    def _system(self, text: str) -> None:
+        if text:
+            self._session.system = system_prompt("" if text in ('""', "''") else text)
+        system = self._session.system
+        _note("what the chat template puts in" if system is None else system or "none")
+
+    def _reset(self, _: str) -> None:
+        self._session.messages = []
+        _note("a new conversation")
+
+    def _regenerate(self, _: str) -> None:
+        if self._session.messages and self._session.messages[-2]["content"] == self._asked:
+            self._session.retract()
+        if self._asked is None:
+            raise UserError("nothing has been asked yet; type a question first")
+        settings = self._session.settings
+        again = replace(settings.sampling, seed=settings.sampling.seed + 1)
+        self._session.settings = replace(settings, sampling=again)
+        self._ask(self._asked)
+
+    def _save(self, name: str) -> None:
+        path = _path(name, "/save FILE")
+        kept = {"system": self._session.system, "messages": self._session.messages}
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
+        _note(f"kept in {path}")
+
+    def _load(self, name: str) -> None:
+        path = _path(name, "/load FILE")
+        kept = read_json(path)
+        messages = kept.get("messages")
+        if not isinstance(messages, list) or not all(map(_is_message, messages)):
+            raise UserError(f"{path} holds no conversation; /load what /save has written")
+        self._session.system, self._session.messages = kept.get("system"), messages
+        self._asked = next((m["content"] for m in messages[-2:-1]), None)
+        _note(f"{len(messages) // 2} questions and their answers")
+
+    def _stats(self, _: str) -> None:
+        end = self._session.last
+        if end is None:
+            raise UserError("nothing has been answered yet; type a question first")
+        made = end.tokens + end.discarded_tokens
+        _note(
+            f"{end.tokens} tokens, {end.thinking_tokens} of them reasoning, "
+            f"{made / max(self._seconds, 1e-9):.1f} tokens/s; {end.rescues} rescues; "
+            f"the conversation is {end.prompt_tokens + end.tokens} tokens, "
+            f"{end.fed_tokens} of them were read anew"
+        )
+
+
+def _path(name: str, usage: str) -> Path:
+    if not name:
+        raise UserError(f"a file is missing; {usage}")
+    return Path(name).expanduser()
+
+
+def _is_message(message: object) -> bool:
+    return (
+        isinstance(message, dict)
+        and message.get("role") in ("user", "assistant")
+        and isinstance(message.get("content"), str)
+    )
+
+
+def _note(text: str) -> None:
+    click.echo(click.style(f"[{text}]", dim=True), err=True)
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, with history and editing; or the lines of a pipe."""
+    if not sys.stdin.isatty():
+        yield from sys.stdin
+        return
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+    keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
+    history = Path(click.get_app_dir("bitquilt")) / "chat_history"
+    history.parent.mkdir(parents=True, exist_ok=True)
+    verbs = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
+    typed: PromptSession[str] = PromptSession(
+        history=FileHistory(str(history)),
+        completer=WordCompleter(verbs, sentence=True),
+        complete_while_typing=False,
+        key_bindings=keys,
+    )
+    while True:
+        try:
+            yield typed.prompt("> ")
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Let Ctrl-C be asked for instead of breaking in; a second one breaks in."""
+    pressed = False
+
+    def press(*_: object) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

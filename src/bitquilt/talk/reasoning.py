@@ -1,0 +1,159 @@
+"""Reasoning apart from the answer, as the text comes.
+
+Families differ in how they mark it. Most write it between tags; Magistral's are control tokens,
+which arrive here as their names, so that tags spelled out as text are read the same. MobileLLM-R1
+marks nothing: its reasoning runs up to the box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+BOX = "\\boxed{"
+
+Part = Literal["reasoning", "answer"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a model marks its reasoning."""
+
+    opens: str | None
+    """What it writes before its reasoning; None where the reasoning needs no opening."""
+    closes: str | None
+    """What it writes after it, None where all is answer. The box belongs to the answer."""
+    closing: str
+    """What is said in its place to close the reasoning."""
+
+    @property
+    def boxed(self) -> bool:
+        """Whether the reasoning runs up to the box."""
+        return self.closes == BOX
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The names of control tokens that belong to the text."""
+        return tuple(tag for tag in (self.opens, self.closes) if tag and not self.boxed)
+
+
+HURRY = (
+    "\n\nConsidering the limited time by the user, I have to give the solution based on the "
+    "thinking directly now.\n"
+)
+"""What Qwen3's authors say for a model whose thinking budget is spent (arXiv 2505.09388, 4.3)."""
+THINK = Style("<think>", "</think>", HURRY + "</think>\n\n")
+MAGISTRAL = Style("[THINK]", "[/THINK]", HURRY + "[/THINK]")
+UP_TO_BOX = Style(None, BOX, "\n\n" + BOX)
+PLAIN = Style(None, None, "")
+
+
+def style_of(template: str | None, prompt: str) -> Style:
+    """How a model marks its reasoning, from what its chat template knows and its prompt asks for.
+
+    Args:
+        template: Jinja source.
+        prompt: as the template renders it, where MobileLLM-R1's sentence about the box is.
+    """
+    for style in (MAGISTRAL, THINK):
+        if template and style.closes and style.closes in template:
+            return style
+    return UP_TO_BOX if template and "\\boxed" in prompt else PLAIN
+
+
+def opened_by(turn: str, style: Style) -> bool:
+    """Whether the model begins inside its reasoning.
+
+    Args:
+        turn: the end of the prompt that opens the assistant's turn: the only part of it that
+            counts, for the tags may be quoted anywhere else.
+        style: of the model.
+    """
+    if style.boxed:
+        return True
+    return bool(style.tags) and turn.rfind(style.tags[0]) > turn.rfind(style.tags[1])
+
+
+class Splitter:
+    """Cuts a stream of text into reasoning and answer; it does not matter how it comes in pieces.
+
+    A tag that opens counts at the very beginning only, one that closes in the reasoning only.
+    """
+
+    def __init__(self, style: Style, thinking: bool) -> None:
+        """``thinking`` says whether the text begins inside the reasoning."""
+        self.thinking = thinking
+        self._style = style
+        self._held = ""
+        self._blank = bool(style.tags)
+        """White space is left out: nothing else has come since the part began, beside its tag."""
+        self._may_open = not thinking and style.opens is not None
+
+    def push(self, text: str) -> Iterator[tuple[Part, str]]:
+        """Take more text; gives what can be told of it."""
+        self._held += text
+        while (tag := self._awaited()) is not None:
+            before, found, after = self._held.partition(tag)
+            if found and not (self._may_open and before.strip()):
+                yield from self._say(before)
+                self._held = (tag if tag == BOX else "") + after
+                self.thinking, self._may_open = not self.thinking, False
+                self._blank = tag != BOX
+                continue
+            if self._may_open and not tag.startswith(self._held.lstrip()[: len(tag)]):
+                self._may_open = False
+                continue
+            keep = overlap(self._held, tag)
+            if self._may_open:
+                keep = len(self._held)
+            yield from self._say(self._held[: len(self._held) - keep])
+            self._held = self._held[len(self._held) - keep :]
+            return
+        yield from self._say(self._held)
+        self._held = ""
+
+    def rest(self) -> Iterator[tuple[Part, str]]:
+        """What was held back, when the text has ended."""
+        yield from self._say(self._held)
+        self._held = ""
+
+    def _awaited(self) -> str | None:
+        """The tag that would change the part."""
+        if self._may_open:
+            return self._style.opens
+        return self._style.closes if self.thinking else None
+
+    def _say(self, text: str) -> Iterator[tuple[Part, str]]:
+        """Text of the present part, without white space around tags."""
+        if self._blank:
+            text = text.lstrip()
+        if text:
+            self._blank = False
+            yield ("reasoning" if self.thinking else "answer"), text
+
+
+def overlap(text: str, tag: str) -> int:
+    """The length of the longest end of a text that a tag begins with."""
+    longest = min(len(text), len(tag) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)
+
+
+def boxed(text: str) -> str | None:
+    r"""What is in the last complete ``\boxed{…}``, braces nested, escaped braces not counted."""
+    start = text.rfind(BOX)
+    while start >= 0:
+        if (end := _closing_brace(text, start + len(BOX))) is not None:
+            return text[start + len(BOX) : end].strip()
+        start = text.rfind(BOX, 0, start)
+    return None
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    depth, place = 1, start
+    while place < len(text):
+        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+        place += 2 if text[place] == "\\" else 1
+    return None

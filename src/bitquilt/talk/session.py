@@ -1,0 +1,102 @@
+"""Samples and engines together: one answer, and a conversation of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bitquilt.engines import Engine
+from bitquilt.talk.events import End, Event
+from bitquilt.talk.prompt import Message, Prompt, compose
+from bitquilt.talk.sample import Sample, Settings
+
+
+def answer(engine: Engine, prompt: Prompt, settings: Settings) -> Iterator[Event]:
+    """Answer a prompt; the last event is the end. Close the iterator to stop before.
+
+    Raises:
+        UserError: the prompt fills the model's context, or the engine fails.
+    """
+    for _, event in continued(engine, [Sample(engine, prompt, settings)]):
+        yield event
+
+
+def continued(engine: Engine, samples: Sequence[Sample]) -> Iterator[tuple[int, Event]]:
+    """Bring samples to their ends, those that are under way in one batch.
+
+    Each leg is a batch: a sample whose thinking was closed, or that was taken back from a loop,
+    waits for the others to come to such a point or to their ends.
+    """
+    for index, sample in enumerate(samples):
+        for event in sample.begin():
+            yield index, event
+    while going := [index for index, sample in enumerate(samples) if not sample.ended]:
+        for index, event in _leg(engine, [samples[index] for index in going]):
+            yield going[index], event
+
+
+def _leg(engine: Engine, samples: Sequence[Sample]) -> Iterator[tuple[int, Event]]:
+    with engine.stream([sample.request() for sample in samples]) as stream:
+        fed = samples[0].fed
+        for row, piece in stream:
+            samples[0].fed = fed + stream.fed
+            sample = samples[row]
+            if not sample.waiting:
+                continue  # the engine was a little ahead
+            for event in sample.push(piece):
+                yield row, event
+            if not sample.waiting:
+                stream.drop(row)
+    for row, sample in enumerate(samples):
+        if sample.waiting:
+            for event in sample.ran_out():
+                yield row, event
+
+
+class Session:
+    """A conversation."""
+
+    def __init__(self, engine: Engine, settings: Settings, system: str | None = None) -> None:
+        """Begin it.
+
+        Args:
+            engine: keeps what it has read, so that each turn costs its new tokens only.
+            settings: of every answer; may be replaced between two.
+            system: None leaves the system prompt to the chat template, "" means none.
+        """
+        self.engine, self.settings, self.system = engine, settings, system
+        self.messages: list[Message] = []
+        self.last: End | None = None
+        """How the last answer ended."""
+
+    def ask(self, text: str) -> Iterator[Event]:
+        """Say something and hear the answer; both are kept when it has ended, neither before."""
+        prompt = self.prompt(text)
+        for event in answer(self.engine, prompt, self.settings):
+            if isinstance(event, End):
+                self.last = event
+                self.messages += [{"role": "user", "content": text}, reply(prompt, event)]
+            yield event
+
+    def prompt(self, text: str) -> Prompt:
+        """The conversation so far, and what is said next."""
+        start = [] if self.system is None else [{"role": "system", "content": self.system}]
+        said: Message = {"role": "user", "content": text}
+        return compose(self.engine, [*start, *self.messages, said])
+
+    def retract(self) -> str | None:
+        """Take the last question and its answer back; the question."""
+        if not self.messages:
+            return None
+        self.messages, (asked, _) = self.messages[:-2], self.messages[-2:]
+        return asked["content"]
+
+
+def reply(prompt: Prompt, end: End) -> Message:
+    """An answer as a message of the conversation that follows.
+
+    Reasoning that the model does not mark is part of what it said; marked reasoning goes apart,
+    and the chat template knows what to do with it.
+    """
+    if not prompt.style.tags:
+        return {"role": "assistant", "content": end.reasoning + end.answer}
+    return {"role": "assistant", "content": end.answer, "reasoning_content": end.reasoning}

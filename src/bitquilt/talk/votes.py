@@ -1,0 +1,74 @@
+"""Several samples at once, and what most of them say."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from bitquilt.engines import Engine
+from bitquilt.talk.events import End
+from bitquilt.talk.prompt import Prompt
+from bitquilt.talk.sample import Sample, Settings
+from bitquilt.talk.session import continued
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The samples and their boxed answers."""
+
+    final: str | None
+    """The answer that most samples agree on, as the first of them put it; the earlier of two that
+    are even. None where no sample has a boxed answer."""
+    share: float
+    """Of all samples, those without a boxed answer included."""
+    counts: dict[str, int]
+    """Samples per answer, the most frequent first."""
+    samples: list[End]
+
+
+def vote(
+    engine: Engine,
+    prompt: Prompt,
+    settings: Settings,
+    count: int,
+    ended: Callable[[], None] = lambda: None,
+) -> Votes:
+    """Sample a prompt ``count`` times in one batch, with seeds that follow each other.
+
+    Args:
+        engine: reads the prompt once.
+        prompt: asks for a boxed answer.
+        settings: of every sample; the first has its seed.
+        count: how many.
+        ended: called as each sample ends.
+    """
+    seed = settings.sampling.seed
+    seeded = [replace(settings.sampling, seed=seed + i) for i in range(count)]
+    samples = [Sample(engine, prompt, replace(settings, sampling=one)) for one in seeded]
+    for _, event in continued(engine, samples):
+        if isinstance(event, End):
+            ended()
+    return tally([sample.ended for sample in samples if sample.ended])
+
+
+def tally(samples: list[End]) -> Votes:
+    """Count the boxed answers; those that differ in spelling only are one."""
+    put: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        if sample.final:
+            counts[put.setdefault(normalized(sample.final), sample.final)] += 1
+    ranked = dict(counts.most_common())
+    final = next(iter(ranked), None)
+    return Votes(final, ranked[final] / len(samples) if final else 0.0, ranked, samples)
+
+
+def normalized(answer: str) -> str:
+    r"""An answer without spaces, ``$``, ``\text{}``, commas in numbers, idle zeros, and case."""
+    answer = re.sub(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", answer)
+    answer = re.sub(r"\\[,;:! ]|\\left|\\right|[\s$]", "", answer.replace("\\dfrac", "\\frac"))
+    answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
+    answer = re.sub(r"(\.\d*?)0+(?!\d)", r"\1", answer)
+    return re.sub(r"\.(?!\d)", "", answer).casefold()
