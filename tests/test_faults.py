@@ -134,7 +134,7 @@ def test_weights_that_are_no_numbers(model, tmp_path, refused, monkeypatch, valu
         (["--bits", "1"], ["too small", "--bits 2.3"]),
         (["--size", "100kB"], ["100.00 kB is too small", "--size 2"]),
         (["--size", "1GB"], ["1.00 GB is too large", "--bits"]),
-        (["--bits", "many"], ["'many' is not a valid float", "quantize --help"]),
+        (["--bits", "many"], ["'many' is no list of numbers", "quantize --help"]),
         (["--bits", "0"], ["not between 0 and 32"]),
         (["--size", "huge"], ["'huge' is not a size", "600MB"]),
         (["--to", "onnx"], ["'onnx' is not one of", "gguf"]),

@@ -44,6 +44,7 @@ ORDER = (
     "report",
     "result",
     "planning",
+    "deciding",
     "evaluating",
     "pipeline",
     "cli",

@@ -28,6 +28,12 @@ class Effort:
     """Sequential correction; the first of the calibration text."""
     tuning: int
     """Tuning of scales; the first of the calibration text, each read once."""
+    search: int
+    """Windows of calibration text that mixes are measured on."""
+    judging: int
+    """Held-out text that decides between a few mixes; none of it is in the closing figures."""
+    races: int
+    """Windows that a search reads in all, every mix's counted."""
 
 
 def effort(parameters: int) -> Effort:
@@ -44,4 +50,7 @@ def effort(parameters: int) -> Effort:
         held_out=windows(2, 8, 16),
         refining=windows(10, 24, 96),
         tuning=windows(1000, 128, 2112),
+        search=64,
+        judging=windows(2, 8, 32),
+        races=windows(6, 96, 480),
     )

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from bitquilt import __version__, refining
 from bitquilt import recipe as recipes
 from bitquilt.bank import Bank
 from bitquilt.calibration import corpus
 from bitquilt.calibration.capture import capture
-from bitquilt.calibration.moments import Moments
+from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.deciding import Decision, Search, Text, decide
 from bitquilt.effort import WINDOW, Effort, effort
 from bitquilt.errors import UserError
 from bitquilt.evaluation import written
@@ -30,10 +31,8 @@ from bitquilt.forward import BlockwiseModel
 from bitquilt.grids.grid import PackedSource
 from bitquilt.planning import STITCHERS, Plan, Request, make_plan, targets
 from bitquilt.progress import Reporter
-from bitquilt.result import Output, Result
+from bitquilt.result import Found, Output, Result
 from bitquilt.rounding import METHODS, REVISION
-from bitquilt.search import scores
-from bitquilt.search.knapsack import Table
 from bitquilt.stitch import mlx
 from bitquilt.stitch.destination import check_directory, check_file
 from bitquilt.tuning import distill
@@ -42,10 +41,21 @@ from bitquilt.workdir import WorkDir
 SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
 
 
+class Asked(NamedTuple):
+    """What a command asks for, understood and possible."""
+
+    checkpoint: Checkpoint
+    plans: list[Plan]
+    documents: list[Document]
+    """Calibration text."""
+    much: Effort
+    rounding: str
+
+
 def quantize(
     model: str,
     *,
-    bits: float | None = None,
+    bits: float | Sequence[float] | None = None,
     size: str | None = None,
     recipe: str | Path | None = None,
     to: str = "gguf",
@@ -55,13 +65,15 @@ def quantize(
     rounding: str = "best",
     refine: bool = False,
     tune: bool = False,
+    how: Search | None = None,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Make one model file per target, of an exact size, and measure it.
+    """Make one model file per target and budget, of an exact size, and measure it.
 
     Args:
         model: hub id, Hugging Face directory, GGUF file, or ``demo``.
-        bits: bits per weight over all weights, everything in the file counted.
+        bits: bits per weight over all weights, everything in the file counted; several make as
+            many files, from one search.
         size: or the file's size, like ``600MB``.
         recipe: a recipe file or a preset; with a budget, a recipe file's pins hold.
         to: ``gguf``, ``mlx`` or ``both``.
@@ -72,62 +84,136 @@ def quantize(
         rounding: ``nearest``, ``gptq`` (with error feedback) or ``best`` (with all there is).
         refine: correct the decided mix block by block for the rounding of the blocks before.
         tune: learn its scales and norms by gradient descent; takes a GPU or patience.
+        how: how to search for the mix.
         reporter: where progress goes.
 
     Raises:
         UserError: bad input, a budget that cannot be met, a full disk: one sentence.
     """
     started = time.monotonic()
-    reporter = reporter or Reporter()
-    if rounding not in METHODS:
-        raise UserError(f"there is no rounding {rounding!r}; choose one of {', '.join(METHODS)}")
-    checkpoint = open_checkpoint(model)
-    checkpoint.load("model.norm.weight")  # a config without weights is refused now, not later
-    request = Request.parse(bits, size, recipe)
-    plans = [make_plan(checkpoint, request, target) for target in targets(to)]
-    for note in plans[0].notes:
-        reporter.say(note)
+    how, reporter = how or Search(), reporter or Reporter()
+    asked = _asked(
+        model, Request.parse_all(bits, size, recipe), to, calibration, rounding, reporter
+    )
+    checkpoint, plans, documents, much, _ = asked
     require_room(Path(output), sum(made.layout.total_bytes for made in plans))
-    paths = [_destination(Path(output), checkpoint, request.label, p.target) for p in plans]
-
-    much = effort(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
-    documents, dropped = calibration_documents(Path(calibration) if calibration else None)
-    for source in dropped:
-        reporter.say(f"calibration document {source} repeats held-out text and is left out")
-    directory = Path(work_dir) if work_dir else Path(output) / f"{checkpoint.name}.work"
-    settings = _settings(checkpoint, corpus.fingerprint(documents), much, rounding)
-    with WorkDir(directory, settings) as work:
-        encode = encoder(checkpoint)
-        tokens = token_windows(documents, encode, much.calibration, WINDOW)
-        held_out = token_windows(corpus.bundled("held-out"), encode, much.held_out, WINDOW)
-        with reporter.stage("Reading calibration text", 2 * checkpoint.layers + 1) as step:
-            capture(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
-        bank = Bank(checkpoint, work, rounding, reporter.say)
-        searched = any(made.space for made in plans)
-        factors = _factors(bank.moments, tokens[: much.probes], reporter) if searched else {}
-        mixes = [_decide(made, bank, factors, reporter) for made in plans]
+    paths = [_destination(Path(output), checkpoint, made) for made in plans]
+    encode = encoder(checkpoint)
+    with _work(asked, work_dir, output) as work:
+        bank, decisions, held_out = _decided(asked, how, work, reporter)
         with reporter.stage("Reading held-out text", 1) as step:
             teacher = Teacher.of(checkpoint, held_out, work, "held-out")
             original = written.original(teacher)
             step()
         outputs = []
-        for made, mix, path in zip(plans, mixes, paths, strict=True):
+        for made, decision, path in zip(plans, decisions, paths, strict=True):
             if refine:
                 text = token_windows(documents, encode, much.refining, WINDOW)
-                patches = _refined(made, mix, bank, text, rounding, reporter)
+                patches = _refined(made, decision.mix, bank, text, rounding, reporter)
             else:
-                patches = _finished(made, mix, bank, reporter)
+                patches = _finished(made, decision.mix, bank, reporter)
             if tune:
                 text = token_windows(documents, encode, much.tuning, WINDOW)
-                patches = _tuned(made, mix, patches, text, work, reporter)
-            outputs.append(_stitch(made, mix, patches, teacher, path, reporter))
+                patches = _tuned(made, decision.mix, patches, text, work, reporter)
+            outputs.append(_stitch(made, decision, patches, teacher, path, reporter))
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
 
 
-def _destination(directory: Path, checkpoint: Checkpoint, label: str, target: str) -> Path:
+def search(
+    model: str,
+    *,
+    bits: float | Sequence[float] | None = None,
+    size: str | None = None,
+    recipe: str | Path | None = None,
+    to: str = "gguf",
+    output: str | Path = ".",
+    calibration: str | Path | None = None,
+    work_dir: str | Path | None = None,
+    rounding: str = "best",
+    how: Search | None = None,
+    reporter: Reporter | None = None,
+) -> list[Found]:
+    """Decide mixes as :func:`quantize` does, and write recipes instead of models.
+
+    Arguments are those of :func:`quantize`.
+
+    Returns:
+        one recipe per target and budget.
+
+    Raises:
+        UserError: bad input, a budget that cannot be met, a full disk: one sentence.
+    """
+    how, reporter = how or Search(), reporter or Reporter()
+    asked = _asked(
+        model, Request.parse_all(bits, size, recipe), to, calibration, rounding, reporter
+    )
+    require_room(Path(output), 0)
+    with _work(asked, work_dir, output) as work:
+        _, decisions, _ = _decided(asked, how, work, reporter)
+    found = []
+    for made, (mix, name, verdicts) in zip(asked.plans, decisions, strict=True):
+        path = Path(output) / f"{asked.checkpoint.name}-{made.label}-{made.target}.recipe.json"
+        _write_recipe(path, recipes.from_assignment(mix, asked.checkpoint).to_json())
+        nbytes = made.layout.total_bytes
+        found.append(Found(made.target, path, nbytes, made.bits, name, verdicts))
+    return found
+
+
+def _asked(
+    model: str,
+    requests: Sequence[Request],
+    to: str,
+    calibration: str | Path | None,
+    rounding: str,
+    reporter: Reporter,
+) -> Asked:
+    """Understand a command, and say what of it has no effect."""
+    if rounding not in METHODS:
+        raise UserError(f"there is no rounding {rounding!r}; choose one of {', '.join(METHODS)}")
+    checkpoint = open_checkpoint(model)
+    checkpoint.load("model.norm.weight")  # a config without weights is refused now, not later
+    plans = [make_plan(checkpoint, asked, target) for asked in requests for target in targets(to)]
+    for note in plans[0].notes:
+        reporter.say(note)
+    much = effort(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
+    documents, dropped = calibration_documents(Path(calibration) if calibration else None)
+    for source in dropped:
+        reporter.say(f"calibration document {source} repeats held-out text and is left out")
+    return Asked(checkpoint, plans, documents, much, rounding)
+
+
+def _work(asked: Asked, work_dir: str | Path | None, output: str | Path) -> WorkDir:
+    """The work directory of a command."""
+    directory = Path(work_dir) if work_dir else Path(output) / f"{asked.checkpoint.name}.work"
+    calibration = corpus.fingerprint(asked.documents)
+    return WorkDir(directory, _settings(asked.checkpoint, calibration, asked.much, asked.rounding))
+
+
+def _decided(
+    asked: Asked, how: Search, work: WorkDir, reporter: Reporter
+) -> tuple[Bank, list[Decision], Tensor]:
+    """Statistics, bank, and the mix of every file; and the windows of the closing figures."""
+    checkpoint, plans, documents, much, rounding = asked
+    encode = encoder(checkpoint)
+    tokens = token_windows(documents, encode, much.calibration, WINDOW)
+    held_out = token_windows(
+        corpus.bundled("held-out"), encode, much.held_out + much.judging, WINDOW
+    )
+    with reporter.stage("Reading calibration text", 2 * checkpoint.layers + 1) as step:
+        capture(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
+    bank = Bank(checkpoint, work, rounding, reporter.say)
+    closing, judging = held_out.split([much.held_out, much.judging])
+    windows = how.windows(much.search)
+    read = token_windows(documents, encode, windows, WINDOW)
+    text = Text(tokens[: much.probes], read, judging)
+    how = how.limited(much.races * WINDOW)
+    return bank, decide(plans, bank, text, how, reporter), closing
+
+
+def _destination(directory: Path, checkpoint: Checkpoint, made: Plan) -> Path:
     """Where a file goes; refused now if something else is in its place."""
-    path = directory / f"{checkpoint.name}-{label}{SUFFIX[target]}"
-    if target == "gguf":
+    path = directory / f"{checkpoint.name}-{made.label}{SUFFIX[made.target]}"
+    if made.target == "gguf":
         check_file(path, checkpoint.gguf_source)
     else:
         check_directory(path, marker=mlx.RECIPE_FILE)
@@ -142,39 +228,13 @@ def _settings(
         "model": checkpoint.name,
         "checkpoint": checkpoint.fingerprint,
         "calibration": calibration,
-        "windows": [much.calibration, much.gradients, much.probes, much.held_out, WINDOW],
+        "windows": [
+            *(much.calibration, much.gradients, much.probes),
+            *(much.held_out, much.judging, WINDOW),
+        ],
         "rounding": [rounding, REVISION],
         "versions": {"bitquilt": __version__, "torch": torch.__version__},
     }
-
-
-def _factors(moments: Moments, tokens: torch.Tensor, reporter: Reporter) -> dict[str, float]:
-    """Kind of matrix → what its predictions are multiplied by; measured once and kept."""
-    work = moments.work
-    known = work.load_json("probes")
-    if known is None:
-        total = len(scores.kinds(moments.checkpoint)) + 1
-        with reporter.stage("Measuring each kind of matrix", total) as step:
-            teacher = Teacher.of(moments.checkpoint, tokens, work, "probes")
-            step()
-            known = [asdict(probe) for probe in scores.measure(moments, teacher, step)]
-        work.save_json("probes", known)
-    return {probe["kind"]: scores.Probe(**probe).factor for probe in known}
-
-
-def _decide(
-    made: Plan, bank: Bank, factors: Mapping[str, float], reporter: Reporter
-) -> Mapping[str, str]:
-    """Round the candidates and choose among them: module path → grid name."""
-    candidates = {module: [grid] for module, grid in made.assignment.items()}
-    if made.space:
-        candidates = made.space.candidates
-    with reporter.stage(f"Rounding for {made.target}", sum(map(len, candidates.values()))) as step:
-        bank.build(candidates, step)
-    if made.space is None:
-        return made.assignment
-    table = Table(scores.scored(bank, made.space.menu, factors), made.space.capacity)
-    return table.solve(made.space.capacity)
 
 
 class Patches(NamedTuple):
@@ -196,7 +256,7 @@ def _refined(
     made: Plan,
     mix: Mapping[str, str],
     bank: Bank,
-    tokens: torch.Tensor,
+    tokens: Tensor,
     rounding: str,
     reporter: Reporter,
 ) -> Patches:
@@ -210,7 +270,7 @@ def _tuned(
     made: Plan,
     mix: Mapping[str, str],
     patches: Patches,
-    tokens: torch.Tensor,
+    tokens: Tensor,
     work: WorkDir,
     reporter: Reporter,
 ) -> Patches:
@@ -225,19 +285,20 @@ def _tuned(
 
 def _stitch(
     made: Plan,
-    mix: Mapping[str, str],
+    decision: Decision,
     patches: Patches,
     teacher: Teacher,
     path: Path,
     reporter: Reporter,
 ) -> Output:
     """Write one file, read it back, and measure it in torch and in its own engine."""
-    checkpoint, stitcher = patches.checkpoint, STITCHERS[made.target]
+    checkpoint, stitcher, mix = patches.checkpoint, STITCHERS[made.target], decision.mix
     recipe_json = recipes.from_assignment(mix, checkpoint).to_json()
     with reporter.stage(f"Writing {path}", 1) as step:
         spare = made.layout.total_bytes - stitcher.plan(checkpoint, mix).total_bytes
         stitcher.write(checkpoint, mix, patches.packed, path, recipe_json, spare)
-        _write_recipe(path, recipe_json)
+        if made.target == "gguf":  # an MLX directory has it inside
+            _write_recipe(path.with_suffix(".recipe.json"), recipe_json)
         step()
     with reporter.stage(f"Checking {path}", 3) as step, removed_on_error(path):
         stitcher.check(path, checkpoint, mix, patches.packed)
@@ -249,11 +310,21 @@ def _stitch(
         step()
     in_torch = written.figures(found, "torch")
     nbytes = made.layout.total_bytes
-    return Output(made.target, path, nbytes, made.bits, dict(mix), in_torch, engine, note)
+    return Output(
+        made.target,
+        path,
+        nbytes,
+        made.bits,
+        dict(mix),
+        decision.name,
+        decision.verdicts,
+        in_torch,
+        engine,
+        note,
+    )
 
 
 def _write_recipe(path: Path, recipe_json: str) -> None:
-    """Put the recipe beside a GGUF file, for people; an MLX directory has it inside."""
-    if path.suffix == ".gguf":
-        with written_whole(path.with_suffix(".recipe.json")) as beside:
-            beside.write_text(json.dumps(json.loads(recipe_json), indent=2) + "\n", "utf-8")
+    """A recipe for people to read."""
+    with written_whole(path) as beside:
+        beside.write_text(json.dumps(json.loads(recipe_json), indent=2) + "\n", "utf-8")

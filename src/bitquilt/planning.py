@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +66,14 @@ class Request:
             )
         return cls(budget, recipe, preset, _label(bits, size, mix))
 
+    @classmethod
+    def parse_all(
+        cls, bits: float | Sequence[float] | None, size: str | None, mix: str | Path | None
+    ) -> list[Request]:
+        """The same for several budgets in bits, each once."""
+        several = [bits] if isinstance(bits, int | float) or bits is None else dict.fromkeys(bits)
+        return [cls.parse(one, size, mix) for one in several]
+
 
 def _budget(bits: float | None, size: str | None) -> Budget | None:
     if bits is not None and size is not None:
@@ -121,6 +129,8 @@ class Plan:
     """One file to be made: its mix and its exact size."""
 
     target: str
+    label: str
+    """Of what was asked for, as file names have it."""
     assignment: dict[str, str]
     """Module path → grid name. Where there is a budget this is a first guess of the same size."""
     layout: Layout
@@ -171,7 +181,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
     layout = STITCHERS[target].plan(checkpoint, assignment)
     if space is not None:
         layout = layout.filled(layout.fixed_bytes + space.capacity)
-    return Plan(target, assignment, layout, weights, space, request.notes)
+    return Plan(target, request.label, assignment, layout, weights, space, request.notes)
 
 
 def _space(checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget: int) -> Space:

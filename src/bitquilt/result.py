@@ -7,6 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from bitquilt.evaluation.written import Figures
+from bitquilt.search.judging import Verdict
+
+
+@dataclass(frozen=True)
+class Found:
+    """One recipe that a search wrote."""
+
+    target: str
+    path: Path
+    nbytes: int
+    """Of the file that it is for."""
+    bits: float
+    """Bits per weight of that file, everything in it counted."""
+    mix: str
+    """Where the mix comes from: the search, the knapsack, a preset's name, or ``recipe``."""
+    verdicts: tuple[Verdict, ...]
+    """The mixes that it was chosen from, best first."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self) | {"path": str(self.path)}
 
 
 @dataclass(frozen=True)
@@ -20,6 +41,10 @@ class Output:
     """Bits per weight, everything in the file counted."""
     assignment: dict[str, str]
     """Module path → grid name."""
+    mix: str
+    """Where that comes from: the search, the knapsack, a preset's name, or ``recipe``."""
+    verdicts: tuple[Verdict, ...]
+    """The mixes that it was chosen from, best first; none where a recipe said it all."""
     figures: Figures
     """Measured by torch on the weights read back from the file."""
     engine: Figures | None

@@ -15,6 +15,7 @@ from bitquilt.cli.plan import plan
 from bitquilt.cli.quantize import quantize
 from bitquilt.cli.report import report
 from bitquilt.cli.run import run
+from bitquilt.cli.search import search
 from bitquilt.errors import UserError
 
 
@@ -28,7 +29,7 @@ def bitquilt() -> None:
     """
 
 
-for verb in (quantize, plan, inspect, run, chat, evaluate, report):
+for verb in (quantize, search, plan, inspect, run, chat, evaluate, report):
     bitquilt.add_command(verb)
 
 

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 import click
 
+from bitquilt import rounding
+from bitquilt.search import METHODS, SCORES
+
 MODEL = click.argument("model")
 BITS = click.option(
     "--bits", type=float, help="Bits per weight over all weights, everything in the file counted."
+)
+
+
+def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
+    """Numbers with commas between them."""
+    if text is None:
+        return None
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no list of numbers like 3,3.5,4") from None
+
+
+SEVERAL_BITS = click.option(
+    "--bits",
+    callback=_numbers,
+    metavar="BITS[,BITS…]",
+    help="Bits per weight over all weights, everything in the file counted; several make as many "
+    "files.",
 )
 SIZE = click.option("--size", help="Or the size of the file, like 600MB or 1.5GiB.")
 RECIPE = click.option(
@@ -24,6 +49,78 @@ TO = click.option(
     show_default=True,
     help="What to write.",
 )
+OUTPUT = click.option(
+    "-o", "--output", default=".", show_default=True, help="Directory for what is written."
+)
+CALIBRATION = click.option(
+    "--calibration", metavar="FILE", help="Text instead of the bundled one (.txt, .jsonl)."
+)
+WORK_DIR = click.option(
+    "--work-dir",
+    metavar="DIR",
+    help="Where stages keep their results, so that the same command continues if stopped.  "
+    "[default: <output>/<model>.work]",
+)
+ROUNDING = click.option(
+    "--rounding",
+    type=click.Choice(rounding.METHODS),
+    default="best",
+    show_default=True,
+    help="To the nearest level; with error feedback; with all there is.",
+)
+
+
+def search_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How to search for a mix; the command gets a ``how``."""
+
+    @functools.wraps(command)
+    def with_search(
+        search: str,
+        scores: str,
+        search_tokens: int | None,
+        search_time: float | None,
+        seed: int,
+        **others: Any,
+    ) -> None:
+        from bitquilt.deciding import Search
+
+        seconds = math.inf if search_time is None else search_time
+        command(how=Search(search, scores, search_tokens, seconds, seed), **others)
+
+    return functools.reduce(lambda made, option: option(made), _SEARCH_OPTIONS, with_search)
+
+
+_SEARCH_OPTIONS = (
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the search."),
+    click.option(
+        "--search-time",
+        metavar="SECONDS",
+        type=click.FloatRange(min=0),
+        help="That the search may take.",
+    ),
+    click.option(
+        "--search-tokens",
+        type=click.IntRange(min=0),
+        help="Token-forwards that it may take.  [default: by the model's size]",
+    ),
+    click.option(
+        "--scores",
+        type=click.Choice(SCORES),
+        default=SCORES[0],
+        show_default=True,
+        help="Of single matrices: from one pass over text, or each measured by itself.",
+    ),
+    click.option(
+        "--search",
+        type=click.Choice(METHODS),
+        default=METHODS[0],
+        show_default=True,
+        help="Mixes that a prediction proposes race on true KL; the exact knapsack on the scores; "
+        "EvoPress, which takes 59 million token-forwards.",
+    ),
+)
+
+
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."
 )

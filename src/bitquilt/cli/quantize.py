@@ -6,39 +6,38 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.cli.options import BITS, JSON, MODEL, RECIPE, SIZE, TO, print_json
-from bitquilt.rounding import METHODS
+from bitquilt.cli.options import (
+    CALIBRATION,
+    JSON,
+    MODEL,
+    OUTPUT,
+    RECIPE,
+    ROUNDING,
+    SEVERAL_BITS,
+    SIZE,
+    TO,
+    WORK_DIR,
+    print_json,
+    search_options,
+)
 
 if TYPE_CHECKING:
+    from bitquilt.deciding import Search
     from bitquilt.evaluation.written import Figures
     from bitquilt.result import Result
 
 
 @click.command()
 @MODEL
-@BITS
+@SEVERAL_BITS
 @SIZE
 @RECIPE
 @TO
-@click.option(
-    "-o", "--output", default=".", show_default=True, help="Directory for what is written."
-)
-@click.option(
-    "--calibration", metavar="FILE", help="Text instead of the bundled one (.txt, .jsonl)."
-)
-@click.option(
-    "--work-dir",
-    metavar="DIR",
-    help="Where stages keep their results, so that the same command continues if stopped.  "
-    "[default: <output>/<model>.work]",
-)
-@click.option(
-    "--rounding",
-    type=click.Choice(METHODS),
-    default="best",
-    show_default=True,
-    help="To the nearest level; with error feedback; with all there is.",
-)
+@OUTPUT
+@CALIBRATION
+@WORK_DIR
+@ROUNDING
+@search_options
 @click.option(
     "--refine", is_flag=True, help="Correct each block for the rounding of those before it."
 )
@@ -48,7 +47,7 @@ if TYPE_CHECKING:
 @JSON
 def quantize(
     model: str,
-    bits: float | None,
+    bits: list[float] | None,
     size: str | None,
     recipe: str | None,
     to: str,
@@ -56,6 +55,7 @@ def quantize(
     calibration: str | None,
     work_dir: str | None,
     rounding: str,
+    how: Search,
     refine: bool,
     tune: bool,
     as_json: bool,
@@ -65,6 +65,7 @@ def quantize(
     \b
     bitquilt quantize demo --bits 4.5
     bitquilt quantize facebook/MobileLLM-R1-950M --size 600MB --to gguf
+    bitquilt quantize demo --bits 3,3.5,4,4.5,5 --to both
     bitquilt quantize ./my-model --recipe Q4_K_M --to gguf
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.pipeline import quantize as make
@@ -79,6 +80,7 @@ def quantize(
         calibration=calibration,
         work_dir=work_dir,
         rounding=rounding,
+        how=how,
         refine=refine,
         tune=tune,
     )
@@ -97,16 +99,17 @@ def _table(result: Result) -> None:
     from bitquilt.search.budget import human
 
     table = Table(title=result.model, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("file", no_wrap=True)
+    for column in ("file", "mix"):
+        table.add_column(column, no_wrap=True)
     for column in ("size", "bits", "KL, nats/token", "top-1", "ppl"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_row("original", "", "", "", "", _perplexity(result.original))
+    table.add_row("original", "", "", "", "", "", _perplexity(result.original))
     for output in result.outputs:
         size = (human(output.nbytes), f"{output.bits:.3f}")
-        table.add_row(output.target, *size, *_measured(output.figures))
+        table.add_row(output.target, output.mix, *size, *_measured(output.figures))
         if output.engine:
             table.add_row(
-                f"  in {output.engine.engine}", "", "", *_measured(output.engine), style="dim"
+                f"  in {output.engine.engine}", "", "", "", *_measured(output.engine), style="dim"
             )
     console = Console(highlight=False)
     console.print(table)

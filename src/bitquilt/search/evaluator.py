@@ -47,17 +47,15 @@ LARGEST = 80.0
 
 
 class Evaluator:
-    """KL of mixes, token by token, on the windows of one teacher."""
+    """KL of mixes, token by token."""
 
-    def __init__(self, checkpoint: Checkpoint, packed: PackedSource, teacher: Teacher) -> None:
+    def __init__(self, checkpoint: Checkpoint, packed: PackedSource) -> None:
         """Prepare.
 
         Args:
             checkpoint: the model.
             packed: its matrices on the grids that mixes will name.
-            teacher: the original on some text.
         """
-        self.teacher = teacher
         self._model = _Stacked(checkpoint, _Decoded(packed))
         self._blocks = [
             [m for m in checkpoint.matrices if m.startswith(f"model.layers.{index}.")]
@@ -66,26 +64,31 @@ class Evaluator:
         self._head = EMBEDDING if checkpoint.tied else HEAD
 
     @torch.inference_mode()
-    def __call__(self, mixes: Sequence[Mix], windows: Sequence[int]) -> NDArray[np.float32]:
+    def __call__(
+        self, teacher: Teacher, mixes: Sequence[Mix], windows: Sequence[int]
+    ) -> NDArray[np.float32]:
         """KL(original ‖ mix) in nats.
 
         Args:
+            teacher: the original on some text.
             mixes: a grid for every matrix.
-            windows: which windows of the teacher's text.
+            windows: which windows of that text.
 
         Returns:
             [K, N, L − 1], one figure per predicted token.
         """
-        length, width = self.teacher.hidden.shape[1:]
+        length, width = teacher.hidden.shape[1:]
         room = STATE_BYTES // (len(mixes) * length * width * 4)
         most = min(room, AT_ONCE[self._model.device.type] // length)
         with fast_products(self._model.device):
-            parts = [self._some(mixes, some) for some in _batched(windows, max(1, most))]
+            parts = [self._some(teacher, mixes, some) for some in _batched(windows, max(1, most))]
         return np.concatenate(parts, axis=1)
 
-    def _some(self, mixes: Sequence[Mix], windows: Sequence[int]) -> NDArray[np.float32]:
+    def _some(
+        self, teacher: Teacher, mixes: Sequence[Mix], windows: Sequence[int]
+    ) -> NDArray[np.float32]:
         """The same, of as many windows as there is room for."""
-        tokens, teacher = self.teacher.tokens[list(windows)], self.teacher.hidden[list(windows)]
+        tokens, original = teacher.tokens[list(windows)], teacher.hidden[list(windows)]
         ways = _Ways(mixes, [EMBEDDING])
         states = self._embed(ways, tokens)
         for index, modules in enumerate(self._blocks):
@@ -93,12 +96,12 @@ class Evaluator:
             states = self._through(index, ways, states)
         states = self._model.final_norm(states)
         ways = ways.then([self._head])
-        found = torch.empty(len(ways.taken), *teacher[:, 1:, 0].shape)
+        found = torch.empty(len(ways.taken), *original[:, 1:, 0].shape)
         for grid in dict.fromkeys(mix[self._head] for mix in ways.mixes):
             head = self._model.decoded(self._head, grid)
             own = [i for i, mix in enumerate(ways.mixes) if mix[self._head] == grid]
             students = [states[ways.taken[i], :, :-1].flatten(0, 1) for i in own]
-            kl = _kl(teacher[:, :-1].flatten(0, 1), self.teacher.head, students, head)
+            kl = _kl(original[:, :-1].flatten(0, 1), teacher.head, students, head)
             found[own] = kl.cpu().unflatten(1, found.shape[1:])
         return found[ways.of_mix].numpy()
 

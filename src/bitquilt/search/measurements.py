@@ -9,6 +9,7 @@ report reads the same file.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitquilt.search.mixes import Floats, Mixes, Vector
-from bitquilt.search.racing import Measure
+from bitquilt.search.racing import Measure, by_segment
 
 Evaluate = Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]
 """(mixes, windows) → KL [mixes, windows, tokens]; :class:`.evaluator.Evaluator` or a pool of it."""
 
-SEGMENT = 64
-"""Tokens whose mean KL is one sample: neighbouring tokens are not independent."""
 DIGITS = 6
 """Of a sample, so that a number read back is the number that was used."""
 
@@ -39,47 +38,50 @@ class SpentError(Exception):
 class Limits:
     """Where a search ends at the latest."""
 
-    tokens: int
+    tokens: float = math.inf
     """Token-forwards: tokens read, times mixes that read them."""
-    seconds: float = float("inf")
+    seconds: float = math.inf
 
 
 class Measurements:
     """KL of mixes on the windows of one text."""
 
-    def __init__(self, evaluate: Evaluate, length: int, history: Path, limits: Limits) -> None:
+    def __init__(self, evaluate: Evaluate, text: tuple[int, int], history: Path) -> None:
         """Begin, with what an earlier search wrote down.
 
         Args:
             evaluate: measures what is not known.
-            length: tokens of a window.
+            text: windows that there are, and tokens of each.
             history: the file of what is known; made if missing.
-            limits: of this search.
         """
         self.tokens = 0
-        """Token-forwards that this search has needed, remembered ones too."""
-        self.limits = limits
-        self._evaluate, self._length, self._history = evaluate, length, history
+        """Token-forwards needed so far, remembered ones too."""
+        self.windows, self.length = text
+        self._evaluate, self._history = evaluate, history
         self._known = _read(history)
         self._used: set[tuple[str, int]] = set()
         self._started = time.monotonic()
+        self._limits = Limits()
         self._working = 0.0
         self._worked = 0
 
+    def limit(self, limits: Limits) -> None:
+        """Allow so much from now on."""
+        tokens, seconds = limits.tokens + self.tokens, limits.seconds + self.seconds
+        self._limits = Limits(tokens, seconds)
+
     @property
     def seconds(self) -> float:
-        """Since the search began."""
+        """Since the beginning."""
         return time.monotonic() - self._started
 
     @property
     def progress(self) -> str:
         """Tokens spent and time left, for people."""
-        left = ""
-        if self._worked:
-            windows = (self.limits.tokens - self.tokens) / self._length
-            seconds = windows * self._working / self._worked
-            left = f", at most {min(seconds, self.limits.seconds - self.seconds):.0f} s left"
-        return f"{self.tokens:,} of {self.limits.tokens:,} tokens{left}"
+        tokens, seconds = self._limits.tokens - self.tokens, self._limits.seconds - self.seconds
+        pace = self._working / (self._worked * self.length) if self._worked else 0.0
+        left = min(tokens * pace, seconds)
+        return f"{self.tokens:,} of {self._limits.tokens:,} tokens, {left:.0f} s left at most"
 
     def of(self, mixes: Mixes) -> Measure:
         """The measure for mixes of one menu."""
@@ -114,10 +116,10 @@ class Measurements:
 
     def _charge(self, wanted: int, missing: int) -> None:
         """Count windows that are wanted, and refuse if measuring the missing ones goes too far."""
-        tokens = self.tokens + wanted * self._length
+        tokens = self.tokens + wanted * self.length
         pace = self._working / self._worked if self._worked else 0.0
-        late = self.seconds + missing * pace > self.limits.seconds
-        if tokens > self.limits.tokens or (missing and late):
+        late = missing and self.seconds + missing * pace > self._limits.seconds
+        if tokens > self._limits.tokens or late:
             raise SpentError
         self.tokens = tokens
 
@@ -126,10 +128,7 @@ class Measurements:
     ) -> None:
         """Measure mixes and write them down."""
         started = time.monotonic()
-        parts = max(1, self._length // SEGMENT)
-        found = np.array_split(self._evaluate(mixes, windows), parts, axis=2)
-        samples = np.stack([part.mean(2, dtype=np.float64) for part in found], axis=2)
-        for name, own in zip(names, samples, strict=True):
+        for name, own in zip(names, by_segment(self._evaluate(mixes, windows)), strict=True):
             kl = [[float(f"{value:.{DIGITS}g}") for value in window] for window in own]
             self._known |= {(name, w): one for w, one in zip(windows, kl, strict=True)}
             self.note({"mix": name, "windows": list(windows), "kl": kl})

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitquilt.search.mixes import Floats, Vector
 
@@ -18,6 +19,8 @@ Measure = Callable[[Sequence[Vector], Sequence[int]], Floats]
 
 CLEARLY = 2.0
 """Standard errors of the paired difference by which a mix is clearly beaten."""
+SEGMENT = 64
+"""Tokens whose mean KL is one sample: neighbouring tokens are not independent."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Difference:
     def high(self) -> float:
         """The most that it can well be."""
         return self.mean + CLEARLY * self.error
+
+
+def by_segment(kl: NDArray[np.float32]) -> Floats:
+    """KL of single tokens [mixes, windows, tokens] → of segments [mixes, windows, segments]."""
+    parts = np.array_split(kl, max(1, round(kl.shape[2] / SEGMENT)), axis=2)
+    return np.stack([part.mean(2, dtype=np.float64) for part in parts], axis=2)
 
 
 def contenders(samples: Floats) -> list[int]:
@@ -72,7 +81,7 @@ def race(
     """
     running, read = list(dict.fromkeys([best, *others])), list[int]()
     for heat in heats:
-        read += heat
+        read = list(dict.fromkeys([*read, *heat]))
         samples = measure(running, read)
         places = contenders(samples)
         finished = {running[k]: samples[k] for k in places}

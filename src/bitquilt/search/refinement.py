@@ -12,20 +12,20 @@ when a round's intervals leave nothing worth having.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 
 import numpy as np
 
 from bitquilt.search.evopress import swapped
 from bitquilt.search.mixes import Floats, Mixes, Standing, Vector
 from bitquilt.search.racing import Difference, Measure, race
-from bitquilt.search.surrogate import Parts, Surrogate, Trust
+from bitquilt.search.surrogate import Lesson, Parts, Surrogate
 
-LESSONS, PUPILS = 4, 8
-"""Mixes measured before the first round: so many times so many, each time on other windows."""
+LESSONS, PUPILS, LESSON_WINDOWS = 6, 8, 3
+"""Races before the first round, each of that many mixes on that many windows of its own."""
 HEATS = (4, 4, 8)
-"""Windows read in each heat of a race."""
-PROPOSALS = 12
+"""Windows read in each heat of a round."""
+PROPOSALS = 10
 """Of a round; half of them change a part of the model only."""
 PART = 0.3
 """Matrices open to change in those."""
@@ -62,89 +62,84 @@ class Refinement:
             say: told how well scores and surrogate predict.
         """
         self.mixes, self.capacities = mixes, capacities
-        self.start = {c: mixes.cheapest(mixes.scores, c, {}) for c in capacities}
-        self.best = dict(self.start)
+        self.best = {c: mixes.cheapest(mixes.scores, c, {}) for c in capacities}
         """Capacity → the best mix so far."""
         self._measure, self._windows, self._rng, self._say = measure, windows, rng, say
         self._parts = Parts(mixes)
-        self._surrogate = Surrogate.fit(self._parts, [])
+        self._surrogate = Surrogate.untaught(self._parts)
         self._trusted = True
-        self._lessons: list[tuple[int, Vector, float]] = []
-        """(capacity, mix, its KL over that of the capacity's start on the same text)."""
-        self._levels: dict[int, list[float]] = {c: [] for c in capacities}
-        """KL of each start on the text of each race."""
-        self._kl: dict[int, float] = {}
-        """Capacity → KL of the best mix in the race that it won last."""
+        self._lessons: list[Lesson] = []
+        self._texts = count()
         self._read = 0
 
     def run(self) -> Iterator[Standing]:
         """Search until nothing is to be gained; the best mix of a capacity after a race."""
         for capacity in islice(cycle(self.capacities), max(LESSONS, len(self.capacities))):
-            self._race(capacity, self._draws(capacity, PUPILS, 1.0), HEATS[:1])
-            yield self._standing(capacity)
-        self._learn()
-        self._report()
+            best = self.best[capacity]
+            pupils = [best, *self._draws(capacity, PUPILS, 1.0)]
+            samples = self._note_read(pupils, self._next_windows(LESSON_WINDOWS))
+            yield Standing(capacity, best, float(samples[0].mean()))
+        self._learn(self._say)
         going = list(self.capacities)
         while going:
             for capacity in list(going):
-                if not self._round(capacity):
+                finished = self._round(capacity)
+                best = self.best[capacity]
+                if not self._worth_another(finished, best):
                     going.remove(capacity)
-                yield self._standing(capacity)
+                yield Standing(capacity, best, float(finished[best].mean()))
 
-    def _standing(self, capacity: int) -> Standing:
-        return Standing(capacity, self.best[capacity], self._kl[capacity])
+    def _round(self, capacity: int) -> dict[Vector, Floats]:
+        """Race new proposals against the best mix, on other text than the last race's.
 
-    def _round(self, capacity: int) -> bool:
-        """Race new proposals against the best mix; whether another round may be worth it."""
-        best = self.best[capacity]
-        finished = self._race(capacity, self._proposals(capacity), HEATS)
-        self._learn()
+        The winner is what the surrogate, which has now learned from the race, thinks best among
+        those that finished: the race alone would favour the luckiest.
+
+        Returns:
+            samples of those that finished.
+        """
+        best, heats = self.best[capacity], [self._next_windows(heat) for heat in HEATS]
+        proposals = self._proposals(capacity)
+        finished = race(best, proposals, self._measure, heats)
+        self._note_read([best, *proposals], heats[0])
+        if len(finished) > 1:
+            self._note_read(list(finished), [w for heat in heats[1:] for w in heat])
+        self._learn(lambda _: None)
+        if self._trusted:
+            self.best[capacity] = min(finished, key=self._surrogate.predict)
+        else:
+            self.best[capacity] = next(iter(finished))
+        return finished
+
+    def _worth_another(self, finished: dict[Vector, Floats], best: Vector) -> bool:
+        """Whether any that finished may yet turn out to be much better than the best."""
         gains = [Difference.of(finished[best], samples) for samples in finished.values()]
         return bool(max(gain.high for gain in gains) > WORTH * finished[best].mean())
-
-    def _race(
-        self, capacity: int, proposals: Sequence[Vector], heats: Sequence[int]
-    ) -> dict[Vector, Floats]:
-        """Measure mixes on other text than the last race did; the winner is now the best mix."""
-        start, best = self.start[capacity], self.best[capacity]
-        windows = [self._next_windows(heat) for heat in heats]
-        candidates = list(dict.fromkeys([start, best, *proposals]))
-        first = dict(zip(candidates, self._measure(candidates, windows[0]), strict=True))
-        level = float(first[start].mean())
-        self._levels[capacity].append(level)
-        self._lessons += [
-            (capacity, mix, float(samples.mean()) / level) for mix, samples in first.items()
-        ]
-        finished = race(best, candidates, self._measure, windows)
-        winner, samples = next(iter(finished.items()))
-        self.best[capacity], self._kl[capacity] = winner, float(samples.mean())
-        return finished
 
     def _next_windows(self, count: int) -> list[int]:
         """Windows in turn, over and over."""
         windows = [(self._read + i) % self._windows for i in range(count)]
         self._read += count
-        return windows
+        return list(dict.fromkeys(windows))
 
-    def _learn(self) -> None:
-        levels = {c: float(np.mean(found)) for c, found in self._levels.items() if found}
-        measured = [(mix, ratio * levels[c]) for c, mix, ratio in self._lessons]
-        self._surrogate = Surrogate.fit(self._parts, measured)
+    def _note_read(self, mixes: Sequence[Vector], windows: Sequence[int]) -> Floats:
+        """Add what mixes showed on one text to what is learned from; their samples."""
+        different = list(dict.fromkeys(mixes))
+        samples, text = self._measure(different, windows), next(self._texts)
+        kl = samples.mean(1)
+        self._lessons += [
+            Lesson(text, mix, float(own)) for mix, own in zip(different, kl, strict=True)
+        ]
+        return samples
 
-    def _report(self) -> None:
-        """Say how well measured KL is predicted; a surrogate that does not predict is dropped."""
-        measured = np.array([ratio for *_, ratio in self._lessons])
-        totals = {c: self._parts.of(start)[0] for c, start in self.start.items()}
-        scores = np.array([self._parts.of(mix)[0] / totals[c] for c, mix, _ in self._lessons])
-        plain, learned = (
-            Trust.of(scores, measured),
-            Trust.of(measured * self._surrogate.checked, measured),
-        )
+    def _learn(self, say: Callable[[str], None]) -> None:
+        """Fit the surrogate to all lessons; one that does not predict has no say."""
+        self._surrogate, scores, learned = Surrogate.fit(self._parts, self._lessons)
         self._trusted = learned.rank >= TRUSTED
-        self._say(f"scores predict the KL of {len(measured)} measured mixes with {plain}")
-        self._say(f"corrected by the other mixes, with {learned}")
+        say(f"{len(self._lessons)} mixes measured; scores predict their KL with {scores}")
+        say(f"the surrogate, which learns from the others, with {learned}")
         if not self._trusted:
-            self._say("that is too little to trust: what is tried next are random level swaps")
+            say("neither is to be trusted: what is tried next are random level swaps")
 
     def _proposals(self, capacity: int) -> list[Vector]:
         best = self.best[capacity]

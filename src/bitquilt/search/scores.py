@@ -21,9 +21,15 @@ from bitquilt.calibration.prediction import ROWS
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.evaluation import written
 from bitquilt.evaluation.written import Teacher
+from bitquilt.grids.grid import Packed, PackedSource
 from bitquilt.progress import Step
-from bitquilt.search.knapsack import Menu
+from bitquilt.search.knapsack import Choice, Menu
+from bitquilt.search.measurements import Measurements
 
+EXACT = "F32"
+"""The grid of a matrix that is as it was."""
+ALONE = 4
+"""Windows that each cell is measured on where no prediction is trusted."""
 NOISE = 0.1
 """Its size relative to the weights, that of a rounding to 3 or 4 bits."""
 
@@ -114,6 +120,38 @@ def prior(checkpoint: Checkpoint, menu: Menu) -> Menu:
         module: [replace(choice, divergence=guess(module, choice.grid)) for choice in choices]
         for module, choices in menu.items()
     }
+
+
+def with_originals(bank: Bank) -> PackedSource:
+    """The bank's matrices, and as :data:`EXACT` the original ones."""
+
+    def packed(module: str, grid: str) -> Packed:
+        if grid == EXACT:
+            return {"weight": bank.checkpoint.load(f"{module}.weight")}
+        return bank.packed(module, grid)
+
+    return packed
+
+
+def measured(menu: Menu, measurements: Measurements, step: Step) -> Menu:
+    """The menu with each cell's measured divergence, all other matrices exact.
+
+    Args:
+        menu: what each matrix may be put on.
+        measurements: of mixes that may hold :data:`EXACT`.
+        step: called after each cell.
+    """
+    windows = range(min(ALONE, measurements.windows))
+    found: dict[str, list[Choice]] = {}
+    for module, choices in menu.items():
+        alone = [dict.fromkeys(menu, EXACT) | {module: choice.grid} for choice in choices]
+        kl = measurements.samples(alone, windows).mean(1)
+        found[module] = [
+            replace(c, divergence=float(one)) for c, one in zip(choices, kl, strict=True)
+        ]
+        for _ in choices:
+            step()
+    return found
 
 
 def scored(bank: Bank, menu: Menu, factors: Mapping[str, float]) -> Menu:

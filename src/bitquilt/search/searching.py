@@ -9,12 +9,9 @@ from itertools import chain
 import numpy as np
 
 from bitquilt.search.evopress import Schedule, evolve
-from bitquilt.search.measurements import Measurements, SpentError
+from bitquilt.search.measurements import Limits, Measurements, SpentError
 from bitquilt.search.mixes import Mixes, Standing, Vector
 from bitquilt.search.refinement import Refinement
-
-METHODS = ("race", "knapsack", "evopress")
-"""Races from the exact knapsack on; the exact knapsack on the scores alone; EvoPress."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +22,23 @@ class Task:
     """What may be chosen, with its scores."""
     capacities: Mapping[str, int]
     """Name of a file → bytes that its matrices may take."""
-    text: tuple[int, int]
-    """Windows to measure on, and the tokens of each."""
-    seed: int = 0
+    seed: int
 
 
 def search(
-    method: str, task: Task, measurements: Measurements, say: Callable[[str], None]
+    method: str,
+    task: Task,
+    measurements: Measurements,
+    limits: Limits,
+    say: Callable[[str], None],
 ) -> dict[str, Vector]:
     """Search until the method or its limits are at an end, or Ctrl-C.
 
     Args:
-        method: one of :data:`METHODS`.
+        method: one of :data:`bitquilt.search.METHODS`.
         task: what is searched for.
         measurements: measures and counts.
+        limits: where to end at the latest.
         say: told how it goes.
 
     Returns:
@@ -46,6 +46,7 @@ def search(
     """
     mixes, names = task.mixes, {capacity: name for name, capacity in task.capacities.items()}
     best = {c: mixes.cheapest(mixes.scores, c, {}) for c in names}
+    measurements.limit(limits)
     try:
         for capacity, mix, kl in _standings(method, task, measurements, say):
             best[capacity] = mix
@@ -67,8 +68,9 @@ def _standings(
     measure, rng = measurements.of(task.mixes), np.random.default_rng(task.seed)
     capacities = list(dict.fromkeys(task.capacities.values()))
     if method == "race":
-        return Refinement(task.mixes, capacities, measure, task.text[0], rng, say).run()
+        return Refinement(task.mixes, capacities, measure, measurements.windows, rng, say).run()
     if method == "evopress":
-        runs = (evolve(task.mixes, c, measure, task.text, Schedule(), rng) for c in capacities)
+        text = measurements.windows, measurements.length
+        runs = (evolve(task.mixes, c, measure, text, Schedule(), rng) for c in capacities)
         return chain.from_iterable(runs)
     return iter(())

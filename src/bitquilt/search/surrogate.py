@@ -5,10 +5,13 @@ it: KL ≈ Σ_j w_j F_j, where F_j is the sum of the scores over some part of th
 matrix, a grid, a kind on a grid, a block, one matrix) or, for the interactions of neighbours, the
 sum of √(s_m s_n) over pairs of matrices that follow each other. It is Bayesian linear regression
 on KL / S, so that errors count relatively: weights start at S itself with independent Gaussian
-priors, and a few dozen mixes say which of them move. The width of the priors and the noise are
-those of the largest evidence (MacKay 1992).
+priors, and a few dozen mixes say which of them move.
 
-Letters: n measured mixes, p parts, M matrices.
+Every text has its own level, and weights of its own around those of all text: what ten mixes show
+on one text is not ten independent findings. How wide the priors are, how much texts differ and how
+much noise is left are what gives the largest evidence (MacKay 1992).
+
+Letters: n lessons, p parts, M matrices.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,11 +33,24 @@ SPREADS = {"all": 1.0, "kind": 1.0, "grid": 1.0, "kind and grid": 0.5, "block": 
 """Prior standard deviation of the weights of each sort of part, before the common factor."""
 NEIGHBOURS = 0.1
 """The same for pairs of neighbours: there are as many terms of √(s_m s_n) as of s."""
-WIDTHS = (0.25, 0.5, 1.0, 2.0)
-UNMEASURED = 0.5
+UNMEASURED = 0.3
 """The factor of all spreads before anything is measured."""
-NOISES = (0.005, 0.01, 0.02, 0.04, 0.08)
-"""Among which the evidence chooses: the factor of all spreads, and the relative noise."""
+LEVEL = 0.3
+"""Prior standard deviation of the level of a text."""
+WIDTHS = (0.1, 0.25, 0.5, 1.0)
+TEXTS = (0.0, 0.5, 1.0, 2.0)
+NOISES = (0.005, 0.01, 0.02, 0.04)
+"""Among which the evidence chooses: the factor of all spreads, the spread of a text's weights
+relative to those, and what remains."""
+
+
+class Lesson(NamedTuple):
+    """One measured mix."""
+
+    text: int
+    """Number of the text: its lessons are compared with each other."""
+    mix: Vector
+    kl: float
 
 
 class Parts:
@@ -101,84 +118,99 @@ class Surrogate:
     parts: Parts
     mean: Floats
     """[p]."""
-    spread: Floats
+    root: Floats
     """A root of the covariance [p, p]."""
-    checked: Floats
-    """Of each measured mix: what the others predict for it, relative to what was measured [n]."""
 
     @classmethod
-    def fit(cls, parts: Parts, measured: Sequence[tuple[Vector, float]]) -> Surrogate:
-        """Learn from measured mixes; with none, the scores are all there is."""
-        prior = np.zeros_like(parts.spreads)
-        prior[0] = 1.0
-        if not measured:
-            return cls(parts, prior, np.diag(UNMEASURED * parts.spreads), np.empty(0))
-        sums = np.array([parts.of(mix) for mix, _ in measured])  # [n, p]
-        x = sums / sums[:, :1]
-        ratios = np.array([divergence for _, divergence in measured]) / sums[:, 0]
-        y = ratios - 1.0
-        fits = [
-            _Fit.of(x, y, parts.spreads * width, noise) for width, noise in product(WIDTHS, NOISES)
-        ]
+    def untaught(cls, parts: Parts) -> Surrogate:
+        """The scores are all there is."""
+        return cls(parts, _prior(parts), np.diag(UNMEASURED * parts.spreads))
+
+    @classmethod
+    def fit(cls, parts: Parts, lessons: Sequence[Lesson]) -> tuple[Surrogate, Trust, Trust]:
+        """Learn from measured mixes.
+
+        Returns:
+            the surrogate; how well the scores alone predict KL among mixes on one text; and how
+            well the surrogate does, each lesson left out in turn.
+        """
+        sums = np.array([parts.of(lesson.mix) for lesson in lessons])  # [n, p]
+        texts = np.array([lesson.text for lesson in lessons])
+        same = (texts[:, None] == texts).astype(float)  # [n, n]
+        ratios = np.array([lesson.kl for lesson in lessons]) / sums[:, 0]
+        ratios /= same @ ratios / same.sum(1)
+        x, y = sums / sums[:, :1], ratios - 1.0  # [n, p], [n]
+        priors = product(WIDTHS, TEXTS, NOISES)
+        fits = (_Fit.of(x, y, same, parts.spreads * w, text, noise) for w, text, noise in priors)
         best = max(fits, key=lambda fit: fit.evidence)
-        return cls(parts, prior + best.mean, best.root(x), 1 + (best.left_out - y) / ratios)
+        totals = sums[:, 0] / (same @ sums[:, 0] / same.sum(1))
+        trust = [
+            Trust.of(totals * by, totals * ratios) for by in (np.ones_like(y), 1 + best.left_out)
+        ]
+        return cls(parts, _prior(parts) + best.mean, best.root), trust[0], trust[1]
 
     def predict(self, mix: Vector) -> float:
-        """The expected KL of a mix."""
+        """The expected KL of a mix, on text of the usual level."""
         return float(self.parts.of(mix) @ self.mean)
 
     def draw(self, rng: np.random.Generator) -> Floats:
         """Weights that what was measured allows [p]."""
-        drawn: Floats = self.mean + self.spread @ rng.standard_normal(len(self.mean))
+        drawn: Floats = self.mean + self.root @ rng.standard_normal(len(self.mean))
         return drawn
+
+
+def _prior(parts: Parts) -> Floats:
+    """The expected weights before anything is measured: S itself [p]."""
+    prior = np.zeros_like(parts.spreads)
+    prior[0] = 1.0
+    return prior
 
 
 @dataclass(frozen=True)
 class Trust:
-    """How well something predicts what was measured."""
+    """How well something predicts the KL of mixes on one text."""
 
     rank: float
     """Rank correlation (Spearman 1904)."""
     error: float
-    """Root mean square of the relative error, after the best common factor."""
+    """Root mean square of the relative error, after the best factor for the text."""
 
     @classmethod
     def of(cls, predicted: Floats, measured: Floats) -> Trust:
-        """Compare predictions [n] with measurements [n], at least two."""
+        """Compare predictions with measurements [n], relative to the mean of their text."""
         a, b = (np.argsort(np.argsort(values)).astype(float) for values in (predicted, measured))
-        ratios = predicted / measured
-        error = (ratios / ratios.mean()).std()
-        return cls(float(np.corrcoef(a, b)[0, 1]), float(error))
+        return cls(float(np.corrcoef(a, b)[0, 1]), float((predicted / measured).std()))
 
     def __str__(self) -> str:
-        return f"rank correlation {self.rank:.2f} and an error of {self.error:.1%}"
+        return f"rank correlation {self.rank:.2f}, error {self.error:.1%}"
 
 
 @dataclass(frozen=True)
 class _Fit:
     """Regression of y [n] on x [n, p] with one prior."""
 
-    spreads: Floats
-    noise: float
     mean: Floats
     """Of the weights, less their prior mean [p]."""
+    root: Floats
+    """A root of their covariance [p, p]."""
     left_out: Floats
     """Prediction of each y from all others [n]."""
     evidence: float
     """Logarithm, less a constant."""
 
     @classmethod
-    def of(cls, x: Floats, y: Floats, spreads: Floats, noise: float) -> _Fit:
-        covariance = (x * spreads**2) @ x.T + noise**2 * np.eye(len(y))  # of y, [n, n]
+    def of(
+        cls, x: Floats, y: Floats, same: Floats, spreads: Floats, text: float, noise: float
+    ) -> _Fit:
+        """Fit; ``same`` [n, n] is 1 where two lessons are of one text."""
+        scaled = x * spreads
+        shared = scaled @ scaled.T
+        covariance = shared * (1 + text**2 * same) + LEVEL**2 * same + noise**2 * np.eye(len(y))
+        lower = np.linalg.cholesky(covariance)  # of y, [n, n]
         inverse = np.linalg.inv(covariance)
         solved = inverse @ y
-        evidence = -0.5 * (y @ solved + np.linalg.slogdet(covariance)[1])
+        evidence = -0.5 * y @ solved - np.log(lower.diagonal()).sum()
+        values, vectors = np.linalg.eigh(np.eye(len(spreads)) - scaled.T @ inverse @ scaled)
+        root = spreads[:, None] * vectors * np.sqrt(values.clip(0))
         left_out = y - solved / inverse.diagonal()
-        return cls(spreads, noise, spreads**2 * (x.T @ solved), left_out, float(evidence))
-
-    def root(self, x: Floats) -> Floats:
-        """A root of the posterior covariance of the weights [p, p]."""
-        scaled = x * self.spreads / self.noise
-        values, vectors = np.linalg.eigh(scaled.T @ scaled)
-        root: Floats = self.spreads[:, None] * vectors / np.sqrt(1 + values.clip(0))
-        return root
+        return cls(spreads * (scaled.T @ solved), root, left_out, float(evidence))

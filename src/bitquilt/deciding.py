@@ -1,0 +1,227 @@
+"""From plans to mixes: candidates rounded, scored, searched, and judged on text no search has read.
+
+The files of one target are decided together: one bank, one set of scores, one history, and what a
+search learns at one size serves the others. Three mixes then stand to be judged for each file: what
+the search found, the exact knapsack on the scores, and the largest preset that is no larger. The
+best one is used; which text says so is neither what the search read nor what the closing figures
+are measured on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from bitquilt import presets
+from bitquilt.bank import Bank
+from bitquilt.calibration.moments import Moments
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.errors import UserError
+from bitquilt.evaluation.written import Teacher
+from bitquilt.planning import STITCHERS, Plan, Space
+from bitquilt.progress import Reporter
+from bitquilt.search import METHODS, SCORES, scores
+from bitquilt.search.evaluator import Evaluator
+from bitquilt.search.judging import Verdict, judge
+from bitquilt.search.knapsack import Choice, Menu
+from bitquilt.search.measurements import Limits, Measurements
+from bitquilt.search.mixes import Mixes
+from bitquilt.search.racing import by_segment
+from bitquilt.search.searching import Task, search
+
+EVOPRESS_WINDOWS = 512
+"""262,144 tokens."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to search."""
+
+    method: str = "race"
+    """One of :data:`bitquilt.search.METHODS`."""
+    scores: str = "predicted"
+    """One of :data:`bitquilt.search.SCORES`."""
+    tokens: float | None = None
+    """Token-forwards that the search may take; if not given, as many as the model's size allows."""
+    seconds: float = math.inf
+    """That it may take."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what there is not."""
+        asked = (self.method, METHODS, "search"), (self.scores, SCORES, "sort of scores")
+        for name, known, what in asked:
+            if name not in known:
+                raise UserError(f"there is no {what} {name!r}; choose one of {', '.join(known)}")
+
+    def limited(self, tokens: int) -> Search:
+        """With that many tokens unless others were asked for; EvoPress has its own schedule."""
+        usual = math.inf if self.method == "evopress" else tokens
+        return replace(self, tokens=usual if self.tokens is None else self.tokens)
+
+    def windows(self, usual: int) -> int:
+        """Windows of text to measure on: EvoPress draws from as many as its authors'."""
+        return EVOPRESS_WINDOWS if self.method == "evopress" else usual
+
+
+@dataclass(frozen=True)
+class Text:
+    """Windows of tokens for what is decided here, each int64 [N, L]."""
+
+    probes: Tensor
+    """Calibration text that each kind of matrix is measured on."""
+    search: Tensor
+    """Calibration text that mixes are measured on."""
+    judging: Tensor
+    """Held-out text that decides between the mixes."""
+
+
+class Decision(NamedTuple):
+    """The mix of one file."""
+
+    mix: Mapping[str, str]
+    """Module path → grid name."""
+    name: str
+    """Of the verdict that it won; ``recipe`` where there was nothing to decide."""
+    verdicts: tuple[Verdict, ...]
+
+
+def decide(
+    plans: Sequence[Plan], bank: Bank, text: Text, how: Search, reporter: Reporter
+) -> list[Decision]:
+    """Round the candidates of all planned files, and decide the mix of each."""
+    by_target = {plan.target: [p for p in plans if p.target == plan.target] for plan in plans}
+    decided = {
+        target: iter(_decide_target(target, own, bank, text, how, reporter))
+        for target, own in by_target.items()
+    }
+    return [next(decided[plan.target]) for plan in plans]
+
+
+def _decide_target(
+    target: str, plans: Sequence[Plan], bank: Bank, text: Text, how: Search, reporter: Reporter
+) -> list[Decision]:
+    """The same for one target."""
+    rivals = [_preset(plan, bank.checkpoint) if plan.space else {} for plan in plans]
+    _round(target, plans, [mix for rival in rivals for mix in rival.values()], bank, reporter)
+    spaces = {plan.label: plan.space for plan in plans if plan.space}
+    if not spaces:
+        return [Decision(plan.assignment, "recipe", ()) for plan in plans]
+    evaluator = Evaluator(bank.checkpoint, scores.with_originals(bank))
+    measurements = _measurements(evaluator, bank, text.search, reporter)
+    mixes = Mixes.of(_scored(spaces, bank, text, how, measurements, reporter))
+    task = Task(mixes, {label: space.capacity for label, space in spaces.items()}, how.seed)
+    limits = Limits(how.tokens or math.inf, how.seconds)
+    exact = search("knapsack", task, measurements, limits, reporter.say)
+    best = search(how.method, task, measurements, limits, reporter.say)
+    teacher = Teacher.of(bank.checkpoint, text.judging, bank.work, "judging")
+    decisions = []
+    for plan, rival in zip(plans, rivals, strict=True):
+        if not plan.space:
+            decisions.append(Decision(plan.assignment, "recipe", ()))
+            continue
+        standing: dict[str, Mapping[str, str]] = {how.method: mixes.grids(best[plan.label])}
+        standing |= {"knapsack": mixes.grids(exact[plan.label]), **rival}
+        decisions.append(_judged(standing, evaluator, teacher))
+        verdicts = ", ".join(map(str, decisions[-1].verdicts))
+        reporter.say(f"{plan.label}: on text that no search has read, {verdicts}")
+    return decisions
+
+
+def _preset(plan: Plan, checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
+    """The largest preset that is no larger than the planned file, by name; none may be.
+
+    Matrices that have no choice, pinned ones say, are as they have to be.
+    """
+    assert plan.space is not None
+    fixed = {m: own[0].grid for m, own in plan.space.menu.items() if len(own) == 1}
+    found: dict[str, tuple[int, Mapping[str, str]]] = {}
+    for name in presets.names(plan.target):
+        with suppress(UserError):  # a preset that this model's rows do not take
+            mix = presets.preset(name, checkpoint, plan.target) | fixed
+            found[name] = STITCHERS[plan.target].plan(checkpoint, mix).total_bytes, mix
+    fitting = {
+        name: nbytes for name, (nbytes, _) in found.items() if nbytes <= plan.layout.total_bytes
+    }
+    largest = max(fitting, key=lambda name: fitting[name], default=None)
+    return {} if largest is None else {largest: found[largest][1]}
+
+
+def _round(
+    target: str,
+    plans: Sequence[Plan],
+    rivals: Sequence[Mapping[str, str]],
+    bank: Bank,
+    reporter: Reporter,
+) -> None:
+    """Have the bank round everything that any of the files may be made of."""
+    candidates: dict[str, dict[str, None]] = {module: {} for module in bank.checkpoint.matrices}
+    for plan in plans:
+        for module, grid in plan.assignment.items():
+            names = plan.space.candidates[module] if plan.space else [grid]
+            candidates[module] |= dict.fromkeys(names)
+    for mix in rivals:
+        for module, grid in mix.items():
+            candidates[module][grid] = None
+    with reporter.stage(f"Rounding for {target}", sum(map(len, candidates.values()))) as step:
+        bank.build({module: list(names) for module, names in candidates.items()}, step)
+
+
+def _measurements(
+    evaluator: Evaluator, bank: Bank, tokens: Tensor, reporter: Reporter
+) -> Measurements:
+    """What measures mixes on the search's text; what is known is not measured again."""
+    with reporter.stage("Reading text to search on", 1) as step:
+        teacher = Teacher.of(bank.checkpoint, tokens, bank.work, f"search-{len(tokens)}")
+        step()
+    history = bank.work.path / "search" / f"history-{len(tokens)}.jsonl"
+    return Measurements(partial(evaluator, teacher), (len(tokens), tokens.shape[1]), history)
+
+
+def _scored(
+    spaces: Mapping[str, Space],
+    bank: Bank,
+    text: Text,
+    how: Search,
+    measurements: Measurements,
+    reporter: Reporter,
+) -> Menu:
+    """Everything that any of the files may choose, with its score."""
+    together: dict[str, dict[str, Choice]] = {module: {} for module in bank.checkpoint.matrices}
+    for space in spaces.values():
+        for module, choices in space.menu.items():
+            together[module] |= {choice.grid: choice for choice in choices}
+    menu = {module: list(choices.values()) for module, choices in together.items()}
+    if how.scores == "measured":
+        with reporter.stage("Measuring each matrix alone", sum(map(len, menu.values()))) as step:
+            return scores.measured(menu, measurements, step)
+    return scores.scored(bank, menu, _factors(bank.moments, text.probes, reporter))
+
+
+def _factors(moments: Moments, tokens: Tensor, reporter: Reporter) -> dict[str, float]:
+    """Kind of matrix → what its predictions are multiplied by; measured once and kept."""
+    work = moments.work
+    known = work.load_json("probes")
+    if known is None:
+        total = len(scores.kinds(moments.checkpoint)) + 1
+        with reporter.stage("Measuring each kind of matrix", total) as step:
+            teacher = Teacher.of(moments.checkpoint, tokens, work, "probes")
+            step()
+            known = [asdict(probe) for probe in scores.measure(moments, teacher, step)]
+        work.save_json("probes", known)
+    return {probe["kind"]: scores.Probe(**probe).factor for probe in known}
+
+
+def _judged(
+    standing: Mapping[str, Mapping[str, str]], evaluator: Evaluator, teacher: Teacher
+) -> Decision:
+    """The best of the mixes on held-out text."""
+    found = by_segment(evaluator(teacher, list(standing.values()), range(len(teacher.tokens))))
+    verdicts = judge({name: kl.ravel() for name, kl in zip(standing, found, strict=True)})
+    return Decision(standing[verdicts[0].name], verdicts[0].name, tuple(verdicts))
