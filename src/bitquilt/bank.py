@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from typing import TypeVar
 
 import torch
 
@@ -23,17 +26,22 @@ from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.device import compute_device
 from bitquilt.grids.grid import Packed
 from bitquilt.progress import Step
-from bitquilt.rounding.best import Job, draft, improve
+from bitquilt.rounding.best import Job, draft, improve, kind_of
 from bitquilt.rounding.factor import GROUP, Factor, factorize
 from bitquilt.rounding.nearest import fit
 from bitquilt.workdir import WorkDir
 
 CPU_BATCH = 1 << 28
-"""Bytes, about, of inputs that go through together on a CPU: many of a tiny model, one of others."""
-DEVICE_BATCH = 1 << 31
+"""Bytes, about, of weights and Hessians that are in memory together on a CPU: those of many layers
+of a tiny model, of one input of others."""
+DEVICE_BATCH = 3 << 30
 """The same elsewhere."""
-CELL_BYTES, HESSIAN_BYTES = 4, 16
-"""What a weight on a grid takes while it is rounded, and an entry of a Hessian."""
+WEIGHT_BYTES, HESSIAN_BYTES = 4, 16
+"""What a weight takes, and an entry of a Hessian with its factors."""
+CPU_CELLS = 1 << 26
+"""Weights, times grids, rounded together on a CPU."""
+DEVICE_CELLS = 1 << 29
+"""The same elsewhere."""
 
 Candidates = Mapping[str, Sequence[str]]
 """Module path → names of the grids it may be put on."""
@@ -51,6 +59,12 @@ class Cell:
     """How it was to be rounded: one of :data:`bitquilt.rounding.METHODS`."""
     kept: str
     """How it is: ``nearest`` where that was no worse."""
+
+
+Key = tuple[str, str]
+"""Module path and grid name."""
+Finished = tuple[Packed, Cell]
+"""A matrix on a grid, and what to know of it."""
 
 
 class Bank:
@@ -115,23 +129,22 @@ class Bank:
         for owners in self._batches(drafts):
             self._improve(owners, drafts, step)
 
-    def _batches(self, wanted: Wanted) -> Iterator[list[str]]:
+    def _batches(self, owners: Iterable[str]) -> Iterator[list[str]]:
         """Inputs of equal width, as many at a time as memory is meant for."""
         room = CPU_BATCH if compute_device().type == "cpu" else DEVICE_BATCH
         shapes = self.checkpoint.matrices
-        batch: list[str] = []
-        taken = 0
-        for owner in sorted(wanted, key=lambda owner: shapes[owner][1]):
-            width = shapes[owner][1]
-            cells = sum(math.prod(shapes[m]) * len(names) for m, names in wanted[owner].items())
-            size = CELL_BYTES * cells + HESSIAN_BYTES * width**2
-            if batch and (taken + size > room or shapes[batch[0]][1] != width):
-                yield batch
-                batch, taken = [], 0
-            batch.append(owner)
-            taken += size
-        if batch:
-            yield batch
+        read = Counter[str]()
+        for module, shape in shapes.items():
+            read[input_of(module)] += math.prod(shape)
+
+        def width(owner: str) -> int:
+            return shapes[owner][1]
+
+        def size(owner: str) -> int:
+            return WEIGHT_BYTES * read[owner] + HESSIAN_BYTES * width(owner) ** 2
+
+        for _, own in groupby(sorted(owners, key=width), width):
+            yield from split(own, size, room)
 
     def _feeds_back(self, owner: str) -> bool:
         """Whether error feedback makes sense for what reads an input.
@@ -145,40 +158,54 @@ class Bank:
 
     def _draft(self, owners: Sequence[str], wanted: Wanted, feedback: bool, step: Step) -> None:
         """Round what reads some inputs for the first time."""
-        keys, jobs, factor = self._jobs(owners, wanted)
-        drafts = draft(jobs, factor, feedback)
         method = "gptq" if feedback else "nearest"
-        cells = [
-            Cell(self.moments.divergence_of_rows(module, one.costs), method, one.method)
-            for (module, _), one in zip(keys, drafts, strict=True)
-        ]
-        self._add(
-            keys, [job.grid.pack(d.fields) for job, d in zip(jobs, drafts, strict=True)], cells
-        )
-        for _ in keys:
-            step()
+
+        def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Finished]:
+            for (module, _), job, one in zip(
+                keys, jobs, draft(jobs, factor, feedback), strict=True
+            ):
+                divergence = self.moments.divergence_of_rows(module, one.costs)
+                yield job.grid.pack(one.fields), Cell(divergence, method, one.method)
+
+        self._round(owners, wanted, work, step)
 
     def _improve(self, owners: Sequence[str], wanted: Wanted, step: Step) -> None:
         """Finish drafts of what reads some inputs; the search's figures stay those of drafts."""
-        keys, jobs, factor = self._jobs(owners, wanted)
-        drafts = [
-            job.grid.unpack(
-                {part: t.to(job.weight.device) for part, t in self.packed(*key).items()}
-            )
-            for key, job in zip(keys, jobs, strict=True)
-        ]
-        done = improve(jobs, drafts, factor)
-        cells = [
-            replace(self.cells(module)[name], rounding="best", kept=one.method)
-            for (module, name), one in zip(keys, done, strict=True)
-        ]
-        self._add(keys, [job.grid.pack(d.fields) for job, d in zip(jobs, done, strict=True)], cells)
-        for _ in keys:
-            step()
 
-    def _jobs(
-        self, owners: Sequence[str], wanted: Wanted
-    ) -> tuple[list[tuple[str, str]], list[Job], Factor]:
+        def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Finished]:
+            device = factor.groups.device
+            drafts = [
+                job.grid.unpack({name: part.to(device) for name, part in self.packed(*key).items()})
+                for key, job in zip(keys, jobs, strict=True)
+            ]
+            done = improve(jobs, drafts, factor)
+            for (module, name), job, one in zip(keys, jobs, done, strict=True):
+                cell = replace(self.cells(module)[name], rounding="best", kept=one.method)
+                yield job.grid.pack(one.fields), cell
+
+        self._round(owners, wanted, work, step)
+
+    def _round(
+        self,
+        owners: Sequence[str],
+        wanted: Wanted,
+        work: Callable[[Sequence[Key], Sequence[Job], Factor], Iterable[Finished]],
+        step: Step,
+    ) -> None:
+        """Do ``work`` on what reads some inputs, under one factorization, and keep the results."""
+        room = CPU_CELLS if compute_device().type == "cpu" else DEVICE_CELLS
+        keys, jobs, factor = self._jobs(owners, wanted)
+        by_kind = sorted(range(len(jobs)), key=lambda i: repr(kind_of(jobs[i].grid)))
+        done: dict[Key, Finished] = {}
+        for part in split(by_kind, lambda i: jobs[i].weight.numel(), room):
+            own = [keys[i] for i in part]
+            results = work(own, [jobs[i] for i in part], factor)
+            for key, (packed, cell) in zip(own, results, strict=True):
+                done[key] = {name: tensor.cpu() for name, tensor in packed.items()}, cell
+                step()
+        self._add(done)
+
+    def _jobs(self, owners: Sequence[str], wanted: Wanted) -> tuple[list[Key], list[Job], Factor]:
         """What to round of some inputs' readers, as (module, grid) and as jobs, and the factor."""
         device = compute_device()
         hessians = torch.stack([self.moments.hessian(owner) for owner in owners]).to(device)
@@ -195,31 +222,30 @@ class Bank:
         """A matrix to its nearest levels."""
         weight = self.checkpoint.load(f"{module}.weight").to(compute_device())
         hessian, importance = self.moments.hessian(module), self.moments.importance(module)
-        packed, cells = [], []
+        done = {}
         for name in names:
             grid = grids.get(name)
-            packed.append(grid.pack(fit(grid, weight, importance)))
-            error = grid.dequantize(packed[-1]).sub_(weight).cpu()
+            packed = {part: t.cpu() for part, t in grid.pack(fit(grid, weight, importance)).items()}
+            error = grid.dequantize(packed).sub_(weight.cpu())
             divergence = self.moments.divergence(module, error, hessian)
-            cells.append(Cell(divergence, self._rounding, "nearest"))
+            done[module, name] = packed, Cell(divergence, self._rounding, "nearest")
             step()
-        self._add([(module, name) for name in names], packed, cells)
+        self._add(done)
 
-    def _add(
-        self, keys: Sequence[tuple[str, str]], packed: Sequence[Packed], cells: Sequence[Cell]
-    ) -> None:
+    def _add(self, done: Mapping[Key, Finished]) -> None:
         """Write inputs' artefacts again, with more (matrix, grid) in them."""
-        by_owner: dict[str, list[int]] = {}
-        for i, (module, _) in enumerate(keys):
-            by_owner.setdefault(input_of(module), []).append(i)
-        for owner, own in by_owner.items():
+        by_owner: dict[str, list[Key]] = {}
+        for key in done:
+            by_owner.setdefault(input_of(key[0]), []).append(key)
+        for owner, keys in by_owner.items():
             artefact = f"bank/{owner}"
             parts = self.work.load(artefact) if self.work.has(artefact) else {}
             facts = self._facts(owner)
-            for i in own:
-                cell = "/".join(keys[i])
-                parts |= {f"{cell}/{part}": tensor.cpu() for part, tensor in packed[i].items()}
-                facts[cell] = json.dumps(asdict(cells[i]))
+            for key in keys:
+                packed, cell = done[key]
+                name = "/".join(key)
+                parts |= {f"{name}/{part}": tensor for part, tensor in packed.items()}
+                facts[name] = json.dumps(asdict(cell))
             self.work.save(artefact, parts, facts)
 
     def _facts(self, owner: str) -> dict[str, str]:
@@ -244,3 +270,20 @@ class Bank:
             names = handle.keys()
             mine = [name for name in names if name.startswith(own)]
             return {name.removeprefix(own): handle.get_tensor(name) for name in mine}
+
+
+Item = TypeVar("Item")
+
+
+def split(items: Iterable[Item], size: Callable[[Item], int], room: int) -> Iterator[list[Item]]:
+    """Items in their order, as many at a time as fit a room together; one that is larger, alone."""
+    own: list[Item] = []
+    taken = 0
+    for item in items:
+        if own and taken + size(item) > room:
+            yield own
+            own, taken = [], 0
+        own.append(item)
+        taken += size(item)
+    if own:
+        yield own

@@ -53,9 +53,18 @@ def test_the_embedding_and_the_head_have_candidates_too():
 def test_superseded_grids_are_left_out_where_better_ones_fit():
     wide, _ = menu_of(shaped_checkpoint(), "gguf", 4.5)
     used = {grid for module in names(wide).values() for grid in module}
-    assert used.isdisjoint(SUPERSEDED["gguf"][1])
+    assert used.isdisjoint(SUPERSEDED["gguf"][256])
     narrow, _ = menu_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "gguf", 5.2)
     assert {"Q4_0", "Q5_0"} <= set(names(narrow)["model.embed_tokens"])
+    for checkpoint, groups in (
+        (shaped_checkpoint(), "g128"),
+        (shaped_checkpoint(width=576, heads=9, kv_heads=3), "g64"),
+    ):
+        found, _ = menu_of(checkpoint, "mlx", 4.5)
+        bits = {"3bit", "4bit", "5bit"}
+        assert {grid for grid in names(found)["model.embed_tokens"] if grid[:4] in bits} == {
+            f"{b}-{groups}" for b in bits
+        }
 
 
 def test_a_pin_is_the_only_candidate():

@@ -68,7 +68,7 @@ def draft(jobs: Sequence[Job], factor: Factor, feedback: bool) -> list[Rounded]:
     nearest = through(pieces, inputs, partial(_measured, factor))
     if not feedback:
         return nearest
-    fed = _by_kind(pieces, inputs, _fed_back, factor)
+    fed = _bykind_of(pieces, inputs, _fed_back, factor)
     return [_guarded(*pair) for pair in zip(nearest, fed, strict=True)]
 
 
@@ -81,7 +81,7 @@ def improve(jobs: Sequence[Job], drafts: Sequence[Fields], factor: Factor) -> li
         factor: of the inputs that they read.
     """
     pieces = [Piece(job.grid, job.weight, fields) for job, fields in zip(jobs, drafts, strict=True)]
-    return _by_kind(pieces, [job.input for job in jobs], _improved, factor)
+    return _bykind_of(pieces, [job.input for job in jobs], _improved, factor)
 
 
 def _guarded(nearest: Rounded, other: Rounded) -> Rounded:
@@ -109,12 +109,12 @@ def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[Piece]:
     return [pieces[i] for i in range(len(jobs))]
 
 
-def _by_kind(
+def _bykind_of(
     pieces: Sequence[Piece], inputs: Sequence[int], work: Callable[..., Done], factor: Factor
 ) -> list[Rounded]:
     """Matrices through ``work``, those of one kind at a time."""
     done: dict[int, Rounded] = {}
-    kinds = [_kind(piece.grid) for piece in pieces]
+    kinds = [kind_of(piece.grid) for piece in pieces]
     for kind in dict.fromkeys(kinds):
         own = [i for i, other in enumerate(kinds) if other == kind]
         # nothing can be done for plain floats
@@ -124,7 +124,7 @@ def _by_kind(
     return [done[i] for i in range(len(pieces))]
 
 
-def _kind(grid: Grid) -> object:
+def kind_of(grid: Grid) -> object:
     """Grids whose rows one rounder can take have the same; None for those that need none."""
     if isinstance(grid, Codebook):
         return grid.name

@@ -46,18 +46,22 @@ def descend(
             here = pull[:, first - start : first - start + GROUP]
             target = torch.baddbmm(levels[:, own], inverses[:, g], here)
             new_codes, new_levels = rounder.propose(g, target, triangles[:, g])
-            gain = _cost(triangles[:, g], target - levels[:, own])
-            gain -= _cost(triangles[:, g], target - new_levels)
+            gain, moved = _gain(blocks[:, g], target, levels[:, own], new_levels)
             better = (gain > 0).unsqueeze(1)
             gained += gain.clamp_min_(0)
             codes[:, g] = torch.where(better, new_codes, codes[:, g])
-            moved = torch.where(better, levels[:, own] - new_levels, 0.0)
+            moved.mul_(better)
             levels[:, own] -= moved
             errors[:, own] += moved
             pull.baddbmm_(factor.hessian[:, block, own], moved)
     return gained
 
 
-def _cost(triangles: Tensor, miss: Tensor) -> Tensor:
-    """‖Tᵀ miss‖² of each row [L, N]."""
-    return column_sums(torch.bmm(triangles.mT, miss).square_())
+def _gain(hessian: Tensor, target: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much new levels are nearer to targets than old ones [L, N], and old − new.
+
+    ‖t − o‖² − ‖t − n‖² = (n − o) · (2t − o − n), in the metric of a group's Hessian [L, 8, 8].
+    """
+    moved = old - new
+    between = (old + new).sub_(target, alpha=2)
+    return column_sums(torch.bmm(hessian, between).mul_(moved)), moved

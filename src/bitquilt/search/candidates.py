@@ -23,10 +23,13 @@ STEP = 0.5
 CLOSE = 0.005
 """A file comes this near to its budget, as a share of it, where any mix does."""
 SUPERSEDED = {
-    "gguf": (256, {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "IQ2_XS"}),
-    "mlx": (64, {"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))}),
+    "gguf": {256: {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"}},
+    "mlx": {
+        64: {"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))},
+        128: {f"{bits}bit-g64" for bits in (2, 3, 4, 5)},
+    },
 }
-"""Grids that a search does without where rows are a multiple of that many weights, since others
+"""Grids that a search does without where rows are a multiple of so many weights, since others
 serve as well there (docs/decisions/candidates.md has the figures). Recipes may name them still."""
 CellBytes = Callable[[str, str], int]
 """(module path, grid name) → bytes in the file, alignment included."""
@@ -98,9 +101,9 @@ def _grids(target: str, columns: int, low: float, high: float, pin: str | None) 
     if pin is not None:
         return [grids.get(pin)]
     fitting = grids.for_width(columns, target)
-    width, superseded = SUPERSEDED[target]
-    if columns % width == 0:
-        fitting = [grid for grid in fitting if grid.name not in superseded]
+    for width, superseded in SUPERSEDED[target].items():
+        if columns % width == 0:
+            fitting = [grid for grid in fitting if grid.name not in superseded]
     # a width that few grids can take still needs a choice: the nearest ones
     reach = [grid for grid in fitting if low <= grid.bits <= high]
     return reach or [min(fitting, key=lambda grid: max(low - grid.bits, grid.bits - high))]
