@@ -30,7 +30,7 @@ from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import encoder
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.divergence import Estimate, TokenFigures, compare, logits
+from bitquilt.divergence import Estimate, compare, logits
 from bitquilt.effort import WINDOW
 from bitquilt.engines import Engine
 from bitquilt.engines.tokenizer import HubTokenizer
@@ -248,9 +248,10 @@ class Judge:
             in_engine = excerpt.compare(logits_in(engine, tokens))
             between = compare(tokens, hidden, head, logits_in(engine, tokens))
         return Check(
-            _kl(excerpt, in_engine),
-            _kl(excerpt, in_torch),
-            _kl(excerpt, between),
+            _mean(excerpt, in_engine.kl),
+            _mean(excerpt, in_torch.kl),
+            _mean(excerpt, in_engine.kl - in_torch.kl),
+            _mean(excerpt, between.kl),
             int(excerpt.text.judged.sum()),
         )
 
@@ -315,12 +316,12 @@ def _logits_of(model: BlockwiseModel, tokens: Tensor) -> Iterator[Tensor]:
     return (window.float() for window in logits(model.last_hidden(tokens), model.head()))
 
 
-def _kl(reference: Reference, found: TokenFigures) -> Estimate:
-    """Mean KL over the judged tokens."""
+def _mean(reference: Reference, values: NDArray[np.float32]) -> Estimate:
+    """Over the judged tokens of [N, L − 1]."""
     text = reference.text
-    return Documents.of(text.documents, text.domains).mean(found.kl[text.judged])
+    return Documents.of(text.documents, text.domains).mean(values[text.judged])
 
 
 def _floor(name: str, reference: Reference, student: Iterator[Tensor]) -> Floor:
     found = reference.compare(student)
-    return Floor(name, _kl(reference, found), int(reference.text.judged.sum()))
+    return Floor(name, _mean(reference, found.kl), int(reference.text.judged.sum()))

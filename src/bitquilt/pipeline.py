@@ -31,6 +31,7 @@ from bitquilt.forward import BlockwiseModel
 from bitquilt.grids.grid import PackedSource
 from bitquilt.planning import STITCHERS, Plan, Request, make_plan, targets
 from bitquilt.progress import Reporter
+from bitquilt.report.made import keep
 from bitquilt.result import Found, Output, Result
 from bitquilt.rounding import METHODS, REVISION
 from bitquilt.stitch import mlx
@@ -116,6 +117,8 @@ def quantize(
                 text = token_windows(documents, encode, much.tuning, WINDOW)
                 patches = _tuned(made, decision.mix, patches, text, work, reporter)
             outputs.append(_stitch(made, decision, patches, teacher, path, reporter))
+            layout = STITCHERS[made.target].plan(checkpoint, decision.mix)
+            keep(work, outputs[-1].to_dict(), layout.filled(made.layout.total_bytes).breakdown)
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
 
 

@@ -52,6 +52,10 @@ class Output:
     note: str
     """What the engine's check found, or why there was none."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self) | {"path": str(self.path)}
+
 
 @dataclass(frozen=True)
 class Result:
@@ -64,5 +68,4 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        made = [asdict(output) | {"path": str(output.path)} for output in self.outputs]
-        return asdict(self) | {"outputs": made}
+        return asdict(self) | {"outputs": [output.to_dict() for output in self.outputs]}

@@ -45,7 +45,7 @@ def figures(kl: float) -> Figures:
 
 def evaluation(path: Path, kl: float) -> Evaluation:
     by_domain = {"all": figures(kl), "code": figures(2 * kl), "traces": figures(kl / 20)}
-    check = Check(estimate(kl), estimate(kl - 1e-4), estimate(2e-3), 3042)
+    check = Check(estimate(kl), estimate(kl - 1e-4), estimate(1e-4), estimate(2e-3), 3042)
     samples = [Sample("What is <2> + 2?", "It is 4, surely.", "It is 5, surely.")]
     row = Row(path.name, str(path), 1000, sha256(path), 4.5, "llama.cpp", by_domain, check, samples)
     floors = [Floor("BF16 in llama.cpp", estimate(3.3e-5), 3042)]

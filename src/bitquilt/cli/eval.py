@@ -136,11 +136,11 @@ def _overview(found: Evaluation) -> Table:
 
 def _print_check(console: Console, row: Row) -> None:
     check = row.check
-    verdict = "agree" if check.agree else "do not agree"
+    verdict = "within" if check.agree else "more than"
     console.print(
-        f"On {check.tokens:,} tokens: KL in its engine {check.in_engine}, in torch on the file's "
-        f"weights {check.in_torch}; they {verdict} within what the engine's own arithmetic adds, "
-        f"{check.between}.",
+        f"On {check.tokens:,} tokens its KL is {check.in_engine.mean:.3g} in its engine and "
+        f"{check.in_torch.mean:.3g} in torch on the same weights: {check.apart} apart, {verdict} "
+        f"what the engine's own arithmetic adds, {check.between}.",
         markup=False,
     )
 
@@ -164,5 +164,5 @@ def _value(value: float, name: str) -> str:
 
 def _cell(estimate: Estimate, name: str) -> str:
     """A value and its interval, if there are enough documents for one."""
-    interval = f"[{_value(estimate.low, name)}, {_value(estimate.high, name)}]"
+    interval = f"[{_value(estimate.low, name)}–{_value(estimate.high, name)}]"
     return f"{_value(estimate.mean, name)} " + ("" if math.isnan(estimate.low) else interval)

@@ -8,10 +8,12 @@ import sys
 import click
 
 from bitquilt import __version__
+from bitquilt.cli.card import card
 from bitquilt.cli.chat import chat
 from bitquilt.cli.eval import evaluate
 from bitquilt.cli.inspect import inspect
 from bitquilt.cli.plan import plan
+from bitquilt.cli.publish import publish
 from bitquilt.cli.quantize import quantize
 from bitquilt.cli.report import report
 from bitquilt.cli.run import run
@@ -29,7 +31,7 @@ def bitquilt() -> None:
     """
 
 
-for verb in (quantize, search, plan, inspect, run, chat, evaluate, report):
+for verb in (quantize, search, plan, inspect, run, chat, evaluate, report, card, publish):
     bitquilt.add_command(verb)
 
 

@@ -19,22 +19,12 @@ from bitquilt.errors import UserError
 from bitquilt.files import read_json, written_whole
 from bitquilt.report import made as files_made
 from bitquilt.report import plots
+from bitquilt.report.figures import FIGURES, cell
 from bitquilt.report.made import Made
 from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.search.budget import human
 from bitquilt.search.scores import kind
 
-FIGURES = {
-    "KL, mean": "kl",
-    "KL, median": "kl_median",
-    "KL, 99.9 %": "kl_999",
-    "same top-1": "agreement",
-    "flips": "flips",
-    "perplexity": "perplexity",
-    "… over the original's": "perplexity_ratio",
-    "bits per byte": "bits_per_byte",
-}
-SHARES = ("agreement", "flips")
 PNG_ZOOM = 3
 """Pixels per unit of a plot's view box."""
 
@@ -183,20 +173,6 @@ def _file(made: Made) -> dict[str, Any]:
         "engine": made.row["engine"] if made.row else "torch",
         **{name: cell(figures[name], name) for name in ("kl", "agreement", "perplexity")},
     }
-
-
-def cell(estimate: Mapping[str, float], name: str) -> dict[str, str]:
-    """A value and its interval as people read them."""
-    low, high = estimate["low"], estimate["high"]
-    known = low is not None and not math.isnan(low)
-    interval = f"{_number(low, name)} – {_number(high, name)}" if known else ""
-    return {"value": _number(estimate["mean"], name), "interval": interval}
-
-
-def _number(value: float, name: str) -> str:
-    if name in SHARES:
-        return f"{value:.2%}"
-    return f"{value:.4f}" if name == "perplexity_ratio" else f"{value:.3g}"
 
 
 def _map(made: Made) -> dict[str, Any]:

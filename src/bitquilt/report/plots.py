@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from bitquilt.report.made import Made
 from bitquilt.report.scale import Linear, Log, log_span, short, span
@@ -30,10 +30,10 @@ PARTS = ("codes", "scales", "embedding", "norms", "tokenizer", "metadata", "padd
 
 
 def environment() -> Environment:
-    """Templates beside this module; everything that goes into them is escaped."""
+    """Templates beside this module; what goes into HTML and SVG is escaped."""
     found = Environment(
         loader=PackageLoader("bitquilt.report"),
-        autoescape=True,
+        autoescape=select_autoescape(("html", "svg")),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

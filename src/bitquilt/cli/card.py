@@ -1,0 +1,57 @@
+"""``bitquilt card``: the README of a quantized model, and the Modelfile that Ollama needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bitquilt.cli.options import JSON, print_json
+
+FILES = click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+AGAINST = click.option(
+    "--against", required=True, metavar="ORIGINAL", help="What MODEL was made from."
+)
+REPOSITORY = click.option(
+    "--repo", required=True, metavar="USER/NAME", help="Where it is, or will be, on the hub."
+)
+BASE_MODEL = click.option(
+    "--base-model", metavar="USER/NAME", help="Where ORIGINAL is on the hub, if it is a copy here."
+)
+
+
+@click.command()
+@FILES
+@AGAINST
+@REPOSITORY
+@BASE_MODEL
+@click.option("-o", "--output", metavar="DIR", help="Write files instead of printing the card.")
+@JSON
+def card(
+    models: tuple[str, ...],
+    against: str,
+    repo: str,
+    base_model: str | None,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """Print the model card of MODEL, its GGUF files or one MLX directory.
+
+    Licence and gate are the original's; figures are those that `bitquilt eval` left beside each
+    MODEL, and no others. With -o also the Modelfile of every GGUF file.
+    """
+    from bitquilt.files import written_whole
+    from bitquilt.report import card as cards
+    from bitquilt.report import publish
+
+    model = publish.model(models, against, repo, base_model)
+    written = {"README.md": cards.card(model), **cards.modelfiles(model)}
+    if as_json:
+        print_json(written)
+    elif output is None:
+        click.echo(written["README.md"])
+    for name, text in written.items() if output else ():
+        path = Path(output or "") / name
+        with written_whole(path) as beside:
+            beside.write_text(text, encoding="utf-8")
+        click.echo(str(path), err=as_json)

@@ -1,0 +1,49 @@
+"""``bitquilt publish``: a quantized model to the hub, on the original's terms."""
+
+from __future__ import annotations
+
+import click
+
+from bitquilt.cli.card import AGAINST, BASE_MODEL, FILES, REPOSITORY
+from bitquilt.cli.options import JSON, print_json
+
+
+@click.command()
+@FILES
+@AGAINST
+@REPOSITORY
+@BASE_MODEL
+@click.option("--private", is_flag=True, help="Make the repository private.")
+@click.option("--upload", is_flag=True, help="Do it; without this, only say what would be done.")
+@JSON
+def publish(
+    models: tuple[str, ...],
+    against: str,
+    repo: str,
+    base_model: str | None,
+    private: bool,
+    upload: bool,
+    as_json: bool,
+) -> None:
+    """Upload MODEL with its card, recipe, evaluation, Modelfile and the original's licence.
+
+    Without --upload nothing leaves this machine. An upload that was stopped continues with the
+    same command. The token is that of `hf auth login`, or HF_TOKEN.
+    """
+    from bitquilt.progress import Reporter
+    from bitquilt.report import publish as hub
+    from bitquilt.search.budget import human
+
+    model = hub.model(models, against, repo, base_model)
+    listed = {entry.name: entry.nbytes for entry in hub.entries(model)}
+    address = hub.upload(model, Reporter(), private=private) if upload else None
+    if as_json:
+        print_json({"repo": repo, "gate": model.gate, "files": listed, "uploaded": address})
+        return
+    for name, nbytes in listed.items():
+        click.echo(f"{human(nbytes):>10}  {name}")
+    gate = f", gated ({model.gate}) as the original is" if model.gate else ""
+    if address:
+        click.echo(f"Published at {address}{gate}.")
+    else:
+        click.echo(f"Would go to {repo}{gate}; add --upload to do it.")

@@ -1,0 +1,160 @@
+"""A chat template in Ollama's own language, found by rendering the model's, if it can be equal.
+
+Ollama knows the Jinja templates of a few published models; for all others a Modelfile has to say
+in Go's template language what stands between messages. What that is, rendering a conversation of
+marks shows. The result is rendered again here, for several conversations, and must give the same
+text as the model's template; where it does not, there is no Modelfile rather than a wrong one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.engines.engine import Sampling
+from bitquilt.engines.tokenizer import HubTokenizer
+from bitquilt.errors import UserError
+from bitquilt.talk.prompt import Message, render
+
+SYSTEM, USER, ANSWER, AGAIN = "⟦system⟧", "⟦user⟧", "⟦answer⟧", "⟦again⟧"
+CONTEXT = 8192
+"""Ollama's own default is too short for a model that reasons."""
+
+_CONVERSATION: tuple[Message, ...] = (
+    {"role": "system", "content": SYSTEM},
+    {"role": "user", "content": USER},
+    {"role": "assistant", "content": ANSWER},
+    {"role": "user", "content": AGAIN},
+)
+_TRIED: tuple[tuple[Message, ...], ...] = (
+    _CONVERSATION,
+    _CONVERSATION[:2],
+    _CONVERSATION[1:2],
+    _CONVERSATION[1:],
+    (*_CONVERSATION, {"role": "assistant", "content": "4"}, {"role": "user", "content": "Why?"}),
+)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What stands around messages; the start token, which Ollama adds by itself, is left out."""
+
+    before_system: str
+    after_system: str
+    before_user: str
+    after_user: str
+    """Up to where the answer begins."""
+    after_answer: str
+    default: str | None
+    """The system message where none is given."""
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation, as Ollama will put it."""
+        if self.default is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.default}, *messages]
+        around = {
+            "system": (self.before_system, self.after_system),
+            "user": (self.before_user, self.after_user),
+            "assistant": ("", self.after_answer),
+        }
+        parts = ((around[message["role"]], message["content"]) for message in messages)
+        return "".join(before + content + after for (before, after), content in parts)
+
+    def go(self) -> str:
+        """The same as a template of Ollama's."""
+        return (
+            "{{ range .Messages }}"
+            f'{{{{ if eq .Role "system" }}}}{self.before_system}{{{{ .Content }}}}'
+            f"{self.after_system}"
+            f'{{{{ else if eq .Role "user" }}}}{self.before_user}{{{{ .Content }}}}'
+            f"{self.after_user}"
+            f'{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}{self.after_answer}'
+            "{{ end }}{{ end }}"
+        )
+
+
+def turns(template: str, special_tokens: Mapping[str, str]) -> Turns | None:
+    """What a Jinja template puts around messages; None if there is more to it than that."""
+
+    def put(messages: Sequence[Message]) -> str:
+        return render(template, messages, special_tokens).removeprefix(
+            special_tokens.get("bos_token", "")
+        )
+
+    try:
+        head, after_system, after_user, after_answer, _ = _between(put(_CONVERSATION))
+        first = put(_CONVERSATION[1:2]).partition(USER)[0]
+        default = None
+        before_user = first
+        if not after_system.endswith(first):  # there is a system message even where none is given
+            before_user = _common_end(after_system, after_answer)
+            default = first.removeprefix(head).removesuffix(after_system)
+        found = Turns(
+            head,
+            after_system.removesuffix(before_user),
+            before_user,
+            after_user,
+            after_answer.removesuffix(before_user),
+            default,
+        )
+        same = all(found.render(messages) == put(messages) for messages in _TRIED)
+    except (UserError, ValueError):  # it refuses a conversation, or leaves a message out
+        return None
+    return found if same else None
+
+
+def _between(text: str) -> list[str]:
+    """What stands before, between and after the marks.
+
+    Raises:
+        ValueError: a mark is not there.
+    """
+    found = []
+    for mark in (SYSTEM, USER, ANSWER, AGAIN):
+        before, text = text.split(mark)
+        found.append(before)
+    return [*found, text]
+
+
+def _common_end(one: str, other: str) -> str:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    length = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+    return one[len(one) - length :]
+
+
+def modelfile(checkpoint: Checkpoint, file_name: str) -> str | None:
+    """An Ollama Modelfile for a GGUF file of the checkpoint; None if its template is beyond it."""
+    if checkpoint.tokenizer_dir is None or checkpoint.chat_template is None:
+        return None
+    tokenizer = HubTokenizer(
+        checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config
+    )
+    found = turns(checkpoint.chat_template, tokenizer.info.special_tokens)
+    if found is None:
+        return None
+    lines = [f"FROM ./{file_name}", f'TEMPLATE """{found.go()}"""']
+    if found.default:
+        lines.append(f'SYSTEM """{found.default}"""')
+    context = min(CONTEXT, int(checkpoint.config["max_position_embeddings"]))
+    lines.append(f"PARAMETER num_ctx {context}")
+    lines += [f"PARAMETER {name} {value:g}" for name, value in _sampling(tokenizer.info.sampling)]
+    ends = filter(tokenizer.ends_turn, range(tokenizer.info.vocabulary))
+    stops = [tokenizer.control_text(token) for token in ends]
+    lines += [f'PARAMETER stop "{text}"' for text in stops if text]
+    return "\n".join(lines) + "\n"
+
+
+def _sampling(settings: Sampling) -> list[tuple[str, float]]:
+    """The model's own recommendation, in Ollama's names."""
+    names = {
+        "temperature": settings.temperature,
+        "top_k": settings.top_k,
+        "top_p": settings.top_p,
+        "min_p": settings.min_p,
+        "repeat_penalty": settings.repetition_penalty,
+    }
+    default = Sampling()
+    ignored = {"top_k": default.top_k, "min_p": default.min_p, "repeat_penalty": 1.0}
+    return [(name, value) for name, value in names.items() if value != ignored.get(name)]

@@ -1,0 +1,135 @@
+"""To the hub: files straight from where they are, the card and Modelfiles written for them.
+
+What was uploaded is not uploaded again: the hub knows large files by their hash, so an upload that
+was stopped continues with the same command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
+
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.errors import UserError
+from bitquilt.evaluation.candidate import Candidate
+from bitquilt.evaluation.results import kept_at
+from bitquilt.progress import Reporter
+from bitquilt.report.card import Model, card, modelfiles
+from bitquilt.report.origin import HUB_ERRORS, Origin
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the repository."""
+
+    name: str
+    content: Path | str
+    """A file on disk, or text written for the repository."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        if isinstance(self.content, str):
+            return len(self.content.encode())
+        return self.content.stat().st_size
+
+
+def model(
+    files: Sequence[str | Path], against: str, repository: str, base_model: str | None = None
+) -> Model:
+    """What is to be published.
+
+    Args:
+        files: GGUF files, or one MLX directory.
+        against: the original, which says on what terms.
+        repository: ``user/name``.
+        base_model: the original's hub id, where ``against`` is a copy of it.
+
+    Raises:
+        UserError: no such files, both kinds, or no name that the hub takes.
+    """
+    candidates = [Candidate.at(file) for file in files]
+    kinds = [candidate.target for candidate in candidates]
+    if "mlx" in kinds and len(kinds) > 1:
+        raise UserError(
+            "an MLX model is a repository of its own; publish it by itself, and GGUF files together"
+        )
+    for name in filter(None, (repository, base_model)):
+        _check_id(name)
+    original = open_checkpoint(against)
+    origin = Origin.of(against, original, base_model)
+    gate = origin.gate(HfApi())
+    return Model(candidates, original, origin, repository, gate)
+
+
+def _check_id(name: str) -> None:
+    try:
+        validate_repo_id(name)
+        if name.count("/") != 1:
+            raise HFValidationError("it has no owner")
+    except HFValidationError as error:
+        raise UserError(f"{name} is no name on the hub ({error}); say user/name") from error
+
+
+def entries(model: Model) -> list[Entry]:
+    """Everything that the repository is to hold."""
+    found = [Entry("README.md", card(model))]
+    found += [Entry(name, text) for name, text in modelfiles(model).items()]
+    for candidate in model.candidates:
+        found += _files(candidate)
+    there = {entry.name for entry in found}
+    return found + [Entry(f.name, f) for f in model.origin.licence_files if f.name not in there]
+
+
+def _files(candidate: Candidate) -> Iterator[Entry]:
+    """A GGUF file with its recipe, or what is in an MLX directory; the evaluation of either."""
+    path = candidate.path
+    if candidate.target == "gguf":
+        beside = [path, path.with_suffix(".recipe.json")]
+    else:
+        beside = [file for file in sorted(path.iterdir()) if file.name != "README.md"]
+    for file in (*beside, kept_at(path)):
+        if file.is_file():
+            yield Entry(file.name, file)
+
+
+def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
+    """Make the repository, gate it as the original is, and upload; gives its address.
+
+    Raises:
+        UserError: the original names no licence, the hub refuses or does not answer.
+    """
+    if not model.origin.licence:
+        raise UserError(
+            f"{model.original.name} names no licence, so it may not be passed on; put a README.md "
+            "with its `license` beside the original"
+        )
+    api = HfApi()
+    listed = entries(model)
+    try:
+        address = api.create_repo(model.repository, private=private, exist_ok=True)
+        if model.gate:
+            api.update_repo_settings(model.repository, gated=model.gate)
+        with reporter.stage(f"Uploading to {address}", 1) as step:
+            api.create_commit(
+                model.repository,
+                [CommitOperationAdd(entry.name, _source(entry)) for entry in listed],
+                commit_message=f"{model.original.name}, quantized with bitquilt",
+            )
+            step()
+    except HUB_ERRORS as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{model.repository} was not published: {reason}; log in with `hf auth login`, and "
+            "give the same command again to continue"
+        ) from error
+    return str(address)
+
+
+def _source(entry: Entry) -> bytes | Path:
+    return entry.content.encode() if isinstance(entry.content, str) else entry.content

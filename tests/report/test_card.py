@@ -1,0 +1,89 @@
+"""The card: metadata that the hub reads, the original's terms, and no figure nobody measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from tests.factories import tiny_checkpoint
+from tests.quick import invoke
+from tests.report.conftest import evaluation
+
+from bitquilt.evaluation.results import keep
+from bitquilt.report import publish
+from bitquilt.report.card import card
+
+MATTER = """---
+license: {licence}
+license_name: fair-noncommercial-research-license
+language: [en]
+extra_gated_prompt: Do you accept?
+extra_gated_fields:
+  Affiliation: text
+---
+# Tiny
+"""
+
+
+@pytest.fixture
+def original(tmp_path) -> Path:
+    directory = tiny_checkpoint(tmp_path, layers=1)
+    (directory / "README.md").write_text(MATTER.format(licence="other"))
+    return directory
+
+
+@pytest.fixture
+def files(tmp_path) -> list[Path]:
+    """Two of them, the first evaluated."""
+    paths = [tmp_path / "tiny-4.5bit.gguf", tmp_path / "tiny-3bit.gguf"]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    keep(evaluation(paths[0], 0.0355))
+    return paths
+
+
+@pytest.fixture
+def text(files, original) -> str:
+    return card(publish.model(files, str(original), "me/tiny-GGUF"))
+
+
+def test_metadata_is_what_the_hub_reads(text):
+    data = ModelCard(text).data.to_dict()
+    assert data["license"] == "other"
+    assert data["license_name"] == "fair-noncommercial-research-license"
+    assert data["extra_gated_prompt"] == "Do you accept?"
+    assert data["extra_gated_fields"] == {"Affiliation": "text"}
+    assert data["library_name"] == "gguf"
+    assert data["pipeline_tag"] == "text-generation"
+    assert "base_model" not in data  # a directory is not on the hub
+
+
+def test_non_commercial_terms_are_said_in_words(text):
+    assert "for non-commercial use only, like the original" in text
+    assert "Like the original it is\ngated." in text
+
+
+def test_only_measured_figures(text):
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+    assert "0.0355 [0.0284 – 0.0426]" in rows["`tiny-4.5bit.gguf`"]
+    assert "not measured" in rows["`tiny-3bit.gguf`"]
+    assert "0." not in rows["`tiny-3bit.gguf`"].replace("tiny-3bit", "")
+    assert "BF16 in llama.cpp 3.3e-05" in text
+
+
+def test_figures_of_other_bytes_are_not_used(files, original):
+    files[0].write_bytes(b"made again, evaluated before")
+    text = card(publish.model(files, str(original), "me/tiny-GGUF"))
+    assert "0.0355" not in text
+    assert "No file was evaluated" in text
+
+
+def test_command_writes_card_and_modelfiles(files, original, tmp_path, capfd):
+    out = tmp_path / "out"
+    request = ("card", *files, "--against", original, "--repo", "me/tiny-GGUF", "-o", out)
+    assert invoke(*request) == 0
+    capfd.readouterr()
+    names = {path.name for path in out.iterdir()}
+    assert names == {"README.md", "Modelfile-tiny-4.5bit", "Modelfile-tiny-3bit"}
+    assert "FROM ./tiny-3bit.gguf" in (out / "Modelfile-tiny-3bit").read_text()

@@ -1,0 +1,114 @@
+"""Publishing against a hub of our own: what arrives, on what terms, and after an interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.factories import tiny_checkpoint
+from tests.report.conftest import evaluation
+from tests.report.hub import Hub, running
+
+from bitquilt.errors import UserError
+from bitquilt.evaluation.results import keep
+from bitquilt.report import publish
+
+MATTER = """---
+license: other
+license_name: fair-noncommercial-research-license
+extra_gated_prompt: Do you accept?
+---
+# Tiny
+"""
+
+
+@pytest.fixture
+def hub():
+    with running() as hub:
+        yield hub
+
+
+@pytest.fixture
+def original(tmp_path) -> Path:
+    directory = tiny_checkpoint(tmp_path, layers=1)
+    (directory / "README.md").write_text(MATTER)
+    (directory / "LICENSE").write_text("FAIR Noncommercial Research License")
+    return directory
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "tiny-4.5bit.gguf"
+    path.write_bytes(b"GGUF, or so we say" * 100)
+    path.with_suffix(".recipe.json").write_text('{"default": "Q4_K"}')
+    keep(evaluation(path, 0.0355))
+    return path
+
+
+def run(hub: Hub, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command, in a process that knows no other hub."""
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": "hf_test",
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(Path(publish.__file__).parents[2]),
+    }
+    command = [sys.executable, "-m", "bitquilt.cli.main", "publish", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_nothing_leaves_without_upload(hub, file, original):
+    request = (file, "--against", original, "--repo", "me/tiny", "--base-model", "facebook/Tiny")
+    hub.gated = "manual"
+    done = run(hub, *request, "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["gate"] == "manual"
+    assert said["uploaded"] is None
+    assert said["files"]["tiny-4.5bit.gguf"] == 1800
+    assert (hub.created, hub.uploads, hub.files) == ([], 0, {})
+
+
+def test_upload_goes_on_where_it_was_stopped_and_keeps_the_originals_terms(hub, file, original):
+    request = (file, "--against", original, "--repo", "me/tiny", "--base-model", "facebook/Tiny")
+    hub.gated, hub.fail_commit = "auto", True
+    stopped = run(hub, *request, "--upload")
+    assert stopped.returncode == 2
+    assert "give the same command again to continue" in stopped.stderr
+    assert (hub.uploads, hub.files) == (1, {})
+    done = run(hub, *request, "--upload")
+    assert done.returncode == 0, done.stderr
+    assert hub.uploads == 1  # the large file was there already
+    assert hub.settings[-1]["gated"] == "auto"
+    assert set(hub.files) == {
+        "README.md", "Modelfile", "LICENSE", "tiny-4.5bit.gguf", "tiny-4.5bit.recipe.json",
+        "tiny-4.5bit.eval.json",
+    }  # fmt: skip
+    assert hub.files["tiny-4.5bit.gguf"] == file.read_bytes()
+    card = hub.files["README.md"].decode()
+    assert "base_model: facebook/Tiny" in card
+    assert "base_model_relation: quantized" in card
+    assert "for non-commercial use only" in card
+
+
+def test_without_a_licence_nothing_is_passed_on(hub, file, original):
+    (original / "README.md").unlink()
+    done = run(hub, file, "--against", original, "--repo", "me/tiny", "--upload")
+    assert done.returncode == 2
+    assert "names no licence" in done.stderr
+    assert hub.created == []
+
+
+def test_names_and_mixtures_that_the_hub_cannot_have(file, original, tmp_path):
+    for name in ("tiny", "a/b/c", "me/ti ny"):
+        with pytest.raises(UserError, match="is no name on the hub"):
+            publish.model([file], str(original), name)
+    directory = tmp_path / "tiny-mlx"
+    directory.mkdir()
+    (directory / "config.json").write_text('{"quantization": {}}')
+    with pytest.raises(UserError, match="an MLX model is a repository of its own"):
+        publish.model([file, directory], str(original), "me/tiny")
