@@ -56,15 +56,10 @@ def test_superseded_grids_are_left_out_where_better_ones_fit():
     assert used.isdisjoint(SUPERSEDED["gguf"][256])
     narrow, _ = menu_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "gguf", 5.2)
     assert {"Q4_0", "Q5_0"} <= set(names(narrow)["model.embed_tokens"])
-    for checkpoint, groups in (
-        (shaped_checkpoint(), "g128"),
-        (shaped_checkpoint(width=576, heads=9, kv_heads=3), "g64"),
-    ):
-        found, _ = menu_of(checkpoint, "mlx", 4.5)
-        bits = {"3bit", "4bit", "5bit"}
-        assert {grid for grid in names(found)["model.embed_tokens"] if grid[:4] in bits} == {
-            f"{b}-{groups}" for b in bits
-        }
+    wide, _ = menu_of(shaped_checkpoint(), "mlx", 4.5)
+    assert not {"4bit-g32", "4bit-g64"} & set(names(wide)["model.embed_tokens"])
+    narrow, _ = menu_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "mlx", 4.5)
+    assert "4bit-g64" in names(narrow)["model.embed_tokens"]
 
 
 def test_a_pin_is_the_only_candidate():
