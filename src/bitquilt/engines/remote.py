@@ -55,6 +55,11 @@ class RemoteEngine(Engine):
         sampling = Sampling(**found.pop("sampling"))
         self.info = ModelInfo(**found, sampling=sampling)
 
+    @property
+    def pid(self) -> int:
+        """The process, for whoever measures what it takes."""
+        return self._process.pid
+
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See :class:`~bitquilt.engines.engine.Engine`."""
         answer, _ = self._ask({"do": "tokenize", "text": text, "add_special": add_special})

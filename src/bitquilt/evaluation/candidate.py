@@ -13,7 +13,10 @@ from torch import Tensor
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import Encode
 from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
-from bitquilt.engines import Engine, is_mlx, open_engine
+from bitquilt.engines import Engine, is_mlx
+from bitquilt.engines.llamacpp import open_llamacpp
+from bitquilt.engines.mlx import open_mlx
+from bitquilt.engines.remote import RemoteEngine
 from bitquilt.errors import UserError
 from bitquilt.evaluation.in_engine import ENGINES, SAMPLE
 
@@ -56,6 +59,10 @@ class Candidate:
         """The engine that runs it."""
         return ENGINES[self.target]
 
+    def start(self) -> RemoteEngine:
+        """The file in its engine, in a process of its own."""
+        return open_llamacpp(self.path) if self.target == "gguf" else open_mlx(self.path)
+
     @contextmanager
     def opened(self, original: Checkpoint, encode: Encode) -> Iterator[Engine]:
         """The file in its engine, found to read text as the original does.
@@ -65,7 +72,7 @@ class Candidate:
                 with another vocabulary or tokenizer.
         """
         rows, _ = original.matrices[EMBEDDING]
-        with open_engine(self.path) as engine:
+        with self.start() as engine:
             if engine.info.vocabulary != rows:
                 raise UserError(
                     f"{self.path} has a vocabulary of {engine.info.vocabulary} and "

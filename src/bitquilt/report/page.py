@@ -238,7 +238,7 @@ def _evaluation(made: Made) -> dict[str, Any]:
     return {
         "name": made.name,
         "engine": row["engine"],
-        "domains": list(row["figures"]),
+        "domains": [domain.removeprefix("traces, ") for domain in row["figures"]],
         "rows": rows,
         "check": sentence,
     }
@@ -261,17 +261,17 @@ def _samples(made: Made) -> Iterator[dict[str, Any]]:
     row = made.row
     assert row is not None
     if row["samples"]:
-        yield {"name": made.name, "samples": [_sample(sample) for sample in row["samples"]]}
+        found = sorted(map(_sample, row["samples"]), key=lambda sample: sample["same"])
+        yield {"name": made.name, "samples": found}
 
 
 def _sample(sample: Mapping[str, str]) -> dict[str, Any]:
     original, answer = differences(sample["original"], sample["answer"])
-    same = sample["original"] == sample["answer"]
     return {
         "question": sample["question"],
         "original": original,
         "answer": answer,
-        "verdict": "the same, word for word" if same else "",
+        "same": sample["original"] == sample["answer"],
     }
 
 

@@ -1,0 +1,76 @@
+"""Turns are counted, limits are real, and what cannot be run is refused before anything is."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from tests.factories import tiny_checkpoint
+from tests.quick import invoke
+from tests.stitch.conftest import Model
+
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.errors import UserError
+from bitquilt.evaluation.machine import Machine, resident_bytes
+from bitquilt.evaluation.speed import Load, bench
+from bitquilt.stitch import gguf
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("speed")
+    source = tiny_checkpoint(folder, layers=1)
+    model = Model(source, open_checkpoint(source))
+    paths = []
+    for grid in ("Q8_0", "Q4_0"):
+        paths.append(folder / f"{grid}.gguf")
+        gguf.write(model.checkpoint, model.on(grid), model.packed, paths[-1], "{}")
+    return paths
+
+
+@pytest.fixture(scope="module")
+def found(files):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        return bench(files, [16], [1, 3], 8, 2)
+
+
+def test_every_model_has_every_load_side_by_side(found):
+    loads = [Load(16, 1, 8), Load(16, 3, 8)]
+    assert [speed.load for speed in found.speeds] == [load for load in loads for _ in range(2)]
+    assert [speed.name for speed in found.speeds] == ["Q8_0.gguf", "Q4_0.gguf"] * 2
+
+
+def test_figures_hang_together(found, files):
+    for speed in found.speeds:
+        assert 0 < speed.slowest <= speed.answer_rate <= speed.fastest
+        assert speed.first_token > 0
+        assert speed.prompt_rate <= 16 * speed.load.batch / speed.first_token * 2
+        assert speed.resident > speed.nbytes
+        assert speed.of_bandwidth > 0  # a file this small is read from the cache, beyond memory's
+        assert 0 < speed.of_flops < 1
+
+
+def test_limits_are_plausible():
+    machine = Machine.measured()
+    assert machine.name
+    assert 1e9 < machine.bandwidth < 1e13
+    assert 1e9 < machine.flops < 1e15
+
+
+def test_resident_memory_is_that_of_the_process():
+    before = resident_bytes(os.getpid())
+    held = np.ones(8_000_000)
+    assert resident_bytes(os.getpid()) - before == pytest.approx(held.nbytes, rel=0.1)
+
+
+def test_more_than_the_context_is_refused(files):
+    with pytest.raises(UserError, match="a context of 1,024 tokens and 1,100 are asked for"):
+        bench(files[:1], [1000], [1], 100, 1)
+
+
+@pytest.mark.parametrize("value", ["0", "many", "128,"])
+def test_what_is_no_list_of_numbers_is_refused(files, value, capfd):
+    assert invoke("bench", files[0], "--prompt", value) == 2
+    assert "is no list of whole numbers like 128,512" in capfd.readouterr().err
