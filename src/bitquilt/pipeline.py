@@ -206,8 +206,11 @@ def _decided(
         capture(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
     bank = Bank(checkpoint, work, rounding, reporter.say)
     closing, judging = held_out.split([much.held_out, much.judging])
-    windows = how.windows(much.search)
-    read = token_windows(documents, encode, windows, WINDOW)
+    try:
+        read = token_windows(documents, encode, how.windows(much.search), WINDOW)
+    except UserError:
+        reporter.say("little calibration text: the search reads what the rounding read")
+        read = tokens
     text = Text(tokens[: much.probes], read, judging)
     how = how.limited(much.races * WINDOW)
     return bank, decide(plans, bank, text, how, reporter), closing

@@ -8,12 +8,12 @@ part in the last stage. The first parent is the best of 128 random mixes on 2,04
 
 A swap lowers one matrix by a level and raises another of the same size. Levels are real types with
 unequal steps and the budget is exact here, so a raise must fit, and what is left of the budget is
-spent on random raises; without that EvoPress would be judged on smaller files.
+spent on random raises of others; without that EvoPress would be judged on smaller files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,8 @@ def evolve(
     yield Standing(capacity, parent, kl)
     for _ in range(schedule.generations):
         candidates = _offspring(mixes, parent, capacity, schedule.offspring, rng)
+        if not candidates:
+            return  # pins leave nothing to swap
         *early, last = zip(schedule.tokens, schedule.survivors, strict=True)
         for stage in early:
             candidates = [mix for mix, _ in select(candidates, *stage)]
@@ -84,7 +86,7 @@ def random_mix(mixes: Mixes, capacity: int, rng: np.random.Generator) -> Vector:
     levels = next((u for u in uniform if mixes.nbytes(tuple(u)) > capacity), tops)
     while mixes.nbytes(tuple(levels)) > capacity:
         levels[rng.choice(_lowerable(levels))] -= 1
-    return _filled(mixes, levels, capacity, rng)
+    return _filled(mixes, levels, capacity, set(), rng)
 
 
 def _lowerable(levels: Sequence[int]) -> list[int]:
@@ -109,34 +111,36 @@ def _offspring(
 
 def swapped(mixes: Mixes, parent: Vector, capacity: int, rng: np.random.Generator) -> Vector:
     """A child after one to three level swaps, within the capacity."""
-    levels = list(parent)
+    levels, lowered = list(parent), set[int]()
     for _ in range(min(rng.integers(1, MOST_SWAPS + 1), rng.integers(1, MOST_SWAPS + 1))):
         if not (lowerable := _lowerable(levels)):
             break
-        lowered = rng.choice(lowerable)
-        levels[lowered] -= 1
-        peers = _raisable(mixes, levels, capacity, like=lowered)
-        if peers:
+        one = int(rng.choice(lowerable))
+        levels[one] -= 1
+        lowered.add(one)
+        size = mixes.sizes[one][0]
+        raisable = _raisable(mixes, levels, capacity, lowered)
+        if peers := [m for m in raisable if mixes.sizes[m][0] == size]:
             levels[rng.choice(peers)] += 1
-    return _filled(mixes, levels, capacity, rng)
+    return _filled(mixes, levels, capacity, lowered, rng)
 
 
-def _filled(mixes: Mixes, levels: list[int], capacity: int, rng: np.random.Generator) -> Vector:
-    """Raise random matrices until no more fits."""
-    while raisable := _raisable(mixes, levels, capacity):
+def _filled(
+    mixes: Mixes, levels: list[int], capacity: int, closed: set[int], rng: np.random.Generator
+) -> Vector:
+    """Raise random matrices, but for the closed ones, until no more fits."""
+    while raisable := _raisable(mixes, levels, capacity, closed):
         levels[rng.choice(raisable)] += 1
     return tuple(levels)
 
 
 def _raisable(
-    mixes: Mixes, levels: Sequence[int], capacity: int, like: int | None = None
+    mixes: Mixes, levels: Sequence[int], capacity: int, closed: Container[int]
 ) -> list[int]:
-    """Matrices that fit one level higher; only others of the same sizes as one, if that is said."""
+    """Matrices, but for the closed ones, that fit one level higher."""
     room = capacity - mixes.nbytes(tuple(levels))
     return [
         m
         for m, (level, sizes) in enumerate(zip(levels, mixes.sizes, strict=True))
-        if level + 1 < len(sizes)
-        and sizes[level + 1] - sizes[level] <= room
-        and (like is None or (m != like and sizes[0] == mixes.sizes[like][0]))
+        if m not in closed and level + 1 < len(sizes) and sizes[level + 1] - sizes[level] <= room
     ]

@@ -23,7 +23,8 @@ class Verdict:
     def __str__(self) -> str:
         if not self.behind.error:
             return f"{self.name} {self.kl:.4g}"
-        more, error = (100 * x / self.kl for x in (self.behind.mean, CLEARLY * self.behind.error))
+        best = self.kl - self.behind.mean
+        more, error = (100 * x / best for x in (self.behind.mean, CLEARLY * self.behind.error))
         return f"{self.name} {self.kl:.4g} ({more:.1f} ± {error:.1f} % behind)"
 
 

@@ -64,6 +64,7 @@ class Measurements:
         self._limits = Limits()
         self._working = 0.0
         self._worked = 0
+        self._written = False
 
     def limit(self, limits: Limits) -> None:
         """Allow so much from now on."""
@@ -140,18 +141,20 @@ class Measurements:
         line |= {"tokens": self.tokens, "seconds": round(self.seconds, 1)}
         self._history.parent.mkdir(parents=True, exist_ok=True)
         with self._history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            # the line before may have been cut short by the end of its run
+            file.write("\n" * (not self._written and file.tell() > 0) + json.dumps(line) + "\n")
+        self._written = True
 
 
 def _read(history: Path) -> dict[tuple[str, int], list[float]]:
     """The measurements of a history: (mix, window) → samples. A line cut short is none."""
     known: dict[tuple[str, int], list[float]] = {}
-    lines = history.read_text("utf-8").split("\n") if history.exists() else []
-    for line in lines[:-1]:
+    lines = history.read_text("utf-8").splitlines() if history.exists() else []
+    for line in lines:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            continue  # where a run was killed and another went on
+            continue
         for window, samples in zip(record.get("windows", ()), record.get("kl", ()), strict=True):
             known[record["mix"], window] = samples
     return known

@@ -103,7 +103,8 @@ class Refinement:
         finished = race(best, proposals, self._measure, heats)
         self._note_read([best, *proposals], heats[0])
         if len(finished) > 1:
-            self._note_read(list(finished), [w for heat in heats[1:] for w in heat])
+            later = {window for heat in heats for window in heat} - set(heats[0])
+            self._note_read(list(finished), sorted(later) or heats[0])
         self._learn(lambda _: None)
         if self._trusted:
             self.best[capacity] = min(finished, key=self._surrogate.predict)

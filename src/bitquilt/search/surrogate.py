@@ -140,14 +140,15 @@ class Surrogate:
         ratios = np.array([lesson.kl for lesson in lessons]) / sums[:, 0]
         ratios /= same @ ratios / same.sum(1)
         x, y = sums / sums[:, :1], ratios - 1.0  # [n, p], [n]
-        priors = product(WIDTHS, TEXTS, NOISES)
-        fits = (_Fit.of(x, y, same, parts.spreads * w, text, noise) for w, text, noise in priors)
-        best = max(fits, key=lambda fit: fit.evidence)
-        totals = sums[:, 0] / (same @ sums[:, 0] / same.sum(1))
-        trust = [
-            Trust.of(totals * by, totals * ratios) for by in (np.ones_like(y), 1 + best.left_out)
+        priors = [
+            _Prior(parts.spreads * width, text, noise)
+            for width, text, noise in product(WIDTHS, TEXTS, NOISES)
         ]
-        return cls(parts, _prior(parts) + best.mean, best.root), trust[0], trust[1]
+        best = max(priors, key=lambda prior: prior.evidence(x, y, same))
+        mean, root, left_out = best.posterior(x, y, same)
+        totals = sums[:, 0] / (same @ sums[:, 0] / same.sum(1))
+        trust = [Trust.of(totals * by, totals * ratios) for by in (np.ones_like(y), 1 + left_out)]
+        return cls(parts, _prior(parts) + mean, root), trust[0], trust[1]
 
     def predict(self, mix: Vector) -> float:
         """The expected KL of a mix, on text of the usual level."""
@@ -186,31 +187,37 @@ class Trust:
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """Regression of y [n] on x [n, p] with one prior."""
+class _Prior:
+    """What is believed of the weights [p] before y [n] = x [n, p] · weights is seen."""
 
-    mean: Floats
-    """Of the weights, less their prior mean [p]."""
-    root: Floats
-    """A root of their covariance [p, p]."""
-    left_out: Floats
-    """Prediction of each y from all others [n]."""
-    evidence: float
-    """Logarithm, less a constant."""
+    spreads: Floats
+    """Standard deviations [p]."""
+    text: float
+    """Spread of the weights of one text around those of all, relative to these."""
+    noise: float
 
-    @classmethod
-    def of(
-        cls, x: Floats, y: Floats, same: Floats, spreads: Floats, text: float, noise: float
-    ) -> _Fit:
-        """Fit; ``same`` [n, n] is 1 where two lessons are of one text."""
-        scaled = x * spreads
-        shared = scaled @ scaled.T
-        covariance = shared * (1 + text**2 * same) + LEVEL**2 * same + noise**2 * np.eye(len(y))
-        lower = np.linalg.cholesky(covariance)  # of y, [n, n]
-        inverse = np.linalg.inv(covariance)
+    def _covariance(self, x: Floats, same: Floats) -> Floats:
+        """Of y [n, n]; ``same`` is 1 where two lessons are of one text."""
+        scaled = x * self.spreads
+        shared: Floats = scaled @ scaled.T * (1 + self.text**2 * same)
+        return shared + LEVEL**2 * same + self.noise**2 * np.eye(len(x))
+
+    def evidence(self, x: Floats, y: Floats, same: Floats) -> float:
+        """Logarithm of the probability of y, less a constant."""
+        lower = np.linalg.cholesky(self._covariance(x, same))
+        whitened = np.linalg.solve(lower, y)
+        return float(-0.5 * whitened @ whitened - np.log(lower.diagonal()).sum())
+
+    def posterior(self, x: Floats, y: Floats, same: Floats) -> tuple[Floats, Floats, Floats]:
+        """What is believed after.
+
+        Returns:
+            mean of the weights [p], a root of their covariance [p, p], and each y [n] as the others
+            predict it (Sundararajan and Keerthi 2001).
+        """
+        scaled = x * self.spreads
+        inverse = np.linalg.inv(self._covariance(x, same))
         solved = inverse @ y
-        evidence = -0.5 * y @ solved - np.log(lower.diagonal()).sum()
-        values, vectors = np.linalg.eigh(np.eye(len(spreads)) - scaled.T @ inverse @ scaled)
-        root = spreads[:, None] * vectors * np.sqrt(values.clip(0))
-        left_out = y - solved / inverse.diagonal()
-        return cls(spreads * (scaled.T @ solved), root, left_out, float(evidence))
+        values, vectors = np.linalg.eigh(np.eye(x.shape[1]) - scaled.T @ inverse @ scaled)
+        root = self.spreads[:, None] * vectors * np.sqrt(values.clip(0))
+        return self.spreads * (scaled.T @ solved), root, y - solved / inverse.diagonal()
