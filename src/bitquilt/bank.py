@@ -225,10 +225,12 @@ class Bank:
         done = {}
         for name in names:
             grid = grids.get(name)
-            packed = {part: t.cpu() for part, t in grid.pack(fit(grid, weight, importance)).items()}
-            error = grid.dequantize(packed).sub_(weight.cpu())
-            divergence = self.moments.divergence(module, error, hessian)
-            done[module, name] = packed, Cell(divergence, self._rounding, "nearest")
+            packed = grid.pack(fit(grid, weight, importance))
+            divergence = self.moments.divergence(
+                module, grid.dequantize(packed).sub_(weight), hessian
+            )
+            stored = {part: tensor.cpu() for part, tensor in packed.items()}
+            done[module, name] = stored, Cell(divergence, self._rounding, "nearest")
             step()
         self._add(done)
 

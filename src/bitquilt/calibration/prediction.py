@@ -10,6 +10,7 @@ Letters: R outputs, C inputs, V vocabulary, D model width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 ROWS = 8192
@@ -20,24 +21,23 @@ def matrix_divergence(error: Tensor, hessian: Tensor, gradient: Tensor) -> float
     """½ Σ_r b_r ΔW_r H ΔW_rᵀ.
 
     Args:
-        error: ΔW [R, C].
+        error: ΔW [R, C], on any device.
         hessian: H, mean of x xᵀ [C, C].
         gradient: b, mean of g² per output [R].
     """
-    total = 0.0
-    for rows, b in zip(error.split(ROWS), gradient.split(ROWS), strict=True):
-        per_row = ((rows @ hessian) * rows).sum(1)
-        total += 0.5 * float(per_row.double() @ b.double())
-    return total
+    hessian = hessian.to(error.device)
+    per_row = torch.cat([((rows @ hessian) * rows).sum(1) for rows in error.split(ROWS)])
+    return 0.5 * float(per_row.cpu().double() @ gradient.double())
 
 
 def embedding_divergence(error: Tensor, tokens: Tensor, columns: Tensor) -> float:
     """½ Σ_v f_v Σ_c g_c ΔW_vc²: the table as what the first block reads.
 
     Args:
-        error: ΔW [V, D].
+        error: ΔW [V, D], on any device.
         tokens: f, share of each token in the text [V].
         columns: g, mean of squared gradients at the table's output [D].
     """
     used = tokens.nonzero().flatten()
-    return 0.5 * float((error[used].square() @ columns).double() @ tokens[used].double())
+    per_row = error[used.to(error.device)].square() @ columns.to(error.device)
+    return 0.5 * float(per_row.cpu().double() @ tokens[used].double())
