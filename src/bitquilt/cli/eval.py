@@ -28,7 +28,7 @@ SHARES = ("agreement", "flips")
 
 @click.command("eval")
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option("--against", required=True, metavar="ORIGINAL", help="What MODEL was made from.")
+@click.option("--against", metavar="ORIGINAL", help="What MODEL was made from.")
 @click.option("--text", metavar="FILE", help="Text instead of the bundled one (.txt, .jsonl).")
 @click.option(
     "--tokens",
@@ -42,13 +42,37 @@ SHARES = ("agreement", "flips")
     metavar="DIR",
     help="Where the original's answers are kept for the next time.  [default: the user's cache]",
 )
+@click.option(
+    "--tasks",
+    metavar="NAME,…",
+    help="Run tasks instead: demo, gsm8k, aime2025; hellaswag, truthfulqa_mc1.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Of tasks: answers to each problem.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Of tasks: only so many items.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Of tasks: the longest answer.",
+)
 @JSON
 def evaluate(
     models: tuple[str, ...],
-    against: str,
+    against: str | None,
     text: str | None,
     tokens: int,
     work_dir: str | None,
+    tasks: str | None,
+    repeats: int,
+    limit: int | None,
+    max_tokens: int,
     as_json: bool,
 ) -> None:
     """Measure how far each MODEL, a GGUF file or MLX directory, is from ORIGINAL.
@@ -56,9 +80,18 @@ def evaluate(
     \b
     bitquilt eval demo-4.5bit.gguf --against demo
     bitquilt eval ours.gguf theirs.gguf --against facebook/MobileLLM-R1-950M
+    bitquilt eval ours.gguf theirs.gguf --tasks gsm8k --repeats 8
 
     The figures of each are also kept beside it, in MODEL.eval.json, for `report` and `card`.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    if tasks is not None:
+        from bitquilt.cli.tasks import run_tasks
+
+        every = models if against is None else (against, *models)
+        run_tasks(every, tasks.split(","), repeats, limit, max_tokens, as_json)
+        return
+    if against is None:
+        raise click.UsageError("say what MODEL was made from with --against, or give --tasks")
     from bitquilt.evaluating import evaluate as measure
 
     found = measure(models, against=against, text=text, tokens=tokens, work_dir=work_dir)

@@ -1,0 +1,157 @@
+"""Tasks on items that come in packages: problems with one answer, and choices by likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitquilt.divergence import Estimate
+from bitquilt.engines import Engine, open_engine
+from bitquilt.errors import UserError
+from bitquilt.evaluation import reasoning
+from bitquilt.evaluation.intervals import Documents
+from bitquilt.evaluation.items import CHOICES, PROBLEMS, Choice, choices, problems
+from bitquilt.evaluation.likelihood import encode_pair, likelihoods
+from bitquilt.evaluation.reasoning import Answers, Score, Versus
+from bitquilt.progress import Reporter, Step
+
+
+@dataclass(frozen=True)
+class Picks:
+    """A model on the items of a multiple-choice task, each [I]."""
+
+    right: NDArray[np.bool_]
+    """Whether the likeliest ending is the right one."""
+    right_by_byte: NDArray[np.bool_]
+    """The same with likelihoods over the bytes of the endings, so that short ones do not win."""
+
+
+@dataclass(frozen=True)
+class ChoiceScore:
+    """A model on a multiple-choice task."""
+
+    task: str
+    items: int
+    accuracy: Estimate
+    accuracy_by_byte: Estimate
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One model on all tasks."""
+
+    model: str
+    reasoning: tuple[Score, ...]
+    choices: tuple[ChoiceScore, ...]
+    versus: Mapping[str, Versus]
+    """Task → against the first model, for problems."""
+    versus_choices: Mapping[str, Estimate]
+    """Task → accuracy by byte less that of the first model, item by item."""
+
+
+@dataclass(frozen=True)
+class Standings:
+    """What :func:`run` found."""
+
+    models: tuple[Standing, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of the tasks to run."""
+
+    repeats: int
+    """Answers to each problem."""
+    limit: int | None
+    """Items of a task, the first; None for all."""
+    max_tokens: int
+    """Of an answer."""
+
+
+def run(
+    models: Sequence[str], names: Sequence[str], effort: Effort, reporter: Reporter | None = None
+) -> Standings:
+    """Run tasks on models; all but the first are compared with the first.
+
+    Args:
+        models: what :func:`bitquilt.engines.open_engine` takes.
+        names: of :data:`~bitquilt.evaluation.items.PROBLEMS` and ``CHOICES``.
+        effort: how much.
+        reporter: where progress goes.
+
+    Raises:
+        UserError: a task or model that is not there.
+    """
+    reporter = reporter or Reporter()
+    known = (*PROBLEMS, *CHOICES)
+    for name in names:
+        if name not in known:
+            raise UserError(f"there is no task {name}; choose among {', '.join(known)}")
+    asked = {name: problems(name)[: effort.limit] for name in names if name in PROBLEMS}
+    offered = {name: choices(name)[: effort.limit] for name in names if name in CHOICES}
+    standings: list[Standing] = []
+    answered: list[dict[str, Answers]] = []
+    picked: list[dict[str, Picks]] = []
+    for model in models:
+        with open_engine(model) as engine:
+            answered.append({})
+            picked.append({})
+            for name, own in asked.items():
+                total = len(own) * effort.repeats
+                with reporter.stage(f"{Path(model).name}: {name}", total) as step:
+                    answered[-1][name] = reasoning.ask(
+                        engine, own, effort.repeats, effort.max_tokens, step
+                    )
+            for name, items in offered.items():
+                total = sum(len(item.endings) for item in items)
+                with reporter.stage(f"{Path(model).name}: {name}", total) as step:
+                    picked[-1][name] = pick(engine, items, step)
+        standings.append(_standing(model, answered, picked))
+    return Standings(tuple(standings))
+
+
+def pick(engine: Engine, items: Sequence[Choice], step: Step) -> Picks:
+    """The likeliest ending of every item; ``step`` is called after each ending."""
+    pairs = [encode_pair(engine, item.context, ending) for item in items for ending in item.endings]
+    nats = iter([found.nats for found in likelihoods(engine, pairs, step)])
+    right, by_byte = [], []
+    for item in items:
+        own = np.array([next(nats) for _ in item.endings])
+        sizes = np.array([len(ending.encode()) for ending in item.endings])
+        right.append(own.argmax() == item.right)
+        by_byte.append((own / sizes).argmax() == item.right)
+    return Picks(np.array(right), np.array(by_byte))
+
+
+def _standing(
+    model: str, answered: Sequence[Mapping[str, Answers]], picked: Sequence[Mapping[str, Picks]]
+) -> Standing:
+    """The last model, against the first if it is another."""
+    several = len(answered) > 1
+    return Standing(
+        Path(model).name,
+        tuple(reasoning.score(name, answers) for name, answers in answered[-1].items()),
+        tuple(_choice_score(name, picks) for name, picks in picked[-1].items()),
+        {n: reasoning.compare(answered[0][n], own) for n, own in answered[-1].items() if several},
+        {n: _ahead(picked[0][n], own) for n, own in picked[-1].items() if several},
+    )
+
+
+def _choice_score(name: str, picks: Picks) -> ChoiceScore:
+    shares = [reasoning.share(hits[:, None]) for hits in (picks.right, picks.right_by_byte)]
+    return ChoiceScore(name, len(picks.right), *shares)
+
+
+def _ahead(first: Picks, second: Picks) -> Estimate:
+    items = np.arange(len(first.right))
+    gained = second.right_by_byte.astype(float) - first.right_by_byte
+    return Documents.of(items, np.zeros_like(items)).mean(gained)
