@@ -2,8 +2,8 @@
 
 The end of a text is a cycle of period p where each of its last symbols is the one p before it. The
 last place where the newest few symbols stood together proposes a period, which is then checked by
-one comparison per symbol. Symbols are the tokens, and, to see through counting loops, the tokens
-with every number in them as one and the same symbol.
+one comparison per symbol. Symbols are the tokens; and, to see counting loops, words and numbers,
+where a number may also differ from the one before it, as long as all that differ do by the same.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 GRAM = 6
 """Symbols that must have stood together before to propose a period."""
-PERIODS = 16
+PERIODS = 8
 """Periods that are followed at a time."""
 EXACT_SPAN = 40
 """Tokens that a cycle and its repeats must cover: short ones are common in sound text."""
-NEAR_SPAN = 120
-"""The same where numbers do not count: columns of sums and tables are like that."""
+COUNTING_SPAN = 60
+"""Words and numbers that a counting loop must cover: sound text counts too."""
 
 _NUMBER = re.compile(r"\d+")
 
@@ -38,62 +38,91 @@ class Guard:
     """Reads one answer, token by token, in constant time for each."""
 
     def __init__(self) -> None:
-        self._exact, self._near = _Cycles(EXACT_SPAN), _Cycles(NEAR_SPAN)
+        self._exact, self._counting = _Cycles(EXACT_SPAN), _Cycles(COUNTING_SPAN)
         self._count = 0
         self._places: list[int] = []
-        self._in_number = False
+        """The token that each word or number begins with."""
+        self._digits = ""
+        """Of the number that the last tokens spell; tokens may be single digits."""
 
     def push(self, token: int, text: str) -> Loop | None:
         """Take one token and its text; a loop as soon as it has come twice and spans enough."""
-        near = self._push_near(text)
         exact = self._exact.push(token)
+        counting = None if exact else self._push_words(text)
         self._count += 1
         if exact:
             return Loop(*exact)
-        if near:
-            start, period = near
+        if counting:
+            start, period = counting
             return Loop(self._places[start], self._places[start + period] - self._places[start])
         return None
 
-    def _push_near(self, text: str) -> tuple[int, int] | None:
-        symbol = _NUMBER.sub("#", text)
-        number = symbol.strip() == "#"
-        if not text or (number and self._in_number):
-            return None  # a number goes on
-        self._in_number = number
-        self._places.append(self._count)
-        return self._near.push("#" if number else symbol)
+    def _push_words(self, text: str) -> tuple[int, int] | None:
+        stripped = text.strip()
+        if stripped.isdecimal() and (not self._digits or stripped == text):
+            if not self._digits:
+                self._places.append(self._count)
+            self._digits += stripped
+            return None  # until it is known that the number has ended
+        found = None
+        if self._digits:
+            found = self._counting.push("#", int(self._digits))
+            self._digits = ""
+        if text and not found:
+            self._places.append(self._count)
+            number = _NUMBER.search(text)
+            value = int(number.group()) if number else 0
+            found = self._counting.push(_NUMBER.sub("#", text), value)
+        return found
 
 
 class _Cycles:
-    """Finds the period of the end of a sequence."""
+    """Finds the period of the end of a sequence of symbols, which have a kind and a value."""
 
     def __init__(self, span: int) -> None:
         self._span = span
-        self._symbols: list[Hashable] = []
+        self._kinds: list[Hashable] = []
+        self._values: list[int] = []
         self._last: dict[tuple[Hashable, ...], int] = {}
-        self._runs: dict[int, int] = {}
-        """Period → how many of the last symbols are the one that many before."""
+        self._runs: dict[int, tuple[int, int]] = {}
+        """Period → how many symbols it has held for, and what values that differ differ by."""
 
-    def push(self, symbol: Hashable) -> tuple[int, int] | None:
-        """Start and period of a cycle that the symbol completes."""
-        symbols = self._symbols
-        symbols.append(symbol)
-        here = len(symbols) - 1
-        self._runs = {p: n + 1 for p, n in self._runs.items() if symbols[here - p] == symbol}
-        gram = tuple(symbols[-GRAM:])
-        before = self._last.get(gram)
+    def push(self, kind: Hashable, value: int = 0) -> tuple[int, int] | None:
+        """Start and period of a cycle that this symbol completes."""
+        here = len(self._kinds)
+        self._kinds.append(kind)
+        self._values.append(value)
+        if self._runs:
+            self._runs = {
+                period: (length + 1, step)
+                for period, (length, before) in self._runs.items()
+                if (step := self._step(here, period, before)) is not None
+            }
+        gram = tuple(self._kinds[-GRAM:])
+        period = here - self._last.get(gram, here)
         self._last[gram] = here
-        if before is not None and len(self._runs) < PERIODS and here - before not in self._runs:
-            self._runs[here - before] = self._run(here - before)
-        for period, run in self._runs.items():
-            if run >= period and run + period >= self._span:
-                return here + 1 - run - period, period
+        if period and period not in self._runs and len(self._runs) < PERIODS:
+            self._runs[period] = self._run(period)
+        for period, (length, _) in self._runs.items():
+            if length >= period and length + period >= self._span:
+                return here + 1 - length - period, period
         return None
 
-    def _run(self, period: int) -> int:
-        symbols, length = self._symbols, len(self._symbols)
-        run = GRAM
-        while run + period < length and symbols[-1 - run] == symbols[-1 - run - period]:
-            run += 1
-        return run
+    def _step(self, place: int, period: int, step: int) -> int | None:
+        """What values differ by if a symbol fits the one a period before; None if it does not."""
+        if self._kinds[place] != self._kinds[place - period]:
+            return None
+        difference = self._values[place] - self._values[place - period]
+        if difference and step not in (0, difference):
+            return None
+        return step or difference
+
+    def _run(self, period: int) -> tuple[int, int]:
+        """How far back a period holds that was just proposed."""
+        length, step = 0, 0
+        for place in range(len(self._kinds) - 1, period - 1, -1):
+            found = self._step(place, period, step)
+            if found is None:
+                break
+            length, step = length + 1, found
+        return length, step

@@ -1,0 +1,105 @@
+"""An engine whose model is a function from the text so far to what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from bitquilt.engines import ModelInfo, Request, Sampling
+from bitquilt.engines.backend import Floats
+from bitquilt.engines.generation import Generation
+
+END, OPEN, CLOSE, OTHER = 256, 257, 258, 259
+CONTROL = {OPEN: "[THINK]", CLOSE: "[/THINK]", OTHER: "[OTHER]"}
+END_TEXT = "\0"
+"""What a model says to end its turn."""
+
+Model = Callable[[str], dict[str, float]]
+"""All text so far → logits of the next characters or control tokens."""
+
+
+class Book:
+    """Tokens are bytes, and control tokens for tags; sampling and batching are the real ones."""
+
+    def __init__(self, model: Model, template: str | None = None, context: int = 10_000) -> None:
+        self.info = ModelInfo(260, context, template, {}, Sampling())
+        self.requests: list[Request] = []
+        self._model = model
+
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        for token, name in CONTROL.items():
+            text = text.replace(name, chr(0xE000 + token))
+        return [
+            token
+            for char in text
+            for token in ([ord(char) - 0xE000] if ord(char) > 0xE000 else char.encode())
+        ]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(token for token in tokens if token < END).decode(errors="replace")
+
+    def control_text(self, token: int) -> str | None:
+        return CONTROL.get(token)
+
+    def ends_turn(self, token: int) -> bool:
+        return token == END
+
+    def logits(self, tokens: Any) -> Iterator[Floats]:
+        raise NotImplementedError
+
+    def window(self, tokens: Sequence[int]) -> Floats:
+        raise NotImplementedError
+
+    def generate(self, *_: Any) -> Iterator[str]:
+        raise NotImplementedError
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+        self._rows = [list(prompt) for prompt in prompts]
+        return self._next(), sum(map(len, prompts))
+
+    def step(self, tokens: Sequence[int]) -> Floats:
+        for row, token in zip(self._rows, tokens, strict=True):
+            row.append(token)
+        return self._next()
+
+    def retain(self, rows: Sequence[int]) -> None:
+        self._rows = [self._rows[row] for row in rows]
+
+    def _next(self) -> Floats:
+        logits = np.full((len(self._rows), 260), -100, dtype=np.float32)
+        for row, tokens in zip(logits, self._rows, strict=True):
+            text = "".join(CONTROL.get(token, chr(token)) for token in tokens)
+            for said, value in self._model(text).items():
+                row[END if said == END_TEXT else self.tokenize(said)[0]] = value
+        return logits
+
+    def stream(self, requests: Sequence[Request]) -> Generation:
+        self.requests += requests
+        return Generation(self, requests)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Book:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def reciting(*texts: str) -> Model:
+    """A model that says one text after each prompt that ends in ``|``, one more sure the first."""
+
+    def model(so_far: str) -> dict[str, float]:
+        said = so_far.rpartition("|")[2]
+        following = {}
+        for sureness, text in zip(range(len(texts), 0, -1), texts, strict=True):
+            if (text + END_TEXT).startswith(said) and len(said) <= len(text):
+                rest = (text + END_TEXT)[len(said) :]
+                tag = next((name for name in CONTROL.values() if rest.startswith(name)), rest[0])
+                following.setdefault(tag, float(sureness))
+        return following or {END_TEXT: 1.0}
+
+    return model
