@@ -8,6 +8,7 @@ import sys
 import click
 
 from bitquilt import __version__
+from bitquilt.cli.bench import bench
 from bitquilt.cli.card import card
 from bitquilt.cli.chat import chat
 from bitquilt.cli.eval import evaluate
@@ -31,7 +32,7 @@ def bitquilt() -> None:
     """
 
 
-for verb in (quantize, search, plan, inspect, run, chat, evaluate, report, card, publish):
+for verb in (quantize, search, plan, inspect, run, chat, evaluate, bench, report, card, publish):
     bitquilt.add_command(verb)
 
 

@@ -33,14 +33,14 @@ class Harness(LM):  # type: ignore[misc]
         self._engine = engine
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """log p of each (context, continuation), and whether it is what greedy decoding gives."""
+        """The log-probability of each (context, continuation), and whether it is what greedy decoding gives."""
         pairs = [self._pair(*request.args) for request in requests]
         with tqdm(total=len(pairs), desc="log-likelihoods") as bar:
             found = likelihoods(self._engine, pairs, bar.update)
         return [(one.nats, one.greedy) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """log p of each text, in pieces as long as the model's context."""
+        """The log-probability of each text, in pieces as long as the model's context."""
         found = []
         for request in tqdm(requests, desc="texts"):
             tokens = self._engine.tokenize(request.args[0])
