@@ -99,18 +99,16 @@ def _table(result: Result) -> None:
     from bitquilt.search.budget import human
 
     table = Table(title=result.model, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in ("file", "mix"):
-        table.add_column(column, no_wrap=True)
+    table.add_column("file: mix", no_wrap=True)
     for column in ("size", "bits", "KL, nats/token", "top-1", "ppl"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_row("original", "", "", "", "", "", _perplexity(result.original))
+    table.add_row("original", "", "", "", "", _perplexity(result.original))
     for output in result.outputs:
         size = (human(output.nbytes), f"{output.bits:.3f}")
-        table.add_row(output.target, output.mix, *size, *_measured(output.figures))
+        table.add_row(f"{output.target}: {output.mix}", *size, *_measured(output.figures))
         if output.engine:
-            table.add_row(
-                f"  in {output.engine.engine}", "", "", "", *_measured(output.engine), style="dim"
-            )
+            name = f"  in {output.engine.engine}"
+            table.add_row(name, "", "", *_measured(output.engine), style="dim")
     console = Console(highlight=False)
     console.print(table)
     for output in result.outputs:
