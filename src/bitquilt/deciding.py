@@ -27,7 +27,7 @@ from bitquilt.evaluation.written import Teacher
 from bitquilt.planning import STITCHERS, Plan, Space
 from bitquilt.progress import Reporter
 from bitquilt.search import METHODS, SCORES, scores
-from bitquilt.search.evaluator import Evaluator
+from bitquilt.search.evaluator import PRODUCTS, Evaluator
 from bitquilt.search.judging import Verdict, judge
 from bitquilt.search.knapsack import Choice, Menu
 from bitquilt.search.measurements import Limits, Measurements
@@ -114,13 +114,17 @@ def _decide_target(
     if not spaces:
         return [Decision(plan.assignment, "recipe", ()) for plan in plans]
     evaluator = Evaluator(bank.checkpoint, scores.with_originals(bank))
-    measurements = _measurements(evaluator, bank, text.search, reporter)
+    teacher = _teacher(bank, text.search, reporter)
+    _say_noise(evaluator, teacher, plans[0], reporter)
+    history = bank.work.path / "search" / f"history-{len(text.search)}.jsonl"
+    shape = len(text.search), text.search.shape[1]
+    measurements = Measurements(partial(evaluator, teacher), shape, history)
     mixes = Mixes.of(_scored(spaces, bank, text, how, measurements, reporter))
     task = Task(mixes, {label: space.capacity for label, space in spaces.items()}, how.seed)
     limits = Limits(how.tokens or math.inf, how.seconds)
     exact = search("knapsack", task, measurements, limits, reporter.say)
     best = search(how.method, task, measurements, limits, reporter.say)
-    teacher = Teacher.of(bank.checkpoint, text.judging, bank.work, "judging")
+    judging = Teacher.of(bank.checkpoint, text.judging, bank.work, "judging")
     decisions = []
     for plan, rival in zip(plans, rivals, strict=True):
         if not plan.space:
@@ -128,7 +132,7 @@ def _decide_target(
             continue
         standing: dict[str, Mapping[str, str]] = {how.method: mixes.grids(best[plan.label])}
         standing |= {"knapsack": mixes.grids(exact[plan.label]), **rival}
-        decisions.append(_judged(standing, evaluator, teacher))
+        decisions.append(_judged(standing, evaluator, judging))
         verdicts = ", ".join(map(str, decisions[-1].verdicts))
         reporter.say(f"{plan.label}: on text that no search has read, {verdicts}")
     return decisions
@@ -173,15 +177,20 @@ def _round(
         bank.build({module: list(names) for module, names in candidates.items()}, step)
 
 
-def _measurements(
-    evaluator: Evaluator, bank: Bank, tokens: Tensor, reporter: Reporter
-) -> Measurements:
-    """What measures mixes on the search's text; what is known is not measured again."""
+def _teacher(bank: Bank, tokens: Tensor, reporter: Reporter) -> Teacher:
+    """The original on the text to search on."""
     with reporter.stage("Reading text to search on", 1) as step:
         teacher = Teacher.of(bank.checkpoint, tokens, bank.work, f"search-{len(tokens)}")
         step()
-    history = bank.work.path / "search" / f"history-{len(tokens)}.jsonl"
-    return Measurements(partial(evaluator, teacher), (len(tokens), tokens.shape[1]), history)
+    return teacher
+
+
+def _say_noise(evaluator: Evaluator, teacher: Teacher, plan: Plan, reporter: Reporter) -> None:
+    """Say what fast matrix products cost, where there are any."""
+    if evaluator.precision != "highest":
+        noise = evaluator.noise(teacher, plan.assignment, [0])
+        kind = PRODUCTS[evaluator.precision]
+        reporter.say(f"the search multiplies in {kind}, which moves KL by {noise:+.2%}")
 
 
 def _scored(

@@ -138,3 +138,15 @@ def test_a_broken_mix_is_very_bad_and_finite():
     found = evaluator._kl(teacher, head, [student], head)
     assert found.isfinite().all()
     assert (found > 50).all()
+
+
+def test_the_noise_of_fast_products_is_measured(model, mixes, monkeypatch):
+    evaluate = Evaluator(model.checkpoint, model.packed)
+    assert evaluate.noise(model.teacher, mixes[3], [0, 1]) == pytest.approx(
+        0.0, abs=1e-4 if evaluate.precision == "highest" else 0.1
+    )
+    evaluate.precision, seen = "medium", []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    evaluate.noise(model.teacher, mixes[3], [0])
+    assert seen == ["medium", "highest", "highest", "highest"]
+    assert evaluate.precision == "medium"

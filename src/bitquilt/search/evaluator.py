@@ -39,6 +39,8 @@ STATE_BYTES = 1 << 30
 """Hidden states of all mixes that are in memory at once."""
 DECODED_BYTES = 2 << 30
 """Decoded matrices that are kept for the next time."""
+PRODUCTS = {"highest": "float32", "high": "TF32", "medium": "bfloat16"}
+"""torch's words → what the inputs of matrix products are rounded to."""
 AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 16}
 """Tokens that go through a block at once: on a GPU small models are all waiting otherwise."""
 
@@ -54,6 +56,8 @@ class Evaluator:
             packed: its matrices on the grids that mixes will name.
         """
         self._model = _Stacked(checkpoint, _Decoded(packed))
+        self.precision = fastest(self._model.device)
+        """One of :data:`PRODUCTS`."""
         self._blocks = [
             [m for m in checkpoint.matrices if m.startswith(f"model.layers.{index}.")]
             for index in range(checkpoint.layers)
@@ -77,9 +81,17 @@ class Evaluator:
         length, width = teacher.hidden.shape[1:]
         room = STATE_BYTES // (len(mixes) * length * width * 4)
         most = min(room, AT_ONCE[self._model.device.type] // length)
-        with fast_products(self._model.device):
+        with _products(self.precision):
             parts = [self._some(teacher, mixes, some) for some in _batched(windows, max(1, most))]
         return np.concatenate(parts, axis=1)
+
+    def noise(self, teacher: Teacher, mix: Mix, windows: Sequence[int]) -> float:
+        """By what share of itself the KL of a mix is off because inputs of products are rounded."""
+        fast = float(self(teacher, [mix], windows).mean())
+        precision, self.precision = self.precision, "highest"
+        exact = float(self(teacher, [mix], windows).mean())
+        self.precision = precision
+        return fast / exact - 1
 
     def _some(
         self, teacher: Teacher, mixes: Sequence[Mix], windows: Sequence[int]
@@ -238,24 +250,23 @@ def _kl(teacher: Tensor, teacher_head: Tensor, students: Sequence[Tensor], head:
     return found
 
 
-@contextmanager
-def fast_products(device: torch.device) -> Iterator[None]:
-    """Within, float32 matrix products round their inputs where the device is much faster so."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision(device))
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@cache
-def precision(device: torch.device) -> str:
-    """``high``: TF32 on a GPU; ``medium``: bfloat16 on a processor that has it; ``highest``."""
+def fastest(device: torch.device) -> str:
+    """How to multiply float32 matrices on a device: one of :data:`PRODUCTS`."""
     if device.type == "cuda":
         return "high"
     can = torch.cpu.get_capabilities()
     return "medium" if can.get("amx_bf16") or can.get("avx512_bf16") else "highest"
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """Within, float32 matrices are multiplied so."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

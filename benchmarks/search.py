@@ -1,0 +1,219 @@
+"""Searches compared on one bank, at the same bytes, on the same held-out text.
+
+    python benchmarks/search.py [--bits 2.8,3.3,3.8,4.3,5] [--seeds 0,1,2] [--quick] [MODEL]
+
+For each budget: KL of the exact knapsack on the scores; then for each seed KL of the race and of
+EvoPress with its authors' schedule (59 million token-forwards; a GPU makes that minutes), and the
+paired difference with its 95 % interval. Token-forwards count every token that a mix reads, at full
+depth even where hidden states are shared, and for the race those of statistics and scores too.
+
+``--quick`` gives EvoPress a fraction of its schedule, for a look on a CPU. ``--cost`` measures what
+one budget and five take once the bank is there, and ``--mlx`` compares whole MLX files of about 4.5
+bits with mlx-lm's mixes rounded by mlx-lm. Whole GGUF files: ``benchmarks/mix.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lib import peers
+from torch import Tensor
+
+from bitquilt import grids, pipeline, presets
+from bitquilt.bank import Bank
+from bitquilt.calibration import corpus
+from bitquilt.calibration.text import calibration_documents, encoder, token_windows
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.deciding import EVOPRESS_WINDOWS, Search
+from bitquilt.divergence import Estimate, estimate
+from bitquilt.effort import WINDOW, effort
+from bitquilt.evaluation.written import Teacher, measure
+from bitquilt.planning import STITCHERS, Request, make_plan
+from bitquilt.search import scores
+from bitquilt.search.evaluator import Evaluator
+from bitquilt.search.evopress import Schedule, evolve
+from bitquilt.search.measurements import Limits, Measurements
+from bitquilt.search.mixes import Mixes, Vector
+from bitquilt.search.racing import CLEARLY, Difference, by_segment
+from bitquilt.search.searching import Task, search
+from bitquilt.workdir import WorkDir
+
+HELD_OUT = 64
+QUICK = Schedule(generations=4, offspring=16, tokens=(512, 2048, 8192), survivors=(4, 2, 1))
+
+
+def main() -> None:
+    """Print a table per budget, and what else is asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--bits", default="2.8,3.3,3.8,4.3,5")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--work-dir", type=Path, help="a bank made before is used again")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--cost", action="store_true")
+    parser.add_argument("--mlx", action="store_true")
+    asked = parser.parse_args()
+    bits = [float(number) for number in asked.bits.split(",")]
+    seeds = [int(number) for number in asked.seeds.split(",")]
+    with tempfile.TemporaryDirectory() as directory:
+        work_dir = asked.work_dir or Path(directory) / "work"
+        there = {"output": directory, "work_dir": work_dir}
+        pipeline.search(asked.model, bits=bits, how=Search("knapsack"), **there)
+        if asked.cost:
+            cost(asked.model, there)
+        settings = json.loads((work_dir / "settings.json").read_text())
+        with WorkDir(work_dir, settings) as work:
+            compare(asked.model, work, bits, seeds, QUICK if asked.quick else Schedule())
+        if asked.mlx:
+            mlx(asked.model, there)
+
+
+def cost(model: str, there: dict[str, Any]) -> None:
+    """Print what a search takes with a bank that is there."""
+    for bits in ([4.5], [3.0, 3.5, 4.0, 4.5, 5.0]):
+        pipeline.search(model, bits=bits, how=Search("knapsack"), **there)
+        started = time.monotonic()
+        pipeline.search(model, bits=bits, how=Search(seed=100 + len(bits)), **there)
+        print(f"{len(bits)} budgets: {time.monotonic() - started:.0f} s", flush=True)
+
+
+class Bench:
+    """One model's bank, and text to search and to judge on."""
+
+    def __init__(self, model: str, work: WorkDir) -> None:
+        self.work, self.checkpoint = work, open_checkpoint(model)
+        self.bank = Bank(self.checkpoint, work, "best", print)
+        encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
+        searched = token_windows(documents, encode, EVOPRESS_WINDOWS, WINDOW)
+        held_out = token_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
+        self._evaluator = Evaluator(self.checkpoint, self.bank.packed)
+        self._searched = Teacher.of(self.checkpoint, searched, work, "bench-search")
+        self._judge = Teacher.of(self.checkpoint, held_out, work, "bench-held-out")
+        probes = work.load_json("probes")
+        self._factors = {one["kind"]: scores.Probe(**one).factor for one in probes}
+        matrices = self.checkpoint.matrices.values()
+        self.much = effort(sum(rows * columns for rows, columns in matrices))
+
+    def mixes(self, bits: float) -> tuple[Mixes, int]:
+        """What may be chosen at a budget, and the capacity."""
+        space = make_plan(self.checkpoint, Request.parse(bits, None, None), "gguf").space
+        assert space is not None
+        return Mixes.of(scores.scored(self.bank, space.menu, self._factors)), space.capacity
+
+    def measurements(self, windows: int, name: str) -> Measurements:
+        """A measure on the first windows, with a history of its own."""
+        evaluate = partial(self._evaluator, self._searched)
+        history = self.work.path / "search" / f"bench-{name}.jsonl"
+        return Measurements(evaluate, (windows, WINDOW), history)
+
+    def judged(self, mixes: Mixes, vectors: Sequence[Vector]) -> list[np.ndarray]:
+        """Samples of each mix on held-out text."""
+        grids = [mixes.grids(vector) for vector in vectors]
+        found = by_segment(self._evaluator(self._judge, grids, range(HELD_OUT)))
+        return [one.ravel() for one in found]
+
+    @property
+    def before(self) -> int:
+        """Token-forwards of statistics and scores; a backward pass counts as two."""
+        kinds = len(scores.kinds(self.checkpoint)) + 1
+        windows = self.much.calibration + 3 * self.much.gradients + kinds * self.much.probes
+        return WINDOW * windows
+
+
+def compare(
+    model: str, work: WorkDir, budgets: Sequence[float], seeds: Sequence[int], schedule: Schedule
+) -> None:
+    """Race against EvoPress at each budget."""
+    bench = Bench(model, work)
+    print(
+        f"{'bits':>5} {'seed':>4}  {'knapsack, KL':>12} {'race':>8} {'EvoPress':>8}  "
+        f"{'race - EvoPress':>17}  {'token-forwards':>24} {'share':>7} {'seconds':>12}"
+    )
+    for bits in budgets:
+        mixes, capacity = bench.mixes(bits)
+        exact = mixes.cheapest(mixes.scores, capacity, {})
+        for seed in seeds:
+            raced, race_tokens, race_seconds = race(bench, mixes, capacity, bits, seed)
+            evolved, tokens, seconds = evopress(bench, mixes, capacity, bits, seed, schedule)
+            a, b, c = bench.judged(mixes, [exact, raced, evolved])
+            behind, level = Difference.of(b, c), c.mean()
+            share = (race_tokens + bench.before) / tokens
+            print(
+                f"{bits:5.2f} {seed:4}  {a.mean():12.5f} {b.mean():8.5f} {level:8.5f}  "
+                f"{behind.mean / level:+8.2%} ± {CLEARLY * behind.error / level:6.2%}  "
+                f"{race_tokens + bench.before:11,} {tokens:12,} {share:7.4f} "
+                f"{race_seconds:5.0f} {seconds:6.0f}",
+                flush=True,
+            )
+
+
+def race(
+    bench: Bench, mixes: Mixes, capacity: int, bits: float, seed: int
+) -> tuple[Vector, int, float]:
+    """The race's mix, token-forwards and seconds."""
+    measured = bench.measurements(bench.much.search, f"race-{bits}-{seed}")
+    task, limits = Task(mixes, {f"{bits}": capacity}, seed), Limits(bench.much.races * WINDOW)
+    best = search("race", task, measured, limits, lambda _: None)
+    return best[f"{bits}"], measured.tokens, measured.seconds
+
+
+def evopress(
+    bench: Bench, mixes: Mixes, capacity: int, bits: float, seed: int, schedule: Schedule
+) -> tuple[Vector, int, float]:
+    """The same of EvoPress."""
+    measured = bench.measurements(EVOPRESS_WINDOWS, f"evopress-{bits}-{seed}")
+    text, rng = (measured.windows, WINDOW), np.random.default_rng(seed)
+    *_, last = evolve(mixes, capacity, measured.of(mixes), text, schedule, rng)
+    return last.mix, measured.tokens, measured.seconds
+
+
+def mlx(model: str, there: dict[str, Any]) -> None:
+    """Whole MLX files: mlx-lm's mixes, rounded by mlx-lm, and ours of the same bytes."""
+    checkpoint = open_checkpoint(model)
+    mixes = {name: presets.preset(name, checkpoint, "mlx") for name in ("mixed_3_6", "mixed_4_6")}
+    mixes["dynamic_quant"] = by_dynamic_quant(model, there)
+    print(f"{'mlx-lm':14} {'bytes':>10}  {'KL':28}{'ours':28}share")
+    for name, mix in mixes.items():
+        size = STITCHERS["mlx"].plan(checkpoint, mix).total_bytes
+        ours = pipeline.quantize(model, size=f"{size}B", to="mlx", **there).outputs[0].figures.kl
+        theirs = rounded_by_mlx(checkpoint, there["work_dir"], mix)
+        share = ours.mean / theirs.mean
+        print(f"{name:14} {size:10,}  {theirs!s:28}{ours!s:28}{share:.3f}", flush=True)
+
+
+def by_dynamic_quant(model: str, there: dict[str, Any]) -> dict[str, str]:
+    """What mlx-lm's dynamic_quant makes of the unquantized model, asked for 4.5 bits."""
+    from lib import dynamic_quant
+
+    recipe = Path(there["output"]) / "original.json"
+    recipe.write_text(json.dumps({"default": "F32"}))
+    original = pipeline.quantize(model, recipe=recipe, to="mlx", **there).outputs[0].path
+    documents, _ = calibration_documents(None)
+    tokens = token_windows(documents, encoder(open_checkpoint(model)), 24, WINDOW)
+    return dynamic_quant.mix(original, tokens, 4.5)
+
+
+def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Mapping[str, str]) -> Estimate:
+    """A mix with every matrix rounded by mlx, on the windows of the closing figures."""
+    with WorkDir(work_dir, json.loads((work_dir / "settings.json").read_text())) as work:
+        tokens = work.load("teacher/held-out")["tokens"]
+        teacher = Teacher.of(checkpoint, tokens, work, "held-out")
+
+        def load(name: str) -> Tensor:
+            module, weight = name.removesuffix(".weight"), checkpoint.load(name)
+            return peers.mlx(grids.get(mix[module]), weight) if module in mix else weight
+
+        return estimate(measure(teacher, checkpoint, load).kl)
+
+
+if __name__ == "__main__":
+    main()
