@@ -33,7 +33,7 @@ class Harness(LM):  # type: ignore[misc]
         self._engine = engine
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """The log-probability of each (context, continuation), and whether it is what greedy decoding gives."""
+        """Of each (context, continuation) its log-probability, and whether it is the greedy one."""
         pairs = [self._pair(*request.args) for request in requests]
         with tqdm(total=len(pairs), desc="log-likelihoods") as bar:
             found = likelihoods(self._engine, pairs, bar.update)

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def _html(files: Sequence[Made], settings: Mapping[str, Any], drawn: Mapping[str
         "byte_rows": _byte_rows(files),
         "evaluations": [_evaluation(made) for made in evaluated],
         "noise": _noise(evaluated),
-        "samples": [sample for made in evaluated for sample in _samples(made)],
+        "samples": _samples(evaluated),
         "commands": list(dict.fromkeys(made.command for made in files)),
         "facts": _facts(files, settings),
         "version": __version__,
@@ -257,12 +257,17 @@ def _noise(evaluated: Sequence[Made]) -> str:
     )
 
 
-def _samples(made: Made) -> Iterator[dict[str, Any]]:
-    row = made.row
-    assert row is not None
-    if row["samples"]:
-        found = sorted(map(_sample, row["samples"]), key=lambda sample: sample["same"])
-        yield {"name": made.name, "samples": found}
+def _samples(evaluated: Sequence[Made]) -> list[dict[str, Any]]:
+    """Of every file the answers that differ from the original's."""
+    found = []
+    for made in evaluated:
+        assert made.row is not None
+        samples = made.row["samples"]
+        other = [_sample(one) for one in samples if one["original"] != one["answer"]]
+        if samples:
+            same = f"{len(samples) - len(other)} of {len(samples)} the same, word for word"
+            found.append({"name": made.name, "same": same, "samples": other})
+    return found
 
 
 def _sample(sample: Mapping[str, str]) -> dict[str, Any]:
@@ -271,7 +276,6 @@ def _sample(sample: Mapping[str, str]) -> dict[str, Any]:
         "question": sample["question"],
         "original": original,
         "answer": answer,
-        "same": sample["original"] == sample["answer"],
     }
 
 
