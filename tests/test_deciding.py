@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,6 +102,13 @@ def test_measured_scores_and_other_methods(model, tmp_path):
         (found,) = pipeline.search(str(source), bits=4.5, output=tmp_path, work_dir=work, how=how)
         assert found.path.exists()
         assert any(verdict.name == how.method for verdict in found.verdicts)
+
+
+def test_limits():
+    assert Search().limited(480).limits.tokens == 480
+    assert Search(tokens=0).limited(480).limits.tokens == 0
+    assert Search("evopress").limited(480).limits.tokens == math.inf
+    assert Search(seconds=60).limits.seconds == 60
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,11 @@ class Search:
         usual = math.inf if self.method == "evopress" else tokens
         return replace(self, tokens=usual if self.tokens is None else self.tokens)
 
+    @property
+    def limits(self) -> Limits:
+        """Where it ends at the latest."""
+        return Limits(math.inf if self.tokens is None else self.tokens, self.seconds)
+
     def windows(self, usual: int) -> int:
         """Windows of text to measure on: EvoPress draws from as many as its authors'."""
         return EVOPRESS_WINDOWS if self.method == "evopress" else usual
@@ -121,9 +126,8 @@ def _decide_target(
     measurements = Measurements(partial(evaluator, teacher), shape, history)
     mixes = Mixes.of(_scored(spaces, bank, text, how, measurements, reporter))
     task = Task(mixes, {label: space.capacity for label, space in spaces.items()}, how.seed)
-    limits = Limits(how.tokens or math.inf, how.seconds)
-    exact = search("knapsack", task, measurements, limits, reporter.say)
-    best = search(how.method, task, measurements, limits, reporter.say)
+    exact = search("knapsack", task, measurements, how.limits, reporter.say)
+    best = search(how.method, task, measurements, how.limits, reporter.say)
     judging = Teacher.of(bank.checkpoint, text.judging, bank.work, "judging")
     decisions = []
     for plan, rival in zip(plans, rivals, strict=True):

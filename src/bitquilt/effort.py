@@ -52,5 +52,5 @@ def effort(parameters: int) -> Effort:
         tuning=windows(1000, 128, 2112),
         search=64,
         judging=windows(2, 8, 32),
-        races=windows(6, 96, 480),
+        races=windows(6, 240, 480),
     )
