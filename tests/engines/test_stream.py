@@ -90,3 +90,30 @@ def test_long_prompts_are_read_in_chunks(engine: Engine) -> None:
     assert fed == 700
     assert say(engine, [prompt[:600]])[1] == 1
     assert say(engine, [prompt]) == ([first], 100)
+
+
+def test_rows_may_join(engine: Engine) -> None:
+    alone = [say(engine, [prompt])[0][0] for prompt in PROMPTS]
+    said: dict[int, list[int]] = {0: [], 1: [], 2: []}
+    requests = [Request(prompt, Sampling(), LENGTH) for prompt in PROMPTS]
+    with engine.stream(requests[:1]) as stream:
+        for row, piece in stream:
+            said[row].append(piece.token)
+            if row == 0 and len(said[0]) == 4:
+                assert stream.add(requests[1]) == 1
+        assert said == {0: alone[0], 1: alone[1], 2: []}
+        assert stream.add(requests[2]) == 2  # after the others have ended
+        for row, piece in stream:
+            said[row].append(piece.token)
+    assert list(said.values()) == alone
+
+
+def test_text_can_be_tokenized_meanwhile(engine: Engine) -> None:
+    tokens = engine.tokenize("some text")
+    alone, _ = say(engine, PROMPTS[:1])
+    said = []
+    with engine.stream([Request(PROMPTS[0], Sampling(), LENGTH)]) as stream:
+        for _, piece in stream:
+            said.append(piece.token)
+            assert engine.tokenize("some text") == tokens
+    assert [said] == alone

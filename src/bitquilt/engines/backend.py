@@ -45,6 +45,8 @@ class Backend(Protocol):
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
         """Read one prompt per row, and compute only what the context does not hold already.
 
+        The rows may be those of now, each a few tokens longer, with others among them.
+
         Args:
             prompts: none of them empty.
             room: how many tokens will be appended to a row at most.

@@ -51,7 +51,7 @@ def main(kind: str, options: str) -> None:
     send(answers, asdict(backend.info))
     requests: Queue[Message | None] = Queue()
     threading.Thread(target=_listen, args=(os.fdopen(0, "rb"), requests), daemon=True).start()
-    _serve(backend, requests, answers)
+    _Service(backend, requests, answers).run()
 
 
 def _load(kind: str, options: dict[str, Any]) -> Backend:
@@ -68,46 +68,66 @@ def _listen(stream: BinaryIO, requests: Queue[Message | None]) -> None:
     requests.put(None)
 
 
-def _serve(backend: Backend, requests: Queue[Message | None], answers: BinaryIO) -> None:
-    while (request := requests.get()) is not None:
-        try:
-            _answer(backend, request, requests, answers)
-        except UserError as error:
-            send(answers, {"error": str(error)})
+class _Service:
+    """Does what is asked, one thing after the other; a generation leaves room for orders."""
 
+    def __init__(
+        self, backend: Backend, requests: Queue[Message | None], answers: BinaryIO
+    ) -> None:
+        self._backend, self._requests, self._answers = backend, requests, answers
+        self._generation: Generation | None = None
+        self._rows = 0
+        """That the generation was given, so that it is known which of them it has ended."""
 
-def _answer(
-    backend: Backend, request: Message, requests: Queue[Message | None], answers: BinaryIO
-) -> None:
-    if request["do"] == "tokenize":
-        send(answers, {"tokens": backend.tokenize(request["text"], request["add_special"])})
-    elif request["do"] == "logits":
-        send(answers, {}, backend.window(request["tokens"]))
-    elif request["do"] == "stream":
-        generation = Generation(backend, [_request(fields) for fields in request["requests"]])
-        _say(generation, requests, answers)
-    # what else comes here is a "drop" of a generation that had ended by itself
+    def run(self) -> None:
+        """Until there are no more requests."""
+        while (request := self._requests.get()) is not None:
+            try:
+                self._obey(request)
+                if request["do"] in ("stream", "add") and self._generation:
+                    self._say(self._generation)
+            except UserError as error:
+                self._generation = None
+                self._send({"error": str(error)})
+
+    def _obey(self, order: Message) -> None:
+        """Do all of it but let the generation speak; orders to one that failed are void."""
+        if order["do"] == "tokenize":
+            tokens = self._backend.tokenize(order["text"], order["add_special"])
+            self._send({"tokens": tokens})
+        elif order["do"] == "logits":
+            send(self._answers, {}, self._backend.window(order["tokens"]))
+        elif order["do"] == "stream":
+            requests = [_request(fields) for fields in order["requests"]]
+            self._generation, self._rows = Generation(self._backend, requests), len(requests)
+        elif self._generation and order["do"] == "add":
+            self._generation.add(_request(order["request"]))
+            self._rows += 1
+        elif self._generation and order["do"] == "drop":
+            self._generation.drop(order["row"])
+
+    def _say(self, generation: Generation) -> None:
+        """Send pieces, several in a message where they come fast, and obey what comes meanwhile."""
+        said: list[tuple[Any, ...]] = []
+        sent = time.monotonic()
+        for row, piece in generation:
+            said.append((row, *astuple(piece)))
+            if time.monotonic() - sent > MESSAGE_SECONDS:
+                self._send({"said": said, "fed": generation.fed, "ended": 0})
+                said, sent = [], time.monotonic()
+            while not self._requests.empty():
+                order = self._requests.get()
+                if order is None:  # nobody is there any more
+                    raise SystemExit
+                self._obey(order)
+        self._send({"said": said, "fed": generation.fed, "ended": self._rows})
+
+    def _send(self, answer: Message) -> None:
+        send(self._answers, answer)
 
 
 def _request(fields: Message) -> Request:
     return Request(**{**fields, "sampling": Sampling(**fields["sampling"])})
-
-
-def _say(generation: Generation, requests: Queue[Message | None], answers: BinaryIO) -> None:
-    """Send pieces, several in a message where they come fast, and obey what comes meanwhile."""
-    said: list[tuple[Any, ...]] = []
-    sent = time.monotonic()
-    for row, piece in generation:
-        said.append((row, *astuple(piece)))
-        if time.monotonic() - sent > MESSAGE_SECONDS:
-            send(answers, {"said": said, "fed": generation.fed})
-            said, sent = [], time.monotonic()
-        while not requests.empty():
-            order = requests.get()
-            if order is None:  # nobody is there any more
-                raise SystemExit
-            generation.drop(order["row"])
-    send(answers, {"said": said, "fed": generation.fed, "done": True})
 
 
 if __name__ == "__main__":

@@ -84,10 +84,17 @@ class Stream(Protocol):
     """Prompts being continued together. Close it, or use it as a context manager."""
 
     fed: int
-    """Prompt tokens that had to be computed, known once the first piece is there."""
+    """Prompt tokens that had to be computed, known once a first piece of each row is there."""
 
     def __iter__(self) -> Iterator[tuple[int, Piece]]:
         """Pieces as they come, each with the index of its request; ends when all rows have."""
+        ...
+
+    def add(self, request: Request) -> int:
+        """Continue one more prompt along with the others; its index.
+
+        When all rows had ended, iterate once more for what it says.
+        """
         ...
 
     def drop(self, row: int) -> None:
@@ -109,7 +116,9 @@ class Engine(Protocol):
     info: ModelInfo
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
-        """Text to token ids; control tokens written out in the text become their ids.
+        """Text to token ids, also while a stream is open.
+
+        Control tokens written out in the text become their ids.
 
         Args:
             text: for a prompt from a chat template, leave ``add_special`` off: it is in there.

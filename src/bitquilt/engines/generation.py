@@ -16,24 +16,44 @@ class Generation:
     def __init__(self, backend: Backend, requests: Sequence[Request]) -> None:
         self.fed = 0
         self._backend = backend
-        self._prompts = [request.tokens for request in requests]
-        self._room = max(request.max_tokens for request in requests)
-        self._rows = [_Row(backend, index, request) for index, request in enumerate(requests)]
+        self._rows: list[_Row] = []
+        self._joining: list[_Row] = []
+        for request in requests:
+            self.add(request)
 
     def __iter__(self) -> Iterator[tuple[int, Piece]]:
         """See :class:`~bitquilt.engines.engine.Stream`."""
-        logits, self.fed = self._backend.prefill(self._prompts, self._room)
-        going = self._rows
-        while going:
+        going: list[_Row] = []
+        while True:
+            before, going = going, [row for row in going if not row.over]
+            if self._joining:
+                logits = self._join(going)
+            elif not going:
+                return
+            else:
+                if len(going) < len(before):
+                    self._backend.retain([i for i, row in enumerate(before) if not row.over])
+                logits = self._backend.step([row.tokens[-1] for row in going])
             for row, its_logits in zip(going, logits, strict=True):
                 if not row.over:
                     yield row.index, row.say(its_logits)
-            going, before = [row for row in going if not row.over], going
-            if not going:
-                return
-            if len(going) < len(before):
-                self._backend.retain([i for i, row in enumerate(before) if not row.over])
-            logits = self._backend.step([row.last for row in going])
+
+    def _join(self, going: list[_Row]) -> Floats:
+        """Let new rows in: all are read, which costs those that were there their last token."""
+        known = len(going)
+        going += self._joining
+        self._joining = []
+        room = max(row.left for row in going)
+        logits, fed = self._backend.prefill([row.tokens for row in going], room)
+        self.fed += max(0, fed - known)
+        return logits
+
+    def add(self, request: Request) -> int:
+        """See :class:`~bitquilt.engines.engine.Stream`."""
+        row = _Row(self._backend, len(self._rows), request)
+        self._rows.append(row)
+        self._joining.append(row)
+        return row.index
 
     def drop(self, row: int) -> None:
         """See :class:`~bitquilt.engines.engine.Stream`."""
@@ -57,22 +77,24 @@ class _Row:
     def __init__(self, backend: Backend, index: int, request: Request) -> None:
         self.index = index
         self.over = request.max_tokens < 1
-        self.last = -1
+        self.tokens = list(request.tokens)
+        """What is continued, and what was said."""
+        self.left = request.max_tokens
         self._backend = backend
-        self._left = request.max_tokens
         self._sampler = Sampler(request)
         self._text = _TextStream(backend, request.tokens[-1])
 
     def say(self, logits: Floats) -> Piece:
         """Draw the next token."""
-        self.last = token = self._sampler.draw(logits)
-        self._left -= 1
+        token = self._sampler.draw(logits)
+        self.tokens.append(token)
+        self.left -= 1
         if self._backend.ends_turn(token):
             self.over = True
             return Piece(token, self._text.rest(), control=False, ends=True)
         name = self._backend.control_text(token)
         text = self._text.push(token) if name is None else name
-        self.over = self.over or self._left == 0
+        self.over = self.over or self.left == 0
         if self.over and name is None:
             text += self._text.rest()
         return Piece(token, text, control=name is not None)

@@ -49,7 +49,7 @@ class ModelParams(ctypes.Structure):
 
 
 class ContextParams(ctypes.Structure):
-    """struct llama_context_params; what we never set is not told apart from type_v on.
+    """struct llama_context_params; what we never set is not told apart from kv_unified on.
 
     The tail is longer than any field there: a structure this large travels in memory, where the
     callee reads only its own part.
@@ -82,7 +82,14 @@ class ContextParams(ctypes.Structure):
         ("cb_eval_user_data", c_void_p),
         ("type_k", c_int32),
         ("type_v", c_int32),
-        ("untold", c_void_p * 16),
+        ("callbacks", c_void_p * 3),
+        ("embeddings", c_bool),
+        ("offload_kqv", c_bool),
+        ("no_perf", c_bool),
+        ("op_offload", c_bool),
+        ("swa_full", c_bool),
+        ("kv_unified", c_bool),
+        ("untold", c_void_p * 12),
     ]
 
 
@@ -125,6 +132,12 @@ KNOWN_CONTEXT_DEFAULTS = {
     "cb_eval": None,
     "type_k": 1,
     "type_v": 1,
+    "embeddings": False,
+    "offload_kqv": True,
+    "no_perf": True,
+    "op_offload": True,
+    "swa_full": True,
+    "kv_unified": False,
 }
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {

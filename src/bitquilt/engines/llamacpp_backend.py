@@ -6,9 +6,9 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,8 +18,10 @@ from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.errors import UserError
 
 UBATCH = 512
-LEAST_CAPACITY = 1024
+LEAST_CELLS, LEAST_SEQUENCES = 1024, 8
 META_VALUE_BYTES = 64
+
+T = TypeVar("T")
 
 _SAMPLING_KEYS = {
     "temperature": "general.sampling.temp",
@@ -45,14 +47,18 @@ def load(path: str, exact: bool, threads: int | None) -> LlamaCpp:
 
 
 class LlamaCpp:
-    """One model and at most one context, whose sequences are the rows."""
+    """One model and at most one context, whose sequences are the rows.
+
+    Sequences share the cells of the context, one for each token. A sequence that is no row any more
+    keeps what it holds for as long as there is room: a conversation may go on from there.
+    """
 
     def __init__(self, path: Path, exact: bool, threads: int) -> None:
         self._api: Any = llama_api.load_library()
         self._api.llama_backend_init()
         self._exact, self._threads = exact, threads
         self._context: int | None = None
-        self._sequences = self._capacity = 0
+        self._cells = 0
         self._held: list[list[int]] = []
         self._live: list[int] = []
         self._batch = self._api.llama_batch_init(UBATCH, 0, 1)
@@ -107,23 +113,37 @@ class LlamaCpp:
     def window(self, tokens: Sequence[int]) -> Floats:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         self._reserve(1, len(tokens))
-        self._keep(0, 0)
-        return np.concatenate([self._append(0, chunk, len(chunk)) for chunk in _chunks(tokens)])
+        self._forget(range(len(self._held)))
+        rows = []
+        for chunk in _chunks(tokens):
+            rows.append(self._decode(chunk, [0] * len(chunk), range(len(chunk))).copy())
+            self._held[0] += chunk
+        return np.concatenate(rows)
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
         """See :class:`~bitquilt.engines.backend.Backend`."""
-        self._reserve(len(prompts), max(map(len, prompts)) + room)
-        last, fed = [], 0
-        # The first sequence reads every prompt, its own at the end, and the others copy it.
-        for row in reversed(range(len(prompts))):
-            kept = self._keep(0, common_prefix(self._held[0], prompts[row]))
-            missing = prompts[row][kept:]
-            last.append([self._append(0, chunk, 1) for chunk in _chunks(missing)][-1])
-            fed += len(missing)
-            if row > 0:
-                self._copy(row)
-        self._live = list(range(len(prompts)))
-        return np.concatenate(last[::-1]), fed
+        cells = sum(map(len, prompts)) + room * len(prompts)
+        self._reserve(len(prompts), cells)
+        self._live = live = assign(self._held, prompts)
+        others = set(range(len(self._held))) - set(live)
+        if cells + sum(len(self._held[sequence]) for sequence in others) > self._cells:
+            self._forget(others)
+        alone: list[int] = []
+        copies: dict[int, int] = {}
+        for row, prompt in enumerate(prompts):
+            # what another row is about to read need not be read twice
+            shared = {other: common_prefix(prompts[other], prompt) for other in alone}
+            most = max(shared, key=shared.__getitem__, default=row)
+            if shared.get(most, 0) > common_prefix(self._held[live[row]], prompt):
+                copies[row] = most
+            else:
+                alone.append(row)
+        logits, fed = self._read(prompts, alone)
+        for row, other in copies.items():
+            self._copy(live[other], live[row])
+        copied, more = self._read(prompts, list(copies))
+        order = np.argsort([*alone, *copies])
+        return np.stack([*logits, *copied])[order], fed + more
 
     def step(self, tokens: Sequence[int]) -> Floats:
         """See :class:`~bitquilt.engines.backend.Backend`."""
@@ -136,20 +156,20 @@ class LlamaCpp:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         self._live = [self._live[row] for row in rows]
 
-    def _reserve(self, sequences: int, capacity: int) -> None:
-        """Make sure of a context for so many sequences of so many tokens; a new one holds none.
+    def _reserve(self, sequences: int, cells: int) -> None:
+        """Make sure of a context for so many sequences and tokens; a new one holds none.
 
         Contexts double, so that a conversation that grows is seldom read again.
         """
-        if sequences <= self._sequences and capacity <= self._capacity:
+        if sequences <= len(self._held) and cells <= self._cells:
             return
         if self._context:
             self._api.llama_free(self._context)
-        self._sequences = max(sequences, 1)
-        self._capacity = max(LEAST_CAPACITY, 1 << (capacity - 1).bit_length())
-        self._held = [[] for _ in range(self._sequences)]
+        self._cells = max(LEAST_CELLS, self._cells, _doubled(cells))
+        self._held = [[] for _ in range(max(LEAST_SEQUENCES, len(self._held), _doubled(sequences)))]
         params = self._api.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = self._sequences * self._capacity, self._sequences
+        params.n_ctx, params.n_seq_max = self._cells, len(self._held)
+        params.kv_unified = True
         params.n_batch = params.n_ubatch = UBATCH
         params.n_outputs_max = params.n_outputs_max_per_seq = UBATCH
         params.n_threads = params.n_threads_batch = self._threads
@@ -158,7 +178,7 @@ class LlamaCpp:
             params.flash_attn_type = llama_api.FLASH_ATTENTION_OFF
         self._context = self._api.llama_init_from_model(self._model, params)
         if not self._context:
-            self._sequences = self._capacity = 0
+            self._cells, self._held = 0, []
             raise UserError(
                 f"llama.cpp cannot make a context of {params.n_ctx:,} tokens; "
                 "ask for fewer, or free memory"
@@ -173,20 +193,42 @@ class LlamaCpp:
         del self._held[sequence][length:]
         return length
 
-    def _copy(self, sequence: int) -> None:
-        """Make a sequence hold what the first one holds."""
+    def _forget(self, sequences: Iterable[int]) -> None:
+        for sequence in sequences:
+            self._keep(sequence, 0)
+
+    def _copy(self, source: int, sequence: int) -> None:
+        """Make a sequence hold what another holds."""
         self._api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-        self._api.llama_memory_seq_cp(self._memory, 0, sequence, -1, -1)
-        self._held[sequence] = list(self._held[0])
+        self._api.llama_memory_seq_cp(self._memory, source, sequence, -1, -1)
+        self._held[sequence] = list(self._held[source])
 
-    def _append(self, sequence: int, tokens: Sequence[int], outputs: int) -> Floats:
-        """Run one batch of one sequence; logits after the last ``outputs`` tokens, a copy."""
-        n = len(tokens)
-        logits = self._decode(tokens, [sequence] * n, range(n - outputs, n)).copy()
-        self._held[sequence] += tokens
-        return logits
+    def _read(
+        self, prompts: Sequence[Sequence[int]], rows: Sequence[int]
+    ) -> tuple[list[Floats], int]:
+        """Read what is missing of the prompts of some rows, in as few batches as possible.
 
-    def _decode(self, tokens: Sequence[int], sequences: Sequence[int], outputs: range) -> Floats:
+        Returns:
+            Logits after each of them, float32 [V], and the number of tokens computed.
+        """
+        missing = []
+        for row in rows:
+            sequence, prompt = self._live[row], prompts[row]
+            kept = self._keep(sequence, common_prefix(self._held[sequence], prompt))
+            last = len(prompt) - 1
+            missing += [(prompt[i], sequence, i == last) for i in range(kept, len(prompt))]
+        logits: list[Floats] = []
+        for chunk in _chunks(missing):
+            outputs = [i for i, (_, _, wanted) in enumerate(chunk) if wanted]
+            tokens, sequences = [token for token, _, _ in chunk], [where for _, where, _ in chunk]
+            logits.extend(self._decode(tokens, sequences, outputs).copy())
+            for token, sequence in zip(tokens, sequences, strict=True):
+                self._held[sequence].append(token)
+        return logits, len(missing)
+
+    def _decode(
+        self, tokens: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]
+    ) -> Floats:
         """Run one batch of tokens, each at the end of its sequence.
 
         Returns:
@@ -203,6 +245,8 @@ class LlamaCpp:
             lengths[sequence] += 1
         if self._api.llama_decode(self._context, batch) != 0:
             raise UserError("llama.cpp ran out of context or memory; ask for fewer tokens")
+        if not outputs:
+            return np.empty((0, self.info.vocabulary), dtype=np.float32)
         logits = self._api.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, (len(outputs), self.info.vocabulary))
 
@@ -232,7 +276,26 @@ class LlamaCpp:
         return Sampling(**found)
 
 
-def _chunks(tokens: Sequence[int]) -> list[Sequence[int]]:
+def assign(held: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Which sequence each prompt is read into: the one that holds most of it, none twice."""
+    pairs = (
+        (common_prefix(tokens, prompt), -sequence, -row)
+        for row, prompt in enumerate(prompts)
+        for sequence, tokens in enumerate(held)
+    )
+    found: dict[int, int] = {}
+    for _, sequence, row in sorted(pairs, reverse=True):
+        if -row not in found and -sequence not in found.values():
+            found[-row] = -sequence
+    return [found[row] for row in range(len(prompts))]
+
+
+def _doubled(least: int) -> int:
+    """The next power of two."""
+    return 1 << (least - 1).bit_length()
+
+
+def _chunks(tokens: Sequence[T]) -> list[Sequence[T]]:
     return [tokens[start : start + UBATCH] for start in range(0, len(tokens), UBATCH)]
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -40,6 +41,8 @@ class RemoteEngine(Engine):
         self._subject = f"{kind} on {options['path']}"
         # A file, not a pipe: nobody has to keep reading while the engine talks.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
+        self._early: deque[Message] = deque()
+        """What a stream said while another answer was awaited."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bitquilt.engines.child", kind, json.dumps(options)],
             stdin=subprocess.PIPE,
@@ -49,6 +52,7 @@ class RemoteEngine(Engine):
         )
         try:
             found, _ = self._receive()
+            _raise_errors(found)
         except BaseException:
             self.close()
             raise
@@ -62,20 +66,30 @@ class RemoteEngine(Engine):
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See :class:`~bitquilt.engines.engine.Engine`."""
-        answer, _ = self._ask({"do": "tokenize", "text": text, "add_special": add_special})
+        self._send({"do": "tokenize", "text": text, "add_special": add_special})
+        while "tokens" not in (answer := self._receive()[0]):
+            self._early.append(answer)
         return list(answer["tokens"])
 
     def logits(self, tokens: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
         """See :class:`~bitquilt.engines.engine.Engine`."""
         for window in tokens:
-            _, array = self._ask({"do": "logits", "tokens": window.tolist()})
+            self._send({"do": "logits", "tokens": window.tolist()})
+            message, array = self._receive()
+            _raise_errors(message)
             assert array is not None
             yield array
 
     def stream(self, requests: Sequence[Request]) -> RemoteStream:
         """See :class:`~bitquilt.engines.engine.Engine`."""
         self._send({"do": "stream", "requests": [asdict(request) for request in requests]})
-        return RemoteStream(len(requests), self._send, lambda: self._receive()[0])
+        return RemoteStream(len(requests), self._send, self._said)
+
+    def _said(self) -> Message:
+        """What the stream says next."""
+        message = self._early.popleft() if self._early else self._receive()[0]
+        _raise_errors(message)
+        return message
 
     def close(self) -> None:
         """End the process."""
@@ -95,10 +109,6 @@ class RemoteEngine(Engine):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, request: Message) -> tuple[Message, npt.NDArray[np.float32] | None]:
-        self._send(request)
-        return self._receive()
-
     def _send(self, request: Message) -> None:
         try:
             send(_binary(self._process.stdin), request)
@@ -107,13 +117,9 @@ class RemoteEngine(Engine):
 
     def _receive(self) -> tuple[Message, npt.NDArray[np.float32] | None]:
         try:
-            message, array = receive(_binary(self._process.stdout))
+            return receive(_binary(self._process.stdout))
         except EOFError:
             raise self._crash() from None
-        if "error" in message:
-            kind = EngineMissingError if message.get("missing") else UserError
-            raise kind(message["error"])
-        return message, array
 
     def _crash(self) -> EngineCrashedError:
         code = self._process.wait()
@@ -134,6 +140,7 @@ class RemoteStream:
         self, rows: int, send: Callable[[Message], None], receive: Callable[[], Message]
     ) -> None:
         self.fed = 0
+        self._rows = rows
         self._going = set(range(rows))
         self._done = False
         self._send, self._receive = send, receive
@@ -144,6 +151,14 @@ class RemoteStream:
             message = self._next()
             for row, *fields in message["said"]:
                 yield row, Piece(*fields)
+
+    def add(self, request: Request) -> int:
+        """See :class:`~bitquilt.engines.engine.Stream`."""
+        row = self._rows
+        self._send({"do": "add", "request": asdict(request)})
+        self._going.add(row)
+        self._rows, self._done = row + 1, False
+        return row
 
     def drop(self, row: int) -> None:
         """See :class:`~bitquilt.engines.engine.Stream`."""
@@ -168,9 +183,15 @@ class RemoteStream:
     def _next(self) -> Message:
         self._done = True  # unless the child lives to say otherwise
         message = self._receive()
-        self._done = message.get("done", False)
+        self._done = message["ended"] == self._rows  # it may not know of the newest yet
         self.fed = message["fed"]
         return message
+
+
+def _raise_errors(message: Message) -> None:
+    if "error" in message:
+        kind = EngineMissingError if message.get("missing") else UserError
+        raise kind(message["error"])
 
 
 def _binary(stream: Any) -> BinaryIO:
