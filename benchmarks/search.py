@@ -47,7 +47,7 @@ from bitquilt.search.racing import CLEARLY, Difference, by_segment
 from bitquilt.search.searching import Task, search
 from bitquilt.workdir import WorkDir
 
-HELD_OUT = 64
+HELD_OUT, HELD_OUT_QUICK = 64, 16
 QUICK = Schedule(generations=4, offspring=16, tokens=(512, 2048, 8192), survivors=(4, 2, 1))
 
 
@@ -72,7 +72,7 @@ def main() -> None:
             cost(asked.model, there)
         settings = json.loads((work_dir / "settings.json").read_text())
         with WorkDir(work_dir, settings) as work:
-            compare(asked.model, work, bits, seeds, QUICK if asked.quick else Schedule())
+            compare(Bench(asked.model, work, asked.quick), bits, seeds)
         if asked.mlx:
             mlx(asked.model, there)
 
@@ -89,19 +89,22 @@ def cost(model: str, there: dict[str, Any]) -> None:
 class Bench:
     """One model's bank, and text to search and to judge on."""
 
-    def __init__(self, model: str, work: WorkDir) -> None:
+    def __init__(self, model: str, work: WorkDir, quick: bool) -> None:
         self.work, self.checkpoint = work, open_checkpoint(model)
-        self.bank = Bank(self.checkpoint, work, "best", print)
-        encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
-        searched = token_windows(documents, encode, EVOPRESS_WINDOWS, WINDOW)
-        held_out = token_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
-        self._evaluator = Evaluator(self.checkpoint, self.bank.packed)
-        self._searched = Teacher.of(self.checkpoint, searched, work, "bench-search")
-        self._judge = Teacher.of(self.checkpoint, held_out, work, "bench-held-out")
-        probes = work.load_json("probes")
-        self._factors = {one["kind"]: scores.Probe(**one).factor for one in probes}
+        self.schedule = QUICK if quick else Schedule()
         matrices = self.checkpoint.matrices.values()
         self.much = effort(sum(rows * columns for rows, columns in matrices))
+        self.windows = self.much.search if quick else EVOPRESS_WINDOWS
+        self.bank = Bank(self.checkpoint, work, "best", print)
+        self.held_out = HELD_OUT_QUICK if quick else HELD_OUT
+        encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
+        searched = token_windows(documents, encode, self.windows, WINDOW)
+        held_out = token_windows(corpus.bundled("held-out"), encode, self.held_out, WINDOW)
+        self._evaluator = Evaluator(self.checkpoint, self.bank.packed)
+        self._searched = Teacher.of(self.checkpoint, searched, work, f"bench-search-{self.windows}")
+        self._judge = Teacher.of(self.checkpoint, held_out, work, f"bench-held-out-{self.held_out}")
+        probes = work.load_json("probes")
+        self._factors = {one["kind"]: scores.Probe(**one).factor for one in probes}
 
     def mixes(self, bits: float) -> tuple[Mixes, int]:
         """What may be chosen at a budget, and the capacity."""
@@ -112,13 +115,13 @@ class Bench:
     def measurements(self, windows: int, name: str) -> Measurements:
         """A measure on the first windows, with a history of its own."""
         evaluate = partial(self._evaluator, self._searched)
-        history = self.work.path / "search" / f"bench-{name}.jsonl"
+        history = self.work.path / "search" / f"bench-{self.windows}-{name}.jsonl"
         return Measurements(evaluate, (windows, WINDOW), history)
 
     def judged(self, mixes: Mixes, vectors: Sequence[Vector]) -> list[np.ndarray]:
         """Samples of each mix on held-out text."""
         grids = [mixes.grids(vector) for vector in vectors]
-        found = by_segment(self._evaluator(self._judge, grids, range(HELD_OUT)))
+        found = by_segment(self._evaluator(self._judge, grids, range(self.held_out)))
         return [one.ravel() for one in found]
 
     @property
@@ -129,11 +132,8 @@ class Bench:
         return WINDOW * windows
 
 
-def compare(
-    model: str, work: WorkDir, budgets: Sequence[float], seeds: Sequence[int], schedule: Schedule
-) -> None:
+def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> None:
     """Race against EvoPress at each budget."""
-    bench = Bench(model, work)
     print(
         f"{'bits':>5} {'seed':>4}  {'knapsack, KL':>12} {'race':>8} {'EvoPress':>8}  "
         f"{'race - EvoPress':>17}  {'token-forwards':>24} {'share':>7} {'seconds':>12}"
@@ -143,7 +143,7 @@ def compare(
         exact = mixes.cheapest(mixes.scores, capacity, {})
         for seed in seeds:
             raced, race_tokens, race_seconds = race(bench, mixes, capacity, bits, seed)
-            evolved, tokens, seconds = evopress(bench, mixes, capacity, bits, seed, schedule)
+            evolved, tokens, seconds = evopress(bench, mixes, capacity, bits, seed)
             a, b, c = bench.judged(mixes, [exact, raced, evolved])
             behind, level = Difference.of(b, c), c.mean()
             share = (race_tokens + bench.before) / tokens
@@ -167,12 +167,12 @@ def race(
 
 
 def evopress(
-    bench: Bench, mixes: Mixes, capacity: int, bits: float, seed: int, schedule: Schedule
+    bench: Bench, mixes: Mixes, capacity: int, bits: float, seed: int
 ) -> tuple[Vector, int, float]:
     """The same of EvoPress."""
-    measured = bench.measurements(EVOPRESS_WINDOWS, f"evopress-{bits}-{seed}")
+    measured = bench.measurements(bench.windows, f"evopress-{bits}-{seed}")
     text, rng = (measured.windows, WINDOW), np.random.default_rng(seed)
-    *_, last = evolve(mixes, capacity, measured.of(mixes), text, schedule, rng)
+    *_, last = evolve(mixes, capacity, measured.of(mixes), text, bench.schedule, rng)
     return last.mix, measured.tokens, measured.seconds
 
 
