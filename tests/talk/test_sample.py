@@ -184,6 +184,22 @@ def test_silence_is_no_answer_where_there_is_a_budget(style: Style) -> None:
     assert (end.closed, end.answer, end.why) == (None, "", "stop")
 
 
+@pytest.mark.parametrize("said", ["so \\boxed{12", "\\boxed{}", "\\boxed{1}"])
+def test_an_empty_or_open_box_is_no_answer_where_there_is_a_budget(said: str) -> None:
+    def model(so_far: str) -> dict[str, float]:
+        return reciting(said, said + "\\boxed{7}")(so_far)
+
+    _, end, _ = ask(model, UP_TO_BOX, replace(DEFAULT, think_budget=50))
+    assert end.final == ("1" if said == "\\boxed{1}" else "7")
+
+
+def test_a_box_begun_too_late_is_closed() -> None:
+    text = LETTERS[:10] + "\\boxed{" + LETTERS
+    settings = replace(DEFAULT, think_budget=100, max_tokens=60)
+    _, end, _ = ask(reciting(text), UP_TO_BOX, settings)
+    assert (end.final, end.why, end.tokens) == (LETTERS[:43], "length", 60)
+
+
 # ------------------------------------------------------------------------------- seeds
 
 

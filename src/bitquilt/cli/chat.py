@@ -7,10 +7,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -49,12 +49,13 @@ def chat(model: str, system: str | None, hide_thinking: bool, **given: Any) -> N
 
     engine = open_engine(model)
     session = Session(engine, settings(engine, given), system_prompt(system))
-    talk = Conversation(model, session, hide_thinking)
     try:
         click.echo(f"{model} is here; /help says what else is.", err=True)
-        for line in _lines():
-            if not talk.take(line.strip()):
-                break
+        with _CtrlC() as ctrl_c:
+            talk = Conversation(model, session, hide_thinking, ctrl_c)
+            for line in _lines():
+                if not talk.take(line.strip()):
+                    break
     finally:
         session.engine.close()
 
@@ -62,8 +63,9 @@ def chat(model: str, system: str | None, hide_thinking: bool, **given: Any) -> N
 class Conversation:
     """What the lines that are typed do."""
 
-    def __init__(self, model: str, session: Session, hide_thinking: bool) -> None:
+    def __init__(self, model: str, session: Session, hide_thinking: bool, ctrl_c: _CtrlC) -> None:
         self._model, self._session, self._hide = model, session, hide_thinking
+        self._ctrl_c = ctrl_c
         self._asked: str | None = None
         self._seconds = 0.0
         self._commands: dict[str, Callable[[str], object]] = {
@@ -97,10 +99,11 @@ class Conversation:
     def _ask(self, text: str) -> None:
         self._asked, started = text, time.perf_counter()
         screen = Screen(self._session.prompt(text).style, self._hide)
-        with _interruptible() as stopped:
-            for event in self._session.ask(text):
+        self._ctrl_c.pressed = 0
+        with closing(self._session.ask(text)) as events:
+            for event in events:
                 screen.show(event)
-                if stopped():
+                if self._ctrl_c.pressed:
                     click.echo()
                     _note("stopped, and not kept; /regenerate asks again")
                     return
@@ -212,19 +215,22 @@ def _lines() -> Iterator[str]:
             return
 
 
-@contextmanager
-def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Let Ctrl-C be asked for instead of breaking in; a second one breaks in."""
-    pressed = False
+class _CtrlC:
+    """Ctrl-C to be asked for, instead of breaking in; pressed over and over, it breaks in."""
 
-    def press(*_: object) -> None:
-        nonlocal pressed
-        if pressed:
+    INSISTING = 3
+
+    def __init__(self) -> None:
+        self.pressed = 0
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, *_: object) -> None:
+        self.pressed += 1
+        if self.pressed >= self.INSISTING:
             raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -126,7 +126,7 @@ class Screen:
             click.echo("\n")
         self._part, self._shown = part, True
         # click leaves colours out where stdout is no terminal
-        click.echo(click.style(text, dim=part == "reasoning"), nl=False)
+        click.echo(click.style(text, dim=True) if part == "reasoning" else text, nl=False)
         sys.stdout.flush()
 
     def _finish(self, end: End) -> None:

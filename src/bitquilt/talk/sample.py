@@ -124,8 +124,10 @@ class Sample:
         """The request was continued to its last token."""
         if self._box_at is not None:
             yield from self._turn_ended()
-        else:
-            yield from self._end("length")
+            return
+        if self._prompt.style.boxed and self._owes_answer():
+            yield from self._transcript.push("}")  # of a box that it began too late
+        yield from self._end("length")
 
     def _turn_ended(self) -> Iterator[Event]:
         """The model has nothing more to say: is that an answer?"""
@@ -210,8 +212,9 @@ class Sample:
 
     def _owes_answer(self) -> bool:
         """Whether there is none yet, and with a budget there has to be."""
-        silent = self._transcript.thinking or not self._transcript.answer.strip()
-        return self._budget is not None and silent
+        answer = self._transcript.answer
+        silent = not (boxed(answer) if self._prompt.style.boxed else answer.strip())
+        return self._budget is not None and (self._transcript.thinking or silent)
 
     def _spent(self) -> bool:
         return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from bitquilt.engines import Engine
 from bitquilt.talk.events import End, Event
@@ -10,7 +10,7 @@ from bitquilt.talk.prompt import Message, Prompt, compose
 from bitquilt.talk.sample import Sample, Settings
 
 
-def answer(engine: Engine, prompt: Prompt, settings: Settings) -> Iterator[Event]:
+def answer(engine: Engine, prompt: Prompt, settings: Settings) -> Generator[Event, None, None]:
     """Answer a prompt; the last event is the end. Close the iterator to stop before.
 
     Raises:
@@ -68,8 +68,12 @@ class Session:
         self.last: End | None = None
         """How the last answer ended."""
 
-    def ask(self, text: str) -> Iterator[Event]:
-        """Say something and hear the answer; both are kept when it has ended, neither before."""
+    def ask(self, text: str) -> Generator[Event, None, None]:
+        """Say something and hear the answer; both are kept when it has ended, neither before.
+
+        Raises:
+            UserError: as :func:`answer`; the conversation is as it was.
+        """
         prompt = self.prompt(text)
         for event in answer(self.engine, prompt, self.settings):
             if isinstance(event, End):

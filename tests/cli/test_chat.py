@@ -1,0 +1,167 @@
+"""``bitquilt chat``: from a pipe, and in a terminal where Ctrl-C stops the answer only."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.quick import invoke
+
+from bitquilt.cli import chat as chat_module
+from bitquilt.engines import llamacpp
+
+ROOT = Path(__file__).parent.parent.parent
+GREEDY = ("--temperature", "0")
+
+
+@pytest.fixture
+def talk(capfd, monkeypatch, demo_gguf: Path):
+    """Say lines to the demo; what was said on stdout and on stderr."""
+
+    def say(*lines: str) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+        assert invoke("chat", demo_gguf, *GREEDY) == 0
+        said = capfd.readouterr()
+        return said.out, said.err
+
+    return say
+
+
+def test_a_conversation(talk) -> None:
+    out, err = talk("What is 12 + 30?", "/stats", "What is 5 + 9?", "/quit", "What is 1 + 1?")
+    assert re.findall(r"boxed\{(\d+)\}", out) == ["42", "14"]
+    assert re.search(r"\d+ tokens, \d+ of them reasoning, [\d.]+ tokens/s; 0 rescues", err)
+
+
+def test_commands(talk, tmp_path: Path) -> None:
+    kept = tmp_path / "talk.json"
+    out, err = talk(
+        "/stats",
+        "/regenerate",
+        "/nonsense",
+        f"/load {kept}",
+        "/save",
+        "What is 12 + 30?",
+        f"/save {kept}",
+        "/reset",
+        f"/load {kept}",
+        "/regenerate",
+        '/system ""',
+        "/system",
+        "/help",
+    )
+    notes = [line for line in err.splitlines() if line.startswith("[")]
+    assert [note.split("; ")[0] for note in notes] == [
+        "[nothing has been answered yet",
+        "[nothing has been asked yet",
+        "[there is no /nonsense",
+        f"[{kept} cannot be read as JSON: [Errno 2] No such file or directory: '{kept}'",
+        "[a file is missing",
+        f"[kept in {kept}]",
+        "[a new conversation]",
+        "[1 questions and their answers]",
+        "[none]",
+        "[none]",
+    ]
+    assert out.count("boxed{42}") == 2
+    assert all(f"\n{verb} " in f"\n{out}" for verb in ("/system", "/reset", "/quit"))
+
+
+def test_a_crash_loses_no_conversation(talk, monkeypatch) -> None:
+    """The first engine is killed under the second question; the third is answered by another."""
+    opened = []
+
+    def open_and_remember(path: Path):
+        opened.append(llamacpp.open_llamacpp(path))
+        return opened[-1]
+
+    def ask_and_kill(self: chat_module.Conversation, _: str) -> None:
+        opened[0]._process.kill()
+        opened[0]._process.wait()
+
+    monkeypatch.setattr("bitquilt.engines.open_engine", open_and_remember)
+    monkeypatch.setattr(chat_module.Conversation, "_reset", ask_and_kill)
+    out, err = talk("What is 12 + 30?", "/reset", "What is 5 + 9?", "/regenerate")
+    assert "crashed" in err
+    assert "the conversation is still there" in err
+    assert re.findall(r"boxed\{(\d+)\}", out) == ["42", "14"]
+    assert len(opened) == 2
+
+
+class Terminal:
+    """A program in a terminal of its own."""
+
+    def __init__(self, *command: str, **environment: str) -> None:
+        self._file, inside = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            stdin=inside,
+            stdout=inside,
+            stderr=inside,
+            start_new_session=True,
+            env=os.environ | environment,
+            preexec_fn=lambda: _take_terminal(inside),
+        )
+        os.close(inside)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._file, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", "", self.seen):
+            assert time.monotonic() < deadline, f"no {text!r} in {self.seen!r}"
+            if select.select([self._file], [], [], 1)[0]:
+                try:
+                    data = os.read(self._file, 4096)
+                except OSError:
+                    raise AssertionError(f"ended: {self.seen}") from None
+                self.seen += data.decode(errors="replace")
+                if b"\x1b[6n" in data:  # prompt_toolkit asks where the cursor is
+                    self.type("\x1b[1;1R")
+
+
+def _take_terminal(inside: int) -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(inside, termios.TIOCSCTTY, 0)
+
+
+@contextmanager
+def terminal(*command: str, **environment: str) -> Iterator[Terminal]:
+    opened = Terminal(*command, **environment)
+    try:
+        yield opened
+    finally:
+        opened.process.kill()
+        opened.process.wait()
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(demo_gguf: Path, tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "bitquilt.cli.main", "chat", str(demo_gguf), *GREEDY)
+    with terminal(
+        *command, PYTHONPATH=str(ROOT / "src"), XDG_CONFIG_HOME=str(tmp_path), TERM="xterm"
+    ) as screen:
+        screen.wait_for("else is.\r\n>")
+        screen.type("Convert 23 litres to millilitres.\r")
+        screen.wait_for("1 litre")
+        screen.type("\x03")
+        screen.wait_for("stopped, and not kept")
+        screen.type("\x03What is 12 + 30?\r")
+        screen.wait_for("boxed{42}")
+        screen.type("/quit\r")
+        assert screen.process.wait(30) == 0
+    assert "Traceback" not in screen.seen
+    assert "Convert" in next(tmp_path.rglob("chat_history")).read_text()

@@ -1,0 +1,90 @@
+"""``bitquilt run``: what is printed where, and the exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from tests.quick import invoke
+
+QUESTION = "What is 347 + 585?"
+GREEDY = ("--temperature", "0")
+
+
+def test_an_answer_is_streamed_to_stdout(capfd, demo_gguf: Path) -> None:
+    assert invoke("run", demo_gguf, QUESTION, *GREEDY) == 0
+    said = capfd.readouterr()
+    assert said.out.endswith("347 + 585 = 932\n\\boxed{932}\n")
+    assert said.err == ""
+
+
+def test_from_stdin_and_the_box_alone(capfd, monkeypatch, demo_gguf: Path) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(QUESTION))
+    assert invoke("run", demo_gguf, "--final-only", *GREEDY) == 0
+    assert capfd.readouterr().out == "932\n"
+
+
+def test_no_box_is_said(capfd, demo_gguf: Path) -> None:
+    assert invoke("run", demo_gguf, QUESTION, "--final-only", "--max-tokens", "5", *GREEDY) == 3
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "gave no boxed answer" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_thinking_can_be_hidden_and_cut(capfd, demo_gguf: Path) -> None:
+    hidden = ("--hide-thinking", "--think-budget", "12")
+    assert invoke("run", demo_gguf, QUESTION, *hidden, *GREEDY) == 0
+    said = capfd.readouterr()
+    assert said.out.startswith("\\boxed{")
+    assert "budget is spent" in said.err
+
+
+def test_json(capfd, demo_gguf: Path) -> None:
+    options = ("--json", "--seed", "3", "--top-k", "9", "--presence-penalty", "0.1")
+    assert invoke("run", demo_gguf, QUESTION, *options) == 0
+    said = json.loads(capfd.readouterr().out)
+    assert said["final"] == "932"
+    assert said["answer"] == "\\boxed{932}"
+    assert said["reasoning"].endswith("347 + 585 = 932\n")
+    assert said["tokens"] > said["thinking_tokens"] > 0
+    given = {"seed": 3, "top_k": 9, "presence_penalty": 0.1}
+    recommended = {"temperature": 0.6, "top_p": 0.95}
+    assert given.items() | recommended.items() <= said["sampling"].items()
+
+
+def test_votes(capfd, demo_gguf: Path) -> None:
+    assert invoke("run", demo_gguf, QUESTION, "--votes", "4") == 0
+    said = capfd.readouterr()
+    assert said.out == "932\n"
+    assert said.err == "4 of 4 (100%)\n"
+
+
+def test_plain_text_and_no_system_prompt(capfd, demo_gguf: Path) -> None:
+    few = ("--max-tokens", "4", "--json", *GREEDY)
+    sizes = {}
+    for options in ((), ("--system", ""), ("--system", "boxed"), ("--no-chat-template",)):
+        assert invoke("run", demo_gguf, QUESTION, *options, *few) == 0
+        sizes[options] = json.loads(capfd.readouterr().out)["prompt_tokens"]
+    with_sentence, none, named, plain = sizes.values()
+    assert plain < none < with_sentence == named
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--votes", "3", *GREEDY), "greedy samples are all the same"),
+        (("--no-chat-template", "--system", "x"), "--system needs the chat template"),
+        (("--min-p", "2"), "Invalid value for '--min-p'"),
+        (("--system", "very " * 2100), "ask something shorter"),
+    ],
+)
+def test_refusals(capfd, demo_gguf: Path, options, sentence: str) -> None:
+    assert invoke("run", demo_gguf, QUESTION, *options) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert sentence in said.err
+    assert said.err.count("\n") == 1
