@@ -182,11 +182,11 @@ def test_command_prints_json_and_takes_the_originals_answers_from_the_work_direc
     assert before == {p: p.stat().st_mtime_ns for p in (folder / "work").rglob("*.safetensors")}
 
 
-def test_a_file_of_another_model_is_refused(files):
-    demo = open_checkpoint("demo")
-    refused = pytest.raises(UserError, match="give the original of this file to --against")
-    with refused, Candidate.at(files[0]).opened(demo, encoder(demo)):
-        pass
+def test_a_file_of_another_model_is_refused_before_any_work(files, tmp_path):
+    sentence = "model.embed_tokens.weight is .* there and .* in the original"
+    with pytest.raises(UserError, match=sentence):
+        evaluate(files[:1], against="demo", work_dir=tmp_path / "work")
+    assert not (tmp_path / "work").exists()
 
 
 def test_what_is_no_model_file_is_refused(tmp_path):

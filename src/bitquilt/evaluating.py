@@ -93,6 +93,8 @@ def evaluate(
     candidates = [Candidate.at(model) for model in models]
     original = open_checkpoint(against)
     original.load("model.norm.weight")  # a config without weights is refused now, not later
+    for candidate in candidates:
+        candidate.check(original)
     documents = corpus.from_file(Path(text)) if text else corpus.bundled("held-out")
     settings = {
         "evaluation of": original.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import Encode
-from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.engines import Engine, is_mlx
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.engines.mlx import open_mlx
@@ -59,6 +60,27 @@ class Candidate:
         """The engine that runs it."""
         return ENGINES[self.target]
 
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Its tensors by canonical name, none of them read."""
+        source = self.path if self.target == "gguf" else self.path / "config.json"
+        return open_checkpoint(source).shapes
+
+    def check(self, original: Checkpoint) -> None:
+        """Refuse a file that cannot have been made from the original.
+
+        Raises:
+            UserError: a tensor has another shape, or is not there.
+        """
+        own = self.shapes
+        for name, shape in original.shapes.items():
+            if own.get(name) != shape:
+                raise UserError(
+                    f"{self.path} was not made from {original.name}: {name} is "
+                    f"{own.get(name, 'missing')} there and {shape} in the original; give the "
+                    "original of this file to --against"
+                )
+
     def start(self) -> RemoteEngine:
         """The file in its engine, in a process of its own."""
         return open_llamacpp(self.path) if self.target == "gguf" else open_mlx(self.path)
@@ -68,16 +90,9 @@ class Candidate:
         """The file in its engine, found to read text as the original does.
 
         Raises:
-            UserError: the engine is missing or refuses the file, or the file belongs to a model
-                with another vocabulary or tokenizer.
+            UserError: the engine is missing or refuses the file, or reads text otherwise.
         """
-        rows, _ = original.matrices[EMBEDDING]
         with self.start() as engine:
-            if engine.info.vocabulary != rows:
-                raise UserError(
-                    f"{self.path} has a vocabulary of {engine.info.vocabulary} and "
-                    f"{original.name} one of {rows}; give the original of this file to --against"
-                )
             ours = encode(Document("check", "sample", SAMPLE, None))
             if engine.tokenize(SAMPLE, add_special=True) != ours:
                 raise UserError(

@@ -37,7 +37,7 @@ class Machine:
         """In about a second."""
         numbers, square = torch.ones(LARGE), torch.ones(WIDE, WIDE)
         return cls(
-            _processor(),
+            processor(),
             os.cpu_count() or 1,
             4 * LARGE * _rate(numbers.sum),
             2 * WIDE**3 * _rate(lambda: square @ square),
@@ -55,7 +55,7 @@ def _rate(work: Callable[[], object]) -> float:
     return 1 / best
 
 
-def _processor() -> str:
+def processor() -> str:
     """Its name, where the system tells it."""
     if platform.system() == "Linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():

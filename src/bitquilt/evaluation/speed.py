@@ -17,7 +17,6 @@ from itertools import islice, pairwise, product
 from typing import Any
 
 from bitquilt.calibration import corpus
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.engines import Request, Sampling
 from bitquilt.errors import UserError
 from bitquilt.evaluation.candidate import Candidate
@@ -150,7 +149,7 @@ class Runner:
 
     def __init__(self, candidate: Candidate) -> None:
         self._candidate = candidate
-        self._weights = _weights(candidate)
+        self._weights = sum(map(math.prod, candidate.shapes.values()))
         self._engine = candidate.start()
         texts = (document.text for document in corpus.bundled("held-out") if document.text)
         self._tokens = self._engine.tokenize("\n\n".join(islice(texts, DOCUMENTS)))
@@ -231,9 +230,3 @@ class Runner:
             nbytes * answer_rate / load.batch / machine.bandwidth,
             2 * self._weights * prompt_rate / machine.flops,
         )
-
-
-def _weights(candidate: Candidate) -> int:
-    """Weights of a model, from its shapes."""
-    path = candidate.path if candidate.target == "gguf" else candidate.path / "config.json"
-    return sum(math.prod(shape) for shape in open_checkpoint(path).shapes.values())

@@ -23,10 +23,10 @@ from bitquilt.progress import Step
 from bitquilt.talk.prompt import render
 
 DOMAIN = "traces"
-TRACES = 64
+TRACES = 32
 TRACE_TOKENS = 256
 """Of one answer, at most."""
-BATCH = 64
+BATCH = 32
 SHOWN = 4
 """Questions whose answers are shown to people, side by side."""
 
