@@ -31,6 +31,7 @@ ORDER = (
     "calibration",
     "engines",
     "talk",
+    "serve",
     "evaluation",
     "grids",
     "rounding",
@@ -44,13 +45,26 @@ ORDER = (
     "report",
     "result",
     "planning",
+    "timing",
     "deciding",
     "evaluating",
     "pipeline",
     "cli",
 )
 
-HEAVY = ("torch", "transformers", "numpy", "scipy", "mlx", "mlx_lm", "gguf", "xllamacpp")
+HEAVY = (
+    "torch",
+    "starlette",
+    "pydantic",
+    "uvicorn",
+    "transformers",
+    "numpy",
+    "scipy",
+    "mlx",
+    "mlx_lm",
+    "gguf",
+    "xllamacpp",
+)
 
 
 def sources() -> list[Path]:

@@ -19,6 +19,7 @@ from bitquilt.cli.quantize import quantize
 from bitquilt.cli.report import report
 from bitquilt.cli.run import run
 from bitquilt.cli.search import search
+from bitquilt.cli.serve import serve
 from bitquilt.errors import UserError
 
 
@@ -32,7 +33,20 @@ def bitquilt() -> None:
     """
 
 
-for verb in (quantize, search, plan, inspect, run, chat, evaluate, bench, report, card, publish):
+for verb in (
+    quantize,
+    search,
+    plan,
+    inspect,
+    run,
+    chat,
+    serve,
+    evaluate,
+    bench,
+    report,
+    card,
+    publish,
+):
     bitquilt.add_command(verb)
 
 

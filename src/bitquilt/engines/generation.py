@@ -16,52 +16,53 @@ class Generation:
     def __init__(self, backend: Backend, requests: Sequence[Request]) -> None:
         self.fed = 0
         self._backend = backend
-        self._rows: list[_Row] = []
+        self._count = 0
+        self._going: list[_Row] = []
         self._joining: list[_Row] = []
         for request in requests:
             self.add(request)
 
     def __iter__(self) -> Iterator[tuple[int, Piece]]:
         """See :class:`~bitquilt.engines.engine.Stream`."""
-        going: list[_Row] = []
         while True:
-            before, going = going, [row for row in going if not row.over]
+            before, self._going = self._going, [row for row in self._going if not row.over]
             if self._joining:
-                logits = self._join(going)
-            elif not going:
+                logits = self._join()
+            elif not self._going:
                 return
             else:
-                if len(going) < len(before):
+                if len(self._going) < len(before):
                     self._backend.retain([i for i, row in enumerate(before) if not row.over])
-                logits = self._backend.step([row.tokens[-1] for row in going])
-            for row, its_logits in zip(going, logits, strict=True):
+                logits = self._backend.step([row.tokens[-1] for row in self._going])
+            for row, its_logits in zip(self._going, logits, strict=True):
                 if not row.over:
                     yield row.index, row.say(its_logits)
 
-    def _join(self, going: list[_Row]) -> Floats:
+    def _join(self) -> Floats:
         """Let new rows in: all are read, which costs those that were there their last token."""
-        known = len(going)
-        going += self._joining
+        known = len(self._going)
+        self._going += self._joining
         self._joining = []
-        room = max(row.left for row in going)
-        logits, fed = self._backend.prefill([row.tokens for row in going], room)
+        room = max(row.left for row in self._going)
+        logits, fed = self._backend.prefill([row.tokens for row in self._going], room)
         self.fed += max(0, fed - known)
         return logits
 
     def add(self, request: Request) -> int:
         """See :class:`~bitquilt.engines.engine.Stream`."""
-        row = _Row(self._backend, len(self._rows), request)
-        self._rows.append(row)
+        row = _Row(self._backend, self._count, request)
+        self._count += 1
         self._joining.append(row)
         return row.index
 
     def drop(self, row: int) -> None:
         """See :class:`~bitquilt.engines.engine.Stream`."""
-        self._rows[row].over = True
+        for one in (*self._going, *self._joining):
+            one.over = one.over or one.index == row
 
     def close(self) -> None:
         """See :class:`~bitquilt.engines.engine.Stream`."""
-        for row in self._rows:
+        for row in (*self._going, *self._joining):
             row.over = True
 
     def __enter__(self) -> Self:

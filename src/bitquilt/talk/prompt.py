@@ -18,9 +18,11 @@ from bitquilt.engines import Engine
 from bitquilt.errors import UserError
 from bitquilt.talk.reasoning import PLAIN, Style, opened_by, style_of
 
-Message = Mapping[str, str]
-"""``{"role": "system" | "user" | "assistant", "content": …}``; of an assistant also its
-``reasoning_content``, which most templates leave out."""
+Message = Mapping[str, Any]
+"""``{"role": "system" | "user" | "assistant" | "tool", "content": …}``; of an assistant also its
+``reasoning_content``, which most templates leave out, and its ``tool_calls``."""
+Tool = Mapping[str, Any]
+"""``{"type": "function", "function": {"name", "description", "parameters": JSON schema}}``."""
 
 NO_SYSTEM: Message = {"role": "system", "content": ""}
 SYSTEM_PROMPTS = {
@@ -48,15 +50,15 @@ class Prompt:
     """Whether it begins inside its reasoning."""
 
 
-def compose(engine: Engine, messages: Sequence[Message]) -> Prompt:
-    """A conversation as the model's chat template puts it.
+def compose(engine: Engine, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
+    """A conversation as the model's chat template puts it, with the tools that it may call.
 
     Raises:
         UserError: the model has no template, or the template refuses the messages.
     """
     template, special = engine.info.chat_template, engine.info.special_tokens
-    text = render(template, messages, special)
-    before = render(template, messages, special, add_generation_prompt=False)
+    text = render(template, messages, special, tools)
+    before = render(template, messages, special, tools, add_generation_prompt=False)
     turn = text[len(before) :] if text.startswith(before) else ""
     style = style_of(template, text)
     return Prompt(engine.tokenize(text), style, opened_by(turn, style))
@@ -71,6 +73,7 @@ def render(
     template: str | None,
     messages: Sequence[Message],
     special_tokens: Mapping[str, str],
+    tools: Sequence[Tool] = (),
     *,
     add_generation_prompt: bool = True,
 ) -> str:
@@ -83,6 +86,7 @@ def render(
         template: Jinja source as models publish it.
         messages: the conversation so far.
         special_tokens: ``bos_token`` and ``eos_token``, which templates spell out.
+        tools: that the model may call.
         add_generation_prompt: go on to where the assistant's answer begins.
 
     Raises:
@@ -93,7 +97,7 @@ def render(
             "the model has no chat template, so it continues text only; "
             "ask again with --no-chat-template"
         )
-    put = partial(_put, _environment().from_string(template), special_tokens)
+    put = partial(_put, _environment().from_string(template), special_tokens, tools)
     if not messages or messages[0] != NO_SYSTEM:
         return put(messages, add_generation_prompt)
     without = put(messages[1:], add_generation_prompt)
@@ -111,6 +115,7 @@ def render(
 def _put(
     template: Template,
     special_tokens: Mapping[str, str],
+    tools: Sequence[Tool],
     messages: Sequence[Message],
     add_generation_prompt: bool,
 ) -> str:
@@ -118,10 +123,10 @@ def _put(
         return template.render(
             messages=messages,
             add_generation_prompt=add_generation_prompt,
-            tools=None,
+            tools=list(tools) or None,
             **special_tokens,
         )
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:
         raise UserError(
             f"the chat template of the model refuses the conversation: {error}; "
             "try --no-chat-template"

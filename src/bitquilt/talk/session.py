@@ -92,7 +92,7 @@ class Session:
         if not self.messages:
             return None
         self.messages, (asked, _) = self.messages[:-2], self.messages[-2:]
-        return asked["content"]
+        return str(asked["content"])
 
 
 def reply(prompt: Prompt, end: End) -> Message:

@@ -1,0 +1,66 @@
+"""What Prometheus can ask: requests, tokens, loops, places."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from bitquilt.talk import End
+
+if TYPE_CHECKING:
+    from bitquilt.serve.scheduler import Scheduler
+
+SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+class Metrics:
+    """The figures of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._requests = self._counter("requests", "Requests by path and status", "path", "status")
+        self._seconds = Histogram(
+            "bitquilt_first_token_seconds",
+            "From a request to the first that is said",
+            buckets=SECONDS,
+            registry=self._registry,
+        )
+        self._prompt = self._counter("prompt_tokens", "Tokens of the prompts")
+        self._said = self._counter("completion_tokens", "Tokens of the answers, as they stand")
+        self._discarded = self._counter("discarded_tokens", "Tokens of loops that were taken back")
+        self._answers = self._counter("answers", "Answers by how they ended", "why")
+
+    def watch(self, scheduler: Scheduler) -> None:
+        """Report what is going on now."""
+        going = self._gauge("going", "Answers that are being made")
+        going.set_function(lambda: scheduler.going)
+        waiting = self._gauge("waiting", "Requests without a place")
+        waiting.set_function(lambda: scheduler.waiting)
+
+    def requested(self, path: str, status: int) -> None:
+        """A request was answered, well or badly."""
+        self._requests.labels(path, str(status)).inc()
+
+    def began(self, seconds: float) -> None:
+        """An answer has begun, so long after it was asked for."""
+        self._seconds.observe(seconds)
+
+    def ended(self, end: End) -> None:
+        """An answer has ended."""
+        self._prompt.inc(end.prompt_tokens)
+        self._said.inc(end.tokens)
+        self._discarded.inc(end.discarded_tokens)
+        self._answers.labels(end.why).inc()
+
+    def text(self) -> tuple[bytes, str]:
+        """All of it, and its content type."""
+        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+
+    def _counter(self, name: str, what: str, *labels: str) -> Counter:
+        return Counter(f"bitquilt_{name}", what, labels, registry=self._registry)
+
+    def _gauge(self, name: str, what: str) -> Gauge:
+        return Gauge(f"bitquilt_{name}", what, registry=self._registry)

@@ -1,0 +1,24 @@
+"""Why a request is not answered: a status, a kind, and one sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RefusedError(Exception):
+    """A request that gets an error instead of an answer."""
+
+    def __init__(self, status: int, kind: str, sentence: str) -> None:
+        """Take HTTP's status, the error type in OpenAI's words, and what the caller can do."""
+        super().__init__(sentence)
+        self.status, self.kind, self.sentence = status, kind, sentence
+
+    def to_dict(self) -> dict[str, Any]:
+        """As OpenAI's API puts errors."""
+        said = {"message": self.sentence, "type": self.kind, "param": None, "code": self.status}
+        return {"error": said}
+
+
+def invalid(sentence: str, status: int = 400) -> RefusedError:
+    """The request cannot be answered as it is."""
+    return RefusedError(status, "invalid_request_error", sentence)

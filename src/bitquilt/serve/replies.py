@@ -1,0 +1,156 @@
+"""Answers as OpenAI's API puts them: from events to chunks, and from chunks to one reply.
+
+What that API has no words for is under ``bitquilt``: rescues and closings as they happen, and how
+the answer ended.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from bitquilt.serve.tools import Call, CallReader
+from bitquilt.talk import Answer, Closing, End, Event, Reasoning, Rescue
+
+Json = dict[str, Any]
+
+FINISH = {"stop": "stop", "length": "length", "loop": "length"}
+"""OpenAI's word for each way to end; it has none for a loop, which was cut off too."""
+
+
+class ChatReply:
+    """``/v1/chat/completions``."""
+
+    def __init__(self, model: str, tools: bool) -> None:
+        """Begin a reply; with ``tools``, calls are looked for in the answer."""
+        self._head = _head("chatcmpl", model)
+        self._tools = tools
+        self._reader = CallReader()
+        self._calls = 0
+        self._content = False
+
+    def first(self) -> Json:
+        """The chunk before all others."""
+        return self._chunk({"role": "assistant", "content": ""})
+
+    def chunks(self, event: Event) -> Iterator[Json]:
+        """What there is to say about an event."""
+        match event:
+            case Reasoning(text):
+                yield self._chunk({"reasoning_content": text})
+            case Answer(text):
+                yield from self._say(self._reader.push(text) if self._tools else [text])
+            case Rescue():
+                # all clients have heard what is taken back; ours can take it back
+                yield self._chunk({}, bitquilt={"rescue": asdict(event)})
+                self._reader = CallReader()
+                list(self._reader.push(event.answer))
+            case Closing(why):
+                yield self._chunk({}, bitquilt={"closing": why})
+            case End():
+                yield from self._say(self._reader.rest())
+                if not (self._content or self._calls):
+                    # no answer could be told apart, so that all of it is the answer
+                    yield from self._say([event.answer] if event.answer else [])
+                finish = "tool_calls" if self._calls else FINISH[event.why]
+                yield self._chunk({}, finish, bitquilt=figures(event))
+
+    def usage(self, end: End) -> Json:
+        """The chunk after all others, for those who ask."""
+        return {**self._head, "choices": [], "usage": usage(end)}
+
+    def whole(self, end: End) -> Json:
+        """All of it at once."""
+        reader = CallReader()
+        parts = [*reader.push(end.answer), *reader.rest()] if self._tools else [end.answer]
+        calls = [part for part in parts if isinstance(part, Call)]
+        message: Json = {
+            "role": "assistant",
+            "content": "".join(part for part in parts if isinstance(part, str)),
+            "reasoning_content": end.reasoning or None,
+        }
+        if calls:
+            message["content"] = message["content"].strip() or None
+            message["tool_calls"] = [_call(call) for call in calls]
+        finish = "tool_calls" if calls else FINISH[end.why]
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+            "usage": usage(end),
+            "bitquilt": figures(end),
+        }
+
+    def _say(self, parts: Any) -> Iterator[Json]:
+        for part in parts:
+            if isinstance(part, Call):
+                yield self._chunk({"tool_calls": [{"index": self._calls, **_call(part)}]})
+                self._calls += 1
+            elif self._content or not self._tools or part.strip():
+                self._content = True
+                yield self._chunk({"content": part})
+
+    def _chunk(self, delta: Json, finish: str | None = None, **more: Any) -> Json:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **more}
+
+
+class TextReply:
+    """``/v1/completions``."""
+
+    def __init__(self, model: str) -> None:
+        self._head = {**_head("cmpl", model), "object": "text_completion"}
+
+    def first(self) -> None:
+        """Nothing comes before the text."""
+
+    def chunks(self, event: Event) -> Iterator[Json]:
+        """What there is to say about an event."""
+        match event:
+            case Answer(text):
+                yield self._choice(text)
+            case Rescue():
+                yield self._choice("", bitquilt={"rescue": asdict(event)})
+            case End():
+                yield self._choice("", FINISH[event.why], bitquilt=figures(event))
+
+    def usage(self, end: End) -> Json:
+        """The chunk after all others, for those who ask."""
+        return {**self._head, "choices": [], "usage": usage(end)}
+
+    def whole(self, end: End) -> Json:
+        """All of it at once."""
+        more = {"usage": usage(end), "bitquilt": figures(end)}
+        return self._choice(end.answer, FINISH[end.why], **more)
+
+    def _choice(self, text: str, finish: str | None = None, **more: Any) -> Json:
+        choice = {"index": 0, "text": text, "finish_reason": finish, "logprobs": None}
+        return {**self._head, "choices": [choice], **more}
+
+
+def usage(end: End) -> Json:
+    """Tokens as OpenAI counts them: of the prompt, and those of the answer that stand."""
+    return {
+        "prompt_tokens": end.prompt_tokens,
+        "completion_tokens": end.tokens,
+        "total_tokens": end.prompt_tokens + end.tokens,
+        "completion_tokens_details": {"reasoning_tokens": end.thinking_tokens},
+    }
+
+
+def figures(end: End) -> Json:
+    """How an answer ended."""
+    names = ("why", "final", "closed", "rescues", "discarded_tokens")
+    return {name: getattr(end, name) for name in names}
+
+
+def _head(prefix: str, model: str) -> Json:
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+
+def _call(call: Call) -> Json:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

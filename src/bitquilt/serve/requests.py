@@ -1,0 +1,241 @@
+"""What may be asked: the bodies of requests, read strictly, as the engine takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bitquilt.engines import ModelInfo
+from bitquilt.serve.refusal import RefusedError, invalid
+from bitquilt.talk import Message, Settings
+from bitquilt.talk.reasoning import style_of
+
+RESCUES = Settings.rescues
+
+Body = TypeVar("Body", bound="Asked")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextPart(_Strict):
+    """Content may come in parts; only text is understood."""
+
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(_Strict):
+    """A function with its arguments, which are JSON in a string."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(_Strict):
+    """A call that the model made in an earlier turn."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class ChatMessage(_Strict):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+    refusal: None = None
+
+    @property
+    def text(self) -> str:
+        """All of the content."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class Function(_Strict):
+    """What a tool is."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolAsked(_Strict):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class StreamOptions(_Strict):
+    """How to stream."""
+
+    include_usage: bool = False
+
+
+class Asked(_Strict):
+    """What all requests for text share. What OpenAI's API has and changes no answer is ignored."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    frequency_penalty: float | None = Field(None, ge=-100, le=100)
+    presence_penalty: float | None = Field(None, ge=-100, le=100)
+    seed: int | None = Field(None, ge=0, lt=1 << 63)
+    max_tokens: int | None = Field(None, ge=1)
+    stop: str | list[str] | None = None
+    guard: bool = True
+    n: Literal[1] | None = None
+    logprobs: Literal[False] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=0)
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(stop, list) and len(stop) > 16:
+            raise ValueError("at most 16 texts can end an answer")
+        return stop
+
+    def settings(self, info: ModelInfo, most: int) -> Settings:
+        """How to answer; the model's own recommendation where nothing is said.
+
+        Args:
+            info: of the model.
+            most: tokens that one answer may have.
+        """
+        names = ("temperature", "top_p", "top_k", "min_p", "seed", *PENALTIES)
+        stated = {name: value for name in names if (value := getattr(self, name)) is not None}
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return Settings(
+            replace(info.sampling, **stated),
+            min(self._limit() or most, most),
+            self._think_budget(),
+            stop,
+            RESCUES if self.guard else None,
+        )
+
+    def _limit(self) -> int | None:
+        return self.max_tokens
+
+    def _think_budget(self) -> int | None:
+        return None
+
+
+PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+
+
+class ChatAsked(Asked):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    think_budget: int | None = Field(None, ge=0)
+    tools: list[ToolAsked] | None = None
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[Literal["type"], Literal["text"]] | None = None
+
+    def conversation(self, template: str | None) -> list[Message]:
+        """The messages as a chat template takes them.
+
+        Reasoning that a model does not mark is part of what it said, and goes back there.
+        """
+        unmarked = not style_of(template, "").tags
+        return [_message(message, unmarked) for message in self.messages]
+
+    def offered(self, template: str | None) -> list[dict[str, Any]]:
+        """The tools that the model is told of.
+
+        Raises:
+            RefusedError: its template has no place for them.
+        """
+        if not self.tools or self.tool_choice == "none":
+            return []
+        if "tools" not in (template or ""):
+            raise invalid("the chat template of this model takes no tools; ask without them")
+        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+
+    def _limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def _think_budget(self) -> int | None:
+        return self.think_budget
+
+
+class TextAsked(Asked):
+    """``POST /v1/completions``."""
+
+    prompt: str = Field(min_length=1)
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: None = None
+
+
+def parse(kind: type[Body], body: bytes) -> Body:
+    """A request's body.
+
+    Raises:
+        RefusedError: it is no JSON, or says something that is not understood.
+    """
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first, *more = error.errors(include_url=False)
+        place = ".".join(str(step) for step in first["loc"])
+        also = f", and {len(more)} more" if more else ""
+        raise invalid(f"{place or 'the body'}: {first['msg']}{also}") from error
+
+
+def check_model(asked: str | None, name: str) -> None:
+    """Refuse to answer in another model's name."""
+    if asked not in (None, name):
+        raise RefusedError(
+            404, "invalid_request_error", f"there is no model {asked!r} here; ask for {name!r}"
+        )
+
+
+def _message(message: ChatMessage, unmarked: bool) -> Message:
+    role = "system" if message.role == "developer" else message.role
+    put: dict[str, Any] = {"role": role, "content": message.text}
+    if message.reasoning_content:
+        if unmarked:
+            put["content"] = message.reasoning_content + message.text
+        else:
+            put["reasoning_content"] = message.reasoning_content
+    if message.tool_calls:
+        put["tool_calls"] = [_call(call) for call in message.tool_calls]
+    for name in ("name", "tool_call_id"):
+        if (value := getattr(message, name)) is not None:
+            put[name] = value
+    return put
+
+
+def _call(call: ToolCall) -> Mapping[str, Any]:
+    """Templates write arguments as JSON themselves, so they get what the JSON says."""
+    try:
+        arguments = json.loads(call.function.arguments)
+    except ValueError as error:
+        raise invalid(f"the arguments of tool call {call.id!r} are no JSON: {error}") from error
+    function = {"name": call.function.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
