@@ -22,7 +22,7 @@ help:    ## list the targets
 setup: $(INSTALLED) ## install bitquilt, both engines and the tools for tests into .venv
 
 demo: $(INSTALLED) ## quantize the embedded model as GGUF and MLX, and ask each a question
-	$(BIN)/bitquilt quantize demo --bits $(DEMO_BITS) --to both -o $(DEMO_DIR)
+	$(BIN)/bitquilt quantize demo --bits $(DEMO_BITS) --to both --search knapsack -o $(DEMO_DIR)
 	$(BIN)/bitquilt run $(DEMO_NAME).gguf "$(DEMO_QUESTION)"
 	$(BIN)/bitquilt run $(DEMO_NAME)-mlx "$(DEMO_QUESTION)"
 

@@ -16,7 +16,8 @@ QUESTION = "What is 347 + 585?"
 def main() -> None:
     """Print the table, the answers and the seconds."""
     with tempfile.TemporaryDirectory() as directory:
-        quantize = (BITQUILT, "quantize", "demo", "--bits", "4.5", "--to", "both", "-o", directory)
+        quantize = (BITQUILT, "quantize", "demo", "--bits", "4.5", "--to", "both")
+        quantize = (*quantize, "--search", "knapsack", "-o", directory)
         costs = [run(*quantize)]
         costs += [
             run(BITQUILT, "run", str(Path(directory) / name), QUESTION)

@@ -47,6 +47,20 @@ def test_the_best_on_held_out_text_is_used(monkeypatch, better):
     assert len(decision.verdicts) == 3
 
 
+@pytest.mark.parametrize(("behind", "expected"), [(0.1, 8), (1e-5, 40)])
+def test_no_more_is_read_than_it_takes(behind, expected):
+    standing = {"race": {"m": 0.0}, "knapsack": {"m": behind}}
+    read = []
+
+    def evaluator(teacher, mixes, windows):
+        read.extend(windows)
+        noise = np.random.default_rng(windows).random((len(mixes), len(windows), 64), np.float32)
+        return noise + np.array([mix["m"] for mix in mixes]).reshape(-1, 1, 1)
+
+    deciding._judged(standing, evaluator, SimpleNamespace(tokens=np.zeros((40, 65))))
+    assert read == list(range(expected))
+
+
 @pytest.mark.parametrize("preset", ["Q3_K_M", "Q4_K_M"])
 def test_a_budget_of_a_presets_bytes_is_judged_against_it(model, preset):
     checkpoint = open_checkpoint(model[0])

@@ -10,12 +10,14 @@ are measured on.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt import presets
@@ -34,9 +36,12 @@ from bitquilt.search.measurements import Limits, Measurements
 from bitquilt.search.mixes import Mixes
 from bitquilt.search.racing import by_segment
 from bitquilt.search.searching import Task, search
+from bitquilt.timing import speed_limit
 
 EVOPRESS_WINDOWS = 512
 """262,144 tokens."""
+FIRST_JUDGED = 8
+"""Windows after which mixes are judged for the first time, and then at twice as many."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Search:
     seconds: float = math.inf
     """That it may take."""
     seed: int = 0
+    tokens_per_second: float | None = None
+    """That every file has to reach on this machine, one answer at a time."""
 
     def __post_init__(self) -> None:
         """Refuse what there is not."""
@@ -59,6 +66,11 @@ class Search:
         for name, known, what in asked:
             if name not in known:
                 raise UserError(f"there is no {what} {name!r}; choose one of {', '.join(known)}")
+        if self.method == "evopress" and self.tokens_per_second is not None:
+            raise UserError(
+                "EvoPress knows no limit of speed; with --min-tokens-per-second give --search "
+                "race or knapsack"
+            )
 
     def limited(self, tokens: int) -> Search:
         """With that many tokens unless others were asked for; EvoPress has its own schedule."""
@@ -114,17 +126,24 @@ def _decide_target(
 ) -> list[Decision]:
     """The same for one target."""
     rivals = [_preset(plan, bank.checkpoint) if plan.space else {} for plan in plans]
+    limit = None
+    if how.tokens_per_second is not None:
+        rival_mixes = [mix for rival in rivals for mix in rival.values()]
+        candidates = _candidates(plans, rival_mixes, bank.checkpoint)
+        limit = speed_limit(how.tokens_per_second, bank.checkpoint, target, candidates, reporter)
+        plans = [limit.timed(plan) for plan in plans]
+        rivals = [limit.fast_enough(rival) for rival in rivals]
     _round(target, plans, [mix for rival in rivals for mix in rival.values()], bank, reporter)
     spaces = {plan.label: plan.space for plan in plans if plan.space}
     if not spaces:
         return [Decision(plan.assignment, "recipe", ()) for plan in plans]
     evaluator = Evaluator(bank.checkpoint, scores.with_originals(bank))
-    teacher = _teacher(bank, text.search, reporter)
-    _say_noise(evaluator, teacher, plans[0], reporter)
+    evaluate = _on_text(evaluator, bank, text.search, plans[0].assignment, reporter)
     history = bank.work.path / "search" / f"history-{len(text.search)}.jsonl"
     shape = len(text.search), text.search.shape[1]
-    measurements = Measurements(partial(evaluator, teacher), shape, history)
-    mixes = Mixes.of(_scored(spaces, bank, text, how, measurements, reporter))
+    measurements = Measurements(evaluate, shape, history)
+    menu = _scored(spaces, bank, text, how, measurements, reporter)
+    mixes = Mixes.of(menu, limit.seconds if limit else math.inf)
     task = Task(mixes, {label: space.capacity for label, space in spaces.items()}, how.seed)
     exact = search("knapsack", task, measurements, how.limits, reporter.say)
     best = search(how.method, task, measurements, how.limits, reporter.say)
@@ -139,6 +158,9 @@ def _decide_target(
         decisions.append(_judged(standing, evaluator, judging))
         verdicts = ", ".join(map(str, decisions[-1].verdicts))
         reporter.say(f"{plan.label}: on text that no search has read, {verdicts}")
+        if limit:
+            rate = limit.predicted(decisions[-1].mix)
+            reporter.say(f"{plan.label}: {rate:.4g} tokens a second predicted")
     return decisions
 
 
@@ -161,6 +183,21 @@ def _preset(plan: Plan, checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
     return {} if largest is None else {largest: found[largest][1]}
 
 
+def _candidates(
+    plans: Sequence[Plan], rivals: Sequence[Mapping[str, str]], checkpoint: Checkpoint
+) -> dict[str, dict[str, None]]:
+    """Module path → the grids that any of the files may have it on."""
+    candidates: dict[str, dict[str, None]] = {module: {} for module in checkpoint.matrices}
+    for plan in plans:
+        for module, grid in plan.assignment.items():
+            names = plan.space.candidates[module] if plan.space else [grid]
+            candidates[module] |= dict.fromkeys(names)
+    for mix in rivals:
+        for module, grid in mix.items():
+            candidates[module][grid] = None
+    return candidates
+
+
 def _round(
     target: str,
     plans: Sequence[Plan],
@@ -169,32 +206,31 @@ def _round(
     reporter: Reporter,
 ) -> None:
     """Have the bank round everything that any of the files may be made of."""
-    candidates: dict[str, dict[str, None]] = {module: {} for module in bank.checkpoint.matrices}
-    for plan in plans:
-        for module, grid in plan.assignment.items():
-            names = plan.space.candidates[module] if plan.space else [grid]
-            candidates[module] |= dict.fromkeys(names)
-    for mix in rivals:
-        for module, grid in mix.items():
-            candidates[module][grid] = None
+    candidates = _candidates(plans, rivals, bank.checkpoint)
     with reporter.stage(f"Rounding for {target}", sum(map(len, candidates.values()))) as step:
         bank.build({module: list(names) for module, names in candidates.items()}, step)
 
 
-def _teacher(bank: Bank, tokens: Tensor, reporter: Reporter) -> Teacher:
-    """The original on the text to search on."""
-    with reporter.stage("Reading text to search on", 1) as step:
-        teacher = Teacher.of(bank.checkpoint, tokens, bank.work, f"search-{len(tokens)}")
-        step()
-    return teacher
+def _on_text(
+    evaluator: Evaluator, bank: Bank, tokens: Tensor, mix: Mapping[str, str], reporter: Reporter
+) -> Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]:
+    """The evaluator on the text to search on, which the original reads when it is first needed.
 
+    Where products of matrices are fast and rough, what that costs is said, for one mix.
+    """
 
-def _say_noise(evaluator: Evaluator, teacher: Teacher, plan: Plan, reporter: Reporter) -> None:
-    """Say what fast matrix products cost, where there are any."""
-    if evaluator.precision != "highest":
-        noise = evaluator.noise(teacher, plan.assignment, [0])
-        kind = PRODUCTS[evaluator.precision]
-        reporter.say(f"the search multiplies in {kind}, which moves KL by {noise:+.2%}")
+    @cache
+    def teacher() -> Teacher:
+        with reporter.stage("Reading text to search on", 1) as step:
+            made = Teacher.of(bank.checkpoint, tokens, bank.work, f"search-{len(tokens)}")
+            step()
+        if evaluator.precision != "highest":
+            noise = evaluator.noise(made, mix, [0])
+            kind = PRODUCTS[evaluator.precision]
+            reporter.say(f"the search multiplies in {kind}, which moves KL by {noise:+.2%}")
+        return made
+
+    return lambda mixes, windows: evaluator(teacher(), mixes, windows)
 
 
 def _scored(
@@ -234,7 +270,14 @@ def _factors(moments: Moments, tokens: Tensor, reporter: Reporter) -> dict[str, 
 def _judged(
     standing: Mapping[str, Mapping[str, str]], evaluator: Evaluator, teacher: Teacher
 ) -> Decision:
-    """The best of the mixes on held-out text."""
-    found = by_segment(evaluator(teacher, list(standing.values()), range(len(teacher.tokens))))
-    verdicts = judge({name: kl.ravel() for name, kl in zip(standing, found, strict=True)})
+    """The best of the mixes on held-out text, of which no more is read than it takes."""
+    mixes, samples = list(standing.values()), np.empty((len(standing), 0))
+    read, there = 0, len(teacher.tokens)
+    clear = False
+    while read < there and not clear:
+        further = range(read, min(there, max(2 * read, FIRST_JUDGED)))
+        kl = by_segment(evaluator(teacher, mixes, further)).reshape(len(mixes), -1)
+        samples, read = np.concatenate([samples, kl], 1), further.stop
+        verdicts = judge(dict(zip(standing, samples, strict=True)))
+        clear = all(one.behind.low > 0 or not one.behind.error for one in verdicts[1:])
     return Decision(standing[verdicts[0].name], verdicts[0].name, tuple(verdicts))
