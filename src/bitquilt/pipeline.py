@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ from bitquilt.result import Found, Output, Result
 from bitquilt.rounding import METHODS, REVISION
 from bitquilt.stitch import mlx
 from bitquilt.stitch.destination import check_directory, check_file
+from bitquilt.timing import token_seconds
 from bitquilt.tuning import distill
 from bitquilt.workdir import WorkDir
 
@@ -93,9 +95,8 @@ def quantize(
     """
     started = time.monotonic()
     how, reporter = how or Search(), reporter or Reporter()
-    asked = _asked(
-        model, Request.parse_all(bits, size, recipe), to, calibration, rounding, reporter
-    )
+    requests = Request.parse_all(bits, size, recipe, how.tokens_per_second is not None)
+    asked = _asked(model, requests, to, calibration, rounding, reporter)
     checkpoint, plans, documents, much, _ = asked
     require_room(Path(output), sum(made.layout.total_bytes for made in plans))
     paths = [_destination(Path(output), checkpoint, made) for made in plans]
@@ -106,6 +107,8 @@ def quantize(
             teacher = Teacher.of(checkpoint, held_out, work, "held-out")
             original = written.original(teacher)
             step()
+        if how.tokens_per_second is not None:
+            plans = _unpadded(plans, decisions, checkpoint)
         outputs = []
         for made, decision, path in zip(plans, decisions, paths, strict=True):
             if refine:
@@ -117,6 +120,9 @@ def quantize(
                 text = token_windows(documents, encode, much.tuning, WINDOW)
                 patches = _tuned(made, decision.mix, patches, text, work, reporter)
             outputs.append(_stitch(made, decision, patches, teacher, path, reporter))
+            if how.tokens_per_second is not None:
+                rate = 1 / token_seconds(path)
+                reporter.say(f"{path}: {rate:.4g} tokens a second measured")
             layout = STITCHERS[made.target].plan(checkpoint, decision.mix)
             keep(work, outputs[-1].to_dict(), layout.filled(made.layout.total_bytes).breakdown)
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
@@ -147,14 +153,16 @@ def search(
         UserError: bad input, a budget that cannot be met, a full disk: one sentence.
     """
     how, reporter = how or Search(), reporter or Reporter()
-    asked = _asked(
-        model, Request.parse_all(bits, size, recipe), to, calibration, rounding, reporter
-    )
+    requests = Request.parse_all(bits, size, recipe, how.tokens_per_second is not None)
+    asked = _asked(model, requests, to, calibration, rounding, reporter)
     require_room(Path(output), 0)
     with _work(asked, work_dir, output) as work:
         _, decisions, _ = _decided(asked, how, work, reporter)
+    plans = asked.plans
+    if how.tokens_per_second is not None:
+        plans = _unpadded(plans, decisions, asked.checkpoint)
     found = []
-    for made, (mix, name, verdicts) in zip(asked.plans, decisions, strict=True):
+    for made, (mix, name, verdicts) in zip(plans, decisions, strict=True):
         path = Path(output) / f"{asked.checkpoint.name}-{made.label}-{made.target}.recipe.json"
         _write_recipe(path, recipes.from_assignment(mix, asked.checkpoint).to_json())
         nbytes = made.layout.total_bytes
@@ -214,6 +222,16 @@ def _decided(
     text = Text(tokens[: much.probes], read, judging)
     how = how.limited(much.races * WINDOW)
     return bank, decide(plans, bank, text, how, reporter), closing
+
+
+def _unpadded(
+    plans: Sequence[Plan], decisions: Sequence[Decision], checkpoint: Checkpoint
+) -> list[Plan]:
+    """The plans as small as their mixes: a limit of speed may leave much of the bytes unused."""
+    return [
+        replace(made, layout=STITCHERS[made.target].plan(checkpoint, decision.mix))
+        for made, decision in zip(plans, decisions, strict=True)
+    ]
 
 
 def _destination(directory: Path, checkpoint: Checkpoint, made: Plan) -> Path:

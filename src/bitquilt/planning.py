@@ -36,6 +36,8 @@ class Request:
     preset: str | None
     label: str
     """For file names: ``4.5bit``, ``600MB``, ``Q4_K_M``, the recipe's file name."""
+    fast: bool = False
+    """Whether speed matters too."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -46,7 +48,9 @@ class Request:
         return ()
 
     @classmethod
-    def parse(cls, bits: float | None, size: str | None, mix: str | Path | None) -> Request:
+    def parse(
+        cls, bits: float | None, size: str | None, mix: str | Path | None, fast: bool = False
+    ) -> Request:
         """Understand the command line's three ways of asking.
 
         Raises:
@@ -64,15 +68,24 @@ class Request:
             raise UserError(
                 f"preset {preset} has a size of its own; leave out the budget or the preset"
             )
-        return cls(budget, recipe, preset, _label(bits, size, mix))
+        if budget is None and fast:
+            raise UserError(
+                "a recipe leaves nothing to choose by speed; with --min-tokens-per-second give "
+                "--bits or --size"
+            )
+        return cls(budget, recipe, preset, _label(bits, size, mix), fast)
 
     @classmethod
     def parse_all(
-        cls, bits: float | Sequence[float] | None, size: str | None, mix: str | Path | None
+        cls,
+        bits: float | Sequence[float] | None,
+        size: str | None,
+        mix: str | Path | None,
+        fast: bool = False,
     ) -> list[Request]:
         """The same for several budgets in bits, each once."""
         several = [bits] if isinstance(bits, int | float) or bits is None else dict.fromkeys(bits)
-        return [cls.parse(one, size, mix) for one in several]
+        return [cls.parse(one, size, mix, fast) for one in several]
 
 
 def _budget(bits: float | None, size: str | None) -> Budget | None:
@@ -171,7 +184,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
     space = None
     if request.budget is not None:
         pins = recipes.pins(request.recipe, checkpoint, target) if request.recipe else {}
-        space = _space(checkpoint, target, pins, request.budget.nbytes(weights))
+        space = _space(checkpoint, target, pins, request.budget.nbytes(weights), request.fast)
         guess = scores.prior(checkpoint, space.menu)
         assignment = Table(guess, space.capacity).solve(space.capacity)
     elif request.recipe is not None:
@@ -184,7 +197,9 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
     return Plan(target, request.label, assignment, layout, weights, space, request.notes)
 
 
-def _space(checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget: int) -> Space:
+def _space(
+    checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget: int, fast: bool
+) -> Space:
     """The candidates that bring a whole file to ``budget`` bytes."""
     everything_f32 = dict.fromkeys(checkpoint.matrices, "F32")
     fixed = STITCHERS[target].plan(checkpoint, everything_f32).fixed_bytes
@@ -193,7 +208,7 @@ def _space(checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget:
         unaligned = grids.get(grid).nbytes(*checkpoint.matrices[module])
         return -(-unaligned // ALIGNMENT[target]) * ALIGNMENT[target]
 
-    found = menu(checkpoint, target, pins, nbytes, fixed, budget)
+    found = menu(checkpoint, target, pins, nbytes, fixed, budget, fast)
     return Space(found, fullest(found, budget - fixed))
 
 

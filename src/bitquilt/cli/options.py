@@ -80,17 +80,25 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
         search_tokens: int | None,
         search_time: float | None,
         seed: int,
+        min_tokens_per_second: float | None,
         **others: Any,
     ) -> None:
         from bitquilt.deciding import Search
 
         seconds = math.inf if search_time is None else search_time
-        command(how=Search(search, scores, search_tokens, seconds, seed), **others)
+        how = Search(search, scores, search_tokens, seconds, seed, min_tokens_per_second)
+        command(how=how, **others)
 
     return functools.reduce(lambda made, option: option(made), _SEARCH_OPTIONS, with_search)
 
 
 _SEARCH_OPTIONS = (
+    click.option(
+        "--min-tokens-per-second",
+        metavar="X",
+        type=click.FloatRange(min=0, min_open=True),
+        help="That the file reaches on this machine, as bitquilt bench measures an answer.",
+    ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the search."),
     click.option(
         "--search-time",

@@ -42,6 +42,7 @@ def menu(
     nbytes: CellBytes,
     fixed: int,
     budget: int,
+    fast: bool = False,
 ) -> Menu:
     """The candidates of every matrix with their sizes; divergences are still zero.
 
@@ -52,16 +53,21 @@ def menu(
         nbytes: the cost of a cell.
         fixed: bytes of the file that are no matrix.
         budget: bytes that the whole file may take.
+        fast: whether speed matters too: no grid is superseded then.
 
     Raises:
         UserError: the budget is below the smallest or above the largest file.
     """
+    superseded = {} if fast else SUPERSEDED[target]
 
     def within(below: float, above: float) -> Menu:
         return {
             module: [
                 Choice(grid.name, nbytes(module, grid.name), 0.0)
-                for grid in _grids(target, shape[1], bits - below, bits + above, pins.get(module))
+                for grid in _grids(
+                    _fitting(target, shape[1], superseded),
+                    *(bits - below, bits + above, pins.get(module)),
+                )
             ]
             for module, shape in checkpoint.matrices.items()
         }
@@ -97,13 +103,18 @@ def _fills(menu: Menu, capacity: int, enough: float) -> bool:
     return between and fullest(menu, capacity) >= enough
 
 
-def _grids(target: str, columns: int, low: float, high: float, pin: str | None) -> list[Grid]:
+def _fitting(target: str, columns: int, superseded: Mapping[int, set[str]]) -> list[Grid]:
+    """What rows of that length can be stored on and is worth it."""
+    fitting = grids.for_width(columns, target)
+    for width, names in superseded.items():
+        if columns % width == 0:
+            fitting = [grid for grid in fitting if grid.name not in names]
+    return fitting
+
+
+def _grids(fitting: list[Grid], low: float, high: float, pin: str | None) -> list[Grid]:
     if pin is not None:
         return [grids.get(pin)]
-    fitting = grids.for_width(columns, target)
-    for width, superseded in SUPERSEDED[target].items():
-        if columns % width == 0:
-            fitting = [grid for grid in fitting if grid.name not in superseded]
     # a width that few grids can take still needs a choice: the nearest ones
     reach = [grid for grid in fitting if low <= grid.bits <= high]
     return reach or [min(fitting, key=lambda grid: max(low - grid.bits, grid.bits - high))]

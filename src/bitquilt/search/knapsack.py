@@ -38,6 +38,8 @@ class Choice:
     """In the file, alignment included."""
     divergence: float
     """Predicted, in nats per token."""
+    seconds: float = 0.0
+    """Predicted, of a token that is generated."""
 
 
 Menu = Mapping[str, list[Choice]]

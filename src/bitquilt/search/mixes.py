@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.search.knapsack import Choice, Menu, Table
+from bitquilt.search.knapsack import Choice, Menu
+from bitquilt.search.speed_limit import cheapest
 
 Vector = tuple[int, ...]
 """One number per matrix, in the order of the menu; 0 is its smallest choice."""
@@ -34,12 +36,14 @@ class Mixes:
     modules: tuple[str, ...]
     choices: tuple[tuple[Choice, ...], ...]
     """Of each module, smallest first."""
+    seconds: float = math.inf
+    """That the matrices may take for a token."""
 
     @classmethod
-    def of(cls, menu: Menu) -> Mixes:
+    def of(cls, menu: Menu, seconds: float = math.inf) -> Mixes:
         """Those of a menu."""
         by_size = (tuple(sorted(own, key=lambda choice: choice.nbytes)) for own in menu.values())
-        return cls(tuple(menu), tuple(by_size))
+        return cls(tuple(menu), tuple(by_size), seconds)
 
     def grids(self, mix: Vector) -> dict[str, str]:
         """Module path → grid name."""
@@ -57,6 +61,11 @@ class Mixes:
         """Bytes that the matrices take."""
         return int(sum(own[index] for own, index in zip(self.sizes, mix, strict=True)))
 
+    def fast_enough(self, mix: Vector) -> bool:
+        """Whether it is within the seconds."""
+        chosen = zip(self.choices, mix, strict=True)
+        return sum(choices[index].seconds for choices, index in chosen) <= self.seconds
+
     @cached_property
     def sizes(self) -> list[NDArray[np.int64]]:
         """Bytes of each module's choices."""
@@ -68,7 +77,7 @@ class Mixes:
         return [np.array([choice.divergence for choice in own]) for own in self.choices]
 
     def cheapest(self, costs: Sequence[Floats], capacity: int, kept: Mapping[int, int]) -> Vector:
-        """The mix of the least sum of costs within a capacity.
+        """The mix of the least sum of costs within a capacity and the seconds.
 
         Args:
             costs: of each module's choices.
@@ -81,4 +90,4 @@ class Mixes:
         ):
             open_to = range(len(own)) if m not in kept else [kept[m]]
             menu[module] = [replace(own[i], divergence=float(cost[i])) for i in open_to]
-        return self.vector(Table(menu, capacity).solve(capacity))
+        return self.vector(cheapest(menu, capacity, self.seconds))

@@ -145,7 +145,8 @@ class Refinement:
     def _proposals(self, capacity: int) -> list[Vector]:
         best = self.best[capacity]
         if not self._trusted:
-            return [swapped(self.mixes, best, capacity, self._rng) for _ in range(PROPOSALS)]
+            swaps = [swapped(self.mixes, best, capacity, self._rng) for _ in range(PROPOSALS)]
+            return [mix for mix in swaps if self.mixes.fast_enough(mix)]
         whole = PROPOSALS // 2
         return [
             self._solved(capacity, self._surrogate.mean, 1.0),
