@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WINDOW = 512
+LEAST_RACED = 240
+"""Windows that a search reads before it has learnt anything."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,17 @@ class Effort:
     judging: int
     """Held-out text that decides between a few mixes; none of it is in the closing figures."""
     races: int
-    """Windows that a search reads in all, every mix's counted."""
+    """Windows that a search reads in all, every mix's counted; 0 where there is no time for one."""
 
 
-def effort(parameters: int) -> Effort:
-    """The effort for a model of that many parameters."""
+def effort(parameters: int, on_gpu: bool = False) -> Effort:
+    """The effort for a model of that many parameters; races are what a GPU has more time for."""
     teraflop = 2e-12 * parameters * WINDOW
 
     def windows(budget: float, least: int, most: int) -> int:
         return max(least, min(most, round(budget / teraflop)))
 
+    races = windows(600 if on_gpu else 6, 0, 480)
     return Effort(
         calibration=windows(3, 12, 24),
         gradients=4,
@@ -52,5 +55,5 @@ def effort(parameters: int) -> Effort:
         tuning=windows(1000, 128, 2112),
         search=64,
         judging=windows(2, 8, 32),
-        races=windows(6, 240, 480),
+        races=races if races >= LEAST_RACED else 0,
     )

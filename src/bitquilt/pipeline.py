@@ -22,7 +22,8 @@ from bitquilt.calibration.text import calibration_documents, encoder, token_wind
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.deciding import Decision, Search, Text, decide
-from bitquilt.effort import WINDOW, Effort, effort
+from bitquilt.device import compute_device
+from bitquilt.effort import LEAST_RACED, WINDOW, Effort, effort
 from bitquilt.errors import UserError
 from bitquilt.evaluation import written
 from bitquilt.evaluation.in_engine import run_in_engine
@@ -186,7 +187,8 @@ def _asked(
     plans = [make_plan(checkpoint, asked, target) for asked in requests for target in targets(to)]
     for note in plans[0].notes:
         reporter.say(note)
-    much = effort(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
+    weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
+    much = effort(weights, on_gpu=compute_device().type != "cpu")
     documents, dropped = calibration_documents(Path(calibration) if calibration else None)
     for source in dropped:
         reporter.say(f"calibration document {source} repeats held-out text and is left out")
@@ -220,6 +222,12 @@ def _decided(
         reporter.say("little calibration text: the search reads what the rounding read")
         read = tokens
     text = Text(tokens[: much.probes], read, judging)
+    if how.method == "race" and how.tokens is None and not much.races:
+        reporter.say(
+            "the mix is the exact knapsack's: on this machine a race would take long; "
+            f"--search-tokens {LEAST_RACED * WINDOW} or more runs it"
+        )
+        how = replace(how, method="knapsack")
     how = how.limited(much.races * WINDOW)
     return bank, decide(plans, bank, text, how, reporter), closing
 
