@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -88,11 +89,10 @@ def run(
 
 
 def _piped() -> str:
-    """What standard input holds, where it is no terminal."""
-    try:
+    """What standard input holds, where it is no terminal and can be read."""
+    text = ""
+    with suppress(OSError):
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"standard input cannot be read: {error}; give the prompt") from error
     if not text.strip():
         raise click.MissingParameter(param_type="argument", param_hint="'PROMPT'")
     return text
