@@ -74,6 +74,7 @@ def serve(
         max_tokens=max_tokens,
     )
     try:
+        listening.listen()
         address = f"http://{HOST}:{listening.getsockname()[1]}"
         click.echo(f"{model} is at {address}, and for programs at {address}/v1", err=True)
         _run(server, listening)

@@ -95,9 +95,9 @@ class Server:
         return FileResponse(PAGE, headers={"Content-Security-Policy": PAGE_POLICY})
 
     async def _health(self, _: Request) -> Response:
-        if not self.scheduler.healthy:
-            return JSONResponse({"status": "unavailable"}, 503)
-        return JSONResponse({"status": "ok"})
+        healthy = self.scheduler.healthy
+        said = {"status": "ok" if healthy else "unavailable", "model": self._name}
+        return JSONResponse(said, 200 if healthy else 503)
 
     async def _figures(self, _: Request) -> Response:
         text, kind = self._metrics.text()

@@ -201,10 +201,10 @@ def parse(kind: type[Body], body: bytes) -> Body:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        first, *more = error.errors(include_url=False)
-        place = ".".join(str(step) for step in first["loc"])
-        also = f", and {len(more)} more" if more else ""
-        raise invalid(f"{place or 'the body'}: {first['msg']}{also}") from error
+        # of the alternatives that all failed, the one that came furthest was meant
+        meant = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
+        place = ".".join(str(step) for step in meant["loc"])
+        raise invalid(f"{place or 'the body'}: {meant['msg']}") from error
 
 
 def check_model(asked: str | None, name: str) -> None:

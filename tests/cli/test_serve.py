@@ -1,0 +1,63 @@
+"""``bitquilt serve``: how it starts, and how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.quick import invoke
+
+WILD: Any = {
+    "messages": [{"role": "user", "content": "What is 347 + 585?"}],
+    "temperature": 5.0,
+    "top_p": 1.0,
+}
+
+
+def test_a_port_that_is_taken_is_one_sentence(capfd, demo_gguf: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert invoke("serve", demo_gguf, "--port", str(port)) == 2
+    said = capfd.readouterr()
+    assert f"port {port} cannot be had" in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_cleanly_and_soon(demo_gguf: Path, sent: signal.Signals) -> None:
+    command = [sys.executable, "-m", "bitquilt.cli.main", "serve", str(demo_gguf), "--port", "0"]
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | path)
+    try:
+        assert process.stderr
+        port = re.search(r":(\d+),", process.stderr.readline())
+        assert port
+        connection = http.client.HTTPConnection("127.0.0.1", int(port[1]))
+        body = json.dumps({**WILD, "stream": True, "max_tokens": 2000}).encode()
+        headers = {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", body, headers)
+        response = connection.getresponse()
+        response.readline()
+        (engine,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(sent)
+        started = time.monotonic()
+        last = response.read().decode().strip().rpartition("data: ")[2]
+        assert last == "[DONE]" or "shutting down" in last
+        assert process.wait(20) == 0
+        assert time.monotonic() - started < 12
+        assert process.stderr.read() == ""
+        assert not Path(f"/proc/{engine}").exists()
+    finally:
+        process.kill()

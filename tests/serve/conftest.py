@@ -1,0 +1,70 @@
+"""Servers on ports of their own: of the demo model in llama.cpp, and of books."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import openai
+import pytest
+import uvicorn
+from tests.cli.conftest import demo_gguf
+
+from bitquilt.engines import Engine, open_engine
+from bitquilt.serve.app import Server
+
+__all__ = ["demo_gguf"]
+
+KEY = "secret"
+
+
+class Running:
+    """A server, and ways to speak with it."""
+
+    def __init__(self, server: Server, port: int) -> None:
+        self.server, self.scheduler = server, server.scheduler
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
+
+    def settles(self) -> bool:
+        """Whether nothing is under way any more, soon."""
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            if self.scheduler.going == self.scheduler.waiting == 0:
+                return True
+            time.sleep(0.02)
+        return False
+
+
+@contextmanager
+def running(engine: Callable[[], Engine], name: str = "model", **options: int) -> Iterator[Running]:
+    """Serve in a thread."""
+    server = Server(engine, name, api_key=KEY, **options)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        config = uvicorn.Config(server.asgi, log_level="warning", lifespan="off")
+        serving = uvicorn.Server(config)
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            while not serving.started:
+                time.sleep(0.01)
+            yield Running(server, listening.getsockname()[1])
+        finally:
+            server.scheduler.close()
+            serving.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="session")
+def demo(demo_gguf: Path) -> Iterator[Running]:
+    """The demo model, four answers at a time."""
+    opening = partial(open_engine, demo_gguf)
+    with running(opening, "demo", parallel=4, queue=4, max_tokens=600) as server:
+        yield server

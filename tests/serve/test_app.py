@@ -1,0 +1,243 @@
+"""The server, asked by OpenAI's own client and by worse ones."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from tests.serve.conftest import KEY, Running, running
+from tests.talk.book import Book, reciting
+
+QUESTION: Any = [{"role": "user", "content": "What is 347 + 585?"}]
+GREEDY: Any = {"model": "demo", "messages": QUESTION, "temperature": 0}
+
+WILD: Any = {**GREEDY, "temperature": 5.0, "top_p": 1.0}
+"""Words at random, for as long as they may go on."""
+
+CALLING = (
+    "{% if tools %}{{ tools | tojson }}<tool_call>{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}|"
+)
+TOOL: Any = {
+    "type": "function",
+    "function": {"name": "add", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def post(
+    server: Running, body: bytes, path: str = "/v1/chat/completions", **headers: str
+) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    given = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    connection.request("POST", path, body, {**given, **headers})
+    response = connection.getresponse()
+    status, said = response.status, json.loads(response.read())
+    connection.close()
+    return status, said
+
+
+def test_reasoning_and_answer_apart(demo: Running) -> None:
+    reply = demo.client.chat.completions.create(**GREEDY)
+    (choice,) = reply.choices
+    assert choice.message.content == "\\boxed{932}"
+    assert choice.message.reasoning_content.endswith("347 + 585 = 932\n")
+    assert choice.finish_reason == "stop"
+    assert reply.bitquilt["final"] == "932"
+    assert reply.usage.total_tokens == reply.usage.prompt_tokens + reply.usage.completion_tokens
+    assert (
+        0 < reply.usage.completion_tokens_details.reasoning_tokens < reply.usage.completion_tokens
+    )
+
+
+def test_a_stream_says_the_same(demo: Running) -> None:
+    whole = demo.client.chat.completions.create(**GREEDY)
+    chunks = list(
+        demo.client.chat.completions.create(
+            **GREEDY, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    deltas = [chunk.choices[0].delta for chunk in chunks[:-1]]
+    assert "".join(delta.content or "" for delta in deltas) == whole.choices[0].message.content
+    reasoning = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+    assert reasoning == whole.choices[0].message.reasoning_content
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].usage == whole.usage
+    assert len(chunks) > 5
+
+
+def test_what_is_asked_for_is_obeyed(demo: Running) -> None:
+    ask = demo.client.chat.completions.create
+    short = ask(**GREEDY, max_tokens=5)
+    assert (short.usage.completion_tokens, short.choices[0].finish_reason) == (5, "length")
+    hurried = ask(**GREEDY, extra_body={"think_budget": 12})
+    assert hurried.bitquilt["closed"] == "budget"
+    assert hurried.choices[0].message.content.startswith("\\boxed{")
+    first, again, other = (ask(**WILD, max_tokens=20, seed=seed) for seed in (1, 1, 2))
+    assert first.choices[0].message == again.choices[0].message != other.choices[0].message
+    stopped = ask(**GREEDY, stop="9")
+    assert stopped.choices[0].message.content == "\\boxed{"
+
+
+def test_plain_text_is_continued(demo: Running) -> None:
+    reply = demo.client.completions.create(model="demo", prompt="1 2 3 4 5", max_tokens=6)
+    assert reply.usage.completion_tokens == 6
+    chunks = demo.client.completions.create(
+        model="demo", prompt="1 2 3 4 5", max_tokens=6, temperature=0, stream=True
+    )
+    greedy = demo.client.completions.create(
+        model="demo", prompt="1 2 3 4 5", max_tokens=6, temperature=0
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks) == greedy.choices[0].text
+
+
+def test_many_at_once_get_what_each_gets_alone(demo: Running) -> None:
+    def ask(number: int) -> str:
+        said: Any = [{"role": "user", "content": f"What is {347 + number} + 585?"}]
+        reply = demo.client.chat.completions.create(model="demo", messages=said, temperature=0)
+        return reply.bitquilt["final"]
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(ask, range(8)))
+    assert together == [str(932 + number) for number in range(8)]
+
+
+def test_models_and_health_and_metrics(demo: Running) -> None:
+    assert [model.id for model in demo.client.models.list()] == ["demo"]
+    connection = http.client.HTTPConnection("127.0.0.1", demo.port)
+    connection.request("GET", "/health")
+    assert json.loads(connection.getresponse().read()) == {"status": "ok", "model": "demo"}
+    connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {KEY}"})
+    text = connection.getresponse().read().decode()
+    assert "# TYPE bitquilt_completion_tokens_total counter" in text
+    assert 'bitquilt_requests_total{path="/v1/models",status="200"}' in text
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "sentence"),
+    [
+        ({"messages": []}, 400, "messages: "),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "'text'"),
+        ({"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "model reads 2,048"),
+        ({"messages": [{"role": "user", "content": "w" * 1_000_000}]}, 413, "131,072 bytes"),
+        ({"temprature": 1}, 400, "temprature: "),
+        ({"temperature": "hot"}, 400, "temperature: "),
+        ({"n": 2}, 400, "n: "),
+        ({"model": "gpt-4"}, 404, "ask for 'demo'"),
+        ({"tools": [TOOL]}, 400, "takes no tools"),
+    ],
+)
+def test_bad_requests_are_told_why(
+    demo: Running, change: dict[str, Any], status: int, sentence: str
+) -> None:
+    found, said = post(demo, json.dumps({**GREEDY, **change}).encode())
+    assert found == status
+    assert sentence in said["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (b'{"messages": [', {}, 400),
+        (b"\xff\xfe", {}, 400),
+        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', {}, 400),
+        (b"{}", {"Content-Type": "text/plain"}, 415),
+        (b"{}", {"Authorization": "Bearer wrong"}, 401),
+        (b"{}", {"Authorization": "Bearer w\xc3\xb6rng"}, 401),
+        (b"{}", {"Host": "evil.example"}, 403),
+    ],
+)
+def test_worse_requests_too(
+    demo: Running, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    found, said = post(demo, body, **headers)
+    assert found == status
+    assert said["error"]["message"]
+
+
+def test_wrong_paths_are_json_too(demo: Running) -> None:
+    assert post(demo, b"{}", "/v1/nothing")[0] == 404
+    assert post(demo, b"{}", "/v1/models")[0] == 405
+    with pytest.raises(openai.AuthenticationError, match="Bearer KEY"):
+        demo.client.with_options(api_key="wrong").models.list()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_stops_its_answer(demo: Running, stream: bool) -> None:
+    body = json.dumps({**WILD, "stream": stream}).encode()
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    said = demo.server._metrics._said._value.get()
+    with socket.create_connection(("127.0.0.1", demo.port)) as connection:
+        connection.sendall(head.encode() + body)
+        if stream:
+            connection.recv(100)
+        else:
+            while not demo.scheduler.going:
+                pass
+    assert demo.settles()
+    assert demo.server._metrics._said._value.get() == said  # it did not come to its end
+
+
+def test_too_many_are_told_to_come_again(demo: Running) -> None:
+    body = json.dumps({**WILD, "max_tokens": 100}).encode()
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda _: post(demo, body), range(16)))
+    statuses = [status for status, _ in found]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) >= 8
+    assert all("try again" in said["error"]["message"] for s, said in found if s == 429)
+
+
+def test_after_a_crash_the_next_request_is_answered(demo: Running) -> None:
+    crashed = demo.scheduler._engine
+    os.kill(crashed.pid, signal.SIGKILL)  # type: ignore[union-attr]
+    status, said = post(demo, json.dumps(GREEDY).encode())
+    assert status == 500
+    assert "crashed" in said["error"]["message"]
+    assert demo.client.chat.completions.create(**GREEDY).bitquilt["final"] == "932"
+
+
+def test_tool_calls() -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+    ask: Any = {"model": "model", "messages": QUESTION, "tools": [TOOL]}
+    with running(lambda: Book(reciting("Well. " + call), CALLING)) as server:
+        reply = server.client.chat.completions.create(**ask)
+        (choice,) = reply.choices
+        assert (choice.message.content, choice.finish_reason) == ("Well.", "tool_calls")
+        (made,) = choice.message.tool_calls
+        assert (made.function.name, json.loads(made.function.arguments)) == ("add", {"a": 1})
+        chunks = list(server.client.chat.completions.create(**ask, stream=True))
+        calls = [c.choices[0].delta.tool_calls for c in chunks if c.choices[0].delta.tool_calls]
+        assert calls[0][0].function.arguments == made.function.arguments
+        assert chunks[-1].choices[0].finish_reason == "tool_calls"
+        answered = [
+            *QUESTION,
+            choice.message.model_dump(exclude_none=True, include={"role", "content", "tool_calls"}),
+            {"role": "tool", "tool_call_id": made.id, "content": "2"},
+        ]
+        after = server.client.chat.completions.create(
+            model="model", messages=answered, tools=[TOOL], tool_choice="none"
+        )
+        assert "tool_call" in (after.choices[0].message.content or "")
+
+
+def test_a_loop_is_taken_back_in_a_stream() -> None:
+    template = "<think></think>{% for m in messages %}{{ m.content }}{% endfor %}|"
+    looping = reciting("<think>" + "round and round " * 200)
+    ask: Any = {"model": "model", "messages": QUESTION, "stream": True, "max_tokens": 900}
+    with running(lambda: Book(looping, template)) as server:
+        chunks = list(server.client.chat.completions.create(**ask))
+    told = [chunk.bitquilt for chunk in chunks if hasattr(chunk, "bitquilt")]
+    assert any("rescue" in one for one in told)
+    assert {"closing": "loop"} in told
+    assert told[-1]["rescues"] >= 3
