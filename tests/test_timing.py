@@ -21,6 +21,7 @@ def brief(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setattr(timing, "ROUNDS", 1)
+    monkeypatch.setattr(timing, "VISITS", 1)
     monkeypatch.setattr(timing, "SECONDS", 0.0)
     monkeypatch.setattr(timing, "ANSWER", 4)
 

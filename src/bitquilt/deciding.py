@@ -35,6 +35,7 @@ from bitquilt.search.knapsack import Choice, Menu
 from bitquilt.search.measurements import Limits, Measurements
 from bitquilt.search.mixes import Mixes
 from bitquilt.search.racing import by_segment
+from bitquilt.search.ray_evaluator import RayEvaluator
 from bitquilt.search.searching import Task, search
 from bitquilt.timing import speed_limit
 
@@ -59,6 +60,8 @@ class Search:
     seed: int = 0
     tokens_per_second: float | None = None
     """That every file has to reach on this machine, one answer at a time."""
+    ray: str | None = None
+    """Address of a Ray cluster whose machines measure; if empty, the one at hand or a new one."""
 
     def __post_init__(self) -> None:
         """Refuse what there is not."""
@@ -133,12 +136,16 @@ def _decide_target(
         limit = speed_limit(how.tokens_per_second, bank.checkpoint, target, candidates, reporter)
         plans = [limit.timed(plan) for plan in plans]
         rivals = [limit.fast_enough(rival) for rival in rivals]
+    packed = scores.with_originals(bank)
+    evaluator = Evaluator(bank.checkpoint, packed)
+    measure: Evaluator | RayEvaluator = evaluator
+    if how.ray is not None:
+        measure = RayEvaluator(bank.checkpoint, packed, how.ray, evaluator.precision, reporter.say)
     _round(target, plans, [mix for rival in rivals for mix in rival.values()], bank, reporter)
     spaces = {plan.label: plan.space for plan in plans if plan.space}
     if not spaces:
         return [Decision(plan.assignment, "recipe", ()) for plan in plans]
-    evaluator = Evaluator(bank.checkpoint, scores.with_originals(bank))
-    evaluate = _on_text(evaluator, bank, text.search, plans[0].assignment, reporter)
+    evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].assignment, reporter)
     history = bank.work.path / "search" / f"history-{len(text.search)}.jsonl"
     shape = len(text.search), text.search.shape[1]
     measurements = Measurements(evaluate, shape, history)
@@ -212,7 +219,12 @@ def _round(
 
 
 def _on_text(
-    evaluator: Evaluator, bank: Bank, tokens: Tensor, mix: Mapping[str, str], reporter: Reporter
+    evaluator: Evaluator,
+    measure: Evaluator | RayEvaluator,
+    bank: Bank,
+    tokens: Tensor,
+    mix: Mapping[str, str],
+    reporter: Reporter,
 ) -> Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]:
     """The evaluator on the text to search on, which the original reads when it is first needed.
 
@@ -230,7 +242,7 @@ def _on_text(
             reporter.say(f"the search multiplies in {kind}, which moves KL by {noise:+.2%}")
         return made
 
-    return lambda mixes, windows: evaluator(teacher(), mixes, windows)
+    return lambda mixes, windows: measure(teacher(), mixes, windows)
 
 
 def _scored(

@@ -13,7 +13,7 @@ import platform
 import random
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -30,17 +30,19 @@ from bitquilt.engines.llamacpp_backend import physical_cores
 from bitquilt.errors import UserError
 from bitquilt.evaluation.machine import processor
 from bitquilt.files import written_whole
-from bitquilt.grids.grid import Packed
+from bitquilt.grids.grid import Packed, PackedSource
 from bitquilt.planning import STITCHERS, Plan
-from bitquilt.progress import Reporter
+from bitquilt.progress import Reporter, Step
 from bitquilt.rounding.nearest import fit
 from bitquilt.search.speed_limit import fastest
 from bitquilt.search.speed_model import Cell, SpeedModel, Timed
 
 PROMPT, ANSWER = 128, 32
 """Tokens. Short answers, since others disturb the best of many short ones least."""
-TURNS, LEAST_TURNS, SECONDS = 16, 4, 2.0
-"""Answers of each file: so many, or as many as there is time for."""
+TURNS, LEAST_TURNS, SECONDS = 16, 4, 1.0
+"""Answers of a file: so many, or as many as there is time for."""
+VISITS = 2
+"""Times that each file is run, all others between: what else goes on seldom meets it twice."""
 ROUNDS = 2
 """Files, for every grid of the shape that has the most."""
 MOST_WEIGHTS = 400_000_000
@@ -134,10 +136,9 @@ def speed_limit(
     }
     files = ROUNDS * max(map(len, missing.values()))
     if files:
-        with reporter.stage(f"Timing grids for {target}", files) as step:
-            for sample, mix in _designs(checkpoint, wanted, missing, files):
-                runs.append(_timed(sample, target, mix))
-                step()
+        designs = _designs(checkpoint, wanted, missing, files)
+        with reporter.stage(f"Timing grids for {target}", VISITS * files) as step:
+            runs += [_best(visits) for visits in zip(*_visits(designs, target, step), strict=True)]
         with written_whole(kept) as beside:
             beside.write_text(json.dumps([_to_json(run) for run in runs]))
     model = SpeedModel.fit(runs)
@@ -225,10 +226,39 @@ def _cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
     return replace(checkpoint, config=config, shapes=shapes, gguf_source=None)
 
 
+def _visits(
+    designs: Sequence[tuple[Checkpoint, dict[Shape, str]]], target: str, step: Step
+) -> Iterator[list[Timed]]:
+    """All files, timed again and again."""
+    for _ in range(VISITS):
+        visit = []
+        for sample, mix in designs:
+            visit.append(_timed(sample, target, mix))
+            step()
+        yield visit
+
+
+def _best(visits: Iterable[Timed]) -> Timed:
+    return min(visits, key=lambda run: run.seconds)
+
+
 def _timed(checkpoint: Checkpoint, target: str, mix: Mapping[Shape, str]) -> Timed:
     """Write a file whose matrices are on these grids, and time it."""
     read = read_each_token(checkpoint)
     assignment = {m: mix.get(shape, "BF16") for m, shape in checkpoint.matrices.items()}
+    with tempfile.TemporaryDirectory(prefix="bitquilt-") as folder:
+        path = Path(folder) / f"timed{SUFFIX[target]}"
+        STITCHERS[target].write(checkpoint, assignment, arbitrary(checkpoint), path, "{}")
+        seconds = token_seconds(path)
+    matrices: dict[Cell, int] = {}
+    for shape in read.values():
+        cell = Cell(*shape, mix[shape])
+        matrices[cell] = matrices.get(cell, 0) + 1
+    return Timed(matrices, seconds)
+
+
+def arbitrary(checkpoint: Checkpoint) -> PackedSource:
+    """Matrices of a model's shapes on any grid, with arbitrary numbers."""
 
     def packed(module: str, grid: str) -> Packed:
         rows, columns = checkpoint.matrices[module]
@@ -237,15 +267,7 @@ def _timed(checkpoint: Checkpoint, target: str, mix: Mapping[Shape, str]) -> Tim
             for name, part in _pattern(columns, grid).items()
         }
 
-    with tempfile.TemporaryDirectory(prefix="bitquilt-") as folder:
-        path = Path(folder) / f"timed{SUFFIX[target]}"
-        STITCHERS[target].write(checkpoint, assignment, packed, path, "{}")
-        seconds = token_seconds(path)
-    matrices: dict[Cell, int] = {}
-    for shape in read.values():
-        cell = Cell(*shape, mix[shape])
-        matrices[cell] = matrices.get(cell, 0) + 1
-    return Timed(matrices, seconds)
+    return packed
 
 
 @cache

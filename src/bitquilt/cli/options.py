@@ -81,18 +81,27 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
         search_time: float | None,
         seed: int,
         min_tokens_per_second: float | None,
+        ray: str | None,
         **others: Any,
     ) -> None:
         from bitquilt.deciding import Search
 
         seconds = math.inf if search_time is None else search_time
-        how = Search(search, scores, search_tokens, seconds, seed, min_tokens_per_second)
+        how = Search(search, scores, search_tokens, seconds, seed, min_tokens_per_second, ray)
         command(how=how, **others)
 
     return functools.reduce(lambda made, option: option(made), _SEARCH_OPTIONS, with_search)
 
 
 _SEARCH_OPTIONS = (
+    click.option(
+        "--ray",
+        metavar="[ADDRESS]",
+        is_flag=False,
+        flag_value="",
+        help="Measure on the machines of a Ray cluster: the one at that address, the one that runs "
+        "here, or a new one (extra ray).",
+    ),
     click.option(
         "--min-tokens-per-second",
         metavar="X",

@@ -19,8 +19,9 @@ import numpy as np
 from bitquilt.search.knapsack import Menu
 from bitquilt.search.mixes import Floats
 
-NOISE = 0.02
-"""Spread of a timed file's seconds around what the model can say."""
+NOISES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+"""Spreads of a timed file's seconds around what the model can say, relative to them: how much else
+the machine does. The evidence (MacKay 1992) chooses among them."""
 GRIDS, SHAPES = 1.0, 0.2
 """Prior spread of the paces of grids around their mean, and of shapes around their grid's, both
 relative to that mean."""
@@ -103,6 +104,16 @@ def _ridge(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
     What is left of each y is left by a fit to the others (Sundararajan and Keerthi 2001).
     """
-    inverse = np.linalg.inv(x @ x.T + NOISE**2 * np.eye(len(x)))
+
+    def covariance(noise: float) -> Floats:
+        own: Floats = x @ x.T + noise**2 * np.eye(len(x))
+        return own
+
+    def evidence(noise: float) -> float:
+        lower = np.linalg.cholesky(covariance(noise))
+        whitened = np.linalg.solve(lower, y)
+        return float(-0.5 * whitened @ whitened - np.log(lower.diagonal()).sum())
+
+    inverse = np.linalg.inv(covariance(max(NOISES, key=evidence)))
     solved = inverse @ y
     return x.T @ solved, solved / inverse.diagonal()

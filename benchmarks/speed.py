@@ -1,0 +1,70 @@
+"""Predicted and measured tokens a second, mix by mix: how far to trust ``--min-tokens-per-second``.
+
+    python benchmarks/speed.py [MODEL...]
+
+Grids within reach of 4.5 bits are timed (or remembered); then presets and random mixes, none of
+which was timed, are written and measured by ``bitquilt bench``, one answer to a prompt of 128.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import tempfile
+from pathlib import Path
+
+from bitquilt import presets, timing
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.evaluation.speed import bench
+from bitquilt.planning import Request, make_plan
+from bitquilt.progress import Reporter
+from bitquilt.stitch import gguf
+
+BITS = 4.5
+PRESETS = ("Q4_K_M", "IQ4_XS")
+RANDOM = 4
+ROUNDS = 7
+
+
+def main() -> None:
+    """Compare, model by model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=["demo"])
+    for model in parser.parse_args().models:
+        checkpoint = open_checkpoint(model)
+        plan = make_plan(checkpoint, Request.parse(BITS, None, None, fast=True), "gguf")
+        assert plan.space is not None
+        mixes = {name: presets.preset(name, checkpoint, "gguf") for name in PRESETS}
+        candidates = {
+            module: dict.fromkeys([*names, *(mix[module] for mix in mixes.values())])
+            for module, names in plan.space.candidates.items()
+        }
+        limit = timing.speed_limit(1.0, checkpoint, "gguf", candidates, Reporter())
+        rng = random.Random(1)
+        for n in range(RANDOM):
+            mixes[f"random-{n}"] = {m: rng.choice(list(own)) for m, own in candidates.items()}
+        measured = measure(checkpoint, mixes)
+        print(f"{checkpoint.name}, tokens a second (best turn in brackets)")
+        for name, mix in mixes.items():
+            predicted, (middle, best) = limit.predicted(mix), measured[name]
+            print(
+                f"{name:10} predicted {predicted:7.1f}, measured {middle:7.1f} ({best:.1f}): "
+                f"{predicted / middle - 1:+.1%} ({predicted / best - 1:+.1%})"
+            )
+
+
+def measure(
+    checkpoint: Checkpoint, mixes: dict[str, dict[str, str]]
+) -> dict[str, tuple[float, float]]:
+    """Tokens a second of an answer: the median of several turns, and the best."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{name}.gguf" for name in mixes]
+        for path, mix in zip(paths, mixes.values(), strict=True):
+            gguf.write(checkpoint, mix, timing.arbitrary(checkpoint), path, "{}")
+        speeds = bench([str(path) for path in paths], [128], [1], 64, ROUNDS).speeds
+    return {Path(one.name).stem: (one.answer_rate, one.fastest) for one in speeds}
+
+
+if __name__ == "__main__":
+    main()
