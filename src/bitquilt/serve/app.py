@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -147,10 +147,10 @@ class Server:
             headers={"Cache-Control": "no-cache"},
         )
 
-    async def _timed(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+    async def _timed(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
         """The same, with a note of when the first one came."""
         started = time.perf_counter()
-        async with aclosing(events) as coming:  # type: ignore[type-var]
+        async with aclosing(events) as coming:
             first = True
             async for event in coming:
                 if first:
@@ -213,10 +213,13 @@ class _Counted:
 
 
 async def _sent(
-    first: Event, events: AsyncIterator[Event], reply: ChatReply | TextReply, with_usage: bool
-) -> AsyncIterator[str]:
+    first: Event,
+    events: AsyncGenerator[Event, None],
+    reply: ChatReply | TextReply,
+    with_usage: bool,
+) -> AsyncGenerator[str, None]:
     """Server-sent events; when the client goes, so does the answer."""
-    async with aclosing(events) as coming:  # type: ignore[type-var]
+    async with aclosing(events) as coming:
         if begin := reply.first():
             yield _line(begin)
         event = first
@@ -235,8 +238,8 @@ async def _sent(
         yield "data: [DONE]\n\n"
 
 
-async def _last(events: AsyncIterator[Event]) -> End:
-    async with aclosing(events) as coming:  # type: ignore[type-var]
+async def _last(events: AsyncGenerator[Event, None]) -> End:
+    async with aclosing(events) as coming:
         async for event in coming:
             if isinstance(event, End):
                 return event

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
@@ -49,7 +49,7 @@ class Job:
         with suppress(RuntimeError):  # the loop is gone, and whoever waited with it
             self._loop.call_soon_threadsafe(self._ready.set)
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """All of them up to the end; text that has piled up comes in one piece.
 
         Raises:
@@ -127,7 +127,7 @@ class Scheduler:
         """Whether a request would be answered now."""
         return self._engine is not None and not self._leaving
 
-    async def answer(self, prepare: Prepare) -> AsyncIterator[Event]:
+    async def answer(self, prepare: Prepare) -> AsyncGenerator[Event, None]:
         """Answer one request; close the iterator to stop before the end.
 
         Raises:
