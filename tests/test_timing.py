@@ -22,6 +22,7 @@ def brief(monkeypatch, tmp_path):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setattr(timing, "ROUNDS", 1)
     monkeypatch.setattr(timing, "VISITS", 1)
+    monkeypatch.setattr(timing, "RELIABLE", 1e9)
     monkeypatch.setattr(timing, "SECONDS", 0.0)
     monkeypatch.setattr(timing, "ANSWER", 4)
 
@@ -53,6 +54,22 @@ def test_grids_are_timed_once(tied, monkeypatch):
     assert len(timed) == 2
     limit(checkpoint, [*CANDIDATES, "Q5_0"])  # one that is new
     assert len(timed) == 3
+
+
+def test_timings_of_a_busy_machine_are_not_kept(tied, monkeypatch, capfd):
+    checkpoint, timed = open_checkpoint(tied), []
+
+    def disturbed(path):
+        timed.append(path)
+        return by_size(path) * (1 if len(timed) % 2 else 3)
+
+    monkeypatch.setattr(timing, "token_seconds", disturbed)
+    monkeypatch.setattr(timing, "ROUNDS", 4)
+    monkeypatch.setattr(timing, "RELIABLE", 0.1)
+    limit(checkpoint)
+    limit(checkpoint)
+    assert len(timed) == 16
+    assert "does too much else" in capfd.readouterr().err
 
 
 def test_mlx_too(tied):

@@ -45,6 +45,8 @@ VISITS = 2
 """Times that each file is run, all others between: what else goes on seldom meets it twice."""
 ROUNDS = 2
 """Files, for every grid of the shape that has the most."""
+RELIABLE = 0.1
+"""Error up to which timings are kept for the next time."""
 MOST_WEIGHTS = 400_000_000
 """Larger models are timed with fewer blocks: this is more than a processor's cache holds."""
 PATTERN_ROWS = 64
@@ -139,13 +141,16 @@ def speed_limit(
         designs = _designs(checkpoint, wanted, missing, files)
         with reporter.stage(f"Timing grids for {target}", VISITS * files) as step:
             runs += [_best(visits) for visits in zip(*_visits(designs, target, step), strict=True)]
-        with written_whole(kept) as beside:
-            beside.write_text(json.dumps([_to_json(run) for run in runs]))
     model = SpeedModel.fit(runs)
     reporter.say(
         f"{len(runs)} {target} files timed on this machine predict one another's speed with an "
         f"error of {model.error:.1%}"
     )
+    if model.error > RELIABLE:
+        reporter.say("it does too much else to be timed well: that will be tried again next time")
+    elif files:
+        with written_whole(kept) as beside:
+            beside.write_text(json.dumps([_to_json(run) for run in runs]))
     return SpeedLimit(rate, model, shapes)
 
 
