@@ -52,9 +52,8 @@ def stock_server(path: Path) -> Any:
 
 def ask(server: Any, tokens: list[int], **settings: Any) -> dict[str, Any]:
     """One completion by llama.cpp itself."""
-    reply: dict[str, Any] = server.handle_completions(
-        {"prompt": tokens, "cache_prompt": True, "stream": False, "top_k": 0, "min_p": 0, **settings}
-    )
+    fixed = {"prompt": tokens, "cache_prompt": True, "stream": False, "top_k": 0, "min_p": 0}
+    reply: dict[str, Any] = server.handle_completions({**fixed, **settings})
     return reply
 
 
@@ -131,9 +130,7 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
 
 
 def _bare(server: Any, prompt: Prompt) -> tuple[str, bool]:
-    reply = ask(
-        server, prompt.tokens, max_tokens=MAX_TOKENS, temperature=0.6, top_p=0.95, seed=0
-    )
+    reply = ask(server, prompt.tokens, max_tokens=MAX_TOKENS, temperature=0.6, top_p=0.95, seed=0)
     choice = reply["choices"][0]
     return choice["text"], choice["finish_reason"] == "length"
 
