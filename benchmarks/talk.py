@@ -107,11 +107,11 @@ def finite(path: Path) -> None:
     with open_engine(path) as engine:
         for problem in demo.problems():
             prompt = compose(engine, [{"role": "user", "content": problem["question"]}])
-            for name, (text, cut) in {
+            for name, (text, ended, cut) in {
                 "llama.cpp": _bare(server, prompt),
                 "bitquilt": _guarded(engine, prompt),
             }.items():
-                found[name].append(judge(text, cut, problem["answer"]))
+                found[name].append(judge(text, ended, cut, problem["answer"]))
     for share in ("answered", "accurate", "looping", "truncated"):
         columns = []
         for name, outcomes in found.items():
@@ -129,34 +129,40 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return (middle - half) / (1 + z * z / total), (middle + half) / (1 + z * z / total)
 
 
-def _bare(server: Any, prompt: Prompt) -> tuple[str, bool]:
+def _bare(server: Any, prompt: Prompt) -> tuple[str, bool, bool]:
+    """What it said, whether it ended by itself, whether it was cut."""
     reply = ask(server, prompt.tokens, max_tokens=MAX_TOKENS, temperature=0.6, top_p=0.95, seed=0)
     choice = reply["choices"][0]
-    return choice["text"], choice["finish_reason"] == "length"
+    cut = choice["finish_reason"] == "length"
+    return choice["text"], not cut, cut
 
 
-def _guarded(engine: Engine, prompt: Prompt) -> tuple[str, bool]:
+def _guarded(engine: Engine, prompt: Prompt) -> tuple[str, bool, bool]:
     sampling = replace(Sampling(), temperature=0.6, top_p=0.95)
     settings = Settings(sampling, MAX_TOKENS, THINK_BUDGET)
     *_, end = answer(engine, prompt, settings)
     assert isinstance(end, End)
-    return end.reasoning + end.answer, end.why == "length"
+    ended = end.why == "stop" and end.closed is None
+    return end.reasoning + end.answer, ended, end.why == "length"
 
 
-def judge(text: str, cut: bool, truth: str) -> Outcome:
+def judge(text: str, ended: bool, cut: bool, truth: str) -> Outcome:
     """What a text amounts to; a loop by another rule than the guard's."""
     final = boxed(text)
     return Outcome(
         answered=bool(final),
         accurate=final is not None and normalized(final) == normalized(truth),
-        looping=looping(text),
+        looping=looping(text, ended),
         truncated=cut,
     )
 
 
-def looping(text: str) -> bool:
-    """Whether the end of a text is some passage at least three times over, numbers aside."""
-    end = re.sub(r"\d+", "#", text)[-600:]
+def looping(text: str, ended: bool) -> bool:
+    """Whether the end of a text is some passage at least three times over.
+
+    Numbers aside, unless it ended by itself: long multiplications are three lines of one form.
+    """
+    end = (text if ended else re.sub(r"\d+", "#", text))[-600:]
     return any(len(match.group()) > 150 for match in re.finditer(r"(?s)(.{1,100}?)\1{2,}", end))
 
 
