@@ -64,9 +64,10 @@ def bench(
     rounds: int,
     as_json: bool,
 ) -> None:
-    """Measure how fast each MODEL, a GGUF file or MLX directory, runs on this machine.
+    """Measure how fast each MODEL runs on this machine.
 
-    Models take turns, so that whatever else goes on disturbs all of them alike.
+    MODEL is a GGUF file or an MLX directory. Models take turns, so that whatever else goes on
+    disturbs all of them alike.
     """
     from bitquilt.evaluation.speed import bench as measure
 

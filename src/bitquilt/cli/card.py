@@ -35,8 +35,9 @@ def card(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """Print the model card of MODEL, its GGUF files or one MLX directory.
+    """Print the model card of a quantized MODEL.
 
+    MODEL is its GGUF files or one MLX directory.
     Licence and gate are the original's; figures are those that `bitquilt eval` left beside each
     MODEL, and no others. With -o also the Modelfile of every GGUF file.
     """

@@ -75,7 +75,9 @@ def evaluate(
     max_tokens: int,
     as_json: bool,
 ) -> None:
-    """Measure how far each MODEL, a GGUF file or MLX directory, is from ORIGINAL.
+    """Measure how far each MODEL is from ORIGINAL.
+
+    MODEL is a GGUF file or an MLX directory.
 
     \b
     bitquilt eval demo-4.5bit.gguf --against demo

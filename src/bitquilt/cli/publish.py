@@ -25,8 +25,9 @@ def publish(
     upload: bool,
     as_json: bool,
 ) -> None:
-    """Upload MODEL with its card, recipe, evaluation, Modelfile and the original's licence.
+    """Upload MODEL with all that belongs to it.
 
+    That is its card, recipe, evaluation, Modelfile and the original's licence.
     Without --upload nothing leaves this machine. An upload that was stopped continues with the
     same command. The token is that of `hf auth login`, or HF_TOKEN.
     """

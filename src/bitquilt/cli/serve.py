@@ -56,7 +56,7 @@ LAST_SECONDS = 3.0
 def serve(
     model: str, port: int, api_key: str | None, parallel: int, queue: int, max_tokens: int
 ) -> None:
-    """Serve MODEL to programs that speak OpenAI's API, and to browsers.
+    """Serve MODEL as OpenAI's API, and a chat page.
 
     Only this machine is served. MODEL is what `run` takes. Requests may say `think_budget` and
     `guard` beside what OpenAI's API has; Ctrl-C stops.
