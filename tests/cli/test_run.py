@@ -60,7 +60,7 @@ def test_votes(capfd, demo_gguf: Path) -> None:
     assert invoke("run", demo_gguf, QUESTION, "--votes", "4") == 0
     said = capfd.readouterr()
     assert said.out == "932\n"
-    assert said.err == "4 of 4 (100%)\n"
+    assert said.err.endswith("\n4 of 4 (100%)\n")
 
 
 def test_plain_text_and_no_system_prompt(capfd, demo_gguf: Path) -> None:

@@ -144,12 +144,14 @@ def _vote(
     as_json: bool,
 ) -> str | None:
     """Ask several times at once and print; what most agree on."""
+    from bitquilt.progress import Reporter
     from bitquilt.talk import vote
 
     if settings.sampling.temperature == 0:
         raise UserError("greedy samples are all the same; add --temperature 0.6 to --votes")
     started = time.perf_counter()
-    votes = vote(engine, prompt, settings, count)
+    with Reporter().stage("Sampling", count) as sampled:
+        votes = vote(engine, prompt, settings, count, sampled)
     if as_json:
         said = {
             "final": votes.final,
