@@ -2,10 +2,11 @@
 
     python benchmarks/search.py [--bits 2.8,3.3,3.8,4.3,5] [--seeds 0,1,2] [--quick] [MODEL]
 
-For each budget: KL of the exact knapsack on the scores; then for each seed KL of the race and of
-EvoPress with its authors' schedule (59 million token-forwards; a GPU makes that minutes), and the
-paired difference with its 95 % interval. Token-forwards count every token that a mix reads, at full
-depth even where hidden states are shared, and for the race those of statistics and scores too.
+For each budget: KL of the exact knapsack on predictions, and on what matrices cost together; then
+for each seed KL of the race and of EvoPress with its authors' schedule (59 million token-forwards;
+a GPU makes that minutes), and the paired difference with its 95 % interval. Token-forwards count
+every token that a mix reads, at full depth even where hidden states are shared, and for the race
+those of statistics and scores too.
 
 ``--quick`` gives EvoPress a fraction of its schedule, for a look on a CPU. ``--cost`` measures what
 one budget and five take once the bank is there, and ``--mlx`` compares whole MLX files of about 4.5
@@ -38,7 +39,7 @@ from bitquilt.divergence import Estimate, estimate
 from bitquilt.effort import WINDOW, effort
 from bitquilt.evaluation.written import Teacher, measure
 from bitquilt.planning import STITCHERS, Request, make_plan
-from bitquilt.search import scores
+from bitquilt.search import context, scores
 from bitquilt.search.evaluator import Evaluator
 from bitquilt.search.evopress import Schedule, evolve
 from bitquilt.search.measurements import Limits, Measurements
@@ -99,18 +100,27 @@ class Bench:
         self.held_out = HELD_OUT_QUICK if quick else HELD_OUT
         encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
         searched = token_windows(documents, encode, self.windows, WINDOW)
+        company = token_windows(documents, encode, self.much.search, WINDOW)[: self.much.company]
         held_out = token_windows(corpus.bundled("held-out"), encode, self.held_out, WINDOW)
         self._evaluator = Evaluator(self.checkpoint, self.bank.packed)
         self._searched = Teacher.of(self.checkpoint, searched, work, f"bench-search-{self.windows}")
+        self._company = Teacher.of(self.checkpoint, company, work, "bench-company")
         self._judge = Teacher.of(self.checkpoint, held_out, work, f"bench-held-out-{self.held_out}")
-        probes = work.load_json("probes")
-        self._factors = {one["kind"]: scores.Probe(**one).factor for one in probes}
 
     def mixes(self, bits: float) -> tuple[Mixes, int]:
-        """What may be chosen at a budget, and the capacity."""
+        """What may be chosen at a budget, scored by predictions, and the capacity."""
         space = make_plan(self.checkpoint, Request.parse(bits, None, None), "gguf").space
         assert space is not None
-        return Mixes.of(scores.scored(self.bank, space.menu, self._factors)), space.capacity
+        return Mixes.of(scores.predicted(self.bank, space.menu)), space.capacity
+
+    def together(self, mixes: Mixes, capacity: int) -> Mixes:
+        """The same scored by what matrices cost together."""
+        text, packed = self._company, self.bank.packed
+
+        def shares(mix: Mapping[str, str]) -> np.ndarray:
+            return context.shares(self.checkpoint, mix, packed, text, lambda: None)
+
+        return context.together(mixes, [capacity], shares)
 
     def measurements(self, windows: int, name: str) -> Measurements:
         """A measure on the first windows, with a history of its own."""
@@ -127,28 +137,30 @@ class Bench:
     @property
     def before(self) -> int:
         """Token-forwards of statistics and scores; a backward pass counts as two."""
-        kinds = len(scores.kinds(self.checkpoint)) + 1
-        windows = self.much.calibration + 3 * self.much.gradients + kinds * self.much.probes
-        return WINDOW * windows
+        read = self.much.calibration + 3 * self.much.gradients
+        return WINDOW * (read + context.PASSES * self.much.company)
 
 
 def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> None:
     """Race against EvoPress at each budget."""
     print(
-        f"{'bits':>5} {'seed':>4}  {'knapsack, KL':>12} {'race':>8} {'EvoPress':>8}  "
+        f"{'bits':>5} {'seed':>4}  {'predicted, KL':>13} {'together':>8} {'race':>8} "
+        f"{'EvoPress':>8}  "
         f"{'race - EvoPress':>17}  {'token-forwards':>24} {'share':>7} {'seconds':>12}"
     )
     for bits in budgets:
         mixes, capacity = bench.mixes(bits)
-        exact = mixes.cheapest(mixes.scores, capacity, {})
+        company = bench.together(mixes, capacity)
+        exact = [one.cheapest(one.scores, capacity, {}) for one in (mixes, company)]
         for seed in seeds:
-            raced, race_tokens, race_seconds = race(bench, mixes, capacity, bits, seed)
+            raced, race_tokens, race_seconds = race(bench, company, capacity, bits, seed)
             evolved, tokens, seconds = evopress(bench, mixes, capacity, bits, seed)
-            a, b, c = bench.judged(mixes, [exact, raced, evolved])
+            alone, a, b, c = bench.judged(mixes, [*exact, raced, evolved])
             behind, level = Difference.of(b, c), c.mean()
             share = (race_tokens + bench.before) / tokens
             print(
-                f"{bits:5.2f} {seed:4}  {a.mean():12.5f} {b.mean():8.5f} {level:8.5f}  "
+                f"{bits:5.2f} {seed:4}  {alone.mean():13.5f} {a.mean():8.5f} {b.mean():8.5f} "
+                f"{level:8.5f}  "
                 f"{behind.mean / level:+8.2%} ± {CLEARLY * behind.error / level:6.2%}  "
                 f"{race_tokens + bench.before:11,} {tokens:12,} {share:7.4f} "
                 f"{race_seconds:5.0f} {seconds:6.0f}",

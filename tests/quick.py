@@ -29,7 +29,7 @@ TEXTS = {"calibration": inspect.getsource(textwrap), "held-out": inspect.getsour
 
 def hurry(patch: pytest.MonkeyPatch) -> None:
     """Make ``quantize`` read windows of 32 tokens, few of them, and run no engine."""
-    patch.setattr(pipeline, "effort", lambda *_, **__: Effort(4, 2, 1, 2, 4, 16, 4, 2, 100))
+    patch.setattr(pipeline, "effort", lambda *_, **__: Effort(4, 2, 2, 4, 16, 4, 4, 2, 100))
     patch.setattr(pipeline, "WINDOW", 32)
     for module in (corpus, text):
         patch.setattr(module, "bundled", _bundled)

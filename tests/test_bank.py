@@ -5,7 +5,7 @@ import torch
 from tests.factories import tiny_checkpoint
 
 from bitquilt import grids
-from bitquilt.bank import Bank
+from bitquilt.bank import FINISHED, Bank
 from bitquilt.calibration.capture import capture
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.forward import BlockwiseModel
@@ -85,7 +85,7 @@ def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
             assert cell.divergence == pytest.approx(expected, rel=0.01)
 
 
-def test_what_was_chosen_is_finished_and_its_figure_stays(tmp_path):
+def test_what_was_chosen_is_finished_and_its_draft_stays(tmp_path):
     bank = captured(tmp_path, "best")
     module = "model.layers.1.mlp.up_proj"
     bank.build({module: ["Q3_K", "Q4_K"], "model.embed_tokens": ["Q4_K"]}, lambda: None)
@@ -93,7 +93,7 @@ def test_what_was_chosen_is_finished_and_its_figure_stays(tmp_path):
     hessian = bank.moments.hessian(module)
 
     def cost():
-        error = grids.get("Q3_K").dequantize(bank.packed(module, "Q3_K"))
+        error = grids.get("Q3_K").dequantize(bank.finished(module, "Q3_K"))
         error -= bank.checkpoint.load(f"{module}.weight")
         return bank.moments.divergence(module, error, hessian)
 
@@ -103,12 +103,14 @@ def test_what_was_chosen_is_finished_and_its_figure_stays(tmp_path):
         bank.finish(chosen, lambda: steps.append(1))
     assert len(steps) == 4
     assert cost() < before
-    assert not torch.equal(packed["data"], bank.packed(module, "Q3_K")["data"])
-    cells = bank.cells(module)
-    assert (cells["Q3_K"].rounding, cells["Q3_K"].kept) == ("best", "best")
-    assert cells["Q3_K"].divergence == drafts["Q3_K"].divergence
-    assert cells["Q4_K"] == drafts["Q4_K"]
-    assert bank.cells("model.embed_tokens")["Q4_K"].kept == "nearest"
+    assert torch.equal(packed["data"], bank.packed(module, "Q3_K")["data"])
+    assert not torch.equal(packed["data"], bank.finished(module, "Q3_K")["data"])
+    assert bank.cells(module) == drafts
+    (cell,) = bank.cells(module, FINISHED).values()
+    assert (cell.rounding, cell.kept) == ("best", "best")
+    assert cell.divergence == drafts["Q3_K"].divergence
+    for unfinished in ((module, "Q4_K"), ("model.embed_tokens", "Q4_K")):
+        assert torch.equal(bank.packed(*unfinished)["data"], bank.finished(*unfinished)["data"])
 
 
 def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):
@@ -134,5 +136,5 @@ def test_layers_together_or_one_by_one_have_the_same_bytes(tmp_path, monkeypatch
         bank = captured(tmp_path / str(room), "best")
         bank.build({m: ["Q5_K", "IQ3_S"] for m in mix}, lambda: None)
         bank.finish({m: [grid] for m, grid in mix.items()}, lambda: None)
-        packed.append([bank.packed(*cell)["data"] for cell in mix.items()])
+        packed.append([bank.finished(*cell)["data"] for cell in mix.items()])
     assert all(map(torch.equal, *packed))

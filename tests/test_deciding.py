@@ -39,8 +39,7 @@ def test_the_best_on_held_out_text_is_used(monkeypatch, better):
         noise = np.random.default_rng(0).random((len(windows), 64), np.float32)
         return np.array([level[mix["m"]] + noise for mix in mixes])
 
-    teacher = SimpleNamespace(tokens=np.zeros((4, 65)))
-    decision = deciding._judged(standing, evaluator, teacher)
+    decision = deciding._judged(standing, evaluator, lambda _: None, 4)
     assert decision.name == better
     assert decision.mix == {"m": better}
     assert decision.verdicts[0].name == better
@@ -52,12 +51,16 @@ def test_no_more_is_read_than_it_takes(behind, expected):
     standing = {"race": {"m": 0.0}, "knapsack": {"m": behind}}
     read = []
 
-    def evaluator(teacher, mixes, windows):
+    def teacher(windows):
         read.extend(windows)
-        noise = np.random.default_rng(windows).random((len(mixes), len(windows), 64), np.float32)
+        return windows
+
+    def evaluator(part, mixes, windows):
+        assert list(windows) == list(range(len(part)))
+        noise = np.random.default_rng(part).random((len(mixes), len(part), 64), np.float32)
         return noise + np.array([mix["m"] for mix in mixes]).reshape(-1, 1, 1)
 
-    deciding._judged(standing, evaluator, SimpleNamespace(tokens=np.zeros((40, 65))))
+    deciding._judged(standing, evaluator, teacher, 40)
     assert read == list(range(expected))
 
 

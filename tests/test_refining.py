@@ -28,17 +28,16 @@ def made(tmp_path, family="qwen3"):
     checkpoint = open_checkpoint(directory)
     work = WorkDir(tmp_path / "work", {})
     capture(BlockwiseModel(checkpoint), TOKENS, 1, work, lambda: None)
-    bank = Bank(checkpoint, work, "best", silent)
+    bank = Bank(checkpoint, work, "gptq", silent)
     mix = dict.fromkeys(checkpoint.matrices, "3bit-g64") | {EMBEDDING: "F32"}
     cells = {module: [grid] for module, grid in mix.items()}
     bank.build(cells, lambda: None)
-    bank.finish(cells, lambda: None)
     return bank, mix, directory
 
 
 def run(bank, mix, tokens=TOKENS):
     steps = []
-    refined = refine(bank, mix, tokens, "best", silent, lambda: steps.append(1))
+    refined = refine(bank, mix, tokens, "gptq", silent, lambda: steps.append(1))
     assert len(steps) == bank.checkpoint.layers
     return refined
 

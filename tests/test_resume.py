@@ -13,12 +13,13 @@ from tests.quick import command
 KILLS = (
     "settings.json",
     "head.safetensors",
-    "probes.json",
     "model.layers.0.self_attn.q_proj.safetensors",
+    "0.safetensors",
     "tiny-llama4_text-4.5bit.gguf",
     "tiny-llama4_text-4.5bit-mlx",
 )
-"""What each run, continuing the one before, is killed over: written, but not yet in its place."""
+"""What each run, continuing the one before, is killed over: written, but not yet in its place.
+``0`` is the original on the first windows that mixes are judged on."""
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ Matrices that read one input are rounded together, from one factorization of its
 one artefact, ``bank/<input>``: parts under ``<module>/<grid>/<part>``, and as facts how each was
 rounded and what that is predicted to cost. So a run that was stopped rounds together what it would
 have without the stop, and ends with the same bytes. What is missing is added; nothing is rounded
-twice.
+twice. What was finished is beside it, ``finished/<input>``: drafts stay as the search knew them.
 """
 
 from __future__ import annotations
@@ -43,6 +43,9 @@ CPU_CELLS = 1 << 26
 DEVICE_CELLS = 1 << 29
 """The same elsewhere."""
 
+DRAFTS, FINISHED = "bank", "finished"
+"""Folders of artefacts."""
+
 Candidates = Mapping[str, Sequence[str]]
 """Module path → names of the grids it may be put on."""
 Wanted = Mapping[str, Candidates]
@@ -63,7 +66,7 @@ class Cell:
 
 Key = tuple[str, str]
 """Module path and grid name."""
-Finished = tuple[Packed, Cell]
+Rounded = tuple[Packed, Cell]
 """A matrix on a grid, and what to know of it."""
 
 
@@ -120,9 +123,9 @@ class Bank:
         """
         drafts: dict[str, dict[str, list[str]]] = {}
         for module, names in chosen.items():
-            owner, cells = input_of(module), self.cells(module)
+            owner, have = input_of(module), self.cells(module, FINISHED)
             drafted = self._rounding == "best" and self._feeds_back(owner)
-            if rough := [n for n in names if drafted and cells[n].rounding != "best"]:
+            if rough := [name for name in names if drafted and name not in have]:
                 drafts.setdefault(owner, {})[module] = rough
             for _ in set(names) - set(rough):
                 step()
@@ -160,19 +163,19 @@ class Bank:
         """Round what reads some inputs for the first time."""
         method = "gptq" if feedback else "nearest"
 
-        def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Finished]:
+        def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Rounded]:
             for (module, _), job, one in zip(
                 keys, jobs, draft(jobs, factor, feedback), strict=True
             ):
                 divergence = self.moments.divergence_of_rows(module, one.costs)
                 yield job.grid.pack(one.fields), Cell(divergence, method, one.method)
 
-        self._round(owners, wanted, work, step)
+        self._round(owners, wanted, work, DRAFTS, step)
 
     def _improve(self, owners: Sequence[str], wanted: Wanted, step: Step) -> None:
         """Finish drafts of what reads some inputs; the search's figures stay those of drafts."""
 
-        def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Finished]:
+        def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Rounded]:
             device = factor.groups.device
             drafts = [
                 job.grid.unpack({name: part.to(device) for name, part in self.packed(*key).items()})
@@ -183,27 +186,28 @@ class Bank:
                 cell = replace(self.cells(module)[name], rounding="best", kept=one.method)
                 yield job.grid.pack(one.fields), cell
 
-        self._round(owners, wanted, work, step)
+        self._round(owners, wanted, work, FINISHED, step)
 
     def _round(
         self,
         owners: Sequence[str],
         wanted: Wanted,
-        work: Callable[[Sequence[Key], Sequence[Job], Factor], Iterable[Finished]],
+        work: Callable[[Sequence[Key], Sequence[Job], Factor], Iterable[Rounded]],
+        folder: str,
         step: Step,
     ) -> None:
         """Do ``work`` on what reads some inputs, under one factorization, and keep the results."""
         room = CPU_CELLS if compute_device().type == "cpu" else DEVICE_CELLS
         keys, jobs, factor = self._jobs(owners, wanted)
         by_kind = sorted(range(len(jobs)), key=lambda i: repr(kind_of(jobs[i].grid)))
-        done: dict[Key, Finished] = {}
+        done: dict[Key, Rounded] = {}
         for part in split(by_kind, lambda i: jobs[i].weight.numel(), room):
             own = [keys[i] for i in part]
             results = work(own, [jobs[i] for i in part], factor)
             for key, (packed, cell) in zip(own, results, strict=True):
                 done[key] = {name: tensor.cpu() for name, tensor in packed.items()}, cell
                 step()
-        self._add(done)
+        self._add(done, folder)
 
     def _jobs(self, owners: Sequence[str], wanted: Wanted) -> tuple[list[Key], list[Job], Factor]:
         """What to round of some inputs' readers, as (module, grid) and as jobs, and the factor."""
@@ -232,17 +236,17 @@ class Bank:
             stored = {part: tensor.cpu() for part, tensor in packed.items()}
             done[module, name] = stored, Cell(divergence, self._rounding, "nearest")
             step()
-        self._add(done)
+        self._add(done, DRAFTS)
 
-    def _add(self, done: Mapping[Key, Finished]) -> None:
+    def _add(self, done: Mapping[Key, Rounded], folder: str) -> None:
         """Write inputs' artefacts again, with more (matrix, grid) in them."""
         by_owner: dict[str, list[Key]] = {}
         for key in done:
             by_owner.setdefault(input_of(key[0]), []).append(key)
         for owner, keys in by_owner.items():
-            artefact = f"bank/{owner}"
+            artefact = f"{folder}/{owner}"
             parts = self.work.load(artefact) if self.work.has(artefact) else {}
-            facts = self._facts(owner)
+            facts = self._facts(artefact)
             for key in keys:
                 packed, cell = done[key]
                 name = "/".join(key)
@@ -250,25 +254,33 @@ class Bank:
                 facts[name] = json.dumps(asdict(cell))
             self.work.save(artefact, parts, facts)
 
-    def _facts(self, owner: str) -> dict[str, str]:
-        if not self.work.has(f"bank/{owner}"):
+    def _facts(self, artefact: str) -> dict[str, str]:
+        if not self.work.has(artefact):
             return {}
-        with self.work.open(f"bank/{owner}") as handle:
+        with self.work.open(artefact) as handle:
             return dict(handle.metadata())
 
-    def cells(self, module: str) -> dict[str, Cell]:
+    def cells(self, module: str, folder: str = DRAFTS) -> dict[str, Cell]:
         """Grid name → what became of the matrix there, for the grids that are there."""
         own = f"{module}/"
         return {
             key.removeprefix(own): Cell(**json.loads(fact))
-            for key, fact in self._facts(input_of(module)).items()
+            for key, fact in self._facts(f"{folder}/{input_of(module)}").items()
             if key.startswith(own)
         }
 
     def packed(self, module: str, grid: str) -> Packed:
-        """The parts of a matrix on a grid."""
+        """The parts of a matrix on a grid, as the search knows it."""
+        return self._parts(DRAFTS, module, grid)
+
+    def finished(self, module: str, grid: str) -> Packed:
+        """The same as a file is to have it: as :meth:`finish` left it, if it did."""
+        done = grid in self.cells(module, FINISHED)
+        return self._parts(FINISHED if done else DRAFTS, module, grid)
+
+    def _parts(self, folder: str, module: str, grid: str) -> Packed:
         own = f"{module}/{grid}/"
-        with self.work.open(f"bank/{input_of(module)}") as handle:
+        with self.work.open(f"{folder}/{input_of(module)}") as handle:
             names = handle.keys()
             mine = [name for name in names if name.startswith(own)]
             return {name.removeprefix(own): handle.get_tensor(name) for name in mine}

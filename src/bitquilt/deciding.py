@@ -9,11 +9,13 @@ are measured on.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +24,12 @@ from torch import Tensor
 
 from bitquilt import presets
 from bitquilt.bank import Bank
-from bitquilt.calibration.moments import Moments
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.errors import UserError
 from bitquilt.evaluation.written import Teacher
 from bitquilt.planning import STITCHERS, Plan, Space
 from bitquilt.progress import Reporter
-from bitquilt.search import METHODS, SCORES, scores
+from bitquilt.search import METHODS, SCORES, context, scores
 from bitquilt.search.evaluator import PRODUCTS, Evaluator
 from bitquilt.search.judging import Verdict, judge
 from bitquilt.search.knapsack import Choice, Menu
@@ -94,8 +95,8 @@ class Search:
 class Text:
     """Windows of tokens for what is decided here, each int64 [N, L]."""
 
-    probes: Tensor
-    """Calibration text that each kind of matrix is measured on."""
+    company: Tensor
+    """Calibration text that says what matrices cost together."""
     search: Tensor
     """Calibration text that mixes are measured on."""
     judging: Tensor
@@ -145,16 +146,20 @@ def _decide_target(
     spaces = {plan.label: plan.space for plan in plans if plan.space}
     if not spaces:
         return [Decision(plan.assignment, "recipe", ()) for plan in plans]
-    evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].assignment, reporter)
+    teacher = _when_needed(bank, text.search, reporter)
+    evaluate = _measuring(evaluator, measure, teacher, plans[0].assignment, reporter)
     history = bank.work.path / "search" / f"history-{len(text.search)}.jsonl"
     shape = len(text.search), text.search.shape[1]
     measurements = Measurements(evaluate, shape, history)
-    menu = _scored(spaces, bank, text, how, measurements, reporter)
+    menu = _scored(spaces, bank, how, measurements, reporter)
     mixes = Mixes.of(menu, limit.seconds if limit else math.inf)
-    task = Task(mixes, {label: space.capacity for label, space in spaces.items()}, how.seed)
+    capacities = {label: space.capacity for label, space in spaces.items()}
+    if how.scores == "predicted":
+        mixes = _together(mixes, list(capacities.values()), text.company, bank, reporter)
+    task = Task(mixes, capacities, how.seed)
     exact = search("knapsack", task, measurements, how.limits, reporter.say)
     best = search(how.method, task, measurements, how.limits, reporter.say)
-    judging = Teacher.of(bank.checkpoint, text.judging, bank.work, "judging")
+    judging = partial(_judging, bank, text.judging)
     decisions = []
     for plan, rival in zip(plans, rivals, strict=True):
         if not plan.space:
@@ -162,7 +167,7 @@ def _decide_target(
             continue
         standing: dict[str, Mapping[str, str]] = {how.method: mixes.grids(best[plan.label])}
         standing |= {"knapsack": mixes.grids(exact[plan.label]), **rival}
-        decisions.append(_judged(standing, evaluator, judging))
+        decisions.append(_judged(standing, evaluator, judging, len(text.judging)))
         verdicts = ", ".join(map(str, decisions[-1].verdicts))
         reporter.say(f"{plan.label}: on text that no search has read, {verdicts}")
         if limit:
@@ -218,37 +223,48 @@ def _round(
         bank.build({module: list(names) for module, names in candidates.items()}, step)
 
 
-def _on_text(
-    evaluator: Evaluator,
-    measure: Evaluator | RayEvaluator,
-    bank: Bank,
-    tokens: Tensor,
-    mix: Mapping[str, str],
-    reporter: Reporter,
-) -> Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]:
-    """The evaluator on the text to search on, which the original reads when it is first needed.
-
-    Where products of matrices are fast and rough, what that costs is said, for one mix.
-    """
+def _when_needed(bank: Bank, tokens: Tensor, reporter: Reporter) -> Callable[[], Teacher]:
+    """The original on the text to search on, which it reads when it is first asked for."""
 
     @cache
     def teacher() -> Teacher:
         with reporter.stage("Reading text to search on", 1) as step:
             made = Teacher.of(bank.checkpoint, tokens, bank.work, f"search-{len(tokens)}")
             step()
-        if evaluator.precision != "highest":
-            noise = evaluator.noise(made, mix, [0])
-            kind = PRODUCTS[evaluator.precision]
-            reporter.say(f"the search multiplies in {kind}, which moves KL by {noise:+.2%}")
         return made
 
-    return lambda mixes, windows: measure(teacher(), mixes, windows)
+    return teacher
+
+
+def _measuring(
+    evaluator: Evaluator,
+    measure: Evaluator | RayEvaluator,
+    teacher: Callable[[], Teacher],
+    mix: Mapping[str, str],
+    reporter: Reporter,
+) -> Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]:
+    """The evaluator on the text to search on.
+
+    Where products of matrices are fast and rough, what that costs is said, for one mix.
+    """
+
+    @cache
+    def say_how_rough() -> None:
+        if evaluator.precision != "highest":
+            noise = evaluator.noise(teacher(), mix, [0])
+            kind = PRODUCTS[evaluator.precision]
+            reporter.say(f"the search multiplies in {kind}, which moves KL by {noise:+.2%}")
+
+    def on_text(mixes: Sequence[Mapping[str, str]], windows: Sequence[int]) -> NDArray[np.float32]:
+        say_how_rough()
+        return measure(teacher(), mixes, windows)
+
+    return on_text
 
 
 def _scored(
     spaces: Mapping[str, Space],
     bank: Bank,
-    text: Text,
     how: Search,
     measurements: Measurements,
     reporter: Reporter,
@@ -262,33 +278,55 @@ def _scored(
     if how.scores == "measured":
         with reporter.stage("Measuring each matrix alone", sum(map(len, menu.values()))) as step:
             return scores.measured(menu, measurements, step)
-    return scores.scored(bank, menu, _factors(bank.moments, text.probes, reporter))
+    return scores.predicted(bank, menu)
 
 
-def _factors(moments: Moments, tokens: Tensor, reporter: Reporter) -> dict[str, float]:
-    """Kind of matrix → what its predictions are multiplied by; measured once and kept."""
-    work = moments.work
-    known = work.load_json("probes")
-    if known is None:
-        total = len(scores.kinds(moments.checkpoint)) + 1
-        with reporter.stage("Measuring each kind of matrix", total) as step:
-            teacher = Teacher.of(moments.checkpoint, tokens, work, "probes")
-            step()
-            known = [asdict(probe) for probe in scores.measure(moments, teacher, step)]
-        work.save_json("probes", known)
-    return {probe["kind"]: scores.Probe(**probe).factor for probe in known}
+def _together(
+    mixes: Mixes, capacities: Sequence[int], tokens: Tensor, bank: Bank, reporter: Reporter
+) -> Mixes:
+    """The mixes scored by what matrices cost in the company of the others; measured once, kept."""
+
+    def shares(mix: Mapping[str, str]) -> NDArray[np.float64]:
+        name = f"shares/{_key(tokens, mix)}"
+        if (known := bank.work.load_json(name)) is None:
+            batches = math.ceil(len(tokens) / context.BATCH)
+            with reporter.stage("Measuring matrices in company", batches + 1) as step:
+                text = Teacher.of(bank.checkpoint, tokens, bank.work, f"company/{_key(tokens)}")
+                step()
+                known = context.shares(bank.checkpoint, mix, bank.packed, text, step).tolist()
+            bank.work.save_json(name, known)
+        return np.array(known)
+
+    return context.together(mixes, capacities, shares)
+
+
+def _key(tokens: Tensor, mix: Mapping[str, str] | None = None) -> str:
+    """A name for a text, and a mix on it."""
+    digest = hashlib.sha256(tokens.numpy().tobytes())
+    digest.update(json.dumps(list((mix or {}).items())).encode())
+    return digest.hexdigest()[:16]
+
+
+def _judging(bank: Bank, tokens: Tensor, windows: range) -> Teacher:
+    """The original on some of the text that decides; no more of it is read than is asked for."""
+    part = tokens[windows.start : windows.stop]
+    return Teacher.of(bank.checkpoint, part, bank.work, f"judging/{windows.start}")
 
 
 def _judged(
-    standing: Mapping[str, Mapping[str, str]], evaluator: Evaluator, teacher: Teacher
+    standing: Mapping[str, Mapping[str, str]],
+    evaluator: Evaluator,
+    teacher: Callable[[range], Teacher],
+    there: int,
 ) -> Decision:
     """The best of the mixes on held-out text, of which no more is read than it takes."""
     mixes, samples = list(standing.values()), np.empty((len(standing), 0))
-    read, there = 0, len(teacher.tokens)
+    read = 0
     clear = False
     while read < there and not clear:
         further = range(read, min(there, max(2 * read, FIRST_JUDGED)))
-        kl = by_segment(evaluator(teacher, mixes, further)).reshape(len(mixes), -1)
+        own = by_segment(evaluator(teacher(further), mixes, range(len(further))))
+        kl = own.reshape(len(mixes), -1)
         samples, read = np.concatenate([samples, kl], 1), further.stop
         verdicts = judge(dict(zip(standing, samples, strict=True)))
         clear = all(one.behind.low > 0 or not one.behind.error for one in verdicts[1:])

@@ -22,14 +22,14 @@ class Effort:
     """Hessians and importance."""
     gradients: int
     """The backward pass; the first of the calibration windows."""
-    probes: int
-    """Measured divergences that scale the predictions; the first of the calibration windows."""
     held_out: int
     """The closing figures."""
     refining: int
     """Sequential correction; the first of the calibration text."""
     tuning: int
     """Tuning of scales; the first of the calibration text, each read once."""
+    company: int
+    """What matrices cost together, for each budget; of the text that mixes are measured on."""
     search: int
     """Windows of calibration text that mixes are measured on."""
     judging: int
@@ -46,14 +46,15 @@ def effort(parameters: int, on_gpu: bool = False) -> Effort:
         return max(least, min(most, round(budget / teraflop)))
 
     races = windows(600 if on_gpu else 6, 0, 480)
+    races = races if races >= LEAST_RACED else 0
     return Effort(
         calibration=windows(3, 12, 24),
         gradients=4,
-        probes=windows(0.3, 1, 3),
         held_out=windows(2, 8, 16),
         refining=windows(10, 24, 96),
         tuning=windows(1000, 128, 2112),
+        company=windows(120 if on_gpu else 1.2, 4, 24 if races else 8),
         search=64,
         judging=windows(2, 8, 32),
-        races=races if races >= LEAST_RACED else 0,
+        races=races,
     )

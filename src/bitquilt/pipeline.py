@@ -221,7 +221,7 @@ def _decided(
     except UserError:
         reporter.say("little calibration text: the search reads what the rounding read")
         read = tokens
-    text = Text(tokens[: much.probes], read, judging)
+    text = Text(read[: much.company], read, judging)
     if how.method == "race" and how.tokens is None and not much.races:
         reporter.say(
             "the mix is the exact knapsack's: on this machine a race would take long; "
@@ -261,7 +261,7 @@ def _settings(
         "checkpoint": checkpoint.fingerprint,
         "calibration": calibration,
         "windows": [
-            *(much.calibration, much.gradients, much.probes),
+            *(much.calibration, much.gradients, much.company),
             *(much.held_out, much.judging, WINDOW),
         ],
         "rounding": [rounding, REVISION],
@@ -281,7 +281,7 @@ def _finished(made: Plan, mix: Mapping[str, str], bank: Bank, reporter: Reporter
     """The mix rounded as well as was asked for."""
     with reporter.stage(f"Finishing for {made.target}", len(mix)) as step:
         bank.finish({module: [grid] for module, grid in mix.items()}, step)
-    return Patches(bank.checkpoint, bank.packed)
+    return Patches(bank.checkpoint, bank.finished)
 
 
 def _refined(

@@ -29,6 +29,13 @@ def test_the_cheapest_mix_within_a_capacity():
     assert MIXES.cheapest(costs, 100, {}) == (0, 1)
 
 
+def test_scores_times_factors():
+    found = MIXES.scaled(np.array([2.0, 0.5]))
+    np.testing.assert_array_equal(found.scores[0], [8.0, 4.0, 2.0])
+    np.testing.assert_array_equal(found.scores[1], [1.5, 0.5])
+    assert found.grids((0, 1)) == MIXES.grids((0, 1))
+
+
 def test_a_grid_that_is_not_on_the_menu():
     with pytest.raises(ValueError, match="Q8_0"):
         MIXES.vector({"a": "Q8_0", "b": "Q4_K"})

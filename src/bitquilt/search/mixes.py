@@ -66,6 +66,14 @@ class Mixes:
         chosen = zip(self.choices, mix, strict=True)
         return sum(choices[index].seconds for choices, index in chosen) <= self.seconds
 
+    def scaled(self, factors: Floats) -> Mixes:
+        """With the scores of each module multiplied by its factor [M]."""
+        choices = tuple(
+            tuple(replace(choice, divergence=choice.divergence * factor) for choice in own)
+            for own, factor in zip(self.choices, factors.tolist(), strict=True)
+        )
+        return Mixes(self.modules, choices, self.seconds)
+
     @cached_property
     def sizes(self) -> list[NDArray[np.int64]]:
         """Bytes of each module's choices."""

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bitquilt.search.mixes import Floats, Mixes, Vector
-from bitquilt.search.scores import kind
+from bitquilt.search.scores import block, kind
 
 Column = Callable[..., int]
 """What sort of part, and which one → its number."""
@@ -100,13 +100,12 @@ class Parts:
 def _columns(column: Column, module: str, grid: str) -> list[int]:
     """The parts that a cell belongs to."""
     own = kind(module)
-    block = module.split(".")[2] if ".layers." in module else module
     return [
         column("all"),
         column("kind", own),
         column("grid", grid),
         column("kind and grid", own, grid),
-        column("block", block),
+        column("block", block(module)),
         column("matrix", module),
     ]
 

@@ -1,0 +1,152 @@
+"""Scores in context: what each matrix adds to the KL of a whole mix.
+
+A prediction (:mod:`.scores`) is about one matrix rounded and all others exact. Errors meet, though:
+predictions add up to less than half of a mix's KL, and to a quarter below 3 bits. To second order
+KL is a quadratic form of all errors together, so that KL = ½ Σ_m ⟨∂KL/∂W_m, ΔW_m⟩ (Euler), and the
+term of a matrix, its share, holds half of what it has in common with every other. One backward pass
+gives the shares of all. A share over its prediction is the factor of that matrix, on every grid.
+
+On a few windows a share is known to a third at best. So factors are Gaussian around one common
+factor, with what matrices of one kind, of one block, and what each alone has beside it; how wide
+those three are is what gives the largest evidence, given the noise that batches show.
+
+Letters: B batches of text, M matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bitquilt import grids
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.evaluation.written import Teacher
+from bitquilt.forward import BlockwiseModel
+from bitquilt.grids.grid import PackedSource
+from bitquilt.progress import Step
+from bitquilt.search.mixes import Floats, Mixes
+from bitquilt.search.scores import block, kind
+from bitquilt.tuning.distill import divergence
+
+BATCH = 2
+"""Windows whose shares are one sample."""
+PASSES = 4
+"""What a window costs in forwards: there, there again for the gradients, and back."""
+WIDTHS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Standard deviations of factors, relative to the common one, among which the evidence chooses."""
+BOUNDS = (0.2, 5.0)
+"""A factor over the common one, at least and at most."""
+
+
+def together(
+    mixes: Mixes, capacities: Sequence[int], shares: Callable[[Mapping[str, str]], Floats]
+) -> Mixes:
+    """The mixes with scores as matrices cost in company, averaged over the budgets.
+
+    Args:
+        mixes: scored by predictions.
+        capacities: bytes that the matrices may take.
+        shares: measures a mix.
+    """
+    logs = []
+    for capacity in dict.fromkeys(capacities):
+        mix = mixes.cheapest(mixes.scores, capacity, {})
+        predicted = [own[index] for own, index in zip(mixes.scores, mix, strict=True)]
+        found = factors(shares(mixes.grids(mix)), np.array(predicted), mixes.modules)
+        logs.append(np.log(found))
+    return mixes.scaled(np.exp(np.mean(logs, axis=0)))
+
+
+def shares(
+    checkpoint: Checkpoint,
+    mix: Mapping[str, str],
+    packed: PackedSource,
+    teacher: Teacher,
+    step: Step,
+) -> Floats:
+    """The share of each matrix in the KL of a mix, nats per token.
+
+    Args:
+        checkpoint: the original.
+        mix: module path → grid name, for every matrix.
+        packed: the rounded matrices.
+        teacher: the original on some text.
+        step: called after each batch.
+
+    Returns:
+        [B, M], matrices in the order of the mix.
+    """
+    model = BlockwiseModel(checkpoint)
+    stretch = {module: torch.zeros((), device=model.device) for module in mix}
+    """How much longer an error is made; the KL's slope there is ⟨∂KL/∂W, ΔW⟩."""
+
+    def weight(name: str) -> Tensor:
+        exact, module = checkpoint.load(name).to(model.device), name.removesuffix(".weight")
+        if module not in mix:
+            return exact
+        parts = {
+            part: tensor.to(model.device) for part, tensor in packed(module, mix[module]).items()
+        }
+        rounded = grids.get(mix[module]).dequantize(parts)
+        return rounded + stretch[module] * (rounded - exact)
+
+    model.weights = weight
+    found = []
+    for start in range(0, len(teacher.tokens), BATCH):
+        rows = slice(start, start + BATCH)
+        batch = replace(teacher, tokens=teacher.tokens[rows], hidden=teacher.hidden[rows])
+        for error in stretch.values():
+            error.requires_grad_().grad = None
+        with sdpa_kernel(SDPBackend.MATH):  # CUDA's faster ones add up in any order
+            divergence(model, batch).backward()
+        found.append(
+            [0.5 * float(error.grad) for error in stretch.values() if error.grad is not None]
+        )
+        step()
+    return np.array(found)
+
+
+def factors(shares: Floats, predicted: Floats, modules: Sequence[str]) -> Floats:
+    """What the predictions of each matrix are to be multiplied by [M].
+
+    Args:
+        shares: [B, M], of at least two batches.
+        predicted: what the same matrices of the same mix cost alone [M].
+        modules: their paths.
+    """
+    known = predicted > 0  # an exact matrix has neither a share nor an error
+    ratios = shares[:, known] / predicted[known]
+    common = float(np.median(ratios.mean(0))) if known.any() else 0.0
+    found = np.ones(len(modules))
+    if common <= 0:  # KL drowns in the noise of its slope
+        return found
+    own = [module for module, there in zip(modules, known, strict=True) if there]
+    relative = np.clip(_shrunk(ratios / common, own), *BOUNDS)
+    found[known] = common * relative
+    found[~known] = common
+    return found
+
+
+def _shrunk(ratios: Floats, modules: Sequence[str]) -> Floats:
+    """The expected ratio of each matrix [M], given samples [B, M]."""
+    samples, count = ratios.shape
+    mean, noise = ratios.mean(0), float(ratios.var(0, ddof=1).mean()) / samples
+    beyond = mean - mean.mean()
+    groups = [np.array([of(module) for module in modules]) for of in (kind, block)]
+    same = [(group[:, None] == group).astype(float) for group in groups] + [np.eye(count)]
+    best, expected = -np.inf, mean
+    for widths in product(WIDTHS, repeat=len(same)):
+        signal = sum(width**2 * one for width, one in zip(widths, same, strict=True))
+        lower = np.linalg.cholesky(signal + (noise + 1e-9) * np.eye(count))
+        whitened = np.linalg.solve(lower, beyond)
+        evidence = -0.5 * whitened @ whitened - np.log(lower.diagonal()).sum()
+        if evidence > best:
+            best, expected = evidence, signal @ np.linalg.solve(lower.T, whitened)
+    shrunk: Floats = mean.mean() + expected
+    return shrunk

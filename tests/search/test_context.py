@@ -1,0 +1,137 @@
+"""Shares against finite differences, and factors against factors that are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.factories import tiny_checkpoint
+
+from bitquilt import grids
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.evaluation.written import Teacher, measure
+from bitquilt.rounding.nearest import fit
+from bitquilt.search import context
+from bitquilt.search.knapsack import Choice
+from bitquilt.search.mixes import Mixes
+from bitquilt.workdir import WorkDir
+
+LENGTH = 24
+
+
+class Rounded:
+    """A tiny model with every matrix on one grid."""
+
+    def __init__(self, place, grid, tied):
+        self.checkpoint = open_checkpoint(tiny_checkpoint(place, "llama", tied=tied))
+        tokens = torch.randint(3, 500, (4, LENGTH), generator=torch.Generator().manual_seed(0))
+        with WorkDir(place / "work", {}) as work:
+            self.teacher = Teacher.of(self.checkpoint, tokens, work, "test")
+        self.mix = dict.fromkeys(self.checkpoint.matrices, grid)
+
+    def packed(self, module, grid):
+        weight = self.checkpoint.load(f"{module}.weight")
+        return grids.get(grid).pack(fit(grids.get(grid), weight, torch.ones(weight.shape[1])))
+
+    def kl(self, module, stretch):
+        """With the error of one matrix so much longer; the mean over all tokens of a window."""
+
+        def load(name):
+            exact, own = self.checkpoint.load(name), name.removesuffix(".weight")
+            if own not in self.mix:
+                return exact
+            rounded = grids.get(self.mix[own]).dequantize(self.packed(own, self.mix[own]))
+            return rounded + (stretch if own == module else 0.0) * (rounded - exact)
+
+        return measure(self.teacher, self.checkpoint, load).kl.mean(dtype=np.float64)
+
+    def shares(self):
+        return context.shares(self.checkpoint, self.mix, self.packed, self.teacher, lambda: None)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_share_is_half_the_slope_of_kl_along_the_error(tmp_path, tied):
+    model = Rounded(tmp_path, "Q4_0", tied)
+    # the last token of a window predicts none, and is in the mean of shares only
+    found = model.shares().mean(0)
+    for index in (0, 1, len(model.mix) - 1):
+        module = list(model.mix)[index]
+        slope = (model.kl(module, 0.05) - model.kl(module, -0.05)) / 0.1
+        assert found[index] == pytest.approx(0.5 * slope, rel=0.25)
+
+
+def test_small_errors_have_shares_that_add_up_to_kl(tmp_path):
+    model = Rounded(tmp_path, "Q8_0", tied=True)
+    assert model.shares().sum(1).mean() == pytest.approx(model.kl("", 0.0), rel=0.15)
+
+
+def test_one_sample_a_batch_and_a_step_for_each(tmp_path):
+    model, steps = Rounded(tmp_path, "Q8_0", tied=True), []
+    text = replace(model.teacher, tokens=model.teacher.tokens[:3], hidden=model.teacher.hidden[:3])
+    found = context.shares(model.checkpoint, model.mix, model.packed, text, lambda: steps.append(1))
+    assert found.shape == (2, len(model.mix))
+    assert len(steps) == 2
+
+
+MODULES = [
+    f"model.layers.{layer}.mlp.{kind}_proj"
+    for layer in range(12)
+    for kind in ("gate", "up", "down", "o")
+]
+
+
+def drawn(noise, batches=8):
+    """Factors by kind and block, and shares of predictions under them."""
+    rng = np.random.default_rng(0)
+    kinds, blocks = rng.normal(1, 0.3, 4), rng.normal(1, 0.15, 12)
+    true = 2.5 * (blocks[:, None] * kinds).ravel()
+    predicted = rng.lognormal(-6, 1, len(MODULES))
+    samples = true * (1 + noise * rng.standard_normal((batches, len(MODULES))))
+    return true, predicted, samples * predicted
+
+
+def test_factors_without_noise_are_shares_over_predictions():
+    true, predicted, shares = drawn(noise=1e-6)
+    np.testing.assert_allclose(context.factors(shares, predicted, MODULES), true, rtol=0.01)
+
+
+def test_noise_is_told_from_differences():
+    true, predicted, shares = drawn(noise=1.2)
+    plain = shares.mean(0) / predicted
+    found = context.factors(shares, predicted, MODULES)
+    assert np.std(found / true) < 0.6 * np.std(plain / true)
+    assert np.corrcoef(found, true)[0, 1] > np.corrcoef(plain, true)[0, 1]
+
+
+def test_exact_matrices_are_as_all_and_no_factor_is_wild():
+    true, predicted, shares = drawn(noise=0.1)
+    predicted[3], shares[:, 3], shares[:, 7] = 0, 0, -5
+    found = context.factors(shares, predicted, MODULES)
+    common = np.median(np.delete(true, [3, 7]))
+    assert found[3] == pytest.approx(common, rel=0.1)
+    assert found[7] == pytest.approx(0.2 * common, rel=0.1)
+
+
+def test_a_slope_that_is_all_noise_changes_nothing():
+    _, predicted, shares = drawn(noise=0.1)
+    np.testing.assert_array_equal(context.factors(-shares, predicted, MODULES), 1.0)
+    np.testing.assert_array_equal(context.factors(shares, 0 * predicted, MODULES), 1.0)
+
+
+def test_budgets_are_averaged_and_each_is_measured_once():
+    own = [Choice("Q2_K", 10, 4.0), Choice("Q4_K", 20, 1.0)]
+    mixes = Mixes.of({"model.layers.0.o_proj": own, "model.layers.1.o_proj": own})
+    asked = []
+
+    def shares(mix):
+        asked.append(mix)
+        level = 8.0 if "Q2_K" in mix.values() else 2.0  # times the predicted 4 and 1
+        costs = {"Q2_K": 4.0, "Q4_K": 1.0}
+        return level * np.array([[costs[grid] for grid in mix.values()]] * 2)
+
+    found = context.together(mixes, [20, 40, 20], shares)
+    assert len(asked) == 2
+    for scores in found.scores:
+        np.testing.assert_allclose(scores, [16.0, 4.0])
