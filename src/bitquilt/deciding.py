@@ -96,7 +96,7 @@ class Text:
     """Windows of tokens for what is decided here, each int64 [N, L]."""
 
     company: Tensor
-    """Calibration text that says what matrices cost together."""
+    """Calibration text that says what matrices cost together; none where there is no time."""
     search: Tensor
     """Calibration text that mixes are measured on."""
     judging: Tensor
@@ -154,7 +154,7 @@ def _decide_target(
     menu = _scored(spaces, bank, how, measurements, reporter)
     mixes = Mixes.of(menu, limit.seconds if limit else math.inf)
     capacities = {label: space.capacity for label, space in spaces.items()}
-    if how.scores == "predicted":
+    if how.scores == "predicted" and len(text.company):
         mixes = _together(mixes, list(capacities.values()), text.company, bank, reporter)
     task = Task(mixes, capacities, how.seed)
     exact = search("knapsack", task, measurements, how.limits, reporter.say)

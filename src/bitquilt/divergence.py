@@ -79,11 +79,28 @@ def compare(
 
 def _figures(teacher: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """The fields of :class:`TokenFigures`, each [T], of logits [T, V]."""
-    log_p, log_q = teacher.log_softmax(-1), student.log_softmax(-1)
-    kl = (log_p.exp() * (log_p - log_q)).sum(-1)
     preferred = student.argmax(-1)
-    loss = -log_q.gather(-1, labels[:, None])[:, 0]
+    p, log_p = teacher.softmax(-1), teacher.log_softmax(-1)
+    unnormalized, kl = relative(p, log_p, student - teacher)
+    loss = kl - unnormalized.gather(-1, labels[:, None])[:, 0]
     return kl, teacher.argmax(-1) == preferred, preferred == labels, loss
+
+
+def relative(p: Tensor, log_p: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(p ‖ q) where the logits of q are those of p plus d; precise for small d.
+
+    It is log Σ p exp(d − Σ p d), so no difference of large numbers is taken.
+
+    Args:
+        p: probabilities [T, V] by softmax, which on a CPU is five times faster than exp.
+        log_p: their logarithms.
+        d: [T, V]; written over.
+
+    Returns:
+        log q + KL [T, V], and KL [T] in nats.
+    """
+    d.sub_(torch.linalg.vecdot(p, d)[:, None]).add_(log_p)
+    return d, d.logsumexp(-1)
 
 
 def estimate(figures: NDArray[np.float32], seed: int = 0) -> Estimate:

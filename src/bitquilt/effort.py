@@ -12,6 +12,8 @@ from dataclasses import dataclass
 WINDOW = 512
 LEAST_RACED = 240
 """Windows that a search reads before it has learnt anything."""
+LEAST_IN_COMPANY = 4
+"""Windows that tell what matrices cost together from noise."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Effort:
     tuning: int
     """Tuning of scales; the first of the calibration text, each read once."""
     company: int
-    """What matrices cost together, for each budget; of the text that mixes are measured on."""
+    """What matrices cost together, for each budget; 0 where there is no time for any."""
     search: int
     """Windows of calibration text that mixes are measured on."""
     judging: int
@@ -47,13 +49,14 @@ def effort(parameters: int, on_gpu: bool = False) -> Effort:
 
     races = windows(600 if on_gpu else 6, 0, 480)
     races = races if races >= LEAST_RACED else 0
+    company = windows(120 if on_gpu else 0.6, 0, 24)
     return Effort(
         calibration=windows(3, 12, 24),
         gradients=4,
         held_out=windows(2, 8, 16),
         refining=windows(10, 24, 96),
         tuning=windows(1000, 128, 2112),
-        company=windows(120 if on_gpu else 1.2, 4, 24 if races else 8),
+        company=company if company >= LEAST_IN_COMPANY else 0,
         search=64,
         judging=windows(2, 8, 32),
         races=races,

@@ -221,7 +221,8 @@ def _decided(
     except UserError:
         reporter.say("little calibration text: the search reads what the rounding read")
         read = tokens
-    text = Text(read[: much.company], read, judging)
+    company = much.company if how.method == "race" else 0
+    text = Text(read[:company], read, judging)
     if how.method == "race" and how.tokens is None and not much.races:
         reporter.say(
             "the mix is the exact knapsack's: on this machine a race would take long; "

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.divergence import LOGIT_TOKENS, TokenFigures, logits
+from bitquilt.divergence import LOGIT_TOKENS, TokenFigures
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.text import Text
@@ -45,9 +45,7 @@ class Reference:
         teacher = Teacher.of(checkpoint, text.tokens, work, key)
         artefact = f"reference/{key}"
         if not work.has(artefact):
-            own = against(teacher, logits(teacher.hidden, teacher.head))
-            kept = {"correct": own.correct, "loss": own.loss, "entropy": _entropy(teacher)}
-            work.save(artefact, {name: torch.from_numpy(v) for name, v in kept.items()}, {})
+            work.save(artefact, _own(teacher), {})
         kept = {name: tensor.numpy() for name, tensor in work.load(artefact).items()}
         zero = np.zeros_like(kept["loss"])
         own = TokenFigures(zero, zero + 1, kept["correct"], kept["loss"])
@@ -99,16 +97,26 @@ class Talk:
         return cls(text, asked, work.load_json(name))
 
 
-def _entropy(teacher: Teacher) -> Floats:
-    """Of every next-token distribution, nats [N, L − 1]."""
-    found = np.empty(teacher.tokens[:, 1:].shape, np.float32)
-    for row, hidden in enumerate(teacher.hidden):
+def _own(teacher: Teacher) -> dict[str, Tensor]:
+    """Whether it prefers the true next token, its loss there and its entropy, each [N, L − 1]."""
+    found = torch.empty(3, *teacher.tokens[:, 1:].shape)
+    for row, (hidden, tokens) in enumerate(zip(teacher.hidden, teacher.tokens, strict=True)):
         parts = [
-            torch.special.entr((part @ teacher.head.T).softmax(-1)).sum(-1)
-            for part in hidden[:-1].split(LOGIT_TOKENS)
+            _own_of(h @ teacher.head.T, labels.to(h.device))
+            for h, labels in zip(
+                hidden[:-1].split(LOGIT_TOKENS), tokens[1:].split(LOGIT_TOKENS), strict=True
+            )
         ]
-        found[row] = torch.cat(parts).cpu().numpy()
-    return found
+        found[:, row] = torch.cat(parts, 1).cpu()
+    return dict(zip(("correct", "loss", "entropy"), found, strict=True))
+
+
+def _own_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same of logits [T, V] and the tokens that came [T]; [3, T]."""
+    log_p = logits.log_softmax(-1)
+    entropy = -torch.linalg.vecdot(logits.softmax(-1), log_p)
+    loss = -log_p.gather(-1, labels[:, None])[:, 0]
+    return torch.stack([(logits.argmax(-1) == labels).float(), loss, entropy])
 
 
 def _counted(student: Iterator[Tensor], step: Step) -> Iterator[Tensor]:

@@ -23,7 +23,10 @@ STEP = 0.5
 CLOSE = 0.005
 """A file comes this near to its budget, as a share of it, where any mix does."""
 SUPERSEDED = {
-    "gguf": {256: {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"}},
+    "gguf": {
+        32: {"Q4_0", "Q4_1"},
+        256: {"Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"},
+    },
     "mlx": {
         64: {"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))},
         128: {f"{bits}bit-g64" for bits in (2, 3, 4, 5)},

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from bitquilt import grids
 from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
-from bitquilt.divergence import LOGIT_TOKENS
+from bitquilt.divergence import LOGIT_TOKENS, relative
 from bitquilt.evaluation.written import Teacher
 from bitquilt.forward import BlockwiseModel, embedding_scale
 from bitquilt.grids.grid import PackedSource
@@ -240,13 +240,9 @@ def _kl(teacher: Tensor, teacher_head: Tensor, students: Sequence[Tensor], head:
     for start in range(0, len(teacher), LOGIT_TOKENS):
         rows = slice(start, start + LOGIT_TOKENS)
         logits = teacher[rows] @ teacher_head.T
-        log_p = logits.log_softmax(-1)
-        p = log_p.exp()
+        p, log_p = logits.softmax(-1), logits.log_softmax(-1)
         for own, student in zip(found, students, strict=True):
-            # log Σ p exp(d − Σ p d): precise for the small d of a good mix
-            d = torch.sub(student[rows] @ head.T, logits)
-            mean = (p * d).sum(-1, keepdim=True)
-            own[rows] = d.sub_(mean).add_(log_p).logsumexp(-1)
+            own[rows] = relative(p, log_p, (student[rows] @ head.T).sub_(logits))[1]
     return found
 
 

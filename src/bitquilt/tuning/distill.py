@@ -218,9 +218,8 @@ def divergence(model: BlockwiseModel, teacher: Teacher) -> Tensor:
 
 def _divergence_of(hidden: Tensor, head: Tensor, theirs: Tensor, their_head: Tensor) -> Tensor:
     """KL summed over tokens [T, D], given both heads [V, D]."""
-    log_q = (hidden @ head.T).log_softmax(-1)
-    log_p = (theirs @ their_head.T).log_softmax(-1)
-    return F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    log_q, logits = (hidden @ head.T).log_softmax(-1), theirs @ their_head.T
+    return (logits.softmax(-1) * (logits.log_softmax(-1) - log_q)).sum()
 
 
 def _again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
