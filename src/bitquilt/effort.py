@@ -12,7 +12,7 @@ from dataclasses import dataclass
 WINDOW = 512
 LEAST_RACED = 240
 """Windows that a search reads before it has learnt anything."""
-LEAST_IN_COMPANY = 4
+LEAST_IN_COMPANY = 8
 """Windows that tell what matrices cost together from noise."""
 
 

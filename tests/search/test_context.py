@@ -135,3 +135,15 @@ def test_budgets_are_averaged_and_each_is_measured_once():
     assert len(asked) == 2
     for scores in found.scores:
         np.testing.assert_allclose(scores, [16.0, 4.0])
+
+
+def test_what_is_known_well_is_believed():
+    """One matrix of the same mean share, once as precise as others are not, once like them."""
+    true, predicted, shares = drawn(noise=1.2)
+    level = 0.3 * np.median(true) * predicted[0]
+    found = []
+    for noise in (0.02, 1.2):
+        shares[:, 0] = level * (1 + noise * np.linspace(-1.5, 1.5, len(shares)) / 0.3)
+        factors = context.factors(shares, predicted, MODULES)
+        found.append(factors[0] / np.median(factors))
+    assert found[0] < 0.75 < found[1]

@@ -6,9 +6,10 @@ KL is a quadratic form of all errors together, so that KL = ½ Σ_m ⟨∂KL/∂
 term of a matrix, its share, holds half of what it has in common with every other. One backward pass
 gives the shares of all. A share over its prediction is the factor of that matrix, on every grid.
 
-On a few windows a share is known to a third at best. So factors are Gaussian around one common
+On a few windows most shares are known to a third at best. So factors are Gaussian around one common
 factor, with what matrices of one kind, of one block, and what each alone has beside it; how wide
-those three are is what gives the largest evidence, given the noise that batches show.
+those three are is what gives the largest evidence, given the noise that batches show: of each
+matrix, since an embedding's share is known well, moderated by the usual one (Smyth 2004).
 
 Letters: B batches of text, M matrices.
 """
@@ -40,6 +41,8 @@ PASSES = 4
 """What a window costs in forwards: there, there again for the gradients, and back."""
 WIDTHS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Standard deviations of factors, relative to the common one, among which the evidence chooses."""
+USUAL = 2
+"""Batches that the usual noise counts for beside those that show a matrix's own."""
 BOUNDS = (0.2, 5.0)
 """A factor over the common one, at least and at most."""
 
@@ -134,19 +137,21 @@ def factors(shares: Floats, predicted: Floats, modules: Sequence[str]) -> Floats
 
 
 def _shrunk(ratios: Floats, modules: Sequence[str]) -> Floats:
-    """The expected ratio of each matrix [M], given samples [B, M]."""
+    """The expected ratio of each matrix [M], given samples [B, M] around 1."""
     samples, count = ratios.shape
-    mean, noise = ratios.mean(0), float(ratios.var(0, ddof=1).mean()) / samples
-    beyond = mean - mean.mean()
+    spread, freedom = ratios.var(0, ddof=1), samples - 1
+    moderated = (USUAL * np.median(spread) + freedom * spread) / (USUAL + freedom)
+    noise = np.diag(moderated / samples + 1e-9)
+    beyond = ratios.mean(0) - 1
     groups = [np.array([of(module) for module in modules]) for of in (kind, block)]
     same = [(group[:, None] == group).astype(float) for group in groups] + [np.eye(count)]
-    best, expected = -np.inf, mean
+    best, expected = -np.inf, beyond
     for widths in product(WIDTHS, repeat=len(same)):
         signal = sum(width**2 * one for width, one in zip(widths, same, strict=True))
-        lower = np.linalg.cholesky(signal + (noise + 1e-9) * np.eye(count))
+        lower = np.linalg.cholesky(signal + noise)
         whitened = np.linalg.solve(lower, beyond)
         evidence = -0.5 * whitened @ whitened - np.log(lower.diagonal()).sum()
         if evidence > best:
             best, expected = evidence, signal @ np.linalg.solve(lower.T, whitened)
-    shrunk: Floats = mean.mean() + expected
+    shrunk: Floats = 1 + expected
     return shrunk
