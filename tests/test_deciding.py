@@ -46,7 +46,7 @@ def test_the_best_on_held_out_text_is_used(monkeypatch, better):
     assert len(decision.verdicts) == 3
 
 
-@pytest.mark.parametrize(("behind", "expected"), [(0.1, 8), (1e-5, 40)])
+@pytest.mark.parametrize(("behind", "expected"), [(0.1, 4), (1e-5, 40)])
 def test_no_more_is_read_than_it_takes(behind, expected):
     standing = {"race": {"m": 0.0}, "knapsack": {"m": behind}}
     read = []

@@ -42,7 +42,7 @@ from bitquilt.timing import speed_limit
 
 EVOPRESS_WINDOWS = 512
 """262,144 tokens."""
-FIRST_JUDGED = 8
+FIRST_JUDGED = 4
 """Windows after which mixes are judged for the first time, and then at twice as many."""
 
 
