@@ -39,7 +39,7 @@ from bitquilt.divergence import Estimate, estimate
 from bitquilt.effort import WINDOW, effort
 from bitquilt.evaluation.written import Teacher, measure
 from bitquilt.planning import STITCHERS, Request, make_plan
-from bitquilt.search import context, scores
+from bitquilt.search import company, scores
 from bitquilt.search.evaluator import Evaluator
 from bitquilt.search.evopress import Schedule, evolve
 from bitquilt.search.measurements import Limits, Measurements
@@ -100,11 +100,11 @@ class Bench:
         self.held_out = HELD_OUT_QUICK if quick else HELD_OUT
         encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
         searched = token_windows(documents, encode, self.windows, WINDOW)
-        company = token_windows(documents, encode, self.much.search, WINDOW)[: self.much.company]
+        together = token_windows(documents, encode, self.much.search, WINDOW)[: self.much.company]
         held_out = token_windows(corpus.bundled("held-out"), encode, self.held_out, WINDOW)
         self._evaluator = Evaluator(self.checkpoint, self.bank.packed)
         self._searched = Teacher.of(self.checkpoint, searched, work, f"bench-search-{self.windows}")
-        self._company = Teacher.of(self.checkpoint, company, work, "bench-company")
+        self._company = Teacher.of(self.checkpoint, together, work, "bench-company")
         self._judge = Teacher.of(self.checkpoint, held_out, work, f"bench-held-out-{self.held_out}")
 
     def mixes(self, bits: float) -> tuple[Mixes, int]:
@@ -118,9 +118,9 @@ class Bench:
         text, packed = self._company, self.bank.packed
 
         def shares(mix: Mapping[str, str]) -> np.ndarray:
-            return context.shares(self.checkpoint, mix, packed, text, lambda: None)
+            return company.shares(self.checkpoint, mix, packed, text, lambda: None)
 
-        return context.together(mixes, [capacity], shares)
+        return company.together(mixes, [capacity], shares)
 
     def measurements(self, windows: int, name: str) -> Measurements:
         """A measure on the first windows, with a history of its own."""
@@ -138,7 +138,7 @@ class Bench:
     def before(self) -> int:
         """Token-forwards of statistics and scores; a backward pass counts as two."""
         read = self.much.calibration + 3 * self.much.gradients
-        return WINDOW * (read + context.PASSES * self.much.company)
+        return WINDOW * (read + company.PASSES * self.much.company)
 
 
 def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> None:
@@ -150,10 +150,10 @@ def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> Non
     )
     for bits in budgets:
         mixes, capacity = bench.mixes(bits)
-        company = bench.together(mixes, capacity)
-        exact = [one.cheapest(one.scores, capacity, {}) for one in (mixes, company)]
+        scored = bench.together(mixes, capacity)
+        exact = [one.cheapest(one.scores, capacity, {}) for one in (mixes, scored)]
         for seed in seeds:
-            raced, race_tokens, race_seconds = race(bench, company, capacity, bits, seed)
+            raced, race_tokens, race_seconds = race(bench, scored, capacity, bits, seed)
             evolved, tokens, seconds = evopress(bench, mixes, capacity, bits, seed)
             alone, a, b, c = bench.judged(mixes, [*exact, raced, evolved])
             behind, level = Difference.of(b, c), c.mean()

@@ -29,7 +29,7 @@ from bitquilt.errors import UserError
 from bitquilt.evaluation.written import Teacher
 from bitquilt.planning import STITCHERS, Plan, Space
 from bitquilt.progress import Reporter
-from bitquilt.search import METHODS, SCORES, context, scores
+from bitquilt.search import METHODS, SCORES, company, scores
 from bitquilt.search.evaluator import PRODUCTS, Evaluator
 from bitquilt.search.judging import Verdict, judge
 from bitquilt.search.knapsack import Choice, Menu
@@ -146,8 +146,7 @@ def _decide_target(
     spaces = {plan.label: plan.space for plan in plans if plan.space}
     if not spaces:
         return [Decision(plan.assignment, "recipe", ()) for plan in plans]
-    teacher = _when_needed(bank, text.search, reporter)
-    evaluate = _measuring(evaluator, measure, teacher, plans[0].assignment, reporter)
+    evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].assignment, reporter)
     history = bank.work.path / "search" / f"history-{len(text.search)}.jsonl"
     shape = len(text.search), text.search.shape[1]
     measurements = Measurements(evaluate, shape, history)
@@ -223,43 +222,31 @@ def _round(
         bank.build({module: list(names) for module, names in candidates.items()}, step)
 
 
-def _when_needed(bank: Bank, tokens: Tensor, reporter: Reporter) -> Callable[[], Teacher]:
-    """The original on the text to search on, which it reads when it is first asked for."""
+def _on_text(
+    evaluator: Evaluator,
+    measure: Evaluator | RayEvaluator,
+    bank: Bank,
+    tokens: Tensor,
+    mix: Mapping[str, str],
+    reporter: Reporter,
+) -> Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]:
+    """The evaluator on the text to search on, which the original reads when it is first needed.
+
+    Where products of matrices are fast and rough, what that costs is said, for one mix.
+    """
 
     @cache
     def teacher() -> Teacher:
         with reporter.stage("Reading text to search on", 1) as step:
             made = Teacher.of(bank.checkpoint, tokens, bank.work, f"search-{len(tokens)}")
             step()
-        return made
-
-    return teacher
-
-
-def _measuring(
-    evaluator: Evaluator,
-    measure: Evaluator | RayEvaluator,
-    teacher: Callable[[], Teacher],
-    mix: Mapping[str, str],
-    reporter: Reporter,
-) -> Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]:
-    """The evaluator on the text to search on.
-
-    Where products of matrices are fast and rough, what that costs is said, for one mix.
-    """
-
-    @cache
-    def say_how_rough() -> None:
         if evaluator.precision != "highest":
-            noise = evaluator.noise(teacher(), mix, [0])
+            noise = evaluator.noise(made, mix, [0])
             kind = PRODUCTS[evaluator.precision]
             reporter.say(f"the search multiplies in {kind}, which moves KL by {noise:+.2%}")
+        return made
 
-    def on_text(mixes: Sequence[Mapping[str, str]], windows: Sequence[int]) -> NDArray[np.float32]:
-        say_how_rough()
-        return measure(teacher(), mixes, windows)
-
-    return on_text
+    return lambda mixes, windows: measure(teacher(), mixes, windows)
 
 
 def _scored(
@@ -289,15 +276,15 @@ def _together(
     def shares(mix: Mapping[str, str]) -> NDArray[np.float64]:
         name = f"shares/{_key(tokens, mix)}"
         if (known := bank.work.load_json(name)) is None:
-            batches = math.ceil(len(tokens) / context.BATCH)
+            batches = math.ceil(len(tokens) / company.BATCH)
             with reporter.stage("Measuring matrices in company", batches + 1) as step:
                 text = Teacher.of(bank.checkpoint, tokens, bank.work, f"company/{_key(tokens)}")
                 step()
-                known = context.shares(bank.checkpoint, mix, bank.packed, text, step).tolist()
+                known = company.shares(bank.checkpoint, mix, bank.packed, text, step).tolist()
             bank.work.save_json(name, known)
         return np.array(known)
 
-    return context.together(mixes, capacities, shares)
+    return company.together(mixes, capacities, shares)
 
 
 def _key(tokens: Tensor, mix: Mapping[str, str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Scores in context: what each matrix adds to the KL of a whole mix.
+"""Scores in company: what each matrix adds to the KL of a whole mix.
 
 A prediction (:mod:`.scores`) is about one matrix rounded and all others exact. Errors meet, though:
 predictions add up to less than half of a mix's KL, and to a quarter below 3 bits. To second order
@@ -115,23 +115,22 @@ def shares(
     return np.array(found)
 
 
-def factors(shares: Floats, predicted: Floats, modules: Sequence[str]) -> Floats:
+def factors(samples: Floats, predicted: Floats, modules: Sequence[str]) -> Floats:
     """What the predictions of each matrix are to be multiplied by [M].
 
     Args:
-        shares: [B, M], of at least two batches.
+        samples: shares [B, M], of at least two batches.
         predicted: what the same matrices of the same mix cost alone [M].
         modules: their paths.
     """
     known = predicted > 0  # an exact matrix has neither a share nor an error
-    ratios = shares[:, known] / predicted[known]
+    ratios = samples[:, known] / predicted[known]
     common = float(np.median(ratios.mean(0))) if known.any() else 0.0
     found = np.ones(len(modules))
     if common <= 0:  # KL drowns in the noise of its slope
         return found
     own = [module for module, there in zip(modules, known, strict=True) if there]
-    relative = np.clip(_shrunk(ratios / common, own), *BOUNDS)
-    found[known] = common * relative
+    found[known] = common * np.clip(_shrunk(ratios / common, own), *BOUNDS)
     found[~known] = common
     return found
 
