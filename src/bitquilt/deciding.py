@@ -25,6 +25,7 @@ from torch import Tensor
 from bitquilt import presets
 from bitquilt.bank import Bank
 from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.effort import LEAST_IN_COMPANY
 from bitquilt.errors import UserError
 from bitquilt.evaluation.written import Teacher
 from bitquilt.planning import STITCHERS, Plan, Space
@@ -271,7 +272,11 @@ def _scored(
 def _together(
     mixes: Mixes, capacities: Sequence[int], tokens: Tensor, bank: Bank, reporter: Reporter
 ) -> Mixes:
-    """The mixes scored by what matrices cost in the company of the others; measured once, kept."""
+    """The mixes scored by what matrices cost in the company of the others; measured once, kept.
+
+    Several budgets share the text that one has, but for the least that tells anything.
+    """
+    tokens = tokens[: max(LEAST_IN_COMPANY, len(tokens) // len(set(capacities)))]
 
     def shares(mix: Mapping[str, str]) -> NDArray[np.float64]:
         name = f"shares/{_key(tokens, mix)}"

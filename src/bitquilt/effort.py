@@ -31,7 +31,7 @@ class Effort:
     tuning: int
     """Tuning of scales; the first of the calibration text, each read once."""
     company: int
-    """What matrices cost together, for each budget; 0 where there is no time for any."""
+    """What matrices cost together, at one budget; 0 where there is no time for any."""
     search: int
     """Windows of calibration text that mixes are measured on."""
     judging: int
@@ -49,7 +49,7 @@ def effort(parameters: int, on_gpu: bool = False) -> Effort:
 
     races = windows(600 if on_gpu else 6, 0, 480)
     races = races if races >= LEAST_RACED else 0
-    company = windows(120 if on_gpu else 0.6, 0, 24)
+    company = windows(120 if on_gpu else 0.6, 0, 16)
     return Effort(
         calibration=windows(3, 12, 24),
         gradients=4,

@@ -23,7 +23,6 @@ from itertools import product
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bitquilt import grids
 from bitquilt.checkpoint.checkpoint import Checkpoint
@@ -33,7 +32,7 @@ from bitquilt.grids.grid import PackedSource
 from bitquilt.progress import Step
 from bitquilt.search.mixes import Floats, Mixes
 from bitquilt.search.scores import block, kind
-from bitquilt.tuning.distill import divergence
+from bitquilt.tuning.distill import divergence, repeatable
 
 BATCH = 2
 """Windows whose shares are one sample."""
@@ -106,7 +105,7 @@ def shares(
         batch = replace(teacher, tokens=teacher.tokens[rows], hidden=teacher.hidden[rows])
         for error in stretch.values():
             error.requires_grad_().grad = None
-        with sdpa_kernel(SDPBackend.MATH):  # CUDA's faster ones add up in any order
+        with repeatable(model.device):
             divergence(model, batch).backward()
         found.append(
             [0.5 * float(error.grad) for error in stretch.values() if error.grad is not None]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -171,7 +172,7 @@ def _descent(
         optimizer.param_groups[0]["lr"] = rate * _share(index, total)
         lesson = _windows(lessons, slice(index * BATCH, (index + 1) * BATCH))
         optimizer.zero_grad()
-        with sdpa_kernel(SDPBackend.MATH):  # CUDA's faster ones add up in any order
+        with repeatable(model.device):
             divergence(model, lesson).backward()
         optimizer.step()
         step()
@@ -190,6 +191,11 @@ def _mean_divergence(model: BlockwiseModel, teacher: Teacher) -> float:
     parts = [_windows(teacher, rows) for rows in batches(teacher.tokens)]
     sums = [divergence(model, part).item() * len(part.tokens) for part in parts]
     return sum(sums) / len(teacher.tokens)
+
+
+def repeatable(device: torch.device) -> AbstractContextManager[None]:
+    """Within, gradients are the same every time: CUDA's faster attention adds up in any order."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
 
 
 def divergence(model: BlockwiseModel, teacher: Teacher) -> Tensor:
