@@ -88,4 +88,4 @@ def write_history(work: Path) -> None:
     folder = work / "search"
     folder.mkdir()
     text = "\n".join(json.dumps(line) for line in lines)
-    (folder / "history.jsonl").write_text(text + '\n{"mix": "C", "win')
+    (folder / "history-64.jsonl").write_text(text + '\n{"mix": "C", "win')

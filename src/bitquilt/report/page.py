@@ -60,7 +60,10 @@ def report(work_dir: str | Path) -> Report:
     files = files_made.read(work)
     settings = read_json(work / "settings.json")
     drawn = [plots.pareto(files), plots.parts(files)]
-    if (searched := plots.search(work / "search" / "history.jsonl")) is not None:
+    latest = max(
+        work.glob("search/history-*.jsonl"), key=lambda path: path.stat().st_mtime, default=None
+    )
+    if latest is not None and (searched := plots.search(latest)) is not None:
         drawn.append(searched)
     return Report(_html(files, settings, {plot.name: plot for plot in drawn}), drawn)
 

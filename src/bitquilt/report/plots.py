@@ -192,24 +192,25 @@ def parts(files: Sequence[Made]) -> Plot:
 
 
 def search(history: Path) -> Plot | None:
-    """KL of the mixes that a search measured and of the best so far; None where none ran."""
+    """How the mixes that a search tried compare with its best so far; None where none ran."""
     if not history.is_file():
         return None
     whole = history.read_text("utf-8").split("\n")[:-1]  # the last may have been cut short
-    lines = [json.loads(line) for line in whole]
-    tried = [(line["tokens"], _mean(line["kl"])) for line in lines if "kl" in line]
-    best = [line for line in lines if "best" in line]
+    tried, best = _compared([json.loads(line) for line in whole])
     if not best:
         return None
-    seen = [kl for _, kl in tried if kl > 0] + [line["at"] for line in best]
-    x = Linear(0, max(line["tokens"] for line in lines) / 1e6, LEFT, WIDTH - RIGHT)
-    y = Log(*log_span(seen), HEIGHT - BOTTOM, TOP)
+    read = max(
+        tokens for tokens, _ in [*tried, *(step for steps in best.values() for step in steps)]
+    )
+    values_seen = [kl for _, kl in tried] + [kl for steps in best.values() for _, kl in steps]
+    x = Linear(0, read / 1e6, LEFT, WIDTH - RIGHT)
+    y = Log(*log_span(values_seen), HEIGHT - BOTTOM, TOP)
     curves = []
-    for file in dict.fromkeys(line["file"] for line in best):
-        steps = [(x(one["tokens"] / 1e6), y(one["at"])) for one in best if one["file"] == file]
+    for file, found in best.items():
+        steps = [(x(tokens / 1e6), y(kl)) for tokens, kl in found]
         curves.append({"file": file, "steps": [*steps, (WIDTH - RIGHT, steps[-1][1])]})
     values = {
-        "tried": [(x(tokens / 1e6), y(kl)) for tokens, kl in tried if kl > 0],
+        "tried": [(x(tokens / 1e6), y(kl)) for tokens, kl in tried],
         "curves": curves,
         "x_ticks": [(x(tick), short(tick)) for tick in x.ticks()],
         "y_ticks": [(y(tick), short(tick)) for tick in y.ticks()],
@@ -217,6 +218,45 @@ def search(history: Path) -> Plot | None:
     }
     title = f"The search: KL of {len(tried):,} measurements, and of the best mix so far"
     return Plot("search", title, values)
+
+
+Points = list[tuple[int, float]]
+"""Tokens read so far, and KL over that of the mix that the search began with."""
+
+
+def _compared(lines: Sequence[dict[str, Any]]) -> tuple[Points, dict[str, Points]]:
+    """What was tried for any file, and file → its best so far.
+
+    Text differs more than mixes do, so a mix is compared with the best one until then on the
+    windows that both have read. What was measured before a step forward was for that file.
+    """
+    known: dict[str, dict[int, float]] = {}
+    tried: Points = []
+    best: dict[str, Points] = {}
+    holders: dict[str, str] = {}
+    pending: list[dict[str, Any]] = []
+    for line in lines:
+        if "kl" in line:
+            means = [_mean([kl]) for kl in line["kl"]]
+            known.setdefault(line["mix"], {}).update(zip(line["windows"], means, strict=True))
+            pending.append(line)
+            continue
+        file, mix = line["file"], line["best"]
+        holder = known.get(holders.get(file, mix), {})
+        level = best[file][-1][1] if file in best else 1.0
+        for one in pending:
+            over = _over(known[one["mix"]], holder, one["windows"])
+            tried += [(one["tokens"], level * over)] if over else []
+        over = _over(known.get(mix, {}), holder, list(holder)) or 1.0
+        best.setdefault(file, []).append((line["tokens"], level * over))
+        holders[file], pending = mix, []
+    return tried, best
+
+
+def _over(one: Mapping[int, float], other: Mapping[int, float], windows: Sequence[int]) -> float:
+    """KL of one mix over another's, on those of the windows that both have read; 0 if on none."""
+    both = [window for window in windows if window in one and other.get(window, 0) > 0]
+    return sum(one[w] for w in both) / sum(other[w] for w in both) if both else 0.0
 
 
 def _mean(windows: Sequence[Sequence[float]]) -> float:

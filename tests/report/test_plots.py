@@ -1,0 +1,25 @@
+"""What plots are drawn from."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitquilt.report import plots
+
+
+def test_a_search_is_told_in_comparable_steps():
+    """The second text is ten times as hard; the mix B is a fifth better on both."""
+    lines = [
+        {"mix": "A", "windows": [0], "kl": [[0.1]], "tokens": 1},
+        {"mix": "B", "windows": [0], "kl": [[0.08]], "tokens": 2},
+        {"best": "A", "file": "f", "tokens": 2},
+        {"mix": "A", "windows": [1], "kl": [[1.0]], "tokens": 3},
+        {"mix": "B", "windows": [1], "kl": [[0.8]], "tokens": 4},
+        {"best": "B", "file": "f", "tokens": 4},
+        {"mix": "C", "windows": [1], "kl": [[0.4]], "tokens": 5},
+        {"best": "C", "file": "f", "tokens": 5},
+    ]
+    tried, best = plots._compared(lines)
+    assert [tokens for tokens, _ in tried] == [1, 2, 3, 4, 5]
+    assert [kl for _, kl in tried] == pytest.approx([1.0, 0.8, 1.0, 0.8, 0.4])
+    assert best["f"] == [(2, 1.0), (4, pytest.approx(0.8)), (5, pytest.approx(0.4))]
