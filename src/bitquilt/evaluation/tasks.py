@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from bitquilt.evaluation.items import (
     PROBLEMS,
     PROGRAMS,
     Choice,
+    Problem,
+    Program,
     choices,
     problems,
     programs,
@@ -111,8 +113,10 @@ def run(
                 f"the task {name} runs programs that models write; --run-code allows it, in a "
                 "process of its own without files, network and other processes"
             )
-    asked = {name: problems(name)[: effort.limit] for name in names if name in PROBLEMS}
-    wanted = {name: programs(name)[: effort.limit] for name in names if name in PROGRAMS}
+    asked: dict[str, tuple[Callable[..., Answers], Sequence[Problem] | Sequence[Program]]] = {
+        **{n: (reasoning.ask, problems(n)[: effort.limit]) for n in names if n in PROBLEMS},
+        **{n: (programming.ask, programs(n)[: effort.limit]) for n in names if n in PROGRAMS},
+    }
     offered = {name: choices(name)[: effort.limit] for name in names if name in CHOICES}
     standings: list[Standing] = []
     answered: list[dict[str, Answers]] = []
@@ -121,18 +125,10 @@ def run(
         with open_engine(model) as engine:
             answered.append({})
             picked.append({})
-            for name, own in asked.items():
+            for name, (ask, own) in asked.items():
                 total = len(own) * effort.repeats
                 with reporter.stage(f"{Path(model).name}: {name}", total) as step:
-                    answered[-1][name] = reasoning.ask(
-                        engine, own, effort.repeats, effort.max_tokens, step
-                    )
-            for name, functions in wanted.items():
-                total = len(functions) * effort.repeats
-                with reporter.stage(f"{Path(model).name}: {name}", total) as step:
-                    answered[-1][name] = programming.ask(
-                        engine, functions, effort.repeats, effort.max_tokens, step
-                    )
+                    answered[-1][name] = ask(engine, own, effort.repeats, effort.max_tokens, step)
             for name, items in offered.items():
                 total = sum(len(item.endings) for item in items)
                 with reporter.stage(f"{Path(model).name}: {name}", total) as step:

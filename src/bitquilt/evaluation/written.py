@@ -40,6 +40,10 @@ class Teacher:
         hidden = work.load(artefact)["hidden"].to(model.device)
         return cls(tokens, hidden, model.head())
 
+    def windows(self, which: slice) -> Teacher:
+        """The same on some of the windows."""
+        return Teacher(self.tokens[which], self.hidden[which], self.head)
+
     def first(self, windows: int, tokens: int) -> Teacher:
         """The same on the first tokens of the first windows."""
         return Teacher(self.tokens[:windows, :tokens], self.hidden[:windows, :tokens], self.head)

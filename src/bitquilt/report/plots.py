@@ -192,9 +192,7 @@ def parts(files: Sequence[Made]) -> Plot:
 
 
 def search(history: Path) -> Plot | None:
-    """How the mixes that a search tried compare with its best so far; None where none ran."""
-    if not history.is_file():
-        return None
+    """How the mixes that a search tried compare with its best so far; None if there is none."""
     whole = history.read_text("utf-8").split("\n")[:-1]  # the last may have been cut short
     tried, best = _compared([json.loads(line) for line in whole])
     if not best:

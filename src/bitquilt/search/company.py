@@ -17,7 +17,6 @@ Letters: B batches of text, M matrices.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -85,7 +84,7 @@ def shares(
         [B, M], matrices in the order of the mix.
     """
     model = BlockwiseModel(checkpoint)
-    stretch = {module: torch.zeros((), device=model.device) for module in mix}
+    stretch = {m: torch.zeros((), device=model.device, requires_grad=True) for m in mix}
     """How much longer an error is made; the KL's slope there is ⟨∂KL/∂W, ΔW⟩."""
 
     def weight(name: str) -> Tensor:
@@ -101,15 +100,10 @@ def shares(
     model.weights = weight
     found = []
     for start in range(0, len(teacher.tokens), BATCH):
-        rows = slice(start, start + BATCH)
-        batch = replace(teacher, tokens=teacher.tokens[rows], hidden=teacher.hidden[rows])
-        for error in stretch.values():
-            error.requires_grad_().grad = None
+        batch = teacher.windows(slice(start, start + BATCH))
         with repeatable(model.device):
-            divergence(model, batch).backward()
-        found.append(
-            [0.5 * float(error.grad) for error in stretch.values() if error.grad is not None]
-        )
+            slopes = torch.autograd.grad(divergence(model, batch), list(stretch.values()))
+        found.append([0.5 * float(slope) for slope in slopes])
         step()
     return np.array(found)
 

@@ -141,7 +141,7 @@ def _learn(
     student = Student(checkpoint, mix, packed, compute_device())
     model = BlockwiseModel(checkpoint, student.weight)
     apart = _apart(len(teacher.tokens))
-    judge, lessons = _windows(teacher, slice(apart)), _windows(teacher, slice(apart, None))
+    judge, lessons = teacher.windows(slice(apart)), teacher.windows(slice(apart, None))
     before = best = _mean_divergence(model, judge)
     learned: dict[str, Tensor] = {}
     worse = 0
@@ -158,10 +158,6 @@ def _apart(windows: int) -> int:
     return min(APART, windows // 4)
 
 
-def _windows(teacher: Teacher, which: slice) -> Teacher:
-    return replace(teacher, tokens=teacher.tokens[which], hidden=teacher.hidden[which])
-
-
 def _descent(
     model: BlockwiseModel, student: Student, lessons: Teacher, rate: float, step: Step
 ) -> Iterator[None]:
@@ -170,7 +166,7 @@ def _descent(
     total = len(lessons.tokens) // BATCH
     for index in range(total):
         optimizer.param_groups[0]["lr"] = rate * _share(index, total)
-        lesson = _windows(lessons, slice(index * BATCH, (index + 1) * BATCH))
+        lesson = lessons.windows(slice(index * BATCH, (index + 1) * BATCH))
         optimizer.zero_grad()
         with repeatable(model.device):
             divergence(model, lesson).backward()
@@ -188,7 +184,7 @@ def _share(index: int, total: int) -> float:
 @torch.no_grad()
 def _mean_divergence(model: BlockwiseModel, teacher: Teacher) -> float:
     """Mean KL over all tokens, a few windows at a time."""
-    parts = [_windows(teacher, rows) for rows in batches(teacher.tokens)]
+    parts = [teacher.windows(rows) for rows in batches(teacher.tokens)]
     sums = [divergence(model, part).item() * len(part.tokens) for part in parts]
     return sum(sums) / len(teacher.tokens)
 
