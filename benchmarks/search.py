@@ -8,9 +8,10 @@ a GPU makes that minutes), and the paired difference with its 95 % interval. Tok
 every token that a mix reads, at full depth even where hidden states are shared, and for the race
 those of statistics and scores too.
 
-``--quick`` gives EvoPress a fraction of its schedule, for a look on a CPU. ``--cost`` measures what
-one budget and five take once the bank is there, and ``--mlx`` compares whole MLX files of about 4.5
-bits with mlx-lm's mixes rounded by mlx-lm. Whole GGUF files: ``benchmarks/mix.py``.
+``--quick`` gives EvoPress a fraction of its schedule, for a look on a CPU. ``--cost`` measures
+instead what one budget and all of them take once the bank is there, and ``--mlx`` compares whole
+MLX files of about 4.5 bits with mlx-lm's mixes rounded by mlx-lm. Whole GGUF files:
+``benchmarks/mix.py``; several machines: ``benchmarks/ray_workers.py``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lib import peers
 from torch import Tensor
 
@@ -35,6 +37,7 @@ from bitquilt.calibration.text import calibration_documents, encoder, token_wind
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.deciding import EVOPRESS_WINDOWS, Search
+from bitquilt.device import compute_device
 from bitquilt.divergence import Estimate, estimate
 from bitquilt.effort import WINDOW, effort
 from bitquilt.evaluation.written import Teacher, measure
@@ -70,21 +73,47 @@ def main() -> None:
         there = {"output": directory, "work_dir": work_dir}
         pipeline.search(asked.model, bits=bits, how=Search("knapsack"), **there)
         if asked.cost:
-            cost(asked.model, there)
+            cost(asked.model, bits, there)
+        if asked.mlx:
+            mlx(asked.model, there)
+        if asked.cost or asked.mlx:
+            return
         settings = json.loads((work_dir / "settings.json").read_text())
         with WorkDir(work_dir, settings) as work:
             compare(Bench(asked.model, work, asked.quick), bits, seeds)
-        if asked.mlx:
-            mlx(asked.model, there)
 
 
-def cost(model: str, there: dict[str, Any]) -> None:
-    """Print what a search takes with a bank that is there."""
-    for bits in ([4.5], [3.0, 3.5, 4.0, 4.5, 5.0]):
-        pipeline.search(model, bits=bits, how=Search("knapsack"), **there)
+def cost(model: str, budgets: Sequence[float], there: dict[str, Any]) -> None:
+    """Print what a search takes with a bank that is there, for one budget and for all."""
+    matrices = open_checkpoint(model).matrices.values()
+    operations = 2 * sum(rows * columns for rows, columns in matrices)
+    for bits in dict.fromkeys([(budgets[len(budgets) // 2],), tuple(budgets)]):
         started = time.monotonic()
         pipeline.search(model, bits=bits, how=Search(seed=100 + len(bits)), **there)
-        print(f"{len(bits)} budgets: {time.monotonic() - started:.0f} s", flush=True)
+        seconds = time.monotonic() - started
+        histories = (there["work_dir"] / "search").glob("history-*.jsonl")
+        newest = max(histories, key=lambda path: path.stat().st_mtime)
+        last = json.loads(newest.read_text("utf-8").splitlines()[-1])
+        pace = last["tokens"] / last["seconds"]
+        print(
+            f"{len(bits)} of {len(budgets)} budgets: {seconds:.0f} s; the race {last['tokens']:,} "
+            f"tokens in {last['seconds']:.0f} s, {pace:,.0f} a second",
+            flush=True,
+        )
+        if torch.cuda.is_available():
+            print(f"{pace * operations / peak():.1%} of this card's bfloat16 products", flush=True)
+
+
+def peak() -> float:
+    """Operations a second of this GPU's bfloat16 products, measured on large ones."""
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    for repeats in (3, 20):  # first to warm up
+        torch.cuda.synchronize()
+        started = time.monotonic()
+        for _ in range(repeats):
+            a @ a
+        torch.cuda.synchronize()
+    return repeats * 2 * 8192**3 / (time.monotonic() - started)
 
 
 class Bench:
@@ -94,7 +123,8 @@ class Bench:
         self.work, self.checkpoint = work, open_checkpoint(model)
         self.schedule = QUICK if quick else Schedule()
         matrices = self.checkpoint.matrices.values()
-        self.much = effort(sum(rows * columns for rows, columns in matrices))
+        weights = sum(rows * columns for rows, columns in matrices)
+        self.much = effort(weights, on_gpu=compute_device().type != "cpu")
         self.windows = self.much.search if quick else EVOPRESS_WINDOWS
         self.bank = Bank(self.checkpoint, work, "best", print)
         self.held_out = HELD_OUT_QUICK if quick else HELD_OUT

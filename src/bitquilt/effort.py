@@ -47,7 +47,7 @@ def effort(parameters: int, on_gpu: bool = False) -> Effort:
     def windows(budget: float, least: int, most: int) -> int:
         return max(least, min(most, round(budget / teraflop)))
 
-    races = windows(600 if on_gpu else 6, 0, 480)
+    races = windows(900, 0, 880) if on_gpu else windows(6, 0, 480)
     races = races if races >= LEAST_RACED else 0
     company = windows(120 if on_gpu else 0.6, 0, 16)
     return Effort(
@@ -57,7 +57,7 @@ def effort(parameters: int, on_gpu: bool = False) -> Effort:
         refining=windows(10, 24, 96),
         tuning=windows(1000, 128, 2112),
         company=company if company >= LEAST_IN_COMPANY else 0,
-        search=64,
+        search=128 if on_gpu else 64,
         judging=windows(2, 8, 32),
         races=races,
     )

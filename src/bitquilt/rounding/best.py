@@ -68,7 +68,7 @@ def draft(jobs: Sequence[Job], factor: Factor, feedback: bool) -> list[Rounded]:
     nearest = through(pieces, inputs, partial(_measured, factor))
     if not feedback:
         return nearest
-    fed = _bykind_of(pieces, inputs, _fed_back, factor)
+    fed = _by_kind(pieces, inputs, _fed_back, factor)
     return [_guarded(*pair) for pair in zip(nearest, fed, strict=True)]
 
 
@@ -81,7 +81,7 @@ def improve(jobs: Sequence[Job], drafts: Sequence[Fields], factor: Factor) -> li
         factor: of the inputs that they read.
     """
     pieces = [Piece(job.grid, job.weight, fields) for job, fields in zip(jobs, drafts, strict=True)]
-    return _bykind_of(pieces, [job.input for job in jobs], _improved, factor)
+    return _by_kind(pieces, [job.input for job in jobs], _improved, factor)
 
 
 def _guarded(nearest: Rounded, other: Rounded) -> Rounded:
@@ -109,7 +109,7 @@ def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[Piece]:
     return [pieces[i] for i in range(len(jobs))]
 
 
-def _bykind_of(
+def _by_kind(
     pieces: Sequence[Piece], inputs: Sequence[int], work: Callable[..., Done], factor: Factor
 ) -> list[Rounded]:
     """Matrices through ``work``, those of one kind at a time."""

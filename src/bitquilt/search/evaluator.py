@@ -38,7 +38,7 @@ Mix = Mapping[str, str]
 STATE_BYTES = 1 << 30
 """Hidden states of all mixes that are in memory at once."""
 DECODED_BYTES = 2 << 30
-"""Decoded matrices that are kept for the next time."""
+"""Decoded matrices that are kept for the next time; on a GPU a quarter of its memory."""
 PRODUCTS = {"highest": "float32", "high": "TF32", "medium": "bfloat16"}
 """torch's words → what the inputs of matrix products are rounded to."""
 AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 16}
@@ -172,10 +172,18 @@ class _Decoded:
             parts = {name: part.to(device) for name, part in self._packed(module, grid).items()}
             self._kept[key] = grids.get(grid).dequantize(parts)
             self._bytes += self._kept[key].nbytes
-            while self._bytes > DECODED_BYTES and len(self._kept) > 1:
+            while self._bytes > _room(device) and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
         self._kept.move_to_end(key)
         return self._kept[key]
+
+
+@cache
+def _room(device: torch.device) -> int:
+    """Bytes of decoded matrices that may be kept."""
+    if device.type != "cuda":
+        return DECODED_BYTES
+    return torch.cuda.get_device_properties(device).total_memory // 4
 
 
 class _Stacked(BlockwiseModel):

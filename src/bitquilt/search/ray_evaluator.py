@@ -11,13 +11,16 @@ Ray is imported where it is used: it is an extra.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.device import compute_device
@@ -71,7 +74,7 @@ class RayEvaluator:
 
     def _shipped(self, checkpoint: Checkpoint, precision: str) -> _Shipped:
         others = checkpoint.shapes.keys() - {f"{module}.weight" for module in checkpoint.matrices}
-        plain = {name: self._ray.put(checkpoint.load(name)) for name in sorted(others)}
+        plain = {name: self._ray.put(_Sent.of(checkpoint.load(name))) for name in sorted(others)}
         return _Shipped(replace(checkpoint, reader=_no_file), plain, precision)
 
     def __call__(
@@ -104,15 +107,15 @@ class RayEvaluator:
     def _text_of(self, teacher: Teacher) -> Ref:
         if teacher is not self._teacher:
             self._teacher = teacher
-            self._text = self._ray.put(
-                Teacher(teacher.tokens, teacher.hidden.cpu(), teacher.head.cpu())
-            )
+            parts = teacher.tokens, teacher.hidden, teacher.head
+            self._text = self._ray.put([_Sent.of(part) for part in parts])
         return self._text
 
     def _cells_of(self, mix: Mix) -> dict[str, Ref]:
         for cell in mix.items():
             if cell not in self._cells:
-                self._cells[cell] = self._ray.put(self._packed(*cell))
+                parts = self._packed(*cell).items()
+                self._cells[cell] = self._ray.put({name: _Sent.of(part) for name, part in parts})
         return {module: self._cells[module, grid] for module, grid in mix.items()}
 
 
@@ -144,6 +147,26 @@ def _worker(nodes: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
 
 
 @dataclass(frozen=True)
+class _Sent:
+    """A tensor as bytes of numpy's, which workers see where they are; Ray copies torch's own."""
+
+    data: NDArray[np.uint8]
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Sent:
+        flat = tensor.cpu().contiguous().flatten()
+        return cls(flat.view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape))
+
+    def tensor(self) -> Tensor:
+        """What was sent, not to be written to."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            return torch.from_numpy(self.data).view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
 class _Shipped:
     """What a worker makes its evaluator from."""
 
@@ -168,11 +191,11 @@ class _Worker:
         """Where the matrices are that mixes have named so far."""
 
         def load(name: str) -> Any:
-            return ray.get(shipped.plain[name])
+            return ray.get(shipped.plain[name]).tensor()
 
         def packed(module: str, grid: str) -> Packed:
-            found: Packed = ray.get(self.cells[module, grid])
-            return found
+            parts: Mapping[str, _Sent] = ray.get(self.cells[module, grid])
+            return {name: part.tensor() for name, part in parts.items()}
 
         self.evaluate = Evaluator(replace(shipped.checkpoint, reader=load), packed)
         self.evaluate.precision = shipped.precision
@@ -191,9 +214,8 @@ def _worker_for(model: Ref) -> _Worker:
 def _teacher_for(text: Ref) -> Teacher:
     import ray
 
-    sent: Teacher = ray.get(text)
-    device = compute_device()
-    return Teacher(sent.tokens, sent.hidden.to(device), sent.head.to(device))
+    tokens, hidden, head = (part.tensor() for part in ray.get(text))
+    return Teacher(tokens, hidden.to(compute_device()), head.to(compute_device()))
 
 
 def _kl(
