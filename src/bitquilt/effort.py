@@ -53,7 +53,7 @@ def effort(parameters: int, on_gpu: bool = False) -> Effort:
     return Effort(
         calibration=windows(3, 12, 24),
         gradients=4,
-        held_out=windows(2, 8, 16),
+        held_out=windows(1, 8, 16),
         refining=windows(10, 24, 96),
         tuning=windows(1000, 128, 2112),
         company=company if company >= LEAST_IN_COMPANY else 0,

@@ -8,14 +8,15 @@ import pytest
 import torch
 from tests.engines.conftest import open_in
 from tests.factories import tiny_checkpoint
+from tests.quick import invoke
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
-from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.tasks import TaskManager  # noqa: E402
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
 
-from bitquilt.evaluation.harness import Harness  # noqa: E402
+from bitquilt.evaluation.harness import Harness
 
 ITEMS = (
     {"question": "def wrap(self,", "endings": [" text", " chunks"], "label": 0},
@@ -60,20 +61,37 @@ def instance(kind: str, *arguments: object) -> Instance:
     return Instance(kind, {}, arguments, 0)
 
 
-def test_a_task_of_the_harness(harness, source, tmp_path, monkeypatch):
+@pytest.fixture
+def tiny_task(tmp_path, monkeypatch):
+    """An index that has one task, with data on this machine."""
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     data = tmp_path / "items.jsonl"
     data.write_text("\n".join(map(json.dumps, ITEMS)))
     (tmp_path / "tiny_choices.yaml").write_text(TASK.format(path=data))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    found = lm_eval.simple_evaluate(
-        harness, tasks=["tiny_choices"], task_manager=manager, bootstrap_iters=0
-    )
+    monkeypatch.setattr("bitquilt.evaluation.harness.task_manager", lambda: manager)
+    return data
+
+
+def test_a_task_of_the_harness(tiny_task, source, capfd):
+    assert invoke("eval", source, "--tasks", "tiny_choices", "--json") == 0
+    (metric,) = json.loads(capfd.readouterr().out)["models"][0]["harness"]
     right = 0
     for item in ITEMS:
         totals = [sum(log_p(source, item["question"] + ending)) for ending in item["endings"]]
         right += max(range(2), key=lambda i: totals[i]) == item["label"]
-    assert found["results"]["tiny_choices"]["acc,none"] == right / 2
+    assert (metric["task"], metric["name"]) == ("tiny_choices", "acc")
+    assert metric["value"]["mean"] == right / 2
+    assert invoke("eval", source, "--tasks", "tiny_choices", "--limit", 1) == 0
+    assert "tiny_choices" in capfd.readouterr().out
+
+
+def test_a_task_without_its_data_is_named(tiny_task, source, capfd):
+    tiny_task.unlink()
+    assert invoke("eval", source, "--tasks", "tiny_choices") == 2
+    said = capfd.readouterr().err
+    assert "cannot run tiny_choices" in said
+    assert "Traceback" not in said
 
 
 def test_rolling_text_is_every_token_once(harness, source):

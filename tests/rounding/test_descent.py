@@ -1,7 +1,6 @@
-"""Coordinate descent only ever helps, and says by how much."""
+"""Coordinate descent only ever helps."""
 
 import pytest
-import torch
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 from bitquilt import grids
@@ -13,7 +12,7 @@ from bitquilt.rounding.rounders import rounder_of
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "IQ4_XS", "3bit-g64", "mxfp4"])
-def test_every_row_gains_what_it_says(name):
+def test_no_row_gets_worse(name):
     grid, weight = grids.get(name), weights(16, 512)
     factor = factor_of(second_moment(512))
     piece = Piece(grid, weight, fit(grid, weight, factor.importance[0]))
@@ -21,9 +20,8 @@ def test_every_row_gains_what_it_says(name):
     ordered = factor.ordered(weight.T.unsqueeze(0))
     codes, levels, before = feed_back(ordered, rounder, factor)
     codes_before = codes.clone()
-    gained = descend(ordered, codes, levels, rounder, factor)
+    descend(ordered, codes, levels, rounder, factor)
     after = cost((ordered - levels)[0].T, factor.hessian[0])
-    assert (gained >= 0).all()
-    assert gained.sum() > 0
-    assert torch.allclose((before - gained)[0], after, rtol=1e-3, atol=1e-3 * float(before.mean()))
+    assert (after <= before[0] + 1e-5 * before.mean()).all()
+    assert after.sum() < 0.99 * before.sum()
     assert (codes != codes_before).any()

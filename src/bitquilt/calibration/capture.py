@@ -12,7 +12,7 @@ and C inputs of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from bitquilt.workdir import WorkDir
 
 HEAD_TOKENS = 256
 """Tokens whose logits are in memory at once."""
+SLABS = 4
+"""A second moment is symmetric: in so many slabs, five of eight products are enough."""
 SHARED_INPUTS = {
     "self_attn.k_proj": "self_attn.q_proj",
     "self_attn.v_proj": "self_attn.q_proj",
@@ -100,18 +102,32 @@ def _forward(model: BlockwiseModel, index: int, hidden: Tensor, work: WorkDir) -
     for hook in hooks:
         hook.remove()
     tokens = hidden.shape[0] * hidden.shape[1]
-    work.save(artefact, {name: (h / tokens).cpu() for name, h in hessians.items()}, {})
+    moments = {name: _mirrored(h).div_(tokens).cpu() for name, h in hessians.items()}
+    work.save(artefact, moments, {})
 
 
 def _adder(hessians: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
     def add(_: nn.Module, inputs: tuple[Tensor]) -> None:
         x = inputs[0].flatten(0, -2)  # [n, L, C] → [T, C]
-        if name in hessians:
-            hessians[name].addmm_(x.T, x)
-        else:
-            hessians[name] = x.T @ x
+        hessian = hessians.setdefault(name, x.new_zeros(x.shape[1], x.shape[1]))
+        for own, on in _slabs(x.shape[1]):
+            hessian[own, on].addmm_(x[:, own].T, x[:, on])
 
     return add
+
+
+def _slabs(columns: int) -> Iterator[tuple[slice, slice]]:
+    """Some columns, and those from there on: together they see every pair once, or nearly."""
+    step = -(-columns // SLABS)
+    for start in range(0, columns, step):
+        yield slice(start, start + step), slice(start, None)
+
+
+def _mirrored(hessian: Tensor) -> Tensor:
+    """What :func:`_adder` left out, which is what it has on the other side of the diagonal."""
+    for own, _ in _slabs(len(hessian)):
+        hessian[own.stop :, own] = hessian[own, own.stop :].T
+    return hessian
 
 
 def second_moment(x: Tensor) -> Tensor:

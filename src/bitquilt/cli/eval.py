@@ -45,7 +45,8 @@ SHARES = ("agreement", "flips")
 @click.option(
     "--tasks",
     metavar="NAME,…",
-    help="Run tasks instead: demo, gsm8k, aime2025; humaneval; hellaswag, truthfulqa_mc1.",
+    help="Run tasks instead: demo, gsm8k, aime2025; humaneval; hellaswag, truthfulqa_mc1; or "
+    "any of lm-evaluation-harness's.",
 )
 @click.option(
     "--repeats",

@@ -39,6 +39,8 @@ def _print(found: Standings) -> None:
         console.print(_problems(found))
     if any(standing.choices for standing in found.models):
         console.print(_choices(found))
+    if any(standing.harness for standing in found.models):
+        console.print(_harness(found))
     for sentence in _sentences(found):
         console.print(sentence, markup=False)
 
@@ -77,6 +79,21 @@ def _choices(found: Standings) -> Table:
             task = f"{one.task}\n[dim]{one.items}[/dim]"
             accuracies = (_share(one.accuracy), _share(one.accuracy_by_byte))
             table.add_row(standing.model, task, *accuracies)
+    return table
+
+
+def _harness(found: Standings) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("model", overflow="fold")
+    table.add_column("lm-evaluation-harness", overflow="fold")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for standing in found.models:
+        for one in standing.harness:
+            table.add_row(standing.model, one.task, one.name, str(one.value))
     return table
 
 

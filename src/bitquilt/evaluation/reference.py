@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.divergence import LOGIT_TOKENS, TokenFigures
+from bitquilt.divergence import TokenFigures
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.text import Text
-from bitquilt.evaluation.written import Teacher, against
+from bitquilt.evaluation.written import Teacher, against, alone, exact
 from bitquilt.progress import Reporter, Step
 from bitquilt.workdir import WorkDir
 
@@ -45,11 +45,10 @@ class Reference:
         teacher = Teacher.of(checkpoint, text.tokens, work, key)
         artefact = f"reference/{key}"
         if not work.has(artefact):
-            work.save(artefact, _own(teacher), {})
+            figures = zip(("correct", "loss", "entropy"), alone(teacher), strict=True)
+            work.save(artefact, dict(figures), {})
         kept = {name: tensor.numpy() for name, tensor in work.load(artefact).items()}
-        zero = np.zeros_like(kept["loss"])
-        own = TokenFigures(zero, zero + 1, kept["correct"], kept["loss"])
-        return cls(text, teacher, own, kept["entropy"])
+        return cls(text, teacher, exact(kept["correct"], kept["loss"]), kept["entropy"])
 
     def first(self, windows: int, tokens: int) -> Reference:
         """The same on the first tokens of the first windows."""
@@ -95,28 +94,6 @@ class Talk:
         kept = work.load(name)
         text = traces.text_of(kept["tokens"], kept["judged"].numpy())
         return cls(text, asked, work.load_json(name))
-
-
-def _own(teacher: Teacher) -> dict[str, Tensor]:
-    """Whether it prefers the true next token, its loss there and its entropy, each [N, L − 1]."""
-    found = torch.empty(3, *teacher.tokens[:, 1:].shape)
-    for row, (hidden, tokens) in enumerate(zip(teacher.hidden, teacher.tokens, strict=True)):
-        parts = [
-            _own_of(h @ teacher.head.T, labels.to(h.device))
-            for h, labels in zip(
-                hidden[:-1].split(LOGIT_TOKENS), tokens[1:].split(LOGIT_TOKENS), strict=True
-            )
-        ]
-        found[:, row] = torch.cat(parts, 1).cpu()
-    return dict(zip(("correct", "loss", "entropy"), found, strict=True))
-
-
-def _own_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same of logits [T, V] and the tokens that came [T]; [3, T]."""
-    log_p = logits.log_softmax(-1)
-    entropy = -torch.linalg.vecdot(logits.softmax(-1), log_p)
-    loss = -log_p.gather(-1, labels[:, None])[:, 0]
-    return torch.stack([(logits.argmax(-1) == labels).float(), loss, entropy])
 
 
 def _counted(student: Iterator[Tensor], step: Step) -> Iterator[Tensor]:

@@ -1,11 +1,11 @@
-"""Tasks on items that come in packages: problems, programs, and choices by likelihood."""
+"""Tasks: problems, programs and choices that come in packages, and lm-evaluation-harness's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from bitquilt.evaluation.items import (
 from bitquilt.evaluation.likelihood import encode_pair, likelihoods
 from bitquilt.evaluation.reasoning import Answers, Score, Versus
 from bitquilt.progress import Reporter, Step
+
+if TYPE_CHECKING:  # lm_eval is an extra
+    from bitquilt.evaluation.harness import Metric
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Standing:
     model: str
     reasoning: tuple[Score, ...]
     choices: tuple[ChoiceScore, ...]
+    harness: tuple[Metric, ...]
+    """Of the tasks that are not ours."""
     versus: Mapping[str, Versus]
     """Task → against the first model, for problems."""
     versus_choices: Mapping[str, Estimate]
@@ -96,7 +101,8 @@ def run(
 
     Args:
         models: what :func:`bitquilt.engines.open_engine` takes.
-        names: of :data:`~bitquilt.evaluation.items.PROBLEMS`, ``PROGRAMS`` and ``CHOICES``.
+        names: of :data:`~bitquilt.evaluation.items.PROBLEMS`, ``PROGRAMS`` and ``CHOICES``; others
+            are lm-evaluation-harness's.
         effort: how much.
         reporter: where progress goes.
 
@@ -104,15 +110,13 @@ def run(
         UserError: a task or model that is not there, or a task that may not run.
     """
     reporter = reporter or Reporter()
-    known = (*PROBLEMS, *PROGRAMS, *CHOICES)
     for name in names:
-        if name not in known:
-            raise UserError(f"there is no task {name}; choose among {', '.join(known)}")
         if name in PROGRAMS and not effort.run_code:
             raise UserError(
                 f"the task {name} runs programs that models write; --run-code allows it, in a "
                 "process of its own without files, network and other processes"
             )
+    others = _others(names)
     asked: dict[str, tuple[Callable[..., Answers], Sequence[Problem] | Sequence[Program]]] = {
         **{n: (reasoning.ask, problems(n)[: effort.limit]) for n in names if n in PROBLEMS},
         **{n: (programming.ask, programs(n)[: effort.limit]) for n in names if n in PROGRAMS},
@@ -133,8 +137,43 @@ def run(
                 total = sum(len(item.endings) for item in items)
                 with reporter.stage(f"{Path(model).name}: {name}", total) as step:
                     picked[-1][name] = pick(engine, items, step)
-        standings.append(_standing(model, answered, picked))
+            measured = _measured(engine, others, effort.limit)
+        standings.append(_standing(model, answered, picked, measured))
     return Standings(tuple(standings))
+
+
+def _others(names: Sequence[str]) -> list[str]:
+    """The tasks among them that are lm-evaluation-harness's.
+
+    Raises:
+        UserError: the harness has no such task, or is not there.
+    """
+    ours = (*PROBLEMS, *PROGRAMS, *CHOICES)
+    others = [name for name in names if name not in ours]
+    if not others:
+        return []
+    try:
+        from bitquilt.evaluation import harness
+    except ImportError:
+        raise UserError(
+            f"there is no task {others[0]}; choose among {', '.join(ours)}, or install "
+            "lm-evaluation-harness for its tasks: pip install 'bitquilt[tasks]'"
+        ) from None
+    for name in others:
+        if not harness.task_manager().match_tasks([name]):
+            raise UserError(
+                f"there is no task {name}; choose among {', '.join(ours)}, or what "
+                "lm_eval ls tasks prints"
+            )
+    return others
+
+
+def _measured(engine: Engine, names: Sequence[str], limit: int | None) -> tuple[Metric, ...]:
+    if not names:
+        return ()
+    from bitquilt.evaluation import harness
+
+    return harness.metrics(engine, names, limit)
 
 
 def pick(engine: Engine, items: Sequence[Choice], step: Step) -> Picks:
@@ -151,7 +190,10 @@ def pick(engine: Engine, items: Sequence[Choice], step: Step) -> Picks:
 
 
 def _standing(
-    model: str, answered: Sequence[Mapping[str, Answers]], picked: Sequence[Mapping[str, Picks]]
+    model: str,
+    answered: Sequence[Mapping[str, Answers]],
+    picked: Sequence[Mapping[str, Picks]],
+    measured: tuple[Metric, ...],
 ) -> Standing:
     """The last model, against the first if it is another."""
     several = len(answered) > 1
@@ -159,6 +201,7 @@ def _standing(
         Path(model).name,
         tuple(reasoning.score(name, answers) for name, answers in answered[-1].items()),
         tuple(_choice_score(name, picks) for name, picks in picked[-1].items()),
+        measured,
         {n: reasoning.compare(answered[0][n], own) for n, own in answered[-1].items() if several},
         {n: _ahead(picked[0][n], own) for n, own in picked[-1].items() if several},
     )

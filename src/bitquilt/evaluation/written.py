@@ -1,6 +1,6 @@
 """How close a written file is to the original, measured from the file itself on held-out text.
 
-Letters: N windows, L tokens in a window, D model width.
+Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,11 +9,20 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.divergence import Estimate, TokenFigures, compare, estimate, logits
+from bitquilt.divergence import (
+    LOGIT_TOKENS,
+    Estimate,
+    TokenFigures,
+    compare,
+    estimate,
+    logits,
+)
 from bitquilt.forward import BlockwiseModel
 from bitquilt.workdir import WorkDir
 
@@ -99,4 +108,34 @@ def figures(found: TokenFigures, engine: str) -> Figures:
 
 def original(teacher: Teacher) -> Figures:
     """Figures of the teacher itself: its perplexity, and a divergence of zero."""
-    return figures(against(teacher, logits(teacher.hidden, teacher.head)), "torch")
+    correct, loss, _ = alone(teacher).numpy()
+    return figures(exact(correct, loss), "torch")
+
+
+def exact(correct: NDArray[np.float32], loss: NDArray[np.float32]) -> TokenFigures:
+    """Figures of the original compared with itself."""
+    zero = np.zeros_like(loss)
+    return TokenFigures(zero, zero + 1, correct, loss)
+
+
+@torch.no_grad()
+def alone(teacher: Teacher) -> Tensor:
+    """Whether it prefers the true next token, its loss there and its entropy, [3, N, L − 1]."""
+    found = torch.empty(3, *teacher.tokens[:, 1:].shape)
+    for row, (hidden, tokens) in enumerate(zip(teacher.hidden, teacher.tokens, strict=True)):
+        parts = [
+            _alone(h @ teacher.head.T, labels.to(h.device))
+            for h, labels in zip(
+                hidden[:-1].split(LOGIT_TOKENS), tokens[1:].split(LOGIT_TOKENS), strict=True
+            )
+        ]
+        found[:, row] = torch.cat(parts, 1).cpu()
+    return found
+
+
+def _alone(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same of logits [T, V] and the tokens that came [T]; [3, T]."""
+    log_p = logits.log_softmax(-1)
+    entropy = -torch.linalg.vecdot(logits.softmax(-1), log_p)
+    loss = -log_p.gather(-1, labels[:, None])[:, 0]
+    return torch.stack([(logits.argmax(-1) == labels).float(), loss, entropy])

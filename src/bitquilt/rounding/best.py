@@ -154,20 +154,19 @@ def _improved(whole: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done
         [replace(p, fields=refit(p.grid, p.fields, p.weight, whole.natural[own])) for p in run]
         for run, own in zip(runs, inputs, strict=True)
     ]
-    runs, costs = _descended(runs, weight, factor)
-    return _rounded(runs, "best", costs)
+    runs, levels = _descended(runs, weight, factor)
+    return _rounded(runs, "best", factor.cost(weight - levels))
 
 
 def _descended(runs: Sequence[Run], weight: Tensor, factor: Factor) -> tuple[Sequence[Run], Tensor]:
-    """Codes descended from those that pieces have, and what rows cost then, [L, N]."""
+    """Codes descended from those that pieces have, and their levels, [L, C, N]."""
     rounder = rounder_of(runs, factor.groups)
     # [G, K, R] of each piece -> [L, G, K, N]
     codes = stacked([torch.cat([rounder.codes(piece.fields) for piece in run], 2) for run in runs])
     codes = take_groups(codes, factor.groups)
     levels = _levels(runs, factor)
-    costs = factor.cost(weight - levels)
-    costs -= descend(weight, codes, levels, rounder, factor)
-    return _recoded(runs, rounder, codes, factor), costs
+    descend(weight, codes, levels, rounder, factor)
+    return _recoded(runs, rounder, codes, factor), levels
 
 
 def _weights(runs: Sequence[Run], factor: Factor) -> Tensor:

@@ -18,7 +18,7 @@ from bitquilt.rounding.rounders import Rounder
 
 def descend(
     weight: Tensor, codes: Tensor, levels: Tensor, rounder: Rounder, factor: Factor
-) -> Tensor:
+) -> None:
     """Visit every group once, improving codes and levels in place.
 
     Args:
@@ -27,17 +27,13 @@ def descend(
         levels: float32 [L, C, N].
         rounder: the levels of those rows.
         factor: of the inputs.
-
-    Returns:
-        how much the error E H Eᵀ of each row fell [L, N], under the damped Hessian.
     """
-    inputs, columns, rows = weight.shape
+    columns = weight.shape[1]
     blocks = diagonal_blocks(factor.hessian)
     # H_gg = T Tᵀ with T upper triangular, as in the factor
     triangles = torch.linalg.cholesky(blocks.flip(2, 3)).flip(2, 3)
     inverses = torch.linalg.inv(blocks)
     errors = weight - levels
-    gained = weight.new_zeros(inputs, rows)
     for start in range(0, columns, BLOCK):
         block = slice(start, min(start + BLOCK, columns))
         pull = torch.bmm(factor.hessian[:, block], errors)  # H E, [L, 128, N]
@@ -48,13 +44,11 @@ def descend(
             new_codes, new_levels = rounder.propose(g, target, triangles[:, g])
             gain, moved = _gain(blocks[:, g], target, levels[:, own], new_levels)
             better = (gain > 0).unsqueeze(1)
-            gained += gain.clamp_min_(0)
             codes[:, g] = torch.where(better, new_codes, codes[:, g])
             moved.mul_(better)
             levels[:, own] -= moved
             errors[:, own] += moved
             pull.baddbmm_(factor.hessian[:, block, own], moved)
-    return gained
 
 
 def _gain(hessian: Tensor, target: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:

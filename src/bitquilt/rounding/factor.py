@@ -13,7 +13,7 @@ i-quants round as one vector; N rows of each input's matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
@@ -101,36 +101,37 @@ def factorize(hessians: Tensor, names: Sequence[str], say: Callable[[str], None]
     """
     importance = torch.unflatten(_diagonal(hessians), 1, (-1, GROUP)).sum(2)
     groups = importance.argsort(dim=1, descending=True, stable=True)
-    ordered = _take(_take(hessians.double(), groups).mT, groups)
-    pairs = zip(ordered, names, strict=True)
-    damped, upper = (torch.stack(parts) for parts in zip(*_factors(pairs, say), strict=True))
-    triangles = diagonal_blocks(upper)
-    # U_ig T_g⁻¹ for every group g: [L, C, C] -> [L, G, C, 8] and back
-    by_group = torch.unflatten(upper, 2, (-1, GROUP)).transpose(1, 2)
+    ordered = _take(_take(hessians, groups).mT, groups)
+    parts = [_factor(one, name, say) for one, name in zip(ordered, names, strict=True)]
+    return Factor(groups, *(torch.stack(part) for part in zip(*parts, strict=True)))
+
+
+def _factor(
+    hessian: Tensor, name: str, say: Callable[[str], None]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What :class:`Factor` has of one Hessian [C, C], worked out in double precision."""
+    damped = hessian.double()
+    own = damped.diagonal().clone()
+    mean = own.mean()
+    if not mean > torch.finfo(torch.float32).tiny:  # an input that the text never reached
+        mean = torch.ones_like(mean)
+    damping, failed = DAMPING, True
+    while failed:
+        torch.add(own, damping * mean, out=damped.diagonal())
+        # H = U Uᵀ from the last column on: the lower factor of H turned round, turned round
+        lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        failed = bool(info != 0)
+        damping *= MORE if failed else 1.0
+    if damping > DAMPING:
+        share = f"{damping:g} of its mean diagonal"
+        say(f"the Hessian of {name} does not factorize; damped by {share}")
+    upper = lower.flip(0, 1)
+    triangles = diagonal_blocks(upper.unsqueeze(0))[0]
+    # U_ig T_g⁻¹ for every group g: [C, C] -> [G, C, 8] and back
+    by_group = torch.unflatten(upper, 1, (-1, GROUP)).transpose(0, 1)
     carry = torch.linalg.solve_triangular(triangles, by_group, upper=True, left=False)
-    parts = (damped, upper, carry.transpose(1, 2).flatten(2), triangles)
-    return Factor(groups, *(part.float() for part in parts))
-
-
-def _factors(
-    hessians: Iterable[tuple[Tensor, str]], say: Callable[[str], None]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each Hessian [C, C], damped, and its U."""
-    for hessian, name in hessians:
-        mean = hessian.diagonal().mean()
-        if not mean > torch.finfo(torch.float32).tiny:  # an input that the text never reached
-            mean = torch.ones_like(mean)
-        damping, failed = DAMPING, True
-        while failed:
-            damped = hessian + damping * mean * torch.eye(len(hessian), device=hessian.device)
-            # H = U Uᵀ from the last column on: the lower factor of H turned round, turned round
-            lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
-            failed = bool(info != 0)
-            damping *= MORE if failed else 1.0
-        if damping > DAMPING:
-            share = f"{damping:g} of its mean diagonal"
-            say(f"the Hessian of {name} does not factorize; damped by {share}")
-        yield damped, lower.flip(0, 1)
+    carry = carry.transpose(0, 1).flatten(1)
+    return damped.float(), upper.float(), carry.float(), triangles.float()
 
 
 def column_sums(matrix: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def refit(grid: Grid, fields: Fields, weight: Tensor, hessian: Tensor) -> Fields
     pull = (weight - grid.decode(fields)) @ hessian
     # what a unit of each float would gain, and how two of them interact
     gains = torch.cat([_by_block(pull, share) for share in shares], 1)
-    system = torch.cat([_interactions(share, shares, hessian) for share in shares], 1)
+    system = _interactions(shares, hessian)
     old = torch.cat([field.float() for field in floats.values()], 1)
     new = _stored(old + _solved(system, gains), floats)
     moved = torch.cat([field.float() for field in new.values()], 1) - old
@@ -52,17 +52,22 @@ def _share(grid: Grid, fields: Fields, floats: Fields, name: str) -> Tensor:
 
 def _by_block(pull: Tensor, share: Tensor) -> Tensor:
     """Σ of pull [R, C] times share [R, B, C / B] over each block: [R, B]."""
-    return (pull.view_as(share) * share).sum(-1)
+    sums: Tensor = torch.linalg.vecdot(pull.view_as(share), share)
+    return sums
 
 
-def _interactions(share: Tensor, shares: list[Tensor], hessian: Tensor) -> Tensor:
-    """Rows of the system for one field's floats: [R, B, P]."""
-    per_block = zip(share.unbind(1), hessian.split(share.shape[2]), strict=True)
-    rows = []
-    for own, slab in per_block:
-        pulled = own @ slab  # [R, C / B] on [C / B, C]
-        rows.append(torch.cat([_by_block(pulled, other) for other in shares], 1))
-    return torch.stack(rows, 1)
+def _interactions(shares: list[Tensor], hessian: Tensor) -> Tensor:
+    """The system of the floats of all fields, which have as many blocks each: [R, P, P]."""
+    rows, blocks, width = shares[0].shape
+    system = hessian.new_empty(rows, len(shares), blocks, len(shares), blocks)
+    for b, slab in enumerate(hessian.split(width)):
+        for i, share in enumerate(shares):
+            # only on this block and later ones, for the system is symmetric: [R, C − b C / B]
+            pulled = share[:, b] @ slab[:, b * width :]
+            for j, other in enumerate(shares):
+                system[:, i, b, j, b:] = _by_block(pulled, other[:, b:])
+                system[:, j, b:, i, b] = system[:, i, b, j, b:]
+    return system.flatten(3, 4).flatten(1, 2)
 
 
 def _solved(system: Tensor, gains: Tensor) -> Tensor:
