@@ -28,7 +28,7 @@ from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.effort import LEAST_IN_COMPANY
 from bitquilt.errors import UserError
 from bitquilt.evaluation.written import Teacher
-from bitquilt.planning import STITCHERS, Plan, Space
+from bitquilt.planning import Plan, Space, cell_bytes
 from bitquilt.progress import Reporter
 from bitquilt.search import METHODS, SCORES, company, scores
 from bitquilt.search.evaluator import PRODUCTS, Evaluator
@@ -183,14 +183,14 @@ def _preset(plan: Plan, checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
     """
     assert plan.space is not None
     fixed = {m: own[0].grid for m, own in plan.space.menu.items() if len(own) == 1}
+    capacity = plan.layout.total_bytes - plan.layout.fixed_bytes
+    nbytes = cell_bytes(checkpoint, plan.target)
     found: dict[str, tuple[int, Mapping[str, str]]] = {}
     for name in presets.names(plan.target):
         with suppress(UserError):  # a preset that this model's rows do not take
             mix = presets.preset(name, checkpoint, plan.target) | fixed
-            found[name] = STITCHERS[plan.target].plan(checkpoint, mix).total_bytes, mix
-    fitting = {
-        name: nbytes for name, (nbytes, _) in found.items() if nbytes <= plan.layout.total_bytes
-    }
+            found[name] = sum(nbytes(*cell) for cell in mix.items()), mix
+    fitting = {name: size for name, (size, _) in found.items() if size <= capacity}
     largest = max(fitting, key=lambda name: fitting[name], default=None)
     return {} if largest is None else {largest: found[largest][1]}
 

@@ -17,7 +17,7 @@ from bitquilt.errors import UserError
 from bitquilt.recipe import Recipe
 from bitquilt.search import scores
 from bitquilt.search.budget import Budget, parse_size
-from bitquilt.search.candidates import menu
+from bitquilt.search.candidates import CellBytes, menu
 from bitquilt.search.knapsack import Menu, Table, fullest
 from bitquilt.stitch import gguf, mlx
 from bitquilt.stitch.layout import Layout
@@ -203,13 +203,18 @@ def _space(
     """The candidates that bring a whole file to ``budget`` bytes."""
     everything_f32 = dict.fromkeys(checkpoint.matrices, "F32")
     fixed = STITCHERS[target].plan(checkpoint, everything_f32).fixed_bytes
+    found = menu(checkpoint, target, pins, cell_bytes(checkpoint, target), fixed, budget, fast)
+    return Space(found, fullest(found, budget - fixed))
+
+
+def cell_bytes(checkpoint: Checkpoint, target: str) -> CellBytes:
+    """What a matrix takes in a file on a grid, alignment included."""
 
     def nbytes(module: str, grid: str) -> int:
         unaligned = grids.get(grid).nbytes(*checkpoint.matrices[module])
         return -(-unaligned // ALIGNMENT[target]) * ALIGNMENT[target]
 
-    found = menu(checkpoint, target, pins, nbytes, fixed, budget, fast)
-    return Space(found, fullest(found, budget - fixed))
+    return nbytes
 
 
 def targets(to: str) -> list[str]:
