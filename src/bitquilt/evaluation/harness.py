@@ -8,6 +8,7 @@ Its data sets come from the hub, so it is the one part of the evaluation that ne
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +29,6 @@ from bitquilt.talk.prompt import render
 BATCH = 16
 MAX_TOKENS = 256
 """Of an answer, where a task sets no limit: the harness's own default."""
-
 RESAMPLES = 1000
 """For the errors of metrics that are no means."""
 NORMAL = 1.96
@@ -93,7 +93,8 @@ def _metrics(task: str, values: dict[str, Any]) -> list[Metric]:
         name, _, how = key.partition(",")
         if how and isinstance(value, float | int) and not name.endswith("_stderr"):
             error = values.get(f"{name}_stderr,{how}")
-            half = NORMAL * error if isinstance(error, float | int) else 0.0
+            known = error if isinstance(error, float | int) else 0.0
+            half = NORMAL * known if math.isfinite(known) else 0.0  # that of one item is not
             label = name if how == "none" else f"{name} ({how})"
             found.append(Metric(task, label, Estimate(value, value - half, value + half)))
     return found
