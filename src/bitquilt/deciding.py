@@ -157,8 +157,9 @@ def _decide_target(
     if how.scores == "predicted" and len(text.company):
         mixes = _together(mixes, list(capacities.values()), text.company, bank, reporter)
     task = Task(mixes, capacities, how.seed)
-    exact = search("knapsack", task, measurements, how.limits, reporter.say)
-    best = search(how.method, task, measurements, how.limits, reporter.say)
+    exact = best = search("knapsack", task, measurements, how.limits, reporter.say)
+    if how.method != "knapsack":
+        best = search(how.method, task, measurements, how.limits, reporter.say)
     judging = partial(_judging, bank, text.judging)
     decisions = []
     for plan, rival in zip(plans, rivals, strict=True):

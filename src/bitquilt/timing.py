@@ -222,6 +222,8 @@ def _affordable(checkpoint: Checkpoint) -> int:
 
 def _cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
     """The same model with its first blocks only."""
+    if layers == checkpoint.layers:
+        return checkpoint
     dropped = tuple(f"model.layers.{n}." for n in range(layers, checkpoint.layers))
     config = checkpoint.config | {"num_hidden_layers": layers}
     if types := config.get("layer_types"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,18 @@ def write_with(tokenizer: Tokenizer, tmp_path: Path) -> Path:
 def test_llamacpp_splits_alike(name: str, tmp_path: Path) -> None:
     tokenizer = TOKENIZERS[name]()
     path = write_with(tokenizer, tmp_path)
+    with open_llamacpp(path, threads=1) as engine:
+        for text in TEXTS:
+            assert engine.tokenize(text) == tokenizer.encode(text).ids, text
+
+
+@pytest.mark.parametrize("name", TOKENIZERS.keys() - {"smaug-bpe"})
+def test_one_rebuilt_from_gguf_is_written_again(name: str, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS[name]()
+    first = open_checkpoint(write_with(tokenizer, tmp_path))
+    again = Model(first.tokenizer_dir, replace(first, gguf_source=None))
+    path = tmp_path / "again.gguf"
+    gguf.write(again.checkpoint, again.on("F32"), again.packed, path, "{}")
     with open_llamacpp(path, threads=1) as engine:
         for text in TEXTS:
             assert engine.tokenize(text) == tokenizer.encode(text).ids, text

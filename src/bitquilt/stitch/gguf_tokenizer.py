@@ -23,19 +23,20 @@ from bitquilt.files import read_json
 from bitquilt.stitch.gguf_header import Value
 
 
-def _regex(name: str) -> tuple[str, ...]:
-    """The splitting step of a pre-tokenizer that is one regular expression."""
-    (pattern,) = SPLITTINGS[name].patterns
-    return (f"regex {pattern}",)
+def _regexes(name: str) -> tuple[str, ...]:
+    """The splitting steps of a pre-tokenizer, each as a regular expression."""
+    return tuple(f"regex {pattern}" for pattern in SPLITTINGS[name].patterns)
 
 
 PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
-    (_regex("llama-bpe"), True): "llama-bpe",
-    (_regex("llama-bpe"), False): "smaug-bpe",
-    (_regex("qwen2"), False): "qwen2",
-    (_regex("tekken"), True): "tekken",
+    (_regexes("llama-bpe"), True): "llama-bpe",
+    (_regexes("llama-bpe"), False): "smaug-bpe",
+    (_regexes("qwen2"), False): "qwen2",
+    (_regexes("tekken"), True): "tekken",
     (("digits", "gpt-2"), False): "smollm",
+    (_regexes("smollm"), False): "smollm",
     (("gpt-2",), False): "gpt-2",
+    (_regexes("gpt-2"), False): "gpt-2",
 }
 """(splitting steps, whether whole words skip the merges) → llama.cpp's name for it."""
 
@@ -123,10 +124,11 @@ def _pre_tokenizer_name(files: _Files) -> str:
     steps = tuple(_splitting_steps(files.tokenizer.get("pre_tokenizer")))
     key = (steps, bool(files.tokenizer["model"].get("ignore_merges")))
     if key not in PRE_TOKENIZERS:
+        known = ", ".join(dict.fromkeys(PRE_TOKENIZERS.values()))
         raise UserError(
             f"{files.path} splits text by {' then '.join(steps) or 'nothing'}"
             f"{', whole words first' if key[1] else ''}, which llama.cpp has no name for that "
-            f"bitquilt knows ({', '.join(PRE_TOKENIZERS.values())}); write MLX instead"
+            f"bitquilt knows ({known}); write MLX instead"
         )
     return PRE_TOKENIZERS[key]
 
