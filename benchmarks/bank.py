@@ -11,42 +11,26 @@ from __future__ import annotations
 
 import resource
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import torch
+from lib.captured import captured
 from lib.timed import MAXRSS_UNIT
-from shape_950m import write_random
 
 from bitquilt import grids
 from bitquilt.bank import Bank, Candidates
-from bitquilt.calibration import corpus
-from bitquilt.calibration.capture import capture
-from bitquilt.calibration.text import encoder, token_windows
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.device import compute_device
-from bitquilt.forward import BlockwiseModel
-from bitquilt.workdir import WorkDir
 
-WINDOWS, WINDOW = 8, 512
+WINDOWS = 8
 
 
 def main() -> None:
     """Make the bank and print what each quarter of it took."""
     shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
     targets = sys.argv[2:] or ["gguf", "mlx"]
-    with tempfile.TemporaryDirectory() as directory:
-        model = "demo"
-        if shape == "950m":
-            model = str(Path(directory) / "random")
-            write_random(Path(model))
-        checkpoint = open_checkpoint(model)
-        text = token_windows(corpus.bundled("calibration"), encoder(checkpoint), WINDOWS, WINDOW)
-        with WorkDir(Path(directory) / "work", {}) as work:
-            capture(BlockwiseModel(checkpoint), text, 1, work, lambda: None)
-            measure(Bank(checkpoint, work, "best", print), targets)
+    with captured(shape, WINDOWS) as (checkpoint, _, work):
+        measure(Bank(checkpoint, work, "best", print), targets)
 
 
 def measure(bank: Bank, targets: list[str]) -> None:

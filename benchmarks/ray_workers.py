@@ -11,51 +11,36 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import ray
 import torch
-from shape_950m import write_random
+from lib.captured import WINDOW, captured
 
 from bitquilt.bank import Bank
-from bitquilt.calibration import corpus
-from bitquilt.calibration.capture import capture
-from bitquilt.calibration.text import encoder, token_windows
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.evaluation.written import Teacher
-from bitquilt.forward import BlockwiseModel
 from bitquilt.search import ray_evaluator
 from bitquilt.search.evaluator import fastest
 from bitquilt.search.ray_evaluator import RayEvaluator
-from bitquilt.workdir import WorkDir
 
 GRIDS = ("Q4_0", "Q8_0")
-WINDOW, WINDOWS, CANDIDATES = 512, 16, 32
+WINDOWS, CANDIDATES = 16, 32
 
 
 def main() -> None:
     """Print tokens a second of one worker and of all."""
-    with tempfile.TemporaryDirectory() as directory:
-        model = sys.argv[1] if len(sys.argv) > 1 else "demo"
-        if model == "950m":
-            model = str(Path(directory) / "random")
-            write_random(Path(model))
-        checkpoint = open_checkpoint(model)
-        text = token_windows(corpus.bundled("calibration"), encoder(checkpoint), WINDOWS, WINDOW)
-        with WorkDir(Path(directory) / "work", {}) as work:
-            capture(BlockwiseModel(checkpoint), text, 1, work, lambda: None)
-            bank = Bank(checkpoint, work, "nearest", print)
-            bank.build({module: list(GRIDS) for module in checkpoint.matrices}, lambda: None)
-            teacher = Teacher.of(checkpoint, text, work, "text")
-            gpus = torch.cuda.device_count()
-            ray_evaluator.CPUS = (os.cpu_count() or 2) // 2
-            one, found = measured(checkpoint, bank, teacher, 1, gpus > 0)
-            many, again = measured(checkpoint, bank, teacher, max(2, gpus), gpus > 0)
+    shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
+    with captured(shape, WINDOWS) as (checkpoint, text, work):
+        bank = Bank(checkpoint, work, "nearest", print)
+        bank.build({module: list(GRIDS) for module in checkpoint.matrices}, lambda: None)
+        teacher = Teacher.of(checkpoint, text, work, "text")
+        gpus = torch.cuda.device_count()
+        ray_evaluator.CPUS = (os.cpu_count() or 2) // 2
+        one, found = measured(checkpoint, bank, teacher, 1, gpus > 0)
+        many, again = measured(checkpoint, bank, teacher, max(2, gpus), gpus > 0)
     print(f"{many / one:.2f} times as fast; the same KL: {np.array_equal(found, again)}")
 
 

@@ -40,12 +40,13 @@ from bitquilt.deciding import EVOPRESS_WINDOWS, Search
 from bitquilt.device import compute_device
 from bitquilt.divergence import Estimate, estimate
 from bitquilt.effort import WINDOW, effort
+from bitquilt.evaluation.machine import rate
 from bitquilt.evaluation.written import Teacher, measure
 from bitquilt.planning import STITCHERS, Request, make_plan
 from bitquilt.search import company, scores
 from bitquilt.search.evaluator import Evaluator
 from bitquilt.search.evopress import Schedule, evolve
-from bitquilt.search.measurements import Limits, Measurements
+from bitquilt.search.measurements import Limits, Measurements, latest_history
 from bitquilt.search.mixes import Mixes, Vector
 from bitquilt.search.racing import CLEARLY, Difference, by_segment
 from bitquilt.search.searching import Task, search
@@ -71,7 +72,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         work_dir = asked.work_dir or Path(directory) / "work"
         there = {"output": directory, "work_dir": work_dir}
-        pipeline.search(asked.model, bits=bits, how=Search("knapsack"), **there)
+        if asked.cost or not asked.mlx:
+            pipeline.search(asked.model, bits=bits, how=Search("knapsack"), **there)
         if asked.cost:
             cost(asked.model, bits, there)
         if asked.mlx:
@@ -91,8 +93,8 @@ def cost(model: str, budgets: Sequence[float], there: dict[str, Any]) -> None:
         started = time.monotonic()
         pipeline.search(model, bits=bits, how=Search(seed=100 + len(bits)), **there)
         seconds = time.monotonic() - started
-        histories = (there["work_dir"] / "search").glob("history-*.jsonl")
-        newest = max(histories, key=lambda path: path.stat().st_mtime)
+        newest = latest_history(there["work_dir"])
+        assert newest is not None
         last = json.loads(newest.read_text("utf-8").splitlines()[-1])
         pace = last["tokens"] / last["seconds"]
         print(
@@ -106,14 +108,13 @@ def cost(model: str, budgets: Sequence[float], there: dict[str, Any]) -> None:
 
 def peak() -> float:
     """Operations a second of this GPU's bfloat16 products, measured on large ones."""
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    for repeats in (3, 20):  # first to warm up
+    wide = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+
+    def product() -> None:
+        wide @ wide
         torch.cuda.synchronize()
-        started = time.monotonic()
-        for _ in range(repeats):
-            a @ a
-        torch.cuda.synchronize()
-    return repeats * 2 * 8192**3 / (time.monotonic() - started)
+
+    return 2 * len(wide) ** 3 * rate(product)
 
 
 class Bench:

@@ -83,8 +83,8 @@ def test_pins_hold_for_the_preset_too(model, tmp_path):
 
 def test_below_every_preset_there_is_no_rival(model):
     checkpoint = open_checkpoint(model[0])
-    small = SimpleNamespace(total_bytes=1000, fixed_bytes=0)
-    plan = SimpleNamespace(target="gguf", space=SimpleNamespace(menu={}), layout=small)
+    small = SimpleNamespace(menu={}, capacity=1000)
+    plan = SimpleNamespace(target="gguf", space=small)
     assert deciding._preset(plan, checkpoint) == {}
 
 

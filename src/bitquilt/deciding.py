@@ -34,7 +34,7 @@ from bitquilt.search import METHODS, SCORES, company, scores
 from bitquilt.search.evaluator import PRODUCTS, Evaluator
 from bitquilt.search.judging import Verdict, judge
 from bitquilt.search.knapsack import Choice, Menu
-from bitquilt.search.measurements import Limits, Measurements
+from bitquilt.search.measurements import Limits, Measurements, history_of
 from bitquilt.search.mixes import Mixes
 from bitquilt.search.racing import by_segment
 from bitquilt.search.ray_evaluator import RayEvaluator
@@ -148,7 +148,7 @@ def _decide_target(
     if not spaces:
         return [Decision(plan.assignment, "recipe", ()) for plan in plans]
     evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].assignment, reporter)
-    history = bank.work.path / "search" / f"history-{len(text.search)}.jsonl"
+    history = history_of(bank.work.path, len(text.search))
     shape = len(text.search), text.search.shape[1]
     measurements = Measurements(evaluate, shape, history)
     menu = _scored(spaces, bank, how, measurements, reporter)
@@ -184,14 +184,13 @@ def _preset(plan: Plan, checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
     """
     assert plan.space is not None
     fixed = {m: own[0].grid for m, own in plan.space.menu.items() if len(own) == 1}
-    capacity = plan.layout.total_bytes - plan.layout.fixed_bytes
     nbytes = cell_bytes(checkpoint, plan.target)
     found: dict[str, tuple[int, Mapping[str, str]]] = {}
     for name in presets.names(plan.target):
         with suppress(UserError):  # a preset that this model's rows do not take
             mix = presets.preset(name, checkpoint, plan.target) | fixed
             found[name] = sum(nbytes(*cell) for cell in mix.items()), mix
-    fitting = {name: size for name, (size, _) in found.items() if size <= capacity}
+    fitting = {name: size for name, (size, _) in found.items() if size <= plan.space.capacity}
     largest = max(fitting, key=lambda name: fitting[name], default=None)
     return {} if largest is None else {largest: found[largest][1]}
 

@@ -39,12 +39,12 @@ class Machine:
         return cls(
             processor(),
             os.cpu_count() or 1,
-            4 * LARGE * _rate(numbers.sum),
-            2 * WIDE**3 * _rate(lambda: square @ square),
+            4 * LARGE * rate(numbers.sum),
+            2 * WIDE**3 * rate(lambda: square @ square),
         )
 
 
-def _rate(work: Callable[[], object]) -> float:
+def rate(work: Callable[[], object]) -> float:
     """How often a second it can be done: the best of several times, which others disturb least."""
     work()
     best, started = float("inf"), time.perf_counter()

@@ -1,9 +1,9 @@
 """What a search measured: remembered, counted, limited, and written down as it comes.
 
-``search/history.jsonl`` in the work directory has one line per measurement (a mix, windows, and KL
-by segments of text) and one per step forward (``best``). A measurement is a function of bank, mix
-and text, so a search that starts again finds its measurements there and soon is where it was; the
-report reads the same file.
+``search/history-*.jsonl`` in the work directory has one line per measurement (a mix, windows, and
+KL by segments of text) and one per step forward (``best``). A measurement is a function of bank,
+mix and text, so a search that starts again finds its measurements there and soon is where it was;
+the report reads the same file.
 """
 
 from __future__ import annotations
@@ -144,6 +144,17 @@ class Measurements:
             # the line before may have been cut short by the end of its run
             file.write("\n" * (not self._written and file.tell() > 0) + json.dumps(line) + "\n")
         self._written = True
+
+
+def history_of(work: Path, windows: int) -> Path:
+    """The file of a search on so many windows, in a work directory."""
+    return work / "search" / f"history-{windows}.jsonl"
+
+
+def latest_history(work: Path) -> Path | None:
+    """The one that was written to last; None where no search ran."""
+    found = work.glob("search/history-*.jsonl")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _read(history: Path) -> dict[tuple[str, int], list[float]]:

@@ -1,0 +1,36 @@
+"""A model with statistics of a little text, for benchmarks where those decide nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shape_950m import write_random
+from torch import Tensor
+
+from bitquilt.calibration import corpus
+from bitquilt.calibration.capture import capture
+from bitquilt.calibration.text import encoder, token_windows
+from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.forward import BlockwiseModel
+from bitquilt.workdir import WorkDir
+
+WINDOW = 512
+
+
+@contextmanager
+def captured(shape: str, windows: int) -> Iterator[tuple[Checkpoint, Tensor, WorkDir]]:
+    """The model ``demo`` or ``950m``, the text that was read, and what it left."""
+    with tempfile.TemporaryDirectory() as directory:
+        model = "demo"
+        if shape == "950m":
+            model = str(Path(directory) / "random")
+            write_random(Path(model))
+        checkpoint = open_checkpoint(model)
+        text = token_windows(corpus.bundled("calibration"), encoder(checkpoint), windows, WINDOW)
+        with WorkDir(Path(directory) / "work", {}) as work:
+            capture(BlockwiseModel(checkpoint), text, 1, work, lambda: None)
+            yield checkpoint, text, work
