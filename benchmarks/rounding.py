@@ -5,7 +5,8 @@
 All matrices of the blocks go onto one grid. GGUF grids: the embedding at Q6_K, each side's own
 rounding. MLX grids: the embedding on the same grid too, as ``mlx_lm.convert -q`` has it, or at 6
 bits beside mlx-lm's gptq, which has it so. Prints mean KL on held-out text with its 95 % interval,
-the share of the first line's that is not weaker by design, and seconds of rounding.
+the share of the first line's that is not weaker by design, and seconds of rounding. AutoRound has
+a line where it is installed; it tunes for minutes to hours without a GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lib import peers
+from lib import autoround, peers
 from lib.timed import MAXRSS_UNIT
 from torch import Tensor
 
@@ -71,8 +72,10 @@ class Bench:
     def ours(self, grid: Grid, embedding: Grid, method: str) -> Weights:
         """Every matrix from our bank."""
         bank, mix = self.banks[method], dict.fromkeys(self.blocks, grid) | {EMBEDDING: embedding}
-        bank.finish({module: [on.name] for module, on in mix.items()}, _nothing)
-        return {m: on.dequantize(bank.packed(m, on.name)) for m, on in mix.items()}
+        wanted = {module: [on.name] for module, on in mix.items()}
+        bank.build(wanted, _nothing)
+        bank.finish(wanted, _nothing)
+        return {m: on.dequantize(bank.finished(m, on.name)) for m, on in mix.items()}
 
     def kl(self, weights: Weights) -> tuple[float, str]:
         """Mean KL, and the same with its interval."""
@@ -108,6 +111,12 @@ class Bench:
             return self.mlx(grid, module)
         return peers.mlx_gptq(grid, self._weight(module), self.moments.hessian(module))
 
+    def auto_round(self, grid: Grid, embedding: Grid) -> Weights:
+        """AutoRound on our calibration text; the embedding as the file's own tools have it."""
+        plain = self.mlx if "mlx" in grid.targets else self.ggml_with_imatrix
+        tuned = autoround.rounded(self.checkpoint, grid, self.tokens)
+        return tuned | {EMBEDDING: plain(embedding, EMBEDDING)}
+
     def _weight(self, module: str) -> Tensor:
         return self.checkpoint.load(f"{module}.weight")
 
@@ -122,6 +131,8 @@ class Bench:
             yield "ggml", lambda: self.theirs(grid, same, self.ggml)
         if isinstance(grid, (WithMins, Signed)):
             yield "plain GPTQ (toolkit's)", lambda: self.theirs(grid, same, self.toolkit)
+        if grid.name in autoround.SCHEMES and autoround.installed():
+            yield "AutoRound", lambda: self.auto_round(grid, same)
         for method in METHODS:
             yield f"ours, {method}", lambda method=method: self.ours(grid, same, method)
         if grid.name in ("2bit-g64", "4bit-g64", "8bit-g64"):
@@ -140,6 +151,8 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("grids", nargs="*", default=[*grids.names("gguf"), *grids.names("mlx")])
     asked = parser.parse_args()
+    if not autoround.installed():
+        print("no lines of AutoRound, which is not installed: pip install auto-round")
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(open_checkpoint(asked.model), Path(directory))
         for name in dict.fromkeys(asked.grids):

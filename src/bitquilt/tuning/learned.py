@@ -1,20 +1,22 @@
-"""Numbers that a file stores in floating point, and the changes to them that are learned.
+"""Scales and norms as a file stores them, and the changes to them that are learned.
 
 A change is counted in what it does: 0.001 moves the weights of a block, or a norm, by a thousandth
 of their size. So one learning rate serves every grid and norm. A step and an offset of one block
 are nearly the same direction where codes are unsigned, so the step's changes are made orthogonal to
 the offset's.
 
-The forward pass sees the numbers as the file will hold them, and gradients pass that rounding as if
-it were not there (straight-through; Bengio, Léonard and Courville 2013).
+The forward pass sees the numbers as the file will hold them, integers too, and gradients pass that
+rounding as if it were not there (straight-through; Bengio, Léonard and Courville 2013).
 
 Letters: R rows, C columns, B blocks along a row, k = C / B weights in a block.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,13 +27,27 @@ FURTHEST = 10.0
 """Relative change of a scale that a change of 1 makes, at most: some blocks hardly notice it."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How a file stores numbers."""
+
+    dtype: torch.dtype
+    low: float = -math.inf
+    high: float = math.inf
+
+    def __call__(self, exact: Tensor) -> Tensor:
+        """Exactly the stored numbers, float32, with the gradient of the exact ones."""
+        whole = exact if self.dtype.is_floating_point else exact.round()
+        there = whole.clamp(self.low, self.high).to(self.dtype).float()
+        return exact + (there - exact).detach()
+
+
 class Learned(ABC):
     """Tensors of the file that move together."""
 
-    def __init__(self, start: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    def __init__(self, start: Mapping[str, Tensor], stored: Stored) -> None:
         self.start = {name: numbers.float() for name, numbers in start.items()}
-        self.dtype = dtype
-        """In which the file stores them."""
+        self.stored = stored
         self.changes = {
             name: torch.zeros_like(numbers).requires_grad_() for name, numbers in self.start.items()
         }
@@ -40,7 +56,7 @@ class Learned(ABC):
     def values(self) -> Fields:
         """The numbers as the file would hold them now, float32."""
         steps = self._steps()
-        return {n: _stored(start + steps[n], self.dtype) for n, start in self.start.items()}
+        return {n: self.stored(start + steps[n]) for n, start in self.start.items()}
 
     @abstractmethod
     def _steps(self) -> Fields:
@@ -50,8 +66,8 @@ class Learned(ABC):
 class Norm(Learned):
     """The weight of a norm, [D]; it multiplies by weight + offset."""
 
-    def __init__(self, weight: Tensor, offset: float, dtype: torch.dtype) -> None:
-        super().__init__({"weight": weight}, dtype)
+    def __init__(self, weight: Tensor, offset: float, stored: Stored) -> None:
+        super().__init__({"weight": weight}, stored)
         self._size = weight + offset
 
     def _steps(self) -> Fields:
@@ -61,17 +77,15 @@ class Norm(Learned):
 class Scales(Learned):
     """The scales of a matrix, each [R, B]: a step, or a step and an offset of each block."""
 
-    def __init__(
-        self, start: Fields, decode: Callable[[Fields], Tensor], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, start: Fields, decode: Callable[[Fields], Tensor], stored: Stored) -> None:
         """Begin with the scales as rounded.
 
         Args:
             start: one or two fields, the step's first.
             decode: scales → weights [R, C], linear.
-            dtype: in which the file stores them.
+            stored: how the file stores them.
         """
-        super().__init__(start, dtype)
+        super().__init__(start, stored)
         self._step, *offsets = self.start
         self._offset = offsets[0] if offsets else None
         self._reach = {name: torch.ones_like(numbers) for name, numbers in self.start.items()}
@@ -104,8 +118,3 @@ class Scales(Learned):
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """0 where the denominator is 0."""
     return torch.where(denominator == 0, 0.0, numerator / denominator)
-
-
-def _stored(exact: Tensor, dtype: torch.dtype) -> Tensor:
-    """Exactly the stored number, with the gradient of the exact one."""
-    return exact + (exact.to(dtype).float() - exact).detach()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -11,15 +11,27 @@ from bitquilt import grids
 from bitquilt.checkpoint import names
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.grids.grid import Fields, Grid, PackedSource
-from bitquilt.tuning.learned import Learned, Norm, Scales
+from bitquilt.grids.kquants import Signed, WithMins
+from bitquilt.tuning.learned import Learned, Norm, Scales, Stored
 
 SCALE_DTYPES = {"gguf": torch.float16, "mlx": torch.bfloat16}
 """In which the files of a target store the scales of a grid that only they hold."""
 
 
-def scales_of(fields: Fields) -> Fields:
-    """The fields that are stored in floating point; the numbers of BF16 and F32 are codes."""
-    return {n: f for n, f in fields.items() if f.is_floating_point() and n != "codes"}
+def scales_of(grid: Grid, fields: Fields) -> Iterator[tuple[Fields, Stored]]:
+    """The scales that are learned: those stored in floating point, and integers of K-quants.
+
+    The numbers of BF16 and F32 are codes.
+    """
+    if floats := {n: f for n, f in fields.items() if f.is_floating_point() and n != "codes"}:
+        (target,) = grid.targets
+        yield floats, Stored(SCALE_DTYPES[target])
+    if isinstance(grid, WithMins):
+        unsigned = Stored(torch.uint8, 0, grid.highest_scale)
+        yield {name: fields[name] for name in ("scales", "mins")}, unsigned
+    if isinstance(grid, Signed):
+        signed = Stored(torch.int8, grid.lowest_scale, grid.highest_scale)
+        yield {"scales": fields["scales"]}, signed
 
 
 class Student:
@@ -42,29 +54,30 @@ class Student:
         """
         self._grids = {module: grids.get(name) for module, name in mix.items()}
         self._fixed: dict[str, Fields] = {}
-        self._learned: dict[str, Learned] = {}  # by module path, or by name of a norm
+        self._learned: dict[str, list[Learned]] = {}  # by module path, or by name of a norm
         for module, grid in self._grids.items():
             fields = {n: f.to(device) for n, f in grid.unpack(packed(module, grid.name)).items()}
             self._add(module, grid, fields)
         self._biases: dict[str, Tensor] = {}
-        dtype = self._norm_dtype()
+        stored = Stored(self._norm_dtype())
         offset = names.norm_offset(checkpoint.config["model_type"])
         for name, shape in checkpoint.shapes.items():
             if len(shape) == 1 and name.endswith("norm.weight"):
                 weight = checkpoint.load(name).to(device)
-                self._learned[name] = Norm(weight, offset, dtype)
+                self._learned[name] = [Norm(weight, offset, stored)]
             elif len(shape) == 1:
                 self._biases[name] = checkpoint.load(name).to(device)
 
     def _add(self, module: str, grid: Grid, fields: Fields) -> None:
-        """A matrix: what of it stays, and its scales if it has any in floating point."""
-        scales = scales_of(fields)
-        fixed = {name: fields[name] for name in fields.keys() - scales.keys()}
-        self._fixed[module] = fixed
-        if scales:
-            (target,) = grid.targets
-            dtype = SCALE_DTYPES[target]
-            self._learned[module] = Scales(scales, lambda own: grid.decode(fixed | own), dtype)
+        """A matrix: what of it stays, and its scales."""
+
+        def decode(own: Fields) -> Tensor:
+            return grid.decode(fields | own)
+
+        scales = list(scales_of(grid, fields))
+        self._learned[module] = [Scales(own, decode, stored) for own, stored in scales]
+        moves = {name for own, _ in scales for name in own}
+        self._fixed[module] = {name: fields[name] for name in fields.keys() - moves}
 
     def _norm_dtype(self) -> torch.dtype:
         """MLX files keep norms in bfloat16 (docs/decisions/mlx-activations.md), GGUF in float32."""
@@ -75,15 +88,19 @@ class Student:
         """A tensor by canonical name, float32; gradients reach what is learned of it."""
         if name in self._biases:
             return self._biases[name]
-        if name in self._learned:
-            return self._learned[name].values()["weight"]
         module = name.removesuffix(".weight")
-        scales = self._learned[module].values() if module in self._learned else {}
-        return self._grids[module].decode(self._fixed[module] | scales)
+        if module not in self._grids:
+            return self._values(name)["weight"]
+        return self._grids[module].decode(self._fixed[module] | self._values(module))
+
+    def _values(self, owner: str) -> Fields:
+        """What is learned of a matrix or a norm, as the file would hold it now."""
+        return {n: numbers for one in self._learned[owner] for n, numbers in one.values().items()}
 
     def changes(self) -> list[Tensor]:
         """What the optimizer moves."""
-        return [change for one in self._learned.values() for change in one.changes.values()]
+        every = [one for own in self._learned.values() for one in own]
+        return [change for one in every for change in one.changes.values()]
 
     def numbers(self) -> dict[str, Tensor]:
         """All that is learned as the file would hold it now, in its dtypes, on the CPU.
@@ -91,7 +108,8 @@ class Student:
         Scales are under ``<module>/<field>``, norms under ``<name>/weight``.
         """
         return {
-            f"{owner}/{field}": numbers.detach().to("cpu", one.dtype)
-            for owner, one in self._learned.items()
+            f"{owner}/{field}": numbers.detach().to("cpu", one.stored.dtype)
+            for owner, own in self._learned.items()
+            for one in own
             for field, numbers in one.values().items()
         }
