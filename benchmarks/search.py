@@ -42,6 +42,7 @@ from bitquilt.divergence import Estimate, estimate
 from bitquilt.effort import WINDOW, effort
 from bitquilt.evaluation.machine import rate
 from bitquilt.evaluation.written import Teacher, measure
+from bitquilt.heap import keep_freed_memory
 from bitquilt.planning import STITCHERS, Request, make_plan
 from bitquilt.search import company, scores
 from bitquilt.search.evaluator import Evaluator
@@ -67,6 +68,7 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--mlx", action="store_true")
     asked = parser.parse_args()
+    keep_freed_memory()
     bits = [float(number) for number in asked.bits.split(",")]
     seeds = [int(number) for number in asked.seeds.split(",")]
     with tempfile.TemporaryDirectory() as directory:

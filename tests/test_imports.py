@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "bitquilt"
 ORDER = (
     "errors",
     "files",
+    "heap",
     "progress",
     "effort",
     "device",

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from bitquilt.heap import give_back
+
 Step = Callable[[], None]
 
 LINE_SECONDS = 15.0
@@ -35,6 +37,7 @@ class Reporter:
             else self._lines(title, total) as step
         ):
             yield step
+        give_back()
         self.say(f"{title}: {time.monotonic() - started:.0f} s")
 
     @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.cli.options import JSON, print_json
+from bitquilt.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -105,6 +106,7 @@ def evaluate(
         raise click.UsageError("say what MODEL was made from with --against, or give --tasks")
     from bitquilt.evaluating import evaluate as measure
 
+    keep_freed_memory()
     found = measure(models, against=against, text=text, tokens=tokens, work_dir=work_dir)
     if as_json:
         print_json(found.to_dict())

@@ -20,6 +20,7 @@ from bitquilt.cli.options import (
     print_json,
     search_options,
 )
+from bitquilt.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from bitquilt.deciding import Search
@@ -70,6 +71,7 @@ def quantize(
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.pipeline import quantize as make
 
+    keep_freed_memory()
     result = make(
         model,
         bits=bits,

@@ -20,6 +20,7 @@ from bitquilt.cli.options import (
     print_json,
     search_options,
 )
+from bitquilt.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from bitquilt.deciding import Search
@@ -58,6 +59,7 @@ def search(
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.pipeline import search as find
 
+    keep_freed_memory()
     made = find(
         model,
         bits=bits,

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from bitquilt.grids.grid import Fields
 from bitquilt.grids.iquants import SUPER_BLOCK, Codebook, codebook
-from bitquilt.grids.rows import CPU_CHUNK
 from bitquilt.rounding.codebooks import LONG, VECTOR, cells_of, choose_signs, masks_of
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import fit_by_rows, power_of_two
 
+CPU_CHUNK = 1 << 17
+"""Weights at a time on a CPU: shortlists of more fall out of the cache, with fewer threads wait."""
 REACH = {8: 2.0, 4: 2.5}
 """Root mean squares that the largest magnitude stands for at the first step, by m."""
 CENTRES = (0.7, 0.98, 1.37, 1.9)
