@@ -13,8 +13,9 @@ from functools import cache
 
 # of mallopt(3)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-LARGEST_KEPT = 1 << 30
-"""Bytes of the largest block that is kept."""
+LARGEST_KEPT = 1 << 28
+"""Bytes of the largest block that is kept. Larger ones are tables of large vocabularies: few, and
+too much memory to have lying about."""
 GROWTH = 1 << 26
 """Bytes by which the heap grows at a time, at least."""
 

@@ -118,7 +118,8 @@ _SEARCH_OPTIONS = (
     click.option(
         "--search-tokens",
         type=click.IntRange(min=0),
-        help="Token-forwards that it may take.  [default: by the model's size]",
+        help="Token-forwards of mixes that it may take, beside what scores take.  [default: by the "
+        "model's size]",
     ),
     click.option(
         "--scores",

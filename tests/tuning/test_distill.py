@@ -20,7 +20,7 @@ from bitquilt.forward import BlockwiseModel
 from bitquilt.rounding.nearest import fit
 from bitquilt.stitch import gguf, mlx
 from bitquilt.tuning import distill
-from bitquilt.tuning.learned import Norm, Scales, Stored
+from bitquilt.tuning.learned import Stored
 from bitquilt.tuning.student import Student
 from bitquilt.workdir import WorkDir
 
@@ -119,7 +119,7 @@ def test_codes_stay_and_files_are_ordinary(tuned):
         assert all(torch.equal(again[part], parts[part]) for part in parts)
 
 
-def test_integer_scales_of_k_quants_move_within_their_range(on_gguf):
+def test_integer_scales_of_k_quants_move(on_gguf):
     case, result = on_gguf
     moved = set()
     for module, name in case.mix.items():
@@ -128,8 +128,6 @@ def test_integer_scales_of_k_quants_move_within_their_range(on_gguf):
         after = grid.unpack(result.packed(module, name))
         moved |= {(name, f) for f, own in before.items() if not torch.equal(after[f], own)}
     assert moved & INTEGERS  # few steps hardly move four bits
-    stored = Stored(torch.int8, -32, 31)
-    assert stored(torch.tensor([-40.0, 1.4, 99.0])).tolist() == [-32, 1, 31]
 
 
 def test_of_what_is_no_matrix_only_norms_change(tmp_path):
@@ -237,46 +235,3 @@ def test_gradients_are_those_of_the_divergence(tmp_path, tied):
         return float(distill.divergence(model, few))
 
     assert (moved(reach) - moved(-reach)) / (2 * reach) == pytest.approx(slope, rel=0.02)
-
-
-def test_a_change_is_counted_in_what_it_does_to_the_weights():
-    """A step's change leaves the offset's direction alone; either moves a block by its size."""
-    grid = grids.get("Q4_K")
-    weight = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
-    fields = grid.unpack(grid.pack(fit(grid, weight, None)))
-    start = {name: fields.pop(name) for name in ("d", "dmin")}
-    scales = Scales(start, lambda own: grid.decode(fields | own), Stored(torch.float32))
-
-    def blocks():
-        return grid.decode(fields | scales.values()).detach().unflatten(1, (2, 256))
-
-    before, moves = blocks(), {}
-    for name, change in scales.changes.items():
-        with torch.no_grad():
-            change.fill_(0.01)
-        moves[name] = blocks() - before
-        with torch.no_grad():
-            change.zero_()
-    for move in moves.values():
-        ratio = move.norm(dim=-1) / before.norm(dim=-1)
-        assert torch.allclose(ratio, torch.tensor(0.01), rtol=1e-2)
-    overlap = torch.cosine_similarity(moves["d"], moves["dmin"], dim=-1)
-    assert overlap.abs().max() < 1e-2
-
-
-def test_what_is_zero_stays_zero():
-    grid = grids.get("4bit-g64")
-    fields = grid.unpack(grid.pack(fit(grid, torch.zeros(2, 64), None)))
-    codes = fields.pop("codes")
-    scales = Scales(fields, lambda own: grid.decode({"codes": codes} | own), Stored(torch.bfloat16))
-    with torch.no_grad():
-        for change in scales.changes.values():
-            change.fill_(1.0)
-    assert grid.decode({"codes": codes} | scales.values()).abs().max() < 1e-5
-
-
-def test_gemmas_norms_change_relative_to_one_more():
-    norm = Norm(torch.tensor([0.0, 1.0]), 1.0, Stored(torch.float32))
-    with torch.no_grad():
-        norm.changes["weight"].fill_(0.5)
-    assert norm.values()["weight"].tolist() == [0.5, 2.0]
