@@ -25,6 +25,7 @@ from bitquilt.calibration.moments import Moments
 from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.device import compute_device
 from bitquilt.grids.grid import Packed
+from bitquilt.heap import give_back
 from bitquilt.progress import Step
 from bitquilt.rounding.best import Job, draft, improve, kind_of
 from bitquilt.rounding.factor import GROUP, Factor, factorize
@@ -208,6 +209,7 @@ class Bank:
                 done[key] = {name: tensor.cpu() for name, tensor in packed.items()}, cell
                 step()
         self._add(done, folder)
+        give_back()  # inputs of another width need blocks of other sizes
 
     def _jobs(self, owners: Sequence[str], wanted: Wanted) -> tuple[list[Key], list[Job], Factor]:
         """What to round of some inputs' readers, as (module, grid) and as jobs, and the factor."""

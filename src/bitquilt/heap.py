@@ -8,6 +8,7 @@ forward pass and a third of a comparison of logits (docs/decisions/heap.md).
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from functools import cache
 
@@ -32,7 +33,11 @@ def keep_freed_memory() -> None:
 
 
 def give_back() -> None:
-    """Return all that is free to the kernel: the next stage needs blocks of other sizes."""
+    """Return all that is free to the kernel: the next stage needs blocks of other sizes.
+
+    Models that hold their own methods as weights are free only once cycles are collected.
+    """
+    gc.collect()
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
 
