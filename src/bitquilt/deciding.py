@@ -28,7 +28,6 @@ from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.effort import LEAST_IN_COMPANY
 from bitquilt.errors import UserError
 from bitquilt.evaluation.written import Teacher
-from bitquilt.heap import give_back
 from bitquilt.planning import Plan, Space, cell_bytes
 from bitquilt.progress import Reporter
 from bitquilt.search import METHODS, SCORES, company, scores
@@ -219,7 +218,6 @@ def _round(
     reporter: Reporter,
 ) -> None:
     """Have the bank round everything that any of the files may be made of."""
-    give_back()  # what mixes of the last target were decoded to
     candidates = _candidates(plans, rivals, bank.checkpoint)
     with reporter.stage(f"Rounding for {target}", sum(map(len, candidates.values()))) as step:
         bank.build({module: list(names) for module, names in candidates.items()}, step)

@@ -30,6 +30,7 @@ class Reporter:
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Step]:
         """A stage of ``total`` steps; call what it yields after each."""
+        give_back()  # what the stage before left is of other sizes
         started = time.monotonic()
         with (
             self._bar(title, total)
@@ -37,7 +38,6 @@ class Reporter:
             else self._lines(title, total) as step
         ):
             yield step
-        give_back()
         self.say(f"{title}: {time.monotonic() - started:.0f} s")
 
     @contextmanager

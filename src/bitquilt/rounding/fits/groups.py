@@ -12,11 +12,8 @@ import torch
 from torch import Tensor
 
 from bitquilt.grids.grid import Fields
-from bitquilt.grids.rows import by_rows
+from bitquilt.grids.rows import CPU_CHUNK, by_rows
 
-CHUNK = 1 << 18
-"""Weights at a time on a CPU. Searches make thousands of small operations over numbers of whole
-groups, whose fixed costs weigh more than what falls out of the cache."""
 EXPONENTS = (-126, 126)
 """A power of two within these has a reciprocal that is a normal number too."""
 
@@ -26,7 +23,7 @@ def fit_by_rows(
     importance: Tensor,
     size: int,
     fit: Callable[[Tensor, Tensor], Fields],
-    cpu_chunk: int = CHUNK,
+    cpu_chunk: int = CPU_CHUNK,
 ) -> Fields:
     """Fit a matrix a few rows at a time.
 

@@ -19,10 +19,6 @@ from bitquilt.grids.rows import by_rows
 
 TINY = torch.finfo(torch.float32).tiny
 
-CPU_CHUNK = 1 << 18
-"""Weights at a time on a CPU. Beyond its cache, but a fit is hundreds of operations: on fewer
-weights the threads would wait for Python, and for each other (docs/decisions/kquant-fits.md)."""
-
 Fit = Callable[[Tensor, Tensor], Fields]
 """Weights and importance [k, J, N] to float32 fields: ``codes`` [k, J, N], scales (and mins)
 [J, N], the scales of super-blocks [N]."""
@@ -47,7 +43,7 @@ def fit_super_blocks(
             fields[name] = field.permute(*reversed(range(field.dim()))).reshape(len(rows), -1)
         return fields
 
-    chunks = by_rows(fit_rows, weight.shape[1], weight, importance, cpu_chunk=CPU_CHUNK)
+    chunks = by_rows(fit_rows, weight.shape[1], weight, importance)
     return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
