@@ -20,8 +20,8 @@ from torch import Tensor
 from bitquilt import grids, quantize
 from bitquilt.calibration.moments import Moments
 from bitquilt.checkpoint import open_checkpoint
-from bitquilt.divergence import Estimate, estimate
-from bitquilt.evaluation.written import Teacher, measure
+from bitquilt.divergence import Estimate
+from bitquilt.evaluation.written import Teacher, figures, measure
 from bitquilt.workdir import WorkDir
 
 
@@ -57,7 +57,7 @@ def by_ggml(model: str, directory: Path, mix: dict[str, str]) -> Estimate:
                 return weight
             return peers.ggml(grids.get(mix[module]), weight, moments.importance(module))
 
-        return estimate(measure(teacher, checkpoint, load).kl)
+        return figures(measure(teacher, checkpoint, load), "torch").kl
 
 
 if __name__ == "__main__":

@@ -29,9 +29,8 @@ from bitquilt.calibration.capture import capture
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
-from bitquilt.divergence import estimate
 from bitquilt.effort import WINDOW, effort
-from bitquilt.evaluation.written import Teacher, measure
+from bitquilt.evaluation.written import Teacher, figures, measure
 from bitquilt.forward import BlockwiseModel
 from bitquilt.grids.grid import Grid
 from bitquilt.grids.kquants import Signed, WithMins
@@ -84,7 +83,7 @@ class Bench:
             module = name.removesuffix(".weight")
             return weights[module] if module in weights else self.checkpoint.load(name)
 
-        found = estimate(measure(self.teacher, self.checkpoint, load).kl)
+        found = figures(measure(self.teacher, self.checkpoint, load), "torch").kl
         return found.mean, str(found)
 
     def ggml(self, grid: Grid, module: str) -> Tensor:

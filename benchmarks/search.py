@@ -38,10 +38,10 @@ from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.deciding import EVOPRESS_WINDOWS, Search
 from bitquilt.device import compute_device
-from bitquilt.divergence import Estimate, estimate
+from bitquilt.divergence import Estimate
 from bitquilt.effort import WINDOW, effort
 from bitquilt.evaluation.machine import rate
-from bitquilt.evaluation.written import Teacher, measure
+from bitquilt.evaluation.written import Teacher, figures, measure
 from bitquilt.heap import keep_freed_memory
 from bitquilt.planning import STITCHERS, Request, make_plan
 from bitquilt.search import company, scores
@@ -257,7 +257,7 @@ def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Mapping[str, str
             module, weight = name.removesuffix(".weight"), checkpoint.load(name)
             return peers.mlx(grids.get(mix[module]), weight) if module in mix else weight
 
-        return estimate(measure(teacher, checkpoint, load).kl)
+        return figures(measure(teacher, checkpoint, load), "torch").kl
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bitquilt.evaluation.intervals import Documents, through
+from bitquilt.evaluation.intervals import Documents, student, through
 
 
 def documents(count: int, tokens: int, strata: int = 1) -> Documents:
@@ -49,6 +49,14 @@ def test_quantiles_are_numpys_and_lie_in_their_interval(share):
     assert found.low < found.mean < found.high
 
 
+def test_windows_are_documents():
+    values = np.random.default_rng(0).lognormal(size=(8, 30))
+    found = Documents.windows(8, 30).mean(values.ravel())
+    assert found == documents(8, 30).mean(values.ravel())
+    assert "[" in str(found)
+    assert str(Documents.windows(4, 30).mean(values[:4].ravel())) == f"{values[:4].mean():.3g}"
+
+
 def test_too_few_documents_have_no_interval():
     found = documents(4, 100).mean(np.arange(400.0))
     assert found.mean == 199.5
@@ -60,6 +68,14 @@ def test_an_increasing_function_of_an_estimate():
     found = through(documents(20, 3).mean(np.arange(60.0) / 60), math.exp)
     assert found.low < found.mean < found.high
     assert found.mean == pytest.approx(math.exp(np.arange(60).mean() / 60))
+
+
+@pytest.mark.parametrize(
+    ("freedom", "level", "tabled"),
+    [(4, 0.95, 2.776), (10, 0.95, 2.228), (30, 0.99, 2.750), (100, 0.95, 1.984)],
+)
+def test_students_t_as_in_tables(freedom, level, tabled):
+    assert student(level, freedom) == pytest.approx(tabled, rel=0.005)
 
 
 @pytest.mark.parametrize("count", [8, 13, 40])

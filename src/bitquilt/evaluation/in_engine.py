@@ -15,7 +15,7 @@ from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.evaluation.written import Figures, Teacher, against, figures
 
 ENGINES = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
-EXCERPT = {"gguf": (4, 256), "mlx": (4, 16)}
+EXCERPT = {"gguf": (8, 128), "mlx": (5, 16)}
 """Windows, and tokens of each, that the engine reads: mlx is slow where there is no Metal."""
 FAR, NEAR = 2.0, 0.1
 """An engine whose KL exceeds FAR times torch's and NEAR is wrong, not merely rounding

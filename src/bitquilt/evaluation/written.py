@@ -20,9 +20,9 @@ from bitquilt.divergence import (
     Estimate,
     TokenFigures,
     compare,
-    estimate,
     logits,
 )
+from bitquilt.evaluation.intervals import Documents, through
 from bitquilt.forward import BlockwiseModel
 from bitquilt.workdir import WorkDir
 
@@ -96,11 +96,12 @@ def against(teacher: Teacher, student: Iterator[Tensor]) -> TokenFigures:
 
 def figures(found: TokenFigures, engine: str) -> Figures:
     """Means with their intervals."""
-    loss = estimate(found.loss)
+    windows = Documents.windows(*found.kl.shape)
+    loss = windows.mean(found.loss.ravel())
     return Figures(
-        estimate(found.kl),
-        estimate(found.agreement),
-        Estimate(math.exp(loss.mean), math.exp(loss.low), math.exp(loss.high)),
+        windows.mean(found.kl.ravel()),
+        windows.mean(found.agreement.ravel()),
+        through(loss, math.exp),
         engine,
         found.kl.size,
     )
