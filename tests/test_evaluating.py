@@ -154,6 +154,21 @@ def test_engine_and_torch_agree_within_the_engines_own_arithmetic(found):
     assert unquantized.kl.mean < 1e-4 < found.rows[1].figures["all"].kl.mean
 
 
+def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitquilt.evaluating.user_cache_path", lambda name: tmp_path / name)
+    asked = {"against": str(model.source), "text": text, "tokens": TOKENS}
+    first = evaluate(files[:1], **asked)
+    with monkeypatch.context() as patch:
+        for work in ("noise._half", "noise._unquantized", "evaluation.traces.write"):
+            patch.setattr(f"bitquilt.{work}", None)
+        again = evaluate(files[:1], **asked)
+    assert again.floors == first.floors
+    assert again.rows == first.rows
+    monkeypatch.setattr("bitquilt.evaluating.__version__", "0.0.0")
+    assert evaluate(files[:1], **asked).rows == first.rows
+    assert len(list((tmp_path / "bitquilt").iterdir())) == 2
+
+
 def test_no_winner_among_equals(found):
     (comparison,) = found.comparisons
     assert set(comparison.names) == {"four.gguf", "again.gguf"}

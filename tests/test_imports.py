@@ -48,6 +48,7 @@ ORDER = (
     "planning",
     "timing",
     "deciding",
+    "noise",
     "evaluating",
     "pipeline",
     "cli",

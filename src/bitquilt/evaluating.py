@@ -7,10 +7,10 @@ original differs by when nothing is quantized, are measured too: differences bel
 
 from __future__ import annotations
 
-import os
+import hashlib
+import json
 import platform
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +18,12 @@ from dataclasses import replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from platformdirs import user_cache_path
 from torch import Tensor
 
 from bitquilt import __version__
@@ -30,20 +32,18 @@ from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import encoder
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.divergence import Estimate, compare, logits
+from bitquilt.divergence import TokenFigures, compare, logits
 from bitquilt.effort import WINDOW
 from bitquilt.engines import Engine
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
-from bitquilt.evaluation.candidate import Candidate, logits_in
+from bitquilt.evaluation.candidate import Candidate, logits_in, logits_of
 from bitquilt.evaluation.figures import Figures, Measured, by_domain
-from bitquilt.evaluation.intervals import Documents
 from bitquilt.evaluation.reference import Reference, Talk
 from bitquilt.evaluation.results import (
     Check,
     Evaluation,
-    Floor,
     Row,
     Sample,
     compared,
@@ -52,14 +52,12 @@ from bitquilt.evaluation.results import (
 )
 from bitquilt.evaluation.text import held_out
 from bitquilt.forward import BlockwiseModel
+from bitquilt.noise import EXCERPT, excerpt, floors
 from bitquilt.planning import STITCHERS
 from bitquilt.progress import Reporter
 from bitquilt.workdir import WorkDir
 
 TOKENS = 65_536
-EXCERPT = {"gguf": (24, 128), "mlx": (24, 32)}
-"""Windows, and tokens of each, on which engines are compared with torch and noise is measured:
-mlx is slow where there is no Metal."""
 LIBRARIES = ("torch", "transformers", "xllamacpp", "mlx-lm")
 
 
@@ -101,7 +99,7 @@ def evaluate(
         "checkpoint": original.fingerprint,
         "versions": {"bitquilt": __version__, "torch": torch.__version__},
     }
-    with WorkDir(Path(work_dir) if work_dir else _cache(original), settings) as work:
+    with WorkDir(Path(work_dir) if work_dir else _cache(settings), settings) as work:
         texts = [held_out(documents, encoder(original), tokens, WINDOW)]
         talk = _talk(original, documents, work, reporter)
         if talk is not None:
@@ -111,28 +109,33 @@ def evaluate(
             for one in texts:
                 references.append(Reference.of(original, one, work))
                 step()
+        targets = sorted({candidate.target for candidate in candidates})
+        noise = floors(original, references[0], targets, encoder(original), work, reporter)
     judge = Judge(original, references, talk, reporter)
-    measured = [judge.measure(candidate) for candidate in candidates]
-    rows = [judge.row(*pair) for pair in zip(candidates, measured, strict=True)]
-    found = Evaluation(
+    found = [judge.read(candidate) for candidate in candidates]
+    rows = [judge.row(*pair) for pair in zip(candidates, found, strict=True)]
+    evaluation = Evaluation(
         original.name,
         original.fingerprint,
         corpus.fingerprint(documents),
         judge.own(),
         rows,
-        judge.floors(sorted({candidate.target for candidate in candidates})),
-        compared(rows, [of_model[0] for of_model in measured]),
+        noise,
+        compared(rows, [judge.measured(of_file)[0] for of_file in found]),
         _versions(),
         time.monotonic() - started,
     )
-    keep(found)
-    return found
+    keep(evaluation)
+    return evaluation
 
 
-def _cache(original: Checkpoint) -> Path:
-    """Where the original's answers are kept, if the user names no place."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "bitquilt" / f"{original.name}-{original.fingerprint[:12]}"
+def _cache(settings: dict[str, Any]) -> Path:
+    """Where the original's answers are kept, if the user names no place.
+
+    What other versions said is elsewhere, so that an upgrade is no conflict of settings.
+    """
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    return user_cache_path("bitquilt") / f"{settings['evaluation of']}-{key}"
 
 
 def _talk(
@@ -178,23 +181,23 @@ class Judge:
 
     def own(self) -> dict[str, Figures]:
         """The original's own figures."""
-        pairs = zip(self._references, self._nbytes, strict=True)
-        return by_domain([Measured.of(one, one.own, nbytes) for one, nbytes in pairs])
+        return by_domain(self.measured([reference.own for reference in self._references]))
 
-    def measure(self, candidate: Candidate) -> list[Measured]:
+    def read(self, candidate: Candidate) -> list[TokenFigures]:
         """Every text under one file."""
         windows = sum(len(reference.text.tokens) for reference in self._references)
         with (
             self._reporter.stage(f"Measuring {candidate.name}", windows) as step,
             self._student(candidate) as student,
         ):
-            found = [one.compare(student(one.text.tokens), step) for one in self._references]
-        return [
-            Measured.of(*of_text)
-            for of_text in zip(self._references, found, self._nbytes, strict=True)
-        ]
+            return [one.compare(student(one.text.tokens), step) for one in self._references]
 
-    def row(self, candidate: Candidate, measured: Sequence[Measured]) -> Row:
+    def measured(self, found: Sequence[TokenFigures]) -> list[Measured]:
+        """The judged tokens of every text, of what a model made of them."""
+        texts = zip(self._references, found, self._nbytes, strict=True)
+        return [Measured.of(*of_text) for of_text in texts]
+
+    def row(self, candidate: Candidate, found: Sequence[TokenFigures]) -> Row:
         """A file's line of the table."""
         weights = sum(torch.Size(shape).numel() for shape in self._original.shapes.values())
         return Row(
@@ -204,57 +207,29 @@ class Judge:
             sha256(candidate.path),
             candidate.nbytes * 8 / weights,
             candidate.engine if _in_engine(candidate) else "torch",
-            by_domain(measured),
-            self._check(candidate),
+            by_domain(self.measured(found)),
+            self._check(candidate, found[0]),
             self._samples(candidate),
         )
 
-    def floors(self, targets: Sequence[str]) -> list[Floor]:
-        """The original in bfloat16, and unquantized in each engine."""
-        with self._reporter.stage("Measuring noise", 1 + len(targets)) as step:
-            excerpt = self._excerpt("gguf")
-            half = BlockwiseModel(self._original, dtype=torch.bfloat16)
-            student = _logits_of(half, excerpt.text.tokens)
-            floors = [_floor("bfloat16 in torch", excerpt, student)]
-            step()
-            for target in targets:
-                floors.append(self._unquantized(target))
-                step()
-        return floors
-
-    def _unquantized(self, target: str) -> Floor:
-        """The original's weights as they are, in a file for the engine."""
-        grid = "BF16" if self._original.source_dtype == "BF16" else "F32"
-        dtype = torch.bfloat16 if grid == "BF16" else torch.float32
-        mix = dict.fromkeys(self._original.matrices, grid)
-
-        def packed(module: str, _: str) -> dict[str, Tensor]:
-            return {"weight": self._original.load(f"{module}.weight").to(dtype)}
-
-        with tempfile.TemporaryDirectory() as directory:
-            path = Path(directory) / ("original.gguf" if target == "gguf" else "original")
-            STITCHERS[target].write(self._original, mix, packed, path, "{}")
-            candidate = Candidate(path, target, 0)
-            excerpt = self._excerpt(target)
-            with candidate.opened(self._original, self._encode) as engine:
-                student = logits_in(engine, excerpt.text.tokens)
-                return _floor(f"{grid} in {candidate.engine}", excerpt, student)
-
-    def _check(self, candidate: Candidate) -> Check:
+    def _check(self, candidate: Candidate, found: TokenFigures) -> Check:
         """A file in its engine and in torch, and the two against each other."""
-        excerpt = self._excerpt(candidate.target)
-        student, tokens = self._in_torch(candidate), excerpt.text.tokens
+        here = excerpt(self._references[0], candidate.target)
+        read = found.first(*EXCERPT[candidate.target])
+        student, tokens = self._in_torch(candidate), here.text.tokens
         hidden, head = student.last_hidden(tokens), student.head()
-        in_torch = excerpt.compare(logits(hidden, head))
         with candidate.opened(self._original, self._encode) as engine:
-            in_engine = excerpt.compare(logits_in(engine, tokens))
+            if _in_engine(candidate):
+                in_engine, in_torch = read, here.compare(logits(hidden, head))
+            else:
+                in_engine, in_torch = here.compare(logits_in(engine, tokens)), read
             between = compare(tokens, hidden, head, logits_in(engine, tokens))
         return Check(
-            _mean(excerpt, in_engine.kl),
-            _mean(excerpt, in_torch.kl),
-            _mean(excerpt, in_engine.kl - in_torch.kl),
-            _mean(excerpt, between.kl),
-            int(excerpt.text.judged.sum()),
+            here.mean(in_engine.kl),
+            here.mean(in_torch.kl),
+            here.mean(in_engine.kl - in_torch.kl),
+            here.mean(between.kl),
+            int(here.text.judged.sum()),
         )
 
     def _samples(self, candidate: Candidate) -> list[Sample]:
@@ -287,15 +262,12 @@ class Judge:
             with candidate.opened(self._original, self._encode) as engine:
                 yield partial(logits_in, engine)
         else:
-            yield partial(_logits_of, self._in_torch(candidate))
+            yield partial(logits_of, self._in_torch(candidate))
 
     def _in_torch(self, candidate: Candidate) -> BlockwiseModel:
         """The weights read from a file, dequantized."""
         weights = STITCHERS[candidate.target].read_weights(candidate.path)
         return BlockwiseModel(self._original, weights.__getitem__)
-
-    def _excerpt(self, target: str) -> Reference:
-        return self._references[0].first(*EXCERPT[target])
 
     @cached_property
     def _nbytes(self) -> list[NDArray[np.int64]]:
@@ -311,19 +283,3 @@ class Judge:
 def _in_engine(candidate: Candidate) -> bool:
     """Whether its engine is fast enough here to read everything."""
     return candidate.target == "gguf" or sys.platform == "darwin"
-
-
-def _logits_of(model: BlockwiseModel, tokens: Tensor) -> Iterator[Tensor]:
-    """Logits [L, V] of each window of int64 [N, L]."""
-    return (window.float() for window in logits(model.last_hidden(tokens), model.head()))
-
-
-def _mean(reference: Reference, values: NDArray[np.float32]) -> Estimate:
-    """Over the judged tokens of [N, L − 1]."""
-    text = reference.text
-    return Documents.of(text.documents, text.domains).mean(values[text.judged])
-
-
-def _floor(name: str, reference: Reference, student: Iterator[Tensor]) -> Floor:
-    found = reference.compare(student)
-    return Floor(name, _mean(reference, found.kl), int(reference.text.judged.sum()))

@@ -14,12 +14,14 @@ from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import Encode
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.divergence import logits
 from bitquilt.engines import Engine, is_mlx
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.engines.mlx import open_mlx
 from bitquilt.engines.remote import RemoteEngine
 from bitquilt.errors import UserError
 from bitquilt.evaluation.in_engine import ENGINES, SAMPLE
+from bitquilt.forward import BlockwiseModel
 
 
 @dataclass(frozen=True)
@@ -105,3 +107,8 @@ class Candidate:
 def logits_in(engine: Engine, tokens: Tensor) -> Iterator[Tensor]:
     """Logits [L, V] of each window of int64 [N, L]."""
     return (torch.from_numpy(window) for window in engine.logits(tokens.numpy()))
+
+
+def logits_of(model: BlockwiseModel, tokens: Tensor) -> Iterator[Tensor]:
+    """The same in torch."""
+    return (window.float() for window in logits(model.last_hidden(tokens), model.head()))

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.divergence import TokenFigures
+from bitquilt.divergence import Estimate, TokenFigures
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
+from bitquilt.evaluation.intervals import Documents
 from bitquilt.evaluation.text import Text
 from bitquilt.evaluation.written import Teacher, against, alone, exact
 from bitquilt.progress import Reporter, Step
@@ -59,6 +60,11 @@ class Reference:
             self.entropy[:windows, : tokens - 1],
         )
 
+    def mean(self, values: Floats) -> Estimate:
+        """Over the judged tokens of [N, L − 1]."""
+        text = self.text
+        return Documents.of(text.documents, text.domains).mean(values[text.judged])
+
     def compare(self, student: Iterator[Tensor], step: Step | None = None) -> TokenFigures:
         """A candidate's logits, one [L, V] per window; ``step`` is called after each."""
         return against(self.teacher, student if step is None else _counted(student, step))
@@ -87,8 +93,8 @@ class Talk:
                 reporter.stage("Writing reasoning traces", len(questions) + len(asked)) as step,
                 TorchEngine(checkpoint) as engine,
             ):
-                text = traces.write(engine, questions, step)
-                work.save_json(name, traces.greedy(engine, asked, step))
+                text, answers = traces.write(engine, questions, asked, step)
+            work.save_json(name, answers)
             judged = torch.from_numpy(text.judged)
             work.save(name, {"tokens": text.tokens, "judged": judged}, {})
         kept = work.load(name)

@@ -37,7 +37,10 @@ class Check:
     @property
     def agree(self) -> bool:
         """Whether the two may differ by no more than the engine's own arithmetic accounts for."""
-        return self.apart.low <= self.between.mean and -self.between.mean <= self.apart.high
+        apart, most = self.apart, self.between.mean
+        if math.isnan(apart.low):  # too few documents for an interval
+            return abs(apart.mean) <= most
+        return apart.low <= most and -most <= apart.high
 
 
 @dataclass(frozen=True)

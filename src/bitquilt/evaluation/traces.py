@@ -26,9 +26,9 @@ DOMAIN = "traces"
 TRACES = 32
 TRACE_TOKENS = 256
 """Of one answer, at most."""
-BATCH = 32
 SHOWN = 4
 """Questions whose answers are shown to people, side by side."""
+BATCH = TRACES + SHOWN
 
 
 def questions(documents: Sequence[Document], count: int = TRACES) -> list[str]:
@@ -42,26 +42,43 @@ def questions(documents: Sequence[Document], count: int = TRACES) -> list[str]:
     return asked[:: max(1, len(asked) // count)][:count]
 
 
-def write(engine: Engine, asked: Sequence[str], step: Step) -> Text:
-    """A model's answers to the questions, seeded; only what it wrote is judged.
+def write(
+    engine: Engine, asked: Sequence[str], shown: Sequence[str], step: Step
+) -> tuple[Text, list[str]]:
+    """A model's answers at temperature 1, seeded, and its likeliest ones.
 
     Args:
         engine: has a chat template.
-        asked: questions.
-        step: called after each of ``len(asked)`` answers.
+        asked: questions to answer at random; only what the model wrote is judged.
+        shown: questions to answer greedily, as text; in the same batch, for a step of few rows
+            takes as long as one of many.
+        step: called after each answer.
     """
     prompts = _prompts(engine, asked)
-    answers = [
-        [piece.token for piece in answer]
-        for answer in _answered(engine, prompts, temperature=1.0, step=step)
-    ]
-    return _text(prompts, answers)
+    answers = _answered(engine, _drawn(prompts) + _likeliest(_prompts(engine, shown)), step)
+    own = [[piece.token for piece in answer] for answer in answers[: len(asked)]]
+    return _text(prompts, own), [_said(answer) for answer in answers[len(asked) :]]
 
 
 def greedy(engine: Engine, asked: Sequence[str], step: Step) -> list[str]:
     """The likeliest answers to the questions, as text."""
-    answered = _answered(engine, _prompts(engine, asked), temperature=0.0, step=step)
-    return ["".join(piece.text for piece in answer if not piece.control) for answer in answered]
+    return [_said(one) for one in _answered(engine, _likeliest(_prompts(engine, asked)), step)]
+
+
+def _drawn(prompts: Sequence[list[int]]) -> list[Request]:
+    """The seed is the prompt's number."""
+    return [
+        Request(prompt, Sampling(temperature=1.0, seed=seed), TRACE_TOKENS)
+        for seed, prompt in enumerate(prompts)
+    ]
+
+
+def _likeliest(prompts: Sequence[list[int]]) -> list[Request]:
+    return [Request(prompt, Sampling(temperature=0.0), TRACE_TOKENS) for prompt in prompts]
+
+
+def _said(answer: Sequence[Piece]) -> str:
+    return "".join(piece.text for piece in answer if not piece.control)
 
 
 def _prompts(engine: Engine, asked: Sequence[str]) -> list[list[int]]:
@@ -70,14 +87,8 @@ def _prompts(engine: Engine, asked: Sequence[str]) -> list[list[int]]:
     return [engine.tokenize(render(info.chat_template, c, info.special_tokens)) for c in chats]
 
 
-def _answered(
-    engine: Engine, prompts: Sequence[list[int]], *, temperature: float, step: Step
-) -> list[list[Piece]]:
-    """What the model says to each prompt, in batches; the seed is the prompt's number."""
-    requests = [
-        Request(prompt, Sampling(temperature=temperature, seed=seed), TRACE_TOKENS)
-        for seed, prompt in enumerate(prompts)
-    ]
+def _answered(engine: Engine, requests: Sequence[Request], step: Step) -> list[list[Piece]]:
+    """What the model says to each, in batches."""
     answers: list[list[Piece]] = [[] for _ in requests]
     for start in range(0, len(requests), BATCH):
         with engine.stream(requests[start : start + BATCH]) as stream:
