@@ -168,6 +168,7 @@ class Bank:
             for (module, _), job, one in zip(
                 keys, jobs, draft(jobs, factor, feedback), strict=True
             ):
+                assert one.costs is not None
                 divergence = self.moments.divergence_of_rows(module, one.costs)
                 yield job.grid.pack(one.fields), Cell(divergence, method, one.method)
 

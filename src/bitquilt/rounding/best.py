@@ -86,6 +86,8 @@ def improve(jobs: Sequence[Job], drafts: Sequence[Fields], factor: Factor) -> li
 
 def _guarded(nearest: Rounded, other: Rounded) -> Rounded:
     """The one of less error over the whole matrix."""
+    assert other.costs is not None
+    assert nearest.costs is not None
     return other if other.costs.sum() < nearest.costs.sum() else nearest
 
 
@@ -149,24 +151,23 @@ def _improved(whole: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done
     """Codes and scales descended."""
     factor = whole.take(inputs)
     weight = _weights(runs, factor)
-    runs, _ = _descended(runs, weight, factor)
     runs = [
         [replace(p, fields=refit(p.grid, p.fields, p.weight, whole.natural[own])) for p in run]
-        for run, own in zip(runs, inputs, strict=True)
+        for run, own in zip(_descended(runs, weight, factor), inputs, strict=True)
     ]
-    runs, levels = _descended(runs, weight, factor)
-    return _rounded(runs, "best", factor.cost(weight - levels))
+    runs = _descended(runs, weight, factor)
+    return [[Rounded(piece.fields, "best", None) for piece in run] for run in runs]
 
 
-def _descended(runs: Sequence[Run], weight: Tensor, factor: Factor) -> tuple[Sequence[Run], Tensor]:
-    """Codes descended from those that pieces have, and their levels, [L, C, N]."""
+def _descended(runs: Sequence[Run], weight: Tensor, factor: Factor) -> Sequence[Run]:
+    """Codes descended from those that pieces have."""
     rounder = rounder_of(runs, factor.groups)
     # [G, K, R] of each piece -> [L, G, K, N]
     codes = stacked([torch.cat([rounder.codes(piece.fields) for piece in run], 2) for run in runs])
     codes = take_groups(codes, factor.groups)
     levels = _levels(runs, factor)
     descend(weight, codes, levels, rounder, factor)
-    return _recoded(runs, rounder, codes, factor), levels
+    return _recoded(runs, rounder, codes, factor)
 
 
 def _weights(runs: Sequence[Run], factor: Factor) -> Tensor:

@@ -59,8 +59,8 @@ class Rounded:
     fields: Fields
     method: str
     """Of :data:`bitquilt.rounding.METHODS`; nearest where what was asked for is no better."""
-    costs: Tensor
-    """E H Eᵀ of each row [R], under the damped Hessian."""
+    costs: Tensor | None
+    """E H Eᵀ of each row [R], under the damped Hessian; None of what is not compared any more."""
 
 
 Done = list[list[Rounded]]
@@ -189,5 +189,5 @@ def _joined(parts: dict[int, Rounded], rows: int) -> Rounded:
         name: torch.cat([part.fields[name] for part in ordered])[:rows]
         for name in ordered[0].fields
     }
-    costs = torch.cat([part.costs for part in ordered])[:rows]
-    return Rounded(fields, ordered[0].method, costs)
+    costs = [part.costs for part in ordered if part.costs is not None]
+    return Rounded(fields, ordered[0].method, torch.cat(costs)[:rows] if costs else None)
