@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.factories import tiny_checkpoint
 
 import bitquilt
 from bitquilt import grids
-from bitquilt.checkpoint import from_config, open_checkpoint
+from bitquilt.checkpoint import from_config, open_checkpoint, resolve
 from bitquilt.errors import UserError
 from bitquilt.planning import STITCHERS, Request, make_plan, plan, targets
 from bitquilt.rounding.nearest import fit
@@ -62,6 +63,18 @@ def test_a_file_comes_within_half_a_percent_of_its_budget(model, target, bits):
     budget = bits * weights / 8
     assert 0.995 * budget <= made.layout.total_bytes <= budget
     assert made.bits == made.layout.total_bytes * 8 / weights
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_a_hub_id_is_planned_to_the_byte_without_its_weights(tiny, tmp_path, monkeypatch, target):
+    (weights,) = tiny.glob("*.safetensors")
+    described = tmp_path / "tiny"
+    shutil.copytree(tiny, described, ignore=lambda *_: [weights.name])
+    # an earlier download that stopped left the index and no weights
+    (described / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}}')
+    monkeypatch.setattr(resolve, "snapshot_download", lambda *_, **__: str(described))
+    here, hub = (plan(model, bits=4.7, to=target)[0] for model in (tiny, f"owner/{tiny.name}"))
+    assert hub == here
 
 
 def test_a_size_is_met_like_bits(tiny):

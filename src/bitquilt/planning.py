@@ -251,6 +251,6 @@ def plan(
     Raises:
         UserError: the model or the request makes no sense.
     """
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, weights=False)
     request = Request.parse(bits, size, recipe)
     return [make_plan(checkpoint, request, target) for target in targets(to)]

@@ -22,13 +22,16 @@ from bitquilt.stitch.mlx import COPIED_FILES
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """``hub(answer)``: what a download gives, a path, or raises, an exception."""
+    """``hub(answer)``: what a download gives, a path, or raises, an exception.
 
-    def set_answer(answer: Path | Exception) -> list[str]:
-        asked: list[str] = []
+    What was asked for comes back: each repository, and which files of it.
+    """
+
+    def set_answer(answer: Path | Exception) -> list[tuple[str, Any]]:
+        asked: list[tuple[str, Any]] = []
 
         def download(repo: str, **patterns: Any) -> str:
-            asked.append(repo)
+            asked.append((repo, patterns))
             if isinstance(answer, Exception):
                 raise answer
             return str(answer)
@@ -55,8 +58,19 @@ def test_hub_id(tmp_path: Path, hub: Any) -> None:
     (tmp_path / "config.json").write_text("{}")
     asked = hub(tmp_path)
     assert resolve.resolve("facebook/MobileLLM-R1-140M") == tmp_path
-    assert asked == ["facebook/MobileLLM-R1-140M"]
+    assert [repo for repo, _ in asked] == ["facebook/MobileLLM-R1-140M"]
     assert resolve.short_name("facebook/MobileLLM-R1-140M", tmp_path) == "MobileLLM-R1-140M"
+
+
+def test_a_plan_leaves_weights_on_the_hub(tmp_path: Path, hub: Any) -> None:
+    small = {"config.json", "tokenizer.json", "tokenizer_config.json"}
+    heavy = {"model-00001-of-00002.safetensors", "model.safetensors.index.json"}
+    (tmp_path / "config.json").write_text("{}")
+    for weights, fetched in ((True, small | heavy), (False, small)):
+        asked = hub(tmp_path)
+        resolve.resolve("owner/model", weights=weights)
+        ((_, patterns),) = asked
+        assert set(filter_repo_objects(small | heavy, **patterns)) == fetched
 
 
 def test_the_terms_of_a_model_come_with_it() -> None:

@@ -13,12 +13,13 @@ from bitquilt.checkpoint.checkpoint import Checkpoint, Finding
 __all__ = ["Checkpoint", "Finding", "from_config", "open_checkpoint"]
 
 
-def open_checkpoint(reference: str | Path) -> Checkpoint:
+def open_checkpoint(reference: str | Path, *, weights: bool = True) -> Checkpoint:
     """Open a model in canonical form; weights are read when asked for.
 
     Args:
         reference: ``demo``, a Hugging Face directory, a hub id, a GGUF file, or a config.json or a
-            directory with nothing else, which gives shapes but no weights.
+            directory without weights, which gives shapes only.
+        weights: False where shapes are enough: a hub id's weights are not downloaded then.
 
     Raises:
         UserError: it cannot be found, read, or rewritten exactly.
@@ -26,14 +27,17 @@ def open_checkpoint(reference: str | Path) -> Checkpoint:
     from bitquilt.checkpoint import hf_source, resolve
     from bitquilt.files import read_json
 
-    path = resolve.resolve(str(reference))
+    path = resolve.resolve(str(reference), weights=weights)
     if path.suffix == ".gguf":
         from bitquilt.checkpoint.gguf_source import open_gguf
 
         return open_gguf(path)
     if path.is_file():
         return hf_source.from_config(read_json(path), path.resolve().parent.name)
-    return hf_source.open_directory(path, resolve.short_name(str(reference), path))
+    name = resolve.short_name(str(reference), path)
+    if not weights and resolve.on_hub(str(reference)):
+        return hf_source.without_weights(path, name)
+    return hf_source.open_directory(path, name)
 
 
 def from_config(config: dict[str, Any], name: str) -> Checkpoint:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     form = canonical.canonical(original)
     files = shards.files(directory)
     if not files:
-        return from_config(original, name)
+        return without_weights(directory, name)
     stored = {canonical.source_name(raw): (raw, at) for raw, at in shards.scan(files).items()}
     findings = _account_for_every_tensor(form, stored)
     _compare_shapes(form, stored, original)
@@ -50,7 +51,6 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     nbytes = {t: sources[t].nbytes if t in sources else 0 for t in form.shapes}
     dtypes = {tensor: source.dtype for tensor, source in sources.items()}
     beside = [directory / file for file in (*TOKENIZER_FILES, TEMPLATE_FILE)]
-    generation = directory / "generation_config.json"
     return Checkpoint(
         name=name,
         config=form.config,
@@ -60,7 +60,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         source_dtype=dominant_dtype(dtypes, nbytes),
         tokenizer_dir=directory,
         chat_template=template,
-        generation_config=read_json(generation) if generation.exists() else {},
+        generation_config=_generation_config(directory),
         findings=(
             *audit(original, form.config, form.shapes),
             *audit_template(template, where),
@@ -70,6 +70,22 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
             form.config, form.shapes, [*files, *(file for file in beside if file.exists())]
         ),
         source_bytes=nbytes,
+    )
+
+
+def without_weights(directory: Path, name: str) -> Checkpoint:
+    """What a directory says of a model without its weights: shapes, tokenizer if there is one."""
+    described = from_config(read_json(directory / "config.json"), name)
+    if not (directory / "tokenizer.json").exists():
+        return described
+    _require_tokenizer(directory)
+    template, where = chat_template(directory)
+    return replace(
+        described,
+        tokenizer_dir=directory,
+        chat_template=template,
+        generation_config=_generation_config(directory),
+        findings=(*described.findings, *audit_template(template, where)),
     )
 
 
@@ -122,6 +138,11 @@ def chat_template(directory: Path) -> tuple[str | None, str | None]:
         named = {entry["name"]: entry["template"] for entry in stated}
         stated = named.get("default")
     return (stated, "tokenizer_config.json") if stated else (None, None)
+
+
+def _generation_config(directory: Path) -> dict[str, Any]:
+    path = directory / "generation_config.json"
+    return read_json(path) if path.exists() else {}
 
 
 Stored = dict[str, tuple[str, shards.Stored]]

@@ -23,13 +23,18 @@ GGUF_MAGIC = b"GGUF"
 NEEDED = ("*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*", "NOTICE")
 """Files of a hub repository that a checkpoint needs, or that say on what terms it is passed on."""
 _UNNEEDED = ("*/*", "consolidated*.safetensors")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
-def resolve(reference: str) -> Path:
+def resolve(reference: str, *, weights: bool = True) -> Path:
     """Local files of a model: a directory with a config.json, a config.json, or a GGUF file.
 
     Hub ids are downloaded to Hugging Face's cache; ``HF_HOME``, ``HF_TOKEN`` and
     ``HF_HUB_OFFLINE`` mean what they always mean.
+
+    Args:
+        reference: what the user typed.
+        weights: whether a hub id's are needed.
 
     Raises:
         UserError: there is no such model, it is not readable, or the hub did not answer.
@@ -45,16 +50,19 @@ def resolve(reference: str) -> Path:
         return _file(path)
     if _looks_local(reference, path):
         raise UserError(f"{reference} does not exist{_suggestion(path)}")
-    return _directory(_download(reference))
+    return _directory(_download(reference, weights))
+
+
+def on_hub(reference: str) -> bool:
+    """Whether a reference that resolves names a model of the hub."""
+    return reference != DEMO and not Path(reference).expanduser().exists()
 
 
 def short_name(reference: str, path: Path) -> str:
     """A model's name for people and file names: the last part of its hub id or path."""
     if reference == DEMO:
         return DEMO
-    if Path(reference).expanduser().exists():
-        return path.resolve().name
-    return reference.rpartition("/")[2]
+    return reference.rpartition("/")[2] if on_hub(reference) else path.resolve().name
 
 
 def _directory(path: Path) -> Path:
@@ -107,11 +115,10 @@ def _suggestion(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else "; check the path"
 
 
-def _download(repo: str) -> Path:
+def _download(repo: str, weights: bool) -> Path:
+    unneeded = [*_UNNEEDED, *(() if weights else _WEIGHTS)]
     try:
-        found = snapshot_download(
-            repo, allow_patterns=list(NEEDED), ignore_patterns=list(_UNNEEDED)
-        )
+        found = snapshot_download(repo, allow_patterns=list(NEEDED), ignore_patterns=unneeded)
     except GatedRepoError as error:
         raise UserError(
             f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in "
