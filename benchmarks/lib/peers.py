@@ -17,13 +17,20 @@ def ggml(grid: Grid, weight: Tensor, importance: Tensor | None) -> Tensor:
     kind = libgguf.GGMLQuantizationType[grid.name]
     if importance is None and libgguf.quantize_requires_imatrix(kind):
         importance = torch.ones(weight.shape[1])
+    return grid.dequantize({"data": ggml_bytes(kind, weight, importance)})
+
+
+def ggml_bytes(
+    kind: libgguf.GGMLQuantizationType, weight: Tensor, importance: Tensor | None
+) -> Tensor:
+    """Blocks as ggml writes them into a file, rows in threads."""
     matrix = None if importance is None else importance.numpy()
     _build_tables(kind)
 
     def some(rows: Tensor) -> Tensor:
         return torch.from_numpy(libgguf.quantize_rows(rows.numpy(), kind, imatrix=matrix))
 
-    return grid.dequantize({"data": torch.cat(in_threads(some, weight.split(64)))})
+    return torch.cat(in_threads(some, weight.split(64)))
 
 
 def _build_tables(kind: libgguf.GGMLQuantizationType) -> None:
