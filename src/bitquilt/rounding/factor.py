@@ -109,29 +109,31 @@ def factorize(hessians: Tensor, names: Sequence[str], say: Callable[[str], None]
 def _factor(
     hessian: Tensor, name: str, say: Callable[[str], None]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What :class:`Factor` has of one Hessian [C, C], worked out in double precision."""
-    damped = hessian.double()
-    own = damped.diagonal().clone()
+    """What :class:`Factor` has of one Hessian [C, C], factorized in double precision."""
+    # H = U Uᵀ from the last column on: the lower factor of H turned round, turned round
+    turned = hessian.flip(0, 1).double()
+    own = turned.diagonal().clone()
     mean = own.mean()
     if not mean > torch.finfo(torch.float32).tiny:  # an input that the text never reached
         mean = torch.ones_like(mean)
     damping, failed = DAMPING, True
     while failed:
-        torch.add(own, damping * mean, out=damped.diagonal())
-        # H = U Uᵀ from the last column on: the lower factor of H turned round, turned round
-        lower, info = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        torch.add(own, damping * mean, out=turned.diagonal())
+        lower, info = torch.linalg.cholesky_ex(turned)
         failed = bool(info != 0)
         damping *= MORE if failed else 1.0
     if damping > DAMPING:
         share = f"{damping:g} of its mean diagonal"
         say(f"the Hessian of {name} does not factorize; damped by {share}")
-    upper = lower.flip(0, 1)
+    damped = hessian.clone()
+    damped.diagonal().copy_(turned.diagonal().flip(0))
+    upper = lower.float().flip(0, 1)
     triangles = diagonal_blocks(upper.unsqueeze(0))[0]
+    inverses = torch.linalg.inv(triangles.double()).float()
     # U_ig T_g⁻¹ for every group g: [C, C] -> [G, C, 8] and back
     by_group = torch.unflatten(upper, 1, (-1, GROUP)).transpose(0, 1)
-    carry = torch.linalg.solve_triangular(triangles, by_group, upper=True, left=False)
-    carry = carry.transpose(0, 1).flatten(1)
-    return damped.float(), upper.float(), carry.float(), triangles.float()
+    carry = torch.bmm(by_group, inverses).transpose(0, 1).flatten(1)
+    return damped, upper, carry, triangles
 
 
 def column_sums(matrix: Tensor) -> Tensor:
