@@ -93,6 +93,19 @@ def test_a_file_in_place_of_a_directory(tmp_path):
     assert (tmp_path / "file").read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", ["full", "full/."])
+def test_a_file_never_takes_the_place_of_a_directory(tmp_path, name):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("precious")
+    with (
+        pytest.raises(UserError, match="full is a directory; name a file in it"),
+        written_whole(tmp_path / name) as beside,
+    ):
+        beside.write_text("page")
+    assert (tmp_path / "full" / "mine").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
 def test_room_is_known_beforehand(tmp_path):
     require_room(tmp_path / "new", 1)
     assert (tmp_path / "new").is_dir()

@@ -51,6 +51,7 @@ from bitquilt.evaluation.results import (
     sha256,
 )
 from bitquilt.evaluation.text import held_out
+from bitquilt.files import require_room
 from bitquilt.forward import BlockwiseModel
 from bitquilt.noise import EXCERPT, excerpt, floors
 from bitquilt.planning import STITCHERS
@@ -88,11 +89,12 @@ def evaluate(
     """
     started = time.monotonic()
     reporter = reporter or Reporter()
-    candidates = [Candidate.at(model) for model in models]
+    candidates = Candidate.several(models)
     original = open_checkpoint(against)
     original.load("model.norm.weight")  # a config without weights is refused now, not later
     for candidate in candidates:
         candidate.check(original)
+        require_room(candidate.path.resolve().parent, 0)  # its figures go beside it
     documents = corpus.from_file(Path(text)) if text else corpus.bundled("held-out")
     settings = {
         "evaluation of": original.name,
@@ -112,21 +114,28 @@ def evaluate(
         targets = sorted({candidate.target for candidate in candidates})
         noise = floors(original, references[0], targets, encoder(original), work, reporter)
     judge = Judge(original, references, talk, reporter)
-    found = [judge.read(candidate) for candidate in candidates]
-    rows = [judge.row(*pair) for pair in zip(candidates, found, strict=True)]
+    found: list[list[TokenFigures]] = []
     evaluation = Evaluation(
         original.name,
         original.fingerprint,
         corpus.fingerprint(documents),
         judge.own(),
-        rows,
+        [],
         noise,
-        compared(rows, [judge.measured(of_file)[0] for of_file in found]),
+        [],
         _versions(),
-        time.monotonic() - started,
+        0.0,
     )
-    keep(evaluation)
-    return evaluation
+    for candidate in candidates:
+        found.append(judge.read(candidate))
+        row = judge.row(candidate, found[-1])
+        evaluation = replace(evaluation, rows=[*evaluation.rows, row])
+        keep(replace(evaluation, rows=[row], seconds=time.monotonic() - started))
+    return replace(
+        evaluation,
+        comparisons=compared(evaluation.rows, [judge.measured(of_file)[0] for of_file in found]),
+        seconds=time.monotonic() - started,
+    )
 
 
 def _cache(settings: dict[str, Any]) -> Path:
@@ -241,6 +250,9 @@ class Judge:
             self._reporter.stage(f"Asking {candidate.name}", len(asked)) as step,
             self._speaking(candidate) as engine,
         ):
+            if engine.info.chat_template is None:
+                self._reporter.say(f"{candidate.name} has no chat template, so nothing is asked")
+                return []
             own = traces.greedy(engine, asked, step)
         return [Sample(*sample) for sample in zip(asked, answers, own, strict=True)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -23,13 +24,17 @@ def written_whole(path: Path) -> Iterator[Path]:
     nothing half-written stays, and trouble of the file system becomes one sentence.
 
     Raises:
-        UserError: disk full, no permission, read-only file system, a name too long.
+        UserError: disk full, no permission, read-only file system, a name too long, or a file
+            that would take the place of a directory.
     """
+    path = Path(os.path.abspath(path))  # "." has no name to write beside
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)
         yield temporary
+        if temporary.is_file() and path.is_dir():
+            raise UserError(f"{path} is a directory; name a file in it")
         _flush(temporary)
         old = path.with_name(f".{path.name}.old")
         if path.is_dir():
@@ -113,3 +118,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object; download it again")
     return content
+
+
+def known(content: Any) -> Any:
+    """JSON has no NaN: an interval that is not known is null."""
+    if isinstance(content, dict):
+        return {key: known(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [known(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content

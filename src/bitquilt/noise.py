@@ -97,7 +97,7 @@ def _unquantized(original: Checkpoint, reference: Reference, target: str, encode
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / ("original.gguf" if target == "gguf" else "original")
         STITCHERS[target].write(original, mix, packed, path, "{}")
-        candidate = Candidate(path, target, 0)
+        candidate = Candidate(path, target, 0, path.name)
         with candidate.opened(original, encode) as engine:
             student = logits_in(engine, reference.text.tokens)
             return _floor(f"{grid} in {candidate.engine}", reference, student)

@@ -7,10 +7,12 @@ import socket
 import pytest
 from tests.quick import invoke
 
+from bitquilt.engines import Sampling
 from bitquilt.errors import UserError
 from bitquilt.evaluation import locked, programming
 from bitquilt.evaluation.items import Program, programs
 from bitquilt.evaluation.programming import code, passes
+from bitquilt.evaluation.reasoning import Manner
 
 DOUBLE = Program(
     'from math import floor\n\n\ndef double(x: int) -> int:\n    """Twice x."""\n',
@@ -111,7 +113,7 @@ def test_the_published_solution_of_each_passes():
 def test_a_machine_that_cannot_lock_down_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(programming, "LOCKED", tmp_path / "missing.py")
     with pytest.raises(UserError, match="cannot be run locked down"):
-        programming.ask(None, [DOUBLE], 1, 10, lambda: None)
+        programming.ask(None, [DOUBLE], Manner(1, 10, Sampling()), lambda: None)
 
 
 def test_nothing_runs_unless_it_is_asked_for(capfd):

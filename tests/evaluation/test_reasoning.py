@@ -9,7 +9,7 @@ import pytest
 
 from bitquilt.engines import Piece, Sampling
 from bitquilt.evaluation.items import Problem, problems
-from bitquilt.evaluation.reasoning import Answers, ask, compare, score, share
+from bitquilt.evaluation.reasoning import Answers, Manner, ahead, ask, compare, score, share
 
 
 def answers(right: np.ndarray) -> Answers:
@@ -90,7 +90,7 @@ class Parrot:
     """An engine that says what it is given, one character a token."""
 
     class info:  # noqa: N801 (an attribute of engines)
-        chat_template = "{{ messages[0].content }}"
+        chat_template = "{# \\boxed{} #}{{ messages[0].content }}"
         special_tokens: dict[str, str] = {}  # noqa: RUF012
         sampling = Sampling(temperature=0.5)
         context = 1000
@@ -136,13 +136,42 @@ def test_answers_are_read_as_users_see_them():
         }
     )
     steps = []
-    found = ask(engine, [Problem("a", "1000"), Problem("b", "2")], 2, 50, lambda: steps.append(1))
+    manner = Manner(2, 50, Parrot.info.sampling)
+    found = ask(engine, [Problem("a", "1000"), Problem("b", "2")], manner, lambda: steps.append(1))
     np.testing.assert_array_equal(found.right, [[True, False], [False, False]])
     np.testing.assert_array_equal(found.looping, [[False, False], [True, False]])
     np.testing.assert_array_equal(found.truncated, [[False, False], [False, True]])
     assert found.tokens[1, 0] < 50  # it was ended as soon as it went round in circles
     assert found.final[1, 1] == ""
     assert len(steps) == 4
+
+
+def test_a_loop_is_wrong_whatever_it_boxes():
+    found = _asked(Parrot({"a": ["The answer is \\boxed{7}. " * 20]}), max_tokens=500)
+    assert found.looping.all()
+    assert (found.final == "7").all()
+    assert not found.right.any()
+
+
+def test_a_template_that_does_not_ask_for_a_box_is_made_up_for():
+    asks = "a\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+    plain = Parrot({asks: ["\\boxed{7}."]})
+    plain.info = type("info", (Parrot.info,), {"chat_template": "{{ messages[0].content }}"})
+    assert _asked(plain).right.all()
+
+
+def _asked(engine: Parrot, max_tokens: int = 50) -> Answers:
+    manner = Manner(1, max_tokens, Parrot.info.sampling)
+    return ask(engine, [Problem("a", "7")], manner, lambda: None)
+
+
+def test_models_that_agree_on_a_few_items_are_not_surely_equal():
+    found = ahead(np.zeros(5))
+    assert found.mean == 0.0
+    assert found.low < -0.2
+    assert found.high > 0.2
+    many = ahead(np.random.default_rng(0).choice([-1.0, 0.0, 1.0], 2000))
+    assert many.high - many.low == pytest.approx(4 * np.sqrt(2 / 3 / 2000), rel=0.05)
 
 
 def test_demo_problems_need_no_package():

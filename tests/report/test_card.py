@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 from tests.report.conftest import evaluation
 
+from bitquilt.calibration import corpus
+from bitquilt.checkpoint import open_checkpoint
 from bitquilt.evaluation.results import keep
 from bitquilt.report import publish
 from bitquilt.report.card import card
@@ -34,12 +37,13 @@ def original(tmp_path) -> Path:
 
 
 @pytest.fixture
-def files(tmp_path) -> list[Path]:
+def files(tmp_path, original) -> list[Path]:
     """Two of them, the first evaluated."""
     paths = [tmp_path / "tiny-4.5bit.gguf", tmp_path / "tiny-3bit.gguf"]
     for path in paths:
         path.write_bytes(path.name.encode())
-    keep(evaluation(paths[0], 0.0355))
+    fingerprint = open_checkpoint(original).fingerprint
+    keep(replace(evaluation(paths[0], 0.0355), fingerprint=fingerprint))
     return paths
 
 
@@ -70,6 +74,26 @@ def test_only_measured_figures(text):
     assert "not measured" in rows["`tiny-3bit.gguf`"]
     assert "0." not in rows["`tiny-3bit.gguf`"].replace("tiny-3bit", "")
     assert "BF16 in llama.cpp 3.3e-05" in text
+
+
+def test_figures_against_another_original_are_not_used(files, original):
+    keep(evaluation(files[0], 0.0355))
+    text = card(publish.model(files, str(original), "me/tiny-GGUF"))
+    assert "0.0355" not in text
+
+
+def test_what_text_was_read_is_said(files, original):
+    """The bundled one is never calibrated on; of another nobody knows."""
+    fingerprint = open_checkpoint(original).fingerprint
+    bundled = corpus.fingerprint(corpus.bundled("held-out"))
+    found = replace(evaluation(files[1], 0.09), fingerprint=fingerprint, text=bundled)
+    keep(found)
+    text = card(publish.model(files, str(original), "me/tiny-GGUF"))
+    assert "tiny-3bit.gguf: 65,774 tokens of 234 documents of bitquilt's held-out text" in text
+    assert (
+        f"tiny-4.5bit.gguf: 65,774 tokens of 234 documents of another text (SHA-256 {'e' * 12})"
+        in text
+    )
 
 
 def test_figures_of_other_bytes_are_not_used(files, original):

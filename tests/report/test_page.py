@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from tests.quick import invoke
-from tests.report.conftest import write_history
+from tests.report.conftest import evaluation, write_history
 
 from bitquilt.errors import UserError
+from bitquilt.evaluation.results import keep
 from bitquilt.report import page
 from bitquilt.report.made import read
 
@@ -133,6 +135,21 @@ def test_command_writes_the_page_beside_the_directory(work, capfd):
     path = work.parent / "report.html"
     assert capfd.readouterr().out.strip() == str(path)
     assert path.read_text().startswith("<!doctype html>")
+
+
+def test_a_directory_is_never_replaced_by_the_page(work, tmp_path, capfd):
+    place = tmp_path / "pages"
+    place.mkdir()
+    (place / "mine.txt").write_text("mine")
+    assert invoke("report", work, "-o", place) == 0
+    assert capfd.readouterr().out == f"{place / 'report.html'}\n"
+    assert (place / "mine.txt").read_text() == "mine"
+
+
+def test_files_that_read_other_texts_are_not_compared(work, html):
+    assert "Not measured on the same text" not in html
+    keep(replace(evaluation(work.parent / "tiny-Q4_K_M.gguf", 0.05), text="f" * 64))
+    assert f"SHA-256 {'f' * 12}. Run bitquilt eval" in page.report(work).html
 
 
 @pytest.mark.parametrize("made_by_us", [True, False])

@@ -110,5 +110,8 @@ def test_names_and_mixtures_that_the_hub_cannot_have(file, original, tmp_path):
     directory = tmp_path / "tiny-mlx"
     directory.mkdir()
     (directory / "config.json").write_text('{"quantization": {}}')
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        publish.model([directory], str(original), "me/tiny")
+    (directory / "model.safetensors").touch()
     with pytest.raises(UserError, match="an MLX model is a repository of its own"):
         publish.model([file, directory], str(original), "me/tiny")

@@ -98,7 +98,9 @@ def test_time_is_limited_by_what_the_next_measurement_will_take(history, monkeyp
     assert "15 s left at most" in measured.progress
 
 
-def test_the_history_is_json_lines(history):
+def test_the_history_is_json_lines(history, monkeypatch):
+    clock = iter([100.0, *[112.34] * 9])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
     measured = Measurements(Counted(), (10, LENGTH), history)
     measured.samples([A], [0, 3])
     measured.note({"best": "Q4_K Q4_K"})
@@ -106,5 +108,5 @@ def test_the_history_is_json_lines(history):
     assert lines[0]["mix"] == "Q4_K Q4_K"
     assert lines[0]["windows"] == [0, 3]
     assert [len(window) for window in lines[0]["kl"]] == [2, 2]
-    assert lines[1] == {"best": "Q4_K Q4_K", "tokens": 2 * LENGTH, "seconds": 0.0}
+    assert lines[1] == {"best": "Q4_K Q4_K", "tokens": 2 * LENGTH, "seconds": 12.3}
     assert math.isinf(Limits().tokens)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -104,11 +105,12 @@ class Killer(threading.Thread):
         self.killed = []
 
     def run(self):
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not self.killed and time.monotonic() < until:
             for pid in workers()[:1]:
-                os.kill(pid, signal.SIGKILL)
-                self.killed.append(pid)
+                with suppress(ProcessLookupError):  # it ended by itself
+                    os.kill(pid, signal.SIGKILL)
+                    self.killed.append(pid)
             time.sleep(0.1)
 
 

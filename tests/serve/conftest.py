@@ -34,11 +34,15 @@ class Running:
 
     def settles(self) -> bool:
         """Whether nothing is under way any more, soon."""
-        until = time.monotonic() + 10
+        return self.within(60, lambda: self.scheduler.going == self.scheduler.waiting == 0)
+
+    def within(self, seconds: float, holds: Callable[[], bool]) -> bool:
+        """Whether something comes true in that time."""
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if self.scheduler.going == self.scheduler.waiting == 0:
+            if holds():
                 return True
-            time.sleep(0.02)
+            time.sleep(0.01)
         return False
 
 

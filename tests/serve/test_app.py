@@ -70,7 +70,6 @@ def test_a_stream_says_the_same(demo: Running) -> None:
     assert reasoning == whole.choices[0].message.reasoning_content
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-1].usage == whole.usage
-    assert len(chunks) > 5
 
 
 def test_what_is_asked_for_is_obeyed(demo: Running) -> None:
@@ -182,8 +181,7 @@ def test_a_client_that_goes_stops_its_answer(demo: Running, stream: bool) -> Non
         if stream:
             connection.recv(100)
         else:
-            while not demo.scheduler.going:
-                pass
+            assert demo.within(60, lambda: demo.scheduler.going > 0)
     assert demo.settles()
     assert demo.server._metrics._said._value.get() == said  # it did not come to its end
 

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not instal
 def test_a_conversation(demo: Running) -> None:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        playwright.expect.set_options(timeout=60_000)
         page = browser.new_page(viewport={"width": 390, "height": 780})
+        page.set_default_timeout(60_000)
         asked, wrong = [], []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
@@ -33,7 +35,7 @@ def test_a_conversation(demo: Running) -> None:
         page.get_by_text("Settings").click()
         page.get_by_label("Message").fill("What is 347 + 585?")
         page.get_by_label("Message").press("Enter")
-        playwright.expect(page.get_by_text("Answer: 932")).to_be_visible(timeout=20_000)
+        playwright.expect(page.get_by_text("Answer: 932")).to_be_visible()
         thoughts = page.get_by_text("column by column")
         playwright.expect(thoughts).to_be_hidden()
         page.get_by_role("log").get_by_text("Thinking").click()

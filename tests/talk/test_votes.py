@@ -24,6 +24,9 @@ from bitquilt.talk.votes import normalized, tally
         ("12\\,\\text{km}", "12 km"),
         ("\\left(1, 2\\right)", "(1,2)"),
         ("5.", "5"),
+        ("\\$18", "18"),
+        ("50\\%", "50%"),
+        ("1{,}000", "1000"),
     ],
 )
 def test_spellings_of_one_answer(one: str, other: str) -> None:

@@ -78,7 +78,7 @@ def from_file(path: Path) -> list[Document]:
             "rename or convert the calibration text."
         )
     if not documents:
-        raise UserError(f"{path} holds no text; give a calibration file with documents in it.")
+        raise UserError(f"{path} holds no text; give a file with documents in it.")
     return documents
 
 
@@ -91,7 +91,7 @@ def _decompressed(path: Path) -> str:
         raise UserError(f"{path} can't be decompressed ({error}); compress it again.") from error
     except OSError as error:
         raise UserError(
-            f"{path} can't be read ({error.strerror}); check the path of the calibration file."
+            f"{path} can't be read ({error.strerror}); check the path of the text."
         ) from error
     try:
         return data.decode("utf-8").replace("\r\n", "\n")

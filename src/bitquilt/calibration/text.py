@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -52,9 +53,15 @@ def encoder(checkpoint: Checkpoint) -> Encode:
             return list(tokenizer.encode(document.text))
         if template is None:
             return list(tokenizer.encode("\n\n".join(document.passages)))
-        rendered = tokenizer.apply_chat_template(
-            list(document.messages), chat_template=template, tokenize=False
-        )
+        try:
+            rendered = tokenizer.apply_chat_template(
+                list(document.messages), chat_template=template, tokenize=False
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"the chat template of {checkpoint.name} refuses a conversation of "
+                f"{document.source}: {error}; change its roles, or give it as plain text"
+            ) from error
         return list(tokenizer.encode(rendered, add_special_tokens=False))
 
     return encode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -65,10 +66,18 @@ def main() -> None:
         verb = error.ctx.command_path if error.ctx else "bitquilt"
         _leave(f"{error.format_message().rstrip('.')}; see {verb} --help", 2)
     except (KeyboardInterrupt, click.Abort):
-        _leave("stopped; the same command continues where it was", 130)
+        _leave("stopped" + _going_on(sys.argv[1:]), 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; there is nobody to tell
         sys.exit(141)
+
+
+def _going_on(arguments: Sequence[str]) -> str:
+    """What to expect of the same command, where it keeps what it did."""
+    kept = {"quantize", "search", "eval", "publish"} & set(arguments[:1])
+    if not kept or any(argument.startswith("--tasks") for argument in arguments):
+        return ""
+    return "; the same command continues where it was"
 
 
 def _leave(sentence: str, code: int) -> None:

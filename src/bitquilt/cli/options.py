@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from bitquilt import rounding
+from bitquilt.files import known
 from bitquilt.search import METHODS, SCORES
 
 MODEL = click.argument("model")
@@ -146,4 +147,4 @@ JSON = click.option(
 
 def print_json(content: dict[str, Any]) -> None:
     """One object on stdout."""
-    click.echo(json.dumps(content, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(known(content), indent=2, ensure_ascii=False))

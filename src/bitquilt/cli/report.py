@@ -12,7 +12,10 @@ from bitquilt.cli.options import JSON, print_json
 @click.command()
 @click.argument("work_dir", metavar="WORKDIR")
 @click.option(
-    "-o", "--output", metavar="FILE", help="The page.  [default: report.html in WORKDIR's place]"
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="The page, or a directory for it.  [default: report.html in WORKDIR's place]",
 )
 @click.option("--png", is_flag=True, help="Write the plots as PNG too, beside the page.")
 @JSON
@@ -29,7 +32,8 @@ def report(work_dir: str, output: str | None, png: bool, as_json: bool) -> None:
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.report import page
 
-    path = Path(output) if output else Path(work_dir).resolve().parent / "report.html"
+    path = Path(output) if output else Path(work_dir).resolve().parent
+    path = path / "report.html" if path.is_dir() else path
     made = page.report(work_dir)
     page.write(made, path)
     plots = page.write_plots(made, path) if png else []

@@ -98,6 +98,7 @@ def _harness(found: Standings) -> Table:
 
 
 def _share(estimate: Estimate) -> str:
+    """A share with its interval below."""
     return f"{estimate.mean:.1%}\n[dim]{100 * estimate.low:.0f}–{estimate.high:.0%}[/dim]"
 
 
@@ -121,7 +122,8 @@ def _worth(score: Score) -> str:
 def _against(first: str, standing: Standing) -> Iterator[str]:
     for task, versus in standing.versus.items():
         lead = f"{task}: {standing.model} against {first}: {_points(versus.difference)}"
-        yield f"{lead}. {_needed(versus)}"
+        (repeats,) = {score.repeats for score in standing.reasoning if score.task == task}
+        yield f"{lead}. {_needed(versus, repeats)}"
     for task, difference in standing.versus_choices.items():
         yield f"{task}: {standing.model} against {first}: {_points(difference)}."
 
@@ -132,8 +134,9 @@ def _points(difference: Estimate) -> str:
     return f"{100 * difference.mean:+.1f} points [{low:+.1f}, {high:+.1f}]{verdict}"
 
 
-def _needed(versus: Versus) -> str:
+def _needed(versus: Versus, repeats: int) -> str:
     wanted = f"To see {100 * versus.wanted:.0f} points four times in five takes"
     if versus.repeats is not None:
-        return f"{wanted} {versus.repeats:,} answers to each of these problems."
+        least = "at least " if repeats == 1 else ""  # one run does not tell chance from items
+        return f"{wanted} {least}{versus.repeats:,} answers to each of these problems."
     return f"{wanted} {versus.items:,} problems: more answers to these do not help."

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +35,15 @@ class Candidate:
     """``gguf`` or ``mlx``."""
     nbytes: int
     """On disk, everything counted."""
+    name: str
+    """For tables."""
+
+    @classmethod
+    def several(cls, references: Sequence[str | Path]) -> list[Candidate]:
+        """What paths hold; those with the same last part are called by their whole paths."""
+        found = [cls.at(reference) for reference in references]
+        count = Counter(one.name for one in found)
+        return [replace(one, name=str(one.path)) if count[one.name] > 1 else one for one in found]
 
     @classmethod
     def at(cls, reference: str | Path) -> Candidate:
@@ -41,21 +52,21 @@ class Candidate:
         Raises:
             UserError: neither of the two.
         """
-        path = Path(reference)
+        path = Path(os.path.abspath(reference)) if Path(reference).name == "" else Path(reference)
         if path.suffix == ".gguf" and path.is_file():
-            return cls(path, "gguf", path.stat().st_size)
+            return cls(path, "gguf", path.stat().st_size, path.name)
         if path.is_dir() and is_mlx(path):
+            if not (path / "model.safetensors").is_file():
+                raise UserError(
+                    f"{path} has no model.safetensors: bitquilt measures MLX models whose weights "
+                    "are in one file; write it again with `bitquilt quantize`"
+                )
             files = [file for file in path.rglob("*") if file.is_file()]
-            return cls(path, "mlx", sum(file.stat().st_size for file in files))
+            return cls(path, "mlx", sum(file.stat().st_size for file in files), path.name)
         raise UserError(
             f"{reference} is neither a GGUF file nor an MLX directory; give what `bitquilt "
             "quantize` wrote, or another file of these kinds"
         )
-
-    @property
-    def name(self) -> str:
-        """For tables."""
-        return self.path.name
 
     @property
     def engine(self) -> str:

@@ -93,8 +93,7 @@ def _metrics(task: str, values: dict[str, Any]) -> list[Metric]:
         name, _, how = key.partition(",")
         if how and isinstance(value, float | int) and not name.endswith("_stderr"):
             error = values.get(f"{name}_stderr,{how}")
-            known = error if isinstance(error, float | int) else 0.0
-            half = NORMAL * known if math.isfinite(known) else 0.0  # that of one item is not
+            half = NORMAL * error if isinstance(error, float | int) else math.nan
             label = name if how == "none" else f"{name} ({how})"
             found.append(Metric(task, label, Estimate(value, value - half, value + half)))
     return found

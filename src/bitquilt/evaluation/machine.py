@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,6 +68,9 @@ def processor() -> str:
 
 def resident_bytes(pid: int) -> int:
     """Memory that a process has, its file mappings included."""
+    if sys.platform == "linux":  # where ps may be missing, in a container
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
     asked = ["ps", "-o", "rss=", "-p", str(pid)]
     kibibytes = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
     return 1024 * int(kibibytes)

@@ -18,27 +18,24 @@ from pathlib import Path
 from bitquilt.engines import Engine
 from bitquilt.errors import UserError
 from bitquilt.evaluation.items import Program
-from bitquilt.evaluation.reasoning import Answers, converse
+from bitquilt.evaluation.reasoning import Answers, Manner, converse
 from bitquilt.progress import Step
 
 ASK = "Complete this Python function. Answer with the whole function in one ```python block.\n\n"
-FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
+FENCED = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 SECONDS = 20
 """By the clock: a program that waits for nothing takes no processor time."""
 TRIAL = Program("", "one", "def check(candidate):\n    assert candidate() == 1\n")
 LOCKED = Path(__file__).with_name("locked.py")
 
 
-def ask(
-    engine: Engine, programs: Sequence[Program], repeats: int, max_tokens: int, step: Step
-) -> Answers:
+def ask(engine: Engine, programs: Sequence[Program], manner: Manner, step: Step) -> Answers:
     """Have every program written several times, and run what was written.
 
     Args:
         engine: the model.
         programs: I items.
-        repeats: R.
-        max_tokens: of an answer.
+        manner: of the answers.
         step: called after each of I · R answers.
 
     Raises:
@@ -50,12 +47,12 @@ def ask(
             "sets on a process); run this task on Linux, or leave it out"
         )
     questions = [f"{ASK}```python\n{program.beginning}```" for program in programs]
-    said = converse(engine, questions, repeats, max_tokens, step)
-    asked = [program for program in programs for _ in range(repeats)]
+    said = converse(engine, questions, manner, step)
+    asked = [program for program in programs for _ in range(manner.repeats)]
     written = [code(one.text, program) for one, program in zip(said, asked, strict=True)]
     with ThreadPoolExecutor() as pool:
         right = list(pool.map(passes, written, asked))
-    return Answers.of(said, written, right, repeats)
+    return Answers.of(said, written, right, manner.repeats)
 
 
 def code(text: str, program: Program) -> str:

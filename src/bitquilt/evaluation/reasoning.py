@@ -1,7 +1,7 @@
 """Problems answered several times: how often right, how sure that is, and what goes wrong.
 
-The model is asked as users ask it, in its own template and with the sampling that it recommends;
-nothing rescues it from a loop, which counts as a wrong answer.
+The model is asked as users ask it, in its own template; where neither that nor the problem says so,
+it is asked to box its answer. Nothing rescues it from a loop, which counts as a wrong answer.
 
 Letters: I items, R repeats.
 """
@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitquilt.divergence import Estimate
-from bitquilt.engines import Engine, Request
-from bitquilt.evaluation.intervals import Documents
+from bitquilt.engines import Engine, Request, Sampling
+from bitquilt.evaluation.intervals import LEVEL, Documents, student
 from bitquilt.evaluation.items import Problem
 from bitquilt.progress import Step
 from bitquilt.talk.guard import Guard
-from bitquilt.talk.prompt import compose
+from bitquilt.talk.prompt import SYSTEM_PROMPTS, compose
 from bitquilt.talk.reasoning import boxed
 from bitquilt.talk.votes import normalized
 
@@ -94,36 +94,58 @@ class Versus:
     """As many items as it would take at the repeats that were made."""
 
 
-def ask(
-    engine: Engine, problems: Sequence[Problem], repeats: int, max_tokens: int, step: Step
-) -> Answers:
+@dataclass(frozen=True)
+class Manner:
+    """How a model is to answer."""
+
+    repeats: int
+    """R."""
+    max_tokens: int
+    """Of an answer."""
+    sampling: Sampling
+    """Of all models alike, or the difference between two would be that of their settings too."""
+
+
+def ask(engine: Engine, problems: Sequence[Problem], manner: Manner, step: Step) -> Answers:
     """Put every problem to a model several times, in batches.
 
     Args:
         engine: the model.
         problems: I items.
-        repeats: R.
-        max_tokens: of an answer.
+        manner: of the answers.
         step: called after each of I · R answers.
     """
-    said = converse(engine, [problem.question for problem in problems], repeats, max_tokens, step)
+    repeats = manner.repeats
+    said = converse(engine, [_boxing(engine, p.question) for p in problems], manner, step)
     final = [normalized(boxed(one.text) or "") for one in said]
     expected = [normalized(problem.answer) for problem in problems for _ in range(repeats)]
-    right = [own == truth != "" for own, truth in zip(final, expected, strict=True)]
+    right = [
+        own == truth != "" and not one.looping
+        for own, truth, one in zip(final, expected, said, strict=True)
+    ]
     return Answers.of(said, final, right, repeats)
 
 
-def converse(
-    engine: Engine, questions: Sequence[str], repeats: int, max_tokens: int, step: Step
-) -> list[Said]:
+def _boxing(engine: Engine, question: str) -> str:
+    """A question that says where the answer goes, unless the model's template does."""
+    if "\\boxed" in question or "\\boxed" in (engine.info.chat_template or ""):
+        return question
+    return f"{question}\n\n{SYSTEM_PROMPTS['boxed']}"
+
+
+def converse(engine: Engine, questions: Sequence[str], manner: Manner, step: Step) -> list[Said]:
     """Answers to every question in turn, each so many times with seeds of its own."""
     prompts = [
         compose(engine, [{"role": "user", "content": question}]).tokens for question in questions
     ]
     requests = [
-        Request(prompt, replace(engine.info.sampling, seed=seed), _room(engine, prompt, max_tokens))
+        Request(
+            prompt,
+            replace(manner.sampling, seed=seed),
+            _room(engine, prompt, manner.max_tokens),
+        )
         for prompt in prompts
-        for seed in range(repeats)
+        for seed in range(manner.repeats)
     ]
     said: list[Said] = []
     for start in range(0, len(requests), BATCH):
@@ -197,7 +219,19 @@ def compare(first: Answers, second: Answers, wanted: float = 0.02) -> Versus:
     left = items * allowed - between
     needed = max(1, math.ceil(within / left)) if left > 0 else None
     enough = math.ceil((between + within / repeats) / allowed)
-    return Versus(_over_items(difference[:, None]), wanted, needed, enough)
+    return Versus(ahead(difference), wanted, needed, enough)
+
+
+def ahead(difference: NDArray[np.floating]) -> Estimate:
+    """A mean difference over items [I] between −1 and 1, with its interval.
+
+    One item better and one worse are added (Bonett & Price 2012): models that agree on a few items
+    are not surely equal.
+    """
+    more = np.append(difference, [1.0, -1.0])
+    half = student(LEVEL, len(more) - 1) * more.std(ddof=1) / math.sqrt(len(more))
+    middle = float(more.mean())
+    return Estimate(float(difference.mean()), max(-1.0, middle - half), min(1.0, middle + half))
 
 
 def share(hits: NDArray[np.bool_]) -> Estimate:

@@ -14,10 +14,10 @@ from typing import Any
 from bitquilt.divergence import Estimate
 from bitquilt.evaluation.figures import Figures, Measured, difference
 from bitquilt.evaluation.intervals import LEVEL
-from bitquilt.files import read_json, written_whole
+from bitquilt.files import known, read_json, written_whole
 
 SAME_SIZE = 0.01
-"""Files whose sizes differ by less are judged side by side."""
+"""Files are judged side by side whose sizes exceed that of the smallest of them by no more."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        found: dict[str, Any] = _known(asdict(self))
+        found: dict[str, Any] = known(asdict(self))
         for row, given in zip(found["rows"], self.rows, strict=True):
             row["check"]["agree"] = given.check.agree
         for comparison, made in zip(found["comparisons"], self.comparisons, strict=True):
@@ -122,21 +122,14 @@ class Evaluation:
         return found
 
 
-def _known(content: Any) -> Any:
-    """JSON has no NaN: an interval that is not known is null."""
-    if isinstance(content, dict):
-        return {key: _known(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_known(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
-
-
 def keep(found: Evaluation) -> None:
     """Put each file's figures beside it, in ``<file>.eval.json``, without those of the others."""
     for row in found.rows:
         alone = replace(found, rows=[row], comparisons=[])
+        content = alone.to_dict()
+        del content["rows"][0]["path"]  # it may be published
         with written_whole(kept_at(Path(row.path))) as beside:
-            beside.write_text(json.dumps(alone.to_dict(), indent=1), encoding="utf-8")
+            beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def kept(model: Path) -> dict[str, Any] | None:

@@ -124,7 +124,7 @@ def bench(
         UserError: a model that cannot be loaded, or whose context is shorter than that.
     """
     reporter = reporter or Reporter()
-    candidates = [Candidate.at(model) for model in models]
+    candidates = Candidate.several(models)
     loads = [Load(prompt, batch, answer) for prompt, batch in product(prompts, batches)]
     machine = Machine.measured()
     speeds = []

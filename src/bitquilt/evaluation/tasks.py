@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from bitquilt.divergence import Estimate
 from bitquilt.engines import Engine, open_engine
 from bitquilt.errors import UserError
 from bitquilt.evaluation import programming, reasoning
-from bitquilt.evaluation.intervals import Documents
 from bitquilt.evaluation.items import (
     CHOICES,
     PROBLEMS,
@@ -27,7 +26,8 @@ from bitquilt.evaluation.items import (
     programs,
 )
 from bitquilt.evaluation.likelihood import encode_pair, likelihoods
-from bitquilt.evaluation.reasoning import Answers, Score, Versus
+from bitquilt.evaluation.reasoning import Answers, Manner, Score, Versus
+from bitquilt.files import known
 from bitquilt.progress import Reporter, Step
 
 if TYPE_CHECKING:  # lm_eval is an extra
@@ -77,7 +77,8 @@ class Standings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        return asdict(self)
+        found: dict[str, Any] = known(asdict(self))
+        return found
 
 
 @dataclass(frozen=True)
@@ -125,14 +126,16 @@ def run(
     standings: list[Standing] = []
     answered: list[dict[str, Answers]] = []
     picked: list[dict[str, Picks]] = []
+    manner: Manner | None = None
     for model in models:
         with open_engine(model) as engine:
+            manner = manner or _manner(engine, effort, asked, reporter)
             answered.append({})
             picked.append({})
             for name, (ask, own) in asked.items():
                 total = len(own) * effort.repeats
                 with reporter.stage(f"{Path(model).name}: {name}", total) as step:
-                    answered[-1][name] = ask(engine, own, effort.repeats, effort.max_tokens, step)
+                    answered[-1][name] = ask(engine, own, manner, step)
             for name, items in offered.items():
                 total = sum(len(item.endings) for item in items)
                 with reporter.stage(f"{Path(model).name}: {name}", total) as step:
@@ -140,6 +143,17 @@ def run(
             measured = _measured(engine, others, effort.limit)
         standings.append(_standing(model, answered, picked, measured))
     return Standings(tuple(standings))
+
+
+def _manner(engine: Engine, effort: Effort, asked: Collection[str], reporter: Reporter) -> Manner:
+    """How all models answer: with the sampling that the first one recommends."""
+    sampling = engine.info.sampling
+    if asked and effort.repeats > 1 and sampling.temperature <= 0:
+        reporter.say(
+            "the first model recommends no temperature, so all models say what is likeliest, the "
+            "same in every run; --repeats 1 tells as much"
+        )
+    return Manner(effort.repeats, effort.max_tokens, sampling)
 
 
 def _others(names: Sequence[str]) -> list[str]:
@@ -203,7 +217,7 @@ def _standing(
         tuple(_choice_score(name, picks) for name, picks in picked[-1].items()),
         measured,
         {n: reasoning.compare(answered[0][n], own) for n, own in answered[-1].items() if several},
-        {n: _ahead(picked[0][n], own) for n, own in picked[-1].items() if several},
+        {n: _gained(picked[0][n], own) for n, own in picked[-1].items() if several},
     )
 
 
@@ -212,7 +226,5 @@ def _choice_score(name: str, picks: Picks) -> ChoiceScore:
     return ChoiceScore(name, len(picks.right), *shares)
 
 
-def _ahead(first: Picks, second: Picks) -> Estimate:
-    items = np.arange(len(first.right))
-    gained = second.right_by_byte.astype(float) - first.right_by_byte
-    return Documents.of(items, np.zeros_like(items)).mean(gained)
+def _gained(first: Picks, second: Picks) -> Estimate:
+    return reasoning.ahead(second.right_by_byte.astype(float) - first.right_by_byte)

@@ -39,7 +39,7 @@ def questions(documents: Sequence[Document], count: int = TRACES) -> list[str]:
         for message in (document.messages or ())
         if message["role"] == "user"
     ]
-    return asked[:: max(1, len(asked) // count)][:count]
+    return [asked[i * len(asked) // count] for i in range(count)] if len(asked) > count else asked
 
 
 def write(

@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from bitquilt.calibration import corpus
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.evaluation import results
 from bitquilt.evaluation.candidate import Candidate
@@ -18,7 +19,6 @@ from bitquilt.report.origin import Gate, Origin
 from bitquilt.report.plots import environment
 
 COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_byte")
-LIBRARY = {"gguf": "gguf", "mlx": "mlx"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def _metadata(model: Model) -> str:
     fields.setdefault("pipeline_tag", "text-generation")
     data = ModelCardData(
         **fields,
-        library_name=LIBRARY[targets[0]],
+        library_name=targets[0],
         tags=["bitquilt", *targets, "quantized"],
     )
     return data.to_yaml()
@@ -71,7 +71,7 @@ def _targets(model: Model) -> list[str]:
 
 
 def _text(model: Model) -> str:
-    evaluated = {one.name: results.kept(one.path) for one in model.candidates}
+    evaluated = {one.name: _evaluated(one, model.original) for one in model.candidates}
     found = {name: record for name, record in evaluated.items() if record}
     origin = model.origin
     values = {
@@ -90,6 +90,12 @@ def _text(model: Model) -> str:
     }
     text: str = environment().get_template("card.md").render(values)
     return text
+
+
+def _evaluated(candidate: Candidate, original: Checkpoint) -> dict[str, Any] | None:
+    """What is known of a file, if it was measured against this original."""
+    record = results.kept(candidate.path)
+    return record if record and record["fingerprint"] == original.fingerprint else None
 
 
 def _file(candidate: Candidate, record: Mapping[str, Any] | None) -> dict[str, str]:
@@ -114,17 +120,30 @@ def _measured(found: Mapping[str, Mapping[str, Any]]) -> str:
     if not found:
         return "No file was evaluated; `bitquilt eval` does it."
     record = next(iter(found.values()))
-    figures = next(iter(record["own"].values()))
+    texts = {
+        text: [n for n, r in found.items() if _read(r) == text]
+        for text in map(_read, found.values())
+    }
+    read = "; ".join(
+        f"{', '.join(names)}: {text}" if len(texts) > 1 else text for text, names in texts.items()
+    )
     floors = "; ".join(
         f"{floor['name']} {cell(floor['kl'], 'kl')['value']}" for floor in record["floors"]
     )
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (
-        f"KL(original ‖ file) per token in nats, on {figures['tokens']:,} tokens of "
-        f"{figures['documents']} documents that were not calibrated on, with 95 % intervals over "
-        f"documents. With nothing quantized it is {floors}. Measured by `bitquilt eval` with "
-        f"{versions}."
+        f"KL(original ‖ file) per token in nats, with 95 % intervals over documents, on {read}. "
+        f"With nothing quantized it is {floors}. Measured by `bitquilt eval` with {versions}."
     )
+
+
+def _read(record: Mapping[str, Any]) -> str:
+    """What text the figures of a file are over."""
+    figures = next(iter(record["own"].values()))
+    count = f"{figures['tokens']:,} tokens of {figures['documents']} documents"
+    if record["text"] == corpus.fingerprint(corpus.bundled("held-out")):
+        return f"{count} of bitquilt's held-out text, which it never calibrates on"
+    return f"{count} of another text (SHA-256 {record['text'][:12]})"
 
 
 def _detailed(name: str, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,13 +89,14 @@ def read(work_dir: Path) -> list[Made]:
     Raises:
         UserError: it is no work directory, or nothing of what it made is left.
     """
-    if not (work_dir / "settings.json").is_file():
+    settings = work_dir / "settings.json"
+    model = read_json(settings).get("model") if settings.is_file() else None
+    if model is None:  # `bitquilt eval` keeps another kind
         raise UserError(
             f"{work_dir} is no work directory of bitquilt; give the one that `bitquilt quantize` "
             "left, <output>/<model>.work unless --work-dir said otherwise"
         )
     records = [read_json(path) for path in sorted((work_dir / FOLDER).glob("*.json"))]
-    model = read_json(work_dir / "settings.json")["model"]
     there = [_made(model, record) for record in records if Path(record["path"]).exists()]
     if not there:
         raise UserError(

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from bitquilt.checkpoint import resolve
 from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.errors import UserError
 
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 INHERITED = ("language", "pipeline_tag")
@@ -49,7 +50,7 @@ class Origin:
         """
         directory = checkpoint.tokenizer_dir
         card = directory / "README.md" if directory else None
-        metadata = ModelCard.load(card).data.to_dict() if card and card.is_file() else {}
+        metadata = _metadata(card) if card and card.is_file() else {}
         files = [directory / name for name in LICENCE_FILES] if directory else []
         return cls(
             checkpoint.name,
@@ -100,8 +101,17 @@ class Origin:
         return gated or None
 
 
+def _metadata(card: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    except Exception as error:  # huggingface_hub and its YAML have no common class
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"the front matter of {card} cannot be read ({reason}), and it has the licence; mend it"
+        ) from error
+    return found
+
+
 def _hub_id(reference: str) -> str | None:
     """The reference itself, if it is no path and not the demo."""
-    if reference == resolve.DEMO or Path(reference).expanduser().exists():
-        return None
-    return reference
+    return reference if resolve.on_hub(reference) else None

@@ -153,9 +153,15 @@ def _lead(files: Sequence[Made]) -> str:
 def _measured_on(files: Sequence[Made]) -> str:
     """What text the figures of the first table are over; one sentence if they differ."""
     without = [made.name for made in files if not made.row]
-    if not without:
-        first = next(iter(files[0].row["figures"].values()))  # type: ignore[index]
-        return f"Measured on {first['tokens']:,} held-out tokens of {first['documents']} documents."
+    read = list(dict.fromkeys(_text(made) for made in files if made.evaluation))
+    if not without and len(read) == 1:
+        return f"Measured on {read[0]}."
+    if len(read) > 1:
+        said = (f"{m.name} on {_text(m)}" for m in files if m.evaluation)
+        return (
+            f"Not measured on the same text, so figures do not compare: {'; '.join(said)}. Run "
+            "bitquilt eval on all files at once."
+        )
     if len(without) == len(files):
         return (
             "Figures are those at the end of quantizing, in torch; `bitquilt eval` has better ones."
@@ -164,6 +170,14 @@ def _measured_on(files: Sequence[Made]) -> str:
         f"{', '.join(without)}: figures at the end of quantizing, on less text than the others; "
         "run bitquilt eval on all files to compare them."
     )
+
+
+def _text(made: Made) -> str:
+    """What a file was evaluated on."""
+    assert made.evaluation is not None
+    first = next(iter(made.evaluation["own"].values()))
+    count = f"{first['tokens']:,} tokens of {first['documents']} documents"
+    return f"{count}, SHA-256 {made.evaluation['text'][:12]}"
 
 
 def _file(made: Made) -> dict[str, Any]:
@@ -303,7 +317,7 @@ def _facts(files: Sequence[Made], settings: Mapping[str, Any]) -> list[tuple[str
         ("checkpoint, SHA-256", settings["checkpoint"]),
         ("calibration text, SHA-256", settings["calibration"]),
         ("windows read", json.dumps(settings["windows"])),
-        ("seeds", "0 everywhere"),
+        ("seeds", "in the commands; 0 where they name none"),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(settings["versions"].items()))),
     ]
     for made in files:

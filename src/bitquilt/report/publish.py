@@ -17,7 +17,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.errors import UserError
 from bitquilt.evaluation.candidate import Candidate
-from bitquilt.evaluation.results import kept_at
+from bitquilt.evaluation.results import kept, kept_at
 from bitquilt.progress import Reporter
 from bitquilt.report.card import Model, card, modelfiles
 from bitquilt.report.origin import HUB_ERRORS, Origin
@@ -93,9 +93,11 @@ def _files(candidate: Candidate) -> Iterator[Entry]:
         beside = [path, path.with_suffix(".recipe.json")]
     else:
         beside = [file for file in sorted(path.iterdir()) if file.name != "README.md"]
-    for file in (*beside, kept_at(path)):
+    for file in beside:
         if file.is_file():
             yield Entry(file.name, file)
+    if kept(path):  # and not what was measured on other bytes of that name
+        yield Entry(kept_at(path).name, kept_at(path))
 
 
 def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
@@ -127,6 +129,11 @@ def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
         raise UserError(
             f"{model.repository} was not published: {reason}; log in with `hf auth login`, and "
             "give the same command again to continue"
+        ) from error
+    except ValueError as error:  # what huggingface_hub makes of a card that the hub refuses
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{model.repository} was not published: {reason}; mend the original's README.md"
         ) from error
     return str(address)
 

@@ -67,6 +67,7 @@ def tally(samples: list[End]) -> Votes:
 
 def normalized(answer: str) -> str:
     r"""An answer without spaces, ``$``, ``\text{}``, commas in numbers, idle zeros, and case."""
+    answer = re.sub(r"\\(?=[$%])", "", answer.replace("{,}", ","))
     answer = re.sub(r"\\(?:text|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1", answer)
     answer = re.sub(r"\\[,;:! ]|\\left|\\right|[\s$]", "", answer.replace("\\dfrac", "\\frac"))
     answer = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", answer)
