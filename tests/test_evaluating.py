@@ -169,6 +169,17 @@ def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp
     assert len(list((tmp_path / "bitquilt").iterdir())) == 2
 
 
+def test_a_file_without_a_template_is_measured_and_not_asked(model, text, folder):
+    path = folder / "plain.gguf"
+    plain = replace(model.checkpoint, chat_template=None)
+    gguf.write(plain, model.on("Q8_0"), model.packed, path, "{}")
+    (row,) = evaluate(
+        [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work"
+    ).rows
+    assert row.samples == []
+    assert row.figures["all"].kl.mean > 0
+
+
 def test_no_winner_among_equals(found):
     (comparison,) = found.comparisons
     assert set(comparison.names) == {"four.gguf", "again.gguf"}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -97,9 +97,10 @@ def against(teacher: Teacher, student: Iterator[Tensor]) -> TokenFigures:
 def figures(found: TokenFigures, engine: str) -> Figures:
     """Means with their intervals."""
     windows = Documents.windows(*found.kl.shape)
-    loss = windows.mean(found.loss.ravel())
+    kl, loss = windows.mean(found.kl.ravel()), windows.mean(found.loss.ravel())
     return Figures(
-        windows.mean(found.kl.ravel()),
+        # of one token it is rounded, to −1e-7 at worst
+        replace(kl, low=float(np.maximum(kl.low, 0.0))),
         windows.mean(found.agreement.ravel()),
         through(loss, math.exp),
         engine,
