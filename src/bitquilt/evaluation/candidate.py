@@ -52,7 +52,9 @@ class Candidate:
         Raises:
             UserError: neither of the two.
         """
-        path = Path(os.path.abspath(reference)) if Path(reference).name == "" else Path(reference)
+        path = Path(reference)
+        if path.name == "":  # "." has none to put figures beside
+            path = Path(os.path.abspath(path))
         if path.suffix == ".gguf" and path.is_file():
             return cls(path, "gguf", path.stat().st_size, path.name)
         if path.is_dir() and is_mlx(path):
