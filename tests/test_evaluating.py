@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from bitquilt.evaluation import traces
 from bitquilt.evaluation.candidate import Candidate
 from bitquilt.evaluation.results import kept, kept_at
 from bitquilt.evaluation.text import held_out
-from bitquilt.stitch import gguf
+from bitquilt.stitch import gguf, mlx
 
 TOKENS = 5120
 
@@ -85,7 +86,7 @@ def found(folder, model, text, files):
 
 def test_figures_are_those_of_transformers_on_the_same_text(found, model, text, files):
     """Every domain by itself, then the mean over them; the file's weights as they are read back."""
-    read = held_out(corpus.from_file(text), encoder(model.checkpoint), TOKENS, WINDOW)
+    read = held_out(corpus.from_file(text), encoder(model.checkpoint), TOKENS, WINDOW, print)
     weights = gguf.read_weights(files[1])
     with TorchEngine(model.checkpoint) as original:
         truth = losses_and_logs(original, read.tokens)
@@ -178,6 +179,23 @@ def test_a_file_without_a_template_is_measured_and_not_asked(model, text, folder
     ).rows
     assert row.samples == []
     assert row.figures["all"].kl.mean > 0
+
+
+def test_an_mlx_directory_is_checked_in_mlx(model, text, folder):
+    """Without Metal it reads everything in torch, and an excerpt in its engine."""
+    pytest.importorskip("mlx_lm")
+    path = folder / "eight-mlx"
+    mlx.write(model.checkpoint, model.on("8bit-g32"), model.packed, path, "{}")
+    found = evaluate(
+        [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work"
+    )
+    (row,) = found.rows
+    assert row.engine == ("mlx-lm" if sys.platform == "darwin" else "torch")
+    assert 0 < row.figures["all"].kl.mean < 0.01
+    assert row.check.agree
+    assert row.check.between.mean < 1e-4
+    assert row.samples
+    assert [floor.name for floor in found.floors] == ["bfloat16 in torch", "F32 in mlx-lm"]
 
 
 def test_no_winner_among_equals(found):

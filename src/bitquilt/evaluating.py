@@ -102,7 +102,7 @@ def evaluate(
         "versions": {"bitquilt": __version__, "torch": torch.__version__},
     }
     with WorkDir(Path(work_dir) if work_dir else _cache(settings), settings) as work:
-        texts = [held_out(documents, encoder(original), tokens, WINDOW)]
+        texts = [held_out(documents, encoder(original), tokens, WINDOW, reporter.say)]
         talk = _talk(original, documents, work, reporter)
         if talk is not None:
             texts.append(talk.traces)

@@ -140,6 +140,8 @@ def test_command(source, tmp_path, capfd):
     [
         (("--tasks", "chess"), "there is no task chess; choose among demo"),
         ((), "say what MODEL was made from with --against, or give --tasks"),
+        (("--tasks", "demo", "--text", "mine.txt"), "tasks bring their own text"),
+        (("--against", "demo", "--limit", "3"), "are of tasks; name some: --tasks"),
     ],
 )
 def test_what_is_missing_is_said(source, capfd, arguments, sentence):

@@ -97,9 +97,10 @@ def test_upload_goes_on_where_it_was_stopped_and_keeps_the_originals_terms(hub, 
 
 def test_without_a_licence_nothing_is_passed_on(hub, file, original):
     (original / "README.md").unlink()
-    done = run(hub, file, "--against", original, "--repo", "me/tiny", "--upload")
-    assert done.returncode == 2
-    assert "names no licence" in done.stderr
+    for upload in ((), ("--upload",)):
+        done = run(hub, file, "--against", original, "--repo", "me/tiny", *upload)
+        assert done.returncode == 2
+        assert "names no licence" in done.stderr
     assert hub.created == []
 
 

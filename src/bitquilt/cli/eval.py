@@ -98,10 +98,14 @@ def evaluate(
         from bitquilt.cli.tasks import run_tasks
         from bitquilt.evaluation.tasks import Effort
 
+        if text or work_dir:
+            raise click.UsageError("tasks bring their own text; leave out --text and --work-dir")
         every = models if against is None else (against, *models)
         effort = Effort(repeats, limit, max_tokens, run_code)
-        run_tasks(every, tasks.split(","), effort, as_json)
+        run_tasks(every, [name.strip() for name in tasks.split(",")], effort, as_json)
         return
+    if limit or run_code or repeats > 1:
+        raise click.UsageError("--repeats, --limit and --run-code are of tasks; name some: --tasks")
     if against is None:
         raise click.UsageError("say what MODEL was made from with --against, or give --tasks")
     from bitquilt.evaluating import evaluate as measure

@@ -36,6 +36,7 @@ def publish(
     from bitquilt.search.budget import human
 
     model = hub.model(models, against, repo, base_model)
+    hub.require_licence(model)
     listed = {entry.name: entry.nbytes for entry in hub.entries(model)}
     address = hub.upload(model, Reporter(), private=private) if upload else None
     if as_json:

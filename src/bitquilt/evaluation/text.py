@@ -72,14 +72,27 @@ class Text:
         return np.array([len(decode(window[kept].tolist()).encode()) for window, kept in pairs])
 
 
-def held_out(documents: Sequence[Document], encode: Encode, tokens: int, length: int) -> Text:
+def held_out(
+    documents: Sequence[Document],
+    encode: Encode,
+    tokens: int,
+    length: int,
+    say: Callable[[str], None],
+) -> Text:
     """About ``tokens`` tokens of the documents: domains get the same share, and so do, within a
     domain, its documents as far as they are long enough.
 
     Equal shares give the narrowest honest intervals: what is drawn anew is the document.
 
+    Args:
+        documents: of any domains.
+        encode: the tokenizer.
+        tokens: about how many to read.
+        length: of a window.
+        say: told of domains that do not fill one.
+
     Raises:
-        UserError: no document is long enough.
+        UserError: no domain fills a window.
     """
     domains = sorted({document.domain for document in documents})
     per_domain = max(1, round(tokens / length / len(domains)))
@@ -87,10 +100,13 @@ def held_out(documents: Sequence[Document], encode: Encode, tokens: int, length:
     for domain in domains:
         own = [(n, d) for n, d in enumerate(documents) if d.domain == domain]
         pieces = _spread_evenly([_pieces(n, encode(d), length) for n, d in own])
-        windows += ((ids, labels, domain) for ids, labels in _filled(pieces, per_domain, length))
+        filled = [(ids, labels, domain) for ids, labels in _filled(pieces, per_domain, length)]
+        if not filled:
+            say(f"the text holds less than {length} tokens of {domain}, which is left out")
+        windows += filled
     if not windows:
         raise UserError(
-            f"the text holds no document of {length} tokens; give more text with --text"
+            f"the text holds no {length} tokens of any domain; give more text with --text"
         )
     mixed = [windows[i] for i in np.random.default_rng(0).permutation(len(windows))]
     labels = np.array([window[1] for window in mixed])

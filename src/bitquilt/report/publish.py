@@ -100,17 +100,26 @@ def _files(candidate: Candidate) -> Iterator[Entry]:
         yield Entry(kept_at(path).name, kept_at(path))
 
 
-def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
-    """Make the repository, gate it as the original is, and upload; gives its address.
+def require_licence(model: Model) -> None:
+    """Refuse what nobody may pass on.
 
     Raises:
-        UserError: the original names no licence, the hub refuses or does not answer.
+        UserError: the original names no licence.
     """
     if not model.origin.licence:
         raise UserError(
             f"{model.original.name} names no licence, so it may not be passed on; put a README.md "
             "with its `license` beside the original"
         )
+
+
+def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
+    """Make the repository, gate it as the original is, and upload; gives its address.
+
+    Raises:
+        UserError: the original names no licence, the hub refuses or does not answer.
+    """
+    require_licence(model)
     api = HfApi()
     listed = entries(model)
     try:
