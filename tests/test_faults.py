@@ -141,7 +141,7 @@ def test_weights_that_are_no_numbers(model, tmp_path, refused, monkeypatch, valu
         (["--recipe", "Q4_K_M", "--to", "mlx"], ["Q4_K_M", "4bit-g64"]),
         (["--recipe", "mine.yaml"], ["mine.yaml is neither a recipe file"]),
         (["--recipe", "none.json"], ["cannot read the recipe none.json"]),
-        (["--calibration", "none.txt"], ["none.txt", "calibration"]),
+        (["--calibration", "none.txt"], ["none.txt", "check the path"]),
         (["--calibration", "words.docx"], ["words.docx", ".txt"]),
         (["--fast"], ["No such option", "--help"]),
     ],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import Encode
-from bitquilt.checkpoint import open_checkpoint
+from bitquilt.checkpoint import from_config, open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.divergence import logits
 from bitquilt.engines import Engine, is_mlx
@@ -23,6 +23,7 @@ from bitquilt.engines.mlx import open_mlx
 from bitquilt.engines.remote import RemoteEngine
 from bitquilt.errors import UserError
 from bitquilt.evaluation.in_engine import ENGINES, SAMPLE
+from bitquilt.files import read_json
 from bitquilt.forward import BlockwiseModel
 
 
@@ -78,8 +79,14 @@ class Candidate:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Its tensors by canonical name, none of them read."""
-        source = self.path if self.target == "gguf" else self.path / "config.json"
-        return open_checkpoint(source).shapes
+        if self.target == "gguf":
+            return open_checkpoint(self.path).shapes
+        config = read_json(self.path / "config.json")
+        # shapes are those of the model that was quantized
+        plain = {
+            k: v for k, v in config.items() if k not in ("quantization", "quantization_config")
+        }
+        return from_config(plain, self.name).shapes
 
     def check(self, original: Checkpoint) -> None:
         """Refuse a file that cannot have been made from the original.
