@@ -19,6 +19,9 @@ from bitquilt.files import known, read_json, written_whole
 SAME_SIZE = 0.01
 """Files are judged side by side whose sizes exceed that of the smallest of them by no more."""
 
+PRECISION = 1e-6
+"""Nats that float32 tells apart in one token's KL."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -37,7 +40,7 @@ class Check:
     @property
     def agree(self) -> bool:
         """Whether the two may differ by no more than the engine's own arithmetic accounts for."""
-        apart, most = self.apart, self.between.mean
+        apart, most = self.apart, max(self.between.mean, PRECISION)
         if math.isnan(apart.low):  # too few documents for an interval
             return abs(apart.mean) <= most
         return apart.low <= most and -most <= apart.high
