@@ -29,7 +29,7 @@ from torch import Tensor
 from bitquilt import __version__
 from bitquilt.calibration import corpus
 from bitquilt.calibration.corpus import Document
-from bitquilt.calibration.text import encoder
+from bitquilt.calibration.text import Encode, encoder
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.divergence import TokenFigures, compare, logits
@@ -102,7 +102,8 @@ def evaluate(
         "versions": {"bitquilt": __version__, "torch": torch.__version__},
     }
     with WorkDir(Path(work_dir) if work_dir else _cache(settings), settings) as work:
-        texts = [held_out(documents, encoder(original), tokens, WINDOW, reporter.say)]
+        encode = encoder(original)
+        texts = [held_out(documents, encode, tokens, WINDOW, reporter.say)]
         talk = _talk(original, documents, work, reporter)
         if talk is not None:
             texts.append(talk.traces)
@@ -112,8 +113,8 @@ def evaluate(
                 references.append(Reference.of(original, one, work))
                 step()
         targets = sorted({candidate.target for candidate in candidates})
-        noise = floors(original, references[0], targets, encoder(original), work, reporter)
-    judge = Judge(original, references, talk, reporter)
+        noise = floors(original, references[0], targets, encode, work, reporter)
+    judge = Judge(original, references, talk, encode, reporter)
     found: list[list[TokenFigures]] = []
     evaluation = Evaluation(
         original.name,
@@ -180,13 +181,14 @@ class Judge:
         original: Checkpoint,
         references: Sequence[Reference],
         talk: Talk | None,
+        encode: Encode,
         reporter: Reporter,
     ) -> None:
         self._original = original
         self._references = references
         self._talk = talk
         self._reporter = reporter
-        self._encode = encoder(original)
+        self._encode = encode
 
     def own(self) -> dict[str, Figures]:
         """The original's own figures."""

@@ -120,10 +120,9 @@ def _measured(found: Mapping[str, Mapping[str, Any]]) -> str:
     if not found:
         return "No file was evaluated; `bitquilt eval` does it."
     record = next(iter(found.values()))
-    texts = {
-        text: [n for n, r in found.items() if _read(r) == text]
-        for text in map(_read, found.values())
-    }
+    texts: dict[str, list[str]] = {}
+    for name, one in found.items():
+        texts.setdefault(_read(one), []).append(name)
     read = "; ".join(
         f"{', '.join(names)}: {text}" if len(texts) > 1 else text for text, names in texts.items()
     )
