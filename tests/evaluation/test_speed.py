@@ -53,7 +53,7 @@ def test_figures_hang_together(found, files):
         assert speed.prompt_rate * speed.first_token == pytest.approx(16 * speed.load.batch)
         assert speed.resident > speed.nbytes
         assert speed.of_bandwidth > 0  # a file this small is read from the cache, beyond memory's
-        assert speed.of_flops > 0
+        assert 0 < speed.of_flops < 1
 
 
 def test_limits_are_plausible():

@@ -70,6 +70,7 @@ def test_a_stream_says_the_same(demo: Running) -> None:
     assert reasoning == whole.choices[0].message.reasoning_content
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert chunks[-1].usage == whole.usage
+    assert len(chunks) > 5
 
 
 def test_what_is_asked_for_is_obeyed(demo: Running) -> None:
