@@ -9,10 +9,13 @@ K numbers that code one.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from bitquilt.rounding.factor import BLOCK, GROUP, Factor, column_sums, diagonal_blocks
+from bitquilt.rounding.replay import Replay
 from bitquilt.rounding.rounders import Rounder
 
 
@@ -34,21 +37,52 @@ def descend(
     triangles = torch.linalg.cholesky(blocks.flip(2, 3)).flip(2, 3)
     inverses = torch.linalg.inv(blocks)
     errors = weight - levels
+    one_block = Replay(partial(_descend_block, rounder))
     for start in range(0, columns, BLOCK):
-        block = slice(start, min(start + BLOCK, columns))
-        pull = torch.bmm(factor.hessian[:, block], errors)  # H E, [L, 128, N]
-        for first in range(block.start, block.stop, GROUP):
-            own, g = slice(first, first + GROUP), first // GROUP
-            here = pull[:, first - start : first - start + GROUP]
-            target = torch.baddbmm(levels[:, own], inverses[:, g], here)
-            new_codes, new_levels = rounder.propose(g, target, triangles[:, g])
-            gain, moved = _gain(blocks[:, g], target, levels[:, own], new_levels)
-            better = (gain > 0).unsqueeze(1)
-            codes[:, g] = torch.where(better, new_codes, codes[:, g])
-            moved.mul_(better)
-            levels[:, own] -= moved
-            errors[:, own] += moved
-            pull.baddbmm_(factor.hessian[:, block, own], moved)
+        own = slice(start, min(start + BLOCK, columns))
+        groups = slice(own.start // GROUP, own.stop // GROUP)
+        codes[:, groups], moved = one_block(
+            torch.bmm(factor.hessian[:, own], errors),
+            codes[:, groups],
+            levels[:, own],
+            factor.hessian[:, own, own],
+            blocks[:, groups],
+            triangles[:, groups],
+            inverses[:, groups],
+            *rounder.scales(groups),
+        )
+        levels[:, own] -= moved
+        errors[:, own] += moved
+
+
+def _descend_block(
+    rounder: Rounder,
+    pull: Tensor,
+    codes: Tensor,
+    levels: Tensor,
+    hessian: Tensor,
+    blocks: Tensor,
+    triangles: Tensor,
+    inverses: Tensor,
+    *scales: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """New codes of up to 128 columns, and their old levels less the new ones.
+
+    Pull, which is H E and is overwritten, and levels are [L, 128, N], codes [L, 16, K, N], hessian
+    [L, 128, 128] and the other three, of each group, [L, 16, 8, 8].
+    """
+    all_codes, all_moved = [], []
+    for g in range(blocks.shape[1]):
+        own = slice(g * GROUP, (g + 1) * GROUP)
+        target = torch.baddbmm(levels[:, own], inverses[:, g], pull[:, own])
+        new_codes, new_levels = rounder.propose([s[g] for s in scales], target, triangles[:, g])
+        gain, moved = _gain(blocks[:, g], target, levels[:, own], new_levels)
+        better = (gain > 0).unsqueeze(1)
+        moved.mul_(better)
+        pull.baddbmm_(hessian[:, :, own], moved)
+        all_codes.append(torch.where(better, new_codes, codes[:, g]))
+        all_moved.append(moved)
+    return torch.stack(all_codes, 1), torch.cat(all_moved, 1)
 
 
 def _gain(hessian: Tensor, target: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:

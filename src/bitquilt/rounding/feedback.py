@@ -11,10 +11,13 @@ K numbers that code one.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from bitquilt.rounding.factor import BLOCK, GROUP, Factor, column_sums
+from bitquilt.rounding.replay import Replay
 from bitquilt.rounding.rounders import Rounder
 
 
@@ -35,20 +38,47 @@ def feed_back(weight: Tensor, rounder: Rounder, factor: Factor) -> tuple[Tensor,
     codes = weight.new_empty(shape, dtype=torch.int16)
     levels, errors = torch.empty_like(weight), torch.empty_like(weight)
     cost = weight.new_zeros(inputs, rows)
+    one_block = Replay(partial(_feed_back_block, rounder))
     for start in range(0, columns, BLOCK):
-        stop = min(start + BLOCK, columns)
+        own = slice(start, min(start + BLOCK, columns))
+        groups = slice(own.start // GROUP, own.stop // GROUP)
         targets = torch.baddbmm(
-            weight[:, start:stop], factor.carry[:, :start, start:stop].mT, errors[:, :start]
+            weight[:, own], factor.carry[:, :start, own].mT, errors[:, :start]
         )
-        for first in range(start, stop, GROUP):
-            own, later = slice(first, first + GROUP), slice(first + GROUP, stop)
-            g = first // GROUP
-            target = targets[:, first - start : first - start + GROUP]
-            triangles = factor.triangles[:, g]
-            codes[:, g], levels[:, own] = rounder.propose(g, target, triangles)
-            miss = torch.bmm(triangles.mT, target - levels[:, own])
-            cost += column_sums(miss.square_())
-            torch.sub(weight[:, own], levels[:, own], out=errors[:, own])
-            rest = targets[:, first - start + GROUP :]
-            rest.baddbmm_(factor.carry[:, own, later].mT, errors[:, own])
+        codes[:, groups], levels[:, own], cost = one_block(
+            weight[:, own],
+            targets,
+            cost,
+            factor.triangles[:, groups],
+            factor.carry[:, own, own],
+            *rounder.scales(groups),
+        )
+        torch.sub(weight[:, own], levels[:, own], out=errors[:, own])
     return codes, levels, cost
+
+
+def _feed_back_block(
+    rounder: Rounder,
+    weight: Tensor,
+    targets: Tensor,
+    cost: Tensor,
+    triangles: Tensor,
+    carry: Tensor,
+    *scales: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and levels of up to 128 columns, and the costs so far with theirs added.
+
+    Weights and targets are [L, 128, N] (targets are overwritten), triangles [L, 16, 8, 8] and
+    carry [L, 128, 128].
+    """
+    codes, levels = [], []
+    for g in range(triangles.shape[1]):
+        own, later = slice(g * GROUP, (g + 1) * GROUP), slice((g + 1) * GROUP, None)
+        target = targets[:, own]
+        new_codes, new_levels = rounder.propose([s[g] for s in scales], target, triangles[:, g])
+        miss = torch.bmm(triangles[:, g].mT, target - new_levels)
+        cost += column_sums(miss.square_())
+        targets[:, later].baddbmm_(carry[:, own, later].mT, weight[:, own] - new_levels)
+        codes.append(new_codes)
+        levels.append(new_levels)
+    return torch.stack(codes, 1), torch.cat(levels, 1), cost

@@ -34,13 +34,19 @@ class Rounder(ABC):
     """K."""
 
     @abstractmethod
-    def propose(self, place: int, target: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
+    def scales(self, groups: slice) -> Sequence[Tensor]:
+        """What levels are made of: for each of some groups, as ordered, float32 [L, N] each."""
+
+    @abstractmethod
+    def propose(
+        self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Codes int16 [L, K, N] and levels float32 [L, 8, N] near targets [L, 8, N].
 
         Near means ‖Tᵀ (target − level)‖² small, T [8, 8] an upper triangular one of ``triangles``.
 
         Args:
-            place: which eight columns, in the order of rounding.
+            scales: of those eight columns, float32 [L, N] each.
             target: float32 [L, 8, N].
             triangles: float32 [L, 8, 8].
         """
@@ -90,11 +96,15 @@ class LevelRounder(Rounder):
         table = _scalar(runs[0][0]).table
         self._table = None if table is None else Table(table, CELLS)
 
-    def propose(self, place: int, target: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
+    def scales(self, groups: slice) -> Sequence[Tensor]:
+        """See :meth:`Rounder.scales`: steps, their inverses and offsets."""
+        return self._steps[groups], self._inverse[groups], self._offsets[groups]
+
+    def propose(
+        self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """See :meth:`Rounder.propose`."""
-        step, inverse, offset = (
-            each[place].unsqueeze(1) for each in (self._steps, self._inverse, self._offsets)
-        )
+        step, inverse, offset = (each.unsqueeze(1) for each in scales)
         # all eight columns of a row have one step: in units of it, levels are whole numbers
         wanted = (target - offset).mul_(inverse)
         reached, values = wanted.clone(), torch.empty_like(target)
@@ -139,9 +149,15 @@ class PatternRounder(Rounder):
         self._halves = GROUP // codebook(self._grid.name).shape[1]
         self.width = self._halves + 1
 
-    def propose(self, place: int, target: Tensor, triangles: Tensor) -> tuple[Tensor, Tensor]:
+    def scales(self, groups: slice) -> Sequence[Tensor]:
+        """See :meth:`Rounder.scales`: steps."""
+        return (self._steps[groups],)
+
+    def propose(
+        self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """See :meth:`Rounder.propose`."""
-        codes, signs, levels = nearest_patterns(self._grid, target, self._steps[place], triangles)
+        codes, signs, levels = nearest_patterns(self._grid, target, *scales, triangles)
         return torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1), levels
 
     @staticmethod

@@ -1,0 +1,55 @@
+"""Many small kernels launched as one: a recording of what a function did on a GPU.
+
+Rounding launches some forty kernels for every eight columns, and Python takes ten times as long to
+launch them as an H100 to run them (docs/decisions/feedback.md). Blocks of columns are alike but for
+their numbers, so the second one is recorded as a CUDA graph, and from then on played again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Size, Tensor
+
+Function = Callable[..., Sequence[Tensor]]
+"""Of tensors alone; what else it looks at stays as it is."""
+
+
+class Replay:
+    """A function of tensors on one device, called many times, mostly with equal shapes."""
+
+    def __init__(self, function: Function) -> None:
+        """Wrap a function; the recording goes when this object does."""
+        self._function = function
+        self._shapes: list[Size] | None = None
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._inputs: list[Tensor] = []
+        self._outputs: Sequence[Tensor] = ()
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """The function's results; they hold until the next call."""
+        if tensors[0].device.type != "cuda":
+            return self._function(*tensors)
+        shapes = [tensor.shape for tensor in tensors]
+        if shapes != self._shapes:
+            # also what fills caches and sets up libraries, which a recording must not
+            self._shapes, self._graph = shapes, None
+            return self._function(*tensors)
+        if self._graph is None:
+            self._record(tensors)
+        for kept, tensor in zip(self._inputs, tensors, strict=True):
+            kept.copy_(tensor)
+        assert self._graph is not None
+        self._graph.replay()
+        return self._outputs
+
+    def _record(self, tensors: Sequence[Tensor]) -> None:
+        self._inputs = [tensor.clone() for tensor in tensors]
+        self._graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._graph.capture_begin()
+            self._outputs = self._function(*self._inputs)
+            self._graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
