@@ -26,6 +26,7 @@ from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.device import compute_device
 from bitquilt.grids.grid import Packed
 from bitquilt.heap import give_back
+from bitquilt.parallel import Aside
 from bitquilt.progress import Step
 from bitquilt.rounding.best import Job, draft, improve, kind_of
 from bitquilt.rounding.factor import GROUP, Factor, factorize
@@ -35,7 +36,7 @@ from bitquilt.workdir import WorkDir
 CPU_BATCH = 1 << 28
 """Bytes, about, of weights and Hessians that are in memory together on a CPU: those of many layers
 of a tiny model, of one input of others."""
-DEVICE_BATCH = 3 << 30
+DEVICE_BATCH = 2 << 30
 """The same elsewhere."""
 WEIGHT_BYTES, HESSIAN_BYTES = 4, 16
 """What a weight takes, and an entry of a Hessian with its factors."""
@@ -112,8 +113,9 @@ class Bank:
         for owner in [owner for owner in missing if not self._feeds_back(owner)]:
             for module, names in missing.pop(owner).items():
                 self._round_alone(module, names, step)
-        for owners in self._batches(missing):
-            self._draft(owners, missing, feedback, step)
+        with Aside() as aside:
+            for owners in self._batches(missing):
+                self._draft(owners, missing, feedback, step, aside)
 
     def finish(self, chosen: Candidates, step: Step) -> None:
         """Bring what was chosen from drafts to ``best``, if that was asked for.
@@ -126,12 +128,19 @@ class Bank:
         for module, names in chosen.items():
             owner, have = input_of(module), self.cells(module, FINISHED)
             drafted = self._rounding == "best" and self._feeds_back(owner)
-            if rough := [name for name in names if drafted and name not in have]:
+            # a float has nothing to finish
+            rough = [
+                name
+                for name in names
+                if drafted and name not in have and kind_of(grids.get(name)) is not None
+            ]
+            if rough:
                 drafts.setdefault(owner, {})[module] = rough
             for _ in set(names) - set(rough):
                 step()
-        for owners in self._batches(drafts):
-            self._improve(owners, drafts, step)
+        with Aside() as aside:
+            for owners in self._batches(drafts):
+                self._improve(owners, drafts, step, aside)
 
     def _batches(self, owners: Iterable[str]) -> Iterator[list[str]]:
         """Inputs of equal width, as many at a time as memory is meant for."""
@@ -160,7 +169,9 @@ class Bank:
         columns = self.checkpoint.matrices[owner][1]
         return owner not in (EMBEDDING, HEAD) and columns % GROUP == 0
 
-    def _draft(self, owners: Sequence[str], wanted: Wanted, feedback: bool, step: Step) -> None:
+    def _draft(
+        self, owners: Sequence[str], wanted: Wanted, feedback: bool, step: Step, aside: Aside
+    ) -> None:
         """Round what reads some inputs for the first time."""
         method = "gptq" if feedback else "nearest"
 
@@ -172,9 +183,9 @@ class Bank:
                 divergence = self.moments.divergence_of_rows(module, one.costs)
                 yield job.grid.pack(one.fields), Cell(divergence, method, one.method)
 
-        self._round(owners, wanted, work, DRAFTS, step)
+        self._round(owners, wanted, work, DRAFTS, step, aside)
 
-    def _improve(self, owners: Sequence[str], wanted: Wanted, step: Step) -> None:
+    def _improve(self, owners: Sequence[str], wanted: Wanted, step: Step, aside: Aside) -> None:
         """Finish drafts of what reads some inputs; the search's figures stay those of drafts."""
 
         def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Rounded]:
@@ -183,12 +194,13 @@ class Bank:
                 job.grid.unpack({name: part.to(device) for name, part in self.packed(*key).items()})
                 for key, job in zip(keys, jobs, strict=True)
             ]
+            cells = {module: self.cells(module) for module, _ in keys}
             done = improve(jobs, drafts, factor)
             for (module, name), job, one in zip(keys, jobs, done, strict=True):
-                cell = replace(self.cells(module)[name], rounding="best", kept=one.method)
+                cell = replace(cells[module][name], rounding="best", kept=one.method)
                 yield job.grid.pack(one.fields), cell
 
-        self._round(owners, wanted, work, FINISHED, step)
+        self._round(owners, wanted, work, FINISHED, step, aside)
 
     def _round(
         self,
@@ -197,8 +209,12 @@ class Bank:
         work: Callable[[Sequence[Key], Sequence[Job], Factor], Iterable[Rounded]],
         folder: str,
         step: Step,
+        aside: Aside,
     ) -> None:
-        """Do ``work`` on what reads some inputs, under one factorization, and keep the results."""
+        """Do ``work`` on what reads some inputs, under one factorization, and keep the results.
+
+        They are written while the next inputs' are worked on: a disk takes as long as a GPU.
+        """
         room = CPU_CELLS if compute_device().type == "cpu" else DEVICE_CELLS
         keys, jobs, factor = self._jobs(owners, wanted)
         by_kind = sorted(range(len(jobs)), key=lambda i: repr(kind_of(jobs[i].grid)))
@@ -209,7 +225,7 @@ class Bank:
             for key, (packed, cell) in zip(own, results, strict=True):
                 done[key] = {name: tensor.cpu() for name, tensor in packed.items()}, cell
                 step()
-        self._add(done, folder)
+        aside.do(self._add, done, folder)
         give_back()  # inputs of another width need blocks of other sizes
 
     def _jobs(self, owners: Sequence[str], wanted: Wanted) -> tuple[list[Key], list[Job], Factor]:

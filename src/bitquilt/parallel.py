@@ -8,7 +8,8 @@ matrices of 256 columns: twenty times as long). Here each worker thread has one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import TypeVar
 
 import torch
@@ -25,3 +26,39 @@ def in_threads(work: Callable[..., Result], *items: Iterable[object]) -> list[Re
     finally:
         # a thread's setting is torch's default for threads that start later
         torch.set_num_threads(threads)
+
+
+class Aside:
+    """A thread beside the one that computes, for what waits on disks: one call at a time.
+
+    Used as a context: at its end nothing is under way, and what a call raised has been raised.
+    """
+
+    def __init__(self) -> None:
+        """Start it."""
+        self._pool = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+
+    def do(self, work: Callable[..., None], *items: object) -> None:
+        """Call ``work(*items)`` there, once the call before has ended; raise what that raised."""
+        self._wait()
+        self._last = self._pool.submit(work, *items)
+
+    def _wait(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def __enter__(self) -> Aside:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the last call; an error of the context itself goes before one of that."""
+        self._pool.shutdown()
+        if error is None:
+            self._wait()

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -101,13 +102,11 @@ def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[Piece]:
             importance[jobs[i].input].expand_as(weight)
             for i, weight in zip(own, weights, strict=True)
         ]
-        fields = fit(grid, torch.cat(weights), torch.cat(shares))
-        counts = [len(weight) for weight in weights]
-        parts = {name: field.split(counts) for name, field in fields.items()}
-        for place, i in enumerate(own):
-            rows = len(jobs[i].weight)
-            one = {name: part[place][:rows] for name, part in parts.items()}
-            pieces[i] = Piece(grid, jobs[i].weight, one)
+        weight = torch.cat(weights)
+        together = Piece(grid, weight, fit(grid, weight, torch.cat(shares)))
+        for i, piece in zip(own, together.split([len(one) for one in weights]), strict=True):
+            without = piece.each(itemgetter(slice(len(jobs[i].weight))))
+            pieces[i] = replace(without, weight=jobs[i].weight)  # no other copy is kept
     return [pieces[i] for i in range(len(jobs))]
 
 
@@ -152,11 +151,24 @@ def _improved(whole: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done
     factor = whole.take(inputs)
     weight = _weights(runs, factor)
     runs = [
-        [replace(p, fields=refit(p.grid, p.fields, p.weight, whole.natural[own])) for p in run]
+        _refitted(run, whole.natural[own])
         for run, own in zip(_descended(runs, weight, factor), inputs, strict=True)
     ]
     runs = _descended(runs, weight, factor)
     return [[Rounded(piece.fields, "best", None) for piece in run] for run in runs]
+
+
+def _refitted(run: Run, hessian: Tensor) -> Run:
+    """Scales refitted under the Hessian [C, C] of the run's input, all pieces of a grid at once."""
+    pieces: dict[int, Piece] = {}
+    for grid in dict.fromkeys(piece.grid for piece in run):
+        own = [i for i, piece in enumerate(run) if piece.grid is grid]
+        weight = torch.cat([run[i].weight for i in own])
+        names = run[own[0]].fields
+        fields = {name: torch.cat([run[i].fields[name] for i in own]) for name in names}
+        together = Piece(grid, weight, refit(grid, fields, weight, hessian))
+        pieces |= zip(own, together.split([len(run[i].weight) for i in own]), strict=True)
+    return [pieces[i] for i in range(len(run))]
 
 
 def _descended(runs: Sequence[Run], weight: Tensor, factor: Factor) -> Sequence[Run]:

@@ -42,9 +42,7 @@ def feed_back(weight: Tensor, rounder: Rounder, factor: Factor) -> tuple[Tensor,
     for start in range(0, columns, BLOCK):
         own = slice(start, min(start + BLOCK, columns))
         groups = slice(own.start // GROUP, own.stop // GROUP)
-        targets = torch.baddbmm(
-            weight[:, own], factor.carry[:, :start, own].mT, errors[:, :start]
-        )
+        targets = torch.baddbmm(weight[:, own], factor.carry[:, :start, own].mT, errors[:, :start])
         codes[:, groups], levels[:, own], cost = one_block(
             weight[:, own],
             targets,
@@ -71,14 +69,21 @@ def _feed_back_block(
     Weights and targets are [L, 128, N] (targets are overwritten), triangles [L, 16, 8, 8] and
     carry [L, 128, 128].
     """
-    codes, levels = [], []
-    for g in range(triangles.shape[1]):
+    codes, parts = [], []
+    count = triangles.shape[1]
+    for g in range(count):
         own, later = slice(g * GROUP, (g + 1) * GROUP), slice((g + 1) * GROUP, None)
-        target = targets[:, own]
-        new_codes, new_levels = rounder.propose([s[g] for s in scales], target, triangles[:, g])
-        miss = torch.bmm(triangles[:, g].mT, target - new_levels)
-        cost += column_sums(miss.square_())
-        targets[:, later].baddbmm_(carry[:, own, later].mT, weight[:, own] - new_levels)
+        new_codes, new_levels = rounder.propose(
+            [s[g] for s in scales], targets[:, own], triangles[:, g]
+        )
         codes.append(new_codes)
-        levels.append(new_levels)
-    return torch.stack(codes, 1), torch.cat(levels, 1), cost
+        parts.append(new_levels)
+        if g + 1 < count:
+            error = weight[:, own] - new_levels
+            targets[:, later].baddbmm_(carry[:, own, later].mT, error)
+    levels = torch.cat(parts, 1)
+    # [L, 128, N] -> [L 16, 8, N], of which each group costs ‖Tᵀ miss‖²
+    miss = torch.unflatten(targets - levels, 1, (-1, GROUP)).flatten(0, 1)
+    costs = column_sums(torch.bmm(triangles.flatten(0, 1).mT, miss).square_())
+    cost += column_sums(torch.unflatten(costs, 0, (-1, count)))
+    return torch.stack(codes, 1), levels, cost

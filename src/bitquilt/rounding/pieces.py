@@ -47,6 +47,15 @@ class Piece:
         fields = {name: take(field) for name, field in self.fields.items()}
         return Piece(self.grid, take(self.weight), fields)
 
+    def split(self, counts: Sequence[int]) -> list[Piece]:
+        """So many rows each."""
+        weights = self.weight.split(list(counts))
+        fields = {name: field.split(list(counts)) for name, field in self.fields.items()}
+        return [
+            Piece(self.grid, weight, {name: parts[i] for name, parts in fields.items()})
+            for i, weight in enumerate(weights)
+        ]
+
 
 Run = Sequence[Piece]
 """Rows of matrices that read one input."""

@@ -16,6 +16,8 @@ from bitquilt.grids.grid import Fields, Grid
 
 RIDGE = 1e-5
 """Of the diagonal of a row's system: what two floats share leaves it nearly singular."""
+DEVICE_PULLED = 1 << 26
+"""Numbers in memory for all blocks that are worked out together; on a CPU each is alone."""
 
 
 def refit(grid: Grid, fields: Fields, weight: Tensor, hessian: Tensor) -> Fields:
@@ -60,13 +62,19 @@ def _interactions(shares: list[Tensor], hessian: Tensor) -> Tensor:
     """The system of the floats of all fields, which have as many blocks each: [R, P, P]."""
     rows, blocks, width = shares[0].shape
     system = hessian.new_empty(rows, len(shares), blocks, len(shares), blocks)
-    for b, slab in enumerate(hessian.split(width)):
+    on_cpu = hessian.device.type == "cpu"
+    together = 1 if on_cpu else max(1, DEVICE_PULLED // (rows * hessian.shape[1]))  # n
+    for b in range(0, blocks, together):
+        some = slice(b, b + together)
+        # only from this block on, for the system is symmetric: [n C / B, C'] -> [n, C / B, C']
+        slab = hessian[b * width : some.stop * width, b * width :].unflatten(0, (-1, width))
         for i, share in enumerate(shares):
-            # only on this block and later ones, for the system is symmetric: [R, C − b C / B]
-            pulled = share[:, b] @ slab[:, b * width :]
+            # [n, R, C'] -> [n, R, B', C / B]
+            pulled = torch.matmul(share[:, some].transpose(0, 1), slab).unflatten(2, (-1, width))
             for j, other in enumerate(shares):
-                system[:, i, b, j, b:] = _by_block(pulled, other[:, b:])
-                system[:, j, b:, i, b] = system[:, i, b, j, b:]
+                sums = torch.linalg.vecdot(pulled, other[:, b:])
+                system[:, i, some, j, b:] = sums.transpose(0, 1)
+                system[:, j, b:, i, some] = sums.permute(1, 2, 0)
     return system.flatten(3, 4).flatten(1, 2)
 
 

@@ -107,13 +107,14 @@ class LevelRounder(Rounder):
         step, inverse, offset = (each.unsqueeze(1) for each in scales)
         # all eight columns of a row have one step: in units of it, levels are whole numbers
         wanted = (target - offset).mul_(inverse)
-        reached, values = wanted.clone(), torch.empty_like(target)
+        values = wanted.clone()
         # how much of its miss each column hands on to those after it, [L, 8, 8, 1]
         shares = (triangles / triangles.diagonal(dim1=1, dim2=2).unsqueeze(1)).unsqueeze(3)
         for j in range(GROUP):
             own, later = slice(j, j + 1), slice(j + 1, GROUP)
-            values[:, own] = self._nearest(reached[:, own])
-            reached[:, later].addcmul_(shares[:, j, later], wanted[:, own] - values[:, own])
+            self._to_nearest(values[:, own])
+            if j + 1 < GROUP:
+                values[:, later].addcmul_(shares[:, j, later], wanted[:, own] - values[:, own])
         codes = values if self._table is None else self._table.codes(values.clone())
         return codes.to(torch.int16), torch.addcmul(offset, values, step)
 
@@ -131,11 +132,12 @@ class LevelRounder(Rounder):
         # [R, C] -> [C, R] -> [G, 8, R]
         return torch.unflatten(fields["codes"].T.to(torch.int16), 0, (-1, GROUP))
 
-    def _nearest(self, numbers: Tensor) -> Tensor:
-        """What the nearest codes stand for; numbers [L, 1, N] are in units of steps."""
+    def _to_nearest(self, numbers: Tensor) -> None:
+        """Move numbers [L, 1, N], in units of steps, to what the nearest codes stand for."""
         if self._table is None:
-            return numbers.round().clamp_(self._low, self._high)
-        return self._table.levels(numbers)
+            numbers.round_().clamp_(self._low, self._high)
+        else:
+            numbers.copy_(self._table.levels(numbers))
 
 
 class PatternRounder(Rounder):
@@ -157,7 +159,8 @@ class PatternRounder(Rounder):
         self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Rounder.propose`."""
-        codes, signs, levels = nearest_patterns(self._grid, target, *scales, triangles)
+        (steps,) = scales
+        codes, signs, levels = nearest_patterns(self._grid, target, steps, triangles)
         return torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1), levels
 
     @staticmethod
