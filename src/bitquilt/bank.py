@@ -26,7 +26,7 @@ from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.device import compute_device
 from bitquilt.grids.grid import Packed
 from bitquilt.heap import give_back
-from bitquilt.parallel import Aside
+from bitquilt.parallel import Aside, in_threads
 from bitquilt.progress import Step
 from bitquilt.rounding.best import Job, draft, improve, kind_of
 from bitquilt.rounding.factor import GROUP, Factor, factorize
@@ -110,10 +110,11 @@ class Bank:
                 step()
             if new := [name for name in names if name not in have]:
                 missing.setdefault(input_of(module), {})[module] = new
-        for owner in [owner for owner in missing if not self._feeds_back(owner)]:
-            for module, names in missing.pop(owner).items():
-                self._round_alone(module, names, step)
+        alone = [owner for owner in missing if not self._feeds_back(owner)]
         with Aside() as aside:
+            for owner in alone:
+                for module, names in missing.pop(owner).items():
+                    self._round_alone(module, names, step, aside)
             for owners in self._batches(missing):
                 self._draft(owners, missing, feedback, step, aside)
 
@@ -191,8 +192,10 @@ class Bank:
         def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Rounded]:
             device = factor.groups.device
             drafts = [
-                job.grid.unpack({name: part.to(device) for name, part in self.packed(*key).items()})
-                for key, job in zip(keys, jobs, strict=True)
+                job.grid.unpack(parts)
+                for job, parts in zip(
+                    jobs, moved([self.packed(*k) for k in keys], device), strict=True
+                )
             ]
             cells = {module: self.cells(module) for module, _ in keys}
             done = improve(jobs, drafts, factor)
@@ -221,9 +224,11 @@ class Bank:
         done: dict[Key, Rounded] = {}
         for part in split(by_kind, lambda i: jobs[i].weight.numel(), room):
             own = [keys[i] for i in part]
-            results = work(own, [jobs[i] for i in part], factor)
-            for key, (packed, cell) in zip(own, results, strict=True):
-                done[key] = {name: tensor.cpu() for name, tensor in packed.items()}, cell
+            packed, cells = zip(*work(own, [jobs[i] for i in part], factor), strict=True)
+            for key, parts, cell in zip(
+                own, moved(packed, torch.device("cpu")), cells, strict=True
+            ):
+                done[key] = parts, cell
                 step()
         aside.do(self._add, done, folder)
         give_back()  # inputs of another width need blocks of other sizes
@@ -241,7 +246,7 @@ class Bank:
                 jobs += [Job(weight, grids.get(name), place) for name in names]
         return keys, jobs, factor
 
-    def _round_alone(self, module: str, names: Sequence[str], step: Step) -> None:
+    def _round_alone(self, module: str, names: Sequence[str], step: Step, aside: Aside) -> None:
         """A matrix to its nearest levels."""
         weight = self.checkpoint.load(f"{module}.weight").to(compute_device())
         hessian, importance = self.moments.hessian(module), self.moments.importance(module)
@@ -255,7 +260,7 @@ class Bank:
             stored = {part: tensor.cpu() for part, tensor in packed.items()}
             done[module, name] = stored, Cell(divergence, self._rounding, "nearest")
             step()
-        self._add(done, DRAFTS)
+        aside.do(self._add, done, DRAFTS)
 
     def _add(self, done: Mapping[Key, Rounded], folder: str) -> None:
         """Write inputs' artefacts again, with more (matrix, grid) in them."""
@@ -303,6 +308,15 @@ class Bank:
             names = handle.keys()
             mine = [name for name in names if name.startswith(own)]
             return {name.removeprefix(own): handle.get_tensor(name) for name in mine}
+
+
+def moved(matrices: Sequence[Packed], device: torch.device) -> list[Packed]:
+    """Packed matrices on a device: a GPU copies faster than one thread finds pages of memory."""
+
+    def move(parts: Packed) -> Packed:
+        return {name: part.to(device) for name, part in parts.items()}
+
+    return in_threads(move, matrices)
 
 
 Item = TypeVar("Item")

@@ -83,8 +83,10 @@ def _solved(system: Tensor, gains: Tensor) -> Tensor:
     diagonal = system.diagonal(dim1=1, dim2=2)
     # blocks whose codes are all zero have no say, and no change
     ridge = (RIDGE * diagonal).clamp_min(torch.finfo(torch.float32).tiny)
-    change, _ = torch.linalg.solve_ex(system + torch.diag_embed(ridge), gains)
-    return torch.nan_to_num(change)
+    # one that is not positive definite to the last bit makes numbers that gain nothing
+    lower, _ = torch.linalg.cholesky_ex(system + torch.diag_embed(ridge))
+    change = torch.cholesky_solve(gains.unsqueeze(2), lower).squeeze(2)
+    return torch.nan_to_num(change, 0.0, 0.0, 0.0)
 
 
 def _stored(values: Tensor, floats: Fields) -> Fields:

@@ -8,6 +8,7 @@ their numbers, so the second one is recorded as a CUDA graph, and from then on p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Size, Tensor
@@ -16,8 +17,17 @@ Function = Callable[..., Sequence[Tensor]]
 """Of tensors alone; what else it looks at stays as it is."""
 
 
+@cache
+def _memory() -> torch.cuda.MemPool:
+    """Where recordings keep what they compute: one for all, or each would leave its own behind."""
+    return torch.cuda.MemPool()
+
+
 class Replay:
-    """A function of tensors on one device, called many times, mostly with equal shapes."""
+    """A function of tensors on one device, called many times, mostly with equal shapes.
+
+    One at a time: all write to the same memory.
+    """
 
     def __init__(self, function: Function) -> None:
         """Wrap a function; the recording goes when this object does."""
@@ -49,7 +59,7 @@ class Replay:
         self._graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._graph.capture_begin()
+            self._graph.capture_begin(pool=_memory().id)
             self._outputs = self._function(*self._inputs)
             self._graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
