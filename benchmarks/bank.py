@@ -53,7 +53,8 @@ def measure(bank: Bank, targets: list[str]) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
     print(f"peak memory: {peak / 1e9:.1f} GB", end="")
     if device.type == "cuda":
-        print(f", on the GPU {torch.cuda.max_memory_allocated() / 1e9:.1f} GB", end="")
+        used, kept = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        print(f", on the GPU {used / 1e9:.1f} GB, with torch's reserve {kept / 1e9:.1f} GB", end="")
     print()
 
 

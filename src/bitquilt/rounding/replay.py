@@ -9,18 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Size, Tensor
 
 Function = Callable[..., Sequence[Tensor]]
 """Of tensors alone; what else it looks at stays as it is."""
-
-
-@cache
-def _memory() -> torch.cuda.MemPool:
-    """Where recordings keep what they compute: one for all, or each would leave its own behind."""
-    return torch.cuda.MemPool()
 
 
 class Replay:
@@ -56,10 +51,33 @@ class Replay:
 
     def _record(self, tensors: Sequence[Tensor]) -> None:
         self._inputs = [tensor.clone() for tensor in tensors]
-        self._graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._graph.capture_begin(pool=_memory().id)
-            self._outputs = self._function(*self._inputs)
-            self._graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        self._outputs = _recorded(self._graph, self._function, self._inputs, _first().pool())
+
+
+@cache
+def _first() -> torch.cuda.CUDAGraph:
+    """A recording that stays, for its memory: what others write to would else stay behind each."""
+    graph = torch.cuda.CUDAGraph()
+    _recorded(graph, lambda: [torch.zeros(1, device="cuda")], [], None)
+    return graph
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """Where recordings are made; memory is taken again only by the stream that had it before."""
+    return torch.cuda.Stream()
+
+
+def _recorded(
+    graph: torch.cuda.CUDAGraph, function: Function, inputs: Sequence[Tensor], memory: Any
+) -> Sequence[Tensor]:
+    """What the function will have computed once the graph is played."""
+    current, stream = torch.cuda.current_stream(), _stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=memory)
+        outputs = function(*inputs)
+        graph.capture_end()
+    current.wait_stream(stream)
+    return outputs
