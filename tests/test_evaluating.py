@@ -214,6 +214,10 @@ def test_figures_are_kept_beside_the_file_and_belong_to_its_bytes(found, files):
     assert kept(files[0]) is None
 
 
+def test_a_file_and_a_directory_of_one_name_have_figures_of_their_own():
+    assert kept_at(Path("a/x.gguf")) != kept_at(Path("a/x"))
+
+
 def test_command_prints_json_and_takes_the_originals_answers_from_the_work_directory(
     folder, model, text, files, capfd
 ):

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +41,7 @@ from bitquilt.evaluation.figures import Figures, Measured, by_domain
 from bitquilt.evaluation.reference import Reference, Talk
 from bitquilt.evaluation.results import (
     Check,
+    Comparison,
     Evaluation,
     Row,
     Sample,
@@ -51,6 +50,7 @@ from bitquilt.evaluation.results import (
     sha256,
 )
 from bitquilt.evaluation.text import held_out
+from bitquilt.evaluation.versions import versions
 from bitquilt.files import require_room
 from bitquilt.forward import BlockwiseModel
 from bitquilt.noise import EXCERPT, excerpt, floors
@@ -59,7 +59,6 @@ from bitquilt.progress import Reporter
 from bitquilt.workdir import WorkDir
 
 TOKENS = 65_536
-LIBRARIES = ("torch", "transformers", "xllamacpp", "mlx-lm")
 
 
 def evaluate(
@@ -115,28 +114,21 @@ def evaluate(
         targets = sorted({candidate.target for candidate in candidates})
         noise = floors(original, references[0], targets, encode, work, reporter)
     judge = Judge(original, references, talk, encode, reporter)
-    found: list[list[TokenFigures]] = []
-    evaluation = Evaluation(
-        original.name,
-        original.fingerprint,
-        corpus.fingerprint(documents),
-        judge.own(),
-        [],
-        noise,
-        [],
-        _versions(),
-        0.0,
-    )
+    own, digest = judge.own(), corpus.fingerprint(documents)
+
+    def evaluation(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Evaluation:
+        seconds = time.monotonic() - started
+        who = original.name, original.fingerprint, digest
+        return Evaluation(*who, own, rows, noise, comparisons, versions(), seconds)
+
+    rows: list[Row] = []
+    texts_read: list[Measured] = []
     for candidate in candidates:
-        found.append(judge.read(candidate))
-        row = judge.row(candidate, found[-1])
-        evaluation = replace(evaluation, rows=[*evaluation.rows, row])
-        keep(replace(evaluation, rows=[row], seconds=time.monotonic() - started))
-    return replace(
-        evaluation,
-        comparisons=compared(evaluation.rows, [judge.measured(of_file)[0] for of_file in found]),
-        seconds=time.monotonic() - started,
-    )
+        found = judge.read(candidate)
+        rows.append(judge.row(candidate, found))
+        texts_read.append(judge.measured(found)[0])
+        keep(evaluation(rows[-1:], []))
+    return evaluation(rows, compared(rows, texts_read))
 
 
 def _cache(settings: dict[str, Any]) -> Path:
@@ -160,17 +152,6 @@ def _talk(
         reporter.say("the text has no conversations, so there are no reasoning traces")
         return None
     return Talk.of(original, asked, work, reporter)
-
-
-def _versions() -> dict[str, str]:
-    """Everything that figures depend on beside the inputs."""
-    found = {"bitquilt": __version__, "python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except ModuleNotFoundError:
-            continue
-    return found
 
 
 class Judge:

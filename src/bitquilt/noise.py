@@ -8,7 +8,6 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from bitquilt.divergence import Estimate
 from bitquilt.evaluation.candidate import Candidate, logits_in, logits_of
 from bitquilt.evaluation.reference import Reference
 from bitquilt.evaluation.results import Floor
+from bitquilt.evaluation.versions import installed
 from bitquilt.forward import BlockwiseModel
 from bitquilt.planning import STITCHERS
 from bitquilt.progress import Reporter
@@ -73,10 +73,7 @@ def excerpt(reference: Reference, target: str) -> Reference:
 def _library(where: str) -> str:
     """Whose arithmetic it is, with its version."""
     library = LIBRARIES[where]
-    try:
-        return f"{library}-{version(library)}"
-    except ModuleNotFoundError:  # the engine says so in a sentence
-        return library
+    return f"{library}-{installed(library)}"  # where it is missing, its engine says so
 
 
 def _half(original: Checkpoint, reference: Reference) -> Floor:

@@ -13,8 +13,9 @@ from tests.stitch.conftest import Model
 
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.errors import UserError
+from bitquilt.evaluation.candidate import Candidate
 from bitquilt.evaluation.machine import Machine, resident_bytes
-from bitquilt.evaluation.speed import Load, bench
+from bitquilt.evaluation.speed import Load, Runner, bench
 from bitquilt.stitch import gguf
 
 ROUNDS = 3
@@ -54,6 +55,16 @@ def test_figures_hang_together(found, files):
         assert speed.resident > speed.nbytes
         assert speed.of_bandwidth > 0  # a file this small is read from the cache, beyond memory's
         assert 0 < speed.of_flops < 1
+
+
+def test_prompts_longer_than_the_text_go_on_from_its_start_and_differ(files, monkeypatch):
+    monkeypatch.setattr("bitquilt.evaluation.speed.DOCUMENTS", 1)
+    with Runner(Candidate.at(files[0])) as runner:
+        text = len(runner._tokens)
+        one, other = runner._prompt(2 * text), runner._prompt(2 * text)
+    assert len(one) == len(other) == 2 * text
+    assert one[:text] == one[text:]
+    assert one[1:] == other[:-1]
 
 
 def test_limits_are_plausible():

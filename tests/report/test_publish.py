@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.factories import tiny_checkpoint
 from tests.report.conftest import evaluation
 from tests.report.hub import Hub, running
 
+from bitquilt.checkpoint import open_checkpoint
 from bitquilt.errors import UserError
 from bitquilt.evaluation.results import keep
 from bitquilt.report import publish
@@ -41,12 +43,19 @@ def original(tmp_path) -> Path:
 
 
 @pytest.fixture
-def file(tmp_path) -> Path:
+def file(tmp_path, original) -> Path:
     path = tmp_path / "tiny-4.5bit.gguf"
     path.write_bytes(b"GGUF, or so we say" * 100)
     path.with_suffix(".recipe.json").write_text('{"default": "Q4_K"}')
-    keep(evaluation(path, 0.0355))
+    fingerprint = open_checkpoint(original).fingerprint
+    keep(replace(evaluation(path, 0.0355), fingerprint=fingerprint))
     return path
+
+
+def test_figures_against_another_original_stay_at_home(file, original):
+    keep(evaluation(file, 0.0355))
+    listed = publish.entries(publish.model([file], str(original), "me/tiny"))
+    assert "tiny-4.5bit.gguf.eval.json" not in {entry.name for entry in listed}
 
 
 def run(hub: Hub, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -86,7 +95,7 @@ def test_upload_goes_on_where_it_was_stopped_and_keeps_the_originals_terms(hub, 
     assert hub.settings[-1]["gated"] == "auto"
     assert set(hub.files) == {
         "README.md", "Modelfile", "LICENSE", "tiny-4.5bit.gguf", "tiny-4.5bit.recipe.json",
-        "tiny-4.5bit.eval.json",
+        "tiny-4.5bit.gguf.eval.json",
     }  # fmt: skip
     assert hub.files["tiny-4.5bit.gguf"] == file.read_bytes()
     card = hub.files["README.md"].decode()

@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bitquilt.checkpoint.config import complete
 from bitquilt.errors import UserError
-from bitquilt.stitch.gguf_config import architecture_keys, rope_factors
+from bitquilt.stitch.gguf_config import architecture_keys, rope_factors, sampling_keys
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -87,3 +87,11 @@ def test_gemma3_as_llamacpp_does_not_run_it(field: str, value: object) -> None:
     assert architecture_keys(gemma)["gemma3.rope.freq_base"] == 1e6
     with pytest.raises(UserError, match="write MLX instead"):
         architecture_keys({**gemma, field: value})
+
+
+def test_sampling_without_a_temperature_is_at_one_as_in_transformers() -> None:
+    assert sampling_keys({"do_sample": True, "top_k": 20}) == {
+        "general.sampling.temp": 1.0,
+        "general.sampling.top_k": 20,
+    }
+    assert sampling_keys({"temperature": 0.6}) == {}

@@ -26,6 +26,9 @@ Config = dict[str, Any]
 WRAPPERS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 """Multimodal model_type → model_type of its text half, which is all that is kept."""
 
+QUANTIZED = ("quantization_config", "quantization")
+"""Entries of a config.json that say its weights are quantized."""
+
 WORKS = (
     "llama4_text (MobileLLM-R1: dense, RoPE on every layer), "
     "llama, mistral, qwen2, qwen3, gemma3_text, and the text half of gemma3 and mistral3"
@@ -86,7 +89,7 @@ def text_config(config: Config) -> Config:
             f"model_type {model_type} is not an architecture that bitquilt can rewrite exactly; "
             f"it works on {WORKS}"
         )
-    for field in ("quantization_config", "quantization"):
+    for field in QUANTIZED:
         if config.get(field) or text.get(field):
             raise UserError(
                 f"config.json has {field}: these weights are quantized already; "

@@ -15,6 +15,7 @@ from torch import Tensor
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import Encode
 from bitquilt.checkpoint import from_config, open_checkpoint
+from bitquilt.checkpoint.canonical import QUANTIZED
 from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.divergence import logits
 from bitquilt.engines import Engine, is_mlx
@@ -83,9 +84,7 @@ class Candidate:
             return open_checkpoint(self.path).shapes
         config = read_json(self.path / "config.json")
         # shapes are those of the model that was quantized
-        plain = {
-            k: v for k, v in config.items() if k not in ("quantization", "quantization_config")
-        }
+        plain = {key: value for key, value in config.items() if key not in QUANTIZED}
         return from_config(plain, self.name).shapes
 
     def check(self, original: Checkpoint) -> None:

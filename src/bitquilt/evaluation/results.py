@@ -126,7 +126,7 @@ class Evaluation:
 
 
 def keep(found: Evaluation) -> None:
-    """Put each file's figures beside it, in ``<file>.eval.json``, without those of the others."""
+    """Put each file's figures beside it, in ``<name>.eval.json``, without those of the others."""
     for row in found.rows:
         alone = replace(found, rows=[row], comparisons=[])
         content = alone.to_dict()
@@ -150,7 +150,7 @@ def kept(model: Path) -> dict[str, Any] | None:
 
 def kept_at(model: Path) -> Path:
     """Where the figures of a file are kept."""
-    return model.with_name(f"{model.name.removesuffix('.gguf')}.eval.json")
+    return model.with_name(f"{model.name}.eval.json")
 
 
 def sha256(model: Path) -> str:

@@ -195,11 +195,10 @@ class Runner:
         )
 
     def _prompt(self, length: int) -> list[int]:
-        """The next part of the text, from the start again where it ends."""
-        if self._next + length > len(self._tokens):
-            self._next = 0
-        part = self._tokens[self._next : self._next + length]
-        self._next += length
+        """The next part of the text, which goes on from its start where it ends."""
+        count = len(self._tokens)
+        part = [self._tokens[(self._next + place) % count] for place in range(length)]
+        self._next += length + 1  # a prompt as long as the text is another each time, too
         return part
 
     def speed(self, load: Load, runs: Sequence[Run], machine: Machine) -> Speed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.evaluation import results
 from bitquilt.evaluation.candidate import Candidate
 from bitquilt.report import ollama
-from bitquilt.report.figures import cell
+from bitquilt.report.figures import cell, extent
 from bitquilt.report.origin import Gate, Origin
 from bitquilt.report.plots import environment
 
@@ -32,6 +33,16 @@ class Model:
     """``user/name`` on the hub."""
     gate: Gate | None
     """``auto`` or ``manual``, where the hub asks something of who wants the original."""
+
+    @cached_property
+    def evaluated(self) -> dict[str, dict[str, Any]]:
+        """What is known of files, by name: of these bytes, measured against this original."""
+        records = {one.name: results.kept(one.path) for one in self.candidates}
+        return {
+            name: record
+            for name, record in records.items()
+            if record and record["fingerprint"] == self.original.fingerprint
+        }
 
 
 def card(model: Model) -> str:
@@ -71,9 +82,7 @@ def _targets(model: Model) -> list[str]:
 
 
 def _text(model: Model) -> str:
-    evaluated = {one.name: _evaluated(one, model.original) for one in model.candidates}
-    found = {name: record for name, record in evaluated.items() if record}
-    origin = model.origin
+    origin, found = model.origin, model.evaluated
     values = {
         "title": model.repository.rpartition("/")[2],
         "base": origin.hub_id,
@@ -82,7 +91,7 @@ def _text(model: Model) -> str:
         "licence": origin.licence_name,
         "non_commercial": origin.non_commercial,
         "gated": bool(model.gate),
-        "files": [_file(one, evaluated[one.name]) for one in model.candidates],
+        "files": [_file(one, found.get(one.name)) for one in model.candidates],
         "measured": _measured(found),
         "detailed": [_detailed(name, record) for name, record in found.items()],
         "snippets": _snippets(model),
@@ -90,12 +99,6 @@ def _text(model: Model) -> str:
     }
     text: str = environment().get_template("card.md").render(values)
     return text
-
-
-def _evaluated(candidate: Candidate, original: Checkpoint) -> dict[str, Any] | None:
-    """What is known of a file, if it was measured against this original."""
-    record = results.kept(candidate.path)
-    return record if record and record["fingerprint"] == original.fingerprint else None
 
 
 def _file(candidate: Candidate, record: Mapping[str, Any] | None) -> dict[str, str]:
@@ -138,8 +141,7 @@ def _measured(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _read(record: Mapping[str, Any]) -> str:
     """What text the figures of a file are over."""
-    figures = next(iter(record["own"].values()))
-    count = f"{figures['tokens']:,} tokens of {figures['documents']} documents"
+    count = extent(record)
     if record["text"] == corpus.fingerprint(corpus.bundled("held-out")):
         return f"{count} of bitquilt's held-out text, which it never calibrates on"
     return f"{count} of another text (SHA-256 {record['text'][:12]})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 FIGURES = {
     "KL, mean": "kl",
@@ -26,6 +27,12 @@ def cell(estimate: Mapping[str, float | None], name: str) -> dict[str, str]:
     known = low is not None and high is not None and not math.isnan(low)
     interval = f"{number(low, name)} – {number(high, name)}" if known else ""  # type: ignore[arg-type]
     return {"value": number(mean, name), "interval": interval}
+
+
+def extent(evaluation: Mapping[str, Any]) -> str:
+    """How much text an evaluation is over."""
+    figures = next(iter(evaluation["own"].values()))
+    return f"{figures['tokens']:,} tokens of {figures['documents']} documents"
 
 
 def number(value: float, name: str) -> str:

@@ -19,7 +19,7 @@ from bitquilt.errors import UserError
 from bitquilt.files import read_json, written_whole
 from bitquilt.report import made as files_made
 from bitquilt.report import plots
-from bitquilt.report.figures import FIGURES, cell
+from bitquilt.report.figures import FIGURES, cell, extent
 from bitquilt.report.made import Made
 from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.search.budget import human
@@ -175,9 +175,7 @@ def _measured_on(files: Sequence[Made]) -> str:
 def _text(made: Made) -> str:
     """What a file was evaluated on."""
     assert made.evaluation is not None
-    first = next(iter(made.evaluation["own"].values()))
-    count = f"{first['tokens']:,} tokens of {first['documents']} documents"
-    return f"{count}, SHA-256 {made.evaluation['text'][:12]}"
+    return f"{extent(made.evaluation)}, SHA-256 {made.evaluation['text'][:12]}"
 
 
 def _file(made: Made) -> dict[str, Any]:

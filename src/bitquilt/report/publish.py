@@ -17,7 +17,7 @@ from huggingface_hub.utils._validators import validate_repo_id
 from bitquilt.checkpoint import open_checkpoint
 from bitquilt.errors import UserError
 from bitquilt.evaluation.candidate import Candidate
-from bitquilt.evaluation.results import kept, kept_at
+from bitquilt.evaluation.results import kept_at
 from bitquilt.progress import Reporter
 from bitquilt.report.card import Model, card, modelfiles
 from bitquilt.report.origin import HUB_ERRORS, Origin
@@ -82,12 +82,15 @@ def entries(model: Model) -> list[Entry]:
     found += [Entry(name, text) for name, text in modelfiles(model).items()]
     for candidate in model.candidates:
         found += _files(candidate)
+        if candidate.name in model.evaluated:
+            figures = kept_at(candidate.path)
+            found.append(Entry(figures.name, figures))
     there = {entry.name for entry in found}
     return found + [Entry(f.name, f) for f in model.origin.licence_files if f.name not in there]
 
 
 def _files(candidate: Candidate) -> Iterator[Entry]:
-    """A GGUF file with its recipe, or what is in an MLX directory; the evaluation of either."""
+    """A GGUF file with its recipe, or what is in an MLX directory."""
     path = candidate.path
     if candidate.target == "gguf":
         beside = [path, path.with_suffix(".recipe.json")]
@@ -96,8 +99,6 @@ def _files(candidate: Candidate) -> Iterator[Entry]:
     for file in beside:
         if file.is_file():
             yield Entry(file.name, file)
-    if kept(path):  # and not what was measured on other bytes of that name
-        yield Entry(kept_at(path).name, kept_at(path))
 
 
 def require_licence(model: Model) -> None:

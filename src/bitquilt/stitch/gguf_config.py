@@ -68,10 +68,11 @@ def sampling_keys(generation: dict[str, Any]) -> dict[str, Value]:
     """The sampling that the model's authors recommend, which llama.cpp takes as its defaults."""
     if not generation.get("do_sample"):
         return {}
+    sampled = {"temperature": 1.0, **generation}  # as transformers has it
     stated = {
-        key: generation[field]
+        key: sampled[field]
         for field, key in SAMPLING_KEYS.items()
-        if generation.get(field) is not None
+        if sampled.get(field) is not None
     }
     return {key: int(v) if key.endswith("top_k") else float(v) for key, v in stated.items()}
 
