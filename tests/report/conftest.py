@@ -78,7 +78,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def write_history(work: Path) -> None:
-    """What a search leaves: measurements, and the best so far; the last line was cut short."""
+    """What two runs leave: measurements, and the best so far; either was cut short."""
     lines = [
         {"mix": "A", "windows": [0], "kl": [[0.2, 0.1]], "tokens": 512},
         {"best": "A", "file": "tiny-4.5bit-gguf", "bytes": 990, "at": 0.15, "tokens": 512},
@@ -87,5 +87,6 @@ def write_history(work: Path) -> None:
     ]
     folder = work / "search"
     folder.mkdir()
-    text = "\n".join(json.dumps(line) for line in lines)
-    (folder / "history-64.jsonl").write_text(text + '\n{"mix": "C", "win')
+    first, then = ("\n".join(json.dumps(line) for line in part) for part in (lines[:2], lines[2:]))
+    cut = '\n{"mix": "C", "win'
+    (folder / "history-64.jsonl").write_text(f"{first}{cut}\n\n{then}{cut}")

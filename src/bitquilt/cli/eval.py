@@ -153,7 +153,7 @@ def _print_row(console: Console, row: Row) -> None:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
         table.add_column("", no_wrap=True)
         for heading in columns:
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", overflow="fold")
         for domain, figures in row.figures.items():
             cells = (_cell(getattr(figures, name), name) for name in columns.values())
             table.add_row(domain, *cells)
@@ -170,7 +170,7 @@ def _overview(found: Evaluation) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("file", no_wrap=True)
     for column in ("size", "bits", "KL, mean", "same top-1", "perplexity"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for row in sorted(found.rows, key=lambda row: row.nbytes):
         all_of_it = next(iter(row.figures.values()))
         table.add_row(
@@ -213,6 +213,8 @@ def _value(value: float, name: str) -> str:
 
 
 def _cell(estimate: Estimate, name: str) -> str:
-    """A value and its interval, if there are enough documents for one."""
-    interval = f"[{_value(estimate.low, name)}–{_value(estimate.high, name)}]"
-    return f"{_value(estimate.mean, name)} " + ("" if math.isnan(estimate.low) else interval)
+    """A value and under it its interval, if there are enough documents for one."""
+    value = _value(estimate.mean, name)
+    if math.isnan(estimate.low):
+        return value
+    return f"{value}\n{_value(estimate.low, name)}–{_value(estimate.high, name)}"

@@ -5,7 +5,6 @@ Sizes are in the units of a view box 420 wide, chosen so that text is readable o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from bitquilt.report.made import Made
 from bitquilt.report.scale import Linear, Log, log_span, short, span
+from bitquilt.search.measurements import noted
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
@@ -193,8 +193,7 @@ def parts(files: Sequence[Made]) -> Plot:
 
 def search(history: Path) -> Plot | None:
     """How the mixes that a search tried compare with its best so far; None if there is none."""
-    whole = history.read_text("utf-8").split("\n")[:-1]  # the last may have been cut short
-    tried, best = _compared([json.loads(line) for line in whole])
+    tried, best = _compared(noted(history))
     if not best:
         return None
     read = max(

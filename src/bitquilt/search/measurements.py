@@ -157,15 +157,21 @@ def latest_history(work: Path) -> Path | None:
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-def _read(history: Path) -> dict[tuple[str, int], list[float]]:
-    """The measurements of a history: (mix, window) → samples. A line cut short is none."""
-    known: dict[tuple[str, int], list[float]] = {}
-    lines = history.read_text("utf-8").splitlines() if history.exists() else []
-    for line in lines:
+def noted(history: Path) -> list[dict[str, Any]]:
+    """What runs have noted, in that order; a line that was cut short is none."""
+    found = []
+    for line in history.read_text("utf-8").splitlines() if history.exists() else []:
         try:
-            record = json.loads(line)
+            found.append(json.loads(line))
         except json.JSONDecodeError:
             continue
+    return found
+
+
+def _read(history: Path) -> dict[tuple[str, int], list[float]]:
+    """The measurements of a history: (mix, window) → samples."""
+    known: dict[tuple[str, int], list[float]] = {}
+    for record in noted(history):
         for window, samples in zip(record.get("windows", ()), record.get("kl", ()), strict=True):
             known[record["mix"], window] = samples
     return known
