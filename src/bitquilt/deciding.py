@@ -148,7 +148,7 @@ def _decide_target(
     if not spaces:
         return [Decision(plan.assignment, "recipe", ()) for plan in plans]
     evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].assignment, reporter)
-    history = history_of(bank.work.path, len(text.search))
+    history = history_of(bank.work.path, target, len(text.search))
     shape = len(text.search), text.search.shape[1]
     measurements = Measurements(evaluate, shape, history)
     menu = _scored(spaces, bank, how, measurements, reporter)

@@ -81,12 +81,12 @@ def write_history(work: Path) -> None:
     """What two runs leave: measurements, and the best so far; either was cut short."""
     lines = [
         {"mix": "A", "windows": [0], "kl": [[0.2, 0.1]], "tokens": 512},
-        {"best": "A", "file": "tiny-4.5bit-gguf", "bytes": 990, "at": 0.15, "tokens": 512},
+        {"best": "A", "file": "4.5bit", "bytes": 990, "at": 0.15, "tokens": 512},
         {"mix": "B", "windows": [0], "kl": [[0.1, 0.02]], "tokens": 1024},
-        {"best": "B", "file": "tiny-4.5bit-gguf", "bytes": 990, "at": 0.06, "tokens": 1024},
+        {"best": "B", "file": "4.5bit", "bytes": 990, "at": 0.06, "tokens": 1024},
     ]
     folder = work / "search"
     folder.mkdir()
     first, then = ("\n".join(json.dumps(line) for line in part) for part in (lines[:2], lines[2:]))
     cut = '\n{"mix": "C", "win'
-    (folder / "history-64.jsonl").write_text(f"{first}{cut}\n\n{then}{cut}")
+    (folder / "history-gguf-64.jsonl").write_text(f"{first}{cut}\n\n{then}{cut}")

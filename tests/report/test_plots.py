@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from bitquilt.report import plots
+from bitquilt.search.measurements import history_of, latest_histories
 
 
 def test_a_search_is_told_in_comparable_steps():
@@ -23,3 +26,23 @@ def test_a_search_is_told_in_comparable_steps():
     assert [tokens for tokens, _ in tried] == [1, 2, 3, 4, 5]
     assert [kl for _, kl in tried] == pytest.approx([1.0, 0.8, 1.0, 0.8, 0.4])
     assert best["f"] == [(2, 1.0), (4, pytest.approx(0.8)), (5, pytest.approx(0.4))]
+
+
+def test_searches_for_two_targets_are_told_apart_and_their_labels_too(tmp_path):
+    histories = {}
+    for target, kl in (("gguf", 0.05), ("mlx", 0.09)):
+        lines = [
+            {"mix": "A", "windows": [0], "kl": [[0.1]], "tokens": 1},
+            {"best": "A", "file": "4.5bit", "tokens": 1},
+            {"mix": "B", "windows": [0], "kl": [[kl]], "tokens": 2},
+            {"best": "B", "file": "4.5bit", "tokens": 2},
+        ]
+        histories[target] = history_of(tmp_path, target, 64)
+        histories[target].parent.mkdir(exist_ok=True)
+        histories[target].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert latest_histories(tmp_path) == histories
+    found = plots.search(histories)
+    labels = {curve["label"]: curve["label_y"] for curve in found.values["curves"]}
+    assert labels.keys() == {"4.5bit, gguf 0.50", "4.5bit, mlx 0.90"}
+    one, other = labels.values()
+    assert abs(one - other) >= plots.LINE_HEIGHT

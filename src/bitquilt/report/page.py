@@ -23,7 +23,7 @@ from bitquilt.report.figures import FIGURES, cell, extent
 from bitquilt.report.made import Made
 from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.search.budget import human
-from bitquilt.search.measurements import latest_history
+from bitquilt.search.measurements import latest_histories
 from bitquilt.search.scores import kind
 
 PNG_ZOOM = 3
@@ -61,8 +61,7 @@ def report(work_dir: str | Path) -> Report:
     files = files_made.read(work)
     settings = read_json(work / "settings.json")
     drawn = [plots.pareto(files), plots.parts(files)]
-    latest = latest_history(work)
-    if latest is not None and (searched := plots.search(latest)) is not None:
+    if (searched := plots.search(latest_histories(work))) is not None:
         drawn.append(searched)
     return Report(_html(files, settings, {plot.name: plot for plot in drawn}), drawn)
 

@@ -20,6 +20,7 @@ from bitquilt.search.measurements import noted
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
 LETTER_WIDTH = 6.6
+LINE_HEIGHT, LABEL_GAP = 13, 9
 PLACES = (("start", 8, 4), ("end", -8, 4), ("start", 8, -9), ("end", -8, -9), ("start", 8, 17),
           ("end", -8, 17), ("start", 8, -22), ("end", -8, -22))  # fmt: skip
 """Of a label beside its point: the end that is near it, and by how much it is away."""
@@ -191,30 +192,52 @@ def parts(files: Sequence[Made]) -> Plot:
     )
 
 
-def search(history: Path) -> Plot | None:
-    """How the mixes that a search tried compare with its best so far; None if there is none."""
-    tried, best = _compared(noted(history))
+def search(histories: Mapping[str, Path]) -> Plot | None:
+    """How the mixes that searches tried compare with their best so far; None if none ran.
+
+    Args:
+        histories: target → what its search noted.
+    """
+    tried: Points = []
+    best: list[tuple[str, str, Points]] = []
+    for target, history in histories.items():
+        seen, of_files = _compared(noted(history))
+        tried += seen
+        best += [(target, file, steps) for file, steps in of_files.items()]
     if not best:
         return None
-    read = max(
-        tokens for tokens, _ in [*tried, *(step for steps in best.values() for step in steps)]
-    )
-    values_seen = [kl for _, kl in tried] + [kl for steps in best.values() for _, kl in steps]
-    x = Linear(0, read / 1e6, LEFT, WIDTH - RIGHT)
-    y = Log(*log_span(values_seen), HEIGHT - BOTTOM, TOP)
-    curves = []
-    for file, found in best.items():
-        steps = [(x(tokens / 1e6), y(kl)) for tokens, kl in found]
-        curves.append({"file": file, "steps": [*steps, (WIDTH - RIGHT, steps[-1][1])]})
+    points = [*tried, *(step for _, _, steps in best for step in steps)]
+    x = Linear(0, max(tokens for tokens, _ in points) / 1e6, LEFT, WIDTH - RIGHT)
+    y = Log(*log_span([kl for _, kl in points]), HEIGHT - BOTTOM, TOP)
+    curves = [
+        {
+            "target": target,
+            "label": f"{file}, {target} {steps[-1][1]:.2f}",
+            "steps": [
+                *((x(tokens / 1e6), y(kl)) for tokens, kl in steps),
+                (x.end, y(steps[-1][1])),
+            ],
+        }
+        for target, file, steps in best
+    ]
     values = {
         "tried": [(x(tokens / 1e6), y(kl)) for tokens, kl in tried],
-        "curves": curves,
+        "curves": _stacked(curves),
         "x_ticks": [(x(tick), short(tick)) for tick in x.ticks()],
         "y_ticks": [(y(tick), short(tick)) for tick in y.ticks()],
         "frame": _frame(),
     }
     title = f"The search: KL of {len(tried):,} measurements, and of the best mix so far"
     return Plot("search", title, values)
+
+
+def _stacked(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Curves with a place for their labels: above all ends, in their order."""
+    ends = [curve["steps"][-1][1] for curve in curves]
+    order = sorted(range(len(curves)), key=lambda i: -ends[i])
+    for place, i in enumerate(order):
+        curves[i]["label_y"] = round(min(ends) - LABEL_GAP - place * LINE_HEIGHT, 1)
+    return curves
 
 
 Points = list[tuple[int, float]]

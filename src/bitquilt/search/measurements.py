@@ -146,15 +146,15 @@ class Measurements:
         self._written = True
 
 
-def history_of(work: Path, windows: int) -> Path:
-    """The file of a search on so many windows, in a work directory."""
-    return work / "search" / f"history-{windows}.jsonl"
+def history_of(work: Path, target: str, windows: int) -> Path:
+    """The file of a search for a target on so many windows, in a work directory."""
+    return work / "search" / f"history-{target}-{windows}.jsonl"
 
 
-def latest_history(work: Path) -> Path | None:
-    """The one that was written to last; None where no search ran."""
-    found = work.glob("search/history-*.jsonl")
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+def latest_histories(work: Path) -> dict[str, Path]:
+    """Target → the history that was written to last; none where no search ran."""
+    found = sorted(work.glob("search/history-*.jsonl"), key=lambda path: path.stat().st_mtime)
+    return {path.name.split("-")[1]: path for path in found}
 
 
 def noted(history: Path) -> list[dict[str, Any]]:
