@@ -214,6 +214,13 @@ def test_figures_are_kept_beside_the_file_and_belong_to_its_bytes(found, files):
     assert kept(files[0]) is None
 
 
+def test_a_file_given_twice_and_one_that_is_not_there_are_refused(files, tmp_path):
+    with pytest.raises(UserError, match="is given 2 times"):
+        Candidate.several([files[0], files[0]])
+    with pytest.raises(UserError, match="does not exist"):
+        Candidate.at(tmp_path / "nothing.gguf")
+
+
 def test_a_file_and_a_directory_of_one_name_have_figures_of_their_own():
     assert kept_at(Path("a/x.gguf")) != kept_at(Path("a/x"))
 
@@ -239,4 +246,4 @@ def test_a_file_of_another_model_is_refused_before_any_work(files, tmp_path):
 
 def test_what_is_no_model_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither a GGUF file nor an MLX directory"):
-        Candidate.at(tmp_path / "nothing.gguf")
+        Candidate.at(tmp_path)

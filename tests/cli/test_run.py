@@ -27,6 +27,11 @@ def test_from_stdin_and_the_box_alone(capfd, monkeypatch, demo_gguf: Path) -> No
     assert capfd.readouterr().out == "932\n"
 
 
+def test_bytes_that_are_no_text_are_refused(capfd, demo_gguf: Path) -> None:
+    assert invoke("run", demo_gguf, "hi \udcff") == 2
+    assert "the prompt is not UTF-8" in capfd.readouterr().err
+
+
 def test_no_box_is_said(capfd, demo_gguf: Path) -> None:
     assert invoke("run", demo_gguf, QUESTION, "--final-only", "--max-tokens", "5", *GREEDY) == 3
     said = capfd.readouterr()
@@ -79,6 +84,7 @@ def test_plain_text_and_no_system_prompt(capfd, demo_gguf: Path) -> None:
         (("--votes", "3", *GREEDY), "greedy samples are all the same"),
         (("--no-chat-template", "--system", "x"), "--system needs the chat template"),
         (("--min-p", "2"), "Invalid value for '--min-p'"),
+        (("--temperature", "nan"), "Invalid value for '--temperature'"),
         (("--system", "very " * 2100), "ask something shorter"),
     ],
 )

@@ -52,6 +52,11 @@ def file(tmp_path, original) -> Path:
     return path
 
 
+def test_a_file_given_twice_is_refused(file, original):
+    with pytest.raises(UserError, match="2 files are called tiny"):
+        publish.model([file, file], str(original), "me/tiny")
+
+
 def test_figures_against_another_original_stay_at_home(file, original):
     keep(evaluation(file, 0.0355))
     listed = publish.entries(publish.model([file], str(original), "me/tiny"))

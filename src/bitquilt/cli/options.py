@@ -14,6 +14,20 @@ from bitquilt import rounding
 from bitquilt.files import known
 from bitquilt.search import METHODS, SCORES
 
+
+class Finite(click.FloatRange):
+    """A range without infinities and NaN, which no comparison keeps out of click's."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """See :class:`click.FloatRange`."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no finite number.", param, ctx)
+        return number
+
+
 MODEL = click.argument("model")
 BITS = click.option(
     "--bits", type=float, help="Bits per weight over all weights, everything in the file counted."
@@ -106,14 +120,14 @@ _SEARCH_OPTIONS = (
     click.option(
         "--min-tokens-per-second",
         metavar="X",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Finite(min=0, min_open=True),
         help="That the file reaches on this machine, as bitquilt bench measures an answer.",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the search."),
     click.option(
         "--search-time",
         metavar="SECONDS",
-        type=click.FloatRange(min=0),
+        type=Finite(min=0),
         help="That the search may take.",
     ),
     click.option(

@@ -66,6 +66,7 @@ def run(
     if no_chat_template and system is not None:
         raise click.UsageError("--system needs the chat template")
     text = prompt if prompt is not None else _piped()
+    _require_utf8(text)
     with open_engine(model) as engine:
         wanted = settings(engine, given)
         put = _prompt(engine, text, system, no_chat_template)
@@ -96,6 +97,16 @@ def _piped() -> str:
     if not text.strip():
         raise click.MissingParameter(param_type="argument", param_hint="'PROMPT'")
     return text
+
+
+def _require_utf8(text: str) -> None:
+    """Refuse bytes that were no text: Python reads them as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise click.UsageError(
+            "the prompt is not UTF-8; convert it, for instance with iconv -t UTF-8"
+        ) from None
 
 
 def _prompt(engine: Engine, text: str, system: str | None, no_chat_template: bool) -> Prompt:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from bitquilt.cli.options import Finite
+
 if TYPE_CHECKING:
     from bitquilt.engines import Engine
     from bitquilt.talk import End, Event, Settings
@@ -25,21 +27,21 @@ SYSTEM = click.option(
 HIDE_THINKING = click.option("--hide-thinking", is_flag=True, help="Show the answer alone.")
 
 _ANSWERING = (
-    click.option("--temperature", type=click.FloatRange(min=0), help="0 is greedy."),
-    click.option("--top-p", type=click.FloatRange(0, 1), help="Keep the likeliest P of all."),
+    click.option("--temperature", type=Finite(min=0), help="0 is greedy."),
+    click.option("--top-p", type=Finite(0, 1), help="Keep the likeliest P of all."),
     click.option("--top-k", type=click.IntRange(min=0), help="Keep the K likeliest; 0 keeps all."),
-    click.option(
-        "--min-p", type=click.FloatRange(0, 1), help="Keep what is P times as likely as the first."
-    ),
+    click.option("--min-p", type=Finite(0, 1), help="Keep what is P times as likely as the first."),
     click.option(
         "--repetition-penalty",
-        type=click.FloatRange(min=0, min_open=True),
+        type=Finite(min=0, min_open=True),
         help="Divides the logits of what was there; 1 is none.",
     ),
     click.option(
-        "--frequency-penalty", type=float, help="Taken from a logit for each time it was said."
+        "--frequency-penalty", type=Finite(), help="Taken from a logit for each time it was said."
     ),
-    click.option("--presence-penalty", type=float, help="Taken from the logits of what was said."),
+    click.option(
+        "--presence-penalty", type=Finite(), help="Taken from the logits of what was said."
+    ),
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
     click.option(
         "--max-tokens",

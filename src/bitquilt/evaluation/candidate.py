@@ -42,8 +42,15 @@ class Candidate:
 
     @classmethod
     def several(cls, references: Sequence[str | Path]) -> list[Candidate]:
-        """What paths hold; those with the same last part are called by their whole paths."""
+        """What paths hold; those with the same last part are called by their whole paths.
+
+        Raises:
+            UserError: a path holds no model, or is given twice.
+        """
         found = [cls.at(reference) for reference in references]
+        for path, times in Counter(one.path.resolve() for one in found).items():
+            if times > 1:
+                raise UserError(f"{path} is given {times} times; give it once")
         count = Counter(one.name for one in found)
         return [replace(one, name=str(one.path)) if count[one.name] > 1 else one for one in found]
 
@@ -67,6 +74,8 @@ class Candidate:
                 )
             files = [file for file in path.rglob("*") if file.is_file()]
             return cls(path, "mlx", sum(file.stat().st_size for file in files), path.name)
+        if not path.exists():
+            raise UserError(f"{reference} does not exist; give a GGUF file or an MLX directory")
         raise UserError(
             f"{reference} is neither a GGUF file nor an MLX directory; give what `bitquilt "
             "quantize` wrote, or another file of these kinds"

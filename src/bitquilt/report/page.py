@@ -156,7 +156,8 @@ def _measured_on(files: Sequence[Made]) -> str:
     if not without and len(read) == 1:
         return f"Measured on {read[0]}."
     if len(read) > 1:
-        said = (f"{m.name} on {_text(m)}" for m in files if m.evaluation)
+        said = [f"{m.name} on {_text(m)}" for m in files if m.evaluation]
+        said += [f"{name} at the end of quantizing" for name in without]
         return (
             f"Not measured on the same text, so figures do not compare: {'; '.join(said)}. Run "
             "bitquilt eval on all files at once."
@@ -166,7 +167,7 @@ def _measured_on(files: Sequence[Made]) -> str:
             "Figures are those at the end of quantizing, in torch; `bitquilt eval` has better ones."
         )
     return (
-        f"{', '.join(without)}: figures at the end of quantizing, on less text than the others; "
+        f"{', '.join(without)}: figures at the end of quantizing, on another text than the others; "
         "run bitquilt eval on all files to compare them."
     )
 

@@ -6,6 +6,7 @@ was stopped continues with the same command.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,9 @@ def model(
         UserError: no such files, both kinds, or no name that the hub takes.
     """
     candidates = [Candidate.at(file) for file in files]
+    for name, times in Counter(candidate.name for candidate in candidates).items():
+        if times > 1:
+            raise UserError(f"{times} files are called {name}; a repository holds one of a name")
     kinds = [candidate.target for candidate in candidates]
     if "mlx" in kinds and len(kinds) > 1:
         raise UserError(
