@@ -47,7 +47,7 @@ from bitquilt.planning import STITCHERS, Request, make_plan
 from bitquilt.search import company, scores
 from bitquilt.search.evaluator import Evaluator
 from bitquilt.search.evopress import Schedule, evolve
-from bitquilt.search.measurements import Limits, Measurements, latest_histories
+from bitquilt.search.measurements import Limits, Measurements, latest_histories, noted
 from bitquilt.search.mixes import Mixes, Vector
 from bitquilt.search.racing import CLEARLY, Difference, by_segment
 from bitquilt.search.searching import Task, search
@@ -95,8 +95,7 @@ def cost(model: str, budgets: Sequence[float], there: dict[str, Any]) -> None:
         started = time.monotonic()
         pipeline.search(model, bits=bits, how=Search(seed=100 + len(bits)), **there)
         seconds = time.monotonic() - started
-        newest = latest_histories(there["work_dir"])["gguf"]
-        last = json.loads(newest.read_text("utf-8").splitlines()[-1])
+        last = noted(latest_histories(there["work_dir"])["gguf"])[-1]
         pace = last["tokens"] / last["seconds"]
         print(
             f"{len(bits)} of {len(budgets)} budgets: {seconds:.0f} s; the race {last['tokens']:,} "

@@ -197,7 +197,7 @@ class Bank:
                     jobs, moved([self.packed(*k) for k in keys], device), strict=True
                 )
             ]
-            cells = {module: self.cells(module) for module, _ in keys}
+            cells = {module: self.cells(module) for module in {module for module, _ in keys}}
             done = improve(jobs, drafts, factor)
             for (module, name), job, one in zip(keys, jobs, done, strict=True):
                 cell = replace(cells[module][name], rounding="best", kept=one.method)
