@@ -23,7 +23,8 @@ def test_figures_equal_torch(monkeypatch):
 
 
 def test_small_divergences_have_no_bias():
-    """A millinat over a large vocabulary, to a billionth: rounding does not add up."""
+    """A millinat over a large vocabulary: rounding does not add up (1e-6 if it does; 2e-8 is the
+    worst of the processors seen)."""
     generator = torch.Generator().manual_seed(0)
     teacher = 3 * torch.randn(256, 16_384, generator=generator)
     d = 0.05 * torch.randn(256, 16_384, generator=generator)
@@ -33,4 +34,4 @@ def test_small_divergences_have_no_bias():
 
     exact = kl(teacher.double(), d.double())
     assert 5e-4 < exact < 5e-3
-    assert abs(kl(teacher, d.clone()) - exact) < 1e-8
+    assert abs(kl(teacher, d.clone()) - exact) < 5e-8
