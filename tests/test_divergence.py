@@ -24,7 +24,8 @@ def test_figures_equal_torch(monkeypatch):
 
 def test_small_divergences_have_no_bias():
     """A millinat over a large vocabulary: rounding does not add up (1e-6 if it does; 2e-8 is the
-    worst of the processors seen)."""
+    worst of the processors seen).
+    """
     generator = torch.Generator().manual_seed(0)
     teacher = 3 * torch.randn(256, 16_384, generator=generator)
     d = 0.05 * torch.randn(256, 16_384, generator=generator)

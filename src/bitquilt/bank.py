@@ -13,6 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import TypeVar
@@ -23,10 +24,10 @@ from bitquilt import grids
 from bitquilt.calibration.capture import input_of
 from bitquilt.calibration.moments import Moments
 from bitquilt.checkpoint.checkpoint import EMBEDDING, HEAD, Checkpoint
-from bitquilt.device import compute_device
+from bitquilt.device import beside, compute_device, launched
 from bitquilt.grids.grid import Packed
 from bitquilt.heap import give_back
-from bitquilt.parallel import Aside, in_threads
+from bitquilt.parallel import Aside
 from bitquilt.progress import Step
 from bitquilt.rounding.best import Job, draft, improve, kind_of
 from bitquilt.rounding.factor import GROUP, Factor, factorize
@@ -225,10 +226,8 @@ class Bank:
         for part in split(by_kind, lambda i: jobs[i].weight.numel(), room):
             own = [keys[i] for i in part]
             packed, cells = zip(*work(own, [jobs[i] for i in part], factor), strict=True)
-            for key, parts, cell in zip(
-                own, moved(packed, torch.device("cpu")), cells, strict=True
-            ):
-                done[key] = parts, cell
+            aside.do(fetch, done, own, packed, cells, launched())
+            for _ in own:
                 step()
         aside.do(self._add, done, folder)
         give_back()  # inputs of another width need blocks of other sizes
@@ -250,15 +249,15 @@ class Bank:
         """A matrix to its nearest levels."""
         weight = self.checkpoint.load(f"{module}.weight").to(compute_device())
         hessian, importance = self.moments.hessian(module), self.moments.importance(module)
-        done = {}
+        done: dict[Key, Rounded] = {}
         for name in names:
             grid = grids.get(name)
             packed = grid.pack(fit(grid, weight, importance))
             divergence = self.moments.divergence(
                 module, grid.dequantize(packed).sub_(weight), hessian
             )
-            stored = {part: tensor.cpu() for part, tensor in packed.items()}
-            done[module, name] = stored, Cell(divergence, self._rounding, "nearest")
+            cell = Cell(divergence, self._rounding, "nearest")
+            aside.do(fetch, done, [(module, name)], [packed], [cell], launched())
             step()
         aside.do(self._add, done, DRAFTS)
 
@@ -310,13 +309,37 @@ class Bank:
             return {name.removeprefix(own): handle.get_tensor(name) for name in mine}
 
 
-def moved(matrices: Sequence[Packed], device: torch.device) -> list[Packed]:
+def fetch(
+    done: dict[Key, Rounded],
+    keys: Sequence[Key],
+    packed: Sequence[Packed],
+    cells: Sequence[Cell],
+    after: torch.cuda.Event | None,
+) -> None:
+    """Add packed matrices to what is done, in the CPU's memory, while a GPU computes the next.
+
+    Args:
+        done: where to.
+        keys: whose they are.
+        packed: the matrices, on any device.
+        cells: what to know of them.
+        after: what :func:`launched` said when they had been launched.
+    """
+    there = moved(packed, torch.device("cpu"), after)
+    done |= zip(keys, zip(there, cells, strict=True), strict=True)
+
+
+def moved(
+    matrices: Sequence[Packed], device: torch.device, after: torch.cuda.Event | None = None
+) -> list[Packed]:
     """Packed matrices on a device: a GPU copies faster than one thread finds pages of memory."""
 
     def move(parts: Packed) -> Packed:
-        return {name: part.to(device) for name, part in parts.items()}
+        with beside(after):
+            return {name: part.to(device) for name, part in parts.items()}
 
-    return in_threads(move, matrices)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(move, matrices))
 
 
 Item = TypeVar("Item")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -11,3 +14,24 @@ def compute_device() -> torch.device:
     Apple's Metal could run the rounding, which needs no float64, but nobody has tried it there.
     """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def launched() -> torch.cuda.Event | None:
+    """All that this thread has asked the GPU to do so far; None without one."""
+    if compute_device().type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+@contextmanager
+def beside(after: torch.cuda.Event | None) -> Iterator[None]:
+    """Within, this thread's work on a GPU waits for that alone, not for what comes meanwhile."""
+    if after is None:
+        yield
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_event(after)
+    with torch.cuda.stream(stream):
+        yield

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bitquilt.rounding import kernels
 from bitquilt.rounding.factor import BLOCK, GROUP, Factor, column_sums, diagonal_blocks
 from bitquilt.rounding.replay import Replay
 from bitquilt.rounding.rounders import Rounder
@@ -73,23 +74,36 @@ def _descend_block(
     """
     all_codes, all_moved = [], []
     for g in range(blocks.shape[1]):
-        own = slice(g * GROUP, (g + 1) * GROUP)
+        own, later = slice(g * GROUP, (g + 1) * GROUP), slice((g + 1) * GROUP, None)
         target = torch.baddbmm(levels[:, own], inverses[:, g], pull[:, own])
-        new_codes, new_levels = rounder.propose([s[g] for s in scales], target, triangles[:, g])
-        gain, moved = _gain(blocks[:, g], target, levels[:, own], new_levels)
-        better = (gain > 0).unsqueeze(1)
-        moved.mul_(better)
-        pull.baddbmm_(hessian[:, :, own], moved)
-        all_codes.append(torch.where(better, new_codes, codes[:, g]))
+        proposed = rounder.propose([s[g] for s in scales], target, triangles[:, g])
+        new_codes, moved = keep_better(
+            blocks[:, g], target, (codes[:, g], levels[:, own]), proposed
+        )
+        pull[:, later].baddbmm_(hessian[:, later, own], moved)
+        all_codes.append(new_codes)
         all_moved.append(moved)
     return torch.stack(all_codes, 1), torch.cat(all_moved, 1)
 
 
-def _gain(hessian: Tensor, target: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """By how much new levels are nearer to targets than old ones [L, N], and old − new.
+def keep_better(
+    hessian: Tensor, target: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Codes of eight columns, new ones where they are nearer to the targets; old levels less new.
 
-    ‖t − o‖² − ‖t − n‖² = (n − o) · (2t − o − n), in the metric of a group's Hessian [L, 8, 8].
+    ‖t − o‖² − ‖t − n‖² = (n − o) · (2t − o − n), in the metric of the group's Hessian.
+
+    Args:
+        hessian: float32 [L, 8, 8].
+        target: float32 [L, 8, N].
+        old: codes int16 [L, K, N] and levels float32 [L, 8, N].
+        new: the same.
     """
-    moved = old - new
-    between = (old + new).sub_(target, alpha=2)
-    return column_sums(torch.bmm(hessian, between).mul_(moved)), moved
+    if target.is_cuda:
+        return kernels.keep_better(hessian, target, old, new)
+    (old_codes, old_levels), (new_codes, new_levels) = old, new
+    moved = old_levels - new_levels
+    between = (old_levels + new_levels).sub_(target, alpha=2)
+    gain = column_sums(torch.bmm(hessian, between).mul_(moved))
+    better = (gain > 0).unsqueeze(1)
+    return torch.where(better, new_codes, old_codes), moved.mul_(better)

@@ -76,7 +76,8 @@ def _recorded(
     current, stream = torch.cuda.current_stream(), _stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
-        graph.capture_begin(pool=memory)
+        # other threads copy what was rounded before, which may go on
+        graph.capture_begin(pool=memory, capture_error_mode="thread_local")
         outputs = function(*inputs)
         graph.capture_end()
     current.wait_stream(stream)

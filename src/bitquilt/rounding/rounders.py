@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bitquilt.grids.grid import Fields, Grid, ScalarGrid
 from bitquilt.grids.iquants import Codebook, codebook
+from bitquilt.rounding import kernels
 from bitquilt.rounding.codebooks import nearest_patterns
 from bitquilt.rounding.factor import GROUP
 from bitquilt.rounding.pieces import Piece, Run, stacked
@@ -104,6 +105,9 @@ class LevelRounder(Rounder):
         self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Rounder.propose`."""
+        if target.is_cuda:
+            ends = self._low, self._high
+            return kernels.round_levels(scales, target, triangles, ends, self._table)
         step, inverse, offset = (each.unsqueeze(1) for each in scales)
         # all eight columns of a row have one step: in units of it, levels are whole numbers
         wanted = (target - offset).mul_(inverse)
@@ -160,6 +164,8 @@ class PatternRounder(Rounder):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Rounder.propose`."""
         (steps,) = scales
+        if target.is_cuda:
+            return kernels.round_patterns(self._grid, target, steps, triangles)
         codes, signs, levels = nearest_patterns(self._grid, target, steps, triangles)
         return torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1), levels
 

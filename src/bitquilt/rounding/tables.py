@@ -30,13 +30,17 @@ class Table:
         """The largest value."""
         return max(self.values)
 
+    def contents(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of each cell, the lowest first, the nearest value and its code: float32 and uint8."""
+        return _cells(self, device)
+
     def levels(self, numbers: Tensor) -> Tensor:
         """The nearest values; overwrites ``numbers`` with scratch."""
-        return self._lookup(_cells(self, numbers.device)[0], numbers)
+        return self._lookup(self.contents(numbers.device)[0], numbers)
 
     def codes(self, numbers: Tensor) -> Tensor:
         """Where in the table the nearest values are, uint8; overwrites ``numbers`` likewise."""
-        return self._lookup(_cells(self, numbers.device)[1], numbers)
+        return self._lookup(self.contents(numbers.device)[1], numbers)
 
     def _lookup(self, contents: Tensor, numbers: Tensor) -> Tensor:
         # a scale beyond half precision makes numbers of no value: any level will do, it is refused
@@ -47,7 +51,6 @@ class Table:
 
 @cache
 def _cells(table: Table, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The nearest value and its code for each cell, float32 and uint8."""
     values = torch.tensor(table.values, dtype=torch.float32, device=device)
     count = round((table.highest - table.lowest) * table.cells)
     middles = table.lowest + (torch.arange(count, device=device) + 0.5) / table.cells

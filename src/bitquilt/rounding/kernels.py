@@ -1,0 +1,128 @@
+"""Eight columns of many rows in one launch on a GPU: the kernels of ``kernels.cu``.
+
+torch operations do the same in twenty to forty launches, each of which reads and writes all of the
+rows (docs/decisions/gpu.md); they are what runs elsewhere. The kernels are compiled by the compiler
+that is part of CUDA's torch, when they are first used.
+
+Letters: L inputs, N rows of each, K numbers that code eight columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitquilt.grids.iquants import Codebook, codebook
+from bitquilt.rounding.codebooks import LONG, cells_of
+from bitquilt.rounding.factor import GROUP
+from bitquilt.rounding.tables import Table
+
+THREADS = 128
+
+
+def round_levels(
+    scales: Sequence[Tensor],
+    target: Tensor,
+    triangles: Tensor,
+    ends: tuple[Tensor, Tensor],
+    table: Table | None,
+) -> tuple[Tensor, Tensor]:
+    """As :meth:`bitquilt.rounding.rounders.LevelRounder.propose`.
+
+    Args:
+        scales: steps, their inverses and offsets, float32 [L, N] each.
+        target: float32 [L, 8, N].
+        triangles: float32 [L, 8, 8].
+        ends: the lowest and the highest code of each row, float32 [L, 1, N]; unused with a table.
+        table: of uneven levels, if they are.
+    """
+    codes, levels = _empty(target, GROUP, torch.int16), _empty(target, GROUP, torch.float32)
+    name = "round_even"
+    own: list[Any] = [*ends]
+    if table is not None:
+        values, places = table.contents(target.device)
+        name = "round_uneven"
+        own = [values, places, int(table.lowest), table.cells, len(values)]
+    arguments = [*_rows(target), *_matrices(triangles), *scales, *own]
+    _launch(name, target, [*arguments, target.shape[2], codes, levels])
+    return codes, levels
+
+
+def round_patterns(
+    grid: Codebook, target: Tensor, steps: Tensor, triangles: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As :meth:`bitquilt.rounding.rounders.PatternRounder.propose`.
+
+    Args:
+        grid: which codebook.
+        target: float32 [L, 8, N].
+        steps: what patterns are multiplied with, float32 [L, N].
+        triangles: float32 [L, 8, 8].
+    """
+    width = codebook(grid.name).shape[1]
+    cells = cells_of(grid.name, LONG[width], target.device)
+    codes = _empty(target, GROUP // width + 1, torch.int16)
+    levels = _empty(target, GROUP, torch.float32)
+    own: list[Any] = [steps, cells.codes, _words(grid.name, target.device)]
+    own += [int(cells.lowest), int(cells.spacing), cells.count, int(grid.even_signs)]
+    arguments = [*_rows(target), *_matrices(triangles), *own]
+    _launch(f"round_patterns_{width}", target, [*arguments, target.shape[2], codes, levels])
+    return codes, levels
+
+
+def keep_better(
+    hessian: Tensor, target: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """As :func:`bitquilt.rounding.descent.keep_better`."""
+    (old_codes, old_levels), (new_codes, new_levels) = old, new
+    target, new_levels = target.contiguous(), new_levels.contiguous()
+    codes, moved = torch.empty_like(new_codes), torch.empty_like(new_levels)
+    arguments: list[Any] = [*_matrices(hessian), target]
+    arguments += [old_levels, old_levels.stride(0), new_levels]
+    arguments += [old_codes, old_codes.stride(0), new_codes, new_codes.shape[1]]
+    _launch("keep_better", target, [*arguments, target.shape[2], codes, moved])
+    return codes, moved
+
+
+def _rows(numbers: Tensor) -> list[Any]:
+    """A tensor [L, 8, N] whose rows lie side by side, as kernels take it."""
+    return [numbers, numbers.stride(0), numbers.stride(1)]
+
+
+def _matrices(numbers: Tensor) -> list[Any]:
+    """A tensor [L, 8, 8] as kernels take it."""
+    return [numbers, *numbers.stride()]
+
+
+def _empty(target: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    inputs, _, rows = target.shape
+    return target.new_empty((inputs, columns, rows), dtype=dtype)
+
+
+@cache
+def _words(name: str, device: torch.device) -> Tensor:
+    """The patterns on all shortlists, four weights to a word: int32 [cells, K, m / 4]."""
+    patterns = codebook(name)
+    cells = cells_of(name, LONG[patterns.shape[1]], device)
+    return patterns.to(torch.uint8).view(torch.int32).to(device)[cells.codes.int()]
+
+
+def _launch(name: str, target: Tensor, arguments: Sequence[Any]) -> None:
+    """One thread for every row of every input."""
+    inputs, _, rows = target.shape
+    blocks = (math.ceil(rows / THREADS), inputs, 1)
+    _kernel(name, target.device)(blocks, (THREADS, 1, 1), list(arguments))
+
+
+@cache
+def _kernel(name: str, device: torch.device) -> Callable[..., None]:
+    source = files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
+    with torch.cuda.device(device):
+        kernel: Callable[..., None] = torch.cuda._compile_kernel(source, name)
+    return kernel

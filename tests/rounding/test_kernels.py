@@ -1,0 +1,138 @@
+"""Kernels for GPUs do what the torch operations do: on a GPU, or compiled as C++, row by row."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from importlib.resources import files
+
+import pytest
+import torch
+from tests.rounding.inputs import factor_of, second_moment, weights
+
+from bitquilt import grids
+from bitquilt.grids.grid import registered
+from bitquilt.grids.iquants import Codebook
+from bitquilt.rounding import kernels
+from bitquilt.rounding.descent import keep_better
+from bitquilt.rounding.nearest import fit
+from bitquilt.rounding.pieces import Piece
+from bitquilt.rounding.rounders import PatternRounder, rounder_of
+
+CODEBOOKS = [name for name, grid in registered().items() if isinstance(grid, Codebook)]
+ROWS = 160
+"""No whole number of a kernel's threads."""
+COMPILER = shutil.which("c++")
+AS_CPP = """
+#include <cmath>
+#define __global__
+#define __device__
+struct Index { long x, y; };
+static Index blockIdx, blockDim, threadIdx;
+extern "C" void at(long block, long input, long size, long thread) {
+    blockIdx = {block, input};
+    blockDim = {size, 1};
+    threadIdx = {thread, 0};
+}
+"""
+
+
+class Emulated:
+    """A kernel called for one thread after the other."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.at, self.function = library.at, library[name]
+
+    def __call__(self, grid, block, arguments):
+        given = [
+            ctypes.c_void_p(own.data_ptr()) if isinstance(own, torch.Tensor) else ctypes.c_int(own)
+            for own in arguments
+        ]
+        for of_input in range(grid[1]):
+            for own in range(grid[0]):
+                for thread in range(block[0]):
+                    self.at(own, of_input, block[0], thread)
+                    self.function(*given)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    if COMPILER is None:
+        pytest.skip("needs a C++ compiler")
+    folder = tmp_path_factory.mktemp("kernels")
+    source = files("bitquilt.rounding").joinpath("kernels.cu").read_text()
+    (folder / "kernels.cpp").write_text(AS_CPP + source)
+    # as torch computes: no product and sum become one unless they say so
+    flags = ["-shared", "-fPIC", "-O1", "-ffp-contract=off", "-Wno-unknown-pragmas"]
+    subprocess.run([COMPILER, *flags, "kernels.cpp", "-o", "kernels.so"], cwd=folder, check=True)
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request, monkeypatch):
+    if request.param == "cpu":
+        library = request.getfixturevalue("library")
+        monkeypatch.setattr(kernels, "_kernel", lambda name, _: Emulated(library, name))
+    elif not torch.cuda.is_available():
+        pytest.skip("needs a GPU that runs CUDA")
+    return request.param
+
+
+def rows_on(name: str):
+    """A rounder for two inputs' rows and what it is asked: scales, targets and metrics."""
+    grid, columns = grids.get(name), 256
+    factor = factor_of(second_moment(columns), second_moment(columns, seed=2))
+    runs = []
+    for i in range(2):
+        weight = weights(ROWS, columns, seed=i)
+        runs.append([Piece(grid, weight, fit(grid, weight, factor.importance[i]))])
+    rounder = rounder_of(runs, factor.groups)
+    targets = factor.ordered(torch.stack([run[0].weight.T for run in runs]))
+    scales = [scale[1] for scale in rounder.scales(slice(0, 4))]
+    # as feedback and descent give them: parts of larger tensors
+    return rounder, scales, targets[:, 8:16], factor.triangles[:, 1]
+
+
+def moved(parts, device):
+    return [part.to(device) for part in parts]
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "Q8_0", "4bit-g32", "IQ4_XS", "mxfp4"])
+def test_levels(name, device):
+    rounder, scales, target, triangles = rows_on(name)
+    codes, levels = rounder.propose(scales, target, triangles)
+    ends = moved([rounder._low, rounder._high], device)
+    there = moved(scales, device), target.to(device), triangles.to(device)
+    found, rounded = kernels.round_levels(*there, ends, rounder._table)
+    assert torch.equal(found.cpu(), codes)
+    torch.testing.assert_close(rounded.cpu(), levels, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_patterns(name, device):
+    rounder, scales, target, triangles = rows_on(name)
+    assert isinstance(rounder, PatternRounder)
+    codes, levels = rounder.propose(scales, target, triangles)
+    there = target.to(device), scales[0].to(device), triangles.to(device)
+    found, rounded = kernels.round_patterns(rounder._grid, *there)
+    assert torch.equal(found.cpu(), codes)
+    torch.testing.assert_close(rounded.cpu(), levels, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "IQ3_S"])
+def test_only_what_is_better_is_kept(name, device):
+    rounder, scales, target, triangles = rows_on(name)
+    hessian = triangles @ triangles.mT
+    new = rounder.propose(scales, target, triangles)
+    shifted = target + 0.3 * weights(8, ROWS, seed=3)
+    old = rounder.propose(scales, shifted, triangles)
+    larger = torch.zeros(2, 128, ROWS)
+    larger[:, 8:16] = old[1]  # levels of many columns, of which these are eight
+    codes, step = keep_better(hessian, target.contiguous(), (old[0], larger[:, 8:16]), new)
+    there = hessian.to(device), target.contiguous().to(device)
+    old = old[0].to(device), larger.to(device)[:, 8:16]
+    found, moved_by = kernels.keep_better(*there, old, tuple(moved(new, device)))
+    assert torch.equal(found.cpu(), codes)
+    torch.testing.assert_close(moved_by.cpu(), step, rtol=1e-6, atol=1e-6)
+    assert 0 < (step == 0).all(1).sum() < step[:, 0].numel()
