@@ -230,7 +230,7 @@ class Bank:
             for _ in own:
                 step()
         aside.do(self._add, done, folder)
-        give_back()  # inputs of another width need blocks of other sizes
+        _forget_sizes()
 
     def _jobs(self, owners: Sequence[str], wanted: Wanted) -> tuple[list[Key], list[Job], Factor]:
         """What to round of some inputs' readers, as (module, grid) and as jobs, and the factor."""
@@ -327,6 +327,14 @@ def fetch(
     """
     there = moved(packed, torch.device("cpu"), after)
     done |= zip(keys, zip(there, cells, strict=True), strict=True)
+
+
+def _forget_sizes() -> None:
+    """Give back free memory where matrices are rounded: other inputs need blocks of other sizes."""
+    if compute_device().type == "cpu":
+        give_back()
+    else:
+        torch.cuda.empty_cache()
 
 
 def moved(

@@ -28,6 +28,7 @@ AS_CPP = """
 #include <cmath>
 #define __global__
 #define __device__
+struct float4 { float x, y, z, w; };
 struct Index { long x, y; };
 static Index blockIdx, blockDim, threadIdx;
 extern "C" void at(long block, long input, long size, long thread) {
@@ -136,3 +137,10 @@ def test_only_what_is_better_is_kept(name, device):
     assert torch.equal(found.cpu(), codes)
     torch.testing.assert_close(moved_by.cpu(), step, rtol=1e-6, atol=1e-6)
     assert 0 < (step == 0).all(1).sum() < step[:, 0].numel()
+
+
+def test_dots(device):
+    a, b = weights(3 * 20 * 5, 16).view(3, 20, 5, 16), weights(20, 7 * 16, seed=1).view(20, 7, 16)
+    share = b[:, 2:]  # part of a longer row
+    found = kernels.dots(a.to(device), b.to(device)[:, 2:]).cpu()
+    torch.testing.assert_close(found, torch.linalg.vecdot(a, share))

@@ -1,5 +1,5 @@
-// Eight columns of many rows at once, one thread a row: what rounders.py, codebooks.py and
-// descent.py do with twenty to forty torch operations, in one launch. No thread knows of another.
+// What rounders.py, codebooks.py, descent.py and refit.py do with many torch operations, in one
+// launch: eight columns of many rows at once, one thread a row. No thread knows of another.
 //
 // Letters as there: L inputs, N rows of each, K patterns on a shortlist. Rows lie side by side,
 // [..., N]; T is the upper triangle of an input's Hessian on those eight columns.
@@ -249,4 +249,22 @@ extern "C" __global__ void keep_better(const float *hessians, int by_input, int 
         codes[there] = better ? new_codes[there]
                               : old_codes[input * codes_by_input + (long)i * rows + n];
     }
+}
+
+// Inner products of blocks, one thread each: a [n, R, B, W] and b [R, B, W], rows of b so far apart.
+extern "C" __global__ void dots(const float *a, const float *b, int b_by_row, int rows, int blocks,
+                                int width, float *products) {
+    const long count = (long)rows * blocks;
+    THIS_ROW(count)
+    const long own = input * count + n;
+    const float4 *left = (const float4 *)(a + own * width);
+    const float4 *right = (const float4 *)(b + n / blocks * b_by_row + n % blocks * width);
+    float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int i = 0; i < width / 4; i++) {
+        sum.x = fmaf(left[i].x, right[i].x, sum.x);
+        sum.y = fmaf(left[i].y, right[i].y, sum.y);
+        sum.z = fmaf(left[i].z, right[i].z, sum.z);
+        sum.w = fmaf(left[i].w, right[i].w, sum.w);
+    }
+    products[own] = (sum.x + sum.y) + (sum.z + sum.w);
 }

@@ -1,4 +1,4 @@
-"""Eight columns of many rows in one launch on a GPU: the kernels of ``kernels.cu``.
+"""Rounding in few launches on a GPU: the kernels of ``kernels.cu``.
 
 torch operations do the same in twenty to forty launches, each of which reads and writes all of the
 rows (docs/decisions/gpu.md); they are what runs elsewhere. The kernels are compiled by the compiler
@@ -90,6 +90,18 @@ def keep_better(
     return codes, moved
 
 
+def dots(pulled: Tensor, share: Tensor) -> Tensor:
+    """Inner products over the last axis: [n, R, B, W] and [R, B, W], W a multiple of 4 → [n, R, B].
+
+    ``torch.linalg.vecdot`` writes all of the products before it adds them.
+    """
+    count, rows, blocks, width = pulled.shape
+    products = pulled.new_empty(count, rows, blocks)
+    arguments = [pulled.contiguous(), share, share.stride(0), rows, blocks, width, products]
+    _launch("dots", products.flatten(1), arguments)
+    return products
+
+
 def _rows(numbers: Tensor) -> list[Any]:
     """A tensor [L, 8, N] whose rows lie side by side, as kernels take it."""
     return [numbers, numbers.stride(0), numbers.stride(1)]
@@ -113,11 +125,10 @@ def _words(name: str, device: torch.device) -> Tensor:
     return patterns.to(torch.uint8).view(torch.int32).to(device)[cells.codes.int()]
 
 
-def _launch(name: str, target: Tensor, arguments: Sequence[Any]) -> None:
-    """One thread for every row of every input."""
-    inputs, _, rows = target.shape
-    blocks = (math.ceil(rows / THREADS), inputs, 1)
-    _kernel(name, target.device)(blocks, (THREADS, 1, 1), list(arguments))
+def _launch(name: str, rows: Tensor, arguments: list[Any]) -> None:
+    """A thread for every row of a tensor [L, …, N]."""
+    blocks = (math.ceil(rows.shape[-1] / THREADS), len(rows), 1)
+    _kernel(name, rows.device)(blocks, (THREADS, 1, 1), arguments)
 
 
 @cache

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.grids.grid import Fields, Grid
+from bitquilt.rounding import kernels
 
 RIDGE = 1e-5
 """Of the diagonal of a row's system: what two floats share leaves it nearly singular."""
@@ -72,10 +73,18 @@ def _interactions(shares: list[Tensor], hessian: Tensor) -> Tensor:
             # [n, R, C'] -> [n, R, B', C / B]
             pulled = torch.matmul(share[:, some].transpose(0, 1), slab).unflatten(2, (-1, width))
             for j, other in enumerate(shares):
-                sums = torch.linalg.vecdot(pulled, other[:, b:])
+                sums = _dots(pulled, other[:, b:])
                 system[:, i, some, j, b:] = sums.transpose(0, 1)
                 system[:, j, b:, i, some] = sums.permute(1, 2, 0)
     return system.flatten(3, 4).flatten(1, 2)
+
+
+def _dots(pulled: Tensor, share: Tensor) -> Tensor:
+    """Sums over blocks: [n, R, B, C / B] and [R, B, C / B] → [n, R, B]."""
+    if pulled.is_cuda:
+        return kernels.dots(pulled, share)
+    sums: Tensor = torch.linalg.vecdot(pulled, share)
+    return sums
 
 
 def _solved(system: Tensor, gains: Tensor) -> Tensor:
