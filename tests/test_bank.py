@@ -44,6 +44,20 @@ def test_grids_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
     bank.build({module: ["Q4_K"]}, lambda: None)
 
 
+def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("bitquilt.bank.compute_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("bitquilt.rounding.kernels.trouble", lambda: "no compiler")
+    lines = []
+    Bank(
+        open_checkpoint(str(tiny_checkpoint(tmp_path))),
+        WorkDir(tmp_path / "w", {}),
+        "best",
+        lines.append,
+    )
+    (line,) = lines
+    assert "(no compiler); torch's operations round instead" in line
+
+
 def test_more_bits_are_predicted_to_cost_less(bank):
     for module in bank.checkpoint.matrices:
         bank.build({module: ["Q2_K", "Q4_K", "Q6_K", "F32"]}, lambda: None)

@@ -29,6 +29,7 @@ from bitquilt.grids.grid import Packed
 from bitquilt.heap import give_back
 from bitquilt.parallel import Aside
 from bitquilt.progress import Step
+from bitquilt.rounding import kernels
 from bitquilt.rounding.best import Job, draft, improve, kind_of
 from bitquilt.rounding.factor import GROUP, Factor, factorize
 from bitquilt.rounding.nearest import fit
@@ -92,6 +93,9 @@ class Bank:
         self.moments = Moments(checkpoint, work)
         self._rounding = rounding
         self._say = say
+        if compute_device().type == "cuda" and (cause := kernels.trouble()) is not None:
+            instead = "torch's operations round instead, in half as much time again"
+            say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
 
     def build(self, candidates: Candidates, step: Step) -> None:
         """Round what is not there yet, well enough to choose from.

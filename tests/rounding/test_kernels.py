@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+from contextlib import nullcontext
 from importlib.resources import files
 
 import pytest
@@ -144,3 +145,24 @@ def test_dots(device):
     share = b[:, 2:]  # part of a longer row
     found = kernels.dots(a.to(device), b.to(device)[:, 2:]).cpu()
     torch.testing.assert_close(found, torch.linalg.vecdot(a, share))
+
+
+def test_without_a_compiler_the_first_line_of_its_words_is_the_trouble(monkeypatch):
+    def fail(name, device):
+        raise OSError("Could not find any NVRTC library\nand more")
+
+    monkeypatch.setattr(kernels, "_kernel", fail)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert kernels.trouble.__wrapped__() == "Could not find any NVRTC library"
+
+
+def test_an_older_torch_is_trouble_too(monkeypatch):
+    monkeypatch.delattr(torch.cuda, "_compile_kernel", raising=False)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    kernels._kernel.cache_clear()
+    assert "_compile_kernel" in kernels.trouble.__wrapped__()
+
+
+def test_the_cpu_is_never_served():
+    assert not kernels.serve(torch.zeros(1))

@@ -99,7 +99,7 @@ def keep_better(
         old: codes int16 [L, K, N] and levels float32 [L, 8, N].
         new: the same.
     """
-    if target.is_cuda:
+    if kernels.serve(target):
         return kernels.keep_better(hessian, target, old, new)
     (old_codes, old_levels), (new_codes, new_levels) = old, new
     moved = old_levels - new_levels

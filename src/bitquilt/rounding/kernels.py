@@ -2,17 +2,20 @@
 
 torch operations do the same in twenty to forty launches, each of which reads and writes all of the
 rows (docs/decisions/gpu.md); they are what runs elsewhere. The kernels are compiled by the compiler
-that is part of CUDA's torch, when they are first used.
+that is part of CUDA's torch, when they are first used; without it torch operations serve too.
 
 Letters: L inputs, N rows of each, K numbers that code eight columns.
 """
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -137,3 +140,22 @@ def _kernel(name: str, device: torch.device) -> Callable[..., None]:
     with torch.cuda.device(device):
         kernel: Callable[..., None] = torch.cuda._compile_kernel(source, name)
     return kernel
+
+
+@cache
+def trouble() -> str | None:
+    """Why kernels cannot be compiled here; None where they can."""
+    # torch looks for the compiler by its name, which is known once a library that needs it is there
+    for library in Path(torch.__file__).parent.glob("lib/libcaffe2_nvrtc.so"):
+        with suppress(OSError):
+            ctypes.CDLL(str(library))
+    try:
+        _kernel("dots", torch.device("cuda", torch.cuda.current_device()))
+    except (AttributeError, OSError, RuntimeError) as error:  # an older torch; no compiler; its log
+        return str(error).partition("\n")[0]
+    return None
+
+
+def serve(numbers: Tensor) -> bool:
+    """Whether kernels are to work on them."""
+    return numbers.is_cuda and trouble() is None

@@ -1,8 +1,8 @@
 """Many small kernels launched as one: a recording of what a function did on a GPU.
 
-Rounding launches some forty kernels for every eight columns, and Python takes ten times as long to
-launch them as an H100 to run them (docs/decisions/gpu.md). Blocks of columns are alike but for
-their numbers, so the second one is recorded as a CUDA graph, and from then on played again.
+Rounding launches some five kernels for every eight columns, and Python takes longer to launch them
+than an H100 to run them (docs/decisions/gpu.md). Blocks of columns are alike but for their numbers,
+so the second one is recorded as a CUDA graph, and from then on played again.
 """
 
 from __future__ import annotations

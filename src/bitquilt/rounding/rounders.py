@@ -105,7 +105,7 @@ class LevelRounder(Rounder):
         self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Rounder.propose`."""
-        if target.is_cuda:
+        if kernels.serve(target):
             ends = self._low, self._high
             return kernels.round_levels(scales, target, triangles, ends, self._table)
         step, inverse, offset = (each.unsqueeze(1) for each in scales)
@@ -164,7 +164,7 @@ class PatternRounder(Rounder):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Rounder.propose`."""
         (steps,) = scales
-        if target.is_cuda:
+        if kernels.serve(target):
             return kernels.round_patterns(self._grid, target, steps, triangles)
         codes, signs, levels = nearest_patterns(self._grid, target, steps, triangles)
         return torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1), levels
