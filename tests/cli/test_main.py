@@ -104,3 +104,13 @@ def test_plan_fits_a_terminal_and_libraries_keep_quiet(tmp_path):
     assert said.stderr == ""
     assert max(map(len, said.stdout.splitlines())) <= 80
     assert "down_proj" in said.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_without_room_is_one_sentence():
+    command = [sys.executable, "-m", "bitquilt.cli.main", "--help"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("bitquilt: the output cannot be written: No space left")
+    assert done.stderr.count("\n") == 1

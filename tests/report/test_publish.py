@@ -63,6 +63,11 @@ def test_figures_against_another_original_stay_at_home(file, original):
     assert "tiny-4.5bit.gguf.eval.json" not in {entry.name for entry in listed}
 
 
+def test_an_original_that_is_the_file_itself_is_refused(file):
+    with pytest.raises(UserError, match="is the model itself"):
+        publish.model([file], str(file), "me/tiny")
+
+
 def run(hub: Hub, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The command, in a process that knows no other hub."""
     environment = os.environ | {
@@ -107,6 +112,14 @@ def test_upload_goes_on_where_it_was_stopped_and_keeps_the_originals_terms(hub, 
     assert "base_model: facebook/Tiny" in card
     assert "base_model_relation: quantized" in card
     assert "for non-commercial use only" in card
+
+
+def test_a_hub_out_of_reach_asks_nobody_to_log_in(hub, file, original):
+    hub.url = "http://127.0.0.1:9"
+    done = run(hub, file, "--against", original, "--repo", "me/tiny", "--upload")
+    assert done.returncode == 2
+    assert "check the connection" in done.stderr
+    assert "log in" not in done.stderr
 
 
 def test_without_a_licence_nothing_is_passed_on(hub, file, original):

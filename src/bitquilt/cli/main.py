@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -22,6 +24,9 @@ from bitquilt.cli.run import run
 from bitquilt.cli.search import search
 from bitquilt.cli.serve import serve
 from bitquilt.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says where there is no room."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,6 +75,13 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; there is nobody to tell
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = error.filename or "the output"
+        with suppress(OSError):
+            sys.stdout.close()  # else Python tries again at its end
+        _leave(f"{where} cannot be written: {error.strerror}; make room and try again", 2)
 
 
 def _going_on(arguments: Sequence[str]) -> str:

@@ -83,7 +83,7 @@ def run(
     if final is None and (final_only or votes):
         click.echo(
             f"bitquilt: {model} gave no boxed answer; ask for one with --system boxed, or give it "
-            "a --think-budget",
+            "a --think-budget or more --max-tokens",
             err=True,
         )
         sys.exit(NO_FINAL)

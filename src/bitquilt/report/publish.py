@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from bitquilt.checkpoint import open_checkpoint
@@ -65,6 +65,8 @@ def model(
         )
     for name in filter(None, (repository, base_model)):
         _check_id(name)
+    if any(Path(against).resolve() == candidate.path.resolve() for candidate in candidates):
+        raise UserError(f"{against} is the model itself; --against wants what it was made from")
     original = open_checkpoint(against)
     origin = Origin.of(against, original, base_model)
     gate = origin.gate(HfApi())
@@ -140,9 +142,10 @@ def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
             step()
     except HUB_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
+        advice = "log in with `hf auth login`" if _refused(error) else "check the connection"
         raise UserError(
-            f"{model.repository} was not published: {reason}; log in with `hf auth login`, and "
-            "give the same command again to continue"
+            f"{model.repository} was not published: {reason}; {advice}, and give the same command "
+            "again to continue"
         ) from error
     except ValueError as error:  # what huggingface_hub makes of a card that the hub refuses
         reason = " ".join(str(error).split())
@@ -150,6 +153,11 @@ def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
             f"{model.repository} was not published: {reason}; mend the original's README.md"
         ) from error
     return str(address)
+
+
+def _refused(error: Exception) -> bool:
+    """Whether the hub, or the lack of a token, said no, and not the way there."""
+    return isinstance(error, HfHubHTTPError | LocalTokenNotFoundError)
 
 
 def _source(entry: Entry) -> bytes | Path:
