@@ -11,7 +11,7 @@ from torch import Tensor
 from bitquilt.grids.blocks32 import Q8_0, Asymmetric, Symmetric
 from bitquilt.grids.grid import Fields
 from bitquilt.rounding.fits.family import fit_family
-from bitquilt.rounding.fits.groups import Storage, fit_by_rows, inverse, power_of_two
+from bitquilt.rounding.fits.groups import Storage, dot, fit_by_rows, inverse, power_of_two
 from bitquilt.rounding.fits.lines import (
     Line,
     Lines,
@@ -61,14 +61,23 @@ def _symmetric(grid: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
 
 @fit_family.register
 def _bytes(grid: Q8_0, weight: Tensor, importance: Tensor) -> Fields:
-    """The scale that just holds the largest weight, as ggml's, and the best for its codes."""
-    levels = _integers(grid.low, grid.high)
+    """The scale that just holds the largest weight, as ggml's, or the best for its codes.
+
+    All is in units of the scale, so nothing overflows. With l the codes and r what they miss by, a
+    scale larger by a share m takes m (2 Σ h l r - m Σ h l²) off the error (h importance).
+    """
 
     def fit(groups: Tensor, shares: Tensor) -> Fields:
-        groups, storage = _scaled(groups)
-        scales = groups.abs().amax(-1, keepdim=True) / grid.high
-        scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
-        return _fields(groups, levels, scales, storage)
+        scales = (groups.abs().amax(-1, keepdim=True) / grid.high).half().float()
+        wanted = groups * inverse(scales)
+        level = wanted.round().clamp_(grid.low, grid.high)
+        weighted = level * shares
+        square, cross = dot(weighted, level), dot(weighted, wanted.sub_(level))
+        others = torch.addcmul(scales, scales, cross / square).half().float()
+        more = (others - scales) * inverse(scales)
+        scales = torch.where(more * (2 * cross - more * square) > 0, others, scales)
+        codes = torch.mul(groups, inverse(scales), out=wanted).round_().clamp_(grid.low, grid.high)
+        return {"codes": codes.to(torch.int8).flatten(1), "d": scales.flatten(1)}
 
     return fit_by_rows(weight, importance, BLOCK, fit)
 
