@@ -68,12 +68,9 @@ def sampling_keys(generation: dict[str, Any]) -> dict[str, Value]:
     """The sampling that the model's authors recommend, which llama.cpp takes as its defaults."""
     if not generation.get("do_sample"):
         return {}
-    sampled = {"temperature": 1.0, **generation}  # as transformers has it
-    stated = {
-        key: sampled[field]
-        for field, key in SAMPLING_KEYS.items()
-        if sampled.get(field) is not None
-    }
+    said = {field: value for field, value in generation.items() if value is not None}
+    sampled = {"temperature": 1.0, **said}  # as transformers has it
+    stated = {key: sampled[field] for field, key in SAMPLING_KEYS.items() if field in sampled}
     return {key: int(v) if key.endswith("top_k") else float(v) for key, v in stated.items()}
 
 
