@@ -58,6 +58,17 @@ def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch):
     assert "(no compiler); torch's operations round instead" in line
 
 
+def test_what_cannot_be_fetched_is_not_kept(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError("no room")
+
+    bank, module = captured(tmp_path, "gptq"), "model.layers.0.self_attn.q_proj"
+    monkeypatch.setattr("bitquilt.bank.moved", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        bank.build({module: ["4bit-g32"]}, lambda: None)
+    assert not bank.cells(module)
+
+
 def test_more_bits_are_predicted_to_cost_less(bank):
     for module in bank.checkpoint.matrices:
         bank.build({module: ["Q2_K", "Q4_K", "Q6_K", "F32"]}, lambda: None)

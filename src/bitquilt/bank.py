@@ -93,7 +93,9 @@ class Bank:
         self.moments = Moments(checkpoint, work)
         self._rounding = rounding
         self._say = say
-        if compute_device().type == "cuda" and (cause := kernels.trouble()) is not None:
+        if rounding == "nearest" or compute_device().type != "cuda":
+            return
+        if (cause := kernels.trouble()) is not None:
             instead = "torch's operations round instead, in half as much time again"
             say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
 
@@ -122,6 +124,7 @@ class Bank:
                     self._round_alone(module, names, step, aside)
             for owners in self._batches(missing):
                 self._draft(owners, missing, feedback, step, aside)
+                _forget_sizes()
 
     def finish(self, chosen: Candidates, step: Step) -> None:
         """Bring what was chosen from drafts to ``best``, if that was asked for.
@@ -147,6 +150,7 @@ class Bank:
         with Aside() as aside:
             for owners in self._batches(drafts):
                 self._improve(owners, drafts, step, aside)
+                _forget_sizes()
 
     def _batches(self, owners: Iterable[str]) -> Iterator[list[str]]:
         """Inputs of equal width, as many at a time as memory is meant for."""
@@ -234,7 +238,6 @@ class Bank:
             for _ in own:
                 step()
         aside.do(self._add, done, folder)
-        _forget_sizes()
 
     def _jobs(self, owners: Sequence[str], wanted: Wanted) -> tuple[list[Key], list[Job], Factor]:
         """What to round of some inputs' readers, as (module, grid) and as jobs, and the factor."""
@@ -344,7 +347,13 @@ def _forget_sizes() -> None:
 def moved(
     matrices: Sequence[Packed], device: torch.device, after: torch.cuda.Event | None = None
 ) -> list[Packed]:
-    """Packed matrices on a device: a GPU copies faster than one thread finds pages of memory."""
+    """Packed matrices on a device: a GPU copies faster than one thread finds pages of memory.
+
+    Args:
+        matrices: on any device.
+        device: where to.
+        after: where they come from a GPU that goes on, what :func:`launched` said.
+    """
 
     def move(parts: Packed) -> Packed:
         with beside(after):

@@ -142,7 +142,9 @@ def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
             step()
     except HUB_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
-        advice = "log in with `hf auth login`" if _refused(error) else "check the connection"
+        advice = (
+            "log in with `hf auth login`" if _refused(error) else "see that the hub can be reached"
+        )
         raise UserError(
             f"{model.repository} was not published: {reason}; {advice}, and give the same command "
             "again to continue"
@@ -156,8 +158,10 @@ def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
 
 
 def _refused(error: Exception) -> bool:
-    """Whether the hub, or the lack of a token, said no, and not the way there."""
-    return isinstance(error, HfHubHTTPError | LocalTokenNotFoundError)
+    """Whether who asked may not; the hub says that it knows no repository where one is hidden."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (401, 403, 404)
+    return isinstance(error, LocalTokenNotFoundError)
 
 
 def _source(entry: Entry) -> bytes | Path:

@@ -202,7 +202,7 @@ __device__ void round_patterns(const float *targets, int by_input, int by_column
 }
 
 #define ROUND_PATTERNS(M, K)                                                                   \
-    extern "C" __global__ void round_patterns_##M(                                             \
+    extern "C" __global__ void round_patterns_##M##_##K(                                           \
         const float *targets, int by_input, int by_column, const float *triangles, int of_input, \
         int of_row, int of_column, const float *steps, const short *shortlists,                \
         const unsigned int *patterns, int lowest, int spacing, int count, int even, int rows,  \

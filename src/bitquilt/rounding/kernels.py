@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,8 +73,8 @@ def round_patterns(
     levels = _empty(target, GROUP, torch.float32)
     own: list[Any] = [steps, cells.codes, _words(grid.name, target.device)]
     own += [int(cells.lowest), int(cells.spacing), cells.count, int(grid.even_signs)]
-    arguments = [*_rows(target), *_matrices(triangles), *own]
-    _launch(f"round_patterns_{width}", target, [*arguments, target.shape[2], codes, levels])
+    arguments = [*_rows(target), *_matrices(triangles), *own, target.shape[2], codes, levels]
+    _launch(f"round_patterns_{width}_{LONG[width]}", target, arguments)
     return codes, levels
 
 
@@ -84,7 +83,8 @@ def keep_better(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`bitquilt.rounding.descent.keep_better`."""
     (old_codes, old_levels), (new_codes, new_levels) = old, new
-    target, new_levels = target.contiguous(), new_levels.contiguous()
+    target, new_codes, new_levels = (n.contiguous() for n in (target, new_codes, new_levels))
+    assert old_levels.stride()[1:] == old_codes.stride()[1:] == target.stride()[1:]
     codes, moved = torch.empty_like(new_codes), torch.empty_like(new_levels)
     arguments: list[Any] = [*_matrices(hessian), target]
     arguments += [old_levels, old_levels.stride(0), new_levels]
@@ -99,6 +99,8 @@ def dots(pulled: Tensor, share: Tensor) -> Tensor:
     ``torch.linalg.vecdot`` writes all of the products before it adds them.
     """
     count, rows, blocks, width = pulled.shape
+    assert share.stride()[1:] == (width, 1)
+    assert width % 4 == 0
     products = pulled.new_empty(count, rows, blocks)
     arguments = [pulled.contiguous(), share, share.stride(0), rows, blocks, width, products]
     _launch("dots", products.flatten(1), arguments)
@@ -107,6 +109,7 @@ def dots(pulled: Tensor, share: Tensor) -> Tensor:
 
 def _rows(numbers: Tensor) -> list[Any]:
     """A tensor [L, 8, N] whose rows lie side by side, as kernels take it."""
+    assert numbers.stride(2) == 1
     return [numbers, numbers.stride(0), numbers.stride(1)]
 
 
@@ -145,15 +148,23 @@ def _kernel(name: str, device: torch.device) -> Callable[..., None]:
 @cache
 def trouble() -> str | None:
     """Why kernels cannot be compiled here; None where they can."""
-    # torch looks for the compiler by its name, which is known once a library that needs it is there
-    for library in Path(torch.__file__).parent.glob("lib/libcaffe2_nvrtc.so"):
-        with suppress(OSError):
-            ctypes.CDLL(str(library))
     try:
+        _find_compiler()
         _kernel("dots", torch.device("cuda", torch.cuda.current_device()))
-    except (AttributeError, OSError, RuntimeError) as error:  # an older torch; no compiler; its log
-        return str(error).partition("\n")[0]
+    except (AttributeError, ImportError, OSError, RuntimeError) as error:
+        return str(error).partition("\n")[0]  # what follows is a log
     return None
+
+
+def _find_compiler() -> None:
+    """Have torch find the compiler that it brings along, on machines without CUDA's toolkit too."""
+    from torch.utils import cpp_extension
+
+    if cpp_extension.CUDA_HOME is None:
+        cpp_extension.CUDA_HOME = torch.__path__[0]  # any folder: the kernels include nothing
+    # it is looked for by its name, which is known once a library that needs it is there
+    with suppress(OSError):
+        ctypes.CDLL(f"{torch.__path__[0]}/lib/libcaffe2_nvrtc.so")
 
 
 def serve(numbers: Tensor) -> bool:

@@ -65,8 +65,12 @@ def _first() -> torch.cuda.CUDAGraph:
 
 @cache
 def _stream() -> torch.cuda.Stream:
-    """Where recordings are made; memory is taken again only by the stream that had it before."""
-    return torch.cuda.Stream()
+    """Where recordings are made; memory is taken again only by the stream that had it before.
+
+    torch hands out the same 32 streams in turn, those of either priority; what copies beside a
+    recording has an ordinary one.
+    """
+    return torch.cuda.Stream(priority=-1)
 
 
 def _recorded(
