@@ -51,7 +51,7 @@ D_SHARES = (0.75, 0.85, 0.9, 0.95, 1.0, 1.05, 1.15)
 DMIN_SHARES = (0.85, 0.92, 1.0, 1.05)
 """Of the largest integer: where a tried d puts the largest scale, a tried dmin the furthest min."""
 D_KEPT = 2
-"""How many d are tried with every dmin."""
+"""How many d are tried with every dmin, besides one for mins of one sign."""
 NEIGHBOURS = tuple((scale, least) for scale in (0, -1, 1) for least in (0, -1, 1))
 """Steps of scale and min tried around those chosen."""
 ROUNDS = 2
@@ -168,14 +168,26 @@ def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
 
 
 def _best_ds(blocks: _Blocks, of: _Moments, slopes: Tensor, ds: Tensor) -> Tensor:
-    """The few d of [P, N] with which the sub-blocks do best if mins are not rounded."""
-    totals, levels, gains = torch.empty_like(ds), torch.empty_like(slopes), torch.empty_like(slopes)
-    for d, total in zip(ds, totals, strict=True):
+    """The few d of [P, N] with which the sub-blocks do best if mins are not rounded.
+
+    The last is the best where none may lie above zero: one sub-block that would otherwise has a
+    lesser slope, and with that d be clipped beside others whose mins need the other sign.
+    """
+    free, below = torch.empty(2, *ds.shape, device=ds.device)
+    levels, gains, miss = (torch.empty_like(slopes) for _ in range(3))
+    for d, total, without in zip(ds, free, below, strict=True):
         blocks.whole(slopes, d, levels).mul_(d)
         torch.mul(levels, of.variance, out=gains)
         torch.sub(of.covariance, gains, alpha=0.5, out=gains).mul_(levels)
         torch.sum(gains.amax(0), 0, out=total)
-    return ds.gather(0, totals.nan_to_num(nan=-torch.inf).topk(D_KEPT, 0).indices)
+        torch.addcmul(-blocks.mean, levels, of.mean, out=miss).clamp_max_(0).square_()
+        gains.sub_(miss.mul_(blocks.total), alpha=0.5)
+        torch.sum(gains.amax(0), 0, out=without)
+    best = [
+        totals.nan_to_num(nan=-torch.inf).topk(count, 0).indices
+        for totals, count in ((free, D_KEPT), (below, 1))
+    ]
+    return ds.gather(0, torch.cat(best))
 
 
 def _best_dmin(
