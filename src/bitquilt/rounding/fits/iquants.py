@@ -27,8 +27,8 @@ CPU_CHUNK = 1 << 17
 """Weights at a time on a CPU: shortlists of more fall out of the cache, with fewer threads wait."""
 REACH = {8: 2.0, 4: 2.5}
 """Root mean squares that the largest magnitude stands for at the first step, by m."""
-CENTRES = {8: (0.73, 1.08, 1.6), 4: (0.7, 0.98, 1.37, 1.9)}
-"""Multiples of the first step at which patterns are shortlisted, by m …"""
+CENTRES = (0.7, 0.98, 1.37, 1.9)
+"""Multiples of the first step at which patterns are shortlisted …"""
 AROUND = (0.84, 0.92, 1.0, 1.09, 1.19)
 """… and multiples of those at which the shortlisted are compared."""
 QUICK = 16
@@ -36,8 +36,7 @@ QUICK = 16
 LARGEST_MULTIPLES = tuple(25.0 + i / 2 for i in range(28))
 """What the largest step of a super-block is tried as, in units; scales reach 31."""
 TOP_SCALE = 15
-NEIGHBOURS = {8: (-1, 0, 1), 4: (-2, -1, 0, 1, 2)}
-"""Scales that are compared on longer shortlists, by m."""
+NEIGHBOURS = (-2, -1, 0, 1, 2)
 LEAST_STEP = 1e-10
 """Where the weights are near one: for sub-blocks of zeros."""
 TINY = torch.finfo(torch.float32).tiny
@@ -152,7 +151,7 @@ class Search:
     def best_steps(self) -> Tensor:
         """The step that suits each sub-block best, whatever the others take: [R, B, n]."""
         tried, costs = [], []
-        for centre in CENTRES[self.width]:
+        for centre in CENTRES:
             lists = self._shortlists(self.first * centre, QUICK)
             around = [self.first * (centre * multiple) for multiple in AROUND]
             tried += around
@@ -173,7 +172,7 @@ class Search:
             units, scales and codes int16 [N].
         """
         lists = self._shortlists(units * (2 * scales + 1), LONG[self.width])
-        near = [(scales + shift).clamp_(0, TOP_SCALE) for shift in NEIGHBOURS[self.width]]
+        near = [(scales + shift).clamp_(0, TOP_SCALE) for shift in NEIGHBOURS]
         scales = _cheapest(near, [self._cost(lists, units * (2 * each + 1)) for each in near])
         multiples = 2 * scales + 1
         _, *sums = lists.cheapest(self._by_pattern(units * multiples))
