@@ -36,7 +36,8 @@ QUICK = 16
 LARGEST_MULTIPLES = tuple(25.0 + i / 2 for i in range(28))
 """What the largest step of a super-block is tried as, in units; scales reach 31."""
 TOP_SCALE = 15
-NEIGHBOURS = (-2, -1, 0, 1, 2)
+NEIGHBOURS = {8: (-1, 0, 1), 4: (-2, -1, 0, 1, 2)}
+"""Scales that are compared on longer shortlists, by m."""
 LEAST_STEP = 1e-10
 """Where the weights are near one: for sub-blocks of zeros."""
 TINY = torch.finfo(torch.float32).tiny
@@ -172,7 +173,7 @@ class Search:
             units, scales and codes int16 [N].
         """
         lists = self._shortlists(units * (2 * scales + 1), LONG[self.width])
-        near = [(scales + shift).clamp_(0, TOP_SCALE) for shift in NEIGHBOURS]
+        near = [(scales + shift).clamp_(0, TOP_SCALE) for shift in NEIGHBOURS[self.width]]
         scales = _cheapest(near, [self._cost(lists, units * (2 * each + 1)) for each in near])
         multiples = 2 * scales + 1
         _, *sums = lists.cheapest(self._by_pattern(units * multiples))
