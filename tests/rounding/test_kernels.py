@@ -10,12 +10,13 @@ from importlib.resources import files
 
 import pytest
 import torch
-from tests.rounding.inputs import factor_of, second_moment, weights
+from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 from bitquilt import grids
 from bitquilt.grids.grid import registered
 from bitquilt.grids.iquants import Codebook
 from bitquilt.rounding import kernels
+from bitquilt.rounding.best import Job, round_all
 from bitquilt.rounding.descent import keep_better
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.pieces import Piece
@@ -145,6 +146,29 @@ def test_dots(device):
     share = b[:, 2:]  # part of a longer row
     found = kernels.dots(a.to(device), b.to(device)[:, 2:]).cpu()
     torch.testing.assert_close(found, torch.linalg.vecdot(a, share))
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "4bit-g32", "IQ4_XS", "IQ3_S", "IQ2_XXS"])
+def test_a_whole_rounding(name, library, monkeypatch):
+    """What feedback, descent and refit hand to kernels lies in memory as kernels take it."""
+    factor = factor_of(second_moment(256))
+    job = Job(weights(40, 256), grids.get(name))
+    (expected,) = round_all([job], factor, "best")
+    asked = set()
+
+    def kernel(name, _):
+        asked.add(name)
+        return Emulated(library, name)
+
+    monkeypatch.setattr(kernels, "_kernel", kernel)
+    monkeypatch.setattr(kernels, "serve", lambda _: True)
+    (found,) = round_all([job], factor, "best")
+    assert {"keep_better", "dots"} < asked
+    same = found.fields["codes"] == expected.fields["codes"]
+    assert same.float().mean() > 0.995  # sums in another order can turn what is nearly equal
+    errors = [job.grid.decode(own.fields) - job.weight for own in (found, expected)]
+    mine, torchs = (cost(error, factor.natural[0]).sum().item() for error in errors)
+    assert mine == pytest.approx(torchs, rel=1e-3)
 
 
 def test_without_a_compiler_the_first_line_of_its_words_is_the_trouble(monkeypatch):
