@@ -1,8 +1,8 @@
-"""The whole bank, every matrix on every grid with the best rounding: seconds and memory.
+"""The whole bank, every matrix on every type with the best rounding: seconds and memory.
 
     python benchmarks/bank.py [demo|950m] [gguf|mlx ...]
 
-On a GPU where there is one. Half of the grids on half of the blocks at a time: the four lines are
+On a GPU where there is one. Half of the types on half of the blocks at a time: the four lines are
 alike if the cost grows linearly in either. Statistics come from a few windows of text, for they
 decide nothing here.
 """
@@ -17,10 +17,10 @@ import torch
 from lib.captured import captured
 from lib.timed import MAXRSS_UNIT
 
-from bitquilt import grids
-from bitquilt.bank import Bank, Candidates
-from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.device import compute_device
+from bitquilt import qtypes
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.rounding.layer_bank import Bank, Candidates
+from bitquilt.runtime.device import compute_device
 
 WINDOWS = 8
 
@@ -36,7 +36,7 @@ def main() -> None:
 def measure(bank: Bank, targets: list[str]) -> None:
     """Round everything; print seconds, and memory at the end."""
     checkpoint, device = bank.checkpoint, compute_device()
-    names = sorted({name for target in targets for name in grids.names(target)})
+    names = sorted({name for target in targets for name in qtypes.names(target)})
     total = cells = 0.0
     for part, chosen in (("one half", names[::2]), ("the other", names[1::2])):
         for place, modules in zip(("even", "odd"), by_block(checkpoint), strict=True):
@@ -45,11 +45,11 @@ def measure(bank: Bank, targets: list[str]) -> None:
             weights = sum(size(checkpoint, m) * len(own) for m, own in candidates.items())
             rate = weights / seconds / 1e6
             print(
-                f"{part} of the grids, {place} blocks: {seconds:6.1f} s, {rate:6.1f}M weights/s",
+                f"{part} of the types, {place} blocks: {seconds:6.1f} s, {rate:6.1f}M weights/s",
                 flush=True,
             )
             total, cells = total + seconds, cells + weights
-    print(f"{len(names)} grids on {device}: {total:.0f} s for {cells / 1e6:,.0f}M rounded weights")
+    print(f"{len(names)} types on {device}: {total:.0f} s for {cells / 1e6:,.0f}M rounded weights")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
     print(f"peak memory: {peak / 1e9:.1f} GB", end="")
     if device.type == "cuda":
@@ -69,7 +69,7 @@ def by_block(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
 def fitting(checkpoint: Checkpoint, modules: list[str], names: list[str]) -> Candidates:
     """What each matrix can be put on."""
     return {
-        m: [name for name in names if grids.get(name).fits(checkpoint.matrices[m][1])]
+        m: [name for name in names if qtypes.get(name).fits(checkpoint.matrices[m][1])]
         for m in modules
     }
 

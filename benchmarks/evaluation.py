@@ -18,8 +18,8 @@ import numpy as np
 from lib.timed import BITQUILT, run
 from numpy.typing import NDArray
 
-from bitquilt.divergence import Estimate
-from bitquilt.evaluation.intervals import Documents
+from bitquilt.metrics.intervals import Documents
+from bitquilt.metrics.kl import Estimate
 
 TRIALS = 1000
 WINDOW = 511

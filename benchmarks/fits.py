@@ -21,10 +21,10 @@ from lib import peers
 from lib.captured import captured
 from torch import Tensor
 
-from bitquilt import grids
-from bitquilt.calibration.capture import input_of
-from bitquilt.calibration.moments import Moments
-from bitquilt.grids.grid import Grid
+from bitquilt import qtypes
+from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.statistics import Moments
+from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.nearest import fit
 
 SHAPE = (6144, 1536)
@@ -37,16 +37,16 @@ Matrices = list[tuple[Tensor, Tensor]]
 
 
 def main() -> None:
-    """Print a line for every grid."""
-    names = sys.argv[1:] or [n for n in grids.names("gguf") if n not in ("BF16", "F32")]
+    """Print a line for every type."""
+    names = sys.argv[1:] or [n for n in qtypes.names("gguf") if n not in ("BF16", "F32")]
     chance, model = random_matrices(), real_matrices()
     print(
         f"{'':8} {'random: share, worse, worst':>28} {'real':>28} {'M weights/s':>12} {'ggml':>6}"
     )
     for name in names:
-        grid = grids.get(name)
-        against = [compared(grid, matrices) for matrices in (chance, model)]
-        ours, theirs = speeds(grid)
+        qtype = qtypes.get(name)
+        against = [compared(qtype, matrices) for matrices in (chance, model)]
+        ours, theirs = speeds(qtype)
         print(f"{name:8} {against[0]:>28} {against[1]:>28} {ours:12.1f} {theirs:6.1f}", flush=True)
 
 
@@ -73,33 +73,33 @@ def real_matrices() -> Matrices:
         ]
 
 
-def compared(grid: Grid, matrices: Matrices) -> str:
+def compared(qtype: QuantType, matrices: Matrices) -> str:
     """Our errors by block beside ggml's: mean share, how many are larger, the largest."""
-    shares = torch.cat([_shares(grid, weight, importance) for weight, importance in matrices])
+    shares = torch.cat([_shares(qtype, weight, importance) for weight, importance in matrices])
     worse = (shares > SAME).double().mean()
     return f"{shares.mean():.3f}, {worse:.2%}, {shares.max():.3f}"
 
 
-def _shares(grid: Grid, weight: Tensor, importance: Tensor) -> Tensor:
+def _shares(qtype: QuantType, weight: Tensor, importance: Tensor) -> Tensor:
     """Our error over ggml's, block by block, where ggml has any."""
 
     def errors(rounded: Tensor) -> Tensor:
         gap = (rounded.double() - weight).square() * importance
-        return torch.unflatten(gap, 1, (-1, grid.block)).sum(-1).flatten()
+        return torch.unflatten(gap, 1, (-1, qtype.block)).sum(-1).flatten()
 
-    ours = errors(grid.decode(fit(grid, weight, importance)))
-    theirs = errors(peers.ggml(grid, weight, importance))
+    ours = errors(qtype.decode(fit(qtype, weight, importance)))
+    theirs = errors(peers.ggml(qtype, weight, importance))
     return (ours / theirs)[theirs > 0]
 
 
-def speeds(grid: Grid) -> tuple[float, float]:
+def speeds(qtype: QuantType) -> tuple[float, float]:
     """Millions of weights a second: ours and ggml's, medians over turns."""
     weight, importance = 0.02 * torch.randn(*SHAPE), torch.rand(SHAPE[1])
-    kind = libgguf.GGMLQuantizationType[grid.name]
+    kind = libgguf.GGMLQuantizationType[qtype.name]
     ours, theirs = zip(
         *(
             (
-                _seconds(lambda: fit(grid, weight, importance)),
+                _seconds(lambda: fit(qtype, weight, importance)),
                 _seconds(lambda: peers.ggml_bytes(kind, weight, importance)),
             )
             for _ in range(TURNS)

@@ -17,12 +17,12 @@ from pathlib import Path
 from lib import peers
 from torch import Tensor
 
-from bitquilt import grids, quantize
-from bitquilt.calibration.moments import Moments
-from bitquilt.checkpoint import open_checkpoint
-from bitquilt.divergence import Estimate
-from bitquilt.evaluation.written import Teacher, figures, measure
-from bitquilt.workdir import WorkDir
+from bitquilt import qtypes, quantize
+from bitquilt.calibration.statistics import Moments
+from bitquilt.metrics.kl import Estimate
+from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
+from bitquilt.models import open_checkpoint
+from bitquilt.runtime.workdir import WorkDir
 
 
 def main() -> None:
@@ -55,9 +55,9 @@ def by_ggml(model: str, directory: Path, mix: dict[str, str]) -> Estimate:
             module, weight = name.removesuffix(".weight"), checkpoint.load(name)
             if module not in mix:
                 return weight
-            return peers.ggml(grids.get(mix[module]), weight, moments.importance(module))
+            return peers.ggml(qtypes.get(mix[module]), weight, moments.importance(module))
 
-        return figures(measure(teacher, checkpoint, load), "torch").kl
+        return summarize(weights_metrics(teacher, checkpoint, load), "torch").kl
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/ray_workers.py [demo|950m]
 
-Mixes of two grids are measured on the same windows by one worker, then by as many as this machine
+Mixes of two types are measured on the same windows by one worker, then by as many as this machine
 has GPUs for (two, of half the cores each, where it has none). Both have measured once before the
 clock starts, so that nobody is still loading.
 """
@@ -19,14 +19,14 @@ import ray
 import torch
 from lib.captured import WINDOW, captured
 
-from bitquilt.bank import Bank
-from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.evaluation.written import Teacher
-from bitquilt.search import ray_evaluator
-from bitquilt.search.evaluator import fastest
-from bitquilt.search.ray_evaluator import RayEvaluator
+from bitquilt.allocation import ray_evaluator
+from bitquilt.allocation.evaluator import fastest
+from bitquilt.allocation.ray_evaluator import RayEvaluator
+from bitquilt.metrics.teacher import Teacher
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.rounding.layer_bank import Bank
 
-GRIDS = ("Q4_0", "Q8_0")
+QTYPES = ("Q4_0", "Q8_0")
 WINDOWS, CANDIDATES = 16, 32
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
     with captured(shape, WINDOWS) as (checkpoint, text, work):
         bank = Bank(checkpoint, work, "nearest", print)
-        bank.build({module: list(GRIDS) for module in checkpoint.matrices}, lambda: None)
+        bank.build({module: list(QTYPES) for module in checkpoint.matrices}, lambda: None)
         teacher = Teacher.of(checkpoint, text, work, "text")
         gpus = torch.cuda.device_count()
         ray_evaluator.CPUS = (os.cpu_count() or 2) // 2
@@ -65,7 +65,7 @@ def measured(
 def mixes(checkpoint: Checkpoint, count: int) -> Sequence[Mapping[str, str]]:
     """Random ones, the same every time."""
     rng = np.random.default_rng(0)
-    return [{m: str(rng.choice(GRIDS)) for m in checkpoint.matrices} for _ in range(count)]
+    return [{m: str(rng.choice(QTYPES)) for m in checkpoint.matrices} for _ in range(count)]
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Rounding alone: every grid, ours against its peers, same calibration and held-out text.
+"""Rounding alone: every type, ours against its peers, same calibration and held-out text.
 
     python benchmarks/rounding.py [--model MODEL] [GRID…]
 
-All matrices of the blocks go onto one grid. GGUF grids: the embedding at Q6_K, each side's own
-rounding. MLX grids: the embedding on the same grid too, as ``mlx_lm.convert -q`` has it, or at 6
+All matrices of the blocks go onto one type. GGUF types: the embedding at Q6_K, each side's own
+rounding. MLX types: the embedding on the same type too, as ``mlx_lm.convert -q`` has it, or at 6
 bits beside mlx-lm's gptq, which has it so. Prints mean KL on held-out text with its 95 % interval,
 the share of the first line's that is not weaker by design, and seconds of rounding. AutoRound has
 a line where it is installed; it tunes for minutes to hours without a GPU.
@@ -22,20 +22,20 @@ from lib import autoround, peers
 from lib.timed import MAXRSS_UNIT
 from torch import Tensor
 
-from bitquilt import grids
-from bitquilt.bank import Bank
+from bitquilt import qtypes
 from bitquilt.calibration import corpus
-from bitquilt.calibration.capture import capture
+from bitquilt.calibration.collect import capture
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
-from bitquilt.checkpoint import open_checkpoint
-from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
-from bitquilt.effort import WINDOW, effort
-from bitquilt.evaluation.written import Teacher, figures, measure
-from bitquilt.forward import BlockwiseModel
-from bitquilt.grids.grid import Grid
-from bitquilt.grids.kquants import Signed, WithMins
+from bitquilt.calibration.text_budget import WINDOW, effort
+from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
+from bitquilt.models import open_checkpoint
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.qtypes.kquants import Signed, WithMins
+from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding import METHODS
-from bitquilt.workdir import WorkDir
+from bitquilt.rounding.layer_bank import Bank
+from bitquilt.runtime.workdir import WorkDir
 
 HELD_OUT = 32
 Weights = dict[str, Tensor]
@@ -64,13 +64,15 @@ class Bench:
             module for module in checkpoint.matrices if module.startswith("model.layers")
         ]
 
-    def theirs(self, grid: Grid, embedding: Grid, way: Callable[[Grid, str], Tensor]) -> Weights:
+    def theirs(
+        self, qtype: QuantType, embedding: QuantType, way: Callable[[QuantType, str], Tensor]
+    ) -> Weights:
         """Every matrix by a peer's rounding."""
-        return {m: way(grid, m) for m in self.blocks} | {EMBEDDING: way(embedding, EMBEDDING)}
+        return {m: way(qtype, m) for m in self.blocks} | {EMBEDDING: way(embedding, EMBEDDING)}
 
-    def ours(self, grid: Grid, embedding: Grid, method: str) -> Weights:
+    def ours(self, qtype: QuantType, embedding: QuantType, method: str) -> Weights:
         """Every matrix from our bank."""
-        bank, mix = self.banks[method], dict.fromkeys(self.blocks, grid) | {EMBEDDING: embedding}
+        bank, mix = self.banks[method], dict.fromkeys(self.blocks, qtype) | {EMBEDDING: embedding}
         wanted = {module: [on.name] for module, on in mix.items()}
         bank.build(wanted, _nothing)
         bank.finish(wanted, _nothing)
@@ -83,61 +85,64 @@ class Bench:
             module = name.removesuffix(".weight")
             return weights[module] if module in weights else self.checkpoint.load(name)
 
-        found = figures(measure(self.teacher, self.checkpoint, load), "torch").kl
+        found = summarize(weights_metrics(self.teacher, self.checkpoint, load), "torch").kl
         return found.mean, str(found)
 
-    def ggml(self, grid: Grid, module: str) -> Tensor:
+    def ggml(self, qtype: QuantType, module: str) -> Tensor:
         """llama-quantize without an importance matrix."""
-        return peers.ggml(grid, self._weight(module), None)
+        return peers.ggml(qtype, self._weight(module), None)
 
-    def ggml_with_imatrix(self, grid: Grid, module: str) -> Tensor:
+    def ggml_with_imatrix(self, qtype: QuantType, module: str) -> Tensor:
         """llama-quantize with one, from our calibration text."""
-        return peers.ggml(grid, self._weight(module), self.moments.importance(module))
+        return peers.ggml(qtype, self._weight(module), self.moments.importance(module))
 
-    def toolkit(self, grid: Grid, module: str) -> Tensor:
+    def toolkit(self, qtype: QuantType, module: str) -> Tensor:
         """Plain GPTQ as in the GPTQ + GGUF toolkit; the embedding as ggml has it there."""
         if module == EMBEDDING:
-            return self.ggml_with_imatrix(grid, module)
-        return peers.plain_gptq(grid, self._weight(module), self.moments.hessian(module))
+            return self.ggml_with_imatrix(qtype, module)
+        return peers.plain_gptq(qtype, self._weight(module), self.moments.hessian(module))
 
-    def mlx(self, grid: Grid, module: str) -> Tensor:
+    def mlx(self, qtype: QuantType, module: str) -> Tensor:
         """``mlx_lm.convert -q``."""
-        return peers.mlx(grid, self._weight(module))
+        return peers.mlx(qtype, self._weight(module))
 
-    def mlx_gptq(self, grid: Grid, module: str) -> Tensor:
+    def mlx_gptq(self, qtype: QuantType, module: str) -> Tensor:
         """mlx-lm's gptq, the matrix alone: its arithmetic on our Hessian."""
         if module == EMBEDDING:
-            return self.mlx(grid, module)
-        return peers.mlx_gptq(grid, self._weight(module), self.moments.hessian(module))
+            return self.mlx(qtype, module)
+        return peers.mlx_gptq(qtype, self._weight(module), self.moments.hessian(module))
 
-    def auto_round(self, grid: Grid, embedding: Grid) -> Weights:
+    def auto_round(self, qtype: QuantType, embedding: QuantType) -> Weights:
         """AutoRound on our calibration text; the embedding as the file's own tools have it."""
-        plain = self.mlx if "mlx" in grid.targets else self.ggml_with_imatrix
-        tuned = autoround.rounded(self.checkpoint, grid, self.tokens)
+        plain = self.mlx if "mlx" in qtype.targets else self.ggml_with_imatrix
+        tuned = autoround.rounded(self.checkpoint, qtype, self.tokens)
         return tuned | {EMBEDDING: plain(embedding, EMBEDDING)}
 
     def _weight(self, module: str) -> Tensor:
         return self.checkpoint.load(f"{module}.weight")
 
-    def lines(self, grid: Grid) -> Iterator[tuple[str, Callable[[], Weights]]]:
-        """What is measured on a grid: the first line is what shares are of."""
-        if "mlx" in grid.targets:
-            yield "mlx-lm convert -q", lambda: self.theirs(grid, grid, self.mlx)
-            same = grid
+    def lines(self, qtype: QuantType) -> Iterator[tuple[str, Callable[[], Weights]]]:
+        """What is measured on a type: the first line is what shares are of."""
+        if "mlx" in qtype.targets:
+            yield "mlx-lm convert -q", lambda: self.theirs(qtype, qtype, self.mlx)
+            same = qtype
         else:
-            same = grids.get("Q6_K")
-            yield "ggml, importance matrix", lambda: self.theirs(grid, same, self.ggml_with_imatrix)
-            yield "ggml", lambda: self.theirs(grid, same, self.ggml)
-        if isinstance(grid, (WithMins, Signed)):
-            yield "plain GPTQ (toolkit's)", lambda: self.theirs(grid, same, self.toolkit)
-        if grid.name in autoround.SCHEMES and autoround.installed():
-            yield "AutoRound", lambda: self.auto_round(grid, same)
+            same = qtypes.get("Q6_K")
+            yield (
+                "ggml, importance matrix",
+                lambda: self.theirs(qtype, same, self.ggml_with_imatrix),
+            )
+            yield "ggml", lambda: self.theirs(qtype, same, self.ggml)
+        if isinstance(qtype, (WithMins, Signed)):
+            yield "plain GPTQ (toolkit's)", lambda: self.theirs(qtype, same, self.toolkit)
+        if qtype.name in autoround.SCHEMES and autoround.installed():
+            yield "AutoRound", lambda: self.auto_round(qtype, same)
         for method in METHODS:
-            yield f"ours, {method}", lambda method=method: self.ours(grid, same, method)
-        if grid.name in ("2bit-g64", "4bit-g64", "8bit-g64"):
-            six = grids.get("6bit-g64")
-            yield "mlx-lm gptq, 6-bit embedding", lambda: self.theirs(grid, six, self.mlx_gptq)
-            yield "ours, best, the same", lambda: self.ours(grid, six, "best")
+            yield f"ours, {method}", lambda method=method: self.ours(qtype, same, method)
+        if qtype.name in ("2bit-g64", "4bit-g64", "8bit-g64"):
+            six = qtypes.get("6bit-g64")
+            yield "mlx-lm gptq, 6-bit embedding", lambda: self.theirs(qtype, six, self.mlx_gptq)
+            yield "ours, best, the same", lambda: self.ours(qtype, six, "best")
 
 
 def _nothing() -> None:
@@ -145,22 +150,22 @@ def _nothing() -> None:
 
 
 def main() -> None:
-    """Print a few lines per grid."""
+    """Print a few lines per type."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="demo")
-    parser.add_argument("grids", nargs="*", default=[*grids.names("gguf"), *grids.names("mlx")])
+    parser.add_argument("types", nargs="*", default=[*qtypes.names("gguf"), *qtypes.names("mlx")])
     asked = parser.parse_args()
     if not autoround.installed():
         print("no lines of AutoRound, which is not installed: pip install auto-round")
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(open_checkpoint(asked.model), Path(directory))
-        for name in dict.fromkeys(asked.grids):
-            grid = grids.get(name)
+        for name in dict.fromkeys(asked.qtypes):
+            qtype = qtypes.get(name)
             if name in ("BF16", "F32"):
                 continue
-            print(f"{name} ({grid.bits:.4g} bits)")
+            print(f"{name} ({qtype.bits:.4g} bits)")
             first = None
-            for label, weights in bench.lines(grid):
+            for label, weights in bench.lines(qtype):
                 started = time.monotonic()
                 made = weights()
                 seconds = time.monotonic() - started

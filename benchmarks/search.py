@@ -30,28 +30,28 @@ import torch
 from lib import peers
 from torch import Tensor
 
-from bitquilt import grids, pipeline, presets
-from bitquilt.bank import Bank
+from bitquilt import pipeline, qtypes
+from bitquilt.allocation import interactions, presets, sensitivity
+from bitquilt.allocation.allocate import EVOPRESS_WINDOWS, Search
+from bitquilt.allocation.evaluator import Evaluator
+from bitquilt.allocation.evopress import Schedule, evolve
+from bitquilt.allocation.measurements import Limits, Measurements, latest_histories, noted
+from bitquilt.allocation.plan import STITCHERS, Request, make_plan
+from bitquilt.allocation.racing import CLEARLY, Difference, by_segment
+from bitquilt.allocation.searching import Task, search
+from bitquilt.allocation.space import Mixes, Vector
 from bitquilt.calibration import corpus
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
-from bitquilt.checkpoint import open_checkpoint
-from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.deciding import EVOPRESS_WINDOWS, Search
-from bitquilt.device import compute_device
-from bitquilt.divergence import Estimate
-from bitquilt.effort import WINDOW, effort
-from bitquilt.evaluation.machine import rate
-from bitquilt.evaluation.written import Teacher, figures, measure
-from bitquilt.heap import keep_freed_memory
-from bitquilt.planning import STITCHERS, Request, make_plan
-from bitquilt.search import company, scores
-from bitquilt.search.evaluator import Evaluator
-from bitquilt.search.evopress import Schedule, evolve
-from bitquilt.search.measurements import Limits, Measurements, latest_histories, noted
-from bitquilt.search.mixes import Mixes, Vector
-from bitquilt.search.racing import CLEARLY, Difference, by_segment
-from bitquilt.search.searching import Task, search
-from bitquilt.workdir import WorkDir
+from bitquilt.calibration.text_budget import WINDOW, effort
+from bitquilt.metrics.kl import Estimate
+from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
+from bitquilt.models import open_checkpoint
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.rounding.layer_bank import Bank
+from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.hardware import rate
+from bitquilt.runtime.malloc import keep_freed_memory
+from bitquilt.runtime.workdir import WorkDir
 
 HELD_OUT, HELD_OUT_QUICK = 64, 16
 QUICK = Schedule(generations=4, offspring=16, tokens=(512, 2048, 8192), survivors=(4, 2, 1))
@@ -142,16 +142,16 @@ class Bench:
         """What may be chosen at a budget, scored by predictions, and the capacity."""
         space = make_plan(self.checkpoint, Request.parse(bits, None, None), "gguf").space
         assert space is not None
-        return Mixes.of(scores.predicted(self.bank, space.menu)), space.capacity
+        return Mixes.of(sensitivity.predicted(self.bank, space.menu)), space.capacity
 
     def together(self, mixes: Mixes, capacity: int) -> Mixes:
         """The same scored by what matrices cost together."""
         text, packed = self._company, self.bank.packed
 
         def shares(mix: Mapping[str, str]) -> np.ndarray:
-            return company.shares(self.checkpoint, mix, packed, text, lambda: None)
+            return interactions.shares(self.checkpoint, mix, packed, text, lambda: None)
 
-        return company.together(mixes, [capacity], shares)
+        return interactions.together(mixes, [capacity], shares)
 
     def measurements(self, windows: int, name: str) -> Measurements:
         """A measure on the first windows, with a history of its own."""
@@ -161,15 +161,15 @@ class Bench:
 
     def judged(self, mixes: Mixes, vectors: Sequence[Vector]) -> list[np.ndarray]:
         """Samples of each mix on held-out text."""
-        grids = [mixes.grids(vector) for vector in vectors]
-        found = by_segment(self._evaluator(self._judge, grids, range(self.held_out)))
+        qtypes = [mixes.qtypes(vector) for vector in vectors]
+        found = by_segment(self._evaluator(self._judge, qtypes, range(self.held_out)))
         return [one.ravel() for one in found]
 
     @property
     def before(self) -> int:
         """Token-forwards of statistics and scores; a backward pass counts as two."""
         read = self.much.calibration + 3 * self.much.gradients
-        return WINDOW * (read + company.PASSES * self.much.company)
+        return WINDOW * (read + interactions.PASSES * self.much.company)
 
 
 def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> None:
@@ -253,9 +253,9 @@ def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Mapping[str, str
 
         def load(name: str) -> Tensor:
             module, weight = name.removesuffix(".weight"), checkpoint.load(name)
-            return peers.mlx(grids.get(mix[module]), weight) if module in mix else weight
+            return peers.mlx(qtypes.get(mix[module]), weight) if module in mix else weight
 
-        return figures(measure(teacher, checkpoint, load), "torch").kl
+        return summarize(weights_metrics(teacher, checkpoint, load), "torch").kl
 
 
 if __name__ == "__main__":

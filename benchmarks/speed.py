@@ -2,7 +2,7 @@
 
     python benchmarks/speed.py [MODEL...]
 
-Grids within reach of 4.5 bits are timed (or remembered); then presets and random mixes, none of
+Types within reach of 4.5 bits are timed (or remembered); then presets and random mixes, none of
 which was timed, are written and measured by ``bitquilt bench``, one answer to a prompt of 128.
 """
 
@@ -13,13 +13,13 @@ import random
 import tempfile
 from pathlib import Path
 
-from bitquilt import presets, timing
-from bitquilt.checkpoint import open_checkpoint
-from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.allocation import presets, speed_profile
+from bitquilt.allocation.plan import Request, make_plan
 from bitquilt.evaluation.speed import bench
-from bitquilt.planning import Request, make_plan
-from bitquilt.progress import Reporter
-from bitquilt.stitch import gguf
+from bitquilt.models import open_checkpoint
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.progress import Reporter
+from bitquilt.targets import gguf
 
 BITS = 4.5
 PRESETS = ("Q4_K_M", "IQ4_XS")
@@ -40,7 +40,7 @@ def main() -> None:
             module: dict.fromkeys([*names, *(mix[module] for mix in mixes.values())])
             for module, names in plan.space.candidates.items()
         }
-        limit = timing.speed_limit(1.0, checkpoint, "gguf", candidates, Reporter())
+        limit = speed_profile.speed_limit(1.0, checkpoint, "gguf", candidates, Reporter())
         rng = random.Random(1)
         for n in range(RANDOM):
             mixes[f"random-{n}"] = {m: rng.choice(list(own)) for m, own in candidates.items()}
@@ -61,7 +61,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.gguf" for name in mixes]
         for path, mix in zip(paths, mixes.values(), strict=True):
-            gguf.write(checkpoint, mix, timing.arbitrary(checkpoint), path, "{}")
+            gguf.write(checkpoint, mix, speed_profile.arbitrary(checkpoint), path, "{}")
         speeds = bench([str(path) for path in paths], [128], [1], 64, ROUNDS).speeds
     return {Path(one.name).stem: (one.answer_rate, one.fastest) for one in speeds}
 

@@ -112,7 +112,7 @@ def tiny_checkpoint(
         family: one of FAMILIES.
         tied: whether the embedding is the head.
         qk_norm: llama4_text only; the others have or lack it by architecture.
-        hidden: model width, a multiple of 64; the default takes every grid.
+        hidden: model width, a multiple of 64; the default takes every type.
         intermediate: MLP width; twice ``hidden`` if not given.
         layers: transformer blocks.
         heads: query heads of 64; ``hidden // 64`` if not given.

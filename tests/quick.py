@@ -21,8 +21,8 @@ from transformers.models.qwen3 import modeling_qwen3  # noqa: F401 (seconds, onc
 from bitquilt import pipeline
 from bitquilt.calibration import corpus, text
 from bitquilt.calibration.corpus import Document
+from bitquilt.calibration.text_budget import Effort
 from bitquilt.cli.main import main
-from bitquilt.effort import Effort
 
 TEXTS = {"calibration": inspect.getsource(textwrap), "held-out": inspect.getsource(shlex)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from bitquilt.checkpoint.checkpoint import Checkpoint
+from bitquilt.models.checkpoint import Checkpoint
 
 
 def shaped_checkpoint(

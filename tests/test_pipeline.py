@@ -11,12 +11,12 @@ from tests.factories import tiny_checkpoint
 from tests.quick import hurry
 
 from bitquilt import pipeline
-from bitquilt.checkpoint.gguf_header import read_header
+from bitquilt.allocation.plan import plan
 from bitquilt.errors import UserError
-from bitquilt.evaluation.in_engine import run_in_engine
-from bitquilt.planning import plan
+from bitquilt.gguf.metadata_read import read_header
 from bitquilt.rounding import REVISION
-from bitquilt.stitch import gguf, mlx
+from bitquilt.targets import gguf, mlx
+from bitquilt.targets.engine_check import run_in_engine
 
 READERS = {"gguf": gguf.read_weights, "mlx": mlx.read_weights}
 
@@ -28,7 +28,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """A model that every grid fits, and the work directory of all runs on it."""
+    """A model that every type fits, and the work directory of all runs on it."""
     place = tmp_path_factory.mktemp("wide")
     return tiny_checkpoint(place, layers=1), place / "work"
 
@@ -57,7 +57,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 MIX = {
     "default": {"gguf": "Q4_K", "mlx": "4bit-g64"},
-    "rules": [{"match": "attn_v|ffn_down", "grid": {"gguf": "Q6_K", "mlx": "6bit-g32"}}],
+    "rules": [{"match": "attn_v|ffn_down", "type": {"gguf": "Q6_K", "mlx": "6bit-g32"}}],
     "pin": {"token_embd": {"gguf": "Q8_0", "mlx": "BF16"}},
 }
 PINS = {"pin": {"token_embd": {"gguf": "Q8_0", "mlx": "8bit-g64"}}}
@@ -114,7 +114,7 @@ def test_the_recipe_beside_a_model_makes_the_same_weights(wide, tmp_path, to):
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
     assert recipe_file(second.path).read_bytes() == recipe.read_bytes()
     if to == "gguf":
-        inside = read_header(first.path).metadata["bitquilt.recipe"]
+        inside = read_header(first.path).metadata["bitquilt.allocation.recipe"]
         assert json.loads(inside) == json.loads(recipe.read_text())
 
 

@@ -1,4 +1,4 @@
-"""What AutoRound makes of the blocks of a model on one grid, decoded.
+"""What AutoRound makes of the blocks of a model on one type, decoded.
 
 It tunes the rounding and the range of every weight group of a block together, by signed gradients
 of the block's output error; each block reads what the rounded ones before it give.
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.engines.torch import transformers_model
-from bitquilt.grids.grid import Grid, Packed
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import Packed, QuantType
 
 SCHEMES: dict[str, Any] = {
     **{f"{bits}bit-g64": {"bits": bits, "group_size": 64, "sym": False} for bits in (2, 3, 4)},
     **{f"Q{bits}_K": f"GGUF:Q{bits}_K_S" for bits in (2, 3, 4, 5)},
     "Q6_K": "GGUF:Q6_K",
 }
-"""Grid → the scheme of one layer that is the same."""
+"""Type → the scheme of one layer that is the same."""
 
 
 def installed() -> bool:
@@ -33,13 +33,13 @@ def installed() -> bool:
 
 
 def rounded(
-    checkpoint: Checkpoint, grid: Grid, tokens: Tensor, steps: int = 200
+    checkpoint: Checkpoint, qtype: QuantType, tokens: Tensor, steps: int = 200
 ) -> dict[str, Tensor]:
     """Module path → float32 [R, C] for every matrix of the blocks, as AutoRound's file has it.
 
     Args:
         checkpoint: rounded with its embedding as it is, which AutoRound does not tune.
-        grid: one of ``SCHEMES``.
+        qtype: one of ``SCHEMES``.
         tokens: int64 [N, L] to tune on.
         steps: for each block; 200 is AutoRound's own default, as is all that is not given here.
     """
@@ -52,8 +52,8 @@ def rounded(
         model,
         AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir),
         # A GGUF scheme for the whole model would give some matrices more bits, as Q4_K_S does.
-        layer_config=dict.fromkeys(blocks, SCHEMES[grid.name]),
-        scale_dtype="fp16" if "mlx" in grid.targets else "fp32",  # its default for either file
+        layer_config=dict.fromkeys(blocks, SCHEMES[qtype.name]),
+        scale_dtype="fp16" if "mlx" in qtype.targets else "fp32",  # its default for either file
         dataset=list(tokens.split(1)),
         nsamples=len(tokens),
         seqlen=tokens.shape[1],
@@ -62,11 +62,11 @@ def rounded(
         enable_torch_compile=False,  # needs a C++ compiler; a fifth of the time, its log says
     )
     tuner.quantize()
-    pack = _mlx if "mlx" in grid.targets else _gguf
-    return {module: grid.dequantize(pack(model, module, grid)) for module in blocks}
+    pack = _mlx if "mlx" in qtype.targets else _gguf
+    return {module: qtype.dequantize(pack(model, module, qtype)) for module in blocks}
 
 
-def _mlx(model: torch.nn.Module, module: str, grid: Grid) -> Packed:
+def _mlx(model: torch.nn.Module, module: str, qtype: QuantType) -> Packed:
     """One tuned layer as AutoRound's MLX export packs it."""
     from auto_round.export.export_to_mlx.export import pack_layer
 
@@ -75,12 +75,14 @@ def _mlx(model: torch.nn.Module, module: str, grid: Grid) -> Packed:
     return {"weight": packed.weight, "scales": packed.scales, "biases": packed.biases}
 
 
-def _gguf(model: torch.nn.Module, module: str, grid: Grid) -> Packed:
+def _gguf(model: torch.nn.Module, module: str, qtype: QuantType) -> Packed:
     """One tuned layer as AutoRound's GGUF export packs it."""
     from auto_round.export.export_to_gguf.packing import ggml_quant
 
     layer: Any = model.get_submodule(module)
-    mins = {} if grid.name in ("Q3_K", "Q6_K") else {"wmin": layer.w_wmin, "d_wmin": layer.w_d_wmin}
+    mins = (
+        {} if qtype.name in ("Q3_K", "Q6_K") else {"wmin": layer.w_wmin, "d_wmin": layer.w_d_wmin}
+    )
     scales = {"scale": layer.scale, "d_scale": layer.w_d_scale, **mins}
-    data = ggml_quant(layer.weight.detach(), grid.name.lower(), device="cpu", **scales)
+    data = ggml_quant(layer.weight.detach(), qtype.name.lower(), device="cpu", **scales)
     return {"data": torch.from_numpy(data)}

@@ -11,12 +11,12 @@ from shape_950m import write_random
 from torch import Tensor
 
 from bitquilt.calibration import corpus
-from bitquilt.calibration.capture import capture
+from bitquilt.calibration.collect import capture
 from bitquilt.calibration.text import encoder, token_windows
-from bitquilt.checkpoint import open_checkpoint
-from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.forward import BlockwiseModel
-from bitquilt.workdir import WorkDir
+from bitquilt.models import open_checkpoint
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.workdir import WorkDir
 
 WINDOW = 512
 

@@ -14,7 +14,7 @@ LOW, HIGH = (4, 64), (5, 64)
 
 
 def mix(original: Path, tokens: Tensor, target: float) -> dict[str, str]:
-    """Module path → grid.
+    """Module path → type.
 
     Args:
         original: an MLX directory of the unquantized model.

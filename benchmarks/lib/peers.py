@@ -1,4 +1,4 @@
-"""What others make of one matrix on one grid, decoded: ggml, plain GPTQ on K-quants, mlx."""
+"""What others make of one matrix on one type, decoded: ggml, plain GPTQ on K-quants, mlx."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import libgguf
 import torch
 from torch import Tensor
 
-from bitquilt.grids.grid import Grid
-from bitquilt.parallel import in_threads
+from bitquilt.qtypes.qtype import QuantType
+from bitquilt.runtime.threads import in_threads
 
 SUPER_BLOCK = 256
 
 
-def ggml(grid: Grid, weight: Tensor, importance: Tensor | None) -> Tensor:
+def ggml(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Tensor:
     """As llama-quantize rounds, with or without an importance matrix."""
-    kind = libgguf.GGMLQuantizationType[grid.name]
+    kind = libgguf.GGMLQuantizationType[qtype.name]
     if importance is None and libgguf.quantize_requires_imatrix(kind):
         importance = torch.ones(weight.shape[1])
-    return grid.dequantize({"data": ggml_bytes(kind, weight, importance)})
+    return qtype.dequantize({"data": ggml_bytes(kind, weight, importance)})
 
 
 def ggml_bytes(
@@ -39,7 +39,7 @@ def _build_tables(kind: libgguf.GGMLQuantizationType) -> None:
     libgguf.quantize_rows(torch.zeros(1, columns).numpy(), kind)
 
 
-def plain_gptq(grid: Grid, weight: Tensor, hessian: Tensor) -> Tensor:
+def plain_gptq(qtype: QuantType, weight: Tensor, hessian: Tensor) -> Tensor:
     """A small version of what the GPTQ + GGUF toolkit does for a K-quant, faithful in these points:
 
     columns in their own order; one damping of a hundredth; a super-block's scales are fitted when
@@ -52,12 +52,12 @@ def plain_gptq(grid: Grid, weight: Tensor, hessian: Tensor) -> Tensor:
     rounded = torch.empty_like(weight)
     for start in range(0, weight.shape[1], SUPER_BLOCK):
         block = slice(start, start + SUPER_BLOCK)
-        steps, offsets = _scales(grid, weight[:, block])
+        steps, offsets = _scales(qtype, weight[:, block])
         errors = torch.empty_like(weight[:, block])
         for i in range(SUPER_BLOCK):
             j, step, offset = start + i, steps[:, i], offsets[:, i]
             inverse = torch.where(step == 0, 0.0, 1 / step)
-            code = ((weight[:, j] - offset) * inverse).round().clamp(grid.low, grid.high)
+            code = ((weight[:, j] - offset) * inverse).round().clamp(qtype.low, qtype.high)
             rounded[:, j] = code * step + offset
             errors[:, i] = (weight[:, j] - rounded[:, j]) / upper[j, j]
             weight[:, j : block.stop] -= errors[:, i : i + 1] * upper[j, j : block.stop]
@@ -65,41 +65,41 @@ def plain_gptq(grid: Grid, weight: Tensor, hessian: Tensor) -> Tensor:
     return rounded
 
 
-def _scales(grid: Grid, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _scales(qtype: QuantType, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Steps and offsets of one super-block per row, one per column [R, 256]."""
-    if grid.name in ("Q3_K", "Q6_K"):
+    if qtype.name in ("Q3_K", "Q6_K"):
         # the largest weight of 16 on the end of the codes, that of 256 on the end of the scales
-        ends = weight.unflatten(1, (16, 16)).abs().amax(2) / -grid.low
-        top = {"Q3_K": 31, "Q6_K": 127}[grid.name]
+        ends = weight.unflatten(1, (16, 16)).abs().amax(2) / -qtype.low
+        top = {"Q3_K": 31, "Q6_K": 127}[qtype.name]
         d = (ends.amax(1, keepdim=True) / top).half().float()
         scales = (ends / d.clamp_min(1e-12)).round().clamp(0, top)
         return (scales * d).repeat_interleave(16, 1), torch.zeros_like(weight)
-    kind = libgguf.GGMLQuantizationType[grid.name]
+    kind = libgguf.GGMLQuantizationType[qtype.name]
     packed = {"data": torch.from_numpy(libgguf.quantize_rows(weight.contiguous().numpy(), kind))}
-    levels = grid.levels(grid.unpack(packed))
+    levels = qtype.levels(qtype.unpack(packed))
     spread = SUPER_BLOCK // levels.steps.shape[1]
     return levels.steps.repeat_interleave(spread, 1), levels.offsets.repeat_interleave(spread, 1)
 
 
-def mlx(grid: Grid, weight: Tensor) -> Tensor:
+def mlx(qtype: QuantType, weight: Tensor) -> Tensor:
     """As ``mlx_lm.convert -q`` rounds."""
     import mlx.core as mx
     import numpy as np
 
-    bits, group = (int(n) for n in grid.name.replace("bit-g", " ").split())
+    bits, group = (int(n) for n in qtype.name.replace("bit-g", " ").split())
     with mx.stream(mx.cpu):
         parts = mx.quantize(mx.array(weight.numpy()).astype(mx.bfloat16), group, bits)
         return torch.from_numpy(np.array(mx.dequantize(*parts, group, bits, dtype=mx.float32)))
 
 
-def mlx_gptq(grid: Grid, weight: Tensor, hessian: Tensor) -> Tensor:
+def mlx_gptq(qtype: QuantType, weight: Tensor, hessian: Tensor) -> Tensor:
     """mlx-lm's gptq on one linear layer whose Hessian is given."""
     import mlx.core as mx
     import mlx.nn as nn
     import numpy as np
     from mlx_lm.quant.gptq import gptq_quantize
 
-    bits, group = (int(n) for n in grid.name.replace("bit-g", " ").split())
+    bits, group = (int(n) for n in qtype.name.replace("bit-g", " ").split())
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight = mx.array(weight.numpy())
     # inputs with exactly this second moment

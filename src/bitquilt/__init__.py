@@ -9,18 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitquilt.checkpoint.inspection import inspect as inspect
-    from bitquilt.evaluating import evaluate as evaluate
+    from bitquilt.allocation.plan import plan as plan
+    from bitquilt.evaluation.compare import evaluate as evaluate
+    from bitquilt.models.inspection import inspect as inspect
     from bitquilt.pipeline import quantize as quantize
-    from bitquilt.planning import plan as plan
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "evaluate", "inspect", "plan", "quantize"]
 
 _HOMES = {
-    "evaluate": "bitquilt.evaluating",
-    "inspect": "bitquilt.checkpoint.inspection",
-    "plan": "bitquilt.planning",
+    "evaluate": "bitquilt.evaluation.compare",
+    "inspect": "bitquilt.models.inspection",
+    "plan": "bitquilt.allocation.plan",
     "quantize": "bitquilt.pipeline",
 }
 

@@ -12,35 +12,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bitquilt import __version__, refining
-from bitquilt import recipe as recipes
-from bitquilt.bank import Bank
+from bitquilt import __version__
+from bitquilt.allocation import recipe as recipes
+from bitquilt.allocation.allocate import Decision, Search, Text, decide
+from bitquilt.allocation.plan import STITCHERS, Plan, Request, make_plan, targets
+from bitquilt.allocation.speed_profile import token_seconds
 from bitquilt.calibration import corpus
-from bitquilt.calibration.capture import capture
+from bitquilt.calibration.collect import capture
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
-from bitquilt.checkpoint import open_checkpoint
-from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.deciding import Decision, Search, Text, decide
-from bitquilt.device import compute_device
-from bitquilt.effort import LEAST_RACED, WINDOW, Effort, effort
+from bitquilt.calibration.text_budget import LEAST_RACED, WINDOW, Effort, effort
 from bitquilt.errors import UserError
-from bitquilt.evaluation import written
-from bitquilt.evaluation.in_engine import run_in_engine
-from bitquilt.evaluation.written import Teacher
-from bitquilt.files import removed_on_error, require_room, written_whole
-from bitquilt.forward import BlockwiseModel
-from bitquilt.grids.grid import PackedSource
-from bitquilt.planning import STITCHERS, Plan, Request, make_plan, targets
-from bitquilt.progress import Reporter
-from bitquilt.report.made import keep
-from bitquilt.result import Found, Output, Result
-from bitquilt.rounding import METHODS, REVISION
-from bitquilt.stitch import mlx
-from bitquilt.stitch.destination import check_directory, check_file
-from bitquilt.timing import token_seconds
-from bitquilt.tuning import distill
-from bitquilt.workdir import WorkDir
+from bitquilt.metrics.teacher import Teacher, original_figures, summarize, weights_metrics
+from bitquilt.models import open_checkpoint
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import PackedSource
+from bitquilt.report.result import Found, Output, Result
+from bitquilt.report.run_record import keep
+from bitquilt.rounding import METHODS, REVISION, sequential_pass
+from bitquilt.rounding.layer_bank import Bank
+from bitquilt.rounding.tuning import distill
+from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.files import removed_on_error, require_room, written_whole
+from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.workdir import WorkDir
+from bitquilt.targets import mlx
+from bitquilt.targets.destination import check_directory, check_file
+from bitquilt.targets.engine_check import run_in_engine
 
 SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
 
@@ -106,7 +105,7 @@ def quantize(
         bank, decisions, held_out = _decided(asked, how, work, reporter)
         with reporter.stage("Reading held-out text", 1) as step:
             teacher = Teacher.of(checkpoint, held_out, work, "held-out")
-            original = written.original(teacher)
+            original = original_figures(teacher)
             step()
         if how.tokens_per_second is not None:
             plans = _unpadded(plans, decisions, checkpoint)
@@ -281,7 +280,7 @@ class Patches(NamedTuple):
 def _finished(made: Plan, mix: Mapping[str, str], bank: Bank, reporter: Reporter) -> Patches:
     """The mix rounded as well as was asked for."""
     with reporter.stage(f"Finishing for {made.target}", len(mix)) as step:
-        bank.finish({module: [grid] for module, grid in mix.items()}, step)
+        bank.finish({module: [qtype] for module, qtype in mix.items()}, step)
     return Patches(bank.checkpoint, bank.finished)
 
 
@@ -295,7 +294,7 @@ def _refined(
 ) -> Patches:
     """The mix corrected block by block, which rounds every matrix of a block again."""
     with reporter.stage(f"Refining for {made.target}", bank.checkpoint.layers) as step:
-        refined = refining.refine(bank, mix, tokens, rounding, reporter.say, step)
+        refined = sequential_pass.refine(bank, mix, tokens, rounding, reporter.say, step)
     return Patches(bank.checkpoint, refined.packed)
 
 
@@ -337,11 +336,11 @@ def _stitch(
         stitcher.check(path, checkpoint, mix, patches.packed)
         step()
         read_back = stitcher.read_weights(path)
-        found = written.measure(teacher, checkpoint, read_back.__getitem__)
+        found = weights_metrics(teacher, checkpoint, read_back.__getitem__)
         step()
         engine, note = run_in_engine(path, made.target, checkpoint, teacher, found)
         step()
-    in_torch = written.figures(found, "torch")
+    in_torch = summarize(found, "torch")
     nbytes = made.layout.total_bytes
     return Output(
         made.target,

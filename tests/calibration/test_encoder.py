@@ -10,8 +10,8 @@ from tests.factories import tiny_checkpoint
 
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import encoder
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.errors import UserError
+from bitquilt.models import open_checkpoint
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:

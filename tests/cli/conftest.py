@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.stitch.conftest import Model
+from tests.targets.conftest import Model
 
 from bitquilt import demo
-from bitquilt.checkpoint import open_checkpoint
-from bitquilt.stitch import gguf
+from bitquilt.models import open_checkpoint
+from bitquilt.targets import gguf
 
 
 @pytest.fixture(scope="session")

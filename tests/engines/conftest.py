@@ -11,12 +11,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from tests.factories import VOCABULARY
-from tests.stitch.conftest import Model, make_model
+from tests.targets.conftest import Model, make_model
 from transformers import AutoModelForCausalLM
 
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.engines import Engine, open_engine
-from bitquilt.stitch import gguf, mlx
+from bitquilt.models import open_checkpoint
+from bitquilt.targets import gguf, mlx
 
 __all__ = ["make_model"]
 

@@ -12,14 +12,14 @@ import numpy.typing as npt
 import pytest
 from tests.engines.conftest import divergence, original_logits
 from tests.factories import tiny_tokenizer
-from tests.stitch.conftest import Model
+from tests.targets.conftest import Model
 
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.engines import Sampling, open_engine
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
-from bitquilt.stitch import gguf
+from bitquilt.models import open_checkpoint
+from bitquilt.targets import gguf
 
 EXACT = 1e-3
 GELU_TABLE = 5e-3
@@ -41,9 +41,9 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 
 
-def write(model: Model, path: Path, *grids: str) -> Path:
+def write(model: Model, path: Path, *qtypes: str) -> Path:
     """A mix as a file."""
-    gguf.write(model.checkpoint, model.on(*grids), model.packed, path, "{}")
+    gguf.write(model.checkpoint, model.on(*qtypes), model.packed, path, "{}")
     return path
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from tests.engines.conftest import divergence, original_logits
-from tests.stitch.conftest import Model
+from tests.targets.conftest import Model
 
 from bitquilt.engines import Sampling, open_engine
 from bitquilt.engines import mlx as mlx_engine
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
-from bitquilt.stitch import mlx
+from bitquilt.targets import mlx
 
 needs_mlx = pytest.mark.skipif(
     importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed"
@@ -38,9 +38,9 @@ SHAPES: dict[str, dict[str, object]] = {
 }
 
 
-def write(model: Model, directory: Path, *grids: str) -> Path:
+def write(model: Model, directory: Path, *qtypes: str) -> Path:
     """A mix as a directory."""
-    mlx.write(model.checkpoint, model.on(*grids), model.packed, directory, "{}")
+    mlx.write(model.checkpoint, model.on(*qtypes), model.packed, directory, "{}")
     return directory
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
-from tests.stitch.conftest import Model
+from tests.targets.conftest import Model
 
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.errors import UserError
-from bitquilt.evaluation.candidate import Candidate
-from bitquilt.evaluation.machine import Machine, resident_bytes
+from bitquilt.evaluation.model_file import Candidate
 from bitquilt.evaluation.speed import Load, Runner, bench
-from bitquilt.stitch import gguf
+from bitquilt.models import open_checkpoint
+from bitquilt.runtime.hardware import Machine, resident_bytes
+from bitquilt.targets import gguf
 
 ROUNDS = 3
 """Odd, so that the median of the rates is the rate of the median."""
@@ -28,9 +28,9 @@ def files(tmp_path_factory):
     source = tiny_checkpoint(folder, layers=1)
     model = Model(source, open_checkpoint(source))
     paths = []
-    for grid in ("Q8_0", "Q4_0"):
-        paths.append(folder / f"{grid}.gguf")
-        gguf.write(model.checkpoint, model.on(grid), model.packed, paths[-1], "{}")
+    for qtype in ("Q8_0", "Q4_0"):
+        paths.append(folder / f"{qtype}.gguf")
+        gguf.write(model.checkpoint, model.on(qtype), model.packed, paths[-1], "{}")
     return paths
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bitquilt.divergence import Estimate
 from bitquilt.evaluation.figures import Figures
 from bitquilt.evaluation.results import Check, Evaluation, Floor, Row, Sample, keep, sha256
-from bitquilt.report import made
-from bitquilt.workdir import WorkDir
+from bitquilt.metrics.kl import Estimate
+from bitquilt.report import run_record
+from bitquilt.runtime.workdir import WorkDir
 
 SETTINGS = {
     "model": "tiny",
@@ -72,7 +72,7 @@ def work(tmp_path: Path) -> Path:
         for name, kl in (("tiny-4.5bit.gguf", 0.0359), ("tiny-Q4_K_M.gguf", 0.0519)):
             path = tmp_path / name
             path.write_bytes(name.encode())
-            made.keep(directory, output(path, kl), BREAKDOWN)
+            run_record.keep(directory, output(path, kl), BREAKDOWN)
     keep(evaluation(tmp_path / "tiny-4.5bit.gguf", 0.0355))
     return tmp_path / "tiny.work"
 

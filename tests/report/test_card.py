@@ -12,8 +12,8 @@ from tests.quick import invoke
 from tests.report.conftest import evaluation
 
 from bitquilt.calibration import corpus
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.evaluation.results import keep
+from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
 from bitquilt.report.card import card
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
 
-from bitquilt.checkpoint import open_checkpoint
+from bitquilt.models import open_checkpoint
 from bitquilt.report.ollama import modelfile, turns
 from bitquilt.talk.prompt import render
 

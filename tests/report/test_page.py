@@ -15,7 +15,7 @@ from tests.report.conftest import evaluation, write_history
 from bitquilt.errors import UserError
 from bitquilt.evaluation.results import keep
 from bitquilt.report import page
-from bitquilt.report.made import read
+from bitquilt.report.run_record import read
 
 VOID = {"meta", "link", "br", "img", "circle", "rect", "path", "polyline"}
 

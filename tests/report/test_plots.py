@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from bitquilt.allocation.measurements import history_of, latest_histories
 from bitquilt.report import plots
-from bitquilt.search.measurements import history_of, latest_histories
 
 
 def test_a_search_is_told_in_comparable_steps():

@@ -14,9 +14,9 @@ from tests.factories import tiny_checkpoint
 from tests.report.conftest import evaluation
 from tests.report.hub import Hub, running
 
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.errors import UserError
 from bitquilt.evaluation.results import keep
+from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
 
 MATTER = """---

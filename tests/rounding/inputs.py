@@ -2,7 +2,7 @@
 
 import torch
 
-from bitquilt.rounding.factor import Factor, factorize
+from bitquilt.rounding.hessian import Factor, factorize
 
 
 def weights(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

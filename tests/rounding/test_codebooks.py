@@ -6,93 +6,95 @@ import pytest
 import torch
 from torch import Tensor
 
-from bitquilt.grids.bits import digits
-from bitquilt.grids.grid import registered
-from bitquilt.grids.iquants import Codebook, codebook
+from bitquilt.qtypes.bits import digits
+from bitquilt.qtypes.iquants import Codebook, codebook
+from bitquilt.qtypes.qtype import registered
 from bitquilt.rounding.codebooks import choose_signs, masks_of, nearest_patterns
 
-GRIDS = [grid for grid in registered().values() if isinstance(grid, Codebook)]
-WHOLE = [grid for grid in GRIDS if grid.name.startswith("IQ2")]
-"""Grids whose patterns cover all eight weights."""
+QTYPES = [qtype for qtype in registered().values() if isinstance(qtype, Codebook)]
+WHOLE = [qtype for qtype in QTYPES if qtype.name.startswith("IQ2")]
+"""Types whose patterns cover all eight weights."""
 
 
-def sample(grid: Codebook, seed: int, count: int = 48) -> tuple[Tensor, Tensor, Tensor]:
+def sample(qtype: Codebook, seed: int, count: int = 48) -> tuple[Tensor, Tensor, Tensor]:
     """Targets [8, V], steps [V] and a metric [8, 8] that ties neighbours together."""
     random = torch.Generator().manual_seed(seed)
     targets = torch.randn(8, count, generator=random)
-    steps = (1.8 + torch.rand(count, generator=random)) / codebook(grid.name).max()
+    steps = (1.8 + torch.rand(count, generator=random)) / codebook(qtype.name).max()
     inputs = torch.randn(64, 8, generator=random) + 0.3 * torch.randn(64, 1, generator=random)
     hessian = inputs.T @ inputs / 64
     return targets, steps, torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1)
 
 
-def search(grid: Codebook, *of_one_input: Tensor) -> list[Tensor]:
+def search(qtype: Codebook, *of_one_input: Tensor) -> list[Tensor]:
     """Codes, sign masks and levels for targets, steps and metric of one input."""
-    return [part[0] for part in nearest_patterns(grid, *(each[None] for each in of_one_input))]
+    return [part[0] for part in nearest_patterns(qtype, *(each[None] for each in of_one_input))]
 
 
 def cost(triangle: Tensor, miss: Tensor) -> Tensor:
     return (triangle.T @ miss).square().sum(0)
 
 
-def least(grid: Codebook, target: Tensor, step: Tensor, triangle: Tensor) -> Tensor:
+def least(qtype: Codebook, target: Tensor, step: Tensor, triangle: Tensor) -> Tensor:
     """The cost of the best of all patterns and signs for one vector [8]."""
     masks = torch.arange(256, dtype=torch.uint8)
     signs = 1 - 2 * digits(masks.unsqueeze(1), 1).float()
-    if grid.even_signs:
+    if qtype.even_signs:
         signs = signs[signs.prod(1) > 0]
     # [P, 1, 8] and [masks, 8] -> [8, P masks]
-    levels = (codebook(grid.name).unsqueeze(1) * signs).flatten(0, 1).T * step
+    levels = (codebook(qtype.name).unsqueeze(1) * signs).flatten(0, 1).T * step
     return cost(triangle, target.unsqueeze(1) - levels).min()
 
 
-@pytest.mark.parametrize("grid", WHOLE, ids=lambda grid: grid.name)
+@pytest.mark.parametrize("qtype", WHOLE, ids=lambda qtype: qtype.name)
 @pytest.mark.parametrize("tied", [False, True])
-def test_near_the_best_of_all_patterns(grid: Codebook, tied: bool) -> None:
-    targets, steps, triangle = sample(grid, 0)
+def test_near_the_best_of_all_patterns(qtype: Codebook, tied: bool) -> None:
+    targets, steps, triangle = sample(qtype, 0)
     if not tied:
         triangle = torch.diag(triangle.diagonal())
-    levels = search(grid, targets, steps, triangle)[2]
+    levels = search(qtype, targets, steps, triangle)[2]
     found = cost(triangle, targets - levels)
-    best = torch.stack([least(grid, t, s, triangle) for t, s in zip(targets.T, steps, strict=True)])
+    best = torch.stack(
+        [least(qtype, t, s, triangle) for t, s in zip(targets.T, steps, strict=True)]
+    )
     assert (found >= best * (1 - 1e-5)).all()
     assert found.sum() < (1.06 if tied else 1.02) * best.sum()
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
-def test_levels_are_what_codes_and_masks_say(grid: Codebook) -> None:
-    targets, steps, triangle = sample(grid, 1, 200)
-    codes, masks, levels = search(grid, targets, steps, triangle)
+@pytest.mark.parametrize("qtype", QTYPES, ids=lambda qtype: qtype.name)
+def test_levels_are_what_codes_and_masks_say(qtype: Codebook) -> None:
+    targets, steps, triangle = sample(qtype, 1, 200)
+    codes, masks, levels = search(qtype, targets, steps, triangle)
     # [H, V] -> [V, H, m] -> [8, V]
-    patterns = codebook(grid.name)[codes.T.long()].flatten(1).T
+    patterns = codebook(qtype.name)[codes.T.long()].flatten(1).T
     signs = 1 - 2 * digits(masks.unsqueeze(1), 1).float().T
     assert torch.equal(levels, patterns * (signs * steps))
-    if grid.even_signs:
+    if qtype.even_signs:
         assert (signs.prod(0) == 1).all()
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: grid.name)
-def test_what_is_on_the_grid_stays(grid: Codebook) -> None:
-    targets, steps, triangle = sample(grid, 2, 100)
-    codes, masks, levels = search(grid, targets, steps, triangle)
-    again = search(grid, levels, steps, torch.eye(8))
+@pytest.mark.parametrize("qtype", QTYPES, ids=lambda qtype: qtype.name)
+def test_what_is_on_the_qtype_stays(qtype: Codebook) -> None:
+    targets, steps, triangle = sample(qtype, 2, 100)
+    codes, masks, levels = search(qtype, targets, steps, triangle)
+    again = search(qtype, levels, steps, torch.eye(8))
     assert torch.equal(again[0], codes)
     assert torch.equal(again[1], masks)
 
 
 def test_zeros_have_codes() -> None:
-    for grid in GRIDS:
+    for qtype in QTYPES:
         for target, step in ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0)):
             codes, _, _ = search(
-                grid, torch.full((8, 3), target), torch.full((3,), step), torch.eye(8)
+                qtype, torch.full((8, 3), target), torch.full((3,), step), torch.eye(8)
             )
             assert (codes >= 0).all()
-            assert (codes < len(codebook(grid.name))).all()
+            assert (codes < len(codebook(qtype.name))).all()
 
 
 def test_the_cheapest_sign_turns() -> None:
-    grid = next(grid for grid in GRIDS if grid.even_signs)
+    qtype = next(qtype for qtype in QTYPES if qtype.even_signs)
     vector = torch.tensor([[-1.0, 2, 3, 0.1, 5, 6, 7, 8]])
-    signs = choose_signs(grid, vector, torch.ones(8), torch.tensor([[0.1]]))
+    signs = choose_signs(qtype, vector, torch.ones(8), torch.tensor([[0.1]]))
     assert signs.tolist() == [[-1, 1, 1, -1, 1, 1, 1, 1]]
     assert masks_of(signs).tolist() == [0b1001]

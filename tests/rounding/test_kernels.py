@@ -12,17 +12,17 @@ import pytest
 import torch
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
-from bitquilt import grids
-from bitquilt.grids.grid import registered
-from bitquilt.grids.iquants import Codebook
+from bitquilt import qtypes
+from bitquilt.qtypes.iquants import Codebook
+from bitquilt.qtypes.qtype import registered
 from bitquilt.rounding import kernels
-from bitquilt.rounding.best import Job, round_all
-from bitquilt.rounding.descent import keep_better
+from bitquilt.rounding.coordinate_descent import keep_better
+from bitquilt.rounding.group_quantizer import PatternRounder, rounder_of
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.pieces import Piece
-from bitquilt.rounding.rounders import PatternRounder, rounder_of
+from bitquilt.rounding.round_layers import Job, round_all
+from bitquilt.rounding.row_batches import Piece
 
-CODEBOOKS = [name for name, grid in registered().items() if isinstance(grid, Codebook)]
+CODEBOOKS = [name for name, qtype in registered().items() if isinstance(qtype, Codebook)]
 ROWS = 160
 """No whole number of a kernel's threads."""
 COMPILER = shutil.which("c++")
@@ -47,13 +47,13 @@ class Emulated:
     def __init__(self, library: ctypes.CDLL, name: str) -> None:
         self.at, self.function = library.at, library[name]
 
-    def __call__(self, grid, block, arguments):
+    def __call__(self, qtype, block, arguments):
         given = [
             ctypes.c_void_p(own.data_ptr()) if isinstance(own, torch.Tensor) else ctypes.c_int(own)
             for own in arguments
         ]
-        for of_input in range(grid[1]):
-            for own in range(grid[0]):
+        for of_input in range(qtype[1]):
+            for own in range(qtype[0]):
                 for thread in range(block[0]):
                     self.at(own, of_input, block[0], thread)
                     self.function(*given)
@@ -84,12 +84,12 @@ def device(request, monkeypatch):
 
 def rows_on(name: str):
     """A rounder for two inputs' rows and what it is asked: scales, targets and metrics."""
-    grid, columns = grids.get(name), 256
+    qtype, columns = qtypes.get(name), 256
     factor = factor_of(second_moment(columns), second_moment(columns, seed=2))
     runs = []
     for i in range(2):
         weight = weights(ROWS, columns, seed=i)
-        runs.append([Piece(grid, weight, fit(grid, weight, factor.importance[i]))])
+        runs.append([Piece(qtype, weight, fit(qtype, weight, factor.importance[i]))])
     rounder = rounder_of(runs, factor.groups)
     targets = factor.ordered(torch.stack([run[0].weight.T for run in runs]))
     scales = [scale[1] for scale in rounder.scales(slice(0, 4))]
@@ -118,7 +118,7 @@ def test_patterns(name, device):
     assert isinstance(rounder, PatternRounder)
     codes, levels = rounder.propose(scales, target, triangles)
     there = target.to(device), scales[0].to(device), triangles.to(device)
-    found, rounded = kernels.round_patterns(rounder._grid, *there)
+    found, rounded = kernels.round_patterns(rounder._qtype, *there)
     assert torch.equal(found.cpu(), codes)
     torch.testing.assert_close(rounded.cpu(), levels, rtol=1e-6, atol=1e-6)
 
@@ -152,7 +152,7 @@ def test_dots(device):
 def test_a_whole_rounding(name, library, monkeypatch):
     """What feedback, descent and refit hand to kernels lies in memory as kernels take it."""
     factor = factor_of(second_moment(256))
-    job = Job(weights(40, 256), grids.get(name))
+    job = Job(weights(40, 256), qtypes.get(name))
     (expected,) = round_all([job], factor, "best")
     asked = set()
 
@@ -166,7 +166,7 @@ def test_a_whole_rounding(name, library, monkeypatch):
     assert {"keep_better", "dots"} < asked
     same = found.fields["codes"] == expected.fields["codes"]
     assert same.float().mean() > 0.995  # sums in another order can turn what is nearly equal
-    errors = [job.grid.decode(own.fields) - job.weight for own in (found, expected)]
+    errors = [job.qtype.decode(own.fields) - job.weight for own in (found, expected)]
     mine, torchs = (cost(error, factor.natural[0]).sum().item() for error in errors)
     assert mine == pytest.approx(torchs, rel=1e-3)
 

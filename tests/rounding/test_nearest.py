@@ -1,15 +1,15 @@
-"""Nearest rounding of every grid: what must hold whatever the format."""
+"""Nearest rounding of every type: what must hold whatever the format."""
 
 import pytest
 import torch
 
-from bitquilt import grids
+from bitquilt import qtypes
 from bitquilt.errors import UserError
-from bitquilt.grids.ggml import GgmlGrid
+from bitquilt.qtypes.ggml import GgmlQuantType
 from bitquilt.rounding.nearest import fit
 
-every_grid = pytest.mark.parametrize(
-    "grid", [grids.get(name) for name in grids.names()], ids=lambda grid: grid.name
+every_qtype = pytest.mark.parametrize(
+    "qtype", [qtypes.get(name) for name in qtypes.names()], ids=lambda qtype: qtype.name
 )
 
 
@@ -35,71 +35,71 @@ def some_importance(columns: int = 256) -> torch.Tensor:
     return torch.rand(columns, generator=torch.Generator().manual_seed(2)) ** 2 + 0.01
 
 
-@every_grid
-def test_stored_as_it_was_fitted(grid):
+@every_qtype
+def test_stored_as_it_was_fitted(qtype):
     weight = awkward_matrix()
-    fields = fit(grid, weight, some_importance())
-    packed = grid.pack(fields)
-    assert sum(part.nbytes for part in packed.values()) == grid.nbytes(12, 256)
-    stored = grid.unpack(packed)
+    fields = fit(qtype, weight, some_importance())
+    packed = qtype.pack(fields)
+    assert sum(part.nbytes for part in packed.values()) == qtype.nbytes(12, 256)
+    stored = qtype.unpack(packed)
     assert stored.keys() == fields.keys()
     for name, field in stored.items():
         assert field.dtype == fields[name].dtype, name
         assert torch.equal(field, fields[name]), name
-    assert grid.dequantize(packed).isfinite().all()
+    assert qtype.dequantize(packed).isfinite().all()
 
 
-@every_grid
-def test_importance_helps(grid):
+@every_qtype
+def test_importance_helps(qtype):
     weight, importance = torch.randn(8, 512), some_importance(512)
-    if grid.name in ("BF16", "F32"):
+    if qtype.name in ("BF16", "F32"):
         pytest.skip("nothing to fit")
 
     def error(given):
-        return ((grid.decode(fit(grid, weight, given)) - weight).square() * importance).sum()
+        return ((qtype.decode(fit(qtype, weight, given)) - weight).square() * importance).sum()
 
     assert error(importance) < error(None) * 1.001
 
 
-@every_grid
-def test_a_dead_input_does_no_harm(grid):
+@every_qtype
+def test_a_dead_input_does_no_harm(qtype):
     """An importance of zero, everywhere or in places, must not yield NaN."""
     importance = some_importance()
     importance[:100] = 0
     for dead in (importance, torch.zeros(256)):
-        assert grid.decode(fit(grid, awkward_matrix(), dead)).isfinite().all()
+        assert qtype.decode(fit(qtype, awkward_matrix(), dead)).isfinite().all()
 
 
-@every_grid
-def test_rows_can_be_permuted_before_or_after(grid):
+@every_qtype
+def test_rows_can_be_permuted_before_or_after(qtype):
     weight, importance = awkward_matrix(), some_importance()
     order = torch.randperm(12, generator=torch.Generator().manual_seed(3))
-    before = grid.pack(fit(grid, weight[order], importance))
-    after = grid.pack(fit(grid, weight, importance))
+    before = qtype.pack(fit(qtype, weight[order], importance))
+    after = qtype.pack(fit(qtype, weight, importance))
     assert all(torch.equal(before[name], part[order]) for name, part in after.items())
 
 
 @pytest.mark.parametrize(
-    "grid",
-    [g for name in grids.names("gguf") if isinstance(g := grids.get(name), GgmlGrid)],
+    "qtype",
+    [g for name in qtypes.names("gguf") if isinstance(g := qtypes.get(name), GgmlQuantType)],
     ids=lambda g: g.name,
 )
 @pytest.mark.parametrize("largest", [1e12, 1e25])
-def test_weights_out_of_range_are_refused(grid, largest):
+def test_weights_out_of_range_are_refused(qtype, largest):
     weight = awkward_matrix()
     weight[5, 7] = largest
-    with pytest.raises(UserError, match=f"{grid.name} .* put this matrix on BF16"):
-        fit(grid, weight, None)
+    with pytest.raises(UserError, match=f"{qtype.name} .* put this matrix on BF16"):
+        fit(qtype, weight, None)
 
 
-@every_grid
+@every_qtype
 @pytest.mark.parametrize("largest", [1e6, 1e7, 1e8])
-def test_large_weights_are_refused_or_held(grid, largest):
+def test_large_weights_are_refused_or_held(qtype, largest):
     """Formats reach to between 65504 and 2.7e8."""
     weight = awkward_matrix()
     weight[5, 7] = largest
     try:
-        decoded = grid.decode(fit(grid, weight, None))
+        decoded = qtype.decode(fit(qtype, weight, None))
     except UserError:
         return
     assert decoded[5, 7] == pytest.approx(largest, rel=0.5)
@@ -107,10 +107,10 @@ def test_large_weights_are_refused_or_held(grid, largest):
 
 def test_a_float_out_of_range_is_refused():
     with pytest.raises(UserError, match="put this matrix on F32"):
-        fit(grids.get("BF16"), torch.tensor([[3.4028e38]]), None)
+        fit(qtypes.get("BF16"), torch.tensor([[3.4028e38]]), None)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "IQ2_S"])
 def test_a_row_that_does_not_fit_is_refused(name):
     with pytest.raises(UserError, match="blocks of 256 and cannot take a row of 576"):
-        fit(grids.get(name), torch.zeros(2, 576), None)
+        fit(qtypes.get(name), torch.zeros(2, 576), None)

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from bitquilt.calibration.corpus import Document, bundled, from_file, windows, without_overlap
-from bitquilt.checkpoint.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 
 Encode = Callable[[Document], list[int]]
 ENOUGH = 16

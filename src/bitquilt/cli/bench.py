@@ -88,7 +88,7 @@ def _print(found: Bench) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bitquilt.search.budget import human
+    from bitquilt.allocation.budget import human
 
     console = Console(highlight=False, soft_wrap=True)
     told = all(speed.joules is not None for speed in found.speeds)

@@ -41,9 +41,9 @@ def card(
     Licence and gate are the original's; figures are those that `bitquilt eval` left beside each
     MODEL, and no others. With -o also the Modelfile of every GGUF file.
     """
-    from bitquilt.files import written_whole
     from bitquilt.report import card as cards
     from bitquilt.report import publish
+    from bitquilt.runtime.files import written_whole
 
     model = publish.model(models, against, repo, base_model)
     written = {"README.md": cards.card(model), **cards.modelfiles(model)}

@@ -17,7 +17,7 @@ import click
 from bitquilt.cli.options import MODEL
 from bitquilt.cli.talking import HIDE_THINKING, SYSTEM, Screen, answering, settings, system_prompt
 from bitquilt.errors import EngineCrashedError, UserError
-from bitquilt.files import read_json, written_whole
+from bitquilt.runtime.files import read_json, written_whole
 
 if TYPE_CHECKING:
     from bitquilt.talk import Session

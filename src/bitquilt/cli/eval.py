@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.cli.options import JSON, print_json
-from bitquilt.heap import keep_freed_memory
+from bitquilt.runtime.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from bitquilt.divergence import Estimate
     from bitquilt.evaluation.results import Comparison, Evaluation, Row
+    from bitquilt.metrics.kl import Estimate
 
 TABLES = (
     {"KL, mean": "kl", "median": "kl_median", "99.9 %": "kl_999"},
@@ -96,7 +96,7 @@ def evaluate(
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     if tasks is not None:
         from bitquilt.cli.tasks import run_tasks
-        from bitquilt.evaluation.tasks import Effort
+        from bitquilt.tasks.tasks import Effort
 
         if text or work_dir:
             raise click.UsageError("tasks bring their own text; leave out --text and --work-dir")
@@ -108,7 +108,7 @@ def evaluate(
         raise click.UsageError("--repeats, --limit and --run-code are of tasks; name some: --tasks")
     if against is None:
         raise click.UsageError("say what MODEL was made from with --against, or give --tasks")
-    from bitquilt.evaluating import evaluate as measure
+    from bitquilt.evaluation.compare import evaluate as measure
 
     keep_freed_memory()
     found = measure(models, against=against, text=text, tokens=tokens, work_dir=work_dir)
@@ -145,7 +145,7 @@ def _print_row(console: Console, row: Row) -> None:
     from rich import box
     from rich.table import Table
 
-    from bitquilt.search.budget import human
+    from bitquilt.allocation.budget import human
 
     title = f"{row.name}, {human(row.nbytes)}, {row.bits:.3f} bits, in {row.engine}"
     console.print(f"[bold]{title}[/bold]")
@@ -165,7 +165,7 @@ def _overview(found: Evaluation) -> Table:
     from rich import box
     from rich.table import Table
 
-    from bitquilt.search.budget import human
+    from bitquilt.allocation.budget import human
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("file", no_wrap=True)

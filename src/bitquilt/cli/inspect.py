@@ -11,7 +11,7 @@ from bitquilt.cli.options import JSON, MODEL, print_json
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from bitquilt.checkpoint.inspection import Inspection
+    from bitquilt.models.inspection import Inspection
 
 _MIB = 1 << 20
 
@@ -23,7 +23,7 @@ def inspect(model: str, as_json: bool) -> None:
     """Say what MODEL is, what is odd about it, what it costs."""
     from rich.console import Console
 
-    from bitquilt.checkpoint.inspection import inspect as look
+    from bitquilt.models.inspection import inspect as look
 
     found = look(model)
     if as_json:

@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from bitquilt import rounding
-from bitquilt.files import known
-from bitquilt.search import METHODS, SCORES
+from bitquilt.allocation import METHODS, SCORES
+from bitquilt.runtime.files import known
 
 
 class Finite(click.FloatRange):
@@ -99,7 +99,7 @@ def search_options(command: Callable[..., None]) -> Callable[..., None]:
         ray: str | None,
         **others: Any,
     ) -> None:
-        from bitquilt.deciding import Search
+        from bitquilt.allocation.allocate import Search
 
         seconds = math.inf if search_time is None else search_time
         how = Search(search, scores, search_tokens, seconds, seed, min_tokens_per_second, ray)

@@ -13,7 +13,7 @@ from bitquilt.cli.options import BITS, JSON, MODEL, RECIPE, SIZE, TO, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bitquilt.planning import Plan
+    from bitquilt.allocation.plan import Plan
 
 
 @click.command()
@@ -31,7 +31,7 @@ def plan(
     MODEL may also be a config.json alone. With a budget, the size is final; the mix is a first
     guess that `quantize` improves within it.
     """
-    from bitquilt.planning import plan as make
+    from bitquilt.allocation.plan import plan as make
 
     plans = make(model, bits=bits, size=size, recipe=recipe, to=to)
     for note in plans[0].notes:
@@ -72,15 +72,15 @@ def _mebibytes(nbytes: int) -> str:
 
 
 def _mix(assignment: Mapping[str, str]) -> Table:
-    """One row per kind of matrix: how many of them are on which grid."""
+    """One row per kind of matrix: how many of them are on which type."""
     from rich.table import Table
 
-    from bitquilt.search.scores import kind
+    from bitquilt.allocation.sensitivity import kind
 
-    grids: dict[str, Counter[str]] = {}
-    for module, grid in assignment.items():
-        grids.setdefault(kind(module), Counter())[grid] += 1
-    table = Table("matrix", "grids", box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name, found in grids.items():
-        table.add_row(name, ", ".join(f"{count} × {grid}" for grid, count in found.most_common()))
+    qtypes: dict[str, Counter[str]] = {}
+    for module, qtype in assignment.items():
+        qtypes.setdefault(kind(module), Counter())[qtype] += 1
+    table = Table("matrix", "types", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for name, found in qtypes.items():
+        table.add_row(name, ", ".join(f"{count} × {qtype}" for qtype, count in found.most_common()))
     return table

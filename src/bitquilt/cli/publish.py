@@ -31,9 +31,9 @@ def publish(
     Without --upload nothing leaves this machine. An upload that was stopped continues with the
     same command. The token is that of `hf auth login`, or HF_TOKEN.
     """
-    from bitquilt.progress import Reporter
+    from bitquilt.allocation.budget import human
     from bitquilt.report import publish as hub
-    from bitquilt.search.budget import human
+    from bitquilt.runtime.progress import Reporter
 
     model = hub.model(models, against, repo, base_model)
     hub.require_licence(model)

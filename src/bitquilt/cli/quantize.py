@@ -20,12 +20,12 @@ from bitquilt.cli.options import (
     print_json,
     search_options,
 )
-from bitquilt.heap import keep_freed_memory
+from bitquilt.runtime.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
-    from bitquilt.deciding import Search
-    from bitquilt.evaluation.written import Figures
-    from bitquilt.result import Result
+    from bitquilt.allocation.allocate import Search
+    from bitquilt.metrics.teacher import Figures
+    from bitquilt.report.result import Result
 
 
 @click.command()
@@ -98,7 +98,7 @@ def _table(result: Result) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bitquilt.search.budget import human
+    from bitquilt.allocation.budget import human
 
     table = Table(title=result.model, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("file: mix", no_wrap=True)

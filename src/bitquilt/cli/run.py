@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitquilt.cli.options import JSON, MODEL, print_json
-from bitquilt.cli.talking import (
-    HIDE_THINKING,
-    SYSTEM,
-    Screen,
-    answering,
-    settings,
-    system_prompt,
-)
+from bitquilt.cli.talking import HIDE_THINKING, SYSTEM, Screen, answering, settings, system_prompt
 from bitquilt.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,7 +148,7 @@ def _vote(
     as_json: bool,
 ) -> str | None:
     """Ask several times at once and print; what most agree on."""
-    from bitquilt.progress import Reporter
+    from bitquilt.runtime.progress import Reporter
     from bitquilt.talk import vote
 
     if settings.sampling.temperature == 0:

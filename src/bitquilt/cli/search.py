@@ -20,10 +20,10 @@ from bitquilt.cli.options import (
     print_json,
     search_options,
 )
-from bitquilt.heap import keep_freed_memory
+from bitquilt.runtime.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
-    from bitquilt.deciding import Search
+    from bitquilt.allocation.allocate import Search
 
 
 @click.command()

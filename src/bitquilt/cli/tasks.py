@@ -10,9 +10,9 @@ from bitquilt.cli.options import print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from bitquilt.divergence import Estimate
-    from bitquilt.evaluation.reasoning import Score, Versus
-    from bitquilt.evaluation.tasks import Effort, Standing, Standings
+    from bitquilt.metrics.kl import Estimate
+    from bitquilt.tasks.problems import Score, Versus
+    from bitquilt.tasks.tasks import Effort, Standing, Standings
 
 
 def run_tasks(
@@ -22,7 +22,7 @@ def run_tasks(
     as_json: bool,
 ) -> None:
     """Run tasks and print what they found."""
-    from bitquilt.evaluation.tasks import run
+    from bitquilt.tasks.tasks import run
 
     found = run(models, tasks, effort)
     if as_json:

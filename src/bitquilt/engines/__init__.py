@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitquilt.engines.engine import Engine, ModelInfo, Piece, Request, Sampling, Stream
-from bitquilt.files import read_json
+from bitquilt.runtime.files import read_json
 
 __all__ = ["Engine", "ModelInfo", "Piece", "Request", "Sampling", "Stream", "open_engine"]
 
@@ -28,8 +28,8 @@ def open_engine(model: str | Path) -> Engine:
         from bitquilt.engines.mlx import open_mlx
 
         return open_mlx(path)
-    from bitquilt.checkpoint import open_checkpoint
     from bitquilt.engines.torch import TorchEngine
+    from bitquilt.models import open_checkpoint
 
     return TorchEngine(open_checkpoint(model))
 
@@ -51,6 +51,6 @@ def is_mlx(path: Path) -> bool:
 
 def _format(weights: Path) -> str | None:
     """The ``format`` in the header of a safetensors file."""
-    from bitquilt.checkpoint.shards import metadata
+    from bitquilt.models.sources.safetensors import metadata
 
     return metadata(weights).get("format")

@@ -15,7 +15,7 @@ from mlx_lm.utils import load_model
 from bitquilt.engines.backend import Floats, common_prefix
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
-from bitquilt.files import read_json
+from bitquilt.runtime.files import read_json
 
 CHUNK = 512
 

@@ -12,12 +12,12 @@ from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.initialization import no_init_weights
 
-from bitquilt.checkpoint.checkpoint import HEAD, Checkpoint
 from bitquilt.engines.backend import Floats, common_prefix
 from bitquilt.engines.engine import Engine, Request
 from bitquilt.engines.generation import Generation
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import HEAD, Checkpoint
 
 
 class TorchEngine(HubTokenizer, Engine):

@@ -12,9 +12,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.divergence import Estimate, TokenFigures
-from bitquilt.evaluation.intervals import Documents, through
 from bitquilt.evaluation.reference import Reference
+from bitquilt.metrics.intervals import Documents, through
+from bitquilt.metrics.kl import Estimate, TokenFigures
 
 UNCERTAIN = 0.2
 """The share of a trace's tokens that are told apart: those where the original is least certain.

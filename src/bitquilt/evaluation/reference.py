@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitquilt.checkpoint.checkpoint import Checkpoint
-from bitquilt.divergence import Estimate, TokenFigures
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
-from bitquilt.evaluation.intervals import Documents
 from bitquilt.evaluation.text import Text
-from bitquilt.evaluation.written import Teacher, against, alone, exact
-from bitquilt.progress import Reporter, Step
-from bitquilt.workdir import WorkDir
+from bitquilt.metrics.intervals import Documents
+from bitquilt.metrics.kl import Estimate, TokenFigures
+from bitquilt.metrics.teacher import Teacher, self_metrics, token_metrics, zero_divergence
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.progress import Reporter, Step
+from bitquilt.runtime.workdir import WorkDir
 
 Floats = NDArray[np.float32]
 
@@ -46,10 +46,10 @@ class Reference:
         teacher = Teacher.of(checkpoint, text.tokens, work, key)
         artefact = f"reference/{key}"
         if not work.has(artefact):
-            figures = zip(("correct", "loss", "entropy"), alone(teacher), strict=True)
+            figures = zip(("correct", "loss", "entropy"), self_metrics(teacher), strict=True)
             work.save(artefact, dict(figures), {})
         kept = {name: tensor.numpy() for name, tensor in work.load(artefact).items()}
-        return cls(text, teacher, exact(kept["correct"], kept["loss"]), kept["entropy"])
+        return cls(text, teacher, zero_divergence(kept["correct"], kept["loss"]), kept["entropy"])
 
     def first(self, windows: int, tokens: int) -> Reference:
         """The same on the first tokens of the first windows."""
@@ -67,7 +67,7 @@ class Reference:
 
     def compare(self, student: Iterator[Tensor], step: Step | None = None) -> TokenFigures:
         """A candidate's logits, one [L, V] per window; ``step`` is called after each."""
-        return against(self.teacher, student if step is None else _counted(student, step))
+        return token_metrics(self.teacher, student if step is None else _counted(student, step))
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from bitquilt.divergence import Estimate
 from bitquilt.evaluation.figures import Figures, Measured, difference
-from bitquilt.evaluation.intervals import LEVEL
-from bitquilt.files import known, read_json, written_whole
+from bitquilt.metrics.intervals import LEVEL
+from bitquilt.metrics.kl import Estimate
+from bitquilt.runtime.files import known, read_json, written_whole
 
 SAME_SIZE = 0.01
 """Files are judged side by side whose sizes exceed that of the smallest of them by no more."""

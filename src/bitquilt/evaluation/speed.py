@@ -19,9 +19,9 @@ from typing import Any
 from bitquilt.calibration import corpus
 from bitquilt.engines import Request, Sampling
 from bitquilt.errors import UserError
-from bitquilt.evaluation.candidate import Candidate
-from bitquilt.evaluation.machine import Machine, joules, resident_bytes
-from bitquilt.progress import Reporter
+from bitquilt.evaluation.model_file import Candidate
+from bitquilt.runtime.hardware import Machine, joules, resident_bytes
+from bitquilt.runtime.progress import Reporter
 
 DOCUMENTS = 40
 """Of the held-out text, whose beginnings and all prompts are from."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from bitquilt.calibration.corpus import Document
 from bitquilt.engines import Engine, Piece, Request, Sampling
 from bitquilt.evaluation.text import Text
-from bitquilt.progress import Step
+from bitquilt.runtime.progress import Step
 from bitquilt.talk.prompt import render
 
 DOMAIN = "traces"

@@ -11,9 +11,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from bitquilt.calibration import corpus
-from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.evaluation import results
-from bitquilt.evaluation.candidate import Candidate
+from bitquilt.evaluation.model_file import Candidate
+from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.report import ollama
 from bitquilt.report.figures import cell, extent
 from bitquilt.report.origin import Gate, Origin

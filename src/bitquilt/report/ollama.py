@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.engines.engine import Sampling
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.talk.prompt import Message, render
 
 SYSTEM, USER, ANSWER, AGAIN = "⟦system⟧", "⟦user⟧", "⟦answer⟧", "⟦again⟧"

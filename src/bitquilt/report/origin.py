@@ -9,9 +9,9 @@ from typing import Any, Literal
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from bitquilt.checkpoint import resolve
-from bitquilt.checkpoint.checkpoint import Checkpoint
 from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.sources import resolve
 
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 INHERITED = ("language", "pipeline_tag")

@@ -15,16 +15,16 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from bitquilt import __version__
+from bitquilt.allocation.budget import human
+from bitquilt.allocation.measurements import latest_histories
+from bitquilt.allocation.sensitivity import kind
 from bitquilt.errors import UserError
-from bitquilt.files import read_json, written_whole
-from bitquilt.report import made as files_made
 from bitquilt.report import plots
+from bitquilt.report import run_record as files_made
 from bitquilt.report.figures import FIGURES, cell, extent
-from bitquilt.report.made import Made
 from bitquilt.report.plots import PARTS, Plot, environment
-from bitquilt.search.budget import human
-from bitquilt.search.measurements import latest_histories
-from bitquilt.search.scores import kind
+from bitquilt.report.run_record import Made
+from bitquilt.runtime.files import read_json, written_whole
 
 PNG_ZOOM = 3
 """Pixels per unit of a plot's view box."""
@@ -207,7 +207,7 @@ def _map(made: Made) -> dict[str, Any]:
     counts = Counter(made.mix.values()).most_common()
     return {
         "name": made.name,
-        "grids": ", ".join(f"{count} × {grid}" for grid, count in counts),
+        "types": ", ".join(f"{count} × {qtype}" for qtype, count in counts),
         "kinds": kinds,
         "rows": rows,
         "outside": "; ".join(outside),

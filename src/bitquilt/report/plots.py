@@ -13,9 +13,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from bitquilt.report.made import Made
+from bitquilt.allocation.measurements import noted
+from bitquilt.report.run_record import Made
 from bitquilt.report.scale import Linear, Log, log_span, short, span
-from bitquilt.search.measurements import noted
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40

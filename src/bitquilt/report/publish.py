@@ -15,13 +15,13 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
-from bitquilt.checkpoint import open_checkpoint
 from bitquilt.errors import UserError
-from bitquilt.evaluation.candidate import Candidate
+from bitquilt.evaluation.model_file import Candidate
 from bitquilt.evaluation.results import kept_at
-from bitquilt.progress import Reporter
+from bitquilt.models import open_checkpoint
 from bitquilt.report.card import Model, card, modelfiles
 from bitquilt.report.origin import HUB_ERRORS, Origin
+from bitquilt.runtime.progress import Reporter
 
 
 @dataclass(frozen=True)

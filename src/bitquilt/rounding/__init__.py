@@ -1,4 +1,4 @@
-"""Rounding: from a matrix and what reads it to codes and scales on a grid."""
+"""Rounding: from a matrix and what reads it to codes and scales on a type."""
 
 METHODS = ("nearest", "gptq", "best")
 """Nearest rounding alone; with error feedback; with descent and a refit of the scales too."""

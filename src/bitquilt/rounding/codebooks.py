@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from bitquilt.grids.iquants import Codebook, codebook
+from bitquilt.qtypes.iquants import Codebook, codebook
 
 VECTOR = 8
 LONG = {8: 32, 4: 16}
@@ -55,7 +55,7 @@ class Cells:
 
 @cache
 def cells_of(name: str, size: int, device: torch.device) -> Cells:
-    """The cells of a grid with K = ``size`` patterns each. The order of equals is that of codes."""
+    """The cells of a type with K = ``size`` patterns each. The order of equals is that of codes."""
     patterns = codebook(name)
     count, width = patterns.shape
     magnitudes = patterns.unique()
@@ -77,14 +77,14 @@ def cells_of(name: str, size: int, device: torch.device) -> Cells:
     )
 
 
-def choose_signs(grid: Codebook, vectors: Tensor, importance: Tensor, steps: Tensor) -> Tensor:
-    """Signs that the grid can store: those of the weights, but for one where their number is odd.
+def choose_signs(qtype: Codebook, vectors: Tensor, importance: Tensor, steps: Tensor) -> Tensor:
+    """Signs that the type can store: those of the weights, but for one where their number is odd.
 
     Where a format keeps 7 of 8 signs, the minuses must be even in number. The sign to turn is that
     of the weight where this costs least, as far as can be told before the patterns are known.
 
     Args:
-        grid: which format.
+        qtype: which format.
         vectors: weights, float32 [..., 8].
         importance: of the weights, [..., 8] or what broadcasts to it.
         steps: what patterns are multiplied with, [..., 1].
@@ -93,12 +93,12 @@ def choose_signs(grid: Codebook, vectors: Tensor, importance: Tensor, steps: Ten
         1 and -1, float32 [..., 8].
     """
     signs = torch.where(vectors < 0, -1.0, 1.0)
-    if not grid.even_signs:
+    if not qtype.even_signs:
         return signs
     # (|w| + s g)² - (|w| - s g)² = 4 s g |w|, which is least where h |w| is; but a larger weight
     # would have been nearer to a larger magnitude, hence the second |w|.
     magnitudes = vectors.abs()
-    lowest = 2 * codebook(grid.name).min().item() * steps
+    lowest = 2 * codebook(qtype.name).min().item() * steps
     cost = (magnitudes + lowest).mul_(magnitudes).mul_(importance)
     product = signs.prod(-1, keepdim=True)
     turned = torch.ones_like(signs).scatter_(-1, cost.argmin(-1, keepdim=True), product)
@@ -112,7 +112,7 @@ def masks_of(signs: Tensor) -> Tensor:
 
 
 def nearest_patterns(
-    grid: Codebook, targets: Tensor, steps: Tensor, triangles: Tensor
+    qtype: Codebook, targets: Tensor, steps: Tensor, triangles: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The patterns that come closest to vectors in a metric that those of one input share.
 
@@ -120,7 +120,7 @@ def nearest_patterns(
     signs of the targets. Where two patterns make up a vector, the second makes up for the first.
 
     Args:
-        grid: which codebook.
+        qtype: which codebook.
         targets: float32 [L, 8, V].
         steps: what patterns are multiplied with, float32 [L, V].
         triangles: T of each input, float32 [L, 8, 8], upper triangular. A diagonal one weighs each
@@ -131,9 +131,9 @@ def nearest_patterns(
     """
     vectors = targets.mT.contiguous()
     scales = steps.unsqueeze(2)
-    signs = choose_signs(grid, vectors, triangles.square().sum(2).unsqueeze(1), scales)
-    width = codebook(grid.name).shape[1]
-    cells = cells_of(grid.name, LONG[width], targets.device)
+    signs = choose_signs(qtype, vectors, triangles.square().sum(2).unsqueeze(1), scales)
+    width = codebook(qtype.name).shape[1]
+    cells = cells_of(qtype.name, LONG[width], targets.device)
     codes, levels = [], torch.empty_like(signs)
     for first in range(0, VECTOR, width):
         own = slice(first, first + width)

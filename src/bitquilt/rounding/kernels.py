@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitquilt.grids.iquants import Codebook, codebook
+from bitquilt.qtypes.iquants import Codebook, codebook
 from bitquilt.rounding.codebooks import LONG, cells_of
-from bitquilt.rounding.factor import GROUP
+from bitquilt.rounding.hessian import GROUP
 from bitquilt.rounding.tables import Table
 
 THREADS = 128
@@ -35,7 +35,7 @@ def round_levels(
     ends: tuple[Tensor, Tensor],
     table: Table | None,
 ) -> tuple[Tensor, Tensor]:
-    """As :meth:`bitquilt.rounding.rounders.LevelRounder.propose`.
+    """As :meth:`bitquilt.rounding.group_quantizer.LevelRounder.propose`.
 
     Args:
         scales: steps, their inverses and offsets, float32 [L, N] each.
@@ -57,22 +57,22 @@ def round_levels(
 
 
 def round_patterns(
-    grid: Codebook, target: Tensor, steps: Tensor, triangles: Tensor
+    qtype: Codebook, target: Tensor, steps: Tensor, triangles: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As :meth:`bitquilt.rounding.rounders.PatternRounder.propose`.
+    """As :meth:`bitquilt.rounding.group_quantizer.PatternRounder.propose`.
 
     Args:
-        grid: which codebook.
+        qtype: which codebook.
         target: float32 [L, 8, N].
         steps: what patterns are multiplied with, float32 [L, N].
         triangles: float32 [L, 8, 8].
     """
-    width = codebook(grid.name).shape[1]
-    cells = cells_of(grid.name, LONG[width], target.device)
+    width = codebook(qtype.name).shape[1]
+    cells = cells_of(qtype.name, LONG[width], target.device)
     codes = _empty(target, GROUP // width + 1, torch.int16)
     levels = _empty(target, GROUP, torch.float32)
-    own: list[Any] = [steps, cells.codes, _words(grid.name, target.device)]
-    own += [int(cells.lowest), int(cells.spacing), cells.count, int(grid.even_signs)]
+    own: list[Any] = [steps, cells.codes, _words(qtype.name, target.device)]
+    own += [int(cells.lowest), int(cells.spacing), cells.count, int(qtype.even_signs)]
     arguments = [*_rows(target), *_matrices(triangles), *own, target.shape[2], codes, levels]
     _launch(f"round_patterns_{width}_{LONG[width]}", target, arguments)
     return codes, levels
@@ -81,7 +81,7 @@ def round_patterns(
 def keep_better(
     hessian: Tensor, target: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`bitquilt.rounding.descent.keep_better`."""
+    """As :func:`bitquilt.rounding.coordinate_descent.keep_better`."""
     (old_codes, old_levels), (new_codes, new_levels) = old, new
     target, new_codes, new_levels = (n.contiguous() for n in (target, new_codes, new_levels))
     assert old_levels.stride()[1:] == old_codes.stride()[1:] == target.stride()[1:]

@@ -1,6 +1,6 @@
 """Nearest rounding: scales fitted by importance, every weight on the level next to it.
 
-Each family of grids has its fit in a module of :mod:`bitquilt.rounding.fits`.
+Each family of types has its fit in a module of :mod:`bitquilt.rounding.fits`.
 
 Letters: R rows, C columns.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.errors import UserError
-from bitquilt.grids.grid import Fields, Grid
+from bitquilt.qtypes.qtype import Fields, QuantType
 from bitquilt.rounding.fits.family import fit_family
 
 LEAST_IMPORTANCE = 1e-6
@@ -20,37 +20,37 @@ HALF_LARGEST = 65504.0
 """The largest half-precision number. Weights beyond it may be beyond a format's scales."""
 
 
-def fit(grid: Grid, weight: Tensor, importance: Tensor | None) -> Fields:
-    """Round a matrix onto a grid without looking at correlations.
+def fit(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Fields:
+    """Round a matrix onto a type without looking at correlations.
 
     Args:
-        grid: where to.
+        qtype: where to.
         weight: float32 [R, C].
         importance: float32 [C], mean square of each input, or [R, C] where rows read different
             inputs; None weighs all inputs alike.
 
     Raises:
-        UserError: the row length does not fit, or a weight is out of the grid's range.
+        UserError: the row length does not fit, or a weight is out of the type's range.
     """
-    grid.check_fits(weight.shape[1])
-    fields = fit_family(grid, weight.float(), _relative(importance, weight))
+    qtype.check_fits(weight.shape[1])
+    fields = fit_family(qtype, weight.float(), _relative(importance, weight))
     largest = torch.linalg.vector_norm(weight, ord=torch.inf).item()
-    if not _held(grid, fields, largest):
-        wider = "F32" if grid.name == "BF16" else "BF16"
+    if not _held(qtype, fields, largest):
+        wider = "F32" if qtype.name == "BF16" else "BF16"
         raise UserError(
-            f"{grid.name} cannot hold a weight as large as {largest:.3g}; "
+            f"{qtype.name} cannot hold a weight as large as {largest:.3g}; "
             f"put this matrix on {wider}"
         )
     return fields
 
 
-def _held(grid: Grid, fields: Fields, largest: float) -> bool:
+def _held(qtype: QuantType, fields: Fields, largest: float) -> bool:
     """Whether scales are finite and reach the largest weight."""
     scales = [field for field in fields.values() if field.is_floating_point()]
     finite = all(bool(scale.isfinite().all()) for scale in scales)
     if not finite or largest <= HALF_LARGEST:
         return finite
-    return bool(grid.decode(fields).abs().amax() > largest / 2)
+    return bool(qtype.decode(fields).abs().amax() > largest / 2)
 
 
 def _relative(importance: Tensor | None, weight: Tensor) -> Tensor:

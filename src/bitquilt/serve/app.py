@@ -19,10 +19,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitquilt.engines import Engine
+from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.serve.metrics import Metrics
-from bitquilt.serve.refusal import RefusedError, invalid
-from bitquilt.serve.replies import ChatReply, TextReply
 from bitquilt.serve.requests import Asked, ChatAsked, TextAsked, check_model, parse
+from bitquilt.serve.responses import ChatReply, TextReply
 from bitquilt.serve.scheduler import Prepare, Scheduler
 from bitquilt.serve.tools import writes_calls
 from bitquilt.talk import End, Event, compose

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bitquilt.engines import ModelInfo
-from bitquilt.serve.refusal import RefusedError, invalid
+from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.talk import Message, Settings
 from bitquilt.talk.reasoning import style_of
 

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 
 from bitquilt.engines import Engine, Stream
 from bitquilt.errors import EngineCrashedError, UserError
-from bitquilt.serve.refusal import RefusedError, invalid
+from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.talk import Answer, End, Event, Reasoning
 from bitquilt.talk.sample import Sample
 

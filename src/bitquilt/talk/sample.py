@@ -14,7 +14,7 @@ from typing import Literal
 from bitquilt.engines import Engine, Piece, Request, Sampling
 from bitquilt.errors import UserError
 from bitquilt.talk.events import Closing, End, Event, Rescue
-from bitquilt.talk.guard import Guard, Loop
+from bitquilt.talk.loop_detector import Guard, Loop
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.reasoning import BOX, boxed
 from bitquilt.talk.transcript import Transcript

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, Llama4ForCausalLM
 
 from bitquilt import demo
-from bitquilt.grids.grid import Fields, Grid
+from bitquilt.qtypes.qtype import Fields, QuantType
 from bitquilt.rounding.fits.family import fit_family
 
 SLACK = 1 + 1e-4
@@ -71,55 +71,57 @@ def awkward_matrix(size: int) -> Tensor:
     return weight
 
 
-def errors(grid: Grid, fields: Fields, weight: Tensor, importance: Tensor) -> Tensor:
+def errors(qtype: QuantType, fields: Fields, weight: Tensor, importance: Tensor) -> Tensor:
     """Weighted squared error by block, float64 [R, C / block]."""
-    gap = (grid.decode(fields).double() - weight).square() * importance
-    return torch.unflatten(gap, 1, (-1, grid.block)).sum(-1)
+    gap = (qtype.decode(fields).double() - weight).square() * importance
+    return torch.unflatten(gap, 1, (-1, qtype.block)).sum(-1)
 
 
-def ggml_fields(grid: Grid, weight: Tensor, importance: Tensor) -> Fields:
+def ggml_fields(qtype: QuantType, weight: Tensor, importance: Tensor) -> Fields:
     """What ggml makes of the matrix with this importance."""
-    kind = libgguf.GGMLQuantizationType[grid.name]
+    kind = libgguf.GGMLQuantizationType[qtype.name]
     octets = libgguf.quantize_rows(weight.numpy(), kind, imatrix=importance.numpy())
-    return grid.unpack({"data": torch.from_numpy(np.asarray(octets))})
+    return qtype.unpack({"data": torch.from_numpy(np.asarray(octets))})
 
 
-def check_fields(grid: Grid, fields: Fields) -> None:
+def check_fields(qtype: QuantType, fields: Fields) -> None:
     """They are finite, and packing loses nothing of them."""
-    again = grid.unpack(grid.pack(fields))
+    again = qtype.unpack(qtype.pack(fields))
     assert again.keys() == fields.keys()
     for name, field in fields.items():
         assert field.dtype == again[name].dtype
         assert torch.equal(field, again[name]), name
-    assert grid.decode(fields).isfinite().all()
+    assert qtype.decode(fields).isfinite().all()
 
 
-def check_no_block_is_worse(grid: Grid, theirs: Callable[[Grid, Tensor, Tensor], Fields]) -> None:
+def check_no_block_is_worse(
+    qtype: QuantType, theirs: Callable[[QuantType, Tensor, Tensor], Fields]
+) -> None:
     """Random and real blocks, each with its importance and with none: ours ≤ theirs in each.
 
-    ``theirs`` makes fields of a grid, a matrix and importance.
+    ``theirs`` makes fields of a type, a matrix and importance.
     """
-    for weight, importance in (random_blocks(grid.block), real_blocks(grid.block)):
+    for weight, importance in (random_blocks(qtype.block), real_blocks(qtype.block)):
         for shares in (importance, torch.ones_like(importance)):
-            fields = fit_family(grid, weight, shares.expand_as(weight))
-            check_fields(grid, fields)
-            ours = errors(grid, fields, weight, shares)
-            worst = errors(grid, theirs(grid, weight, shares), weight, shares)
+            fields = fit_family(qtype, weight, shares.expand_as(weight))
+            check_fields(qtype, fields)
+            ours = errors(qtype, fields, weight, shares)
+            worst = errors(qtype, theirs(qtype, weight, shares), weight, shares)
             assert (ours <= worst * SLACK).all(), (ours / worst).max()
             assert ours.sum() < worst.sum()
 
 
-def check_awkward_blocks(grid: Grid, constant: float = 1e-5) -> None:
+def check_awkward_blocks(qtype: QuantType, constant: float = 1e-5) -> None:
     """Finite fields that pack; no block costs more than all zeros would; zeros cost nothing.
 
     ``constant`` is the share of its squares that a constant block may cost.
     """
-    weight = awkward_matrix(grid.block)
+    weight = awkward_matrix(qtype.block)
     importance = torch.linspace(0.1, 1.9, weight.shape[1])
-    fields = fit_family(grid, weight, importance.expand_as(weight))
-    check_fields(grid, fields)
-    error = errors(grid, fields, weight, importance)
-    nothing = torch.unflatten(weight.double().square() * importance, 1, (-1, grid.block)).sum(-1)
+    fields = fit_family(qtype, weight, importance.expand_as(weight))
+    check_fields(qtype, fields)
+    error = errors(qtype, fields, weight, importance)
+    nothing = torch.unflatten(weight.double().square() * importance, 1, (-1, qtype.block)).sum(-1)
     assert (error <= nothing * SLACK).all()
     assert error[0].sum() == 0
     assert (error[1:3] < constant * nothing[1:3]).all()

@@ -1,35 +1,35 @@
-"""The fit of MLX's affine grids against mlx."""
+"""The fit of MLX's affine types against mlx."""
 
 import pytest
 import torch
 from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, errors
 from tests.rounding.fits.mlx_peer import mlx_fields
 
-from bitquilt import grids
-from bitquilt.grids.affine import Affine
-from bitquilt.grids.grid import Grid
+from bitquilt import qtypes
+from bitquilt.qtypes.mlx_affine import Affine
+from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.fits.family import fit_family
 
-AFFINE = [grid for name in grids.names("mlx") if isinstance(grid := grids.get(name), Affine)]
-every_grid = pytest.mark.parametrize("grid", AFFINE, ids=lambda grid: grid.name)
+AFFINE = [qtype for name in qtypes.names("mlx") if isinstance(qtype := qtypes.get(name), Affine)]
+every_qtype = pytest.mark.parametrize("qtype", AFFINE, ids=lambda qtype: qtype.name)
 
 
-@every_grid
-def test_no_group_is_worse_than_mlxs(grid: Grid) -> None:
+@every_qtype
+def test_no_group_is_worse_than_mlxs(qtype: QuantType) -> None:
     pytest.importorskip("mlx.core")
-    check_no_block_is_worse(grid, mlx_fields)
+    check_no_block_is_worse(qtype, mlx_fields)
 
 
-@every_grid
-def test_awkward_groups(grid: Grid) -> None:
-    check_awkward_blocks(grid)
+@every_qtype
+def test_awkward_groups(qtype: QuantType) -> None:
+    check_awkward_blocks(qtype)
 
 
-@every_grid
-def test_huge_weights_stay_finite(grid: Grid) -> None:
-    weight = torch.randn(2, grid.block, generator=torch.Generator().manual_seed(0))
+@every_qtype
+def test_huge_weights_stay_finite(qtype: QuantType) -> None:
+    weight = torch.randn(2, qtype.block, generator=torch.Generator().manual_seed(0))
     weight *= 3e38 / weight.abs().amax()
-    fields = fit_family(grid, weight, torch.ones_like(weight))
+    fields = fit_family(qtype, weight, torch.ones_like(weight))
     assert all(field.isfinite().all() for field in fields.values())
 
 
@@ -43,7 +43,9 @@ def test_share_of_mlxs_error(bits: int, share: float) -> None:
     weight = 0.02 * torch.randn(64, 2048, generator=generator)
     importance = (1.5 * torch.randn(2048, generator=generator)).exp()
     importance /= importance.mean()
-    grid = grids.get(f"{bits}bit-g64")
-    ours = errors(grid, fit_family(grid, weight, importance.expand_as(weight)), weight, importance)
-    theirs = errors(grid, mlx_fields(grid, weight, importance), weight, importance)
+    qtype = qtypes.get(f"{bits}bit-g64")
+    ours = errors(
+        qtype, fit_family(qtype, weight, importance.expand_as(weight)), weight, importance
+    )
+    theirs = errors(qtype, mlx_fields(qtype, weight, importance), weight, importance)
     assert ours.sum() < share * theirs.sum()

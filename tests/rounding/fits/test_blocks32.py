@@ -10,35 +10,35 @@ from tests.rounding.fits.blocks import (
     random_blocks,
 )
 
-from bitquilt import grids
-from bitquilt.grids.grid import Grid
+from bitquilt import qtypes
+from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.fits.family import fit_family
 
-every_grid = pytest.mark.parametrize(
-    "grid",
-    [grids.get(name) for name in ("Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")],
-    ids=lambda grid: grid.name,
+every_qtype = pytest.mark.parametrize(
+    "qtype",
+    [qtypes.get(name) for name in ("Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")],
+    ids=lambda qtype: qtype.name,
 )
 
 
-@every_grid
-def test_no_block_is_worse_than_ggmls(grid: Grid) -> None:
-    check_no_block_is_worse(grid, ggml_fields)
+@every_qtype
+def test_no_block_is_worse_than_ggmls(qtype: QuantType) -> None:
+    check_no_block_is_worse(qtype, ggml_fields)
 
 
-@every_grid
-def test_awkward_blocks(grid: Grid) -> None:
-    check_awkward_blocks(grid)
+@every_qtype
+def test_awkward_blocks(qtype: QuantType) -> None:
+    check_awkward_blocks(qtype)
 
 
 def test_close_to_the_best_of_all_scales() -> None:
     """Q4_0 has few enough scales to try each half-precision number within its range."""
-    grid = grids.get("Q4_0")
+    qtype = qtypes.get("Q4_0")
     weight, importance = random_blocks(32)
     weight = weight[::7, :32].contiguous()
     importance = importance[:32].contiguous()
     found = errors(
-        grid, fit_family(grid, weight, importance.expand_as(weight)), weight, importance
+        qtype, fit_family(qtype, weight, importance.expand_as(weight)), weight, importance
     )[:, 0]
     reach = weight.abs().amax(1, keepdim=True)
     best = torch.full_like(found, torch.inf)

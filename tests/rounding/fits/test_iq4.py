@@ -4,26 +4,26 @@ import pytest
 import torch
 from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, ggml_fields
 
-from bitquilt import grids
-from bitquilt.grids.blocks32 import IQ4_VALUES
-from bitquilt.grids.grid import Grid
-from bitquilt.grids.mxfp4 import MxFp4
+from bitquilt import qtypes
+from bitquilt.qtypes.blocks32 import IQ4_VALUES
+from bitquilt.qtypes.mxfp4 import MxFp4
+from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.fits import iq4, mxfp4
 from bitquilt.rounding.tables import Table
 
-every_grid = pytest.mark.parametrize(
-    "grid", [grids.get("IQ4_NL"), grids.get("IQ4_XS")], ids=lambda grid: grid.name
+every_qtype = pytest.mark.parametrize(
+    "qtype", [qtypes.get("IQ4_NL"), qtypes.get("IQ4_XS")], ids=lambda qtype: qtype.name
 )
 
 
-@every_grid
-def test_no_block_is_worse_than_ggmls(grid: Grid) -> None:
-    check_no_block_is_worse(grid, ggml_fields)
+@every_qtype
+def test_no_block_is_worse_than_ggmls(qtype: QuantType) -> None:
+    check_no_block_is_worse(qtype, ggml_fields)
 
 
-@every_grid
-def test_awkward_blocks(grid: Grid) -> None:
-    check_awkward_blocks(grid)
+@every_qtype
+def test_awkward_blocks(qtype: QuantType) -> None:
+    check_awkward_blocks(qtype)
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from tests.rounding.fits.blocks import (
     real_blocks,
 )
 
-from bitquilt import grids
-from bitquilt.grids.grid import Grid
-from bitquilt.grids.kquants import Signed, WithMins
+from bitquilt import qtypes
+from bitquilt.qtypes.kquants import Signed, WithMins
+from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.kquants import pick_best
 
@@ -26,68 +26,69 @@ SHARES = {
     "Q5_K": (0.88, 0.94),
     "Q6_K": (0.86, 0.92),
 }
-every_grid = pytest.mark.parametrize(
-    "grid", [grids.get(name) for name in SHARES], ids=lambda grid: grid.name
+every_qtype = pytest.mark.parametrize(
+    "qtype", [qtypes.get(name) for name in SHARES], ids=lambda qtype: qtype.name
 )
 with_mins = pytest.mark.parametrize(
-    "grid", [grids.get(name) for name in ("Q2_K", "Q4_K", "Q5_K")], ids=lambda grid: grid.name
+    "qtype", [qtypes.get(name) for name in ("Q2_K", "Q4_K", "Q5_K")], ids=lambda qtype: qtype.name
 )
 
 
-@every_grid
+@every_qtype
 @pytest.mark.parametrize("even", [False, True], ids=["importance", "even"])
-def test_error_against_ggmls(grid: Grid, even: bool) -> None:
+def test_error_against_ggmls(qtype: QuantType, even: bool) -> None:
     """Lower on average by a clear margin; higher on few super-blocks, and there by little."""
-    for share, blocks in zip(SHARES[grid.name], (random_blocks, real_blocks), strict=True):
-        weight, importance = blocks(grid.block)
+    for share, blocks in zip(SHARES[qtype.name], (random_blocks, real_blocks), strict=True):
+        weight, importance = blocks(qtype.block)
         if even:
             importance = torch.ones_like(importance)
-        fields = fit_family(grid, weight, importance.expand_as(weight))
-        check_fields(grid, fields)
-        theirs = errors(grid, ggml_fields(grid, weight, importance), weight, importance)
-        ratios = errors(grid, fields, weight, importance) / theirs
+        fields = fit_family(qtype, weight, importance.expand_as(weight))
+        check_fields(qtype, fields)
+        theirs = errors(qtype, ggml_fields(qtype, weight, importance), weight, importance)
+        ratios = errors(qtype, fields, weight, importance) / theirs
         assert ratios.mean() < share
         assert (ratios > 1).double().mean() < 0.08
         assert ratios.max() < 1.25
 
 
-@every_grid
-def test_awkward_blocks(grid: Grid) -> None:
-    check_awkward_blocks(grid)
+@every_qtype
+def test_awkward_blocks(qtype: QuantType) -> None:
+    check_awkward_blocks(qtype)
 
 
-@every_grid
-def test_codes_are_nearest(grid: WithMins | Signed) -> None:
+@every_qtype
+def test_codes_are_nearest(qtype: WithMins | Signed) -> None:
     """No other code of any weight is closer on the levels as they are stored."""
-    weight, importance = random_blocks(grid.block)
+    weight, importance = random_blocks(qtype.block)
     weight = weight[::9]
-    fields = fit_family(grid, weight, importance.expand_as(weight))
-    missed = (grid.decode(fields) - weight).abs()
+    fields = fit_family(qtype, weight, importance.expand_as(weight))
+    missed = (qtype.decode(fields) - weight).abs()
     for step in (-1, 1):
-        codes = (fields["codes"].int() + step).clamp(grid.low, grid.high)
-        other = grid.decode(fields | {"codes": codes.to(fields["codes"].dtype)})
+        codes = (fields["codes"].int() + step).clamp(qtype.low, qtype.high)
+        other = qtype.decode(fields | {"codes": codes.to(fields["codes"].dtype)})
         assert (missed <= (other - weight).abs() + 1e-6 * weight.abs()).all()
 
 
 @with_mins
-def test_weights_above_zero_take_a_negative_dmin(grid: WithMins) -> None:
+def test_weights_above_zero_take_a_negative_dmin(qtype: WithMins) -> None:
     """Positive weights are as easy as negative ones, which ggml's own fit cannot say."""
-    weight, importance = random_blocks(grid.block)
+    weight, importance = random_blocks(qtype.block)
     weight = weight[:28] + 1
-    above = fit_family(grid, weight, importance.expand_as(weight))
-    below = fit_family(grid, -weight, importance.expand_as(weight))
+    above = fit_family(qtype, weight, importance.expand_as(weight))
+    below = fit_family(qtype, -weight, importance.expand_as(weight))
     assert (above["dmin"] < 0).all()
-    found = errors(grid, above, weight, importance).sum()
-    assert found < 1.1 * errors(grid, below, -weight, importance).sum()
+    found = errors(qtype, above, weight, importance).sum()
+    assert found < 1.1 * errors(qtype, below, -weight, importance).sum()
     assert (
-        found < 0.5 * errors(grid, ggml_fields(grid, weight, importance), weight, importance).sum()
+        found
+        < 0.5 * errors(qtype, ggml_fields(qtype, weight, importance), weight, importance).sum()
     )
 
 
-@every_grid
-def test_too_large_for_half_precision_is_infinite(grid: Grid) -> None:
-    weight = awkward_matrix(grid.block) * 1e9
-    fields = fit_family(grid, weight, torch.ones_like(weight))
+@every_qtype
+def test_too_large_for_half_precision_is_infinite(qtype: QuantType) -> None:
+    weight = awkward_matrix(qtype.block) * 1e9
+    fields = fit_family(qtype, weight, torch.ones_like(weight))
     assert not fields["d"].isfinite().all()
 
 

@@ -5,10 +5,10 @@ import torch
 from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse
 from tests.rounding.fits.mlx_peer import mlx_fields
 
-from bitquilt import grids
+from bitquilt import qtypes
 from bitquilt.rounding.fits.family import fit_family
 
-MXFP4 = grids.get("mxfp4")
+MXFP4 = qtypes.get("mxfp4")
 
 
 def test_no_group_is_worse_than_mlxs() -> None:

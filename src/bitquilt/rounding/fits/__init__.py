@@ -1,4 +1,4 @@
-"""Nearest rounding, family by family: importing this package registers the fit of every grid."""
+"""Nearest rounding, family by family: importing this package registers the fit of every type."""
 
 from __future__ import annotations
 

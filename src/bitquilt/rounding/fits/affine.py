@@ -1,4 +1,4 @@
-"""The fit of MLX's affine grids: scale and bias of each group, as bfloat16 holds them.
+"""The fit of MLX's affine types: scale and bias of each group, as bfloat16 holds them.
 
 Letters: R rows, C columns, N = C / g groups along a row, g weights in a group.
 """
@@ -8,11 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.grids.affine import Affine
-from bitquilt.grids.grid import Fields
-from bitquilt.rounding.fits.family import fit_family
-from bitquilt.rounding.fits.groups import fit_by_rows
-from bitquilt.rounding.fits.lines import (
+from bitquilt.qtypes.mlx_affine import Affine
+from bitquilt.qtypes.qtype import Fields
+from bitquilt.rounding.fits.affine_search import (
     Line,
     Lines,
     better,
@@ -24,6 +22,8 @@ from bitquilt.rounding.fits.lines import (
     search_range,
     try_neighbours,
 )
+from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.groups import fit_by_rows
 
 SMALLEST_SCALE = 1e-7
 """mx.quantize's floor on a scale before it is snapped to the edge."""
@@ -35,19 +35,19 @@ NEIGHBOURS = (-1, 0, 1)
 
 
 @fit_family.register
-def _affine(grid: Affine, weight: Tensor, importance: Tensor) -> Fields:
+def _affine(qtype: Affine, weight: Tensor, importance: Tensor) -> Fields:
     """The best of mlx's own line and of lines fitted to clipped ranges, all as they are stored."""
 
     def fit(groups: Tensor, shares: Tensor) -> Fields:
-        of = lines(groups, shares, grid.high, torch.bfloat16)
-        best = _fitted(of, better(from_below(of), _stock(of, groups)), coarse=grid.width <= 4)
+        of = lines(groups, shares, qtype.high, torch.bfloat16)
+        best = _fitted(of, better(from_below(of), _stock(of, groups)), coarse=qtype.width <= 4)
         return {
             "codes": codes(of, best.scale, best.offset).to(torch.uint8).flatten(1),
             "scales": of.scale.stored(best.scale).flatten(1),
             "biases": of.offset.stored(best.offset).flatten(1),
         }
 
-    return fit_by_rows(weight, importance, grid.block, fit)
+    return fit_by_rows(weight, importance, qtype.block, fit)
 
 
 def _fitted(of: Lines, best: Line, coarse: bool) -> Line:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.grids.blocks32 import Q8_0, Asymmetric, Symmetric
-from bitquilt.grids.grid import Fields
-from bitquilt.rounding.fits.family import fit_family
-from bitquilt.rounding.fits.groups import Storage, dot, fit_by_rows, inverse, power_of_two
-from bitquilt.rounding.fits.lines import (
+from bitquilt.qtypes.blocks32 import Q8_0, Asymmetric, Symmetric
+from bitquilt.qtypes.qtype import Fields
+from bitquilt.rounding.fits.affine_search import (
     Line,
     Lines,
     better,
@@ -24,7 +22,9 @@ from bitquilt.rounding.fits.lines import (
     search_range,
     walk,
 )
-from bitquilt.rounding.fits.scales import Levels, largest, refine_scales, search_scales
+from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.groups import Storage, dot, fit_by_rows, inverse, power_of_two
+from bitquilt.rounding.fits.scale_search import Levels, largest, refine_scales, search_scales
 
 BLOCK = 32
 PARTS = (0.0, 0.15, 0.35)
@@ -40,13 +40,13 @@ REVERSED = (1.0, 1.08, 1.3)
 
 
 @fit_family.register
-def _symmetric(grid: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
+def _symmetric(qtype: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
     """Both signs of the scale are tried: the codes reach one step further below than above."""
-    levels = _integers(grid.low, grid.high)
+    levels = _integers(qtype.low, qtype.high)
     starts = (
-        *(grid.low + turned for turned in TURNED),
-        *(grid.low * part for part in CLIPPED),
-        *(grid.high * part for part in REVERSED),
+        *(qtype.low + turned for turned in TURNED),
+        *(qtype.low * part for part in CLIPPED),
+        *(qtype.high * part for part in REVERSED),
     )
 
     def fit(groups: Tensor, shares: Tensor) -> Fields:
@@ -60,7 +60,7 @@ def _symmetric(grid: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
 
 
 @fit_family.register
-def _bytes(grid: Q8_0, weight: Tensor, importance: Tensor) -> Fields:
+def _bytes(qtype: Q8_0, weight: Tensor, importance: Tensor) -> Fields:
     """The scale that just holds the largest weight, as ggml's, or the best for its codes.
 
     All is in units of the scale, so nothing overflows. With l the codes and r what they miss by, a
@@ -68,15 +68,17 @@ def _bytes(grid: Q8_0, weight: Tensor, importance: Tensor) -> Fields:
     """
 
     def fit(groups: Tensor, shares: Tensor) -> Fields:
-        scales = (groups.abs().amax(-1, keepdim=True) / grid.high).half().float()
+        scales = (groups.abs().amax(-1, keepdim=True) / qtype.high).half().float()
         wanted = groups * inverse(scales)
-        level = wanted.round().clamp_(grid.low, grid.high)
+        level = wanted.round().clamp_(qtype.low, qtype.high)
         weighted = level * shares
         square, cross = dot(weighted, level), dot(weighted, wanted.sub_(level))
         others = torch.addcmul(scales, scales, cross / square).half().float()
         more = (others - scales) * inverse(scales)
         scales = torch.where(more * (2 * cross - more * square) > 0, others, scales)
-        codes = torch.mul(groups, inverse(scales), out=wanted).round_().clamp_(grid.low, grid.high)
+        codes = (
+            torch.mul(groups, inverse(scales), out=wanted).round_().clamp_(qtype.low, qtype.high)
+        )
         return {"codes": codes.to(torch.int8).flatten(1), "d": scales.flatten(1)}
 
     return fit_by_rows(weight, importance, BLOCK, fit)
@@ -102,11 +104,11 @@ def _fields(groups: Tensor, levels: Levels, scales: Tensor, storage: Storage) ->
 
 
 @fit_family.register
-def _asymmetric(grid: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
+def _asymmetric(qtype: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
     """The better of ggml's line and of lines fitted to clipped ranges, then alternated."""
 
     def fit(groups: Tensor, shares: Tensor) -> Fields:
-        of = lines(groups, shares, grid.high, torch.float16)
+        of = lines(groups, shares, qtype.high, torch.float16)
         best = better(from_below(of), _stock(of, groups, shares))
         best = refine(of, *search_range(of, PARTS), best, rounds=1)
         best = refine(of, best.scale, best.offset, best, rounds=1)

@@ -1,4 +1,4 @@
-"""What every family of grids brings to nearest rounding: the fit of its scales.
+"""What every family of types brings to nearest rounding: the fit of its scales.
 
 Letters: R rows, C columns.
 """
@@ -9,18 +9,18 @@ from functools import singledispatch
 
 from torch import Tensor
 
-from bitquilt.grids.grid import Fields, Grid
+from bitquilt.qtypes.qtype import Fields, QuantType
 
 
 @singledispatch
-def fit_family(grid: Grid, weight: Tensor, importance: Tensor) -> Fields:
+def fit_family(qtype: QuantType, weight: Tensor, importance: Tensor) -> Fields:
     """Scales and codes of least error Σ importance · (level − weight)², near enough.
 
-    One implementation per family of grids, found by the type of ``grid``.
+    One implementation per family of types, found by the type of ``qtype``.
 
     Args:
-        grid: where to.
+        qtype: where to.
         weight: float32 [R, C], on any device; its fields are made there.
         importance: float32 [R, C], positive, mean 1 in a row.
     """
-    raise TypeError(f"no fit is registered for {type(grid).__name__}")
+    raise TypeError(f"no fit is registered for {type(qtype).__name__}")

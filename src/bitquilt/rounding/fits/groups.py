@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitquilt.grids.grid import Fields
-from bitquilt.grids.rows import CPU_CHUNK, by_rows
+from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.rows import CPU_CHUNK, by_rows
 
 EXPONENTS = (-126, 126)
 """A power of two within these has a reciprocal that is a normal number too."""

@@ -11,12 +11,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bitquilt.grids.blocks32 import IQ4_NL, IQ4_VALUES
-from bitquilt.grids.grid import Fields
-from bitquilt.grids.iquants import IQ4_XS, SUPER_BLOCK
+from bitquilt.qtypes.blocks32 import IQ4_NL, IQ4_VALUES
+from bitquilt.qtypes.iquants import IQ4_XS, SUPER_BLOCK
+from bitquilt.qtypes.qtype import Fields
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import Storage, dot, fit_by_rows, inverse, power_of_two
-from bitquilt.rounding.fits.scales import error_and_step, largest, refine_scales, search_scales
+from bitquilt.rounding.fits.scale_search import (
+    error_and_step,
+    largest,
+    refine_scales,
+    search_scales,
+)
 from bitquilt.rounding.tables import Table
 
 BLOCK = 32
@@ -51,7 +56,7 @@ PLACES = (
 
 
 @fit_family.register
-def _block(grid: IQ4_NL, weight: Tensor, importance: Tensor) -> Fields:
+def _block(qtype: IQ4_NL, weight: Tensor, importance: Tensor) -> Fields:
 
     def fit(groups: Tensor, shares: Tensor) -> Fields:
         unit = power_of_two(groups.abs().amax(-1, keepdim=True))
@@ -94,7 +99,7 @@ def _search(groups: Tensor, importance: Tensor, nearest: Callable[[Tensor], Tens
 
 
 @fit_family.register
-def _super_block(grid: IQ4_XS, weight: Tensor, importance: Tensor) -> Fields:
+def _super_block(qtype: IQ4_XS, weight: Tensor, importance: Tensor) -> Fields:
     """Blocks by themselves, then the super-block scale that keeps closest to theirs, then both."""
 
     def fit(supers: Tensor, shares: Tensor) -> Fields:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitquilt.grids.grid import Fields
-from bitquilt.grids.iquants import SUPER_BLOCK, Codebook, codebook
+from bitquilt.qtypes.iquants import SUPER_BLOCK, Codebook, codebook
+from bitquilt.qtypes.qtype import Fields
 from bitquilt.rounding.codebooks import LONG, VECTOR, cells_of, choose_signs, masks_of
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import fit_by_rows, power_of_two
@@ -44,28 +44,28 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 @fit_family.register
-def _codebook(grid: Codebook, weight: Tensor, importance: Tensor) -> Fields:
+def _codebook(qtype: Codebook, weight: Tensor, importance: Tensor) -> Fields:
 
     def fit(blocks: Tensor, shares: Tensor) -> Fields:
         # [R, B, 256] -> [R, G, 8]
-        return _fit(grid, blocks, shares.view(len(shares), -1, VECTOR))
+        return _fit(qtype, blocks, shares.view(len(shares), -1, VECTOR))
 
     return fit_by_rows(weight, importance, SUPER_BLOCK, fit, CPU_CHUNK)
 
 
-def _fit(grid: Codebook, blocks: Tensor, shares: Tensor) -> Fields:
+def _fit(qtype: Codebook, blocks: Tensor, shares: Tensor) -> Fields:
     """Fit some rows as super-blocks [R, B, 256]; shares [R, G, 8] is the importance."""
     power = power_of_two(blocks.abs().amax(-1, keepdim=True))
-    # No grid has a place for what is not finite; the caller refuses it.
+    # No type has a place for what is not finite; the caller refuses it.
     vectors = (blocks / power).nan_to_num_(0.0, 0.0, 0.0).view(len(blocks), -1, VECTOR)
 
     def to_stored(units: Tensor) -> Tensor:
-        return (units * power / grid.unit).half().float()
+        return (units * power / qtype.unit).half().float()
 
     def as_stored(units: Tensor) -> Tensor:
-        return to_stored(units) * grid.unit / power
+        return to_stored(units) * qtype.unit / power
 
-    search = Search.start(grid, vectors, shares)
+    search = Search.start(qtype, vectors, shares)
     units, scales = nearest_scales(search.best_steps())
     units, scales, codes = search.settle(as_stored(units), scales, as_stored)
     return {
@@ -136,18 +136,18 @@ class Search:
     """[R, B, n]: a first guess of the steps."""
 
     @classmethod
-    def start(cls, grid: Codebook, vectors: Tensor, shares: Tensor) -> Search:
+    def start(cls, qtype: Codebook, vectors: Tensor, shares: Tensor) -> Search:
         """Guess steps from root mean squares; settle the signs [R, G, 8] under them."""
-        patterns = codebook(grid.name)
-        width, count = patterns.shape[1], grid.sub_block // VECTOR
+        patterns = codebook(qtype.name)
+        width, count = patterns.shape[1], qtype.sub_block // VECTOR
         total = torch.linalg.vecdot(vectors.square(), shares).unflatten(1, (-1, count)).sum(-1)
         share = shares.sum(-1).unflatten(1, (-1, count)).sum(-1)
         first = (total / share).sqrt_().mul_(REACH[width] / patterns.max().item())
         first.clamp_min_(LEAST_STEP)
         of_vectors = _repeated(first, count).view(len(first), -1, 1)
-        signs = choose_signs(grid, vectors, shares, of_vectors)
-        blocks = first.unflatten(1, (-1, SUPER_BLOCK // grid.sub_block))
-        return cls(grid.name, width, count, vectors * signs, masks_of(signs), shares, blocks)
+        signs = choose_signs(qtype, vectors, shares, of_vectors)
+        blocks = first.unflatten(1, (-1, SUPER_BLOCK // qtype.sub_block))
+        return cls(qtype.name, width, count, vectors * signs, masks_of(signs), shares, blocks)
 
     def best_steps(self) -> Tensor:
         """The step that suits each sub-block best, whatever the others take: [R, B, n]."""

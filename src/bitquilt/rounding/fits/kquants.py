@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bitquilt.grids.grid import Fields
-from bitquilt.grids.kquants import SUPER_BLOCK, Signed, WithMins
-from bitquilt.grids.rows import by_rows
+from bitquilt.qtypes.kquants import SUPER_BLOCK, Signed, WithMins
+from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.rows import by_rows
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -25,14 +25,14 @@ Fit = Callable[[Tensor, Tensor], Fields]
 
 
 def fit_super_blocks(
-    grid: Signed | WithMins, weight: Tensor, importance: Tensor, fit: Fit
+    qtype: Signed | WithMins, weight: Tensor, importance: Tensor, fit: Fit
 ) -> Fields:
     """Fit a matrix [R, C] with importance [R, C] a few rows at a time."""
-    whole = torch.int8 if isinstance(grid, Signed) else torch.uint8
+    whole = torch.int8 if isinstance(qtype, Signed) else torch.uint8
 
     def by_block(rows: Tensor) -> Tensor:
         # [r, C] -> [r, C / 256, J, k] -> [k, J, r, C / 256] -> [k, J, N]
-        parts = torch.unflatten(rows, 1, (-1, SUPER_BLOCK // grid.sub_block, grid.sub_block))
+        parts = torch.unflatten(rows, 1, (-1, SUPER_BLOCK // qtype.sub_block, qtype.sub_block))
         return parts.permute(3, 2, 0, 1).flatten(2).contiguous()
 
     def fit_rows(rows: Tensor, shares: Tensor) -> Fields:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitquilt.grids.grid import Fields
-from bitquilt.grids.kquants import WithMins
+from bitquilt.qtypes.kquants import WithMins
+from bitquilt.qtypes.qtype import Fields
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.kquants import fit_super_blocks, half, inverse, pick_best
 
@@ -58,13 +58,13 @@ ROUNDS = 2
 
 
 @fit_family.register
-def _with_mins(grid: WithMins, weight: Tensor, importance: Tensor) -> Fields:
+def _with_mins(qtype: WithMins, weight: Tensor, importance: Tensor) -> Fields:
     def fit(weights: Tensor, shares: Tensor) -> Fields:
-        blocks = _Blocks(grid, weights, shares)
+        blocks = _Blocks(qtype, weights, shares)
         best = _refine(blocks, *_search(blocks))
         return {"codes": blocks.codes(*best.line()), **vars(best)}
 
-    return fit_super_blocks(grid, weight, importance, fit)
+    return fit_super_blocks(qtype, weight, importance, fit)
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class _Scales:
 class _Blocks:
     """Weights and importance [k, J, N] with what is worked out of them once."""
 
-    def __init__(self, grid: WithMins, weights: Tensor, importance: Tensor) -> None:
-        self.grid = grid
+    def __init__(self, qtype: WithMins, weights: Tensor, importance: Tensor) -> None:
+        self.qtype = qtype
         self.weights = weights
         self.importance = importance
         self.total = importance.sum(0)
@@ -109,7 +109,7 @@ class _Blocks:
     def codes(self, factor: Tensor, addend: Tensor, out: Tensor | None = None) -> Tensor:
         """The nearest codes [k, J, N] on lines [J, N]."""
         codes = torch.addcmul(addend, self.weights, factor, out=out)
-        return codes.round_().clamp_(0, self.grid.high)
+        return codes.round_().clamp_(0, self.qtype.high)
 
     def moments(self, factors: Tensor, addends: Tensor) -> _Moments:
         """Of the nearest codes on each of M sets of lines [M, J, N]."""
@@ -130,7 +130,7 @@ class _Blocks:
         return self.clamp(torch.mul(numbers, inverse(unit), out=out).round_())
 
     def clamp(self, integers: Tensor) -> Tensor:
-        return integers.clamp_(0, self.grid.highest_scale)
+        return integers.clamp_(0, self.qtype.highest_scale)
 
 
 def _search(blocks: _Blocks) -> tuple[_Moments, Tensor, Tensor]:
@@ -138,7 +138,7 @@ def _search(blocks: _Blocks) -> tuple[_Moments, Tensor, Tensor]:
     of = blocks.moments(*_starts(blocks))
     slopes = of.covariance / of.variance
     _, slope, mean = pick_best(slopes * of.covariance, slopes, of.mean)
-    highest = blocks.grid.highest_scale
+    highest = blocks.qtype.highest_scale
     ds = _best_ds(blocks, of, slopes, half(slope.amax(0) / (_column(D_SHARES, slope) * highest)))
     offsets = slope * mean - blocks.mean
     reach = torch.stack([offsets.amax(0), offsets.amin(0)]).repeat_interleave(len(DMIN_SHARES), 0)
@@ -152,10 +152,10 @@ def _search(blocks: _Blocks) -> tuple[_Moments, Tensor, Tensor]:
 def _starts(blocks: _Blocks) -> tuple[Tensor, Tensor]:
     """Factors and addends [M, J, N] of the lines to start from, the last of them through zero."""
     low, high = blocks.weights.amin(0), blocks.weights.amax(0)
-    reaches = low.new_tensor(REACHES[blocks.grid.name]).view(-1, 2, 1, 1)
+    reaches = low.new_tensor(REACHES[blocks.qtype.name]).view(-1, 2, 1, 1)
     factors = (reaches[:, 1] - reaches[:, 0]) * inverse(high - low)
     addends = torch.addcmul(reaches[:, 0], low, factors, value=-1)
-    tops = blocks.grid.high * low.new_tensor(THROUGH_ZERO).view(-1, 1, 1)
+    tops = blocks.qtype.high * low.new_tensor(THROUGH_ZERO).view(-1, 1, 1)
     through = tops * inverse(high.clamp_min(0) - low.clamp_max(0))
     return (
         torch.cat([factors, through]),

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.grids.grid import Fields
-from bitquilt.grids.kquants import Signed
+from bitquilt.qtypes.kquants import Signed
+from bitquilt.qtypes.qtype import Fields
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.kquants import (
     TINY,
@@ -43,20 +43,20 @@ ROUNDS = 2
 
 
 @fit_family.register
-def _signed(grid: Signed, weight: Tensor, importance: Tensor) -> Fields:
+def _signed(qtype: Signed, weight: Tensor, importance: Tensor) -> Fields:
     def fit(weights: Tensor, shares: Tensor) -> Fields:
-        blocks = _Blocks(grid, weights, shares)
+        blocks = _Blocks(qtype, weights, shares)
         d, scales = _refine(blocks, *_search(blocks))
         return {"codes": blocks.codes(inverse(d * scales)), "scales": scales, "d": d}
 
-    return fit_super_blocks(grid, weight, importance, fit)
+    return fit_super_blocks(qtype, weight, importance, fit)
 
 
 class _Blocks:
     """Weights and importance [k, J, N] with what is worked out of them once."""
 
-    def __init__(self, grid: Signed, weights: Tensor, importance: Tensor) -> None:
-        self.grid = grid
+    def __init__(self, qtype: Signed, weights: Tensor, importance: Tensor) -> None:
+        self.qtype = qtype
         self.weights = weights
         self.importance = importance
         self.weighted = weights * importance
@@ -66,7 +66,7 @@ class _Blocks:
     def codes(self, inverses: Tensor, out: Tensor | None = None) -> Tensor:
         """The nearest codes [k, J, N] for scales given by their inverses [J, N]."""
         codes = torch.mul(self.weights, inverses, out=out)
-        return codes.round_().clamp_(self.grid.low, self.grid.high)
+        return codes.round_().clamp_(self.qtype.low, self.qtype.high)
 
     def moments(self, inverses: Tensor) -> tuple[Tensor, Tensor]:
         """Of the nearest codes to each of M sets of scales [M, J, N]: Σ h w code and Σ h code²."""
@@ -78,7 +78,7 @@ class _Blocks:
         return products, squares
 
     def clamp(self, integers: Tensor) -> Tensor:
-        return integers.clamp_(self.grid.lowest_scale, self.grid.highest_scale)
+        return integers.clamp_(self.qtype.lowest_scale, self.qtype.highest_scale)
 
 
 def _search(blocks: _Blocks) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ def _search(blocks: _Blocks) -> tuple[Tensor, Tensor]:
     tried d puts the largest of the best float scales on a multiple of d; under it every sub-block
     takes the codes that do best with the integer scale they would get.
     """
-    name = blocks.grid.name
+    name = blocks.qtype.name
     to_largest = inverse(furthest(blocks.weights))
     starts = to_largest.new_tensor(STARTS[name]).view(-1, 1, 1)
     products, squares = blocks.moments(to_largest * starts)

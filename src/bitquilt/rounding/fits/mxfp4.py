@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.grids.grid import Fields
-from bitquilt.grids.mxfp4 import EXPONENT_BIAS, GROUP, MAGNITUDES, MxFp4
+from bitquilt.qtypes.mxfp4 import EXPONENT_BIAS, GROUP, MAGNITUDES, MxFp4
+from bitquilt.qtypes.qtype import Fields
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import dot, fit_by_rows
 from bitquilt.rounding.tables import Table
@@ -22,7 +22,7 @@ SHIFTS = (0, -1, -2)
 
 
 @fit_family.register
-def _mxfp4(grid: MxFp4, weight: Tensor, importance: Tensor) -> Fields:
+def _mxfp4(qtype: MxFp4, weight: Tensor, importance: Tensor) -> Fields:
     """Per group the exponent of least error; mx.quantize's is one of those tried."""
 
     def fit(groups: Tensor, shares: Tensor) -> Fields:

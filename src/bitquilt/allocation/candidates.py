@@ -1,0 +1,141 @@
+"""Which types each matrix may be put on: decided by widths, target and budget alone.
+
+Rounding a matrix that cannot end there is wasted, so only types within reach of the budget's bits
+are candidates; the reach grows until some mix comes close to the budget.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+
+from bitquilt import qtypes
+from bitquilt.allocation.budget import human
+from bitquilt.allocation.knapsack import Choice, Menu, fullest, largest, smallest
+from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import QuantType
+
+REACH = {"gguf": (1.0, 2.4), "mlx": (1.0, 1.7)}
+"""Bits below and above the budget's that a matrix may take; MLX's types lie closer together."""
+STEP = 0.5
+CLOSE = 0.005
+"""A file comes this near to its budget, as a share of it, where any mix does."""
+SUPERSEDED = {
+    "gguf": {
+        32: {"Q4_0", "Q4_1"},
+        256: {"Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"},
+    },
+    "mlx": {
+        64: {"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))},
+        128: {f"{bits}bit-g64" for bits in (2, 3, 4, 5)},
+    },
+}
+"""Types that a search does without where rows are a multiple of so many weights, since others
+serve as well there (docs/decisions/candidates.md has the figures). Recipes may name them still."""
+CellBytes = Callable[[str, str], int]
+"""(module path, type name) → bytes in the file, alignment included."""
+
+
+def menu(
+    checkpoint: Checkpoint,
+    target: str,
+    pins: Mapping[str, str],
+    nbytes: CellBytes,
+    fixed: int,
+    budget: int,
+    fast: bool = False,
+) -> Menu:
+    """The candidates of every matrix with their sizes; divergences are still zero.
+
+    Args:
+        checkpoint: the model.
+        target: ``gguf`` or ``mlx``.
+        pins: matrices whose type is given.
+        nbytes: the cost of a cell.
+        fixed: bytes of the file that are no matrix.
+        budget: bytes that the whole file may take.
+        fast: whether speed matters too: no type is superseded then.
+
+    Raises:
+        UserError: the budget is below the smallest or above the largest file.
+    """
+    superseded = {} if fast else SUPERSEDED[target]
+
+    def within(below: float, above: float) -> Menu:
+        return {
+            module: [
+                Choice(qtype.name, nbytes(module, qtype.name), 0.0)
+                for qtype in _qtypes(
+                    _fitting(target, shape[1], superseded),
+                    *(bits - below, bits + above, pins.get(module)),
+                )
+            ]
+            for module, shape in checkpoint.matrices.items()
+        }
+
+    capacity = budget - fixed
+    bits = _free_bits(checkpoint, pins, nbytes, capacity)
+    widest = within(math.inf, math.inf)
+    least, most = fixed + smallest(widest), fixed + largest(widest)
+    if not least <= budget <= most:
+        weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+        raise UserError(_out_of_range(target, budget, least, most, weights, bool(pins)))
+    enough = capacity - CLOSE * budget
+    if fullest(widest, capacity) < enough:
+        enough = 0.0  # no mix comes close, so any will do
+    reach = itertools.count(0, STEP)
+    below, above = REACH[target]
+    menus = (within(below + more, above + more) for more in reach)
+    return next(found for found in menus if _fills(found, capacity, enough))
+
+
+def _free_bits(
+    checkpoint: Checkpoint, pins: Mapping[str, str], nbytes: CellBytes, capacity: int
+) -> float:
+    """Bits per weight that the pinned matrices leave to the others; infinite where none is left."""
+    left = capacity - sum(nbytes(module, pin) for module, pin in pins.items())
+    free = sum(math.prod(shape) for m, shape in checkpoint.matrices.items() if m not in pins)
+    return left * 8 / free if free else math.inf
+
+
+def _fills(menu: Menu, capacity: int, enough: float) -> bool:
+    """Whether the capacity lies between the smallest and the largest mix, and one is that near."""
+    between = smallest(menu) <= capacity <= largest(menu)
+    return between and fullest(menu, capacity) >= enough
+
+
+def _fitting(target: str, columns: int, superseded: Mapping[int, set[str]]) -> list[QuantType]:
+    """What rows of that length can be stored on and is worth it."""
+    fitting = qtypes.for_width(columns, target)
+    for width, names in superseded.items():
+        if columns % width == 0:
+            fitting = [qtype for qtype in fitting if qtype.name not in names]
+    return fitting
+
+
+def _qtypes(fitting: list[QuantType], low: float, high: float, pin: str | None) -> list[QuantType]:
+    if pin is not None:
+        return [qtypes.get(pin)]
+    # a width that few types can take still needs a choice: the nearest ones
+    reach = [qtype for qtype in fitting if low <= qtype.bits <= high]
+    return reach or [min(fitting, key=lambda qtype: max(low - qtype.bits, qtype.bits - high))]
+
+
+def _out_of_range(
+    target: str, budget: int, least: int, most: int, weights: int, pinned: bool
+) -> str:
+    """What is possible, in the user's terms: bytes and bits of the whole file."""
+    holding = "with the recipe's pins " if pinned else ""
+    if budget < least:
+        bits = math.ceil(least * 8 / weights * 1000) / 1000
+        return (
+            f"{human(budget)} is too small: {holding}the smallest possible {target} file has "
+            f"{least:,} bytes; ask for --size {least} or --bits {bits:g}, or more"
+        )
+    bits = min(32.0, math.floor(most * 8 / weights * 1000) / 1000)
+    return (
+        f"{human(budget)} is too large: {holding}the largest possible {target} file has "
+        f"{most:,} bytes; ask for --size {most} or --bits {bits:g}, or less"
+    )

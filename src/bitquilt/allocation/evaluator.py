@@ -1,0 +1,280 @@
+"""KL of many mixes of one bank against the original, sharing whatever they have in common.
+
+Mixes that agree up to some block have the same hidden states there, so they are one until they
+part. Where they differ, several go through a block at once, their matrices stacked. Weights are
+decoded from packed codes one block at a time; the original is its last hidden states, and logits
+exist for a few tokens only. What comes out depends on bank, mix and text alone, so any machine that
+has these can compute it.
+
+Letters: K mixes, S distinct states, N windows, n of them at once, L tokens in a window, T tokens,
+D model width, V vocabulary, R rows and C columns of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bitquilt import qtypes
+from bitquilt.metrics.kl import LOGIT_TOKENS, relative
+from bitquilt.metrics.teacher import Teacher
+from bitquilt.models.blockwise import BlockwiseModel, embedding_scale
+from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.qtypes.qtype import PackedSource
+
+Mix = Mapping[str, str]
+"""Module path → type name."""
+
+STATE_BYTES = 1 << 30
+"""Hidden states of all mixes that are in memory at once."""
+DECODED_BYTES = 2 << 30
+"""Decoded matrices that are kept for the next time; on a GPU a quarter of its memory."""
+PRODUCTS = {"highest": "float32", "high": "TF32", "medium": "bfloat16"}
+"""torch's words → what the inputs of matrix products are rounded to."""
+AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 16}
+"""Tokens that go through a block at once: on a GPU small models are all waiting otherwise."""
+
+
+class Evaluator:
+    """KL of mixes, token by token."""
+
+    def __init__(self, checkpoint: Checkpoint, packed: PackedSource) -> None:
+        """Prepare.
+
+        Args:
+            checkpoint: the model.
+            packed: its matrices on the types that mixes will name.
+        """
+        self._model = _Stacked(checkpoint, _Decoded(packed))
+        self.precision = fastest(self._model.device)
+        """One of :data:`PRODUCTS`."""
+        self._blocks = [
+            [m for m in checkpoint.matrices if m.startswith(f"model.layers.{index}.")]
+            for index in range(checkpoint.layers)
+        ]
+        self._head = EMBEDDING if checkpoint.tied else HEAD
+
+    @torch.inference_mode()
+    def __call__(
+        self, teacher: Teacher, mixes: Sequence[Mix], windows: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """KL(original ‖ mix) in nats.
+
+        Args:
+            teacher: the original on some text.
+            mixes: a type for every matrix.
+            windows: which windows of that text.
+
+        Returns:
+            [K, N, L − 1], one figure per predicted token.
+        """
+        length, width = teacher.hidden.shape[1:]
+        room = STATE_BYTES // (len(mixes) * length * width * 4)
+        most = min(room, AT_ONCE[self._model.device.type] // length)
+        with _products(self.precision):
+            parts = [self._some(teacher, mixes, some) for some in _batched(windows, max(1, most))]
+        return np.concatenate(parts, axis=1)
+
+    def noise(self, teacher: Teacher, mix: Mix, windows: Sequence[int]) -> float:
+        """By what share of itself the KL of a mix is off because inputs of products are rounded."""
+        fast = float(self(teacher, [mix], windows).mean())
+        precision, self.precision = self.precision, "highest"
+        exact = float(self(teacher, [mix], windows).mean())
+        self.precision = precision
+        return fast / exact - 1
+
+    def _some(
+        self, teacher: Teacher, mixes: Sequence[Mix], windows: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """The same, of as many windows as there is room for."""
+        tokens, original = teacher.tokens[list(windows)], teacher.hidden[list(windows)]
+        ways = _Ways(mixes, [EMBEDDING])
+        states = self._embed(ways, tokens)
+        for index, modules in enumerate(self._blocks):
+            ways = ways.then(modules)
+            states = self._through(index, ways, states)
+        states = self._model.final_norm(states)
+        ways = ways.then([self._head])
+        found = torch.empty(len(ways.taken), *original[:, 1:, 0].shape)
+        for qtype in dict.fromkeys(mix[self._head] for mix in ways.mixes):
+            head = self._model.decoded(self._head, qtype)
+            own = [i for i, mix in enumerate(ways.mixes) if mix[self._head] == qtype]
+            students = [states[ways.taken[i], :, :-1].flatten(0, 1) for i in own]
+            kl = _kl(original[:, :-1].flatten(0, 1), teacher.head, students, head)
+            found[own] = kl.cpu().unflatten(1, found.shape[1:])
+        return found[ways.of_mix].numpy()
+
+    def _embed(self, ways: _Ways, tokens: Tensor) -> Tensor:
+        """Hidden states [S, n, L, D] before the first block."""
+        tables = (self._model.decoded(EMBEDDING, mix[EMBEDDING]) for mix in ways.mixes)
+        embedded = [F.embedding(tokens.to(table.device), table) for table in tables]
+        return torch.stack(embedded) * embedding_scale(self._model.checkpoint.config)
+
+    def _through(self, index: int, ways: _Ways, states: Tensor) -> Tensor:
+        """Hidden states [S, n, L, D] before a block → those after it, for more distinct ones."""
+        n, length, width = states.shape[1:]
+        after = states.new_empty(len(ways.taken), n, length, width)
+        some = max(1, AT_ONCE[self._model.device.type] // (n * length))
+        for chunk in _batched(range(len(ways.taken)), some):
+            before = states[[ways.taken[i] for i in chunk]].flatten(0, 1)  # [k·n, L, D]
+            self._model.mixes = [ways.mixes[i] for i in chunk]
+            after[list(chunk)] = self._model.through(index, before).unflatten(0, (-1, n))
+        return after
+
+
+class _Ways:
+    """Distinct states at one point of the model: where each comes from, and which mix takes it."""
+
+    def __init__(self, mixes: Sequence[Mix], modules: Sequence[str]) -> None:
+        """Mixes that agree on these matrices, the first ones, are one."""
+        self._all = mixes
+        self._part([(0, *(mix[m] for m in modules)) for mix in mixes])
+
+    def _part(self, keys: Sequence[tuple[Any, ...]]) -> None:
+        places = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+        self.of_mix = [places[key] for key in keys]
+        """Mix → its state."""
+        self.taken = [key[0] for key in places]
+        """State → the state before that it continues."""
+        self.mixes = [self._all[self.of_mix.index(i)] for i in places.values()]
+        """State → a mix that has it."""
+
+    def then(self, modules: Sequence[str]) -> _Ways:
+        """The states after these matrices too."""
+        following = _Ways(self._all, [])
+        choices = [tuple(mix[m] for m in modules) for mix in self._all]
+        following._part([(at, *own) for at, own in zip(self.of_mix, choices, strict=True)])
+        return following
+
+
+class _Decoded:
+    """Matrices decoded from their codes; the latest stay, as far as there is room."""
+
+    def __init__(self, packed: PackedSource) -> None:
+        self._packed = packed
+        self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, module: str, qtype: str, device: torch.device) -> Tensor:
+        """The matrix [R, C] on a type."""
+        key = (module, qtype)
+        if key not in self._kept:
+            parts = {name: part.to(device) for name, part in self._packed(module, qtype).items()}
+            self._kept[key] = qtypes.get(qtype).dequantize(parts)
+            self._bytes += self._kept[key].nbytes
+            while self._bytes > _room(device) and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+
+@cache
+def _room(device: torch.device) -> int:
+    """Bytes of decoded matrices that may be kept."""
+    if device.type != "cuda":
+        return DECODED_BYTES
+    return torch.cuda.get_device_properties(device).total_memory // 4
+
+
+class _Stacked(BlockwiseModel):
+    """Several mixes at once: the windows of one follow those of another."""
+
+    def __init__(self, checkpoint: Checkpoint, decoded: _Decoded) -> None:
+        super().__init__(checkpoint, self._stack)
+        self.mixes: Sequence[Mix] = ()
+        """Those whose windows the next call of :meth:`through` brings."""
+        self._decoded = decoded
+        self._plain: Callable[[str], Tensor] = cache(checkpoint.load)
+
+    def decoded(self, module: str, qtype: str) -> Tensor:
+        """A matrix [R, C] on a type."""
+        return self._decoded(module, qtype, self.device)
+
+    def _stack(self, name: str) -> Tensor:
+        """What has that name: a matrix [R, C] that all mixes share, or one of each [k, R, C]."""
+        module = name.removesuffix(".weight")
+        if module not in self.checkpoint.matrices:
+            return self._plain(name)
+        chosen = [mix[module] for mix in self.mixes]
+        if len(set(chosen)) == 1:
+            return self.decoded(module, chosen[0])
+        return torch.stack([self.decoded(module, qtype) for qtype in chosen])
+
+    def _empty(self, layer_type: str) -> Any:
+        shell = super()._empty(layer_type)
+        for name, linear in list(shell.named_modules()):
+            if isinstance(linear, nn.Linear):
+                shell.set_submodule(name, _StackedLinear(linear.bias is not None))
+        return shell
+
+
+class _StackedLinear(nn.Module):
+    """A linear layer with one matrix for all windows, or with one for each of k equal parts."""
+
+    def __init__(self, biased: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(0), requires_grad=False) if biased else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[k·n, L, C] → [k·n, L, R]."""
+        if self.weight.dim() == 2:
+            return F.linear(x, self.weight, self.bias)
+        parts = x.reshape(len(self.weight), -1, x.shape[-1])  # [k, n·L, C]
+        y = torch.bmm(parts, self.weight.mT).view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+def _kl(teacher: Tensor, teacher_head: Tensor, students: Sequence[Tensor], head: Tensor) -> Tensor:
+    """KL(teacher ‖ student), nats, [S, T] for students that share an output matrix.
+
+    Args:
+        teacher: last hidden states [T, D].
+        teacher_head: [V, D].
+        students: last hidden states [T, D] of each.
+        head: [V, D].
+    """
+    found = teacher.new_empty(len(students), len(teacher))
+    for start in range(0, len(teacher), LOGIT_TOKENS):
+        rows = slice(start, start + LOGIT_TOKENS)
+        logits = teacher[rows] @ teacher_head.T
+        p, log_p = logits.softmax(-1), logits.log_softmax(-1)
+        for own, student in zip(found, students, strict=True):
+            own[rows] = relative(p, log_p, (student[rows] @ head.T).sub_(logits))[1]
+    return found
+
+
+def fastest(device: torch.device) -> str:
+    """How to multiply float32 matrices on a device: one of :data:`PRODUCTS`."""
+    if device.type == "cuda":
+        return "high"
+    can = torch.cpu.get_capabilities()
+    return "medium" if can.get("amx_bf16") or can.get("avx512_bf16") else "highest"
+
+
+@contextmanager
+def _products(precision: str) -> Iterator[None]:
+    """Within, float32 matrices are multiplied so."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """The items, ``size`` at a time."""
+    remaining = iter(items)
+    while some := list(islice(remaining, size)):
+        yield some

@@ -1,0 +1,256 @@
+"""From what the user asks for to an assignment of an exact size, before any work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bitquilt import qtypes
+from bitquilt.allocation import presets, sensitivity
+from bitquilt.allocation import recipe as recipes
+from bitquilt.allocation.budget import Budget, parse_size
+from bitquilt.allocation.candidates import CellBytes, menu
+from bitquilt.allocation.knapsack import Menu, Table, fullest
+from bitquilt.allocation.recipe import Recipe
+from bitquilt.errors import UserError
+from bitquilt.models import open_checkpoint
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.targets import gguf, mlx
+from bitquilt.targets.layout import Layout
+
+STITCHERS: Mapping[str, ModuleType] = {"gguf": gguf, "mlx": mlx}
+ALIGNMENT = {"gguf": 32, "mlx": 1}
+"""A tensor's bytes in the file are padded to a multiple of this."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of a model: a budget, a mix, or a budget with pins."""
+
+    budget: Budget | None
+    recipe: Recipe | None
+    preset: str | None
+    label: str
+    """For file names: ``4.5bit``, ``600MB``, ``Q4_K_M``, the recipe's file name."""
+    fast: bool = False
+    """Whether speed matters too."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the request has no effect, and why."""
+        if self.budget and self.recipe and (self.recipe.default or self.recipe.rules):
+            where = self.recipe.where
+            return (f"with a budget only the pins of {where} hold, not its default and rules",)
+        return ()
+
+    @classmethod
+    def parse(
+        cls, bits: float | None, size: str | None, mix: str | Path | None, fast: bool = False
+    ) -> Request:
+        """Understand the command line's three ways of asking.
+
+        Raises:
+            UserError: none of them, two that contradict each other, or nonsense.
+        """
+        budget = _budget(bits, size)
+        recipe = preset = None
+        if mix is not None and _is_file(mix):
+            recipe = recipes.read(Path(mix))
+        elif mix is not None:
+            preset = _preset(str(mix))
+        if budget is None and mix is None:
+            raise UserError("how small? say --bits 4.5, --size 600MB or --recipe Q4_K_M")
+        if budget is not None and preset is not None:
+            raise UserError(
+                f"preset {preset} has a size of its own; leave out the budget or the preset"
+            )
+        if budget is None and fast:
+            raise UserError(
+                "a recipe leaves nothing to choose by speed; with --min-tokens-per-second give "
+                "--bits or --size"
+            )
+        return cls(budget, recipe, preset, _label(bits, size, mix), fast)
+
+    @classmethod
+    def parse_all(
+        cls,
+        bits: float | Sequence[float] | None,
+        size: str | None,
+        mix: str | Path | None,
+        fast: bool = False,
+    ) -> list[Request]:
+        """The same for several budgets in bits, each once."""
+        several = [bits] if isinstance(bits, int | float) or bits is None else dict.fromkeys(bits)
+        return [cls.parse(one, size, mix, fast) for one in several]
+
+
+def _budget(bits: float | None, size: str | None) -> Budget | None:
+    if bits is not None and size is not None:
+        raise UserError("--bits and --size are two budgets; give one of them")
+    if bits is not None and not 0 < bits <= 32:
+        raise UserError(f"--bits {bits} is not between 0 and 32; try --bits 4.5")
+    if bits is not None:
+        return Budget(bits=bits)
+    return None if size is None else Budget(size=parse_size(size))
+
+
+def _label(bits: float | None, size: str | None, mix: str | Path | None) -> str:
+    parts = []
+    if bits is not None:
+        parts.append(f"{bits:g}bit")
+    if size is not None:
+        parts.append(size.replace(" ", ""))
+    if mix is not None:
+        parts.append(Path(mix).name.removesuffix(".json"))
+    return "-".join(parts)
+
+
+def _is_file(mix: str | Path) -> bool:
+    return Path(mix).suffix == ".json" or Path(mix).is_file()
+
+
+def _preset(name: str) -> str:
+    known = [preset for target in STITCHERS for preset in presets.names(target)]
+    if name not in known:
+        raise UserError(
+            f"{name} is neither a recipe file (.json) nor a preset; presets: {', '.join(known)}"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a search may choose from."""
+
+    menu: Menu
+    """The candidates of every matrix; their divergences are not known yet."""
+    capacity: int
+    """Bytes that the matrices may take together: those of the largest mix within the budget."""
+
+    @property
+    def candidates(self) -> dict[str, list[str]]:
+        """Module path → type names."""
+        return {module: [choice.qtype for choice in c] for module, c in self.menu.items()}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One file to be made: its mix and its exact size."""
+
+    target: str
+    label: str
+    """Of what was asked for, as file names have it."""
+    assignment: dict[str, str]
+    """Module path → type name. Where there is a budget this is a first guess of the same size."""
+    layout: Layout
+    """Of the file to be made; where a mix is a little smaller, padding makes up for it."""
+    weights: int
+    """All weights of the file's tensors."""
+    space: Space | None
+    """What a search may choose from; None where the recipe decides everything."""
+    notes: tuple[str, ...] = ()
+    """What of the request has no effect, and why: a sentence each."""
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight, everything in the file counted."""
+        return self.layout.total_bytes * 8 / self.weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "target": self.target,
+            "bytes": self.layout.total_bytes,
+            "bits": self.bits,
+            "breakdown": self.layout.breakdown,
+            "tokenizer_counted": self.layout.breakdown["tokenizer"] > 0,
+            "assignment": self.assignment,
+        }
+
+
+def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
+    """Decide the size of one file, and a mix that has it.
+
+    The size is final: a search later moves types about, never the total.
+
+    Raises:
+        UserError: the budget cannot be met, the recipe does not suit the model.
+    """
+    weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    space = None
+    if request.budget is not None:
+        pins = recipes.pins(request.recipe, checkpoint, target) if request.recipe else {}
+        space = _space(checkpoint, target, pins, request.budget.nbytes(weights), request.fast)
+        guess = sensitivity.prior(checkpoint, space.menu)
+        assignment = Table(guess, space.capacity).solve(space.capacity)
+    elif request.recipe is not None:
+        assignment = recipes.resolve(request.recipe, checkpoint, target)
+    else:
+        assignment = presets.preset(str(request.preset), checkpoint, target)
+    layout = STITCHERS[target].plan(checkpoint, assignment)
+    if space is not None:
+        layout = layout.filled(layout.fixed_bytes + space.capacity)
+    return Plan(target, request.label, assignment, layout, weights, space, request.notes)
+
+
+def _space(
+    checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget: int, fast: bool
+) -> Space:
+    """The candidates that bring a whole file to ``budget`` bytes."""
+    everything_f32 = dict.fromkeys(checkpoint.matrices, "F32")
+    fixed = STITCHERS[target].plan(checkpoint, everything_f32).fixed_bytes
+    found = menu(checkpoint, target, pins, cell_bytes(checkpoint, target), fixed, budget, fast)
+    return Space(found, fullest(found, budget - fixed))
+
+
+def cell_bytes(checkpoint: Checkpoint, target: str) -> CellBytes:
+    """What a matrix takes in a file on a type, alignment included."""
+
+    def nbytes(module: str, qtype: str) -> int:
+        unaligned = qtypes.get(qtype).nbytes(*checkpoint.matrices[module])
+        return -(-unaligned // ALIGNMENT[target]) * ALIGNMENT[target]
+
+    return nbytes
+
+
+def targets(to: str) -> list[str]:
+    """``gguf``, ``mlx`` or ``both`` as a list.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if to not in (*STITCHERS, "both"):
+        raise UserError(f"--to {to} is no file format; choose gguf, mlx or both")
+    return list(STITCHERS) if to == "both" else [to]
+
+
+def plan(
+    model: str | Path,
+    *,
+    bits: float | None = None,
+    size: str | None = None,
+    recipe: str | Path | None = None,
+    to: str = "gguf",
+) -> list[Plan]:
+    """Sizes and mixes, to the byte, before any work.
+
+    Args:
+        model: hub id, Hugging Face directory, config.json, GGUF file, or ``demo``.
+        bits: bits per weight over all weights, everything in the file counted.
+        size: or the file's size, like ``600MB``.
+        recipe: a recipe file or a preset; with a budget, a recipe file's pins hold.
+        to: ``gguf``, ``mlx`` or ``both``.
+
+    Returns:
+        One plan per target.
+
+    Raises:
+        UserError: the model or the request makes no sense.
+    """
+    checkpoint = open_checkpoint(model, weights=False)
+    request = Request.parse(bits, size, recipe)
+    return [make_plan(checkpoint, request, target) for target in targets(to)]

@@ -1,0 +1,220 @@
+"""Presets: the mixes that llama.cpp and mlx-lm make, matrix by matrix, under the names they use.
+
+They are what people compare a searched mix against, and can be asked for by name.
+
+llama.cpp's rules are those of ``llama_tensor_get_type`` in its ``src/llama-quant.cpp``, for dense
+models and with an importance matrix, which bitquilt always has. mlx-lm's are those of
+``mlx_lm.convert``: one type throughout, or ``mixed_quant_predicate_builder``'s two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitquilt import qtypes
+from bitquilt.allocation.recipe import require_fit
+from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+
+
+@dataclass(frozen=True)
+class Block:
+    """What the rules look at: which block, of how many, with how much key and value sharing."""
+
+    layer: int
+    layers: int
+    sharing: int
+    """Query heads to a key and value head."""
+
+
+Where = Callable[[Block], bool]
+
+
+def everywhere(block: Block) -> bool:
+    """All blocks."""
+    return True
+
+
+def first(count: int) -> Where:
+    """The first few blocks."""
+    return lambda block: block.layer < count
+
+
+def first_part(parts: int) -> Where:
+    """The first 1/parts of the blocks, rounded down."""
+    return lambda block: block.layer < block.layers // parts
+
+
+def widely_shared(block: Block) -> bool:
+    """Models where four or more query heads share a key and value head, so that v is small."""
+    return block.sharing >= 4
+
+
+def more_bits(block: Block) -> bool:
+    """The first and the last eighth of the blocks, and every third one between them."""
+    eighth = block.layers // 8
+    inside = block.layer - eighth
+    return inside < 0 or block.layer >= 7 * block.layers // 8 or inside % 3 == 2
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One of llama.cpp's presets: a type, and exceptions of which the first that applies wins."""
+
+    base: str
+    exceptions: tuple[tuple[str, Where, str], ...] = ()
+    """(matrix within the block, in which blocks, type)."""
+
+
+ATTN_V, ATTN_OUT, FFN_DOWN = "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"
+
+LLAMA_CPP: dict[str, Mix] = {
+    "Q2_K": Mix(
+        "Q2_K",
+        (
+            (ATTN_V, widely_shared, "Q4_K"),
+            (ATTN_V, everywhere, "Q3_K"),
+            (ATTN_OUT, everywhere, "Q3_K"),
+            (FFN_DOWN, everywhere, "Q3_K"),
+        ),
+    ),
+    "Q3_K_S": Mix("Q3_K"),
+    "Q3_K_M": Mix(
+        "Q3_K",
+        (
+            (ATTN_V, first(2), "Q5_K"),
+            (ATTN_V, everywhere, "Q4_K"),
+            (ATTN_OUT, everywhere, "Q4_K"),
+            (FFN_DOWN, first_part(16), "Q5_K"),
+            (FFN_DOWN, everywhere, "Q4_K"),
+        ),
+    ),
+    "Q3_K_L": Mix(
+        "Q3_K",
+        (
+            (ATTN_V, everywhere, "Q5_K"),
+            (ATTN_OUT, everywhere, "Q5_K"),
+            (FFN_DOWN, everywhere, "Q5_K"),
+        ),
+    ),
+    "IQ4_XS": Mix("IQ4_XS", ((ATTN_V, widely_shared, "Q5_K"),)),
+    "Q4_0": Mix("Q4_0", ((FFN_DOWN, first_part(8), "Q4_1"),)),
+    "IQ4_NL": Mix("IQ4_NL", ((ATTN_V, widely_shared, "Q5_K"),)),
+    "Q4_K_S": Mix("Q4_K", ((ATTN_V, first(4), "Q5_K"), (FFN_DOWN, first_part(8), "Q5_K"))),
+    "Q4_K_M": Mix("Q4_K", ((ATTN_V, more_bits, "Q6_K"), (FFN_DOWN, more_bits, "Q6_K"))),
+    "Q5_K_S": Mix("Q5_K"),
+    "Q5_K_M": Mix("Q5_K", ((ATTN_V, more_bits, "Q6_K"), (FFN_DOWN, more_bits, "Q6_K"))),
+    "Q6_K": Mix("Q6_K"),
+    "Q8_0": Mix("Q8_0"),
+}
+
+FALLBACK = {
+    "Q2_K": "Q4_0",
+    "Q3_K": "Q4_0",
+    "IQ4_XS": "IQ4_NL",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+"""Block of 256 → block of 32, for rows that 256 does not divide (``tensor_type_fallback``)."""
+
+MLX_MIXED = {
+    "mixed_2_6": ("2bit-g64", "6bit-g64"),
+    "mixed_3_4": ("3bit-g64", "4bit-g64"),
+    "mixed_3_6": ("3bit-g64", "6bit-g64"),
+    "mixed_4_6": ("4bit-g64", "6bit-g64"),
+}
+"""Preset → type of most matrices, type of the head and of v_proj and down_proj where
+:func:`more_bits` says so."""
+
+
+def names(target: str) -> list[str]:
+    """The presets for ``gguf`` or ``mlx``, roughly by size."""
+    if target == "gguf":
+        return list(LLAMA_CPP)
+    return [*(name for name in qtypes.names("mlx") if "bit-g" in name), *MLX_MIXED]
+
+
+def preset(name: str, checkpoint: Checkpoint, target: str) -> dict[str, str]:
+    """The type that a preset gives each matrix of a model.
+
+    Args:
+        name: one of :func:`names`.
+        checkpoint: the model; only its config and shapes are looked at.
+        target: ``gguf`` or ``mlx``.
+
+    Returns:
+        Module path → type name, for every matrix, in the checkpoint's order.
+
+    Raises:
+        UserError: there is no such preset for the target, or a row length can't take its type.
+    """
+    if name not in names(target):
+        raise UserError(
+            f'there is no preset "{name}" for {target}; choose one of {", ".join(names(target))}, '
+            "or give the path of a recipe"
+        )
+    choose = _llama_cpp_qtype if target == "gguf" else _mlx_qtype
+    assignment: dict[str, str] = {}
+    for module, (_, columns) in checkpoint.matrices.items():
+        qtype = choose(name, checkpoint, module, columns)
+        assignment[module] = require_fit(qtype, module, columns, target, f"the preset {name}")
+    return assignment
+
+
+def _llama_cpp_qtype(name: str, checkpoint: Checkpoint, module: str, columns: int) -> str:
+    mix = LLAMA_CPP[name]
+    if module == HEAD or (module == EMBEDDING and checkpoint.tied):
+        qtype = _head_qtype(mix.base, columns)
+    elif module == EMBEDDING:
+        qtype = mix.base
+    else:
+        qtype = _block_qtype(mix, checkpoint, module)
+    return qtype if qtypes.get(qtype).fits(columns) else FALLBACK.get(qtype, qtype)
+
+
+def _head_qtype(base: str, columns: int) -> str:
+    """The output head, tied or not, is kept at six bits, or at eight."""
+    return "Q8_0" if base == "Q8_0" or not qtypes.get(base).fits(columns) else "Q6_K"
+
+
+def _block_qtype(mix: Mix, checkpoint: Checkpoint, module: str) -> str:
+    block = _block(checkpoint, module)
+    qtype = mix.base
+    for part, where, other in mix.exceptions:
+        if module.endswith(part) and where(block):
+            qtype = other
+            break
+    if module.endswith(ATTN_V) and qtype in ("Q3_K", "Q4_K") and _is_70b(checkpoint, block):
+        return "Q5_K"
+    return qtype
+
+
+def _is_70b(checkpoint: Checkpoint, block: Block) -> bool:
+    """Whether llama.cpp takes it for a Llama 70B or a Qwen 72B, by its 80 blocks."""
+    kind = checkpoint.config["model_type"]
+    return block.layers == 80 and (kind == "qwen2" or (kind == "llama" and block.sharing > 1))
+
+
+def _mlx_qtype(name: str, checkpoint: Checkpoint, module: str, columns: int) -> str:
+    if name not in MLX_MIXED:
+        return name
+    low, high = MLX_MIXED[name]
+    if module == HEAD:
+        return high
+    if module == EMBEDDING:
+        return low
+    raised = module.endswith((ATTN_V, FFN_DOWN)) and more_bits(_block(checkpoint, module))
+    return high if raised else low
+
+
+def _block(checkpoint: Checkpoint, module: str) -> Block:
+    """The block that a matrix is in, e.g. 3 for ``model.layers.3.mlp.down_proj``."""
+    found = re.search(r"\.layers\.(\d+)\.", module)
+    if found is None:
+        raise ValueError(f"{module} is in no block")
+    heads = int(checkpoint.config["num_attention_heads"])
+    kv_heads = int(checkpoint.config["num_key_value_heads"])
+    return Block(int(found[1]), checkpoint.layers, heads // kv_heads)

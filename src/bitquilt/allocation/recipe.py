@@ -1,0 +1,326 @@
+"""Recipes: which type each matrix gets, as a JSON file that people and searches write alike.
+
+A recipe has a default type, rules, and pins::
+
+    {
+      "default": "Q4_K",
+      "rules": [{"match": "attn_v|ffn_down", "type": "Q6_K"}],
+      "pin": {"token_embd": "Q8_0"}
+    }
+
+A matrix goes by two names, its GGUF tensor name (``blk.0.attn_q``) and its Hugging Face module path
+(``model.layers.0.self_attn.q_proj``), each with or without ``.weight``. A rule's regex is searched
+in all of them and the first rule that matches wins. A pin names one matrix exactly, beats every
+rule, and holds during a search too; rules and default are the mix when there is no search. A type
+is a name, or one name per target, ``{"gguf": "Q6_K", "mlx": "6bit-g64"}``, so that one file serves
+both.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitquilt import qtypes
+from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.names import gguf_name
+
+TARGETS = ("gguf", "mlx")
+
+QtypeChoice = str | Mapping[str, str]
+"""A type's name, or target → name."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Every matrix whose name the regex is found in gets this type."""
+
+    match: str
+    qtype: QtypeChoice
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A mix as written down, before it meets a model."""
+
+    default: QtypeChoice | None = None
+    rules: tuple[Rule, ...] = ()
+    pin: Mapping[str, QtypeChoice] = field(default_factory=dict)
+    where: str = "the recipe"
+    """What errors call it, usually the file's path; not part of the recipe."""
+
+    def to_json(self) -> str:
+        """The recipe on one line, the same text for the same recipe; :func:`parse` reads it."""
+        parts: dict[str, Any] = {}
+        if self.default is not None:
+            parts["default"] = _plain(self.default)
+        if self.rules:
+            parts["rules"] = [{"match": r.match, "type": _plain(r.qtype)} for r in self.rules]
+        if self.pin:
+            parts["pin"] = {name: _plain(self.pin[name]) for name in sorted(self.pin)}
+        return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        UserError: the file can't be read, or is not a recipe.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(
+            f"cannot read the recipe {path}: {reason}; give the path of a recipe's JSON file"
+        ) from error
+    return parse(text, str(path))
+
+
+def parse(source: str | Mapping[str, Any], where: str) -> Recipe:
+    """Make a recipe of its JSON, as text or already decoded.
+
+    Args:
+        source: the JSON.
+        where: where it came from, for errors.
+
+    Raises:
+        UserError: it is not JSON, has an unknown key, an unknown type or a regex that is none.
+    """
+    data = _decode(source, where) if isinstance(source, str) else source
+    _check_keys(data, {"default", "rules", "pin"}, where)
+    rules = data.get("rules", [])
+    pin = data.get("pin", {})
+    if not isinstance(rules, list):
+        raise UserError(f'{where}: "rules" must be a list of {{"match": …, "type": …}}')
+    if not isinstance(pin, Mapping):
+        raise UserError(f'{where}: "pin" must be an object of matrix name: type')
+    return Recipe(
+        default=_parse_qtype(data["default"], f'{where}: "default"') if "default" in data else None,
+        rules=tuple(_parse_rule(rule, f"{where}: rule {i}") for i, rule in enumerate(rules, 1)),
+        pin={name: _parse_qtype(qtype, f'{where}: pin "{name}"') for name, qtype in pin.items()},
+        where=where,
+    )
+
+
+def resolve(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
+    """Give every matrix of a model its type.
+
+    Args:
+        recipe: the recipe.
+        checkpoint: the model; only its names and shapes are looked at.
+        target: ``gguf`` or ``mlx``.
+
+    Returns:
+        Module path → type name, for every matrix, in the checkpoint's order.
+
+    Raises:
+        UserError: a rule matches nothing, a pin names no matrix, a matrix is left without a type,
+            or gets one that its row length or the target can't take.
+    """
+    fixed = pins(recipe, checkpoint, target)
+    names = _names(checkpoint)
+    assignment: dict[str, str] = {}
+    for module, (_, columns) in checkpoint.matrices.items():
+        if module in fixed:
+            assignment[module] = fixed[module]
+            continue
+        matching = (rule.qtype for rule in recipe.rules if _matches(rule, names[module]))
+        choice = next(matching, recipe.default)
+        if choice is None:
+            raise UserError(
+                f'{recipe.where} gives {module} no type; add a "default", or ask for a size with '
+                "--bits or --size"
+            )
+        assignment[module] = _qtype_for(choice, module, columns, target, recipe.where)
+    return assignment
+
+
+def pins(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
+    """The matrices that a search must not move, with their types.
+
+    Checks the whole recipe against the model's names, so that a rule or a pin with a typing error
+    is found before a search starts.
+
+    Returns:
+        Module path → type name, for the pinned matrices.
+
+    Raises:
+        UserError: a rule matches nothing, a pin names no matrix or one already pinned, or its type
+            is one that the row length or the target can't take.
+    """
+    names = _names(checkpoint)
+    _check_rules(recipe, names, checkpoint.name)
+    modules = {name: module for module, alternatives in names.items() for name in alternatives}
+    fixed: dict[str, str] = {}
+    for name, choice in recipe.pin.items():
+        if name not in modules:
+            raise UserError(_unknown_matrix(name, list(modules), recipe.where))
+        module = modules[name]
+        if module in fixed:
+            raise UserError(f"{recipe.where} pins {module} twice, by two of its names; keep one")
+        columns = checkpoint.matrices[module][1]
+        fixed[module] = _qtype_for(choice, module, columns, target, recipe.where)
+    return fixed
+
+
+def from_assignment(assignment: Mapping[str, str], checkpoint: Checkpoint) -> Recipe:
+    """Write down a finished mix: its most common type as default, every other matrix pinned.
+
+    Args:
+        assignment: module path → type name, for every matrix.
+        checkpoint: the model, whose order breaks ties.
+    """
+    named = {names[0]: assignment[module] for module, names in _names(checkpoint).items()}
+    default = Counter(named.values()).most_common(1)[0][0]
+    return Recipe(
+        default=default, pin={name: qtype for name, qtype in named.items() if qtype != default}
+    )
+
+
+def require_fit(qtype: str, module: str, columns: int, target: str, where: str) -> str:
+    """Return the type's name if the target stores it and the row length takes it.
+
+    Args:
+        qtype: a registered type's name.
+        module: module path of the matrix.
+        columns: its row length.
+        target: ``gguf`` or ``mlx``.
+        where: who asks for it, for errors.
+
+    Raises:
+        UserError: naming the matrix, the reason and the types that would do.
+    """
+    found = qtypes.get(qtype)
+    fitting = ", ".join(choice.name for choice in qtypes.for_width(columns, target))
+    if target not in found.targets:
+        other = ", ".join(sorted(found.targets))
+        raise UserError(
+            f"{where} asks for {qtype} on {module}, but {target} files cannot hold it "
+            f"(it is a type of {other}); choose one of {fitting}, or name one type per "
+            'target: {"gguf": …, "mlx": …}'
+        )
+    if not found.fits(columns):
+        raise UserError(
+            f"{where} asks for {qtype} on {module}, whose rows of {columns} are not a "
+            f"multiple of its block of {found.block}; choose one of {fitting}"
+        )
+    return qtype
+
+
+def _names(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """Module path → every name that a recipe may call the matrix by, the GGUF one first."""
+    kind = checkpoint.config["model_type"]
+    both = {module: (gguf_name(module, kind), module) for module in checkpoint.matrices}
+    return {m: (*names, *(f"{name}.weight" for name in names)) for m, names in both.items()}
+
+
+def _matches(rule: Rule, names: tuple[str, ...]) -> bool:
+    return any(re.search(rule.match, name) for name in names)
+
+
+def _check_rules(recipe: Recipe, names: Mapping[str, tuple[str, ...]], model: str) -> None:
+    """Refuse a rule that no matrix of the model answers to."""
+    for rule in recipe.rules:
+        if not any(_matches(rule, alternatives) for alternatives in names.values()):
+            parts = dict.fromkeys(gguf.split(".")[-1] for gguf, *_ in names.values())
+            raise UserError(
+                f'{recipe.where}: the rule "{rule.match}" matches no matrix of {model}; its '
+                f"matrices are {', '.join(parts)}"
+            )
+
+
+def _unknown_matrix(name: str, known: list[str], where: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+    return f'{where} pins "{name}", which is no matrix of this model; did you mean "{near[0]}"?'
+
+
+def _qtype_for(choice: QtypeChoice, module: str, columns: int, target: str, where: str) -> str:
+    """The type that a choice means for this target, checked against the matrix."""
+    if isinstance(choice, str):
+        return require_fit(choice, module, columns, target, where)
+    if target not in choice:
+        raise UserError(
+            f"{where} names a type for {module} in {', '.join(choice)} files only; add one for "
+            f'"{target}"'
+        )
+    return require_fit(choice[target], module, columns, target, where)
+
+
+def _decode(text: str, where: str) -> Mapping[str, Any]:
+    try:
+        data = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    if not isinstance(data, dict):
+        raise UserError(f'{where} must be a JSON object, e.g. {{"default": "Q4_K"}}')
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """A JSON object, refusing the repeated key that json would silently let win."""
+    keys = Counter(key for key, _ in pairs)
+    repeated = [key for key, count in keys.items() if count > 1]
+    if repeated:
+        raise UserError(f'{where} has the key "{repeated[0]}" twice in one object; keep one')
+    return dict(pairs)
+
+
+def _check_keys(data: Mapping[str, Any], allowed: set[str], where: str) -> None:
+    unknown = [key for key in data if key not in allowed]
+    if unknown:
+        raise UserError(
+            f'{where} has an unknown key "{unknown[0]}"; the keys are {", ".join(sorted(allowed))}'
+        )
+
+
+def _parse_rule(data: Any, where: str) -> Rule:
+    if not isinstance(data, Mapping):
+        raise UserError(f'{where} must be an object, {{"match": regex, "type": name}}')
+    _check_keys(data, {"match", "type"}, where)
+    if not isinstance(data.get("match"), str) or "type" not in data:
+        raise UserError(f'{where} needs both a "match" (a regex) and a "type"')
+    try:
+        re.compile(data["match"])
+    except re.error as error:
+        raise UserError(
+            f'{where}: "{data["match"]}" is not a regular expression: {error}'
+        ) from error
+    return Rule(data["match"], _parse_qtype(data["type"], where))
+
+
+def _parse_qtype(data: Any, where: str) -> QtypeChoice:
+    """A type's name or one per target, with every name known."""
+    if isinstance(data, str):
+        _check_qtype(data, where)
+        return data
+    if not isinstance(data, Mapping) or not data:
+        raise UserError(f'{where} must be a type, or {{"gguf": type, "mlx": type}}')
+    _check_keys(data, set(TARGETS), where)
+    for target, name in data.items():
+        if not isinstance(name, str):
+            raise UserError(f'{where}: "{target}" must be the name of a type')
+        _check_qtype(name, where)
+    return dict(data)
+
+
+def _check_qtype(name: str, where: str) -> None:
+    try:
+        qtypes.get(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _plain(choice: QtypeChoice) -> str | dict[str, str]:
+    if isinstance(choice, str):
+        return choice
+    return {target: choice[target] for target in TARGETS if target in choice}

@@ -1,0 +1,42 @@
+"""Which of a few mixes is best, on text that none of them was chosen by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bitquilt.allocation.racing import CLEARLY, Difference
+from bitquilt.allocation.space import Floats
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One mix, judged."""
+
+    name: str
+    """The method that found it, or the preset that it is."""
+    kl: float
+    """On the judging text, nats per token."""
+    behind: Difference
+    """Its KL less that of the best."""
+
+    def __str__(self) -> str:
+        if not self.behind.error:
+            return f"{self.name} {self.kl:.4g}"
+        best = self.kl - self.behind.mean
+        more, error = (100 * x / best for x in (self.behind.mean, CLEARLY * self.behind.error))
+        return f"{self.name} {self.kl:.4g} ({more:.1f} ± {error:.1f} % behind)"
+
+
+def judge(samples: Mapping[str, Floats]) -> list[Verdict]:
+    """Rank mixes by mean KL, best first; equals stay in their order.
+
+    Args:
+        samples: name → KL [n] at the same places of the text for all mixes.
+    """
+    ranked = sorted(samples, key=lambda name: float(samples[name].mean()))
+    best = samples[ranked[0]]
+    return [
+        Verdict(name, float(samples[name].mean()), Difference.of(samples[name], best))
+        for name in ranked
+    ]

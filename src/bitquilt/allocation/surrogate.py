@@ -1,0 +1,222 @@
+"""What a mix is predicted to cost, learned from mixes that were measured.
+
+The scores of single cells (:mod:`.sensitivity`) add up to a first prediction S. Measured mixes
+correct it: KL ≈ Σ_j w_j F_j, where F_j is the sum of the scores over some part of the mix (a kind
+of matrix, a type, a kind on a type, a block, one matrix) or, for the interactions of neighbours,
+the sum of √(s_m s_n) over pairs of matrices that follow each other. It is Bayesian linear
+regression on KL / S, so that errors count relatively: weights start at S itself with independent
+Gaussian priors, and a few dozen mixes say which of them move.
+
+Every text has its own level, and weights of its own around those of all text: what ten mixes show
+on one text is not ten independent findings. How wide the priors are, how much texts differ and how
+much noise is left are what gives the largest evidence (MacKay 1992).
+
+Letters: n lessons, p parts, M matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import NamedTuple
+
+import numpy as np
+
+from bitquilt.allocation.sensitivity import block, kind
+from bitquilt.allocation.space import Floats, Mixes, Vector
+
+Column = Callable[..., int]
+"""What sort of part, and which one → its number."""
+
+SPREADS = {"all": 1.0, "kind": 1.0, "type": 1.0, "kind and type": 0.5, "block": 0.6, "matrix": 0.6}
+"""Prior standard deviation of the weights of each sort of part, before the common factor."""
+NEIGHBOURS = 0.1
+"""The same for pairs of neighbours: there are as many terms of √(s_m s_n) as of s."""
+UNMEASURED = 0.3
+"""The factor of all spreads before anything is measured."""
+LEVEL = 0.3
+"""Prior standard deviation of the level of a text."""
+WIDTHS = (0.1, 0.25, 0.5, 1.0)
+TEXTS = (0.0, 0.5, 1.0, 2.0)
+NOISES = (0.005, 0.01, 0.02, 0.04)
+"""Among which the evidence chooses: the factor of all spreads, the spread of a text's weights
+relative to those, and what remains."""
+
+
+class Lesson(NamedTuple):
+    """One measured mix."""
+
+    text: int
+    """Number of the text: its lessons are compared with each other."""
+    mix: Vector
+    kl: float
+
+
+class Parts:
+    """The mixes of one menu taken apart: a matrix of sums for the regression."""
+
+    def __init__(self, mixes: Mixes) -> None:
+        names: dict[tuple[str, ...], int] = {}
+        spreads: list[float] = []
+
+        def column(sort: str, *which: str) -> int:
+            if (key := (sort, *which)) not in names:
+                names[key] = len(names)
+                spreads.append(SPREADS.get(sort, NEIGHBOURS))
+            return names[key]
+
+        self.mixes = mixes
+        belongs = [
+            [_columns(column, module, choice.qtype) for choice in choices]
+            for module, choices in zip(mixes.modules, mixes.choices, strict=True)
+        ]
+        self._pairs = [column("pair", kind(a), kind(b)) for a, b in pairwise(mixes.modules)]
+        self.spreads = np.array(spreads)
+        self.cells = [np.zeros((len(own), len(spreads))) for own in belongs]
+        """Of each matrix: what each of its choices adds to every part, [choices, p]."""
+        for cells, own, scores in zip(self.cells, belongs, mixes.scores, strict=True):
+            for cell, columns, score in zip(cells, own, scores, strict=True):
+                cell[columns] = score
+        self.roots = [np.sqrt(scores) for scores in mixes.scores]
+
+    def of(self, mix: Vector) -> Floats:
+        """The sums of one mix [p]; the first is S."""
+        sums: Floats = np.sum([own[i] for own, i in zip(self.cells, mix, strict=True)], axis=0)
+        roots = [own[i] for own, i in zip(self.roots, mix, strict=True)]
+        np.add.at(sums, self._pairs, np.multiply(roots[:-1], roots[1:]))
+        return sums
+
+    def around(self, mix: Vector, weights: Floats) -> list[Floats]:
+        """Of each matrix: the KL of the mix with each of its choices there, less a constant."""
+        costs = [cells @ weights for cells in self.cells]
+        roots = [own[i] for own, i in zip(self.roots, mix, strict=True)]
+        for m, column in enumerate(self._pairs):
+            costs[m] = costs[m] + weights[column] * self.roots[m] * roots[m + 1]
+            costs[m + 1] = costs[m + 1] + weights[column] * roots[m] * self.roots[m + 1]
+        return costs
+
+
+def _columns(column: Column, module: str, qtype: str) -> list[int]:
+    """The parts that a cell belongs to."""
+    own = kind(module)
+    return [
+        column("all"),
+        column("kind", own),
+        column("type", qtype),
+        column("kind and type", own, qtype),
+        column("block", block(module)),
+        column("matrix", module),
+    ]
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A distribution of weights, given what was measured."""
+
+    parts: Parts
+    mean: Floats
+    """[p]."""
+    root: Floats
+    """A root of the covariance [p, p]."""
+
+    @classmethod
+    def untaught(cls, parts: Parts) -> Surrogate:
+        """The scores are all there is."""
+        return cls(parts, _prior(parts), np.diag(UNMEASURED * parts.spreads))
+
+    @classmethod
+    def fit(cls, parts: Parts, lessons: Sequence[Lesson]) -> tuple[Surrogate, Trust, Trust]:
+        """Learn from measured mixes.
+
+        Returns:
+            the surrogate; how well the scores alone predict KL among mixes on one text; and how
+            well the surrogate does, each lesson left out in turn.
+        """
+        sums = np.array([parts.of(lesson.mix) for lesson in lessons])  # [n, p]
+        texts = np.array([lesson.text for lesson in lessons])
+        same = (texts[:, None] == texts).astype(float)  # [n, n]
+        ratios = np.array([lesson.kl for lesson in lessons]) / sums[:, 0]
+        ratios /= same @ ratios / same.sum(1)
+        x, y = sums / sums[:, :1], ratios - 1.0  # [n, p], [n]
+        priors = [
+            _Prior(parts.spreads * width, text, noise)
+            for width, text, noise in product(WIDTHS, TEXTS, NOISES)
+        ]
+        best = max(priors, key=lambda prior: prior.evidence(x, y, same))
+        mean, root, left_out = best.posterior(x, y, same)
+        totals = sums[:, 0] / (same @ sums[:, 0] / same.sum(1))
+        trust = [Trust.of(totals * by, totals * ratios) for by in (np.ones_like(y), 1 + left_out)]
+        return cls(parts, _prior(parts) + mean, root), trust[0], trust[1]
+
+    def predict(self, mix: Vector) -> float:
+        """The expected KL of a mix, on text of the usual level."""
+        return float(self.parts.of(mix) @ self.mean)
+
+    def draw(self, rng: np.random.Generator) -> Floats:
+        """Weights that what was measured allows [p]."""
+        drawn: Floats = self.mean + self.root @ rng.standard_normal(len(self.mean))
+        return drawn
+
+
+def _prior(parts: Parts) -> Floats:
+    """The expected weights before anything is measured: S itself [p]."""
+    prior = np.zeros_like(parts.spreads)
+    prior[0] = 1.0
+    return prior
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How well something predicts the KL of mixes on one text."""
+
+    rank: float
+    """Rank correlation (Spearman 1904)."""
+    error: float
+    """Root mean square of the relative error, after the best factor for the text."""
+
+    @classmethod
+    def of(cls, predicted: Floats, measured: Floats) -> Trust:
+        """Compare predictions with measurements [n], relative to the mean of their text."""
+        a, b = (np.argsort(np.argsort(values)).astype(float) for values in (predicted, measured))
+        return cls(float(np.corrcoef(a, b)[0, 1]), float((predicted / measured).std()))
+
+    def __str__(self) -> str:
+        return f"rank correlation {self.rank:.2f}, error {self.error:.1%}"
+
+
+@dataclass(frozen=True)
+class _Prior:
+    """What is believed of the weights [p] before y [n] = x [n, p] · weights is seen."""
+
+    spreads: Floats
+    """Standard deviations [p]."""
+    text: float
+    """Spread of the weights of one text around those of all, relative to these."""
+    noise: float
+
+    def _covariance(self, x: Floats, same: Floats) -> Floats:
+        """Of y [n, n]; ``same`` is 1 where two lessons are of one text."""
+        scaled = x * self.spreads
+        shared: Floats = scaled @ scaled.T * (1 + self.text**2 * same)
+        return shared + LEVEL**2 * same + self.noise**2 * np.eye(len(x))
+
+    def evidence(self, x: Floats, y: Floats, same: Floats) -> float:
+        """Logarithm of the probability of y, less a constant."""
+        lower = np.linalg.cholesky(self._covariance(x, same))
+        whitened = np.linalg.solve(lower, y)
+        return float(-0.5 * whitened @ whitened - np.log(lower.diagonal()).sum())
+
+    def posterior(self, x: Floats, y: Floats, same: Floats) -> tuple[Floats, Floats, Floats]:
+        """What is believed after.
+
+        Returns:
+            mean of the weights [p], a root of their covariance [p, p], and each y [n] as the others
+            predict it (Sundararajan and Keerthi 2001).
+        """
+        scaled = x * self.spreads
+        inverse = np.linalg.inv(self._covariance(x, same))
+        solved = inverse @ y
+        values, vectors = np.linalg.eigh(np.eye(x.shape[1]) - scaled.T @ inverse @ scaled)
+        root = self.spreads[:, None] * vectors * np.sqrt(values.clip(0))
+        return self.spreads * (scaled.T @ solved), root, y - solved / inverse.diagonal()

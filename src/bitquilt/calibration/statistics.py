@@ -1,0 +1,67 @@
+"""What :mod:`.collect` left, read for one matrix at a time, and what it predicts."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import Tensor
+
+from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.prediction import embedding_divergence, matrix_divergence
+from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.runtime.workdir import WorkDir
+
+
+class Moments:
+    """Hessians and gradient moments of a captured checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint, work: WorkDir) -> None:
+        self.checkpoint = checkpoint
+        self.work = work
+
+    @cached_property
+    def _gradients(self) -> dict[str, Tensor]:
+        return self.work.load("gradients")
+
+    def hessian(self, module: str) -> Tensor:
+        """Mean of x xᵀ [C, C] over the calibration tokens at a matrix's input.
+
+        For the embedding it is the head's, which a tied embedding is.
+        """
+        if module in (EMBEDDING, HEAD):
+            artefact, key = "hessians/head", HEAD
+        else:
+            artefact, key = f"hessians/{module.split('.')[2]}", input_of(module)
+        with self.work.open(artefact) as handle:
+            hessian: Tensor = handle.get_tensor(key)
+            return hessian
+
+    def importance(self, module: str) -> Tensor:
+        """What an error in each column of a matrix counts for in rounding [C].
+
+        Mean squares of the inputs. An untied embedding has none: its rows are what the first block
+        reads, so mean squares of the gradients there.
+        """
+        if module == EMBEDDING and not self.checkpoint.tied:
+            return self._gradients["columns"]
+        return self.hessian(module).diagonal().contiguous()
+
+    def divergence(self, module: str, error: Tensor, hessian: Tensor) -> float:
+        """Predicted KL, in nats per token, of an error [R, C] of one matrix.
+
+        A tied embedding counts as what the first block reads and as the head.
+        """
+        total = 0.0
+        if module == EMBEDDING:
+            total += embedding_divergence(
+                error, self._gradients["tokens"], self._gradients["columns"]
+            )
+        if module == HEAD or (module == EMBEDDING and self.checkpoint.tied):
+            total += matrix_divergence(error, hessian, self._gradients["head"])
+        elif module != EMBEDDING:
+            total += matrix_divergence(error, hessian, self._gradients[module])
+        return total
+
+    def divergence_of_rows(self, module: str, costs: Tensor) -> float:
+        """Predicted KL, in nats per token, of a matrix of a block whose rows cost E H Eᵀ [R]."""
+        return 0.5 * float(costs.cpu().double() @ self._gradients[module].double())

@@ -1,0 +1,142 @@
+"""A model file under judgement: what it is on disk, and its logits in an engine or in torch."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitquilt.calibration.corpus import Document
+from bitquilt.calibration.text import Encode
+from bitquilt.engines import Engine, is_mlx
+from bitquilt.engines.llamacpp import open_llamacpp
+from bitquilt.engines.mlx import open_mlx
+from bitquilt.engines.remote import RemoteEngine
+from bitquilt.errors import UserError
+from bitquilt.metrics.kl import logits
+from bitquilt.models import from_config, open_checkpoint
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.canonical import QUANTIZED
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.files import read_json
+from bitquilt.targets.engine_check import ENGINES, SAMPLE
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A GGUF file or an MLX directory."""
+
+    path: Path
+    target: str
+    """``gguf`` or ``mlx``."""
+    nbytes: int
+    """On disk, everything counted."""
+    name: str
+    """For tables."""
+
+    @classmethod
+    def several(cls, references: Sequence[str | Path]) -> list[Candidate]:
+        """What paths hold; those with the same last part are called by their whole paths.
+
+        Raises:
+            UserError: a path holds no model, or is given twice.
+        """
+        found = [cls.at(reference) for reference in references]
+        for path, times in Counter(one.path.resolve() for one in found).items():
+            if times > 1:
+                raise UserError(f"{path} is given {times} times; give it once")
+        count = Counter(one.name for one in found)
+        return [replace(one, name=str(one.path)) if count[one.name] > 1 else one for one in found]
+
+    @classmethod
+    def at(cls, reference: str | Path) -> Candidate:
+        """What a path holds.
+
+        Raises:
+            UserError: neither of the two.
+        """
+        path = Path(reference)
+        if path.name == "":  # "." has none to put figures beside
+            path = Path(os.path.abspath(path))
+        if path.suffix == ".gguf" and path.is_file():
+            return cls(path, "gguf", path.stat().st_size, path.name)
+        if path.is_dir() and is_mlx(path):
+            if not (path / "model.safetensors").is_file():
+                raise UserError(
+                    f"{path} has no model.safetensors: bitquilt measures MLX models whose weights "
+                    "are in one file; write it again with `bitquilt quantize`"
+                )
+            files = [file for file in path.rglob("*") if file.is_file()]
+            return cls(path, "mlx", sum(file.stat().st_size for file in files), path.name)
+        if not path.exists():
+            raise UserError(f"{reference} does not exist; give a GGUF file or an MLX directory")
+        raise UserError(
+            f"{reference} is neither a GGUF file nor an MLX directory; give what `bitquilt "
+            "quantize` wrote, or another file of these kinds"
+        )
+
+    @property
+    def engine(self) -> str:
+        """The engine that runs it."""
+        return ENGINES[self.target]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Its tensors by canonical name, none of them read."""
+        if self.target == "gguf":
+            return open_checkpoint(self.path).shapes
+        config = read_json(self.path / "config.json")
+        # shapes are those of the model that was quantized
+        plain = {key: value for key, value in config.items() if key not in QUANTIZED}
+        return from_config(plain, self.name).shapes
+
+    def check(self, original: Checkpoint) -> None:
+        """Refuse a file that cannot have been made from the original.
+
+        Raises:
+            UserError: a tensor has another shape, or is not there.
+        """
+        own = self.shapes
+        for name, shape in original.shapes.items():
+            if own.get(name) != shape:
+                raise UserError(
+                    f"{self.path} was not made from {original.name}: {name} is "
+                    f"{own.get(name, 'missing')} there and {shape} in the original; give the "
+                    "original of this file to --against"
+                )
+
+    def start(self) -> RemoteEngine:
+        """The file in its engine, in a process of its own."""
+        return open_llamacpp(self.path) if self.target == "gguf" else open_mlx(self.path)
+
+    @contextmanager
+    def opened(self, original: Checkpoint, encode: Encode) -> Iterator[Engine]:
+        """The file in its engine, found to read text as the original does.
+
+        Raises:
+            UserError: the engine is missing or refuses the file, or reads text otherwise.
+        """
+        with self.start() as engine:
+            ours = encode(Document("check", "sample", SAMPLE, None))
+            if engine.tokenize(SAMPLE, add_special=True) != ours:
+                raise UserError(
+                    f"{self.path}: {self.engine} reads text as other tokens than {original.name}'s "
+                    "own tokenizer; give the original of this file to --against"
+                )
+            yield engine
+
+
+def logits_in(engine: Engine, tokens: Tensor) -> Iterator[Tensor]:
+    """Logits [L, V] of each window of int64 [N, L]."""
+    return (torch.from_numpy(window) for window in engine.logits(tokens.numpy()))
+
+
+def logits_of(model: BlockwiseModel, tokens: Tensor) -> Iterator[Tensor]:
+    """The same in torch."""
+    return (window.float() for window in logits(model.last_hidden(tokens), model.head()))

@@ -1,0 +1,105 @@
+"""What is noise: the original with nothing quantized, in bfloat16 and in each engine.
+
+A difference that is smaller is none. It is the original's alone, so it is kept with its answers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitquilt.allocation.plan import STITCHERS
+from bitquilt.calibration.text import Encode
+from bitquilt.evaluation.model_file import Candidate, logits_in, logits_of
+from bitquilt.evaluation.reference import Reference
+from bitquilt.evaluation.results import Floor
+from bitquilt.evaluation.versions import installed
+from bitquilt.metrics.kl import Estimate
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.workdir import WorkDir
+
+EXCERPT = {"gguf": (24, 128), "mlx": (24, 32)}
+"""Windows, and tokens of each, on which engines are compared with torch and noise is measured:
+mlx is slow where there is no Metal."""
+LIBRARIES = {"gguf": "xllamacpp", "mlx": "mlx-lm", "torch": "torch"}
+
+
+def floors(
+    original: Checkpoint,
+    reference: Reference,
+    targets: Sequence[str],
+    encode: Encode,
+    work: WorkDir,
+    reporter: Reporter,
+) -> list[Floor]:
+    """The original in bfloat16, and unquantized in the engine of each target.
+
+    Args:
+        original: the model.
+        reference: it on a text, of which an excerpt is read.
+        targets: ``gguf``, ``mlx``.
+        encode: its tokenizer.
+        work: keeps what was found, for the next evaluation.
+        reporter: where progress goes.
+    """
+    found = []
+    with reporter.stage("Measuring noise", 1 + len(targets)) as step:
+        for where in ("torch", *targets):
+            key = f"noise/{_library(where)}-{reference.text.fingerprint[:16]}"
+            if (kept := work.load_json(key)) is None:
+                if where == "torch":
+                    floor = _half(original, excerpt(reference, "gguf"))
+                else:
+                    floor = _unquantized(original, excerpt(reference, where), where, encode)
+                kept = asdict(floor)
+                work.save_json(key, kept)
+            found.append(Floor(**{**kept, "kl": Estimate(**kept["kl"])}))
+            step()
+    return found
+
+
+def excerpt(reference: Reference, target: str) -> Reference:
+    """As much of a text as the engine of a target is compared with torch on."""
+    return reference.first(*EXCERPT[target])
+
+
+def _library(where: str) -> str:
+    """Whose arithmetic it is, with its version."""
+    library = LIBRARIES[where]
+    return f"{library}-{installed(library)}"  # where it is missing, its engine says so
+
+
+def _half(original: Checkpoint, reference: Reference) -> Floor:
+    """The original in bfloat16."""
+    model = BlockwiseModel(original, dtype=torch.bfloat16)
+    return _floor("bfloat16 in torch", reference, logits_of(model, reference.text.tokens))
+
+
+def _unquantized(original: Checkpoint, reference: Reference, target: str, encode: Encode) -> Floor:
+    """The original's weights as they are, in a file for the engine."""
+    qtype = "BF16" if original.source_dtype == "BF16" else "F32"
+    dtype = torch.bfloat16 if qtype == "BF16" else torch.float32
+    mix = dict.fromkeys(original.matrices, qtype)
+
+    def packed(module: str, _: str) -> dict[str, Tensor]:
+        return {"weight": original.load(f"{module}.weight").to(dtype)}
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / ("original.gguf" if target == "gguf" else "original")
+        STITCHERS[target].write(original, mix, packed, path, "{}")
+        candidate = Candidate(path, target, 0, path.name)
+        with candidate.opened(original, encode) as engine:
+            student = logits_in(engine, reference.text.tokens)
+            return _floor(f"{qtype} in {candidate.engine}", reference, student)
+
+
+def _floor(name: str, reference: Reference, student: Iterator[Tensor]) -> Floor:
+    found = reference.compare(student)
+    return Floor(name, reference.mean(found.kl), int(reference.text.judged.sum()))

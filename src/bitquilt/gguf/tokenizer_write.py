@@ -1,0 +1,283 @@
+"""A Hugging Face tokenizer as GGUF keys, or a refusal if llama.cpp would split text otherwise.
+
+llama.cpp knows two tokenizers of the models we write. ``gpt2`` is byte-level BPE, whose text
+splitting is compiled in and chosen by a name (``tokenizer.ggml.pre``); we find the name by
+comparing what tokenizer.json does with what each name does. ``llama`` is SentencePiece BPE with
+byte fallback, driven by a score per token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from bitquilt.errors import UserError
+from bitquilt.gguf.container_write import Value
+from bitquilt.gguf.tokenizer_read import SPLITTINGS
+from bitquilt.runtime.files import read_json
+from gguf import TokenType
+
+
+def _regexes(name: str) -> tuple[str, ...]:
+    """The splitting steps of a pre-tokenizer, each as a regular expression."""
+    return tuple(f"regex {pattern}" for pattern in SPLITTINGS[name].patterns)
+
+
+PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
+    (_regexes("llama-bpe"), True): "llama-bpe",
+    (_regexes("llama-bpe"), False): "smaug-bpe",
+    (_regexes("qwen2"), False): "qwen2",
+    (_regexes("tekken"), True): "tekken",
+    (("digits", "gpt-2"), False): "smollm",
+    (_regexes("smollm"), False): "smollm",
+    (("gpt-2",), False): "gpt-2",
+    (_regexes("gpt-2"), False): "gpt-2",
+}
+"""(splitting steps, whether whole words skip the merges) → llama.cpp's name for it."""
+
+_SPACE = "\u2581"
+NORMAL = int(TokenType.NORMAL)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """What a tokenizer directory says."""
+
+    tokenizer: dict[str, Any]
+    loaded: Tokenizer
+    config: dict[str, Any]
+    path: Path
+
+
+def tokenizer_keys(
+    directory: Path, model_config: dict[str, Any], chat_template: str | None
+) -> dict[str, Value]:
+    """Every ``tokenizer.*`` key of the file.
+
+    Args:
+        directory: holds tokenizer.json and, usually, tokenizer_config.json.
+        model_config: gives the vocabulary size and the special token ids.
+        chat_template: Jinja source, stored as it is.
+
+    Raises:
+        UserError: no tokenizer.json, a damaged one, ids beyond the vocabulary, or a tokenizer
+            that llama.cpp has no equal of.
+    """
+    files = _read(directory)
+    _refuse_other_models(files)
+    tokens, types = _vocabulary(files, int(model_config["vocab_size"]))
+    keys = _model_keys(files, tokens)
+    keys["tokenizer.ggml.tokens"] = tokens
+    keys["tokenizer.ggml.token_type"] = types
+    keys.update(_special_ids(files, model_config, tokens))
+    keys.update(_added_automatically(files, keys))
+    if chat_template is not None:
+        keys["tokenizer.chat_template"] = chat_template
+    return keys
+
+
+def _read(directory: Path) -> _Files:
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise UserError(
+            f"{directory} has no tokenizer.json, which a GGUF file needs; "
+            "save the tokenizer with transformers' save_pretrained and try again"
+        )
+    config_path = directory / "tokenizer_config.json"
+    config = read_json(config_path) if config_path.exists() else {}
+    return _Files(read_json(path), _loaded(path), config, path)
+
+
+def _loaded(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no narrower class
+        raise UserError(f"{path} is no tokenizer ({error}); download it again") from error
+
+
+def _refuse_other_models(files: _Files) -> None:
+    kind = type(files.loaded.model).__name__
+    if kind != "BPE":
+        raise UserError(
+            f"{files.path} is a {kind} tokenizer; GGUF files are written for byte-level "
+            "and SentencePiece BPE, so write MLX instead"
+        )
+
+
+def _model_keys(files: _Files, tokens: list[str]) -> dict[str, Value]:
+    model = files.tokenizer["model"]
+    if model.get("byte_fallback"):
+        return _sentencepiece_keys(files, tokens)
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": _pre_tokenizer_name(files),
+        "tokenizer.ggml.merges": [_merge_text(merge) for merge in model["merges"]],
+    }
+
+
+def _pre_tokenizer_name(files: _Files) -> str:
+    steps = tuple(_splitting_steps(files.tokenizer.get("pre_tokenizer")))
+    key = (steps, bool(files.tokenizer["model"].get("ignore_merges")))
+    if key not in PRE_TOKENIZERS:
+        known = ", ".join(dict.fromkeys(PRE_TOKENIZERS.values()))
+        raise UserError(
+            f"{files.path} splits text by {' then '.join(steps) or 'nothing'}"
+            f"{', whole words first' if key[1] else ''}, which llama.cpp has no name for that "
+            f"bitquilt knows ({known}); write MLX instead"
+        )
+    return PRE_TOKENIZERS[key]
+
+
+def _splitting_steps(node: dict[str, Any] | None) -> Iterable[str]:
+    """The pre-tokenizer as a list of words; a step that does not split is left out."""
+    if node is None:
+        return
+    kind = node["type"]
+    if kind == "Sequence":
+        for child in node["pretokenizers"]:
+            yield from _splitting_steps(child)
+    elif kind == "Split" and node["behavior"] == "Isolated" and not node["invert"]:
+        yield f"regex {node['pattern'].get('Regex')}"
+    elif kind == "Digits" and node["individual_digits"]:
+        yield "digits"
+    elif kind == "ByteLevel" and not node["add_prefix_space"]:
+        if node.get("use_regex", True):
+            yield "gpt-2"
+    else:
+        yield json.dumps(node, sort_keys=True)
+
+
+def _merge_text(merge: str | list[str]) -> str:
+    """A merge as GGUF writes it: two parts with a space between, spaces inside a part shifted."""
+    if isinstance(merge, str):
+        return merge
+    return " ".join(part.replace(" ", chr(ord(" ") + 256)) for part in merge)
+
+
+def _sentencepiece_keys(files: _Files, tokens: list[str]) -> dict[str, Value]:
+    """SentencePiece BPE: llama.cpp joins the pair whose result scores highest.
+
+    tokenizer.json keeps the merges in that order, so minus the rank of the first merge that makes
+    a token is its score, whatever numbers the original had.
+    """
+    made: dict[str, int] = {}
+    for rank, merge in enumerate(files.tokenizer["model"]["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        made.setdefault(left + right, rank)
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.scores": [-float(made.get(token, len(made))) for token in tokens],
+        "tokenizer.ggml.add_space_prefix": _prepends_space(files),
+    }
+
+
+def _prepends_space(files: _Files) -> bool:
+    """Whether text gets a space in front, by the normalizer or the Metaspace pre-tokenizer."""
+    node = json.dumps([files.tokenizer.get("normalizer"), files.tokenizer.get("pre_tokenizer")])
+    return (
+        '"Prepend"' in node
+        or '"prepend_scheme": "first"' in node
+        or ('"prepend_scheme": "always"' in node)
+    )
+
+
+def _vocabulary(files: _Files, size: int) -> tuple[list[str], list[int]]:
+    """Token texts and types by id; ids that the tokenizer lacks are unused padding."""
+    spm = bool(files.tokenizer["model"].get("byte_fallback"))
+    tokens = [f"[PAD{i}]" for i in range(size)]
+    types = [int(TokenType.UNUSED)] * size
+    unknown = files.tokenizer["model"].get("unk_token")
+    for text, index in files.tokenizer["model"]["vocab"].items():
+        _check_id(files, text, index, size)
+        tokens[index], types[index] = text, _type_of(text, unknown) if spm else NORMAL
+    for added in files.tokenizer.get("added_tokens") or []:
+        text, index = added["content"], added["id"]
+        _check_id(files, text, index, size)
+        if spm and types[index] == TokenType.UNKNOWN:
+            continue
+        control = added["special"] or _looks_special(text)
+        tokens[index] = text.replace(_SPACE, " ") if spm and not control else text
+        types[index] = int(TokenType.CONTROL if control else TokenType.USER_DEFINED)
+    return tokens, types
+
+
+def _check_id(files: _Files, text: str, index: int, size: int) -> None:
+    if index >= size:
+        raise UserError(
+            f"{files.path} gives {text!r} the id {index}, but the model has {size} embeddings; "
+            "the tokenizer belongs to another model"
+        )
+
+
+def _type_of(text: str, unknown: str | None) -> int:
+    if text == unknown:
+        return int(TokenType.UNKNOWN)
+    if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        return int(TokenType.BYTE)
+    return int(TokenType.NORMAL)
+
+
+def _looks_special(text: str) -> bool:
+    """Control tokens that their tokenizer forgot to mark; llama.cpp would print them otherwise."""
+    return (text.startswith("<|") and text.endswith("|>")) or (
+        text.startswith("<unused") and text.endswith(">")
+    )
+
+
+def _special_ids(
+    files: _Files, model_config: dict[str, Any], tokens: list[str]
+) -> dict[str, Value]:
+    """bos, eos, pad and unk by the tokenizer's names; the other ends of a turn as eot and eom."""
+    stated = _as_list(model_config.get("eos_token_id"))
+    if beyond := [index for index in stated if not 0 <= index < len(tokens)]:
+        raise UserError(
+            f"config.json gives eos_token_id {beyond[0]}, but the model has {len(tokens)} "
+            "embeddings; compare it with the one on the model's page"
+        )
+    found: dict[str, Value] = {}
+    for role in ("bos", "eos", "pad", "unk"):
+        index = _named_id(files, role, tokens)
+        if index is None:
+            index = next(iter(_as_list(model_config.get(f"{role}_token_id"))), None)
+        if index is not None and 0 <= index < len(tokens):
+            found[role] = index
+    ends = [i for i in stated if i != found.get("eos")]
+    ends.sort(key=lambda i: "eom" in tokens[i])
+    found.update(zip(("eot", "eom"), ends, strict=False))
+    names = {"eos": "eos", "bos": "bos", "pad": "padding", "unk": "unknown"}
+    return {
+        f"tokenizer.ggml.{names.get(role, role)}_token_id": index for role, index in found.items()
+    }
+
+
+def _named_id(files: _Files, role: str, tokens: list[str]) -> int | None:
+    value = files.config.get(f"{role}_token")
+    text = value.get("content") if isinstance(value, dict) else value
+    return tokens.index(text) if text in tokens else None
+
+
+def _as_list(value: int | list[int] | None) -> list[int]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _added_automatically(files: _Files, keys: dict[str, Value]) -> dict[str, Value]:
+    """Whether encoding puts bos in front and eos behind, found by encoding a word.
+
+    ``add_bos_token`` in tokenizer_config.json overrides, as it does in transformers.
+    """
+    encoded = files.loaded.encode("a").ids
+    bos, eos = keys.get("tokenizer.ggml.bos_token_id"), keys.get("tokenizer.ggml.eos_token_id")
+    first = bool(encoded) and encoded[0] == bos
+    last = bool(encoded) and encoded[-1] == eos
+    return {
+        "tokenizer.ggml.add_bos_token": bool(files.config.get("add_bos_token", first)),
+        "tokenizer.ggml.add_eos_token": bool(files.config.get("add_eos_token", last)),
+    }

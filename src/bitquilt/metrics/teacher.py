@@ -1,0 +1,137 @@
+"""How close a written file is to the original, measured from the file itself on held-out text.
+
+Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bitquilt.metrics.intervals import Documents, through
+from bitquilt.metrics.kl import LOGIT_TOKENS, Estimate, TokenFigures, compare, logits
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.workdir import WorkDir
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The full-precision model on one text: its last hidden states, never its logits."""
+
+    tokens: Tensor
+    """int64 [N, L]."""
+    hidden: Tensor
+    """[N, L, D]."""
+    head: Tensor
+    """[V, D]."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, tokens: Tensor, work: WorkDir, name: str) -> Teacher:
+        """Run the checkpoint over the windows, or take what an earlier run left."""
+        model = BlockwiseModel(checkpoint)
+        artefact = f"teacher/{name}"
+        if not work.has(artefact):
+            hidden = model.last_hidden(tokens)
+            work.save(artefact, {"tokens": tokens, "hidden": hidden.cpu()}, {})
+        hidden = work.load(artefact)["hidden"].to(model.device)
+        return cls(tokens, hidden, model.head())
+
+    def windows(self, which: slice) -> Teacher:
+        """The same on some of the windows."""
+        return Teacher(self.tokens[which], self.hidden[which], self.head)
+
+    def first(self, windows: int, tokens: int) -> Teacher:
+        """The same on the first tokens of the first windows."""
+        return Teacher(self.tokens[:windows, :tokens], self.hidden[:windows, :tokens], self.head)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a model is like on held-out text; intervals are 95 %."""
+
+    kl: Estimate
+    """KL(original ‖ this), nats per token."""
+    agreement: Estimate
+    """Share of tokens where both prefer the same next token."""
+    perplexity: Estimate
+    engine: str
+    """What computed it."""
+    tokens: int
+    """Predicted tokens that the means are over."""
+
+
+def weights_metrics(
+    teacher: Teacher, checkpoint: Checkpoint, weights: Callable[[str], Tensor]
+) -> TokenFigures:
+    """The model with other weights, those of a written file say, token by token.
+
+    Args:
+        teacher: the original on the held-out windows.
+        checkpoint: the model's shape.
+        weights: canonical tensor name → float32 tensor.
+    """
+    student = BlockwiseModel(checkpoint, weights)
+    hidden = student.last_hidden(teacher.tokens)
+    return token_metrics(teacher, logits(hidden, student.head()))
+
+
+@torch.no_grad()
+def token_metrics(teacher: Teacher, student: Iterator[Tensor]) -> TokenFigures:
+    """Any model's logits, one [L, V] per window of the teacher's text, token by token."""
+    return compare(teacher.tokens, teacher.hidden, teacher.head, student)
+
+
+def summarize(found: TokenFigures, engine: str) -> Figures:
+    """Means with their intervals."""
+    windows = Documents.windows(*found.kl.shape)
+    kl, loss = windows.mean(found.kl.ravel()), windows.mean(found.loss.ravel())
+    return Figures(
+        # of one token it is rounded, to −1e-7 at worst
+        replace(kl, low=float(np.maximum(kl.low, 0.0))),
+        windows.mean(found.agreement.ravel()),
+        through(loss, math.exp),
+        engine,
+        found.kl.size,
+    )
+
+
+def original_figures(teacher: Teacher) -> Figures:
+    """Figures of the teacher itself: its perplexity, and a divergence of zero."""
+    correct, loss, _ = self_metrics(teacher).numpy()
+    return summarize(zero_divergence(correct, loss), "torch")
+
+
+def zero_divergence(correct: NDArray[np.float32], loss: NDArray[np.float32]) -> TokenFigures:
+    """Figures of the original compared with itself."""
+    zero = np.zeros_like(loss)
+    return TokenFigures(zero, zero + 1, correct, loss)
+
+
+@torch.no_grad()
+def self_metrics(teacher: Teacher) -> Tensor:
+    """Whether it prefers the true next token, its loss there and its entropy, [3, N, L − 1]."""
+    found = torch.empty(3, *teacher.tokens[:, 1:].shape)
+    for row, (hidden, tokens) in enumerate(zip(teacher.hidden, teacher.tokens, strict=True)):
+        parts = [
+            _alone(h @ teacher.head.T, labels.to(h.device))
+            for h, labels in zip(
+                hidden[:-1].split(LOGIT_TOKENS), tokens[1:].split(LOGIT_TOKENS), strict=True
+            )
+        ]
+        found[:, row] = torch.cat(parts, 1).cpu()
+    return found
+
+
+def _alone(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same of logits [T, V] and the tokens that came [T]; [3, T]."""
+    log_p = logits.log_softmax(-1)
+    entropy = -torch.linalg.vecdot(logits.softmax(-1), log_p)
+    loss = -log_p.gather(-1, labels[:, None])[:, 0]
+    return torch.stack([(logits.argmax(-1) == labels).float(), loss, entropy])

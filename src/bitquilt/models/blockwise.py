@@ -1,0 +1,156 @@
+"""The canonical model in torch, one block at a time: memory is one block and its hidden states.
+
+Each block runs as a one-block transformers model, so masks, rotary embeddings and sliding windows
+are transformers' own. Weights come from a callable, so the same pass runs the checkpoint, a mix
+from the bank, or a file that was written.
+
+Letters: N windows, L tokens in a window, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel
+
+from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.runtime.device import compute_device
+
+Weights = Callable[[str], Tensor]
+"""Canonical tensor name → float32 tensor."""
+
+BATCH_TOKENS = 4096
+
+
+class BlockwiseModel:
+    """A canonical model that loads one block at a time."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        weights: Weights | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """``dtype`` is that of the arithmetic; weights come in float32 and are rounded to it."""
+        self.checkpoint = checkpoint
+        self.weights = weights or checkpoint.load
+        self.dtype = dtype
+        self.device = compute_device()
+        self._shells: dict[str, nn.Module] = {}  # layer type → one-block model
+
+    def _load(self, name: str) -> Tensor:
+        return self.weights(name).to(self.device, self.dtype)
+
+    def _empty(self, layer_type: str) -> Any:
+        """A one-block transformers model of this architecture, without a vocabulary."""
+        config = dict(self.checkpoint.config) | {
+            "num_hidden_layers": 1,
+            "layer_types": [layer_type],
+            "max_window_layers": 0 if layer_type == "sliding_attention" else 1,
+            "vocab_size": 1,
+            "pad_token_id": None,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+        model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=self.dtype)
+        return model.eval().to(self.device)
+
+    def _shell(self, index: int) -> nn.Module:
+        """One per layer type: a one-block model whose weights are yet to come."""
+        types = self.checkpoint.config.get("layer_types")
+        layer_type = types[index] if types else "full_attention"
+        if layer_type not in self._shells:
+            shell = self._empty(layer_type)
+            shell.norm = nn.Identity()
+            shell.embed_tokens = nn.Identity()
+            self._shells[layer_type] = shell
+        return self._shells[layer_type]
+
+    def block(self, index: int) -> nn.Module:
+        """Load block ``index`` and return the one-block model around it.
+
+        Its linear layers are found at ``layers.0.<module>``; calling
+        :meth:`run` with it maps hidden states to hidden states.
+        """
+        shell = self._shell(index)
+        shell.load_state_dict(self._state(index), strict=True, assign=True)
+        shell.requires_grad_(False)
+        return shell
+
+    def _state(self, index: int) -> dict[str, Tensor]:
+        """The weights of block ``index`` by their names in a one-block model."""
+        prefix = f"model.layers.{index}."
+        return {
+            "layers.0." + name.removeprefix(prefix): self._load(name)
+            for name in self.checkpoint.shapes
+            if name.startswith(prefix)
+        }
+
+    def through(self, index: int, hidden: Tensor) -> Tensor:
+        """Hidden states [n, L, D] before block ``index`` → after it; differentiable.
+
+        Gradients reach whatever the weights were computed from, which :meth:`block` cuts off.
+        """
+        inputs = {"inputs_embeds": hidden, "use_cache": False}
+        shell, state = self._shell(index), self._state(index)
+        out: Tensor = functional_call(shell, state, (), inputs).last_hidden_state
+        return out
+
+    @staticmethod
+    def run(block: nn.Module, hidden: Tensor) -> Tensor:
+        """Hidden states [n, L, D] before the block → after it."""
+        out: Tensor = block(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        return out
+
+    def run_all(self, block: nn.Module, hidden: Tensor) -> Tensor:
+        """As :meth:`run`, in place over all windows [N, L, D], a few at a time."""
+        for rows in batches(hidden):
+            hidden[rows] = self.run(block, hidden[rows])
+        return hidden
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens [N, L] → hidden states [N, L, D] before the first block."""
+        hidden = F.embedding(tokens.to(self.device), self._load(f"{EMBEDDING}.weight"))
+        return hidden * embedding_scale(self.checkpoint.config)
+
+    @torch.no_grad()
+    def last_hidden(self, tokens: Tensor) -> Tensor:
+        """Tokens [N, L] → hidden states [N, L, D] as the head sees them (final norm applied)."""
+        hidden = self.embed(tokens)
+        for index in range(self.checkpoint.layers):
+            hidden = self.run_all(self.block(index), hidden)
+        return self.final_norm(hidden)
+
+    @cached_property
+    def _norm(self) -> nn.Module:
+        """The final norm, whose weight is yet to come."""
+        norm: nn.Module = self._empty("full_attention").norm
+        return norm
+
+    def final_norm(self, hidden: Tensor) -> Tensor:
+        """The norm before the head; differentiable as :meth:`through` is."""
+        weight = self._load("model.norm.weight")
+        out: Tensor = functional_call(self._norm, {"weight": weight}, hidden)
+        return out
+
+    def head(self) -> Tensor:
+        """The output matrix [V, D]: the embedding where it is tied."""
+        return self._load(f"{EMBEDDING if self.checkpoint.tied else HEAD}.weight")
+
+
+def batches(hidden: Tensor) -> Iterator[slice]:
+    """Slices of windows [N, L, …] that hold about ``BATCH_TOKENS`` tokens each."""
+    step = max(1, BATCH_TOKENS // hidden.shape[1])
+    for start in range(0, hidden.shape[0], step):
+        yield slice(start, start + step)
+
+
+def embedding_scale(config: dict[str, Any]) -> float:
+    """Gemma multiplies its embeddings by √D; the others by 1."""
+    return float(config["hidden_size"]) ** 0.5 if config["model_type"] == "gemma3_text" else 1.0

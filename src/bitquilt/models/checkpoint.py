@@ -1,0 +1,94 @@
+"""The canonical checkpoint: one read-only view of a model, whatever it was stored as.
+
+Everything after this stage sees only this class: Hugging Face tensor names, an architecture that
+every engine runs, tensors loaded one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDING = "model.embed_tokens"
+HEAD = "lm_head"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something odd about a checkpoint, and what it means."""
+
+    subject: str
+    """The config field or tensor that it is about, e.g. ``no_rope_layers``."""
+    message: str
+    """One sentence."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in canonical form: config, shapes, and weights on demand.
+
+    ``config`` is a Hugging Face config whose ``model_type`` is one of llama, qwen2, qwen3,
+    gemma3_text and mistral. Tensors carry the names that transformers gives that architecture
+    (``model.layers.0.self_attn.q_proj.weight``); q and k rows are in half-split RoPE order.
+    A tied head has no tensor of its own.
+    """
+
+    name: str
+    """Short name for people and file names, e.g. ``MobileLLM-R1-950M``."""
+    config: dict[str, Any]
+    original_config: dict[str, Any]
+    """The config as found (equal to ``config`` where nothing was rewritten)."""
+    shapes: dict[str, tuple[int, ...]]
+    """Every tensor, in model order: embedding, blocks, final norm, untied head."""
+    reader: Callable[[str], torch.Tensor] = field(repr=False)
+    """Tensor name → float32 tensor in canonical form; see :meth:`load`."""
+    source_dtype: str
+    """How the source stores its matrices: ``F32``, ``BF16``, ``F16``, or a GGUF type."""
+    tokenizer_dir: Path | None
+    """Directory with tokenizer.json and tokenizer_config.json; None for a config alone."""
+    chat_template: str | None
+    generation_config: dict[str, Any]
+    findings: tuple[Finding, ...]
+    fingerprint: str
+    """sha256 over config, tensor names, shapes, and each source file's name, size and a sample of
+    its bytes."""
+    gguf_source: Path | None = None
+    """The GGUF file this came from; its header is preserved when a GGUF is written."""
+    source_bytes: dict[str, int] = field(default_factory=dict, repr=False)
+    """Bytes of every tensor in the source; 0 for a norm of ones that the rewrite added."""
+
+    def load(self, name: str) -> torch.Tensor:
+        """Read one tensor as float32, checked for shape and for NaN or infinity.
+
+        Raises:
+            UserError: the file is truncated, contradicts the config, or holds NaN.
+        """
+        return self.reader(name)
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Module path → (rows, columns) of every weight matrix that can be put on a type.
+
+        The embedding comes first, then the blocks in order, then an untied head. Norms and biases
+        are not matrices: they stay as they are.
+        """
+        return {
+            name.removesuffix(".weight"): (shape[0], shape[1])
+            for name, shape in self.shapes.items()
+            if len(shape) == 2 and name.endswith(".weight")
+        }
+
+    @property
+    def layers(self) -> int:
+        """The number of transformer blocks."""
+        return int(self.config["num_hidden_layers"])
+
+    @property
+    def tied(self) -> bool:
+        """Whether the embedding is the output head too."""
+        return f"{HEAD}.weight" not in self.shapes

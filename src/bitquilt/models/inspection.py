@@ -1,0 +1,104 @@
+"""What a model is, what it costs, and what is odd about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from bitquilt.models import open_checkpoint
+from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
+
+PARTS = ("embedding", "attention", "mlp", "norms", "head")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model and its size as the source stores it."""
+
+    name: str
+    """One of PARTS."""
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What :func:`inspect` finds; sizes are those of the source."""
+
+    name: str
+    architecture: str
+    """model_type as published, or a GGUF file's in Hugging Face's words."""
+    canonical_architecture: str
+    """model_type that it is quantized and written as."""
+    parameters: int
+    bytes: int
+    dtype: str
+    """Storage type of most of its bytes."""
+    context: int
+    """Longest sequence in tokens."""
+    layers: int
+    hidden_size: int
+    tied: bool
+    """Whether the embedding is the head too; the head then costs nothing."""
+    parts: tuple[Part, ...]
+    findings: tuple[Finding, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dicts and lists, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def inspect(reference: str) -> Inspection:
+    """Look at a model without loading its weights.
+
+    Args:
+        reference: ``demo``, a Hugging Face directory, a hub id, a GGUF file, or a config.json.
+
+    Raises:
+        UserError: it cannot be found or read, or bitquilt has no exact canonical form for it.
+    """
+    return summarize(open_checkpoint(reference))
+
+
+def summarize(checkpoint: Checkpoint) -> Inspection:
+    """The inspection of an open checkpoint."""
+    parts = tuple(_part(name, checkpoint) for name in PARTS)
+    return Inspection(
+        name=checkpoint.name,
+        architecture=checkpoint.original_config["model_type"],
+        canonical_architecture=checkpoint.config["model_type"],
+        parameters=sum(part.parameters for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        dtype=checkpoint.source_dtype,
+        context=checkpoint.config["max_position_embeddings"],
+        layers=checkpoint.layers,
+        hidden_size=checkpoint.config["hidden_size"],
+        tied=checkpoint.tied,
+        parts=parts,
+        findings=checkpoint.findings,
+    )
+
+
+def part_of(tensor: str) -> str:
+    """The part that a tensor belongs to."""
+    if tensor.startswith(EMBEDDING):
+        return "embedding"
+    if tensor.startswith(HEAD):
+        return "head"
+    if tensor.endswith("norm.weight"):
+        return "norms"
+    return "attention" if ".self_attn." in tensor else "mlp"
+
+
+def _part(name: str, checkpoint: Checkpoint) -> Part:
+    """Tensors that the rewrite added are not in the source and count nothing."""
+    tensors = [t for t in checkpoint.shapes if part_of(t) == name and checkpoint.source_bytes[t]]
+    return Part(
+        name=name,
+        tensors=len(tensors),
+        parameters=sum(math.prod(checkpoint.shapes[t]) for t in tensors),
+        bytes=sum(checkpoint.source_bytes[t] for t in tensors),
+    )

@@ -1,0 +1,253 @@
+"""A Hugging Face directory as a checkpoint, and a config without weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitquilt.errors import UserError
+from bitquilt.models import canonical, layout
+from bitquilt.models.audit import audit, audit_template
+from bitquilt.models.canonical import Canonical
+from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
+from bitquilt.models.fingerprint import fingerprint
+from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.tensors import checked, dominant_dtype
+from bitquilt.runtime.files import read_json
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TEMPLATE_FILE = "chat_template.jinja"
+
+_IGNORED = {
+    r"rotary_emb\.inv_freq$": "RoPE frequencies follow from rope_theta",
+    r"^(model\.)?(vision_tower|vision_model|multi_modal_projector|audio_tower)\.": (
+        "only the language model is kept"
+    ),
+}
+"""Stored tensors without a place in the canonical form, and why that loses nothing of the text."""
+
+
+def open_directory(directory: Path, name: str) -> Checkpoint:
+    """Read a directory's config, headers and tokenizer; weights stay on disk.
+
+    Raises:
+        UserError: something is missing, damaged, contradictory or not supported.
+    """
+    original = read_json(directory / "config.json")
+    form = canonical.canonical(original)
+    files = safetensors.files(directory)
+    if not files:
+        return without_weights(directory, name)
+    stored = {canonical.source_name(raw): (raw, at) for raw, at in safetensors.scan(files).items()}
+    findings = _account_for_every_tensor(form, stored)
+    _compare_shapes(form, stored, original)
+    _require_tokenizer(directory)
+    template, where = chat_template(directory)
+    sources = {tensor: stored[o.source][1] for tensor, o in form.origins.items() if o.source}
+    nbytes = {t: sources[t].nbytes if t in sources else 0 for t in form.shapes}
+    dtypes = {tensor: source.dtype for tensor, source in sources.items()}
+    beside = [directory / file for file in (*TOKENIZER_FILES, TEMPLATE_FILE)]
+    return Checkpoint(
+        name=name,
+        config=form.config,
+        original_config=original,
+        shapes=form.shapes,
+        reader=_reader(form, stored),
+        source_dtype=dominant_dtype(dtypes, nbytes),
+        tokenizer_dir=directory,
+        chat_template=template,
+        generation_config=_generation_config(directory),
+        findings=(
+            *audit(original, form.config, form.shapes),
+            *audit_template(template, where),
+            *findings,
+        ),
+        fingerprint=fingerprint(
+            form.config, form.shapes, [*files, *(file for file in beside if file.exists())]
+        ),
+        source_bytes=nbytes,
+    )
+
+
+def without_weights(directory: Path, name: str) -> Checkpoint:
+    """What a directory says of a model without its weights: shapes, tokenizer if there is one."""
+    described = from_config(read_json(directory / "config.json"), name)
+    if not (directory / "tokenizer.json").exists():
+        return described
+    _require_tokenizer(directory)
+    template, where = chat_template(directory)
+    return replace(
+        described,
+        tokenizer_dir=directory,
+        chat_template=template,
+        generation_config=_generation_config(directory),
+        findings=(*described.findings, *audit_template(template, where)),
+    )
+
+
+def from_config(config: dict[str, Any], name: str) -> Checkpoint:
+    """A checkpoint without weights: its shapes follow from the config, its ``load`` raises.
+
+    Raises:
+        UserError: the architecture, or one field of it, has no exact canonical form.
+    """
+    form = canonical.canonical(config)
+    dtype = _stated_dtype(config)
+    width = {"F32": 4, "BF16": 2, "F16": 2}[dtype]
+    nbytes = {
+        tensor: width * torch.Size(shape).numel() if form.origins[tensor].source else 0
+        for tensor, shape in form.shapes.items()
+    }
+
+    def no_weights(tensor: str) -> torch.Tensor:
+        raise UserError(
+            f"{name} is a config without weights, so {tensor} cannot be read; "
+            "plan works on a config, everything else needs the safetensors files"
+        )
+
+    return Checkpoint(
+        name=name,
+        config=form.config,
+        original_config=config,
+        shapes=form.shapes,
+        reader=no_weights,
+        source_dtype=dtype,
+        tokenizer_dir=None,
+        chat_template=None,
+        generation_config={},
+        findings=audit(config, form.config, form.shapes),
+        fingerprint=fingerprint(form.config, form.shapes, []),
+        source_bytes=nbytes,
+    )
+
+
+def chat_template(directory: Path) -> tuple[str | None, str | None]:
+    """The chat template and the file that holds it; (None, None) for a model without one.
+
+    A file of its own wins over tokenizer_config.json, as in transformers.
+    """
+    alone = directory / TEMPLATE_FILE
+    if alone.exists():
+        return alone.read_text(encoding="utf-8"), TEMPLATE_FILE
+    stated = read_json(directory / "tokenizer_config.json").get("chat_template")
+    if isinstance(stated, list):
+        named = {entry["name"]: entry["template"] for entry in stated}
+        stated = named.get("default")
+    return (stated, "tokenizer_config.json") if stated else (None, None)
+
+
+def _generation_config(directory: Path) -> dict[str, Any]:
+    path = directory / "generation_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+Stored = dict[str, tuple[str, safetensors.Stored]]
+"""Source name without wrapper prefix → (name in the file, where it is)."""
+
+
+def _reader(form: Canonical, stored: Stored) -> Callable[[str], torch.Tensor]:
+    def read(name: str) -> torch.Tensor:
+        origin = form.origins[name]
+        if origin.source is None:
+            return torch.ones(form.shapes[name])
+        raw, at = stored[origin.source]
+        tensor = checked(safetensors.read(raw, at), name, form.shapes[name], at.file)
+        return canonical.apply(origin, tensor)
+
+    return read
+
+
+def _account_for_every_tensor(form: Canonical, stored: Stored) -> list[Finding]:
+    """Findings for tensors left out; UserError for missing ones and for ones without a place."""
+    wanted = {origin.source for origin in form.origins.values() if origin.source}
+    missing = [name for name in wanted if name not in stored]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(wanted)} tensors that config.json asks for are not in the "
+            f"weights, among them {min(missing)}; download the checkpoint again"
+        )
+    findings = []
+    ignored: dict[str, list[str]] = {}
+    for name in stored.keys() - wanted:
+        if name == f"{HEAD}.weight" and form.config["tie_word_embeddings"]:
+            findings.append(_duplicate_head(stored))
+            continue
+        because = next((why for kind, why in _IGNORED.items() if re.search(kind, name)), None)
+        if because is None:
+            raise UserError(
+                f"{name} ({list(stored[name][1].shape)}) has no place in a "
+                f"{form.config['model_type']} model, and leaving it out would change the model; "
+                "check model_type in config.json"
+            )
+        ignored.setdefault(because, []).append(name)
+    for because, tensors in sorted(ignored.items()):
+        others = f" and {len(tensors) - 1} more like it" if len(tensors) > 1 else ""
+        findings.append(Finding(min(tensors), f"Not used{others}: {because}."))
+    return findings
+
+
+def _duplicate_head(stored: Stored) -> Finding:
+    """A stored head of a tied model must be the embedding; 64 spread rows decide."""
+    head, embedding = stored[f"{HEAD}.weight"], stored[f"{EMBEDDING}.weight"]
+    count = min(embedding[1].shape[0], head[1].shape[0])
+    rows = [i * count // 64 for i in range(64)]
+    same = head[1].shape == embedding[1].shape and torch.equal(
+        safetensors.read_rows(*head, rows), safetensors.read_rows(*embedding, rows)
+    )
+    if not same:
+        raise UserError(
+            "tie_word_embeddings is true, but lm_head.weight differs from "
+            "model.embed_tokens.weight; set it to false in config.json to use the stored head"
+        )
+    return Finding(
+        "lm_head.weight", "Not used: a copy of the embedding, which is tied to the head."
+    )
+
+
+def _compare_shapes(form: Canonical, stored: Stored, original: dict[str, Any]) -> None:
+    dims = layout.letters(form.config)
+    for name, origin in form.origins.items():
+        if origin.source is None:
+            continue
+        at = stored[origin.source][1]
+        expected = form.shapes[name]
+        if at.shape == expected:
+            continue
+        fields = {
+            _field(letter, original)
+            for i, letter in enumerate(dims[name])
+            if i >= len(at.shape) or at.shape[i] != expected[i]
+        }
+        raise UserError(
+            f"{origin.source} is {list(at.shape)} in {at.file.name}, but config.json asks for "
+            f"{list(expected)} by {' and '.join(sorted(fields))}; "
+            "config and weights are not of the same model"
+        )
+
+
+def _field(letter: str, original: dict[str, Any]) -> str:
+    """The config field that decides a dimension, by the name that the original config uses."""
+    if letter == "M" and original.get("model_type") == "llama4_text":
+        return "intermediate_size_mlp"
+    return layout.FIELDS[letter]
+
+
+def _require_tokenizer(directory: Path) -> None:
+    for file in TOKENIZER_FILES:
+        if not (directory / file).exists():
+            raise UserError(
+                f"{directory} has no {file}; copy the tokenizer's files there, or write them with "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            )
+        read_json(directory / file)  # damage is found here, before any work
+
+
+def _stated_dtype(config: dict[str, Any]) -> str:
+    """The dtype that a config states; checkpoints that state none are in float32."""
+    stated = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    return {"bfloat16": "BF16", "float16": "F16"}.get(stated.removeprefix("torch."), "F32")

@@ -1,0 +1,128 @@
+"""Tensors of a Hugging Face directory: one safetensors file or many, read one at a time.
+
+Format: https://huggingface.co/docs/safetensors, sharded by ``model.safetensors.index.json``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from bitquilt.errors import UserError
+from bitquilt.runtime.files import read_json
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor as the file has it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """``F32``, ``BF16``, ``F16``, or another safetensors name."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file.
+
+        Raises:
+            UserError: the dtype is not a floating-point one that bitquilt reads.
+        """
+        if self.dtype not in _BYTES:
+            raise UserError(
+                f"{self.file} stores weights as {self.dtype}, and bitquilt reads F32, BF16 and "
+                "F16; give the original checkpoint"
+            )
+        return math.prod(self.shape) * _BYTES[self.dtype]
+
+
+def files(directory: Path) -> list[Path]:
+    """The directory's safetensors files, in the index's order; empty where it has no weights.
+
+    Raises:
+        UserError: the index names a file that is missing, or the weights are pickled.
+    """
+    if (directory / INDEX).exists():
+        weight_map = read_json(directory / INDEX).get("weight_map", {})
+        found = [directory / name for name in dict.fromkeys(weight_map.values())]
+    elif (directory / SINGLE).exists():
+        found = [directory / SINGLE]
+    else:
+        found = sorted(directory.glob("*.safetensors"))
+    for file in found:
+        if not file.exists():
+            raise UserError(f"{INDEX} names {file.name}, which is not in {directory}; download it")
+    if not found and any(directory.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"{directory} has weights only as pytorch_model.bin; load it with transformers and "
+            "save_pretrained it to get safetensors"
+        )
+    return found
+
+
+def scan(paths: list[Path]) -> dict[str, Stored]:
+    """Read the headers: stored tensor name → where it is, in file order.
+
+    Raises:
+        UserError: a file is truncated or unreadable.
+    """
+    found: dict[str, Stored] = {}
+    for path in paths:
+        with _open(path) as handle:
+            for name in handle.offset_keys():
+                view = handle.get_slice(name)
+                found[name] = Stored(path, tuple(view.get_shape()), view.get_dtype())
+    return found
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What a file's header says besides its tensors.
+
+    Raises:
+        UserError: the file is truncated or unreadable.
+    """
+    with _open(path) as handle:
+        return handle.metadata() or {}
+
+
+def read(name: str, stored: Stored) -> torch.Tensor:
+    """One tensor as float32.
+
+    Raises:
+        UserError: the file cannot be read any more.
+    """
+    with _open(stored.file) as handle:
+        try:
+            tensor: torch.Tensor = handle.get_tensor(name)
+        except SafetensorError as error:
+            raise UserError(
+                f"{name} cannot be read from {stored.file} ({error}); the file was changed after "
+                "it was opened: run the command again"
+            ) from error
+    # clone: a float32 tensor would otherwise be a view of the mapped file
+    return tensor.to(torch.float32) if tensor.dtype != torch.float32 else tensor.clone()
+
+
+def read_rows(name: str, stored: Stored, rows: list[int]) -> torch.Tensor:
+    """Some rows of a matrix as float32, [len(rows), C]."""
+    with _open(stored.file) as handle:
+        view = handle.get_slice(name)
+        return torch.cat([view[row : row + 1].to(torch.float32) for row in rows])
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); it is truncated or damaged: download it again"
+        ) from error

@@ -1,0 +1,48 @@
+"""MLX affine types: groups of 32, 64 or 128 weights on evenly spaced levels scale · code + bias.
+
+    weight    uint32 [R, C bits / 32]   the codes of a row as one little-endian stream of bits
+    scales    bfloat16 [R, C / group]
+    biases    bfloat16 [R, C / group]
+
+Letters: R rows, C columns, N = C / group groups along a row, g weights in a group.
+Source: ml-explore/mlx, mlx/backend/cpu/quantized.cpp (quantize, extract_bits). mx.quantize keeps
+scales in the dtype of its input; bitquilt always gives it bfloat16, as published models do.
+"""
+
+from __future__ import annotations
+
+from bitquilt.qtypes.mlx_stream import from_stream, to_stream
+from bitquilt.qtypes.qtype import Fields, Levels, Packed, ScalarQuantType, register
+
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+
+
+class Affine(ScalarQuantType):
+    """One pair of bits and group size."""
+
+    targets = frozenset({"mlx"})
+
+    def __init__(self, bits: int, group: int) -> None:
+        self.name = f"{bits}bit-g{group}"
+        self.width = bits
+        self.low, self.high = 0, (1 << bits) - 1
+        self.block = group
+        self.block_bits = bits * group + 2 * 16
+
+    def unpack(self, packed: Packed) -> Fields:
+        """``codes`` uint8 [R, C] in 0 … 2^bits - 1, ``scales`` and ``biases`` bfloat16 [R, N]."""
+        codes = from_stream(packed["weight"], self.width)
+        return {"codes": codes, "scales": packed["scales"], "biases": packed["biases"]}
+
+    def pack(self, fields: Fields) -> Packed:
+        words = to_stream(fields["codes"], self.width)
+        return {"weight": words, "scales": fields["scales"], "biases": fields["biases"]}
+
+    def levels(self, fields: Fields) -> Levels:
+        return Levels(fields["scales"].float(), fields["biases"].float())
+
+
+for bits in BITS:
+    for group in GROUPS:
+        register(Affine(bits, group))

@@ -1,0 +1,150 @@
+"""A type: the storage format of one matrix, its exact cost, and the way onto it and back.
+
+Letters: R rows (outputs), C columns (inputs), B blocks along a row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitquilt.errors import UserError
+from bitquilt.qtypes.rows import by_rows
+
+Packed = dict[str, Tensor]
+"""A matrix as it is stored. GGUF types: ``{"data": uint8 [R, row_bytes]}``. MLX types: ``weight``
+(uint32 words [R, C * bits / 32]), ``scales`` and ``biases`` ([R, C / group]) as mlx names them.
+The floats BF16 and F32, which both files hold: ``{"weight": [R, C]}`` in that dtype.
+Rows are independent in every type: permuting those of a matrix permutes those of its parts."""
+
+PackedSource = Callable[[str, str], Packed]
+"""(module path, type name) → the matrix as stored; asked for one matrix at a time."""
+
+Fields = dict[str, Tensor]
+"""The same matrix taken apart into numbers: ``codes`` [R, C] (or [R, C / n] where one code stands
+for n weights) and the scales of each block. Each type's ``unpack`` says which, with shapes."""
+
+
+class QuantType(ABC):
+    """One storage format. Instances are immutable and registered by name."""
+
+    name: str
+    """``Q4_K``, ``4bit-g64``: what recipes say."""
+    targets: frozenset[str]
+    """The file formats that can hold it: ``gguf``, ``mlx``."""
+    block: int
+    """Weights in a block along a row; the row length must be a multiple of it."""
+    block_bits: int
+    """Bits that one block occupies in the file, scales included."""
+
+    @property
+    def bits(self) -> float:
+        """Exact bits per weight."""
+        return self.block_bits / self.block
+
+    def fits(self, columns: int) -> bool:
+        """Whether a row of that length can be stored on this type."""
+        return columns % self.block == 0
+
+    def nbytes(self, rows: int, columns: int) -> int:
+        """Exact bytes of a matrix in the file, alignment excluded."""
+        self.check_fits(columns)
+        return rows * (columns // self.block) * self.block_bits // 8
+
+    def check_fits(self, columns: int) -> None:
+        """Refuse a row length that the type cannot store.
+
+        Raises:
+            UserError: the row is not a whole number of blocks.
+        """
+        if not self.fits(columns):
+            raise UserError(
+                f"{self.name} stores rows in blocks of {self.block} and cannot take a row of "
+                f"{columns}; choose a type whose block divides {columns}"
+            )
+
+    @abstractmethod
+    def unpack(self, packed: Packed) -> Fields:
+        """Stored bytes to numbers; loses nothing."""
+
+    @abstractmethod
+    def pack(self, fields: Fields) -> Packed:
+        """Numbers to stored bytes: the exact inverse of :meth:`unpack`."""
+
+    @abstractmethod
+    def decode(self, fields: Fields) -> Tensor:
+        """The float32 [R, C] matrix that the numbers stand for, on the device they are on."""
+
+    def dequantize(self, packed: Packed) -> Tensor:
+        """The float32 [R, C] matrix that the engine computes with."""
+        row_bytes = sum(part[0].nbytes for part in packed.values())
+        columns = 8 * row_bytes // self.block_bits * self.block
+
+        def decode_rows(*parts: Tensor) -> Tensor:
+            return self.decode(self.unpack(dict(zip(packed, parts, strict=True))))
+
+        return torch.cat(by_rows(decode_rows, columns, *packed.values()))
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Where the weights of a matrix may go once its scales are fixed: step · value + offset.
+
+    Each of the n steps of a row serves C / n neighbouring columns.
+    """
+
+    steps: Tensor
+    """float32 [R, n]."""
+    offsets: Tensor | None
+    """float32 [R, n]; None is zero."""
+
+    def of(self, values: Tensor) -> Tensor:
+        """The levels [R, C] of values [R, C]."""
+        # [R, C] -> [R, n, C / n]
+        spread = torch.unflatten(values, 1, (self.steps.shape[1], -1)) * self.steps.unsqueeze(-1)
+        return (spread if self.offsets is None else spread + self.offsets.unsqueeze(-1)).flatten(1)
+
+
+class ScalarQuantType(QuantType):
+    """A type that rounds every weight by itself: one code a weight, one line of levels a block."""
+
+    low: int
+    """The smallest code."""
+    high: int
+    """The largest."""
+    table: tuple[float, ...] | None = None
+    """What code ``low + i`` stands for; None where codes stand for themselves."""
+
+    @abstractmethod
+    def levels(self, fields: Fields) -> Levels:
+        """The line of levels of each block, from the scales alone."""
+
+    def values(self, codes: Tensor) -> Tensor:
+        """What codes stand for before scaling, float32 of their shape."""
+        if self.table is None:
+            return codes.float()
+        table = torch.tensor(self.table, dtype=torch.float32, device=codes.device)
+        return table[codes.int() - self.low]
+
+    def decode(self, fields: Fields) -> Tensor:
+        return self.levels(fields).of(self.values(fields["codes"]))
+
+
+_REGISTRY: dict[str, QuantType] = {}
+
+
+def register(qtype: QuantType) -> QuantType:
+    """Add a type; its module does so at import."""
+    if qtype.name in _REGISTRY:
+        raise ValueError(f"type {qtype.name} registered twice")
+    _REGISTRY[qtype.name] = qtype
+    return qtype
+
+
+def registered() -> dict[str, QuantType]:
+    """Every type by name, in the order of registration."""
+    return dict(_REGISTRY)

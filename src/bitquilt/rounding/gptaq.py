@@ -1,0 +1,103 @@
+"""What a matrix should be once the matrices before it are rounded: asymmetric calibration.
+
+Rounding upstream turns a matrix's input x into x̂, and the residual stream h that its output is
+added to into ĥ. The rounded matrix V is then wanted to give V x̂ = W x + (h − ĥ): the output of the
+full-precision model and, where it is added to the stream, what the stream lacks. In least squares
+V = W + S Ĥ⁻¹, with Ĥ = E[x̂ x̂ᵀ] and S = W E[(x − x̂) x̂ᵀ] + E[(h − ĥ) x̂ᵀ]. The term of x − x̂ is
+that of GPTAQ (Li et al. 2025) and Qronos (Zhang et al. 2025).
+
+The text is a sample: of S Ĥ⁻¹, as much is added as two halves of the text agree on.
+
+Letters: T tokens, R rows of a matrix, C columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bitquilt.rounding.hessian import Factor
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How one input and the residual stream drift apart in two models, summed over tokens."""
+
+    hessian: Tensor
+    """Σ x̂ x̂ᵀ, [C, C]."""
+    inputs: Tensor
+    """Σ (x − x̂) x̂ᵀ, [C, C]."""
+    stream: Tensor
+    """Σ (h − ĥ) x̂ᵀ, [R, C]; zero where the output is not what is added to the stream."""
+    tokens: int
+
+    @classmethod
+    def of(cls, original: Tensor, quantized: Tensor, lacking: Tensor) -> Drift:
+        """The sums over a few tokens.
+
+        Args:
+            original: x, [T, C].
+            quantized: x̂, [T, C].
+            lacking: h − ĥ, [T, R].
+        """
+        return cls(
+            quantized.T @ quantized,
+            (original - quantized).T @ quantized,
+            lacking.T @ quantized,
+            len(quantized),
+        )
+
+    def __add__(self, other: Drift) -> Drift:
+        return Drift(
+            self.hessian + other.hessian,
+            self.inputs + other.inputs,
+            self.stream + other.stream,
+            self.tokens + other.tokens,
+        )
+
+    @property
+    def second_moment(self) -> Tensor:
+        """Ĥ, [C, C]."""
+        return self.hessian / self.tokens
+
+    def shift(self, weight: Tensor) -> Tensor:
+        """S, [R, C]: E[(what V = W leaves wanting) x̂ᵀ]."""
+        return (weight @ self.inputs + self.stream) / self.tokens
+
+    def excess(self, error: Tensor, weight: Tensor) -> float:
+        """How much more E‖W x + (h − ĥ) − V x̂‖² is with V = W + error than with V = W.
+
+        Args:
+            error: V − W, [R, C].
+            weight: W, [R, C].
+        """
+        gradient = error @ self.second_moment - 2 * self.shift(weight)
+        return float((gradient * error).sum())
+
+
+def corrected(weight: Tensor, halves: tuple[Drift, Drift], factor: Factor) -> Tensor:
+    """The matrix [R, C] to round: W + ρ S (Ĥ + λ)⁻¹.
+
+    λ is the damping of the factor, which pulls towards W; ρ is the correlation of what each half
+    of the text asks for, S (Ĥ + λ)⁻¹ᐟ² (docs/decisions/refining.md).
+
+    Args:
+        weight: W, [R, C].
+        halves: moments over two halves of the text.
+        factor: of Ĥ over all of it, the one input of the matrix.
+    """
+    one, other = (_whitened(half.shift(weight), factor) for half in halves)
+    share = F.cosine_similarity(one.flatten(), other.flatten(), dim=0).clamp_min(0)
+    whole = _whitened((halves[0] + halves[1]).shift(weight), factor)
+    step: Tensor = torch.linalg.solve_triangular(factor.upper.mT, whole, upper=False)
+    return weight + share * factor.restored(step)[0].T
+
+
+def _whitened(shift: Tensor, factor: Factor) -> Tensor:
+    """U⁻¹ Sᵀ, [1, C, R] in the factor's order, for Ĥ + λ = U Uᵀ."""
+    columns = factor.ordered(shift.T.unsqueeze(0))
+    white: Tensor = torch.linalg.solve_triangular(factor.upper, columns, upper=True)
+    return white

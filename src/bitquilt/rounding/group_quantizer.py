@@ -1,0 +1,223 @@
+"""Rounding eight columns of many rows at once, onto levels whose scales are fixed.
+
+Error feedback and coordinate descent ask the same question of every type: which codes come closest
+to these targets, in the metric of the Hessian? Codes travel as int16 [K, N] per group of columns,
+whatever a type makes of them.
+
+Letters: L inputs, N rows of each (of one or several matrices and types), C columns, G = C / 8
+groups of columns, K numbers that code one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bitquilt.qtypes.iquants import Codebook, codebook
+from bitquilt.qtypes.qtype import Fields, QuantType, ScalarQuantType
+from bitquilt.rounding import kernels
+from bitquilt.rounding.codebooks import nearest_patterns
+from bitquilt.rounding.hessian import GROUP
+from bitquilt.rounding.row_batches import Piece, Run, stacked
+from bitquilt.rounding.tables import Table
+
+CELLS = 4
+"""Of the lookup, per unit: the middles between uneven levels are whole quarters at the finest."""
+
+
+class Rounder(ABC):
+    """The levels of the rows of L inputs."""
+
+    width: int
+    """K."""
+
+    @abstractmethod
+    def scales(self, groups: slice) -> Sequence[Tensor]:
+        """What levels are made of: for each of some groups, as ordered, float32 [L, N] each."""
+
+    @abstractmethod
+    def propose(
+        self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Codes int16 [L, K, N] and levels float32 [L, 8, N] near targets [L, 8, N].
+
+        Near means ‖Tᵀ (target − level)‖² small, T [8, 8] an upper triangular one of ``triangles``.
+
+        Args:
+            scales: of those eight columns, float32 [L, N] each.
+            target: float32 [L, 8, N].
+            triangles: float32 [L, 8, 8].
+        """
+
+    @staticmethod
+    @abstractmethod
+    def fields(qtype: QuantType, codes: Tensor) -> Fields:
+        """The code fields of rows of one type from codes [G, K, R], groups in their own order."""
+
+    @staticmethod
+    @abstractmethod
+    def codes(fields: Fields) -> Tensor:
+        """The inverse of :meth:`fields`, int16 [G, K, R]."""
+
+
+def rounder_of(runs: Sequence[Run], groups: Tensor) -> Rounder:
+    """The rounder for rows of L inputs, whose types are all of one kind.
+
+    Args:
+        runs: the rows of each input; their codes are ignored.
+        groups: the order of rounding, int64 [L, G].
+    """
+    kind = PatternRounder if isinstance(runs[0][0].qtype, Codebook) else LevelRounder
+    return kind(runs, groups)
+
+
+class LevelRounder(Rounder):
+    """Types that code every weight by itself: each column makes up for those before it.
+
+    All of them have the same table of values, or none.
+    """
+
+    width = GROUP
+
+    def __init__(self, runs: Sequence[Run], groups: Tensor) -> None:
+        """See :func:`rounder_of`."""
+        lines = [[_scalar(piece).levels(piece.fields) for piece in run] for run in runs]
+        self._steps = _by_place([[line.steps for line in of] for of in lines], groups)
+        self._inverse = torch.where(self._steps == 0, 0.0, 1 / self._steps)
+        offsets = [
+            [torch.zeros_like(n.steps) if n.offsets is None else n.offsets for n in of]
+            for of in lines
+        ]
+        self._offsets = _by_place(offsets, groups)
+        self._low = _each_row([[_scalar(piece).low for piece in run] for run in runs], runs)
+        self._high = _each_row([[_scalar(piece).high for piece in run] for run in runs], runs)
+        table = _scalar(runs[0][0]).table
+        self._table = None if table is None else Table(table, CELLS)
+
+    def scales(self, groups: slice) -> Sequence[Tensor]:
+        """See :meth:`Rounder.scales`: steps, their inverses and offsets."""
+        return self._steps[groups], self._inverse[groups], self._offsets[groups]
+
+    def propose(
+        self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Rounder.propose`."""
+        if kernels.serve(target):
+            ends = self._low, self._high
+            return kernels.round_levels(scales, target, triangles, ends, self._table)
+        step, inverse, offset = (each.unsqueeze(1) for each in scales)
+        # all eight columns of a row have one step: in units of it, levels are whole numbers
+        wanted = (target - offset).mul_(inverse)
+        values = wanted.clone()
+        # how much of its miss each column hands on to those after it, [L, 8, 8, 1]
+        shares = (triangles / triangles.diagonal(dim1=1, dim2=2).unsqueeze(1)).unsqueeze(3)
+        for j in range(GROUP):
+            own, later = slice(j, j + 1), slice(j + 1, GROUP)
+            self._to_nearest(values[:, own])
+            if j + 1 < GROUP:
+                values[:, later].addcmul_(shares[:, j, later], wanted[:, own] - values[:, own])
+        codes = values if self._table is None else self._table.codes(values.clone())
+        return codes.to(torch.int16), torch.addcmul(offset, values, step)
+
+    @staticmethod
+    def fields(qtype: QuantType, codes: Tensor) -> Fields:
+        """See :meth:`Rounder.fields`."""
+        assert isinstance(qtype, ScalarQuantType)
+        dtype = torch.int8 if qtype.low < 0 else torch.uint8
+        # [G, 8, R] -> [C, R] -> [R, C]
+        return {"codes": codes.flatten(0, 1).T.to(dtype).contiguous()}
+
+    @staticmethod
+    def codes(fields: Fields) -> Tensor:
+        """See :meth:`Rounder.codes`."""
+        # [R, C] -> [C, R] -> [G, 8, R]
+        return torch.unflatten(fields["codes"].T.to(torch.int16), 0, (-1, GROUP))
+
+    def _to_nearest(self, numbers: Tensor) -> None:
+        """Move numbers [L, 1, N], in units of steps, to what the nearest codes stand for."""
+        if self._table is None:
+            numbers.round_().clamp_(self._low, self._high)
+        else:
+            numbers.copy_(self._table.levels(numbers))
+
+
+class PatternRounder(Rounder):
+    """An i-quant with a codebook: the eight columns of a group are one vector."""
+
+    def __init__(self, runs: Sequence[Run], groups: Tensor) -> None:
+        """See :func:`rounder_of`; all rows are of one type."""
+        self._qtype = _codebook(runs[0][0])
+        steps = [[_codebook(piece).steps(piece.fields) for piece in run] for run in runs]
+        self._steps = _by_place(steps, groups)
+        self._halves = GROUP // codebook(self._qtype.name).shape[1]
+        self.width = self._halves + 1
+
+    def scales(self, groups: slice) -> Sequence[Tensor]:
+        """See :meth:`Rounder.scales`: steps."""
+        return (self._steps[groups],)
+
+    def propose(
+        self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Rounder.propose`."""
+        (steps,) = scales
+        if kernels.serve(target):
+            return kernels.round_patterns(self._qtype, target, steps, triangles)
+        codes, signs, levels = nearest_patterns(self._qtype, target, steps, triangles)
+        return torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1), levels
+
+    @staticmethod
+    def fields(qtype: QuantType, codes: Tensor) -> Fields:
+        """See :meth:`Rounder.fields`."""
+        patterns, signs = codes[:, :-1], codes[:, -1]
+        # [G, H, R] -> [G H, R] -> [R, G H]
+        return {
+            "codes": patterns.flatten(0, 1).T.contiguous(),
+            "signs": signs.T.to(torch.uint8).contiguous(),
+        }
+
+    @staticmethod
+    def codes(fields: Fields) -> Tensor:
+        """See :meth:`Rounder.codes`."""
+        signs = fields["signs"].T.to(torch.int16).unsqueeze(1)
+        # [R, G H] -> [G H, R] -> [G, H, R]
+        patterns = torch.unflatten(fields["codes"].T.to(torch.int16), 0, (len(signs), -1))
+        return torch.cat([patterns, signs], 1)
+
+
+def _scalar(piece: Piece) -> ScalarQuantType:
+    assert isinstance(piece.qtype, ScalarQuantType)
+    return piece.qtype
+
+
+def _codebook(piece: Piece) -> Codebook:
+    assert isinstance(piece.qtype, Codebook)
+    return piece.qtype
+
+
+def _by_place(fields: Sequence[Sequence[Tensor]], groups: Tensor) -> Tensor:
+    """Steps [R, n] of every piece of L runs, of C / n columns each → [G, L, N], G as ordered."""
+    count = groups.shape[1]
+    runs = []
+    for own, order in zip(fields, groups, strict=True):
+        by_group = [field.T.repeat_interleave(count // field.shape[1], 0) for field in own]
+        runs.append(torch.cat(by_group, 1)[order])
+    return stacked(runs).transpose(0, 1).contiguous()
+
+
+def _each_row(numbers: Sequence[Sequence[int]], runs: Sequence[Run]) -> Tensor:
+    """The number of its piece for every row, float32 [L, 1, N]."""
+    rows = [
+        torch.cat(
+            [
+                piece.weight.new_full((1, len(piece.weight)), n)
+                for n, piece in zip(own, run, strict=True)
+            ],
+            1,
+        )
+        for own, run in zip(numbers, runs, strict=True)
+    ]
+    return stacked(rows)

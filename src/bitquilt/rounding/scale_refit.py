@@ -1,0 +1,108 @@
+"""Refit of the scales a row stores in floating point, with its codes as they are.
+
+A decoded row is linear in them (d, dmin, m; MLX's scales and biases), so the best under the whole
+Hessian solve a small system per row. They are rounded to what the file stores, and a row keeps its
+old ones where that made it worse.
+
+Letters: R rows, C columns, B blocks that a field has along a row, P floats of a row in all fields.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitquilt.qtypes.qtype import Fields, QuantType
+from bitquilt.rounding import kernels
+
+RIDGE = 1e-5
+"""Of the diagonal of a row's system: what two floats share leaves it nearly singular."""
+DEVICE_PULLED = 1 << 26
+"""Numbers in memory for all blocks that are worked out together; on a CPU each is alone."""
+
+
+def refit(qtype: QuantType, fields: Fields, weight: Tensor, hessian: Tensor) -> Fields:
+    """The fields with scales of less error E H Eᵀ, codes unchanged.
+
+    Args:
+        qtype: of the fields.
+        fields: of R rows.
+        weight: float32 [R, C].
+        hessian: damped, float32 [C, C].
+    """
+    floats = {name: field for name, field in fields.items() if field.is_floating_point()}
+    if not floats:
+        return fields
+    shares = [_share(qtype, fields, floats, name) for name in floats]
+    pull = (weight - qtype.decode(fields)) @ hessian
+    # what a unit of each float would gain, and how two of them interact
+    gains = torch.cat([_by_block(pull, share) for share in shares], 1)
+    system = _interactions(shares, hessian)
+    old = torch.cat([field.float() for field in floats.values()], 1)
+    new = _stored(old + _solved(system, gains), floats)
+    moved = torch.cat([field.float() for field in new.values()], 1) - old
+    saved = 2 * (moved * gains).sum(1) - torch.einsum("rp,rpq,rq->r", moved, system, moved)
+    better = (saved > 0).unsqueeze(1)
+    return fields | {name: torch.where(better, new[name], floats[name]) for name in floats}
+
+
+def _share(qtype: QuantType, fields: Fields, floats: Fields, name: str) -> Tensor:
+    """What one unit of a field's floats contributes to each weight: [R, B, C / B]."""
+    unit = {other: torch.full_like(field, other == name) for other, field in floats.items()}
+    # [R, C] -> [R, B, C / B]
+    return torch.unflatten(qtype.decode(fields | unit), 1, (floats[name].shape[1], -1))
+
+
+def _by_block(pull: Tensor, share: Tensor) -> Tensor:
+    """Σ of pull [R, C] times share [R, B, C / B] over each block: [R, B]."""
+    sums: Tensor = torch.linalg.vecdot(pull.view_as(share), share)
+    return sums
+
+
+def _interactions(shares: list[Tensor], hessian: Tensor) -> Tensor:
+    """The system of the floats of all fields, which have as many blocks each: [R, P, P]."""
+    rows, blocks, width = shares[0].shape
+    system = hessian.new_empty(rows, len(shares), blocks, len(shares), blocks)
+    on_cpu = hessian.device.type == "cpu"
+    together = 1 if on_cpu else max(1, DEVICE_PULLED // (rows * hessian.shape[1]))  # n
+    for b in range(0, blocks, together):
+        some = slice(b, b + together)
+        # only from this block on, for the system is symmetric: [n C / B, C'] -> [n, C / B, C']
+        slab = hessian[b * width : some.stop * width, b * width :].unflatten(0, (-1, width))
+        for i, share in enumerate(shares):
+            # [n, R, C'] -> [n, R, B', C / B]
+            pulled = torch.matmul(share[:, some].transpose(0, 1), slab).unflatten(2, (-1, width))
+            for j, other in enumerate(shares):
+                sums = _dots(pulled, other[:, b:])
+                system[:, i, some, j, b:] = sums.transpose(0, 1)
+                system[:, j, b:, i, some] = sums.permute(1, 2, 0)
+    return system.flatten(3, 4).flatten(1, 2)
+
+
+def _dots(pulled: Tensor, share: Tensor) -> Tensor:
+    """Sums over blocks: [n, R, B, C / B] and [R, B, C / B] → [n, R, B]."""
+    if kernels.serve(pulled):
+        return kernels.dots(pulled, share)
+    sums: Tensor = torch.linalg.vecdot(pulled, share)
+    return sums
+
+
+def _solved(system: Tensor, gains: Tensor) -> Tensor:
+    """The change of all floats [R, P] that gains most."""
+    diagonal = system.diagonal(dim1=1, dim2=2)
+    # blocks whose codes are all zero have no say, and no change
+    ridge = (RIDGE * diagonal).clamp_min(torch.finfo(torch.float32).tiny)
+    # one that is not positive definite to the last bit makes numbers that gain nothing
+    lower, _ = torch.linalg.cholesky_ex(system + torch.diag_embed(ridge))
+    change = torch.cholesky_solve(gains.unsqueeze(2), lower).squeeze(2)
+    return torch.nan_to_num(change, 0.0, 0.0, 0.0)
+
+
+def _stored(values: Tensor, floats: Fields) -> Fields:
+    """New floats [R, P] as the fields that they would be stored as."""
+    parts = values.split([field.shape[1] for field in floats.values()], 1)
+    rounded = {}
+    for part, (name, field) in zip(parts, floats.items(), strict=True):
+        stored = torch.float16 if field.dtype == torch.float32 else field.dtype
+        rounded[name] = part.to(stored).to(field.dtype)
+    return rounded

@@ -1,0 +1,258 @@
+"""Sequential correction of a decided mix: every block makes up for the rounding of those before it.
+
+A second pass over calibration text moves two streams of hidden states through the blocks, that of
+the original model and that of the quantized one. The matrices of a block are rounded again one
+input after another, each corrected for what its input has become (:mod:`.gptaq`).
+Where the bank's rounding serves better, by the error against the original's outputs, it stays.
+
+One artefact per block, ``refined/<mix and text>/<block>``: the parts of each matrix under
+``<module>/<part>``, and as facts which rounding was kept. A block that is there is not done again.
+Memory is one block of each model, the moments of one input and the two streams.
+
+Letters: N windows, L tokens in a window, T = N·L tokens, D model width, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor, nn
+
+from bitquilt import qtypes
+from bitquilt.calibration.collect import input_of
+from bitquilt.models.blockwise import BlockwiseModel, batches
+from bitquilt.qtypes.floats import Float
+from bitquilt.qtypes.qtype import Packed, QuantType
+from bitquilt.rounding.gptaq import Drift, corrected
+from bitquilt.rounding.hessian import factorize
+from bitquilt.rounding.layer_bank import Bank
+from bitquilt.rounding.round_layers import Job, round_all
+from bitquilt.runtime.progress import Step
+
+Mix = Mapping[str, str]
+"""Module path → type name."""
+
+BLOCKS = "model.layers."
+ADDED = ("self_attn.o_proj", "mlp.down_proj")
+"""The matrices whose outputs are added to the residual stream."""
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The matrices of a mix: corrected, or, where :meth:`corrects` denies it, the bank's."""
+
+    bank: Bank
+    mix: Mix
+    folder: str
+    """Where its artefacts are in the bank's work directory."""
+
+    def corrects(self, module: str) -> bool:
+        """Whether a matrix is rounded again: those of blocks, but for plain floats."""
+        return module.startswith(BLOCKS) and not isinstance(qtypes.get(self.mix[module]), Float)
+
+    def packed(self, module: str, qtype: str) -> Packed:
+        """The parts of a matrix on the type that the mix gives it, as :meth:`Bank.packed`."""
+        if not self.corrects(module):
+            return self.bank.packed(module, qtype)
+        with self.bank.work.open(self.artefact(_layer(module))) as handle:
+            names = handle.keys()
+            own = [name for name in names if name.startswith(f"{module}/")]
+            return {name.removeprefix(f"{module}/"): handle.get_tensor(name) for name in own}
+
+    def kept(self, layer: int) -> dict[str, str]:
+        """Module → ``refined`` or ``bank``, whichever rounding it has, for a block that is done."""
+        with self.bank.work.open(self.artefact(layer)) as handle:
+            return dict(handle.metadata())
+
+    def artefact(self, layer: int) -> str:
+        """The name of a block's artefact."""
+        return f"{self.folder}/{layer}"
+
+    def weight(self, name: str) -> Tensor:
+        """A canonical tensor of the quantized model; what is yet to be rounded is the original."""
+        module = name.removesuffix(".weight")
+        if module not in self.mix or (self.corrects(module) and not self.done(_layer(module))):
+            return self.bank.checkpoint.load(name)
+        qtype = self.mix[module]
+        return qtypes.get(qtype).dequantize(self.packed(module, qtype))
+
+    def done(self, layer: int) -> bool:
+        """Whether a block has been corrected."""
+        return self.bank.work.has(self.artefact(layer))
+
+
+def _layer(module: str) -> int:
+    """The block that a matrix belongs to."""
+    return int(module.removeprefix(BLOCKS).split(".")[0])
+
+
+@torch.no_grad()
+def refine(
+    bank: Bank, mix: Mix, tokens: Tensor, rounding: str, say: Callable[[str], None], step: Step
+) -> Refined:
+    """Correct a mix, whose cells the bank has, block by block.
+
+    Args:
+        bank: the matrices as rounded one by one.
+        mix: the decided mix, for every matrix of the checkpoint.
+        tokens: int64 [N, L], calibration text, of at least two windows.
+        rounding: one of :data:`bitquilt.rounding.METHODS`.
+        say: told by name what could not be rounded as usual.
+        step: called after each block.
+    """
+    refined = Refined(bank, mix, f"refined/{_key(mix, tokens)}")
+    original = BlockwiseModel(bank.checkpoint)
+    quantized = BlockwiseModel(bank.checkpoint, refined.weight)
+    streams = original.embed(tokens), quantized.embed(tokens)
+    for layer in range(bank.checkpoint.layers):
+        before = original.block(layer)
+        if not refined.done(layer):
+            pair = _Pair(layer, (before, quantized.block(layer)), streams)
+            _refine_block(refined, pair, rounding, say)
+        original.run_all(before, streams[0])
+        quantized.run_all(quantized.block(layer), streams[1])
+        step()
+    return refined
+
+
+def _key(mix: Mix, tokens: Tensor) -> str:
+    """A name for what a correction depends on, besides the settings of the work directory."""
+    digest = hashlib.sha256(json.dumps(sorted(mix.items())).encode())
+    digest.update(tokens.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Pair:
+    """One block in the original and in the quantized model, and the hidden states before it."""
+
+    def __init__(
+        self, layer: int, blocks: tuple[nn.Module, nn.Module], streams: tuple[Tensor, Tensor]
+    ) -> None:
+        """Take a block.
+
+        Args:
+            layer: its number.
+            blocks: one-block models, both with the original weights.
+            streams: hidden states [N, L, D] before it, original and quantized.
+        """
+        self.layer = layer
+        self._blocks = blocks
+        self._streams = streams
+
+    def weight(self, module: str) -> Tensor:
+        """The original matrix [R, C]."""
+        return _linear(self._blocks[0], module).weight
+
+    def replace(self, module: str, matrix: Tensor) -> None:
+        """Give the quantized block a rounded matrix [R, C]."""
+        _linear(self._blocks[1], module).weight = nn.Parameter(matrix, requires_grad=False)
+
+    def drifts(self, module: str) -> tuple[Drift, Drift]:
+        """Moments of what a matrix reads, over either half of the windows."""
+        first, second = zip(*(stream.tensor_split(2) for stream in self._streams), strict=True)
+        return self._drift(module, first), self._drift(module, second)
+
+    def _drift(self, module: str, streams: tuple[Tensor, ...]) -> Drift:
+        """The same over some windows."""
+        reads = [(block, _linear(block, module)) for block in self._blocks]
+        added = module.endswith(ADDED) and not _norms_outputs(self._blocks[0])
+
+        def of(rows: slice) -> Drift:
+            (x, h), (seen, there) = (
+                _read(*read, stream[rows]) for read, stream in zip(reads, streams, strict=True)
+            )
+            return Drift.of(x, seen, h - there if added else h.new_zeros(len(h), 1))
+
+        return reduce(add, map(of, batches(streams[0])))
+
+
+def _linear(block: nn.Module, module: str) -> nn.Linear:
+    """A layer of a one-block model by its module path in the whole model."""
+    linear = block.get_submodule(f"layers.0.{module.removeprefix(BLOCKS).partition('.')[2]}")
+    assert isinstance(linear, nn.Linear)
+    return linear
+
+
+class _Reached(Exception):  # noqa: N818
+    """A forward pass has come to the layer that it was for."""
+
+
+def _read(block: nn.Module, linear: nn.Linear, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """What a linear layer reads [T, C], and the residual stream [T, D] at that point.
+
+    Args:
+        block: the one-block model.
+        linear: a layer of it.
+        hidden: [n, L, D] before the block.
+    """
+    stream, read = [hidden], []
+
+    def stop(_: nn.Module, inputs: tuple[Tensor]) -> None:
+        read.append(inputs[0])
+        raise _Reached
+
+    # the stream between attention and MLP is what the norm before the MLP reads
+    norm = block.get_submodule("layers.0.post_attention_layernorm")
+    hooks = (
+        norm.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0])),
+        linear.register_forward_pre_hook(stop),
+    )
+    with suppress(_Reached):
+        BlockwiseModel.run(block, hidden)
+    for hook in hooks:
+        hook.remove()
+    return read[0].flatten(0, -2), stream[-1].flatten(0, -2)
+
+
+def _norms_outputs(block: nn.Module) -> bool:
+    """Whether outputs are normalized before they are added to the stream, as Gemma 3 does."""
+    return hasattr(block.get_submodule("layers.0"), "post_feedforward_layernorm")
+
+
+def _refine_block(refined: Refined, pair: _Pair, rounding: str, say: Callable[[str], None]) -> None:
+    """Round the matrices of a block again, those of one input together, and write them."""
+    readers: dict[str, list[str]] = {}
+    for module in refined.bank.checkpoint.matrices:
+        if refined.corrects(module) and _layer(module) == pair.layer:
+            readers.setdefault(input_of(module), []).append(module)
+    parts: Packed = {}
+    facts: dict[str, str] = {}
+    for owner, modules in readers.items():
+        halves = pair.drifts(owner)
+        drift = halves[0] + halves[1]
+        factor = factorize(drift.second_moment.unsqueeze(0), [owner], say)
+        jobs = [
+            Job(corrected(pair.weight(module), halves, factor), qtypes.get(refined.mix[module]))
+            for module in modules
+        ]
+        for module, job, one in zip(modules, jobs, round_all(jobs, factor, rounding), strict=True):
+            choices = {
+                "bank": refined.bank.packed(module, job.qtype.name),
+                "refined": job.qtype.pack(one.fields),
+            }
+            facts[module] = _choose(job.qtype, choices, pair, module, drift)
+            kept = choices[facts[module]]
+            parts |= {f"{module}/{part}": tensor.cpu() for part, tensor in kept.items()}
+    refined.bank.work.save(refined.artefact(pair.layer), parts, facts)
+
+
+def _choose(
+    qtype: QuantType, choices: Mapping[str, Packed], pair: _Pair, module: str, drift: Drift
+) -> str:
+    """Put the rounding that comes closest to the original's outputs into the quantized block.
+
+    Returns:
+        its key; the first of equals.
+    """
+    weight = pair.weight(module)
+    matrices = {key: qtype.dequantize(packed).to(weight.device) for key, packed in choices.items()}
+    best = min(matrices, key=lambda key: drift.excess(matrices[key] - weight, weight))
+    pair.replace(module, matrices[best])
+    return best

@@ -1,0 +1,230 @@
+"""Gradient descent on KL(original ‖ mix) over scales and norms, on calibration text.
+
+Some windows are set apart: what was best on them is kept, and the mix as it was rounded if nothing
+was better. Held-out text plays no part, so the closing figures stay honest. mlx-lm's DWQ does the
+same for MLX's scales and biases.
+
+Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint as recompute
+
+from bitquilt import qtypes
+from bitquilt.metrics.kl import LOGIT_TOKENS
+from bitquilt.metrics.teacher import Teacher
+from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale
+from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.qtypes.qtype import Packed, PackedSource
+from bitquilt.rounding.tuning.student import Student
+from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.progress import Step
+from bitquilt.runtime.workdir import WorkDir
+
+RATE = 8e-3
+"""Adam's highest learning rate per root of the KL at the start: errors, and what changes may cost,
+go with that root. Changes are relative (:mod:`bitquilt.rounding.tuning.learned`)."""
+BETAS = (0.9, 0.99)
+WARM_UP = 10
+"""Steps over which the rate rises."""
+BATCH = 8
+"""Windows in a step."""
+APART = 32
+"""Windows set apart, or a quarter of them if there are few."""
+LOOKS = 8
+"""How many times the windows set apart are measured."""
+PATIENCE = 2
+"""How many of these in a row may be worse than the best before it stops."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A mix with other scales and norms, or as it was rounded where tuning did not help."""
+
+    before: float
+    """Mean KL on the windows set apart, nats per token, as rounded."""
+    after: float
+    """The same as it is now."""
+    source: Checkpoint
+    rounded: PackedSource = field(repr=False)
+    learned: Mapping[str, Tensor] = field(repr=False)
+    """Scales under ``<module>/<field>`` and norms under ``<name>/weight``, in the dtypes of the
+    file; empty if untuned."""
+
+    def packed(self, module: str, qtype: str) -> Packed:
+        """The parts of a matrix on its type: the codes as rounded, the scales as learned."""
+        parts, prefix = self.rounded(module, qtype), f"{module}/"
+        own = {n.removeprefix(prefix): t for n, t in self.learned.items() if n.startswith(prefix)}
+        if not own:
+            return parts
+        fields = qtypes.get(qtype).unpack(parts)
+        changed = {name: numbers.to(fields[name]) for name, numbers in own.items()}
+        return qtypes.get(qtype).pack(fields | changed)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The checkpoint with the norms as learned, for whoever writes the file."""
+        return replace(self.source, reader=self._load)
+
+    def _load(self, name: str) -> Tensor:
+        weight = self.learned.get(f"{name}/weight")
+        return self.source.load(name) if weight is None else weight.float()
+
+
+def steps(windows: int) -> int:
+    """How often :func:`tune` calls ``step`` on that many windows, at most."""
+    return (windows - _apart(windows)) // BATCH
+
+
+def tune(
+    checkpoint: Checkpoint,
+    mix: Mapping[str, str],
+    packed: PackedSource,
+    teacher: Teacher,
+    work: WorkDir,
+    say: Callable[[str], None],
+    step: Step,
+) -> Tuned:
+    """Learn scales and norms of a mix, or take what an earlier run learned; the codes stay.
+
+    Args:
+        checkpoint: the original.
+        mix: module path → type name, for every matrix.
+        packed: the matrices as they were rounded.
+        teacher: the original on calibration text, of at least four windows, each read once; the
+            first are set apart.
+        work: gets an artefact ``tuned/<mix, matrices and text>``.
+        say: told what came of it.
+        step: called after each step, at most :func:`steps` times.
+    """
+    artefact = f"tuned/{_key(mix, packed, teacher.tokens)}"
+    if not work.has(artefact):
+        before, after, learned = _learn(checkpoint, mix, packed, teacher, step)
+        work.save(artefact, learned, {"before": repr(before), "after": repr(after)})
+    with work.open(artefact) as handle:
+        before, after = (float(handle.metadata()[name]) for name in ("before", "after"))
+    outcome = f"{after:.4g} tuned" if after < before else "no better tuned, so they stay"
+    say(f"KL on calibration text set apart: {before:.4g} with the scales as rounded, {outcome}")
+    return Tuned(before, after, checkpoint, packed, work.load(artefact))
+
+
+def _key(mix: Mapping[str, str], packed: PackedSource, tokens: Tensor) -> str:
+    """A name for what the result depends on, besides the settings of the work directory."""
+    digest = hashlib.sha256(tokens.cpu().numpy().tobytes())
+    for module, qtype in mix.items():
+        digest.update(f"{module} {qtype}".encode())
+        for part in packed(module, qtype).values():
+            digest.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _learn(
+    checkpoint: Checkpoint,
+    mix: Mapping[str, str],
+    packed: PackedSource,
+    teacher: Teacher,
+    step: Step,
+) -> tuple[float, float, dict[str, Tensor]]:
+    """Mean KL on the windows set apart before and after, and the numbers that were best there."""
+    student = Student(checkpoint, mix, packed, compute_device())
+    model = BlockwiseModel(checkpoint, student.weight)
+    apart = _apart(len(teacher.tokens))
+    judge, lessons = teacher.windows(slice(apart)), teacher.windows(slice(apart, None))
+    before = best = _mean_divergence(model, judge)
+    learned: dict[str, Tensor] = {}
+    worse = 0
+    for _ in _descent(model, student, lessons, RATE * math.sqrt(before), step):
+        now = _mean_divergence(model, judge)
+        if now < best:
+            best, learned, worse = now, student.numbers(), 0
+        elif (worse := worse + 1) == PATIENCE:
+            break
+    return before, best, learned
+
+
+def _apart(windows: int) -> int:
+    return min(APART, windows // 4)
+
+
+def _descent(
+    model: BlockwiseModel, student: Student, lessons: Teacher, rate: float, step: Step
+) -> Iterator[None]:
+    """Adam over all windows once; hands over ``LOOKS`` times on the way, last at the end."""
+    optimizer = torch.optim.Adam(student.changes(), lr=rate, betas=BETAS)
+    total = len(lessons.tokens) // BATCH
+    for index in range(total):
+        optimizer.param_groups[0]["lr"] = rate * _share(index, total)
+        lesson = lessons.windows(slice(index * BATCH, (index + 1) * BATCH))
+        optimizer.zero_grad()
+        with repeatable(model.device):
+            divergence(model, lesson).backward()
+        optimizer.step()
+        step()
+        if (index + 1) * LOOKS // total > index * LOOKS // total:
+            yield
+
+
+def _share(index: int, total: int) -> float:
+    """Of the highest learning rate, at a step: up a line, down a cosine."""
+    return min(1.0, (index + 1) / WARM_UP) * (1 + math.cos(math.pi * index / total)) / 2
+
+
+@torch.no_grad()
+def _mean_divergence(model: BlockwiseModel, teacher: Teacher) -> float:
+    """Mean KL over all tokens, a few windows at a time."""
+    parts = [teacher.windows(rows) for rows in batches(teacher.tokens)]
+    sums = [divergence(model, part).item() * len(part.tokens) for part in parts]
+    return sum(sums) / len(teacher.tokens)
+
+
+def repeatable(device: torch.device) -> AbstractContextManager[None]:
+    """Within, gradients are the same every time: CUDA's faster attention adds up in any order."""
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
+
+
+def divergence(model: BlockwiseModel, teacher: Teacher) -> Tensor:
+    """Mean KL(teacher ‖ model) in nats per token, differentiable in what the weights came from.
+
+    Backward computes everything again but the hidden states between blocks, so that the decoded
+    weights of one block, the table, and the logits of a few tokens are in memory at once.
+    """
+    checkpoint = model.checkpoint
+    table = _again(model.weights, f"{EMBEDDING}.weight")
+    hidden = F.embedding(teacher.tokens.to(model.device), table)
+    hidden = hidden * embedding_scale(checkpoint.config)
+    for index in range(checkpoint.layers):
+        hidden = _again(model.through, index, hidden)
+    hidden = model.final_norm(hidden)
+    head = table if checkpoint.tied else _again(model.head)
+    # [N, L, D] -> [T, D]
+    pairs = zip(
+        hidden.flatten(0, 1).split(LOGIT_TOKENS),
+        teacher.hidden.flatten(0, 1).split(LOGIT_TOKENS),
+        strict=True,
+    )
+    sums = [_again(_divergence_of, own, head, theirs, teacher.head) for own, theirs in pairs]
+    return torch.stack(sums).sum() / teacher.tokens.numel()
+
+
+def _divergence_of(hidden: Tensor, head: Tensor, theirs: Tensor, their_head: Tensor) -> Tensor:
+    """KL summed over tokens [T, D], given both heads [V, D]."""
+    log_q, logits = (hidden @ head.T).log_softmax(-1), theirs @ their_head.T
+    return (logits.softmax(-1) * (logits.log_softmax(-1) - log_q)).sum()
+
+
+def _again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The function's result; what led to it is forgotten, and computed again for gradients."""
+    result: Tensor = recompute(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return result

@@ -1,0 +1,115 @@
+"""A mix whose scales and norms can be learned, its codes as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from bitquilt import qtypes
+from bitquilt.models import names
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.kquants import Signed, WithMins
+from bitquilt.qtypes.qtype import Fields, PackedSource, QuantType
+from bitquilt.rounding.tuning.learned import Learned, Norm, Scales, Stored
+
+SCALE_DTYPES = {"gguf": torch.float16, "mlx": torch.bfloat16}
+"""In which the files of a target store the scales of a type that only they hold."""
+
+
+def scales_of(qtype: QuantType, fields: Fields) -> Iterator[tuple[Fields, Stored]]:
+    """The scales that are learned: those stored in floating point, and integers of K-quants.
+
+    The numbers of BF16 and F32 are codes.
+    """
+    if floats := {n: f for n, f in fields.items() if f.is_floating_point() and n != "codes"}:
+        (target,) = qtype.targets
+        yield floats, Stored(SCALE_DTYPES[target])
+    if isinstance(qtype, WithMins):
+        unsigned = Stored(torch.uint8, 0, qtype.highest_scale)
+        yield {name: fields[name] for name in ("scales", "mins")}, unsigned
+    if isinstance(qtype, Signed):
+        signed = Stored(torch.int8, qtype.lowest_scale, qtype.highest_scale)
+        yield {"scales": fields["scales"]}, signed
+
+
+class Student:
+    """The model that a file would hold, differentiable in what is learned."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        mix: Mapping[str, str],
+        packed: PackedSource,
+        device: torch.device,
+    ) -> None:
+        """Start from a mix as it was rounded.
+
+        Args:
+            checkpoint: gives norms and biases.
+            mix: module path → type name, for every matrix.
+            packed: the rounded matrices.
+            device: where to compute.
+        """
+        self._qtypes = {module: qtypes.get(name) for module, name in mix.items()}
+        self._fixed: dict[str, Fields] = {}
+        self._learned: dict[str, list[Learned]] = {}  # by module path, or by name of a norm
+        for module, qtype in self._qtypes.items():
+            fields = {n: f.to(device) for n, f in qtype.unpack(packed(module, qtype.name)).items()}
+            self._add(module, qtype, fields)
+        self._biases: dict[str, Tensor] = {}
+        stored = Stored(self._norm_dtype())
+        offset = names.norm_offset(checkpoint.config["model_type"])
+        for name, shape in checkpoint.shapes.items():
+            if len(shape) == 1 and name.endswith("norm.weight"):
+                weight = checkpoint.load(name).to(device)
+                self._learned[name] = [Norm(weight, offset, stored)]
+            elif len(shape) == 1:
+                self._biases[name] = checkpoint.load(name).to(device)
+
+    def _add(self, module: str, qtype: QuantType, fields: Fields) -> None:
+        """A matrix: what of it stays, and its scales."""
+
+        def decode(own: Fields) -> Tensor:
+            return qtype.decode(fields | own)
+
+        scales = list(scales_of(qtype, fields))
+        self._learned[module] = [Scales(own, decode, stored) for own, stored in scales]
+        moves = {name for own, _ in scales for name in own}
+        self._fixed[module] = {name: fields[name] for name in fields.keys() - moves}
+
+    def _norm_dtype(self) -> torch.dtype:
+        """MLX files keep norms in bfloat16 (docs/decisions/mlx-activations.md), GGUF in float32."""
+        for_mlx = any(qtype.targets == {"mlx"} for qtype in self._qtypes.values())
+        return torch.bfloat16 if for_mlx else torch.float32
+
+    def weight(self, name: str) -> Tensor:
+        """A tensor by canonical name, float32; gradients reach what is learned of it."""
+        if name in self._biases:
+            return self._biases[name]
+        module = name.removesuffix(".weight")
+        if module not in self._qtypes:
+            return self._values(name)["weight"]
+        return self._qtypes[module].decode(self._fixed[module] | self._values(module))
+
+    def _values(self, owner: str) -> Fields:
+        """What is learned of a matrix or a norm, as the file would hold it now."""
+        return {n: numbers for one in self._learned[owner] for n, numbers in one.values().items()}
+
+    def changes(self) -> list[Tensor]:
+        """What the optimizer moves."""
+        every = [one for own in self._learned.values() for one in own]
+        return [change for one in every for change in one.changes.values()]
+
+    def numbers(self) -> dict[str, Tensor]:
+        """All that is learned as the file would hold it now, in its dtypes, on the CPU.
+
+        Scales are under ``<module>/<field>``, norms under ``<name>/weight``.
+        """
+        return {
+            f"{owner}/{field}": numbers.detach().to("cpu", one.stored.dtype)
+            for owner, own in self._learned.items()
+            for one in own
+            for field, numbers in one.values().items()
+        }

@@ -1,0 +1,140 @@
+"""The work directory: one artefact a stage, so that a run continues where it was stopped.
+
+``settings.json`` says what all artefacts were made from. A run whose settings differ is refused,
+naming what differs; budgets and target formats are no settings, since the artefacts serve all.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import safetensors
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from bitquilt.errors import UserError
+from bitquilt.runtime.files import remove, require_room, written_whole
+
+LOCK = ".lock"
+
+
+class WorkDir:
+    """Named artefacts under one directory, each written whole."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        """Open or create the directory for these settings.
+
+        Raises:
+            UserError: it holds work of other settings, or another run is using it.
+        """
+        self.path = path
+        _refuse_foreign(path)
+        require_room(path, 0)
+        self._lock = _lock(path)
+        try:
+            if (there := self.load_json("settings")) is not None:
+                _refuse_other_settings(path, there, settings)
+            _remove_half_written(path)
+            self.save_json("settings", settings)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def has(self, name: str) -> bool:
+        """Whether the artefact exists."""
+        return (self.path / f"{name}.safetensors").exists()
+
+    def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
+        """Write tensors and their facts under ``name``."""
+        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        with written_whole(self.path / f"{name}.safetensors") as temporary, _os_errors():
+            save_file(whole, temporary, metadata=facts)
+
+    def load(self, name: str) -> dict[str, Tensor]:
+        """Read all tensors of an artefact."""
+        tensors: dict[str, Tensor] = load_file(self.path / f"{name}.safetensors")
+        return tensors
+
+    def open(self, name: str) -> Any:
+        """Open an artefact lazily (a safetensors handle, torch tensors)."""
+        return safetensors.safe_open(self.path / f"{name}.safetensors", framework="pt")
+
+    def save_json(self, name: str, content: Any) -> None:
+        """Write ``name``.json."""
+        with written_whole(self.path / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
+
+    def load_json(self, name: str) -> Any:
+        """Read ``name``.json; None where there is none."""
+        file = self.path / f"{name}.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def __enter__(self) -> WorkDir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let another run use the directory."""
+        self._lock.close()
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuse a file, and a directory with something in it that no run of ours put there."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"work directory {path} is a file; choose another with --work-dir")
+    begun = {LOCK, ".settings.json.part"}  # what a run killed in its first moment leaves
+    ours = not path.exists() or (path / "settings.json").exists()
+    if not ours and {entry.name for entry in path.iterdir()} - begun:
+        raise UserError(
+            f"work directory {path} is not empty and not ours; choose another with --work-dir"
+        )
+
+
+def _remove_half_written(path: Path) -> None:
+    """Remove what a killed run was writing: ours, and the temporary files of safetensors."""
+    ours = path.rglob(".*.part")
+    of_safetensors = (file for file in path.rglob(".tmp??????") if file.is_file())
+    for half_written in [*ours, *of_safetensors]:
+        remove(half_written)
+
+
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn the errors of safetensors, which hold the system's in their text, into OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+
+
+def _refuse_other_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    if differing:
+        what = "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in differing)
+        raise UserError(
+            f"work directory {path} holds work of other settings ({what}); "
+            "choose another with --work-dir, or remove it"
+        )
+
+
+def _lock(path: Path) -> IO[str]:
+    handle = (path / LOCK).open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise UserError(
+            f"work directory {path} is in use by another run; wait for it, or choose another "
+            "with --work-dir"
+        ) from None
+    return handle

@@ -1,0 +1,317 @@
+"""A recipe and packed matrices → one GGUF file that stock llama.cpp runs.
+
+Matrices are stored on their types, everything else in float32. The file is the header, then the
+tensors in the checkpoint's order, each padded to 32 bytes (:mod:`bitquilt.gguf.container_write`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bitquilt.errors import UserError
+from bitquilt.gguf.container_write import (
+    Metadata,
+    TensorInfo,
+    Value,
+    aligned,
+    encode,
+    header,
+    metadata_bytes,
+)
+from bitquilt.gguf.kept import kept_metadata, source_rope_factors
+from bitquilt.gguf.metadata_read import ROPE_FREQS, config_of, hf_tensors, read_header
+from bitquilt.gguf.metadata_write import (
+    architecture,
+    architecture_keys,
+    rope_factors,
+    sampling_keys,
+)
+from bitquilt.gguf.tokenizer_write import tokenizer_keys
+from bitquilt.models import names
+from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.models.layout import head_dim
+from bitquilt.models.licence import licence
+from bitquilt.models.sources.gguf import dequantize
+from bitquilt.qtypes.qtype import Packed, PackedSource, QuantType
+from bitquilt.runtime.files import written_whole
+from bitquilt.targets.destination import RECIPE_KEY, check_file
+from bitquilt.targets.layout import (
+    Assignment,
+    Layout,
+    padded_text,
+    qtypes_of,
+    recipe_room,
+    scale_bytes,
+)
+from gguf import GGMLQuantizationType, LlamaFileType
+
+QUANTIZATION_VERSION = 2
+
+Factors = npt.NDArray[np.float32]
+"""Llama 3's RoPE frequency divisors, [head_dim / 2]."""
+
+_FILE_TYPE_NAMES = {
+    "F32": "ALL_F32",
+    "Q3_K": "MOSTLY_Q3_K_M",
+    "Q4_K": "MOSTLY_Q4_K_M",
+    "Q5_K": "MOSTLY_Q5_K_M",
+}
+"""Those not called ``MOSTLY_`` and the type's name."""
+
+
+def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
+    """The exact size of the file; only shapes, config and tokenizer are read.
+
+    Without a tokenizer (a config alone) the file is counted without one.
+
+    Raises:
+        UserError: the assignment or the model has no GGUF form.
+    """
+    chosen = qtypes_of(checkpoint, assignment, "gguf")
+    metadata = _metadata(checkpoint, chosen, "", 0)
+    factors = _rope_factors(checkpoint)
+    infos = _tensor_infos(checkpoint, chosen, factors)
+    by_module = dict(zip(_modules(checkpoint, factors), infos, strict=True))
+    tensor_bytes = {module: aligned(by_module[module].nbytes) for module in chosen}
+    start = len(header(metadata, infos))
+    fixed = start + sum(aligned(i.nbytes) for m, i in by_module.items() if m not in chosen)
+    total = fixed + sum(tensor_bytes.values())
+    tokenizer = {k: v for k, v in metadata.items() if k.startswith("tokenizer.")}
+    inside = {m: i.nbytes for m, i in by_module.items() if m in chosen and m != EMBEDDING}
+    scales = sum(scale_bytes(chosen[m], *checkpoint.matrices[m]) for m in inside)
+    parts = {
+        "tokenizer": metadata_bytes(tokenizer),
+        "metadata": start - metadata_bytes(tokenizer),
+        "norms": sum(i.nbytes for m, i in by_module.items() if m not in chosen),
+        "embedding": by_module[EMBEDDING].nbytes,
+        "codes": sum(inside.values()) - scales,
+        "scales": scales,
+    }
+    breakdown = {**parts, "padding": total - sum(parts.values())}
+    return Layout(total, tensor_bytes, fixed, breakdown)
+
+
+def write(
+    checkpoint: Checkpoint,
+    assignment: Assignment,
+    packed: PackedSource,
+    path: Path,
+    recipe_json: str,
+    spare: int = 0,
+) -> None:
+    """Write the file, one tensor in memory at a time; identical inputs give identical bytes.
+
+    Args:
+        checkpoint: gives everything that is not a matrix.
+        assignment: matrix → type.
+        packed: called once per matrix, in file order.
+        path: the file; replaced if it exists.
+        recipe_json: stored under ``bitquilt.allocation.recipe``.
+        spare: bytes by which the file shall be larger than :func:`plan` says, in spaces after the
+            recipe, so that mixes of slightly different sizes fill one announced size.
+
+    Raises:
+        UserError: no tokenizer, no room for the recipe, or ``path`` cannot be
+            written. Nothing is left behind.
+    """
+    if checkpoint.tokenizer_dir is None and checkpoint.gguf_source is None:
+        raise UserError(
+            f"{checkpoint.name} has no tokenizer, which a GGUF file needs; "
+            "put tokenizer.json beside config.json"
+        )
+    chosen = qtypes_of(checkpoint, assignment, "gguf")
+    factors = _rope_factors(checkpoint)
+    infos = _tensor_infos(checkpoint, chosen, factors)
+    check_file(path, checkpoint.gguf_source)
+    with written_whole(path) as beside, open(beside, "wb") as file:
+        file.write(header(_metadata(checkpoint, chosen, recipe_json, spare), infos))
+        for info, data in zip(
+            infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True
+        ):
+            _check_size(info, data)
+            file.write(data.tobytes())
+            file.write(bytes(aligned(info.nbytes) - info.nbytes))
+        expected = plan(checkpoint, assignment).total_bytes + spare
+        assert file.tell() == expected, f"{file.tell()} bytes written, {expected} planned"
+
+
+def check(path: Path, checkpoint: Checkpoint, assignment: Assignment, packed: PackedSource) -> None:
+    """Reopen a written file and compare every tensor's name, shape, type and bytes.
+
+    Raises:
+        UserError: anything differs from what was meant; names the first tensor.
+    """
+    chosen = qtypes_of(checkpoint, assignment, "gguf")
+    factors = _rope_factors(checkpoint)
+    infos = _tensor_infos(checkpoint, chosen, factors)
+    found = read_header(path).tensors
+    if odd := sorted(set(found) ^ {info.name for info in infos}):
+        raise UserError(f"{path}: the tensor {odd[0]} is missing or was not meant; write it again")
+    stored = np.memmap(path, np.uint8, "r")
+    for info, meant in zip(infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True):
+        tensor = found[info.name]
+        if (tensor.shape, tensor.type) != (info.shape, info.type):
+            raise UserError(f"{path}: {info.name} has another shape or type than was meant")
+        if stored[tensor.offset : tensor.offset + tensor.nbytes].tobytes() != meant.tobytes():
+            raise UserError(f"{path}: the bytes of {info.name} differ from what was written")
+
+
+class Weights(Mapping[str, torch.Tensor]):
+    """The weights of a GGUF file by canonical Hugging Face name, dequantized when asked for.
+
+    Every tensor is float32, q and k back in half-split order, Gemma's norms back to w. Dequantized
+    by gguf-py, independently of bitquilt's own types.
+    """
+
+    def __init__(self, path: Path) -> None:
+        header = read_header(path)
+        self._path = path
+        self._config = config_of(header)
+        self._tensors = hf_tensors(header)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        weight = dequantize(self._path, self._tensors[name])
+        order = _row_order(self._config, name)
+        if order is not None:
+            weight = weight[order.argsort()]
+        return weight - _offset(self._config, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def read_weights(path: Path) -> Weights:
+    """The weights that an engine computes with, by canonical name; read one at a time."""
+    return Weights(path)
+
+
+def _metadata(
+    checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, spare: int
+) -> Metadata:
+    """All pairs of the header; its length is the same for every assignment and recipe."""
+    pairs = _model_metadata(checkpoint)
+    pairs["general.file_type"] = encode(int(_file_type(checkpoint, chosen)))
+    pairs["general.quantization_version"] = encode(QUANTIZATION_VERSION)
+    room = recipe_room(checkpoint) + spare
+    return {**pairs, RECIPE_KEY: encode(padded_text(recipe_json, room, "the recipe"))}
+
+
+def _model_metadata(checkpoint: Checkpoint) -> Metadata:
+    """What describes the model itself: taken over from a GGUF source, else written anew."""
+    if checkpoint.gguf_source is not None:
+        return kept_metadata(checkpoint.gguf_source)
+    keys: dict[str, Value] = {
+        "general.architecture": architecture(checkpoint.config),
+        "general.type": "model",
+        "general.name": checkpoint.name,
+        "general.base_model.count": 1,
+        "general.base_model.0.name": checkpoint.name,
+        **architecture_keys(checkpoint.config),
+        **sampling_keys(checkpoint.generation_config),
+    }
+    if checkpoint.tokenizer_dir is not None:
+        if stated := licence(checkpoint.tokenizer_dir):
+            keys["general.license"] = stated
+        keys |= tokenizer_keys(
+            checkpoint.tokenizer_dir, checkpoint.config, checkpoint.chat_template
+        )
+    return {key: encode(value) for key, value in keys.items()}
+
+
+def _file_type(checkpoint: Checkpoint, chosen: dict[str, QuantType]) -> LlamaFileType:
+    """The file type named after the type that most weights are on; llama.cpp only prints it."""
+    weights: Counter[str] = Counter()
+    for module, qtype in chosen.items():
+        rows, columns = checkpoint.matrices[module]
+        weights[qtype.name] += rows * columns
+    most = weights.most_common(1)[0][0]
+    return LlamaFileType[_FILE_TYPE_NAMES.get(most, f"MOSTLY_{most}")]
+
+
+def _modules(checkpoint: Checkpoint, factors: Factors | None) -> list[str]:
+    """Keys of the file's tensors in order: module paths of matrices, names of everything else."""
+    keys = [
+        name.removesuffix(".weight") if len(shape) == 2 else name
+        for name, shape in checkpoint.shapes.items()
+    ]
+    return keys if factors is None else [*keys, ROPE_FREQS]
+
+
+def _tensor_infos(
+    checkpoint: Checkpoint, chosen: dict[str, QuantType], factors: Factors | None
+) -> list[TensorInfo]:
+    infos = []
+    for name, shape in checkpoint.shapes.items():
+        gguf_name = names.gguf_name(name, checkpoint.config["model_type"])
+        qtype = chosen.get(name.removesuffix(".weight"))
+        if qtype is None:
+            nbytes = 4 * int(np.prod(shape))
+            infos.append(TensorInfo(gguf_name, shape, GGMLQuantizationType.F32, nbytes))
+        else:
+            kind = GGMLQuantizationType[qtype.name]
+            infos.append(TensorInfo(gguf_name, shape, kind, qtype.nbytes(*shape)))
+    if factors is not None:
+        kind = GGMLQuantizationType.F32
+        infos.append(TensorInfo(ROPE_FREQS, factors.shape, kind, factors.nbytes))
+    return infos
+
+
+def _tensor_data(
+    checkpoint: Checkpoint,
+    chosen: dict[str, QuantType],
+    packed: PackedSource,
+    factors: Factors | None,
+) -> Iterator[npt.NDArray[Any]]:
+    """The bytes of every tensor in file order, as arrays of the stored type."""
+    for name in checkpoint.shapes:
+        module = name.removesuffix(".weight")
+        order = _row_order(checkpoint.config, name)
+        if module in chosen:
+            rows = packed_rows(packed(module, chosen[module].name))
+        else:
+            rows = checkpoint.load(name) + _offset(checkpoint.config, name)
+        yield (rows if order is None else rows[order]).numpy()
+    if factors is not None:
+        yield factors
+
+
+def packed_rows(parts: Packed) -> torch.Tensor:
+    """A packed matrix as the bytes of its rows, uint8 [R, row_bytes]."""
+    if "data" in parts:
+        return parts["data"].cpu()
+    return parts["weight"].cpu().contiguous().view(torch.uint8)
+
+
+def _row_order(config: dict[str, Any], name: str) -> torch.Tensor | None:
+    """llama.cpp's order of the rows (or bias entries) of a tensor, where it has its own."""
+    part = names.rotated_heads(name)
+    if part is None or not names.interleaved(config["model_type"]):
+        return None
+    heads = config["num_attention_heads" if part == "q" else "num_key_value_heads"]
+    return names.permutation(heads, head_dim(config))
+
+
+def _offset(config: dict[str, Any], name: str) -> float:
+    """What llama.cpp stores on top of a tensor's values."""
+    return names.norm_offset(config["model_type"]) if name.endswith("norm.weight") else 0.0
+
+
+def _rope_factors(checkpoint: Checkpoint) -> Factors | None:
+    if checkpoint.gguf_source is not None:
+        return source_rope_factors(checkpoint.gguf_source)
+    return rope_factors(checkpoint.config)
+
+
+def _check_size(info: TensorInfo, data: npt.NDArray[Any]) -> None:
+    if data.nbytes != info.nbytes:
+        raise ValueError(f"{info.name}: {data.nbytes} bytes packed, {info.nbytes} expected")

@@ -1,0 +1,103 @@
+"""What a file will weigh, known before any work: exactly additive over the matrices.
+
+``total_bytes == fixed_bytes + sum(tensor_bytes.values())``, and ``fixed_bytes`` does not depend on
+the assignment: whatever varies in length with it (the recipe, per-module entries) is written into
+a room as large as any assignment needs and filled up with spaces. A knapsack over
+``tensor_bytes`` is therefore exact in bytes on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from bitquilt import qtypes
+from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.ggml import GgmlQuantType
+from bitquilt.qtypes.mlx_affine import Affine
+from bitquilt.qtypes.mxfp4 import MxFp4
+from bitquilt.qtypes.qtype import QuantType
+
+Assignment = Mapping[str, str]
+"""Module path of every entry of ``Checkpoint.matrices`` → type name."""
+
+RECIPE_BASE_ROOM = 4096
+RECIPE_ENTRY_ROOM = 40
+
+_SCALE_SECTIONS = frozenset({"d", "dmin", "m", "scales", "scales_h", "scales_l"})
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The exact size of a model file (GGUF) or of a whole model directory (MLX), in bytes."""
+
+    total_bytes: int
+    tensor_bytes: dict[str, int]
+    """Module path → its bytes in the file, alignment padding included."""
+    fixed_bytes: int
+    """Everything else; the same for every assignment."""
+    breakdown: dict[str, int]
+    """The same total by kind, for people: metadata, tokenizer, norms, embedding, codes, scales,
+    padding."""
+
+    def filled(self, total_bytes: int) -> Layout:
+        """The same with padding up to ``total_bytes``, for what ``write`` calls ``spare``."""
+        padding = self.breakdown["padding"] + total_bytes - self.total_bytes
+        breakdown = {**self.breakdown, "padding": padding}
+        return replace(self, total_bytes=total_bytes, breakdown=breakdown)
+
+
+def qtypes_of(checkpoint: Checkpoint, assignment: Assignment, target: str) -> dict[str, QuantType]:
+    """The type of every matrix, in file order.
+
+    Raises:
+        UserError: a matrix has no type, a module is no matrix of this model, or ``target`` (gguf,
+            mlx) cannot hold the type.
+    """
+    matrices = checkpoint.matrices
+    if missing := [module for module in matrices if module not in assignment]:
+        raise UserError(
+            f"the recipe gives {missing[0]} no type ({len(missing)} such matrices); "
+            "add a default to the recipe"
+        )
+    if unknown := [module for module in assignment if module not in matrices]:
+        raise UserError(f"the recipe names {unknown[0]}, which is no matrix of {checkpoint.name}")
+    chosen = {module: qtypes.get(assignment[module]) for module in matrices}
+    for module, qtype in chosen.items():
+        if target not in qtype.targets:
+            raise UserError(
+                f"{module}: {target} files cannot hold {qtype.name}; choose one made for {target}"
+            )
+    return chosen
+
+
+def recipe_room(checkpoint: Checkpoint) -> int:
+    """Bytes kept for a recipe in JSON: enough for one line per matrix, indented."""
+    return RECIPE_BASE_ROOM + sum(len(m) + RECIPE_ENTRY_ROOM for m in checkpoint.matrices)
+
+
+def padded_text(text: str, room: int, what: str) -> str:
+    """``text`` with trailing spaces up to ``room`` bytes of UTF-8.
+
+    Raises:
+        UserError: it is longer than the room.
+    """
+    length = len(text.encode())
+    if length > room:
+        raise UserError(f"{what} takes {length:,} bytes where {room:,} are kept for it; shorten it")
+    return text + " " * (room - length)
+
+
+def scale_bytes(qtype: QuantType, rows: int, columns: int) -> int:
+    """Bytes of a matrix that are scales, mins and biases rather than codes, for people."""
+    return rows * (columns // qtype.block) * _scale_bits(qtype) // 8
+
+
+def _scale_bits(qtype: QuantType) -> int:
+    """Of one block."""
+    if isinstance(qtype, GgmlQuantType):
+        return 8 * sum(n for part, n in qtype.sections.items() if part in _SCALE_SECTIONS)
+    if isinstance(qtype, Affine):
+        return qtype.block_bits - qtype.width * qtype.block
+    return 8 if isinstance(qtype, MxFp4) else 0

@@ -1,0 +1,260 @@
+"""A recipe and packed matrices → one MLX model directory that stock mlx-lm loads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from bitquilt import qtypes
+from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.qtypes.qtype import PackedSource, QuantType
+from bitquilt.runtime.files import written_whole
+from bitquilt.targets.destination import check_directory
+from bitquilt.targets.layout import (
+    Assignment,
+    Layout,
+    padded_text,
+    qtypes_of,
+    recipe_room,
+    scale_bytes,
+)
+from bitquilt.targets.mlx_layout import (
+    ITEM_SIZES,
+    Part,
+    config_text,
+    file_parts,
+    norm_dtype,
+    norm_slack,
+    norm_values,
+    offsets_of,
+    parts_of,
+    qtype_name,
+    safetensors_header,
+)
+
+WEIGHTS_FILE = "model.safetensors"
+RECIPE_FILE = "recipe.json"
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+)
+_DTYPES = {torch.uint32: "U32", torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8"}
+
+
+def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
+    """The exact size of the whole directory; only shapes, config and tokenizer are read.
+
+    Raises:
+        UserError: the assignment has no MLX form.
+    """
+    chosen = qtypes_of(checkpoint, assignment, "mlx")
+    matrices = checkpoint.matrices
+    tensor_bytes = {m: qtype.nbytes(*matrices[m]) for m, qtype in chosen.items()}
+    padding = norm_slack(checkpoint, chosen)
+    norms = ITEM_SIZES["F32"] * norm_values(checkpoint) - padding
+    texts = _texts(checkpoint, chosen, "", 0)
+    described = sum(len(text.encode()) for text in texts.values())
+    header = len(safetensors_header(checkpoint, chosen))
+    copied = sum(len(raw) for raw in _copied(checkpoint).values())
+    inside = [module for module in chosen if module != EMBEDDING]
+    scales = sum(scale_bytes(chosen[m], *matrices[m]) for m in inside)
+    fixed = copied + described + header + norms
+    breakdown = {
+        "tokenizer": copied,
+        "metadata": described + header - padding,
+        "norms": norms,
+        "embedding": tensor_bytes[EMBEDDING],
+        "codes": sum(tensor_bytes[m] for m in inside) - scales,
+        "scales": scales,
+        "padding": padding,
+    }
+    return Layout(fixed + sum(tensor_bytes.values()), tensor_bytes, fixed, breakdown)
+
+
+def write(
+    checkpoint: Checkpoint,
+    assignment: Assignment,
+    packed: PackedSource,
+    directory: Path,
+    recipe_json: str,
+    spare: int = 0,
+) -> None:
+    """Write the directory, one matrix in memory at a time; identical inputs, identical bytes.
+
+    Args:
+        checkpoint: gives everything that is not a matrix.
+        assignment: matrix → type.
+        packed: called once per matrix, in checkpoint order.
+        directory: replaced if an earlier result is there.
+        recipe_json: stored as recipe.json.
+        spare: bytes by which the file shall be larger than :func:`plan` says, in spaces after the
+            recipe, so that mixes of slightly different sizes fill one announced size.
+
+    Raises:
+        UserError: no tokenizer, no room for the recipe, or ``directory`` is
+            something else or cannot be written. Nothing is left behind.
+    """
+    if checkpoint.tokenizer_dir is None:
+        raise UserError(
+            f"{checkpoint.name} has no tokenizer, which an MLX model needs; "
+            "put tokenizer.json beside config.json"
+        )
+    chosen = qtypes_of(checkpoint, assignment, "mlx")
+    texts = _texts(checkpoint, chosen, recipe_json, spare)
+    check_directory(directory, marker=RECIPE_FILE)
+    with written_whole(directory) as beside:
+        beside.mkdir()
+        for name, raw in _copied(checkpoint).items():
+            (beside / name).write_bytes(raw)
+        for name, text in texts.items():
+            (beside / name).write_text(text, encoding="utf-8", newline="")
+        with open(beside / WEIGHTS_FILE, "wb") as file:
+            _write_weights(file, checkpoint, chosen, packed)
+        size = sum(path.stat().st_size for path in beside.iterdir())
+        expected = plan(checkpoint, assignment).total_bytes + spare
+        assert size == expected, f"{size} bytes written, {expected} planned"
+
+
+def check(
+    directory: Path, checkpoint: Checkpoint, assignment: Assignment, packed: PackedSource
+) -> None:
+    """Reopen a written directory and compare every tensor's name, shape, dtype and bytes.
+
+    Raises:
+        UserError: anything differs from what was meant; names the first tensor.
+    """
+    chosen = qtypes_of(checkpoint, assignment, "mlx")
+    meant = {part.name: part for part in file_parts(checkpoint, chosen)}
+    path = directory / WEIGHTS_FILE
+    with _open(path) as file:
+        if odd := sorted(set(file.keys()) ^ set(meant)):
+            raise UserError(f"{path}: {odd[0]} is missing or was not meant; write it again")
+        for name, tensor in _tensors(checkpoint, chosen, packed):
+            found = file.get_tensor(name)
+            if (_DTYPES.get(found.dtype), tuple(found.shape)) != (
+                meant[name].dtype,
+                meant[name].shape,
+            ):
+                raise UserError(f"{path}: {name} has another shape or dtype than was meant")
+            if _raw(found) != _raw(tensor):
+                raise UserError(f"{path}: the bytes of {name} differ from what was written")
+
+
+class Weights(Mapping[str, torch.Tensor]):
+    """The weights of an MLX directory by Hugging Face name, dequantized to float32 when asked."""
+
+    def __init__(self, directory: Path) -> None:
+        config = json.loads((directory / "config.json").read_text("utf-8"))
+        self._quantization: dict[str, Any] = config.get("quantization", {})
+        self._file = _open(directory / WEIGHTS_FILE)
+        parts = self._file.keys()
+        self._names = [name for name in parts if not name.endswith((".scales", ".biases"))]
+        self._parts = set(parts)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        module = name.removesuffix(".weight")
+        if f"{module}.scales" not in self._parts:
+            stored: torch.Tensor = self._file.get_tensor(name)
+            return stored.float()
+        kinds = ("weight", "scales", "biases")
+        present = [kind for kind in kinds if f"{module}.{kind}" in self._parts]
+        packed = {kind: self._file.get_tensor(f"{module}.{kind}") for kind in present}
+        qtype = qtypes.get(qtype_name(self._quantization.get(module, self._quantization)))
+        return qtype.dequantize(packed)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def read_weights(directory: Path) -> Weights:
+    """The weights that an engine computes with, by canonical name; read one at a time."""
+    return Weights(directory)
+
+
+def _texts(
+    checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, spare: int
+) -> dict[str, str]:
+    """The files that are written rather than copied: name → content."""
+    recipe = padded_text(recipe_json, recipe_room(checkpoint) + spare, "the recipe")
+    texts = {"config.json": config_text(checkpoint, chosen), RECIPE_FILE: recipe + "\n"}
+    if checkpoint.chat_template is not None:
+        texts["chat_template.jinja"] = checkpoint.chat_template
+    if checkpoint.generation_config:
+        generation = json.dumps(checkpoint.generation_config, indent=2, sort_keys=True)
+        texts["generation_config.json"] = generation + "\n"
+    return texts
+
+
+def _copied(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The tokenizer's files and the licence: name → content."""
+    source = checkpoint.tokenizer_dir
+    if source is None:
+        return {}
+    return {name: (source / name).read_bytes() for name in COPIED_FILES if (source / name).exists()}
+
+
+def _write_weights(
+    file: BinaryIO,
+    checkpoint: Checkpoint,
+    chosen: dict[str, QuantType],
+    packed: PackedSource,
+) -> None:
+    """Each tensor at its place; the parts of one matrix lie apart, sorted by item size."""
+    parts = file_parts(checkpoint, chosen)
+    by_name = {part.name: part for part in parts}
+    header = safetensors_header(checkpoint, chosen)
+    offsets = offsets_of(parts)
+    file.write(header)
+    for name, tensor in _tensors(checkpoint, chosen, packed):
+        _check_part(by_name[name], tensor)
+        file.seek(len(header) + offsets[name])
+        file.write(_raw(tensor))
+
+
+def _tensors(
+    checkpoint: Checkpoint, chosen: dict[str, QuantType], packed: PackedSource
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the file as it is stored, matrix by matrix."""
+    for name in checkpoint.shapes:
+        module = name.removesuffix(".weight")
+        if module not in chosen:
+            stored = torch.float32 if norm_dtype(chosen) == "F32" else torch.bfloat16
+            yield name, checkpoint.load(name).to(stored)
+            continue
+        parts = packed(module, chosen[module].name)
+        for part in parts_of(module, chosen[module], *checkpoint.matrices[module]):
+            yield part.name, parts[part.name.rpartition(".")[2]].cpu()
+
+
+def _check_part(part: Part, tensor: torch.Tensor) -> None:
+    if (part.dtype, part.shape) != (_DTYPES.get(tensor.dtype), tuple(tensor.shape)):
+        raise ValueError(f"{part} expected, {tensor.dtype} {tuple(tensor.shape)} packed")
+
+
+def _raw(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}; write it again") from error

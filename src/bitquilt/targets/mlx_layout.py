@@ -1,0 +1,165 @@
+"""How an MLX model directory is laid out: parts of matrices, safetensors header, config.json.
+
+A safetensors file is the header's length as u64, the header in JSON (trailing spaces allowed),
+then the tensors without gaps. Source: the safetensors format; mlx-lm's ``load_model`` for names
+and for the ``quantization`` entry of config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.qtypes.floats import Float
+from bitquilt.qtypes.mlx_affine import Affine
+from bitquilt.qtypes.qtype import QuantType
+from bitquilt.targets.layout import padded_text
+
+ITEM_SIZES = {"F32": 4, "U32": 4, "BF16": 2, "U8": 1}
+WORST_ENTRY = {"group_size": 128, "bits": 8, "mode": "affine"}
+HEADER_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of model.safetensors."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        size = ITEM_SIZES[self.dtype]
+        for length in self.shape:
+            size *= length
+        return size
+
+
+def parts_of(module: str, qtype: QuantType, rows: int, columns: int) -> list[Part]:
+    """The tensors that mlx-lm expects of a matrix on a type."""
+    groups = columns // qtype.block
+    if isinstance(qtype, Float):
+        return [Part(f"{module}.weight", qtype.name, (rows, columns))]
+    if isinstance(qtype, Affine):
+        return [
+            Part(f"{module}.weight", "U32", (rows, columns * qtype.width // 32)),
+            Part(f"{module}.scales", "BF16", (rows, groups)),
+            Part(f"{module}.biases", "BF16", (rows, groups)),
+        ]
+    return [
+        Part(f"{module}.weight", "U32", (rows, columns // 8)),
+        Part(f"{module}.scales", "U8", (rows, groups)),
+    ]
+
+
+def norm_dtype(chosen: Mapping[str, QuantType]) -> str:
+    """The dtype of norms and biases: that of the activations, which the embedding decides.
+
+    See docs/decisions/mlx-activations.md.
+    """
+    return "F32" if chosen[EMBEDDING].name == "F32" else "BF16"
+
+
+def norm_values(checkpoint: Checkpoint) -> int:
+    """How many numbers are in norms and biases."""
+    return sum(shape[0] for shape in checkpoint.shapes.values() if len(shape) == 1)
+
+
+def norm_slack(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> int:
+    """Bytes by which norms and biases are smaller than in float32; spaces make up for them."""
+    saved = ITEM_SIZES["F32"] - ITEM_SIZES[norm_dtype(chosen)]
+    return saved * norm_values(checkpoint)
+
+
+def file_parts(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> list[Part]:
+    """Every tensor in file order: wide items first, so that all are aligned without gaps."""
+    parts: list[Part] = []
+    for name, shape in checkpoint.shapes.items():
+        module = name.removesuffix(".weight")
+        if module in chosen:
+            parts += parts_of(module, chosen[module], shape[0], shape[1])
+        else:
+            parts.append(Part(name, norm_dtype(chosen), shape))
+    return sorted(parts, key=lambda part: -ITEM_SIZES[part.dtype])
+
+
+def offsets_of(parts: Iterable[Part]) -> dict[str, int]:
+    """Part name → first byte, counted from the end of the header."""
+    offsets, position = {}, 0
+    for part in parts:
+        offsets[part.name] = position
+        position += part.nbytes
+    return offsets
+
+
+def safetensors_header(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> bytes:
+    """The header, filled with spaces so that it and the norms together always take the same."""
+    parts = file_parts(checkpoint, chosen)
+    text = _header_text(parts, offsets_of(parts))
+    room = _header_room(checkpoint) + norm_slack(checkpoint, chosen)
+    padded = padded_text(text, room, "the header").encode()
+    return struct.pack("<Q", len(padded)) + padded
+
+
+def _header_text(parts: list[Part], offsets: dict[str, int]) -> str:
+    entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    for part in parts:
+        start = offsets[part.name]
+        entries[part.name] = {
+            "dtype": part.dtype,
+            "shape": list(part.shape),
+            "data_offsets": [start, start + part.nbytes],
+        }
+    return json.dumps(entries, separators=(",", ":"))
+
+
+def _header_room(checkpoint: Checkpoint) -> int:
+    """Length of the longest header: every matrix in three parts, every number at its longest."""
+    worst = []
+    for name, shape in checkpoint.shapes.items():
+        parts = ("weight", "scales", "biases") if len(shape) == 2 else ("weight",)
+        stem = name.rpartition(".")[0]
+        worst += [Part(f"{stem}.{part}", "BF16", shape) for part in parts]
+    end = sum(ITEM_SIZES["F32"] * part.nbytes for part in worst)
+    text = _header_text(worst, {part.name: end for part in worst})
+    return -(-len(text) // HEADER_ALIGNMENT) * HEADER_ALIGNMENT
+
+
+def config_text(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> str:
+    """config.json, filled with spaces to the length that no assignment exceeds."""
+    longest = _dump(checkpoint.config, dict.fromkeys(chosen, WORST_ENTRY), WORST_ENTRY)
+    entries = {module: quantization_entry(qtype) for module, qtype in chosen.items()}
+    packed = [tuple(entry.items()) for entry in entries.values() if isinstance(entry, dict)]
+    text = json.dumps(checkpoint.config, indent=2) + "\n"
+    if packed:
+        text = _dump(checkpoint.config, entries, dict(Counter(packed).most_common(1)[0][0]))
+    return padded_text(text, len(longest.encode()), "config.json")
+
+
+def _dump(config: dict[str, Any], entries: Mapping[str, Any], default: dict[str, Any]) -> str:
+    quantization = {**default, **entries}
+    both = {"quantization": quantization, "quantization_config": quantization}
+    return json.dumps({**config, **both}, indent=2) + "\n"
+
+
+def quantization_entry(qtype: QuantType) -> dict[str, Any] | bool:
+    """What config.json says of a module on that type; False is mlx-lm's word for not quantized."""
+    if isinstance(qtype, Float):
+        return False
+    if isinstance(qtype, Affine):
+        return {"group_size": qtype.block, "bits": qtype.width, "mode": "affine"}
+    return {"group_size": qtype.block, "bits": 4, "mode": qtype.name}
+
+
+def qtype_name(entry: dict[str, Any]) -> str:
+    """The inverse of :func:`quantization_entry` for a quantized module."""
+    if entry.get("mode", "affine") == "affine":
+        return f"{entry['bits']}bit-g{entry['group_size']}"
+    return str(entry["mode"])

@@ -1,0 +1,198 @@
+"""EleutherAI's lm-evaluation-harness on our engines: its tasks, its metrics, our log-likelihoods.
+
+    with open_engine("demo-4.5bit.gguf") as engine:
+        metrics(engine, ["arc_easy", "piqa"], limit=None)
+
+Its data sets come from the hub, so it is the one part of the evaluation that needs a network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+from tqdm import tqdm
+
+from bitquilt.engines import Engine, Request, Sampling
+from bitquilt.errors import UserError
+from bitquilt.metrics.kl import Estimate
+from bitquilt.talk.prompt import render
+from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
+
+BATCH = 16
+MAX_TOKENS = 256
+"""Of an answer, where a task sets no limit: the harness's own default."""
+RESAMPLES = 1000
+"""For the errors of metrics that are no means."""
+NORMAL = 1.96
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the harness says of one task."""
+
+    task: str
+    name: str
+    """Of the metric, as the harness has it."""
+    value: Estimate
+    """With a 95 % interval from the harness's standard error; none where it gives none."""
+
+
+@cache
+def task_manager() -> TaskManager:
+    """The harness's index of its tasks, which takes seconds to make."""
+    return TaskManager()
+
+
+def metrics(engine: Engine, names: Sequence[str], limit: int | None) -> tuple[Metric, ...]:
+    """Run some of the harness's tasks, as they come.
+
+    Args:
+        engine: the model.
+        names: tasks or groups of the harness.
+        limit: items of each task, the first; None for all.
+
+    Raises:
+        UserError: the harness cannot run one, for want of its data mostly.
+    """
+    found = []
+    for name in names:
+        try:
+            results = simple_evaluate(
+                Harness(engine),
+                tasks=[name],
+                limit=limit,
+                bootstrap_iters=RESAMPLES,
+                task_manager=task_manager(),
+                log_samples=False,
+            )
+        except UserError:
+            raise
+        except Exception as error:  # whatever a task's own code and its data come to
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"lm-evaluation-harness cannot run {name}: {type(error).__name__}: {reason}; "
+                "its data come from the hub, once with a network and then from the cache"
+            ) from error
+        for task, values in results["results"].items():
+            found += _metrics(task, values)
+    return tuple(found)
+
+
+def _metrics(task: str, values: dict[str, Any]) -> list[Metric]:
+    """Of one task: the harness's ``acc,none`` with its ``acc_stderr,none``, and the like."""
+    found = []
+    for key, value in values.items():
+        name, _, how = key.partition(",")
+        if how and isinstance(value, float | int) and not name.endswith("_stderr"):
+            error = values.get(f"{name}_stderr,{how}")
+            half = NORMAL * error if isinstance(error, float | int) else math.nan
+            label = name if how == "none" else f"{name} ({how})"
+            found.append(Metric(task, label, Estimate(value, value - half, value + half)))
+    return found
+
+
+class Harness(LM):  # type: ignore[misc]
+    """A model of ours as the harness asks models."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
+        """Of each (context, continuation) its log-probability, and whether it is the greedy one."""
+        pairs = [self._pair(*request.args) for request in requests]
+        with tqdm(total=len(pairs), desc="log-likelihoods") as bar:
+            found = likelihoods(self._engine, pairs, bar.update)
+        return [(one.nats, one.greedy) for one in found]
+
+    def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
+        """The log-probability of each text, in pieces as long as the model's context."""
+        found = []
+        for request in tqdm(requests, desc="texts"):
+            tokens = self._engine.tokenize(request.args[0])
+            pairs = list(rolling(self._engine, tokens, self._first()))
+            found.append(sum(one.nats for one in likelihoods(self._engine, pairs, lambda: None)))
+        return found
+
+    def generate_until(self, requests: Sequence[Instance]) -> list[str]:
+        """What the model says to each context, up to the first stop string; in batches."""
+        answers = []
+        with tqdm(total=len(requests), desc="answers") as bar:
+            for start in range(0, len(requests), BATCH):
+                batch = requests[start : start + BATCH]
+                answers += self._continued([request.args for request in batch])
+                bar.update(len(batch))
+        return answers
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name for the harness's cache of requests, which templates change."""
+        return str(hash(self._engine.info.chat_template))
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The model's own template, for the harness's records."""
+        return self._engine.info.chat_template or ""
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """A conversation as the model's template has it."""
+        info = self._engine.info
+        return render(
+            info.chat_template,
+            chat_history,
+            info.special_tokens,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        if not context:
+            return [self._first()], self._engine.tokenize(continuation)
+        return encode_pair(self._engine, context, continuation)
+
+    def _first(self) -> int:
+        """The token that stands before a text: the start token, or else the end's."""
+        special = self._engine.info.special_tokens
+        return self._engine.tokenize(special.get("bos_token") or special["eos_token"])[0]
+
+    def _continued(self, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+        """A batch of answers; a row is dropped as soon as one of its stop strings is there."""
+        stops = [_stops(settings) for _, settings in asked]
+        requests = [self._request(context, settings) for context, settings in asked]
+        said = [""] * len(asked)
+        with self._engine.stream(requests) as stream:
+            for row, piece in stream:
+                if _end(said[row], stops[row]) is not None:
+                    continue  # the engine was a little ahead
+                said[row] += "" if piece.control else piece.text
+                if _end(said[row], stops[row]) is not None:
+                    stream.drop(row)
+        return [text[: _end(text, own)] for text, own in zip(said, stops, strict=True)]
+
+    def _request(self, context: str, settings: dict[str, Any]) -> Request:
+        limit = int(settings.get("max_gen_toks", MAX_TOKENS))
+        tokens = self._engine.tokenize(context, add_special=True)
+        kept = tokens[-max(1, self._engine.info.context - limit) :]
+        sampled = settings.get("do_sample", False)
+        temperature = float(settings.get("temperature", 0.0)) if sampled else 0.0
+        top_p = float(settings.get("top_p", 1.0))
+        return Request(kept, Sampling(temperature=temperature, top_p=top_p), limit)
+
+
+def _stops(settings: dict[str, Any]) -> list[str]:
+    until = settings.get("until") or []
+    return [until] if isinstance(until, str) else list(until)
+
+
+def _end(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first of the stop strings begins."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return min(places, default=None)

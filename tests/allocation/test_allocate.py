@@ -1,0 +1,138 @@
+"""What ships is the best of search, knapsack and preset, by text that neither of them read."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tests.factories import tiny_checkpoint
+from tests.quick import hurry, invoke
+
+from bitquilt import pipeline
+from bitquilt.allocation import allocate
+from bitquilt.allocation.allocate import Search
+from bitquilt.allocation.plan import Request, make_plan
+from bitquilt.errors import UserError
+from bitquilt.models import open_checkpoint
+from bitquilt.targets import gguf
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    hurry(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    return tiny_checkpoint(place, layers=1), place / "work"
+
+
+@pytest.mark.parametrize("better", ["race", "knapsack", "Q4_K_S"])
+def test_the_best_on_held_out_text_is_used(monkeypatch, better):
+    level = {"race": 1.1, "knapsack": 1.2, "Q4_K_S": 1.3} | {better: 1.0}
+    standing = {name: {"m": name} for name in level}
+
+    def evaluator(teacher, mixes, windows):
+        noise = np.random.default_rng(0).random((len(windows), 64), np.float32)
+        return np.array([level[mix["m"]] + noise for mix in mixes])
+
+    decision = allocate._judged(standing, evaluator, lambda _: None, 4)
+    assert decision.name == better
+    assert decision.mix == {"m": better}
+    assert decision.verdicts[0].name == better
+    assert len(decision.verdicts) == 3
+
+
+@pytest.mark.parametrize(("behind", "expected"), [(0.1, 4), (1e-5, 40)])
+def test_no_more_is_read_than_it_takes(behind, expected):
+    standing = {"race": {"m": 0.0}, "knapsack": {"m": behind}}
+    read = []
+
+    def teacher(windows):
+        read.extend(windows)
+        return windows
+
+    def evaluator(part, mixes, windows):
+        assert list(windows) == list(range(len(part)))
+        noise = np.random.default_rng(part).random((len(mixes), len(part), 64), np.float32)
+        return noise + np.array([mix["m"] for mix in mixes]).reshape(-1, 1, 1)
+
+    allocate._judged(standing, evaluator, teacher, 40)
+    assert read == list(range(expected))
+
+
+@pytest.mark.parametrize("preset", ["Q3_K_M", "Q4_K_M"])
+def test_a_budget_of_a_presets_bytes_is_judged_against_it(model, preset):
+    checkpoint = open_checkpoint(model[0])
+    nbytes = make_plan(checkpoint, Request.parse(None, None, preset), "gguf").layout.total_bytes
+    plan = make_plan(checkpoint, Request.parse(None, f"{nbytes}B", None), "gguf")
+    (rival,) = allocate._preset(plan, checkpoint).values()
+    assert gguf.plan(checkpoint, rival).total_bytes == nbytes
+
+
+def test_pins_hold_for_the_preset_too(model, tmp_path):
+    pins = tmp_path / "pins.json"
+    pins.write_text('{"pin": {"blk.0.attn_v": "Q8_0"}}')
+    plan = make_plan(open_checkpoint(model[0]), Request.parse(6.0, None, pins), "gguf")
+    (rival,) = allocate._preset(plan, open_checkpoint(model[0])).values()
+    assert rival["model.layers.0.self_attn.v_proj"] == "Q8_0"
+
+
+def test_below_every_preset_there_is_no_rival(model):
+    checkpoint = open_checkpoint(model[0])
+    small = SimpleNamespace(menu={}, capacity=1000)
+    plan = SimpleNamespace(target="gguf", space=small)
+    assert allocate._preset(plan, checkpoint) == {}
+
+
+def test_several_budgets_make_several_recipes(model, tmp_path, capfd):
+    source, work = model
+    asked = ["--bits", "4,5", "--to", "both", "-o", tmp_path, "--work-dir", work, "--json"]
+    assert invoke("search", source, *asked) == 0
+    found = json.loads(capfd.readouterr().out)["recipes"]
+    assert [round(one["bits"]) for one in found] == [4, 4, 5, 5]
+    assert [one["target"] for one in found] == 2 * ["gguf", "mlx"]
+    assert all(one["verdicts"][0]["name"] == one["mix"] for one in found)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 4
+    assert "tiny-llama4_text-5bit-gguf.recipe.json" in names
+
+
+def test_a_recipe_found_makes_the_file_that_quantize_makes(model, tmp_path):
+    source, work = model
+    (found,) = pipeline.search(str(source), bits=4.5, output=tmp_path, work_dir=work)
+    direct, by_recipe = (
+        pipeline.quantize(str(source), output=tmp_path, work_dir=work, **asked).outputs[0]
+        for asked in ({"bits": 4.5}, {"recipe": found.path})
+    )
+    assert direct.mix == found.mix
+    assert direct.assignment == by_recipe.assignment
+    assert by_recipe.mix == "recipe"
+
+
+def test_measured_scores_and_other_methods(model, tmp_path):
+    source, work = model
+    for how in (Search("knapsack", "measured"), Search("evopress", tokens=2000), Search(tokens=0)):
+        (found,) = pipeline.search(str(source), bits=4.5, output=tmp_path, work_dir=work, how=how)
+        assert found.path.exists()
+        assert any(verdict.name == how.method for verdict in found.verdicts)
+
+
+def test_limits():
+    assert Search().limited(480).limits.tokens == 480
+    assert Search(tokens=0).limited(480).limits.tokens == 0
+    assert Search("evopress").limited(480).limits.tokens == math.inf
+    assert Search(seconds=60).limits.seconds == 60
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [({"method": "luck"}, "no search 'luck'"), ({"scores": "felt"}, "no sort of scores 'felt'")],
+)
+def test_what_there_is_not(asked, words):
+    with pytest.raises(UserError, match=words):
+        Search(**asked)

@@ -1,0 +1,132 @@
+"""Candidates: what fits, near the budget, and as many as closeness to it takes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+import pytest
+from tests.shapes import shaped_checkpoint
+
+from bitquilt import qtypes
+from bitquilt.allocation.candidates import CLOSE, REACH, STEP, SUPERSEDED, menu
+from bitquilt.allocation.knapsack import fullest, largest, smallest
+from bitquilt.errors import UserError
+
+FIXED = 10_000
+
+
+def nbytes_in(checkpoint):
+    return lambda module, qtype: qtypes.get(qtype).nbytes(*checkpoint.matrices[module])
+
+
+def menu_of(checkpoint, target, bits, pins=None):
+    """The menu for that many bits per weight of the matrices, and the matrices' capacity."""
+    weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
+    capacity = int(weights * bits / 8)
+    cell = nbytes_in(checkpoint)
+    return menu(checkpoint, target, pins or {}, cell, FIXED, capacity + FIXED), capacity
+
+
+def names(menu):
+    return {module: [choice.qtype for choice in choices] for module, choices in menu.items()}
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_every_candidate_fits_and_has_its_exact_size(target):
+    checkpoint = shaped_checkpoint(width=576, heads=9, kv_heads=3, mlp=1536)
+    found, _ = menu_of(checkpoint, target, 5)
+    assert list(found) == list(checkpoint.matrices)
+    for module, choices in found.items():
+        rows, columns = checkpoint.matrices[module]
+        for choice in choices:
+            assert qtypes.get(choice.qtype) in qtypes.for_width(columns, target)
+            assert choice.nbytes == qtypes.get(choice.qtype).nbytes(rows, columns)
+
+
+def test_the_embedding_and_the_head_have_candidates_too():
+    found, _ = menu_of(shaped_checkpoint(tied=False), "gguf", 4.5)
+    assert len(found["model.embed_tokens"]) >= 3
+    assert len(found["lm_head"]) >= 3
+
+
+def test_superseded_qtypes_are_left_out_where_better_ones_fit():
+    wide, _ = menu_of(shaped_checkpoint(), "gguf", 4.5)
+    used = {qtype for module in names(wide).values() for qtype in module}
+    assert used.isdisjoint(SUPERSEDED["gguf"][256])
+    narrow, _ = menu_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "gguf", 5.2)
+    assert set(names(narrow)["model.embed_tokens"]) == {"IQ4_NL", "Q5_0", "Q5_1"}
+    wide, _ = menu_of(shaped_checkpoint(), "mlx", 4.5)
+    assert not {"4bit-g32", "4bit-g64"} & set(names(wide)["model.embed_tokens"])
+    narrow, _ = menu_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "mlx", 4.5)
+    assert "4bit-g64" in names(narrow)["model.embed_tokens"]
+
+
+def test_a_pin_is_the_only_candidate():
+    found, _ = menu_of(shaped_checkpoint(), "gguf", 4.5, {"model.embed_tokens": "Q8_0"})
+    assert names(found)["model.embed_tokens"] == ["Q8_0"]
+
+
+def test_the_others_are_near_what_a_pin_leaves_them():
+    """An embedding in F32 takes most of 9 bits; a window around 9 would hold no type of 4."""
+    checkpoint = shaped_checkpoint(vocabulary=1024)
+    cell, pin = nbytes_in(checkpoint), {"model.embed_tokens": "F32"}
+    others = [module for module in checkpoint.matrices if module not in pin]
+    capacity = cell("model.embed_tokens", "F32") + sum(cell(module, "Q4_K") for module in others)
+    found = menu(checkpoint, "gguf", pin, cell, FIXED, capacity + FIXED)
+    for module in others:
+        bits = [qtypes.get(qtype).bits for qtype in names(found)[module]]
+        assert min(bits) < 4.5 < max(bits) < 4.5 + REACH["gguf"][1] + STEP
+
+
+def test_everything_may_be_pinned():
+    checkpoint = shaped_checkpoint()
+    pins = dict.fromkeys(checkpoint.matrices, "Q4_K")
+    cell = nbytes_in(checkpoint)
+    budget = FIXED + sum(cell(module, "Q4_K") for module in pins)
+    assert names(menu(checkpoint, "gguf", pins, cell, FIXED, budget)) == {m: ["Q4_K"] for m in pins}
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+@pytest.mark.parametrize("bits", [3, 4, 4.25, 5, 6.7, 8.1, 10, 13, 20, 31])
+def test_some_mix_is_as_close_as_any_could_be(target, bits):
+    """One layer has few sizes: the nearest may need types far from the budget's bits."""
+    checkpoint = shaped_checkpoint(layers=1)
+    found, capacity = menu_of(checkpoint, target, bits)
+    everything = {
+        module: [qtype.name for qtype in qtypes.for_width(columns, target)]
+        for module, (_, columns) in checkpoint.matrices.items()
+    }
+    best = nearest(everything, nbytes_in(checkpoint), capacity)
+    wanted = min(best, capacity - CLOSE * (capacity + FIXED))
+    assert wanted <= fullest(found, capacity) <= capacity
+    assert smallest(found) <= capacity <= largest(found)
+
+
+def nearest(candidates, nbytes, capacity):
+    """Bytes of the largest mix within the capacity, by listing all totals."""
+    totals = {0}
+    for module, choices in candidates.items():
+        sizes = {nbytes(module, qtype) for qtype in choices}
+        totals = {t + n for t, n in itertools.product(totals, sizes) if t + n <= capacity}
+    return max(totals)
+
+
+@pytest.mark.parametrize(("bits", "word"), [(0.5, "small"), (2, "small"), (33, "large")])
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_budgets_that_no_file_has(bits, word, target):
+    checkpoint = shaped_checkpoint()
+    with pytest.raises(UserError, match=rf"too {word}: the \w+ possible {target}") as why:
+        menu_of(checkpoint, target, bits)
+    possible = int(re.search(r"--size (\d+)", str(why.value))[1])
+    cell = nbytes_in(checkpoint)
+    menu(checkpoint, target, {}, cell, FIXED, possible)
+    beyond = possible + (1 if word == "large" else -1)
+    with pytest.raises(UserError, match="is too"):
+        menu(checkpoint, target, {}, cell, FIXED, beyond)
+
+
+def test_pins_are_named_when_they_are_in_the_way():
+    pins = {"model.embed_tokens": "F32"}
+    with pytest.raises(UserError, match="with the recipe's pins the smallest possible"):
+        menu_of(shaped_checkpoint(), "gguf", 3, pins)

@@ -1,0 +1,196 @@
+"""Plans: what the user may ask for, sizes that are met, and the published breakdown."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+from tests.factories import tiny_checkpoint
+
+import bitquilt
+from bitquilt import qtypes
+from bitquilt.allocation import sensitivity
+from bitquilt.allocation.knapsack import Table
+from bitquilt.allocation.plan import STITCHERS, Request, make_plan, plan, targets
+from bitquilt.errors import UserError
+from bitquilt.models import from_config, open_checkpoint
+from bitquilt.models.sources import resolve
+from bitquilt.rounding.nearest import fit
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MOBILELLM = EXAMPLES / "mobilellm-r1-950m" / "config.json"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("tiny"), layers=1)
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(**content):
+        path = tmp_path / "mine.json"
+        path.write_text(json.dumps(content))
+        return path
+
+    return write
+
+
+def mobilellm_140m():
+    """Its rows of 576 fit no type of 256."""
+    config = json.loads(MOBILELLM.read_text())
+    config |= {"num_hidden_layers": 15, "num_attention_heads": 9, "num_key_value_heads": 3}
+    return from_config(config | {"hidden_size": 576, "intermediate_size_mlp": 2048}, "140M")
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "bits"),
+    [
+        *product(["950M"], ["gguf", "mlx"], [3.0, 4.25, 4.5, 6.0, 8.0, 12.0]),
+        *product(["140M"], ["gguf"], [4.5, 4.8, 6.0, 8.0]),
+        *product(["140M"], ["mlx"], [3.0, 4.25, 4.5, 6.0]),
+    ],
+)
+def test_a_file_comes_within_half_a_percent_of_its_budget(model, target, bits):
+    checkpoint = open_checkpoint(MOBILELLM) if model == "950M" else mobilellm_140m()
+    made = make_plan(checkpoint, Request.parse(bits, None, None), target)
+    weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    budget = bits * weights / 8
+    assert 0.995 * budget <= made.layout.total_bytes <= budget
+    assert made.bits == made.layout.total_bytes * 8 / weights
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_a_hub_id_is_planned_to_the_byte_without_its_weights(tiny, tmp_path, monkeypatch, target):
+    (weights,) = tiny.glob("*.safetensors")
+    described = tmp_path / "tiny"
+    shutil.copytree(tiny, described, ignore=lambda *_: [weights.name])
+    # an earlier download that stopped left the index and no weights
+    (described / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b"}}')
+    monkeypatch.setattr(resolve, "snapshot_download", lambda *_, **__: str(described))
+    here, hub = (plan(model, bits=4.7, to=target)[0] for model in (tiny, f"owner/{tiny.name}"))
+    assert hub == here
+
+
+def test_a_size_is_met_like_bits(tiny):
+    made = plan(tiny, size="500kB", to="both")
+    assert [p.target for p in made] == ["gguf", "mlx"]
+    for one in made:
+        assert 497_500 <= one.layout.total_bytes <= 500_000
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
+    """A mix of another size, as a search may find one, is written at the announced size."""
+    checkpoint, stitcher = open_checkpoint(tiny), STITCHERS[target]
+    made = make_plan(checkpoint, Request.parse(4.7, None, None), target)
+    opposite = {
+        module: [replace(choice, divergence=-choice.divergence) for choice in choices]
+        for module, choices in sensitivity.prior(checkpoint, made.space.menu).items()
+    }
+    other = Table(opposite, made.space.capacity).solve(made.space.capacity)
+    spare = made.layout.total_bytes - stitcher.plan(checkpoint, other).total_bytes
+    assert spare > 0
+
+    def packed(module, qtype):
+        on = qtypes.get(qtype)
+        return on.pack(fit(on, checkpoint.load(f"{module}.weight"), None))
+
+    path = tmp_path / "model.gguf"
+    stitcher.write(checkpoint, other, packed, path, "{}", spare)
+    stitcher.check(path, checkpoint, other, packed)
+    files = path.rglob("*") if path.is_dir() else [path]
+    assert sum(file.stat().st_size for file in files) == made.layout.total_bytes
+
+
+def test_pins_hold_under_a_budget(tiny, recipe):
+    mine = recipe(pin={"token_embd": "Q8_0", "blk.0.attn_v": "F32"})
+    (made,) = plan(tiny, bits=6, recipe=mine)
+    assert made.assignment["model.embed_tokens"] == "Q8_0"
+    assert made.assignment["model.layers.0.self_attn.v_proj"] == "F32"
+    assert made.layout.total_bytes <= 6 * made.weights / 8
+
+
+def test_rules_are_no_pins_under_a_budget(tiny, recipe):
+    (made,) = plan(tiny, bits=3, recipe=recipe(default="Q8_0"))
+    assert "Q8_0" not in made.assignment.values()
+
+
+@pytest.mark.parametrize(
+    ("target", "preset", "embedding"), [("gguf", "Q4_K_M", "Q6_K"), ("mlx", "4bit-g64", "4bit-g64")]
+)
+def test_presets(tiny, target, preset, embedding):
+    (made,) = plan(tiny, recipe=preset, to=target)
+    assert made.space is None
+    assert made.assignment["model.embed_tokens"] == embedding
+    assert all(target in qtypes.get(qtype).targets for qtype in made.assignment.values())
+
+
+def test_the_published_breakdown():
+    """752 MiB of embedding, 358 to 359 MiB of 4-bit codes, 45 MiB of scales and biases."""
+    recipe = EXAMPLES / "mlx-published-950m.json"
+    (made,) = plan(MOBILELLM, recipe=recipe, to="mlx")
+    embedding, codes, scales = (
+        made.layout.breakdown[part] / 2**20 for part in ("embedding", "codes", "scales")
+    )
+    assert round(embedding) == 752
+    assert 358 < codes < 359.5
+    assert round(scales) == 45
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "how small"),
+        ({"bits": 4, "size": "1MB"}, "two budgets"),
+        ({"bits": 0}, "not between 0 and 32"),
+        ({"bits": -1}, "not between 0 and 32"),
+        ({"bits": float("nan")}, "not between 0 and 32"),
+        ({"bits": 33}, "not between 0 and 32"),
+        ({"size": "big"}, "is not a size"),
+        ({"bits": 4, "recipe": "Q4_K_M"}, "has a size of its own"),
+        ({"recipe": "Q4_KM"}, "neither a recipe file .* presets: .*Q4_K_M"),
+        ({"recipe": "none.json"}, "cannot read the recipe none.json"),
+        ({"bits": 4, "to": "onnx"}, "choose gguf, mlx or both"),
+        ({"recipe": "Q4_K_M", "to": "mlx"}, 'no preset "Q4_K_M" for mlx'),
+        ({"recipe": "4bit-g64", "to": "both"}, 'no preset "4bit-g64" for gguf'),
+    ],
+)
+def test_nonsense_is_refused(tiny, asked, words):
+    with pytest.raises(UserError, match=words):
+        plan(tiny, **asked)
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+@pytest.mark.parametrize("asked", [{"bits": 1.0}, {"size": "1GB"}], ids=str)
+def test_what_is_offered_instead_of_an_impossible_budget_is_possible(tiny, asked, target):
+    with pytest.raises(UserError, match="is too") as why:
+        plan(tiny, to=target, **asked)
+    size, offered = re.search(r"--size (\d+) or --bits ([\d.]+)", str(why.value)).groups()
+    (by_size,) = plan(tiny, size=size, to=target)
+    assert by_size.layout.total_bytes == int(size)
+    plan(tiny, bits=float(offered), to=target)
+
+
+def test_targets():
+    assert targets("both") == ["gguf", "mlx"]
+    assert targets("mlx") == ["mlx"]
+
+
+def test_rules_beside_a_budget_are_said_to_have_no_effect(tiny, recipe):
+    (made,) = plan(tiny, bits=6, recipe=recipe(default="Q4_K", pin={"token_embd": "Q8_0"}))
+    assert "only the pins" in made.notes[0]
+    assert plan(tiny, bits=6, recipe=recipe(pin={"token_embd": "Q8_0"}))[0].notes == ()
+
+
+def test_plan_can_be_asked_again():
+    """The module of the same name would take the function's place after the first call."""
+    assert callable(bitquilt.plan)
+    assert callable(bitquilt.quantize)
+    assert callable(bitquilt.plan)

@@ -1,0 +1,91 @@
+"""A search from start to end: limits, Ctrl-C, resuming, and what it says."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from tests.allocation.synthetic import SEGMENTS, Synthetic
+
+from bitquilt.allocation.measurements import Limits, Measurements
+from bitquilt.allocation.searching import Task, search
+
+LENGTH = 64 * SEGMENTS + 1
+
+
+class Measured:
+    """The synthetic model behind real measurements."""
+
+    def __init__(self, place, stop_after=None):
+        self.model = Synthetic(wrong=0.7)
+        self.history = place / "history.jsonl"
+        self.measurements = Measurements(self._evaluate, (64, LENGTH), self.history)
+        self.task = Task(self.model.mixes, {"3bit": self.model.capacity}, 0)
+        self.said, self.asked, self._stop_after = [], 0, stop_after
+
+    def _evaluate(self, mixes, windows):
+        if self._stop_after is not None and self.asked >= self._stop_after:
+            raise KeyboardInterrupt
+        self.asked += 1
+        vectors = [self.model.mixes.vector(mix) for mix in mixes]
+        samples = self.model.measure(vectors, windows)
+        by_window = samples.reshape(len(mixes), len(windows), SEGMENTS)
+        return np.repeat(by_window, 64, axis=2)
+
+    def search(self, method="race", tokens=400 * LENGTH):
+        limits = Limits(tokens)
+        return search(method, self.task, self.measurements, limits, self.said.append)["3bit"]
+
+
+def test_a_race_beats_the_knapsack_within_its_tokens(tmp_path):
+    run = Measured(tmp_path)
+    exact = run.search("knapsack")
+    assert run.measurements.tokens == 0
+    best = run.search()
+    assert run.model.kl(best) < run.model.kl(exact)
+    assert 100 * LENGTH < run.measurements.tokens <= 400 * LENGTH
+    assert any("3bit: KL" in line and "s left at most" in line for line in run.said)
+
+
+def test_it_ends_when_its_tokens_are_spent(tmp_path):
+    run = Measured(tmp_path)
+    run.search(tokens=60 * LENGTH)
+    assert 0 < run.measurements.tokens <= 60 * LENGTH
+    assert run.said[-1] == "the search has used up what it was given"
+
+
+def test_no_tokens_no_search(tmp_path):
+    run = Measured(tmp_path)
+    assert run.search(tokens=0) == run.search("knapsack")
+    assert run.asked == 0
+
+
+@pytest.mark.parametrize("stop_after", [0, 3, 6])
+def test_stopped_it_keeps_the_best_and_goes_on_later(tmp_path, stop_after):
+    stopped = Measured(tmp_path, stop_after)
+    kept = stopped.search()
+    assert stopped.model.mixes.nbytes(kept) <= stopped.model.capacity
+    assert "searches on" in stopped.said[-1]
+    resumed, undisturbed = Measured(tmp_path), Measured(tmp_path / "other")
+    assert resumed.search() == undisturbed.search()
+    assert resumed.asked <= undisturbed.asked - stop_after
+    assert resumed.measurements.tokens == undisturbed.measurements.tokens
+
+
+def test_the_history_says_how_it_went(tmp_path):
+    run = Measured(tmp_path)
+    best = run.search()
+    steps = [json.loads(line) for line in run.history.read_text().splitlines()]
+    last = [step for step in steps if "best" in step][-1]
+    assert last["best"].split() == list(run.model.mixes.qtypes(best).values())
+    assert last["bytes"] == run.model.mixes.nbytes(best)
+    assert last["file"] == "3bit"
+    assert 0 < last["tokens"] <= run.measurements.tokens
+
+
+def test_evopress_runs_until_its_tokens_are_spent(tmp_path):
+    run = Measured(tmp_path)
+    best = run.search("evopress", tokens=3000 * LENGTH)
+    assert run.model.mixes.nbytes(best) <= run.model.capacity
+    assert run.measurements.tokens > 500 * LENGTH

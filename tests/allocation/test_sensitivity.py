@@ -1,0 +1,48 @@
+"""Scores: what the bank predicts, and the first guess before there is a bank."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from tests.shapes import shaped_checkpoint
+
+from bitquilt.allocation import sensitivity
+from bitquilt.allocation.knapsack import Choice
+from bitquilt.rounding.layer_bank import Cell
+
+V0, V1 = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1))
+MENU = {
+    "model.embed_tokens": [Choice("Q4_K", 100, 0.0), Choice("Q6_K", 150, 0.0)],
+    V0: [Choice("Q3_K", 10, 0.0), Choice("Q4_K", 12, 0.0), Choice("Q6_K", 16, 0.0)],
+    V1: [Choice("Q4_K", 12, 0.0), Choice("Q8_0", 20, 0.0)],
+}
+
+
+def test_kinds():
+    assert sensitivity.kind("model.embed_tokens") == "embed_tokens"
+    assert sensitivity.kind(V0) == sensitivity.kind(V1) == "v_proj"
+
+
+def test_blocks():
+    assert sensitivity.block("model.embed_tokens") == "model.embed_tokens"
+    assert (sensitivity.block(V0), sensitivity.block(V1)) == ("0", "1")
+
+
+def test_scores_are_what_the_bank_predicts():
+    cells = {
+        module: {c.qtype: Cell(0.1 * c.nbytes, "gptq", "gptq") for c in found}
+        for module, found in MENU.items()
+    }
+    scored = sensitivity.predicted(SimpleNamespace(cells=cells.__getitem__), MENU)
+    assert [c.divergence for c in scored[V0]] == pytest.approx([1.0, 1.2, 1.6])
+    assert [(c.qtype, c.nbytes) for c in scored[V1]] == [("Q4_K", 12), ("Q8_0", 20)]
+
+
+def test_the_first_guess_prefers_more_bits_and_larger_matrices():
+    checkpoint = shaped_checkpoint()
+    embedding = "model.embed_tokens"
+    both = [Choice("Q4_K", 1, 0.0), Choice("Q6_K", 2, 0.0)]
+    guess = sensitivity.prior(checkpoint, {embedding: both, V0: both})
+    assert guess[embedding][0].divergence > guess[embedding][1].divergence
+    assert guess[embedding][0].divergence > guess[V0][0].divergence

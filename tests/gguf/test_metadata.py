@@ -1,0 +1,99 @@
+"""Architecture keys: RoPE scaling, windows, and what llama.cpp cannot compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from bitquilt.errors import UserError
+from bitquilt.gguf.metadata_write import architecture_keys, rope_factors, sampling_keys
+from bitquilt.models.config import complete
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def config(model_type: str = "llama", **fields: Any) -> dict[str, Any]:
+    """A complete config of a small model."""
+    small = {
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "num_hidden_layers": 6,
+        "intermediate_size": 512,
+        "vocab_size": 512,
+    }
+    return complete({"model_type": model_type, **small, **fields})
+
+
+def test_llama3_factors_are_those_of_transformers() -> None:
+    fields = {"rope_parameters": LLAMA3, "max_position_embeddings": 131072}
+    factors = rope_factors(config(**fields))
+    reference = LlamaConfig(hidden_size=256, num_attention_heads=4, head_dim=64, **fields)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](reference, torch.device("cpu"))
+    plain = LLAMA3["rope_theta"] ** -(torch.arange(0, 64, 2) / 64)
+    torch.testing.assert_close(torch.from_numpy(factors), plain / scaled)
+
+
+def test_llama3_scaling_of_qwen_is_refused() -> None:
+    with pytest.raises(UserError, match="Llama 3 RoPE scaling for llama models only"):
+        rope_factors(config("qwen3", rope_parameters=LLAMA3))
+
+
+def test_linear_and_yarn_scaling() -> None:
+    linear = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+    keys = architecture_keys(config(rope_parameters=linear))
+    assert keys["llama.rope.scaling.type"] == "linear"
+    assert keys["llama.rope.scaling.factor"] == 4.0
+    yarn = {
+        "rope_type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32768,
+    }
+    keys = architecture_keys(config("qwen3", rope_parameters=yarn))
+    assert keys["qwen3.rope.scaling.original_context_length"] == 32768
+    with pytest.raises(UserError, match=r"rope_scaling\.beta_fast"):
+        architecture_keys(config("qwen3", rope_parameters={**yarn, "beta_fast": 48}))
+
+
+def test_context_ends_where_a_window_would_matter() -> None:
+    keys = architecture_keys(config("mistral", sliding_window=4096, max_position_embeddings=32768))
+    assert keys["llama.context_length"] == 4096
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("query_pre_attn_scalar", 128),
+        ("final_logit_softcapping", 30.0),
+        ("layer_types", ["full_attention"] * 6),
+        ("rope_local_base_freq", 20000.0),
+    ],
+)
+def test_gemma3_as_llamacpp_does_not_run_it(field: str, value: object) -> None:
+    gemma = config("gemma3_text", query_pre_attn_scalar=64)
+    assert architecture_keys(gemma)["gemma3.rope.freq_base"] == 1e6
+    with pytest.raises(UserError, match="write MLX instead"):
+        architecture_keys({**gemma, field: value})
+
+
+def test_sampling_without_a_temperature_is_at_one_as_in_transformers() -> None:
+    assert sampling_keys({"do_sample": True, "top_k": 20}) == {
+        "general.sampling.temp": 1.0,
+        "general.sampling.top_k": 20,
+    }
+    null = {"do_sample": True, "temperature": None}
+    assert sampling_keys(null) == {"general.sampling.temp": 1.0}
+    assert sampling_keys({"temperature": 0.6}) == {}

@@ -1,0 +1,106 @@
+"""What inspect says about MobileLLM-R1, and how it says it."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
+from tests.models.test_canonical import SIZES
+
+from bitquilt.cli.inspect import render
+from bitquilt.models import from_config
+from bitquilt.models.audit import added_text, audit_template
+from bitquilt.models.inspection import Inspection, inspect, summarize
+
+
+@pytest.fixture
+def mobilellm() -> Inspection:
+    return summarize(from_config(SIZES["140M"][0], "MobileLLM-R1-140M"))
+
+
+def test_sizes_by_part(mobilellm: Inspection) -> None:
+    parts = {part.name: part for part in mobilellm.parts}
+    assert mobilellm.parameters == 140_248_512
+    assert mobilellm.bytes == 4 * 140_248_512
+    assert parts["embedding"].parameters == 128256 * 576
+    assert parts["mlp"].parameters == 15 * 3 * 576 * 2048
+    assert parts["norms"].parameters == 31 * 576
+    assert parts["head"].parameters == 0
+    assert (mobilellm.architecture, mobilellm.canonical_architecture) == ("llama4_text", "qwen3")
+
+
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [
+        ("num_local_experts", "rewritten, exactly, to qwen3"),
+        ("intermediate_size_mlp", "one SwiGLU, 2048 wide"),
+        ("no_rope_layers", "22 flags for 15 layers"),
+        ("attn_scale", "0.1 has no effect"),
+        ("num_key_value_heads", "9 query heads share 3 KV heads"),
+        ("tie_word_embeddings", "53% of the weights"),
+        ("hidden_size", "rows of 576, no multiple of 256"),
+    ],
+)
+def test_findings(mobilellm: Inspection, subject: str, words: str) -> None:
+    (message,) = (f.message for f in mobilellm.findings if f.subject == subject)
+    assert words in message
+
+
+def test_findings_stay_away_where_they_do_not_apply() -> None:
+    plain = {
+        "model_type": "llama",
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "tie_word_embeddings": False,
+    }
+    assert from_config(plain, "plain").findings == ()
+
+
+def test_a_sliding_window_is_said() -> None:
+    config = {"model_type": "mistral", "num_hidden_layers": 1, "sliding_window": 4096}
+    subjects = {finding.subject for finding in from_config(config, "m").findings}
+    assert "sliding_window" in subjects
+
+
+@pytest.mark.parametrize(
+    ("template", "added"),
+    [
+        (
+            CHAT_TEMPLATE,
+            "Please reason step by step, and put your final answer within \\boxed{}.",
+        ),
+        ("{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}{% endfor %}", ""),
+        ("[INST] {{ messages[0].content }} [/INST]", ""),
+    ],
+)
+def test_what_a_template_adds(template: str, added: str) -> None:
+    assert added_text(template) == added
+
+
+def test_templates_missing_or_broken() -> None:
+    assert "There is none" in audit_template(None, None)[0].message
+    broken = audit_template("{% if %}", "chat_template.jinja")[0].message
+    assert "in chat_template.jinja cannot be rendered" in broken
+
+
+def test_for_people(mobilellm: Inspection) -> None:
+    output = io.StringIO()
+    Console(file=output, width=120).print(render(mobilellm))
+    text = output.getvalue()
+    for words in ("MobileLLM-R1-140M", "llama4_text, written as qwen3", "140,248,512", "52.7%"):
+        assert words in text
+    assert "the embedding" in text
+
+
+def test_as_json(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, hidden=64, heads=2, layers=1)
+    printed = json.loads(json.dumps(inspect(str(directory)).to_dict()))
+    assert printed["canonical_architecture"] == "qwen3"
+    assert {part["name"] for part in printed["parts"]} >= {"embedding", "attention", "mlp"}

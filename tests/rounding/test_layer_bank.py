@@ -1,0 +1,165 @@
+"""The bank: what is rounded stays rounded, weighted by what reads it."""
+
+import pytest
+import torch
+from tests.factories import tiny_checkpoint
+
+from bitquilt import qtypes
+from bitquilt.calibration.collect import capture
+from bitquilt.models import open_checkpoint
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.rounding.hessian import factorize
+from bitquilt.rounding.layer_bank import FINISHED, Bank
+from bitquilt.rounding.nearest import fit
+from bitquilt.runtime.workdir import WorkDir
+
+
+def captured(tmp_path, rounding="nearest", **shape):
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, "llama4_text", **shape))
+    work = WorkDir(tmp_path / "work", {})
+    tokens = torch.randint(3, 200, (2, 16), generator=torch.Generator().manual_seed(0))
+    capture(BlockwiseModel(checkpoint), tokens, 1, work, lambda: None)
+    return Bank(checkpoint, work, rounding, print)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory):
+    return captured(tmp_path_factory.mktemp("bank"))
+
+
+def test_qtypes_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
+    module = "model.layers.0.self_attn.q_proj"
+    steps = []
+    bank.build({module: ["Q4_K"]}, lambda: steps.append(1))
+    first = bank.packed(module, "Q4_K")
+    bank.build({module: ["Q4_K", "Q8_0", "4bit-g64"]}, lambda: steps.append(1))
+    assert len(steps) == 4
+    assert set(bank.cells(module)) == {"Q4_K", "Q8_0", "4bit-g64"}
+    assert torch.equal(first["data"], bank.packed(module, "Q4_K")["data"])
+
+    def no_more(*_):
+        raise AssertionError("rounded twice")
+
+    monkeypatch.setattr("bitquilt.rounding.layer_bank.draft", no_more)
+    bank.build({module: ["Q4_K"]}, lambda: None)
+
+
+def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("bitquilt.rounding.layer_bank.compute_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr("bitquilt.rounding.kernels.trouble", lambda: "no compiler")
+    lines = []
+    Bank(
+        open_checkpoint(str(tiny_checkpoint(tmp_path))),
+        WorkDir(tmp_path / "w", {}),
+        "best",
+        lines.append,
+    )
+    (line,) = lines
+    assert "(no compiler); torch's operations round instead" in line
+
+
+def test_what_cannot_be_fetched_is_not_kept(tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError("no room")
+
+    bank, module = captured(tmp_path, "gptq"), "model.layers.0.self_attn.q_proj"
+    monkeypatch.setattr("bitquilt.rounding.layer_bank.moved", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        bank.build({module: ["4bit-g32"]}, lambda: None)
+    assert not bank.cells(module)
+
+
+def test_more_bits_are_predicted_to_cost_less(bank):
+    for module in bank.checkpoint.matrices:
+        bank.build({module: ["Q2_K", "Q4_K", "Q6_K", "F32"]}, lambda: None)
+        costs = {name: cell.divergence for name, cell in bank.cells(module).items()}
+        assert costs["Q2_K"] > costs["Q4_K"] > costs["Q6_K"] > costs["F32"] == 0
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_importance_is_what_reads_each_column(tmp_path, tied):
+    """An untied embedding is read by the first block, a tied one mostly as the head."""
+    bank = captured(tmp_path, tied=tied)
+    gradients = bank.work.load("gradients")["columns"]
+    head = bank.moments.hessian("lm_head").diagonal()
+    embedding = bank.moments.importance("model.embed_tokens")
+    assert torch.equal(embedding, head if tied else gradients)
+    module = "model.layers.1.mlp.down_proj"
+    assert torch.equal(bank.moments.importance(module), bank.moments.hessian(module).diagonal())
+
+    bank.build({"model.embed_tokens": ["Q4_K"]}, lambda: None)
+    weight = bank.checkpoint.load("model.embed_tokens.weight")
+    qtype = qtypes.get("Q4_K")
+    expected = qtype.pack(fit(qtype, weight, embedding.contiguous()))
+    assert torch.equal(bank.packed("model.embed_tokens", "Q4_K")["data"], expected["data"])
+
+
+def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
+    bank = captured(tmp_path, "best")
+    modules = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    bank.build({module: ["Q3_K", "4bit-g64"] for module in modules}, lambda: None)
+    for module in modules:
+        for name, cell in bank.cells(module).items():
+            assert (cell.rounding, cell.kept) == ("gptq", "gptq")
+            error = qtypes.get(name).dequantize(bank.packed(module, name))
+            error -= bank.checkpoint.load(f"{module}.weight")
+            damped = factorize(bank.moments.hessian(module).unsqueeze(0), [module], print).natural[
+                0
+            ]
+            expected = bank.moments.divergence(module, error, damped)
+            assert cell.divergence == pytest.approx(expected, rel=0.01)
+
+
+def test_what_was_chosen_is_finished_and_its_draft_stays(tmp_path):
+    bank = captured(tmp_path, "best")
+    module = "model.layers.1.mlp.up_proj"
+    bank.build({module: ["Q3_K", "Q4_K"], "model.embed_tokens": ["Q4_K"]}, lambda: None)
+    drafts, packed = bank.cells(module), bank.packed(module, "Q3_K")
+    hessian = bank.moments.hessian(module)
+
+    def cost():
+        error = qtypes.get("Q3_K").dequantize(bank.finished(module, "Q3_K"))
+        error -= bank.checkpoint.load(f"{module}.weight")
+        return bank.moments.divergence(module, error, hessian)
+
+    before, steps = cost(), []
+    for _ in range(2):  # the second time there is nothing left to do
+        chosen = {module: ["Q3_K"], "model.embed_tokens": ["Q4_K"]}
+        bank.finish(chosen, lambda: steps.append(1))
+    assert len(steps) == 4
+    assert cost() < before
+    assert torch.equal(packed["data"], bank.packed(module, "Q3_K")["data"])
+    assert not torch.equal(packed["data"], bank.finished(module, "Q3_K")["data"])
+    assert bank.cells(module) == drafts
+    (cell,) = bank.cells(module, FINISHED).values()
+    assert (cell.rounding, cell.kept) == ("best", "best")
+    assert cell.divergence == drafts["Q3_K"].divergence
+    for unfinished in ((module, "Q4_K"), ("model.embed_tokens", "Q4_K")):
+        assert torch.equal(bank.packed(*unfinished)["data"], bank.finished(*unfinished)["data"])
+
+
+def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):
+    bank = captured(tmp_path, "gptq")
+    seen = []
+
+    def counted(hessians, names, say):
+        seen.extend(names)
+        return factorize(hessians, names, say)
+
+    monkeypatch.setattr("bitquilt.rounding.layer_bank.factorize", counted)
+    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj")
+    bank.build({f"model.layers.0.{name}": ["Q4_K", "Q3_K"] for name in names}, lambda: None)
+    assert seen == ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"]
+
+
+def test_layers_together_or_one_by_one_have_the_same_bytes(tmp_path, monkeypatch):
+    module = "model.layers.{}.mlp.up_proj".format
+    mix = {module(0): "Q5_K", module(1): "IQ3_S"}
+    packed = []
+    for room in (1 << 28, 1):
+        monkeypatch.setattr("bitquilt.rounding.layer_bank.CPU_BATCH", room)
+        bank = captured(tmp_path / str(room), "best")
+        bank.build({m: ["Q5_K", "IQ3_S"] for m in mix}, lambda: None)
+        bank.finish({m: [qtype] for m, qtype in mix.items()}, lambda: None)
+        packed.append([bank.finished(*cell)["data"] for cell in mix.items()])
+    assert all(map(torch.equal, *packed))

@@ -1,0 +1,47 @@
+"""The refit of stored floats against least squares in double precision."""
+
+import pytest
+import torch
+from tests.rounding.inputs import cost, second_moment, weights
+
+from bitquilt import qtypes
+from bitquilt.rounding.nearest import fit
+from bitquilt.rounding.scale_refit import refit
+
+
+@pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q6_K", "IQ4_XS", "Q5_1", "4bit-g64", "2bit-g32"])
+def test_no_row_is_worse_and_codes_stay(name):
+    qtype, weight, hessian = qtypes.get(name), weights(12, 512), second_moment(512)
+    before = fit(qtype, weight, hessian.diagonal())
+    after = refit(qtype, before, weight, hessian)
+    for field in before.keys() - {"d", "dmin", "m", "scales", "biases"}:
+        assert torch.equal(before[field], after[field])
+    assert after.keys() == before.keys()
+    old = cost(weight - qtype.decode(before), hessian)
+    new = cost(weight - qtype.decode(after), hessian)
+    assert (new <= old * (1 + 1e-4)).all()
+    assert new.sum() < old.sum()
+    stored = qtype.unpack(qtype.pack(after))
+    assert all(torch.equal(stored[name], after[name]) for name in after)
+
+
+def test_finds_the_least_squares_solution():
+    """Rows made of a type's own levels times another scale are recovered to half precision."""
+    qtype, hessian = qtypes.get("Q4_1"), second_moment(64)
+    fields = fit(qtype, weights(3, 64), None)
+    wanted = fields | {"d": fields["d"] * 1.25, "m": fields["m"] - 0.1}
+    weight = qtype.decode(wanted)
+    found = refit(qtype, fields, weight, hessian)
+    assert torch.allclose(found["d"], wanted["d"], rtol=5e-3)
+    assert torch.allclose(found["m"], wanted["m"], rtol=5e-3)
+
+
+def test_qtypes_without_floats_and_blocks_of_zeros_pass_through():
+    weight, hessian = weights(3, 64), second_moment(64)
+    mxfp4 = qtypes.get("mxfp4")
+    fields = fit(mxfp4, weight, None)
+    assert refit(mxfp4, fields, weight, hessian) is fields
+    zero = torch.zeros(2, 64)
+    qtype = qtypes.get("Q4_0")
+    after = refit(qtype, fit(qtype, zero, None), zero, hessian)
+    assert all(field.isfinite().all() for field in after.values())

@@ -1,0 +1,174 @@
+"""Sequential correction of a mix on tiny models."""
+
+import pytest
+import torch
+from tests.factories import tiny_checkpoint
+from transformers import AutoModelForCausalLM
+
+from bitquilt import qtypes
+from bitquilt.calibration.collect import capture
+from bitquilt.models import open_checkpoint
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.checkpoint import EMBEDDING
+from bitquilt.rounding import sequential_pass
+from bitquilt.rounding.gptaq import Drift
+from bitquilt.rounding.layer_bank import Bank
+from bitquilt.rounding.sequential_pass import refine
+from bitquilt.runtime.workdir import WorkDir
+
+TOKENS = torch.randint(3, 200, (8, 64), generator=torch.Generator().manual_seed(0))
+
+
+def silent(line):
+    raise AssertionError(line)
+
+
+def made(tmp_path, family="qwen3"):
+    """A bank of 3-bit matrices under an untouched embedding, and the mix."""
+    directory = tiny_checkpoint(tmp_path, family, hidden=64, heads=2)
+    checkpoint = open_checkpoint(directory)
+    work = WorkDir(tmp_path / "work", {})
+    capture(BlockwiseModel(checkpoint), TOKENS, 1, work, lambda: None)
+    bank = Bank(checkpoint, work, "gptq", silent)
+    mix = dict.fromkeys(checkpoint.matrices, "3bit-g64") | {EMBEDDING: "F32"}
+    cells = {module: [qtype] for module, qtype in mix.items()}
+    bank.build(cells, lambda: None)
+    return bank, mix, directory
+
+
+def run(bank, mix, tokens=TOKENS):
+    steps = []
+    refined = refine(bank, mix, tokens, "gptq", silent, lambda: steps.append(1))
+    assert len(steps) == bank.checkpoint.layers
+    return refined
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("refining"))
+
+
+@pytest.fixture(scope="module")
+def refined(tiny):
+    return run(*tiny[:2])
+
+
+def weights_of(packed, mix):
+    return {
+        module: qtypes.get(qtype).dequantize(packed(module, qtype)) for module, qtype in mix.items()
+    }
+
+
+def divergence(directory, weights):
+    """KL of the whole transformers model with other matrices, on the text it was corrected on."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    with torch.no_grad():
+        teacher = model(TOKENS).logits.log_softmax(-1)
+        for module, weight in weights.items():
+            model.get_submodule(module).weight.copy_(weight)
+        student = model(TOKENS).logits.log_softmax(-1)
+    return (teacher.exp() * (teacher - student)).sum(-1).mean().item()
+
+
+def test_correction_brings_the_model_closer(tiny, refined):
+    bank, mix, directory = tiny
+    before = divergence(directory, weights_of(bank.packed, mix))
+    after = divergence(directory, weights_of(refined.packed, mix))
+    assert after < 0.85 * before
+
+
+def test_nothing_quantized_before_leaves_the_banks_rounding(tiny, refined):
+    bank = tiny[0]
+    for kind in ("q", "k", "v"):
+        module = f"model.layers.0.self_attn.{kind}_proj"
+        assert refined.kept(0)[module] == "bank"
+        there, here = bank.packed(module, "3bit-g64"), refined.packed(module, "3bit-g64")
+        assert all(torch.equal(there[part], here[part]) for part in there)
+    assert refined.kept(1)["model.layers.1.mlp.down_proj"] == "refined"
+    assert torch.equal(
+        refined.packed(EMBEDDING, "F32")["weight"], bank.packed(EMBEDDING, "F32")["weight"]
+    )
+
+
+def test_a_block_that_is_done_is_not_done_again(tiny, refined, monkeypatch):
+    bank, mix, _ = tiny
+    last = bank.checkpoint.layers - 1
+    before, kept = bank.work.load(refined.artefact(last)), refined.kept(last)
+    (bank.work.path / f"{refined.artefact(last)}.safetensors").unlink()
+    layers, whole = [], sequential_pass._refine_block
+    monkeypatch.setattr(
+        sequential_pass, "_refine_block", lambda *a: (layers.append(a[1].layer), whole(*a))
+    )
+    assert run(bank, mix) == refined
+    assert layers == [last]
+    again = bank.work.load(refined.artefact(last))
+    assert before.keys() == again.keys()
+    assert all(torch.equal(before[part], again[part]) for part in before)
+    assert refined.kept(last) == kept
+
+
+def test_other_mixes_and_other_text_have_artefacts_of_their_own(tiny, refined):
+    mix = tiny[1]
+    again = dict(reversed(mix.items()))
+    assert refined.folder == f"refined/{sequential_pass._key(again, TOKENS)}"
+    other = mix | {"model.layers.0.mlp.up_proj": "4bit-g64"}
+    keys = {sequential_pass._key(other, TOKENS), sequential_pass._key(mix, TOKENS[:2])}
+    assert len({refined.folder, *(f"refined/{key}" for key in keys)}) == 3
+
+
+def test_what_serves_worse_than_the_banks_rounding_is_not_kept(tiny, monkeypatch):
+    bank, mix, _ = tiny
+    monkeypatch.setattr(sequential_pass, "corrected", lambda weight, *_: -weight)
+    refined = run(bank, mix, TOKENS[1:])
+    assert {kept for layer in (0, 1) for kept in refined.kept(layer).values()} == {"bank"}
+    for module, qtype in mix.items():
+        there, here = bank.packed(module, qtype), refined.packed(module, qtype)
+        assert all(torch.equal(there[part], here[part]) for part in there)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_moments_are_those_of_whole_models(tmp_path, family):
+    """The input and the residual stream of the last matrix, against hooks on transformers' own."""
+    directory = tiny_checkpoint(tmp_path, family, hidden=64, heads=2)
+    checkpoint = open_checkpoint(directory)
+    module, scale = "model.layers.1.mlp.down_proj", 0.9
+    whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    norm = "pre_feedforward_layernorm" if family == "gemma3_text" else "post_attention_layernorm"
+
+    def reads():
+        seen = {}
+        hooks = [
+            whole.get_submodule(path).register_forward_pre_hook(
+                lambda _, args, path=path: seen.__setitem__(path, args[0].flatten(0, 1))
+            )
+            for path in (module, f"model.layers.1.{norm}")
+        ]
+        with torch.no_grad():
+            whole(TOKENS)
+        for hook in hooks:
+            hook.remove()
+        return seen.values()
+
+    (stream, x), original = reads(), BlockwiseModel(checkpoint)
+    with torch.no_grad():
+        whole.get_submodule("model.layers.0.mlp.up_proj").weight.mul_(scale)
+    there, seen = reads()
+
+    def scaled(name):
+        weight = checkpoint.load(name)
+        return weight * scale if name == "model.layers.0.mlp.up_proj.weight" else weight
+
+    quantized = BlockwiseModel(checkpoint, scaled)
+    streams = tuple(
+        model.run_all(model.block(0), model.embed(TOKENS)) for model in (original, quantized)
+    )
+    pair = sequential_pass._Pair(1, (original.block(1), quantized.block(1)), streams)
+    first, second = pair.drifts(module)
+    found = first + second
+    lacking = torch.zeros(len(x), 1) if family == "gemma3_text" else stream - there
+    expected = Drift.of(x, seen, lacking)
+    assert first.tokens == second.tokens == TOKENS.numel() // 2
+    for part in ("hessian", "inputs", "stream"):
+        torch.testing.assert_close(
+            getattr(found, part), getattr(expected, part), rtol=1e-3, atol=1e-3
+        )

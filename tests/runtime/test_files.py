@@ -1,0 +1,139 @@
+"""Files appear whole or not at all, and trouble with the disk is a sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitquilt.errors import UserError
+from bitquilt.runtime.files import require_room, written_whole
+from bitquilt.runtime.workdir import WorkDir
+
+
+def test_a_file_replaces_a_file(tmp_path):
+    path = tmp_path / "new" / "file"
+    for text in ("first", "second"):
+        with written_whole(path) as beside:
+            beside.write_text(text)
+            assert not path.exists() or path.read_text() == "first"
+        assert path.read_text() == text
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_a_directory_replaces_a_directory(tmp_path):
+    path = tmp_path / "model"
+    for name in ("first", "second"):
+        with written_whole(path) as beside:
+            beside.mkdir()
+            (beside / name).write_text(name)
+        assert [p.name for p in path.iterdir()] == [name]
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_killed_between_two_directories(tmp_path):
+    """The old one is aside and the new one not yet in place: the next run clears it up."""
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.part").mkdir()
+    with written_whole(tmp_path / "model") as beside:
+        beside.mkdir()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def fail_halfway(path, error):
+    path.write_text("half")
+    raise error
+
+
+@pytest.mark.parametrize("raised", [KeyError("ours"), KeyboardInterrupt(), UserError("bad")])
+def test_any_error_leaves_what_was_there(tmp_path, raised):
+    path = tmp_path / "file"
+    path.write_text("before")
+    with pytest.raises(type(raised)), written_whole(path) as beside:
+        fail_halfway(beside, raised)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full; free space"),
+        (errno.EDQUOT, "the disk is full; free space"),
+        (errno.EACCES, "no write permission there"),
+        (errno.EROFS, "no write permission there"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_trouble_of_the_file_system(tmp_path, monkeypatch, number, words, call):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fail)
+    with (
+        pytest.raises(UserError, match=rf"file was not written: .*{words}"),
+        written_whole(tmp_path / "file") as beside,
+    ):
+        beside.write_text("whole")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_place_of_a_directory(tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(UserError, match="choose another"):
+        require_room(tmp_path / "file", 0)
+    with (
+        pytest.raises(UserError, match="was not written"),
+        written_whole(tmp_path / "file" / "under"),
+    ):
+        pass
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["full", "full/."])
+def test_a_file_never_takes_the_place_of_a_directory(tmp_path, name):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("precious")
+    with (
+        pytest.raises(UserError, match="full is a directory; name a file in it"),
+        written_whole(tmp_path / name) as beside,
+    ):
+        beside.write_text("page")
+    assert (tmp_path / "full" / "mine").read_text() == "precious"
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_room_is_known_beforehand(tmp_path):
+    require_room(tmp_path / "new", 1)
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(UserError, match=r"bytes free and 1,[0,]+ are needed; free space"):
+        require_room(tmp_path, 10**30)
+
+
+def test_no_permission():
+    with pytest.raises(UserError, match=r"^/proc/nobody"):
+        require_room(Path("/proc/nobody"), 0)
+
+
+def test_a_full_disk(small_disk):
+    with (
+        pytest.raises(UserError, match="disk is full"),
+        written_whole(small_disk / "file") as beside,
+    ):
+        beside.write_bytes(bytes(1 << 20))
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_full_disk_under_the_work_directory(small_disk):
+    """There it is safetensors that says so, in words of its own."""
+    with WorkDir(small_disk / "work", {}) as work:
+        work.save("small", {"t": torch.zeros(1)}, {})
+        with pytest.raises(UserError, match=r"large\.safetensors was not written: the disk is"):
+            work.save("large", {"t": torch.zeros(1 << 18)}, {})
+        assert not work.has("large")
+        assert work.has("small")
+    names = {path.name for path in (small_disk / "work").iterdir()}
+    assert names == {".lock", "settings.json", "small.safetensors"}

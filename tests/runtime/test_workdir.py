@@ -1,0 +1,52 @@
+"""Work directories: whole artefacts, refused settings, one run at a time."""
+
+import pytest
+import torch
+
+from bitquilt.errors import UserError
+from bitquilt.runtime.workdir import WorkDir
+
+
+def test_artefacts_come_back(tmp_path):
+    with WorkDir(tmp_path / "w", {"a": 1}) as work:
+        assert not work.has("x/y")
+        work.save("x/y", {"t": torch.arange(4)}, {"fact": "1"})
+        assert work.has("x/y")
+        assert torch.equal(work.load("x/y")["t"], torch.arange(4))
+        with work.open("x/y") as handle:
+            assert handle.metadata() == {"fact": "1"}
+        assert work.load_json("none") is None
+    with WorkDir(tmp_path / "w", {"a": 1}) as work:
+        assert work.has("x/y")
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    with WorkDir(tmp_path / "w", {"calibration": "abc", "seed": 1}):
+        pass
+    with pytest.raises(UserError, match=r"calibration: abc there, def now.*--work-dir"):
+        WorkDir(tmp_path / "w", {"calibration": "def", "seed": 1})
+
+
+def test_somebody_elses_directory_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not empty and not ours"):
+        WorkDir(tmp_path, {})
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+    with WorkDir(tmp_path / "w", {}), pytest.raises(UserError, match="in use by another run"):
+        WorkDir(tmp_path / "w", {})
+
+
+def test_only_what_was_half_written_is_removed(tmp_path):
+    with WorkDir(tmp_path, {}):
+        pass
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text("*")
+    (tmp_path / ".tiny-mlx.part" / "under").mkdir(parents=True)
+    (tmp_path / "bank").mkdir()
+    for name in (".probes.json.part", "bank/.q.safetensors.part", "bank/.tmpIJbt3M"):
+        (tmp_path / name).write_text("half")
+    with WorkDir(tmp_path, {}):
+        pass
+    assert {path.name for path in tmp_path.rglob(".*")} == {".git", ".gitignore", ".lock"}
