@@ -19,7 +19,7 @@ from lib.timed import MAXRSS_UNIT
 
 from bitquilt import qtypes
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.rounding.layer_bank import Bank, Candidates
+from bitquilt.rounding.layer_bank import Candidates, LayerBank
 from bitquilt.runtime.device import compute_device
 
 WINDOWS = 8
@@ -30,10 +30,10 @@ def main() -> None:
     shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
     targets = sys.argv[2:] or ["gguf", "mlx"]
     with captured(shape, WINDOWS) as (checkpoint, _, work):
-        measure(Bank(checkpoint, work, "best", print), targets)
+        measure(LayerBank(checkpoint, work, "best", print), targets)
 
 
-def measure(bank: Bank, targets: list[str]) -> None:
+def measure(bank: LayerBank, targets: list[str]) -> None:
     """Round everything; print seconds, and memory at the end."""
     checkpoint, device = bank.checkpoint, compute_device()
     names = sorted({name for target in targets for name in qtypes.names(target)})
@@ -80,7 +80,7 @@ def size(checkpoint: Checkpoint, module: str) -> int:
     return rows * columns
 
 
-def timed(bank: Bank, candidates: Candidates) -> float:
+def timed(bank: LayerBank, candidates: Candidates) -> float:
     """Seconds to round all that from nothing."""
     started = time.monotonic()
     bank.build(candidates, lambda: None)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bitquilt import qtypes
 from bitquilt.calibration.collect import input_of
-from bitquilt.calibration.statistics import Moments
+from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.nearest import fit
 
@@ -65,7 +65,7 @@ def random_matrices() -> Matrices:
 def real_matrices() -> Matrices:
     """The down projections of all blocks, 64 rows of each: 2,688 blocks of 256."""
     with captured("demo", 8) as (checkpoint, _, work):
-        moments = Moments(checkpoint, work)
+        moments = CalibrationStats(checkpoint, work)
         modules = [module for module in checkpoint.matrices if module.endswith("down_proj")]
         return [
             (checkpoint.load(f"{m}.weight")[:64], moments.hessian(input_of(m)).diagonal().float())

@@ -18,7 +18,7 @@ from lib import peers
 from torch import Tensor
 
 from bitquilt import qtypes, quantize
-from bitquilt.calibration.statistics import Moments
+from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
 from bitquilt.models import open_checkpoint
@@ -37,7 +37,7 @@ def main() -> None:
             mix = quantize(model, recipe=preset, **there).outputs[0]
             ours = quantize(model, size=f"{mix.nbytes}B", **there).outputs[0]
             assert ours.nbytes <= mix.nbytes
-            theirs = by_ggml(model, there["work_dir"], mix.assignment)
+            theirs = by_ggml(model, there["work_dir"], mix.allocation)
             found = "".join(f"{kl!s:28}" for kl in (theirs, mix.figures.kl, ours.figures.kl))
             share = ours.figures.kl.mean / theirs.mean
             print(f"{preset:8} {ours.nbytes:12,} {ours.bits:6.3f}  {found} {share:.3f}", flush=True)
@@ -47,7 +47,7 @@ def by_ggml(model: str, directory: Path, mix: dict[str, str]) -> Estimate:
     """A mix with every matrix rounded by ggml, on the windows that the run was measured on."""
     checkpoint = open_checkpoint(model)
     with WorkDir(directory, json.loads((directory / "settings.json").read_text())) as work:
-        moments = Moments(checkpoint, work)
+        moments = CalibrationStats(checkpoint, work)
         tokens = work.load("teacher/held-out")["tokens"]
         teacher = Teacher.of(checkpoint, tokens, work, "held-out")
 

@@ -24,7 +24,7 @@ from bitquilt.allocation.evaluator import fastest
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.rounding.layer_bank import Bank
+from bitquilt.rounding.layer_bank import LayerBank
 
 QTYPES = ("Q4_0", "Q8_0")
 WINDOWS, CANDIDATES = 16, 32
@@ -34,7 +34,7 @@ def main() -> None:
     """Print tokens a second of one worker and of all."""
     shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
     with captured(shape, WINDOWS) as (checkpoint, text, work):
-        bank = Bank(checkpoint, work, "nearest", print)
+        bank = LayerBank(checkpoint, work, "nearest", print)
         bank.build({module: list(QTYPES) for module in checkpoint.matrices}, lambda: None)
         teacher = Teacher.of(checkpoint, text, work, "text")
         gpus = torch.cuda.device_count()
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def measured(
-    checkpoint: Checkpoint, bank: Bank, teacher: Teacher, workers: int, on_gpus: bool
+    checkpoint: Checkpoint, bank: LayerBank, teacher: Teacher, workers: int, on_gpus: bool
 ) -> tuple[float, np.ndarray]:
     """Tokens a second of a cluster of that size, and what it measured."""
     cores = workers * ray_evaluator.CPUS

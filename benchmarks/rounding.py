@@ -24,9 +24,9 @@ from torch import Tensor
 
 from bitquilt import qtypes
 from bitquilt.calibration import corpus
-from bitquilt.calibration.collect import capture
+from bitquilt.calibration.collect import collect_statistics
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
-from bitquilt.calibration.text_budget import WINDOW, effort
+from bitquilt.calibration.text_budget import WINDOW, text_budget
 from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
@@ -34,7 +34,7 @@ from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.qtypes.kquants import Signed, WithMins
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding import METHODS
-from bitquilt.rounding.layer_bank import Bank
+from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.workdir import WorkDir
 
 HELD_OUT = 32
@@ -48,16 +48,18 @@ class Bench:
     def __init__(self, checkpoint: Checkpoint, directory: Path) -> None:
         self.checkpoint = checkpoint
         encode = encoder(checkpoint)
-        much = effort(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
+        much = text_budget(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
         documents, _ = calibration_documents(None)
         self.tokens = token_windows(documents, encode, much.calibration, WINDOW)
         self.banks = {}
         for method in METHODS:
             work = WorkDir(directory / method, {})
-            self.banks[method] = Bank(checkpoint, work, method, print)
+            self.banks[method] = LayerBank(checkpoint, work, method, print)
         held_out = token_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
         for bank in self.banks.values():
-            capture(BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, _nothing)
+            collect_statistics(
+                BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, _nothing
+            )
         self.moments = bank.moments
         self.teacher = Teacher.of(checkpoint, held_out, bank.work, "held-out")
         self.blocks = [
@@ -72,11 +74,14 @@ class Bench:
 
     def ours(self, qtype: QuantType, embedding: QuantType, method: str) -> Weights:
         """Every matrix from our bank."""
-        bank, mix = self.banks[method], dict.fromkeys(self.blocks, qtype) | {EMBEDDING: embedding}
-        wanted = {module: [on.name] for module, on in mix.items()}
+        bank, allocation = (
+            self.banks[method],
+            dict.fromkeys(self.blocks, qtype) | {EMBEDDING: embedding},
+        )
+        wanted = {module: [on.name] for module, on in allocation.items()}
         bank.build(wanted, _nothing)
         bank.finish(wanted, _nothing)
-        return {m: on.dequantize(bank.finished(m, on.name)) for m, on in mix.items()}
+        return {m: on.dequantize(bank.finished(m, on.name)) for m, on in allocation.items()}
 
     def kl(self, weights: Weights) -> tuple[float, str]:
         """Mean KL, and the same with its interval."""

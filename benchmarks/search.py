@@ -39,15 +39,15 @@ from bitquilt.allocation.measurements import Limits, Measurements, latest_histor
 from bitquilt.allocation.plan import STITCHERS, Request, make_plan
 from bitquilt.allocation.racing import CLEARLY, Difference, by_segment
 from bitquilt.allocation.searching import Task, search
-from bitquilt.allocation.space import Mixes, Vector
+from bitquilt.allocation.space import AllocationSpace, AllocationVector
 from bitquilt.calibration import corpus
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
-from bitquilt.calibration.text_budget import WINDOW, effort
+from bitquilt.calibration.text_budget import WINDOW, text_budget
 from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.rounding.layer_bank import Bank
+from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.hardware import rate
 from bitquilt.runtime.malloc import keep_freed_memory
@@ -125,9 +125,9 @@ class Bench:
         self.schedule = QUICK if quick else Schedule()
         matrices = self.checkpoint.matrices.values()
         weights = sum(rows * columns for rows, columns in matrices)
-        self.much = effort(weights, on_gpu=compute_device().type != "cpu")
+        self.much = text_budget(weights, on_gpu=compute_device().type != "cpu")
         self.windows = self.much.search if quick else EVOPRESS_WINDOWS
-        self.bank = Bank(self.checkpoint, work, "best", print)
+        self.bank = LayerBank(self.checkpoint, work, "best", print)
         self.held_out = HELD_OUT_QUICK if quick else HELD_OUT
         encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
         searched = token_windows(documents, encode, self.windows, WINDOW)
@@ -138,20 +138,22 @@ class Bench:
         self._company = Teacher.of(self.checkpoint, together, work, "bench-company")
         self._judge = Teacher.of(self.checkpoint, held_out, work, f"bench-held-out-{self.held_out}")
 
-    def mixes(self, bits: float) -> tuple[Mixes, int]:
+    def mixes(self, bits: float) -> tuple[AllocationSpace, int]:
         """What may be chosen at a budget, scored by predictions, and the capacity."""
         space = make_plan(self.checkpoint, Request.parse(bits, None, None), "gguf").space
         assert space is not None
-        return Mixes.of(sensitivity.predicted(self.bank, space.menu)), space.capacity
+        return AllocationSpace.of(
+            sensitivity.predicted(self.bank, space.candidate_sets)
+        ), space.capacity
 
-    def together(self, mixes: Mixes, capacity: int) -> Mixes:
+    def together(self, mixes: AllocationSpace, capacity: int) -> AllocationSpace:
         """The same scored by what matrices cost together."""
         text, packed = self._company, self.bank.packed
 
         def shares(mix: Mapping[str, str]) -> np.ndarray:
-            return interactions.shares(self.checkpoint, mix, packed, text, lambda: None)
+            return interactions.kl_attribution(self.checkpoint, mix, packed, text, lambda: None)
 
-        return interactions.together(mixes, [capacity], shares)
+        return interactions.corrected_scores(mixes, [capacity], shares)
 
     def measurements(self, windows: int, name: str) -> Measurements:
         """A measure on the first windows, with a history of its own."""
@@ -159,7 +161,9 @@ class Bench:
         history = self.work.path / "search" / f"bench-{self.windows}-{name}.jsonl"
         return Measurements(evaluate, (windows, WINDOW), history)
 
-    def judged(self, mixes: Mixes, vectors: Sequence[Vector]) -> list[np.ndarray]:
+    def judged(
+        self, mixes: AllocationSpace, vectors: Sequence[AllocationVector]
+    ) -> list[np.ndarray]:
         """Samples of each mix on held-out text."""
         qtypes = [mixes.qtypes(vector) for vector in vectors]
         found = by_segment(self._evaluator(self._judge, qtypes, range(self.held_out)))
@@ -182,7 +186,7 @@ def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> Non
     for bits in budgets:
         mixes, capacity = bench.mixes(bits)
         scored = bench.together(mixes, capacity)
-        exact = [one.cheapest(one.scores, capacity, {}) for one in (mixes, scored)]
+        exact = [one.solve(one.scores, capacity, {}) for one in (mixes, scored)]
         for seed in seeds:
             raced, race_tokens, race_seconds = race(bench, scored, capacity, bits, seed)
             evolved, tokens, seconds = evopress(bench, mixes, capacity, bits, seed)
@@ -200,8 +204,8 @@ def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> Non
 
 
 def race(
-    bench: Bench, mixes: Mixes, capacity: int, bits: float, seed: int
-) -> tuple[Vector, int, float]:
+    bench: Bench, mixes: AllocationSpace, capacity: int, bits: float, seed: int
+) -> tuple[AllocationVector, int, float]:
     """The race's mix, token-forwards and seconds."""
     measured = bench.measurements(bench.much.search, f"race-{bits}-{seed}")
     task, limits = Task(mixes, {f"{bits}": capacity}, seed), Limits(bench.much.races * WINDOW)
@@ -210,8 +214,8 @@ def race(
 
 
 def evopress(
-    bench: Bench, mixes: Mixes, capacity: int, bits: float, seed: int
-) -> tuple[Vector, int, float]:
+    bench: Bench, mixes: AllocationSpace, capacity: int, bits: float, seed: int
+) -> tuple[AllocationVector, int, float]:
     """The same of EvoPress."""
     measured = bench.measurements(bench.windows, f"evopress-{bits}-{seed}")
     text, rng = (measured.windows, WINDOW), np.random.default_rng(seed)

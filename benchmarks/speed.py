@@ -37,7 +37,7 @@ def main() -> None:
         assert plan.space is not None
         mixes = {name: presets.preset(name, checkpoint, "gguf") for name in PRESETS}
         candidates = {
-            module: dict.fromkeys([*names, *(mix[module] for mix in mixes.values())])
+            module: dict.fromkeys([*names, *(allocation[module] for allocation in mixes.values())])
             for module, names in plan.space.candidates.items()
         }
         limit = speed_profile.speed_limit(1.0, checkpoint, "gguf", candidates, Reporter())
@@ -46,8 +46,8 @@ def main() -> None:
             mixes[f"random-{n}"] = {m: rng.choice(list(own)) for m, own in candidates.items()}
         measured = measure(checkpoint, mixes)
         print(f"{checkpoint.name}, tokens a second (best turn in brackets)")
-        for name, mix in mixes.items():
-            predicted, (middle, best) = limit.predicted(mix), measured[name]
+        for name, allocation in mixes.items():
+            predicted, (middle, best) = limit.predicted(allocation), measured[name]
             print(
                 f"{name:10} predicted {predicted:7.1f}, measured {middle:7.1f} ({best:.1f}): "
                 f"{predicted / middle - 1:+.1%} ({predicted / best - 1:+.1%})"
@@ -60,8 +60,8 @@ def measure(
     """Tokens a second of an answer: the median of several turns, and the best."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.gguf" for name in mixes]
-        for path, mix in zip(paths, mixes.values(), strict=True):
-            gguf.write(checkpoint, mix, speed_profile.arbitrary(checkpoint), path, "{}")
+        for path, allocation in zip(paths, mixes.values(), strict=True):
+            gguf.write(checkpoint, allocation, speed_profile.random_weights(checkpoint), path, "{}")
         speeds = bench([str(path) for path in paths], [128], [1], 64, ROUNDS).speeds
     return {Path(one.name).stem: (one.answer_rate, one.fastest) for one in speeds}
 

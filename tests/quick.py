@@ -21,7 +21,7 @@ from transformers.models.qwen3 import modeling_qwen3  # noqa: F401 (seconds, onc
 from bitquilt import pipeline
 from bitquilt.calibration import corpus, text
 from bitquilt.calibration.corpus import Document
-from bitquilt.calibration.text_budget import Effort
+from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.cli.main import main
 
 TEXTS = {"calibration": inspect.getsource(textwrap), "held-out": inspect.getsource(shlex)}
@@ -29,7 +29,9 @@ TEXTS = {"calibration": inspect.getsource(textwrap), "held-out": inspect.getsour
 
 def hurry(patch: pytest.MonkeyPatch) -> None:
     """Make ``quantize`` read windows of 32 tokens, few of them, and run no engine."""
-    patch.setattr(pipeline, "effort", lambda *_, **__: Effort(4, 2, 2, 4, 16, 4, 4, 2, 100))
+    patch.setattr(
+        pipeline, "text_budget", lambda *_, **__: TextBudget(4, 2, 2, 4, 16, 4, 4, 2, 100)
+    )
     patch.setattr(pipeline, "WINDOW", 32)
     for module in (corpus, text):
         patch.setattr(module, "bundled", _bundled)

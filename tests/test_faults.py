@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from tests.factories import tiny_checkpoint
-from tests.quick import hurry, invoke
 
 from bitquilt import pipeline
+from tests.factories import tiny_checkpoint
+from tests.quick import hurry, invoke
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -28,7 +28,7 @@ def early(monkeypatch):
         raise AssertionError("the long work had begun")
 
     hurry(monkeypatch)
-    monkeypatch.setattr(pipeline, "capture", begun)
+    monkeypatch.setattr(pipeline, "collect_statistics", begun)
 
 
 @pytest.fixture

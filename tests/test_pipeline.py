@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
-from tests.quick import hurry
 
 from bitquilt import pipeline
 from bitquilt.allocation.plan import plan
 from bitquilt.errors import UserError
 from bitquilt.gguf.metadata_read import read_header
-from bitquilt.rounding import REVISION
+from bitquilt.rounding import ROUNDING_VERSION
 from bitquilt.targets import gguf, mlx
 from bitquilt.targets.engine_check import run_in_engine
+from tests.factories import tiny_checkpoint
+from tests.quick import hurry
 
 READERS = {"gguf": gguf.read_weights, "mlx": mlx.read_weights}
 
@@ -88,7 +88,7 @@ def test_what_is_planned_is_on_disk(request, tmp_path, model, to, asked, recipe)
         weights = READERS[output.target](output.path)
         assert sum(weights[name].numel() for name in weights) == planned.weights
         if planned.space is None:
-            assert output.assignment == planned.assignment
+            assert output.allocation == planned.allocation
     if "bits" in asked:
         budgets = [asked["bits"] * planned.weights / 8 for planned in plans]
         for budget, output in zip(budgets, made.outputs, strict=True):
@@ -96,7 +96,7 @@ def test_what_is_planned_is_on_disk(request, tmp_path, model, to, asked, recipe)
     if "size" in asked:
         for output in made.outputs:
             assert 0.995 * 620_000 <= output.nbytes <= 620_000
-            assert output.assignment["model.embed_tokens"] in ("Q8_0", "8bit-g64")
+            assert output.allocation["model.embed_tokens"] in ("Q8_0", "8bit-g64")
 
 
 @pytest.mark.parametrize("to", ["gguf", "mlx"])
@@ -168,7 +168,7 @@ def test_refined_and_tuned_files_are_ordinary_and_closer(wide, tmp_path, to):
         str(source), output=tmp_path / "better", refine=True, tune=True, **asked
     ).outputs
     assert better.nbytes == plain.nbytes
-    assert better.assignment == plain.assignment
+    assert better.allocation == plain.allocation
     ours, theirs = (READERS[to](output.path) for output in (plain, better))
     assert ours.keys() == theirs.keys()
     assert any(not torch.equal(weight, theirs[name]) for name, weight in ours.items())
@@ -183,6 +183,6 @@ def test_an_unknown_rounding_is_refused(wide, tmp_path):
 
 def test_a_work_directory_of_another_rounding_is_refused(wide, tmp_path):
     source, work = wide
-    differs = rf"rounding: \['best', {REVISION}\] there, \['gptq', {REVISION}\] now"
+    differs = rf"rounding: \['best', {ROUNDING_VERSION}\] there, \['gptq', {ROUNDING_VERSION}\] now"
     with pytest.raises(UserError, match=differs):
         pipeline.quantize(str(source), bits=4.5, output=tmp_path, work_dir=work, rounding="gptq")

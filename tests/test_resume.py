@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+
 from tests.factories import tiny_checkpoint
 from tests.quick import command
 

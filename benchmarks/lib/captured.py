@@ -11,7 +11,7 @@ from shape_950m import write_random
 from torch import Tensor
 
 from bitquilt.calibration import corpus
-from bitquilt.calibration.collect import capture
+from bitquilt.calibration.collect import collect_statistics
 from bitquilt.calibration.text import encoder, token_windows
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
@@ -32,5 +32,5 @@ def captured(shape: str, windows: int) -> Iterator[tuple[Checkpoint, Tensor, Wor
         checkpoint = open_checkpoint(model)
         text = token_windows(corpus.bundled("calibration"), encoder(checkpoint), windows, WINDOW)
         with WorkDir(Path(directory) / "work", {}) as work:
-            capture(BlockwiseModel(checkpoint), text, 1, work, lambda: None)
+            collect_statistics(BlockwiseModel(checkpoint), text, 1, work, lambda: None)
             yield checkpoint, text, work

@@ -13,7 +13,7 @@ LOW, HIGH = (4, 64), (5, 64)
 """Its own defaults: bits and group."""
 
 
-def mix(original: Path, tokens: Tensor, target: float) -> dict[str, str]:
+def allocation(original: Path, tokens: Tensor, target: float) -> dict[str, str]:
     """Module path → type.
 
     Args:

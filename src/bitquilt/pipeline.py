@@ -18,23 +18,23 @@ from bitquilt.allocation.allocate import Decision, Search, Text, decide
 from bitquilt.allocation.plan import STITCHERS, Plan, Request, make_plan, targets
 from bitquilt.allocation.speed_profile import token_seconds
 from bitquilt.calibration import corpus
-from bitquilt.calibration.collect import capture
+from bitquilt.calibration.collect import collect_statistics
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
-from bitquilt.calibration.text_budget import LEAST_RACED, WINDOW, Effort, effort
+from bitquilt.calibration.text_budget import LEAST_RACED, WINDOW, TextBudget, text_budget
 from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher, original_figures, summarize, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import PackedSource
-from bitquilt.report.result import Found, Output, Result
-from bitquilt.report.run_record import keep
-from bitquilt.rounding import METHODS, REVISION, sequential_pass
-from bitquilt.rounding.layer_bank import Bank
+from bitquilt.report.result import Output, RecipeResult, Result
+from bitquilt.report.run_record import save
+from bitquilt.rounding import METHODS, ROUNDING_VERSION, sequential_pass
+from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.tuning import distill
 from bitquilt.runtime.device import compute_device
-from bitquilt.runtime.files import removed_on_error, require_room, written_whole
+from bitquilt.runtime.files import atomic_write, remove_on_error, require_room
 from bitquilt.runtime.progress import Reporter
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import mlx
@@ -51,7 +51,7 @@ class Asked(NamedTuple):
     plans: list[Plan]
     documents: list[Document]
     """Calibration text."""
-    much: Effort
+    much: TextBudget
     rounding: str
 
 
@@ -124,7 +124,7 @@ def quantize(
                 rate = 1 / token_seconds(path)
                 reporter.say(f"{path}: {rate:.4g} tokens a second measured")
             layout = STITCHERS[made.target].plan(checkpoint, decision.mix)
-            keep(work, outputs[-1].to_dict(), layout.filled(made.layout.total_bytes).breakdown)
+            save(work, outputs[-1].to_dict(), layout.filled(made.layout.total_bytes).breakdown)
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
 
 
@@ -141,7 +141,7 @@ def search(
     rounding: str = "best",
     how: Search | None = None,
     reporter: Reporter | None = None,
-) -> list[Found]:
+) -> list[RecipeResult]:
     """Decide mixes as :func:`quantize` does, and write recipes instead of models.
 
     Arguments are those of :func:`quantize`.
@@ -164,9 +164,9 @@ def search(
     found = []
     for made, (mix, name, verdicts) in zip(plans, decisions, strict=True):
         path = Path(output) / f"{asked.checkpoint.name}-{made.label}-{made.target}.recipe.json"
-        _write_recipe(path, recipes.from_assignment(mix, asked.checkpoint).to_json())
+        _write_recipe(path, recipes.from_allocation(mix, asked.checkpoint).to_json())
         nbytes = made.layout.total_bytes
-        found.append(Found(made.target, path, nbytes, made.bits, name, verdicts))
+        found.append(RecipeResult(made.target, path, nbytes, made.bits, name, verdicts))
     return found
 
 
@@ -187,7 +187,7 @@ def _asked(
     for note in plans[0].notes:
         reporter.say(note)
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
-    much = effort(weights, on_gpu=compute_device().type != "cpu")
+    much = text_budget(weights, on_gpu=compute_device().type != "cpu")
     documents, dropped = calibration_documents(Path(calibration) if calibration else None)
     for source in dropped:
         reporter.say(f"calibration document {source} repeats held-out text and is left out")
@@ -203,7 +203,7 @@ def _work(asked: Asked, work_dir: str | Path | None, output: str | Path) -> Work
 
 def _decided(
     asked: Asked, how: Search, work: WorkDir, reporter: Reporter
-) -> tuple[Bank, list[Decision], Tensor]:
+) -> tuple[LayerBank, list[Decision], Tensor]:
     """Statistics, bank, and the mix of every file; and the windows of the closing figures."""
     checkpoint, plans, documents, much, rounding = asked
     encode = encoder(checkpoint)
@@ -212,8 +212,8 @@ def _decided(
         corpus.bundled("held-out"), encode, much.held_out + much.judging, WINDOW
     )
     with reporter.stage("Reading calibration text", 2 * checkpoint.layers + 1) as step:
-        capture(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
-    bank = Bank(checkpoint, work, rounding, reporter.say)
+        collect_statistics(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
+    bank = LayerBank(checkpoint, work, rounding, reporter.say)
     closing, judging = held_out.split([much.held_out, much.judging])
     try:
         read = token_windows(documents, encode, how.windows(much.search), WINDOW)
@@ -253,7 +253,7 @@ def _destination(directory: Path, checkpoint: Checkpoint, made: Plan) -> Path:
 
 
 def _settings(
-    checkpoint: Checkpoint, calibration: str, much: Effort, rounding: str
+    checkpoint: Checkpoint, calibration: str, much: TextBudget, rounding: str
 ) -> dict[str, Any]:
     """All that statistics and bank depend on."""
     return {
@@ -264,7 +264,7 @@ def _settings(
             *(much.calibration, much.gradients, much.company),
             *(much.held_out, much.judging, WINDOW),
         ],
-        "rounding": [rounding, REVISION],
+        "rounding": [rounding, ROUNDING_VERSION],
         "versions": {"bitquilt": __version__, "torch": torch.__version__},
     }
 
@@ -277,7 +277,7 @@ class Patches(NamedTuple):
     packed: PackedSource
 
 
-def _finished(made: Plan, mix: Mapping[str, str], bank: Bank, reporter: Reporter) -> Patches:
+def _finished(made: Plan, mix: Mapping[str, str], bank: LayerBank, reporter: Reporter) -> Patches:
     """The mix rounded as well as was asked for."""
     with reporter.stage(f"Finishing for {made.target}", len(mix)) as step:
         bank.finish({module: [qtype] for module, qtype in mix.items()}, step)
@@ -287,14 +287,16 @@ def _finished(made: Plan, mix: Mapping[str, str], bank: Bank, reporter: Reporter
 def _refined(
     made: Plan,
     mix: Mapping[str, str],
-    bank: Bank,
+    bank: LayerBank,
     tokens: Tensor,
     rounding: str,
     reporter: Reporter,
 ) -> Patches:
     """The mix corrected block by block, which rounds every matrix of a block again."""
     with reporter.stage(f"Refining for {made.target}", bank.checkpoint.layers) as step:
-        refined = sequential_pass.refine(bank, mix, tokens, rounding, reporter.say, step)
+        refined = sequential_pass.round_sequentially(
+            bank, mix, tokens, rounding, reporter.say, step
+        )
     return Patches(bank.checkpoint, refined.packed)
 
 
@@ -325,14 +327,14 @@ def _stitch(
 ) -> Output:
     """Write one file, read it back, and measure it in torch and in its own engine."""
     checkpoint, stitcher, mix = patches.checkpoint, STITCHERS[made.target], decision.mix
-    recipe_json = recipes.from_assignment(mix, checkpoint).to_json()
+    recipe_json = recipes.from_allocation(mix, checkpoint).to_json()
     with reporter.stage(f"Writing {path}", 1) as step:
         spare = made.layout.total_bytes - stitcher.plan(checkpoint, mix).total_bytes
         stitcher.write(checkpoint, mix, patches.packed, path, recipe_json, spare)
         if made.target == "gguf":  # an MLX directory has it inside
             _write_recipe(path.with_suffix(".recipe.json"), recipe_json)
         step()
-    with reporter.stage(f"Checking {path}", 3) as step, removed_on_error(path):
+    with reporter.stage(f"Checking {path}", 3) as step, remove_on_error(path):
         stitcher.check(path, checkpoint, mix, patches.packed)
         step()
         read_back = stitcher.read_weights(path)
@@ -358,5 +360,5 @@ def _stitch(
 
 def _write_recipe(path: Path, recipe_json: str) -> None:
     """A recipe for people to read."""
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(json.dumps(json.loads(recipe_json), indent=2) + "\n", "utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bitquilt.allocation.knapsack import Choice
-from bitquilt.allocation.space import Mixes
+from bitquilt.allocation.space import AllocationSpace
 
 BITS = {"g2": 66, "g3": 98, "g4": 136, "g6": 210}
 KINDS = {"q_proj": 4, "v_proj": 2, "up_proj": 12, "down_proj": 12}
@@ -30,7 +30,7 @@ class Synthetic:
                     Choice(g, n, float(s)) for g, n, s in zip(BITS, sizes, scores, strict=True)
                 ]
                 self.true.append(scores * off[kind] * np.exp(rng.normal(0, 0.2 * wrong)))
-        self.mixes = Mixes.of(menu)
+        self.mixes = AllocationSpace.of(menu)
         smallest, largest = (self.mixes.nbytes((level,) * len(menu)) for level in (0, 3))
         self.capacity = smallest + (largest - smallest) // 3
         self._texts = texts

@@ -8,8 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.factories import tiny_checkpoint
-from tests.quick import hurry, invoke
 
 from bitquilt import pipeline
 from bitquilt.allocation import allocate
@@ -18,6 +16,8 @@ from bitquilt.allocation.plan import Request, make_plan
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf
+from tests.factories import tiny_checkpoint
+from tests.quick import hurry, invoke
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_pins_hold_for_the_preset_too(model, tmp_path):
 
 def test_below_every_preset_there_is_no_rival(model):
     checkpoint = open_checkpoint(model[0])
-    small = SimpleNamespace(menu={}, capacity=1000)
+    small = SimpleNamespace(candidate_sets={}, capacity=1000)
     plan = SimpleNamespace(target="gguf", space=small)
     assert allocate._preset(plan, checkpoint) == {}
 
@@ -110,7 +110,7 @@ def test_a_recipe_found_makes_the_file_that_quantize_makes(model, tmp_path):
         for asked in ({"bits": 4.5}, {"recipe": found.path})
     )
     assert direct.mix == found.mix
-    assert direct.assignment == by_recipe.assignment
+    assert direct.allocation == by_recipe.allocation
     assert by_recipe.mix == "recipe"
 
 

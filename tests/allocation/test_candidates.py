@@ -6,12 +6,12 @@ import itertools
 import re
 
 import pytest
-from tests.shapes import shaped_checkpoint
 
 from bitquilt import qtypes
-from bitquilt.allocation.candidates import CLOSE, REACH, STEP, SUPERSEDED, menu
+from bitquilt.allocation.candidates import CLOSE, REACH, STEP, SUPERSEDED, candidate_sets
 from bitquilt.allocation.knapsack import fullest, largest, smallest
 from bitquilt.errors import UserError
+from tests.shapes import shaped_checkpoint
 
 FIXED = 10_000
 
@@ -25,11 +25,13 @@ def menu_of(checkpoint, target, bits, pins=None):
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     capacity = int(weights * bits / 8)
     cell = nbytes_in(checkpoint)
-    return menu(checkpoint, target, pins or {}, cell, FIXED, capacity + FIXED), capacity
+    return candidate_sets(checkpoint, target, pins or {}, cell, FIXED, capacity + FIXED), capacity
 
 
-def names(menu):
-    return {module: [choice.qtype for choice in choices] for module, choices in menu.items()}
+def names(candidate_sets):
+    return {
+        module: [choice.qtype for choice in choices] for module, choices in candidate_sets.items()
+    }
 
 
 @pytest.mark.parametrize("target", ["gguf", "mlx"])
@@ -73,7 +75,7 @@ def test_the_others_are_near_what_a_pin_leaves_them():
     cell, pin = nbytes_in(checkpoint), {"model.embed_tokens": "F32"}
     others = [module for module in checkpoint.matrices if module not in pin]
     capacity = cell("model.embed_tokens", "F32") + sum(cell(module, "Q4_K") for module in others)
-    found = menu(checkpoint, "gguf", pin, cell, FIXED, capacity + FIXED)
+    found = candidate_sets(checkpoint, "gguf", pin, cell, FIXED, capacity + FIXED)
     for module in others:
         bits = [qtypes.get(qtype).bits for qtype in names(found)[module]]
         assert min(bits) < 4.5 < max(bits) < 4.5 + REACH["gguf"][1] + STEP
@@ -84,7 +86,9 @@ def test_everything_may_be_pinned():
     pins = dict.fromkeys(checkpoint.matrices, "Q4_K")
     cell = nbytes_in(checkpoint)
     budget = FIXED + sum(cell(module, "Q4_K") for module in pins)
-    assert names(menu(checkpoint, "gguf", pins, cell, FIXED, budget)) == {m: ["Q4_K"] for m in pins}
+    assert names(candidate_sets(checkpoint, "gguf", pins, cell, FIXED, budget)) == {
+        m: ["Q4_K"] for m in pins
+    }
 
 
 @pytest.mark.parametrize("target", ["gguf", "mlx"])
@@ -120,10 +124,10 @@ def test_budgets_that_no_file_has(bits, word, target):
         menu_of(checkpoint, target, bits)
     possible = int(re.search(r"--size (\d+)", str(why.value))[1])
     cell = nbytes_in(checkpoint)
-    menu(checkpoint, target, {}, cell, FIXED, possible)
+    candidate_sets(checkpoint, target, {}, cell, FIXED, possible)
     beyond = possible + (1 if word == "large" else -1)
     with pytest.raises(UserError, match="is too"):
-        menu(checkpoint, target, {}, cell, FIXED, beyond)
+        candidate_sets(checkpoint, target, {}, cell, FIXED, beyond)
 
 
 def test_pins_are_named_when_they_are_in_the_way():

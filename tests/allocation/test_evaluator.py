@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
 
 from bitquilt import qtypes
 from bitquilt.allocation import evaluator
@@ -14,6 +13,7 @@ from bitquilt.metrics.teacher import Teacher, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.workdir import WorkDir
+from tests.factories import tiny_checkpoint
 
 
 class Model:

@@ -7,16 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
 
 from bitquilt import qtypes
 from bitquilt.allocation import interactions
 from bitquilt.allocation.knapsack import Choice
-from bitquilt.allocation.space import Mixes
+from bitquilt.allocation.space import AllocationSpace
 from bitquilt.metrics.teacher import Teacher, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.workdir import WorkDir
+from tests.factories import tiny_checkpoint
 
 LENGTH = 24
 
@@ -48,7 +48,7 @@ class Rounded:
         return weights_metrics(self.teacher, self.checkpoint, load).kl.mean(dtype=np.float64)
 
     def shares(self):
-        return interactions.shares(
+        return interactions.kl_attribution(
             self.checkpoint, self.mix, self.packed, self.teacher, lambda: None
         )
 
@@ -72,7 +72,7 @@ def test_small_errors_have_shares_that_add_up_to_kl(tmp_path):
 def test_one_sample_a_batch_and_a_step_for_each(tmp_path):
     model, steps = Rounded(tmp_path, "Q8_0", tied=True), []
     text = replace(model.teacher, tokens=model.teacher.tokens[:3], hidden=model.teacher.hidden[:3])
-    found = interactions.shares(
+    found = interactions.kl_attribution(
         model.checkpoint, model.mix, model.packed, text, lambda: steps.append(1)
     )
     assert found.shape == (2, len(model.mix))
@@ -98,13 +98,15 @@ def drawn(noise, batches=8):
 
 def test_factors_without_noise_are_shares_over_predictions():
     true, predicted, shares = drawn(noise=1e-6)
-    np.testing.assert_allclose(interactions.factors(shares, predicted, MODULES), true, rtol=0.01)
+    np.testing.assert_allclose(
+        interactions.sensitivity_corrections(shares, predicted, MODULES), true, rtol=0.01
+    )
 
 
 def test_noise_is_told_from_differences():
     true, predicted, shares = drawn(noise=1.2)
     plain = shares.mean(0) / predicted
-    found = interactions.factors(shares, predicted, MODULES)
+    found = interactions.sensitivity_corrections(shares, predicted, MODULES)
     assert np.std(found / true) < 0.6 * np.std(plain / true)
     assert np.corrcoef(found, true)[0, 1] > np.corrcoef(plain, true)[0, 1]
 
@@ -112,7 +114,7 @@ def test_noise_is_told_from_differences():
 def test_exact_matrices_are_as_all_and_no_factor_is_wild():
     true, predicted, shares = drawn(noise=0.1)
     predicted[3], shares[:, 3], shares[:, 7] = 0, 0, -5
-    found = interactions.factors(shares, predicted, MODULES)
+    found = interactions.sensitivity_corrections(shares, predicted, MODULES)
     common = np.median(np.delete(true, [3, 7]))
     assert found[3] == pytest.approx(common, rel=0.1)
     assert found[7] == pytest.approx(0.2 * common, rel=0.1)
@@ -120,13 +122,17 @@ def test_exact_matrices_are_as_all_and_no_factor_is_wild():
 
 def test_a_slope_that_is_all_noise_changes_nothing():
     _, predicted, shares = drawn(noise=0.1)
-    np.testing.assert_array_equal(interactions.factors(-shares, predicted, MODULES), 1.0)
-    np.testing.assert_array_equal(interactions.factors(shares, 0 * predicted, MODULES), 1.0)
+    np.testing.assert_array_equal(
+        interactions.sensitivity_corrections(-shares, predicted, MODULES), 1.0
+    )
+    np.testing.assert_array_equal(
+        interactions.sensitivity_corrections(shares, 0 * predicted, MODULES), 1.0
+    )
 
 
 def test_budgets_are_averaged_and_each_is_measured_once():
     own = [Choice("Q2_K", 10, 4.0), Choice("Q4_K", 20, 1.0)]
-    mixes = Mixes.of({"model.layers.0.o_proj": own, "model.layers.1.o_proj": own})
+    mixes = AllocationSpace.of({"model.layers.0.o_proj": own, "model.layers.1.o_proj": own})
     asked = []
 
     def shares(mix):
@@ -135,7 +141,7 @@ def test_budgets_are_averaged_and_each_is_measured_once():
         costs = {"Q2_K": 4.0, "Q4_K": 1.0}
         return level * np.array([[costs[qtype] for qtype in mix.values()]] * 2)
 
-    found = interactions.together(mixes, [20, 40, 20], shares)
+    found = interactions.corrected_scores(mixes, [20, 40, 20], shares)
     assert len(asked) == 2
     for scores in found.scores:
         np.testing.assert_allclose(scores, [16.0, 4.0])
@@ -148,6 +154,6 @@ def test_what_is_known_well_is_believed():
     found = []
     for noise in (0.02, 1.2):
         shares[:, 0] = level * (1 + noise * np.linspace(-1.5, 1.5, len(shares)) / 0.3)
-        factors = interactions.factors(shares, predicted, MODULES)
+        factors = interactions.sensitivity_corrections(shares, predicted, MODULES)
         found.append(factors[0] / np.median(factors))
     assert found[0] < 0.75 < found[1]

@@ -34,8 +34,8 @@ def brute_force(menu, capacity):
 @settings(max_examples=200, deadline=None)
 def test_equals_brute_force(menu, share):
     capacity = int(smallest(menu) + share * (largest(menu) - smallest(menu)))
-    assignment = Table(menu, largest(menu)).solve(capacity)
-    chosen = [next(c for c in menu[m] if c.qtype == g) for m, g in assignment.items()]
+    allocation = Table(menu, largest(menu)).solve(capacity)
+    chosen = [next(c for c in menu[m] if c.qtype == g) for m, g in allocation.items()]
     divergence, total = brute_force(menu, capacity)
     assert sum(c.nbytes for c in chosen) <= capacity
     assert sum(c.divergence for c in chosen) == pytest.approx(divergence)
@@ -53,9 +53,9 @@ def test_a_few_bytes_do_not_decide_the_embedding():
     capacity = (smallest(menu) + largest(menu)) // 2
     costs = []
     for budget in range(capacity, capacity + 8 * 1111, 1111):
-        assignment = Table(menu, budget).solve(budget)
+        allocation = Table(menu, budget).solve(budget)
         costs.append(
-            sum(c.divergence for m, g in assignment.items() for c in menu[m] if c.qtype == g)
+            sum(c.divergence for m, g in allocation.items() for c in menu[m] if c.qtype == g)
         )
     assert max(costs) <= min(costs) * 1.01
 
@@ -63,8 +63,8 @@ def test_a_few_bytes_do_not_decide_the_embedding():
 def test_coarse_unit_never_exceeds_the_capacity(monkeypatch):
     monkeypatch.setattr("bitquilt.allocation.knapsack.MOST_UNITS", 100)
     menu = {f"m{i}": [Choice("a", 33, 2.0), Choice("b", 64 + i, 1.0)] for i in range(6)}
-    assignment = Table(menu, 1000).solve(330)
-    assert sum(c.nbytes for m, g in assignment.items() for c in menu[m] if c.qtype == g) <= 330
+    allocation = Table(menu, 1000).solve(330)
+    assert sum(c.nbytes for m, g in allocation.items() for c in menu[m] if c.qtype == g) <= 330
 
 
 def test_below_the_smallest_mix_names_it():

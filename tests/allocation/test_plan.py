@@ -11,7 +11,6 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from tests.factories import tiny_checkpoint
 
 import bitquilt
 from bitquilt import qtypes
@@ -22,6 +21,7 @@ from bitquilt.errors import UserError
 from bitquilt.models import from_config, open_checkpoint
 from bitquilt.models.sources import resolve
 from bitquilt.rounding.nearest import fit
+from tests.factories import tiny_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MOBILELLM = EXAMPLES / "mobilellm-r1-950m" / "config.json"
@@ -92,7 +92,7 @@ def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
     made = make_plan(checkpoint, Request.parse(4.7, None, None), target)
     opposite = {
         module: [replace(choice, divergence=-choice.divergence) for choice in choices]
-        for module, choices in sensitivity.prior(checkpoint, made.space.menu).items()
+        for module, choices in sensitivity.prior(checkpoint, made.space.candidate_sets).items()
     }
     other = Table(opposite, made.space.capacity).solve(made.space.capacity)
     spare = made.layout.total_bytes - stitcher.plan(checkpoint, other).total_bytes
@@ -112,14 +112,14 @@ def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
 def test_pins_hold_under_a_budget(tiny, recipe):
     mine = recipe(pin={"token_embd": "Q8_0", "blk.0.attn_v": "F32"})
     (made,) = plan(tiny, bits=6, recipe=mine)
-    assert made.assignment["model.embed_tokens"] == "Q8_0"
-    assert made.assignment["model.layers.0.self_attn.v_proj"] == "F32"
+    assert made.allocation["model.embed_tokens"] == "Q8_0"
+    assert made.allocation["model.layers.0.self_attn.v_proj"] == "F32"
     assert made.layout.total_bytes <= 6 * made.weights / 8
 
 
 def test_rules_are_no_pins_under_a_budget(tiny, recipe):
     (made,) = plan(tiny, bits=3, recipe=recipe(default="Q8_0"))
-    assert "Q8_0" not in made.assignment.values()
+    assert "Q8_0" not in made.allocation.values()
 
 
 @pytest.mark.parametrize(
@@ -128,8 +128,8 @@ def test_rules_are_no_pins_under_a_budget(tiny, recipe):
 def test_presets(tiny, target, preset, embedding):
     (made,) = plan(tiny, recipe=preset, to=target)
     assert made.space is None
-    assert made.assignment["model.embed_tokens"] == embedding
-    assert all(target in qtypes.get(qtype).targets for qtype in made.assignment.values())
+    assert made.allocation["model.embed_tokens"] == embedding
+    assert all(target in qtypes.get(qtype).targets for qtype in made.allocation.values())
 
 
 def test_the_published_breakdown():

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.shapes import shaped_checkpoint
 
 from bitquilt import qtypes
-from bitquilt.allocation.presets import LLAMA_CPP, MLX_MIXED, names, preset
+from bitquilt.allocation.presets import LLAMA_CPP, MLX_MIXED, preset, preset_names
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
+from tests.shapes import shaped_checkpoint
 
 MODULES = {
     "attn_q": "self_attn.q_proj",
@@ -54,7 +54,7 @@ def _repeat(run: str) -> list[str]:
     return [qtype] * int(count)
 
 
-@pytest.mark.parametrize("name", names("gguf"))
+@pytest.mark.parametrize("name", preset_names("gguf"))
 @pytest.mark.parametrize("model", ANSWERS)
 def test_gguf_presets_choose_as_llama_quantize_does(model: str, name: str) -> None:
     answer = ANSWERS[model]
@@ -89,7 +89,7 @@ def test_mixed_presets_choose_as_mlx_lm_does(name: str, layers: int, tied: bool)
 
 
 def test_uniform_mlx_presets_are_every_affine_qtype() -> None:
-    uniform = [name for name in names("mlx") if name not in MLX_MIXED]
+    uniform = [name for name in preset_names("mlx") if name not in MLX_MIXED]
     assert uniform == [name for name in qtypes.names("mlx") if "bit-g" in name]
     assert len(uniform) == 18
     checkpoint = shaped_checkpoint(tied=False)

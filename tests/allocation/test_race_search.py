@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.allocation.synthetic import Synthetic
 
 from bitquilt.allocation import race_search
-from bitquilt.allocation.race_search import LESSON_WINDOWS, LESSONS, Refinement
+from bitquilt.allocation.race_search import LESSON_WINDOWS, LESSONS, RaceSearch
+from tests.allocation.synthetic import Synthetic
 
 
 def started(model, capacities=None, said=None, seed=0, windows=400):
-    return Refinement(
+    return RaceSearch(
         model.mixes,
         capacities or [model.capacity],
         model.measure,
@@ -37,7 +37,7 @@ def test_better_than_the_knapsack_on_scores_that_are_wrong(seed):
     best = rounds(search, 4)[model.capacity]
     assert model.mixes.nbytes(best) <= model.capacity
     assert model.kl(best) < model.kl(start)
-    ideal = model.mixes.cheapest(model.true, model.capacity, {})
+    ideal = model.mixes.solve(model.true, model.capacity, {})
     gained = model.kl(start) - model.kl(best)
     assert gained > 0.6 * (model.kl(start) - model.kl(ideal))
 

@@ -13,7 +13,6 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
 
 from bitquilt import qtypes
 from bitquilt.allocation.evaluator import Evaluator
@@ -21,12 +20,13 @@ from bitquilt.allocation.knapsack import Choice, smallest
 from bitquilt.allocation.measurements import Limits, Measurements
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import Task, search
-from bitquilt.allocation.space import Mixes
+from bitquilt.allocation.space import AllocationSpace
 from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models import open_checkpoint
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.workdir import WorkDir
+from tests.factories import tiny_checkpoint
 
 WINDOWS, LENGTH = 24, 65
 QTYPES = ("IQ3_S", "Q4_0", "Q8_0")
@@ -59,7 +59,7 @@ class Run:
             ]
             for module, shape in self.checkpoint.matrices.items()
         }
-        self.task = Task(Mixes.of(menu), {"one": int(smallest(menu) * 1.3)}, 0)
+        self.task = Task(AllocationSpace.of(menu), {"one": int(smallest(menu) * 1.3)}, 0)
 
     def packed(self, module, qtype):
         return self.cells[module, qtype]

@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.shapes import shaped_checkpoint
 
-from bitquilt.allocation.recipe import Recipe, from_assignment, parse, pins, read, resolve
+from bitquilt.allocation.recipe import Recipe, from_allocation, parse, pins, read, resolve
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
+from tests.shapes import shaped_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MOBILELLM = EXAMPLES / "mobilellm-r1-950m" / "config.json"
@@ -116,12 +116,12 @@ def test_a_finished_mix_is_written_down_and_read_back() -> None:
     checkpoint = shaped_checkpoint(tied=False)
     qtypes = ("Q4_K", "Q4_K", "Q6_K", "Q3_K")
     mix = {module: qtypes[i % 4] for i, module in enumerate(checkpoint.matrices)}
-    recipe = from_assignment(mix, checkpoint)
+    recipe = from_allocation(mix, checkpoint)
     assert recipe.default == "Q4_K"
     assert "output" in recipe.pin
     assert resolve(parse(recipe.to_json(), "again"), checkpoint, "gguf") == mix
     shuffled = dict(sorted(mix.items(), reverse=True))
-    assert from_assignment(shuffled, checkpoint).to_json() == recipe.to_json()
+    assert from_allocation(shuffled, checkpoint).to_json() == recipe.to_json()
 
 
 def test_json_is_canonical() -> None:

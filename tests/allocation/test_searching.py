@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
-from tests.allocation.synthetic import SEGMENTS, Synthetic
 
 from bitquilt.allocation.measurements import Limits, Measurements
 from bitquilt.allocation.searching import Task, search
+from tests.allocation.synthetic import SEGMENTS, Synthetic
 
 LENGTH = 64 * SEGMENTS + 1
 

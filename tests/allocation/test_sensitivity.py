@@ -5,11 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from tests.shapes import shaped_checkpoint
 
 from bitquilt.allocation import sensitivity
 from bitquilt.allocation.knapsack import Choice
 from bitquilt.rounding.layer_bank import Cell
+from tests.shapes import shaped_checkpoint
 
 V0, V1 = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1))
 MENU = {

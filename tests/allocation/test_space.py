@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from bitquilt.allocation.knapsack import Choice
-from bitquilt.allocation.space import Mixes
+from bitquilt.allocation.space import AllocationSpace
 
 MENU = {
     "a": [Choice("Q6_K", 30, 1.0), Choice("Q2_K", 10, 4.0), Choice("Q4_K", 20, 2.0)],
     "b": [Choice("Q4_K", 40, 3.0), Choice("Q6_K", 60, 1.0)],
 }
-MIXES = Mixes.of(MENU)
+MIXES = AllocationSpace.of(MENU)
 
 
 def test_choices_go_by_size():
@@ -23,10 +23,10 @@ def test_choices_go_by_size():
 
 
 def test_the_cheapest_mix_within_a_capacity():
-    assert MIXES.cheapest(MIXES.scores, 80, {}) == (1, 1)
-    assert MIXES.cheapest(MIXES.scores, 80, {1: 0}) == (2, 0)
+    assert MIXES.solve(MIXES.scores, 80, {}) == (1, 1)
+    assert MIXES.solve(MIXES.scores, 80, {1: 0}) == (2, 0)
     costs = [np.array([0.0, 9.0, 9.0]), np.array([1.0, 0.0])]
-    assert MIXES.cheapest(costs, 100, {}) == (0, 1)
+    assert MIXES.solve(costs, 100, {}) == (0, 1)
 
 
 def test_scores_times_factors():

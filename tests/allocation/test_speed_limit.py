@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitquilt.allocation.knapsack import Choice, largest, smallest
-from bitquilt.allocation.speed_limit import cheapest, fastest
+from bitquilt.allocation.speed_limit import fastest, solve_with_speed_limit
 from bitquilt.errors import UserError
 
 ROW = 64
@@ -36,7 +36,10 @@ def random_menu(rng, matrices, qtypes):
 def budgets(rng, menu):
     """Bytes, and seconds that the best mix of those bytes does not keep."""
     capacity = int(smallest(menu) + rng.uniform(0.2, 0.8) * (largest(menu) - smallest(menu)))
-    least, most = fastest(menu, capacity), total(menu, cheapest(menu, capacity, np.inf), "seconds")
+    least, most = (
+        fastest(menu, capacity),
+        total(menu, solve_with_speed_limit(menu, capacity, np.inf), "seconds"),
+    )
     return capacity, least + rng.uniform(0.1, 0.9) * (most - least)
 
 
@@ -50,7 +53,7 @@ def test_close_to_brute_force():
     for _ in range(60):
         menu = random_menu(rng, 6, 4)
         capacity, seconds = budgets(rng, menu)
-        mix = cheapest(menu, capacity, seconds)
+        mix = solve_with_speed_limit(menu, capacity, seconds)
         assert total(menu, mix, "nbytes") <= capacity
         assert total(menu, mix, "seconds") <= seconds
         best = min(
@@ -72,7 +75,7 @@ def test_at_a_models_size_no_mix_is_much_better(seed):
     rng = np.random.default_rng(seed)
     menu = random_menu(rng, 99, 8)
     capacity, seconds = budgets(rng, menu)
-    found = total(menu, cheapest(menu, capacity, seconds), "divergence")
+    found = total(menu, solve_with_speed_limit(menu, capacity, seconds), "divergence")
     scale = found / seconds
     priced = {p: _priced(menu, capacity, p) for p in scale * np.geomspace(0.01, 100, 50)}
     bound = max(_divergence(mix) + p * (_seconds(mix) - seconds) for p, mix in priced.items())
@@ -83,8 +86,8 @@ def test_at_a_models_size_no_mix_is_much_better(seed):
 def test_enough_seconds_change_nothing():
     menu = random_menu(np.random.default_rng(1), 20, 5)
     capacity = (smallest(menu) + largest(menu)) // 2
-    free = cheapest(menu, capacity, np.inf)
-    assert cheapest(menu, capacity, total(menu, free, "seconds")) == free
+    free = solve_with_speed_limit(menu, capacity, np.inf)
+    assert solve_with_speed_limit(menu, capacity, total(menu, free, "seconds")) == free
 
 
 def test_the_fastest_is_found_and_less_is_refused():
@@ -96,6 +99,9 @@ def test_the_fastest_is_found_and_less_is_refused():
         if sum(c.nbytes for c in mix) <= capacity
     )
     assert fastest(menu, capacity) == pytest.approx(least)
-    assert total(menu, cheapest(menu, capacity, least * 1.0001), "seconds") <= least * 1.0001
+    assert (
+        total(menu, solve_with_speed_limit(menu, capacity, least * 1.0001), "seconds")
+        <= least * 1.0001
+    )
     with pytest.raises(UserError, match="no mix of that size is so fast"):
-        cheapest(menu, capacity, least * 0.99)
+        solve_with_speed_limit(menu, capacity, least * 0.99)

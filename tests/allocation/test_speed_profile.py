@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.factories import tiny_checkpoint
-from tests.quick import hurry, invoke
 
 from bitquilt.allocation import speed_profile
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Reporter
 from bitquilt.targets import gguf
+from tests.factories import tiny_checkpoint
+from tests.quick import hurry, invoke
 
 CANDIDATES = ("Q4_0", "Q8_0")
 
@@ -21,7 +21,7 @@ def brief(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setattr(speed_profile, "ROUNDS", 1)
-    monkeypatch.setattr(speed_profile, "VISITS", 1)
+    monkeypatch.setattr(speed_profile, "REPEATS", 1)
     monkeypatch.setattr(speed_profile, "RELIABLE", 1e9)
     monkeypatch.setattr(speed_profile, "SECONDS", 0.0)
     monkeypatch.setattr(speed_profile, "ANSWER", 4)

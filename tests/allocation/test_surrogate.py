@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.allocation.synthetic import Synthetic
 
 from bitquilt.allocation.evopress import random_mix
-from bitquilt.allocation.surrogate import Lesson, Parts, Surrogate, Trust
+from bitquilt.allocation.surrogate import FitQuality, Observation, Parts, Surrogate
+from tests.allocation.synthetic import Synthetic
 
 
 def lessons(model, count, texts, rng):
     mixes = [random_mix(model.mixes, model.capacity, rng) for _ in range(count)]
     windows = [[3 * text, 3 * text + 1, 3 * text + 2] for text in range(texts)]
     return [
-        Lesson(k % texts, mix, float(model.measure([mix], windows[k % texts]).mean()))
+        Observation(k % texts, mix, float(model.measure([mix], windows[k % texts]).mean()))
         for k, mix in enumerate(mixes)
     ]
 
@@ -48,7 +48,7 @@ def test_it_learns_what_scores_do_not_know():
     true = np.array([model.kl(mix) for mix in fresh])
 
     def rank(surrogate):
-        return Trust.of(np.array([surrogate.predict(mix) for mix in fresh]), true).rank
+        return FitQuality.of(np.array([surrogate.predict(mix) for mix in fresh]), true).rank
 
     assert rank(taught) > 0.98 > rank(Surrogate.untaught(parts))
     assert learned.error < 0.5 * scores.error
@@ -85,7 +85,7 @@ def test_draws_vary_as_the_covariance_says():
 
 def test_trust():
     a = np.array([1.0, 2.0, 3.0, 4.0])
-    assert Trust.of(2 * a, a).rank == pytest.approx(1.0)
-    assert Trust.of(a, a).error == 0
-    assert Trust.of(a[::-1], a).rank == pytest.approx(-1.0)
-    assert str(Trust(0.5, 0.125)) == "rank correlation 0.50, error 12.5%"
+    assert FitQuality.of(2 * a, a).rank == pytest.approx(1.0)
+    assert FitQuality.of(a, a).error == 0
+    assert FitQuality.of(a[::-1], a).rank == pytest.approx(-1.0)
+    assert str(FitQuality(0.5, 0.125)) == "rank correlation 0.50, error 12.5%"

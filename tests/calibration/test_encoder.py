@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.factories import tiny_checkpoint
 
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import encoder
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
+from tests.factories import tiny_checkpoint
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:

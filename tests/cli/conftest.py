@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.targets.conftest import Model
 
 from bitquilt import demo
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf
+from tests.targets.conftest import Model
 
 
 @pytest.fixture(scope="session")

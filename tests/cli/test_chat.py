@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.quick import invoke
 
 from bitquilt.cli import chat as chat_module
 from bitquilt.engines import llamacpp
+from tests.quick import invoke
 
 ROOT = Path(__file__).parent.parent.parent
 GREEDY = ("--temperature", "0")

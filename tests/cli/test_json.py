@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from tests.factories import tiny_checkpoint
 from tests.quick import hurry, invoke
 
@@ -39,7 +40,7 @@ def test_plan(asked, model):
     assert [plan["target"] for plan in plans] == ["gguf", "mlx"]
     for plan in plans:
         assert sum(plan["breakdown"].values()) == plan["bytes"]
-        assert len(plan["assignment"]) == 8
+        assert len(plan["allocation"]) == 8
         assert plan["tokenizer_counted"]
 
 

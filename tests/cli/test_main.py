@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.factories import tiny_checkpoint
-from tests.quick import invoke
 
 import bitquilt
+from tests.factories import tiny_checkpoint
+from tests.quick import invoke
 
 ROOT = Path(__file__).parent.parent.parent
 MOBILELLM = ROOT / "examples" / "mobilellm-r1-950m" / "config.json"

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tests.quick import invoke
 
 QUESTION = "What is 347 + 585?"

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from tests.factories import VOCABULARY
-from tests.targets.conftest import Model, make_model
 from transformers import AutoModelForCausalLM
 
 from bitquilt.engines import Engine, open_engine
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf, mlx
+from tests.factories import VOCABULARY
+from tests.targets.conftest import Model, make_model
 
 __all__ = ["make_model"]
 

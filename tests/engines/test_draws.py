@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from bitquilt.engines import Engine, Request
 from tests.engines.conftest import ENGINES, open_in
 from tests.engines.draws import DRAWS, SETTINGS, chi_square, expected
 from tests.factories import SPECIAL_TOKENS, tiny_checkpoint
-
-from bitquilt.engines import Engine, Request
 
 ROWS = 200
 

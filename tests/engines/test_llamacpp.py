@@ -10,9 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tests.engines.conftest import divergence, original_logits
-from tests.factories import tiny_tokenizer
-from tests.targets.conftest import Model
 
 from bitquilt.engines import Sampling, open_engine
 from bitquilt.engines.llamacpp import open_llamacpp
@@ -20,6 +17,9 @@ from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf
+from tests.engines.conftest import divergence, original_logits
+from tests.factories import tiny_tokenizer
+from tests.targets.conftest import Model
 
 EXACT = 1e-3
 GELU_TABLE = 5e-3

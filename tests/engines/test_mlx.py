@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tests.engines.conftest import divergence, original_logits
-from tests.targets.conftest import Model
 
 from bitquilt.engines import Sampling, open_engine
 from bitquilt.engines import mlx as mlx_engine
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.targets import mlx
+from tests.engines.conftest import divergence, original_logits
+from tests.targets.conftest import Model
 
 needs_mlx = pytest.mark.skipif(
     importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed"

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.engines.draws import DRAWS, SETTINGS, chi_square, expected
 
 from bitquilt.engines import Request, Sampling
 from bitquilt.engines.sampling import AVOIDING, Sampler, candidates
+from tests.engines.draws import DRAWS, SETTINGS, chi_square, expected
 
 VOCABULARY = 3000
 LOGITS = np.random.default_rng(0).normal(size=VOCABULARY).astype(np.float32) * 2

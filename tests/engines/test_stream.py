@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import pytest
-from tests.engines.conftest import ENGINES, open_in
-from tests.factories import tiny_checkpoint
 
 from bitquilt.engines import Engine, Request, Sampling
+from tests.engines.conftest import ENGINES, open_in
+from tests.factories import tiny_checkpoint
 
 PROMPTS = ([5, 6, 7, 8, 9], [5, 6, 7], [5, 6, 40, 41, 42, 43, 44, 45])
 LENGTH = 12

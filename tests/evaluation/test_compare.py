@@ -11,9 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
-from tests.quick import invoke
-from tests.targets.conftest import Model
 from transformers import AutoTokenizer
 
 from bitquilt.calibration import corpus
@@ -23,11 +20,14 @@ from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.compare import evaluate
-from bitquilt.evaluation.model_file import Candidate
+from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.results import kept, kept_at
 from bitquilt.evaluation.text import held_out
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf, mlx
+from tests.factories import tiny_checkpoint
+from tests.quick import invoke
+from tests.targets.conftest import Model
 
 TOKENS = 5120
 
@@ -216,9 +216,9 @@ def test_figures_are_kept_beside_the_file_and_belong_to_its_bytes(found, files):
 
 def test_a_file_given_twice_and_one_that_is_not_there_are_refused(files, tmp_path):
     with pytest.raises(UserError, match="is given 2 times"):
-        Candidate.several([files[0], files[0]])
+        ModelFile.several([files[0], files[0]])
     with pytest.raises(UserError, match="does not exist"):
-        Candidate.at(tmp_path / "nothing.gguf")
+        ModelFile.at(tmp_path / "nothing.gguf")
 
 
 def test_a_file_and_a_directory_of_one_name_have_figures_of_their_own():
@@ -246,4 +246,4 @@ def test_a_file_of_another_model_is_refused_before_any_work(files, tmp_path):
 
 def test_what_is_no_model_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither a GGUF file nor an MLX directory"):
-        Candidate.at(tmp_path)
+        ModelFile.at(tmp_path)

@@ -7,16 +7,16 @@ import os
 
 import numpy as np
 import pytest
+
+from bitquilt.errors import UserError
+from bitquilt.evaluation.model_file import ModelFile
+from bitquilt.evaluation.speed import Load, Runner, bench
+from bitquilt.models import open_checkpoint
+from bitquilt.runtime.hardware import Hardware, resident_bytes
+from bitquilt.targets import gguf
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 from tests.targets.conftest import Model
-
-from bitquilt.errors import UserError
-from bitquilt.evaluation.model_file import Candidate
-from bitquilt.evaluation.speed import Load, Runner, bench
-from bitquilt.models import open_checkpoint
-from bitquilt.runtime.hardware import Machine, resident_bytes
-from bitquilt.targets import gguf
 
 ROUNDS = 3
 """Odd, so that the median of the rates is the rate of the median."""
@@ -59,7 +59,7 @@ def test_figures_hang_together(found, files):
 
 def test_prompts_longer_than_the_text_go_on_from_its_start_and_differ(files, monkeypatch):
     monkeypatch.setattr("bitquilt.evaluation.speed.DOCUMENTS", 1)
-    with Runner(Candidate.at(files[0])) as runner:
+    with Runner(ModelFile.at(files[0])) as runner:
         text = len(runner._tokens)
         one, other = runner._prompt(2 * text), runner._prompt(2 * text)
     assert len(one) == len(other) == 2 * text
@@ -68,7 +68,7 @@ def test_prompts_longer_than_the_text_go_on_from_its_start_and_differ(files, mon
 
 
 def test_limits_are_plausible():
-    machine = Machine.measured()
+    machine = Hardware.measured()
     assert machine.name
     assert 1e9 < machine.bandwidth < 1e13
     assert 1e9 < machine.flops < 1e15

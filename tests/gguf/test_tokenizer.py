@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
-from tests.targets.conftest import Model
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -18,6 +16,8 @@ from bitquilt.gguf.tokenizer_read import SPLITTINGS
 from bitquilt.gguf.tokenizer_write import tokenizer_keys
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf
+from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
+from tests.targets.conftest import Model
 
 TEXTS = (
     "Hello world, what's 347+585?",

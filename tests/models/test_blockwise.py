@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
+from tests.factories import tiny_checkpoint
 
 FAMILIES = ["llama4_text", "llama", "qwen2", "qwen3", "gemma3_text", "mistral"]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.factories import FAMILIES, tiny_checkpoint
-from tests.models.reference import canonical_logits, original_logits
 
 from bitquilt.errors import UserError
 from bitquilt.models import from_config, open_checkpoint
+from tests.factories import FAMILIES, tiny_checkpoint
+from tests.models.reference import canonical_logits, original_logits
 
 MOBILELLM = {
     "architectures": ["Llama4ForCausalLM"],

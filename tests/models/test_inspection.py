@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
-from tests.models.test_canonical import SIZES
 
 from bitquilt.cli.inspect import render
 from bitquilt.models import from_config
 from bitquilt.models.audit import added_text, audit_template
 from bitquilt.models.inspection import Inspection, inspect, summarize
+from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
+from tests.models.test_canonical import SIZES
 
 
 @pytest.fixture

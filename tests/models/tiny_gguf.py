@@ -11,11 +11,10 @@ import re
 import textwrap
 from pathlib import Path
 
+import gguf
 import numpy as np
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer, models, normalizers, trainers
-
-import gguf
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA,

@@ -1,16 +1,16 @@
 """GGUF types against ggml's own bytes (libgguf) and gguf-py's dequantization."""
 
+import gguf
 import libgguf
 import numpy as np
 import pytest
 import torch
+from gguf import quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import gguf
 from bitquilt import qtypes
 from bitquilt.qtypes.ggml import GgmlQuantType
-from gguf import quants
 
 QTYPES = [
     qtype for name in qtypes.names("gguf") if isinstance(qtype := qtypes.get(name), GgmlQuantType)

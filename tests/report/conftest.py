@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitquilt.evaluation.figures import Figures
-from bitquilt.evaluation.results import Check, Evaluation, Floor, Row, Sample, keep, sha256
+from bitquilt.evaluation.results import Check, Evaluation, Floor, Row, TextSample, keep, sha256
 from bitquilt.metrics.kl import Estimate
 from bitquilt.report import run_record
 from bitquilt.runtime.workdir import WorkDir
@@ -46,7 +46,7 @@ def figures(kl: float) -> Figures:
 def evaluation(path: Path, kl: float) -> Evaluation:
     by_domain = {"all": figures(kl), "code": figures(2 * kl), "traces": figures(kl / 20)}
     check = Check(estimate(kl), estimate(kl - 1e-4), estimate(1e-4), estimate(2e-3), 3042)
-    samples = [Sample("What is <2> + 2?", "It is 4, surely.", "It is 5, surely.")]
+    samples = [TextSample("What is <2> + 2?", "It is 4, surely.", "It is 5, surely.")]
     row = Row(path.name, str(path), 1000, sha256(path), 4.5, "llama.cpp", by_domain, check, samples)
     floors = [Floor("BF16 in llama.cpp", estimate(3.3e-5), 3042)]
     versions = {"bitquilt": "0.1.0", "xllamacpp": "1"}
@@ -60,7 +60,7 @@ def output(path: Path, kl: float) -> dict[str, object]:
         "target": "gguf",
         "nbytes": 1000,
         "bits": 4.5,
-        "assignment": MIX,
+        "allocation": MIX,
         "figures": closing,
     }
 
@@ -72,7 +72,7 @@ def work(tmp_path: Path) -> Path:
         for name, kl in (("tiny-4.5bit.gguf", 0.0359), ("tiny-Q4_K_M.gguf", 0.0519)):
             path = tmp_path / name
             path.write_bytes(name.encode())
-            run_record.keep(directory, output(path, kl), BREAKDOWN)
+            run_record.save(directory, output(path, kl), BREAKDOWN)
     keep(evaluation(tmp_path / "tiny-4.5bit.gguf", 0.0355))
     return tmp_path / "tiny.work"
 

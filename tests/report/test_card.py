@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
-from tests.factories import tiny_checkpoint
-from tests.quick import invoke
-from tests.report.conftest import evaluation
 
 from bitquilt.calibration import corpus
 from bitquilt.evaluation.results import keep
 from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
 from bitquilt.report.card import card
+from tests.factories import tiny_checkpoint
+from tests.quick import invoke
+from tests.report.conftest import evaluation
 
 MATTER = """---
 license: {licence}

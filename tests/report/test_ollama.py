@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
 
 from bitquilt.models import open_checkpoint
 from bitquilt.report.ollama import modelfile, turns
 from bitquilt.talk.prompt import render
+from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATML = (

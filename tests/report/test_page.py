@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.quick import invoke
-from tests.report.conftest import evaluation, write_history
 
 from bitquilt.errors import UserError
 from bitquilt.evaluation.results import keep
 from bitquilt.report import page
-from bitquilt.report.run_record import read
+from bitquilt.report.run_record import load
+from tests.quick import invoke
+from tests.report.conftest import evaluation, write_history
 
 VOID = {"meta", "link", "br", "img", "circle", "rect", "path", "polyline"}
 
@@ -124,7 +124,7 @@ def test_png(work, tmp_path):
 def test_files_that_are_gone_or_other_bytes_are_not_reported(work):
     (work.parent / "tiny-Q4_K_M.gguf").unlink()
     (work.parent / "tiny-4.5bit.gguf").write_bytes(b"made again")
-    (only,) = read(work)
+    (only,) = load(work)
     assert only.label == "4.5bit"
     assert only.evaluation is None
     assert "Evaluation" not in Outline(page.report(work).html).text

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.factories import tiny_checkpoint
-from tests.report.conftest import evaluation
-from tests.report.hub import Hub, running
 
 from bitquilt.errors import UserError
 from bitquilt.evaluation.results import keep
 from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
+from tests.factories import tiny_checkpoint
+from tests.report.conftest import evaluation
+from tests.report.hub import Hub, running
 
 MATTER = """---
 license: other

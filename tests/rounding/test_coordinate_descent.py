@@ -1,24 +1,24 @@
 """Coordinate descent only ever helps."""
 
 import pytest
-from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 from bitquilt import qtypes
 from bitquilt.rounding.coordinate_descent import descend
-from bitquilt.rounding.gptq import feed_back
-from bitquilt.rounding.group_quantizer import rounder_of
+from bitquilt.rounding.gptq import gptq
+from bitquilt.rounding.group_quantizer import group_quantizer_of
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.row_batches import Piece
+from bitquilt.rounding.row_batches import RowBatch
+from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "IQ4_XS", "3bit-g64", "mxfp4"])
 def test_no_row_gets_worse(name):
     qtype, weight = qtypes.get(name), weights(16, 512)
     factor = factor_of(second_moment(512))
-    piece = Piece(qtype, weight, fit(qtype, weight, factor.importance[0]))
-    rounder = rounder_of([[piece]], factor.groups)
+    piece = RowBatch(qtype, weight, fit(qtype, weight, factor.importance[0]))
+    rounder = group_quantizer_of([[piece]], factor.groups)
     ordered = factor.ordered(weight.T.unsqueeze(0))
-    codes, levels, before = feed_back(ordered, rounder, factor)
+    codes, levels, before = gptq(ordered, rounder, factor)
     codes_before = codes.clone()
     descend(ordered, codes, levels, rounder, factor)
     after = cost((ordered - levels)[0].T, factor.hessian[0])

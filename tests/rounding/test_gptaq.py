@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.rounding.inputs import factor_of, weights
 
 from bitquilt.rounding.gptaq import Drift, corrected
 from bitquilt.rounding.hessian import DAMPING
+from tests.rounding.inputs import factor_of, weights
 
 TOKENS, ROWS, COLUMNS = 400, 6, 32
 

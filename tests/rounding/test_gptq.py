@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 from bitquilt import qtypes
-from bitquilt.rounding.gptq import feed_back
-from bitquilt.rounding.group_quantizer import rounder_of
+from bitquilt.rounding.gptq import gptq
+from bitquilt.rounding.group_quantizer import group_quantizer_of
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.row_batches import Piece
+from bitquilt.rounding.row_batches import RowBatch
+from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 
-def gptq(weight, levels, low, high, hessian):
+def gptq_of_the_paper(weight, levels, low, high, hessian):
     """Frantar et al. 2022, algorithm 1, in double precision: H⁻¹, its upper factor, one column at
     a time; scales are given, one per column.
     """
@@ -38,10 +38,10 @@ def test_equals_gptq_of_the_paper(name):
     offsets = offsets.repeat_interleave(spread, 1).T
     in_order = [factor.ordered(each.unsqueeze(0))[0].T for each in (steps, offsets)]
     ordered = factor.ordered(weight.T.unsqueeze(0))
-    expected = gptq(ordered[0].T, in_order, qtype.low, qtype.high, factor.hessian[0])
+    expected = gptq_of_the_paper(ordered[0].T, in_order, qtype.low, qtype.high, factor.hessian[0])
 
-    rounder = rounder_of([[Piece(qtype, weight, fields)]], factor.groups)
-    codes, levels, costs = feed_back(ordered, rounder, factor)
+    rounder = group_quantizer_of([[RowBatch(qtype, weight, fields)]], factor.groups)
+    codes, levels, costs = gptq(ordered, rounder, factor)
     # ties and the last bits of float32 may send a column elsewhere, and the rest of its row
     same = (levels[0].T - expected).abs() < 1e-4
     assert same.float().mean() > 0.97
@@ -57,7 +57,9 @@ def test_an_error_free_qtype_stays_error_free():
     qtype, weight = qtypes.get("Q8_0"), weights(4, 64)
     weight = qtype.decode(fit(qtype, weight, None))
     factor = factor_of(second_moment(64))
-    rounder = rounder_of([[Piece(qtype, weight, fit(qtype, weight, None))]], factor.groups)
-    _, levels, costs = feed_back(factor.ordered(weight.T.unsqueeze(0)), rounder, factor)
+    rounder = group_quantizer_of(
+        [[RowBatch(qtype, weight, fit(qtype, weight, None))]], factor.groups
+    )
+    _, levels, costs = gptq(factor.ordered(weight.T.unsqueeze(0)), rounder, factor)
     assert torch.allclose(factor.restored(levels)[0].T, weight, atol=1e-6)
     assert costs.max() < 1e-6

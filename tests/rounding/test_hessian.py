@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 from bitquilt import qtypes
 from bitquilt.rounding.hessian import DAMPING, GROUP, factorize
 from bitquilt.rounding.round_layers import Job, round_all
+from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 
 def test_factor_multiplies_to_the_damped_hessian_in_order():

@@ -10,17 +10,17 @@ from importlib.resources import files
 
 import pytest
 import torch
-from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 from bitquilt import qtypes
 from bitquilt.qtypes.iquants import Codebook
 from bitquilt.qtypes.qtype import registered
 from bitquilt.rounding import kernels
 from bitquilt.rounding.coordinate_descent import keep_better
-from bitquilt.rounding.group_quantizer import PatternRounder, rounder_of
+from bitquilt.rounding.group_quantizer import PatternQuantizer, group_quantizer_of
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.round_layers import Job, round_all
-from bitquilt.rounding.row_batches import Piece
+from bitquilt.rounding.row_batches import RowBatch
+from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 CODEBOOKS = [name for name, qtype in registered().items() if isinstance(qtype, Codebook)]
 ROWS = 160
@@ -89,8 +89,8 @@ def rows_on(name: str):
     runs = []
     for i in range(2):
         weight = weights(ROWS, columns, seed=i)
-        runs.append([Piece(qtype, weight, fit(qtype, weight, factor.importance[i]))])
-    rounder = rounder_of(runs, factor.groups)
+        runs.append([RowBatch(qtype, weight, fit(qtype, weight, factor.importance[i]))])
+    rounder = group_quantizer_of(runs, factor.groups)
     targets = factor.ordered(torch.stack([run[0].weight.T for run in runs]))
     scales = [scale[1] for scale in rounder.scales(slice(0, 4))]
     # as feedback and descent give them: parts of larger tensors
@@ -115,7 +115,7 @@ def test_levels(name, device):
 @pytest.mark.parametrize("name", CODEBOOKS)
 def test_patterns(name, device):
     rounder, scales, target, triangles = rows_on(name)
-    assert isinstance(rounder, PatternRounder)
+    assert isinstance(rounder, PatternQuantizer)
     codes, levels = rounder.propose(scales, target, triangles)
     there = target.to(device), scales[0].to(device), triangles.to(device)
     found, rounded = kernels.round_patterns(rounder._qtype, *there)
@@ -161,7 +161,7 @@ def test_a_whole_rounding(name, library, monkeypatch):
         return Emulated(library, name)
 
     monkeypatch.setattr(kernels, "_kernel", kernel)
-    monkeypatch.setattr(kernels, "serve", lambda _: True)
+    monkeypatch.setattr(kernels, "available_for", lambda _: True)
     (found,) = round_all([job], factor, "best")
     assert {"keep_better", "dots"} < asked
     same = found.fields["codes"] == expected.fields["codes"]
@@ -177,7 +177,7 @@ def test_without_a_compiler_the_first_line_of_its_words_is_the_trouble(monkeypat
 
     monkeypatch.setattr(kernels, "_kernel", fail)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert kernels.trouble.__wrapped__() == "Could not find any NVRTC library"
+    assert kernels.compile_error.__wrapped__() == "Could not find any NVRTC library"
 
 
 def test_an_older_torch_is_trouble_too(monkeypatch):
@@ -185,8 +185,8 @@ def test_an_older_torch_is_trouble_too(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     kernels._kernel.cache_clear()
-    assert "_compile_kernel" in kernels.trouble.__wrapped__()
+    assert "_compile_kernel" in kernels.compile_error.__wrapped__()
 
 
 def test_the_cpu_is_never_served():
-    assert not kernels.serve(torch.zeros(1))
+    assert not kernels.available_for(torch.zeros(1))

@@ -2,24 +2,24 @@
 
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
 
 from bitquilt import qtypes
-from bitquilt.calibration.collect import capture
+from bitquilt.calibration.collect import collect_statistics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.rounding.hessian import factorize
-from bitquilt.rounding.layer_bank import FINISHED, Bank
+from bitquilt.rounding.layer_bank import FINISHED, LayerBank
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.workdir import WorkDir
+from tests.factories import tiny_checkpoint
 
 
 def captured(tmp_path, rounding="nearest", **shape):
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, "llama4_text", **shape))
     work = WorkDir(tmp_path / "work", {})
     tokens = torch.randint(3, 200, (2, 16), generator=torch.Generator().manual_seed(0))
-    capture(BlockwiseModel(checkpoint), tokens, 1, work, lambda: None)
-    return Bank(checkpoint, work, rounding, print)
+    collect_statistics(BlockwiseModel(checkpoint), tokens, 1, work, lambda: None)
+    return LayerBank(checkpoint, work, rounding, print)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("bitquilt.rounding.layer_bank.compute_device", lambda: torch.device("cuda"))
     monkeypatch.setattr("bitquilt.rounding.kernels.trouble", lambda: "no compiler")
     lines = []
-    Bank(
+    LayerBank(
         open_checkpoint(str(tiny_checkpoint(tmp_path))),
         WorkDir(tmp_path / "w", {}),
         "best",
@@ -154,12 +154,12 @@ def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):
 
 def test_layers_together_or_one_by_one_have_the_same_bytes(tmp_path, monkeypatch):
     module = "model.layers.{}.mlp.up_proj".format
-    mix = {module(0): "Q5_K", module(1): "IQ3_S"}
+    allocation = {module(0): "Q5_K", module(1): "IQ3_S"}
     packed = []
     for room in (1 << 28, 1):
         monkeypatch.setattr("bitquilt.rounding.layer_bank.CPU_BATCH", room)
         bank = captured(tmp_path / str(room), "best")
-        bank.build({m: ["Q5_K", "IQ3_S"] for m in mix}, lambda: None)
-        bank.finish({m: [qtype] for m, qtype in mix.items()}, lambda: None)
-        packed.append([bank.finished(*cell)["data"] for cell in mix.items()])
+        bank.build({m: ["Q5_K", "IQ3_S"] for m in allocation}, lambda: None)
+        bank.finish({m: [qtype] for m, qtype in allocation.items()}, lambda: None)
+        packed.append([bank.finished(*cell)["data"] for cell in allocation.items()])
     assert all(map(torch.equal, *packed))

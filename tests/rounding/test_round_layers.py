@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 from bitquilt import qtypes
 from bitquilt.rounding import round_layers, row_batches
 from bitquilt.rounding.round_layers import Job, round_all
+from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 ROUNDED = [name for name in qtypes.names() if name not in ("BF16", "F32")]
 COLUMNS = 512

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.rounding.inputs import cost, second_moment, weights
 
 from bitquilt import qtypes
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.scale_refit import refit
+from tests.rounding.inputs import cost, second_moment, weights
 
 
 @pytest.mark.parametrize("name", ["Q2_K", "Q3_K", "Q6_K", "IQ4_XS", "Q5_1", "4bit-g64", "2bit-g32"])

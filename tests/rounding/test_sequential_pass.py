@@ -2,19 +2,19 @@
 
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from bitquilt import qtypes
-from bitquilt.calibration.collect import capture
+from bitquilt.calibration.collect import collect_statistics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import EMBEDDING
 from bitquilt.rounding import sequential_pass
 from bitquilt.rounding.gptaq import Drift
-from bitquilt.rounding.layer_bank import Bank
-from bitquilt.rounding.sequential_pass import refine
+from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.rounding.sequential_pass import round_sequentially
 from bitquilt.runtime.workdir import WorkDir
+from tests.factories import tiny_checkpoint
 
 TOKENS = torch.randint(3, 200, (8, 64), generator=torch.Generator().manual_seed(0))
 
@@ -28,17 +28,17 @@ def made(tmp_path, family="qwen3"):
     directory = tiny_checkpoint(tmp_path, family, hidden=64, heads=2)
     checkpoint = open_checkpoint(directory)
     work = WorkDir(tmp_path / "work", {})
-    capture(BlockwiseModel(checkpoint), TOKENS, 1, work, lambda: None)
-    bank = Bank(checkpoint, work, "gptq", silent)
-    mix = dict.fromkeys(checkpoint.matrices, "3bit-g64") | {EMBEDDING: "F32"}
-    cells = {module: [qtype] for module, qtype in mix.items()}
+    collect_statistics(BlockwiseModel(checkpoint), TOKENS, 1, work, lambda: None)
+    bank = LayerBank(checkpoint, work, "gptq", silent)
+    allocation = dict.fromkeys(checkpoint.matrices, "3bit-g64") | {EMBEDDING: "F32"}
+    cells = {module: [qtype] for module, qtype in allocation.items()}
     bank.build(cells, lambda: None)
-    return bank, mix, directory
+    return bank, allocation, directory
 
 
-def run(bank, mix, tokens=TOKENS):
+def run(bank, allocation, tokens=TOKENS):
     steps = []
-    refined = refine(bank, mix, tokens, "gptq", silent, lambda: steps.append(1))
+    refined = round_sequentially(bank, allocation, tokens, "gptq", silent, lambda: steps.append(1))
     assert len(steps) == bank.checkpoint.layers
     return refined
 
@@ -53,9 +53,10 @@ def refined(tiny):
     return run(*tiny[:2])
 
 
-def weights_of(packed, mix):
+def weights_of(packed, allocation):
     return {
-        module: qtypes.get(qtype).dequantize(packed(module, qtype)) for module, qtype in mix.items()
+        module: qtypes.get(qtype).dequantize(packed(module, qtype))
+        for module, qtype in allocation.items()
     }
 
 
@@ -71,9 +72,9 @@ def divergence(directory, weights):
 
 
 def test_correction_brings_the_model_closer(tiny, refined):
-    bank, mix, directory = tiny
-    before = divergence(directory, weights_of(bank.packed, mix))
-    after = divergence(directory, weights_of(refined.packed, mix))
+    bank, allocation, directory = tiny
+    before = divergence(directory, weights_of(bank.packed, allocation))
+    after = divergence(directory, weights_of(refined.packed, allocation))
     assert after < 0.85 * before
 
 
@@ -91,7 +92,7 @@ def test_nothing_quantized_before_leaves_the_banks_rounding(tiny, refined):
 
 
 def test_a_block_that_is_done_is_not_done_again(tiny, refined, monkeypatch):
-    bank, mix, _ = tiny
+    bank, allocation, _ = tiny
     last = bank.checkpoint.layers - 1
     before, kept = bank.work.load(refined.artefact(last)), refined.kept(last)
     (bank.work.path / f"{refined.artefact(last)}.safetensors").unlink()
@@ -99,7 +100,7 @@ def test_a_block_that_is_done_is_not_done_again(tiny, refined, monkeypatch):
     monkeypatch.setattr(
         sequential_pass, "_refine_block", lambda *a: (layers.append(a[1].layer), whole(*a))
     )
-    assert run(bank, mix) == refined
+    assert run(bank, allocation) == refined
     assert layers == [last]
     again = bank.work.load(refined.artefact(last))
     assert before.keys() == again.keys()
@@ -108,20 +109,20 @@ def test_a_block_that_is_done_is_not_done_again(tiny, refined, monkeypatch):
 
 
 def test_other_mixes_and_other_text_have_artefacts_of_their_own(tiny, refined):
-    mix = tiny[1]
-    again = dict(reversed(mix.items()))
+    allocation = tiny[1]
+    again = dict(reversed(allocation.items()))
     assert refined.folder == f"refined/{sequential_pass._key(again, TOKENS)}"
-    other = mix | {"model.layers.0.mlp.up_proj": "4bit-g64"}
-    keys = {sequential_pass._key(other, TOKENS), sequential_pass._key(mix, TOKENS[:2])}
+    other = allocation | {"model.layers.0.mlp.up_proj": "4bit-g64"}
+    keys = {sequential_pass._key(other, TOKENS), sequential_pass._key(allocation, TOKENS[:2])}
     assert len({refined.folder, *(f"refined/{key}" for key in keys)}) == 3
 
 
 def test_what_serves_worse_than_the_banks_rounding_is_not_kept(tiny, monkeypatch):
-    bank, mix, _ = tiny
+    bank, allocation, _ = tiny
     monkeypatch.setattr(sequential_pass, "corrected", lambda weight, *_: -weight)
-    refined = run(bank, mix, TOKENS[1:])
+    refined = run(bank, allocation, TOKENS[1:])
     assert {kept for layer in (0, 1) for kept in refined.kept(layer).values()} == {"bank"}
-    for module, qtype in mix.items():
+    for module, qtype in allocation.items():
         there, here = bank.packed(module, qtype), refined.packed(module, qtype)
         assert all(torch.equal(there[part], here[part]) for part in there)
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from bitquilt.errors import UserError
-from bitquilt.runtime.files import require_room, written_whole
+from bitquilt.runtime.files import atomic_write, require_room
 from bitquilt.runtime.workdir import WorkDir
 
 
 def test_a_file_replaces_a_file(tmp_path):
     path = tmp_path / "new" / "file"
     for text in ("first", "second"):
-        with written_whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text(text)
             assert not path.exists() or path.read_text() == "first"
         assert path.read_text() == text
@@ -27,7 +27,7 @@ def test_a_file_replaces_a_file(tmp_path):
 def test_a_directory_replaces_a_directory(tmp_path):
     path = tmp_path / "model"
     for name in ("first", "second"):
-        with written_whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.mkdir()
             (beside / name).write_text(name)
         assert [p.name for p in path.iterdir()] == [name]
@@ -38,7 +38,7 @@ def test_killed_between_two_directories(tmp_path):
     """The old one is aside and the new one not yet in place: the next run clears it up."""
     (tmp_path / ".model.old").mkdir()
     (tmp_path / ".model.part").mkdir()
-    with written_whole(tmp_path / "model") as beside:
+    with atomic_write(tmp_path / "model") as beside:
         beside.mkdir()
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
@@ -52,7 +52,7 @@ def fail_halfway(path, error):
 def test_any_error_leaves_what_was_there(tmp_path, raised):
     path = tmp_path / "file"
     path.write_text("before")
-    with pytest.raises(type(raised)), written_whole(path) as beside:
+    with pytest.raises(type(raised)), atomic_write(path) as beside:
         fail_halfway(beside, raised)
     assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]
 
@@ -75,7 +75,7 @@ def test_trouble_of_the_file_system(tmp_path, monkeypatch, number, words, call):
     monkeypatch.setattr(os, call, fail)
     with (
         pytest.raises(UserError, match=rf"file was not written: .*{words}"),
-        written_whole(tmp_path / "file") as beside,
+        atomic_write(tmp_path / "file") as beside,
     ):
         beside.write_text("whole")
     assert list(tmp_path.iterdir()) == []
@@ -87,7 +87,7 @@ def test_a_file_in_place_of_a_directory(tmp_path):
         require_room(tmp_path / "file", 0)
     with (
         pytest.raises(UserError, match="was not written"),
-        written_whole(tmp_path / "file" / "under"),
+        atomic_write(tmp_path / "file" / "under"),
     ):
         pass
     assert (tmp_path / "file").read_text() == "precious"
@@ -99,7 +99,7 @@ def test_a_file_never_takes_the_place_of_a_directory(tmp_path, name):
     (tmp_path / "full" / "mine").write_text("precious")
     with (
         pytest.raises(UserError, match="full is a directory; name a file in it"),
-        written_whole(tmp_path / name) as beside,
+        atomic_write(tmp_path / name) as beside,
     ):
         beside.write_text("page")
     assert (tmp_path / "full" / "mine").read_text() == "precious"
@@ -121,7 +121,7 @@ def test_no_permission():
 def test_a_full_disk(small_disk):
     with (
         pytest.raises(UserError, match="disk is full"),
-        written_whole(small_disk / "file") as beside,
+        atomic_write(small_disk / "file") as beside,
     ):
         beside.write_bytes(bytes(1 << 20))
     assert list(small_disk.iterdir()) == []

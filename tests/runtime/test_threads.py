@@ -4,12 +4,12 @@ import threading
 
 import pytest
 
-from bitquilt.runtime.threads import Aside
+from bitquilt.runtime.threads import BackgroundTask
 
 
 def test_calls_are_done_in_order_in_another_thread():
     seen = []
-    with Aside() as aside:
+    with BackgroundTask() as aside:
         for item in range(3):
             aside.do(lambda item: seen.append((item, threading.get_ident())), item)
     assert [item for item, _ in seen] == [0, 1, 2]
@@ -21,12 +21,12 @@ def fail(text):
 
 
 def test_what_the_last_call_raised_is_raised_at_the_end():
-    with pytest.raises(OSError, match="disk full"), Aside() as aside:
+    with pytest.raises(OSError, match="disk full"), BackgroundTask() as aside:
         aside.do(fail, "disk full")
 
 
 def fail_and_go_on(after):
-    with Aside() as aside:
+    with BackgroundTask() as aside:
         aside.do(fail, "disk full")
         aside.do(after.append, 1)
 
@@ -39,7 +39,7 @@ def test_what_a_call_raised_is_raised_at_the_next():
 
 
 def fail_twice():
-    with Aside() as aside:
+    with BackgroundTask() as aside:
         aside.do(fail, "disk full")
         raise KeyError
 

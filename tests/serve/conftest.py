@@ -13,10 +13,10 @@ from pathlib import Path
 import openai
 import pytest
 import uvicorn
-from tests.cli.conftest import demo_gguf
 
 from bitquilt.engines import Engine, open_engine
 from bitquilt.serve.app import Server
+from tests.cli.conftest import demo_gguf
 
 __all__ = ["demo_gguf"]
 

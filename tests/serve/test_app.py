@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+
 from tests.serve.conftest import KEY, Running, running
 from tests.talk.book import Book, reciting
 

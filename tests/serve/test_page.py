@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 import pytest
+
 from tests.serve.conftest import KEY, Running
 
 playwright = pytest.importorskip("playwright.sync_api")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from tests.factories import CHAT_TEMPLATE, tiny_tokenizer
-from tests.talk.book import Book, reciting
 
 from bitquilt import demo
 from bitquilt.errors import UserError
 from bitquilt.talk import compose
 from bitquilt.talk.prompt import NO_SYSTEM, SYSTEM_PROMPTS, plain, render
 from bitquilt.talk.reasoning import MAGISTRAL, PLAIN, THINK, UP_TO_BOX
+from tests.factories import CHAT_TEMPLATE, tiny_tokenizer
+from tests.talk.book import Book, reciting
 
 CONVERSATION = [
     {"role": "user", "content": "What is 2 < 3?"},

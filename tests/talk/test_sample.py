@@ -6,13 +6,13 @@ import random
 from dataclasses import replace
 
 import pytest
-from tests.talk.book import END_TEXT, Book, Model, reciting
 
 from bitquilt.engines import Sampling
 from bitquilt.errors import UserError
 from bitquilt.talk import Answer, Closing, End, Event, Reasoning, Rescue, Settings, answer
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.reasoning import MAGISTRAL, PLAIN, THINK, UP_TO_BOX, Style
+from tests.talk.book import END_TEXT, Book, Model, reciting
 
 CYCLE = "so we go round and round in one and the same circle; "
 LETTERS = "".join(random.Random(0).choices("abcdefgh", k=3000))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.talk.book import Book
 
 from bitquilt.engines import Sampling
 from bitquilt.talk import End, Settings, answer, vote
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.reasoning import UP_TO_BOX
 from bitquilt.talk.votes import normalized, tally
+from tests.talk.book import Book
 
 
 @pytest.mark.parametrize(

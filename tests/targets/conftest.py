@@ -8,13 +8,13 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from tests.factories import tiny_checkpoint
 
 from bitquilt import qtypes
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Packed
 from bitquilt.rounding.nearest import fit
+from tests.factories import tiny_checkpoint
 
 
 @dataclass

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gguf as reference
 import pytest
 
-import gguf as reference
 from bitquilt.errors import UserError
 from bitquilt.targets.destination import RECIPE_KEY, check_file
 

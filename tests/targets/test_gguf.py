@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import gguf as reference
 import pytest
 import torch
-from tests.factories import CHAT_TEMPLATE, FAMILIES, SPECIAL_TOKENS, tiny_tokenizer
-from tests.targets.conftest import Model
 
-import gguf as reference
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.qtypes.qtype import Packed
 from bitquilt.targets import gguf
+from tests.factories import CHAT_TEMPLATE, FAMILIES, SPECIAL_TOKENS, tiny_tokenizer
+from tests.targets.conftest import Model
 
 MIXES = (
     ("F32",),
@@ -26,25 +26,27 @@ MIXES = (
 )
 
 
-def write(model: Model, mix: tuple[str, ...], path: Path) -> dict[str, str]:
+def write(model: Model, allocation: tuple[str, ...], path: Path) -> dict[str, str]:
     """Write a mix and return its assignment."""
-    assignment = model.on(*mix)
-    recipe = json.dumps(assignment, indent=4)
-    gguf.write(model.checkpoint, assignment, model.packed, path, recipe)
-    return assignment
+    allocation = model.on(*allocation)
+    recipe = json.dumps(allocation, indent=4)
+    gguf.write(model.checkpoint, allocation, model.packed, path, recipe)
+    return allocation
 
 
-@pytest.mark.parametrize("mix", MIXES, ids="-".join)
-def test_plan_is_the_size_on_disk(model: Model, mix: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("allocation", MIXES, ids="-".join)
+def test_plan_is_the_size_on_disk(
+    model: Model, allocation: tuple[str, ...], tmp_path: Path
+) -> None:
     path = tmp_path / "model.gguf"
-    layout = gguf.plan(model.checkpoint, write(model, mix, path))
+    layout = gguf.plan(model.checkpoint, write(model, allocation, path))
     assert path.stat().st_size == layout.total_bytes
     assert layout.total_bytes == layout.fixed_bytes + sum(layout.tensor_bytes.values())
     assert layout.total_bytes == sum(layout.breakdown.values())
 
 
 def test_sizes_are_additive(model: Model) -> None:
-    layouts = [gguf.plan(model.checkpoint, model.on(*mix)) for mix in MIXES]
+    layouts = [gguf.plan(model.checkpoint, model.on(*allocation)) for allocation in MIXES]
     assert len({layout.fixed_bytes for layout in layouts}) == 1
     one_by_one = {
         module: gguf.plan(model.checkpoint, model.on(qtype)).tensor_bytes[module]
@@ -66,8 +68,8 @@ def test_float32_weights_come_back(
 ) -> None:
     model = make_model(family, tied=False)
     path = tmp_path / "model.gguf"
-    assignment = write(model, ("F32",), path)
-    gguf.check(path, model.checkpoint, assignment, model.packed)
+    allocation = write(model, ("F32",), path)
+    gguf.check(path, model.checkpoint, allocation, model.packed)
     weights = gguf.read_weights(path)
     assert set(weights) == set(model.checkpoint.shapes)
     for name, weight in weights.items():
@@ -76,15 +78,15 @@ def test_float32_weights_come_back(
 
 def test_quantized_weights_are_what_the_qtypes_say(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    assignment = write(model, MIXES[3], path)
+    allocation = write(model, MIXES[3], path)
     weights = gguf.read_weights(path)
-    for module, qtype in assignment.items():
+    for module, qtype in allocation.items():
         torch.testing.assert_close(weights[f"{module}.weight"], model.dequantized(module, qtype))
 
 
 def test_header_as_gguf_py_reads_it(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    assignment = write(model, ("Q8_0",), path)
+    allocation = write(model, ("Q8_0",), path)
     fields = reference.GGUFReader(path).fields
     found = {key: field.contents() for key, field in fields.items()}
     tokenizer = tiny_tokenizer()
@@ -96,7 +98,7 @@ def test_header_as_gguf_py_reads_it(model: Model, tmp_path: Path) -> None:
     assert found["tokenizer.ggml.tokens"] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert found["tokenizer.ggml.add_bos_token"] is True
     assert found["tokenizer.chat_template"] == CHAT_TEMPLATE
-    assert json.loads(found["bitquilt.allocation.recipe"]) == assignment
+    assert json.loads(found["bitquilt.allocation.recipe"]) == allocation
     named = {
         role: found["tokenizer.ggml.tokens"][found[f"tokenizer.ggml.{role}_token_id"]]
         for role in ("bos", "eos", "eot", "eom")
@@ -124,12 +126,12 @@ def test_a_gguf_source_keeps_its_header(model: Model, tmp_path: Path) -> None:
 
 def test_check_finds_a_flipped_bit(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
-    assignment = write(model, ("Q4_K",), path)
+    allocation = write(model, ("Q4_K",), path)
     raw = bytearray(path.read_bytes())
     raw[-40] ^= 1
     path.write_bytes(raw)
     with pytest.raises(UserError, match="differ from what was written"):
-        gguf.check(path, model.checkpoint, assignment, model.packed)
+        gguf.check(path, model.checkpoint, allocation, model.packed)
 
 
 def test_a_directory_is_not_replaced(model: Model, tmp_path: Path) -> None:
@@ -147,9 +149,9 @@ def test_nothing_stays_of_a_failed_write(model: Model, tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return model.packed(module, qtype)
 
-    assignment = model.on("Q4_K")
+    allocation = model.on("Q4_K")
     with pytest.raises(KeyboardInterrupt):
-        gguf.write(model.checkpoint, assignment, packed, folder / "model.gguf", "{}")
+        gguf.write(model.checkpoint, allocation, packed, folder / "model.gguf", "{}")
     assert list(folder.iterdir()) == []
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.factories import FAMILIES
-from tests.targets.conftest import Model
 
 from bitquilt.errors import UserError
 from bitquilt.targets import mlx
+from tests.factories import FAMILIES
+from tests.targets.conftest import Model
 
 MIXES = (
     ("F32",),
@@ -22,12 +22,12 @@ MIXES = (
 )
 
 
-def write(model: Model, mix: tuple[str, ...], directory: Path) -> dict[str, str]:
+def write(model: Model, allocation: tuple[str, ...], directory: Path) -> dict[str, str]:
     """Write a mix and return its assignment."""
-    assignment = model.on(*mix)
-    recipe = json.dumps(assignment, indent=4)
-    mlx.write(model.checkpoint, assignment, model.packed, directory, recipe)
-    return assignment
+    allocation = model.on(*allocation)
+    recipe = json.dumps(allocation, indent=4)
+    mlx.write(model.checkpoint, allocation, model.packed, directory, recipe)
+    return allocation
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -35,17 +35,19 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@pytest.mark.parametrize("mix", MIXES, ids="-".join)
-def test_plan_is_the_size_on_disk(model: Model, mix: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("allocation", MIXES, ids="-".join)
+def test_plan_is_the_size_on_disk(
+    model: Model, allocation: tuple[str, ...], tmp_path: Path
+) -> None:
     directory = tmp_path / "model"
-    layout = mlx.plan(model.checkpoint, write(model, mix, directory))
+    layout = mlx.plan(model.checkpoint, write(model, allocation, directory))
     assert sum(map(len, contents(directory).values())) == layout.total_bytes
     assert layout.total_bytes == layout.fixed_bytes + sum(layout.tensor_bytes.values())
     assert layout.total_bytes == sum(layout.breakdown.values())
 
 
 def test_sizes_are_additive(model: Model) -> None:
-    layouts = [mlx.plan(model.checkpoint, model.on(*mix)) for mix in MIXES]
+    layouts = [mlx.plan(model.checkpoint, model.on(*allocation)) for allocation in MIXES]
     assert len({layout.fixed_bytes for layout in layouts}) == 1
 
 
@@ -60,8 +62,8 @@ def test_float32_weights_come_back(
     family: str, make_model: Callable[..., Model], tmp_path: Path
 ) -> None:
     model = make_model(family, tied=False)
-    assignment = write(model, ("F32",), tmp_path / "model")
-    mlx.check(tmp_path / "model", model.checkpoint, assignment, model.packed)
+    allocation = write(model, ("F32",), tmp_path / "model")
+    mlx.check(tmp_path / "model", model.checkpoint, allocation, model.packed)
     weights = mlx.read_weights(tmp_path / "model")
     assert set(weights) == set(model.checkpoint.shapes)
     assert all(torch.equal(weight, model.checkpoint.load(name)) for name, weight in weights.items())
@@ -69,11 +71,11 @@ def test_float32_weights_come_back(
 
 def test_mlx_reads_what_the_qtypes_say(model: Model, tmp_path: Path) -> None:
     mx = pytest.importorskip("mlx.core")
-    assignment = write(model, MIXES[2], tmp_path / "model")
+    allocation = write(model, MIXES[2], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     parts = mx.load(str(tmp_path / "model" / "model.safetensors"))
     weights = mlx.read_weights(tmp_path / "model")
-    for module, qtype in assignment.items():
+    for module, qtype in allocation.items():
         entry = config["quantization"][module]
         stored = [parts.get(f"{module}.{part}") for part in ("weight", "scales", "biases")]
         # mlx computes in the dtype of the scales: take float32, as our types do
@@ -87,11 +89,11 @@ def test_mlx_reads_what_the_qtypes_say(model: Model, tmp_path: Path) -> None:
 
 
 def test_config_names_every_module(model: Model, tmp_path: Path) -> None:
-    assignment = write(model, MIXES[3], tmp_path / "model")
+    allocation = write(model, MIXES[3], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     quantization = config["quantization"]
     assert quantization == config["quantization_config"]
-    assert set(assignment) < set(quantization)
+    assert set(allocation) < set(quantization)
     assert quantization["model.layers.0.self_attn.q_proj"] is False
     assert quantization["model.layers.0.self_attn.k_proj"] == {
         "group_size": 32,
@@ -116,13 +118,13 @@ def test_earlier_results_are_replaced_and_nothing_else(model: Model, tmp_path: P
 
 
 def test_check_finds_a_flipped_bit(model: Model, tmp_path: Path) -> None:
-    assignment = write(model, ("4bit-g64",), tmp_path / "model")
+    allocation = write(model, ("4bit-g64",), tmp_path / "model")
     path = tmp_path / "model" / "model.safetensors"
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
     with pytest.raises(UserError, match="differ from what was written"):
-        mlx.check(tmp_path / "model", model.checkpoint, assignment, model.packed)
+        mlx.check(tmp_path / "model", model.checkpoint, allocation, model.packed)
 
 
 def test_gguf_qtypes_are_refused(model: Model) -> None:

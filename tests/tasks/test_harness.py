@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from tests.engines.conftest import open_in
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 
 import pytest
-from tests.quick import invoke
 
 from bitquilt.engines import Sampling
 from bitquilt.errors import UserError
@@ -13,6 +12,7 @@ from bitquilt.tasks import programs, sandbox
 from bitquilt.tasks.problems import Manner
 from bitquilt.tasks.programs import code, passes
 from bitquilt.tasks.task_data import Program, load_programs
+from tests.quick import invoke
 
 DOUBLE = Program(
     'from math import floor\n\n\ndef double(x: int) -> int:\n    """Twice x."""\n',

@@ -7,9 +7,6 @@ import sys
 
 import pytest
 import torch
-from tests.engines.conftest import ENGINES, open_in
-from tests.factories import tiny_checkpoint
-from tests.quick import invoke
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bitquilt.engines.llamacpp import open_llamacpp
@@ -18,6 +15,9 @@ from bitquilt.tasks import task_data
 from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
 from bitquilt.tasks.task_data import Choice
 from bitquilt.tasks.tasks import pick
+from tests.engines.conftest import ENGINES, open_in
+from tests.factories import tiny_checkpoint
+from tests.quick import invoke
 
 PAIRS = (
     ("def wrap(self, text):", " return text"),

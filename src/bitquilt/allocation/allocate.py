@@ -30,14 +30,14 @@ from bitquilt.allocation.plan import Plan, Space, cell_bytes
 from bitquilt.allocation.racing import by_segment
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import Task, search
-from bitquilt.allocation.selection import Verdict, judge
-from bitquilt.allocation.space import Mixes
+from bitquilt.allocation.selection import Ranking, rank
+from bitquilt.allocation.space import AllocationSpace
 from bitquilt.allocation.speed_profile import speed_limit
 from bitquilt.calibration.text_budget import LEAST_IN_COMPANY
 from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.rounding.layer_bank import Bank
+from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.progress import Reporter
 
 EVOPRESS_WINDOWS = 512
@@ -110,11 +110,11 @@ class Decision(NamedTuple):
     """Module path → type name."""
     name: str
     """Of the verdict that it won; ``recipe`` where there was nothing to decide."""
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Ranking, ...]
 
 
 def decide(
-    plans: Sequence[Plan], bank: Bank, text: Text, how: Search, reporter: Reporter
+    plans: Sequence[Plan], bank: LayerBank, text: Text, how: Search, reporter: Reporter
 ) -> list[Decision]:
     """Round the candidates of all planned files, and decide the mix of each."""
     by_target = {plan.target: [p for p in plans if p.target == plan.target] for plan in plans}
@@ -126,7 +126,7 @@ def decide(
 
 
 def _decide_target(
-    target: str, plans: Sequence[Plan], bank: Bank, text: Text, how: Search, reporter: Reporter
+    target: str, plans: Sequence[Plan], bank: LayerBank, text: Text, how: Search, reporter: Reporter
 ) -> list[Decision]:
     """The same for one target."""
     rivals = [_preset(plan, bank.checkpoint) if plan.space else {} for plan in plans]
@@ -145,13 +145,13 @@ def _decide_target(
     _round(target, plans, [mix for rival in rivals for mix in rival.values()], bank, reporter)
     spaces = {plan.label: plan.space for plan in plans if plan.space}
     if not spaces:
-        return [Decision(plan.assignment, "recipe", ()) for plan in plans]
-    evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].assignment, reporter)
+        return [Decision(plan.allocation, "recipe", ()) for plan in plans]
+    evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].allocation, reporter)
     history = history_of(bank.work.path, target, len(text.search))
     shape = len(text.search), text.search.shape[1]
     measurements = Measurements(evaluate, shape, history)
     menu = _scored(spaces, bank, how, measurements, reporter)
-    mixes = Mixes.of(menu, limit.seconds if limit else math.inf)
+    mixes = AllocationSpace.of(menu, limit.seconds if limit else math.inf)
     capacities = {label: space.capacity for label, space in spaces.items()}
     if how.scores == "predicted" and len(text.company):
         mixes = _together(mixes, list(capacities.values()), text.company, bank, reporter)
@@ -163,7 +163,7 @@ def _decide_target(
     decisions = []
     for plan, rival in zip(plans, rivals, strict=True):
         if not plan.space:
-            decisions.append(Decision(plan.assignment, "recipe", ()))
+            decisions.append(Decision(plan.allocation, "recipe", ()))
             continue
         standing: dict[str, Mapping[str, str]] = {how.method: mixes.qtypes(best[plan.label])}
         standing |= {"knapsack": mixes.qtypes(exact[plan.label]), **rival}
@@ -182,10 +182,10 @@ def _preset(plan: Plan, checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
     Matrices that have no choice, pinned ones say, are as they have to be.
     """
     assert plan.space is not None
-    fixed = {m: own[0].qtype for m, own in plan.space.menu.items() if len(own) == 1}
+    fixed = {m: own[0].qtype for m, own in plan.space.candidate_sets.items() if len(own) == 1}
     nbytes = cell_bytes(checkpoint, plan.target)
     found: dict[str, tuple[int, Mapping[str, str]]] = {}
-    for name in presets.names(plan.target):
+    for name in presets.preset_names(plan.target):
         with suppress(UserError):  # a preset that this model's rows do not take
             mix = presets.preset(name, checkpoint, plan.target) | fixed
             found[name] = sum(nbytes(*cell) for cell in mix.items()), mix
@@ -200,7 +200,7 @@ def _candidates(
     """Module path → the types that any of the files may have it on."""
     candidates: dict[str, dict[str, None]] = {module: {} for module in checkpoint.matrices}
     for plan in plans:
-        for module, qtype in plan.assignment.items():
+        for module, qtype in plan.allocation.items():
             names = plan.space.candidates[module] if plan.space else [qtype]
             candidates[module] |= dict.fromkeys(names)
     for mix in rivals:
@@ -213,7 +213,7 @@ def _round(
     target: str,
     plans: Sequence[Plan],
     rivals: Sequence[Mapping[str, str]],
-    bank: Bank,
+    bank: LayerBank,
     reporter: Reporter,
 ) -> None:
     """Have the bank round everything that any of the files may be made of."""
@@ -225,7 +225,7 @@ def _round(
 def _on_text(
     evaluator: Evaluator,
     measure: Evaluator | RayEvaluator,
-    bank: Bank,
+    bank: LayerBank,
     tokens: Tensor,
     mix: Mapping[str, str],
     reporter: Reporter,
@@ -251,7 +251,7 @@ def _on_text(
 
 def _scored(
     spaces: Mapping[str, Space],
-    bank: Bank,
+    bank: LayerBank,
     how: Search,
     measurements: Measurements,
     reporter: Reporter,
@@ -259,7 +259,7 @@ def _scored(
     """Everything that any of the files may choose, with its score."""
     together: dict[str, dict[str, Choice]] = {module: {} for module in bank.checkpoint.matrices}
     for space in spaces.values():
-        for module, choices in space.menu.items():
+        for module, choices in space.candidate_sets.items():
             together[module] |= {choice.qtype: choice for choice in choices}
     menu = {module: list(choices.values()) for module, choices in together.items()}
     if how.scores == "measured":
@@ -269,8 +269,12 @@ def _scored(
 
 
 def _together(
-    mixes: Mixes, capacities: Sequence[int], tokens: Tensor, bank: Bank, reporter: Reporter
-) -> Mixes:
+    mixes: AllocationSpace,
+    capacities: Sequence[int],
+    tokens: Tensor,
+    bank: LayerBank,
+    reporter: Reporter,
+) -> AllocationSpace:
     """The mixes scored by what matrices cost in the company of the others; measured once, kept.
 
     Several budgets share the text that one has, but for the least that tells anything.
@@ -284,11 +288,13 @@ def _together(
             with reporter.stage("Measuring matrices in company", batches + 1) as step:
                 text = Teacher.of(bank.checkpoint, tokens, bank.work, f"company/{_key(tokens)}")
                 step()
-                known = interactions.shares(bank.checkpoint, mix, bank.packed, text, step).tolist()
+                known = interactions.kl_attribution(
+                    bank.checkpoint, mix, bank.packed, text, step
+                ).tolist()
             bank.work.save_json(name, known)
         return np.array(known)
 
-    return interactions.together(mixes, capacities, shares)
+    return interactions.corrected_scores(mixes, capacities, shares)
 
 
 def _key(tokens: Tensor, mix: Mapping[str, str] | None = None) -> str:
@@ -298,7 +304,7 @@ def _key(tokens: Tensor, mix: Mapping[str, str] | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _judging(bank: Bank, tokens: Tensor, windows: range) -> Teacher:
+def _judging(bank: LayerBank, tokens: Tensor, windows: range) -> Teacher:
     """The original on some of the text that decides; no more of it is read than is asked for."""
     part = tokens[windows.start : windows.stop]
     return Teacher.of(bank.checkpoint, part, bank.work, f"judging/{windows.start}")
@@ -319,6 +325,6 @@ def _judged(
         own = by_segment(evaluator(teacher(further), mixes, range(len(further))))
         kl = own.reshape(len(mixes), -1)
         samples, read = np.concatenate([samples, kl], 1), further.stop
-        verdicts = judge(dict(zip(standing, samples, strict=True)))
+        verdicts = rank(dict(zip(standing, samples, strict=True)))
         clear = all(one.behind.low > 0 or not one.behind.error for one in verdicts[1:])
     return Decision(standing[verdicts[0].name], verdicts[0].name, tuple(verdicts))

@@ -38,7 +38,7 @@ CellBytes = Callable[[str, str], int]
 """(module path, type name) → bytes in the file, alignment included."""
 
 
-def menu(
+def candidate_sets(
     checkpoint: Checkpoint,
     target: str,
     pins: Mapping[str, str],
@@ -100,10 +100,10 @@ def _free_bits(
     return left * 8 / free if free else math.inf
 
 
-def _fills(menu: Menu, capacity: int, enough: float) -> bool:
+def _fills(candidate_sets: Menu, capacity: int, enough: float) -> bool:
     """Whether the capacity lies between the smallest and the largest mix, and one is that near."""
-    between = smallest(menu) <= capacity <= largest(menu)
-    return between and fullest(menu, capacity) >= enough
+    between = smallest(candidate_sets) <= capacity <= largest(candidate_sets)
+    return between and fullest(candidate_sets, capacity) >= enough
 
 
 def _fitting(target: str, columns: int, superseded: Mapping[int, set[str]]) -> list[QuantType]:

@@ -13,7 +13,7 @@ D model width, V vocabulary, R rows and C columns of a matrix.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import islice
@@ -30,10 +30,7 @@ from bitquilt.metrics.kl import LOGIT_TOKENS, relative
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.blockwise import BlockwiseModel, embedding_scale
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
-from bitquilt.qtypes.qtype import PackedSource
-
-Mix = Mapping[str, str]
-"""Module path → type name."""
+from bitquilt.qtypes.qtype import Allocation, PackedSource
 
 STATE_BYTES = 1 << 30
 """Hidden states of all mixes that are in memory at once."""
@@ -66,7 +63,7 @@ class Evaluator:
 
     @torch.inference_mode()
     def __call__(
-        self, teacher: Teacher, mixes: Sequence[Mix], windows: Sequence[int]
+        self, teacher: Teacher, mixes: Sequence[Allocation], windows: Sequence[int]
     ) -> NDArray[np.float32]:
         """KL(original ‖ mix) in nats.
 
@@ -85,7 +82,7 @@ class Evaluator:
             parts = [self._some(teacher, mixes, some) for some in _batched(windows, max(1, most))]
         return np.concatenate(parts, axis=1)
 
-    def noise(self, teacher: Teacher, mix: Mix, windows: Sequence[int]) -> float:
+    def noise(self, teacher: Teacher, mix: Allocation, windows: Sequence[int]) -> float:
         """By what share of itself the KL of a mix is off because inputs of products are rounded."""
         fast = float(self(teacher, [mix], windows).mean())
         precision, self.precision = self.precision, "highest"
@@ -94,7 +91,7 @@ class Evaluator:
         return fast / exact - 1
 
     def _some(
-        self, teacher: Teacher, mixes: Sequence[Mix], windows: Sequence[int]
+        self, teacher: Teacher, mixes: Sequence[Allocation], windows: Sequence[int]
     ) -> NDArray[np.float32]:
         """The same, of as many windows as there is room for."""
         tokens, original = teacher.tokens[list(windows)], teacher.hidden[list(windows)]
@@ -135,7 +132,7 @@ class Evaluator:
 class _Ways:
     """Distinct states at one point of the model: where each comes from, and which mix takes it."""
 
-    def __init__(self, mixes: Sequence[Mix], modules: Sequence[str]) -> None:
+    def __init__(self, mixes: Sequence[Allocation], modules: Sequence[str]) -> None:
         """Mixes that agree on these matrices, the first ones, are one."""
         self._all = mixes
         self._part([(0, *(mix[m] for m in modules)) for mix in mixes])
@@ -143,7 +140,7 @@ class _Ways:
     def _part(self, keys: Sequence[tuple[Any, ...]]) -> None:
         places = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         self.of_mix = [places[key] for key in keys]
-        """Mix → its state."""
+        """Allocation → its state."""
         self.taken = [key[0] for key in places]
         """State → the state before that it continues."""
         self.mixes = [self._all[self.of_mix.index(i)] for i in places.values()]
@@ -191,7 +188,7 @@ class _Stacked(BlockwiseModel):
 
     def __init__(self, checkpoint: Checkpoint, decoded: _Decoded) -> None:
         super().__init__(checkpoint, self._stack)
-        self.mixes: Sequence[Mix] = ()
+        self.mixes: Sequence[Allocation] = ()
         """Those whose windows the next call of :meth:`through` brings."""
         self._decoded = decoded
         self._plain: Callable[[str], Tensor] = cache(checkpoint.load)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bitquilt.allocation.racing import Measure
-from bitquilt.allocation.space import Mixes, Standing, Vector
+from bitquilt.allocation.space import AllocationSpace, AllocationVector, Incumbent
 
 MOST_SWAPS = 3
 DUPLICATES = 10
@@ -38,13 +38,13 @@ class Schedule:
 
 
 def evolve(
-    mixes: Mixes,
+    mixes: AllocationSpace,
     capacity: int,
     measure: Measure,
     text: tuple[int, int],
     schedule: Schedule,
     rng: np.random.Generator,
-) -> Iterator[Standing]:
+) -> Iterator[Incumbent]:
     """The parent of each generation, the last one being the result.
 
     Args:
@@ -57,8 +57,8 @@ def evolve(
     """
 
     def select(
-        candidates: Sequence[Vector], tokens: int, survivors: int
-    ) -> list[tuple[Vector, float]]:
+        candidates: Sequence[AllocationVector], tokens: int, survivors: int
+    ) -> list[tuple[AllocationVector, float]]:
         windows, length = text
         drawn = rng.permutation(windows)[: max(1, tokens // length)].tolist()
         divergence = measure(candidates, drawn).mean(1)
@@ -67,7 +67,7 @@ def evolve(
 
     first = [random_mix(mixes, capacity, rng) for _ in range(schedule.offspring)]
     ((parent, kl),) = select(first, schedule.tokens[0], 1)
-    yield Standing(capacity, parent, kl)
+    yield Incumbent(capacity, parent, kl)
     for _ in range(schedule.generations):
         candidates = _offspring(mixes, parent, capacity, schedule.offspring, rng)
         if not candidates:
@@ -76,10 +76,10 @@ def evolve(
         for stage in early:
             candidates = [mix for mix, _ in select(candidates, *stage)]
         ((parent, kl),) = select([*dict.fromkeys([*candidates, parent])], *last)
-        yield Standing(capacity, parent, kl)
+        yield Incumbent(capacity, parent, kl)
 
 
-def random_mix(mixes: Mixes, capacity: int, rng: np.random.Generator) -> Vector:
+def random_mix(mixes: AllocationSpace, capacity: int, rng: np.random.Generator) -> AllocationVector:
     """The same level for all, the first that is too large; random ones lowered until it fits."""
     tops = [len(choices) - 1 for choices in mixes.choices]
     uniform = ([min(level, top) for top in tops] for level in range(max(tops) + 1))
@@ -94,10 +94,14 @@ def _lowerable(levels: Sequence[int]) -> list[int]:
 
 
 def _offspring(
-    mixes: Mixes, parent: Vector, capacity: int, count: int, rng: np.random.Generator
-) -> list[Vector]:
+    mixes: AllocationSpace,
+    parent: AllocationVector,
+    capacity: int,
+    count: int,
+    rng: np.random.Generator,
+) -> list[AllocationVector]:
     """Different children, none of them the parent."""
-    found: list[Vector] = []
+    found: list[AllocationVector] = []
     duplicates = 0
     while len(found) < count and duplicates < DUPLICATES:
         child = swapped(mixes, parent, capacity, rng)
@@ -109,7 +113,9 @@ def _offspring(
     return found
 
 
-def swapped(mixes: Mixes, parent: Vector, capacity: int, rng: np.random.Generator) -> Vector:
+def swapped(
+    mixes: AllocationSpace, parent: AllocationVector, capacity: int, rng: np.random.Generator
+) -> AllocationVector:
     """A child after one to three level swaps, within the capacity."""
     levels, lowered = list(parent), set[int]()
     for _ in range(min(rng.integers(1, MOST_SWAPS + 1), rng.integers(1, MOST_SWAPS + 1))):
@@ -126,8 +132,12 @@ def swapped(mixes: Mixes, parent: Vector, capacity: int, rng: np.random.Generato
 
 
 def _filled(
-    mixes: Mixes, levels: list[int], capacity: int, closed: set[int], rng: np.random.Generator
-) -> Vector:
+    mixes: AllocationSpace,
+    levels: list[int],
+    capacity: int,
+    closed: set[int],
+    rng: np.random.Generator,
+) -> AllocationVector:
     """Raise random matrices, but for the closed ones, until no more fits."""
     while raisable := _raisable(mixes, levels, capacity, closed):
         levels[rng.choice(raisable)] += 1
@@ -135,7 +145,7 @@ def _filled(
 
 
 def _raisable(
-    mixes: Mixes, levels: Sequence[int], capacity: int, closed: Container[int]
+    mixes: AllocationSpace, levels: Sequence[int], capacity: int, closed: Container[int]
 ) -> list[int]:
     """Matrices, but for the closed ones, that fit one level higher."""
     room = capacity - mixes.nbytes(tuple(levels))

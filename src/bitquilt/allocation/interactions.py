@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bitquilt import qtypes
 from bitquilt.allocation.sensitivity import block, kind
-from bitquilt.allocation.space import Floats, Mixes
+from bitquilt.allocation.space import AllocationSpace, Floats
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
@@ -46,26 +46,30 @@ BOUNDS = (0.2, 5.0)
 """A factor over the common one, at least and at most."""
 
 
-def together(
-    mixes: Mixes, capacities: Sequence[int], shares: Callable[[Mapping[str, str]], Floats]
-) -> Mixes:
+def corrected_scores(
+    mixes: AllocationSpace,
+    capacities: Sequence[int],
+    kl_attribution: Callable[[Mapping[str, str]], Floats],
+) -> AllocationSpace:
     """The mixes with scores as matrices cost in company, averaged over the budgets.
 
     Args:
         mixes: scored by predictions.
         capacities: bytes that the matrices may take.
-        shares: measures a mix.
+        kl_attribution: measures a mix.
     """
     logs = []
     for capacity in dict.fromkeys(capacities):
-        mix = mixes.cheapest(mixes.scores, capacity, {})
+        mix = mixes.solve(mixes.scores, capacity, {})
         predicted = [own[index] for own, index in zip(mixes.scores, mix, strict=True)]
-        found = factors(shares(mixes.qtypes(mix)), np.array(predicted), mixes.modules)
+        found = sensitivity_corrections(
+            kl_attribution(mixes.qtypes(mix)), np.array(predicted), mixes.modules
+        )
         logs.append(np.log(found))
     return mixes.scaled(np.exp(np.mean(logs, axis=0)))
 
 
-def shares(
+def kl_attribution(
     checkpoint: Checkpoint,
     mix: Mapping[str, str],
     packed: PackedSource,
@@ -109,7 +113,7 @@ def shares(
     return np.array(found)
 
 
-def factors(samples: Floats, predicted: Floats, modules: Sequence[str]) -> Floats:
+def sensitivity_corrections(samples: Floats, predicted: Floats, modules: Sequence[str]) -> Floats:
     """What the predictions of each matrix are to be multiplied by [M].
 
     Args:

@@ -147,7 +147,7 @@ class Table:
         return -(-choice.nbytes // self.unit)
 
     def solve(self, capacity: int) -> dict[str, str]:
-        """The assignment of least divergence within ``capacity`` bytes.
+        """The allocation of least divergence within ``capacity`` bytes.
 
         Raises:
             UserError: no mix is that small.
@@ -161,14 +161,14 @@ class Table:
             least = smallest(self.menu)
             raise UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
         _, total, chosen = min(mixes, key=lambda mix: mix.divergence)
-        assignment = {
+        allocation = {
             module: choice.qtype for module, choice in zip(self._apart, chosen, strict=True)
         }
         for module, taken in reversed(list(zip(self._rest, self._taken, strict=True))):
             choice = self._rest[module][taken[total]]
-            assignment[module] = choice.qtype
+            allocation[module] = choice.qtype
             total -= self._units(choice)
-        return {module: assignment[module] for module in self.menu}
+        return {module: allocation[module] for module in self.menu}
 
     def _best(self, chosen: tuple[Choice, ...], capacity: int) -> _Mix | None:
         """The best mix with these choices for the matrices apart; None if none fits."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitquilt.allocation.racing import Measure, by_segment
-from bitquilt.allocation.space import Floats, Mixes, Vector
+from bitquilt.allocation.space import AllocationSpace, AllocationVector, Floats
 
 Evaluate = Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]
 """(mixes, windows) → KL [mixes, windows, tokens]; :class:`.evaluator.Evaluator` or a pool of it."""
@@ -84,10 +84,10 @@ class Measurements:
         left = min(tokens * pace, seconds)
         return f"{self.tokens:,} of {self._limits.tokens:,} tokens, {left:.0f} s left at most"
 
-    def of(self, mixes: Mixes) -> Measure:
+    def of(self, mixes: AllocationSpace) -> Measure:
         """The measure for mixes of one menu."""
 
-        def measure(vectors: Sequence[Vector], windows: Sequence[int]) -> Floats:
+        def measure(vectors: Sequence[AllocationVector], windows: Sequence[int]) -> Floats:
             return self.samples([mixes.qtypes(vector) for vector in vectors], windows)
 
         return measure

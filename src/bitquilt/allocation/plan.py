@@ -1,4 +1,4 @@
-"""From what the user asks for to an assignment of an exact size, before any work."""
+"""From what the user asks for to an allocation of an exact size, before any work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bitquilt import qtypes
 from bitquilt.allocation import presets, sensitivity
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.budget import Budget, parse_size
-from bitquilt.allocation.candidates import CellBytes, menu
+from bitquilt.allocation.candidates import CellBytes, candidate_sets
 from bitquilt.allocation.knapsack import Menu, Table, fullest
 from bitquilt.allocation.recipe import Recipe
 from bitquilt.errors import UserError
@@ -114,7 +114,7 @@ def _is_file(mix: str | Path) -> bool:
 
 
 def _preset(name: str) -> str:
-    known = [preset for target in STITCHERS for preset in presets.names(target)]
+    known = [preset for target in STITCHERS for preset in presets.preset_names(target)]
     if name not in known:
         raise UserError(
             f"{name} is neither a recipe file (.json) nor a preset; presets: {', '.join(known)}"
@@ -126,7 +126,7 @@ def _preset(name: str) -> str:
 class Space:
     """What a search may choose from."""
 
-    menu: Menu
+    candidate_sets: Menu
     """The candidates of every matrix; their divergences are not known yet."""
     capacity: int
     """Bytes that the matrices may take together: those of the largest mix within the budget."""
@@ -134,7 +134,7 @@ class Space:
     @property
     def candidates(self) -> dict[str, list[str]]:
         """Module path → type names."""
-        return {module: [choice.qtype for choice in c] for module, c in self.menu.items()}
+        return {module: [choice.qtype for choice in c] for module, c in self.candidate_sets.items()}
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Plan:
     target: str
     label: str
     """Of what was asked for, as file names have it."""
-    assignment: dict[str, str]
+    allocation: dict[str, str]
     """Module path → type name. Where there is a budget this is a first guess of the same size."""
     layout: Layout
     """Of the file to be made; where a mix is a little smaller, padding makes up for it."""
@@ -168,7 +168,7 @@ class Plan:
             "bits": self.bits,
             "breakdown": self.layout.breakdown,
             "tokenizer_counted": self.layout.breakdown["tokenizer"] > 0,
-            "assignment": self.assignment,
+            "allocation": self.allocation,
         }
 
 
@@ -185,16 +185,16 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
     if request.budget is not None:
         pins = recipes.pins(request.recipe, checkpoint, target) if request.recipe else {}
         space = _space(checkpoint, target, pins, request.budget.nbytes(weights), request.fast)
-        guess = sensitivity.prior(checkpoint, space.menu)
-        assignment = Table(guess, space.capacity).solve(space.capacity)
+        guess = sensitivity.prior(checkpoint, space.candidate_sets)
+        allocation = Table(guess, space.capacity).solve(space.capacity)
     elif request.recipe is not None:
-        assignment = recipes.resolve(request.recipe, checkpoint, target)
+        allocation = recipes.resolve(request.recipe, checkpoint, target)
     else:
-        assignment = presets.preset(str(request.preset), checkpoint, target)
-    layout = STITCHERS[target].plan(checkpoint, assignment)
+        allocation = presets.preset(str(request.preset), checkpoint, target)
+    layout = STITCHERS[target].plan(checkpoint, allocation)
     if space is not None:
         layout = layout.filled(layout.fixed_bytes + space.capacity)
-    return Plan(target, request.label, assignment, layout, weights, space, request.notes)
+    return Plan(target, request.label, allocation, layout, weights, space, request.notes)
 
 
 def _space(
@@ -203,7 +203,9 @@ def _space(
     """The candidates that bring a whole file to ``budget`` bytes."""
     everything_f32 = dict.fromkeys(checkpoint.matrices, "F32")
     fixed = STITCHERS[target].plan(checkpoint, everything_f32).fixed_bytes
-    found = menu(checkpoint, target, pins, cell_bytes(checkpoint, target), fixed, budget, fast)
+    found = candidate_sets(
+        checkpoint, target, pins, cell_bytes(checkpoint, target), fixed, budget, fast
+    )
     return Space(found, fullest(found, budget - fixed))
 
 

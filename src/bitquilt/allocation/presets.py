@@ -60,7 +60,7 @@ def more_bits(block: Block) -> bool:
 
 
 @dataclass(frozen=True)
-class Mix:
+class PresetRule:
     """One of llama.cpp's presets: a type, and exceptions of which the first that applies wins."""
 
     base: str
@@ -70,8 +70,8 @@ class Mix:
 
 ATTN_V, ATTN_OUT, FFN_DOWN = "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"
 
-LLAMA_CPP: dict[str, Mix] = {
-    "Q2_K": Mix(
+LLAMA_CPP: dict[str, PresetRule] = {
+    "Q2_K": PresetRule(
         "Q2_K",
         (
             (ATTN_V, widely_shared, "Q4_K"),
@@ -80,8 +80,8 @@ LLAMA_CPP: dict[str, Mix] = {
             (FFN_DOWN, everywhere, "Q3_K"),
         ),
     ),
-    "Q3_K_S": Mix("Q3_K"),
-    "Q3_K_M": Mix(
+    "Q3_K_S": PresetRule("Q3_K"),
+    "Q3_K_M": PresetRule(
         "Q3_K",
         (
             (ATTN_V, first(2), "Q5_K"),
@@ -91,7 +91,7 @@ LLAMA_CPP: dict[str, Mix] = {
             (FFN_DOWN, everywhere, "Q4_K"),
         ),
     ),
-    "Q3_K_L": Mix(
+    "Q3_K_L": PresetRule(
         "Q3_K",
         (
             (ATTN_V, everywhere, "Q5_K"),
@@ -99,15 +99,15 @@ LLAMA_CPP: dict[str, Mix] = {
             (FFN_DOWN, everywhere, "Q5_K"),
         ),
     ),
-    "IQ4_XS": Mix("IQ4_XS", ((ATTN_V, widely_shared, "Q5_K"),)),
-    "Q4_0": Mix("Q4_0", ((FFN_DOWN, first_part(8), "Q4_1"),)),
-    "IQ4_NL": Mix("IQ4_NL", ((ATTN_V, widely_shared, "Q5_K"),)),
-    "Q4_K_S": Mix("Q4_K", ((ATTN_V, first(4), "Q5_K"), (FFN_DOWN, first_part(8), "Q5_K"))),
-    "Q4_K_M": Mix("Q4_K", ((ATTN_V, more_bits, "Q6_K"), (FFN_DOWN, more_bits, "Q6_K"))),
-    "Q5_K_S": Mix("Q5_K"),
-    "Q5_K_M": Mix("Q5_K", ((ATTN_V, more_bits, "Q6_K"), (FFN_DOWN, more_bits, "Q6_K"))),
-    "Q6_K": Mix("Q6_K"),
-    "Q8_0": Mix("Q8_0"),
+    "IQ4_XS": PresetRule("IQ4_XS", ((ATTN_V, widely_shared, "Q5_K"),)),
+    "Q4_0": PresetRule("Q4_0", ((FFN_DOWN, first_part(8), "Q4_1"),)),
+    "IQ4_NL": PresetRule("IQ4_NL", ((ATTN_V, widely_shared, "Q5_K"),)),
+    "Q4_K_S": PresetRule("Q4_K", ((ATTN_V, first(4), "Q5_K"), (FFN_DOWN, first_part(8), "Q5_K"))),
+    "Q4_K_M": PresetRule("Q4_K", ((ATTN_V, more_bits, "Q6_K"), (FFN_DOWN, more_bits, "Q6_K"))),
+    "Q5_K_S": PresetRule("Q5_K"),
+    "Q5_K_M": PresetRule("Q5_K", ((ATTN_V, more_bits, "Q6_K"), (FFN_DOWN, more_bits, "Q6_K"))),
+    "Q6_K": PresetRule("Q6_K"),
+    "Q8_0": PresetRule("Q8_0"),
 }
 
 FALLBACK = {
@@ -130,7 +130,7 @@ MLX_MIXED = {
 :func:`more_bits` says so."""
 
 
-def names(target: str) -> list[str]:
+def preset_names(target: str) -> list[str]:
     """The presets for ``gguf`` or ``mlx``, roughly by size."""
     if target == "gguf":
         return list(LLAMA_CPP)
@@ -141,7 +141,7 @@ def preset(name: str, checkpoint: Checkpoint, target: str) -> dict[str, str]:
     """The type that a preset gives each matrix of a model.
 
     Args:
-        name: one of :func:`names`.
+        name: one of :func:`preset_names`.
         checkpoint: the model; only its config and shapes are looked at.
         target: ``gguf`` or ``mlx``.
 
@@ -151,17 +151,18 @@ def preset(name: str, checkpoint: Checkpoint, target: str) -> dict[str, str]:
     Raises:
         UserError: there is no such preset for the target, or a row length can't take its type.
     """
-    if name not in names(target):
+    if name not in preset_names(target):
+        known = ", ".join(preset_names(target))
         raise UserError(
-            f'there is no preset "{name}" for {target}; choose one of {", ".join(names(target))}, '
+            f'there is no preset "{name}" for {target}; choose one of {known}, '
             "or give the path of a recipe"
         )
     choose = _llama_cpp_qtype if target == "gguf" else _mlx_qtype
-    assignment: dict[str, str] = {}
+    allocation: dict[str, str] = {}
     for module, (_, columns) in checkpoint.matrices.items():
         qtype = choose(name, checkpoint, module, columns)
-        assignment[module] = require_fit(qtype, module, columns, target, f"the preset {name}")
-    return assignment
+        allocation[module] = require_fit(qtype, module, columns, target, f"the preset {name}")
+    return allocation
 
 
 def _llama_cpp_qtype(name: str, checkpoint: Checkpoint, module: str, columns: int) -> str:
@@ -180,7 +181,7 @@ def _head_qtype(base: str, columns: int) -> str:
     return "Q8_0" if base == "Q8_0" or not qtypes.get(base).fits(columns) else "Q6_K"
 
 
-def _block_qtype(mix: Mix, checkpoint: Checkpoint, module: str) -> str:
+def _block_qtype(mix: PresetRule, checkpoint: Checkpoint, module: str) -> str:
     block = _block(checkpoint, module)
     qtype = mix.base
     for part, where, other in mix.exceptions:

@@ -18,12 +18,12 @@ import numpy as np
 
 from bitquilt.allocation.evopress import swapped
 from bitquilt.allocation.racing import Difference, Measure, race
-from bitquilt.allocation.space import Floats, Mixes, Standing, Vector
-from bitquilt.allocation.surrogate import Lesson, Parts, Surrogate
+from bitquilt.allocation.space import AllocationSpace, AllocationVector, Floats, Incumbent
+from bitquilt.allocation.surrogate import Observation, Parts, Surrogate
 
 LESSONS, PUPILS, LESSON_WINDOWS = 6, 8, 3
 """Races before the first round, each of that many mixes on that many windows of its own."""
-HEATS = (4, 4, 8)
+RUNGS = (4, 4, 8)
 """Windows read in each heat of a round."""
 PROPOSALS = 10
 """Of a round; half of them change a part of the model only."""
@@ -39,12 +39,12 @@ TRUSTED = 0.3
 """Rank correlation of predictions with measurements below which the surrogate has no say."""
 
 
-class Refinement:
+class RaceSearch:
     """One search, for one or several capacities that share what is learned."""
 
     def __init__(
         self,
-        mixes: Mixes,
+        mixes: AllocationSpace,
         capacities: Sequence[int],
         measure: Measure,
         windows: int,
@@ -62,23 +62,23 @@ class Refinement:
             say: told how well scores and surrogate predict.
         """
         self.mixes, self.capacities = mixes, capacities
-        self.best = {c: mixes.cheapest(mixes.scores, c, {}) for c in capacities}
+        self.best = {c: mixes.solve(mixes.scores, c, {}) for c in capacities}
         """Capacity → the best mix so far."""
         self._measure, self._windows, self._rng, self._say = measure, windows, rng, say
         self._parts = Parts(mixes)
         self._surrogate = Surrogate.untaught(self._parts)
         self._trusted = True
-        self._lessons: list[Lesson] = []
+        self._lessons: list[Observation] = []
         self._texts = count()
         self._read = 0
 
-    def run(self) -> Iterator[Standing]:
+    def run(self) -> Iterator[Incumbent]:
         """Search until nothing is to be gained; the best mix of a capacity after a race."""
         for capacity in islice(cycle(self.capacities), max(LESSONS, len(self.capacities))):
             best = self.best[capacity]
             pupils = [best, *self._draws(capacity, PUPILS, 1.0)]
             samples = self._note_read(pupils, self._next_windows(LESSON_WINDOWS))
-            yield Standing(capacity, best, float(samples[0].mean()))
+            yield Incumbent(capacity, best, float(samples[0].mean()))
         self._learn(self._say)
         going = list(self.capacities)
         while going:
@@ -87,9 +87,9 @@ class Refinement:
                 best = self.best[capacity]
                 if not self._worth_another(finished, best):
                     going.remove(capacity)
-                yield Standing(capacity, best, float(finished[best].mean()))
+                yield Incumbent(capacity, best, float(finished[best].mean()))
 
-    def _round(self, capacity: int) -> dict[Vector, Floats]:
+    def _round(self, capacity: int) -> dict[AllocationVector, Floats]:
         """Race new proposals against the best mix, on other text than the last race's.
 
         The winner is what the surrogate, which has now learned from the race, thinks best among
@@ -98,7 +98,7 @@ class Refinement:
         Returns:
             samples of those that finished.
         """
-        best, heats = self.best[capacity], [self._next_windows(heat) for heat in HEATS]
+        best, heats = self.best[capacity], [self._next_windows(heat) for heat in RUNGS]
         proposals = self._proposals(capacity)
         finished = race(best, proposals, self._measure, heats)
         self._note_read([best, *proposals], heats[0])
@@ -112,7 +112,9 @@ class Refinement:
             self.best[capacity] = next(iter(finished))
         return finished
 
-    def _worth_another(self, finished: dict[Vector, Floats], best: Vector) -> bool:
+    def _worth_another(
+        self, finished: dict[AllocationVector, Floats], best: AllocationVector
+    ) -> bool:
         """Whether any that finished may yet turn out to be much better than the best."""
         gains = [Difference.of(finished[best], samples) for samples in finished.values()]
         return bool(max(gain.high for gain in gains) > WORTH * finished[best].mean())
@@ -123,13 +125,13 @@ class Refinement:
         self._read += count
         return list(dict.fromkeys(windows))
 
-    def _note_read(self, mixes: Sequence[Vector], windows: Sequence[int]) -> Floats:
+    def _note_read(self, mixes: Sequence[AllocationVector], windows: Sequence[int]) -> Floats:
         """Add what mixes showed on one text to what is learned from; their samples."""
         different = list(dict.fromkeys(mixes))
         samples, text = self._measure(different, windows), next(self._texts)
         kl = samples.mean(1)
         self._lessons += [
-            Lesson(text, mix, float(own)) for mix, own in zip(different, kl, strict=True)
+            Observation(text, mix, float(own)) for mix, own in zip(different, kl, strict=True)
         ]
         return samples
 
@@ -142,7 +144,7 @@ class Refinement:
         if not self._trusted:
             say("neither is to be trusted: what is tried next are random level swaps")
 
-    def _proposals(self, capacity: int) -> list[Vector]:
+    def _proposals(self, capacity: int) -> list[AllocationVector]:
         best = self.best[capacity]
         if not self._trusted:
             swaps = [swapped(self.mixes, best, capacity, self._rng) for _ in range(PROPOSALS)]
@@ -154,11 +156,11 @@ class Refinement:
             *self._draws(capacity, PROPOSALS - whole, PART),
         ]
 
-    def _draws(self, capacity: int, count: int, part: float) -> list[Vector]:
+    def _draws(self, capacity: int, count: int, part: float) -> list[AllocationVector]:
         """Best mixes under weights that are possible, with a part of the model open to change."""
         return [self._solved(capacity, self._surrogate.draw(self._rng), part) for _ in range(count)]
 
-    def _solved(self, capacity: int, weights: Floats, part: float) -> Vector:
+    def _solved(self, capacity: int, weights: Floats, part: float) -> AllocationVector:
         """The best mix under these weights."""
         mix = self.best[capacity]
         closed = np.flatnonzero(self._rng.random(len(mix)) >= part).tolist()
@@ -169,5 +171,5 @@ class Refinement:
                 np.maximum(own, LEAST * scores)
                 for own, scores in zip(costs, self.mixes.scores, strict=True)
             ]
-            mix = self.mixes.cheapest(bounded, capacity, kept)
+            mix = self.mixes.solve(bounded, capacity, kept)
         return mix

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.allocation.space import Floats, Vector
+from bitquilt.allocation.space import AllocationVector, Floats
 
-Measure = Callable[[Sequence[Vector], Sequence[int]], Floats]
+Measure = Callable[[Sequence[AllocationVector], Sequence[int]], Floats]
 """(mixes, windows) → KL samples [mixes, samples], at the same places of the text for all mixes."""
 
 CLEARLY = 2.0
@@ -66,8 +66,11 @@ def contenders(samples: Floats) -> list[int]:
 
 
 def race(
-    best: Vector, others: Sequence[Vector], measure: Measure, heats: Sequence[Sequence[int]]
-) -> dict[Vector, Floats]:
+    best: AllocationVector,
+    others: Sequence[AllocationVector],
+    measure: Measure,
+    heats: Sequence[Sequence[int]],
+) -> dict[AllocationVector, Floats]:
     """Let mixes read heat after heat until one is left or there are no more.
 
     Args:

@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitquilt.allocation.evaluator import Evaluator, Mix
+from bitquilt.allocation.evaluator import Evaluator
 from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.qtypes.qtype import Packed, PackedSource
+from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource
 from bitquilt.runtime.device import compute_device
 
 CPUS = 4
@@ -78,7 +78,7 @@ class RayEvaluator:
         return _Shipped(replace(checkpoint, reader=_no_file), plain, precision)
 
     def __call__(
-        self, teacher: Teacher, mixes: Sequence[Mix], windows: Sequence[int]
+        self, teacher: Teacher, mixes: Sequence[Allocation], windows: Sequence[int]
     ) -> NDArray[np.float32]:
         """KL(original ‖ mix) in nats, [K, N, L − 1]; see :class:`.evaluator.Evaluator`.
 
@@ -111,7 +111,7 @@ class RayEvaluator:
             self._text = self._ray.put([_Sent.of(part) for part in parts])
         return self._text
 
-    def _cells_of(self, mix: Mix) -> dict[str, Ref]:
+    def _cells_of(self, mix: Allocation) -> dict[str, Ref]:
         for cell in mix.items():
             if cell not in self._cells:
                 parts = self._packed(*cell).items()
@@ -219,7 +219,7 @@ def _teacher_for(text: Ref) -> Teacher:
 
 
 def _kl(
-    shared: Sequence[Ref], cells: Mapping[str, Ref], mix: Mix, windows: Sequence[int]
+    shared: Sequence[Ref], cells: Mapping[str, Ref], mix: Allocation, windows: Sequence[int]
 ) -> NDArray[np.float32]:
     """One candidate, in a worker: KL [N, L − 1]."""
     model, text = shared

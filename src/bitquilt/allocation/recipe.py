@@ -127,10 +127,10 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, st
     """
     fixed = pins(recipe, checkpoint, target)
     names = _names(checkpoint)
-    assignment: dict[str, str] = {}
+    allocation: dict[str, str] = {}
     for module, (_, columns) in checkpoint.matrices.items():
         if module in fixed:
-            assignment[module] = fixed[module]
+            allocation[module] = fixed[module]
             continue
         matching = (rule.qtype for rule in recipe.rules if _matches(rule, names[module]))
         choice = next(matching, recipe.default)
@@ -139,8 +139,8 @@ def resolve(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, st
                 f'{recipe.where} gives {module} no type; add a "default", or ask for a size with '
                 "--bits or --size"
             )
-        assignment[module] = _qtype_for(choice, module, columns, target, recipe.where)
-    return assignment
+        allocation[module] = _qtype_for(choice, module, columns, target, recipe.where)
+    return allocation
 
 
 def pins(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
@@ -171,14 +171,14 @@ def pins(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
     return fixed
 
 
-def from_assignment(assignment: Mapping[str, str], checkpoint: Checkpoint) -> Recipe:
+def from_allocation(allocation: Mapping[str, str], checkpoint: Checkpoint) -> Recipe:
     """Write down a finished mix: its most common type as default, every other matrix pinned.
 
     Args:
-        assignment: module path → type name, for every matrix.
+        allocation: module path → type name, for every matrix.
         checkpoint: the model, whose order breaks ties.
     """
-    named = {names[0]: assignment[module] for module, names in _names(checkpoint).items()}
+    named = {names[0]: allocation[module] for module, names in _names(checkpoint).items()}
     default = Counter(named.values()).most_common(1)[0][0]
     return Recipe(
         default=default, pin={name: qtype for name, qtype in named.items() if qtype != default}

@@ -10,15 +10,15 @@ import numpy as np
 
 from bitquilt.allocation.evopress import Schedule, evolve
 from bitquilt.allocation.measurements import Limits, Measurements, SpentError
-from bitquilt.allocation.race_search import Refinement
-from bitquilt.allocation.space import Mixes, Standing, Vector
+from bitquilt.allocation.race_search import RaceSearch
+from bitquilt.allocation.space import AllocationSpace, AllocationVector, Incumbent
 
 
 @dataclass(frozen=True)
 class Task:
     """What is searched for."""
 
-    mixes: Mixes
+    mixes: AllocationSpace
     """What may be chosen, with its scores."""
     capacities: Mapping[str, int]
     """Name of a file → bytes that its matrices may take."""
@@ -31,7 +31,7 @@ def search(
     measurements: Measurements,
     limits: Limits,
     say: Callable[[str], None],
-) -> dict[str, Vector]:
+) -> dict[str, AllocationVector]:
     """Search until the method or its limits are at an end, or Ctrl-C.
 
     Args:
@@ -45,7 +45,7 @@ def search(
         Name of a file → the best mix found.
     """
     mixes, names = task.mixes, {capacity: name for name, capacity in task.capacities.items()}
-    best = {c: mixes.cheapest(mixes.scores, c, {}) for c in names}
+    best = {c: mixes.solve(mixes.scores, c, {}) for c in names}
     measurements.limit(limits)
     try:
         for capacity, mix, kl in _standings(method, task, measurements, say):
@@ -63,12 +63,12 @@ def search(
 
 def _standings(
     method: str, task: Task, measurements: Measurements, say: Callable[[str], None]
-) -> Iterator[Standing]:
+) -> Iterator[Incumbent]:
     """How a method gets on."""
     measure, rng = measurements.of(task.mixes), np.random.default_rng(task.seed)
     capacities = list(dict.fromkeys(task.capacities.values()))
     if method == "race":
-        return Refinement(task.mixes, capacities, measure, measurements.windows, rng, say).run()
+        return RaceSearch(task.mixes, capacities, measure, measurements.windows, rng, say).run()
     if method == "evopress":
         text = measurements.windows, measurements.length
         runs = (evolve(task.mixes, c, measure, text, Schedule(), rng) for c in capacities)

@@ -10,7 +10,7 @@ from bitquilt.allocation.space import Floats
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Ranking:
     """One mix, judged."""
 
     name: str
@@ -28,7 +28,7 @@ class Verdict:
         return f"{self.name} {self.kl:.4g} ({more:.1f} ± {error:.1f} % behind)"
 
 
-def judge(samples: Mapping[str, Floats]) -> list[Verdict]:
+def rank(samples: Mapping[str, Floats]) -> list[Ranking]:
     """Rank mixes by mean KL, best first; equals stay in their order.
 
     Args:
@@ -37,6 +37,6 @@ def judge(samples: Mapping[str, Floats]) -> list[Verdict]:
     ranked = sorted(samples, key=lambda name: float(samples[name].mean()))
     best = samples[ranked[0]]
     return [
-        Verdict(name, float(samples[name].mean()), Difference.of(samples[name], best))
+        Ranking(name, float(samples[name].mean()), Difference.of(samples[name], best))
         for name in ranked
     ]

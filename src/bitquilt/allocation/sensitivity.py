@@ -9,7 +9,7 @@ from bitquilt.allocation.knapsack import Choice, Menu
 from bitquilt.allocation.measurements import Measurements
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Packed, PackedSource
-from bitquilt.rounding.layer_bank import Bank
+from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.progress import Step
 
 EXACT = "F32"
@@ -45,7 +45,7 @@ def prior(checkpoint: Checkpoint, menu: Menu) -> Menu:
     }
 
 
-def with_originals(bank: Bank) -> PackedSource:
+def with_originals(bank: LayerBank) -> PackedSource:
     """The bank's matrices, and as :data:`EXACT` the original ones."""
 
     def packed(module: str, qtype: str) -> Packed:
@@ -77,7 +77,7 @@ def measured(menu: Menu, measurements: Measurements, step: Step) -> Menu:
     return found
 
 
-def predicted(bank: Bank, menu: Menu) -> Menu:
+def predicted(bank: LayerBank, menu: Menu) -> Menu:
     """The menu with each cell's predicted divergence (:mod:`bitquilt.calibration.prediction`)."""
     return {
         module: [replace(c, divergence=cells[c.qtype].divergence) for c in choices]

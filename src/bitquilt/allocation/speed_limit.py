@@ -31,7 +31,7 @@ Chosen = dict[str, Choice]
 """Module path → what it is put on."""
 
 
-def cheapest(menu: Menu, capacity: int, seconds: float) -> dict[str, str]:
+def solve_with_speed_limit(menu: Menu, capacity: int, seconds: float) -> dict[str, str]:
     """The best mix found within both budgets, module path → type name.
 
     Args:

@@ -34,7 +34,7 @@ from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.qtypes.qtype import Packed, PackedSource
 from bitquilt.rounding.nearest import fit
-from bitquilt.runtime.files import written_whole
+from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.hardware import processor
 from bitquilt.runtime.progress import Reporter, Step
 
@@ -42,7 +42,7 @@ PROMPT, ANSWER = 128, 32
 """Tokens. Short answers: the middle one of many is little disturbed."""
 TURNS, LEAST_TURNS, SECONDS = 16, 4, 1.0
 """Answers of a file: so many, or as many as there is time for."""
-VISITS = 2
+REPEATS = 2
 """Times that each file is run, all others between: what else goes on seldom meets it twice."""
 ROUNDS = 2
 """Files, for every type of the shape that has the most."""
@@ -90,7 +90,7 @@ class SpeedLimit:
         """
         if plan.space is None:
             return plan
-        menu = self.model.timed(plan.space.menu, self.shapes)
+        menu = self.model.timed(plan.space.candidate_sets, self.shapes)
         most = 1 / (self.model.base + fastest(menu, plan.space.capacity))
         if most < self.rate:
             raise UserError(
@@ -98,7 +98,7 @@ class SpeedLimit:
                 f"machine, the fastest about {most:.3g}; ask for --min-tokens-per-second "
                 f"{0.95 * most:.3g}, or for a smaller file"
             )
-        return replace(plan, space=replace(plan.space, menu=menu))
+        return replace(plan, space=replace(plan.space, candidate_sets=menu))
 
 
 def read_each_token(checkpoint: Checkpoint) -> dict[str, Shape]:
@@ -140,7 +140,7 @@ def speed_limit(
     files = ROUNDS * max(map(len, missing.values()))
     if files:
         designs = _designs(checkpoint, wanted, missing, files)
-        with reporter.stage(f"Timing types for {target}", VISITS * files) as step:
+        with reporter.stage(f"Timing types for {target}", REPEATS * files) as step:
             runs += [_best(visits) for visits in zip(*_visits(designs, target, step), strict=True)]
     model = SpeedModel.fit(runs)
     reporter.say(
@@ -150,7 +150,7 @@ def speed_limit(
     if model.error > RELIABLE:
         reporter.say("it does too much else to be timed well: that will be tried again next time")
     elif files:
-        with written_whole(kept) as beside:
+        with atomic_write(kept) as beside:
             beside.write_text(json.dumps([_to_json(run) for run in runs]))
     return SpeedLimit(rate, model, shapes)
 
@@ -238,7 +238,7 @@ def _visits(
     designs: Sequence[tuple[Checkpoint, dict[Shape, str]]], target: str, step: Step
 ) -> Iterator[list[Timed]]:
     """All files, timed again and again."""
-    for _ in range(VISITS):
+    for _ in range(REPEATS):
         visit = []
         for sample, mix in designs:
             visit.append(_timed(sample, target, mix))
@@ -253,10 +253,10 @@ def _best(visits: Iterable[Timed]) -> Timed:
 def _timed(checkpoint: Checkpoint, target: str, mix: Mapping[Shape, str]) -> Timed:
     """Write a file whose matrices are on these types, and time it."""
     read = read_each_token(checkpoint)
-    assignment = {m: mix.get(shape, "BF16") for m, shape in checkpoint.matrices.items()}
+    allocation = {m: mix.get(shape, "BF16") for m, shape in checkpoint.matrices.items()}
     with tempfile.TemporaryDirectory(prefix="bitquilt-") as folder:
         path = Path(folder) / f"timed{SUFFIX[target]}"
-        STITCHERS[target].write(checkpoint, assignment, arbitrary(checkpoint), path, "{}")
+        STITCHERS[target].write(checkpoint, allocation, random_weights(checkpoint), path, "{}")
         seconds = token_seconds(path)
     matrices: dict[Cell, int] = {}
     for shape in read.values():
@@ -265,7 +265,7 @@ def _timed(checkpoint: Checkpoint, target: str, mix: Mapping[Shape, str]) -> Tim
     return Timed(matrices, seconds)
 
 
-def arbitrary(checkpoint: Checkpoint) -> PackedSource:
+def random_weights(checkpoint: Checkpoint) -> PackedSource:
     """Matrices of a model's shapes on any type, with arbitrary numbers."""
 
     def packed(module: str, qtype: str) -> Packed:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bitquilt.allocation.sensitivity import block, kind
-from bitquilt.allocation.space import Floats, Mixes, Vector
+from bitquilt.allocation.space import AllocationSpace, AllocationVector, Floats
 
 Column = Callable[..., int]
 """What sort of part, and which one → its number."""
@@ -44,19 +44,19 @@ NOISES = (0.005, 0.01, 0.02, 0.04)
 relative to those, and what remains."""
 
 
-class Lesson(NamedTuple):
+class Observation(NamedTuple):
     """One measured mix."""
 
     text: int
     """Number of the text: its lessons are compared with each other."""
-    mix: Vector
+    mix: AllocationVector
     kl: float
 
 
 class Parts:
     """The mixes of one menu taken apart: a matrix of sums for the regression."""
 
-    def __init__(self, mixes: Mixes) -> None:
+    def __init__(self, mixes: AllocationSpace) -> None:
         names: dict[tuple[str, ...], int] = {}
         spreads: list[float] = []
 
@@ -80,14 +80,14 @@ class Parts:
                 cell[columns] = score
         self.roots = [np.sqrt(scores) for scores in mixes.scores]
 
-    def of(self, mix: Vector) -> Floats:
+    def of(self, mix: AllocationVector) -> Floats:
         """The sums of one mix [p]; the first is S."""
         sums: Floats = np.sum([own[i] for own, i in zip(self.cells, mix, strict=True)], axis=0)
         roots = [own[i] for own, i in zip(self.roots, mix, strict=True)]
         np.add.at(sums, self._pairs, np.multiply(roots[:-1], roots[1:]))
         return sums
 
-    def around(self, mix: Vector, weights: Floats) -> list[Floats]:
+    def around(self, mix: AllocationVector, weights: Floats) -> list[Floats]:
         """Of each matrix: the KL of the mix with each of its choices there, less a constant."""
         costs = [cells @ weights for cells in self.cells]
         roots = [own[i] for own, i in zip(self.roots, mix, strict=True)]
@@ -126,7 +126,9 @@ class Surrogate:
         return cls(parts, _prior(parts), np.diag(UNMEASURED * parts.spreads))
 
     @classmethod
-    def fit(cls, parts: Parts, lessons: Sequence[Lesson]) -> tuple[Surrogate, Trust, Trust]:
+    def fit(
+        cls, parts: Parts, lessons: Sequence[Observation]
+    ) -> tuple[Surrogate, FitQuality, FitQuality]:
         """Learn from measured mixes.
 
         Returns:
@@ -146,10 +148,12 @@ class Surrogate:
         best = max(priors, key=lambda prior: prior.evidence(x, y, same))
         mean, root, left_out = best.posterior(x, y, same)
         totals = sums[:, 0] / (same @ sums[:, 0] / same.sum(1))
-        trust = [Trust.of(totals * by, totals * ratios) for by in (np.ones_like(y), 1 + left_out)]
+        trust = [
+            FitQuality.of(totals * by, totals * ratios) for by in (np.ones_like(y), 1 + left_out)
+        ]
         return cls(parts, _prior(parts) + mean, root), trust[0], trust[1]
 
-    def predict(self, mix: Vector) -> float:
+    def predict(self, mix: AllocationVector) -> float:
         """The expected KL of a mix, on text of the usual level."""
         return float(self.parts.of(mix) @ self.mean)
 
@@ -167,7 +171,7 @@ def _prior(parts: Parts) -> Floats:
 
 
 @dataclass(frozen=True)
-class Trust:
+class FitQuality:
     """How well something predicts the KL of mixes on one text."""
 
     rank: float
@@ -176,7 +180,7 @@ class Trust:
     """Root mean square of the relative error, after the best factor for the text."""
 
     @classmethod
-    def of(cls, predicted: Floats, measured: Floats) -> Trust:
+    def of(cls, predicted: Floats, measured: Floats) -> FitQuality:
         """Compare predictions with measurements [n], relative to the mean of their text."""
         a, b = (np.argsort(np.argsort(values)).astype(float) for values in (predicted, measured))
         return cls(float(np.corrcoef(a, b)[0, 1]), float((predicted / measured).std()))

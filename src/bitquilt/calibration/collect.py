@@ -42,7 +42,7 @@ def input_of(module: str) -> str:
     return module
 
 
-def capture(
+def collect_statistics(
     model: BlockwiseModel, tokens: Tensor, gradient_windows: int, work: WorkDir, step: Step
 ) -> None:
     """Run both passes and leave their moments in the work directory.

@@ -12,7 +12,7 @@ from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.runtime.workdir import WorkDir
 
 
-class Moments:
+class CalibrationStats:
     """Hessians and gradient moments of a captured checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, work: WorkDir) -> None:

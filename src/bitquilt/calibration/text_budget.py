@@ -17,7 +17,7 @@ LEAST_IN_COMPANY = 8
 
 
 @dataclass(frozen=True)
-class Effort:
+class TextBudget:
     """Windows read by each stage."""
 
     calibration: int
@@ -40,7 +40,7 @@ class Effort:
     """Windows that a search reads in all, every mix's counted; 0 where there is no time for one."""
 
 
-def effort(parameters: int, on_gpu: bool = False) -> Effort:
+def text_budget(parameters: int, on_gpu: bool = False) -> TextBudget:
     """The effort for a model of that many parameters; races are what a GPU has more time for."""
     teraflop = 2e-12 * parameters * WINDOW
 
@@ -50,7 +50,7 @@ def effort(parameters: int, on_gpu: bool = False) -> Effort:
     races = windows(900, 0, 880) if on_gpu else windows(6, 0, 480)
     races = races if races >= LEAST_RACED else 0
     company = windows(120 if on_gpu else 0.6, 0, 16)
-    return Effort(
+    return TextBudget(
         calibration=windows(3, 12, 24),
         gradients=4,
         held_out=windows(1, 8, 16),

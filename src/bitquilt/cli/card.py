@@ -43,7 +43,7 @@ def card(
     """
     from bitquilt.report import card as cards
     from bitquilt.report import publish
-    from bitquilt.runtime.files import written_whole
+    from bitquilt.runtime.files import atomic_write
 
     model = publish.model(models, against, repo, base_model)
     written = {"README.md": cards.card(model), **cards.modelfiles(model)}
@@ -53,6 +53,6 @@ def card(
         click.echo(written["README.md"])
     for name, text in written.items() if output else ():
         path = Path(output or "") / name
-        with written_whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text(text, encoding="utf-8")
         click.echo(str(path), err=as_json)

@@ -17,7 +17,7 @@ import click
 from bitquilt.cli.options import MODEL
 from bitquilt.cli.talking import HIDE_THINKING, SYSTEM, Screen, answering, settings, system_prompt
 from bitquilt.errors import EngineCrashedError, UserError
-from bitquilt.runtime.files import read_json, written_whole
+from bitquilt.runtime.files import atomic_write, read_json
 
 if TYPE_CHECKING:
     from bitquilt.talk import Session
@@ -140,7 +140,7 @@ class Conversation:
     def _save(self, name: str) -> None:
         path = _path(name, "/save FILE")
         kept = {"system": self._session.system, "messages": self._session.messages}
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
         _note(f"kept in {path}")
 

@@ -96,12 +96,12 @@ def evaluate(
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     if tasks is not None:
         from bitquilt.cli.tasks import run_tasks
-        from bitquilt.tasks.tasks import Effort
+        from bitquilt.tasks.tasks import TaskConfig
 
         if text or work_dir:
             raise click.UsageError("tasks bring their own text; leave out --text and --work-dir")
         every = models if against is None else (against, *models)
-        effort = Effort(repeats, limit, max_tokens, run_code)
+        effort = TaskConfig(repeats, limit, max_tokens, run_code)
         run_tasks(every, [name.strip() for name in tasks.split(",")], effort, as_json)
         return
     if limit or run_code or repeats > 1:

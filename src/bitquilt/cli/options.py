@@ -12,7 +12,7 @@ import click
 
 from bitquilt import rounding
 from bitquilt.allocation import METHODS, SCORES
-from bitquilt.runtime.files import known
+from bitquilt.runtime.files import nan_to_null
 
 
 class Finite(click.FloatRange):
@@ -161,4 +161,4 @@ JSON = click.option(
 
 def print_json(content: dict[str, Any]) -> None:
     """One object on stdout."""
-    click.echo(json.dumps(known(content), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(nan_to_null(content), indent=2, ensure_ascii=False))

@@ -53,7 +53,7 @@ def _print(made: Plan) -> None:
     if not made.layout.breakdown["tokenizer"]:
         console.print("Without its tokenizer, which a config alone does not tell the size of.\n")
     console.print(_breakdown(made.layout.breakdown, total), "")
-    console.print(_mix(made.assignment), "")
+    console.print(_mix(made.allocation), "")
 
 
 def _breakdown(parts: Mapping[str, int], total: int) -> Table:
@@ -71,14 +71,14 @@ def _mebibytes(nbytes: int) -> str:
     return f"{nbytes / 2**20:.{0 if nbytes >= 10 * 2**20 else 1}f}"
 
 
-def _mix(assignment: Mapping[str, str]) -> Table:
+def _mix(allocation: Mapping[str, str]) -> Table:
     """One row per kind of matrix: how many of them are on which type."""
     from rich.table import Table
 
     from bitquilt.allocation.sensitivity import kind
 
     qtypes: dict[str, Counter[str]] = {}
-    for module, qtype in assignment.items():
+    for module, qtype in allocation.items():
         qtypes.setdefault(kind(module), Counter())[qtype] += 1
     table = Table("matrix", "types", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name, found in qtypes.items():

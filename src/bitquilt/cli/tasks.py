@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
     from bitquilt.metrics.kl import Estimate
     from bitquilt.tasks.problems import Score, Versus
-    from bitquilt.tasks.tasks import Effort, Standing, Standings
+    from bitquilt.tasks.tasks import Standing, Standings, TaskConfig
 
 
 def run_tasks(
     models: Sequence[str],
     tasks: Sequence[str],
-    effort: Effort,
+    effort: TaskConfig,
     as_json: bool,
 ) -> None:
     """Run tasks and print what they found."""

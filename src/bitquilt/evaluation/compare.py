@@ -35,7 +35,7 @@ from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.figures import Figures, Measured, by_domain
-from bitquilt.evaluation.model_file import Candidate, logits_in, logits_of
+from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
 from bitquilt.evaluation.noise_floor import EXCERPT, excerpt, floors
 from bitquilt.evaluation.reference import Reference, Talk
 from bitquilt.evaluation.results import (
@@ -43,7 +43,7 @@ from bitquilt.evaluation.results import (
     Comparison,
     Evaluation,
     Row,
-    Sample,
+    TextSample,
     compared,
     keep,
     sha256,
@@ -88,7 +88,7 @@ def evaluate(
     """
     started = time.monotonic()
     reporter = reporter or Reporter()
-    candidates = Candidate.several(models)
+    candidates = ModelFile.several(models)
     original = open_checkpoint(against)
     original.load("model.norm.weight")  # a config without weights is refused now, not later
     for candidate in candidates:
@@ -175,7 +175,7 @@ class Judge:
         """The original's own figures."""
         return by_domain(self.measured([reference.own for reference in self._references]))
 
-    def read(self, candidate: Candidate) -> list[TokenFigures]:
+    def read(self, candidate: ModelFile) -> list[TokenFigures]:
         """Every text under one file."""
         windows = sum(len(reference.text.tokens) for reference in self._references)
         with (
@@ -189,7 +189,7 @@ class Judge:
         texts = zip(self._references, found, self._nbytes, strict=True)
         return [Measured.of(*of_text) for of_text in texts]
 
-    def row(self, candidate: Candidate, found: Sequence[TokenFigures]) -> Row:
+    def row(self, candidate: ModelFile, found: Sequence[TokenFigures]) -> Row:
         """A file's line of the table."""
         weights = sum(torch.Size(shape).numel() for shape in self._original.shapes.values())
         return Row(
@@ -204,7 +204,7 @@ class Judge:
             self._samples(candidate),
         )
 
-    def _check(self, candidate: Candidate, found: TokenFigures) -> Check:
+    def _check(self, candidate: ModelFile, found: TokenFigures) -> Check:
         """A file in its engine and in torch, and the two against each other."""
         here = excerpt(self._references[0], candidate.target)
         read = found.first(*EXCERPT[candidate.target])
@@ -224,7 +224,7 @@ class Judge:
             int(here.text.judged.sum()),
         )
 
-    def _samples(self, candidate: Candidate) -> list[Sample]:
+    def _samples(self, candidate: ModelFile) -> list[TextSample]:
         """Answers of the file beside those of the original."""
         if self._talk is None:
             return []
@@ -237,10 +237,10 @@ class Judge:
                 self._reporter.say(f"{candidate.name} has no chat template, so nothing is asked")
                 return []
             own = traces.greedy(engine, asked, step)
-        return [Sample(*sample) for sample in zip(asked, answers, own, strict=True)]
+        return [TextSample(*sample) for sample in zip(asked, answers, own, strict=True)]
 
     @contextmanager
-    def _speaking(self, candidate: Candidate) -> Iterator[Engine]:
+    def _speaking(self, candidate: ModelFile) -> Iterator[Engine]:
         """A file in an engine that is fast enough here to answer."""
         if _in_engine(candidate):
             with candidate.opened(self._original, self._encode) as engine:
@@ -251,7 +251,7 @@ class Judge:
                 yield engine
 
     @contextmanager
-    def _student(self, candidate: Candidate) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
+    def _student(self, candidate: ModelFile) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
         """A file as a function from windows [N, L] to the logits [L, V] of each."""
         if _in_engine(candidate):
             with candidate.opened(self._original, self._encode) as engine:
@@ -259,7 +259,7 @@ class Judge:
         else:
             yield partial(logits_of, self._in_torch(candidate))
 
-    def _in_torch(self, candidate: Candidate) -> BlockwiseModel:
+    def _in_torch(self, candidate: ModelFile) -> BlockwiseModel:
         """The weights read from a file, dequantized."""
         weights = STITCHERS[candidate.target].read_weights(candidate.path)
         return BlockwiseModel(self._original, weights.__getitem__)
@@ -275,6 +275,6 @@ class Judge:
         return [reference.text.nbytes(tokenizer.decode) for reference in self._references]
 
 
-def _in_engine(candidate: Candidate) -> bool:
+def _in_engine(candidate: ModelFile) -> bool:
     """Whether its engine is fast enough here to read everything."""
     return candidate.target == "gguf" or sys.platform == "darwin"

@@ -29,7 +29,7 @@ from bitquilt.targets.engine_check import ENGINES, SAMPLE
 
 
 @dataclass(frozen=True)
-class Candidate:
+class ModelFile:
     """A GGUF file or an MLX directory."""
 
     path: Path
@@ -41,7 +41,7 @@ class Candidate:
     """For tables."""
 
     @classmethod
-    def several(cls, references: Sequence[str | Path]) -> list[Candidate]:
+    def several(cls, references: Sequence[str | Path]) -> list[ModelFile]:
         """What paths hold; those with the same last part are called by their whole paths.
 
         Raises:
@@ -55,7 +55,7 @@ class Candidate:
         return [replace(one, name=str(one.path)) if count[one.name] > 1 else one for one in found]
 
     @classmethod
-    def at(cls, reference: str | Path) -> Candidate:
+    def at(cls, reference: str | Path) -> ModelFile:
         """What a path holds.
 
         Raises:

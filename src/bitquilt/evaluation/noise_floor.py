@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitquilt.allocation.plan import STITCHERS
 from bitquilt.calibration.text import Encode
-from bitquilt.evaluation.model_file import Candidate, logits_in, logits_of
+from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
 from bitquilt.evaluation.reference import Reference
 from bitquilt.evaluation.results import Floor
 from bitquilt.evaluation.versions import installed
@@ -86,15 +86,15 @@ def _unquantized(original: Checkpoint, reference: Reference, target: str, encode
     """The original's weights as they are, in a file for the engine."""
     qtype = "BF16" if original.source_dtype == "BF16" else "F32"
     dtype = torch.bfloat16 if qtype == "BF16" else torch.float32
-    mix = dict.fromkeys(original.matrices, qtype)
+    allocation = dict.fromkeys(original.matrices, qtype)
 
     def packed(module: str, _: str) -> dict[str, Tensor]:
         return {"weight": original.load(f"{module}.weight").to(dtype)}
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / ("original.gguf" if target == "gguf" else "original")
-        STITCHERS[target].write(original, mix, packed, path, "{}")
-        candidate = Candidate(path, target, 0, path.name)
+        STITCHERS[target].write(original, allocation, packed, path, "{}")
+        candidate = ModelFile(path, target, 0, path.name)
         with candidate.opened(original, encode) as engine:
             student = logits_in(engine, reference.text.tokens)
             return _floor(f"{qtype} in {candidate.engine}", reference, student)

@@ -14,7 +14,7 @@ from typing import Any
 from bitquilt.evaluation.figures import Figures, Measured, difference
 from bitquilt.metrics.intervals import LEVEL
 from bitquilt.metrics.kl import Estimate
-from bitquilt.runtime.files import known, read_json, written_whole
+from bitquilt.runtime.files import atomic_write, nan_to_null, read_json
 
 SAME_SIZE = 0.01
 """Files are judged side by side whose sizes exceed that of the smallest of them by no more."""
@@ -47,7 +47,7 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Sample:
+class TextSample:
     """One question, answered greedily by both."""
 
     question: str
@@ -71,7 +71,7 @@ class Row:
     figures: Mapping[str, Figures]
     """By domain, see :func:`~bitquilt.evaluation.figures.by_domain`."""
     check: Check
-    samples: Sequence[Sample]
+    samples: Sequence[TextSample]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        found: dict[str, Any] = known(asdict(self))
+        found: dict[str, Any] = nan_to_null(asdict(self))
         for row, given in zip(found["rows"], self.rows, strict=True):
             row["check"]["agree"] = given.check.agree
         for comparison, made in zip(found["comparisons"], self.comparisons, strict=True):
@@ -131,7 +131,7 @@ def keep(found: Evaluation) -> None:
         alone = replace(found, rows=[row], comparisons=[])
         content = alone.to_dict()
         del content["rows"][0]["path"]  # it may be published
-        with written_whole(kept_at(Path(row.path))) as beside:
+        with atomic_write(kept_at(Path(row.path))) as beside:
             beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 

@@ -19,8 +19,8 @@ from typing import Any
 from bitquilt.calibration import corpus
 from bitquilt.engines import Request, Sampling
 from bitquilt.errors import UserError
-from bitquilt.evaluation.model_file import Candidate
-from bitquilt.runtime.hardware import Machine, joules, resident_bytes
+from bitquilt.evaluation.model_file import ModelFile
+from bitquilt.runtime.hardware import Hardware, joules, resident_bytes
 from bitquilt.runtime.progress import Reporter
 
 DOCUMENTS = 40
@@ -93,7 +93,7 @@ class Speed:
 class Bench:
     """What :func:`bench` measured."""
 
-    machine: Machine
+    machine: Hardware
     speeds: tuple[Speed, ...]
     rounds: int
 
@@ -124,9 +124,9 @@ def bench(
         UserError: a model that cannot be loaded, or whose context is shorter than that.
     """
     reporter = reporter or Reporter()
-    candidates = Candidate.several(models)
+    candidates = ModelFile.several(models)
     loads = [Load(prompt, batch, answer) for prompt, batch in product(prompts, batches)]
-    machine = Machine.measured()
+    machine = Hardware.measured()
     speeds = []
     with ExitStack() as stack:
         runners = [stack.enter_context(Runner(candidate)) for candidate in candidates]
@@ -147,7 +147,7 @@ def bench(
 class Runner:
     """One model in its engine."""
 
-    def __init__(self, candidate: Candidate) -> None:
+    def __init__(self, candidate: ModelFile) -> None:
         self._candidate = candidate
         self._weights = sum(map(math.prod, candidate.shapes.values()))
         self._engine = candidate.start()
@@ -201,7 +201,7 @@ class Runner:
         self._next += length + 1  # a prompt as long as the text is another each time, too
         return part
 
-    def speed(self, load: Load, runs: Sequence[Run], machine: Machine) -> Speed:
+    def speed(self, load: Load, runs: Sequence[Run], machine: Hardware) -> Speed:
         """The turns under one load, summed up."""
         prompts = [run.prompt_tokens / run.first_token for run in runs]
         answers = [run.answer_tokens / run.rest for run in runs]

@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import gguf
+import numpy as np
 
 _MAGIC, _VERSIONS = b"GGUF", (2, 3)
 _SCALARS = {

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from gguf import GGUFValueType
 
 from bitquilt.gguf.container_write import Metadata
 from bitquilt.gguf.metadata_read import ROPE_FREQS, read_header
 from bitquilt.models.sources.gguf import dequantize
-from gguf import GGUFValueType
 
 _REPLACED = ("general.file_type", "general.quantization_version", "general.alignment")
 _DROPPED_PREFIXES = ("split.", "quantize.", "bitquilt.")

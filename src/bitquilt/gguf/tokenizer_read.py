@@ -26,7 +26,7 @@ from tokenizers import (
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.metadata_read import GgufHeader
-from bitquilt.runtime.files import written_whole
+from bitquilt.runtime.files import atomic_write
 
 _CONTROL, _USER_DEFINED = 3, 4
 """gguf token types: ``gguf.TokenType``."""
@@ -99,7 +99,7 @@ def tokenizer_directory(header: GgufHeader, fingerprint: str) -> Path:
             f"{header.path} has a tokenizer of kind {kind}; bitquilt rebuilds gpt2 (byte-level "
             "BPE) and llama (SentencePiece): quantize from the Hugging Face checkpoint"
         )
-    with written_whole(directory) as part:
+    with atomic_write(directory) as part:
         part.mkdir()
         if kind == "gpt2":
             _write_byte_level(header, part)

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gguf import TokenType
 from tokenizers import Tokenizer
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container_write import Value
 from bitquilt.gguf.tokenizer_read import SPLITTINGS
 from bitquilt.runtime.files import read_json
-from gguf import TokenType
 
 
 def _regexes(name: str) -> tuple[str, ...]:

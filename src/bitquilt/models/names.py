@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import re
 
+import gguf
 import torch
 
-import gguf
 from bitquilt.errors import UserError
 from bitquilt.models.layout import BLOCK, MODEL_TYPES, OUTSIDE
 

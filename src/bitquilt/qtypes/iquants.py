@@ -15,6 +15,7 @@ from functools import cache
 from typing import ClassVar
 
 import torch
+from gguf import quants
 from torch import Tensor
 
 from bitquilt.qtypes.bits import (
@@ -30,7 +31,6 @@ from bitquilt.qtypes.bits import (
 from bitquilt.qtypes.blocks32 import IQ4_VALUES
 from bitquilt.qtypes.ggml import GgmlQuantType, blocks_of, times
 from bitquilt.qtypes.qtype import Fields, Levels, Packed, ScalarQuantType, register
-from gguf import quants
 
 SUPER_BLOCK = 256
 SIGN_SHIFTS = (0, 7, 14, 21)
@@ -41,8 +41,8 @@ SIGN_SHIFTS = (0, 7, 14, 21)
 def codebook(name: str) -> Tensor:
     """The patterns of an i-quant, float32 [patterns, weights in a pattern]."""
     format_ = getattr(quants, name)
-    format_.init_qtype()
-    return torch.from_numpy(format_.qtype[0, 0])
+    format_.init_grid()
+    return torch.from_numpy(format_.grid[0, 0])
 
 
 @cache

@@ -6,7 +6,7 @@ Letters: R rows (outputs), C columns (inputs), B blocks along a row.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,9 @@ Packed = dict[str, Tensor]
 (uint32 words [R, C * bits / 32]), ``scales`` and ``biases`` ([R, C / group]) as mlx names them.
 The floats BF16 and F32, which both files hold: ``{"weight": [R, C]}`` in that dtype.
 Rows are independent in every type: permuting those of a matrix permutes those of its parts."""
+
+Allocation = Mapping[str, str]
+"""Module path of every matrix → type name: which type each matrix of one model has."""
 
 PackedSource = Callable[[str, str], Packed]
 """(module path, type name) → the matrix as stored; asked for one matrix at a time."""

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 
 from bitquilt.calibration import corpus
 from bitquilt.evaluation import results
-from bitquilt.evaluation.model_file import Candidate
+from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.report import ollama
 from bitquilt.report.figures import cell, extent
@@ -26,7 +26,7 @@ COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_b
 class Model:
     """What is published: files of one original, and where."""
 
-    candidates: Sequence[Candidate]
+    candidates: Sequence[ModelFile]
     original: Checkpoint
     origin: Origin
     repository: str
@@ -101,7 +101,7 @@ def _text(model: Model) -> str:
     return text
 
 
-def _file(candidate: Candidate, record: Mapping[str, Any] | None) -> dict[str, str]:
+def _file(candidate: ModelFile, record: Mapping[str, Any] | None) -> dict[str, str]:
     """A row of the table; a file that was not evaluated has no figures, and says so."""
     row = {"name": candidate.name, "bytes": f"{candidate.nbytes:,}"}
     if record is None:

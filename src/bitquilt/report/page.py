@@ -23,8 +23,8 @@ from bitquilt.report import plots
 from bitquilt.report import run_record as files_made
 from bitquilt.report.figures import FIGURES, cell, extent
 from bitquilt.report.plots import PARTS, Plot, environment
-from bitquilt.report.run_record import Made
-from bitquilt.runtime.files import read_json, written_whole
+from bitquilt.report.run_record import OutputRecord
+from bitquilt.runtime.files import atomic_write, read_json
 
 PNG_ZOOM = 3
 """Pixels per unit of a plot's view box."""
@@ -58,7 +58,7 @@ def report(work_dir: str | Path) -> Report:
         UserError: it is no work directory, or nothing of what it made is left.
     """
     work = Path(work_dir)
-    files = files_made.read(work)
+    files = files_made.load(work)
     settings = read_json(work / "settings.json")
     drawn = [plots.pareto(files), plots.parts(files)]
     if (searched := plots.search(latest_histories(work))) is not None:
@@ -68,7 +68,7 @@ def report(work_dir: str | Path) -> Report:
 
 def write(made: Report, path: Path) -> None:
     """Put the page at a path, whole or not at all."""
-    with written_whole(path) as beside:
+    with atomic_write(path) as beside:
         beside.write_text(made.html, encoding="utf-8")
 
 
@@ -89,12 +89,14 @@ def write_plots(made: Report, page: Path) -> list[Path]:
     paths = []
     for plot in made.plots:
         paths.append(page.with_name(f"{page.stem}-{plot.name}.png"))
-        with written_whole(paths[-1]) as beside:
+        with atomic_write(paths[-1]) as beside:
             beside.write_bytes(svg_to_bytes(plot.svg(style), zoom=PNG_ZOOM))
     return paths
 
 
-def _html(files: Sequence[Made], settings: Mapping[str, Any], drawn: Mapping[str, Plot]) -> str:
+def _html(
+    files: Sequence[OutputRecord], settings: Mapping[str, Any], drawn: Mapping[str, Plot]
+) -> str:
     evaluated = [made for made in files if made.row]
     values = {
         "name": settings["model"],
@@ -136,7 +138,7 @@ def stylesheet() -> str:
     return style.render(ramp=ramp, plot_css=plots.css())
 
 
-def _lead(files: Sequence[Made]) -> str:
+def _lead(files: Sequence[OutputRecord]) -> str:
     closest, smallest = min(files, key=lambda made: made.kl["mean"]), files[0]
     count = f"{len(files)} files" if len(files) > 1 else "One file"
     if closest is smallest:
@@ -149,7 +151,7 @@ def _lead(files: Sequence[Made]) -> str:
     )
 
 
-def _measured_on(files: Sequence[Made]) -> str:
+def _measured_on(files: Sequence[OutputRecord]) -> str:
     """What text the figures of the first table are over; one sentence if they differ."""
     without = [made.name for made in files if not made.row]
     read = list(dict.fromkeys(_text(made) for made in files if made.evaluation))
@@ -172,13 +174,13 @@ def _measured_on(files: Sequence[Made]) -> str:
     )
 
 
-def _text(made: Made) -> str:
+def _text(made: OutputRecord) -> str:
     """What a file was evaluated on."""
     assert made.evaluation is not None
     return f"{extent(made.evaluation)}, SHA-256 {made.evaluation['text'][:12]}"
 
 
-def _file(made: Made) -> dict[str, Any]:
+def _file(made: OutputRecord) -> dict[str, Any]:
     figures = next(iter(made.row["figures"].values())) if made.row else made.closing
     return {
         "name": made.name,
@@ -189,7 +191,7 @@ def _file(made: Made) -> dict[str, Any]:
     }
 
 
-def _map(made: Made) -> dict[str, Any]:
+def _map(made: OutputRecord) -> dict[str, Any]:
     """Layers × kinds of matrix; what is outside the layers in a sentence."""
     layers: dict[int, dict[str, str]] = {}
     outside = []
@@ -218,13 +220,13 @@ def _short(module: str) -> str:
     return kind(module).removesuffix("_proj")
 
 
-def _cell_of(made: Made, module: str) -> dict[str, str]:
+def _cell_of(made: OutputRecord, module: str) -> dict[str, str]:
     bits = made.bits_of(module)
     step = next(i for i, (below, _, _) in enumerate(RAMP) if bits < below)
     return {"css": f"b{step}", "bits": f"{bits:.3g}"}
 
 
-def _byte_rows(files: Sequence[Made]) -> list[dict[str, Any]]:
+def _byte_rows(files: Sequence[OutputRecord]) -> list[dict[str, Any]]:
     used = [part for part in PARTS if any(made.breakdown.get(part) for made in files)]
     return [
         {"name": part, "numbers": [f"{made.breakdown.get(part, 0):,}" for made in files]}
@@ -232,7 +234,7 @@ def _byte_rows(files: Sequence[Made]) -> list[dict[str, Any]]:
     ]
 
 
-def _evaluation(made: Made) -> dict[str, Any]:
+def _evaluation(made: OutputRecord) -> dict[str, Any]:
     row = made.row
     assert row is not None
     rows = [
@@ -258,7 +260,7 @@ def _evaluation(made: Made) -> dict[str, Any]:
     }
 
 
-def _noise(evaluated: Sequence[Made]) -> str:
+def _noise(evaluated: Sequence[OutputRecord]) -> str:
     """The floor under all figures, from every evaluation."""
     floors = {
         floor["name"]: cell(floor["kl"], "kl")["value"]
@@ -271,7 +273,7 @@ def _noise(evaluated: Sequence[Made]) -> str:
     )
 
 
-def _samples(evaluated: Sequence[Made]) -> list[dict[str, Any]]:
+def _samples(evaluated: Sequence[OutputRecord]) -> list[dict[str, Any]]:
     """Of every file the answers that differ from the original's."""
     found = []
     for made in evaluated:
@@ -308,7 +310,7 @@ def differences(one: str, other: str) -> tuple[Markup, Markup]:
     return left, right
 
 
-def _facts(files: Sequence[Made], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Everything that the figures depend on."""
     facts = [
         ("model", settings["model"]),

@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from bitquilt.allocation.measurements import noted
-from bitquilt.report.run_record import Made
+from bitquilt.report.run_record import OutputRecord
 from bitquilt.report.scale import Linear, Log, log_span, short, span
 
 WIDTH, HEIGHT = 420, 300
@@ -74,7 +74,7 @@ class Plot:
         )
 
 
-def pareto(files: Sequence[Made]) -> Plot:
+def pareto(files: Sequence[OutputRecord]) -> Plot:
     """Mean KL with its interval against the file's size."""
     sizes = [made.nbytes / MB for made in files]
     kls = [value for made in files for value in _ends(made.kl)]
@@ -114,7 +114,7 @@ def _ends(kl: Mapping[str, float]) -> tuple[float, ...]:
     return tuple(value for value in known if value is not None and value > 0) or (1e-6,)
 
 
-def _best(made: Made, files: Sequence[Made]) -> bool:
+def _best(made: OutputRecord, files: Sequence[OutputRecord]) -> bool:
     """Whether no other file of its kind is as small and closer."""
     return not any(
         other.target == made.target
@@ -167,7 +167,7 @@ def _frame() -> dict[str, float]:
     return {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
 
 
-def parts(files: Sequence[Made]) -> Plot:
+def parts(files: Sequence[OutputRecord]) -> Plot:
     """Where the bytes of each file are, as one bar a file."""
     bar, gap = 24, 22
     most = max(made.nbytes for made in files)

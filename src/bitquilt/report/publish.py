@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils._validators import validate_repo_id
 
 from bitquilt.errors import UserError
-from bitquilt.evaluation.model_file import Candidate
+from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.results import kept_at
 from bitquilt.models import open_checkpoint
 from bitquilt.report.card import Model, card, modelfiles
@@ -54,7 +54,7 @@ def model(
     Raises:
         UserError: no such files, both kinds, or no name that the hub takes.
     """
-    candidates = [Candidate.at(file) for file in files]
+    candidates = [ModelFile.at(file) for file in files]
     for name, times in Counter(candidate.name for candidate in candidates).items():
         if times > 1:
             raise UserError(f"{times} files are called {name}; a repository holds one of a name")
@@ -95,7 +95,7 @@ def entries(model: Model) -> list[Entry]:
     return found + [Entry(f.name, f) for f in model.origin.licence_files if f.name not in there]
 
 
-def _files(candidate: Candidate) -> Iterator[Entry]:
+def _files(candidate: ModelFile) -> Iterator[Entry]:
     """A GGUF file with its recipe, or what is in an MLX directory."""
     path = candidate.path
     if candidate.target == "gguf":

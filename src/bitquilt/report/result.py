@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bitquilt.allocation.selection import Verdict
+from bitquilt.allocation.selection import Ranking
 from bitquilt.metrics.teacher import Figures
 
 
 @dataclass(frozen=True)
-class Found:
+class RecipeResult:
     """One recipe that a search wrote."""
 
     target: str
@@ -22,7 +22,7 @@ class Found:
     """Bits per weight of that file, everything in it counted."""
     mix: str
     """Where the mix comes from: the search, the knapsack, a preset's name, or ``recipe``."""
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Ranking, ...]
     """The mixes that it was chosen from, best first."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -39,11 +39,11 @@ class Output:
     nbytes: int
     bits: float
     """Bits per weight, everything in the file counted."""
-    assignment: dict[str, str]
+    allocation: dict[str, str]
     """Module path → type name."""
     mix: str
     """Where that comes from: the search, the knapsack, a preset's name, or ``recipe``."""
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Ranking, ...]
     """The mixes that it was chosen from, best first; none where a recipe said it all."""
     figures: Figures
     """Measured by torch on the weights read back from the file."""

@@ -23,7 +23,7 @@ FOLDER = "made"
 
 
 @dataclass(frozen=True)
-class Made:
+class OutputRecord:
     """One file that was made, and what is known of it now."""
 
     model: str
@@ -69,7 +69,7 @@ class Made:
         return qtypes.get(self.mix[module]).bits
 
 
-def keep(work: WorkDir, output: Mapping[str, Any], breakdown: Mapping[str, int]) -> None:
+def save(work: WorkDir, output: Mapping[str, Any], breakdown: Mapping[str, int]) -> None:
     """Write down a file that was made.
 
     Args:
@@ -83,7 +83,7 @@ def keep(work: WorkDir, output: Mapping[str, Any], breakdown: Mapping[str, int])
     work.save_json(f"{FOLDER}/{path.name}", record)
 
 
-def read(work_dir: Path) -> list[Made]:
+def load(work_dir: Path) -> list[OutputRecord]:
     """The files that a work directory knows of and that are still there, by size.
 
     Raises:
@@ -106,15 +106,15 @@ def read(work_dir: Path) -> list[Made]:
     return sorted(there, key=lambda made: (made.nbytes, made.name))
 
 
-def _made(model: str, record: Mapping[str, Any]) -> Made:
+def _made(model: str, record: Mapping[str, Any]) -> OutputRecord:
     path = Path(record["path"])
-    return Made(
+    return OutputRecord(
         model,
         path,
         record["target"],
         record["nbytes"],
         record["bits"],
-        record["assignment"],
+        record["allocation"],
         record["breakdown"],
         record["figures"],
         record["command"],

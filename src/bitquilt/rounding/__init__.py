@@ -3,5 +3,5 @@
 METHODS = ("nearest", "gptq", "best")
 """Nearest rounding alone; with error feedback; with descent and a refit of the scales too."""
 
-REVISION = 6
+ROUNDING_VERSION = 6
 """Raised where the same matrix is rounded to other bytes: a bank of an older one is refused."""

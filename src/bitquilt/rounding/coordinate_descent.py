@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from bitquilt.rounding import kernels
-from bitquilt.rounding.group_quantizer import Rounder
+from bitquilt.rounding.group_quantizer import GroupQuantizer
 from bitquilt.rounding.hessian import BLOCK, GROUP, Factor, column_sums, diagonal_blocks
 from bitquilt.runtime.cuda_graph import Replay
 
 
 def descend(
-    weight: Tensor, codes: Tensor, levels: Tensor, rounder: Rounder, factor: Factor
+    weight: Tensor, codes: Tensor, levels: Tensor, rounder: GroupQuantizer, factor: Factor
 ) -> None:
     """Visit every group once, improving codes and levels in place.
 
@@ -57,7 +57,7 @@ def descend(
 
 
 def _descend_block(
-    rounder: Rounder,
+    rounder: GroupQuantizer,
     pull: Tensor,
     codes: Tensor,
     levels: Tensor,
@@ -99,7 +99,7 @@ def keep_better(
         old: codes int16 [L, K, N] and levels float32 [L, 8, N].
         new: the same.
     """
-    if kernels.serve(target):
+    if kernels.available_for(target):
         return kernels.keep_better(hessian, target, old, new)
     (old_codes, old_levels), (new_codes, new_levels) = old, new
     moved = old_levels - new_levels

@@ -16,12 +16,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bitquilt.rounding.group_quantizer import Rounder
+from bitquilt.rounding.group_quantizer import GroupQuantizer
 from bitquilt.rounding.hessian import BLOCK, GROUP, Factor, column_sums
 from bitquilt.runtime.cuda_graph import Replay
 
 
-def feed_back(weight: Tensor, rounder: Rounder, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
+def gptq(weight: Tensor, rounder: GroupQuantizer, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
     """Round with error feedback.
 
     Args:
@@ -56,7 +56,7 @@ def feed_back(weight: Tensor, rounder: Rounder, factor: Factor) -> tuple[Tensor,
 
 
 def _feed_back_block(
-    rounder: Rounder,
+    rounder: GroupQuantizer,
     weight: Tensor,
     targets: Tensor,
     cost: Tensor,

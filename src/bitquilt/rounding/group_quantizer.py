@@ -21,14 +21,14 @@ from bitquilt.qtypes.qtype import Fields, QuantType, ScalarQuantType
 from bitquilt.rounding import kernels
 from bitquilt.rounding.codebooks import nearest_patterns
 from bitquilt.rounding.hessian import GROUP
-from bitquilt.rounding.row_batches import Piece, Run, stacked
+from bitquilt.rounding.row_batches import RowBatch, RowRun, stacked
 from bitquilt.rounding.tables import Table
 
 CELLS = 4
 """Of the lookup, per unit: the middles between uneven levels are whole quarters at the finest."""
 
 
-class Rounder(ABC):
+class GroupQuantizer(ABC):
     """The levels of the rows of L inputs."""
 
     width: int
@@ -63,18 +63,18 @@ class Rounder(ABC):
         """The inverse of :meth:`fields`, int16 [G, K, R]."""
 
 
-def rounder_of(runs: Sequence[Run], groups: Tensor) -> Rounder:
+def group_quantizer_of(runs: Sequence[RowRun], groups: Tensor) -> GroupQuantizer:
     """The rounder for rows of L inputs, whose types are all of one kind.
 
     Args:
         runs: the rows of each input; their codes are ignored.
         groups: the order of rounding, int64 [L, G].
     """
-    kind = PatternRounder if isinstance(runs[0][0].qtype, Codebook) else LevelRounder
+    kind = PatternQuantizer if isinstance(runs[0][0].qtype, Codebook) else LevelQuantizer
     return kind(runs, groups)
 
 
-class LevelRounder(Rounder):
+class LevelQuantizer(GroupQuantizer):
     """Types that code every weight by itself: each column makes up for those before it.
 
     All of them have the same table of values, or none.
@@ -82,8 +82,8 @@ class LevelRounder(Rounder):
 
     width = GROUP
 
-    def __init__(self, runs: Sequence[Run], groups: Tensor) -> None:
-        """See :func:`rounder_of`."""
+    def __init__(self, runs: Sequence[RowRun], groups: Tensor) -> None:
+        """See :func:`group_quantizer_of`."""
         lines = [[_scalar(piece).levels(piece.fields) for piece in run] for run in runs]
         self._steps = _by_place([[line.steps for line in of] for of in lines], groups)
         self._inverse = torch.where(self._steps == 0, 0.0, 1 / self._steps)
@@ -98,14 +98,14 @@ class LevelRounder(Rounder):
         self._table = None if table is None else Table(table, CELLS)
 
     def scales(self, groups: slice) -> Sequence[Tensor]:
-        """See :meth:`Rounder.scales`: steps, their inverses and offsets."""
+        """See :meth:`GroupQuantizer.scales`: steps, their inverses and offsets."""
         return self._steps[groups], self._inverse[groups], self._offsets[groups]
 
     def propose(
         self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`Rounder.propose`."""
-        if kernels.serve(target):
+        """See :meth:`GroupQuantizer.propose`."""
+        if kernels.available_for(target):
             ends = self._low, self._high
             return kernels.round_levels(scales, target, triangles, ends, self._table)
         step, inverse, offset = (each.unsqueeze(1) for each in scales)
@@ -124,7 +124,7 @@ class LevelRounder(Rounder):
 
     @staticmethod
     def fields(qtype: QuantType, codes: Tensor) -> Fields:
-        """See :meth:`Rounder.fields`."""
+        """See :meth:`GroupQuantizer.fields`."""
         assert isinstance(qtype, ScalarQuantType)
         dtype = torch.int8 if qtype.low < 0 else torch.uint8
         # [G, 8, R] -> [C, R] -> [R, C]
@@ -132,7 +132,7 @@ class LevelRounder(Rounder):
 
     @staticmethod
     def codes(fields: Fields) -> Tensor:
-        """See :meth:`Rounder.codes`."""
+        """See :meth:`GroupQuantizer.codes`."""
         # [R, C] -> [C, R] -> [G, 8, R]
         return torch.unflatten(fields["codes"].T.to(torch.int16), 0, (-1, GROUP))
 
@@ -144,11 +144,11 @@ class LevelRounder(Rounder):
             numbers.copy_(self._table.levels(numbers))
 
 
-class PatternRounder(Rounder):
+class PatternQuantizer(GroupQuantizer):
     """An i-quant with a codebook: the eight columns of a group are one vector."""
 
-    def __init__(self, runs: Sequence[Run], groups: Tensor) -> None:
-        """See :func:`rounder_of`; all rows are of one type."""
+    def __init__(self, runs: Sequence[RowRun], groups: Tensor) -> None:
+        """See :func:`group_quantizer_of`; all rows are of one type."""
         self._qtype = _codebook(runs[0][0])
         steps = [[_codebook(piece).steps(piece.fields) for piece in run] for run in runs]
         self._steps = _by_place(steps, groups)
@@ -156,22 +156,22 @@ class PatternRounder(Rounder):
         self.width = self._halves + 1
 
     def scales(self, groups: slice) -> Sequence[Tensor]:
-        """See :meth:`Rounder.scales`: steps."""
+        """See :meth:`GroupQuantizer.scales`: steps."""
         return (self._steps[groups],)
 
     def propose(
         self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """See :meth:`Rounder.propose`."""
+        """See :meth:`GroupQuantizer.propose`."""
         (steps,) = scales
-        if kernels.serve(target):
+        if kernels.available_for(target):
             return kernels.round_patterns(self._qtype, target, steps, triangles)
         codes, signs, levels = nearest_patterns(self._qtype, target, steps, triangles)
         return torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1), levels
 
     @staticmethod
     def fields(qtype: QuantType, codes: Tensor) -> Fields:
-        """See :meth:`Rounder.fields`."""
+        """See :meth:`GroupQuantizer.fields`."""
         patterns, signs = codes[:, :-1], codes[:, -1]
         # [G, H, R] -> [G H, R] -> [R, G H]
         return {
@@ -181,19 +181,19 @@ class PatternRounder(Rounder):
 
     @staticmethod
     def codes(fields: Fields) -> Tensor:
-        """See :meth:`Rounder.codes`."""
+        """See :meth:`GroupQuantizer.codes`."""
         signs = fields["signs"].T.to(torch.int16).unsqueeze(1)
         # [R, G H] -> [G H, R] -> [G, H, R]
         patterns = torch.unflatten(fields["codes"].T.to(torch.int16), 0, (len(signs), -1))
         return torch.cat([patterns, signs], 1)
 
 
-def _scalar(piece: Piece) -> ScalarQuantType:
+def _scalar(piece: RowBatch) -> ScalarQuantType:
     assert isinstance(piece.qtype, ScalarQuantType)
     return piece.qtype
 
 
-def _codebook(piece: Piece) -> Codebook:
+def _codebook(piece: RowBatch) -> Codebook:
     assert isinstance(piece.qtype, Codebook)
     return piece.qtype
 
@@ -208,7 +208,7 @@ def _by_place(fields: Sequence[Sequence[Tensor]], groups: Tensor) -> Tensor:
     return stacked(runs).transpose(0, 1).contiguous()
 
 
-def _each_row(numbers: Sequence[Sequence[int]], runs: Sequence[Run]) -> Tensor:
+def _each_row(numbers: Sequence[Sequence[int]], runs: Sequence[RowRun]) -> Tensor:
     """The number of its piece for every row, float32 [L, 1, N]."""
     rows = [
         torch.cat(

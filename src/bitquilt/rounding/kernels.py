@@ -146,7 +146,7 @@ def _kernel(name: str, device: torch.device) -> Callable[..., None]:
 
 
 @cache
-def trouble() -> str | None:
+def compile_error() -> str | None:
     """Why kernels cannot be compiled here; None where they can."""
     try:
         _find_compiler()
@@ -167,6 +167,6 @@ def _find_compiler() -> None:
         ctypes.CDLL(f"{torch.__path__[0]}/lib/libcaffe2_nvrtc.so")
 
 
-def serve(numbers: Tensor) -> bool:
+def available_for(numbers: Tensor) -> bool:
     """Whether kernels are to work on them."""
-    return numbers.is_cuda and trouble() is None
+    return numbers.is_cuda and compile_error() is None

@@ -22,17 +22,17 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.calibration.collect import input_of
-from bitquilt.calibration.statistics import Moments
+from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.qtypes.qtype import Packed
 from bitquilt.rounding import kernels
 from bitquilt.rounding.hessian import GROUP, Factor, factorize
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.round_layers import Job, draft, improve, kind_of
-from bitquilt.runtime.device import beside, compute_device, launched
-from bitquilt.runtime.malloc import give_back
+from bitquilt.runtime.device import compute_device, record_event, side_stream
+from bitquilt.runtime.malloc import trim
 from bitquilt.runtime.progress import Step
-from bitquilt.runtime.threads import Aside
+from bitquilt.runtime.threads import BackgroundTask
 from bitquilt.runtime.workdir import WorkDir
 
 CPU_BATCH = 1 << 28
@@ -74,7 +74,7 @@ Rounded = tuple[Packed, Cell]
 """A matrix on a type, and what to know of it."""
 
 
-class Bank:
+class LayerBank:
     """The packed matrices of one checkpoint in a work directory."""
 
     def __init__(
@@ -90,12 +90,12 @@ class Bank:
         """
         self.checkpoint = checkpoint
         self.work = work
-        self.moments = Moments(checkpoint, work)
+        self.moments = CalibrationStats(checkpoint, work)
         self._rounding = rounding
         self._say = say
         if rounding == "nearest" or compute_device().type != "cuda":
             return
-        if (cause := kernels.trouble()) is not None:
+        if (cause := kernels.compile_error()) is not None:
             instead = "torch's operations round instead, in half as much time again"
             say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
 
@@ -118,7 +118,7 @@ class Bank:
             if new := [name for name in names if name not in have]:
                 missing.setdefault(input_of(module), {})[module] = new
         alone = [owner for owner in missing if not self._feeds_back(owner)]
-        with Aside() as aside:
+        with BackgroundTask() as aside:
             for owner in alone:
                 for module, names in missing.pop(owner).items():
                     self._round_alone(module, names, step, aside)
@@ -147,7 +147,7 @@ class Bank:
                 drafts.setdefault(owner, {})[module] = rough
             for _ in set(names) - set(rough):
                 step()
-        with Aside() as aside:
+        with BackgroundTask() as aside:
             for owners in self._batches(drafts):
                 self._improve(owners, drafts, step, aside)
                 _forget_sizes()
@@ -180,7 +180,12 @@ class Bank:
         return owner not in (EMBEDDING, HEAD) and columns % GROUP == 0
 
     def _draft(
-        self, owners: Sequence[str], wanted: Wanted, feedback: bool, step: Step, aside: Aside
+        self,
+        owners: Sequence[str],
+        wanted: Wanted,
+        feedback: bool,
+        step: Step,
+        aside: BackgroundTask,
     ) -> None:
         """Round what reads some inputs for the first time."""
         method = "gptq" if feedback else "nearest"
@@ -195,7 +200,9 @@ class Bank:
 
         self._round(owners, wanted, work, DRAFTS, step, aside)
 
-    def _improve(self, owners: Sequence[str], wanted: Wanted, step: Step, aside: Aside) -> None:
+    def _improve(
+        self, owners: Sequence[str], wanted: Wanted, step: Step, aside: BackgroundTask
+    ) -> None:
         """Finish drafts of what reads some inputs; the search's figures stay those of drafts."""
 
         def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Rounded]:
@@ -221,7 +228,7 @@ class Bank:
         work: Callable[[Sequence[Key], Sequence[Job], Factor], Iterable[Rounded]],
         folder: str,
         step: Step,
-        aside: Aside,
+        aside: BackgroundTask,
     ) -> None:
         """Do ``work`` on what reads some inputs, under one factorization, and keep the results.
 
@@ -234,7 +241,7 @@ class Bank:
         for part in split(by_kind, lambda i: jobs[i].weight.numel(), room):
             own = [keys[i] for i in part]
             packed, cells = zip(*work(own, [jobs[i] for i in part], factor), strict=True)
-            aside.do(fetch, done, own, packed, cells, launched())
+            aside.do(fetch, done, own, packed, cells, record_event())
             for _ in own:
                 step()
         aside.do(self._add, done, folder)
@@ -252,7 +259,9 @@ class Bank:
                 jobs += [Job(weight, qtypes.get(name), place) for name in names]
         return keys, jobs, factor
 
-    def _round_alone(self, module: str, names: Sequence[str], step: Step, aside: Aside) -> None:
+    def _round_alone(
+        self, module: str, names: Sequence[str], step: Step, aside: BackgroundTask
+    ) -> None:
         """A matrix to its nearest levels."""
         weight = self.checkpoint.load(f"{module}.weight").to(compute_device())
         hessian, importance = self.moments.hessian(module), self.moments.importance(module)
@@ -264,7 +273,7 @@ class Bank:
                 module, qtype.dequantize(packed).sub_(weight), hessian
             )
             cell = Cell(divergence, self._rounding, "nearest")
-            aside.do(fetch, done, [(module, name)], [packed], [cell], launched())
+            aside.do(fetch, done, [(module, name)], [packed], [cell], record_event())
             step()
         aside.do(self._add, done, DRAFTS)
 
@@ -330,7 +339,7 @@ def fetch(
         keys: whose they are.
         packed: the matrices, on any device.
         cells: what to know of them.
-        after: what :func:`launched` said when they had been launched.
+        after: what :func:`record_event` said when they had been launched.
     """
     there = moved(packed, torch.device("cpu"), after)
     done |= zip(keys, zip(there, cells, strict=True), strict=True)
@@ -339,7 +348,7 @@ def fetch(
 def _forget_sizes() -> None:
     """Give back free memory where matrices are rounded: other inputs need blocks of other sizes."""
     if compute_device().type == "cpu":
-        give_back()
+        trim()
     else:
         torch.cuda.empty_cache()
 
@@ -352,11 +361,11 @@ def moved(
     Args:
         matrices: on any device.
         device: where to.
-        after: where they come from a GPU that goes on, what :func:`launched` said.
+        after: where they come from a GPU that goes on, what :func:`record_event` said.
     """
 
     def move(parts: Packed) -> Packed:
-        with beside(after):
+        with side_stream(after):
             return {name: part.to(device) for name, part in parts.items()}
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

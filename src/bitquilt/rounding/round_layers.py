@@ -22,17 +22,17 @@ from torch import Tensor
 from bitquilt.qtypes.iquants import Codebook
 from bitquilt.qtypes.qtype import Fields, QuantType, ScalarQuantType
 from bitquilt.rounding.coordinate_descent import descend
-from bitquilt.rounding.gptq import feed_back
-from bitquilt.rounding.group_quantizer import Rounder, rounder_of
+from bitquilt.rounding.gptq import gptq
+from bitquilt.rounding.group_quantizer import GroupQuantizer, group_quantizer_of
 from bitquilt.rounding.hessian import Factor, take_groups
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.row_batches import (
     Done,
-    Piece,
     Rounded,
-    Run,
+    RowBatch,
+    RowRun,
+    map_batches,
     stacked,
-    through,
     tiled,
     unstacked,
 )
@@ -75,7 +75,7 @@ def draft(jobs: Sequence[Job], factor: Factor, feedback: bool) -> list[Rounded]:
     plain = factor.natural.diagonal(dim1=1, dim2=2)
     pieces = _nearest(jobs, factor.importance if feedback else plain)
     inputs = [job.input for job in jobs]
-    nearest = through(pieces, inputs, partial(_measured, factor))
+    nearest = map_batches(pieces, inputs, partial(_measured, factor))
     if not feedback:
         return nearest
     fed = _by_kind(pieces, inputs, _fed_back, factor)
@@ -91,7 +91,7 @@ def improve(jobs: Sequence[Job], drafts: Sequence[Fields], factor: Factor) -> li
         factor: of the inputs that they read.
     """
     pieces = [
-        Piece(job.qtype, job.weight, fields) for job, fields in zip(jobs, drafts, strict=True)
+        RowBatch(job.qtype, job.weight, fields) for job, fields in zip(jobs, drafts, strict=True)
     ]
     return _by_kind(pieces, [job.input for job in jobs], _improved, factor)
 
@@ -103,9 +103,9 @@ def _guarded(nearest: Rounded, other: Rounded) -> Rounded:
     return other if other.costs.sum() < nearest.costs.sum() else nearest
 
 
-def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[Piece]:
+def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[RowBatch]:
     """Every job on its nearest levels; importance is [L, C]. All matrices of a type at once."""
-    pieces: dict[int, Piece] = {}
+    pieces: dict[int, RowBatch] = {}
     for qtype in dict.fromkeys(job.qtype for job in jobs):
         own = [i for i, job in enumerate(jobs) if job.qtype is qtype]
         weights = [tiled(jobs[i].weight) for i in own]
@@ -114,7 +114,7 @@ def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[Piece]:
             for i, weight in zip(own, weights, strict=True)
         ]
         weight = torch.cat(weights)
-        together = Piece(qtype, weight, fit(qtype, weight, torch.cat(shares)))
+        together = RowBatch(qtype, weight, fit(qtype, weight, torch.cat(shares)))
         for i, piece in zip(own, together.split([len(one) for one in weights]), strict=True):
             without = piece.each(itemgetter(slice(len(jobs[i].weight))))
             pieces[i] = replace(without, weight=jobs[i].weight)  # no other copy is kept
@@ -122,7 +122,7 @@ def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[Piece]:
 
 
 def _by_kind(
-    pieces: Sequence[Piece], inputs: Sequence[int], work: Callable[..., Done], factor: Factor
+    pieces: Sequence[RowBatch], inputs: Sequence[int], work: Callable[..., Done], factor: Factor
 ) -> list[Rounded]:
     """Matrices through ``work``, those of one kind at a time."""
     done: dict[int, Rounded] = {}
@@ -131,7 +131,7 @@ def _by_kind(
         own = [i for i, other in enumerate(kinds) if other == kind]
         # nothing can be done for plain floats
         of_kind = partial(_measured if kind is None else work, factor)
-        results = through([pieces[i] for i in own], [inputs[i] for i in own], of_kind)
+        results = map_batches([pieces[i] for i in own], [inputs[i] for i in own], of_kind)
         done |= zip(own, results, strict=True)
     return [done[i] for i in range(len(pieces))]
 
@@ -143,21 +143,21 @@ def kind_of(qtype: QuantType) -> object:
     return (qtype.table, "levels") if isinstance(qtype, ScalarQuantType) else None
 
 
-def _measured(factor: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done:
+def _measured(factor: Factor, runs: Sequence[RowRun], inputs: Sequence[int]) -> Done:
     """What the pieces cost as they are."""
     factor = factor.take(inputs)
     return _rounded(runs, "nearest", factor.cost(_weights(runs, factor) - _levels(runs, factor)))
 
 
-def _fed_back(factor: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done:
+def _fed_back(factor: Factor, runs: Sequence[RowRun], inputs: Sequence[int]) -> Done:
     """Codes by error feedback."""
     factor = factor.take(inputs)
-    rounder = rounder_of(runs, factor.groups)
-    codes, _, costs = feed_back(_weights(runs, factor), rounder, factor)
+    rounder = group_quantizer_of(runs, factor.groups)
+    codes, _, costs = gptq(_weights(runs, factor), rounder, factor)
     return _rounded(_recoded(runs, rounder, codes, factor), "gptq", costs)
 
 
-def _improved(whole: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done:
+def _improved(whole: Factor, runs: Sequence[RowRun], inputs: Sequence[int]) -> Done:
     """Codes and scales descended."""
     factor = whole.take(inputs)
     weight = _weights(runs, factor)
@@ -169,22 +169,22 @@ def _improved(whole: Factor, runs: Sequence[Run], inputs: Sequence[int]) -> Done
     return [[Rounded(piece.fields, "best", None) for piece in run] for run in runs]
 
 
-def _refitted(run: Run, hessian: Tensor) -> Run:
+def _refitted(run: RowRun, hessian: Tensor) -> RowRun:
     """Scales refitted under the Hessian [C, C] of the run's input, all pieces of a type at once."""
-    pieces: dict[int, Piece] = {}
+    pieces: dict[int, RowBatch] = {}
     for qtype in dict.fromkeys(piece.qtype for piece in run):
         own = [i for i, piece in enumerate(run) if piece.qtype is qtype]
         weight = torch.cat([run[i].weight for i in own])
         names = run[own[0]].fields
         fields = {name: torch.cat([run[i].fields[name] for i in own]) for name in names}
-        together = Piece(qtype, weight, refit(qtype, fields, weight, hessian))
+        together = RowBatch(qtype, weight, refit(qtype, fields, weight, hessian))
         pieces |= zip(own, together.split([len(run[i].weight) for i in own]), strict=True)
     return [pieces[i] for i in range(len(run))]
 
 
-def _descended(runs: Sequence[Run], weight: Tensor, factor: Factor) -> Sequence[Run]:
+def _descended(runs: Sequence[RowRun], weight: Tensor, factor: Factor) -> Sequence[RowRun]:
     """Codes descended from those that pieces have."""
-    rounder = rounder_of(runs, factor.groups)
+    rounder = group_quantizer_of(runs, factor.groups)
     # [G, K, R] of each piece -> [L, G, K, N]
     codes = stacked([torch.cat([rounder.codes(piece.fields) for piece in run], 2) for run in runs])
     codes = take_groups(codes, factor.groups)
@@ -193,12 +193,12 @@ def _descended(runs: Sequence[Run], weight: Tensor, factor: Factor) -> Sequence[
     return _recoded(runs, rounder, codes, factor)
 
 
-def _weights(runs: Sequence[Run], factor: Factor) -> Tensor:
+def _weights(runs: Sequence[RowRun], factor: Factor) -> Tensor:
     """[L, C, N] in the factor's order."""
     return _columns([[piece.weight for piece in run] for run in runs], factor)
 
 
-def _levels(runs: Sequence[Run], factor: Factor) -> Tensor:
+def _levels(runs: Sequence[RowRun], factor: Factor) -> Tensor:
     """What the pieces stand for, as :func:`_weights`."""
     return _columns([[piece.qtype.decode(piece.fields) for piece in run] for run in runs], factor)
 
@@ -208,7 +208,9 @@ def _columns(matrices: Sequence[Sequence[Tensor]], factor: Factor) -> Tensor:
     return factor.ordered(stacked([torch.cat(list(run)).T for run in matrices]))
 
 
-def _recoded(runs: Sequence[Run], rounder: Rounder, codes: Tensor, factor: Factor) -> list[Run]:
+def _recoded(
+    runs: Sequence[RowRun], rounder: GroupQuantizer, codes: Tensor, factor: Factor
+) -> list[RowRun]:
     """The pieces with codes [L, G, K, N], which are in the factor's order."""
     natural = unstacked(take_groups(codes, factor.groups.argsort(1)), runs)
     return [
@@ -220,7 +222,7 @@ def _recoded(runs: Sequence[Run], rounder: Rounder, codes: Tensor, factor: Facto
     ]
 
 
-def _rounded(runs: Sequence[Run], method: str, costs: Tensor) -> Done:
+def _rounded(runs: Sequence[RowRun], method: str, costs: Tensor) -> Done:
     """The pieces, rounded, with costs [L, N]."""
     return [
         [Rounded(piece.fields, method, own) for piece, own in zip(run, of_run, strict=True)]

@@ -33,7 +33,7 @@ DEVICE_CHUNK = 1 << 27
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowBatch:
     """A matrix, or some of its rows, on its way onto a type."""
 
     qtype: QuantType
@@ -42,22 +42,22 @@ class Piece:
     fields: Fields
     """Of those rows."""
 
-    def each(self, take: Callable[[Tensor], Tensor]) -> Piece:
+    def each(self, take: Callable[[Tensor], Tensor]) -> RowBatch:
         """The piece with other rows: ``take`` of its weight and of each of its fields."""
         fields = {name: take(field) for name, field in self.fields.items()}
-        return Piece(self.qtype, take(self.weight), fields)
+        return RowBatch(self.qtype, take(self.weight), fields)
 
-    def split(self, counts: Sequence[int]) -> list[Piece]:
+    def split(self, counts: Sequence[int]) -> list[RowBatch]:
         """So many rows each."""
         weights = self.weight.split(list(counts))
         fields = {name: field.split(list(counts)) for name, field in self.fields.items()}
         return [
-            Piece(self.qtype, weight, {name: parts[i] for name, parts in fields.items()})
+            RowBatch(self.qtype, weight, {name: parts[i] for name, parts in fields.items()})
             for i, weight in enumerate(weights)
         ]
 
 
-Run = Sequence[Piece]
+RowRun = Sequence[RowBatch]
 """Rows of matrices that read one input."""
 
 
@@ -75,11 +75,11 @@ class Rounded:
 Done = list[list[Rounded]]
 """What became of each piece of some runs."""
 
-Work = Callable[[Sequence[Run], Sequence[int]], Done]
+Work = Callable[[Sequence[RowRun], Sequence[int]], Done]
 """Given rows of L inputs, and which inputs those are."""
 
 
-def through(pieces: Sequence[Piece], inputs: Sequence[int], work: Work) -> list[Rounded]:
+def map_batches(pieces: Sequence[RowBatch], inputs: Sequence[int], work: Work) -> list[Rounded]:
     """Do ``work`` on all rows of some matrices of equal width.
 
     Args:
@@ -117,7 +117,7 @@ def stacked(runs: Sequence[Tensor]) -> Tensor:
     return torch.stack([_filled(run.movedim(-1, 0), most).movedim(0, -1) for run in runs])
 
 
-def unstacked(rows: Tensor, runs: Sequence[Run]) -> list[list[Tensor]]:
+def unstacked(rows: Tensor, runs: Sequence[RowRun]) -> list[list[Tensor]]:
     """The inverse of :func:`stacked`: [L, ..., N] as the rows of each piece of each run."""
     counts = [[len(piece.weight) for piece in run] for run in runs]
     return [
@@ -150,7 +150,7 @@ class _Run:
     """Rows of matrices that read one input, and whose they are."""
 
     input: int
-    pieces: list[Piece]
+    pieces: list[RowBatch]
     owners: list[int]
     starts: list[int]
 
@@ -159,7 +159,7 @@ class _Run:
         return sum(len(piece.weight) for piece in self.pieces)
 
 
-def _runs(pieces: Sequence[Piece], inputs: Sequence[int], room: int) -> Iterator[_Run]:
+def _runs(pieces: Sequence[RowBatch], inputs: Sequence[int], room: int) -> Iterator[_Run]:
     """The rows of every input, at most ``room`` at a time."""
     for own in dict.fromkeys(inputs):
         run = _Run(own, [], [], [])

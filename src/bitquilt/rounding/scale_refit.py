@@ -81,7 +81,7 @@ def _interactions(shares: list[Tensor], hessian: Tensor) -> Tensor:
 
 def _dots(pulled: Tensor, share: Tensor) -> Tensor:
     """Sums over blocks: [n, R, B, C / B] and [R, B, C / B] → [n, R, B]."""
-    if kernels.serve(pulled):
+    if kernels.available_for(pulled):
         return kernels.dots(pulled, share)
     sums: Tensor = torch.linalg.vecdot(pulled, share)
     return sums

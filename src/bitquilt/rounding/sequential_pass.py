@@ -5,7 +5,7 @@ the original model and that of the quantized one. The matrices of a block are ro
 input after another, each corrected for what its input has become (:mod:`.gptaq`).
 Where the bank's rounding serves better, by the error against the original's outputs, it stays.
 
-One artefact per block, ``refined/<mix and text>/<block>``: the parts of each matrix under
+One artefact per block, ``refined/<allocation and text>/<block>``: the parts of each matrix under
 ``<module>/<part>``, and as facts which rounding was kept. A block that is there is not done again.
 Memory is one block of each model, the moments of one input and the two streams.
 
@@ -29,15 +29,12 @@ from bitquilt import qtypes
 from bitquilt.calibration.collect import input_of
 from bitquilt.models.blockwise import BlockwiseModel, batches
 from bitquilt.qtypes.floats import Float
-from bitquilt.qtypes.qtype import Packed, QuantType
+from bitquilt.qtypes.qtype import Allocation, Packed, QuantType
 from bitquilt.rounding.gptaq import Drift, corrected
 from bitquilt.rounding.hessian import factorize
-from bitquilt.rounding.layer_bank import Bank
+from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import Job, round_all
 from bitquilt.runtime.progress import Step
-
-Mix = Mapping[str, str]
-"""Module path → type name."""
 
 BLOCKS = "model.layers."
 ADDED = ("self_attn.o_proj", "mlp.down_proj")
@@ -45,20 +42,22 @@ ADDED = ("self_attn.o_proj", "mlp.down_proj")
 
 
 @dataclass(frozen=True)
-class Refined:
+class SequentialPass:
     """The matrices of a mix: corrected, or, where :meth:`corrects` denies it, the bank's."""
 
-    bank: Bank
-    mix: Mix
+    bank: LayerBank
+    allocation: Allocation
     folder: str
     """Where its artefacts are in the bank's work directory."""
 
     def corrects(self, module: str) -> bool:
         """Whether a matrix is rounded again: those of blocks, but for plain floats."""
-        return module.startswith(BLOCKS) and not isinstance(qtypes.get(self.mix[module]), Float)
+        return module.startswith(BLOCKS) and not isinstance(
+            qtypes.get(self.allocation[module]), Float
+        )
 
     def packed(self, module: str, qtype: str) -> Packed:
-        """The parts of a matrix on the type that the mix gives it, as :meth:`Bank.packed`."""
+        """The parts of a matrix on the type that the mix gives it, as :meth:`LayerBank.packed`."""
         if not self.corrects(module):
             return self.bank.packed(module, qtype)
         with self.bank.work.open(self.artefact(_layer(module))) as handle:
@@ -78,9 +77,11 @@ class Refined:
     def weight(self, name: str) -> Tensor:
         """A canonical tensor of the quantized model; what is yet to be rounded is the original."""
         module = name.removesuffix(".weight")
-        if module not in self.mix or (self.corrects(module) and not self.done(_layer(module))):
+        if module not in self.allocation or (
+            self.corrects(module) and not self.done(_layer(module))
+        ):
             return self.bank.checkpoint.load(name)
-        qtype = self.mix[module]
+        qtype = self.allocation[module]
         return qtypes.get(qtype).dequantize(self.packed(module, qtype))
 
     def done(self, layer: int) -> bool:
@@ -94,20 +95,25 @@ def _layer(module: str) -> int:
 
 
 @torch.no_grad()
-def refine(
-    bank: Bank, mix: Mix, tokens: Tensor, rounding: str, say: Callable[[str], None], step: Step
-) -> Refined:
+def round_sequentially(
+    bank: LayerBank,
+    allocation: Allocation,
+    tokens: Tensor,
+    rounding: str,
+    say: Callable[[str], None],
+    step: Step,
+) -> SequentialPass:
     """Correct a mix, whose cells the bank has, block by block.
 
     Args:
         bank: the matrices as rounded one by one.
-        mix: the decided mix, for every matrix of the checkpoint.
+        allocation: the decided mix, for every matrix of the checkpoint.
         tokens: int64 [N, L], calibration text, of at least two windows.
         rounding: one of :data:`bitquilt.rounding.METHODS`.
         say: told by name what could not be rounded as usual.
         step: called after each block.
     """
-    refined = Refined(bank, mix, f"refined/{_key(mix, tokens)}")
+    refined = SequentialPass(bank, allocation, f"refined/{_key(allocation, tokens)}")
     original = BlockwiseModel(bank.checkpoint)
     quantized = BlockwiseModel(bank.checkpoint, refined.weight)
     streams = original.embed(tokens), quantized.embed(tokens)
@@ -122,9 +128,9 @@ def refine(
     return refined
 
 
-def _key(mix: Mix, tokens: Tensor) -> str:
+def _key(allocation: Allocation, tokens: Tensor) -> str:
     """A name for what a correction depends on, besides the settings of the work directory."""
-    digest = hashlib.sha256(json.dumps(sorted(mix.items())).encode())
+    digest = hashlib.sha256(json.dumps(sorted(allocation.items())).encode())
     digest.update(tokens.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -216,7 +222,9 @@ def _norms_outputs(block: nn.Module) -> bool:
     return hasattr(block.get_submodule("layers.0"), "post_feedforward_layernorm")
 
 
-def _refine_block(refined: Refined, pair: _Pair, rounding: str, say: Callable[[str], None]) -> None:
+def _refine_block(
+    refined: SequentialPass, pair: _Pair, rounding: str, say: Callable[[str], None]
+) -> None:
     """Round the matrices of a block again, those of one input together, and write them."""
     readers: dict[str, list[str]] = {}
     for module in refined.bank.checkpoint.matrices:
@@ -229,7 +237,10 @@ def _refine_block(refined: Refined, pair: _Pair, rounding: str, say: Callable[[s
         drift = halves[0] + halves[1]
         factor = factorize(drift.second_moment.unsqueeze(0), [owner], say)
         jobs = [
-            Job(corrected(pair.weight(module), halves, factor), qtypes.get(refined.mix[module]))
+            Job(
+                corrected(pair.weight(module), halves, factor),
+                qtypes.get(refined.allocation[module]),
+            )
             for module in modules
         ]
         for module, job, one in zip(modules, jobs, round_all(jobs, factor, rounding), strict=True):

@@ -16,7 +16,7 @@ def compute_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def launched() -> torch.cuda.Event | None:
+def record_event() -> torch.cuda.Event | None:
     """All that this thread has asked the GPU to do so far; None without one."""
     if compute_device().type != "cuda":
         return None
@@ -26,7 +26,7 @@ def launched() -> torch.cuda.Event | None:
 
 
 @contextmanager
-def beside(after: torch.cuda.Event | None) -> Iterator[None]:
+def side_stream(after: torch.cuda.Event | None) -> Iterator[None]:
     """Within, this thread's work on a GPU waits for that alone, not for what comes meanwhile."""
     if after is None:
         yield

@@ -17,7 +17,7 @@ from bitquilt.errors import UserError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it and rename it into place.
 
     The temporary path may become a file or a directory. On any error it is removed, so that
@@ -52,7 +52,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def removed_on_error(path: Path) -> Iterator[None]:
+def remove_on_error(path: Path) -> Iterator[None]:
     """Remove a file or directory that turns out to be wrong, so that nobody takes it for right."""
     try:
         yield
@@ -120,10 +120,10 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def known(content: Any) -> Any:
+def nan_to_null(content: Any) -> Any:
     """JSON has no NaN: an interval that is not known is null."""
     if isinstance(content, dict):
-        return {key: known(value) for key, value in content.items()}
+        return {key: nan_to_null(value) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return [known(value) for value in content]
+        return [nan_to_null(value) for value in content]
     return None if isinstance(content, float) and math.isnan(content) else content

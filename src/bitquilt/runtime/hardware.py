@@ -24,7 +24,7 @@ ENERGY = Path("/sys/class/powercap/intel-rapl:0")
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """Limits of the processor."""
 
     name: str
@@ -35,7 +35,7 @@ class Machine:
     """Float32 operations a second in a matrix product."""
 
     @classmethod
-    def measured(cls) -> Machine:
+    def measured(cls) -> Hardware:
         """In about a second."""
         numbers, square = torch.ones(LARGE), torch.ones(WIDE, WIDE)
         return cls(

@@ -22,7 +22,7 @@ GROWTH = 1 << 26
 
 
 def keep_freed_memory() -> None:
-    """From now on, memory that this process frees stays with it until :func:`give_back`.
+    """From now on, memory that this process frees stays with it until :func:`trim`.
 
     For programs that compute and end; elsewhere than in glibc it does nothing.
     """
@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TOP_PAD, GROWTH)
 
 
-def give_back() -> None:
+def trim() -> None:
     """Return all that is free to the kernel: the next stage needs blocks of other sizes.
 
     Models that hold their own methods as weights are free only once cycles are collected.

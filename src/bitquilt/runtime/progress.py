@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bitquilt.runtime.malloc import give_back
+from bitquilt.runtime.malloc import trim
 
 Step = Callable[[], None]
 
@@ -30,7 +30,7 @@ class Reporter:
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Step]:
         """A stage of ``total`` steps; call what it yields after each."""
-        give_back()  # what the stage before left is of other sizes
+        trim()  # what the stage before left is of other sizes
         started = time.monotonic()
         with (
             self._bar(title, total)

@@ -28,7 +28,7 @@ def in_threads(work: Callable[..., Result], *items: Iterable[object]) -> list[Re
         torch.set_num_threads(threads)
 
 
-class Aside:
+class BackgroundTask:
     """A thread beside the one that computes, for what waits on disks: one call at a time.
 
     Used as a context: at its end nothing is under way, and what a call raised has been raised.
@@ -49,7 +49,7 @@ class Aside:
         if last is not None:
             last.result()
 
-    def __enter__(self) -> Aside:
+    def __enter__(self) -> BackgroundTask:
         return self
 
     def __exit__(

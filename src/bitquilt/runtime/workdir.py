@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitquilt.errors import UserError
-from bitquilt.runtime.files import remove, require_room, written_whole
+from bitquilt.runtime.files import atomic_write, remove, require_room
 
 LOCK = ".lock"
 
@@ -55,7 +55,7 @@ class WorkDir:
     def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
         """Write tensors and their facts under ``name``."""
         whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        with written_whole(self.path / f"{name}.safetensors") as temporary, _os_errors():
+        with atomic_write(self.path / f"{name}.safetensors") as temporary, _os_errors():
             save_file(whole, temporary, metadata=facts)
 
     def load(self, name: str) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class WorkDir:
 
     def save_json(self, name: str, content: Any) -> None:
         """Write ``name``.json."""
-        with written_whole(self.path / f"{name}.json") as temporary:
+        with atomic_write(self.path / f"{name}.json") as temporary:
             temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
 
     def load_json(self, name: str) -> Any:

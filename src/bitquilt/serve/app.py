@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bitquilt.engines import Engine
 from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.serve.metrics import Metrics
-from bitquilt.serve.requests import Asked, ChatAsked, TextAsked, check_model, parse
+from bitquilt.serve.requests import ChatRequest, CompletionRequest, TextAsked, check_model, parse
 from bitquilt.serve.responses import ChatReply, TextReply
 from bitquilt.serve.scheduler import Prepare, Scheduler
 from bitquilt.serve.tools import writes_calls
@@ -108,7 +108,7 @@ class Server:
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _chat(self, request: Request) -> Response:
-        asked = parse(ChatAsked, await self._body(request))
+        asked = parse(ChatRequest, await self._body(request))
         check_model(asked.model, self._name)
         info = self.scheduler.info
         messages = asked.conversation(info.chat_template)
@@ -132,7 +132,11 @@ class Server:
         return await self._answer(request, asked, prepare, TextReply(self._name))
 
     async def _answer(
-        self, request: Request, asked: Asked, prepare: Prepare, reply: ChatReply | TextReply
+        self,
+        request: Request,
+        asked: CompletionRequest,
+        prepare: Prepare,
+        reply: ChatReply | TextReply,
     ) -> Response:
         """Answer in one piece or in many; refusals come before the first."""
         events = self._timed(self.scheduler.answer(prepare))

@@ -16,7 +16,7 @@ from bitquilt.talk.reasoning import style_of
 
 RESCUES = Settings.rescues
 
-Body = TypeVar("Body", bound="Asked")
+Body = TypeVar("Body", bound="CompletionRequest")
 
 
 class _Strict(BaseModel):
@@ -86,7 +86,7 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class Asked(_Strict):
+class CompletionRequest(_Strict):
     """What all requests for text share. What OpenAI's API has and changes no answer is ignored."""
 
     model: str | None = None
@@ -145,7 +145,7 @@ class Asked(_Strict):
 PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
 
 
-class ChatAsked(Asked):
+class ChatRequest(CompletionRequest):
     """``POST /v1/chat/completions``."""
 
     messages: list[ChatMessage] = Field(min_length=1)
@@ -183,7 +183,7 @@ class ChatAsked(Asked):
         return self.think_budget
 
 
-class TextAsked(Asked):
+class TextAsked(CompletionRequest):
     """``POST /v1/completions``."""
 
     prompt: str = Field(min_length=1)

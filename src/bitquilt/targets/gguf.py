@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from gguf import GGMLQuantizationType, LlamaFileType
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container_write import (
@@ -39,18 +40,16 @@ from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.models.layout import head_dim
 from bitquilt.models.licence import licence
 from bitquilt.models.sources.gguf import dequantize
-from bitquilt.qtypes.qtype import Packed, PackedSource, QuantType
-from bitquilt.runtime.files import written_whole
+from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource, QuantType
+from bitquilt.runtime.files import atomic_write
 from bitquilt.targets.destination import RECIPE_KEY, check_file
 from bitquilt.targets.layout import (
-    Assignment,
     Layout,
     padded_text,
     qtypes_of,
     recipe_room,
     scale_bytes,
 )
-from gguf import GGMLQuantizationType, LlamaFileType
 
 QUANTIZATION_VERSION = 2
 
@@ -66,15 +65,15 @@ _FILE_TYPE_NAMES = {
 """Those not called ``MOSTLY_`` and the type's name."""
 
 
-def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
+def plan(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     """The exact size of the file; only shapes, config and tokenizer are read.
 
     Without a tokenizer (a config alone) the file is counted without one.
 
     Raises:
-        UserError: the assignment or the model has no GGUF form.
+        UserError: the allocation or the model has no GGUF form.
     """
-    chosen = qtypes_of(checkpoint, assignment, "gguf")
+    chosen = qtypes_of(checkpoint, allocation, "gguf")
     metadata = _metadata(checkpoint, chosen, "", 0)
     factors = _rope_factors(checkpoint)
     infos = _tensor_infos(checkpoint, chosen, factors)
@@ -100,7 +99,7 @@ def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
 
 def write(
     checkpoint: Checkpoint,
-    assignment: Assignment,
+    allocation: Allocation,
     packed: PackedSource,
     path: Path,
     recipe_json: str,
@@ -110,7 +109,7 @@ def write(
 
     Args:
         checkpoint: gives everything that is not a matrix.
-        assignment: matrix → type.
+        allocation: matrix → type.
         packed: called once per matrix, in file order.
         path: the file; replaced if it exists.
         recipe_json: stored under ``bitquilt.allocation.recipe``.
@@ -126,11 +125,11 @@ def write(
             f"{checkpoint.name} has no tokenizer, which a GGUF file needs; "
             "put tokenizer.json beside config.json"
         )
-    chosen = qtypes_of(checkpoint, assignment, "gguf")
+    chosen = qtypes_of(checkpoint, allocation, "gguf")
     factors = _rope_factors(checkpoint)
     infos = _tensor_infos(checkpoint, chosen, factors)
     check_file(path, checkpoint.gguf_source)
-    with written_whole(path) as beside, open(beside, "wb") as file:
+    with atomic_write(path) as beside, open(beside, "wb") as file:
         file.write(header(_metadata(checkpoint, chosen, recipe_json, spare), infos))
         for info, data in zip(
             infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True
@@ -138,17 +137,17 @@ def write(
             _check_size(info, data)
             file.write(data.tobytes())
             file.write(bytes(aligned(info.nbytes) - info.nbytes))
-        expected = plan(checkpoint, assignment).total_bytes + spare
+        expected = plan(checkpoint, allocation).total_bytes + spare
         assert file.tell() == expected, f"{file.tell()} bytes written, {expected} planned"
 
 
-def check(path: Path, checkpoint: Checkpoint, assignment: Assignment, packed: PackedSource) -> None:
+def check(path: Path, checkpoint: Checkpoint, allocation: Allocation, packed: PackedSource) -> None:
     """Reopen a written file and compare every tensor's name, shape, type and bytes.
 
     Raises:
         UserError: anything differs from what was meant; names the first tensor.
     """
-    chosen = qtypes_of(checkpoint, assignment, "gguf")
+    chosen = qtypes_of(checkpoint, allocation, "gguf")
     factors = _rope_factors(checkpoint)
     infos = _tensor_infos(checkpoint, chosen, factors)
     found = read_header(path).tensors
@@ -198,7 +197,7 @@ def read_weights(path: Path) -> Weights:
 def _metadata(
     checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, spare: int
 ) -> Metadata:
-    """All pairs of the header; its length is the same for every assignment and recipe."""
+    """All pairs of the header; its length is the same for every allocation and recipe."""
     pairs = _model_metadata(checkpoint)
     pairs["general.file_type"] = encode(int(_file_type(checkpoint, chosen)))
     pairs["general.quantization_version"] = encode(QUANTIZATION_VERSION)

@@ -1,14 +1,13 @@
 """What a file will weigh, known before any work: exactly additive over the matrices.
 
 ``total_bytes == fixed_bytes + sum(tensor_bytes.values())``, and ``fixed_bytes`` does not depend on
-the assignment: whatever varies in length with it (the recipe, per-module entries) is written into
-a room as large as any assignment needs and filled up with spaces. A knapsack over
+the allocation: whatever varies in length with it (the recipe, per-module entries) is written into
+a room as large as any allocation needs and filled up with spaces. A knapsack over
 ``tensor_bytes`` is therefore exact in bytes on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from bitquilt import qtypes
@@ -17,10 +16,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.ggml import GgmlQuantType
 from bitquilt.qtypes.mlx_affine import Affine
 from bitquilt.qtypes.mxfp4 import MxFp4
-from bitquilt.qtypes.qtype import QuantType
-
-Assignment = Mapping[str, str]
-"""Module path of every entry of ``Checkpoint.matrices`` → type name."""
+from bitquilt.qtypes.qtype import Allocation, QuantType
 
 RECIPE_BASE_ROOM = 4096
 RECIPE_ENTRY_ROOM = 40
@@ -36,7 +32,7 @@ class Layout:
     tensor_bytes: dict[str, int]
     """Module path → its bytes in the file, alignment padding included."""
     fixed_bytes: int
-    """Everything else; the same for every assignment."""
+    """Everything else; the same for every allocation."""
     breakdown: dict[str, int]
     """The same total by kind, for people: metadata, tokenizer, norms, embedding, codes, scales,
     padding."""
@@ -48,7 +44,7 @@ class Layout:
         return replace(self, total_bytes=total_bytes, breakdown=breakdown)
 
 
-def qtypes_of(checkpoint: Checkpoint, assignment: Assignment, target: str) -> dict[str, QuantType]:
+def qtypes_of(checkpoint: Checkpoint, allocation: Allocation, target: str) -> dict[str, QuantType]:
     """The type of every matrix, in file order.
 
     Raises:
@@ -56,14 +52,14 @@ def qtypes_of(checkpoint: Checkpoint, assignment: Assignment, target: str) -> di
             mlx) cannot hold the type.
     """
     matrices = checkpoint.matrices
-    if missing := [module for module in matrices if module not in assignment]:
+    if missing := [module for module in matrices if module not in allocation]:
         raise UserError(
             f"the recipe gives {missing[0]} no type ({len(missing)} such matrices); "
             "add a default to the recipe"
         )
-    if unknown := [module for module in assignment if module not in matrices]:
+    if unknown := [module for module in allocation if module not in matrices]:
         raise UserError(f"the recipe names {unknown[0]}, which is no matrix of {checkpoint.name}")
-    chosen = {module: qtypes.get(assignment[module]) for module in matrices}
+    chosen = {module: qtypes.get(allocation[module]) for module in matrices}
     for module, qtype in chosen.items():
         if target not in qtype.targets:
             raise UserError(

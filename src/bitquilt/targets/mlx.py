@@ -13,11 +13,10 @@ from safetensors import SafetensorError, safe_open
 from bitquilt import qtypes
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
-from bitquilt.qtypes.qtype import PackedSource, QuantType
-from bitquilt.runtime.files import written_whole
+from bitquilt.qtypes.qtype import Allocation, PackedSource, QuantType
+from bitquilt.runtime.files import atomic_write
 from bitquilt.targets.destination import check_directory
 from bitquilt.targets.layout import (
-    Assignment,
     Layout,
     padded_text,
     qtypes_of,
@@ -56,13 +55,13 @@ COPIED_FILES = (
 _DTYPES = {torch.uint32: "U32", torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8"}
 
 
-def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
+def plan(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     """The exact size of the whole directory; only shapes, config and tokenizer are read.
 
     Raises:
-        UserError: the assignment has no MLX form.
+        UserError: the allocation has no MLX form.
     """
-    chosen = qtypes_of(checkpoint, assignment, "mlx")
+    chosen = qtypes_of(checkpoint, allocation, "mlx")
     matrices = checkpoint.matrices
     tensor_bytes = {m: qtype.nbytes(*matrices[m]) for m, qtype in chosen.items()}
     padding = norm_slack(checkpoint, chosen)
@@ -88,7 +87,7 @@ def plan(checkpoint: Checkpoint, assignment: Assignment) -> Layout:
 
 def write(
     checkpoint: Checkpoint,
-    assignment: Assignment,
+    allocation: Allocation,
     packed: PackedSource,
     directory: Path,
     recipe_json: str,
@@ -98,7 +97,7 @@ def write(
 
     Args:
         checkpoint: gives everything that is not a matrix.
-        assignment: matrix → type.
+        allocation: matrix → type.
         packed: called once per matrix, in checkpoint order.
         directory: replaced if an earlier result is there.
         recipe_json: stored as recipe.json.
@@ -114,10 +113,10 @@ def write(
             f"{checkpoint.name} has no tokenizer, which an MLX model needs; "
             "put tokenizer.json beside config.json"
         )
-    chosen = qtypes_of(checkpoint, assignment, "mlx")
+    chosen = qtypes_of(checkpoint, allocation, "mlx")
     texts = _texts(checkpoint, chosen, recipe_json, spare)
     check_directory(directory, marker=RECIPE_FILE)
-    with written_whole(directory) as beside:
+    with atomic_write(directory) as beside:
         beside.mkdir()
         for name, raw in _copied(checkpoint).items():
             (beside / name).write_bytes(raw)
@@ -126,19 +125,19 @@ def write(
         with open(beside / WEIGHTS_FILE, "wb") as file:
             _write_weights(file, checkpoint, chosen, packed)
         size = sum(path.stat().st_size for path in beside.iterdir())
-        expected = plan(checkpoint, assignment).total_bytes + spare
+        expected = plan(checkpoint, allocation).total_bytes + spare
         assert size == expected, f"{size} bytes written, {expected} planned"
 
 
 def check(
-    directory: Path, checkpoint: Checkpoint, assignment: Assignment, packed: PackedSource
+    directory: Path, checkpoint: Checkpoint, allocation: Allocation, packed: PackedSource
 ) -> None:
     """Reopen a written directory and compare every tensor's name, shape, dtype and bytes.
 
     Raises:
         UserError: anything differs from what was meant; names the first tensor.
     """
-    chosen = qtypes_of(checkpoint, assignment, "mlx")
+    chosen = qtypes_of(checkpoint, allocation, "mlx")
     meant = {part.name: part for part in file_parts(checkpoint, chosen)}
     path = directory / WEIGHTS_FILE
     with _open(path) as file:

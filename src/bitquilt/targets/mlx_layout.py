@@ -133,7 +133,7 @@ def _header_room(checkpoint: Checkpoint) -> int:
 
 
 def config_text(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> str:
-    """config.json, filled with spaces to the length that no assignment exceeds."""
+    """config.json, filled with spaces to the length that no allocation exceeds."""
     longest = _dump(checkpoint.config, dict.fromkeys(chosen, WORST_ENTRY), WORST_ENTRY)
     entries = {module: quantization_entry(qtype) for module, qtype in chosen.items()}
     packed = [tuple(entry.items()) for entry in entries.values() if isinstance(entry, dict)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bitquilt.engines import Engine, open_engine
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import Estimate
-from bitquilt.runtime.files import known
+from bitquilt.runtime.files import nan_to_null
 from bitquilt.runtime.progress import Reporter, Step
 from bitquilt.tasks import problems, programs
 from bitquilt.tasks.likelihood import encode_pair, likelihoods
@@ -77,12 +77,12 @@ class Standings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        found: dict[str, Any] = known(asdict(self))
+        found: dict[str, Any] = nan_to_null(asdict(self))
         return found
 
 
 @dataclass(frozen=True)
-class Effort:
+class TaskConfig:
     """How much of the tasks to run."""
 
     repeats: int
@@ -96,7 +96,10 @@ class Effort:
 
 
 def run(
-    models: Sequence[str], names: Sequence[str], effort: Effort, reporter: Reporter | None = None
+    models: Sequence[str],
+    names: Sequence[str],
+    effort: TaskConfig,
+    reporter: Reporter | None = None,
 ) -> Standings:
     """Run tasks on models; all but the first are compared with the first.
 
@@ -145,7 +148,9 @@ def run(
     return Standings(tuple(standings))
 
 
-def _manner(engine: Engine, effort: Effort, asked: Collection[str], reporter: Reporter) -> Manner:
+def _manner(
+    engine: Engine, effort: TaskConfig, asked: Collection[str], reporter: Reporter
+) -> Manner:
     """How all models answer: with the sampling that the first one recommends."""
     sampling = engine.info.sampling
     if asked and effort.repeats > 1 and sampling.temperature <= 0:

@@ -13,10 +13,9 @@ import json
 import tempfile
 from pathlib import Path
 
+import gguf
 import llama_cpp
 import numpy as np
-
-import gguf
 
 FTYPES = {
     "Q4_0": 2,

@@ -7,21 +7,21 @@ import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
-from tests.models.llamacpp_vocab import tokenize
-from tests.models.reference import canonical_logits, original_logits
-from tests.models.tiny_gguf import ARCHITECTURES, write_gguf, write_sentencepiece_gguf
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-import gguf
 from bitquilt.errors import UserError
 from bitquilt.gguf.metadata_read import config_of, model_name, read_header
 from bitquilt.gguf.tokenizer_read import SPLITTINGS, byte_level
 from bitquilt.models import open_checkpoint
+from tests.factories import tiny_checkpoint
+from tests.models.llamacpp_vocab import tokenize
+from tests.models.reference import canonical_logits, original_logits
+from tests.models.tiny_gguf import ARCHITECTURES, write_gguf, write_sentencepiece_gguf
 
 KINDS = gguf.GGMLQuantizationType
 

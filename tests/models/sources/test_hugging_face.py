@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tests.factories import tiny_checkpoint
 
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
+from tests.factories import tiny_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, errors
-from tests.rounding.fits.mlx_peer import mlx_fields
 
 from bitquilt import qtypes
 from bitquilt.qtypes.mlx_affine import Affine
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.fits.family import fit_family
+from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, errors
+from tests.rounding.fits.mlx_peer import mlx_fields
 
 AFFINE = [qtype for name in qtypes.names("mlx") if isinstance(qtype := qtypes.get(name), Affine)]
 every_qtype = pytest.mark.parametrize("qtype", AFFINE, ids=lambda qtype: qtype.name)

@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+
+from bitquilt import qtypes
+from bitquilt.qtypes.qtype import QuantType
+from bitquilt.rounding.fits.family import fit_family
 from tests.rounding.fits.blocks import (
     check_awkward_blocks,
     check_no_block_is_worse,
@@ -9,10 +13,6 @@ from tests.rounding.fits.blocks import (
     ggml_fields,
     random_blocks,
 )
-
-from bitquilt import qtypes
-from bitquilt.qtypes.qtype import QuantType
-from bitquilt.rounding.fits.family import fit_family
 
 every_qtype = pytest.mark.parametrize(
     "qtype",

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, ggml_fields
 
 from bitquilt import qtypes
 from bitquilt.qtypes.blocks32 import IQ4_VALUES
@@ -10,6 +9,7 @@ from bitquilt.qtypes.mxfp4 import MxFp4
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.fits import iq4, mxfp4
 from bitquilt.rounding.tables import Table
+from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, ggml_fields
 
 every_qtype = pytest.mark.parametrize(
     "qtype", [qtypes.get("IQ4_NL"), qtypes.get("IQ4_XS")], ids=lambda qtype: qtype.name

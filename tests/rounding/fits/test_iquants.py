@@ -6,6 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
+from bitquilt.errors import UserError
+from bitquilt.qtypes.iquants import Codebook
+from bitquilt.qtypes.qtype import registered
+from bitquilt.rounding.fits.iquants import nearest_scales
+from bitquilt.rounding.nearest import fit
 from tests.rounding.fits.blocks import (
     awkward_matrix,
     check_fields,
@@ -14,13 +21,6 @@ from tests.rounding.fits.blocks import (
     random_blocks,
     real_blocks,
 )
-from torch import Tensor
-
-from bitquilt.errors import UserError
-from bitquilt.qtypes.iquants import Codebook
-from bitquilt.qtypes.qtype import registered
-from bitquilt.rounding.fits.iquants import nearest_scales
-from bitquilt.rounding.nearest import fit
 
 QTYPES = [qtype for qtype in registered().values() if isinstance(qtype, Codebook)]
 

@@ -2,6 +2,12 @@
 
 import pytest
 import torch
+
+from bitquilt import qtypes
+from bitquilt.qtypes.kquants import Signed, WithMins
+from bitquilt.qtypes.qtype import QuantType
+from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.kquants import pick_best
 from tests.rounding.fits.blocks import (
     awkward_matrix,
     check_awkward_blocks,
@@ -11,12 +17,6 @@ from tests.rounding.fits.blocks import (
     random_blocks,
     real_blocks,
 )
-
-from bitquilt import qtypes
-from bitquilt.qtypes.kquants import Signed, WithMins
-from bitquilt.qtypes.qtype import QuantType
-from bitquilt.rounding.fits.family import fit_family
-from bitquilt.rounding.fits.kquants import pick_best
 
 # Weighted error as a share of ggml's, the mean over super-blocks: of random and of real ones.
 SHARES = {

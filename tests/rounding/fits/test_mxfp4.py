@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse
-from tests.rounding.fits.mlx_peer import mlx_fields
 
 from bitquilt import qtypes
 from bitquilt.rounding.fits.family import fit_family
+from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse
+from tests.rounding.fits.mlx_peer import mlx_fields
 
 MXFP4 = qtypes.get("mxfp4")
 

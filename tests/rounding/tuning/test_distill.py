@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.factories import tiny_checkpoint
 
 from bitquilt import qtypes
 from bitquilt.metrics.kl import logits
@@ -22,6 +21,7 @@ from bitquilt.rounding.tuning.student import Student
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import gguf, mlx
+from tests.factories import tiny_checkpoint
 
 WINDOWS, LENGTH = 232, 8
 MLX = ("3bit-g64", "2bit-g32", "mxfp4", "BF16")
@@ -37,7 +37,7 @@ class Case:
         self.directory = directory
         self.checkpoint = open_checkpoint(tiny_checkpoint(directory, family, **shape))
         matrices = list(self.checkpoint.matrices)
-        self.mix = {module: names[i % len(names)] for i, module in enumerate(matrices)}
+        self.allocation = {module: names[i % len(names)] for i, module in enumerate(matrices)}
         self.packed = cache(self._round)
         random = torch.Generator().manual_seed(1)
         tokens = torch.randint(3, 200, (WINDOWS, LENGTH), generator=random)
@@ -54,7 +54,7 @@ class Case:
         work = WorkDir(directory or Path(tempfile.mkdtemp(dir=self.directory)), {})
         return distill.tune(
             self.checkpoint,
-            self.mix,
+            self.allocation,
             self.packed,
             self.teacher,
             work,
@@ -68,9 +68,11 @@ class Case:
 
         def weights(name):
             module = name.removesuffix(".weight")
-            if module not in self.mix:
+            if module not in self.allocation:
                 return tuned.checkpoint.load(name)
-            return qtypes.get(self.mix[module]).dequantize(tuned.packed(module, self.mix[module]))
+            return qtypes.get(self.allocation[module]).dequantize(
+                tuned.packed(module, self.allocation[module])
+            )
 
         student = BlockwiseModel(self.checkpoint, weights)
         found = logits(student.last_hidden(apart.tokens), student.head())
@@ -105,7 +107,7 @@ def test_the_windows_set_apart_come_closer(tuned):
 
 def test_codes_stay_and_files_are_ordinary(tuned):
     case, result = tuned
-    for module, name in case.mix.items():
+    for module, name in case.allocation.items():
         qtype = qtypes.get(name)
         before, parts = qtype.unpack(case.packed(module, name)), result.packed(module, name)
         after = qtype.unpack(parts)
@@ -121,7 +123,7 @@ def test_codes_stay_and_files_are_ordinary(tuned):
 def test_integer_scales_of_k_quants_move(on_gguf):
     case, result = on_gguf
     moved = set()
-    for module, name in case.mix.items():
+    for module, name in case.allocation.items():
         qtype = qtypes.get(name)
         before = qtype.unpack(case.packed(module, name))
         after = qtype.unpack(result.packed(module, name))
@@ -146,8 +148,8 @@ def test_the_written_file_is_the_tuned_model(tmp_path, family):
     case = Case(tmp_path, family, ("Q4_0",), layers=1)
     result = case.tune()
     path = tmp_path / "tuned.gguf"
-    gguf.write(result.checkpoint, case.mix, result.packed, path, "{}")
-    gguf.check(path, result.checkpoint, case.mix, result.packed)
+    gguf.write(result.checkpoint, case.allocation, result.packed, path, "{}")
+    gguf.check(path, result.checkpoint, case.allocation, result.packed)
     weights = gguf.read_weights(path)
     assert torch.allclose(
         weights["model.norm.weight"],
@@ -162,7 +164,7 @@ def test_the_written_file_is_the_tuned_model(tmp_path, family):
 
 def test_the_mlx_directory_is_the_tuned_model(tmp_path, on_mlx):
     case, result = on_mlx
-    mlx.write(result.checkpoint, case.mix, result.packed, tmp_path / "tuned", "{}")
+    mlx.write(result.checkpoint, case.allocation, result.packed, tmp_path / "tuned", "{}")
     weights = mlx.read_weights(tmp_path / "tuned")
     found = weights_metrics(
         case.teacher.first(distill.APART, LENGTH), case.checkpoint, weights.__getitem__
@@ -192,7 +194,7 @@ def test_what_was_learned_is_taken_again(tmp_path):
         torch.equal(second.learned[name], numbers) for name, numbers in first.learned.items()
     )
     keys = {
-        distill._key(case.mix, packed, case.teacher.tokens)
+        distill._key(case.allocation, packed, case.teacher.tokens)
         for packed in (case.packed, first.packed)
     }
     assert len(keys) == 2  # for other matrices it would not serve
@@ -215,7 +217,7 @@ def test_gradients_are_those_of_the_divergence(tmp_path, tied):
     """Recomputed blocks and logits in parts, against differences."""
     case = Case(tmp_path, names=("4bit-g64",), layers=1, tied=tied)
     # numbers as they are learned, not as they are stored: rounding has no differences
-    student = Student(case.checkpoint, case.mix, case.packed, compute_device())
+    student = Student(case.checkpoint, case.allocation, case.packed, compute_device())
     for own in student._learned.values():
         for one in own:
             one.stored = Stored(torch.float32)

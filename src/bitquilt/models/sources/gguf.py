@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
 
-import gguf
 from bitquilt.errors import UserError
 from bitquilt.gguf.container_read import GgufTensor
 from bitquilt.gguf.metadata_read import (

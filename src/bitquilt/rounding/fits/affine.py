@@ -13,12 +13,12 @@ from bitquilt.qtypes.qtype import Fields
 from bitquilt.rounding.fits.affine_search import (
     Line,
     Lines,
+    alternate,
     better,
     codes,
     from_below,
     lines,
     measure,
-    refine,
     search_range,
     try_neighbours,
 )
@@ -52,8 +52,8 @@ def _affine(qtype: Affine, weight: Tensor, importance: Tensor) -> Fields:
 
 def _fitted(of: Lines, best: Line, coarse: bool) -> Line:
     if coarse:
-        return refine(of, *search_range(of, COARSE), best, rounds=2)
-    best = refine(of, *search_range(of, FINE), best, rounds=1)
+        return alternate(of, *search_range(of, COARSE), best, rounds=2)
+    best = alternate(of, *search_range(of, FINE), best, rounds=1)
     return try_neighbours(of, best, NEIGHBOURS, NEIGHBOURS)
 
 

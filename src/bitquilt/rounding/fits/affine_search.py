@@ -148,7 +148,7 @@ def _error(
     return dot(residual.square_(), importance)
 
 
-def refine(of: Lines, scale: Tensor, offset: Tensor, best: Line, rounds: int) -> Line:
+def alternate(of: Lines, scale: Tensor, offset: Tensor, best: Line, rounds: int) -> Line:
     """Alternate between nearest codes and the best line for them; the best seen, and ``best``."""
     for _ in range(rounds):
         scale, offset = of.scale.nearest(scale), of.offset.nearest(offset)

@@ -13,12 +13,12 @@ from bitquilt.qtypes.qtype import Fields
 from bitquilt.rounding.fits.affine_search import (
     Line,
     Lines,
+    alternate,
     better,
     codes,
     from_below,
     lines,
     measure,
-    refine,
     search_range,
     walk,
 )
@@ -29,7 +29,7 @@ from bitquilt.rounding.fits.scale_search import Levels, largest, refine_scales, 
 BLOCK = 32
 PARTS = (0.0, 0.15, 0.35)
 """Of half a block's range, by which the search draws in either end."""
-TURNS = tuple(i / 20 for i in range(-18, 19))
+GGML_STEPS = tuple(i / 20 for i in range(-18, 19))
 """ggml's steps about the top code of Q4_1 and Q5_1."""
 TURNED = tuple(-i / 10 for i in range(-9, 10))
 """ggml's steps about the lowest code of Q4_0 and Q5_0, where the largest weight starts."""
@@ -110,8 +110,8 @@ def _asymmetric(qtype: Asymmetric, weight: Tensor, importance: Tensor) -> Fields
     def fit(groups: Tensor, shares: Tensor) -> Fields:
         of = lines(groups, shares, qtype.high, torch.float16)
         best = better(from_below(of), _stock(of, groups, shares))
-        best = refine(of, *search_range(of, PARTS), best, rounds=1)
-        best = refine(of, best.scale, best.offset, best, rounds=1)
+        best = alternate(of, *search_range(of, PARTS), best, rounds=1)
+        best = alternate(of, best.scale, best.offset, best, rounds=1)
         return {
             "codes": codes(of, best.scale, best.offset).to(torch.uint8).flatten(1),
             "d": of.scale.stored(best.scale).float().flatten(1),
@@ -126,5 +126,5 @@ def _stock(of: Lines, groups: Tensor, importance: Tensor) -> Line:
     unit, centre = of.offset.unit, of.offset.origin
     weights = groups / unit
     row = groups.square().mean((-2, -1), keepdim=True) / unit.square()
-    scale, offset = walk(weights, importance * (weights.square() + row).sqrt_(), of.top, TURNS)
+    scale, offset = walk(weights, importance * (weights.square() + row).sqrt_(), of.top, GGML_STEPS)
     return measure(of, scale, offset - centre / unit)

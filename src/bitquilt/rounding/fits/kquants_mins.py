@@ -26,7 +26,7 @@ from bitquilt.rounding.fits.kquants import fit_super_blocks, half, inverse, pick
 VANISHING = 1e-5
 """Least variance of codes that a line is fitted through, as a share of their mean square: a smaller
 one is rounding."""
-REACHES = {
+RANGE_STARTS = {
     "Q2_K": (
         (-0.4, 3.4), (0, 3.6), (-0.6, 3), (0.8, 3.2), (0, 3.2), (-0.4, 3.2),
         (-0.2, 4.2), (-1, 3), (-0.4, 3.8), (-1, 3.6), (0, 2.8), (0.2, 3.4),
@@ -152,7 +152,7 @@ def _search(blocks: _Blocks) -> tuple[_Moments, Tensor, Tensor]:
 def _starts(blocks: _Blocks) -> tuple[Tensor, Tensor]:
     """Factors and addends [M, J, N] of the lines to start from, the last of them through zero."""
     low, high = blocks.weights.amin(0), blocks.weights.amax(0)
-    reaches = low.new_tensor(REACHES[blocks.qtype.name]).view(-1, 2, 1, 1)
+    reaches = low.new_tensor(RANGE_STARTS[blocks.qtype.name]).view(-1, 2, 1, 1)
     factors = (reaches[:, 1] - reaches[:, 0]) * inverse(high - low)
     addends = torch.addcmul(reaches[:, 0], low, factors, value=-1)
     tops = blocks.qtype.high * low.new_tensor(THROUGH_ZERO).view(-1, 1, 1)

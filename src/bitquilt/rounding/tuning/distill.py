@@ -90,7 +90,7 @@ def steps(windows: int) -> int:
 
 def tune(
     checkpoint: Checkpoint,
-    mix: Mapping[str, str],
+    allocation: Mapping[str, str],
     packed: PackedSource,
     teacher: Teacher,
     work: WorkDir,
@@ -101,17 +101,17 @@ def tune(
 
     Args:
         checkpoint: the original.
-        mix: module path → type name, for every matrix.
+        allocation: module path → type name, for every matrix.
         packed: the matrices as they were rounded.
         teacher: the original on calibration text, of at least four windows, each read once; the
             first are set apart.
-        work: gets an artefact ``tuned/<mix, matrices and text>``.
+        work: gets an artefact ``tuned/<allocation, matrices and text>``.
         say: told what came of it.
         step: called after each step, at most :func:`steps` times.
     """
-    artefact = f"tuned/{_key(mix, packed, teacher.tokens)}"
+    artefact = f"tuned/{_key(allocation, packed, teacher.tokens)}"
     if not work.has(artefact):
-        before, after, learned = _learn(checkpoint, mix, packed, teacher, step)
+        before, after, learned = _learn(checkpoint, allocation, packed, teacher, step)
         work.save(artefact, learned, {"before": repr(before), "after": repr(after)})
     with work.open(artefact) as handle:
         before, after = (float(handle.metadata()[name]) for name in ("before", "after"))
@@ -120,10 +120,10 @@ def tune(
     return Tuned(before, after, checkpoint, packed, work.load(artefact))
 
 
-def _key(mix: Mapping[str, str], packed: PackedSource, tokens: Tensor) -> str:
+def _key(allocation: Mapping[str, str], packed: PackedSource, tokens: Tensor) -> str:
     """A name for what the result depends on, besides the settings of the work directory."""
     digest = hashlib.sha256(tokens.cpu().numpy().tobytes())
-    for module, qtype in mix.items():
+    for module, qtype in allocation.items():
         digest.update(f"{module} {qtype}".encode())
         for part in packed(module, qtype).values():
             digest.update(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -132,13 +132,13 @@ def _key(mix: Mapping[str, str], packed: PackedSource, tokens: Tensor) -> str:
 
 def _learn(
     checkpoint: Checkpoint,
-    mix: Mapping[str, str],
+    allocation: Mapping[str, str],
     packed: PackedSource,
     teacher: Teacher,
     step: Step,
 ) -> tuple[float, float, dict[str, Tensor]]:
     """Mean KL on the windows set apart before and after, and the numbers that were best there."""
-    student = Student(checkpoint, mix, packed, compute_device())
+    student = Student(checkpoint, allocation, packed, compute_device())
     model = BlockwiseModel(checkpoint, student.weight)
     apart = _apart(len(teacher.tokens))
     judge, lessons = teacher.windows(slice(apart)), teacher.windows(slice(apart, None))

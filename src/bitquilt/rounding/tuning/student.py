@@ -40,7 +40,7 @@ class Student:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        mix: Mapping[str, str],
+        allocation: Mapping[str, str],
         packed: PackedSource,
         device: torch.device,
     ) -> None:
@@ -48,11 +48,11 @@ class Student:
 
         Args:
             checkpoint: gives norms and biases.
-            mix: module path → type name, for every matrix.
+            allocation: module path → type name, for every matrix.
             packed: the rounded matrices.
             device: where to compute.
         """
-        self._qtypes = {module: qtypes.get(name) for module, name in mix.items()}
+        self._qtypes = {module: qtypes.get(name) for module, name in allocation.items()}
         self._fixed: dict[str, Fields] = {}
         self._learned: dict[str, list[Learned]] = {}  # by module path, or by name of a norm
         for module, qtype in self._qtypes.items():
