@@ -114,7 +114,7 @@ def test_the_recipe_beside_a_model_makes_the_same_weights(wide, tmp_path, to):
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
     assert recipe_file(second.path).read_bytes() == recipe.read_bytes()
     if to == "gguf":
-        inside = read_header(first.path).metadata["bitquilt.allocation.recipe"]
+        inside = read_header(first.path).metadata["bitquilt.recipe"]
         assert json.loads(inside) == json.loads(recipe.read_text())
 
 

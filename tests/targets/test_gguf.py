@@ -98,7 +98,7 @@ def test_header_as_gguf_py_reads_it(model: Model, tmp_path: Path) -> None:
     assert found["tokenizer.ggml.tokens"] == tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     assert found["tokenizer.ggml.add_bos_token"] is True
     assert found["tokenizer.chat_template"] == CHAT_TEMPLATE
-    assert json.loads(found["bitquilt.allocation.recipe"]) == allocation
+    assert json.loads(found["bitquilt.recipe"]) == allocation
     named = {
         role: found["tokenizer.ggml.tokens"][found[f"tokenizer.ggml.{role}_token_id"]]
         for role in ("bos", "eos", "eot", "eom")
@@ -121,7 +121,7 @@ def test_a_gguf_source_keeps_its_header(model: Model, tmp_path: Path) -> None:
     )
     assert before.keys() == after.keys()
     changed = {key for key in before if before[key] != after[key]}
-    assert changed == {"general.file_type", "bitquilt.allocation.recipe"}
+    assert changed == {"general.file_type", "bitquilt.recipe"}
 
 
 def test_check_finds_a_flipped_bit(model: Model, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from bitquilt.errors import UserError
 from bitquilt.gguf.container_read import parse
 
-RECIPE_KEY = "bitquilt.allocation.recipe"
+RECIPE_KEY = "bitquilt.recipe"
 """The metadata of every GGUF file that bitquilt writes has it."""
 
 

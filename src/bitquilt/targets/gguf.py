@@ -112,7 +112,7 @@ def write(
         allocation: matrix → type.
         packed: called once per matrix, in file order.
         path: the file; replaced if it exists.
-        recipe_json: stored under ``bitquilt.allocation.recipe``.
+        recipe_json: stored under ``bitquilt.recipe``.
         spare: bytes by which the file shall be larger than :func:`plan` says, in spaces after the
             recipe, so that mixes of slightly different sizes fill one announced size.
 
