@@ -19,6 +19,7 @@ from lib.timed import MAXRSS_UNIT
 
 from bitquilt import qtypes
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.names import layer_of
 from bitquilt.rounding.layer_bank import Candidates, LayerBank
 from bitquilt.runtime.device import compute_device
 
@@ -60,9 +61,7 @@ def measure(bank: LayerBank, targets: list[str]) -> None:
 
 def by_block(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
     """The matrices of even blocks, with those of no block, and of odd ones."""
-    odd = [
-        m for m in checkpoint.matrices if m.startswith("model.layers.") and int(m.split(".")[2]) % 2
-    ]
+    odd = [m for m in checkpoint.matrices if (layer_of(m) or 0) % 2]
     return [m for m in checkpoint.matrices if m not in odd], odd
 
 

@@ -19,11 +19,6 @@ MENU = {
 }
 
 
-def test_kinds():
-    assert sensitivity.kind("model.embed_tokens") == "embed_tokens"
-    assert sensitivity.kind(V0) == sensitivity.kind(V1) == "v_proj"
-
-
 def test_blocks():
     assert sensitivity.block("model.embed_tokens") == "model.embed_tokens"
     assert (sensitivity.block(V0), sensitivity.block(V1)) == ("0", "1")

@@ -8,6 +8,25 @@ import torch
 from bitquilt.errors import UserError
 from bitquilt.models import layout, names
 
+V0, V11 = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 11))
+
+
+def test_kinds() -> None:
+    assert names.kind_of("model.embed_tokens") == "embed_tokens"
+    assert names.kind_of(V0) == names.kind_of(V11) == "v_proj"
+
+
+def test_layers() -> None:
+    assert names.layer_of("model.embed_tokens.weight") is None
+    assert (names.layer_of(V0), names.layer_of(f"{V11}.bias")) == (0, 11)
+
+
+def test_a_path_is_a_block_and_a_path_within_it() -> None:
+    for layer, module in ((0, V0), (11, V11)):
+        assert names.in_block(module) == "self_attn.v_proj"
+        assert f"{names.block_path(layer)}.{names.in_block(module)}" == module
+    assert names.in_block("lm_head") == "lm_head"
+
 
 @pytest.mark.parametrize("model_type", layout.MODEL_TYPES)
 def test_every_tensor_has_a_name_there_and_back(model_type: str) -> None:

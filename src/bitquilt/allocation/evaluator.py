@@ -30,6 +30,7 @@ from bitquilt.metrics.kl import LOGIT_TOKENS, relative
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.blockwise import BlockwiseModel, embedding_scale
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Allocation, PackedSource
 
 STATE_BYTES = 1 << 30
@@ -56,7 +57,7 @@ class Evaluator:
         self.precision = fastest(self._model.device)
         """One of :data:`PRODUCTS`."""
         self._blocks = [
-            [m for m in checkpoint.matrices if m.startswith(f"model.layers.{index}.")]
+            [module for module in checkpoint.matrices if layer_of(module) == index]
             for index in range(checkpoint.layers)
         ]
         self._head = EMBEDDING if checkpoint.tied else HEAD

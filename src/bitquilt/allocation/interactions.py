@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from bitquilt import qtypes
-from bitquilt.allocation.sensitivity import block, kind
+from bitquilt.allocation.sensitivity import block
 from bitquilt.allocation.space import AllocationSpace, Floats
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.names import kind_of
 from bitquilt.qtypes.qtype import PackedSource
 from bitquilt.rounding.tuning.distill import divergence, repeatable
 from bitquilt.runtime.progress import Step
@@ -140,7 +141,7 @@ def _shrunk(ratios: Floats, modules: Sequence[str]) -> Floats:
     moderated = (USUAL * np.median(spread) + freedom * spread) / (USUAL + freedom)
     noise = np.diag(moderated / samples + 1e-9)
     beyond = ratios.mean(0) - 1
-    groups = [np.array([of(module) for module in modules]) for of in (kind, block)]
+    groups = [np.array([of(module) for module in modules]) for of in (kind_of, block)]
     same = [(group[:, None] == group).astype(float) for group in groups] + [np.eye(count)]
     best, expected = -np.inf, beyond
     for widths in product(WIDTHS, repeat=len(same)):

@@ -9,7 +9,6 @@ models and with an importance matrix, which bitquilt always has. mlx-lm's are th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from bitquilt import qtypes
 from bitquilt.allocation.recipe import require_fit
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.models.names import layer_of
 
 
 @dataclass(frozen=True)
@@ -213,9 +213,9 @@ def _mlx_qtype(name: str, checkpoint: Checkpoint, module: str, columns: int) -> 
 
 def _block(checkpoint: Checkpoint, module: str) -> Block:
     """The block that a matrix is in, e.g. 3 for ``model.layers.3.mlp.down_proj``."""
-    found = re.search(r"\.layers\.(\d+)\.", module)
-    if found is None:
+    layer = layer_of(module)
+    if layer is None:
         raise ValueError(f"{module} is in no block")
     heads = int(checkpoint.config["num_attention_heads"])
     kv_heads = int(checkpoint.config["num_key_value_heads"])
-    return Block(int(found[1]), checkpoint.layers, heads // kv_heads)
+    return Block(layer, checkpoint.layers, heads // kv_heads)

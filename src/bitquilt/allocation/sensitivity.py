@@ -8,6 +8,7 @@ from bitquilt import qtypes
 from bitquilt.allocation.knapsack import Choice, Menu
 from bitquilt.allocation.measurements import Measurements
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Packed, PackedSource
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.progress import Step
@@ -18,14 +19,10 @@ ALONE = 4
 """Windows that each cell is measured on where no prediction is trusted."""
 
 
-def kind(module: str) -> str:
-    """The kind of a matrix: the last part of its module path (``q_proj``, ``embed_tokens``)."""
-    return module.rsplit(".", 1)[-1]
-
-
 def block(module: str) -> str:
     """The number of its block; the path of a matrix that is in none."""
-    return module.split(".")[2] if ".layers." in module else module
+    layer = layer_of(module)
+    return module if layer is None else str(layer)
 
 
 def prior(checkpoint: Checkpoint, menu: Menu) -> Menu:

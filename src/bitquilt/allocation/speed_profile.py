@@ -32,6 +32,7 @@ from bitquilt.engines import Engine, Request, Sampling, open_engine
 from bitquilt.engines.llamacpp_backend import physical_cores
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Packed, PackedSource
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.files import atomic_write
@@ -215,7 +216,7 @@ def _designs(
 def _affordable(checkpoint: Checkpoint) -> int:
     """Blocks that are timed."""
     sizes = {module: rows * columns for module, (rows, columns) in checkpoint.matrices.items()}
-    in_blocks = sum(size for module, size in sizes.items() if ".layers." in module)
+    in_blocks = sum(size for module, size in sizes.items() if layer_of(module) is not None)
     room = MOST_WEIGHTS - (sum(sizes.values()) - in_blocks)
     most = int(room / (in_blocks / checkpoint.layers))
     return min(checkpoint.layers, max(2, most))
@@ -225,11 +226,10 @@ def _cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
     """The same model with its first blocks only."""
     if layers == checkpoint.layers:
         return checkpoint
-    dropped = tuple(f"model.layers.{n}." for n in range(layers, checkpoint.layers))
     config = checkpoint.config | {"num_hidden_layers": layers}
     if types := config.get("layer_types"):
         config["layer_types"] = types[:layers]
-    shapes = {n: s for n, s in checkpoint.shapes.items() if not n.startswith(dropped)}
+    shapes = {n: s for n, s in checkpoint.shapes.items() if (layer_of(n) or 0) < layers}
     # the header of a GGUF source says how many blocks it has
     return replace(checkpoint, config=config, shapes=shapes, gguf_source=None)
 

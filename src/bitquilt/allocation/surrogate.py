@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitquilt.allocation.sensitivity import block, kind
+from bitquilt.allocation.sensitivity import block
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Floats
+from bitquilt.models.names import kind_of
 
 Column = Callable[..., int]
 """What sort of part, and which one → its number."""
@@ -71,7 +72,7 @@ class Parts:
             [_columns(column, module, choice.qtype) for choice in choices]
             for module, choices in zip(mixes.modules, mixes.choices, strict=True)
         ]
-        self._pairs = [column("pair", kind(a), kind(b)) for a, b in pairwise(mixes.modules)]
+        self._pairs = [column("pair", kind_of(a), kind_of(b)) for a, b in pairwise(mixes.modules)]
         self.spreads = np.array(spreads)
         self.cells = [np.zeros((len(own), len(spreads))) for own in belongs]
         """Of each matrix: what each of its choices adds to every part, [choices, p]."""
@@ -99,7 +100,7 @@ class Parts:
 
 def _columns(column: Column, module: str, qtype: str) -> list[int]:
     """The parts that a cell belongs to."""
-    own = kind(module)
+    own = kind_of(module)
     return [
         column("all"),
         column("kind", own),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale
 from bitquilt.models.checkpoint import HEAD
+from bitquilt.models.names import block_path, in_block
 from bitquilt.runtime.progress import Step
 from bitquilt.runtime.workdir import WorkDir
 
@@ -139,7 +140,7 @@ def second_moment(x: Tensor) -> Tensor:
 def linears(block: nn.Module, index: int) -> list[tuple[str, nn.Linear]]:
     """(module path in the whole model, layer) of each linear layer of a one-block model."""
     return [
-        (name.replace("layers.0.", f"model.layers.{index}.", 1), module)
+        (f"{block_path(index)}.{in_block(name)}", module)
         for name, module in block.named_modules()
         if isinstance(module, nn.Linear)
     ]

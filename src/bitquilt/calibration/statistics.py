@@ -9,6 +9,7 @@ from torch import Tensor
 from bitquilt.calibration.collect import input_of
 from bitquilt.calibration.prediction import embedding_divergence, matrix_divergence
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.models.names import layer_of
 from bitquilt.runtime.workdir import WorkDir
 
 
@@ -31,7 +32,7 @@ class CalibrationStats:
         if module in (EMBEDDING, HEAD):
             artefact, key = "hessians/head", HEAD
         else:
-            artefact, key = f"hessians/{module.split('.')[2]}", input_of(module)
+            artefact, key = f"hessians/{layer_of(module)}", input_of(module)
         with self.work.open(artefact) as handle:
             hessian: Tensor = handle.get_tensor(key)
             return hessian

@@ -75,11 +75,11 @@ def _mix(allocation: Mapping[str, str]) -> Table:
     """One row per kind of matrix: how many of them are on which type."""
     from rich.table import Table
 
-    from bitquilt.allocation.sensitivity import kind
+    from bitquilt.models.names import kind_of
 
     qtypes: dict[str, Counter[str]] = {}
     for module, qtype in allocation.items():
-        qtypes.setdefault(kind(module), Counter())[qtype] += 1
+        qtypes.setdefault(kind_of(module), Counter())[qtype] += 1
     table = Table("matrix", "types", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name, found in qtypes.items():
         table.add_row(name, ", ".join(f"{count} × {qtype}" for qtype, count in found.most_common()))

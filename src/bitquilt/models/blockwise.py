@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.models.names import block_path
 from bitquilt.runtime.device import compute_device
 
 Weights = Callable[[str], Tensor]
@@ -85,7 +86,7 @@ class BlockwiseModel:
 
     def _state(self, index: int) -> dict[str, Tensor]:
         """The weights of block ``index`` by their names in a one-block model."""
-        prefix = f"model.layers.{index}."
+        prefix = f"{block_path(index)}."
         return {
             "layers.0." + name.removeprefix(prefix): self._load(name)
             for name in self.checkpoint.shapes

@@ -26,7 +26,29 @@ GGUF_ARCHITECTURE = {
 """Canonical model_type → GGUF ``general.architecture``."""
 
 _SUFFIXES = (".weight", ".bias")
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _ROTATED = re.compile(r"\.self_attn\.([qk])_proj\.(weight|bias)$")
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the block that a tensor or module is in; None for one outside the blocks."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def kind_of(module: str) -> str:
+    """What a matrix is whichever block it is in: the last part of its path, e.g. ``q_proj``."""
+    return module.rsplit(".", 1)[-1]
+
+
+def block_path(index: int) -> str:
+    """The module path of a block, with which the names of its tensors start up to a dot."""
+    return f"model.layers.{index}"
+
+
+def in_block(module: str) -> str:
+    """The path of a module within its block, e.g. ``mlp.down_proj``; its own outside the blocks."""
+    return _LAYER.split(module, 1)[-1]
 
 
 def gguf_name(hf_name: str, model_type: str) -> str:
@@ -35,8 +57,7 @@ def gguf_name(hf_name: str, model_type: str) -> str:
     Raises:
         UserError: the architecture has no such tensor.
     """
-    layer = re.search(r"\.layers\.(\d+)\.", hf_name)
-    blocks = int(layer[1]) + 1 if layer else 1
+    blocks = (layer_of(hf_name) or 0) + 1
     found = _name_map(model_type, blocks).get_name(hf_name, try_suffixes=_SUFFIXES)
     if found is None:
         raise UserError(f"{hf_name} has no place in a GGUF file of architecture {model_type}")

@@ -17,8 +17,8 @@ from markupsafe import Markup, escape
 from bitquilt import __version__
 from bitquilt.allocation.budget import human
 from bitquilt.allocation.measurements import latest_histories
-from bitquilt.allocation.sensitivity import kind
 from bitquilt.errors import UserError
+from bitquilt.models.names import kind_of, layer_of
 from bitquilt.report import plots
 from bitquilt.report import run_record as files_made
 from bitquilt.report.figures import FIGURES, cell, extent
@@ -196,11 +196,13 @@ def _map(made: OutputRecord) -> dict[str, Any]:
     layers: dict[int, dict[str, str]] = {}
     outside = []
     for module in made.mix:
-        found = re.search(r"\.layers\.(\d+)\.", module)
-        if found:
-            layers.setdefault(int(found[1]), {})[_short(module)] = module
+        layer = layer_of(module)
+        if layer is not None:
+            layers.setdefault(layer, {})[_short(module)] = module
         else:
-            outside.append(f"{kind(module)}: {made.mix[module]}, {made.bits_of(module):.3g} bits")
+            outside.append(
+                f"{kind_of(module)}: {made.mix[module]}, {made.bits_of(module):.3g} bits"
+            )
     kinds = list(dict.fromkeys(name for row in layers.values() for name in row))
     rows = [
         {"layer": layer, "cells": [_cell_of(made, row[name]) for name in kinds]}
@@ -217,7 +219,7 @@ def _map(made: OutputRecord) -> dict[str, Any]:
 
 
 def _short(module: str) -> str:
-    return kind(module).removesuffix("_proj")
+    return kind_of(module).removesuffix("_proj")
 
 
 def _cell_of(made: OutputRecord, module: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from bitquilt import qtypes
 from bitquilt.calibration.collect import input_of
 from bitquilt.models.blockwise import BlockwiseModel, batches
+from bitquilt.models.names import in_block, layer_of
 from bitquilt.qtypes.floats import Float
 from bitquilt.qtypes.qtype import Allocation, Packed, QuantType
 from bitquilt.rounding.gptaq import Drift, corrected
@@ -36,7 +37,6 @@ from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import Job, round_all
 from bitquilt.runtime.progress import Step
 
-BLOCKS = "model.layers."
 ADDED = ("self_attn.o_proj", "mlp.down_proj")
 """The matrices whose outputs are added to the residual stream."""
 
@@ -52,7 +52,7 @@ class SequentialPass:
 
     def corrects(self, module: str) -> bool:
         """Whether a matrix is rounded again: those of blocks, but for plain floats."""
-        return module.startswith(BLOCKS) and not isinstance(
+        return layer_of(module) is not None and not isinstance(
             qtypes.get(self.allocation[module]), Float
         )
 
@@ -90,8 +90,10 @@ class SequentialPass:
 
 
 def _layer(module: str) -> int:
-    """The block that a matrix belongs to."""
-    return int(module.removeprefix(BLOCKS).split(".")[0])
+    """The block that a matrix is in, which has to be one."""
+    layer = layer_of(module)
+    assert layer is not None, module
+    return layer
 
 
 @torch.no_grad()
@@ -181,7 +183,7 @@ class _Pair:
 
 def _linear(block: nn.Module, module: str) -> nn.Linear:
     """A layer of a one-block model by its module path in the whole model."""
-    linear = block.get_submodule(f"layers.0.{module.removeprefix(BLOCKS).partition('.')[2]}")
+    linear = block.get_submodule(f"layers.0.{in_block(module)}")
     assert isinstance(linear, nn.Linear)
     return linear
 
@@ -228,7 +230,7 @@ def _refine_block(
     """Round the matrices of a block again, those of one input together, and write them."""
     readers: dict[str, list[str]] = {}
     for module in refined.bank.checkpoint.matrices:
-        if refined.corrects(module) and _layer(module) == pair.layer:
+        if refined.corrects(module) and layer_of(module) == pair.layer:
             readers.setdefault(input_of(module), []).append(module)
     parts: Packed = {}
     facts: dict[str, str] = {}
