@@ -20,7 +20,7 @@ import torch
 from lib.captured import WINDOW, captured
 
 from bitquilt.allocation import ray_evaluator
-from bitquilt.allocation.evaluator import fastest
+from bitquilt.allocation.evaluator import fast_precision
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
@@ -50,7 +50,7 @@ def measured(
     """Tokens a second of a cluster of that size, and what it measured."""
     cores = workers * ray_evaluator.CPUS
     ray.init(num_cpus=cores, num_gpus=workers if on_gpus else 0, log_to_driver=False)
-    precision = fastest(teacher.hidden.device)
+    precision = fast_precision(teacher.hidden.device)
     evaluate = RayEvaluator(checkpoint, bank.packed, "", precision, print)
     evaluate(teacher, mixes(checkpoint, 4 * workers), [0])
     candidates = mixes(checkpoint, CANDIDATES)

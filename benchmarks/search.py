@@ -38,7 +38,7 @@ from bitquilt.allocation.evopress import Schedule, evolve
 from bitquilt.allocation.measurements import Limits, Measurements, latest_histories, noted
 from bitquilt.allocation.plan import STITCHERS, Request, make_plan
 from bitquilt.allocation.racing import CLEARLY, Difference, by_segment
-from bitquilt.allocation.searching import Task, search
+from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.space import AllocationSpace, AllocationVector
 from bitquilt.calibration import corpus
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
@@ -208,8 +208,8 @@ def race(
 ) -> tuple[AllocationVector, int, float]:
     """The race's mix, token-forwards and seconds."""
     measured = bench.measurements(bench.much.search, f"race-{bits}-{seed}")
-    task, limits = Task(mixes, {f"{bits}": capacity}, seed), Limits(bench.much.races * WINDOW)
-    best = search("race", task, measured, limits, lambda _: None)
+    task, limits = SearchTask(mixes, {f"{bits}": capacity}, seed), Limits(bench.much.races * WINDOW)
+    best = run_search("race", task, measured, limits, lambda _: None)
     return best[f"{bits}"], measured.tokens, measured.seconds
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bitquilt.allocation.knapsack import Choice
+from bitquilt.allocation.knapsack import Candidate
 from bitquilt.allocation.space import AllocationSpace
 
 BITS = {"g2": 66, "g3": 98, "g4": 136, "g6": 210}
@@ -27,7 +27,7 @@ class Synthetic:
                 scores = np.array([matter * 4.0 ** (-b / 32) for b in BITS.values()]) * 1e-2
                 sizes = [units * b for b in BITS.values()]
                 menu[f"model.layers.{layer}.self.{kind}"] = [
-                    Choice(g, n, float(s)) for g, n, s in zip(BITS, sizes, scores, strict=True)
+                    Candidate(g, n, float(s)) for g, n, s in zip(BITS, sizes, scores, strict=True)
                 ]
                 self.true.append(scores * off[kind] * np.exp(rng.normal(0, 0.2 * wrong)))
         self.mixes = AllocationSpace.of(menu)

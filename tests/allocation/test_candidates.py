@@ -8,8 +8,14 @@ import re
 import pytest
 
 from bitquilt import qtypes
-from bitquilt.allocation.candidates import CLOSE, REACH, STEP, SUPERSEDED, candidate_sets
-from bitquilt.allocation.knapsack import fullest, largest, smallest
+from bitquilt.allocation.candidates import (
+    BITS_REACH,
+    CLOSE_TO_BUDGET,
+    REACH_STEP,
+    SUPERSEDED,
+    candidate_sets,
+)
+from bitquilt.allocation.knapsack import fullest_nbytes, largest_nbytes, smallest_nbytes
 from bitquilt.errors import UserError
 from tests.shapes import shaped_checkpoint
 
@@ -78,7 +84,7 @@ def test_the_others_are_near_what_a_pin_leaves_them():
     found = candidate_sets(checkpoint, "gguf", pin, cell, FIXED, capacity + FIXED)
     for module in others:
         bits = [qtypes.get(qtype).bits for qtype in names(found)[module]]
-        assert min(bits) < 4.5 < max(bits) < 4.5 + REACH["gguf"][1] + STEP
+        assert min(bits) < 4.5 < max(bits) < 4.5 + BITS_REACH["gguf"][1] + REACH_STEP
 
 
 def test_everything_may_be_pinned():
@@ -102,9 +108,9 @@ def test_some_mix_is_as_close_as_any_could_be(target, bits):
         for module, (_, columns) in checkpoint.matrices.items()
     }
     best = nearest(everything, nbytes_in(checkpoint), capacity)
-    wanted = min(best, capacity - CLOSE * (capacity + FIXED))
-    assert wanted <= fullest(found, capacity) <= capacity
-    assert smallest(found) <= capacity <= largest(found)
+    wanted = min(best, capacity - CLOSE_TO_BUDGET * (capacity + FIXED))
+    assert wanted <= fullest_nbytes(found, capacity) <= capacity
+    assert smallest_nbytes(found) <= capacity <= largest_nbytes(found)
 
 
 def nearest(candidates, nbytes, capacity):

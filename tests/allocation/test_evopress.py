@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitquilt.allocation.evopress import MOST_SWAPS, Schedule, evolve, random_mix, swapped
-from bitquilt.allocation.knapsack import Choice
+from bitquilt.allocation.knapsack import Candidate
 from bitquilt.allocation.space import AllocationSpace
 
 BITS = {"g2": 66, "g3": 98, "g4": 136, "g6": 210}
 MIXES = AllocationSpace.of(
     {
-        f"m{i}": [Choice(g, units * b, 0.0) for g, b in BITS.items()]
+        f"m{i}": [Candidate(g, units * b, 0.0) for g, b in BITS.items()]
         for i, units in enumerate([64] + 6 * [8] + 6 * [2])
     }
 )
@@ -81,7 +81,7 @@ def test_finds_the_matrix_that_matters():
 
 
 def test_where_nothing_can_be_swapped_it_ends():
-    pinned = AllocationSpace.of({"a": [Choice("g4", 10, 0.0)], "b": [Choice("g4", 10, 0.0)]})
+    pinned = AllocationSpace.of({"a": [Candidate("g4", 10, 0.0)], "b": [Candidate("g4", 10, 0.0)]})
     run = evolve(
         pinned,
         20,

@@ -10,7 +10,7 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.allocation import interactions
-from bitquilt.allocation.knapsack import Choice
+from bitquilt.allocation.knapsack import Candidate
 from bitquilt.allocation.space import AllocationSpace
 from bitquilt.metrics.teacher import Teacher, weights_metrics
 from bitquilt.models import open_checkpoint
@@ -131,7 +131,7 @@ def test_a_slope_that_is_all_noise_changes_nothing():
 
 
 def test_budgets_are_averaged_and_each_is_measured_once():
-    own = [Choice("Q2_K", 10, 4.0), Choice("Q4_K", 20, 1.0)]
+    own = [Candidate("Q2_K", 10, 4.0), Candidate("Q4_K", 20, 1.0)]
     mixes = AllocationSpace.of({"model.layers.0.o_proj": own, "model.layers.1.o_proj": own})
     asked = []
 

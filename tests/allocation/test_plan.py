@@ -15,7 +15,7 @@ import pytest
 import bitquilt
 from bitquilt import qtypes
 from bitquilt.allocation import sensitivity
-from bitquilt.allocation.knapsack import Table
+from bitquilt.allocation.knapsack import KnapsackTable
 from bitquilt.allocation.plan import STITCHERS, Request, make_plan, plan, targets
 from bitquilt.errors import UserError
 from bitquilt.models import from_config, open_checkpoint
@@ -94,7 +94,7 @@ def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
         module: [replace(choice, divergence=-choice.divergence) for choice in choices]
         for module, choices in sensitivity.prior(checkpoint, made.space.candidate_sets).items()
     }
-    other = Table(opposite, made.space.capacity).solve(made.space.capacity)
+    other = KnapsackTable(opposite, made.space.capacity).solve(made.space.capacity)
     spare = made.layout.total_bytes - stitcher.plan(checkpoint, other).total_bytes
     assert spare > 0
 

@@ -16,10 +16,10 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.allocation.evaluator import Evaluator
-from bitquilt.allocation.knapsack import Choice, smallest
+from bitquilt.allocation.knapsack import Candidate, smallest_nbytes
 from bitquilt.allocation.measurements import Limits, Measurements
 from bitquilt.allocation.ray_evaluator import RayEvaluator
-from bitquilt.allocation.searching import Task, search
+from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.space import AllocationSpace
 from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
@@ -54,12 +54,14 @@ class Run:
         }
         menu = {
             module: [
-                Choice(g, qtypes.get(g).nbytes(*shape), shape[0] * 4.0 ** -qtypes.get(g).bits)
+                Candidate(g, qtypes.get(g).nbytes(*shape), shape[0] * 4.0 ** -qtypes.get(g).bits)
                 for g in QTYPES
             ]
             for module, shape in self.checkpoint.matrices.items()
         }
-        self.task = Task(AllocationSpace.of(menu), {"one": int(smallest(menu) * 1.3)}, 0)
+        self.task = SearchTask(
+            AllocationSpace.of(menu), {"one": int(smallest_nbytes(menu) * 1.3)}, 0
+        )
 
     def packed(self, module, qtype):
         return self.cells[module, qtype]
@@ -71,7 +73,7 @@ class Run:
             history,
         )
         limits = Limits(60 * LENGTH)
-        return search("race", self.task, measurements, limits, lambda _: None)["one"]
+        return run_search("race", self.task, measurements, limits, lambda _: None)["one"]
 
 
 @pytest.fixture(scope="module")

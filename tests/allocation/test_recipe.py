@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bitquilt.allocation.recipe import Recipe, from_allocation, parse, pins, read, resolve
+from bitquilt.allocation.recipe import (
+    Recipe,
+    from_allocation,
+    parse_recipe,
+    pins,
+    read_recipe,
+    resolve_recipe,
+)
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from tests.shapes import shaped_checkpoint
@@ -27,7 +34,7 @@ def block(layer: int, part: str) -> str:
 
 
 def test_rules_default_and_pins() -> None:
-    mix = resolve(parse(ISSUE_RECIPE, "r"), shaped_checkpoint(), "gguf")
+    mix = resolve_recipe(parse_recipe(ISSUE_RECIPE, "r"), shaped_checkpoint(), "gguf")
     assert mix == {
         "model.embed_tokens": "Q8_0",
         **{
@@ -48,7 +55,7 @@ def test_rules_default_and_pins() -> None:
 
 def test_every_matrix_is_resolved_in_file_order() -> None:
     checkpoint = shaped_checkpoint(tied=False)
-    assert list(resolve(parse({"default": "Q8_0"}, "r"), checkpoint, "gguf")) == list(
+    assert list(resolve_recipe(parse_recipe({"default": "Q8_0"}, "r"), checkpoint, "gguf")) == list(
         checkpoint.matrices
     )
 
@@ -63,8 +70,8 @@ def test_every_matrix_is_resolved_in_file_order() -> None:
     ],
 )
 def test_a_rule_may_use_any_of_the_names(match: str) -> None:
-    recipe = parse({"default": "Q4_K", "rules": [{"match": match, "type": "Q8_0"}]}, "r")
-    mix = resolve(recipe, shaped_checkpoint(), "gguf")
+    recipe = parse_recipe({"default": "Q4_K", "rules": [{"match": match, "type": "Q8_0"}]}, "r")
+    mix = resolve_recipe(recipe, shaped_checkpoint(), "gguf")
     assert [m for m, qtype in mix.items() if qtype == "Q8_0"] == [block(1, "self_attn.q_proj")]
 
 
@@ -78,12 +85,12 @@ def test_a_rule_may_use_any_of_the_names(match: str) -> None:
     ],
 )
 def test_a_pin_may_use_any_of_the_names(name: str) -> None:
-    recipe = parse({"pin": {name: "Q8_0"}}, "r")
+    recipe = parse_recipe({"pin": {name: "Q8_0"}}, "r")
     assert pins(recipe, shaped_checkpoint(), "gguf") == {block(1, "self_attn.q_proj"): "Q8_0"}
 
 
 def test_the_first_matching_rule_wins_and_a_pin_beats_it() -> None:
-    recipe = parse(
+    recipe = parse_recipe(
         {
             "default": "Q2_K",
             "rules": [{"match": "attn", "type": "Q4_K"}, {"match": "attn_v", "type": "Q6_K"}],
@@ -91,14 +98,14 @@ def test_the_first_matching_rule_wins_and_a_pin_beats_it() -> None:
         },
         "r",
     )
-    mix = resolve(recipe, shaped_checkpoint(), "gguf")
+    mix = resolve_recipe(recipe, shaped_checkpoint(), "gguf")
     assert mix[block(0, "self_attn.v_proj")] == "Q8_0"
     assert mix[block(1, "self_attn.v_proj")] == "Q4_K"
     assert mix[block(1, "mlp.up_proj")] == "Q2_K"
 
 
 def test_one_file_serves_both_targets() -> None:
-    recipe = parse(
+    recipe = parse_recipe(
         {
             "default": {"gguf": "Q4_K", "mlx": "4bit-g64"},
             "rules": [{"match": "attn_v", "type": {"gguf": "Q6_K", "mlx": "6bit-g64"}}],
@@ -108,7 +115,7 @@ def test_one_file_serves_both_targets() -> None:
     )
     checkpoint = shaped_checkpoint()
     pairs = {"Q4_K": "4bit-g64", "Q6_K": "6bit-g64", "Q8_0": "8bit-g64"}
-    as_gguf, as_mlx = (resolve(recipe, checkpoint, target) for target in ("gguf", "mlx"))
+    as_gguf, as_mlx = (resolve_recipe(recipe, checkpoint, target) for target in ("gguf", "mlx"))
     assert {m: pairs[qtype] for m, qtype in as_gguf.items()} == as_mlx
 
 
@@ -119,19 +126,19 @@ def test_a_finished_mix_is_written_down_and_read_back() -> None:
     recipe = from_allocation(mix, checkpoint)
     assert recipe.default == "Q4_K"
     assert "output" in recipe.pin
-    assert resolve(parse(recipe.to_json(), "again"), checkpoint, "gguf") == mix
+    assert resolve_recipe(parse_recipe(recipe.to_json(), "again"), checkpoint, "gguf") == mix
     shuffled = dict(sorted(mix.items(), reverse=True))
     assert from_allocation(shuffled, checkpoint).to_json() == recipe.to_json()
 
 
 def test_json_is_canonical() -> None:
-    text = parse(ISSUE_RECIPE, "r").to_json()
+    text = parse_recipe(ISSUE_RECIPE, "r").to_json()
     assert text == (
         '{"default":"Q4_K","rules":[{"match":"attn_v|ffn_down","type":"Q6_K"}],'
         '"pin":{"token_embd":"Q8_0"}}'
     )
     backwards = json.dumps(dict(reversed(ISSUE_RECIPE.items())), indent=4)
-    assert parse(backwards, "r").to_json() == text
+    assert parse_recipe(backwards, "r").to_json() == text
     assert Recipe().to_json() == "{}"
 
 
@@ -160,7 +167,7 @@ def test_json_is_canonical() -> None:
 )
 def test_what_is_no_recipe_is_refused(source: str, words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
-        parse(source, "mine.json")
+        parse_recipe(source, "mine.json")
     assert str(caught.value).startswith("mine.json")
     for word in words:
         assert word in str(caught.value)
@@ -199,7 +206,7 @@ def test_a_recipe_that_does_not_suit_the_model_is_refused(
     source: dict[str, object], target: str, words: list[str]
 ) -> None:
     with pytest.raises(UserError) as caught:
-        resolve(parse(source, "mine.json"), shaped_checkpoint(), target)
+        resolve_recipe(parse_recipe(source, "mine.json"), shaped_checkpoint(), target)
     assert "mine.json" in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -210,7 +217,7 @@ def test_a_qtype_that_the_width_cannot_take_is_refused_with_those_that_fit() -> 
     with pytest.raises(
         UserError, match=r"Q4_K on model.embed_tokens, whose rows of 576 .* 256"
     ) as caught:
-        resolve(parse({"default": "Q4_K"}, "r"), narrow, "gguf")
+        resolve_recipe(parse_recipe({"default": "Q4_K"}, "r"), narrow, "gguf")
     choices = str(caught.value).split("choose one of ")[1].split(", ")
     assert "Q5_0" in choices
     assert "Q6_K" not in choices
@@ -218,18 +225,18 @@ def test_a_qtype_that_the_width_cannot_take_is_refused_with_those_that_fit() -> 
 
 
 def test_a_search_sees_a_recipes_typing_errors_too() -> None:
-    recipe = parse({"rules": [{"match": "atn_v", "type": "Q6_K"}]}, "r")
+    recipe = parse_recipe({"rules": [{"match": "atn_v", "type": "Q6_K"}]}, "r")
     with pytest.raises(UserError, match="atn_v"):
         pins(recipe, shaped_checkpoint(), "gguf")
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json: No such file"):
-        read(tmp_path / "none.json")
+        read_recipe(tmp_path / "none.json")
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"GGUF\xff\xfe")
     with pytest.raises(UserError, match="not UTF-8"):
-        read(binary)
+        read_recipe(binary)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.json")), ids=lambda path: path.stem)
@@ -237,13 +244,15 @@ def test_the_examples_suit_mobilellm(path: Path) -> None:
     checkpoint = open_checkpoint(MOBILELLM)
     targets = ("mlx",) if path.stem.startswith("mlx-") else ("gguf", "mlx")
     for target in targets:
-        assert list(resolve(read(path), checkpoint, target)) == list(checkpoint.matrices)
+        assert list(resolve_recipe(read_recipe(path), checkpoint, target)) == list(
+            checkpoint.matrices
+        )
 
 
 def test_the_published_mlx_port_is_a_recipe() -> None:
     """752 MiB of embedding, 358 to 359 MiB of 4-bit codes, 45 MiB of scales and biases."""
     checkpoint = open_checkpoint(MOBILELLM)
-    mix = resolve(read(EXAMPLES / "mlx-published-950m.json"), checkpoint, "mlx")
+    mix = resolve_recipe(read_recipe(EXAMPLES / "mlx-published-950m.json"), checkpoint, "mlx")
     weights = {module: rows * columns for module, (rows, columns) in checkpoint.matrices.items()}
     four_bit = sum(weights[module] for module, qtype in mix.items() if qtype == "4bit-g64")
     assert Counter(mix.values()) == {"4bit-g64": 153, "8bit-g64": 1, "F32": 1}

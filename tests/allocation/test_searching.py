@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bitquilt.allocation.measurements import Limits, Measurements
-from bitquilt.allocation.searching import Task, search
+from bitquilt.allocation.searching import SearchTask, run_search
 from tests.allocation.synthetic import SEGMENTS, Synthetic
 
 LENGTH = 64 * SEGMENTS + 1
@@ -21,7 +21,7 @@ class Measured:
         self.model = Synthetic(wrong=0.7)
         self.history = place / "history.jsonl"
         self.measurements = Measurements(self._evaluate, (64, LENGTH), self.history)
-        self.task = Task(self.model.mixes, {"3bit": self.model.capacity}, 0)
+        self.task = SearchTask(self.model.mixes, {"3bit": self.model.capacity}, 0)
         self.said, self.asked, self._stop_after = [], 0, stop_after
 
     def _evaluate(self, mixes, windows):
@@ -35,7 +35,7 @@ class Measured:
 
     def search(self, method="race", tokens=400 * LENGTH):
         limits = Limits(tokens)
-        return search(method, self.task, self.measurements, limits, self.said.append)["3bit"]
+        return run_search(method, self.task, self.measurements, limits, self.said.append)["3bit"]
 
 
 def test_a_race_beats_the_knapsack_within_its_tokens(tmp_path):

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 import pytest
 
 from bitquilt.allocation import sensitivity
-from bitquilt.allocation.knapsack import Choice
+from bitquilt.allocation.knapsack import Candidate
 from bitquilt.rounding.layer_bank import Cell
 from tests.shapes import shaped_checkpoint
 
 V0, V1 = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1))
 MENU = {
-    "model.embed_tokens": [Choice("Q4_K", 100, 0.0), Choice("Q6_K", 150, 0.0)],
-    V0: [Choice("Q3_K", 10, 0.0), Choice("Q4_K", 12, 0.0), Choice("Q6_K", 16, 0.0)],
-    V1: [Choice("Q4_K", 12, 0.0), Choice("Q8_0", 20, 0.0)],
+    "model.embed_tokens": [Candidate("Q4_K", 100, 0.0), Candidate("Q6_K", 150, 0.0)],
+    V0: [Candidate("Q3_K", 10, 0.0), Candidate("Q4_K", 12, 0.0), Candidate("Q6_K", 16, 0.0)],
+    V1: [Candidate("Q4_K", 12, 0.0), Candidate("Q8_0", 20, 0.0)],
 }
 
 
@@ -37,7 +37,7 @@ def test_scores_are_what_the_bank_predicts():
 def test_the_first_guess_prefers_more_bits_and_larger_matrices():
     checkpoint = shaped_checkpoint()
     embedding = "model.embed_tokens"
-    both = [Choice("Q4_K", 1, 0.0), Choice("Q6_K", 2, 0.0)]
+    both = [Candidate("Q4_K", 1, 0.0), Candidate("Q6_K", 2, 0.0)]
     guess = sensitivity.prior(checkpoint, {embedding: both, V0: both})
     assert guess[embedding][0].divergence > guess[embedding][1].divergence
     assert guess[embedding][0].divergence > guess[V0][0].divergence

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bitquilt.allocation.knapsack import Choice
+from bitquilt.allocation.knapsack import Candidate
 from bitquilt.allocation.space import AllocationSpace
 
 MENU = {
-    "a": [Choice("Q6_K", 30, 1.0), Choice("Q2_K", 10, 4.0), Choice("Q4_K", 20, 2.0)],
-    "b": [Choice("Q4_K", 40, 3.0), Choice("Q6_K", 60, 1.0)],
+    "a": [Candidate("Q6_K", 30, 1.0), Candidate("Q2_K", 10, 4.0), Candidate("Q4_K", 20, 2.0)],
+    "b": [Candidate("Q4_K", 40, 3.0), Candidate("Q6_K", 60, 1.0)],
 }
 MIXES = AllocationSpace.of(MENU)
 

@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from bitquilt.allocation.knapsack import Choice, largest, smallest
-from bitquilt.allocation.speed_limit import fastest, solve_with_speed_limit
+from bitquilt.allocation.knapsack import Candidate, largest_nbytes, smallest_nbytes
+from bitquilt.allocation.speed_limit import least_seconds, solve_with_speed_limit
 from bitquilt.errors import UserError
 
 ROW = 64
@@ -22,7 +22,7 @@ def random_menu(rng, matrices, qtypes):
     for m in range(matrices):
         weights, matters = int(rng.choice([1, 2, 3, 6])), np.exp(rng.normal(0, 1))
         menu[f"m{m}"] = [
-            Choice(
+            Candidate(
                 f"g{g}",
                 ROW * weights * (4 + 2 * g),
                 float(matters * weights * 4.0 ** -(2 + g)),
@@ -35,9 +35,12 @@ def random_menu(rng, matrices, qtypes):
 
 def budgets(rng, menu):
     """Bytes, and seconds that the best mix of those bytes does not keep."""
-    capacity = int(smallest(menu) + rng.uniform(0.2, 0.8) * (largest(menu) - smallest(menu)))
+    capacity = int(
+        smallest_nbytes(menu)
+        + rng.uniform(0.2, 0.8) * (largest_nbytes(menu) - smallest_nbytes(menu))
+    )
     least, most = (
-        fastest(menu, capacity),
+        least_seconds(menu, capacity),
         total(menu, solve_with_speed_limit(menu, capacity, np.inf), "seconds"),
     )
     return capacity, least + rng.uniform(0.1, 0.9) * (most - least)
@@ -85,20 +88,20 @@ def test_at_a_models_size_no_mix_is_much_better(seed):
 
 def test_enough_seconds_change_nothing():
     menu = random_menu(np.random.default_rng(1), 20, 5)
-    capacity = (smallest(menu) + largest(menu)) // 2
+    capacity = (smallest_nbytes(menu) + largest_nbytes(menu)) // 2
     free = solve_with_speed_limit(menu, capacity, np.inf)
     assert solve_with_speed_limit(menu, capacity, total(menu, free, "seconds")) == free
 
 
 def test_the_fastest_is_found_and_less_is_refused():
     menu = random_menu(np.random.default_rng(2), 5, 3)
-    capacity = largest(menu)
+    capacity = largest_nbytes(menu)
     least = min(
         sum(c.seconds for c in mix)
         for mix in product(*menu.values())
         if sum(c.nbytes for c in mix) <= capacity
     )
-    assert fastest(menu, capacity) == pytest.approx(least)
+    assert least_seconds(menu, capacity) == pytest.approx(least)
     assert (
         total(menu, solve_with_speed_limit(menu, capacity, least * 1.0001), "seconds")
         <= least * 1.0001

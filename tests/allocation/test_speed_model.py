@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bitquilt.allocation.knapsack import Choice
-from bitquilt.allocation.speed_model import Cell, SpeedModel, Timed
+from bitquilt.allocation.knapsack import Candidate
+from bitquilt.allocation.speed_model import SpeedModel, TimedFile, TypedShape
 
 SHAPES = {(256, 256): 28, (768, 256): 28, (256, 768): 14, (8192, 256): 1}
 QTYPES = {"fast": 1.0, "medium": 1.5, "slow": 2.5}
@@ -33,14 +33,15 @@ class Machine:
 
     def timed(self, mix, blocks=1.0):
         matrices = {
-            Cell(*s, g): round(SHAPES[s] * (blocks if SHAPES[s] > 1 else 1)) for s, g in mix.items()
+            TypedShape(*s, g): round(SHAPES[s] * (blocks if SHAPES[s] > 1 else 1))
+            for s, g in mix.items()
         }
         disturbed = self.seconds(mix, blocks) * (1 + self.noise * self.rng.standard_normal())
-        return Timed(matrices, disturbed)
+        return TimedFile(matrices, disturbed)
 
 
 def predicted(model, mix):
-    return model.base + sum(model.paces[Cell(*s, g)] * SHAPES[s] for s, g in mix.items())
+    return model.base + sum(model.paces[TypedShape(*s, g)] * SHAPES[s] for s, g in mix.items())
 
 
 @pytest.mark.parametrize("blocks", [(1.0,), (0.5, 1.0)])
@@ -68,8 +69,10 @@ def test_noise_is_told():
 def test_choices_get_their_seconds():
     machine = Machine(2, 0.0)
     model = SpeedModel.fit([machine.timed(machine.random_mix()) for _ in range(12)])
-    menu = {name: [Choice(g, 1, 0.5) for g in QTYPES] for name in ("read", "looked up")}
+    menu = {name: [Candidate(g, 1, 0.5) for g in QTYPES] for name in ("read", "looked up")}
     timed = model.timed(menu, {"read": (768, 256)})
     assert [c.seconds for c in timed["looked up"]] == [0.0, 0.0, 0.0]
-    assert [c.seconds for c in timed["read"]] == [model.paces[Cell(768, 256, g)] for g in QTYPES]
+    assert [c.seconds for c in timed["read"]] == [
+        model.paces[TypedShape(768, 256, g)] for g in QTYPES
+    ]
     assert timed["read"][0].divergence == 0.5

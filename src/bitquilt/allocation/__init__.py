@@ -1,6 +1,6 @@
 """The search for a mix: which type each matrix gets, within an exact number of bytes."""
 
-METHODS = ("race", "knapsack", "evopress")
+SEARCH_METHODS = ("race", "knapsack", "evopress")
 """Races from the exact knapsack on; the exact knapsack on the scores alone; EvoPress."""
 
 SCORES = ("predicted", "measured")

@@ -22,14 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitquilt.allocation import METHODS, SCORES, interactions, presets, sensitivity
+from bitquilt.allocation import SCORES, SEARCH_METHODS, interactions, presets, sensitivity
 from bitquilt.allocation.evaluator import PRODUCTS, Evaluator
-from bitquilt.allocation.knapsack import Choice, Menu
+from bitquilt.allocation.knapsack import Candidate, CandidateSets
 from bitquilt.allocation.measurements import Limits, Measurements, history_of
 from bitquilt.allocation.plan import Plan, Space, cell_bytes
 from bitquilt.allocation.racing import by_segment
 from bitquilt.allocation.ray_evaluator import RayEvaluator
-from bitquilt.allocation.searching import Task, search
+from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.selection import Ranking, rank
 from bitquilt.allocation.space import AllocationSpace
 from bitquilt.allocation.speed_profile import speed_limit
@@ -51,7 +51,7 @@ class Search:
     """How to search."""
 
     method: str = "race"
-    """One of :data:`bitquilt.allocation.METHODS`."""
+    """One of :data:`bitquilt.allocation.SEARCH_METHODS`."""
     scores: str = "predicted"
     """One of :data:`bitquilt.allocation.SCORES`."""
     tokens: float | None = None
@@ -66,7 +66,7 @@ class Search:
 
     def __post_init__(self) -> None:
         """Refuse what there is not."""
-        asked = (self.method, METHODS, "search"), (self.scores, SCORES, "sort of scores")
+        asked = (self.method, SEARCH_METHODS, "search"), (self.scores, SCORES, "sort of scores")
         for name, known, what in asked:
             if name not in known:
                 raise UserError(f"there is no {what} {name!r}; choose one of {', '.join(known)}")
@@ -155,10 +155,10 @@ def _decide_target(
     capacities = {label: space.capacity for label, space in spaces.items()}
     if how.scores == "predicted" and len(text.company):
         mixes = _together(mixes, list(capacities.values()), text.company, bank, reporter)
-    task = Task(mixes, capacities, how.seed)
-    exact = best = search("knapsack", task, measurements, how.limits, reporter.say)
+    task = SearchTask(mixes, capacities, how.seed)
+    exact = best = run_search("knapsack", task, measurements, how.limits, reporter.say)
     if how.method != "knapsack":
-        best = search(how.method, task, measurements, how.limits, reporter.say)
+        best = run_search(how.method, task, measurements, how.limits, reporter.say)
     judging = partial(_judging, bank, text.judging)
     decisions = []
     for plan, rival in zip(plans, rivals, strict=True):
@@ -255,9 +255,9 @@ def _scored(
     how: Search,
     measurements: Measurements,
     reporter: Reporter,
-) -> Menu:
+) -> CandidateSets:
     """Everything that any of the files may choose, with its score."""
-    together: dict[str, dict[str, Choice]] = {module: {} for module in bank.checkpoint.matrices}
+    together: dict[str, dict[str, Candidate]] = {module: {} for module in bank.checkpoint.matrices}
     for space in spaces.values():
         for module, choices in space.candidate_sets.items():
             together[module] |= {choice.qtype: choice for choice in choices}
@@ -284,7 +284,7 @@ def _together(
     def shares(mix: Mapping[str, str]) -> NDArray[np.float64]:
         name = f"shares/{_key(tokens, mix)}"
         if (known := bank.work.load_json(name)) is None:
-            batches = math.ceil(len(tokens) / interactions.BATCH)
+            batches = math.ceil(len(tokens) / interactions.ATTRIBUTION_BATCH)
             with reporter.stage("Measuring matrices in company", batches + 1) as step:
                 text = Teacher.of(bank.checkpoint, tokens, bank.work, f"company/{_key(tokens)}")
                 step()

@@ -12,15 +12,21 @@ from collections.abc import Callable, Mapping
 
 from bitquilt import qtypes
 from bitquilt.allocation.budget import human
-from bitquilt.allocation.knapsack import Choice, Menu, fullest, largest, smallest
+from bitquilt.allocation.knapsack import (
+    Candidate,
+    CandidateSets,
+    fullest_nbytes,
+    largest_nbytes,
+    smallest_nbytes,
+)
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import QuantType
 
-REACH = {"gguf": (1.0, 2.4), "mlx": (1.0, 1.7)}
+BITS_REACH = {"gguf": (1.0, 2.4), "mlx": (1.0, 1.7)}
 """Bits below and above the budget's that a matrix may take; MLX's types lie closer together."""
-STEP = 0.5
-CLOSE = 0.005
+REACH_STEP = 0.5
+CLOSE_TO_BUDGET = 0.005
 """A file comes this near to its budget, as a share of it, where any mix does."""
 SUPERSEDED = {
     "gguf": {
@@ -34,7 +40,7 @@ SUPERSEDED = {
 }
 """Types that a search does without where rows are a multiple of so many weights, since others
 serve as well there (docs/decisions/candidates.md has the figures). Recipes may name them still."""
-CellBytes = Callable[[str, str], int]
+TypeBytes = Callable[[str, str], int]
 """(module path, type name) → bytes in the file, alignment included."""
 
 
@@ -42,11 +48,11 @@ def candidate_sets(
     checkpoint: Checkpoint,
     target: str,
     pins: Mapping[str, str],
-    nbytes: CellBytes,
+    nbytes: TypeBytes,
     fixed: int,
     budget: int,
     fast: bool = False,
-) -> Menu:
+) -> CandidateSets:
     """The candidates of every matrix with their sizes; divergences are still zero.
 
     Args:
@@ -63,10 +69,10 @@ def candidate_sets(
     """
     superseded = {} if fast else SUPERSEDED[target]
 
-    def within(below: float, above: float) -> Menu:
+    def within(below: float, above: float) -> CandidateSets:
         return {
             module: [
-                Choice(qtype.name, nbytes(module, qtype.name), 0.0)
+                Candidate(qtype.name, nbytes(module, qtype.name), 0.0)
                 for qtype in _qtypes(
                     _fitting(target, shape[1], superseded),
                     *(bits - below, bits + above, pins.get(module)),
@@ -78,21 +84,21 @@ def candidate_sets(
     capacity = budget - fixed
     bits = _free_bits(checkpoint, pins, nbytes, capacity)
     widest = within(math.inf, math.inf)
-    least, most = fixed + smallest(widest), fixed + largest(widest)
+    least, most = fixed + smallest_nbytes(widest), fixed + largest_nbytes(widest)
     if not least <= budget <= most:
         weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
         raise UserError(_out_of_range(target, budget, least, most, weights, bool(pins)))
-    enough = capacity - CLOSE * budget
-    if fullest(widest, capacity) < enough:
+    enough = capacity - CLOSE_TO_BUDGET * budget
+    if fullest_nbytes(widest, capacity) < enough:
         enough = 0.0  # no mix comes close, so any will do
-    reach = itertools.count(0, STEP)
-    below, above = REACH[target]
+    reach = itertools.count(0, REACH_STEP)
+    below, above = BITS_REACH[target]
     menus = (within(below + more, above + more) for more in reach)
     return next(found for found in menus if _fills(found, capacity, enough))
 
 
 def _free_bits(
-    checkpoint: Checkpoint, pins: Mapping[str, str], nbytes: CellBytes, capacity: int
+    checkpoint: Checkpoint, pins: Mapping[str, str], nbytes: TypeBytes, capacity: int
 ) -> float:
     """Bits per weight that the pinned matrices leave to the others; infinite where none is left."""
     left = capacity - sum(nbytes(module, pin) for module, pin in pins.items())
@@ -100,10 +106,10 @@ def _free_bits(
     return left * 8 / free if free else math.inf
 
 
-def _fills(candidate_sets: Menu, capacity: int, enough: float) -> bool:
+def _fills(candidate_sets: CandidateSets, capacity: int, enough: float) -> bool:
     """Whether the capacity lies between the smallest and the largest mix, and one is that near."""
-    between = smallest(candidate_sets) <= capacity <= largest(candidate_sets)
-    return between and fullest(candidate_sets, capacity) >= enough
+    between = smallest_nbytes(candidate_sets) <= capacity <= largest_nbytes(candidate_sets)
+    return between and fullest_nbytes(candidate_sets, capacity) >= enough
 
 
 def _fitting(target: str, columns: int, superseded: Mapping[int, set[str]]) -> list[QuantType]:

@@ -54,7 +54,7 @@ class Evaluator:
             packed: its matrices on the types that mixes will name.
         """
         self._model = _Stacked(checkpoint, _Decoded(packed))
-        self.precision = fastest(self._model.device)
+        self.precision = fast_precision(self._model.device)
         """One of :data:`PRODUCTS`."""
         self._blocks = [
             [module for module in checkpoint.matrices if layer_of(module) == index]
@@ -252,7 +252,7 @@ def _kl(teacher: Tensor, teacher_head: Tensor, students: Sequence[Tensor], head:
     return found
 
 
-def fastest(device: torch.device) -> str:
+def fast_precision(device: torch.device) -> str:
     """How to multiply float32 matrices on a device: one of :data:`PRODUCTS`."""
     if device.type == "cuda":
         return "high"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bitquilt.allocation.racing import Measure
+from bitquilt.allocation.racing import EvaluateFn
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Incumbent
 
 MOST_SWAPS = 3
@@ -40,7 +40,7 @@ class Schedule:
 def evolve(
     mixes: AllocationSpace,
     capacity: int,
-    measure: Measure,
+    measure: EvaluateFn,
     text: tuple[int, int],
     schedule: Schedule,
     rng: np.random.Generator,

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from bitquilt import qtypes
 from bitquilt.allocation.sensitivity import block
-from bitquilt.allocation.space import AllocationSpace, Floats
+from bitquilt.allocation.space import AllocationSpace, Float64Array
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
@@ -35,11 +35,11 @@ from bitquilt.qtypes.qtype import PackedSource
 from bitquilt.rounding.tuning.distill import divergence, repeatable
 from bitquilt.runtime.progress import Step
 
-BATCH = 2
+ATTRIBUTION_BATCH = 2
 """Windows whose shares are one sample."""
 PASSES = 4
 """What a window costs in forwards: there, there again for the gradients, and back."""
-WIDTHS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+CORRECTION_SPREADS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Standard deviations of factors, relative to the common one, among which the evidence chooses."""
 USUAL = 2
 """Batches that the usual noise counts for beside those that show a matrix's own."""
@@ -50,7 +50,7 @@ BOUNDS = (0.2, 5.0)
 def corrected_scores(
     mixes: AllocationSpace,
     capacities: Sequence[int],
-    kl_attribution: Callable[[Mapping[str, str]], Floats],
+    kl_attribution: Callable[[Mapping[str, str]], Float64Array],
 ) -> AllocationSpace:
     """The mixes with scores as matrices cost in company, averaged over the budgets.
 
@@ -76,7 +76,7 @@ def kl_attribution(
     packed: PackedSource,
     teacher: Teacher,
     step: Step,
-) -> Floats:
+) -> Float64Array:
     """The share of each matrix in the KL of a mix, nats per token.
 
     Args:
@@ -105,8 +105,8 @@ def kl_attribution(
 
     model.weights = weight
     found = []
-    for start in range(0, len(teacher.tokens), BATCH):
-        batch = teacher.windows(slice(start, start + BATCH))
+    for start in range(0, len(teacher.tokens), ATTRIBUTION_BATCH):
+        batch = teacher.windows(slice(start, start + ATTRIBUTION_BATCH))
         with repeatable(model.device):
             slopes = torch.autograd.grad(divergence(model, batch), list(stretch.values()))
         found.append([0.5 * float(slope) for slope in slopes])
@@ -114,7 +114,9 @@ def kl_attribution(
     return np.array(found)
 
 
-def sensitivity_corrections(samples: Floats, predicted: Floats, modules: Sequence[str]) -> Floats:
+def sensitivity_corrections(
+    samples: Float64Array, predicted: Float64Array, modules: Sequence[str]
+) -> Float64Array:
     """What the predictions of each matrix are to be multiplied by [M].
 
     Args:
@@ -134,7 +136,7 @@ def sensitivity_corrections(samples: Floats, predicted: Floats, modules: Sequenc
     return found
 
 
-def _shrunk(ratios: Floats, modules: Sequence[str]) -> Floats:
+def _shrunk(ratios: Float64Array, modules: Sequence[str]) -> Float64Array:
     """The expected ratio of each matrix [M], given samples [B, M] around 1."""
     samples, count = ratios.shape
     spread, freedom = ratios.var(0, ddof=1), samples - 1
@@ -144,12 +146,12 @@ def _shrunk(ratios: Floats, modules: Sequence[str]) -> Floats:
     groups = [np.array([of(module) for module in modules]) for of in (kind_of, block)]
     same = [(group[:, None] == group).astype(float) for group in groups] + [np.eye(count)]
     best, expected = -np.inf, beyond
-    for widths in product(WIDTHS, repeat=len(same)):
+    for widths in product(CORRECTION_SPREADS, repeat=len(same)):
         signal = sum(width**2 * one for width, one in zip(widths, same, strict=True))
         lower = np.linalg.cholesky(signal + noise)
         whitened = np.linalg.solve(lower, beyond)
         evidence = -0.5 * whitened @ whitened - np.log(lower.diagonal()).sum()
         if evidence > best:
             best, expected = evidence, signal @ np.linalg.solve(lower.T, whitened)
-    shrunk: Floats = 1 + expected
+    shrunk: Float64Array = 1 + expected
     return shrunk

@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 
 from bitquilt.errors import UserError
 
-APART = 2
+ODD_SIZED = 2
 """Matrices that are not in the table: embedding and head, at most, are of odd sizes."""
 MOST_UNITS = 4_000_000
 """Table columns; beyond that sizes are rounded up to a coarser unit."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class Candidate:
     """One matrix on one type."""
 
     qtype: str
@@ -42,21 +42,21 @@ class Choice:
     """Predicted, of a token that is generated."""
 
 
-Menu = Mapping[str, list[Choice]]
+CandidateSets = Mapping[str, list[Candidate]]
 """Module path → what it may be put on."""
 
 
-def smallest(menu: Menu) -> int:
+def smallest_nbytes(menu: CandidateSets) -> int:
     """Bytes of the smallest mix."""
     return sum(min(choice.nbytes for choice in choices) for choices in menu.values())
 
 
-def largest(menu: Menu) -> int:
+def largest_nbytes(menu: CandidateSets) -> int:
     """Bytes of the largest mix."""
     return sum(max(choice.nbytes for choice in choices) for choices in menu.values())
 
 
-def fullest(menu: Menu, capacity: int) -> int:
+def fullest_nbytes(menu: CandidateSets, capacity: int) -> int:
     """Bytes of the largest mix that fits in ``capacity``, which must not be below the smallest."""
     apart, rest = _split(menu)
     unit = _divisor(rest)
@@ -73,24 +73,24 @@ def fullest(menu: Menu, capacity: int) -> int:
     return best
 
 
-def _split(menu: Menu) -> tuple[Menu, Menu]:
+def _split(menu: CandidateSets) -> tuple[CandidateSets, CandidateSets]:
     """The matrices that stand apart, sharing the least with the others' sizes, and the rest."""
     own = {module: _divisor({module: choices}) for module, choices in menu.items()}
 
     def shared(module: str) -> int:
         return median_low(math.gcd(own[module], other) for other in own.values())
 
-    odd = sorted(menu, key=shared)[:APART]
+    odd = sorted(menu, key=shared)[:ODD_SIZED]
     apart = {module: menu[module] for module in odd}
     return apart, {module: menu[module] for module in menu if module not in apart}
 
 
-def _divisor(menu: Menu) -> int:
+def _divisor(menu: CandidateSets) -> int:
     """The largest common divisor of all sizes."""
     return math.gcd(*(choice.nbytes for choices in menu.values() for choice in choices)) or 1
 
 
-def _nbytes(chosen: Iterable[Choice]) -> int:
+def _nbytes(chosen: Iterable[Candidate]) -> int:
     return sum(choice.nbytes for choice in chosen)
 
 
@@ -98,14 +98,14 @@ class _Mix(NamedTuple):
     divergence: float
     units: int
     """That the rest takes."""
-    chosen: tuple[Choice, ...]
+    chosen: tuple[Candidate, ...]
     """For the matrices that stand apart."""
 
 
-class Table:
+class KnapsackTable:
     """Least divergence for every reachable total up to a capacity."""
 
-    def __init__(self, menu: Menu, capacity: int) -> None:
+    def __init__(self, menu: CandidateSets, capacity: int) -> None:
         """Fill the table.
 
         Args:
@@ -115,7 +115,7 @@ class Table:
         Raises:
             UserError: ``capacity`` is below the smallest mix.
         """
-        least = smallest(menu)
+        least = smallest_nbytes(menu)
         if capacity < least:
             raise UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
         self.menu = menu
@@ -130,7 +130,7 @@ class Table:
             self.divergence = self._with(choices, taken)
         self._best_within = _running_argmin(self.divergence)
 
-    def _with(self, choices: list[Choice], taken: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def _with(self, choices: list[Candidate], taken: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Add one matrix; ``taken`` receives the choice made at each total."""
         best: NDArray[np.float64] = np.full_like(self.divergence, np.inf)
         for index, choice in enumerate(choices):
@@ -143,7 +143,7 @@ class Table:
             taken[units:][better] = index
         return best
 
-    def _units(self, choice: Choice) -> int:
+    def _units(self, choice: Candidate) -> int:
         return -(-choice.nbytes // self.unit)
 
     def solve(self, capacity: int) -> dict[str, str]:
@@ -158,7 +158,7 @@ class Table:
             if (mix := self._best(chosen, capacity)) is not None
         ]
         if not mixes:
-            least = smallest(self.menu)
+            least = smallest_nbytes(self.menu)
             raise UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
         _, total, chosen = min(mixes, key=lambda mix: mix.divergence)
         allocation = {
@@ -170,7 +170,7 @@ class Table:
             total -= self._units(choice)
         return {module: allocation[module] for module in self.menu}
 
-    def _best(self, chosen: tuple[Choice, ...], capacity: int) -> _Mix | None:
+    def _best(self, chosen: tuple[Candidate, ...], capacity: int) -> _Mix | None:
         """The best mix with these choices for the matrices apart; None if none fits."""
         limit = (capacity - _nbytes(chosen)) // self.unit
         if limit < 0 or not np.isfinite(self.divergence[self._best_within[limit]]):

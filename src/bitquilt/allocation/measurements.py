@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.allocation.racing import Measure, by_segment
-from bitquilt.allocation.space import AllocationSpace, AllocationVector, Floats
+from bitquilt.allocation.racing import EvaluateFn, by_segment
+from bitquilt.allocation.space import AllocationSpace, AllocationVector, Float64Array
 
 Evaluate = Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]
 """(mixes, windows) → KL [mixes, windows, tokens]; :class:`.evaluator.Evaluator` or a pool of it."""
@@ -84,15 +84,15 @@ class Measurements:
         left = min(tokens * pace, seconds)
         return f"{self.tokens:,} of {self._limits.tokens:,} tokens, {left:.0f} s left at most"
 
-    def of(self, mixes: AllocationSpace) -> Measure:
+    def of(self, mixes: AllocationSpace) -> EvaluateFn:
         """The measure for mixes of one menu."""
 
-        def measure(vectors: Sequence[AllocationVector], windows: Sequence[int]) -> Floats:
+        def measure(vectors: Sequence[AllocationVector], windows: Sequence[int]) -> Float64Array:
             return self.samples([mixes.qtypes(vector) for vector in vectors], windows)
 
         return measure
 
-    def samples(self, mixes: Sequence[Mapping[str, str]], windows: Sequence[int]) -> Floats:
+    def samples(self, mixes: Sequence[Mapping[str, str]], windows: Sequence[int]) -> Float64Array:
         """KL [mixes, samples] at the same places of the text for all mixes.
 
         Raises:

@@ -13,8 +13,8 @@ from bitquilt import qtypes
 from bitquilt.allocation import presets, sensitivity
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.budget import Budget, parse_size
-from bitquilt.allocation.candidates import CellBytes, candidate_sets
-from bitquilt.allocation.knapsack import Menu, Table, fullest
+from bitquilt.allocation.candidates import TypeBytes, candidate_sets
+from bitquilt.allocation.knapsack import CandidateSets, KnapsackTable, fullest_nbytes
 from bitquilt.allocation.recipe import Recipe
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
@@ -59,7 +59,7 @@ class Request:
         budget = _budget(bits, size)
         recipe = preset = None
         if mix is not None and _is_file(mix):
-            recipe = recipes.read(Path(mix))
+            recipe = recipes.read_recipe(Path(mix))
         elif mix is not None:
             preset = _preset(str(mix))
         if budget is None and mix is None:
@@ -126,7 +126,7 @@ def _preset(name: str) -> str:
 class Space:
     """What a search may choose from."""
 
-    candidate_sets: Menu
+    candidate_sets: CandidateSets
     """The candidates of every matrix; their divergences are not known yet."""
     capacity: int
     """Bytes that the matrices may take together: those of the largest mix within the budget."""
@@ -186,9 +186,9 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
         pins = recipes.pins(request.recipe, checkpoint, target) if request.recipe else {}
         space = _space(checkpoint, target, pins, request.budget.nbytes(weights), request.fast)
         guess = sensitivity.prior(checkpoint, space.candidate_sets)
-        allocation = Table(guess, space.capacity).solve(space.capacity)
+        allocation = KnapsackTable(guess, space.capacity).solve(space.capacity)
     elif request.recipe is not None:
-        allocation = recipes.resolve(request.recipe, checkpoint, target)
+        allocation = recipes.resolve_recipe(request.recipe, checkpoint, target)
     else:
         allocation = presets.preset(str(request.preset), checkpoint, target)
     layout = STITCHERS[target].plan(checkpoint, allocation)
@@ -206,10 +206,10 @@ def _space(
     found = candidate_sets(
         checkpoint, target, pins, cell_bytes(checkpoint, target), fixed, budget, fast
     )
-    return Space(found, fullest(found, budget - fixed))
+    return Space(found, fullest_nbytes(found, budget - fixed))
 
 
-def cell_bytes(checkpoint: Checkpoint, target: str) -> CellBytes:
+def cell_bytes(checkpoint: Checkpoint, target: str) -> TypeBytes:
     """What a matrix takes in a file on a type, alignment included."""
 
     def nbytes(module: str, qtype: str) -> int:

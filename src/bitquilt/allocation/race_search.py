@@ -17,8 +17,8 @@ from itertools import count, cycle, islice
 import numpy as np
 
 from bitquilt.allocation.evopress import swapped
-from bitquilt.allocation.racing import Difference, Measure, race
-from bitquilt.allocation.space import AllocationSpace, AllocationVector, Floats, Incumbent
+from bitquilt.allocation.racing import Difference, EvaluateFn, race
+from bitquilt.allocation.space import AllocationSpace, AllocationVector, Float64Array, Incumbent
 from bitquilt.allocation.surrogate import Observation, Parts, Surrogate
 
 LESSONS, PUPILS, LESSON_WINDOWS = 6, 8, 3
@@ -46,7 +46,7 @@ class RaceSearch:
         self,
         mixes: AllocationSpace,
         capacities: Sequence[int],
-        measure: Measure,
+        measure: EvaluateFn,
         windows: int,
         rng: np.random.Generator,
         say: Callable[[str], None],
@@ -89,7 +89,7 @@ class RaceSearch:
                     going.remove(capacity)
                 yield Incumbent(capacity, best, float(finished[best].mean()))
 
-    def _round(self, capacity: int) -> dict[AllocationVector, Floats]:
+    def _round(self, capacity: int) -> dict[AllocationVector, Float64Array]:
         """Race new proposals against the best mix, on other text than the last race's.
 
         The winner is what the surrogate, which has now learned from the race, thinks best among
@@ -113,7 +113,7 @@ class RaceSearch:
         return finished
 
     def _worth_another(
-        self, finished: dict[AllocationVector, Floats], best: AllocationVector
+        self, finished: dict[AllocationVector, Float64Array], best: AllocationVector
     ) -> bool:
         """Whether any that finished may yet turn out to be much better than the best."""
         gains = [Difference.of(finished[best], samples) for samples in finished.values()]
@@ -125,7 +125,7 @@ class RaceSearch:
         self._read += count
         return list(dict.fromkeys(windows))
 
-    def _note_read(self, mixes: Sequence[AllocationVector], windows: Sequence[int]) -> Floats:
+    def _note_read(self, mixes: Sequence[AllocationVector], windows: Sequence[int]) -> Float64Array:
         """Add what mixes showed on one text to what is learned from; their samples."""
         different = list(dict.fromkeys(mixes))
         samples, text = self._measure(different, windows), next(self._texts)
@@ -160,7 +160,7 @@ class RaceSearch:
         """Best mixes under weights that are possible, with a part of the model open to change."""
         return [self._solved(capacity, self._surrogate.draw(self._rng), part) for _ in range(count)]
 
-    def _solved(self, capacity: int, weights: Floats, part: float) -> AllocationVector:
+    def _solved(self, capacity: int, weights: Float64Array, part: float) -> AllocationVector:
         """The best mix under these weights."""
         mix = self.best[capacity]
         closed = np.flatnonzero(self._rng.random(len(mix)) >= part).tolist()

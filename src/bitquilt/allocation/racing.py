@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.allocation.space import AllocationVector, Floats
+from bitquilt.allocation.space import AllocationVector, Float64Array
 
-Measure = Callable[[Sequence[AllocationVector], Sequence[int]], Floats]
+EvaluateFn = Callable[[Sequence[AllocationVector], Sequence[int]], Float64Array]
 """(mixes, windows) → KL samples [mixes, samples], at the same places of the text for all mixes."""
 
 CLEARLY = 2.0
@@ -31,7 +31,7 @@ class Difference:
     error: float
 
     @classmethod
-    def of(cls, a: Floats, b: Floats) -> Difference:
+    def of(cls, a: Float64Array, b: Float64Array) -> Difference:
         """From samples [n] at the same places of a text."""
         difference = a - b
         spread = difference.std(ddof=1) if len(difference) > 1 else np.inf
@@ -48,13 +48,13 @@ class Difference:
         return self.mean + CLEARLY * self.error
 
 
-def by_segment(kl: NDArray[np.float32]) -> Floats:
+def by_segment(kl: NDArray[np.float32]) -> Float64Array:
     """KL of single tokens [mixes, windows, tokens] → of segments [mixes, windows, segments]."""
     parts = np.array_split(kl, max(1, round(kl.shape[2] / SEGMENT)), axis=2)
     return np.stack([part.mean(2, dtype=np.float64) for part in parts], axis=2)
 
 
-def contenders(samples: Floats) -> list[int]:
+def contenders(samples: Float64Array) -> list[int]:
     """The mixes that the best one does not clearly beat, best first.
 
     Args:
@@ -68,9 +68,9 @@ def contenders(samples: Floats) -> list[int]:
 def race(
     best: AllocationVector,
     others: Sequence[AllocationVector],
-    measure: Measure,
+    measure: EvaluateFn,
     heats: Sequence[Sequence[int]],
-) -> dict[AllocationVector, Floats]:
+) -> dict[AllocationVector, Float64Array]:
     """Let mixes read heat after heat until one is left or there are no more.
 
     Args:

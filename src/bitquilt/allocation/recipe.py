@@ -57,7 +57,7 @@ class Recipe:
     """What errors call it, usually the file's path; not part of the recipe."""
 
     def to_json(self) -> str:
-        """The recipe on one line, the same text for the same recipe; :func:`parse` reads it."""
+        """Return the recipe on one line, always in the same words; :func:`parse_recipe` reads it."""
         parts: dict[str, Any] = {}
         if self.default is not None:
             parts["default"] = _plain(self.default)
@@ -68,7 +68,7 @@ class Recipe:
         return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
 
 
-def read(path: Path) -> Recipe:
+def read_recipe(path: Path) -> Recipe:
     """Read a recipe file.
 
     Raises:
@@ -81,10 +81,10 @@ def read(path: Path) -> Recipe:
         raise UserError(
             f"cannot read the recipe {path}: {reason}; give the path of a recipe's JSON file"
         ) from error
-    return parse(text, str(path))
+    return parse_recipe(text, str(path))
 
 
-def parse(source: str | Mapping[str, Any], where: str) -> Recipe:
+def parse_recipe(source: str | Mapping[str, Any], where: str) -> Recipe:
     """Make a recipe of its JSON, as text or already decoded.
 
     Args:
@@ -110,7 +110,7 @@ def parse(source: str | Mapping[str, Any], where: str) -> Recipe:
     )
 
 
-def resolve(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
+def resolve_recipe(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
     """Give every matrix of a model its type.
 
     Args:

@@ -15,7 +15,7 @@ from bitquilt.allocation.space import AllocationSpace, AllocationVector, Incumbe
 
 
 @dataclass(frozen=True)
-class Task:
+class SearchTask:
     """What is searched for."""
 
     mixes: AllocationSpace
@@ -25,9 +25,9 @@ class Task:
     seed: int
 
 
-def search(
+def run_search(
     method: str,
-    task: Task,
+    task: SearchTask,
     measurements: Measurements,
     limits: Limits,
     say: Callable[[str], None],
@@ -35,7 +35,7 @@ def search(
     """Search until the method or its limits are at an end, or Ctrl-C.
 
     Args:
-        method: one of :data:`bitquilt.allocation.METHODS`.
+        method: one of :data:`bitquilt.allocation.SEARCH_METHODS`.
         task: what is searched for.
         measurements: measures and counts.
         limits: where to end at the latest.
@@ -62,7 +62,7 @@ def search(
 
 
 def _standings(
-    method: str, task: Task, measurements: Measurements, say: Callable[[str], None]
+    method: str, task: SearchTask, measurements: Measurements, say: Callable[[str], None]
 ) -> Iterator[Incumbent]:
     """How a method gets on."""
     measure, rng = measurements.of(task.mixes), np.random.default_rng(task.seed)

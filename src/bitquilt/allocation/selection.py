@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bitquilt.allocation.racing import CLEARLY, Difference
-from bitquilt.allocation.space import Floats
+from bitquilt.allocation.space import Float64Array
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Ranking:
         return f"{self.name} {self.kl:.4g} ({more:.1f} ± {error:.1f} % behind)"
 
 
-def rank(samples: Mapping[str, Floats]) -> list[Ranking]:
+def rank(samples: Mapping[str, Float64Array]) -> list[Ranking]:
     """Rank mixes by mean KL, best first; equals stay in their order.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bitquilt import qtypes
-from bitquilt.allocation.knapsack import Choice, Menu
+from bitquilt.allocation.knapsack import Candidate, CandidateSets
 from bitquilt.allocation.measurements import Measurements
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import layer_of
@@ -25,7 +25,7 @@ def block(module: str) -> str:
     return module if layer is None else str(layer)
 
 
-def prior(checkpoint: Checkpoint, menu: Menu) -> Menu:
+def prior(checkpoint: Checkpoint, menu: CandidateSets) -> CandidateSets:
     """Costs before anything is measured: rounding error falls fourfold a bit.
 
     Enough to plan sizes with; never what a quantized file is made from.
@@ -53,7 +53,7 @@ def with_originals(bank: LayerBank) -> PackedSource:
     return packed
 
 
-def measured(menu: Menu, measurements: Measurements, step: Step) -> Menu:
+def measured(menu: CandidateSets, measurements: Measurements, step: Step) -> CandidateSets:
     """The menu with each cell's measured divergence, all other matrices exact.
 
     Args:
@@ -62,7 +62,7 @@ def measured(menu: Menu, measurements: Measurements, step: Step) -> Menu:
         step: called after each cell.
     """
     windows = range(min(ALONE, measurements.windows))
-    found: dict[str, list[Choice]] = {}
+    found: dict[str, list[Candidate]] = {}
     for module, choices in menu.items():
         alone = [dict.fromkeys(menu, EXACT) | {module: choice.qtype} for choice in choices]
         kl = measurements.samples(alone, windows).mean(1)
@@ -74,7 +74,7 @@ def measured(menu: Menu, measurements: Measurements, step: Step) -> Menu:
     return found
 
 
-def predicted(bank: LayerBank, menu: Menu) -> Menu:
+def predicted(bank: LayerBank, menu: CandidateSets) -> CandidateSets:
     """The menu with each cell's predicted divergence (:mod:`bitquilt.calibration.prediction`)."""
     return {
         module: [replace(c, divergence=cells[c.qtype].divergence) for c in choices]

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.allocation.knapsack import Choice, Menu
+from bitquilt.allocation.knapsack import Candidate, CandidateSets
 from bitquilt.allocation.speed_limit import solve_with_speed_limit
 
 AllocationVector = tuple[int, ...]
 """One number per matrix, in the order of the menu; 0 is its smallest choice."""
-Floats = NDArray[np.float64]
+Float64Array = NDArray[np.float64]
 
 
 class Incumbent(NamedTuple):
@@ -34,13 +34,13 @@ class AllocationSpace:
     """All mixes of one menu."""
 
     modules: tuple[str, ...]
-    choices: tuple[tuple[Choice, ...], ...]
+    choices: tuple[tuple[Candidate, ...], ...]
     """Of each module, smallest first."""
     seconds: float = math.inf
     """That the matrices may take for a token."""
 
     @classmethod
-    def of(cls, menu: Menu, seconds: float = math.inf) -> AllocationSpace:
+    def of(cls, menu: CandidateSets, seconds: float = math.inf) -> AllocationSpace:
         """Those of a menu."""
         by_size = (tuple(sorted(own, key=lambda choice: choice.nbytes)) for own in menu.values())
         return cls(tuple(menu), tuple(by_size), seconds)
@@ -66,7 +66,7 @@ class AllocationSpace:
         chosen = zip(self.choices, mix, strict=True)
         return sum(choices[index].seconds for choices, index in chosen) <= self.seconds
 
-    def scaled(self, factors: Floats) -> AllocationSpace:
+    def scaled(self, factors: Float64Array) -> AllocationSpace:
         """With the scores of each module multiplied by its factor [M]."""
         choices = tuple(
             tuple(replace(choice, divergence=choice.divergence * factor) for choice in own)
@@ -80,12 +80,12 @@ class AllocationSpace:
         return [np.array([choice.nbytes for choice in own]) for own in self.choices]
 
     @cached_property
-    def scores(self) -> list[Floats]:
+    def scores(self) -> list[Float64Array]:
         """Predicted divergence of each module's choices, nats per token."""
         return [np.array([choice.divergence for choice in own]) for own in self.choices]
 
     def solve(
-        self, costs: Sequence[Floats], capacity: int, kept: Mapping[int, int]
+        self, costs: Sequence[Float64Array], capacity: int, kept: Mapping[int, int]
     ) -> AllocationVector:
         """The mix of the least sum of costs within a capacity and the seconds.
 

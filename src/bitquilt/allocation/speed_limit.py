@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.allocation.knapsack import Choice, Menu, Table
+from bitquilt.allocation.knapsack import Candidate, CandidateSets, KnapsackTable
 from bitquilt.errors import UserError
 
 PRICES = 7
@@ -27,11 +27,11 @@ RANGE = 4.0
 IMPROVED = 3
 """Of the mixes found under different prices, the best that are improved by exchanges."""
 
-Chosen = dict[str, Choice]
+Chosen = dict[str, Candidate]
 """Module path → what it is put on."""
 
 
-def solve_with_speed_limit(menu: Menu, capacity: int, seconds: float) -> dict[str, str]:
+def solve_with_speed_limit(menu: CandidateSets, capacity: int, seconds: float) -> dict[str, str]:
     """The best mix found within both budgets, module path → type name.
 
     Args:
@@ -49,15 +49,15 @@ def solve_with_speed_limit(menu: Menu, capacity: int, seconds: float) -> dict[st
     return {module: choice.qtype for module, choice in best.items()}
 
 
-def fastest(menu: Menu, capacity: int) -> float:
+def least_seconds(menu: CandidateSets, capacity: int) -> float:
     """Seconds of the fastest mix within ``capacity`` bytes."""
     alone = {m: [replace(c, divergence=c.seconds) for c in own] for m, own in menu.items()}
     return _seconds(_solved(alone, menu, capacity))
 
 
-def _bisected(menu: Menu, capacity: int, seconds: float) -> list[Chosen]:
+def _bisected(menu: CandidateSets, capacity: int, seconds: float) -> list[Chosen]:
     """What prices near the right one give that is fast enough."""
-    if (least := fastest(menu, capacity)) > seconds:
+    if (least := least_seconds(menu, capacity)) > seconds:
         raise UserError(
             f"no mix of that size is so fast: the matrices of the fastest take {least * 1e3:.3g} "
             f"ms a token, and {seconds * 1e3:.3g} ms are left for them; ask for less speed"
@@ -77,13 +77,13 @@ def _bisected(menu: Menu, capacity: int, seconds: float) -> list[Chosen]:
     return enough
 
 
-def _spread(menu: Menu) -> float:
+def _spread(menu: CandidateSets) -> float:
     """From the least to the largest divergence, and not nothing."""
     ends = ([choice.divergence for choice in own] for own in menu.values())
     return sum(max(own) - min(own) for own in ends) + sys.float_info.min
 
 
-def _priced(menu: Menu, capacity: int, price: float) -> Chosen:
+def _priced(menu: CandidateSets, capacity: int, price: float) -> Chosen:
     """The exact best of divergence + price · seconds."""
     costs = {
         module: [replace(c, divergence=c.divergence + price * c.seconds) for c in own]
@@ -92,28 +92,28 @@ def _priced(menu: Menu, capacity: int, price: float) -> Chosen:
     return _solved(costs, menu, capacity)
 
 
-def _solved(costs: Menu, menu: Menu, capacity: int) -> Chosen:
+def _solved(costs: CandidateSets, menu: CandidateSets, capacity: int) -> Chosen:
     """The choices of the menu that are best under other costs."""
-    qtypes = Table(costs, capacity).solve(capacity)
+    qtypes = KnapsackTable(costs, capacity).solve(capacity)
     return {m: next(c for c in own if c.qtype == qtypes[m]) for m, own in menu.items()}
 
 
-def _seconds(mix: Mapping[str, Choice]) -> float:
+def _seconds(mix: Mapping[str, Candidate]) -> float:
     return sum(choice.seconds for choice in mix.values())
 
 
-def _divergence(mix: Mapping[str, Choice]) -> float:
+def _divergence(mix: Mapping[str, Candidate]) -> float:
     return sum(choice.divergence for choice in mix.values())
 
 
-def _improved(menu: Menu, mix: Chosen, capacity: int, seconds: float) -> Chosen:
+def _improved(menu: CandidateSets, mix: Chosen, capacity: int, seconds: float) -> Chosen:
     """The mix after the best exchanges of one or two matrices that both budgets allow."""
     while (moves := _best_moves(menu, mix, capacity, seconds)) is not None:
         mix = mix | moves
     return mix
 
 
-def _best_moves(menu: Menu, mix: Chosen, capacity: int, seconds: float) -> Chosen | None:
+def _best_moves(menu: CandidateSets, mix: Chosen, capacity: int, seconds: float) -> Chosen | None:
     """What to change; None where no change of two matrices is for the better."""
     moves = [(m, c) for m, own in menu.items() for c in own]
     owner = np.array([list(menu).index(m) for m, _ in moves])

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitquilt.allocation.knapsack import Menu
-from bitquilt.allocation.space import Floats
+from bitquilt.allocation.knapsack import CandidateSets
+from bitquilt.allocation.space import Float64Array
 
-NOISES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+TIMING_NOISES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 """Spreads of a timed file's seconds around what the model can say, relative to them: how much else
 the machine does. The evidence (MacKay 1992) chooses among them."""
 QTYPES, SHAPES = 1.0, 0.2
@@ -27,7 +27,7 @@ QTYPES, SHAPES = 1.0, 0.2
 relative to that mean."""
 
 
-class Cell(NamedTuple):
+class TypedShape(NamedTuple):
     """All matrices of one shape on one type take the same time."""
 
     rows: int
@@ -36,10 +36,10 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Timed:
+class TimedFile:
     """A file that was timed."""
 
-    matrices: Mapping[Cell, int]
+    matrices: Mapping[TypedShape, int]
     """How many it has of each sort."""
     seconds: float
     """For one token."""
@@ -51,13 +51,13 @@ class SpeedModel:
 
     base: float
     """Seconds that no matrix accounts for."""
-    paces: Mapping[Cell, float]
+    paces: Mapping[TypedShape, float]
     """Seconds of one matrix."""
     error: float
     """Root mean square of the relative error, each timed file predicted from the others."""
 
     @classmethod
-    def fit(cls, runs: Sequence[Timed]) -> SpeedModel:
+    def fit(cls, runs: Sequence[TimedFile]) -> SpeedModel:
         """Learn from timed files: Bayesian linear regression with independent Gaussian priors."""
         cells = list(dict.fromkeys(cell for run in runs for cell in run.matrices))
         names = list(dict.fromkeys(cell.qtype for cell in cells))
@@ -81,7 +81,7 @@ class SpeedModel:
         paces = {c: float(p * c.rows * c.columns) for c, p in zip(cells, own, strict=True)}
         return cls(float(base[0] * seconds.mean()), paces, float(np.sqrt((left_out**2).mean())))
 
-    def timed(self, menu: Menu, shapes: Mapping[str, tuple[int, int]]) -> Menu:
+    def timed(self, menu: CandidateSets, shapes: Mapping[str, tuple[int, int]]) -> CandidateSets:
         """The menu with the seconds of every choice.
 
         Args:
@@ -90,7 +90,7 @@ class SpeedModel:
         """
         return {
             module: [
-                replace(choice, seconds=self.paces[Cell(*shapes[module], choice.qtype)])
+                replace(choice, seconds=self.paces[TypedShape(*shapes[module], choice.qtype)])
                 if module in shapes
                 else choice
                 for choice in choices
@@ -99,14 +99,14 @@ class SpeedModel:
         }
 
 
-def _ridge(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+def _ridge(x: Float64Array, y: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Standard normal coefficients [p] of y [n] = x [n, p] · them + noise, and what is left [n].
 
     What is left of each y is left by a fit to the others (Sundararajan and Keerthi 2001).
     """
 
-    def covariance(noise: float) -> Floats:
-        own: Floats = x @ x.T + noise**2 * np.eye(len(x))
+    def covariance(noise: float) -> Float64Array:
+        own: Float64Array = x @ x.T + noise**2 * np.eye(len(x))
         return own
 
     def evidence(noise: float) -> float:
@@ -114,6 +114,6 @@ def _ridge(x: Floats, y: Floats) -> tuple[Floats, Floats]:
         whitened = np.linalg.solve(lower, y)
         return float(-0.5 * whitened @ whitened - np.log(lower.diagonal()).sum())
 
-    inverse = np.linalg.inv(covariance(max(NOISES, key=evidence)))
+    inverse = np.linalg.inv(covariance(max(TIMING_NOISES, key=evidence)))
     solved = inverse @ y
     return x.T @ solved, solved / inverse.diagonal()

@@ -26,8 +26,8 @@ from platformdirs import user_cache_path
 
 from bitquilt import qtypes
 from bitquilt.allocation.plan import STITCHERS, Plan
-from bitquilt.allocation.speed_limit import fastest
-from bitquilt.allocation.speed_model import Cell, SpeedModel, Timed
+from bitquilt.allocation.speed_limit import least_seconds
+from bitquilt.allocation.speed_model import SpeedModel, TimedFile, TypedShape
 from bitquilt.engines import Engine, Request, Sampling, open_engine
 from bitquilt.engines.llamacpp_backend import physical_cores
 from bitquilt.errors import UserError
@@ -76,7 +76,7 @@ class SpeedLimit:
 
     def predicted(self, mix: Mapping[str, str]) -> float:
         """Tokens a second of a mix, module path → type name."""
-        paces = (self.model.paces[Cell(*shape, mix[m])] for m, shape in self.shapes.items())
+        paces = (self.model.paces[TypedShape(*shape, mix[m])] for m, shape in self.shapes.items())
         return 1 / (self.model.base + sum(paces))
 
     def fast_enough(self, mixes: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
@@ -92,7 +92,7 @@ class SpeedLimit:
         if plan.space is None:
             return plan
         menu = self.model.timed(plan.space.candidate_sets, self.shapes)
-        most = 1 / (self.model.base + fastest(menu, plan.space.capacity))
+        most = 1 / (self.model.base + least_seconds(menu, plan.space.capacity))
         if most < self.rate:
             raise UserError(
                 f"{plan.label}: no mix of that size makes {self.rate:g} tokens a second on this "
@@ -135,7 +135,7 @@ def speed_limit(
     for module, shape in shapes.items():
         wanted[shape] = list(dict.fromkeys([*wanted.get(shape, []), *candidates[module]]))
     missing = {
-        shape: [name for name in names if Cell(*shape, name) not in known]
+        shape: [name for name in names if TypedShape(*shape, name) not in known]
         for shape, names in wanted.items()
     }
     files = ROUNDS * max(map(len, missing.values()))
@@ -171,17 +171,17 @@ def _versions(target: str) -> list[str]:
         return []
 
 
-def _read(kept: Path) -> list[Timed]:
+def _read(kept: Path) -> list[TimedFile]:
     """The files that were timed before."""
     if not kept.exists():
         return []
     return [
-        Timed({Cell(*cell): count for *cell, count in run["matrices"]}, run["seconds"])
+        TimedFile({TypedShape(*cell): count for *cell, count in run["matrices"]}, run["seconds"])
         for run in json.loads(kept.read_text())
     ]
 
 
-def _to_json(run: Timed) -> dict[str, Any]:
+def _to_json(run: TimedFile) -> dict[str, Any]:
     return {
         "matrices": [[*cell, count] for cell, count in run.matrices.items()],
         "seconds": run.seconds,
@@ -236,7 +236,7 @@ def _cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
 
 def _visits(
     designs: Sequence[tuple[Checkpoint, dict[Shape, str]]], target: str, step: Step
-) -> Iterator[list[Timed]]:
+) -> Iterator[list[TimedFile]]:
     """All files, timed again and again."""
     for _ in range(REPEATS):
         visit = []
@@ -246,11 +246,11 @@ def _visits(
         yield visit
 
 
-def _best(visits: Iterable[Timed]) -> Timed:
+def _best(visits: Iterable[TimedFile]) -> TimedFile:
     return min(visits, key=lambda run: run.seconds)
 
 
-def _timed(checkpoint: Checkpoint, target: str, mix: Mapping[Shape, str]) -> Timed:
+def _timed(checkpoint: Checkpoint, target: str, mix: Mapping[Shape, str]) -> TimedFile:
     """Write a file whose matrices are on these types, and time it."""
     read = read_each_token(checkpoint)
     allocation = {m: mix.get(shape, "BF16") for m, shape in checkpoint.matrices.items()}
@@ -258,11 +258,11 @@ def _timed(checkpoint: Checkpoint, target: str, mix: Mapping[Shape, str]) -> Tim
         path = Path(folder) / f"timed{SUFFIX[target]}"
         STITCHERS[target].write(checkpoint, allocation, random_weights(checkpoint), path, "{}")
         seconds = token_seconds(path)
-    matrices: dict[Cell, int] = {}
+    matrices: dict[TypedShape, int] = {}
     for shape in read.values():
-        cell = Cell(*shape, mix[shape])
+        cell = TypedShape(*shape, mix[shape])
         matrices[cell] = matrices.get(cell, 0) + 1
-    return Timed(matrices, seconds)
+    return TimedFile(matrices, seconds)
 
 
 def random_weights(checkpoint: Checkpoint) -> PackedSource:

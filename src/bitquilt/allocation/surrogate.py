@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bitquilt.allocation.sensitivity import block
-from bitquilt.allocation.space import AllocationSpace, AllocationVector, Floats
+from bitquilt.allocation.space import AllocationSpace, AllocationVector, Float64Array
 from bitquilt.models.names import kind_of
 
 Column = Callable[..., int]
@@ -32,15 +32,15 @@ Column = Callable[..., int]
 
 SPREADS = {"all": 1.0, "kind": 1.0, "type": 1.0, "kind and type": 0.5, "block": 0.6, "matrix": 0.6}
 """Prior standard deviation of the weights of each sort of part, before the common factor."""
-NEIGHBOURS = 0.1
+PAIR_SPREAD = 0.1
 """The same for pairs of neighbours: there are as many terms of √(s_m s_n) as of s."""
 UNMEASURED = 0.3
 """The factor of all spreads before anything is measured."""
-LEVEL = 0.3
+LEVEL_SPREAD = 0.3
 """Prior standard deviation of the level of a text."""
-WIDTHS = (0.1, 0.25, 0.5, 1.0)
-TEXTS = (0.0, 0.5, 1.0, 2.0)
-NOISES = (0.005, 0.01, 0.02, 0.04)
+SPREAD_FACTORS = (0.1, 0.25, 0.5, 1.0)
+TEXT_SPREADS = (0.0, 0.5, 1.0, 2.0)
+RESIDUAL_SPREADS = (0.005, 0.01, 0.02, 0.04)
 """Among which the evidence chooses: the factor of all spreads, the spread of a text's weights
 relative to those, and what remains."""
 
@@ -64,7 +64,7 @@ class Parts:
         def column(sort: str, *which: str) -> int:
             if (key := (sort, *which)) not in names:
                 names[key] = len(names)
-                spreads.append(SPREADS.get(sort, NEIGHBOURS))
+                spreads.append(SPREADS.get(sort, PAIR_SPREAD))
             return names[key]
 
         self.mixes = mixes
@@ -81,14 +81,16 @@ class Parts:
                 cell[columns] = score
         self.roots = [np.sqrt(scores) for scores in mixes.scores]
 
-    def of(self, mix: AllocationVector) -> Floats:
+    def of(self, mix: AllocationVector) -> Float64Array:
         """The sums of one mix [p]; the first is S."""
-        sums: Floats = np.sum([own[i] for own, i in zip(self.cells, mix, strict=True)], axis=0)
+        sums: Float64Array = np.sum(
+            [own[i] for own, i in zip(self.cells, mix, strict=True)], axis=0
+        )
         roots = [own[i] for own, i in zip(self.roots, mix, strict=True)]
         np.add.at(sums, self._pairs, np.multiply(roots[:-1], roots[1:]))
         return sums
 
-    def around(self, mix: AllocationVector, weights: Floats) -> list[Floats]:
+    def around(self, mix: AllocationVector, weights: Float64Array) -> list[Float64Array]:
         """Of each matrix: the KL of the mix with each of its choices there, less a constant."""
         costs = [cells @ weights for cells in self.cells]
         roots = [own[i] for own, i in zip(self.roots, mix, strict=True)]
@@ -116,9 +118,9 @@ class Surrogate:
     """A distribution of weights, given what was measured."""
 
     parts: Parts
-    mean: Floats
+    mean: Float64Array
     """[p]."""
-    root: Floats
+    root: Float64Array
     """A root of the covariance [p, p]."""
 
     @classmethod
@@ -144,7 +146,7 @@ class Surrogate:
         x, y = sums / sums[:, :1], ratios - 1.0  # [n, p], [n]
         priors = [
             _Prior(parts.spreads * width, text, noise)
-            for width, text, noise in product(WIDTHS, TEXTS, NOISES)
+            for width, text, noise in product(SPREAD_FACTORS, TEXT_SPREADS, RESIDUAL_SPREADS)
         ]
         best = max(priors, key=lambda prior: prior.evidence(x, y, same))
         mean, root, left_out = best.posterior(x, y, same)
@@ -158,13 +160,13 @@ class Surrogate:
         """The expected KL of a mix, on text of the usual level."""
         return float(self.parts.of(mix) @ self.mean)
 
-    def draw(self, rng: np.random.Generator) -> Floats:
+    def draw(self, rng: np.random.Generator) -> Float64Array:
         """Weights that what was measured allows [p]."""
-        drawn: Floats = self.mean + self.root @ rng.standard_normal(len(self.mean))
+        drawn: Float64Array = self.mean + self.root @ rng.standard_normal(len(self.mean))
         return drawn
 
 
-def _prior(parts: Parts) -> Floats:
+def _prior(parts: Parts) -> Float64Array:
     """The expected weights before anything is measured: S itself [p]."""
     prior = np.zeros_like(parts.spreads)
     prior[0] = 1.0
@@ -181,7 +183,7 @@ class FitQuality:
     """Root mean square of the relative error, after the best factor for the text."""
 
     @classmethod
-    def of(cls, predicted: Floats, measured: Floats) -> FitQuality:
+    def of(cls, predicted: Float64Array, measured: Float64Array) -> FitQuality:
         """Compare predictions with measurements [n], relative to the mean of their text."""
         a, b = (np.argsort(np.argsort(values)).astype(float) for values in (predicted, measured))
         return cls(float(np.corrcoef(a, b)[0, 1]), float((predicted / measured).std()))
@@ -194,25 +196,27 @@ class FitQuality:
 class _Prior:
     """What is believed of the weights [p] before y [n] = x [n, p] · weights is seen."""
 
-    spreads: Floats
+    spreads: Float64Array
     """Standard deviations [p]."""
     text: float
     """Spread of the weights of one text around those of all, relative to these."""
     noise: float
 
-    def _covariance(self, x: Floats, same: Floats) -> Floats:
+    def _covariance(self, x: Float64Array, same: Float64Array) -> Float64Array:
         """Of y [n, n]; ``same`` is 1 where two lessons are of one text."""
         scaled = x * self.spreads
-        shared: Floats = scaled @ scaled.T * (1 + self.text**2 * same)
-        return shared + LEVEL**2 * same + self.noise**2 * np.eye(len(x))
+        shared: Float64Array = scaled @ scaled.T * (1 + self.text**2 * same)
+        return shared + LEVEL_SPREAD**2 * same + self.noise**2 * np.eye(len(x))
 
-    def evidence(self, x: Floats, y: Floats, same: Floats) -> float:
+    def evidence(self, x: Float64Array, y: Float64Array, same: Float64Array) -> float:
         """Logarithm of the probability of y, less a constant."""
         lower = np.linalg.cholesky(self._covariance(x, same))
         whitened = np.linalg.solve(lower, y)
         return float(-0.5 * whitened @ whitened - np.log(lower.diagonal()).sum())
 
-    def posterior(self, x: Floats, y: Floats, same: Floats) -> tuple[Floats, Floats, Floats]:
+    def posterior(
+        self, x: Float64Array, y: Float64Array, same: Float64Array
+    ) -> tuple[Float64Array, Float64Array, Float64Array]:
         """What is believed after.
 
         Returns:

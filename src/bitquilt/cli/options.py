@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from bitquilt import rounding
-from bitquilt.allocation import METHODS, SCORES
+from bitquilt.allocation import SCORES, SEARCH_METHODS
 from bitquilt.runtime.files import nan_to_null
 
 
@@ -145,8 +145,8 @@ _SEARCH_OPTIONS = (
     ),
     click.option(
         "--search",
-        type=click.Choice(METHODS),
-        default=METHODS[0],
+        type=click.Choice(SEARCH_METHODS),
+        default=SEARCH_METHODS[0],
         show_default=True,
         help="Mixes that a prediction proposes race on true KL; the exact knapsack on the scores; "
         "EvoPress, which takes 59 million token-forwards.",
