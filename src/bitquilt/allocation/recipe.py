@@ -57,7 +57,7 @@ class Recipe:
     """What errors call it, usually the file's path; not part of the recipe."""
 
     def to_json(self) -> str:
-        """Return the recipe on one line, always in the same words; :func:`parse_recipe` reads it."""
+        """Return the recipe on one line, in a canonical form that :func:`parse_recipe` reads."""
         parts: dict[str, Any] = {}
         if self.default is not None:
             parts["default"] = _plain(self.default)
