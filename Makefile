@@ -14,7 +14,7 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_NAME := $(DEMO_DIR)/demo-$(DEMO_BITS)bit
 
-.PHONY: help setup demo test lint format bench
+.PHONY: help setup demo test lint format bench docs package
 
 help:    ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile
@@ -30,16 +30,24 @@ demo: $(INSTALLED) ## quantize the embedded model as GGUF and MLX, and ask each 
 test: $(INSTALLED) ## all tests
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
 
-lint: $(INSTALLED) ## style, formatting and types
+lint: $(INSTALLED) ## style, formatting, types, and whether docs/cli.md is what --help says
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/scripts/cli.py --check
 
-format: $(INSTALLED) ## rewrite the sources as lint wants them
+format: $(INSTALLED) ## rewrite the sources and docs/cli.md as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python docs/scripts/cli.py
 
-bench: $(INSTALLED) ## print every figure of the README; takes hours
+docs: $(INSTALLED) ## build the documentation into site/; broken links and anchors are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+package: $(INSTALLED) ## build the wheel, install it into an empty environment, quantize the demo there
+	.ci/package $(abspath $(BIN)/python) $(TORCH) $(TORCH_INDEX)
+
+bench: $(INSTALLED) ## print every figure of docs/figures.md; takes hours
 	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
 
 $(INSTALLED): pyproject.toml

@@ -34,6 +34,7 @@ ORDER = (
     "report",
     "pipeline",
     "cli",
+    "__main__",
 )
 
 TOGETHER = {"gguf": "models"}

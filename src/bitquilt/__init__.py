@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from bitquilt.models.inspection import inspect as inspect
     from bitquilt.pipeline import quantize as quantize
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["__version__", "evaluate", "inspect", "plan", "quantize"]
 
 _HOMES = {
