@@ -22,6 +22,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import layer_of
 from bitquilt.rounding.layer_bank import Candidates, LayerBank
 from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.progress import Progress, Silent
 
 WINDOWS = 8
 
@@ -31,7 +32,7 @@ def main() -> None:
     shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
     targets = sys.argv[2:] or ["gguf", "mlx"]
     with captured(shape, WINDOWS) as (checkpoint, _, work):
-        measure(LayerBank(checkpoint, work, "best", print), targets)
+        measure(LayerBank(checkpoint, work, "best", Progress()), targets)
 
 
 def measure(bank: LayerBank, targets: list[str]) -> None:
@@ -82,8 +83,8 @@ def size(checkpoint: Checkpoint, module: str) -> int:
 def timed(bank: LayerBank, candidates: Candidates) -> float:
     """Seconds to round all that from nothing."""
     started = time.monotonic()
-    bank.build(candidates, lambda: None)
-    bank.finish(candidates, lambda: None)
+    bank.build(candidates, Silent())
+    bank.finish(candidates, Silent())
     return time.monotonic() - started
 
 

@@ -25,6 +25,7 @@ from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.runtime.progress import Progress, Silent
 
 QTYPES = ("Q4_0", "Q8_0")
 WINDOWS, CANDIDATES = 16, 32
@@ -34,8 +35,8 @@ def main() -> None:
     """Print tokens a second of one worker and of all."""
     shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
     with captured(shape, WINDOWS) as (checkpoint, text, work):
-        bank = LayerBank(checkpoint, work, "nearest", print)
-        bank.build({module: list(QTYPES) for module in checkpoint.matrices}, lambda: None)
+        bank = LayerBank(checkpoint, work, "nearest", Progress())
+        bank.build({module: list(QTYPES) for module in checkpoint.matrices}, Silent())
         teacher = Teacher.of(checkpoint, text, work, "text")
         gpus = torch.cuda.device_count()
         ray_evaluator.CPUS = (os.cpu_count() or 2) // 2
@@ -51,7 +52,7 @@ def measured(
     cores = workers * ray_evaluator.CPUS
     ray.init(num_cpus=cores, num_gpus=workers if on_gpus else 0, log_to_driver=False)
     precision = fast_precision(teacher.hidden.device)
-    evaluate = RayEvaluator(checkpoint, bank.packed, "", precision, print)
+    evaluate = RayEvaluator(checkpoint, bank.packed, "", precision, Progress())
     evaluate(teacher, mixes(checkpoint, 4 * workers), [0])
     candidates = mixes(checkpoint, CANDIDATES)
     started = time.monotonic()

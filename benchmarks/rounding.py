@@ -35,6 +35,7 @@ from bitquilt.qtypes.kquants import Signed, WithMins
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding import METHODS
 from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.runtime.progress import Progress, Silent
 from bitquilt.runtime.workdir import WorkDir
 
 HELD_OUT = 32
@@ -54,11 +55,11 @@ class Bench:
         self.banks = {}
         for method in METHODS:
             work = WorkDir(directory / method, {})
-            self.banks[method] = LayerBank(checkpoint, work, method, print)
+            self.banks[method] = LayerBank(checkpoint, work, method, Progress())
         held_out = token_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
         for bank in self.banks.values():
             collect_statistics(
-                BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, _nothing
+                BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, Silent()
             )
         self.moments = bank.moments
         self.teacher = Teacher.of(checkpoint, held_out, bank.work, "held-out")
@@ -79,8 +80,8 @@ class Bench:
             dict.fromkeys(self.blocks, qtype) | {EMBEDDING: embedding},
         )
         wanted = {module: [on.name] for module, on in allocation.items()}
-        bank.build(wanted, _nothing)
-        bank.finish(wanted, _nothing)
+        bank.build(wanted, Silent())
+        bank.finish(wanted, Silent())
         return {m: on.dequantize(bank.finished(m, on.name)) for m, on in allocation.items()}
 
     def kl(self, weights: Weights) -> tuple[float, str]:
@@ -148,10 +149,6 @@ class Bench:
             six = qtypes.get("6bit-g64")
             yield "mlx-lm gptq, 6-bit embedding", lambda: self.theirs(qtype, six, self.mlx_gptq)
             yield "ours, best, the same", lambda: self.ours(qtype, six, "best")
-
-
-def _nothing() -> None:
-    """No progress to report."""
 
 
 def main() -> None:

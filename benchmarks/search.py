@@ -51,6 +51,7 @@ from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.hardware import rate
 from bitquilt.runtime.malloc import keep_freed_memory
+from bitquilt.runtime.progress import Progress, Silent
 from bitquilt.runtime.workdir import WorkDir
 
 HELD_OUT, HELD_OUT_QUICK = 64, 16
@@ -127,7 +128,7 @@ class Bench:
         weights = sum(rows * columns for rows, columns in matrices)
         self.much = text_budget(weights, on_gpu=compute_device().type != "cpu")
         self.windows = self.much.search if quick else EVOPRESS_WINDOWS
-        self.bank = LayerBank(self.checkpoint, work, "best", print)
+        self.bank = LayerBank(self.checkpoint, work, "best", Progress())
         self.held_out = HELD_OUT_QUICK if quick else HELD_OUT
         encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
         searched = token_windows(documents, encode, self.windows, WINDOW)
@@ -151,7 +152,7 @@ class Bench:
         text, packed = self._company, self.bank.packed
 
         def shares(mix: Mapping[str, str]) -> np.ndarray:
-            return interactions.kl_attribution(self.checkpoint, mix, packed, text, lambda: None)
+            return interactions.kl_attribution(self.checkpoint, mix, packed, text, Silent())
 
         return interactions.corrected_scores(mixes, [capacity], shares)
 
@@ -209,7 +210,7 @@ def race(
     """The race's mix, token-forwards and seconds."""
     measured = bench.measurements(bench.much.search, f"race-{bits}-{seed}")
     task, limits = SearchTask(mixes, {f"{bits}": capacity}, seed), Limits(bench.much.races * WINDOW)
-    best = run_search("race", task, measured, limits, lambda _: None)
+    best = run_search("race", task, measured, limits, Silent())
     return best[f"{bits}"], measured.tokens, measured.seconds
 
 

@@ -18,7 +18,7 @@ from bitquilt.allocation.plan import Request, make_plan
 from bitquilt.evaluation.speed import bench
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.progress import Progress
 from bitquilt.targets import gguf
 
 BITS = 4.5
@@ -40,7 +40,7 @@ def main() -> None:
             module: dict.fromkeys([*names, *(allocation[module] for allocation in mixes.values())])
             for module, names in plan.space.candidates.items()
         }
-        limit = speed_profile.speed_limit(1.0, checkpoint, "gguf", candidates, Reporter())
+        limit = speed_profile.speed_limit(1.0, checkpoint, "gguf", candidates, Progress())
         rng = random.Random(1)
         for n in range(RANDOM):
             mixes[f"random-{n}"] = {m: rng.choice(list(own)) for m, own in candidates.items()}

@@ -16,6 +16,7 @@ from bitquilt.calibration.text import encoder, token_windows
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 
 WINDOW = 512
@@ -32,5 +33,5 @@ def captured(shape: str, windows: int) -> Iterator[tuple[Checkpoint, Tensor, Wor
         checkpoint = open_checkpoint(model)
         text = token_windows(corpus.bundled("calibration"), encoder(checkpoint), windows, WINDOW)
         with WorkDir(Path(directory) / "work", {}) as work:
-            collect_statistics(BlockwiseModel(checkpoint), text, 1, work, lambda: None)
+            collect_statistics(BlockwiseModel(checkpoint), text, 1, work, Silent())
             yield checkpoint, text, work

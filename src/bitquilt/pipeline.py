@@ -35,7 +35,7 @@ from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.tuning import distill
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.files import atomic_write, remove_on_error, require_room
-from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import mlx
 from bitquilt.targets.destination import check_directory, check_file
@@ -69,7 +69,7 @@ def quantize(
     refine: bool = False,
     tune: bool = False,
     how: Search | None = None,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Make one model file per target and budget, of an exact size, and measure it.
 
@@ -88,41 +88,41 @@ def quantize(
         refine: correct the decided mix block by block for the rounding of the blocks before.
         tune: learn its scales and norms by gradient descent; takes a GPU or patience.
         how: how to search for the mix.
-        reporter: where progress goes.
+        progress: where progress goes.
 
     Raises:
         UserError: bad input, a budget that cannot be met, a full disk: one sentence.
     """
     started = time.monotonic()
-    how, reporter = how or Search(), reporter or Reporter()
+    how, progress = how or Search(), progress or Progress()
     requests = Request.parse_all(bits, size, recipe, how.tokens_per_second is not None)
-    asked = _asked(model, requests, to, calibration, rounding, reporter)
+    asked = _asked(model, requests, to, calibration, rounding, progress)
     checkpoint, plans, documents, much, _ = asked
     require_room(Path(output), sum(made.layout.total_bytes for made in plans))
     paths = [_destination(Path(output), checkpoint, made) for made in plans]
     encode = encoder(checkpoint)
     with _work(asked, work_dir, output) as work:
-        bank, decisions, held_out = _decided(asked, how, work, reporter)
-        with reporter.stage("Reading held-out text", 1) as step:
+        bank, decisions, held_out = _decided(asked, how, work, progress)
+        with progress.stage("Reading held-out text", 1):
             teacher = Teacher.of(checkpoint, held_out, work, "held-out")
             original = original_figures(teacher)
-            step()
+            progress.advance()
         if how.tokens_per_second is not None:
             plans = _unpadded(plans, decisions, checkpoint)
         outputs = []
         for made, decision, path in zip(plans, decisions, paths, strict=True):
             if refine:
                 text = token_windows(documents, encode, much.refining, WINDOW)
-                patches = _refined(made, decision.mix, bank, text, rounding, reporter)
+                patches = _refined(made, decision.mix, bank, text, rounding, progress)
             else:
-                patches = _finished(made, decision.mix, bank, reporter)
+                patches = _finished(made, decision.mix, bank, progress)
             if tune:
                 text = token_windows(documents, encode, much.tuning, WINDOW)
-                patches = _tuned(made, decision.mix, patches, text, work, reporter)
-            outputs.append(_stitch(made, decision, patches, teacher, path, reporter))
+                patches = _tuned(made, decision.mix, patches, text, work, progress)
+            outputs.append(_stitch(made, decision, patches, teacher, path, progress))
             if how.tokens_per_second is not None:
                 rate = 1 / token_seconds(path)
-                reporter.say(f"{path}: {rate:.4g} tokens a second measured")
+                progress.say(f"{path}: {rate:.4g} tokens a second measured")
             layout = STITCHERS[made.target].plan(checkpoint, decision.mix)
             save(work, outputs[-1].to_dict(), layout.filled(made.layout.total_bytes).breakdown)
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
@@ -140,7 +140,7 @@ def search(
     work_dir: str | Path | None = None,
     rounding: str = "best",
     how: Search | None = None,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
 ) -> list[RecipeResult]:
     """Decide mixes as :func:`quantize` does, and write recipes instead of models.
 
@@ -152,12 +152,12 @@ def search(
     Raises:
         UserError: bad input, a budget that cannot be met, a full disk: one sentence.
     """
-    how, reporter = how or Search(), reporter or Reporter()
+    how, progress = how or Search(), progress or Progress()
     requests = Request.parse_all(bits, size, recipe, how.tokens_per_second is not None)
-    asked = _asked(model, requests, to, calibration, rounding, reporter)
+    asked = _asked(model, requests, to, calibration, rounding, progress)
     require_room(Path(output), 0)
     with _work(asked, work_dir, output) as work:
-        _, decisions, _ = _decided(asked, how, work, reporter)
+        _, decisions, _ = _decided(asked, how, work, progress)
     plans = asked.plans
     if how.tokens_per_second is not None:
         plans = _unpadded(plans, decisions, asked.checkpoint)
@@ -176,7 +176,7 @@ def _asked(
     to: str,
     calibration: str | Path | None,
     rounding: str,
-    reporter: Reporter,
+    progress: Progress,
 ) -> Asked:
     """Understand a command, and say what of it has no effect."""
     if rounding not in METHODS:
@@ -185,12 +185,12 @@ def _asked(
     checkpoint.load("model.norm.weight")  # a config without weights is refused now, not later
     plans = [make_plan(checkpoint, asked, target) for asked in requests for target in targets(to)]
     for note in plans[0].notes:
-        reporter.say(note)
+        progress.say(note)
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     much = text_budget(weights, on_gpu=compute_device().type != "cpu")
     documents, dropped = calibration_documents(Path(calibration) if calibration else None)
     for source in dropped:
-        reporter.say(f"calibration document {source} repeats held-out text and is left out")
+        progress.say(f"calibration document {source} repeats held-out text and is left out")
     return Asked(checkpoint, plans, documents, much, rounding)
 
 
@@ -202,7 +202,7 @@ def _work(asked: Asked, work_dir: str | Path | None, output: str | Path) -> Work
 
 
 def _decided(
-    asked: Asked, how: Search, work: WorkDir, reporter: Reporter
+    asked: Asked, how: Search, work: WorkDir, progress: Progress
 ) -> tuple[LayerBank, list[Decision], Tensor]:
     """Statistics, bank, and the mix of every file; and the windows of the closing figures."""
     checkpoint, plans, documents, much, rounding = asked
@@ -211,25 +211,25 @@ def _decided(
     held_out = token_windows(
         corpus.bundled("held-out"), encode, much.held_out + much.judging, WINDOW
     )
-    with reporter.stage("Reading calibration text", 2 * checkpoint.layers + 1) as step:
-        collect_statistics(BlockwiseModel(checkpoint), tokens, much.gradients, work, step)
-    bank = LayerBank(checkpoint, work, rounding, reporter.say)
+    with progress.stage("Reading calibration text", 2 * checkpoint.layers + 1):
+        collect_statistics(BlockwiseModel(checkpoint), tokens, much.gradients, work, progress)
+    bank = LayerBank(checkpoint, work, rounding, progress)
     closing, judging = held_out.split([much.held_out, much.judging])
     try:
         read = token_windows(documents, encode, how.windows(much.search), WINDOW)
     except UserError:
-        reporter.say("little calibration text: the search reads what the rounding read")
+        progress.say("little calibration text: the search reads what the rounding read")
         read = tokens
     company = much.company if how.method == "race" else 0
     text = Text(read[:company], read, judging)
     if how.method == "race" and how.tokens is None and not much.races:
-        reporter.say(
+        progress.say(
             "the mix is the exact knapsack's: on this machine a race would take long; "
             f"--search-tokens {LEAST_RACED * WINDOW} or more runs it"
         )
         how = replace(how, method="knapsack")
     how = how.limited(much.races * WINDOW)
-    return bank, decide(plans, bank, text, how, reporter), closing
+    return bank, decide(plans, bank, text, how, progress), closing
 
 
 def _unpadded(
@@ -277,10 +277,10 @@ class Patches(NamedTuple):
     packed: PackedSource
 
 
-def _finished(made: Plan, mix: Mapping[str, str], bank: LayerBank, reporter: Reporter) -> Patches:
+def _finished(made: Plan, mix: Mapping[str, str], bank: LayerBank, progress: Progress) -> Patches:
     """The mix rounded as well as was asked for."""
-    with reporter.stage(f"Finishing for {made.target}", len(mix)) as step:
-        bank.finish({module: [qtype] for module, qtype in mix.items()}, step)
+    with progress.stage(f"Finishing for {made.target}", len(mix)):
+        bank.finish({module: [qtype] for module, qtype in mix.items()}, progress)
     return Patches(bank.checkpoint, bank.finished)
 
 
@@ -290,13 +290,11 @@ def _refined(
     bank: LayerBank,
     tokens: Tensor,
     rounding: str,
-    reporter: Reporter,
+    progress: Progress,
 ) -> Patches:
     """The mix corrected block by block, which rounds every matrix of a block again."""
-    with reporter.stage(f"Refining for {made.target}", bank.checkpoint.layers) as step:
-        refined = sequential_pass.round_sequentially(
-            bank, mix, tokens, rounding, reporter.say, step
-        )
+    with progress.stage(f"Refining for {made.target}", bank.checkpoint.layers):
+        refined = sequential_pass.round_sequentially(bank, mix, tokens, rounding, progress)
     return Patches(bank.checkpoint, refined.packed)
 
 
@@ -306,14 +304,12 @@ def _tuned(
     patches: Patches,
     tokens: Tensor,
     work: WorkDir,
-    reporter: Reporter,
+    progress: Progress,
 ) -> Patches:
     """The mix with scales and norms as learned."""
-    with reporter.stage(f"Tuning for {made.target}", distill.steps(len(tokens))) as step:
+    with progress.stage(f"Tuning for {made.target}", distill.steps(len(tokens))):
         lessons = Teacher.of(patches.checkpoint, tokens, work, "tuning")
-        tuned = distill.tune(
-            patches.checkpoint, mix, patches.packed, lessons, work, reporter.say, step
-        )
+        tuned = distill.tune(patches.checkpoint, mix, patches.packed, lessons, work, progress)
     return Patches(tuned.checkpoint, tuned.packed)
 
 
@@ -323,25 +319,25 @@ def _stitch(
     patches: Patches,
     teacher: Teacher,
     path: Path,
-    reporter: Reporter,
+    progress: Progress,
 ) -> Output:
     """Write one file, read it back, and measure it in torch and in its own engine."""
     checkpoint, stitcher, mix = patches.checkpoint, STITCHERS[made.target], decision.mix
     recipe_json = recipes.from_allocation(mix, checkpoint).to_json()
-    with reporter.stage(f"Writing {path}", 1) as step:
+    with progress.stage(f"Writing {path}", 1):
         spare = made.layout.total_bytes - stitcher.plan(checkpoint, mix).total_bytes
         stitcher.write(checkpoint, mix, patches.packed, path, recipe_json, spare)
         if made.target == "gguf":  # an MLX directory has it inside
             _write_recipe(path.with_suffix(".recipe.json"), recipe_json)
-        step()
-    with reporter.stage(f"Checking {path}", 3) as step, remove_on_error(path):
+        progress.advance()
+    with progress.stage(f"Checking {path}", 3), remove_on_error(path):
         stitcher.check(path, checkpoint, mix, patches.packed)
-        step()
+        progress.advance()
         read_back = stitcher.read_weights(path)
         found = weights_metrics(teacher, checkpoint, read_back.__getitem__)
-        step()
+        progress.advance()
         engine, note = run_in_engine(path, made.target, checkpoint, teacher, found)
-        step()
+        progress.advance()
     in_torch = summarize(found, "torch")
     nbytes = made.layout.total_bytes
     return Output(

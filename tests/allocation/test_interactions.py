@@ -15,8 +15,10 @@ from bitquilt.allocation.space import AllocationSpace
 from bitquilt.metrics.teacher import Teacher, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.rounding.nearest import fit
+from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
+from tests.progress import Recorded
 
 LENGTH = 24
 
@@ -49,7 +51,7 @@ class Rounded:
 
     def shares(self):
         return interactions.kl_attribution(
-            self.checkpoint, self.mix, self.packed, self.teacher, lambda: None
+            self.checkpoint, self.mix, self.packed, self.teacher, Silent()
         )
 
 
@@ -73,7 +75,7 @@ def test_one_sample_a_batch_and_a_step_for_each(tmp_path):
     model, steps = Rounded(tmp_path, "Q8_0", tied=True), []
     text = replace(model.teacher, tokens=model.teacher.tokens[:3], hidden=model.teacher.hidden[:3])
     found = interactions.kl_attribution(
-        model.checkpoint, model.mix, model.packed, text, lambda: steps.append(1)
+        model.checkpoint, model.mix, model.packed, text, Recorded(steps)
     )
     assert found.shape == (2, len(model.mix))
     assert len(steps) == 2

@@ -8,6 +8,7 @@ import pytest
 from bitquilt.allocation import race_search
 from bitquilt.allocation.race_search import LESSON_WINDOWS, LESSONS, RaceSearch
 from tests.allocation.synthetic import Synthetic
+from tests.progress import Recorded
 
 
 def started(model, capacities=None, said=None, seed=0, windows=400):
@@ -17,7 +18,7 @@ def started(model, capacities=None, said=None, seed=0, windows=400):
         model.measure,
         windows,
         np.random.default_rng(seed),
-        (said if said is not None else []).append,
+        Recorded(lines=said),
     )
 
 

@@ -25,8 +25,10 @@ from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models import open_checkpoint
 from bitquilt.rounding.nearest import fit
+from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
+from tests.progress import Recorded
 
 WINDOWS, LENGTH = 24, 65
 QTYPES = ("IQ3_S", "Q4_0", "Q8_0")
@@ -73,7 +75,7 @@ class Run:
             history,
         )
         limits = Limits(60 * LENGTH)
-        return run_search("race", self.task, measurements, limits, lambda _: None)["one"]
+        return run_search("race", self.task, measurements, limits, Silent())["one"]
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +121,7 @@ class Killer(threading.Thread):
 def test_one_killed_and_the_same_recipe(run, cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("bitquilt.allocation.ray_evaluator.CPUS", 1)
     said = []
-    remote = RayEvaluator(run.checkpoint, run.packed, "", "highest", said.append)
+    remote = RayEvaluator(run.checkpoint, run.packed, "", "highest", Recorded(lines=said))
     assert said == ["2 Ray workers on 1 machines measure candidates"]
     local = Evaluator(run.checkpoint, run.packed)
     local.precision = "highest"
@@ -138,4 +140,4 @@ def test_one_killed_and_the_same_recipe(run, cluster, tmp_path, monkeypatch):
 def test_without_ray_it_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'bitquilt\[ray\]'"):
-        RayEvaluator(run.checkpoint, run.packed, "", "highest", print)
+        RayEvaluator(run.checkpoint, run.packed, "", "highest", Silent())

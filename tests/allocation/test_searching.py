@@ -10,6 +10,7 @@ import pytest
 from bitquilt.allocation.measurements import Limits, Measurements
 from bitquilt.allocation.searching import SearchTask, run_search
 from tests.allocation.synthetic import SEGMENTS, Synthetic
+from tests.progress import Recorded
 
 LENGTH = 64 * SEGMENTS + 1
 
@@ -35,7 +36,9 @@ class Measured:
 
     def search(self, method="race", tokens=400 * LENGTH):
         limits = Limits(tokens)
-        return run_search(method, self.task, self.measurements, limits, self.said.append)["3bit"]
+        return run_search(method, self.task, self.measurements, limits, Recorded(lines=self.said))[
+            "3bit"
+        ]
 
 
 def test_a_race_beats_the_knapsack_within_its_tokens(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from bitquilt.allocation import speed_profile
 from bitquilt.models import open_checkpoint
-from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.progress import Progress
 from bitquilt.targets import gguf
 from tests.factories import tiny_checkpoint
 from tests.quick import hurry, invoke
@@ -34,7 +34,7 @@ def tied(tmp_path_factory):
 
 def limit(checkpoint, names=CANDIDATES, target="gguf"):
     candidates = dict.fromkeys(checkpoint.matrices, names)
-    return speed_profile.speed_limit(1.0, checkpoint, target, candidates, Reporter())
+    return speed_profile.speed_limit(1.0, checkpoint, target, candidates, Progress())
 
 
 def test_qtypes_are_timed_once(tied, monkeypatch):

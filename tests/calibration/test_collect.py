@@ -8,8 +8,10 @@ from bitquilt.calibration.collect import collect_statistics, input_of, sample
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import HEAD
+from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
+from tests.progress import Recorded
 
 WINDOWS, LENGTH = 3, 16
 
@@ -21,7 +23,7 @@ def captured(tmp_path):
     tokens = torch.randint(3, 200, (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(0))
     work = WorkDir(tmp_path / "work", {})
     steps = []
-    collect_statistics(BlockwiseModel(checkpoint), tokens, 2, work, lambda: steps.append(1))
+    collect_statistics(BlockwiseModel(checkpoint), tokens, 2, work, Recorded(steps))
     assert len(steps) == 2 * checkpoint.layers + 1
     whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return checkpoint, whole, tokens, work
@@ -96,7 +98,7 @@ def test_an_interrupted_pass_ends_with_the_same_moments(captured, tmp_path):
     checkpoint, _, tokens, work = captured
     again = WorkDir(tmp_path / "again", {})
     again.save("hessians/0", work.load("hessians/0"), {})
-    collect_statistics(BlockwiseModel(checkpoint), tokens, 2, again, lambda: None)
+    collect_statistics(BlockwiseModel(checkpoint), tokens, 2, again, Silent())
     for artefact in ("hessians/1", "hessians/head", "gradients"):
         for name, tensor in work.load(artefact).items():
             assert torch.equal(tensor, again.load(artefact)[name])

@@ -24,6 +24,7 @@ from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.results import kept, kept_at
 from bitquilt.evaluation.text import held_out
 from bitquilt.models import open_checkpoint
+from bitquilt.runtime.progress import Silent
 from bitquilt.targets import gguf, mlx
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
@@ -86,7 +87,7 @@ def found(folder, model, text, files):
 
 def test_figures_are_those_of_transformers_on_the_same_text(found, model, text, files):
     """Every domain by itself, then the mean over them; the file's weights as they are read back."""
-    read = held_out(corpus.from_file(text), encoder(model.checkpoint), TOKENS, WINDOW, print)
+    read = held_out(corpus.from_file(text), encoder(model.checkpoint), TOKENS, WINDOW, Silent())
     weights = gguf.read_weights(files[1])
     with TorchEngine(model.checkpoint) as original:
         truth = losses_and_logs(original, read.tokens)

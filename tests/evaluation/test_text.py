@@ -8,6 +8,8 @@ import pytest
 from bitquilt.calibration.corpus import Document
 from bitquilt.errors import UserError
 from bitquilt.evaluation.text import held_out
+from bitquilt.runtime.progress import Silent
+from tests.progress import Recorded
 
 LENGTH = 40
 
@@ -22,7 +24,7 @@ def corpus(*lengths: int, domain: str = "prose") -> list[Document]:
 
 
 def test_long_documents_give_windows_in_turn():
-    text = held_out(corpus(400, 400, 90), encode, 6 * LENGTH, LENGTH, print)
+    text = held_out(corpus(400, 400, 90), encode, 6 * LENGTH, LENGTH, Silent())
     owners = sorted(text.tokens[:, 0].tolist())
     assert owners == [0, 0, 1, 1, 2, 2]
     assert text.judged.all()
@@ -30,7 +32,7 @@ def test_long_documents_give_windows_in_turn():
 
 
 def test_short_documents_share_a_window_and_are_not_predicted_from_one_another():
-    text = held_out(corpus(35, 35, 35, 35), encode, 2 * LENGTH, LENGTH, print)
+    text = held_out(corpus(35, 35, 35, 35), encode, 2 * LENGTH, LENGTH, Silent())
     tokens = text.tokens.numpy()
     np.testing.assert_array_equal(text.judged, tokens[:, 1:] == tokens[:, :-1])
     assert not text.judged.all()
@@ -39,20 +41,20 @@ def test_short_documents_share_a_window_and_are_not_predicted_from_one_another()
 
 def test_domains_get_the_same_share():
     documents = corpus(4000) + corpus(400, 400, domain="code")
-    text = held_out(documents, encode, 10 * LENGTH, LENGTH, print)
+    text = held_out(documents, encode, 10 * LENGTH, LENGTH, Silent())
     assert sorted(text.domain) == ["code"] * 5 + ["prose"] * 5
 
 
 def test_a_domain_that_is_too_short_is_said():
     said = []
     documents = corpus(400) + corpus(39, domain="code")
-    text = held_out(documents, encode, 4 * LENGTH, LENGTH, said.append)
+    text = held_out(documents, encode, 4 * LENGTH, LENGTH, Recorded(lines=said))
     assert set(text.domain) == {"prose"}
     assert said == ["the text holds less than 40 tokens of code, which is left out"]
 
 
 def test_the_first_windows_are_the_text_itself():
-    text = held_out(corpus(400, 400), encode, 8 * LENGTH, LENGTH, print)
+    text = held_out(corpus(400, 400), encode, 8 * LENGTH, LENGTH, Silent())
     part = text.first(3, 20)
     assert part.tokens.shape == (3, 20)
     assert part.judged.shape == part.document.shape == (3, 19)
@@ -60,10 +62,10 @@ def test_the_first_windows_are_the_text_itself():
 
 
 def test_bytes_are_those_of_the_judged_tokens():
-    text = held_out(corpus(35, 35, 35), encode, LENGTH, LENGTH, print)
+    text = held_out(corpus(35, 35, 35), encode, LENGTH, LENGTH, Silent())
     assert text.nbytes(lambda ids: "é" * len(ids)).tolist() == (2 * text.judged.sum(1)).tolist()
 
 
 def test_text_without_a_document_of_a_window_is_refused():
     with pytest.raises(UserError, match=r"no 40 tokens of any domain; give more text with --text"):
-        held_out(corpus(10, 20), encode, 400, LENGTH, print)
+        held_out(corpus(10, 20), encode, 400, LENGTH, Silent())

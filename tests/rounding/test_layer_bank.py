@@ -10,15 +10,17 @@ from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.rounding.hessian import factorize
 from bitquilt.rounding.layer_bank import FINISHED, LayerBank
 from bitquilt.rounding.nearest import fit
+from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
+from tests.progress import Recorded
 
 
 def captured(tmp_path, rounding="nearest", **shape):
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, "llama4_text", **shape))
     work = WorkDir(tmp_path / "work", {})
     tokens = torch.randint(3, 200, (2, 16), generator=torch.Generator().manual_seed(0))
-    collect_statistics(BlockwiseModel(checkpoint), tokens, 1, work, lambda: None)
+    collect_statistics(BlockwiseModel(checkpoint), tokens, 1, work, Silent())
     return LayerBank(checkpoint, work, rounding, print)
 
 
@@ -30,9 +32,9 @@ def bank(tmp_path_factory):
 def test_qtypes_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
     module = "model.layers.0.self_attn.q_proj"
     steps = []
-    bank.build({module: ["Q4_K"]}, lambda: steps.append(1))
+    bank.build({module: ["Q4_K"]}, Recorded(steps))
     first = bank.packed(module, "Q4_K")
-    bank.build({module: ["Q4_K", "Q8_0", "4bit-g64"]}, lambda: steps.append(1))
+    bank.build({module: ["Q4_K", "Q8_0", "4bit-g64"]}, Recorded(steps))
     assert len(steps) == 4
     assert set(bank.cells(module)) == {"Q4_K", "Q8_0", "4bit-g64"}
     assert torch.equal(first["data"], bank.packed(module, "Q4_K")["data"])
@@ -41,7 +43,7 @@ def test_qtypes_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
         raise AssertionError("rounded twice")
 
     monkeypatch.setattr("bitquilt.rounding.layer_bank.draft", no_more)
-    bank.build({module: ["Q4_K"]}, lambda: None)
+    bank.build({module: ["Q4_K"]}, Silent())
 
 
 def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch):
@@ -65,13 +67,13 @@ def test_what_cannot_be_fetched_is_not_kept(tmp_path, monkeypatch):
     bank, module = captured(tmp_path, "gptq"), "model.layers.0.self_attn.q_proj"
     monkeypatch.setattr("bitquilt.rounding.layer_bank.moved", fail)
     with pytest.raises(MemoryError, match="no room"):
-        bank.build({module: ["4bit-g32"]}, lambda: None)
+        bank.build({module: ["4bit-g32"]}, Silent())
     assert not bank.cells(module)
 
 
 def test_more_bits_are_predicted_to_cost_less(bank):
     for module in bank.checkpoint.matrices:
-        bank.build({module: ["Q2_K", "Q4_K", "Q6_K", "F32"]}, lambda: None)
+        bank.build({module: ["Q2_K", "Q4_K", "Q6_K", "F32"]}, Silent())
         costs = {name: cell.divergence for name, cell in bank.cells(module).items()}
         assert costs["Q2_K"] > costs["Q4_K"] > costs["Q6_K"] > costs["F32"] == 0
 
@@ -87,7 +89,7 @@ def test_importance_is_what_reads_each_column(tmp_path, tied):
     module = "model.layers.1.mlp.down_proj"
     assert torch.equal(bank.moments.importance(module), bank.moments.hessian(module).diagonal())
 
-    bank.build({"model.embed_tokens": ["Q4_K"]}, lambda: None)
+    bank.build({"model.embed_tokens": ["Q4_K"]}, Silent())
     weight = bank.checkpoint.load("model.embed_tokens.weight")
     qtype = qtypes.get("Q4_K")
     expected = qtype.pack(fit(qtype, weight, embedding.contiguous()))
@@ -97,7 +99,7 @@ def test_importance_is_what_reads_each_column(tmp_path, tied):
 def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
     bank = captured(tmp_path, "best")
     modules = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
-    bank.build({module: ["Q3_K", "4bit-g64"] for module in modules}, lambda: None)
+    bank.build({module: ["Q3_K", "4bit-g64"] for module in modules}, Silent())
     for module in modules:
         for name, cell in bank.cells(module).items():
             assert (cell.rounding, cell.kept) == ("gptq", "gptq")
@@ -113,7 +115,7 @@ def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
 def test_what_was_chosen_is_finished_and_its_draft_stays(tmp_path):
     bank = captured(tmp_path, "best")
     module = "model.layers.1.mlp.up_proj"
-    bank.build({module: ["Q3_K", "Q4_K"], "model.embed_tokens": ["Q4_K"]}, lambda: None)
+    bank.build({module: ["Q3_K", "Q4_K"], "model.embed_tokens": ["Q4_K"]}, Silent())
     drafts, packed = bank.cells(module), bank.packed(module, "Q3_K")
     hessian = bank.moments.hessian(module)
 
@@ -125,7 +127,7 @@ def test_what_was_chosen_is_finished_and_its_draft_stays(tmp_path):
     before, steps = cost(), []
     for _ in range(2):  # the second time there is nothing left to do
         chosen = {module: ["Q3_K"], "model.embed_tokens": ["Q4_K"]}
-        bank.finish(chosen, lambda: steps.append(1))
+        bank.finish(chosen, Recorded(steps))
     assert len(steps) == 4
     assert cost() < before
     assert torch.equal(packed["data"], bank.packed(module, "Q3_K")["data"])
@@ -142,13 +144,13 @@ def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):
     bank = captured(tmp_path, "gptq")
     seen = []
 
-    def counted(hessians, names, say):
+    def counted(hessians, names, progress):
         seen.extend(names)
-        return factorize(hessians, names, say)
+        return factorize(hessians, names, progress)
 
     monkeypatch.setattr("bitquilt.rounding.layer_bank.factorize", counted)
     names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj")
-    bank.build({f"model.layers.0.{name}": ["Q4_K", "Q3_K"] for name in names}, lambda: None)
+    bank.build({f"model.layers.0.{name}": ["Q4_K", "Q3_K"] for name in names}, Silent())
     assert seen == ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"]
 
 
@@ -159,7 +161,7 @@ def test_layers_together_or_one_by_one_have_the_same_bytes(tmp_path, monkeypatch
     for room in (1 << 28, 1):
         monkeypatch.setattr("bitquilt.rounding.layer_bank.CPU_BATCH", room)
         bank = captured(tmp_path / str(room), "best")
-        bank.build({m: ["Q5_K", "IQ3_S"] for m in allocation}, lambda: None)
-        bank.finish({m: [qtype] for m, qtype in allocation.items()}, lambda: None)
+        bank.build({m: ["Q5_K", "IQ3_S"] for m in allocation}, Silent())
+        bank.finish({m: [qtype] for m, qtype in allocation.items()}, Silent())
         packed.append([bank.finished(*cell)["data"] for cell in allocation.items()])
     assert all(map(torch.equal, *packed))

@@ -13,14 +13,12 @@ from bitquilt.rounding import sequential_pass
 from bitquilt.rounding.gptaq import Drift
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.sequential_pass import round_sequentially
+from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
+from tests.progress import Speechless
 
 TOKENS = torch.randint(3, 200, (8, 64), generator=torch.Generator().manual_seed(0))
-
-
-def silent(line):
-    raise AssertionError(line)
 
 
 def made(tmp_path, family="qwen3"):
@@ -28,17 +26,17 @@ def made(tmp_path, family="qwen3"):
     directory = tiny_checkpoint(tmp_path, family, hidden=64, heads=2)
     checkpoint = open_checkpoint(directory)
     work = WorkDir(tmp_path / "work", {})
-    collect_statistics(BlockwiseModel(checkpoint), TOKENS, 1, work, lambda: None)
-    bank = LayerBank(checkpoint, work, "gptq", silent)
+    collect_statistics(BlockwiseModel(checkpoint), TOKENS, 1, work, Silent())
+    bank = LayerBank(checkpoint, work, "gptq", Speechless())
     allocation = dict.fromkeys(checkpoint.matrices, "3bit-g64") | {EMBEDDING: "F32"}
     cells = {module: [qtype] for module, qtype in allocation.items()}
-    bank.build(cells, lambda: None)
+    bank.build(cells, Silent())
     return bank, allocation, directory
 
 
 def run(bank, allocation, tokens=TOKENS):
     steps = []
-    refined = round_sequentially(bank, allocation, tokens, "gptq", silent, lambda: steps.append(1))
+    refined = round_sequentially(bank, allocation, tokens, "gptq", Speechless(steps))
     assert len(steps) == bank.checkpoint.layers
     return refined
 

@@ -9,6 +9,7 @@ from bitquilt.talk import End, Settings, answer, vote
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.reasoning import UP_TO_BOX
 from bitquilt.talk.votes import normalized, tally
+from tests.progress import Recorded
 from tests.talk.book import Book
 
 
@@ -70,7 +71,7 @@ def test_samples_are_those_of_their_seeds_and_share_a_batch() -> None:
     engine = Book(coin)
     prompt = Prompt(engine.tokenize("|"), UP_TO_BOX, thinking=True)
     ended = []
-    votes = vote(engine, prompt, settings, 12, lambda: ended.append(1))
+    votes = vote(engine, prompt, settings, 12, Recorded(ended))
     assert len(votes.samples) == len(ended) == len(engine.requests) == 12
     assert len({sample.reasoning for sample in votes.samples}) > 6
     assert sum(votes.counts.values()) == 12

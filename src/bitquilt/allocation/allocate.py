@@ -38,7 +38,7 @@ from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.progress import Progress
 
 EVOPRESS_WINDOWS = 512
 """262,144 tokens."""
@@ -114,19 +114,19 @@ class Decision(NamedTuple):
 
 
 def decide(
-    plans: Sequence[Plan], bank: LayerBank, text: Text, how: Search, reporter: Reporter
+    plans: Sequence[Plan], bank: LayerBank, text: Text, how: Search, progress: Progress
 ) -> list[Decision]:
     """Round the candidates of all planned files, and decide the mix of each."""
     by_target = {plan.target: [p for p in plans if p.target == plan.target] for plan in plans}
     decided = {
-        target: iter(_decide_target(target, own, bank, text, how, reporter))
+        target: iter(_decide_target(target, own, bank, text, how, progress))
         for target, own in by_target.items()
     }
     return [next(decided[plan.target]) for plan in plans]
 
 
 def _decide_target(
-    target: str, plans: Sequence[Plan], bank: LayerBank, text: Text, how: Search, reporter: Reporter
+    target: str, plans: Sequence[Plan], bank: LayerBank, text: Text, how: Search, progress: Progress
 ) -> list[Decision]:
     """The same for one target."""
     rivals = [_preset(plan, bank.checkpoint) if plan.space else {} for plan in plans]
@@ -134,31 +134,31 @@ def _decide_target(
     if how.tokens_per_second is not None:
         rival_mixes = [mix for rival in rivals for mix in rival.values()]
         candidates = _candidates(plans, rival_mixes, bank.checkpoint)
-        limit = speed_limit(how.tokens_per_second, bank.checkpoint, target, candidates, reporter)
+        limit = speed_limit(how.tokens_per_second, bank.checkpoint, target, candidates, progress)
         plans = [limit.timed(plan) for plan in plans]
         rivals = [limit.fast_enough(rival) for rival in rivals]
     packed = sensitivity.with_originals(bank)
     evaluator = Evaluator(bank.checkpoint, packed)
     measure: Evaluator | RayEvaluator = evaluator
     if how.ray is not None:
-        measure = RayEvaluator(bank.checkpoint, packed, how.ray, evaluator.precision, reporter.say)
-    _round(target, plans, [mix for rival in rivals for mix in rival.values()], bank, reporter)
+        measure = RayEvaluator(bank.checkpoint, packed, how.ray, evaluator.precision, progress)
+    _round(target, plans, [mix for rival in rivals for mix in rival.values()], bank, progress)
     spaces = {plan.label: plan.space for plan in plans if plan.space}
     if not spaces:
         return [Decision(plan.allocation, "recipe", ()) for plan in plans]
-    evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].allocation, reporter)
+    evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].allocation, progress)
     history = history_of(bank.work.path, target, len(text.search))
     shape = len(text.search), text.search.shape[1]
     measurements = Measurements(evaluate, shape, history)
-    menu = _scored(spaces, bank, how, measurements, reporter)
+    menu = _scored(spaces, bank, how, measurements, progress)
     mixes = AllocationSpace.of(menu, limit.seconds if limit else math.inf)
     capacities = {label: space.capacity for label, space in spaces.items()}
     if how.scores == "predicted" and len(text.company):
-        mixes = _together(mixes, list(capacities.values()), text.company, bank, reporter)
+        mixes = _together(mixes, list(capacities.values()), text.company, bank, progress)
     task = SearchTask(mixes, capacities, how.seed)
-    exact = best = run_search("knapsack", task, measurements, how.limits, reporter.say)
+    exact = best = run_search("knapsack", task, measurements, how.limits, progress)
     if how.method != "knapsack":
-        best = run_search(how.method, task, measurements, how.limits, reporter.say)
+        best = run_search(how.method, task, measurements, how.limits, progress)
     judging = partial(_judging, bank, text.judging)
     decisions = []
     for plan, rival in zip(plans, rivals, strict=True):
@@ -169,17 +169,17 @@ def _decide_target(
         standing |= {"knapsack": mixes.qtypes(exact[plan.label]), **rival}
         decisions.append(_judged(standing, evaluator, judging, len(text.judging)))
         verdicts = ", ".join(map(str, decisions[-1].verdicts))
-        reporter.say(f"{plan.label}: on text that no search has read, {verdicts}")
+        progress.say(f"{plan.label}: on text that no search has read, {verdicts}")
         if limit:
             rate = limit.predicted(decisions[-1].mix)
-            reporter.say(f"{plan.label}: {rate:.4g} tokens a second predicted")
+            progress.say(f"{plan.label}: {rate:.4g} tokens a second predicted")
     return decisions
 
 
 def _preset(plan: Plan, checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
     """The largest preset that is no larger than the planned file, by name; none may be.
 
-    Matrices that have no choice, pinned ones say, are as they have to be.
+    Matrices that have no choice, pinned ones progress, are as they have to be.
     """
     assert plan.space is not None
     fixed = {m: own[0].qtype for m, own in plan.space.candidate_sets.items() if len(own) == 1}
@@ -214,12 +214,12 @@ def _round(
     plans: Sequence[Plan],
     rivals: Sequence[Mapping[str, str]],
     bank: LayerBank,
-    reporter: Reporter,
+    progress: Progress,
 ) -> None:
     """Have the bank round everything that any of the files may be made of."""
     candidates = _candidates(plans, rivals, bank.checkpoint)
-    with reporter.stage(f"Rounding for {target}", sum(map(len, candidates.values()))) as step:
-        bank.build({module: list(names) for module, names in candidates.items()}, step)
+    with progress.stage(f"Rounding for {target}", sum(map(len, candidates.values()))):
+        bank.build({module: list(names) for module, names in candidates.items()}, progress)
 
 
 def _on_text(
@@ -228,7 +228,7 @@ def _on_text(
     bank: LayerBank,
     tokens: Tensor,
     mix: Mapping[str, str],
-    reporter: Reporter,
+    progress: Progress,
 ) -> Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]:
     """The evaluator on the text to search on, which the original reads when it is first needed.
 
@@ -237,13 +237,13 @@ def _on_text(
 
     @cache
     def teacher() -> Teacher:
-        with reporter.stage("Reading text to search on", 1) as step:
+        with progress.stage("Reading text to search on", 1):
             made = Teacher.of(bank.checkpoint, tokens, bank.work, f"search-{len(tokens)}")
-            step()
+            progress.advance()
         if evaluator.precision != "highest":
             noise = evaluator.noise(made, mix, [0])
             kind = PRODUCTS[evaluator.precision]
-            reporter.say(f"the search multiplies in {kind}, which moves KL by {noise:+.2%}")
+            progress.say(f"the search multiplies in {kind}, which moves KL by {noise:+.2%}")
         return made
 
     return lambda mixes, windows: measure(teacher(), mixes, windows)
@@ -254,7 +254,7 @@ def _scored(
     bank: LayerBank,
     how: Search,
     measurements: Measurements,
-    reporter: Reporter,
+    progress: Progress,
 ) -> CandidateSets:
     """Everything that any of the files may choose, with its score."""
     together: dict[str, dict[str, Candidate]] = {module: {} for module in bank.checkpoint.matrices}
@@ -263,8 +263,8 @@ def _scored(
             together[module] |= {choice.qtype: choice for choice in choices}
     menu = {module: list(choices.values()) for module, choices in together.items()}
     if how.scores == "measured":
-        with reporter.stage("Measuring each matrix alone", sum(map(len, menu.values()))) as step:
-            return sensitivity.measured(menu, measurements, step)
+        with progress.stage("Measuring each matrix alone", sum(map(len, menu.values()))):
+            return sensitivity.measured(menu, measurements, progress)
     return sensitivity.predicted(bank, menu)
 
 
@@ -273,7 +273,7 @@ def _together(
     capacities: Sequence[int],
     tokens: Tensor,
     bank: LayerBank,
-    reporter: Reporter,
+    progress: Progress,
 ) -> AllocationSpace:
     """The mixes scored by what matrices cost in the company of the others; measured once, kept.
 
@@ -285,11 +285,11 @@ def _together(
         name = f"shares/{_key(tokens, mix)}"
         if (known := bank.work.load_json(name)) is None:
             batches = math.ceil(len(tokens) / interactions.ATTRIBUTION_BATCH)
-            with reporter.stage("Measuring matrices in company", batches + 1) as step:
+            with progress.stage("Measuring matrices in company", batches + 1):
                 text = Teacher.of(bank.checkpoint, tokens, bank.work, f"company/{_key(tokens)}")
-                step()
+                progress.advance()
                 known = interactions.kl_attribution(
-                    bank.checkpoint, mix, bank.packed, text, step
+                    bank.checkpoint, mix, bank.packed, text, progress
                 ).tolist()
             bank.work.save_json(name, known)
         return np.array(known)

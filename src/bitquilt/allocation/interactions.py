@@ -33,7 +33,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import kind_of
 from bitquilt.qtypes.qtype import PackedSource
 from bitquilt.rounding.tuning.distill import divergence, repeatable
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 
 ATTRIBUTION_BATCH = 2
 """Windows whose shares are one sample."""
@@ -75,7 +75,7 @@ def kl_attribution(
     mix: Mapping[str, str],
     packed: PackedSource,
     teacher: Teacher,
-    step: Step,
+    progress: Progress,
 ) -> Float64Array:
     """The share of each matrix in the KL of a mix, nats per token.
 
@@ -84,7 +84,7 @@ def kl_attribution(
         mix: module path → type name, for every matrix.
         packed: the rounded matrices.
         teacher: the original on some text.
-        step: called after each batch.
+        progress: advances after each batch.
 
     Returns:
         [B, M], matrices in the order of the mix.
@@ -110,7 +110,7 @@ def kl_attribution(
         with repeatable(model.device):
             slopes = torch.autograd.grad(divergence(model, batch), list(stretch.values()))
         found.append([0.5 * float(slope) for slope in slopes])
-        step()
+        progress.advance()
     return np.array(found)
 
 

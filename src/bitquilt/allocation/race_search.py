@@ -11,7 +11,7 @@ when a round's intervals leave nothing worth having.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count, cycle, islice
 
 import numpy as np
@@ -20,6 +20,7 @@ from bitquilt.allocation.evopress import swapped
 from bitquilt.allocation.racing import Difference, EvaluateFn, race
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Float64Array, Incumbent
 from bitquilt.allocation.surrogate import Observation, Parts, Surrogate
+from bitquilt.runtime.progress import Progress, Silent
 
 LESSONS, PUPILS, LESSON_WINDOWS = 6, 8, 3
 """Races before the first round, each of that many mixes on that many windows of its own."""
@@ -49,7 +50,7 @@ class RaceSearch:
         measure: EvaluateFn,
         windows: int,
         rng: np.random.Generator,
-        say: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         """Begin with the exact knapsack on the scores.
 
@@ -59,12 +60,12 @@ class RaceSearch:
             measure: gives the KL of mixes.
             windows: how many there are to measure on.
             rng: decides what is proposed.
-            say: told how well scores and surrogate predict.
+            progress: told how well scores and surrogate predict.
         """
         self.mixes, self.capacities = mixes, capacities
         self.best = {c: mixes.solve(mixes.scores, c, {}) for c in capacities}
         """Capacity → the best mix so far."""
-        self._measure, self._windows, self._rng, self._say = measure, windows, rng, say
+        self._measure, self._windows, self._rng, self._progress = measure, windows, rng, progress
         self._parts = Parts(mixes)
         self._surrogate = Surrogate.untaught(self._parts)
         self._trusted = True
@@ -79,7 +80,7 @@ class RaceSearch:
             pupils = [best, *self._draws(capacity, PUPILS, 1.0)]
             samples = self._note_read(pupils, self._next_windows(LESSON_WINDOWS))
             yield Incumbent(capacity, best, float(samples[0].mean()))
-        self._learn(self._say)
+        self._learn(self._progress)
         going = list(self.capacities)
         while going:
             for capacity in list(going):
@@ -105,7 +106,7 @@ class RaceSearch:
         if len(finished) > 1:
             later = {window for heat in heats for window in heat} - set(heats[0])
             self._note_read(list(finished), sorted(later) or heats[0])
-        self._learn(lambda _: None)
+        self._learn(Silent())
         if self._trusted:
             self.best[capacity] = min(finished, key=self._surrogate.predict)
         else:
@@ -135,14 +136,14 @@ class RaceSearch:
         ]
         return samples
 
-    def _learn(self, say: Callable[[str], None]) -> None:
+    def _learn(self, progress: Progress) -> None:
         """Fit the surrogate to all lessons; one that does not predict has no say."""
         self._surrogate, scores, learned = Surrogate.fit(self._parts, self._lessons)
         self._trusted = learned.rank >= TRUSTED
-        say(f"{len(self._lessons)} mixes measured; scores predict their KL with {scores}")
-        say(f"the surrogate, which learns from the others, with {learned}")
+        progress.say(f"{len(self._lessons)} mixes measured; scores predict their KL with {scores}")
+        progress.say(f"the surrogate, which learns from the others, with {learned}")
         if not self._trusted:
-            say("neither is to be trusted: what is tried next are random level swaps")
+            progress.say("neither is to be trusted: what is tried next are random level swaps")
 
     def _proposals(self, capacity: int) -> list[AllocationVector]:
         best = self.best[capacity]

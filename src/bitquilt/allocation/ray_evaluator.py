@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -28,6 +28,7 @@ from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource
 from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.progress import Progress
 
 CPUS = 4
 """Cores of a worker where there are no GPUs; all, where a machine has fewer."""
@@ -47,7 +48,7 @@ class RayEvaluator:
         packed: PackedSource,
         address: str,
         precision: str,
-        say: Callable[[str], None],
+        progress: Progress,
     ) -> None:
         """Connect.
 
@@ -56,7 +57,7 @@ class RayEvaluator:
             packed: its matrices on the types that mixes will name.
             address: of a cluster; if empty, the one that runs here, or else a new one.
             precision: how workers multiply: one of :data:`.evaluator.PRODUCTS`.
-            say: told what the cluster has.
+            progress: told what the cluster has.
 
         Raises:
             UserError: Ray is not installed, or there is no cluster at that address.
@@ -64,7 +65,7 @@ class RayEvaluator:
         self._ray = _connected(address)
         kind, size = _worker(self._ray.nodes())
         total = int(self._ray.cluster_resources().get(kind, 0) // size)
-        say(f"{total} Ray workers on {len(self._ray.nodes())} machines measure candidates")
+        progress.say(f"{total} Ray workers on {len(self._ray.nodes())} machines measure candidates")
         resources = {"num_gpus": size} if kind == "GPU" else {"num_cpus": size}
         self._task = self._ray.remote(_kl).options(max_retries=RETRIES, **resources)
         self._model = self._ray.put(self._shipped(checkpoint, precision))

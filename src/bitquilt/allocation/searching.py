@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,6 +12,7 @@ from bitquilt.allocation.evopress import Schedule, evolve
 from bitquilt.allocation.measurements import Limits, Measurements, SpentError
 from bitquilt.allocation.race_search import RaceSearch
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Incumbent
+from bitquilt.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def run_search(
     task: SearchTask,
     measurements: Measurements,
     limits: Limits,
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> dict[str, AllocationVector]:
     """Search until the method or its limits are at an end, or Ctrl-C.
 
@@ -39,7 +40,7 @@ def run_search(
         task: what is searched for.
         measurements: measures and counts.
         limits: where to end at the latest.
-        say: told how it goes.
+        progress: told how it goes.
 
     Returns:
         Name of a file → the best mix found.
@@ -48,27 +49,31 @@ def run_search(
     best = {c: mixes.solve(mixes.scores, c, {}) for c in names}
     measurements.limit(limits)
     try:
-        for capacity, mix, kl in _standings(method, task, measurements, say):
+        for capacity, mix, kl in _standings(method, task, measurements, progress):
             best[capacity] = mix
             size = mixes.nbytes(mix)
             qtypes = " ".join(mixes.qtypes(mix).values())
             measurements.note({"best": qtypes, "file": names[capacity], "bytes": size, "at": kl})
-            say(f"{names[capacity]}: KL {kl:.4g} in {size:,} bytes; {measurements.progress}")
+            progress.say(
+                f"{names[capacity]}: KL {kl:.4g} in {size:,} bytes; {measurements.progress}"
+            )
     except SpentError:
-        say("the search has used up what it was given")
+        progress.say("the search has used up what it was given")
     except KeyboardInterrupt:
-        say("stopped: the best mixes so far are kept, and the same command searches on")
+        progress.say("stopped: the best mixes so far are kept, and the same command searches on")
     return {name: best[capacity] for name, capacity in task.capacities.items()}
 
 
 def _standings(
-    method: str, task: SearchTask, measurements: Measurements, say: Callable[[str], None]
+    method: str, task: SearchTask, measurements: Measurements, progress: Progress
 ) -> Iterator[Incumbent]:
     """How a method gets on."""
     measure, rng = measurements.of(task.mixes), np.random.default_rng(task.seed)
     capacities = list(dict.fromkeys(task.capacities.values()))
     if method == "race":
-        return RaceSearch(task.mixes, capacities, measure, measurements.windows, rng, say).run()
+        return RaceSearch(
+            task.mixes, capacities, measure, measurements.windows, rng, progress
+        ).run()
     if method == "evopress":
         text = measurements.windows, measurements.length
         runs = (evolve(task.mixes, c, measure, text, Schedule(), rng) for c in capacities)

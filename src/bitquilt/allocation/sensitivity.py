@@ -11,7 +11,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Packed, PackedSource
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 
 EXACT = "F32"
 """The type of a matrix that is as it was."""
@@ -53,13 +53,13 @@ def with_originals(bank: LayerBank) -> PackedSource:
     return packed
 
 
-def measured(menu: CandidateSets, measurements: Measurements, step: Step) -> CandidateSets:
+def measured(menu: CandidateSets, measurements: Measurements, progress: Progress) -> CandidateSets:
     """The menu with each cell's measured divergence, all other matrices exact.
 
     Args:
         menu: what each matrix may be put on.
         measurements: of mixes that may hold :data:`EXACT`.
-        step: called after each cell.
+        progress: advances after each cell.
     """
     windows = range(min(ALONE, measurements.windows))
     found: dict[str, list[Candidate]] = {}
@@ -70,7 +70,7 @@ def measured(menu: CandidateSets, measurements: Measurements, step: Step) -> Can
             replace(c, divergence=float(one)) for c, one in zip(choices, kl, strict=True)
         ]
         for _ in choices:
-            step()
+            progress.advance()
     return found
 
 

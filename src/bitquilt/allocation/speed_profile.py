@@ -37,7 +37,7 @@ from bitquilt.qtypes.qtype import Packed, PackedSource
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.hardware import processor
-from bitquilt.runtime.progress import Reporter, Step
+from bitquilt.runtime.progress import Progress
 
 PROMPT, ANSWER = 128, 32
 """Tokens. Short answers: the middle one of many is little disturbed."""
@@ -113,7 +113,7 @@ def speed_limit(
     checkpoint: Checkpoint,
     target: str,
     candidates: Mapping[str, Iterable[str]],
-    reporter: Reporter,
+    progress: Progress,
 ) -> SpeedLimit:
     """A limit of speed, with how long tokens take on these types; timed now where not known yet.
 
@@ -122,7 +122,7 @@ def speed_limit(
         checkpoint: the model.
         target: ``gguf`` or ``mlx``.
         candidates: module path → type names.
-        reporter: told how it goes.
+        progress: told how it goes.
 
     Raises:
         EngineMissingError: the target's engine is not installed.
@@ -141,15 +141,17 @@ def speed_limit(
     files = ROUNDS * max(map(len, missing.values()))
     if files:
         designs = _designs(checkpoint, wanted, missing, files)
-        with reporter.stage(f"Timing types for {target}", REPEATS * files) as step:
-            runs += [_best(visits) for visits in zip(*_visits(designs, target, step), strict=True)]
+        with progress.stage(f"Timing types for {target}", REPEATS * files):
+            runs += [
+                _best(visits) for visits in zip(*_visits(designs, target, progress), strict=True)
+            ]
     model = SpeedModel.fit(runs)
-    reporter.say(
+    progress.say(
         f"{len(runs)} {target} files timed on this machine predict one another's speed with an "
         f"error of {model.error:.1%}"
     )
     if model.error > RELIABLE:
-        reporter.say("it does too much else to be timed well: that will be tried again next time")
+        progress.say("it does too much else to be timed well: that will be tried again next time")
     elif files:
         with atomic_write(kept) as beside:
             beside.write_text(json.dumps([_to_json(run) for run in runs]))
@@ -235,14 +237,14 @@ def _cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
 
 
 def _visits(
-    designs: Sequence[tuple[Checkpoint, dict[Shape, str]]], target: str, step: Step
+    designs: Sequence[tuple[Checkpoint, dict[Shape, str]]], target: str, progress: Progress
 ) -> Iterator[list[TimedFile]]:
     """All files, timed again and again."""
     for _ in range(REPEATS):
         visit = []
         for sample, mix in designs:
             visit.append(_timed(sample, target, mix))
-            step()
+            progress.advance()
         yield visit
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale
 from bitquilt.models.checkpoint import HEAD
 from bitquilt.models.names import block_path, in_block
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
 HEAD_TOKENS = 256
@@ -44,7 +44,7 @@ def input_of(module: str) -> str:
 
 
 def collect_statistics(
-    model: BlockwiseModel, tokens: Tensor, gradient_windows: int, work: WorkDir, step: Step
+    model: BlockwiseModel, tokens: Tensor, gradient_windows: int, work: WorkDir, progress: Progress
 ) -> None:
     """Run both passes and leave their moments in the work directory.
 
@@ -58,7 +58,7 @@ def collect_statistics(
         tokens: int64 [N, L].
         gradient_windows: how many of them, the first, are read backward.
         work: where artefacts go.
-        step: called after each block of each pass (2 × layers + 1 times in all).
+        progress: advances after each block of each pass (2 × layers + 1 times in all).
     """
     if work.has("gradients"):
         return
@@ -68,18 +68,18 @@ def collect_statistics(
         for index in range(model.checkpoint.layers):
             kept.append(hidden[:gradient_windows].clone())
             _forward(model, index, hidden, work)
-            step()
+            progress.advance()
         if not work.has("hessians/head"):
             work.save("hessians/head", {HEAD: second_moment(model.final_norm(hidden)).cpu()}, {})
     gradient, head = _head_gradient(model, hidden[:gradient_windows])
-    step()
+    progress.advance()
     moments = {
         "head": head,
         "tokens": torch.bincount(tokens.flatten(), minlength=len(head)) / tokens.numel(),
     }
     for index in reversed(range(model.checkpoint.layers)):
         gradient = _backward(model, index, kept.pop(), gradient, moments)
-        step()
+        progress.advance()
     # y = scale · E[token]: the gradient of the table is scale times that of its output
     scale = embedding_scale(model.checkpoint.config)
     moments["columns"] = (scale * gradient).flatten(0, 1).square().mean(0)

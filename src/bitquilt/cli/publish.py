@@ -33,12 +33,12 @@ def publish(
     """
     from bitquilt.allocation.budget import human
     from bitquilt.report import publish as hub
-    from bitquilt.runtime.progress import Reporter
+    from bitquilt.runtime.progress import Progress
 
     model = hub.model(models, against, repo, base_model)
     hub.require_licence(model)
     listed = {entry.name: entry.nbytes for entry in hub.entries(model)}
-    address = hub.upload(model, Reporter(), private=private) if upload else None
+    address = hub.upload(model, Progress(), private=private) if upload else None
     if as_json:
         print_json({"repo": repo, "gate": model.gate, "files": listed, "uploaded": address})
         return

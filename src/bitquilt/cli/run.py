@@ -148,14 +148,15 @@ def _vote(
     as_json: bool,
 ) -> str | None:
     """Ask several times at once and print; what most agree on."""
-    from bitquilt.runtime.progress import Reporter
+    from bitquilt.runtime.progress import Progress
     from bitquilt.talk import vote
 
     if settings.sampling.temperature == 0:
         raise UserError("greedy samples are all the same; add --temperature 0.6 to --votes")
     started = time.perf_counter()
-    with Reporter().stage("Sampling", count) as sampled:
-        votes = vote(engine, prompt, settings, count, sampled)
+    progress = Progress()
+    with progress.stage("Sampling", count):
+        votes = vote(engine, prompt, settings, count, progress)
     if as_json:
         said = {
             "final": votes.final,

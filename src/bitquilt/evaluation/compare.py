@@ -55,7 +55,7 @@ from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.files import require_room
-from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
 TOKENS = 65_536
@@ -68,7 +68,7 @@ def evaluate(
     text: str | Path | None = None,
     tokens: int = TOKENS,
     work_dir: str | Path | None = None,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Measure model files against the original that they were made from.
 
@@ -81,13 +81,13 @@ def evaluate(
         tokens: about how many tokens of them to read.
         work_dir: keeps what the original says, for the next evaluation; in the user's cache if not
             given.
-        reporter: where progress goes.
+        progress: where progress goes.
 
     Raises:
         UserError: bad input, an engine that is missing, a file of another model: one sentence.
     """
     started = time.monotonic()
-    reporter = reporter or Reporter()
+    progress = progress or Progress()
     candidates = ModelFile.several(models)
     original = open_checkpoint(against)
     original.load("model.norm.weight")  # a config without weights is refused now, not later
@@ -102,18 +102,18 @@ def evaluate(
     }
     with WorkDir(Path(work_dir) if work_dir else _cache(settings), settings) as work:
         encode = encoder(original)
-        texts = [held_out(documents, encode, tokens, WINDOW, reporter.say)]
-        talk = _talk(original, documents, work, reporter)
+        texts = [held_out(documents, encode, tokens, WINDOW, progress)]
+        talk = _talk(original, documents, work, progress)
         if talk is not None:
             texts.append(talk.traces)
-        with reporter.stage(f"Running {original.name}", len(texts)) as step:
+        with progress.stage(f"Running {original.name}", len(texts)):
             references = []
             for one in texts:
                 references.append(Reference.of(original, one, work))
-                step()
+                progress.advance()
         targets = sorted({candidate.target for candidate in candidates})
-        noise = floors(original, references[0], targets, encode, work, reporter)
-    judge = Judge(original, references, talk, encode, reporter)
+        noise = floors(original, references[0], targets, encode, work, progress)
+    judge = Judge(original, references, talk, encode, progress)
     own, digest = judge.own(), corpus.fingerprint(documents)
 
     def evaluation(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Evaluation:
@@ -141,17 +141,17 @@ def _cache(settings: dict[str, Any]) -> Path:
 
 
 def _talk(
-    original: Checkpoint, documents: Sequence[Document], work: WorkDir, reporter: Reporter
+    original: Checkpoint, documents: Sequence[Document], work: WorkDir, progress: Progress
 ) -> Talk | None:
     """The original's own reasoning, if it has a chat template and the text has questions."""
     asked = traces.questions(documents)
     if original.chat_template is None:
-        reporter.say(f"{original.name} has no chat template, so it writes no reasoning traces")
+        progress.say(f"{original.name} has no chat template, so it writes no reasoning traces")
         return None
     if not asked:
-        reporter.say("the text has no conversations, so there are no reasoning traces")
+        progress.say("the text has no conversations, so there are no reasoning traces")
         return None
-    return Talk.of(original, asked, work, reporter)
+    return Talk.of(original, asked, work, progress)
 
 
 class Judge:
@@ -163,12 +163,12 @@ class Judge:
         references: Sequence[Reference],
         talk: Talk | None,
         encode: Encode,
-        reporter: Reporter,
+        progress: Progress,
     ) -> None:
         self._original = original
         self._references = references
         self._talk = talk
-        self._reporter = reporter
+        self._progress = progress
         self._encode = encode
 
     def own(self) -> dict[str, Figures]:
@@ -179,10 +179,12 @@ class Judge:
         """Every text under one file."""
         windows = sum(len(reference.text.tokens) for reference in self._references)
         with (
-            self._reporter.stage(f"Measuring {candidate.name}", windows) as step,
+            self._progress.stage(f"Measuring {candidate.name}", windows),
             self._student(candidate) as student,
         ):
-            return [one.compare(student(one.text.tokens), step) for one in self._references]
+            return [
+                one.compare(student(one.text.tokens), self._progress) for one in self._references
+            ]
 
     def measured(self, found: Sequence[TokenFigures]) -> list[Measured]:
         """The judged tokens of every text, of what a model made of them."""
@@ -230,13 +232,13 @@ class Judge:
             return []
         asked, answers = self._talk.asked, self._talk.answers
         with (
-            self._reporter.stage(f"Asking {candidate.name}", len(asked)) as step,
+            self._progress.stage(f"Asking {candidate.name}", len(asked)),
             self._speaking(candidate) as engine,
         ):
             if engine.info.chat_template is None:
-                self._reporter.say(f"{candidate.name} has no chat template, so nothing is asked")
+                self._progress.say(f"{candidate.name} has no chat template, so nothing is asked")
                 return []
-            own = traces.greedy(engine, asked, step)
+            own = traces.greedy(engine, asked, self._progress)
         return [TextSample(*sample) for sample in zip(asked, answers, own, strict=True)]
 
     @contextmanager

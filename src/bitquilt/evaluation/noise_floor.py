@@ -22,7 +22,7 @@ from bitquilt.evaluation.versions import installed
 from bitquilt.metrics.kl import Estimate
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
 EXCERPT = {"gguf": (24, 128), "mlx": (24, 32)}
@@ -37,7 +37,7 @@ def floors(
     targets: Sequence[str],
     encode: Encode,
     work: WorkDir,
-    reporter: Reporter,
+    progress: Progress,
 ) -> list[Floor]:
     """The original in bfloat16, and unquantized in the engine of each target.
 
@@ -47,10 +47,10 @@ def floors(
         targets: ``gguf``, ``mlx``.
         encode: its tokenizer.
         work: keeps what was found, for the next evaluation.
-        reporter: where progress goes.
+        progress: where progress goes.
     """
     found = []
-    with reporter.stage("Measuring noise", 1 + len(targets)) as step:
+    with progress.stage("Measuring noise", 1 + len(targets)):
         for where in ("torch", *targets):
             key = f"noise/{_library(where)}-{reference.text.fingerprint[:16]}"
             if (kept := work.load_json(key)) is None:
@@ -61,7 +61,7 @@ def floors(
                 kept = asdict(floor)
                 work.save_json(key, kept)
             found.append(Floor(**{**kept, "kl": Estimate(**kept["kl"])}))
-            step()
+            progress.advance()
     return found
 
 

@@ -22,7 +22,7 @@ from bitquilt.metrics.intervals import Documents
 from bitquilt.metrics.kl import Estimate, TokenFigures
 from bitquilt.metrics.teacher import Teacher, self_metrics, token_metrics, zero_divergence
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.runtime.progress import Reporter, Step
+from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
 Floats = NDArray[np.float32]
@@ -65,9 +65,11 @@ class Reference:
         text = self.text
         return Documents.of(text.documents, text.domains).mean(values[text.judged])
 
-    def compare(self, student: Iterator[Tensor], step: Step | None = None) -> TokenFigures:
+    def compare(self, student: Iterator[Tensor], progress: Progress | None = None) -> TokenFigures:
         """A candidate's logits, one [L, V] per window; ``step`` is called after each."""
-        return token_metrics(self.teacher, student if step is None else _counted(student, step))
+        return token_metrics(
+            self.teacher, student if progress is None else _counted(student, progress)
+        )
 
 
 @dataclass(frozen=True)
@@ -83,17 +85,17 @@ class Talk:
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, questions: Sequence[str], work: WorkDir, reporter: Reporter
+        cls, checkpoint: Checkpoint, questions: Sequence[str], work: WorkDir, progress: Progress
     ) -> Talk:
         """Ask the original, or take what an earlier run left."""
         key = hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16]
         name, asked = f"talk/{key}", list(questions[: traces.SHOWN])
         if not work.has(name):
             with (
-                reporter.stage("Writing reasoning traces", len(questions) + len(asked)) as step,
+                progress.stage("Writing reasoning traces", len(questions) + len(asked)),
                 TorchEngine(checkpoint) as engine,
             ):
-                text, answers = traces.write(engine, questions, asked, step)
+                text, answers = traces.write(engine, questions, asked, progress)
             work.save_json(name, answers)
             judged = torch.from_numpy(text.judged)
             work.save(name, {"tokens": text.tokens, "judged": judged}, {})
@@ -102,7 +104,7 @@ class Talk:
         return cls(text, asked, work.load_json(name))
 
 
-def _counted(student: Iterator[Tensor], step: Step) -> Iterator[Tensor]:
+def _counted(student: Iterator[Tensor], progress: Progress) -> Iterator[Tensor]:
     for window in student:
         yield window
-        step()
+        progress.advance()

@@ -21,7 +21,7 @@ from bitquilt.engines import Request, Sampling
 from bitquilt.errors import UserError
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.runtime.hardware import Hardware, joules, resident_bytes
-from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.progress import Progress
 
 DOCUMENTS = 40
 """Of the held-out text, whose beginnings and all prompts are from."""
@@ -84,7 +84,7 @@ class Speed:
     """For a token, prompt and answer alike, with all that the processor does beside; None where
     the system does not tell."""
     of_bandwidth: float
-    """The file read once for every step, as a share of what memory gives."""
+    """The file read once for every progress, as a share of what memory gives."""
     of_flops: float
     """Two operations for every weight and prompt token, as a share of float32 products here."""
 
@@ -108,7 +108,7 @@ def bench(
     batches: Sequence[int],
     answer: int,
     rounds: int,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
 ) -> Bench:
     """Measure models under every combination of prompt length and batch size.
 
@@ -118,12 +118,12 @@ def bench(
         batches: prompts at once.
         answer: tokens of an answer.
         rounds: turns of each model.
-        reporter: where progress goes.
+        progress: where progress goes.
 
     Raises:
         UserError: a model that cannot be loaded, or whose context is shorter than that.
     """
-    reporter = reporter or Reporter()
+    progress = progress or Progress()
     candidates = ModelFile.several(models)
     loads = [Load(prompt, batch, answer) for prompt, batch in product(prompts, batches)]
     machine = Hardware.measured()
@@ -132,13 +132,13 @@ def bench(
         runners = [stack.enter_context(Runner(candidate)) for candidate in candidates]
         for runner in runners:
             runner.check(loads)
-        with reporter.stage("Measuring", len(loads) * rounds * len(runners)) as step:
+        with progress.stage("Measuring", len(loads) * rounds * len(runners)):
             for load in loads:
                 runs: list[list[Run]] = [[] for _ in runners]
                 for turn in range(rounds):
                     for runner, own in zip(runners, runs, strict=True):
                         own.append(runner.run(load, turn))
-                        step()
+                        progress.advance()
                 pairs = zip(runners, runs, strict=True)
                 speeds += [runner.speed(load, own, machine) for runner, own in pairs]
     return Bench(machine, tuple(speeds), rounds)

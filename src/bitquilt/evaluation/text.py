@@ -17,6 +17,7 @@ from torch import Tensor
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import Encode
 from bitquilt.errors import UserError
+from bitquilt.runtime.progress import Progress
 
 FEWEST_TOKENS = 32
 """A document's rest that is shorter is left out: its tokens have next to no context."""
@@ -77,7 +78,7 @@ def held_out(
     encode: Encode,
     tokens: int,
     length: int,
-    say: Callable[[str], None],
+    progress: Progress,
 ) -> Text:
     """About ``tokens`` tokens of the documents: domains get the same share, and so do, within a
     domain, its documents as far as they are long enough.
@@ -89,7 +90,7 @@ def held_out(
         encode: the tokenizer.
         tokens: about how many to read.
         length: of a window.
-        say: told of domains that do not fill one.
+        progress: told of domains that do not fill one.
 
     Raises:
         UserError: no domain fills a window.
@@ -102,7 +103,7 @@ def held_out(
         pieces = _spread_evenly([_pieces(n, encode(d), length) for n, d in own])
         filled = [(ids, labels, domain) for ids, labels in _filled(pieces, per_domain, length)]
         if not filled:
-            say(f"the text holds less than {length} tokens of {domain}, which is left out")
+            progress.say(f"the text holds less than {length} tokens of {domain}, which is left out")
         windows += filled
     if not windows:
         raise UserError(

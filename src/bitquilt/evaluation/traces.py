@@ -19,7 +19,7 @@ from torch import Tensor
 from bitquilt.calibration.corpus import Document
 from bitquilt.engines import Engine, Piece, Request, Sampling
 from bitquilt.evaluation.text import Text
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 from bitquilt.talk.prompt import render
 
 DOMAIN = "traces"
@@ -43,7 +43,7 @@ def questions(documents: Sequence[Document], count: int = TRACES) -> list[str]:
 
 
 def write(
-    engine: Engine, asked: Sequence[str], shown: Sequence[str], step: Step
+    engine: Engine, asked: Sequence[str], shown: Sequence[str], progress: Progress
 ) -> tuple[Text, list[str]]:
     """A model's answers at temperature 1, seeded, and its likeliest ones.
 
@@ -52,17 +52,17 @@ def write(
         asked: questions to answer at random; only what the model wrote is judged.
         shown: questions to answer greedily, as text; in the same batch, for a step of few rows
             takes as long as one of many.
-        step: called after each answer.
+        progress: advances after each answer.
     """
     prompts = _prompts(engine, asked)
-    answers = _answered(engine, _drawn(prompts) + _likeliest(_prompts(engine, shown)), step)
+    answers = _answered(engine, _drawn(prompts) + _likeliest(_prompts(engine, shown)), progress)
     own = [[piece.token for piece in answer] for answer in answers[: len(asked)]]
     return _text(prompts, own), [_said(answer) for answer in answers[len(asked) :]]
 
 
-def greedy(engine: Engine, asked: Sequence[str], step: Step) -> list[str]:
+def greedy(engine: Engine, asked: Sequence[str], progress: Progress) -> list[str]:
     """The likeliest answers to the questions, as text."""
-    return [_said(one) for one in _answered(engine, _likeliest(_prompts(engine, asked)), step)]
+    return [_said(one) for one in _answered(engine, _likeliest(_prompts(engine, asked)), progress)]
 
 
 def _drawn(prompts: Sequence[list[int]]) -> list[Request]:
@@ -87,7 +87,7 @@ def _prompts(engine: Engine, asked: Sequence[str]) -> list[list[int]]:
     return [engine.tokenize(render(info.chat_template, c, info.special_tokens)) for c in chats]
 
 
-def _answered(engine: Engine, requests: Sequence[Request], step: Step) -> list[list[Piece]]:
+def _answered(engine: Engine, requests: Sequence[Request], progress: Progress) -> list[list[Piece]]:
     """What the model says to each, in batches."""
     answers: list[list[Piece]] = [[] for _ in requests]
     for start in range(0, len(requests), BATCH):
@@ -96,7 +96,7 @@ def _answered(engine: Engine, requests: Sequence[Request], step: Step) -> list[l
                 answer = answers[start + row]
                 answer.append(piece)
                 if piece.ends or len(answer) == TRACE_TOKENS:
-                    step()
+                    progress.advance()
     return answers
 
 

@@ -21,7 +21,7 @@ from bitquilt.evaluation.results import kept_at
 from bitquilt.models import open_checkpoint
 from bitquilt.report.card import Model, card, modelfiles
 from bitquilt.report.origin import HUB_ERRORS, Origin
-from bitquilt.runtime.progress import Reporter
+from bitquilt.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def require_licence(model: Model) -> None:
         )
 
 
-def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
+def upload(model: Model, progress: Progress, *, private: bool = False) -> str:
     """Make the repository, gate it as the original is, and upload; gives its address.
 
     Raises:
@@ -133,13 +133,13 @@ def upload(model: Model, reporter: Reporter, *, private: bool = False) -> str:
         address = api.create_repo(model.repository, private=private, exist_ok=True)
         if model.gate:
             api.update_repo_settings(model.repository, gated=model.gate)
-        with reporter.stage(f"Uploading to {address}", 1) as step:
+        with progress.stage(f"Uploading to {address}", 1):
             api.create_commit(
                 model.repository,
                 [CommitOperationAdd(entry.name, _source(entry)) for entry in listed],
                 commit_message=f"{model.original.name}, quantized with bitquilt",
             )
-            step()
+            progress.advance()
     except HUB_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
         advice = (

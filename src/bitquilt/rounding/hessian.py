@@ -13,12 +13,14 @@ i-quants round as one vector; N rows of each input's matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from bitquilt.runtime.progress import Progress
 
 GROUP = 8
 BLOCK = 128
@@ -87,7 +89,7 @@ class Factor:
         return total
 
 
-def factorize(hessians: Tensor, names: Sequence[str], say: Callable[[str], None]) -> Factor:
+def factorize(hessians: Tensor, names: Sequence[str], progress: Progress) -> Factor:
     """Order, damp and factorize second moments [L, C, C].
 
     One that is not positive definite with ``DAMPING`` gets ten times as much until it is, which
@@ -97,17 +99,17 @@ def factorize(hessians: Tensor, names: Sequence[str], say: Callable[[str], None]
     Args:
         hessians: means of x xᵀ.
         names: whose inputs they are.
-        say: told what was done to a Hessian that did not factorize.
+        progress: told what was done to a Hessian that did not factorize.
     """
     importance = torch.unflatten(_diagonal(hessians), 1, (-1, GROUP)).sum(2)
     groups = importance.argsort(dim=1, descending=True, stable=True)
     ordered = _take(_take(hessians, groups).mT, groups)
-    parts = [_factor(one, name, say) for one, name in zip(ordered, names, strict=True)]
+    parts = [_factor(one, name, progress) for one, name in zip(ordered, names, strict=True)]
     return Factor(groups, *(torch.stack(part) for part in zip(*parts, strict=True)))
 
 
 def _factor(
-    hessian: Tensor, name: str, say: Callable[[str], None]
+    hessian: Tensor, name: str, progress: Progress
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What :class:`Factor` has of one Hessian [C, C], factorized in double precision."""
     # H = U Uᵀ from the last column on: the lower factor of H turned round, turned round
@@ -124,7 +126,7 @@ def _factor(
         damping *= MORE if failed else 1.0
     if damping > DAMPING:
         share = f"{damping:g} of its mean diagonal"
-        say(f"the Hessian of {name} does not factorize; damped by {share}")
+        progress.say(f"the Hessian of {name} does not factorize; damped by {share}")
     damped = hessian.clone()
     damped.diagonal().copy_(turned.diagonal().flip(0))
     upper = lower.float().flip(0, 1)

@@ -31,7 +31,7 @@ from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.round_layers import Job, draft, improve, kind_of
 from bitquilt.runtime.device import compute_device, record_event, side_stream
 from bitquilt.runtime.malloc import trim
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.threads import BackgroundTask
 from bitquilt.runtime.workdir import WorkDir
 
@@ -78,7 +78,7 @@ class LayerBank:
     """The packed matrices of one checkpoint in a work directory."""
 
     def __init__(
-        self, checkpoint: Checkpoint, work: WorkDir, rounding: str, say: Callable[[str], None]
+        self, checkpoint: Checkpoint, work: WorkDir, rounding: str, progress: Progress
     ) -> None:
         """Open the bank.
 
@@ -86,20 +86,20 @@ class LayerBank:
             checkpoint: the model.
             work: where the moments are and the matrices go.
             rounding: one of :data:`bitquilt.rounding.METHODS`.
-            say: told by name what could not be rounded as usual.
+            progress: told by name what could not be rounded as usual.
         """
         self.checkpoint = checkpoint
         self.work = work
         self.moments = CalibrationStats(checkpoint, work)
         self._rounding = rounding
-        self._say = say
+        self._progress = progress
         if rounding == "nearest" or compute_device().type != "cuda":
             return
         if (cause := kernels.compile_error()) is not None:
             instead = "torch's operations round instead, in half as much time again"
-            say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
+            progress.say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
 
-    def build(self, candidates: Candidates, step: Step) -> None:
+    def build(self, candidates: Candidates, progress: Progress) -> None:
         """Round what is not there yet, well enough to choose from.
 
         What comes after feedback costs several times as much and changes little about what is
@@ -107,31 +107,31 @@ class LayerBank:
 
         Args:
             candidates: what to round.
-            step: called once per (matrix, type).
+            progress: advances once per (matrix, type).
         """
         feedback = self._rounding != "nearest"
         missing: dict[str, dict[str, list[str]]] = {}
         for module, names in candidates.items():
             have = self.cells(module).keys()
             for _ in have & set(names):
-                step()
+                progress.advance()
             if new := [name for name in names if name not in have]:
                 missing.setdefault(input_of(module), {})[module] = new
         alone = [owner for owner in missing if not self._feeds_back(owner)]
         with BackgroundTask() as aside:
             for owner in alone:
                 for module, names in missing.pop(owner).items():
-                    self._round_alone(module, names, step, aside)
+                    self._round_alone(module, names, progress, aside)
             for owners in self._batches(missing):
-                self._draft(owners, missing, feedback, step, aside)
+                self._draft(owners, missing, feedback, progress, aside)
                 _forget_sizes()
 
-    def finish(self, chosen: Candidates, step: Step) -> None:
+    def finish(self, chosen: Candidates, progress: Progress) -> None:
         """Bring what was chosen from drafts to ``best``, if that was asked for.
 
         Args:
             chosen: what to finish; the bank has all of it.
-            step: called once per (matrix, type).
+            progress: advances once per (matrix, type).
         """
         drafts: dict[str, dict[str, list[str]]] = {}
         for module, names in chosen.items():
@@ -146,10 +146,10 @@ class LayerBank:
             if rough:
                 drafts.setdefault(owner, {})[module] = rough
             for _ in set(names) - set(rough):
-                step()
+                progress.advance()
         with BackgroundTask() as aside:
             for owners in self._batches(drafts):
-                self._improve(owners, drafts, step, aside)
+                self._improve(owners, drafts, progress, aside)
                 _forget_sizes()
 
     def _batches(self, owners: Iterable[str]) -> Iterator[list[str]]:
@@ -184,7 +184,7 @@ class LayerBank:
         owners: Sequence[str],
         wanted: Wanted,
         feedback: bool,
-        step: Step,
+        progress: Progress,
         aside: BackgroundTask,
     ) -> None:
         """Round what reads some inputs for the first time."""
@@ -198,10 +198,10 @@ class LayerBank:
                 divergence = self.moments.divergence_of_rows(module, one.costs)
                 yield job.qtype.pack(one.fields), Cell(divergence, method, one.method)
 
-        self._round(owners, wanted, work, DRAFTS, step, aside)
+        self._round(owners, wanted, work, DRAFTS, progress, aside)
 
     def _improve(
-        self, owners: Sequence[str], wanted: Wanted, step: Step, aside: BackgroundTask
+        self, owners: Sequence[str], wanted: Wanted, progress: Progress, aside: BackgroundTask
     ) -> None:
         """Finish drafts of what reads some inputs; the search's figures stay those of drafts."""
 
@@ -219,7 +219,7 @@ class LayerBank:
                 cell = replace(cells[module][name], rounding="best", kept=one.method)
                 yield job.qtype.pack(one.fields), cell
 
-        self._round(owners, wanted, work, FINISHED, step, aside)
+        self._round(owners, wanted, work, FINISHED, progress, aside)
 
     def _round(
         self,
@@ -227,7 +227,7 @@ class LayerBank:
         wanted: Wanted,
         work: Callable[[Sequence[Key], Sequence[Job], Factor], Iterable[Rounded]],
         folder: str,
-        step: Step,
+        progress: Progress,
         aside: BackgroundTask,
     ) -> None:
         """Do ``work`` on what reads some inputs, under one factorization, and keep the results.
@@ -243,14 +243,14 @@ class LayerBank:
             packed, cells = zip(*work(own, [jobs[i] for i in part], factor), strict=True)
             aside.do(fetch, done, own, packed, cells, record_event())
             for _ in own:
-                step()
+                progress.advance()
         aside.do(self._add, done, folder)
 
     def _jobs(self, owners: Sequence[str], wanted: Wanted) -> tuple[list[Key], list[Job], Factor]:
         """What to round of some inputs' readers, as (module, type) and as jobs, and the factor."""
         device = compute_device()
         hessians = torch.stack([self.moments.hessian(owner) for owner in owners]).to(device)
-        factor = factorize(hessians, owners, self._say)
+        factor = factorize(hessians, owners, self._progress)
         keys, jobs = [], []
         for place, owner in enumerate(owners):
             for module, names in wanted[owner].items():
@@ -260,7 +260,7 @@ class LayerBank:
         return keys, jobs, factor
 
     def _round_alone(
-        self, module: str, names: Sequence[str], step: Step, aside: BackgroundTask
+        self, module: str, names: Sequence[str], progress: Progress, aside: BackgroundTask
     ) -> None:
         """A matrix to its nearest levels."""
         weight = self.checkpoint.load(f"{module}.weight").to(compute_device())
@@ -274,7 +274,7 @@ class LayerBank:
             )
             cell = Cell(divergence, self._rounding, "nearest")
             aside.do(fetch, done, [(module, name)], [packed], [cell], record_event())
-            step()
+            progress.advance()
         aside.do(self._add, done, DRAFTS)
 
     def _add(self, done: Mapping[Key, Rounded], folder: str) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
@@ -35,7 +35,7 @@ from bitquilt.rounding.gptaq import Drift, corrected
 from bitquilt.rounding.hessian import factorize
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import Job, round_all
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 
 ADDED = ("self_attn.o_proj", "mlp.down_proj")
 """The matrices whose outputs are added to the residual stream."""
@@ -102,8 +102,7 @@ def round_sequentially(
     allocation: Allocation,
     tokens: Tensor,
     rounding: str,
-    say: Callable[[str], None],
-    step: Step,
+    progress: Progress,
 ) -> SequentialPass:
     """Correct a mix, whose cells the bank has, block by block.
 
@@ -112,8 +111,7 @@ def round_sequentially(
         allocation: the decided mix, for every matrix of the checkpoint.
         tokens: int64 [N, L], calibration text, of at least two windows.
         rounding: one of :data:`bitquilt.rounding.METHODS`.
-        say: told by name what could not be rounded as usual.
-        step: called after each block.
+        progress: told by name what could not be rounded as usual.; advances after each block.
     """
     refined = SequentialPass(bank, allocation, f"refined/{_key(allocation, tokens)}")
     original = BlockwiseModel(bank.checkpoint)
@@ -123,10 +121,10 @@ def round_sequentially(
         before = original.block(layer)
         if not refined.done(layer):
             pair = _Pair(layer, (before, quantized.block(layer)), streams)
-            _refine_block(refined, pair, rounding, say)
+            _refine_block(refined, pair, rounding, progress)
         original.run_all(before, streams[0])
         quantized.run_all(quantized.block(layer), streams[1])
-        step()
+        progress.advance()
     return refined
 
 
@@ -224,9 +222,7 @@ def _norms_outputs(block: nn.Module) -> bool:
     return hasattr(block.get_submodule("layers.0"), "post_feedforward_layernorm")
 
 
-def _refine_block(
-    refined: SequentialPass, pair: _Pair, rounding: str, say: Callable[[str], None]
-) -> None:
+def _refine_block(refined: SequentialPass, pair: _Pair, rounding: str, progress: Progress) -> None:
     """Round the matrices of a block again, those of one input together, and write them."""
     readers: dict[str, list[str]] = {}
     for module in refined.bank.checkpoint.matrices:
@@ -237,7 +233,7 @@ def _refine_block(
     for owner, modules in readers.items():
         halves = pair.drifts(owner)
         drift = halves[0] + halves[1]
-        factor = factorize(drift.second_moment.unsqueeze(0), [owner], say)
+        factor = factorize(drift.second_moment.unsqueeze(0), [owner], progress)
         jobs = [
             Job(
                 corrected(pair.weight(module), halves, factor),

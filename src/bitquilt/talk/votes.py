@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from bitquilt.engines import Engine
+from bitquilt.runtime.progress import Progress
 from bitquilt.talk.events import End
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.sample import Sample, Settings
@@ -33,7 +33,7 @@ def vote(
     prompt: Prompt,
     settings: Settings,
     count: int,
-    ended: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> Votes:
     """Sample a prompt ``count`` times in one batch, with seeds that follow each other.
 
@@ -42,14 +42,14 @@ def vote(
         prompt: asks for a boxed answer.
         settings: of every sample; the first has its seed.
         count: how many.
-        ended: called as each sample ends.
+        progress: advances as each sample ends.
     """
     seed = settings.sampling.seed
     seeded = [replace(settings.sampling, seed=seed + i) for i in range(count)]
     samples = [Sample(engine, prompt, replace(settings, sampling=one)) for one in seeded]
     for _, event in continued(engine, samples):
-        if isinstance(event, End):
-            ended()
+        if isinstance(event, End) and progress is not None:
+            progress.advance()
     return tally([sample.ended for sample in samples if sample.ended])
 
 

@@ -18,11 +18,11 @@ from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
-from tqdm import tqdm
 
 from bitquilt.engines import Engine, Request, Sampling
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import Estimate
+from bitquilt.runtime.progress import Progress, Silent
 from bitquilt.talk.prompt import render
 from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
 
@@ -51,13 +51,16 @@ def task_manager() -> TaskManager:
     return TaskManager()
 
 
-def metrics(engine: Engine, names: Sequence[str], limit: int | None) -> tuple[Metric, ...]:
+def metrics(
+    engine: Engine, names: Sequence[str], limit: int | None, progress: Progress
+) -> tuple[Metric, ...]:
     """Run some of the harness's tasks, as they come.
 
     Args:
         engine: the model.
         names: tasks or groups of the harness.
         limit: items of each task, the first; None for all.
+        progress: shows requests as stages.
 
     Raises:
         UserError: the harness cannot run one, for want of its data mostly.
@@ -66,7 +69,7 @@ def metrics(engine: Engine, names: Sequence[str], limit: int | None) -> tuple[Me
     for name in names:
         try:
             results = simple_evaluate(
-                Harness(engine),
+                Harness(engine, progress),
                 tasks=[name],
                 limit=limit,
                 bootstrap_iters=RESAMPLES,
@@ -102,34 +105,38 @@ def _metrics(task: str, values: dict[str, Any]) -> list[Metric]:
 class Harness(LM):  # type: ignore[misc]
     """A model of ours as the harness asks models."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, progress: Progress) -> None:
         super().__init__()
+        self._progress = progress
         self._engine = engine
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Of each (context, continuation) its log-probability, and whether it is the greedy one."""
         pairs = [self._pair(*request.args) for request in requests]
-        with tqdm(total=len(pairs), desc="log-likelihoods") as bar:
-            found = likelihoods(self._engine, pairs, bar.update)
+        with self._progress.stage("Log-likelihoods", len(pairs)):
+            found = likelihoods(self._engine, pairs, self._progress)
         return [(one.nats, one.greedy) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
         """The log-probability of each text, in pieces as long as the model's context."""
         found = []
-        for request in tqdm(requests, desc="texts"):
-            tokens = self._engine.tokenize(request.args[0])
-            pairs = list(rolling(self._engine, tokens, self._first()))
-            found.append(sum(one.nats for one in likelihoods(self._engine, pairs, lambda: None)))
+        with self._progress.stage("Texts", len(requests)):
+            for request in requests:
+                tokens = self._engine.tokenize(request.args[0])
+                pairs = list(rolling(self._engine, tokens, self._first()))
+                parts = likelihoods(self._engine, pairs, Silent())
+                found.append(sum(part.nats for part in parts))
+                self._progress.advance()
         return found
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
         """What the model says to each context, up to the first stop string; in batches."""
         answers = []
-        with tqdm(total=len(requests), desc="answers") as bar:
+        with self._progress.stage("Answers", len(requests)):
             for start in range(0, len(requests), BATCH):
                 batch = requests[start : start + BATCH]
                 answers += self._continued([request.args for request in batch])
-                bar.update(len(batch))
+                self._progress.advance(len(batch))
         return answers
 
     @property

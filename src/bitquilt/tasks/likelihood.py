@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from bitquilt.engines import Engine
 from bitquilt.errors import UserError
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def encode_pair(engine: Engine, context: str, continuation: str) -> tuple[list[i
 
 
 def likelihoods(
-    engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], step: Step
+    engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], progress: Progress
 ) -> list[Likelihood]:
     """The likelihood of each continuation after its context, both as tokens.
 
@@ -51,7 +51,7 @@ def likelihoods(
     Args:
         engine: the model.
         pairs: context (not empty) and continuation (not empty).
-        step: called after each.
+        progress: advances after each.
 
     Raises:
         UserError: a pair is longer than the model's context, or one of the two is empty.
@@ -72,7 +72,7 @@ def likelihoods(
         for index in indices:
             context, continuation = pairs[index]
             found[index] = _likelihood(logits[len(context) - 1 :], continuation)
-            step()
+            progress.advance()
     return [found[index] for index in range(len(pairs))]
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bitquilt.engines import Engine, Request, Sampling
 from bitquilt.metrics.intervals import LEVEL, Documents, student
 from bitquilt.metrics.kl import Estimate
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 from bitquilt.talk.loop_detector import Guard
 from bitquilt.talk.prompt import SYSTEM_PROMPTS, compose
 from bitquilt.talk.reasoning import boxed
@@ -106,17 +106,17 @@ class Manner:
     """Of all models alike, or the difference between two would be that of their settings too."""
 
 
-def ask(engine: Engine, problems: Sequence[Problem], manner: Manner, step: Step) -> Answers:
+def ask(engine: Engine, problems: Sequence[Problem], manner: Manner, progress: Progress) -> Answers:
     """Put every problem to a model several times, in batches.
 
     Args:
         engine: the model.
         problems: I items.
         manner: of the answers.
-        step: called after each of I · R answers.
+        progress: advances after each of I · R answers.
     """
     repeats = manner.repeats
-    said = converse(engine, [_boxing(engine, p.question) for p in problems], manner, step)
+    said = converse(engine, [_boxing(engine, p.question) for p in problems], manner, progress)
     final = [normalized(boxed(one.text) or "") for one in said]
     expected = [normalized(problem.answer) for problem in problems for _ in range(repeats)]
     right = [
@@ -133,7 +133,9 @@ def _boxing(engine: Engine, question: str) -> str:
     return f"{question}\n\n{SYSTEM_PROMPTS['boxed']}"
 
 
-def converse(engine: Engine, questions: Sequence[str], manner: Manner, step: Step) -> list[Said]:
+def converse(
+    engine: Engine, questions: Sequence[str], manner: Manner, progress: Progress
+) -> list[Said]:
     """Answers to every question in turn, each so many times with seeds of its own."""
     prompts = [
         compose(engine, [{"role": "user", "content": question}]).tokens for question in questions
@@ -149,7 +151,7 @@ def converse(engine: Engine, questions: Sequence[str], manner: Manner, step: Ste
     ]
     said: list[Said] = []
     for start in range(0, len(requests), BATCH):
-        said += _batch(engine, requests[start : start + BATCH], step)
+        said += _batch(engine, requests[start : start + BATCH], progress)
     return said
 
 
@@ -167,7 +169,7 @@ class Said:
     looping: bool = False
 
 
-def _batch(engine: Engine, requests: Sequence[Request], step: Step) -> list[Said]:
+def _batch(engine: Engine, requests: Sequence[Request], progress: Progress) -> list[Said]:
     said = [Said() for _ in requests]
     guards = [Guard() for _ in requests]
     with engine.stream(requests) as stream:
@@ -182,7 +184,7 @@ def _batch(engine: Engine, requests: Sequence[Request], step: Step) -> list[Said
             if one.looping:
                 stream.drop(row)
             if one.looping or one.ended or one.tokens == requests[row].max_tokens:
-                step()
+                progress.advance()
     return said
 
 

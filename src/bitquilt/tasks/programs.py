@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bitquilt.engines import Engine
 from bitquilt.errors import UserError
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 from bitquilt.tasks.problems import Answers, Manner, converse
 from bitquilt.tasks.task_data import Program
 
@@ -29,14 +29,14 @@ TRIAL = Program("", "one", "def check(candidate):\n    assert candidate() == 1\n
 LOCKED = Path(__file__).with_name("sandbox.py")
 
 
-def ask(engine: Engine, programs: Sequence[Program], manner: Manner, step: Step) -> Answers:
+def ask(engine: Engine, programs: Sequence[Program], manner: Manner, progress: Progress) -> Answers:
     """Have every program written several times, and run what was written.
 
     Args:
         engine: the model.
         programs: I items.
         manner: of the answers.
-        step: called after each of I · R answers.
+        progress: advances after each of I · R answers.
 
     Raises:
         UserError: programs cannot be locked down on this machine.
@@ -47,7 +47,7 @@ def ask(engine: Engine, programs: Sequence[Program], manner: Manner, step: Step)
             "sets on a process); run this task on Linux, or leave it out"
         )
     questions = [f"{ASK}```python\n{program.beginning}```" for program in programs]
-    said = converse(engine, questions, manner, step)
+    said = converse(engine, questions, manner, progress)
     asked = [program for program in programs for _ in range(manner.repeats)]
     written = [code(one.text, program) for one, program in zip(said, asked, strict=True)]
     with ThreadPoolExecutor() as pool:

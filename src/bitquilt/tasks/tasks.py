@@ -14,7 +14,7 @@ from bitquilt.engines import Engine, open_engine
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.files import nan_to_null
-from bitquilt.runtime.progress import Reporter, Step
+from bitquilt.runtime.progress import Progress
 from bitquilt.tasks import problems, programs
 from bitquilt.tasks.likelihood import encode_pair, likelihoods
 from bitquilt.tasks.problems import Answers, Manner, Score, Versus
@@ -99,7 +99,7 @@ def run(
     models: Sequence[str],
     names: Sequence[str],
     effort: TaskConfig,
-    reporter: Reporter | None = None,
+    progress: Progress | None = None,
 ) -> Standings:
     """Run tasks on models; all but the first are compared with the first.
 
@@ -108,12 +108,12 @@ def run(
         names: of :data:`~bitquilt.tasks.task_data.PROBLEMS`, ``PROGRAMS`` and ``CHOICES``; others
             are lm-evaluation-harness's.
         effort: how much.
-        reporter: where progress goes.
+        progress: where progress goes.
 
     Raises:
         UserError: a task or model that is not there, or a task that may not run.
     """
-    reporter = reporter or Reporter()
+    progress = progress or Progress()
     for name in names:
         if name in PROGRAMS and not effort.run_code:
             raise UserError(
@@ -132,29 +132,29 @@ def run(
     manner: Manner | None = None
     for model in models:
         with open_engine(model) as engine:
-            manner = manner or _manner(engine, effort, asked, reporter)
+            manner = manner or _manner(engine, effort, asked, progress)
             answered.append({})
             picked.append({})
             for name, (ask, own) in asked.items():
                 total = len(own) * effort.repeats
-                with reporter.stage(f"{Path(model).name}: {name}", total) as step:
-                    answered[-1][name] = ask(engine, own, manner, step)
+                with progress.stage(f"{Path(model).name}: {name}", total):
+                    answered[-1][name] = ask(engine, own, manner, progress)
             for name, items in offered.items():
                 total = sum(len(item.endings) for item in items)
-                with reporter.stage(f"{Path(model).name}: {name}", total) as step:
-                    picked[-1][name] = pick(engine, items, step)
-            measured = _measured(engine, others, effort.limit)
+                with progress.stage(f"{Path(model).name}: {name}", total):
+                    picked[-1][name] = pick(engine, items, progress)
+            measured = _measured(engine, others, effort.limit, progress)
         standings.append(_standing(model, answered, picked, measured))
     return Standings(tuple(standings))
 
 
 def _manner(
-    engine: Engine, effort: TaskConfig, asked: Collection[str], reporter: Reporter
+    engine: Engine, effort: TaskConfig, asked: Collection[str], progress: Progress
 ) -> Manner:
     """How all models answer: with the sampling that the first one recommends."""
     sampling = engine.info.sampling
     if asked and effort.repeats > 1 and sampling.temperature <= 0:
-        reporter.say(
+        progress.say(
             "the first model recommends no temperature, so all models say what is likeliest, the "
             "same in every run; --repeats 1 tells as much"
         )
@@ -187,18 +187,20 @@ def _others(names: Sequence[str]) -> list[str]:
     return others
 
 
-def _measured(engine: Engine, names: Sequence[str], limit: int | None) -> tuple[Metric, ...]:
+def _measured(
+    engine: Engine, names: Sequence[str], limit: int | None, progress: Progress
+) -> tuple[Metric, ...]:
     if not names:
         return ()
     from bitquilt.tasks import harness
 
-    return harness.metrics(engine, names, limit)
+    return harness.metrics(engine, names, limit, progress)
 
 
-def pick(engine: Engine, items: Sequence[Choice], step: Step) -> Picks:
+def pick(engine: Engine, items: Sequence[Choice], progress: Progress) -> Picks:
     """The likeliest ending of every item; ``step`` is called after each ending."""
     pairs = [encode_pair(engine, item.context, ending) for item in items for ending in item.endings]
-    nats = iter([found.nats for found in likelihoods(engine, pairs, step)])
+    nats = iter([found.nats for found in likelihoods(engine, pairs, progress)])
     right, by_byte = [], []
     for item in items:
         own = np.array([next(nats) for _ in item.endings])

@@ -22,6 +22,7 @@ from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import gguf, mlx
 from tests.factories import tiny_checkpoint
+from tests.progress import Recorded
 
 WINDOWS, LENGTH = 232, 8
 MLX = ("3bit-g64", "2bit-g32", "mxfp4", "BF16")
@@ -58,8 +59,7 @@ class Case:
             self.packed,
             self.teacher,
             work,
-            self.said.append,
-            lambda: self.steps.append(1),
+            Recorded(self.steps, self.said),
         )
 
     def kl(self, tuned):

@@ -30,7 +30,7 @@ from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.qtypes.qtype import Packed, PackedSource
 from bitquilt.rounding.tuning.student import Student
 from bitquilt.runtime.device import compute_device
-from bitquilt.runtime.progress import Step
+from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
 RATE = 8e-3
@@ -94,8 +94,7 @@ def tune(
     packed: PackedSource,
     teacher: Teacher,
     work: WorkDir,
-    say: Callable[[str], None],
-    step: Step,
+    progress: Progress,
 ) -> Tuned:
     """Learn scales and norms of a mix, or take what an earlier run learned; the codes stay.
 
@@ -106,17 +105,18 @@ def tune(
         teacher: the original on calibration text, of at least four windows, each read once; the
             first are set apart.
         work: gets an artefact ``tuned/<allocation, matrices and text>``.
-        say: told what came of it.
-        step: called after each step, at most :func:`steps` times.
+        progress: told what came of it.; advances after each progress, at most :func:`steps` times.
     """
     artefact = f"tuned/{_key(allocation, packed, teacher.tokens)}"
     if not work.has(artefact):
-        before, after, learned = _learn(checkpoint, allocation, packed, teacher, step)
+        before, after, learned = _learn(checkpoint, allocation, packed, teacher, progress)
         work.save(artefact, learned, {"before": repr(before), "after": repr(after)})
     with work.open(artefact) as handle:
         before, after = (float(handle.metadata()[name]) for name in ("before", "after"))
     outcome = f"{after:.4g} tuned" if after < before else "no better tuned, so they stay"
-    say(f"KL on calibration text set apart: {before:.4g} with the scales as rounded, {outcome}")
+    progress.say(
+        f"KL on calibration text set apart: {before:.4g} with the scales as rounded, {outcome}"
+    )
     return Tuned(before, after, checkpoint, packed, work.load(artefact))
 
 
@@ -135,7 +135,7 @@ def _learn(
     allocation: Mapping[str, str],
     packed: PackedSource,
     teacher: Teacher,
-    step: Step,
+    progress: Progress,
 ) -> tuple[float, float, dict[str, Tensor]]:
     """Mean KL on the windows set apart before and after, and the numbers that were best there."""
     student = Student(checkpoint, allocation, packed, compute_device())
@@ -145,7 +145,7 @@ def _learn(
     before = best = _mean_divergence(model, judge)
     learned: dict[str, Tensor] = {}
     worse = 0
-    for _ in _descent(model, student, lessons, RATE * math.sqrt(before), step):
+    for _ in _descent(model, student, lessons, RATE * math.sqrt(before), progress):
         now = _mean_divergence(model, judge)
         if now < best:
             best, learned, worse = now, student.numbers(), 0
@@ -159,7 +159,7 @@ def _apart(windows: int) -> int:
 
 
 def _descent(
-    model: BlockwiseModel, student: Student, lessons: Teacher, rate: float, step: Step
+    model: BlockwiseModel, student: Student, lessons: Teacher, rate: float, progress: Progress
 ) -> Iterator[None]:
     """Adam over all windows once; hands over ``LOOKS`` times on the way, last at the end."""
     optimizer = torch.optim.Adam(student.changes(), lr=rate, betas=BETAS)
@@ -171,7 +171,7 @@ def _descent(
         with repeatable(model.device):
             divergence(model, lesson).backward()
         optimizer.step()
-        step()
+        progress.advance()
         if (index + 1) * LOOKS // total > index * LOOKS // total:
             yield
 
