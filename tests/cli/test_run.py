@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 
 QUESTION = "What is 347 + 585?"
@@ -95,3 +96,17 @@ def test_refusals(capfd, demo_gguf: Path, options, sentence: str) -> None:
     assert said.out == ""
     assert sentence in said.err
     assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("template", ["{% nonsense %}", "{{ none + 'x' }}"])
+def test_a_template_that_fails_is_one_sentence(capfd, tmp_path: Path, template: str) -> None:
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    (directory / "chat_template.jinja").write_text(template)
+    capfd.readouterr()
+    assert invoke("run", directory, QUESTION, "--max-tokens", "1") == 2
+    said = capfd.readouterr().err
+    assert "the chat template of the model" in said
+    assert said.count("\n") == 1
+    assert invoke("inspect", directory) == 0
+    assert "chat_template" in capfd.readouterr().out
+    assert invoke("plan", directory, "--bits", "9") == 0

@@ -12,6 +12,7 @@ from rich.console import Console
 from bitquilt.cli.inspect import render
 from bitquilt.models import from_config
 from bitquilt.models.audit import added_text, audit_template
+from bitquilt.models.chat_template import ChatTemplate
 from bitquilt.models.inspection import Inspection, inspect, summarize
 from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
 from tests.models.test_canonical import SIZES
@@ -81,7 +82,7 @@ def test_a_sliding_window_is_said() -> None:
     ],
 )
 def test_what_a_template_adds(template: str, added: str) -> None:
-    assert added_text(template) == added
+    assert added_text(ChatTemplate.compile(template)) == added
 
 
 def test_templates_missing_or_broken() -> None:

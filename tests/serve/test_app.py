@@ -241,3 +241,36 @@ def test_a_loop_is_taken_back_in_a_stream() -> None:
     assert any("rescue" in one for one in told)
     assert {"closing": "loop"} in told
     assert told[-1]["rescues"] >= 3
+
+
+@pytest.mark.parametrize(
+    ("template", "status"), [("{% nonsense %}", 400), ("{{ none + 'x' }}", 400), (None, 400)]
+)
+def test_a_template_that_fails_harms_nobody_else(template: str | None, status: int) -> None:
+    loaded = []
+
+    def engine() -> Book:
+        loaded.append(Book(reciting("Hello " * 1500), template, context=100_000))
+        return loaded[-1]
+
+    text = {"prompt": "x|", "max_tokens": 8000, "guard": False}
+    with running(engine, max_tokens=10_000) as server, ThreadPoolExecutor(1) as pool:
+        other = pool.submit(post, server, json.dumps(text).encode(), "/v1/completions")
+        assert server.within(20, lambda: server.scheduler.going == 1)
+        found, said = post(server, json.dumps({"messages": QUESTION}).encode())
+        assert found == status
+        assert "the chat template of the model" in said["error"]["message"] or template is None
+        assert other.result()[0] == 200
+    assert len(loaded) == 1
+
+
+def test_a_bug_in_preparing_harms_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def buggy(*_: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr("bitquilt.serve.app.compose", buggy)
+    with running(lambda: Book(reciting("Hello"), CALLING)) as server:
+        kept = server.scheduler._engine
+        assert post(server, json.dumps({"messages": QUESTION}).encode())[0] == 500
+        assert post(server, b'{"prompt": "x|"}', "/v1/completions")[0] == 200
+        assert server.scheduler._engine is kept

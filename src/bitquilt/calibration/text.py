@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import AutoTokenizer
 
 from bitquilt.calibration.corpus import Document, bundled, from_file, windows, without_overlap
 from bitquilt.errors import UserError
+from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 
 Encode = Callable[[Document], list[int]]
@@ -28,7 +28,8 @@ def encoder(checkpoint: Checkpoint) -> Encode:
 
     Raises:
         UserError: the checkpoint has no tokenizer, or one that is damaged; encoding raises it for
-            a tokenizer of another model, whose ids go beyond the embedding's rows.
+            a tokenizer of another model, whose ids go beyond the embedding's rows, and for
+            messages that the chat template refuses.
     """
     if checkpoint.tokenizer_dir is None:
         raise UserError(
@@ -54,13 +55,13 @@ def encoder(checkpoint: Checkpoint) -> Encode:
         if template is None:
             return list(tokenizer.encode("\n\n".join(document.passages)))
         try:
-            rendered = tokenizer.apply_chat_template(
-                list(document.messages), chat_template=template, tokenize=False
+            rendered = ChatTemplate.compile(template, checkpoint.name).render(
+                document.messages, add_generation_prompt=False, **tokenizer.special_tokens_map
             )
-        except TemplateError as error:
+        except ChatTemplateError as error:
             raise UserError(
                 f"the chat template of {checkpoint.name} refuses a conversation of "
-                f"{document.source}: {error}; change its roles, or give it as plain text"
+                f"{document.source}: {error.reason}; change its roles, or give it as plain text"
             ) from error
         return list(tokenizer.encode(rendered, add_special_tokens=False))
 

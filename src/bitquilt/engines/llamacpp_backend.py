@@ -73,7 +73,7 @@ class LlamaCpp:
         self.info = ModelInfo(
             vocabulary=self._api.llama_vocab_n_tokens(self._vocab),
             context=self._api.llama_model_n_ctx_train(self._model),
-            chat_template=template.decode() if template else None,
+            chat_template=template.decode(errors="replace") if template else None,
             special_tokens=self._special_tokens(),
             sampling=self._sampling_defaults(),
         )

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.errors import UserError
+from bitquilt.models.chat_template import default_template
 
 
 class HubTokenizer:
@@ -18,8 +19,8 @@ class HubTokenizer:
     def __init__(self, directory: Path, config: dict[str, Any], generation: dict[str, Any]) -> None:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(directory)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # tokenizers raises no narrower class
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise UserError(
                 f"the tokenizer in {directory} cannot be read: {reason}; "
                 "put tokenizer.json and tokenizer_config.json there"
@@ -31,7 +32,7 @@ class HubTokenizer:
         self.info = ModelInfo(
             vocabulary=int(config["vocab_size"]),
             context=int(config["max_position_embeddings"]),
-            chat_template=self._tokenizer.chat_template,
+            chat_template=default_template(self._tokenizer.chat_template),
             special_tokens=self._special_tokens(),
             sampling=recommended_sampling(generation),
         )

@@ -5,15 +5,12 @@ Most of it is about llama4_text, whose fields say less, or other things, than th
 
 from __future__ import annotations
 
-import datetime
 import math
 import re
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any
 
 from bitquilt.models.canonical import WRAPPERS
+from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
 from bitquilt.models.checkpoint import EMBEDDING, Finding
 
 Config = dict[str, Any]
@@ -43,42 +40,46 @@ def audit(
 
 
 def audit_template(template: str | None, where: str | None) -> tuple[Finding, ...]:
-    """Findings about the chat template: whether there is one, where, and what it adds."""
+    """Findings about the chat template: whether there is one, where, and what it adds.
+
+    Args:
+        template: Jinja source; None where there is none that is a text.
+        where: the file that holds it; None where no file says anything of one.
+    """
+    return (Finding("chat_template", f"{_about(template, where)}."),)
+
+
+def _about(template: str | None, where: str | None) -> str:
     if template is None:
-        return (
-            Finding(
-                "chat_template", "There is none; the model continues text and takes no messages."
-            ),
-        )
+        without = "the model continues text and takes no messages"
+        if where is None:
+            return f"There is none; {without}"
+        return f"What {where} has is neither a text nor several with a default, so {without}"
     try:
-        added = added_text(template)
-    except jinja2.TemplateError as error:
-        return (Finding("chat_template", f"The one in {where} cannot be rendered: {error}."),)
-    message = f"In {where}"
-    if added:
-        quoted = added if len(added) <= _QUOTE_LENGTH else added[:_QUOTE_LENGTH] + "…"
-        message += f"; without a system message it adds its own: “{quoted}”"
-    return (Finding("chat_template", f"{message}."),)
+        compiled = ChatTemplate.compile(template)
+    except ChatTemplateError as error:
+        return f"The one in {where} cannot be rendered: {error.reason}"
+    try:
+        added = added_text(compiled)
+    except ChatTemplateError as error:
+        return f"The one in {where} refuses a question without a system message: {error.reason}"
+    if not added:
+        return f"In {where}"
+    quoted = added if len(added) <= _QUOTE_LENGTH else added[:_QUOTE_LENGTH] + "…"
+    return f"In {where}; without a system message it adds its own: “{quoted}”"
 
 
-def added_text(template: str) -> str:
-    """The words that a chat template puts before a lone user message, special tokens left out."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda pattern: datetime.date.today().strftime(pattern)
-    rendered = environment.from_string(template).render(
-        messages=[{"role": "user", "content": _MARKER}],
-        add_generation_prompt=True,
-        bos_token="",
-        eos_token="",
-    )
+def added_text(template: ChatTemplate) -> str:
+    """The words that a chat template puts before a lone user message, special tokens left out.
+
+    Raises:
+        ChatTemplateError: the template refuses a conversation of one user message.
+    """
+    question = [{"role": "user", "content": _MARKER}]
+    rendered = template.render(question, bos_token="", eos_token="")
     before = _SPECIAL_TOKEN.sub("\n", rendered.partition(_MARKER)[0])
     lines = (line.strip() for line in before.splitlines())
     return " ".join(line for line in lines if line and line not in _ROLES)
-
-
-def _raise(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
 
 
 def _is_llama4(original: Config) -> bool:

@@ -15,8 +15,9 @@ from itertools import takewhile
 from bitquilt.engines.engine import Sampling
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
+from bitquilt.models.chat_template import Message
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.talk.prompt import Message, render
+from bitquilt.talk.prompt import render
 
 SYSTEM, USER, ANSWER, AGAIN = "⟦system⟧", "⟦user⟧", "⟦answer⟧", "⟦again⟧"
 CONTEXT = 8192

@@ -231,6 +231,10 @@ class Scheduler:
         except UserError as error:
             self._waiting.pop()
             job.tell([invalid(str(error))])
+        except Exception:  # nothing was asked of the engine yet: the others can go on
+            self._waiting.pop()
+            logging.getLogger(__name__).exception("a request could not be prepared")
+            job.tell([RefusedError(500, "server_error", f"the server failed; {RETRY}")])
 
     def _admit(self, stream: Stream) -> None:
         """Give free places to those who wait."""

@@ -3,8 +3,9 @@
 ``Session`` keeps a conversation, ``answer`` answers one prompt, ``vote`` several times at once.
 """
 
+from bitquilt.models.chat_template import Message
 from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rescue
-from bitquilt.talk.prompt import Message, Prompt, compose
+from bitquilt.talk.prompt import Prompt, compose
 from bitquilt.talk.sample import Settings
 from bitquilt.talk.session import Session, answer
 from bitquilt.talk.votes import Votes, vote

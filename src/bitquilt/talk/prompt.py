@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
-from typing import Any, NoReturn
-
-from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from bitquilt.engines import Engine
 from bitquilt.errors import UserError
+from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError, Message, Tool
 from bitquilt.talk.reasoning import PLAIN, Style, opened_by, style_of
-
-Message = Mapping[str, Any]
-"""``{"role": "system" | "user" | "assistant" | "tool", "content": …}``; of an assistant also its
-``reasoning_content``, which most templates leave out, and its ``tool_calls``."""
-Tool = Mapping[str, Any]
-"""``{"type": "function", "function": {"name", "description", "parameters": JSON schema}}``."""
 
 NO_SYSTEM: Message = {"role": "system", "content": ""}
 SYSTEM_PROMPTS = {
@@ -97,7 +84,11 @@ def render(
             "the model has no chat template, so it continues text only; "
             "ask again with --no-chat-template"
         )
-    put = partial(_put, _environment().from_string(template), special_tokens, tools)
+    compiled = ChatTemplate.compile(template)
+
+    def put(said: Sequence[Message], begin_answer: bool) -> str:
+        return compiled.render(said, tools, begin_answer, **special_tokens)
+
     if not messages or messages[0] != NO_SYSTEM:
         return put(messages, add_generation_prompt)
     without = put(messages[1:], add_generation_prompt)
@@ -105,53 +96,8 @@ def render(
     if len(without) <= len(emptied):
         return without
     bos = special_tokens.get("bos_token", "")
-    with suppress(UserError):  # some refuse a conversation without a user
+    with suppress(ChatTemplateError):  # some refuse a conversation without a user
         turn = put([NO_SYSTEM], False)
         if emptied.startswith(turn) and turn.startswith(bos):
             return bos + emptied[len(turn) :]
     return emptied
-
-
-def _put(
-    template: Template,
-    special_tokens: Mapping[str, str],
-    tools: Sequence[Tool],
-    messages: Sequence[Message],
-    add_generation_prompt: bool,
-) -> str:
-    try:
-        return template.render(
-            messages=messages,
-            add_generation_prompt=add_generation_prompt,
-            tools=list(tools) or None,
-            **special_tokens,
-        )
-    except (TemplateError, TypeError, ValueError) as error:
-        raise UserError(
-            f"the chat template of the model refuses the conversation: {error}; "
-            "try --no-chat-template"
-        ) from error
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as transformers sets it up for chat templates, which are written against that."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = _now
-    return environment
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    """JSON as written, where Jinja's own filter escapes it for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)

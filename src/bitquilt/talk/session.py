@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 
 from bitquilt.engines import Engine
+from bitquilt.models.chat_template import Message
 from bitquilt.talk.events import End, Event
-from bitquilt.talk.prompt import Message, Prompt, compose
+from bitquilt.talk.prompt import Prompt, compose
 from bitquilt.talk.sample import Sample, Settings
 
 

@@ -241,3 +241,28 @@ def test_the_text_half_of_a_multimodal_model(
     assert wrapped.shapes.keys() == weights.keys()
     assert all(torch.equal(wrapped.load(name), weights[name]) for name in weights)
     assert {"model_type", "vision_tower.patch.weight"} <= {f.subject for f in wrapped.findings}
+
+
+@pytest.mark.parametrize(
+    ("stated", "said"),
+    [
+        (5, "neither a text nor several with a default"),
+        ([{"template": "t"}], "neither a text nor several with a default"),
+        ({"default": "{{ none + 'x' }}"}, "refuses a question without a system message"),
+        ("{% nonsense %}", "cannot be rendered"),
+        ("{% for m in messages %}" * 30 + "{% endfor %}" * 30, "cannot be rendered"),
+    ],
+)
+def test_no_chat_template_keeps_a_model_from_opening(llama: Path, stated: Any, said: str) -> None:
+    (llama / "chat_template.jinja").unlink()
+    path = llama / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": stated}))
+    found = [f.message for f in open_checkpoint(llama).findings if f.subject == "chat_template"]
+    assert said in found[0]
+
+
+def test_a_chat_template_of_other_bytes(llama: Path) -> None:
+    (llama / "chat_template.jinja").write_bytes(b"\xff{{ messages }}")
+    checkpoint = open_checkpoint(llama)
+    assert checkpoint.chat_template is None
+    assert any("neither a text" in finding.message for finding in checkpoint.findings)

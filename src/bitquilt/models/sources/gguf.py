@@ -23,6 +23,7 @@ from bitquilt.gguf.metadata_read import (
 from bitquilt.gguf.tokenizer_read import tokenizer_directory
 from bitquilt.models import canonical, layout, names
 from bitquilt.models.audit import audit, audit_template
+from bitquilt.models.chat_template import default_template
 from bitquilt.models.checkpoint import Checkpoint, Finding
 from bitquilt.models.fingerprint import fingerprint
 from bitquilt.models.sources.tensors import checked, dominant_dtype
@@ -45,7 +46,8 @@ def open_gguf(path: Path) -> Checkpoint:
     _compare(header, form.shapes, tensors)
     nbytes = {name: tensors[name].nbytes for name in form.shapes}
     dtypes = {name: tensors[name].type.name for name in form.shapes}
-    template = header.metadata.get("tokenizer.chat_template")
+    stated = header.metadata.get("tokenizer.chat_template")
+    template = default_template(stated)
     print_of_source = fingerprint(form.config, form.shapes, [path])
     return Checkpoint(
         name=model_name(path),
@@ -59,7 +61,7 @@ def open_gguf(path: Path) -> Checkpoint:
         generation_config=generation_config(header),
         findings=(
             *audit(original, form.config, form.shapes),
-            *audit_template(template, "the GGUF header"),
+            *audit_template(template, "the GGUF header" if stated else None),
             *_quantized(dtypes),
         ),
         fingerprint=print_of_source,

@@ -14,6 +14,7 @@ from bitquilt.errors import UserError
 from bitquilt.models import canonical, layout
 from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.canonical import Canonical
+from bitquilt.models.chat_template import default_template
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
 from bitquilt.models.fingerprint import fingerprint
 from bitquilt.models.sources import safetensors
@@ -127,18 +128,20 @@ def from_config(config: dict[str, Any], name: str) -> Checkpoint:
 
 
 def chat_template(directory: Path) -> tuple[str | None, str | None]:
-    """The chat template and the file that holds it; (None, None) for a model without one.
+    """The chat template and the file that holds it.
+
+    (None, None) for a model without one; (None, file) where what the file holds is not a text.
 
     A file of its own wins over tokenizer_config.json, as in transformers.
     """
     alone = directory / TEMPLATE_FILE
     if alone.exists():
-        return alone.read_text(encoding="utf-8"), TEMPLATE_FILE
+        try:
+            return alone.read_text(encoding="utf-8"), TEMPLATE_FILE
+        except UnicodeDecodeError:
+            return None, TEMPLATE_FILE
     stated = read_json(directory / "tokenizer_config.json").get("chat_template")
-    if isinstance(stated, list):
-        named = {entry["name"]: entry["template"] for entry in stated}
-        stated = named.get("default")
-    return (stated, "tokenizer_config.json") if stated else (None, None)
+    return default_template(stated), "tokenizer_config.json" if stated else None
 
 
 def _generation_config(directory: Path) -> dict[str, Any]:
