@@ -48,7 +48,7 @@ def test_qtypes_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
 
 def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("bitquilt.rounding.layer_bank.compute_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("bitquilt.rounding.kernels.trouble", lambda: "no compiler")
+    monkeypatch.setattr("bitquilt.rounding.kernels.compile_error", lambda: "no compiler")
     lines = []
     LayerBank(
         open_checkpoint(str(tiny_checkpoint(tmp_path))),

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 SCRIPT = """
-from bitquilt.heap import give_back, keep_freed_memory
+from bitquilt.runtime.malloc import trim, keep_freed_memory
 
 def resident():
     with open("/proc/self/statm") as file:
@@ -24,7 +24,7 @@ before = resident()
 print(after(100) - before)
 keep_freed_memory()
 print(after(100) - before)
-give_back()
+trim()
 print(resident() - before)
 """
 
