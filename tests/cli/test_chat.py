@@ -64,14 +64,14 @@ def test_commands(talk, tmp_path: Path) -> None:
     assert [note.split("; ")[0] for note in notes] == [
         "[nothing has been answered yet",
         "[nothing has been asked yet",
-        "[there is no /nonsense",
+        "[/nonsense is not a command",
         f"[{kept} cannot be read as JSON: [Errno 2] No such file or directory: '{kept}'",
-        "[a file is missing",
-        f"[kept in {kept}]",
-        "[a new conversation]",
-        "[1 questions and their answers]",
-        "[none]",
-        "[none]",
+        "[the name of a file is missing",
+        f"[the conversation was saved to {kept}]",
+        "[this is a new conversation]",
+        "[the conversation has 1 question and its answer]",
+        "[there is no system prompt]",
+        "[there is no system prompt]",
     ]
     assert out.count("boxed{42}") == 2
     assert all(f"\n{verb} " in f"\n{out}" for verb in ("/system", "/reset", "/quit"))
@@ -152,13 +152,13 @@ def terminal(*command: str, **environment: str) -> Iterator[Terminal]:
 def test_ctrl_c_stops_the_answer_and_not_the_program(demo_gguf: Path, tmp_path: Path) -> None:
     command = (sys.executable, "-m", "bitquilt.cli.main", "chat", str(demo_gguf), *GREEDY)
     with terminal(
-        *command, PYTHONPATH=str(ROOT / "src"), XDG_CONFIG_HOME=str(tmp_path), TERM="xterm"
+        *command, PYTHONPATH=str(ROOT / "src"), XDG_STATE_HOME=str(tmp_path), TERM="xterm"
     ) as screen:
-        screen.wait_for("else is.\r\n>")
+        screen.wait_for("the commands.\r\n>")
         screen.type("Convert 23 litres to millilitres.\r")
         screen.wait_for("1 litre")
         screen.type("\x03")
-        screen.wait_for("stopped, and not kept")
+        screen.wait_for("the answer was stopped")
         screen.type("\x03What is 12 + 30?\r")
         screen.wait_for("boxed{42}")
         screen.type("/quit\r")

@@ -85,6 +85,7 @@ def test_plain_text_and_no_system_prompt(capfd, demo_gguf: Path) -> None:
     [
         (("--votes", "3", *GREEDY), "greedy samples are all the same"),
         (("--no-chat-template", "--system", "x"), "--system needs the chat template"),
+        (("--stop", ""), "the text is empty"),
         (("--min-p", "2"), "Invalid value for '--min-p'"),
         (("--temperature", "nan"), "Invalid value for '--temperature'"),
         (("--system", "very " * 2100), "ask something shorter"),

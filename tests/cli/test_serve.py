@@ -32,7 +32,28 @@ def test_a_port_that_is_taken_is_one_sentence(capfd, demo_gguf: Path) -> None:
         port = taken.getsockname()[1]
         assert invoke("serve", demo_gguf, "--port", str(port)) == 2
     said = capfd.readouterr()
-    assert f"port {port} cannot be had" in said.err
+    assert f"cannot listen on port {port}" in said.err
+    assert said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "variable", "sentence"),
+    [
+        (("--api-key", ""), None, "the API key is empty"),
+        (("--api-key", " "), None, "the API key is empty"),
+        ((), "", "the API key is empty"),
+        ((), "secret\n", "the API key begins or ends with white space"),
+        (("--api-key", ""), "secret", "the API key is empty"),
+    ],
+)
+def test_a_key_that_is_none_does_not_open_the_server(
+    capfd, monkeypatch, demo_gguf: Path, options, variable: str | None, sentence: str
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("BITQUILT_API_KEY", variable)
+    assert invoke("serve", demo_gguf, "--port", "0", *options) == 2
+    said = capfd.readouterr()
+    assert sentence in said.err
     assert said.err.count("\n") == 1
 
 

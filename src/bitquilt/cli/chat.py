@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from bitquilt.talk import Session
 
 HELP = """\
-/system [TEXT]   say what the system prompt is, or set it ("" for none, or boxed, magistral)
-/reset           begin anew
+/system [TEXT]   show the system prompt, or set it ("" for none, or boxed, or magistral)
+/reset           begin a new conversation
 /regenerate      answer the last question again, with another seed
-/save FILE       keep the conversation in a file
-/load FILE       go on with one that was kept
-/stats           how long the last answer was and how fast
-/help            this
+/save FILE       save the conversation to a file
+/load FILE       continue a conversation that was saved
+/stats           show the length and the speed of the last answer
+/help            show this list
 /quit            leave, as Ctrl-D does
 Alt-Enter begins a new line, Ctrl-C stops an answer."""
 
@@ -40,9 +40,10 @@ Alt-Enter begins a new line, Ctrl-C stops an answer."""
 @HIDE_THINKING
 @answering
 def chat(model: str, system: str | None, hide_thinking: bool, **given: Any) -> None:
-    """Talk with MODEL in the terminal; /help there says how.
+    """Talk with MODEL in the terminal.
 
-    MODEL is what `run` takes, and settings not given are the model's own.
+    MODEL is what `run` takes. Sampling settings that are not given are the model's own; a model
+    that recommends none decodes greedily. In the conversation, /help lists the commands.
     """
     from bitquilt.engines import open_engine
     from bitquilt.talk import Session
@@ -50,7 +51,7 @@ def chat(model: str, system: str | None, hide_thinking: bool, **given: Any) -> N
     engine = open_engine(model)
     session = Session(engine, settings(engine, given), system_prompt(system))
     try:
-        click.echo(f"{model} is here; /help says what else is.", err=True)
+        click.echo(f"{model} is ready. Type a question, or /help for the commands.", err=True)
         with _CtrlC() as ctrl_c:
             talk = Conversation(model, session, hide_thinking, ctrl_c)
             for line in _lines():
@@ -79,7 +80,7 @@ class Conversation:
         }
 
     def take(self, line: str) -> bool:
-        """Do what one line asks for; whether to go on."""
+        """Do what one line asks for; returns whether to go on."""
         verb, _, rest = line.partition(" ")
         if verb == "/quit":
             return False
@@ -87,7 +88,7 @@ class Conversation:
             if verb in self._commands:
                 self._commands[verb](rest.strip())
             elif line.startswith("/"):
-                _note(f"there is no {verb}; /help lists what there is")
+                _note(f"{verb} is not a command; /help lists the commands")
             elif line:
                 self._ask(line)
         except UserError as error:
@@ -105,7 +106,7 @@ class Conversation:
                 screen.show(event)
                 if self._ctrl_c.pressed:
                     click.echo()
-                    _note("stopped, and not kept; /regenerate asks again")
+                    _note("the answer was stopped and is left out; /regenerate asks again")
                     return
         self._seconds = time.perf_counter() - started
 
@@ -121,11 +122,14 @@ class Conversation:
         if text:
             self._session.system = system_prompt("" if text in ('""', "''") else text)
         system = self._session.system
-        _note("what the chat template puts in" if system is None else system or "none")
+        if system is None:
+            _note("the system prompt is the chat template's own")
+        else:
+            _note(f"the system prompt is: {system}" if system else "there is no system prompt")
 
     def _reset(self, _: str) -> None:
         self._session.messages = []
-        _note("a new conversation")
+        _note("this is a new conversation")
 
     def _regenerate(self, _: str) -> None:
         if self._session.messages and self._session.messages[-2]["content"] == self._asked:
@@ -142,17 +146,19 @@ class Conversation:
         kept = {"system": self._session.system, "messages": self._session.messages}
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
-        _note(f"kept in {path}")
+        _note(f"the conversation was saved to {path}")
 
     def _load(self, name: str) -> None:
         path = _path(name, "/load FILE")
         kept = read_json(path)
         messages = kept.get("messages")
         if not isinstance(messages, list) or not all(map(_is_message, messages)):
-            raise UserError(f"{path} holds no conversation; /load what /save has written")
+            raise UserError(f"{path} does not hold a conversation; /load a file that /save wrote")
         self._session.system, self._session.messages = kept.get("system"), messages
         self._asked = next((m["content"] for m in messages[-2:-1]), None)
-        _note(f"{len(messages) // 2} questions and their answers")
+        count = len(messages) // 2
+        said = "1 question and its answer" if count == 1 else f"{count} questions and their answers"
+        _note(f"the conversation has {said}")
 
     def _stats(self, _: str) -> None:
         end = self._session.last
@@ -162,14 +168,14 @@ class Conversation:
         _note(
             f"{end.tokens} tokens, {end.thinking_tokens} of them reasoning, "
             f"{made / max(self._seconds, 1e-9):.1f} tokens/s; {end.rescues} rescues; "
-            f"the conversation is {end.prompt_tokens + end.tokens} tokens, "
-            f"{end.fed_tokens} of them were read anew"
+            f"the conversation has {end.prompt_tokens + end.tokens} tokens, of which "
+            f"{end.fed_tokens} were read for this answer"
         )
 
 
 def _path(name: str, usage: str) -> Path:
     if not name:
-        raise UserError(f"a file is missing; {usage}")
+        raise UserError(f"the name of a file is missing; type {usage}")
     return Path(name).expanduser()
 
 
@@ -186,10 +192,11 @@ def _note(text: str) -> None:
 
 
 def _lines() -> Iterator[str]:
-    """What is typed, with history and editing; or the lines of a pipe."""
+    """The lines that are typed, with history and editing; or the lines of a pipe."""
     if not sys.stdin.isatty():
         yield from sys.stdin
         return
+    from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import FileHistory
@@ -197,8 +204,7 @@ def _lines() -> Iterator[str]:
 
     keys = KeyBindings()
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
-    history = Path(click.get_app_dir("bitquilt")) / "chat_history"
-    history.parent.mkdir(parents=True, exist_ok=True)
+    history = user_state_path("bitquilt", ensure_exists=True) / "chat_history"
     verbs = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
     typed: PromptSession[str] = PromptSession(
         history=FileHistory(str(history)),
@@ -216,7 +222,7 @@ def _lines() -> Iterator[str]:
 
 
 class _CtrlC:
-    """Ctrl-C to be asked for, instead of breaking in; pressed over and over, it breaks in."""
+    """Counts Ctrl-C instead of raising KeyboardInterrupt, up to the third time in one answer."""
 
     INSISTING = 3
 

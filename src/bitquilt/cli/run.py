@@ -19,22 +19,30 @@ if TYPE_CHECKING:
     from bitquilt.talk import End, Prompt, Settings, Votes
 
 NO_FINAL = 3
-"""Exit code of --final-only and --votes where no answer is boxed."""
+"""The exit code of --final-only and --votes where no answer is boxed."""
 
 
 @click.command()
 @MODEL
 @click.argument("prompt", required=False)
 @SYSTEM
-@click.option("--no-chat-template", is_flag=True, help="Continue PROMPT as plain text.")
-@click.option("--final-only", is_flag=True, help="Print the boxed answer alone; exit code 3: none.")
+@click.option(
+    "--no-chat-template",
+    is_flag=True,
+    help="Continue PROMPT as plain text, without the chat template.",
+)
+@click.option(
+    "--final-only",
+    is_flag=True,
+    help="Print only what is in the last box; without a box, the exit code is 3.",
+)
 @HIDE_THINKING
 @answering
 @click.option(
     "--votes",
     type=click.IntRange(min=2),
     metavar="K",
-    help="Sample K times at once and print the answer that most agree on.",
+    help="Sample K answers at once and print the boxed answer that most of them have.",
 )
 @JSON
 def run(
@@ -50,9 +58,9 @@ def run(
 ) -> None:
     """Ask MODEL a question and print the answer as it comes.
 
-    PROMPT comes from standard input where it is not given. MODEL is a GGUF file (run in
-    llama.cpp), an MLX directory (mlx-lm), or anything that `quantize` takes (PyTorch). Settings
-    not given are the model's own, or greedy decoding.
+    Without PROMPT, the question is read from standard input. A GGUF file runs in llama.cpp, an MLX
+    directory in mlx-lm, and anything else that `quantize` takes in PyTorch. Sampling settings that
+    are not given are the model's own; a model that recommends none decodes greedily.
     """
     from bitquilt.engines import open_engine
 
@@ -83,7 +91,7 @@ def run(
 
 
 def _piped() -> str:
-    """What standard input holds, where it is no terminal and can be read."""
+    """What standard input holds, if it is not a terminal and can be read."""
     text = ""
     with suppress(OSError):
         text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
@@ -93,7 +101,7 @@ def _piped() -> str:
 
 
 def _require_utf8(text: str) -> None:
-    """Refuse bytes that were no text: Python reads them as surrogates."""
+    """Refuse bytes that were not text: Python reads them as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -123,7 +131,7 @@ def _ask(
     as_json: bool,
     final_only: bool,
 ) -> str | None:
-    """Ask once and print; what is in the box."""
+    """Ask once and print; returns what is in the box."""
     from bitquilt.talk import End, answer
 
     started = time.perf_counter()
@@ -147,7 +155,7 @@ def _vote(
     asked: dict[str, Any],
     as_json: bool,
 ) -> str | None:
-    """Ask several times at once and print; what most agree on."""
+    """Ask several times at once and print; returns what most samples agree on."""
     from bitquilt.runtime.progress import Progress
     from bitquilt.talk import vote
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from contextlib import suppress
@@ -19,47 +20,60 @@ if TYPE_CHECKING:
     from bitquilt.serve.app import Server
 
 HOST = "127.0.0.1"
-LAST_SECONDS = 3.0
-"""That answers under way have when the server is told to stop."""
+KEY_VARIABLE = "BITQUILT_API_KEY"
+DRAIN_SECONDS = 3.0
+"""When the server is told to stop, answers under way have this long to end."""
+
+
+def _api_key(_: click.Context, __: click.Parameter, key: str | None) -> str | None:
+    """The key; click takes an empty variable for one that is not set, so it is read again."""
+    return os.environ.get(KEY_VARIABLE) if key is None else key
 
 
 @click.command()
 @MODEL
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="The server listens on this port; 0 lets the system choose one.",
+)
 @click.option(
     "--api-key",
-    envvar="BITQUILT_API_KEY",
+    envvar=KEY_VARIABLE,
     show_envvar=True,
-    help="That requests must bring.  [default: none needed]",
+    callback=_api_key,
+    help="Every request must bring this key.  [default: requests need none]",
 )
 @click.option(
     "--parallel",
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Answers that are made at a time, in one batch.",
+    help="The server makes this many answers at a time, in one batch.",
 )
 @click.option(
     "--queue",
     type=click.IntRange(min=0),
     default=32,
     show_default=True,
-    help="Requests that may wait for their turn; more are told to come again.",
+    help="This many more requests may wait; others are told to try again later.",
 )
 @click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     default=4096,
     show_default=True,
-    help="Of one answer, reasoning included: at most, and where a request does not say.",
+    help="An answer has at most this many tokens, reasoning included.",
 )
 def serve(
     model: str, port: int, api_key: str | None, parallel: int, queue: int, max_tokens: int
 ) -> None:
     """Serve MODEL as OpenAI's API, and a chat page.
 
-    Only this machine is served. MODEL is what `run` takes. Requests may say `think_budget` and
-    `guard` beside what OpenAI's API has; Ctrl-C stops.
+    The server answers to this machine only. MODEL is what `run` takes. Requests may give
+    `think_budget` and `guard` beside the fields of OpenAI's API. Ctrl-C stops the server.
     """
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server
@@ -83,10 +97,10 @@ def serve(
 
 
 def _listen(port: int) -> socket.socket:
-    """The port, ours before a model is loaded.
+    """Take the port, before the model is loaded.
 
     Raises:
-        UserError: somebody else has it.
+        UserError: another program has it, or the system forbids it.
     """
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,7 +108,7 @@ def _listen(port: int) -> socket.socket:
         listening.bind((HOST, port))
     except OSError as error:
         raise UserError(
-            f"port {port} cannot be had: {error.strerror}; choose another with --port"
+            f"the server cannot listen on port {port}: {error.strerror}; choose another with --port"
         ) from error
     return listening
 
@@ -105,11 +119,11 @@ def _run(server: Server, listening: socket.socket) -> None:
 
     class Stoppable(uvicorn.Server):
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            server.scheduler.drain(LAST_SECONDS)
+            server.scheduler.drain(DRAIN_SECONDS)
             super().handle_exit(sig, frame)
 
     config = uvicorn.Config(server.asgi, log_level="warning", access_log=False, lifespan="off")
-    # uvicorn raises the signal again when it is done: both kinds shall come as this one
+    # uvicorn raises the signal again when it is done; both kinds must arrive as KeyboardInterrupt
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
         Stoppable(config).run(sockets=[listening])

@@ -21,41 +21,81 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 SYSTEM = click.option(
     "--system",
     metavar="TEXT|NAME",
-    help='System prompt; "" for none, `boxed` or `magistral` for those of MobileLLM-R1 and '
-    "Magistral. [default: what the chat template puts in]",
+    help='The system prompt: a text, "" for none, or the name of a known one: `boxed` is '
+    "MobileLLM-R1's for problems with one answer, `magistral` is Magistral's.  "
+    "[default: what the chat template puts in]",
 )
-HIDE_THINKING = click.option("--hide-thinking", is_flag=True, help="Show the answer alone.")
+HIDE_THINKING = click.option(
+    "--hide-thinking", is_flag=True, help="Show the answer without the reasoning."
+)
+
+
+def _texts(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an empty text, which every answer would end before."""
+    if "" in texts:
+        raise click.BadParameter("the text is empty")
+    return texts
+
 
 _ANSWERING = (
-    click.option("--temperature", type=Finite(min=0), help="0 is greedy."),
-    click.option("--top-p", type=Finite(0, 1), help="Keep the likeliest P of all."),
-    click.option("--top-k", type=click.IntRange(min=0), help="Keep the K likeliest; 0 keeps all."),
-    click.option("--min-p", type=Finite(0, 1), help="Keep what is P times as likely as the first."),
+    click.option(
+        "--temperature", type=Finite(min=0), help="Divide the logits by this; 0 is greedy decoding."
+    ),
+    click.option(
+        "--top-p",
+        type=Finite(0, 1),
+        help="Draw from the likeliest tokens that together reach this probability.",
+    ),
+    click.option(
+        "--top-k",
+        type=click.IntRange(min=0),
+        help="Draw from this many of the likeliest tokens; 0 keeps all.",
+    ),
+    click.option(
+        "--min-p",
+        type=Finite(0, 1),
+        help="Drop tokens that are less likely than this fraction of the likeliest one.",
+    ),
     click.option(
         "--repetition-penalty",
         type=Finite(min=0, min_open=True),
-        help="Divides the logits of what was there; 1 is none.",
+        help="Make tokens of the prompt and the answer less likely by this factor; 1 does nothing.",
     ),
     click.option(
-        "--frequency-penalty", type=Finite(), help="Taken from a logit for each time it was said."
+        "--frequency-penalty",
+        type=Finite(),
+        help="Take this from the logit of a token for each time that the model said it.",
     ),
     click.option(
-        "--presence-penalty", type=Finite(), help="Taken from the logits of what was said."
+        "--presence-penalty",
+        type=Finite(),
+        help="Take this from the logits of all tokens that the model said.",
     ),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="The same seed and settings give the same answer.",
+    ),
     click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
         default=4096,
         show_default=True,
-        help="Of one answer, reasoning included.",
+        help="An answer has at most this many tokens, reasoning included.",
     ),
     click.option(
         "--think-budget",
         type=click.IntRange(min=0),
-        help="Tokens of reasoning after which it is closed and the model answers.",
+        help="After this many tokens, close the reasoning, so that the model answers.",
     ),
-    click.option("--stop", multiple=True, help="End the answer before this text; repeatable."),
+    click.option(
+        "--stop",
+        multiple=True,
+        callback=_texts,
+        help="End the answer before this text; the option can be repeated.",
+    ),
 )
 SAMPLING = (
     "temperature",
@@ -100,7 +140,7 @@ class Screen:
     """Shows an answer as it comes: text on stdout, what happens to it on stderr."""
 
     def __init__(self, style: Style, hide_thinking: bool) -> None:
-        """Where the style has tags, lines stand for them."""
+        """Begin an answer; where the style has tags, an empty line stands for each."""
         self._hide, self._tags = hide_thinking, bool(style.tags)
         self._part = ""
         self._shown = False
@@ -115,9 +155,9 @@ class Screen:
             case Answer(text):
                 self._write("answer", text)
             case Rescue(tokens):
-                self._note(f"went round in circles: {tokens} tokens taken back")
+                self._note(f"the model repeated itself: {tokens} tokens were taken back")
             case Closing(why):
-                self._note(f"thinking closed: {CLOSED[why]}")
+                self._note(f"the reasoning was closed: {CLOSED[why]}")
             case End():
                 self._finish(event)
 
@@ -136,9 +176,11 @@ class Screen:
             click.echo(end.answer, nl=False)
         click.echo()
         if end.why == "length":
-            self._note(f"stopped after {end.tokens} tokens; ask for more with --max-tokens")
+            self._note(
+                f"the answer was cut after {end.tokens} tokens; allow more with --max-tokens"
+            )
         if end.why == "loop":
-            self._note("stopped: it kept going round in circles")
+            self._note("the answer was ended: the model kept repeating itself")
 
     def _note(self, text: str) -> None:
         if self._part:
@@ -148,6 +190,6 @@ class Screen:
 
 CLOSED = {
     "budget": "its budget is spent",
-    "loop": "it kept going round in circles",
-    "silence": "it ended without an answer",
+    "loop": "the model kept repeating itself",
+    "silence": "the model ended without an answer",
 }

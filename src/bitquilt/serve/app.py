@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitquilt.engines import Engine
+from bitquilt.errors import UserError
 from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.serve.metrics import Metrics
 from bitquilt.serve.requests import ChatRequest, CompletionRequest, TextAsked, check_model, parse
@@ -58,16 +59,18 @@ class Server:
         """Load the model.
 
         Args:
-            open_engine: how to.
-            name: what the model is called.
-            api_key: that requests must bring; None asks for none.
-            parallel: answers that are made at a time.
-            queue: requests that may wait; the next is told 429.
-            max_tokens: of one answer, at most and where a request says nothing.
+            open_engine: loads the model; called again after a crash of its engine.
+            name: what the model is called in requests and answers.
+            api_key: every request must bring it; None where requests need none.
+            parallel: how many answers are made at a time.
+            queue: how many more requests may wait; the next one is refused with status 429.
+            max_tokens: the most tokens of one answer, also where a request gives no number.
 
         Raises:
-            UserError: the model cannot be loaded.
+            UserError: no request could bring that key, or the model cannot be loaded.
         """
+        if api_key is not None:
+            _require_key(api_key)
         self._name, self._key, self._most = name, api_key, max_tokens
         self._metrics = Metrics()
         self.scheduler = Scheduler(open_engine, parallel, queue, self._metrics.ended)
@@ -184,7 +187,9 @@ class Server:
         async def checked(request: Request) -> Response:
             self._check_host(request)
             given = request.headers.get("authorization", "").removeprefix("Bearer ")
-            if self._key and not hmac.compare_digest(given.encode(), self._key.encode()):
+            if self._key is not None and not hmac.compare_digest(
+                given.encode(), self._key.encode()
+            ):
                 raise RefusedError(
                     401,
                     "authentication_error",
@@ -267,6 +272,15 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _require_key(key: str) -> None:
+    """Refuse what an HTTP header cannot carry: an unset secret must not open the server."""
+    if not key or key != key.strip():
+        raise UserError(
+            f"the API key {'begins or ends with white space' if key.strip() else 'is empty'}; "
+            "set --api-key or BITQUILT_API_KEY to a secret, or leave both out to need no key"
+        )
 
 
 def _line(content: dict[str, Any]) -> str:
