@@ -161,7 +161,7 @@ def main() -> None:
         print("no lines of AutoRound, which is not installed: pip install auto-round")
     with tempfile.TemporaryDirectory() as directory:
         bench = Bench(open_checkpoint(asked.model), Path(directory))
-        for name in dict.fromkeys(asked.qtypes):
+        for name in dict.fromkeys(asked.types):
             qtype = qtypes.get(name)
             if name in ("BF16", "F32"):
                 continue

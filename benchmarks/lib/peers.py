@@ -6,10 +6,9 @@ import libgguf
 import torch
 from torch import Tensor
 
+from bitquilt.qtypes.ggml import SUPER_BLOCK
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.runtime.threads import in_threads
-
-SUPER_BLOCK = 256
 
 
 def ggml(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Tensor:

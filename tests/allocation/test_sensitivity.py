@@ -8,7 +8,7 @@ import pytest
 
 from bitquilt.allocation import sensitivity
 from bitquilt.allocation.knapsack import Candidate
-from bitquilt.rounding.layer_bank import Cell
+from bitquilt.rounding.layer_bank import BankCell
 from tests.shapes import shaped_checkpoint
 
 V0, V1 = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1))
@@ -26,7 +26,7 @@ def test_blocks():
 
 def test_scores_are_what_the_bank_predicts():
     cells = {
-        module: {c.qtype: Cell(0.1 * c.nbytes, "gptq", "gptq") for c in found}
+        module: {c.qtype: BankCell(0.1 * c.nbytes, "gptq", "gptq") for c in found}
         for module, found in MENU.items()
     }
     scored = sensitivity.predicted(SimpleNamespace(cells=cells.__getitem__), MENU)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitquilt import qtypes
-from bitquilt.qtypes.mlx_affine import BITS, Affine
+from bitquilt.qtypes.mlx_affine import AFFINE_BITS, Affine
 from bitquilt.qtypes.mlx_stream import from_stream, to_stream
 from bitquilt.qtypes.qtype import Packed, QuantType
 
@@ -88,7 +88,7 @@ def test_holds_what_mlx_makes_bit_for_bit(qtype: QuantType, seed: int, scale: fl
     assert all(torch.equal(again[name], part) for name, part in packed.items())
 
 
-@pytest.mark.parametrize("width", BITS)
+@pytest.mark.parametrize("width", AFFINE_BITS)
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 3), eights=st.integers(1, 6))
 @settings(max_examples=10, deadline=None)
 def test_streams_hold_their_codes_low_bits_first(

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bitquilt import qtypes
-from bitquilt.rounding.hessian import DAMPING, GROUP, factorize
-from bitquilt.rounding.round_layers import Job, round_all
+from bitquilt.rounding.hessian import COLUMN_GROUP, DAMPING, factorize
+from bitquilt.rounding.round_layers import RoundingJob, round_all
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 
@@ -15,7 +15,7 @@ def test_factor_multiplies_to_the_damped_hessian_in_order():
     assert torch.allclose(factor.upper @ factor.upper.mT, factor.hessian, rtol=1e-4, atol=1e-5)
     damped = hessian + DAMPING * hessian.diagonal().mean() * torch.eye(64)
     assert torch.allclose(factor.natural[0], damped, rtol=1e-5)
-    sums = damped.diagonal().unflatten(0, (-1, GROUP)).sum(1)[factor.groups[0]]
+    sums = damped.diagonal().unflatten(0, (-1, COLUMN_GROUP)).sum(1)[factor.groups[0]]
     assert torch.equal(sums, sums.sort(descending=True).values)
 
 
@@ -60,5 +60,5 @@ def test_inputs_that_are_always_zero(dead):
     for part in (factor.upper, factor.carry, factor.triangles, factor.importance):
         assert part.isfinite().all()
     qtype = qtypes.get("Q4_0")
-    (done,) = round_all([Job(weights(4, 64), qtype)], factor, "best")
+    (done,) = round_all([RoundingJob(weights(4, 64), qtype)], factor, "best")
     assert (qtype.decode(done.fields) - weights(4, 64))[:, dead].abs().max() < 0.5

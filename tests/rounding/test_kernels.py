@@ -15,10 +15,10 @@ from bitquilt import qtypes
 from bitquilt.qtypes.iquants import Codebook
 from bitquilt.qtypes.qtype import registered
 from bitquilt.rounding import kernels
-from bitquilt.rounding.coordinate_descent import keep_better
+from bitquilt.rounding.coordinate_descent import better_codes
 from bitquilt.rounding.group_quantizer import PatternQuantizer, group_quantizer_of
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.round_layers import Job, round_all
+from bitquilt.rounding.round_layers import RoundingJob, round_all
 from bitquilt.rounding.row_batches import RowBatch
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
@@ -132,7 +132,7 @@ def test_only_what_is_better_is_kept(name, device):
     old = rounder.propose(scales, shifted, triangles)
     larger = torch.zeros(2, 128, ROWS)
     larger[:, 8:16] = old[1]  # levels of many columns, of which these are eight
-    codes, step = keep_better(hessian, target.contiguous(), (old[0], larger[:, 8:16]), new)
+    codes, step = better_codes(hessian, target.contiguous(), (old[0], larger[:, 8:16]), new)
     there = hessian.to(device), target.contiguous().to(device)
     old = old[0].to(device), larger.to(device)[:, 8:16]
     found, moved_by = kernels.keep_better(*there, old, tuple(moved(new, device)))
@@ -152,7 +152,7 @@ def test_dots(device):
 def test_a_whole_rounding(name, library, monkeypatch):
     """What feedback, descent and refit hand to kernels lies in memory as kernels take it."""
     factor = factor_of(second_moment(256))
-    job = Job(weights(40, 256), qtypes.get(name))
+    job = RoundingJob(weights(40, 256), qtypes.get(name))
     (expected,) = round_all([job], factor, "best")
     asked = set()
 

@@ -54,7 +54,7 @@ def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch):
         open_checkpoint(str(tiny_checkpoint(tmp_path))),
         WorkDir(tmp_path / "w", {}),
         "best",
-        lines.append,
+        Recorded(said=lines),
     )
     (line,) = lines
     assert "(no compiler); torch's operations round instead" in line

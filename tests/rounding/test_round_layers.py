@@ -7,7 +7,7 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.rounding import round_layers, row_batches
-from bitquilt.rounding.round_layers import Job, round_all
+from bitquilt.rounding.round_layers import RoundingJob, round_all
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 ROUNDED = [name for name in qtypes.names() if name not in ("BF16", "F32")]
@@ -22,7 +22,7 @@ def factor():
 @pytest.fixture(scope="module")
 def rounded(factor):
     """Two matrices on every type, at once."""
-    jobs = [Job(weights(rows, COLUMNS), qtypes.get(n)) for n in ROUNDED for rows in (3, 10)]
+    jobs = [RoundingJob(weights(rows, COLUMNS), qtypes.get(n)) for n in ROUNDED for rows in (3, 10)]
     return dict(
         zip(
             [(job.qtype.name, len(job.weight)) for job in jobs],
@@ -47,7 +47,7 @@ def test_better_than_nearest_on_every_qtype(rounded, factor, name):
 @pytest.mark.parametrize("method", ["nearest", "gptq"])
 @pytest.mark.parametrize("name", ROUNDED)
 def test_drafts_know_their_costs(factor, name, method):
-    job = Job(weights(3, COLUMNS), qtypes.get(name))
+    job = RoundingJob(weights(3, COLUMNS), qtypes.get(name))
     (done,) = round_all([job], factor, method)
     error = job.weight - job.qtype.decode(done.fields)
     assert torch.allclose(done.costs, cost(error, factor.natural[0]), rtol=2e-3, atol=1e-5)
@@ -71,7 +71,7 @@ def test_together_as_alone(rounded, factor, name):
 
 @pytest.mark.parametrize("name", ["Q4_K", "IQ3_XXS", "3bit-g32"])
 def test_rows_in_many_chunks(factor, monkeypatch, name):
-    job = Job(weights(100, COLUMNS), qtypes.get(name))
+    job = RoundingJob(weights(100, COLUMNS), qtypes.get(name))
     (whole,) = round_all([job], factor, "best")
     monkeypatch.setattr(row_batches, "LEAST", 32 * COLUMNS)
     monkeypatch.setattr(row_batches, "CPU_CHUNK", 32 * COLUMNS)
@@ -87,12 +87,12 @@ def test_what_is_no_better_than_nearest_is_not_used(factor, monkeypatch):
 
     fed_back = round_layers._fed_back
     monkeypatch.setattr(round_layers, "_fed_back", worse)
-    (done,) = round_all([Job(weights(4, COLUMNS), qtypes.get("Q4_K"))], factor, "gptq")
+    (done,) = round_all([RoundingJob(weights(4, COLUMNS), qtypes.get("Q4_K"))], factor, "gptq")
     assert done.method == "nearest"
 
 
 def test_floats_need_no_feedback(factor):
-    (done,) = round_all([Job(weights(4, COLUMNS), qtypes.get("F32"))], factor, "best")
+    (done,) = round_all([RoundingJob(weights(4, COLUMNS), qtypes.get("F32"))], factor, "best")
     assert done.method == "nearest"
     assert done.costs.max() == 0
 
@@ -104,7 +104,7 @@ def test_layers_together_as_alone(name):
     hessians = [second_moment(COLUMNS, seed) for seed in (1, 2, 3)]
     counts = ((10, 40), (70,), (3,))
     jobs = [
-        Job(weights(rows, COLUMNS, seed=rows), qtype, layer)
+        RoundingJob(weights(rows, COLUMNS, seed=rows), qtype, layer)
         for layer, own in enumerate(counts)
         for rows in own
     ]

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitquilt import qtypes
-from bitquilt.metrics.kl import LOGIT_TOKENS, relative
+from bitquilt.metrics.kl import relative
 from bitquilt.metrics.teacher import Teacher
-from bitquilt.models.blockwise import BlockwiseModel, embedding_scale
+from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel, embedding_scale
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Allocation, PackedSource

@@ -27,12 +27,12 @@ from torch import Tensor
 from bitquilt import qtypes
 from bitquilt.allocation.sensitivity import block
 from bitquilt.allocation.space import AllocationSpace, Float64Array
+from bitquilt.metrics.kl_loss import kl_loss, reproducible_gradients
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import kind_of
 from bitquilt.qtypes.qtype import PackedSource
-from bitquilt.rounding.tuning.distill import divergence, repeatable
 from bitquilt.runtime.progress import Progress
 
 ATTRIBUTION_BATCH = 2
@@ -107,8 +107,8 @@ def kl_attribution(
     found = []
     for start in range(0, len(teacher.tokens), ATTRIBUTION_BATCH):
         batch = teacher.windows(slice(start, start + ATTRIBUTION_BATCH))
-        with repeatable(model.device):
-            slopes = torch.autograd.grad(divergence(model, batch), list(stretch.values()))
+        with reproducible_gradients(model.device):
+            slopes = torch.autograd.grad(kl_loss(model, batch), list(stretch.values()))
         found.append([0.5 * float(slope) for slope in slopes])
         progress.advance()
     return np.array(found)

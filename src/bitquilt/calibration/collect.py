@@ -17,14 +17,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale
+from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel, batches, embedding_scale
 from bitquilt.models.checkpoint import HEAD
 from bitquilt.models.names import block_path, in_block
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
-HEAD_TOKENS = 256
-"""Tokens whose logits are in memory at once."""
 SLABS = 4
 """A second moment is symmetric: in so many slabs, five of eight products are enough."""
 SHARED_INPUTS = {
@@ -161,8 +159,8 @@ def _head_gradient(model: BlockwiseModel, hidden: Tensor) -> tuple[Tensor, Tenso
     fisher = torch.zeros(head.shape[0], device=head.device)
     gradient = torch.empty_like(hidden)
     flat, flat_gradient = hidden.flatten(0, 1), gradient.flatten(0, 1)  # [T, D]
-    for start in range(0, len(flat), HEAD_TOKENS):
-        rows = slice(start, start + HEAD_TOKENS)
+    for start in range(0, len(flat), LOGIT_TOKENS):
+        rows = slice(start, start + LOGIT_TOKENS)
         x = flat[rows].clone().requires_grad_()
         with torch.enable_grad():
             y = model.final_norm(x)

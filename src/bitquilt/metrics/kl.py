@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-LOGIT_TOKENS = 256
-"""Tokens whose logits are in memory at once."""
+from bitquilt.models.blockwise import LOGIT_TOKENS
 
 
 @dataclass(frozen=True)

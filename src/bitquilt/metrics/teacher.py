@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.metrics.intervals import Documents, through
-from bitquilt.metrics.kl import LOGIT_TOKENS, Estimate, TokenFigures, compare, logits
-from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.metrics.kl import Estimate, TokenFigures, compare, logits
+from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.workdir import WorkDir
 

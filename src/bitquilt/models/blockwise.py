@@ -27,6 +27,8 @@ Weights = Callable[[str], Tensor]
 """Canonical tensor name → float32 tensor."""
 
 BATCH_TOKENS = 4096
+LOGIT_TOKENS = 256
+"""Tokens whose logits are in memory at once."""
 
 
 class BlockwiseModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from bitquilt.errors import UserError
-from bitquilt.qtypes import blocks32, floats, iquants, kquants, mlx_affine, mxfp4  # noqa: F401
+from bitquilt.qtypes import blocks32, floats, iq4, iquants, kquants, mlx_affine, mxfp4  # noqa: F401
 from bitquilt.qtypes.qtype import QuantType, registered
 
 __all__ = ["for_width", "get", "names"]

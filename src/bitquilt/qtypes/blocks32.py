@@ -2,7 +2,7 @@
 """ggml's formats with blocks of 32: the only ones for rows that are not a multiple of 256.
 
 Letters: R rows, C columns, B = C / 32 blocks along a row.
-Source: ggml-org/llama.cpp, ggml/src/ggml-common.h (block_q4_0 … block_q8_0, block_iq4_nl).
+Source: ggml-org/llama.cpp, ggml/src/ggml-common.h (block_q4_0 … block_q8_0).
 """
 
 from __future__ import annotations
@@ -13,12 +13,8 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.bits import digits, from_digits, from_halves, from_planes, halves, planes
-from bitquilt.qtypes.ggml import GgmlQuantType, blocks_of
-from bitquilt.qtypes.qtype import Fields, Levels, Packed, ScalarQuantType, register
-
-IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""The 16 levels of the uneven 4-bit formats, IQ4_NL and IQ4_XS (ggml's kvalues_iq4nl)."""
-
+from bitquilt.qtypes.ggml import SMALL_BLOCK, GgmlQuantType, blocks_of
+from bitquilt.qtypes.qtype import LevelMap, Packed, ScalarQuantType, Unpacked, register
 
 # A nibble byte i holds weights i and i + 16; the fifth bits follow the weights:
 #
@@ -26,14 +22,14 @@ IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 8
 #             w[i+16]   w[i]                     w[8i+7] … w[8i]
 
 
-def _nibbles(qs: Tensor) -> Tensor:
+def nibbles(qs: Tensor) -> Tensor:
     """[R, B, 16] bytes to the low four bits of the codes, [R, C]."""
     # [R, B, 16] -> [R, B, 2, 16] -> [R, C]
     return planes(qs, 4).flatten(1)
 
 
-def _from_nibbles(codes: Tensor) -> Tensor:
-    """The inverse of :func:`_nibbles`; ignores higher bits."""
+def from_nibbles(codes: Tensor) -> Tensor:
+    """The inverse of :func:`nibbles`; ignores higher bits."""
     return from_planes(torch.unflatten(codes & 15, 1, (-1, 2, 16)), 4)
 
 
@@ -50,22 +46,22 @@ def _from_fifth_bits(codes: Tensor) -> Tensor:
 class Symmetric(GgmlQuantType, ScalarQuantType):
     """Levels d · code, the code signed: Q4_0 and Q5_0."""
 
-    block = 32
+    block = SMALL_BLOCK
 
-    def levels(self, fields: Fields) -> Levels:
-        return Levels(fields["d"], None)
+    def levels(self, fields: Unpacked) -> LevelMap:
+        return LevelMap(fields["d"], None)
 
 
 class Asymmetric(GgmlQuantType, ScalarQuantType):
     """Levels d · code + m, the code unsigned: Q4_1 and Q5_1."""
 
-    block = 32
+    block = SMALL_BLOCK
     half_sections = ("d", "m")
 
     low = 0
 
-    def levels(self, fields: Fields) -> Levels:
-        return Levels(fields["d"], fields["m"])
+    def levels(self, fields: Unpacked) -> LevelMap:
+        return LevelMap(fields["d"], fields["m"])
 
 
 class Q4_0(Symmetric):
@@ -75,15 +71,15 @@ class Q4_0(Symmetric):
     sections: ClassVar = {"d": 2, "qs": 16}
     low, high = -8, 7
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` int8 [R, C] in -8 … 7, ``d`` float32 [R, B]."""
         s = self.split(packed)
-        codes = _nibbles(s["qs"]).to(torch.int8) + self.low
+        codes = nibbles(s["qs"]).to(torch.int8) + self.low
         return {"codes": codes, "d": halves(s["d"]).flatten(1)}
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         stored = (fields["codes"] - self.low).to(torch.uint8)
-        return self.join(d=from_halves(blocks_of(fields["d"], 1)), qs=_from_nibbles(stored))
+        return self.join(d=from_halves(blocks_of(fields["d"], 1)), qs=from_nibbles(stored))
 
 
 class Q5_0(Symmetric):
@@ -93,18 +89,18 @@ class Q5_0(Symmetric):
     sections: ClassVar = {"d": 2, "qh": 4, "qs": 16}
     low, high = -16, 15
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` int8 [R, C] in -16 … 15, ``d`` float32 [R, B]."""
         s = self.split(packed)
-        stored = _nibbles(s["qs"]) | _fifth_bits(s["qh"])
+        stored = nibbles(s["qs"]) | _fifth_bits(s["qh"])
         return {"codes": stored.to(torch.int8) + self.low, "d": halves(s["d"]).flatten(1)}
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         stored = (fields["codes"] - self.low).to(torch.uint8)
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
             qh=_from_fifth_bits(stored),
-            qs=_from_nibbles(stored),
+            qs=from_nibbles(stored),
         )
 
 
@@ -115,20 +111,20 @@ class Q4_1(Asymmetric):
     high = 15
     sections: ClassVar = {"d": 2, "m": 2, "qs": 16}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` uint8 [R, C] in 0 … 15, ``d`` and ``m`` float32 [R, B]."""
         s = self.split(packed)
         return {
-            "codes": _nibbles(s["qs"]),
+            "codes": nibbles(s["qs"]),
             "d": halves(s["d"]).flatten(1),
             "m": halves(s["m"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
             m=from_halves(blocks_of(fields["m"], 1)),
-            qs=_from_nibbles(fields["codes"]),
+            qs=from_nibbles(fields["codes"]),
         )
 
 
@@ -139,21 +135,21 @@ class Q5_1(Asymmetric):
     high = 31
     sections: ClassVar = {"d": 2, "m": 2, "qh": 4, "qs": 16}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` uint8 [R, C] in 0 … 31, ``d`` and ``m`` float32 [R, B]."""
         s = self.split(packed)
         return {
-            "codes": _nibbles(s["qs"]) | _fifth_bits(s["qh"]),
+            "codes": nibbles(s["qs"]) | _fifth_bits(s["qh"]),
             "d": halves(s["d"]).flatten(1),
             "m": halves(s["m"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
             m=from_halves(blocks_of(fields["m"], 1)),
             qh=_from_fifth_bits(fields["codes"]),
-            qs=_from_nibbles(fields["codes"]),
+            qs=from_nibbles(fields["codes"]),
         )
 
 
@@ -162,44 +158,22 @@ class Q8_0(GgmlQuantType, ScalarQuantType):
 
     name = "Q8_0"
     low, high = -127, 127
-    block = 32
+    block = SMALL_BLOCK
     sections: ClassVar = {"d": 2, "qs": 32}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` int8 [R, C] in -127 … 127, ``d`` float32 [R, B]."""
         s = self.split(packed)
         codes = s["qs"].contiguous().view(torch.int8).flatten(1)
         return {"codes": codes, "d": halves(s["d"]).flatten(1)}
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         codes = blocks_of(fields["codes"].contiguous(), 32)
         return self.join(d=from_halves(blocks_of(fields["d"], 1)), qs=codes.view(torch.uint8))
 
-    def levels(self, fields: Fields) -> Levels:
-        return Levels(fields["d"], None)
+    def levels(self, fields: Unpacked) -> LevelMap:
+        return LevelMap(fields["d"], None)
 
 
-class IQ4_NL(GgmlQuantType, ScalarQuantType):
-    """4.5 bits: d(2) qs(16); levels d · IQ4_VALUES[code]."""
-
-    name = "IQ4_NL"
-    low, high = 0, 15
-    table = IQ4_VALUES
-    block = 32
-    sections: ClassVar = {"d": 2, "qs": 16}
-
-    def unpack(self, packed: Packed) -> Fields:
-        """``codes`` uint8 [R, C] in 0 … 15, ``d`` float32 [R, B]."""
-        s = self.split(packed)
-        return {"codes": _nibbles(s["qs"]), "d": halves(s["d"]).flatten(1)}
-
-    def pack(self, fields: Fields) -> Packed:
-        d = from_halves(blocks_of(fields["d"], 1))
-        return self.join(d=d, qs=_from_nibbles(fields["codes"]))
-
-    def levels(self, fields: Fields) -> Levels:
-        return Levels(fields["d"], None)
-
-
-for qtype in (Q4_0(), IQ4_NL(), Q4_1(), Q5_0(), Q5_1(), Q8_0()):
+for qtype in (Q4_0(), Q4_1(), Q5_0(), Q5_1(), Q8_0()):
     register(qtype)

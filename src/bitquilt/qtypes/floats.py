@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.qtype import Fields, Packed, QuantType, register
+from bitquilt.qtypes.qtype import Packed, QuantType, Unpacked, register
 
 
 class Float(QuantType):
@@ -23,14 +23,14 @@ class Float(QuantType):
         self.dtype = dtype
         self.block_bits = 8 * dtype.itemsize
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` [R, C]: the numbers themselves, in the dtype they are stored in."""
         return {"codes": packed["weight"]}
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         return {"weight": fields["codes"]}
 
-    def decode(self, fields: Fields) -> Tensor:
+    def decode(self, fields: Unpacked) -> Tensor:
         return fields["codes"].float()
 
 

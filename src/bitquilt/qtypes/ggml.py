@@ -13,6 +13,11 @@ from torch import Tensor
 
 from bitquilt.qtypes.qtype import Packed, QuantType
 
+SMALL_BLOCK = 32
+"""Weights in a block of the formats for rows of any multiple of 32 (ggml's QK4_0, QK8_0 …)."""
+SUPER_BLOCK = 256
+"""Weights in a block of the K-quants and i-quants (ggml's QK_K)."""
+
 
 class GgmlQuantType(QuantType):
     """A ggml block format: its sections say what a block holds, and so what it costs."""

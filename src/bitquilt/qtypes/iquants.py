@@ -2,10 +2,10 @@
 """The i-quants: groups of 8 or 4 weights share one index into a codebook of patterns.
 
 A weight is d · (scale) · pattern · sign. The patterns hold magnitudes; the signs are kept apart.
-IQ4_XS is the odd one: no codebook of patterns, but 16 uneven levels for single weights.
+The 4-bit ones, IQ4_NL and IQ4_XS, have no codebook: they are in :mod:`bitquilt.qtypes.iq4`.
 
 Letters: R rows, C columns, B = C / 256 super-blocks along a row.
-Source: ggml-org/llama.cpp, ggml/src/ggml-common.h (block_iq2_xxs … block_iq4_xs). The codebooks
+Source: ggml-org/llama.cpp, ggml/src/ggml-common.h (block_iq2_xxs … block_iq3_s). The codebooks
 come from the gguf package, which carries them compactly.
 """
 
@@ -22,17 +22,13 @@ from bitquilt.qtypes.bits import (
     digits,
     from_digits,
     from_halves,
-    from_planes,
     from_words,
     halves,
-    planes,
     words,
 )
-from bitquilt.qtypes.blocks32 import IQ4_VALUES
-from bitquilt.qtypes.ggml import GgmlQuantType, blocks_of, times
-from bitquilt.qtypes.qtype import Fields, Levels, Packed, ScalarQuantType, register
+from bitquilt.qtypes.ggml import SUPER_BLOCK, GgmlQuantType, blocks_of, times
+from bitquilt.qtypes.qtype import LevelMap, Packed, Unpacked, register
 
-SUPER_BLOCK = 256
 SIGN_SHIFTS = (0, 7, 14, 21)
 """Where a 32-bit word keeps the signs of its 4 × 8 weights; their scale is in bits 28 … 31."""
 
@@ -72,15 +68,15 @@ class Codebook(GgmlQuantType):
     unit: ClassVar = 0.125
     """A step is d · unit · (2 scale + 1)."""
 
-    def steps(self, fields: Fields) -> Tensor:
+    def steps(self, fields: Unpacked) -> Tensor:
         """What each scale multiplies the patterns with, float32 of the shape of ``scales``."""
         return times(2.0 * fields["scales"] + 1.0, fields["d"]) * self.unit
 
-    def decode(self, fields: Fields) -> Tensor:
+    def decode(self, fields: Unpacked) -> Tensor:
         patterns = codebook(self.name).to(fields["codes"].device)[fields["codes"].int()].flatten(1)
         # Masks [R, C / 8] -> bits [R, C], 1 for minus.
         signs = 1.0 - 2.0 * digits(fields["signs"], 1).float()
-        return Levels(self.steps(fields), None).of(patterns) * signs
+        return LevelMap(self.steps(fields), None).of(patterns) * signs
 
 
 class IQ2_XXS(Codebook):
@@ -94,7 +90,7 @@ class IQ2_XXS(Codebook):
     name = "IQ2_XXS"
     sections: ClassVar = {"d": 2, "qs": 64}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` 0 … 255, ``scales`` [R, C / 32]; see :class:`Codebook`."""
         s = self.split(packed)
         # [R, B, 64] -> [R, B, 8 runs of 32 weights, 8 bytes]
@@ -107,7 +103,7 @@ class IQ2_XXS(Codebook):
             "d": halves(s["d"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         codes = torch.unflatten(fields["codes"].to(torch.uint8), 1, (-1, 8, 4))
         runs = torch.cat([codes, _from_signs_and_scale(fields["signs"], fields["scales"])], dim=-1)
         return self.join(d=from_halves(blocks_of(fields["d"], 1)), qs=runs.flatten(2))
@@ -141,7 +137,7 @@ class IQ2_XS(Codebook):
     sub_block: ClassVar = 16
     sections: ClassVar = {"d": 2, "qs": 64, "scales": 8}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` 0 … 511, ``scales`` [R, C / 16]; see :class:`Codebook`."""
         s = self.split(packed)
         word = words(s["qs"], 2).flatten(1)
@@ -152,7 +148,7 @@ class IQ2_XS(Codebook):
             "d": halves(s["d"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         word = fields["codes"].long() | (fields["signs"].long() & 127) << 9
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
@@ -179,7 +175,7 @@ class IQ2_S(Codebook):
     even_signs: ClassVar = False
     sections: ClassVar = {"d": 2, "qs": 32, "signs": 32, "qh": 8, "scales": 8}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` 0 … 1023, ``scales`` [R, C / 16]; see :class:`Codebook`."""
         s = self.split(packed)
         codes = s["qs"].to(torch.int16) | digits(s["qh"], 2).to(torch.int16) << 8
@@ -190,7 +186,7 @@ class IQ2_S(Codebook):
             "d": halves(s["d"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         codes = blocks_of(fields["codes"], 32)
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
@@ -212,7 +208,7 @@ class IQ3_XXS(Codebook):
     unit: ClassVar = 0.25
     sections: ClassVar = {"d": 2, "qs": 64, "words": 32}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` 0 … 255, ``scales`` [R, C / 32]; see :class:`Codebook`."""
         s = self.split(packed)
         signs, scales = _signs_and_scale(torch.unflatten(s["words"], 2, (8, 4)))
@@ -223,7 +219,7 @@ class IQ3_XXS(Codebook):
             "d": halves(s["d"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
             qs=blocks_of(fields["codes"], 64).to(torch.uint8),
@@ -248,7 +244,7 @@ class IQ3_S(Codebook):
     unit: ClassVar = 1.0
     sections: ClassVar = {"d": 2, "qs": 64, "qh": 8, "signs": 32, "scales": 4}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` 0 … 511, ``scales`` [R, C / 32]; see :class:`Codebook`."""
         s = self.split(packed)
         codes = s["qs"].to(torch.int16) | digits(s["qh"], 1).to(torch.int16) << 8
@@ -259,7 +255,7 @@ class IQ3_S(Codebook):
             "d": halves(s["d"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         codes = blocks_of(fields["codes"], 64)
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
@@ -270,49 +266,5 @@ class IQ3_S(Codebook):
         )
 
 
-class IQ4_XS(GgmlQuantType, ScalarQuantType):
-    """4.25 bits, scales of 32: d(2) scales_h(2) scales_l(4) qs(128); uneven levels."""
-
-    # qs[i]           7 6 5 4        3 2 1 0          i < 16; the next 16 bytes hold the next 32
-    #                 w[i+16]        w[i]
-    #
-    # scales_l[j]     7 6 5 4        3 2 1 0          the low four bits of scale + 32
-    #                 scale[2j+1]    scale[2j]
-    #
-    # scales_h        16 bits, of which 2 j and 2 j + 1 are the high two of scale[j]
-    #
-    # A weight is d · scale · IQ4_VALUES[code].
-
-    name = "IQ4_XS"
-    low, high = 0, 15
-    table = IQ4_VALUES
-    block = SUPER_BLOCK
-    sections: ClassVar = {"d": 2, "scales_h": 2, "scales_l": 4, "qs": 128}
-
-    def unpack(self, packed: Packed) -> Fields:
-        """``codes`` uint8 [R, C] in 0 … 15, ``scales`` int8 [R, C / 32] in -32 … 31,
-        ``d`` float32 [R, B].
-        """
-        s = self.split(packed)
-        scales = digits(s["scales_l"], 4) | digits(s["scales_h"], 2) << 4
-        return {
-            "codes": planes(torch.unflatten(s["qs"], 2, (8, 16)), 4).flatten(1),
-            "scales": (scales.to(torch.int8) - 32).flatten(1),
-            "d": halves(s["d"]).flatten(1),
-        }
-
-    def pack(self, fields: Fields) -> Packed:
-        scales = blocks_of((fields["scales"] + 32).to(torch.uint8), 8)
-        return self.join(
-            d=from_halves(blocks_of(fields["d"], 1)),
-            scales_h=from_digits(scales >> 4, 2),
-            scales_l=from_digits(scales & 15, 4),
-            qs=from_planes(torch.unflatten(fields["codes"], 1, (-1, 8, 2, 16)), 4).flatten(2),
-        )
-
-    def levels(self, fields: Fields) -> Levels:
-        return Levels(times(fields["scales"], fields["d"]), None)
-
-
-for qtype in (IQ2_XXS(), IQ2_XS(), IQ2_S(), IQ3_XXS(), IQ3_S(), IQ4_XS()):
+for qtype in (IQ2_XXS(), IQ2_XS(), IQ2_S(), IQ3_XXS(), IQ3_S()):
     register(qtype)

@@ -18,10 +18,8 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.bits import from_halves, from_planes, halves, planes
-from bitquilt.qtypes.ggml import GgmlQuantType, blocks_of, times
-from bitquilt.qtypes.qtype import Fields, Levels, Packed, ScalarQuantType, register
-
-SUPER_BLOCK = 256
+from bitquilt.qtypes.ggml import SUPER_BLOCK, GgmlQuantType, blocks_of, times
+from bitquilt.qtypes.qtype import LevelMap, Packed, ScalarQuantType, Unpacked, register
 
 
 class WithMins(GgmlQuantType, ScalarQuantType):
@@ -36,8 +34,10 @@ class WithMins(GgmlQuantType, ScalarQuantType):
     highest_scale: ClassVar[int]
     """The largest integer for a scale, and for a min; the smallest is 0."""
 
-    def levels(self, fields: Fields) -> Levels:
-        return Levels(times(fields["scales"], fields["d"]), -times(fields["mins"], fields["dmin"]))
+    def levels(self, fields: Unpacked) -> LevelMap:
+        return LevelMap(
+            times(fields["scales"], fields["d"]), -times(fields["mins"], fields["dmin"])
+        )
 
 
 class Signed(GgmlQuantType, ScalarQuantType):
@@ -50,8 +50,8 @@ class Signed(GgmlQuantType, ScalarQuantType):
     highest_scale: ClassVar[int]
     """The range of the integer scales."""
 
-    def levels(self, fields: Fields) -> Levels:
-        return Levels(times(fields["scales"], fields["d"]), None)
+    def levels(self, fields: Unpacked) -> LevelMap:
+        return LevelMap(times(fields["scales"], fields["d"]), None)
 
 
 class Q2_K(WithMins):
@@ -69,7 +69,7 @@ class Q2_K(WithMins):
     highest_scale = 15
     sections: ClassVar = {"scales": 16, "qs": 64, "d": 2, "dmin": 2}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` uint8 [R, C] in 0 … 3, ``scales`` and ``mins`` uint8 [R, C / 16] in 0 … 15,
         ``d`` and ``dmin`` float32 [R, B].
         """
@@ -82,7 +82,7 @@ class Q2_K(WithMins):
             "dmin": halves(s["dmin"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         # [R, C] -> [R, B, 2, 4 planes, 32] -> [R, B, 64]
         codes = torch.unflatten(fields["codes"], 1, (-1, 2, 4, 32))
         return self.join(
@@ -113,7 +113,7 @@ class Q3_K(Signed):
     highest_scale = 31
     sections: ClassVar = {"hmask": 32, "qs": 64, "scales": 12, "d": 2}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` int8 [R, C] in -4 … 3, ``scales`` int8 [R, C / 16] in -32 … 31,
         ``d`` float32 [R, B].
         """
@@ -128,7 +128,7 @@ class Q3_K(Signed):
             "d": halves(s["d"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         codes = (fields["codes"] + 4).to(torch.uint8)
         scales = (fields["scales"] + 32).to(torch.uint8)
         low = from_planes(torch.unflatten(scales & 15, 1, (-1, 2, 8)), 4)
@@ -176,7 +176,7 @@ class Q4_K(WithMins):
     highest_scale = 63
     sections: ClassVar = {"d": 2, "dmin": 2, "scales": 12, "qs": 128}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` uint8 [R, C] in 0 … 15, ``scales`` and ``mins`` uint8 [R, C / 32] in 0 … 63,
         ``d`` and ``dmin`` float32 [R, B].
         """
@@ -190,7 +190,7 @@ class Q4_K(WithMins):
             "dmin": halves(s["dmin"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
             dmin=from_halves(blocks_of(fields["dmin"], 1)),
@@ -212,7 +212,7 @@ class Q5_K(WithMins):
     highest_scale = 63
     sections: ClassVar = {"d": 2, "dmin": 2, "scales": 12, "qh": 32, "qs": 128}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """As Q4_K's, with ``codes`` in 0 … 31."""
         s = self.split(packed)
         scales, mins = _six_bit_pairs(s["scales"])
@@ -225,7 +225,7 @@ class Q5_K(WithMins):
             "dmin": halves(s["dmin"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         codes = fields["codes"]
         return self.join(
             d=from_halves(blocks_of(fields["d"], 1)),
@@ -254,7 +254,7 @@ class Q6_K(Signed):
     highest_scale = 127
     sections: ClassVar = {"ql": 128, "qh": 64, "scales": 16, "d": 2}
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` int8 [R, C] in -32 … 31, ``scales`` int8 [R, C / 16], ``d`` float32 [R, B]."""
         s = self.split(packed)
         codes = planes(torch.unflatten(s["ql"], 2, (2, 64)), 4).flatten(1)
@@ -265,7 +265,7 @@ class Q6_K(Signed):
             "d": halves(s["d"]).flatten(1),
         }
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         codes = (fields["codes"] + 32).to(torch.uint8)
         return self.join(
             ql=from_planes(torch.unflatten(codes & 15, 1, (-1, 2, 2, 64)), 4).flatten(2),

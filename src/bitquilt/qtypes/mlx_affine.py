@@ -12,10 +12,10 @@ scales in the dtype of its input; bitquilt always gives it bfloat16, as publishe
 from __future__ import annotations
 
 from bitquilt.qtypes.mlx_stream import from_stream, to_stream
-from bitquilt.qtypes.qtype import Fields, Levels, Packed, ScalarQuantType, register
+from bitquilt.qtypes.qtype import LevelMap, Packed, ScalarQuantType, Unpacked, register
 
-BITS = (2, 3, 4, 5, 6, 8)
-GROUPS = (32, 64, 128)
+AFFINE_BITS = (2, 3, 4, 5, 6, 8)
+AFFINE_GROUPS = (32, 64, 128)
 
 
 class Affine(ScalarQuantType):
@@ -30,19 +30,19 @@ class Affine(ScalarQuantType):
         self.block = group
         self.block_bits = bits * group + 2 * 16
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` uint8 [R, C] in 0 … 2^bits - 1, ``scales`` and ``biases`` bfloat16 [R, N]."""
         codes = from_stream(packed["weight"], self.width)
         return {"codes": codes, "scales": packed["scales"], "biases": packed["biases"]}
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         words = to_stream(fields["codes"], self.width)
         return {"weight": words, "scales": fields["scales"], "biases": fields["biases"]}
 
-    def levels(self, fields: Fields) -> Levels:
-        return Levels(fields["scales"].float(), fields["biases"].float())
+    def levels(self, fields: Unpacked) -> LevelMap:
+        return LevelMap(fields["scales"].float(), fields["biases"].float())
 
 
-for bits in BITS:
-    for group in GROUPS:
+for bits in AFFINE_BITS:
+    for group in AFFINE_GROUPS:
         register(Affine(bits, group))

@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 
 from bitquilt.qtypes.mlx_stream import from_stream, to_stream
-from bitquilt.qtypes.qtype import Fields, Levels, Packed, ScalarQuantType, register
+from bitquilt.qtypes.qtype import LevelMap, Packed, ScalarQuantType, Unpacked, register
 
-GROUP = 32
+MXFP4_GROUP = 32
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 EXPONENT_BIAS = 127
 
@@ -27,23 +27,23 @@ class MxFp4(ScalarQuantType):
 
     name = "mxfp4"
     targets = frozenset({"mlx"})
-    block = GROUP
-    block_bits = 4 * GROUP + 8
+    block = MXFP4_GROUP
+    block_bits = 4 * MXFP4_GROUP + 8
     low, high = 0, 15
     table = MAGNITUDES + tuple(-magnitude for magnitude in MAGNITUDES)
 
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """``codes`` uint8 [R, C] in 0 … 15, ``exponents`` int32 [R, N] in -127 … 127."""
         exponents = packed["scales"].int() - EXPONENT_BIAS
         return {"codes": from_stream(packed["weight"], 4), "exponents": exponents}
 
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         scales = (fields["exponents"] + EXPONENT_BIAS).to(torch.uint8)
         return {"weight": to_stream(fields["codes"], 4), "scales": scales}
 
-    def levels(self, fields: Fields) -> Levels:
+    def levels(self, fields: Unpacked) -> LevelMap:
         exponents = fields["exponents"]
-        return Levels(torch.ldexp(torch.ones_like(exponents).float(), exponents), None)
+        return LevelMap(torch.ldexp(torch.ones_like(exponents).float(), exponents), None)
 
 
 register(MxFp4())

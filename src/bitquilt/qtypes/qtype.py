@@ -27,7 +27,7 @@ Allocation = Mapping[str, str]
 PackedSource = Callable[[str, str], Packed]
 """(module path, type name) → the matrix as stored; asked for one matrix at a time."""
 
-Fields = dict[str, Tensor]
+Unpacked = dict[str, Tensor]
 """The same matrix taken apart into numbers: ``codes`` [R, C] (or [R, C / n] where one code stands
 for n weights) and the scales of each block. Each type's ``unpack`` says which, with shapes."""
 
@@ -71,15 +71,15 @@ class QuantType(ABC):
             )
 
     @abstractmethod
-    def unpack(self, packed: Packed) -> Fields:
+    def unpack(self, packed: Packed) -> Unpacked:
         """Stored bytes to numbers; loses nothing."""
 
     @abstractmethod
-    def pack(self, fields: Fields) -> Packed:
+    def pack(self, fields: Unpacked) -> Packed:
         """Numbers to stored bytes: the exact inverse of :meth:`unpack`."""
 
     @abstractmethod
-    def decode(self, fields: Fields) -> Tensor:
+    def decode(self, fields: Unpacked) -> Tensor:
         """The float32 [R, C] matrix that the numbers stand for, on the device they are on."""
 
     def dequantize(self, packed: Packed) -> Tensor:
@@ -94,7 +94,7 @@ class QuantType(ABC):
 
 
 @dataclass(frozen=True)
-class Levels:
+class LevelMap:
     """Where the weights of a matrix may go once its scales are fixed: step · value + offset.
 
     Each of the n steps of a row serves C / n neighbouring columns.
@@ -123,7 +123,7 @@ class ScalarQuantType(QuantType):
     """What code ``low + i`` stands for; None where codes stand for themselves."""
 
     @abstractmethod
-    def levels(self, fields: Fields) -> Levels:
+    def levels(self, fields: Unpacked) -> LevelMap:
         """The line of levels of each block, from the scales alone."""
 
     def values(self, codes: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ class ScalarQuantType(QuantType):
         table = torch.tensor(self.table, dtype=torch.float32, device=codes.device)
         return table[codes.int() - self.low]
 
-    def decode(self, fields: Fields) -> Tensor:
+    def decode(self, fields: Unpacked) -> Tensor:
         return self.levels(fields).of(self.values(fields["codes"]))
 
 

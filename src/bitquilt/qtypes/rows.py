@@ -10,19 +10,19 @@ from torch import Tensor
 
 from bitquilt.runtime.threads import in_threads
 
-Result = TypeVar("Result")
+RowsResult = TypeVar("RowsResult")
 
-CPU_CHUNK = 1 << 18
+CPU_WEIGHTS = 1 << 18
 """Weights handed to ``work`` at a time on a CPU: temporaries of more fall out of the cache; with
 fewer, threads wait for each other to let go of Python (on 1 << 15 decoding takes four times as
 long)."""
-DEVICE_CHUNK = 1 << 24
+DEVICE_WEIGHTS = 1 << 24
 """The same on any other device, where only the memory of the temporaries counts."""
 
 
 def by_rows(
-    work: Callable[..., Result], columns: int, *parts: Tensor, cpu_chunk: int = CPU_CHUNK
-) -> list[Result]:
+    work: Callable[..., RowsResult], columns: int, *parts: Tensor, cpu_chunk: int = CPU_WEIGHTS
+) -> list[RowsResult]:
     """Call ``work`` on a few rows of every part; on a CPU in as many threads as torch has.
 
     Args:
@@ -35,7 +35,7 @@ def by_rows(
         What ``work`` returned, in the order of the rows.
     """
     on_cpu = parts[0].device.type == "cpu"
-    most = max(1, (cpu_chunk if on_cpu else DEVICE_CHUNK) // columns)
+    most = max(1, (cpu_chunk if on_cpu else DEVICE_WEIGHTS) // columns)
     # a power of two: matrices put together in multiples of 32 rows are cut as they would be alone
     rows = 1 << (most.bit_length() - 1)
     chunks = [torch.split(part, rows) for part in parts]

@@ -19,7 +19,7 @@ from torch import Tensor
 from bitquilt.qtypes.iquants import Codebook, codebook
 
 VECTOR = 8
-LONG = {8: 32, 4: 16}
+SHORTLIST_LENGTHS = {8: 32, 4: 16}
 """K, by m, with which the search is within 1 % of one through all patterns."""
 
 
@@ -133,7 +133,7 @@ def nearest_patterns(
     scales = steps.unsqueeze(2)
     signs = choose_signs(qtype, vectors, triangles.square().sum(2).unsqueeze(1), scales)
     width = codebook(qtype.name).shape[1]
-    cells = cells_of(qtype.name, LONG[width], targets.device)
+    cells = cells_of(qtype.name, SHORTLIST_LENGTHS[width], targets.device)
     codes, levels = [], torch.empty_like(signs)
     for first in range(0, VECTOR, width):
         own = slice(first, first + width)

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from bitquilt.rounding import kernels
 from bitquilt.rounding.group_quantizer import GroupQuantizer
-from bitquilt.rounding.hessian import BLOCK, GROUP, Factor, column_sums, diagonal_blocks
+from bitquilt.rounding.hessian import (
+    COLUMN_BLOCK,
+    COLUMN_GROUP,
+    Factor,
+    column_sums,
+    diagonal_blocks,
+)
 from bitquilt.runtime.cuda_graph import Replay
 
 
@@ -39,9 +45,9 @@ def descend(
     inverses = torch.linalg.inv(blocks)
     errors = weight - levels
     one_block = Replay(partial(_descend_block, rounder))
-    for start in range(0, columns, BLOCK):
-        own = slice(start, min(start + BLOCK, columns))
-        groups = slice(own.start // GROUP, own.stop // GROUP)
+    for start in range(0, columns, COLUMN_BLOCK):
+        own = slice(start, min(start + COLUMN_BLOCK, columns))
+        groups = slice(own.start // COLUMN_GROUP, own.stop // COLUMN_GROUP)
         codes[:, groups], moved = one_block(
             torch.bmm(factor.hessian[:, own], errors),
             codes[:, groups],
@@ -74,10 +80,13 @@ def _descend_block(
     """
     all_codes, all_moved = [], []
     for g in range(blocks.shape[1]):
-        own, later = slice(g * GROUP, (g + 1) * GROUP), slice((g + 1) * GROUP, None)
+        own, later = (
+            slice(g * COLUMN_GROUP, (g + 1) * COLUMN_GROUP),
+            slice((g + 1) * COLUMN_GROUP, None),
+        )
         target = torch.baddbmm(levels[:, own], inverses[:, g], pull[:, own])
         proposed = rounder.propose([s[g] for s in scales], target, triangles[:, g])
-        new_codes, moved = keep_better(
+        new_codes, moved = better_codes(
             blocks[:, g], target, (codes[:, g], levels[:, own]), proposed
         )
         pull[:, later].baddbmm_(hessian[:, later, own], moved)
@@ -86,7 +95,7 @@ def _descend_block(
     return torch.stack(all_codes, 1), torch.cat(all_moved, 1)
 
 
-def keep_better(
+def better_codes(
     hessian: Tensor, target: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Codes of eight columns, new ones where they are nearer to the targets; old levels less new.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.rounding.group_quantizer import GroupQuantizer
-from bitquilt.rounding.hessian import BLOCK, GROUP, Factor, column_sums
+from bitquilt.rounding.hessian import COLUMN_BLOCK, COLUMN_GROUP, Factor, column_sums
 from bitquilt.runtime.cuda_graph import Replay
 
 
@@ -34,14 +34,14 @@ def gptq(weight: Tensor, rounder: GroupQuantizer, factor: Factor) -> tuple[Tenso
         error E H Eᵀ of each row [L, N] under the damped Hessian.
     """
     inputs, columns, rows = weight.shape
-    shape = (inputs, columns // GROUP, rounder.width, rows)
+    shape = (inputs, columns // COLUMN_GROUP, rounder.width, rows)
     codes = weight.new_empty(shape, dtype=torch.int16)
     levels, errors = torch.empty_like(weight), torch.empty_like(weight)
     cost = weight.new_zeros(inputs, rows)
     one_block = Replay(partial(_feed_back_block, rounder))
-    for start in range(0, columns, BLOCK):
-        own = slice(start, min(start + BLOCK, columns))
-        groups = slice(own.start // GROUP, own.stop // GROUP)
+    for start in range(0, columns, COLUMN_BLOCK):
+        own = slice(start, min(start + COLUMN_BLOCK, columns))
+        groups = slice(own.start // COLUMN_GROUP, own.stop // COLUMN_GROUP)
         targets = torch.baddbmm(weight[:, own], factor.carry[:, :start, own].mT, errors[:, :start])
         codes[:, groups], levels[:, own], cost = one_block(
             weight[:, own],
@@ -72,7 +72,10 @@ def _feed_back_block(
     codes, parts = [], []
     count = triangles.shape[1]
     for g in range(count):
-        own, later = slice(g * GROUP, (g + 1) * GROUP), slice((g + 1) * GROUP, None)
+        own, later = (
+            slice(g * COLUMN_GROUP, (g + 1) * COLUMN_GROUP),
+            slice((g + 1) * COLUMN_GROUP, None),
+        )
         new_codes, new_levels = rounder.propose(
             [s[g] for s in scales], targets[:, own], triangles[:, g]
         )
@@ -83,7 +86,7 @@ def _feed_back_block(
             targets[:, later].baddbmm_(carry[:, own, later].mT, error)
     levels = torch.cat(parts, 1)
     # [L, 128, N] -> [L 16, 8, N], of which each group costs ‖Tᵀ miss‖²
-    miss = torch.unflatten(targets - levels, 1, (-1, GROUP)).flatten(0, 1)
+    miss = torch.unflatten(targets - levels, 1, (-1, COLUMN_GROUP)).flatten(0, 1)
     costs = column_sums(torch.bmm(triangles.flatten(0, 1).mT, miss).square_())
     cost += column_sums(torch.unflatten(costs, 0, (-1, count)))
     return torch.stack(codes, 1), levels, cost

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.iquants import Codebook, codebook
-from bitquilt.qtypes.qtype import Fields, QuantType, ScalarQuantType
+from bitquilt.qtypes.qtype import QuantType, ScalarQuantType, Unpacked
 from bitquilt.rounding import kernels
 from bitquilt.rounding.codebooks import nearest_patterns
-from bitquilt.rounding.hessian import GROUP
+from bitquilt.rounding.hessian import COLUMN_GROUP
 from bitquilt.rounding.row_batches import RowBatch, RowRun, stacked
-from bitquilt.rounding.tables import Table
+from bitquilt.rounding.tables import LevelTable
 
 CELLS = 4
 """Of the lookup, per unit: the middles between uneven levels are whole quarters at the finest."""
@@ -54,12 +54,12 @@ class GroupQuantizer(ABC):
 
     @staticmethod
     @abstractmethod
-    def fields(qtype: QuantType, codes: Tensor) -> Fields:
+    def fields(qtype: QuantType, codes: Tensor) -> Unpacked:
         """The code fields of rows of one type from codes [G, K, R], groups in their own order."""
 
     @staticmethod
     @abstractmethod
-    def codes(fields: Fields) -> Tensor:
+    def codes(fields: Unpacked) -> Tensor:
         """The inverse of :meth:`fields`, int16 [G, K, R]."""
 
 
@@ -80,7 +80,7 @@ class LevelQuantizer(GroupQuantizer):
     All of them have the same table of values, or none.
     """
 
-    width = GROUP
+    width = COLUMN_GROUP
 
     def __init__(self, runs: Sequence[RowRun], groups: Tensor) -> None:
         """See :func:`group_quantizer_of`."""
@@ -95,7 +95,7 @@ class LevelQuantizer(GroupQuantizer):
         self._low = _each_row([[_scalar(piece).low for piece in run] for run in runs], runs)
         self._high = _each_row([[_scalar(piece).high for piece in run] for run in runs], runs)
         table = _scalar(runs[0][0]).table
-        self._table = None if table is None else Table(table, CELLS)
+        self._table = None if table is None else LevelTable(table, CELLS)
 
     def scales(self, groups: slice) -> Sequence[Tensor]:
         """See :meth:`GroupQuantizer.scales`: steps, their inverses and offsets."""
@@ -114,16 +114,16 @@ class LevelQuantizer(GroupQuantizer):
         values = wanted.clone()
         # how much of its miss each column hands on to those after it, [L, 8, 8, 1]
         shares = (triangles / triangles.diagonal(dim1=1, dim2=2).unsqueeze(1)).unsqueeze(3)
-        for j in range(GROUP):
-            own, later = slice(j, j + 1), slice(j + 1, GROUP)
+        for j in range(COLUMN_GROUP):
+            own, later = slice(j, j + 1), slice(j + 1, COLUMN_GROUP)
             self._to_nearest(values[:, own])
-            if j + 1 < GROUP:
+            if j + 1 < COLUMN_GROUP:
                 values[:, later].addcmul_(shares[:, j, later], wanted[:, own] - values[:, own])
         codes = values if self._table is None else self._table.codes(values.clone())
         return codes.to(torch.int16), torch.addcmul(offset, values, step)
 
     @staticmethod
-    def fields(qtype: QuantType, codes: Tensor) -> Fields:
+    def fields(qtype: QuantType, codes: Tensor) -> Unpacked:
         """See :meth:`GroupQuantizer.fields`."""
         assert isinstance(qtype, ScalarQuantType)
         dtype = torch.int8 if qtype.low < 0 else torch.uint8
@@ -131,10 +131,10 @@ class LevelQuantizer(GroupQuantizer):
         return {"codes": codes.flatten(0, 1).T.to(dtype).contiguous()}
 
     @staticmethod
-    def codes(fields: Fields) -> Tensor:
+    def codes(fields: Unpacked) -> Tensor:
         """See :meth:`GroupQuantizer.codes`."""
         # [R, C] -> [C, R] -> [G, 8, R]
-        return torch.unflatten(fields["codes"].T.to(torch.int16), 0, (-1, GROUP))
+        return torch.unflatten(fields["codes"].T.to(torch.int16), 0, (-1, COLUMN_GROUP))
 
     def _to_nearest(self, numbers: Tensor) -> None:
         """Move numbers [L, 1, N], in units of steps, to what the nearest codes stand for."""
@@ -152,7 +152,7 @@ class PatternQuantizer(GroupQuantizer):
         self._qtype = _codebook(runs[0][0])
         steps = [[_codebook(piece).steps(piece.fields) for piece in run] for run in runs]
         self._steps = _by_place(steps, groups)
-        self._halves = GROUP // codebook(self._qtype.name).shape[1]
+        self._halves = COLUMN_GROUP // codebook(self._qtype.name).shape[1]
         self.width = self._halves + 1
 
     def scales(self, groups: slice) -> Sequence[Tensor]:
@@ -170,7 +170,7 @@ class PatternQuantizer(GroupQuantizer):
         return torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1), levels
 
     @staticmethod
-    def fields(qtype: QuantType, codes: Tensor) -> Fields:
+    def fields(qtype: QuantType, codes: Tensor) -> Unpacked:
         """See :meth:`GroupQuantizer.fields`."""
         patterns, signs = codes[:, :-1], codes[:, -1]
         # [G, H, R] -> [G H, R] -> [R, G H]
@@ -180,7 +180,7 @@ class PatternQuantizer(GroupQuantizer):
         }
 
     @staticmethod
-    def codes(fields: Fields) -> Tensor:
+    def codes(fields: Unpacked) -> Tensor:
         """See :meth:`GroupQuantizer.codes`."""
         signs = fields["signs"].T.to(torch.int16).unsqueeze(1)
         # [R, G H] -> [G H, R] -> [G, H, R]

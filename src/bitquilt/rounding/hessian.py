@@ -22,8 +22,8 @@ from torch import Tensor
 
 from bitquilt.runtime.progress import Progress
 
-GROUP = 8
-BLOCK = 128
+COLUMN_GROUP = 8
+COLUMN_BLOCK = 128
 """Columns between two large products: what lies between is done in small steps."""
 DAMPING = 0.03
 """Of the mean diagonal, added to it: the text is a sample (docs/decisions/feedback.md)."""
@@ -81,8 +81,8 @@ class Factor:
     def cost(self, errors: Tensor) -> Tensor:
         """E H Eᵀ of each row [L, N] of errors [L, C, N], transposed and in this order."""
         total = errors.new_zeros(errors.shape[0], errors.shape[2])
-        for start in range(0, errors.shape[1], BLOCK):
-            stop = start + BLOCK
+        for start in range(0, errors.shape[1], COLUMN_BLOCK):
+            stop = start + COLUMN_BLOCK
             total += column_sums(
                 torch.bmm(self.upper[:, :stop, start:stop].mT, errors[:, :stop]).square_()
             )
@@ -101,7 +101,7 @@ def factorize(hessians: Tensor, names: Sequence[str], progress: Progress) -> Fac
         names: whose inputs they are.
         progress: told what was done to a Hessian that did not factorize.
     """
-    importance = torch.unflatten(_diagonal(hessians), 1, (-1, GROUP)).sum(2)
+    importance = torch.unflatten(_diagonal(hessians), 1, (-1, COLUMN_GROUP)).sum(2)
     groups = importance.argsort(dim=1, descending=True, stable=True)
     ordered = _take(_take(hessians, groups).mT, groups)
     parts = [_factor(one, name, progress) for one, name in zip(ordered, names, strict=True)]
@@ -133,7 +133,7 @@ def _factor(
     triangles = diagonal_blocks(upper.unsqueeze(0))[0]
     inverses = torch.linalg.inv(triangles.double()).float()
     # U_ig T_g⁻¹ for every group g: [C, C] -> [G, C, 8] and back
-    by_group = torch.unflatten(upper, 1, (-1, GROUP)).transpose(0, 1)
+    by_group = torch.unflatten(upper, 1, (-1, COLUMN_GROUP)).transpose(0, 1)
     carry = torch.bmm(by_group, inverses).transpose(0, 1).flatten(1)
     return damped, upper, carry, triangles
 
@@ -155,7 +155,7 @@ def column_sums(matrix: Tensor) -> Tensor:
 def diagonal_blocks(matrix: Tensor) -> Tensor:
     """[L, C, C] -> [L, G, 8, 8]."""
     # [L, C, C] -> [L, G, 8, G, 8], of which the pairs of equal groups go first
-    pairs = torch.unflatten(torch.unflatten(matrix, 2, (-1, GROUP)), 1, (-1, GROUP))
+    pairs = torch.unflatten(torch.unflatten(matrix, 2, (-1, COLUMN_GROUP)), 1, (-1, COLUMN_GROUP))
     return torch.diagonal(pairs, dim1=1, dim2=3).permute(0, 3, 1, 2)
 
 
@@ -173,4 +173,4 @@ def take_groups(values: Tensor, order: Tensor) -> Tensor:
 def _take(columns: Tensor, groups: Tensor) -> Tensor:
     """Groups of eight columns in another order; neighbours stay neighbours."""
     # [L, C, …] -> [L, G, 8, …] and back
-    return take_groups(torch.unflatten(columns, 1, (-1, GROUP)), groups).flatten(1, 2)
+    return take_groups(torch.unflatten(columns, 1, (-1, COLUMN_GROUP)), groups).flatten(1, 2)

@@ -46,7 +46,7 @@ struct Uneven {
     }
 };
 
-// LevelRounder.propose for a row. Targets are [L, 8, N] of those strides, scales [L, N].
+// LevelQuantizer.propose for a row. Targets are [L, 8, N] of those strides, scales [L, N].
 template <class Levels>
 __device__ void round_row(Levels levels, long input, long n, int rows, const float *targets,
                           int by_input, int by_column, Triangles triangles, const float *step,

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.iquants import Codebook, codebook
-from bitquilt.rounding.codebooks import LONG, cells_of
-from bitquilt.rounding.hessian import GROUP
-from bitquilt.rounding.tables import Table
+from bitquilt.rounding.codebooks import SHORTLIST_LENGTHS, cells_of
+from bitquilt.rounding.hessian import COLUMN_GROUP
+from bitquilt.rounding.tables import LevelTable
 
 THREADS = 128
 
@@ -33,9 +33,9 @@ def round_levels(
     target: Tensor,
     triangles: Tensor,
     ends: tuple[Tensor, Tensor],
-    table: Table | None,
+    table: LevelTable | None,
 ) -> tuple[Tensor, Tensor]:
-    """As :meth:`bitquilt.rounding.group_quantizer.LevelRounder.propose`.
+    """As :meth:`bitquilt.rounding.group_quantizer.LevelQuantizer.propose`.
 
     Args:
         scales: steps, their inverses and offsets, float32 [L, N] each.
@@ -44,7 +44,10 @@ def round_levels(
         ends: the lowest and the highest code of each row, float32 [L, 1, N]; unused with a table.
         table: of uneven levels, if they are.
     """
-    codes, levels = _empty(target, GROUP, torch.int16), _empty(target, GROUP, torch.float32)
+    codes, levels = (
+        _empty(target, COLUMN_GROUP, torch.int16),
+        _empty(target, COLUMN_GROUP, torch.float32),
+    )
     name = "round_even"
     own: list[Any] = [*ends]
     if table is not None:
@@ -59,7 +62,7 @@ def round_levels(
 def round_patterns(
     qtype: Codebook, target: Tensor, steps: Tensor, triangles: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As :meth:`bitquilt.rounding.group_quantizer.PatternRounder.propose`.
+    """As :meth:`bitquilt.rounding.group_quantizer.PatternQuantizer.propose`.
 
     Args:
         qtype: which codebook.
@@ -68,20 +71,20 @@ def round_patterns(
         triangles: float32 [L, 8, 8].
     """
     width = codebook(qtype.name).shape[1]
-    cells = cells_of(qtype.name, LONG[width], target.device)
-    codes = _empty(target, GROUP // width + 1, torch.int16)
-    levels = _empty(target, GROUP, torch.float32)
+    cells = cells_of(qtype.name, SHORTLIST_LENGTHS[width], target.device)
+    codes = _empty(target, COLUMN_GROUP // width + 1, torch.int16)
+    levels = _empty(target, COLUMN_GROUP, torch.float32)
     own: list[Any] = [steps, cells.codes, _words(qtype.name, target.device)]
     own += [int(cells.lowest), int(cells.spacing), cells.count, int(qtype.even_signs)]
     arguments = [*_rows(target), *_matrices(triangles), *own, target.shape[2], codes, levels]
-    _launch(f"round_patterns_{width}_{LONG[width]}", target, arguments)
+    _launch(f"round_patterns_{width}_{SHORTLIST_LENGTHS[width]}", target, arguments)
     return codes, levels
 
 
 def keep_better(
     hessian: Tensor, target: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`bitquilt.rounding.coordinate_descent.keep_better`."""
+    """As :func:`bitquilt.rounding.coordinate_descent.better_codes`."""
     (old_codes, old_levels), (new_codes, new_levels) = old, new
     target, new_codes, new_levels = (n.contiguous() for n in (target, new_codes, new_levels))
     assert old_levels.stride()[1:] == old_codes.stride()[1:] == target.stride()[1:]
@@ -127,7 +130,7 @@ def _empty(target: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
 def _words(name: str, device: torch.device) -> Tensor:
     """The patterns on all shortlists, four weights to a word: int32 [cells, K, m / 4]."""
     patterns = codebook(name)
-    cells = cells_of(name, LONG[patterns.shape[1]], device)
+    cells = cells_of(name, SHORTLIST_LENGTHS[patterns.shape[1]], device)
     return patterns.to(torch.uint8).view(torch.int32).to(device)[cells.codes.int()]
 
 

@@ -26,9 +26,9 @@ from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.qtypes.qtype import Packed
 from bitquilt.rounding import kernels
-from bitquilt.rounding.hessian import GROUP, Factor, factorize
+from bitquilt.rounding.hessian import COLUMN_GROUP, Factor, factorize
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.round_layers import Job, draft, improve, kind_of
+from bitquilt.rounding.round_layers import RoundingJob, draft, improve, kind_of
 from bitquilt.runtime.device import compute_device, record_event, side_stream
 from bitquilt.runtime.malloc import trim
 from bitquilt.runtime.progress import Progress
@@ -57,7 +57,7 @@ Wanted = Mapping[str, Candidates]
 
 
 @dataclass(frozen=True)
-class Cell:
+class BankCell:
     """One matrix on one type."""
 
     divergence: float
@@ -70,7 +70,7 @@ class Cell:
 
 Key = tuple[str, str]
 """Module path and type name."""
-Rounded = tuple[Packed, Cell]
+Rounded = tuple[Packed, BankCell]
 """A matrix on a type, and what to know of it."""
 
 
@@ -177,7 +177,7 @@ class LayerBank:
         no whole number of groups, which take no type but the floats.
         """
         columns = self.checkpoint.matrices[owner][1]
-        return owner not in (EMBEDDING, HEAD) and columns % GROUP == 0
+        return owner not in (EMBEDDING, HEAD) and columns % COLUMN_GROUP == 0
 
     def _draft(
         self,
@@ -190,13 +190,15 @@ class LayerBank:
         """Round what reads some inputs for the first time."""
         method = "gptq" if feedback else "nearest"
 
-        def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Rounded]:
+        def work(
+            keys: Sequence[Key], jobs: Sequence[RoundingJob], factor: Factor
+        ) -> Iterator[Rounded]:
             for (module, _), job, one in zip(
                 keys, jobs, draft(jobs, factor, feedback), strict=True
             ):
                 assert one.costs is not None
                 divergence = self.moments.divergence_of_rows(module, one.costs)
-                yield job.qtype.pack(one.fields), Cell(divergence, method, one.method)
+                yield job.qtype.pack(one.fields), BankCell(divergence, method, one.method)
 
         self._round(owners, wanted, work, DRAFTS, progress, aside)
 
@@ -205,7 +207,9 @@ class LayerBank:
     ) -> None:
         """Finish drafts of what reads some inputs; the search's figures stay those of drafts."""
 
-        def work(keys: Sequence[Key], jobs: Sequence[Job], factor: Factor) -> Iterator[Rounded]:
+        def work(
+            keys: Sequence[Key], jobs: Sequence[RoundingJob], factor: Factor
+        ) -> Iterator[Rounded]:
             device = factor.groups.device
             drafts = [
                 job.qtype.unpack(parts)
@@ -225,7 +229,7 @@ class LayerBank:
         self,
         owners: Sequence[str],
         wanted: Wanted,
-        work: Callable[[Sequence[Key], Sequence[Job], Factor], Iterable[Rounded]],
+        work: Callable[[Sequence[Key], Sequence[RoundingJob], Factor], Iterable[Rounded]],
         folder: str,
         progress: Progress,
         aside: BackgroundTask,
@@ -246,7 +250,9 @@ class LayerBank:
                 progress.advance()
         aside.do(self._add, done, folder)
 
-    def _jobs(self, owners: Sequence[str], wanted: Wanted) -> tuple[list[Key], list[Job], Factor]:
+    def _jobs(
+        self, owners: Sequence[str], wanted: Wanted
+    ) -> tuple[list[Key], list[RoundingJob], Factor]:
         """What to round of some inputs' readers, as (module, type) and as jobs, and the factor."""
         device = compute_device()
         hessians = torch.stack([self.moments.hessian(owner) for owner in owners]).to(device)
@@ -256,7 +262,7 @@ class LayerBank:
             for module, names in wanted[owner].items():
                 weight = self.checkpoint.load(f"{module}.weight").to(device)
                 keys += [(module, name) for name in names]
-                jobs += [Job(weight, qtypes.get(name), place) for name in names]
+                jobs += [RoundingJob(weight, qtypes.get(name), place) for name in names]
         return keys, jobs, factor
 
     def _round_alone(
@@ -272,7 +278,7 @@ class LayerBank:
             divergence = self.moments.divergence(
                 module, qtype.dequantize(packed).sub_(weight), hessian
             )
-            cell = Cell(divergence, self._rounding, "nearest")
+            cell = BankCell(divergence, self._rounding, "nearest")
             aside.do(fetch, done, [(module, name)], [packed], [cell], record_event())
             progress.advance()
         aside.do(self._add, done, DRAFTS)
@@ -299,11 +305,11 @@ class LayerBank:
         with self.work.open(artefact) as handle:
             return dict(handle.metadata())
 
-    def cells(self, module: str, folder: str = DRAFTS) -> dict[str, Cell]:
+    def cells(self, module: str, folder: str = DRAFTS) -> dict[str, BankCell]:
         """Type name → what became of the matrix there, for the types that are there."""
         own = f"{module}/"
         return {
-            key.removeprefix(own): Cell(**json.loads(fact))
+            key.removeprefix(own): BankCell(**json.loads(fact))
             for key, fact in self._facts(f"{folder}/{input_of(module)}").items()
             if key.startswith(own)
         }
@@ -329,7 +335,7 @@ def fetch(
     done: dict[Key, Rounded],
     keys: Sequence[Key],
     packed: Sequence[Packed],
-    cells: Sequence[Cell],
+    cells: Sequence[BankCell],
     after: torch.cuda.Event | None,
 ) -> None:
     """Add packed matrices to what is done, in the CPU's memory, while a GPU computes the next.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.errors import UserError
-from bitquilt.qtypes.qtype import Fields, QuantType
+from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.rounding.fits.family import fit_family
 
 LEAST_IMPORTANCE = 1e-6
@@ -20,7 +20,7 @@ HALF_LARGEST = 65504.0
 """The largest half-precision number. Weights beyond it may be beyond a format's scales."""
 
 
-def fit(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Fields:
+def fit(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Unpacked:
     """Round a matrix onto a type without looking at correlations.
 
     Args:
@@ -44,7 +44,7 @@ def fit(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Fields:
     return fields
 
 
-def _held(qtype: QuantType, fields: Fields, largest: float) -> bool:
+def _held(qtype: QuantType, fields: Unpacked, largest: float) -> bool:
     """Whether scales are finite and reach the largest weight."""
     scales = [field for field in fields.values() if field.is_floating_point()]
     finite = all(bool(scale.isfinite().all()) for scale in scales)

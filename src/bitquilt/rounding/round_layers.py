@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.iquants import Codebook
-from bitquilt.qtypes.qtype import Fields, QuantType, ScalarQuantType
+from bitquilt.qtypes.qtype import QuantType, ScalarQuantType, Unpacked
 from bitquilt.rounding.coordinate_descent import descend
 from bitquilt.rounding.gptq import gptq
 from bitquilt.rounding.group_quantizer import GroupQuantizer, group_quantizer_of
@@ -28,7 +28,7 @@ from bitquilt.rounding.hessian import Factor, take_groups
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.row_batches import (
     Done,
-    Rounded,
+    RoundedRows,
     RowBatch,
     RowRun,
     map_batches,
@@ -40,7 +40,7 @@ from bitquilt.rounding.scale_refit import refit
 
 
 @dataclass(frozen=True)
-class Job:
+class RoundingJob:
     """One matrix onto one type."""
 
     weight: Tensor
@@ -50,7 +50,7 @@ class Job:
     """Which of the factor's inputs it reads."""
 
 
-def round_all(jobs: Sequence[Job], factor: Factor, method: str) -> list[Rounded]:
+def round_all(jobs: Sequence[RoundingJob], factor: Factor, method: str) -> list[RoundedRows]:
     """Round every job.
 
     Args:
@@ -64,7 +64,7 @@ def round_all(jobs: Sequence[Job], factor: Factor, method: str) -> list[Rounded]
     return improve(jobs, [drafted.fields for drafted in drafts], factor)
 
 
-def draft(jobs: Sequence[Job], factor: Factor, feedback: bool) -> list[Rounded]:
+def draft(jobs: Sequence[RoundingJob], factor: Factor, feedback: bool) -> list[RoundedRows]:
     """Scales by importance; codes nearest to the weights, or by error feedback if that is better.
 
     Args:
@@ -82,7 +82,9 @@ def draft(jobs: Sequence[Job], factor: Factor, feedback: bool) -> list[Rounded]:
     return [_guarded(*pair) for pair in zip(nearest, fed, strict=True)]
 
 
-def improve(jobs: Sequence[Job], drafts: Sequence[Fields], factor: Factor) -> list[Rounded]:
+def improve(
+    jobs: Sequence[RoundingJob], drafts: Sequence[Unpacked], factor: Factor
+) -> list[RoundedRows]:
     """Descent, a refit of the scales, and descent again; none of them makes a row worse.
 
     Args:
@@ -96,14 +98,14 @@ def improve(jobs: Sequence[Job], drafts: Sequence[Fields], factor: Factor) -> li
     return _by_kind(pieces, [job.input for job in jobs], _improved, factor)
 
 
-def _guarded(nearest: Rounded, other: Rounded) -> Rounded:
+def _guarded(nearest: RoundedRows, other: RoundedRows) -> RoundedRows:
     """The one of less error over the whole matrix."""
     assert other.costs is not None
     assert nearest.costs is not None
     return other if other.costs.sum() < nearest.costs.sum() else nearest
 
 
-def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[RowBatch]:
+def _nearest(jobs: Sequence[RoundingJob], importance: Tensor) -> list[RowBatch]:
     """Every job on its nearest levels; importance is [L, C]. All matrices of a type at once."""
     pieces: dict[int, RowBatch] = {}
     for qtype in dict.fromkeys(job.qtype for job in jobs):
@@ -123,9 +125,9 @@ def _nearest(jobs: Sequence[Job], importance: Tensor) -> list[RowBatch]:
 
 def _by_kind(
     pieces: Sequence[RowBatch], inputs: Sequence[int], work: Callable[..., Done], factor: Factor
-) -> list[Rounded]:
+) -> list[RoundedRows]:
     """Matrices through ``work``, those of one kind at a time."""
-    done: dict[int, Rounded] = {}
+    done: dict[int, RoundedRows] = {}
     kinds = [kind_of(piece.qtype) for piece in pieces]
     for kind in dict.fromkeys(kinds):
         own = [i for i, other in enumerate(kinds) if other == kind]
@@ -166,7 +168,7 @@ def _improved(whole: Factor, runs: Sequence[RowRun], inputs: Sequence[int]) -> D
         for run, own in zip(_descended(runs, weight, factor), inputs, strict=True)
     ]
     runs = _descended(runs, weight, factor)
-    return [[Rounded(piece.fields, "best", None) for piece in run] for run in runs]
+    return [[RoundedRows(piece.fields, "best", None) for piece in run] for run in runs]
 
 
 def _refitted(run: RowRun, hessian: Tensor) -> RowRun:
@@ -225,6 +227,6 @@ def _recoded(
 def _rounded(runs: Sequence[RowRun], method: str, costs: Tensor) -> Done:
     """The pieces, rounded, with costs [L, N]."""
     return [
-        [Rounded(piece.fields, method, own) for piece, own in zip(run, of_run, strict=True)]
+        [RoundedRows(piece.fields, method, own) for piece, own in zip(run, of_run, strict=True)]
         for run, of_run in zip(runs, unstacked(costs, runs), strict=True)
     ]

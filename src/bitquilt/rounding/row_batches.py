@@ -17,7 +17,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.qtype import Fields, QuantType
+from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.runtime.threads import in_threads
 
 TILE = 32
@@ -39,7 +39,7 @@ class RowBatch:
     qtype: QuantType
     weight: Tensor
     """float32 [R, C]."""
-    fields: Fields
+    fields: Unpacked
     """Of those rows."""
 
     def each(self, take: Callable[[Tensor], Tensor]) -> RowBatch:
@@ -62,24 +62,24 @@ RowRun = Sequence[RowBatch]
 
 
 @dataclass(frozen=True)
-class Rounded:
+class RoundedRows:
     """What became of a matrix, or of some of its rows."""
 
-    fields: Fields
+    fields: Unpacked
     method: str
     """Of :data:`bitquilt.rounding.METHODS`; nearest where what was asked for is no better."""
     costs: Tensor | None
     """E H Eᵀ of each row [R], under the damped Hessian; None of what is not compared any more."""
 
 
-Done = list[list[Rounded]]
+Done = list[list[RoundedRows]]
 """What became of each piece of some runs."""
 
 Work = Callable[[Sequence[RowRun], Sequence[int]], Done]
 """Given rows of L inputs, and which inputs those are."""
 
 
-def map_batches(pieces: Sequence[RowBatch], inputs: Sequence[int], work: Work) -> list[Rounded]:
+def map_batches(pieces: Sequence[RowBatch], inputs: Sequence[int], work: Work) -> list[RoundedRows]:
     """Do ``work`` on all rows of some matrices of equal width.
 
     Args:
@@ -100,7 +100,7 @@ def map_batches(pieces: Sequence[RowBatch], inputs: Sequence[int], work: Work) -
         return work([run.pieces for run in chunk], [run.input for run in chunk])
 
     done = in_threads(do, chunks) if on_cpu else [do(chunk) for chunk in chunks]
-    parts: list[dict[int, Rounded]] = [{} for _ in pieces]
+    parts: list[dict[int, RoundedRows]] = [{} for _ in pieces]
     for chunk, results in zip(chunks, done, strict=True):
         for run, of_run in zip(chunk, results, strict=True):
             for owner, start, result in zip(run.owners, run.starts, of_run, strict=True):
@@ -191,7 +191,7 @@ def _chunks(runs: Iterable[_Run], room: int) -> Iterator[list[_Run]]:
         yield chunk
 
 
-def _joined(parts: dict[int, Rounded], rows: int) -> Rounded:
+def _joined(parts: dict[int, RoundedRows], rows: int) -> RoundedRows:
     """The rows of one matrix from those of its chunks by their starts, without repeated ones."""
     ordered = [parts[start] for start in sorted(parts)]
     fields = {
@@ -199,4 +199,4 @@ def _joined(parts: dict[int, Rounded], rows: int) -> Rounded:
         for name in ordered[0].fields
     }
     costs = [part.costs for part in ordered if part.costs is not None]
-    return Rounded(fields, ordered[0].method, torch.cat(costs)[:rows] if costs else None)
+    return RoundedRows(fields, ordered[0].method, torch.cat(costs)[:rows] if costs else None)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.qtype import Fields, QuantType
+from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.rounding import kernels
 
 RIDGE = 1e-5
@@ -21,7 +21,7 @@ DEVICE_PULLED = 1 << 26
 """Numbers in memory for all blocks that are worked out together; on a CPU each is alone."""
 
 
-def refit(qtype: QuantType, fields: Fields, weight: Tensor, hessian: Tensor) -> Fields:
+def refit(qtype: QuantType, fields: Unpacked, weight: Tensor, hessian: Tensor) -> Unpacked:
     """The fields with scales of less error E H Eᵀ, codes unchanged.
 
     Args:
@@ -46,7 +46,7 @@ def refit(qtype: QuantType, fields: Fields, weight: Tensor, hessian: Tensor) -> 
     return fields | {name: torch.where(better, new[name], floats[name]) for name in floats}
 
 
-def _share(qtype: QuantType, fields: Fields, floats: Fields, name: str) -> Tensor:
+def _share(qtype: QuantType, fields: Unpacked, floats: Unpacked, name: str) -> Tensor:
     """What one unit of a field's floats contributes to each weight: [R, B, C / B]."""
     unit = {other: torch.full_like(field, other == name) for other, field in floats.items()}
     # [R, C] -> [R, B, C / B]
@@ -98,7 +98,7 @@ def _solved(system: Tensor, gains: Tensor) -> Tensor:
     return torch.nan_to_num(change, 0.0, 0.0, 0.0)
 
 
-def _stored(values: Tensor, floats: Fields) -> Fields:
+def _stored(values: Tensor, floats: Unpacked) -> Unpacked:
     """New floats [R, P] as the fields that they would be stored as."""
     parts = values.split([field.shape[1] for field in floats.values()], 1)
     rounded = {}

@@ -34,7 +34,7 @@ from bitquilt.qtypes.qtype import Allocation, Packed, QuantType
 from bitquilt.rounding.gptaq import Drift, corrected
 from bitquilt.rounding.hessian import factorize
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.rounding.round_layers import Job, round_all
+from bitquilt.rounding.round_layers import RoundingJob, round_all
 from bitquilt.runtime.progress import Progress
 
 ADDED = ("self_attn.o_proj", "mlp.down_proj")
@@ -235,7 +235,7 @@ def _refine_block(refined: SequentialPass, pair: _Pair, rounding: str, progress:
         drift = halves[0] + halves[1]
         factor = factorize(drift.second_moment.unsqueeze(0), [owner], progress)
         jobs = [
-            Job(
+            RoundingJob(
                 corrected(pair.weight(module), halves, factor),
                 qtypes.get(refined.allocation[module]),
             )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Table:
+class LevelTable:
     """Levels at given values, of which the points midway are multiples of 1 / ``cells``.
 
     The line from the lowest value to the highest is cut into cells of that width; all numbers in
@@ -50,7 +50,7 @@ class Table:
 
 
 @cache
-def _cells(table: Table, device: torch.device) -> tuple[Tensor, Tensor]:
+def _cells(table: LevelTable, device: torch.device) -> tuple[Tensor, Tensor]:
     values = torch.tensor(table.values, dtype=torch.float32, device=device)
     count = round((table.highest - table.lowest) * table.cells)
     middles = table.lowest + (torch.arange(count, device=device) + 0.5) / table.cells

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-Function = Callable[..., Sequence[Tensor]]
+TensorFunction = Callable[..., Sequence[Tensor]]
 """Of tensors alone; what else it looks at stays as it is."""
 
 
@@ -24,7 +24,7 @@ class Replay:
     One at a time: all write to the same memory.
     """
 
-    def __init__(self, function: Function) -> None:
+    def __init__(self, function: TensorFunction) -> None:
         """Wrap a function; the recording goes when this object does."""
         self._function = function
         self._shapes: list[Size] | None = None
@@ -74,7 +74,7 @@ def _stream() -> torch.cuda.Stream:
 
 
 def _recorded(
-    graph: torch.cuda.CUDAGraph, function: Function, inputs: Sequence[Tensor], memory: Any
+    graph: torch.cuda.CUDAGraph, function: TensorFunction, inputs: Sequence[Tensor], memory: Any
 ) -> Sequence[Tensor]:
     """What the function will have computed once the graph is played."""
     current, stream = torch.cuda.current_stream(), _stream()

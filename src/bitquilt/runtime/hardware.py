@@ -18,7 +18,7 @@ WIDE = 1024
 """Side of the matrices that are multiplied."""
 LARGE = 1 << 26
 """Floats that are summed: 256 MB, which no cache holds."""
-SECONDS = 0.5
+MEASURING_SECONDS = 0.5
 ENERGY = Path("/sys/class/powercap/intel-rapl:0")
 """Counts the microjoules of the first CPU package, where the kernel lets us read it."""
 
@@ -50,7 +50,7 @@ def rate(work: Callable[[], object]) -> float:
     """How often a second it can be done: the best of several times, which others disturb least."""
     work()
     best, started = float("inf"), time.perf_counter()
-    while time.perf_counter() - started < SECONDS:
+    while time.perf_counter() - started < MEASURING_SECONDS:
         begun = time.perf_counter()
         work()
         best = min(best, time.perf_counter() - begun)

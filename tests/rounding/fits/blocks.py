@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, Llama4ForCausalLM
 
 from bitquilt import demo
-from bitquilt.qtypes.qtype import Fields, QuantType
+from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.rounding.fits.family import fit_family
 
 SLACK = 1 + 1e-4
@@ -71,20 +71,20 @@ def awkward_matrix(size: int) -> Tensor:
     return weight
 
 
-def errors(qtype: QuantType, fields: Fields, weight: Tensor, importance: Tensor) -> Tensor:
+def errors(qtype: QuantType, fields: Unpacked, weight: Tensor, importance: Tensor) -> Tensor:
     """Weighted squared error by block, float64 [R, C / block]."""
     gap = (qtype.decode(fields).double() - weight).square() * importance
     return torch.unflatten(gap, 1, (-1, qtype.block)).sum(-1)
 
 
-def ggml_fields(qtype: QuantType, weight: Tensor, importance: Tensor) -> Fields:
+def ggml_fields(qtype: QuantType, weight: Tensor, importance: Tensor) -> Unpacked:
     """What ggml makes of the matrix with this importance."""
     kind = libgguf.GGMLQuantizationType[qtype.name]
     octets = libgguf.quantize_rows(weight.numpy(), kind, imatrix=importance.numpy())
     return qtype.unpack({"data": torch.from_numpy(np.asarray(octets))})
 
 
-def check_fields(qtype: QuantType, fields: Fields) -> None:
+def check_fields(qtype: QuantType, fields: Unpacked) -> None:
     """They are finite, and packing loses nothing of them."""
     again = qtype.unpack(qtype.pack(fields))
     assert again.keys() == fields.keys()
@@ -95,7 +95,7 @@ def check_fields(qtype: QuantType, fields: Fields) -> None:
 
 
 def check_no_block_is_worse(
-    qtype: QuantType, theirs: Callable[[QuantType, Tensor, Tensor], Fields]
+    qtype: QuantType, theirs: Callable[[QuantType, Tensor, Tensor], Unpacked]
 ) -> None:
     """Random and real blocks, each with its importance and with none: ours ≤ theirs in each.
 

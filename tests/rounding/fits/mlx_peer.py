@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from bitquilt.qtypes.mlx_affine import Affine
-from bitquilt.qtypes.qtype import Fields, QuantType
+from bitquilt.qtypes.qtype import QuantType, Unpacked
 
 
-def mlx_fields(qtype: QuantType, weight: torch.Tensor, importance: torch.Tensor) -> Fields:
+def mlx_fields(qtype: QuantType, weight: torch.Tensor, importance: torch.Tensor) -> Unpacked:
     """Fields by ``mx.quantize``, which knows no importance."""
     mx = pytest.importorskip("mlx.core")
     mode = {"group_size": qtype.block, "bits": 4, "mode": qtype.name}

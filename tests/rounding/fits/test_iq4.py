@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from bitquilt import qtypes
-from bitquilt.qtypes.blocks32 import IQ4_VALUES
+from bitquilt.qtypes.iq4 import IQ4_VALUES
 from bitquilt.qtypes.mxfp4 import MxFp4
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.fits import iq4, mxfp4
-from bitquilt.rounding.tables import Table
+from bitquilt.rounding.tables import LevelTable
 from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, ggml_fields
 
 every_qtype = pytest.mark.parametrize(
@@ -27,9 +27,9 @@ def test_awkward_blocks(qtype: QuantType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "values"), [(iq4.VALUES, IQ4_VALUES), (mxfp4.VALUES, MxFp4.table)]
+    ("table", "values"), [(iq4.IQ4_TABLE, IQ4_VALUES), (mxfp4.MXFP4_TABLE, MxFp4.table)]
 )
-def test_lookup_finds_the_nearest(table: Table, values: tuple[float, ...]) -> None:
+def test_lookup_finds_the_nearest(table: LevelTable, values: tuple[float, ...]) -> None:
     numbers = torch.linspace(1.3 * min(values), 1.3 * max(values), 10_001)
     expected = (numbers.unsqueeze(1) - torch.tensor(values)).abs().amin(1)
     levels = table.levels(numbers.clone())

@@ -11,12 +11,13 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.metrics.kl import logits
+from bitquilt.metrics.kl_loss import kl_loss
 from bitquilt.metrics.teacher import Teacher, token_metrics, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.tuning import distill
-from bitquilt.rounding.tuning.learned import Stored
+from bitquilt.rounding.tuning.learned import StoredRange
 from bitquilt.rounding.tuning.student import Student
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.workdir import WorkDir
@@ -220,10 +221,10 @@ def test_gradients_are_those_of_the_divergence(tmp_path, tied):
     student = Student(case.checkpoint, case.allocation, case.packed, compute_device())
     for own in student._learned.values():
         for one in own:
-            one.stored = Stored(torch.float32)
+            one.stored = StoredRange(torch.float32)
     model = BlockwiseModel(case.checkpoint, student.weight)
     few = case.teacher.first(4, LENGTH)
-    distill.divergence(model, few).backward()
+    kl_loss(model, few).backward()
     changes = student.changes()
     direction = [change.grad.clone() for change in changes]
     slope = sum(float(g.square().sum()) for g in direction)
@@ -233,6 +234,6 @@ def test_gradients_are_those_of_the_divergence(tmp_path, tied):
     def moved(by):
         for change, g in zip(changes, direction, strict=True):
             change.copy_(by * g)
-        return float(distill.divergence(model, few))
+        return float(kl_loss(model, few))
 
     assert (moved(reach) - moved(-reach)) / (2 * reach) == pytest.approx(slope, rel=0.02)

@@ -6,7 +6,7 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.tuning.learned import Norm, Scales, Stored
+from bitquilt.rounding.tuning.learned import Norm, Scales, StoredRange
 
 
 def test_a_change_is_counted_in_what_it_does_to_the_weights():
@@ -15,7 +15,7 @@ def test_a_change_is_counted_in_what_it_does_to_the_weights():
     weight = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
     fields = qtype.unpack(qtype.pack(fit(qtype, weight, None)))
     start = {name: fields.pop(name) for name in ("d", "dmin")}
-    scales = Scales(start, lambda own: qtype.decode(fields | own), Stored(torch.float32))
+    scales = Scales(start, lambda own: qtype.decode(fields | own), StoredRange(torch.float32))
 
     def blocks():
         return qtype.decode(fields | scales.values()).detach().unflatten(1, (2, 256))
@@ -39,7 +39,7 @@ def test_what_is_zero_stays_zero():
     fields = qtype.unpack(qtype.pack(fit(qtype, torch.zeros(2, 64), None)))
     codes = fields.pop("codes")
     scales = Scales(
-        fields, lambda own: qtype.decode({"codes": codes} | own), Stored(torch.bfloat16)
+        fields, lambda own: qtype.decode({"codes": codes} | own), StoredRange(torch.bfloat16)
     )
     with torch.no_grad():
         for change in scales.changes.values():
@@ -48,7 +48,7 @@ def test_what_is_zero_stays_zero():
 
 
 def test_gemmas_norms_change_relative_to_one_more():
-    norm = Norm(torch.tensor([0.0, 1.0]), 1.0, Stored(torch.float32))
+    norm = Norm(torch.tensor([0.0, 1.0]), 1.0, StoredRange(torch.float32))
     with torch.no_grad():
         norm.changes["weight"].fill_(0.5)
     assert norm.values()["weight"].tolist() == [0.5, 2.0]
@@ -56,7 +56,7 @@ def test_gemmas_norms_change_relative_to_one_more():
 
 def test_numbers_are_whole_and_in_range_and_gradients_pass():
     exact = torch.tensor([-40.0, 1.4, 99.0], requires_grad=True)
-    stored = Stored(torch.int8, -32, 31)(exact)
+    stored = StoredRange(torch.int8, -32, 31)(exact)
     assert stored.tolist() == [-32, 1, 31]
     stored.sum().backward()
     assert exact.grad.tolist() == [1, 1, 1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.mlx_affine import Affine
-from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.affine_search import (
     Line,
     Lines,
@@ -31,14 +31,14 @@ COARSE = (0.0, 0.2, 0.4)
 """Up to 4 bits much is won by clipping either end of the range …"""
 FINE = (0.0, 0.1)
 """… from 5 bits on little, but more by the neighbours of the stored numbers."""
-NEIGHBOURS = (-1, 0, 1)
+STORED_NEIGHBOURS = (-1, 0, 1)
 
 
 @fit_family.register
-def _affine(qtype: Affine, weight: Tensor, importance: Tensor) -> Fields:
+def _affine(qtype: Affine, weight: Tensor, importance: Tensor) -> Unpacked:
     """The best of mlx's own line and of lines fitted to clipped ranges, all as they are stored."""
 
-    def fit(groups: Tensor, shares: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         of = lines(groups, shares, qtype.high, torch.bfloat16)
         best = _fitted(of, better(from_below(of), _stock(of, groups)), coarse=qtype.width <= 4)
         return {
@@ -54,7 +54,7 @@ def _fitted(of: Lines, best: Line, coarse: bool) -> Line:
     if coarse:
         return alternate(of, *search_range(of, COARSE), best, rounds=2)
     best = alternate(of, *search_range(of, FINE), best, rounds=1)
-    return try_neighbours(of, best, NEIGHBOURS, NEIGHBOURS)
+    return try_neighbours(of, best, STORED_NEIGHBOURS, STORED_NEIGHBOURS)
 
 
 def _stock(of: Lines, groups: Tensor) -> Line:

@@ -12,10 +12,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from bitquilt.rounding.fits.groups import Storage, dot, inverse, power_of_two
+from bitquilt.rounding.fits.groups import TINY, Storage, dot, inverse, power_of_two
 
-TINY = torch.finfo(torch.float32).tiny
-VANISHING = 1e-6
+LEAST_VARIANCE = 1e-6
 """Least variance of codes, in squared codes, that a line is fitted through."""
 
 
@@ -94,7 +93,7 @@ def search_range(of: Lines, parts: Sequence[float]) -> tuple[Tensor, Tensor]:
         torch.linalg.vecdot(code.square_(), of.importance, out=squares[i])
     centres = sums / total
     covariances = products - sums * mean
-    slopes = covariances / (squares - sums * centres).clamp_min_(VANISHING)
+    slopes = covariances / (squares - sums * centres).clamp_min_(LEAST_VARIANCE)
     best = (slopes * covariances).argmax(0, keepdim=True)
     slope, centre = slopes.gather(0, best)[0], centres.gather(0, best)[0]
     return slope.unsqueeze(-1), (mean - slope * centre).unsqueeze(-1)
@@ -171,10 +170,10 @@ def _refit(
     cross, mean = dot(residual, code), residual.sum(-1, keepdim=True) / total
     weighted = code * of.importance
     centre, square = weighted.sum(-1, keepdim=True) / total, dot(weighted, code)
-    variance = (square - total * centre.square()).clamp_min_(VANISHING)
+    variance = (square - total * centre.square()).clamp_min_(LEAST_VARIANCE)
     slope = (cross - total * mean * centre) / variance
     shifted = of.offset.nearest(offset + mean - slope * centre)
-    step = (cross - (shifted - offset) * total * centre) / square.clamp_min_(VANISHING)
+    step = (cross - (shifted - offset) * total * centre) / square.clamp_min_(LEAST_VARIANCE)
     return scale + step, shifted
 
 

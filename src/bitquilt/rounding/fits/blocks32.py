@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.blocks32 import Q8_0, Asymmetric, Symmetric
-from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.ggml import SMALL_BLOCK
+from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.affine_search import (
     Line,
     Lines,
@@ -24,14 +25,18 @@ from bitquilt.rounding.fits.affine_search import (
 )
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import Storage, dot, fit_by_rows, inverse, power_of_two
-from bitquilt.rounding.fits.scale_search import Levels, largest, refine_scales, search_scales
+from bitquilt.rounding.fits.scale_search import (
+    NearestLevels,
+    furthest_weight,
+    refine_scales,
+    search_scales,
+)
 
-BLOCK = 32
-PARTS = (0.0, 0.15, 0.35)
+RANGE_CUTS = (0.0, 0.15, 0.35)
 """Of half a block's range, by which the search draws in either end."""
 GGML_STEPS = tuple(i / 20 for i in range(-18, 19))
 """ggml's steps about the top code of Q4_1 and Q5_1."""
-TURNED = tuple(-i / 10 for i in range(-9, 10))
+GGML_LOWEST_STEPS = tuple(-i / 10 for i in range(-9, 10))
 """ggml's steps about the lowest code of Q4_0 and Q5_0, where the largest weight starts."""
 CLIPPED = (1.25, 1.5)
 """Parts of the lowest code: further starts, that clip the largest weight."""
@@ -40,34 +45,34 @@ REVERSED = (1.0, 1.08, 1.3)
 
 
 @fit_family.register
-def _symmetric(qtype: Symmetric, weight: Tensor, importance: Tensor) -> Fields:
+def _symmetric(qtype: Symmetric, weight: Tensor, importance: Tensor) -> Unpacked:
     """Both signs of the scale are tried: the codes reach one step further below than above."""
     levels = _integers(qtype.low, qtype.high)
     starts = (
-        *(qtype.low + turned for turned in TURNED),
+        *(qtype.low + turned for turned in GGML_LOWEST_STEPS),
         *(qtype.low * part for part in CLIPPED),
         *(qtype.high * part for part in REVERSED),
     )
 
-    def fit(groups: Tensor, shares: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         groups, storage = _scaled(groups)
-        factor = inverse(largest(groups))
+        factor = inverse(furthest_weight(groups))
         scales = search_scales(groups, shares, levels, factor, starts, storage.nearest)
         scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
         return _fields(groups, levels, scales, storage)
 
-    return fit_by_rows(weight, importance, BLOCK, fit)
+    return fit_by_rows(weight, importance, SMALL_BLOCK, fit)
 
 
 @fit_family.register
-def _bytes(qtype: Q8_0, weight: Tensor, importance: Tensor) -> Fields:
+def _bytes(qtype: Q8_0, weight: Tensor, importance: Tensor) -> Unpacked:
     """The scale that just holds the largest weight, as ggml's, or the best for its codes.
 
     All is in units of the scale, so nothing overflows. With l the codes and r what they miss by, a
     scale larger by a share m takes m (2 Σ h l r - m Σ h l²) off the error (h importance).
     """
 
-    def fit(groups: Tensor, shares: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         scales = (groups.abs().amax(-1, keepdim=True) / qtype.high).half().float()
         wanted = groups * inverse(scales)
         level = wanted.round().clamp_(qtype.low, qtype.high)
@@ -81,7 +86,7 @@ def _bytes(qtype: Q8_0, weight: Tensor, importance: Tensor) -> Fields:
         )
         return {"codes": codes.to(torch.int8).flatten(1), "d": scales.flatten(1)}
 
-    return fit_by_rows(weight, importance, BLOCK, fit)
+    return fit_by_rows(weight, importance, SMALL_BLOCK, fit)
 
 
 def _scaled(groups: Tensor) -> tuple[Tensor, Storage]:
@@ -90,12 +95,12 @@ def _scaled(groups: Tensor) -> tuple[Tensor, Storage]:
     return groups / unit, Storage(torch.float16, unit)
 
 
-def _integers(low: int, high: int) -> Levels:
+def _integers(low: int, high: int) -> NearestLevels:
     """Levels at all integers from low to high."""
     return lambda numbers: numbers.round_().clamp_(low, high)
 
 
-def _fields(groups: Tensor, levels: Levels, scales: Tensor, storage: Storage) -> Fields:
+def _fields(groups: Tensor, levels: NearestLevels, scales: Tensor, storage: Storage) -> Unpacked:
     """Codes int8 [R, C] and ``d`` float32 [R, B]."""
     return {
         "codes": levels(groups * inverse(scales)).to(torch.int8).flatten(1),
@@ -104,13 +109,13 @@ def _fields(groups: Tensor, levels: Levels, scales: Tensor, storage: Storage) ->
 
 
 @fit_family.register
-def _asymmetric(qtype: Asymmetric, weight: Tensor, importance: Tensor) -> Fields:
+def _asymmetric(qtype: Asymmetric, weight: Tensor, importance: Tensor) -> Unpacked:
     """The better of ggml's line and of lines fitted to clipped ranges, then alternated."""
 
-    def fit(groups: Tensor, shares: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         of = lines(groups, shares, qtype.high, torch.float16)
         best = better(from_below(of), _stock(of, groups, shares))
-        best = alternate(of, *search_range(of, PARTS), best, rounds=1)
+        best = alternate(of, *search_range(of, RANGE_CUTS), best, rounds=1)
         best = alternate(of, best.scale, best.offset, best, rounds=1)
         return {
             "codes": codes(of, best.scale, best.offset).to(torch.uint8).flatten(1),
@@ -118,7 +123,7 @@ def _asymmetric(qtype: Asymmetric, weight: Tensor, importance: Tensor) -> Fields
             "m": of.offset.stored(best.offset).float().flatten(1),
         }
 
-    return fit_by_rows(weight, importance, BLOCK, fit)
+    return fit_by_rows(weight, importance, SMALL_BLOCK, fit)
 
 
 def _stock(of: Lines, groups: Tensor, importance: Tensor) -> Line:

@@ -9,11 +9,11 @@ from functools import singledispatch
 
 from torch import Tensor
 
-from bitquilt.qtypes.qtype import Fields, QuantType
+from bitquilt.qtypes.qtype import QuantType, Unpacked
 
 
 @singledispatch
-def fit_family(qtype: QuantType, weight: Tensor, importance: Tensor) -> Fields:
+def fit_family(qtype: QuantType, weight: Tensor, importance: Tensor) -> Unpacked:
     """Scales and codes of least error Σ importance · (level − weight)², near enough.
 
     One implementation per family of types, found by the type of ``qtype``.

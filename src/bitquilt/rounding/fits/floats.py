@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from bitquilt.qtypes.floats import Float
-from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.family import fit_family
 
 
 @fit_family.register
-def _float(qtype: Float, weight: Tensor, importance: Tensor) -> Fields:
+def _float(qtype: Float, weight: Tensor, importance: Tensor) -> Unpacked:
     """Every weight goes to its nearest number by itself, ties to even; importance cannot matter."""
     return {"codes": weight.to(qtype.dtype)}

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.qtype import Fields
-from bitquilt.qtypes.rows import CPU_CHUNK, by_rows
+from bitquilt.qtypes.qtype import Unpacked
+from bitquilt.qtypes.rows import CPU_WEIGHTS, by_rows
 
+TINY = torch.finfo(torch.float32).tiny
+"""The least normal number: what denominators are kept above."""
 EXPONENTS = (-126, 126)
 """A power of two within these has a reciprocal that is a normal number too."""
 
@@ -22,9 +24,9 @@ def fit_by_rows(
     weight: Tensor,
     importance: Tensor,
     size: int,
-    fit: Callable[[Tensor, Tensor], Fields],
-    cpu_chunk: int = CPU_CHUNK,
-) -> Fields:
+    fit: Callable[[Tensor, Tensor], Unpacked],
+    cpu_chunk: int = CPU_WEIGHTS,
+) -> Unpacked:
     """Fit a matrix a few rows at a time.
 
     Args:

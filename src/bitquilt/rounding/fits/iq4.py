@@ -11,32 +11,48 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.blocks32 import IQ4_NL, IQ4_VALUES
-from bitquilt.qtypes.iquants import IQ4_XS, SUPER_BLOCK
-from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.ggml import SMALL_BLOCK, SUPER_BLOCK
+from bitquilt.qtypes.iq4 import IQ4_NL, IQ4_VALUES, IQ4_XS
+from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.family import fit_family
-from bitquilt.rounding.fits.groups import Storage, dot, fit_by_rows, inverse, power_of_two
+from bitquilt.rounding.fits.groups import TINY, Storage, dot, fit_by_rows, inverse, power_of_two
 from bitquilt.rounding.fits.scale_search import (
     error_and_step,
-    largest,
+    furthest_weight,
     refine_scales,
     search_scales,
 )
-from bitquilt.rounding.tables import Table
+from bitquilt.rounding.tables import LevelTable
 
-BLOCK = 32
-SUB_BLOCKS = SUPER_BLOCK // BLOCK
-VALUES = Table(IQ4_VALUES, cells=2)
-STOCK = (127, *range(-134, -119))
+SUB_BLOCKS = SUPER_BLOCK // SMALL_BLOCK
+IQ4_TABLE = LevelTable(IQ4_VALUES, cells=2)
+GGML_IQ4_STARTS = (127, *range(-134, -119))
 """Levels that ggml starts the largest weight on."""
-STARTS = (-120, -123, -126, -129, -132, -138, -150, -170, -200, 108, 113, 118, 125, 135, 150, 175)
+IQ4_STARTS = (
+    -120,
+    -123,
+    -126,
+    -129,
+    -132,
+    -138,
+    -150,
+    -170,
+    -200,
+    108,
+    113,
+    118,
+    125,
+    135,
+    150,
+    175,
+)
 """Those that our search does: either sign, and far beyond the levels, which clips."""
-NEAR = (0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02)
+SECOND_STARTS = (0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02)
 """Second starts, as parts of the best scale of the first."""
-ROUNDS = 2
+IQ4_ROUNDS = 2
 LOWEST, HIGHEST = -32, 31
 """The sub-block scales of IQ4_XS."""
-PLACES = (
+LARGEST_SCALE_STARTS = (
     -32.0,
     -31.5,
     -31.0,
@@ -56,22 +72,24 @@ PLACES = (
 
 
 @fit_family.register
-def _block(qtype: IQ4_NL, weight: Tensor, importance: Tensor) -> Fields:
+def _block(qtype: IQ4_NL, weight: Tensor, importance: Tensor) -> Unpacked:
 
-    def fit(groups: Tensor, shares: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         unit = power_of_two(groups.abs().amax(-1, keepdim=True))
         groups, storage = groups / unit, Storage(torch.float16, unit)
         stock = storage.nearest(_stock(groups, shares, groups))
         scales = _search(groups, shares, storage.nearest)
-        scales = refine_scales(groups, shares, VALUES.levels, scales, storage.nearest, ROUNDS)
+        scales = refine_scales(
+            groups, shares, IQ4_TABLE.levels, scales, storage.nearest, IQ4_ROUNDS
+        )
         stock_error, error = (
-            error_and_step(groups, shares, VALUES.levels, tried)[0] for tried in (stock, scales)
+            error_and_step(groups, shares, IQ4_TABLE.levels, tried)[0] for tried in (stock, scales)
         )
         scales = torch.where(stock_error < error, stock, scales)
-        codes = VALUES.codes(groups * inverse(scales))
+        codes = IQ4_TABLE.codes(groups * inverse(scales))
         return {"codes": codes.flatten(1), "d": storage.stored(scales).float().flatten(1)}
 
-    return fit_by_rows(weight, importance, BLOCK, fit)
+    return fit_by_rows(weight, importance, SMALL_BLOCK, fit)
 
 
 def _stock(groups: Tensor, importance: Tensor, spread_over: Tensor) -> Tensor:
@@ -83,8 +101,8 @@ def _stock(groups: Tensor, importance: Tensor, spread_over: Tensor) -> Tensor:
     spread = 2 * spread_over.square().mean(-1, keepdim=True)
     spread = spread.repeat_interleave(groups.shape[1] // spread.shape[1], 1)
     weights = importance * (groups.square() + spread).sqrt_()
-    factor = inverse(largest(groups))
-    return search_scales(groups, weights, VALUES.levels, factor, STOCK, _as_it_is)
+    factor = inverse(furthest_weight(groups))
+    return search_scales(groups, weights, IQ4_TABLE.levels, factor, GGML_IQ4_STARTS, _as_it_is)
 
 
 def _as_it_is(scales: Tensor) -> Tensor:
@@ -93,25 +111,27 @@ def _as_it_is(scales: Tensor) -> Tensor:
 
 def _search(groups: Tensor, importance: Tensor, nearest: Callable[[Tensor], Tensor]) -> Tensor:
     """Scales [R, N, 1] of blocks by themselves."""
-    factor = inverse(largest(groups))
-    scales = search_scales(groups, importance, VALUES.levels, factor, STARTS, nearest)
-    return search_scales(groups, importance, VALUES.levels, inverse(scales), NEAR, nearest)
+    factor = inverse(furthest_weight(groups))
+    scales = search_scales(groups, importance, IQ4_TABLE.levels, factor, IQ4_STARTS, nearest)
+    return search_scales(
+        groups, importance, IQ4_TABLE.levels, inverse(scales), SECOND_STARTS, nearest
+    )
 
 
 @fit_family.register
-def _super_block(qtype: IQ4_XS, weight: Tensor, importance: Tensor) -> Fields:
+def _super_block(qtype: IQ4_XS, weight: Tensor, importance: Tensor) -> Unpacked:
     """Blocks by themselves, then the super-block scale that keeps closest to theirs, then both."""
 
-    def fit(supers: Tensor, shares: Tensor) -> Fields:
+    def fit(supers: Tensor, shares: Tensor) -> Unpacked:
         unit = power_of_two(supers.abs().amax(-1, keepdim=True))
         supers, storage = supers / unit, Storage(torch.float16, unit)
         # [R, B, 256] -> [R, N, 32]
         groups, shares = (
-            torch.unflatten(each, 2, (-1, BLOCK)).flatten(1, 2) for each in (supers, shares)
+            torch.unflatten(each, 2, (-1, SMALL_BLOCK)).flatten(1, 2) for each in (supers, shares)
         )
         stock = _by_super(_stock(groups, shares, supers))
         d, scales = _joint(groups, shares, _search(groups, shares, _as_it_is), stock, storage)
-        codes = VALUES.codes(groups * inverse(_steps(d, scales)))
+        codes = IQ4_TABLE.codes(groups * inverse(_steps(d, scales)))
         return {
             "codes": codes.flatten(1),
             "scales": scales.to(torch.int8).flatten(1),
@@ -139,16 +159,16 @@ def _joint(
         storage: of super-block scales.
     """
     # ggml puts the largest scale on the lowest integer.
-    d = largest(stock) / LOWEST
+    d = furthest_weight(stock) / LOWEST
     scales, d = _integers(stock, d), storage.nearest(d)
-    error = error_and_step(groups, importance, VALUES.levels, _steps(d, scales))[0]
+    error = error_and_step(groups, importance, IQ4_TABLE.levels, _steps(d, scales))[0]
     best, least = (d, scales), _by_super(error).sum(-1, keepdim=True)
     # How much a block minds its scale: the error grows by Σ h l² times the difference squared.
-    level = VALUES.levels(groups * inverse(ideal))
+    level = IQ4_TABLE.levels(groups * inverse(ideal))
     pull = _by_super(dot(level.square_(), importance))
     d = storage.nearest(_closest(_by_super(ideal), pull))
     scales = _integers(_by_super(ideal), d)
-    for _ in range(ROUNDS):
+    for _ in range(IQ4_ROUNDS):
         scales, error, refitted = _neighbours(groups, importance, d, scales)
         better = error < least
         least = torch.where(better, error, least)
@@ -169,11 +189,11 @@ def _integers(ideal: Tensor, d: Tensor) -> Tensor:
 
 def _closest(ideal: Tensor, pull: Tensor) -> Tensor:
     """The super-block scale [R, B, 1] whose multiples are closest to what blocks want [R, B, S]."""
-    factors = inverse(largest(ideal))
+    factors = inverse(furthest_weight(ideal))
     candidates, costs = [], []
-    for place in PLACES:
+    for place in LARGEST_SCALE_STARTS:
         integer = (ideal * (factors * place)).round_().clamp_(LOWEST, HIGHEST)
-        square = dot(pull, integer.square()).clamp_min_(torch.finfo(torch.float32).tiny)
+        square = dot(pull, integer.square()).clamp_min_(TINY)
         d = dot(pull, ideal * integer) / square
         candidates.append(d)
         costs.append(dot(pull, (ideal - d * integer).square_()))
@@ -189,14 +209,14 @@ def _neighbours(
     for move in (0, -1, 1):
         integer = (scales + move).clamp_(LOWEST, HIGHEST)
         step = _steps(d, integer)
-        error, correction = error_and_step(groups, importance, VALUES.levels, step)
+        error, correction = error_and_step(groups, importance, IQ4_TABLE.levels, step)
         tried.append(integer)
         errors.append(_by_super(error))
         wanted.append(_by_super(step + correction))
     least, best = torch.stack(errors).min(0, keepdim=True)
     scales = torch.stack(tried).gather(0, best)[0]
     ideal = torch.stack(wanted).gather(0, best)[0]
-    level = VALUES.levels(groups * inverse(_steps(d, scales)))
+    level = IQ4_TABLE.levels(groups * inverse(_steps(d, scales)))
     pull = _by_super(dot(level.square_(), importance))
-    square = dot(pull, scales.square()).clamp_min_(torch.finfo(torch.float32).tiny)
+    square = dot(pull, scales.square()).clamp_min_(TINY)
     return scales, least[0].sum(-1, keepdim=True), dot(pull, scales * ideal) / square

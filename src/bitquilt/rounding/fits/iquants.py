@@ -17,15 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.iquants import SUPER_BLOCK, Codebook, codebook
-from bitquilt.qtypes.qtype import Fields
-from bitquilt.rounding.codebooks import LONG, VECTOR, cells_of, choose_signs, masks_of
+from bitquilt.qtypes.ggml import SUPER_BLOCK
+from bitquilt.qtypes.iquants import Codebook, codebook
+from bitquilt.qtypes.qtype import Unpacked
+from bitquilt.rounding.codebooks import SHORTLIST_LENGTHS, VECTOR, cells_of, choose_signs, masks_of
 from bitquilt.rounding.fits.family import fit_family
-from bitquilt.rounding.fits.groups import fit_by_rows, power_of_two
+from bitquilt.rounding.fits.groups import TINY, fit_by_rows, power_of_two
 
-CPU_CHUNK = 1 << 17
+SHORTLIST_CHUNK = 1 << 17
 """Weights at a time on a CPU: shortlists of more fall out of the cache, with fewer threads wait."""
-REACH = {8: 2.0, 4: 2.5}
+FIRST_STEP_REACH = {8: 2.0, 4: 2.5}
 """Root mean squares that the largest magnitude stands for at the first step, by m."""
 CENTRES = (0.7, 0.98, 1.37, 1.9)
 """Multiples of the first step at which patterns are shortlisted …"""
@@ -36,24 +37,23 @@ QUICK = 16
 LARGEST_MULTIPLES = tuple(25.0 + i / 2 for i in range(28))
 """What the largest step of a super-block is tried as, in units; scales reach 31."""
 TOP_SCALE = 15
-NEIGHBOURS = {8: (-1, 0, 1), 4: (-2, -1, 0, 1, 2)}
+CODEBOOK_SCALE_NEIGHBOURS = {8: (-1, 0, 1), 4: (-2, -1, 0, 1, 2)}
 """Scales that are compared on longer shortlists, by m."""
 LEAST_STEP = 1e-10
 """Where the weights are near one: for sub-blocks of zeros."""
-TINY = torch.finfo(torch.float32).tiny
 
 
 @fit_family.register
-def _codebook(qtype: Codebook, weight: Tensor, importance: Tensor) -> Fields:
+def _codebook(qtype: Codebook, weight: Tensor, importance: Tensor) -> Unpacked:
 
-    def fit(blocks: Tensor, shares: Tensor) -> Fields:
+    def fit(blocks: Tensor, shares: Tensor) -> Unpacked:
         # [R, B, 256] -> [R, G, 8]
         return _fit(qtype, blocks, shares.view(len(shares), -1, VECTOR))
 
-    return fit_by_rows(weight, importance, SUPER_BLOCK, fit, CPU_CHUNK)
+    return fit_by_rows(weight, importance, SUPER_BLOCK, fit, SHORTLIST_CHUNK)
 
 
-def _fit(qtype: Codebook, blocks: Tensor, shares: Tensor) -> Fields:
+def _fit(qtype: Codebook, blocks: Tensor, shares: Tensor) -> Unpacked:
     """Fit some rows as super-blocks [R, B, 256]; shares [R, G, 8] is the importance."""
     power = power_of_two(blocks.abs().amax(-1, keepdim=True))
     # No type has a place for what is not finite; the caller refuses it.
@@ -65,7 +65,7 @@ def _fit(qtype: Codebook, blocks: Tensor, shares: Tensor) -> Fields:
     def as_stored(units: Tensor) -> Tensor:
         return to_stored(units) * qtype.unit / power
 
-    search = Search.start(qtype, vectors, shares)
+    search = StepSearch.start(qtype, vectors, shares)
     units, scales = nearest_scales(search.best_steps())
     units, scales, codes = search.settle(as_stored(units), scales, as_stored)
     return {
@@ -119,7 +119,7 @@ class Shortlists:
 
 
 @dataclass(frozen=True)
-class Search:
+class StepSearch:
     """The search over steps and patterns for some rows whose weights are near one."""
 
     name: str
@@ -136,13 +136,13 @@ class Search:
     """[R, B, n]: a first guess of the steps."""
 
     @classmethod
-    def start(cls, qtype: Codebook, vectors: Tensor, shares: Tensor) -> Search:
+    def start(cls, qtype: Codebook, vectors: Tensor, shares: Tensor) -> StepSearch:
         """Guess steps from root mean squares; settle the signs [R, G, 8] under them."""
         patterns = codebook(qtype.name)
         width, count = patterns.shape[1], qtype.sub_block // VECTOR
         total = torch.linalg.vecdot(vectors.square(), shares).unflatten(1, (-1, count)).sum(-1)
         share = shares.sum(-1).unflatten(1, (-1, count)).sum(-1)
-        first = (total / share).sqrt_().mul_(REACH[width] / patterns.max().item())
+        first = (total / share).sqrt_().mul_(FIRST_STEP_REACH[width] / patterns.max().item())
         first.clamp_min_(LEAST_STEP)
         of_vectors = _repeated(first, count).view(len(first), -1, 1)
         signs = choose_signs(qtype, vectors, shares, of_vectors)
@@ -172,8 +172,10 @@ class Search:
         Returns:
             units, scales and codes int16 [N].
         """
-        lists = self._shortlists(units * (2 * scales + 1), LONG[self.width])
-        near = [(scales + shift).clamp_(0, TOP_SCALE) for shift in NEIGHBOURS[self.width]]
+        lists = self._shortlists(units * (2 * scales + 1), SHORTLIST_LENGTHS[self.width])
+        near = [
+            (scales + shift).clamp_(0, TOP_SCALE) for shift in CODEBOOK_SCALE_NEIGHBOURS[self.width]
+        ]
         scales = _cheapest(near, [self._cost(lists, units * (2 * each + 1)) for each in near])
         multiples = 2 * scales + 1
         _, *sums = lists.cheapest(self._by_pattern(units * multiples))

@@ -13,20 +13,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.kquants import SUPER_BLOCK, Signed, WithMins
-from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.ggml import SUPER_BLOCK
+from bitquilt.qtypes.kquants import Signed, WithMins
+from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.qtypes.rows import by_rows
 
-TINY = torch.finfo(torch.float32).tiny
-
-Fit = Callable[[Tensor, Tensor], Fields]
+Fit = Callable[[Tensor, Tensor], Unpacked]
 """Weights and importance [k, J, N] to float32 fields: ``codes`` [k, J, N], scales (and mins)
 [J, N], the scales of super-blocks [N]."""
 
 
 def fit_super_blocks(
     qtype: Signed | WithMins, weight: Tensor, importance: Tensor, fit: Fit
-) -> Fields:
+) -> Unpacked:
     """Fit a matrix [R, C] with importance [R, C] a few rows at a time."""
     whole = torch.int8 if isinstance(qtype, Signed) else torch.uint8
 
@@ -35,7 +34,7 @@ def fit_super_blocks(
         parts = torch.unflatten(rows, 1, (-1, SUPER_BLOCK // qtype.sub_block, qtype.sub_block))
         return parts.permute(3, 2, 0, 1).flatten(2).contiguous()
 
-    def fit_rows(rows: Tensor, shares: Tensor) -> Fields:
+    def fit_rows(rows: Tensor, shares: Tensor) -> Unpacked:
         fields = fit(by_block(rows), by_block(shares))
         for name, field in fields.items():
             # [k, J, N] or [J, N] or [N] -> [N, J, k] or [N, J] or [N] -> [r, …]
@@ -52,7 +51,7 @@ def half(numbers: Tensor) -> Tensor:
     return numbers.half().float()
 
 
-def inverse(numbers: Tensor) -> Tensor:
+def finite_reciprocal(numbers: Tensor) -> Tensor:
     """1 / number, and 0 where that is infinite."""
     return torch.reciprocal(numbers).nan_to_num_(0.0, 0.0, 0.0)
 

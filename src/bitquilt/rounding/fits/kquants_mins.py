@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.kquants import WithMins
-from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.family import fit_family
-from bitquilt.rounding.fits.kquants import fit_super_blocks, half, inverse, pick_best
+from bitquilt.rounding.fits.kquants import finite_reciprocal, fit_super_blocks, half, pick_best
 
-VANISHING = 1e-5
+LEAST_RELATIVE_VARIANCE = 1e-5
 """Least variance of codes that a line is fitted through, as a share of their mean square: a smaller
 one is rounding."""
 RANGE_STARTS = {
@@ -52,14 +52,14 @@ DMIN_SHARES = (0.85, 0.92, 1.0, 1.05)
 """Of the largest integer: where a tried d puts the largest scale, a tried dmin the furthest min."""
 D_KEPT = 2
 """How many d are tried with every dmin, besides one for mins of one sign."""
-NEIGHBOURS = tuple((scale, least) for scale in (0, -1, 1) for least in (0, -1, 1))
+SCALE_MIN_NEIGHBOURS = tuple((scale, least) for scale in (0, -1, 1) for least in (0, -1, 1))
 """Steps of scale and min tried around those chosen."""
-ROUNDS = 2
+MINS_ROUNDS = 2
 
 
 @fit_family.register
-def _with_mins(qtype: WithMins, weight: Tensor, importance: Tensor) -> Fields:
-    def fit(weights: Tensor, shares: Tensor) -> Fields:
+def _with_mins(qtype: WithMins, weight: Tensor, importance: Tensor) -> Unpacked:
+    def fit(weights: Tensor, shares: Tensor) -> Unpacked:
         blocks = _Blocks(qtype, weights, shares)
         best = _refine(blocks, *_search(blocks))
         return {"codes": blocks.codes(*best.line()), **vars(best)}
@@ -87,7 +87,7 @@ class _Scales:
 
     def line(self) -> tuple[Tensor, Tensor]:
         """Factor and addend [J, N] that turn a weight to its code."""
-        factor = inverse(self.d * self.scales)
+        factor = finite_reciprocal(self.d * self.scales)
         return factor, self.dmin * self.mins * factor
 
 
@@ -122,12 +122,12 @@ class _Blocks:
             torch.sum(product.mul_(codes), 0, out=squares[i])
         means = sums / self.total
         covariances.addcmul_(means, self.left, value=-1)
-        vanishing = squares.clamp_min(1.0) * VANISHING
+        vanishing = squares.clamp_min(1.0) * LEAST_RELATIVE_VARIANCE
         return _Moments(means, covariances, torch.maximum(squares - sums * means, vanishing))
 
     def whole(self, numbers: Tensor, unit: Tensor, out: Tensor | None = None) -> Tensor:
         """The nearest integers that can be stored to numbers [M, J, N] over units [N]."""
-        return self.clamp(torch.mul(numbers, inverse(unit), out=out).round_())
+        return self.clamp(torch.mul(numbers, finite_reciprocal(unit), out=out).round_())
 
     def clamp(self, integers: Tensor) -> Tensor:
         return integers.clamp_(0, self.qtype.highest_scale)
@@ -153,10 +153,10 @@ def _starts(blocks: _Blocks) -> tuple[Tensor, Tensor]:
     """Factors and addends [M, J, N] of the lines to start from, the last of them through zero."""
     low, high = blocks.weights.amin(0), blocks.weights.amax(0)
     reaches = low.new_tensor(RANGE_STARTS[blocks.qtype.name]).view(-1, 2, 1, 1)
-    factors = (reaches[:, 1] - reaches[:, 0]) * inverse(high - low)
+    factors = (reaches[:, 1] - reaches[:, 0]) * finite_reciprocal(high - low)
     addends = torch.addcmul(reaches[:, 0], low, factors, value=-1)
     tops = blocks.qtype.high * low.new_tensor(THROUGH_ZERO).view(-1, 1, 1)
-    through = tops * inverse(high.clamp_min(0) - low.clamp_max(0))
+    through = tops * finite_reciprocal(high.clamp_min(0) - low.clamp_max(0))
     return (
         torch.cat([factors, through]),
         torch.cat([addends, -low.clamp_max(0) * through]),
@@ -231,8 +231,8 @@ def _refine(blocks: _Blocks, of: _Moments, d: Tensor, dmin: Tensor) -> _Scales:
     """
     scales, mins, gain, chosen = _choose(blocks, of, d, dmin)
     most, best = gain, _Scales(d, dmin, scales, mins)
-    steps = d.new_tensor(NEIGHBOURS).view(-1, 2, 1, 1)
-    for _ in range(ROUNDS):
+    steps = d.new_tensor(SCALE_MIN_NEIGHBOURS).view(-1, 2, 1, 1)
+    for _ in range(MINS_ROUNDS):
         new_d, new_dmin = _refit(blocks, chosen, scales, mins)
         d, dmin = _if_near(new_d, d), _if_near(new_dmin, dmin)
         around = blocks.clamp(scales + steps[:, 0]), blocks.clamp(mins + steps[:, 1])
@@ -274,6 +274,6 @@ def _refit(blocks: _Blocks, of: _Moments, scales: Tensor, mins: Tensor) -> tuple
     mm = (spread * mins).sum(0)
     right_d = (scales * of.covariance + weighed * blocks.mean).sum(0)
     right_m = -(spread * blocks.mean).sum(0)
-    ratio = dm * inverse(mm)
-    d = half((right_d - ratio * right_m) * inverse(dd - ratio * dm))
-    return d, half((right_m - dm * d) * inverse(mm))
+    ratio = dm * finite_reciprocal(mm)
+    d = half((right_d - ratio * right_m) * finite_reciprocal(dd - ratio * dm))
+    return d, half((right_m - dm * d) * finite_reciprocal(mm))

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.kquants import Signed
-from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.family import fit_family
+from bitquilt.rounding.fits.groups import TINY
 from bitquilt.rounding.fits.kquants import (
-    TINY,
+    finite_reciprocal,
     fit_super_blocks,
     furthest,
     half,
-    inverse,
     pick_best,
 )
 
-STARTS = {
+SIGNED_STARTS = {
     "Q3_K": (
         *(-6.8, -5.6, -5.2, -4.8, -4.6, -4.4, -4.1, -3.8, -3.6, -3.4, -3.2, -3, -2.2),
         *(3.9, 4.2, 5.2),
@@ -32,22 +32,22 @@ STARTS = {
 }
 """Multiples of a scale that the largest weight of a sub-block, sign and all, starts at: those that
 together lower the error most, found one after the other."""
-TRIED = {
+TRIED_LARGEST_SCALES = {
     "Q3_K": tuple(m * f for m in (-32, 31) for f in (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.3)),
     "Q6_K": tuple(m * f for m in (-128, 127) for f in (0.8, 0.88, 0.94, 1.0)),
 }
 """Multiples of a tried d that the largest scale of a super-block is put at."""
-NEIGHBOURS = (-1, 0, 1)
+SCALE_NEIGHBOURS = (-1, 0, 1)
 """Steps of a scale tried around the one chosen."""
-ROUNDS = 2
+SIGNED_ROUNDS = 2
 
 
 @fit_family.register
-def _signed(qtype: Signed, weight: Tensor, importance: Tensor) -> Fields:
-    def fit(weights: Tensor, shares: Tensor) -> Fields:
+def _signed(qtype: Signed, weight: Tensor, importance: Tensor) -> Unpacked:
+    def fit(weights: Tensor, shares: Tensor) -> Unpacked:
         blocks = _Blocks(qtype, weights, shares)
         d, scales = _refine(blocks, *_search(blocks))
-        return {"codes": blocks.codes(inverse(d * scales)), "scales": scales, "d": d}
+        return {"codes": blocks.codes(finite_reciprocal(d * scales)), "scales": scales, "d": d}
 
     return fit_super_blocks(qtype, weight, importance, fit)
 
@@ -89,22 +89,22 @@ def _search(blocks: _Blocks) -> tuple[Tensor, Tensor]:
     takes the codes that do best with the integer scale they would get.
     """
     name = blocks.qtype.name
-    to_largest = inverse(furthest(blocks.weights))
-    starts = to_largest.new_tensor(STARTS[name]).view(-1, 1, 1)
+    to_largest = finite_reciprocal(furthest(blocks.weights))
+    starts = to_largest.new_tensor(SIGNED_STARTS[name]).view(-1, 1, 1)
     products, squares = blocks.moments(to_largest * starts)
     scales = products / squares.clamp_min(TINY)
     (_, best) = pick_best(products * scales, scales)
-    tried = half(furthest(best) / best.new_tensor(TRIED[name]).unsqueeze(1))
+    tried = half(furthest(best) / best.new_tensor(TRIED_LARGEST_SCALES[name]).unsqueeze(1))
     doubled = 2 * products
     levels, gains = torch.empty_like(scales), torch.empty_like(scales)
     totals = torch.empty_like(tried)
     for d, total in zip(tried, totals, strict=True):
-        blocks.clamp(torch.mul(scales, inverse(d), out=levels).round_()).mul_(d)
+        blocks.clamp(torch.mul(scales, finite_reciprocal(d), out=levels).round_()).mul_(d)
         torch.mul(levels, squares, out=gains)
         torch.sub(doubled, gains, out=gains).mul_(levels)
         torch.sum(gains.amax(0), 0, out=total)
     (_, d) = pick_best(totals, tried)
-    integers = blocks.clamp((scales * inverse(d)).round_())
+    integers = blocks.clamp((scales * finite_reciprocal(d)).round_())
     (_, chosen) = pick_best(_gains(integers * d, products, squares), integers)
     return d, chosen
 
@@ -119,12 +119,12 @@ def _refine(blocks: _Blocks, d: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]
     Codes are the nearest throughout; the best of each super-block is kept, and so is a d
     beyond half precision, for the caller to refuse.
     """
-    steps = scales.new_tensor(NEIGHBOURS).view(-1, 1, 1)
+    steps = scales.new_tensor(SCALE_NEIGHBOURS).view(-1, 1, 1)
     most, best_d, best_scales = torch.full_like(d, -torch.inf), d, scales
-    for _ in range(ROUNDS):
+    for _ in range(SIGNED_ROUNDS):
         integers = blocks.clamp(scales + steps)
         levels = integers * d
-        products, squares = blocks.moments(inverse(levels))
+        products, squares = blocks.moments(finite_reciprocal(levels))
         gains, scales, product, square = pick_best(
             _gains(levels, products, squares), integers, products, squares
         )

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.mxfp4 import EXPONENT_BIAS, GROUP, MAGNITUDES, MxFp4
-from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.mxfp4 import EXPONENT_BIAS, MAGNITUDES, MXFP4_GROUP, MxFp4
+from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import dot, fit_by_rows
-from bitquilt.rounding.tables import Table
+from bitquilt.rounding.tables import LevelTable
 
-VALUES = Table(MxFp4.table, cells=4)
+MXFP4_TABLE = LevelTable(MxFp4.table, cells=4)
 HIGHEST = 125
 """The largest exponent of which every level is a float32."""
 SHIFTS = (0, -1, -2)
@@ -22,10 +22,10 @@ SHIFTS = (0, -1, -2)
 
 
 @fit_family.register
-def _mxfp4(qtype: MxFp4, weight: Tensor, importance: Tensor) -> Fields:
+def _mxfp4(qtype: MxFp4, weight: Tensor, importance: Tensor) -> Unpacked:
     """Per group the exponent of least error; mx.quantize's is one of those tried."""
 
-    def fit(groups: Tensor, shares: Tensor) -> Fields:
+    def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         clipless = _least_clipless(groups)
         scaled = groups * torch.exp2(-clipless)
         errors = [
@@ -34,17 +34,17 @@ def _mxfp4(qtype: MxFp4, weight: Tensor, importance: Tensor) -> Fields:
         ]
         shift = torch.tensor(SHIFTS, device=groups.device)[torch.stack(errors).argmin(0)]
         return {
-            "codes": VALUES.codes(scaled * torch.exp2(-shift)).flatten(1),
+            "codes": MXFP4_TABLE.codes(scaled * torch.exp2(-shift)).flatten(1),
             "exponents": (clipless.int() + shift.int()).flatten(1),
         }
 
-    return fit_by_rows(weight, importance, GROUP, fit)
+    return fit_by_rows(weight, importance, MXFP4_GROUP, fit)
 
 
 def _error(scaled: Tensor, importance: Tensor, shift: int) -> Tensor:
     """Weighted squared error of each group under 2^shift, [R, N, 1]."""
     numbers = scaled * 2.0**-shift
-    gap = numbers - VALUES.levels(numbers.clone())
+    gap = numbers - MXFP4_TABLE.levels(numbers.clone())
     return dot(gap.square_(), importance) * 4.0**shift
 
 

@@ -10,17 +10,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from bitquilt.rounding.fits.groups import dot, inverse
+from bitquilt.rounding.fits.groups import TINY, dot, inverse
 
-TINY = torch.finfo(torch.float32).tiny
-Levels = Callable[[Tensor], Tensor]
+NearestLevels = Callable[[Tensor], Tensor]
 """The nearest of the fixed levels to each number, of the same shape; may work in place."""
 
 
 def search_scales(
     groups: Tensor,
     importance: Tensor,
-    levels: Levels,
+    levels: NearestLevels,
     factor: Tensor,
     multiples: Sequence[float],
     nearest: Callable[[Tensor], Tensor],
@@ -53,7 +52,7 @@ def search_scales(
     return scales.gather(0, best)[0].unsqueeze(-1)
 
 
-def largest(groups: Tensor) -> Tensor:
+def furthest_weight(groups: Tensor) -> Tensor:
     """The weight furthest from zero of each group, the first of equals as in ggml: [R, N, 1]."""
     return groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
 
@@ -61,7 +60,7 @@ def largest(groups: Tensor) -> Tensor:
 def refine_scales(
     groups: Tensor,
     importance: Tensor,
-    levels: Levels,
+    levels: NearestLevels,
     scales: Tensor,
     nearest: Callable[[Tensor], Tensor],
     rounds: int,
@@ -91,7 +90,7 @@ def refine_scales(
 
 
 def error_and_step(
-    groups: Tensor, importance: Tensor, levels: Levels, scales: Tensor
+    groups: Tensor, importance: Tensor, levels: NearestLevels, scales: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weighted squared error of each group on its nearest levels, and what would lessen it most.
 

@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint as recompute
 
 from bitquilt import qtypes
-from bitquilt.metrics.kl import LOGIT_TOKENS
+from bitquilt.metrics.kl_loss import kl_loss, reproducible_gradients
 from bitquilt.metrics.teacher import Teacher
-from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale
-from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.models.blockwise import BlockwiseModel, batches
+from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Packed, PackedSource
 from bitquilt.rounding.tuning.student import Student
 from bitquilt.runtime.device import compute_device
@@ -142,11 +137,11 @@ def _learn(
     model = BlockwiseModel(checkpoint, student.weight)
     apart = _apart(len(teacher.tokens))
     judge, lessons = teacher.windows(slice(apart)), teacher.windows(slice(apart, None))
-    before = best = _mean_divergence(model, judge)
+    before = best = _mean_kl(model, judge)
     learned: dict[str, Tensor] = {}
     worse = 0
     for _ in _descent(model, student, lessons, RATE * math.sqrt(before), progress):
-        now = _mean_divergence(model, judge)
+        now = _mean_kl(model, judge)
         if now < best:
             best, learned, worse = now, student.numbers(), 0
         elif (worse := worse + 1) == PATIENCE:
@@ -168,8 +163,8 @@ def _descent(
         optimizer.param_groups[0]["lr"] = rate * _share(index, total)
         lesson = lessons.windows(slice(index * BATCH, (index + 1) * BATCH))
         optimizer.zero_grad()
-        with repeatable(model.device):
-            divergence(model, lesson).backward()
+        with reproducible_gradients(model.device):
+            kl_loss(model, lesson).backward()
         optimizer.step()
         progress.advance()
         if (index + 1) * LOOKS // total > index * LOOKS // total:
@@ -182,49 +177,8 @@ def _share(index: int, total: int) -> float:
 
 
 @torch.no_grad()
-def _mean_divergence(model: BlockwiseModel, teacher: Teacher) -> float:
+def _mean_kl(model: BlockwiseModel, teacher: Teacher) -> float:
     """Mean KL over all tokens, a few windows at a time."""
     parts = [teacher.windows(rows) for rows in batches(teacher.tokens)]
-    sums = [divergence(model, part).item() * len(part.tokens) for part in parts]
+    sums = [kl_loss(model, part).item() * len(part.tokens) for part in parts]
     return sum(sums) / len(teacher.tokens)
-
-
-def repeatable(device: torch.device) -> AbstractContextManager[None]:
-    """Within, gradients are the same every time: CUDA's faster attention adds up in any order."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cuda" else nullcontext()
-
-
-def divergence(model: BlockwiseModel, teacher: Teacher) -> Tensor:
-    """Mean KL(teacher ‖ model) in nats per token, differentiable in what the weights came from.
-
-    Backward computes everything again but the hidden states between blocks, so that the decoded
-    weights of one block, the table, and the logits of a few tokens are in memory at once.
-    """
-    checkpoint = model.checkpoint
-    table = _again(model.weights, f"{EMBEDDING}.weight")
-    hidden = F.embedding(teacher.tokens.to(model.device), table)
-    hidden = hidden * embedding_scale(checkpoint.config)
-    for index in range(checkpoint.layers):
-        hidden = _again(model.through, index, hidden)
-    hidden = model.final_norm(hidden)
-    head = table if checkpoint.tied else _again(model.head)
-    # [N, L, D] -> [T, D]
-    pairs = zip(
-        hidden.flatten(0, 1).split(LOGIT_TOKENS),
-        teacher.hidden.flatten(0, 1).split(LOGIT_TOKENS),
-        strict=True,
-    )
-    sums = [_again(_divergence_of, own, head, theirs, teacher.head) for own, theirs in pairs]
-    return torch.stack(sums).sum() / teacher.tokens.numel()
-
-
-def _divergence_of(hidden: Tensor, head: Tensor, theirs: Tensor, their_head: Tensor) -> Tensor:
-    """KL summed over tokens [T, D], given both heads [V, D]."""
-    log_q, logits = (hidden @ head.T).log_softmax(-1), theirs @ their_head.T
-    return (logits.softmax(-1) * (logits.log_softmax(-1) - log_q)).sum()
-
-
-def _again(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The function's result; what led to it is forgotten, and computed again for gradients."""
-    result: Tensor = recompute(function, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return result

@@ -21,14 +21,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.qtype import Fields
+from bitquilt.qtypes.qtype import Unpacked
 
 FURTHEST = 10.0
 """Relative change of a scale that a change of 1 makes, at most: some blocks hardly notice it."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredRange:
     """How a file stores numbers."""
 
     dtype: torch.dtype
@@ -45,7 +45,7 @@ class Stored:
 class Learned(ABC):
     """Tensors of the file that move together."""
 
-    def __init__(self, start: Mapping[str, Tensor], stored: Stored) -> None:
+    def __init__(self, start: Mapping[str, Tensor], stored: StoredRange) -> None:
         self.start = {name: numbers.float() for name, numbers in start.items()}
         self.stored = stored
         self.changes = {
@@ -53,31 +53,33 @@ class Learned(ABC):
         }
         """What the optimizer moves: float32, of the tensors' shapes, zero at first."""
 
-    def values(self) -> Fields:
+    def values(self) -> Unpacked:
         """The numbers as the file would hold them now, float32."""
         steps = self._steps()
         return {n: self.stored(start + steps[n]) for n, start in self.start.items()}
 
     @abstractmethod
-    def _steps(self) -> Fields:
+    def _steps(self) -> Unpacked:
         """What the changes add to the numbers."""
 
 
 class Norm(Learned):
     """The weight of a norm, [D]; it multiplies by weight + offset."""
 
-    def __init__(self, weight: Tensor, offset: float, stored: Stored) -> None:
+    def __init__(self, weight: Tensor, offset: float, stored: StoredRange) -> None:
         super().__init__({"weight": weight}, stored)
         self._size = weight + offset
 
-    def _steps(self) -> Fields:
+    def _steps(self) -> Unpacked:
         return {"weight": self._size * self.changes["weight"]}
 
 
 class Scales(Learned):
     """The scales of a matrix, each [R, B]: a step, or a step and an offset of each block."""
 
-    def __init__(self, start: Fields, decode: Callable[[Fields], Tensor], stored: Stored) -> None:
+    def __init__(
+        self, start: Unpacked, decode: Callable[[Unpacked], Tensor], stored: StoredRange
+    ) -> None:
         """Begin with the scales as rounded.
 
         Args:
@@ -92,7 +94,7 @@ class Scales(Learned):
         if self._offset is not None:
             self._separate(decode, self._step, self._offset)
 
-    def _separate(self, decode: Callable[[Fields], Tensor], step: str, offset: str) -> None:
+    def _separate(self, decode: Callable[[Unpacked], Tensor], step: str, offset: str) -> None:
         """How far each may go, and what an offset does to keep out of its step's way."""
         start = self.start
         blocks = start[step].shape[1]
@@ -108,7 +110,7 @@ class Scales(Learned):
         self._reach[step] = _ratio(size, own).clamp_max(FURTHEST)
         self._reach[offset] = _ratio(size, by_offset.norm(dim=-1)).clamp_max(FURTHEST)
 
-    def _steps(self) -> Fields:
+    def _steps(self) -> Unpacked:
         relative = {name: self._reach[name] * change for name, change in self.changes.items()}
         if self._offset is not None:
             relative[self._offset] = relative[self._offset] - self._share * relative[self._step]

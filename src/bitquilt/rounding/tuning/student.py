@@ -11,26 +11,26 @@ from bitquilt import qtypes
 from bitquilt.models import names
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.kquants import Signed, WithMins
-from bitquilt.qtypes.qtype import Fields, PackedSource, QuantType
-from bitquilt.rounding.tuning.learned import Learned, Norm, Scales, Stored
+from bitquilt.qtypes.qtype import PackedSource, QuantType, Unpacked
+from bitquilt.rounding.tuning.learned import Learned, Norm, Scales, StoredRange
 
 SCALE_DTYPES = {"gguf": torch.float16, "mlx": torch.bfloat16}
 """In which the files of a target store the scales of a type that only they hold."""
 
 
-def scales_of(qtype: QuantType, fields: Fields) -> Iterator[tuple[Fields, Stored]]:
+def scales_of(qtype: QuantType, fields: Unpacked) -> Iterator[tuple[Unpacked, StoredRange]]:
     """The scales that are learned: those stored in floating point, and integers of K-quants.
 
     The numbers of BF16 and F32 are codes.
     """
     if floats := {n: f for n, f in fields.items() if f.is_floating_point() and n != "codes"}:
         (target,) = qtype.targets
-        yield floats, Stored(SCALE_DTYPES[target])
+        yield floats, StoredRange(SCALE_DTYPES[target])
     if isinstance(qtype, WithMins):
-        unsigned = Stored(torch.uint8, 0, qtype.highest_scale)
+        unsigned = StoredRange(torch.uint8, 0, qtype.highest_scale)
         yield {name: fields[name] for name in ("scales", "mins")}, unsigned
     if isinstance(qtype, Signed):
-        signed = Stored(torch.int8, qtype.lowest_scale, qtype.highest_scale)
+        signed = StoredRange(torch.int8, qtype.lowest_scale, qtype.highest_scale)
         yield {"scales": fields["scales"]}, signed
 
 
@@ -53,13 +53,13 @@ class Student:
             device: where to compute.
         """
         self._qtypes = {module: qtypes.get(name) for module, name in allocation.items()}
-        self._fixed: dict[str, Fields] = {}
+        self._fixed: dict[str, Unpacked] = {}
         self._learned: dict[str, list[Learned]] = {}  # by module path, or by name of a norm
         for module, qtype in self._qtypes.items():
             fields = {n: f.to(device) for n, f in qtype.unpack(packed(module, qtype.name)).items()}
             self._add(module, qtype, fields)
         self._biases: dict[str, Tensor] = {}
-        stored = Stored(self._norm_dtype())
+        stored = StoredRange(self._norm_dtype())
         offset = names.norm_offset(checkpoint.config["model_type"])
         for name, shape in checkpoint.shapes.items():
             if len(shape) == 1 and name.endswith("norm.weight"):
@@ -68,10 +68,10 @@ class Student:
             elif len(shape) == 1:
                 self._biases[name] = checkpoint.load(name).to(device)
 
-    def _add(self, module: str, qtype: QuantType, fields: Fields) -> None:
+    def _add(self, module: str, qtype: QuantType, fields: Unpacked) -> None:
         """A matrix: what of it stays, and its scales."""
 
-        def decode(own: Fields) -> Tensor:
+        def decode(own: Unpacked) -> Tensor:
             return qtype.decode(fields | own)
 
         scales = list(scales_of(qtype, fields))
@@ -93,7 +93,7 @@ class Student:
             return self._values(name)["weight"]
         return self._qtypes[module].decode(self._fixed[module] | self._values(module))
 
-    def _values(self, owner: str) -> Fields:
+    def _values(self, owner: str) -> Unpacked:
         """What is learned of a matrix or a norm, as the file would hold it now."""
         return {n: numbers for one in self._learned[owner] for n, numbers in one.values().items()}
 
