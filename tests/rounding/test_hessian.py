@@ -6,6 +6,7 @@ import torch
 from bitquilt import qtypes
 from bitquilt.rounding.hessian import COLUMN_GROUP, DAMPING, factorize
 from bitquilt.rounding.round_layers import RoundingJob, round_all
+from tests.progress import Recorded
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 
@@ -46,7 +47,7 @@ def test_a_hessian_that_does_not_factorize_is_damped_more_and_named():
     indefinite = second_moment(32)
     indefinite[0, 1] = indefinite[1, 0] = 3 * indefinite.diagonal().max()
     names = ["model.layers.2.mlp.down_proj", "model.layers.3.mlp.down_proj"]
-    factor = factorize(torch.stack([second_moment(32), indefinite]), names, said.append)
+    factor = factorize(torch.stack([second_moment(32), indefinite]), names, Recorded(lines=said))
     assert len(said) == 1
     assert "model.layers.3.mlp.down_proj" in said[0]
     assert factor.upper.isfinite().all()

@@ -54,7 +54,7 @@ def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch):
         open_checkpoint(str(tiny_checkpoint(tmp_path))),
         WorkDir(tmp_path / "w", {}),
         "best",
-        Recorded(said=lines),
+        Recorded(lines=lines),
     )
     (line,) = lines
     assert "(no compiler); torch's operations round instead" in line
@@ -105,7 +105,7 @@ def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
             assert (cell.rounding, cell.kept) == ("gptq", "gptq")
             error = qtypes.get(name).dequantize(bank.packed(module, name))
             error -= bank.checkpoint.load(f"{module}.weight")
-            damped = factorize(bank.moments.hessian(module).unsqueeze(0), [module], print).natural[
+            damped = factorize(bank.moments.hessian(module).unsqueeze(0), [module], Silent()).natural[
                 0
             ]
             expected = bank.moments.divergence(module, error, damped)
