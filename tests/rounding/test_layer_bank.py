@@ -105,9 +105,8 @@ def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
             assert (cell.rounding, cell.kept) == ("gptq", "gptq")
             error = qtypes.get(name).dequantize(bank.packed(module, name))
             error -= bank.checkpoint.load(f"{module}.weight")
-            damped = factorize(bank.moments.hessian(module).unsqueeze(0), [module], Silent()).natural[
-                0
-            ]
+            hessian = bank.moments.hessian(module).unsqueeze(0)
+            damped = factorize(hessian, [module], Silent()).natural[0]
             expected = bank.moments.divergence(module, error, damped)
             assert cell.divergence == pytest.approx(expected, rel=0.01)
 
