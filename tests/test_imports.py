@@ -19,6 +19,7 @@ ORDER = (
     "errors",
     "runtime",
     "demo",
+    "gguf",
     "models",
     "qtypes",
     "calibration",
@@ -36,9 +37,6 @@ ORDER = (
     "cli",
     "__main__",
 )
-
-TOGETHER = {"gguf": "models"}
-"""Units that still lean on each other; one line of ORDER."""
 
 HEAVY = (
     "torch",
@@ -62,8 +60,7 @@ def sources() -> list[Path]:
 
 def unit(path: Path) -> str:
     """The line of ORDER that a file belongs to: ``stitch`` for ``stitch/gguf.py``."""
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    return TOGETHER.get(own, own)
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def imported_units(path: Path) -> Iterator[tuple[int, str]]:
@@ -80,7 +77,7 @@ def imported_units(path: Path) -> Iterator[tuple[int, str]]:
         for name in names:
             parts = name.split(".")
             if parts[0] == "bitquilt" and parts[1:] and parts[1] != "__version__":
-                yield node.lineno, TOGETHER.get(parts[1], parts[1])
+                yield node.lineno, parts[1]
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(PACKAGE)))

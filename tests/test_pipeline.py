@@ -11,7 +11,7 @@ import torch
 from bitquilt import pipeline
 from bitquilt.allocation.plan import plan
 from bitquilt.errors import UserError
-from bitquilt.gguf.metadata_read import read_header
+from bitquilt.gguf.header import read_header
 from bitquilt.rounding import ROUNDING_VERSION
 from bitquilt.targets import gguf, mlx
 from bitquilt.targets.engine_check import run_in_engine

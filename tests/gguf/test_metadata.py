@@ -10,8 +10,9 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.metadata_write import architecture_keys, rope_factors, sampling_keys
+from bitquilt.gguf.sampling import sampling_keys
 from bitquilt.models.config import complete
+from bitquilt.models.gguf_config import gguf_keys, gguf_rope_factors
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -39,7 +40,7 @@ def config(model_type: str = "llama", **fields: Any) -> dict[str, Any]:
 
 def test_llama3_factors_are_those_of_transformers() -> None:
     fields = {"rope_parameters": LLAMA3, "max_position_embeddings": 131072}
-    factors = rope_factors(config(**fields))
+    factors = gguf_rope_factors(config(**fields))
     reference = LlamaConfig(hidden_size=256, num_attention_heads=4, head_dim=64, **fields)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](reference, torch.device("cpu"))
     plain = LLAMA3["rope_theta"] ** -(torch.arange(0, 64, 2) / 64)
@@ -48,12 +49,12 @@ def test_llama3_factors_are_those_of_transformers() -> None:
 
 def test_llama3_scaling_of_qwen_is_refused() -> None:
     with pytest.raises(UserError, match="Llama 3 RoPE scaling for llama models only"):
-        rope_factors(config("qwen3", rope_parameters=LLAMA3))
+        gguf_rope_factors(config("qwen3", rope_parameters=LLAMA3))
 
 
 def test_linear_and_yarn_scaling() -> None:
     linear = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
-    keys = architecture_keys(config(rope_parameters=linear))
+    keys = gguf_keys(config(rope_parameters=linear))
     assert keys["llama.rope.scaling.type"] == "linear"
     assert keys["llama.rope.scaling.factor"] == 4.0
     yarn = {
@@ -62,14 +63,14 @@ def test_linear_and_yarn_scaling() -> None:
         "factor": 4.0,
         "original_max_position_embeddings": 32768,
     }
-    keys = architecture_keys(config("qwen3", rope_parameters=yarn))
+    keys = gguf_keys(config("qwen3", rope_parameters=yarn))
     assert keys["qwen3.rope.scaling.original_context_length"] == 32768
     with pytest.raises(UserError, match=r"rope_scaling\.beta_fast"):
-        architecture_keys(config("qwen3", rope_parameters={**yarn, "beta_fast": 48}))
+        gguf_keys(config("qwen3", rope_parameters={**yarn, "beta_fast": 48}))
 
 
 def test_context_ends_where_a_window_would_matter() -> None:
-    keys = architecture_keys(config("mistral", sliding_window=4096, max_position_embeddings=32768))
+    keys = gguf_keys(config("mistral", sliding_window=4096, max_position_embeddings=32768))
     assert keys["llama.context_length"] == 4096
 
 
@@ -84,9 +85,9 @@ def test_context_ends_where_a_window_would_matter() -> None:
 )
 def test_gemma3_as_llamacpp_does_not_run_it(field: str, value: object) -> None:
     gemma = config("gemma3_text", query_pre_attn_scalar=64)
-    assert architecture_keys(gemma)["gemma3.rope.freq_base"] == 1e6
+    assert gguf_keys(gemma)["gemma3.rope.freq_base"] == 1e6
     with pytest.raises(UserError, match="write MLX instead"):
-        architecture_keys({**gemma, field: value})
+        gguf_keys({**gemma, field: value})
 
 
 def test_sampling_without_a_temperature_is_at_one_as_in_transformers() -> None:

@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.errors import UserError
-from bitquilt.gguf.tokenizer_read import SPLITTINGS
-from bitquilt.gguf.tokenizer_write import tokenizer_keys
+from bitquilt.gguf.tokenizer import SPLITTINGS, tokenizer_keys
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf
 from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
@@ -149,7 +148,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "config", "words"),
     [
-        ("{}", {}, r"tokenizer\.json is no tokenizer"),
+        ("{}", {}, r"tokenizer\.json is not a tokenizer"),
         ("[", {}, r"tokenizer\.json cannot be read as JSON"),
         (Tokenizer(models.Unigram([("a", 0.0)])).to_str(), {}, "is a Unigram tokenizer"),
         (None, {"eos_token_id": [1, VOCABULARY]}, f"gives eos_token_id {VOCABULARY}, but"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gguf
 import pytest
 import torch
 
 from bitquilt.errors import UserError
-from bitquilt.models import layout, names
+from bitquilt.models import names
+from bitquilt.models.architectures import ARCHITECTURES, Architecture
+from bitquilt.models.architectures.rotation import permutation
+from bitquilt.models.architectures.tensors import OUTSIDE
 
 V0, V11 = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 11))
 
@@ -28,34 +32,53 @@ def test_a_path_is_a_block_and_a_path_within_it() -> None:
     assert names.in_block("lm_head") == "lm_head"
 
 
-@pytest.mark.parametrize("model_type", layout.MODEL_TYPES)
-def test_every_tensor_has_a_name_there_and_back(model_type: str) -> None:
-    inside = [f"model.layers.{i}.{name}" for i in (0, 11) for name in layout.BLOCK[model_type]]
-    both = [*layout.OUTSIDE, *inside]
-    written = [names.gguf_name(name, model_type) for name in both]
+@pytest.mark.parametrize("family", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_every_tensor_has_a_name_there_and_back(family: Architecture) -> None:
+    inside = [f"{names.block_path(i)}.{name}" for i in (0, 11) for name in family.block]
+    both = [*OUTSIDE, *inside]
+    written = [family.gguf_name(name) for name in both]
     assert len(set(written)) == len(both)
-    assert [names.hf_name(name, model_type) for name in written] == both
+    assert [family.hf_name(name) for name in written] == both
+
+
+@pytest.mark.parametrize("family", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_names_are_those_of_gguf_py(family: Architecture) -> None:
+    architectures = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    theirs = gguf.get_tensor_name_map(architectures[family.gguf_architecture], 12)
+    for name in (*OUTSIDE, *(f"{names.block_path(11)}.{name}" for name in family.block)):
+        expected = theirs.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert family.gguf_name(name) == expected
+        module, _, suffix = name.rpartition(".")
+        assert family.gguf_name(module) == expected.removesuffix(f".{suffix}")
 
 
 def test_the_names_llama_cpp_reads() -> None:
-    assert names.gguf_name("model.embed_tokens.weight", "qwen3") == "token_embd.weight"
-    assert names.gguf_name("model.layers.3.mlp.down_proj", "llama") == "blk.3.ffn_down"
+    llama, gemma = ARCHITECTURES["llama"], ARCHITECTURES["gemma3_text"]
+    assert ARCHITECTURES["qwen3"].gguf_name("model.embed_tokens.weight") == "token_embd.weight"
+    assert llama.gguf_name("model.layers.3.mlp.down_proj") == "blk.3.ffn_down"
     norm = "model.layers.3.post_attention_layernorm.weight"
-    assert names.gguf_name(norm, "llama") == "blk.3.ffn_norm.weight"
-    assert names.gguf_name(norm, "gemma3_text") == "blk.3.post_attention_norm.weight"
+    assert llama.gguf_name(norm) == "blk.3.ffn_norm.weight"
+    assert gemma.gguf_name(norm) == "blk.3.post_attention_norm.weight"
 
 
-def test_strangers_are_refused() -> None:
-    with pytest.raises(UserError, match="ffn_gate_exps"):
-        names.hf_name("blk.0.ffn_gate_exps.weight", "llama")
-    with pytest.raises(UserError, match="router"):
-        names.gguf_name("model.layers.0.router.weight", "qwen3")
+@pytest.mark.parametrize(
+    "stranger", ["blk.0.ffn_gate_exps.weight", "attn_q.weight", "blk.0.output.weight", "blk.x"]
+)
+def test_strangers_in_a_file_are_refused(stranger: str) -> None:
+    with pytest.raises(UserError, match=stranger):
+        ARCHITECTURES["llama"].hf_name(stranger)
+
+
+@pytest.mark.parametrize("stranger", ["model.layers.0.router.weight", "self_attn.q_proj.weight"])
+def test_strangers_in_a_checkpoint_are_refused(stranger: str) -> None:
+    with pytest.raises(UserError, match=stranger):
+        ARCHITECTURES["qwen3"].gguf_name(stranger)
 
 
 def test_permutation_is_the_converters() -> None:
     heads, head_dim = 3, 8
     rows = torch.randn(heads * head_dim, 5)
     converted = rows.reshape(heads, 2, head_dim // 2, 5).swapaxes(1, 2).reshape(-1, 5)
-    permutation = names.permutation(heads, head_dim)
-    assert torch.equal(rows[permutation], converted)
-    assert torch.equal(converted[permutation.argsort()], rows)
+    order = permutation(heads, head_dim)
+    assert torch.equal(rows[order], converted)
+    assert torch.equal(converted[order.argsort()], rows)

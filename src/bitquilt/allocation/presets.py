@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from bitquilt import qtypes
 from bitquilt.allocation.recipe import require_fit
 from bitquilt.errors import UserError
+from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
 
@@ -188,15 +189,10 @@ def _block_qtype(mix: PresetRule, checkpoint: Checkpoint, module: str) -> str:
         if module.endswith(part) and where(block):
             qtype = other
             break
-    if module.endswith(ATTN_V) and qtype in ("Q3_K", "Q4_K") and _is_70b(checkpoint, block):
+    is_70b = architecture_of(checkpoint.config).is_70b
+    if module.endswith(ATTN_V) and qtype in ("Q3_K", "Q4_K") and is_70b(checkpoint.config):
         return "Q5_K"
     return qtype
-
-
-def _is_70b(checkpoint: Checkpoint, block: Block) -> bool:
-    """Whether llama.cpp takes it for a Llama 70B or a Qwen 72B, by its 80 blocks."""
-    kind = checkpoint.config["model_type"]
-    return block.layers == 80 and (kind == "qwen2" or (kind == "llama" and block.sharing > 1))
 
 
 def _mlx_qtype(name: str, checkpoint: Checkpoint, module: str, columns: int) -> str:

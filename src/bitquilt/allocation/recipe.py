@@ -29,8 +29,8 @@ from typing import Any
 
 from bitquilt import qtypes
 from bitquilt.errors import UserError
+from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.models.names import gguf_name
 
 TARGETS = ("gguf", "mlx")
 
@@ -217,8 +217,8 @@ def require_fit(qtype: str, module: str, columns: int, target: str, where: str) 
 
 def _names(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
     """Module path → every name that a recipe may call the matrix by, the GGUF one first."""
-    kind = checkpoint.config["model_type"]
-    both = {module: (gguf_name(module, kind), module) for module in checkpoint.matrices}
+    gguf_name = architecture_of(checkpoint.config).gguf_name
+    both = {module: (gguf_name(module), module) for module in checkpoint.matrices}
     return {m: (*names, *(f"{name}.weight" for name in names)) for m, names in both.items()}
 
 

@@ -16,20 +16,13 @@ from bitquilt.engines import llama_api
 from bitquilt.engines.backend import Floats, common_prefix
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.errors import UserError
+from bitquilt.gguf.sampling import SAMPLING_KEYS
 
 UBATCH = 512
 LEAST_CELLS, LEAST_SEQUENCES = 1024, 8
 META_VALUE_BYTES = 64
 
 T = TypeVar("T")
-
-_SAMPLING_KEYS = {
-    "temperature": "general.sampling.temp",
-    "top_k": "general.sampling.top_k",
-    "top_p": "general.sampling.top_p",
-    "min_p": "general.sampling.min_p",
-    "repetition_penalty": "general.sampling.penalty_repeat",
-}
 
 
 def load(path: str, exact: bool, threads: int | None) -> LlamaCpp:
@@ -263,7 +256,7 @@ class LlamaCpp:
 
     def _sampling_defaults(self) -> Sampling:
         found: dict[str, Any] = {}
-        for field, key in _SAMPLING_KEYS.items():
+        for field, key in SAMPLING_KEYS.items():
             value = ctypes.create_string_buffer(META_VALUE_BYTES)
             if (
                 self._api.llama_model_meta_val_str(

@@ -1,6 +1,11 @@
-"""The GGUF container, both ways: header, metadata, tensor names, tokenizer.
+"""The GGUF file format, both ways, side by side: what is read is what is written.
 
-In: a GGUF file, or a canonical config with a Hugging Face tokenizer. Out: the other of the two.
-Formats of single tensors are in :mod:`bitquilt.qtypes`; whole files are written by
-:mod:`bitquilt.targets`.
+:mod:`~bitquilt.gguf.container` has the bytes, :mod:`~bitquilt.gguf.header` what makes a file a
+model, :mod:`~bitquilt.gguf.metadata`, :mod:`~bitquilt.gguf.rope` and
+:mod:`~bitquilt.gguf.sampling` the keys, :mod:`~bitquilt.gguf.tokenizer` the tokenizer,
+:mod:`~bitquilt.gguf.kept` what a GGUF source lends to the file made from it.
+
+Nothing here knows a model family: names of tensors and keys of one family are in
+:mod:`bitquilt.models.architectures`, types of single tensors in :mod:`bitquilt.qtypes`, whole files
+are written by :mod:`bitquilt.targets`.
 """

@@ -1,19 +1,17 @@
 """What is odd about a checkpoint, and what it means.
 
-Most of it is about llama4_text, whose fields say less, or other things, than their names.
+What is odd about one family is in its file of :mod:`bitquilt.models.architectures`.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
-from bitquilt.models.canonical import WRAPPERS
+from bitquilt.models.architectures import REWRITES, WRAPPERS, architecture_of
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
 from bitquilt.models.checkpoint import EMBEDDING, Finding
-
-Config = dict[str, Any]
+from bitquilt.models.config import ModelConfig
 
 _SUPER_BLOCK = 256
 _MARKER = "@@message@@"
@@ -23,14 +21,15 @@ _ROLES = frozenset({"system", "user", "assistant", "model"})
 
 
 def audit(
-    original: Config, config: Config, shapes: dict[str, tuple[int, ...]]
+    original: ModelConfig, config: ModelConfig, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[Finding, ...]:
     """Findings about a config as published, beside its canonical form and that form's shapes."""
     wrapper = original.get("model_type")
     text = original["text_config"] if wrapper in WRAPPERS else original
-    rules = (_wrapper, _llama4, _mlp_widths, _rope_flags, _attn_scale, _missing_moe_layers)
-    findings = [finding for rule in rules for finding in rule(text | {"model_type": wrapper})]
-    findings += [
+    rewrite = REWRITES.get(str(wrapper))
+    findings = [
+        *_wrapper(str(wrapper)),
+        *(rewrite.findings(text) if rewrite else ()),
         *_grouped_queries(config),
         *_sliding_window(config),
         *_tied_head(config, shapes),
@@ -82,87 +81,18 @@ def added_text(template: ChatTemplate) -> str:
     return " ".join(line for line in lines if line and line not in _ROLES)
 
 
-def _is_llama4(original: Config) -> bool:
-    return bool(original["model_type"] == "llama4_text")
-
-
-def _wrapper(original: Config) -> list[Finding]:
-    if original["model_type"] not in WRAPPERS:
+def _wrapper(model_type: str) -> list[Finding]:
+    if model_type not in WRAPPERS:
         return []
     return [
         Finding(
             "model_type",
-            f"{original['model_type']} reads images too; only its language model is kept.",
+            f"{model_type} reads images too; only its language model is kept.",
         )
     ]
 
 
-def _llama4(original: Config) -> list[Finding]:
-    if not _is_llama4(original):
-        return []
-    target, norm = ("qwen3", "q_norm and k_norm of ones take the place of its weightless QK norm")
-    if not original.get("use_qk_norm", True):
-        target, norm = "llama", "it has no QK norm"
-    return [
-        Finding(
-            "num_local_experts",
-            "Without experts, llama.cpp refuses llama4 (“model cannot have zero experts”); the "
-            f"model is rewritten, exactly, to {target}: q and k rows reordered, {norm}.",
-        )
-    ]
-
-
-def _mlp_widths(original: Config) -> list[Finding]:
-    if not _is_llama4(original) or "intermediate_size_mlp" not in original:
-        return []
-    return [
-        Finding(
-            "intermediate_size_mlp",
-            f"The MLP is one SwiGLU, {original['intermediate_size_mlp']} wide as its tensors are; "
-            f"intermediate_size = {original.get('intermediate_size')} would be the width of "
-            "experts, and there are none.",
-        )
-    ]
-
-
-def _rope_flags(original: Config) -> list[Finding]:
-    flags, layers = original.get("no_rope_layers"), original.get("num_hidden_layers", 0)
-    if not _is_llama4(original) or not flags:
-        return []
-    message = "One flag per layer where 1 means RoPE is on, against the name; all are 1."
-    if len(flags) > layers:
-        message += (
-            f" The list has {len(flags)} flags for {layers} layers: the rest mean nothing, though "
-            "transformers 5 refuses to load such a config."
-        )
-    return [Finding("no_rope_layers", message)]
-
-
-def _attn_scale(original: Config) -> list[Finding]:
-    if not _is_llama4(original) or "attn_scale" not in original:
-        return []
-    return [
-        Finding(
-            "attn_scale",
-            f"{original['attn_scale']} has no effect: it acts only in layers without RoPE and with "
-            "attn_temperature_tuning; attention is scaled by head_dim^-0.5.",
-        )
-    ]
-
-
-def _missing_moe_layers(original: Config) -> list[Finding]:
-    if not _is_llama4(original) or original.get("moe_layers") is not None:
-        return []
-    return [
-        Finding(
-            "moe_layers",
-            "Missing, which transformers takes for experts in every layer; with zero experts every "
-            "layer is dense, as the tensors are.",
-        )
-    ]
-
-
-def _grouped_queries(config: Config) -> list[Finding]:
+def _grouped_queries(config: ModelConfig) -> list[Finding]:
     heads, shared = config["num_attention_heads"], config["num_key_value_heads"]
     if heads == shared:
         return []
@@ -175,12 +105,12 @@ def _grouped_queries(config: Config) -> list[Finding]:
     ]
 
 
-def _sliding_window(config: Config) -> list[Finding]:
+def _sliding_window(config: ModelConfig) -> list[Finding]:
     """Mistral 0.1 and some Qwen 2 attend to a window; llama.cpp's architectures do not."""
     window = config.get("sliding_window")
-    everywhere = config["model_type"] == "mistral"
+    family = architecture_of(config)
     in_some = "sliding_attention" in (config.get("layer_types") or ())
-    if config["model_type"] == "gemma3_text" or not window or not (everywhere or in_some):
+    if family.runs_windows or not window or not (family.window_everywhere or in_some):
         return []
     if window >= config["max_position_embeddings"]:
         return []
@@ -193,7 +123,7 @@ def _sliding_window(config: Config) -> list[Finding]:
     ]
 
 
-def _tied_head(config: Config, shapes: dict[str, tuple[int, ...]]) -> list[Finding]:
+def _tied_head(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> list[Finding]:
     if not config["tie_word_embeddings"]:
         return []
     embedding = math.prod(shapes[f"{EMBEDDING}.weight"])

@@ -19,7 +19,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
 
+from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
+from bitquilt.models.config import ModelConfig
 from bitquilt.models.names import block_path
 from bitquilt.runtime.device import compute_device
 
@@ -154,6 +156,6 @@ def batches(hidden: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def embedding_scale(config: dict[str, Any]) -> float:
-    """Gemma multiplies its embeddings by √D; the others by 1."""
-    return float(config["hidden_size"]) ** 0.5 if config["model_type"] == "gemma3_text" else 1.0
+def embedding_scale(config: ModelConfig) -> float:
+    """What embeddings are multiplied by: √D in Gemma, 1 in most families."""
+    return architecture_of(config).embedding_scale(config)

@@ -14,6 +14,9 @@ from transformers import CONFIG_MAPPING
 
 from bitquilt.errors import UserError
 
+ModelConfig = dict[str, Any]
+"""The fields of a config.json, in transformers' words."""
+
 _HOUSEKEEPING = frozenset(
     {
         "_name_or_path",
@@ -31,7 +34,7 @@ _HOUSEKEEPING = frozenset(
 """Fields that every transformers config has and that say nothing about a language model."""
 
 
-def complete(config: dict[str, Any]) -> dict[str, Any]:
+def complete(config: ModelConfig) -> ModelConfig:
     """The config with every default filled in and RoPE stated twice.
 
     transformers 5 nests ``rope_theta`` in ``rope_parameters``; mlx-lm's llama reads the top level
@@ -53,10 +56,16 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "model_type": model_type, **_top_level_rope(full)}
 
 
-def rope(config: dict[str, Any]) -> dict[str, Any]:
+def rope(config: ModelConfig) -> dict[str, Any]:
     """RoPE parameters of the full-attention layers: ``rope_theta``, ``rope_type``, scaling."""
     parameters: dict[str, Any] = config["rope_parameters"]
     return dict(parameters.get("full_attention", parameters))
+
+
+def head_dim(config: ModelConfig) -> int:
+    """The width of one attention head, which not every config states."""
+    stated = config.get("head_dim")
+    return int(stated or config["hidden_size"] // config["num_attention_heads"])
 
 
 def _top_level_rope(full: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.container_read import parse
+from bitquilt.gguf.container import read_container
 
 RECIPE_KEY = "bitquilt.recipe"
 """The metadata of every GGUF file that bitquilt writes has it."""
@@ -32,7 +32,7 @@ def check_file(path: Path, source: Path | None) -> None:
 
 def _has_recipe(path: Path) -> bool:
     try:
-        metadata, _ = parse(path)
+        metadata = read_container(path).metadata
     except (ValueError, OSError):
         return False
     return RECIPE_KEY in metadata

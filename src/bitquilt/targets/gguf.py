@@ -1,7 +1,7 @@
 """A recipe and packed matrices → one GGUF file that stock llama.cpp runs.
 
 Matrices are stored on their types, everything else in float32. The file is the header, then the
-tensors in the checkpoint's order, each padded to 32 bytes (:mod:`bitquilt.gguf.container_write`).
+tensors in the checkpoint's order, each padded to 32 bytes (:mod:`bitquilt.gguf.container`).
 """
 
 from __future__ import annotations
@@ -17,29 +17,25 @@ import torch
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.container_write import (
+from bitquilt.gguf.container import (
     Metadata,
+    MetadataValue,
     TensorInfo,
-    Value,
     aligned,
     encode,
-    header,
+    encode_header,
     metadata_bytes,
 )
+from bitquilt.gguf.header import read_header
 from bitquilt.gguf.kept import kept_metadata, source_rope_factors
-from bitquilt.gguf.metadata_read import ROPE_FREQS, config_of, hf_tensors, read_header
-from bitquilt.gguf.metadata_write import (
-    architecture,
-    architecture_keys,
-    rope_factors,
-    sampling_keys,
-)
-from bitquilt.gguf.tokenizer_write import tokenizer_keys
-from bitquilt.models import names
+from bitquilt.gguf.rope import ROPE_FREQS, RopeFactors
+from bitquilt.gguf.sampling import sampling_keys
+from bitquilt.gguf.tokenizer import tokenizer_keys
+from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
-from bitquilt.models.layout import head_dim
+from bitquilt.models.gguf_config import gguf_keys, gguf_rope_factors
 from bitquilt.models.licence import licence
-from bitquilt.models.sources.gguf import dequantize
+from bitquilt.models.sources.gguf import GgufWeights
 from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource, QuantType
 from bitquilt.runtime.files import atomic_write
 from bitquilt.targets.destination import RECIPE_KEY, check_file
@@ -52,9 +48,6 @@ from bitquilt.targets.layout import (
 )
 
 QUANTIZATION_VERSION = 2
-
-Factors = npt.NDArray[np.float32]
-"""Llama 3's RoPE frequency divisors, [head_dim / 2]."""
 
 _FILE_TYPE_NAMES = {
     "F32": "ALL_F32",
@@ -79,7 +72,7 @@ def plan(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     infos = _tensor_infos(checkpoint, chosen, factors)
     by_module = dict(zip(_modules(checkpoint, factors), infos, strict=True))
     tensor_bytes = {module: aligned(by_module[module].nbytes) for module in chosen}
-    start = len(header(metadata, infos))
+    start = len(encode_header(metadata, infos))
     fixed = start + sum(aligned(i.nbytes) for m, i in by_module.items() if m not in chosen)
     total = fixed + sum(tensor_bytes.values())
     tokenizer = {k: v for k, v in metadata.items() if k.startswith("tokenizer.")}
@@ -130,7 +123,7 @@ def write(
     infos = _tensor_infos(checkpoint, chosen, factors)
     check_file(path, checkpoint.gguf_source)
     with atomic_write(path) as beside, open(beside, "wb") as file:
-        file.write(header(_metadata(checkpoint, chosen, recipe_json, spare), infos))
+        file.write(encode_header(_metadata(checkpoint, chosen, recipe_json, spare), infos))
         for info, data in zip(
             infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True
         ):
@@ -162,36 +155,9 @@ def check(path: Path, checkpoint: Checkpoint, allocation: Allocation, packed: Pa
             raise UserError(f"{path}: the bytes of {info.name} differ from what was written")
 
 
-class Weights(Mapping[str, torch.Tensor]):
-    """The weights of a GGUF file by canonical Hugging Face name, dequantized when asked for.
-
-    Every tensor is float32, q and k back in half-split order, Gemma's norms back to w. Dequantized
-    by gguf-py, independently of bitquilt's own types.
-    """
-
-    def __init__(self, path: Path) -> None:
-        header = read_header(path)
-        self._path = path
-        self._config = config_of(header)
-        self._tensors = hf_tensors(header)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        weight = dequantize(self._path, self._tensors[name])
-        order = _row_order(self._config, name)
-        if order is not None:
-            weight = weight[order.argsort()]
-        return weight - _offset(self._config, name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
     """The weights that an engine computes with, by canonical name; read one at a time."""
-    return Weights(path)
+    return GgufWeights(read_header(path))
 
 
 def _metadata(
@@ -209,13 +175,13 @@ def _model_metadata(checkpoint: Checkpoint) -> Metadata:
     """What describes the model itself: taken over from a GGUF source, else written anew."""
     if checkpoint.gguf_source is not None:
         return kept_metadata(checkpoint.gguf_source)
-    keys: dict[str, Value] = {
-        "general.architecture": architecture(checkpoint.config),
+    keys: dict[str, MetadataValue] = {
+        "general.architecture": architecture_of(checkpoint.config).gguf_architecture,
         "general.type": "model",
         "general.name": checkpoint.name,
         "general.base_model.count": 1,
         "general.base_model.0.name": checkpoint.name,
-        **architecture_keys(checkpoint.config),
+        **gguf_keys(checkpoint.config),
         **sampling_keys(checkpoint.generation_config),
     }
     if checkpoint.tokenizer_dir is not None:
@@ -237,7 +203,7 @@ def _file_type(checkpoint: Checkpoint, chosen: dict[str, QuantType]) -> LlamaFil
     return LlamaFileType[_FILE_TYPE_NAMES.get(most, f"MOSTLY_{most}")]
 
 
-def _modules(checkpoint: Checkpoint, factors: Factors | None) -> list[str]:
+def _modules(checkpoint: Checkpoint, factors: RopeFactors | None) -> list[str]:
     """Keys of the file's tensors in order: module paths of matrices, names of everything else."""
     keys = [
         name.removesuffix(".weight") if len(shape) == 2 else name
@@ -247,11 +213,12 @@ def _modules(checkpoint: Checkpoint, factors: Factors | None) -> list[str]:
 
 
 def _tensor_infos(
-    checkpoint: Checkpoint, chosen: dict[str, QuantType], factors: Factors | None
+    checkpoint: Checkpoint, chosen: dict[str, QuantType], factors: RopeFactors | None
 ) -> list[TensorInfo]:
+    family = architecture_of(checkpoint.config)
     infos = []
     for name, shape in checkpoint.shapes.items():
-        gguf_name = names.gguf_name(name, checkpoint.config["model_type"])
+        gguf_name = family.gguf_name(name)
         qtype = chosen.get(name.removesuffix(".weight"))
         if qtype is None:
             nbytes = 4 * int(np.prod(shape))
@@ -269,16 +236,17 @@ def _tensor_data(
     checkpoint: Checkpoint,
     chosen: dict[str, QuantType],
     packed: PackedSource,
-    factors: Factors | None,
+    factors: RopeFactors | None,
 ) -> Iterator[npt.NDArray[Any]]:
     """The bytes of every tensor in file order, as arrays of the stored type."""
+    family = architecture_of(checkpoint.config)
     for name in checkpoint.shapes:
         module = name.removesuffix(".weight")
-        order = _row_order(checkpoint.config, name)
+        order = family.gguf_rows(name, checkpoint.config)
         if module in chosen:
             rows = packed_rows(packed(module, chosen[module].name))
         else:
-            rows = checkpoint.load(name) + _offset(checkpoint.config, name)
+            rows = checkpoint.load(name) + family.gguf_offset(name)
         yield (rows if order is None else rows[order]).numpy()
     if factors is not None:
         yield factors
@@ -291,24 +259,10 @@ def packed_rows(parts: Packed) -> torch.Tensor:
     return parts["weight"].cpu().contiguous().view(torch.uint8)
 
 
-def _row_order(config: dict[str, Any], name: str) -> torch.Tensor | None:
-    """llama.cpp's order of the rows (or bias entries) of a tensor, where it has its own."""
-    part = names.rotated_heads(name)
-    if part is None or not names.interleaved(config["model_type"]):
-        return None
-    heads = config["num_attention_heads" if part == "q" else "num_key_value_heads"]
-    return names.permutation(heads, head_dim(config))
-
-
-def _offset(config: dict[str, Any], name: str) -> float:
-    """What llama.cpp stores on top of a tensor's values."""
-    return names.norm_offset(config["model_type"]) if name.endswith("norm.weight") else 0.0
-
-
-def _rope_factors(checkpoint: Checkpoint) -> Factors | None:
+def _rope_factors(checkpoint: Checkpoint) -> RopeFactors | None:
     if checkpoint.gguf_source is not None:
         return source_rope_factors(checkpoint.gguf_source)
-    return rope_factors(checkpoint.config)
+    return gguf_rope_factors(checkpoint.config)
 
 
 def _check_size(info: TensorInfo, data: npt.NDArray[Any]) -> None:

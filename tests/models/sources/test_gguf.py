@@ -15,9 +15,11 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.metadata_read import config_of, model_name, read_header
-from bitquilt.gguf.tokenizer_read import SPLITTINGS, byte_level
+from bitquilt.gguf.header import read_header
+from bitquilt.gguf.tokenizer import SPLITTINGS, byte_level_tokenizer
 from bitquilt.models import open_checkpoint
+from bitquilt.models.gguf_config import config_of
+from bitquilt.models.sources.gguf import model_name
 from tests.factories import tiny_checkpoint
 from tests.models.llamacpp_vocab import tokenize
 from tests.models.reference import canonical_logits, original_logits
@@ -84,7 +86,7 @@ def test_chunks_make_no_difference(tiny: Path, monkeypatch: pytest.MonkeyPatch) 
     path = write_gguf(tiny, tiny / "tiny.gguf", kind=KINDS.Q8_0)
     name = "model.embed_tokens.weight"
     whole = open_checkpoint(path).load(name)
-    monkeypatch.setattr("bitquilt.models.sources.gguf._CHUNK_BYTES", 64 * 4 * 7)
+    monkeypatch.setattr("bitquilt.gguf.dequantize._CHUNK_BYTES", 64 * 4 * 7)
     assert torch.equal(open_checkpoint(path).load(name), whole)
 
 
@@ -104,7 +106,7 @@ def test_header_agrees_with_gguf_py(tiny: Path) -> None:
 @pytest.mark.parametrize("pre", SPLITTINGS)
 def test_tokens_are_llama_cpps(tiny: Path, pre: str) -> None:
     path = write_gguf(tiny, tiny / "tiny.gguf", pre=pre)
-    ours = byte_level(read_header(path))
+    ours = byte_level_tokenizer(read_header(path))
     assert [ours.encode(s).ids for s in LINES] == tokenize(path, LINES, add_special=True)
 
 

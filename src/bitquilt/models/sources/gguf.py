@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import gguf
-import numpy as np
 import torch
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.container_read import GgufTensor
-from bitquilt.gguf.metadata_read import (
-    GgufHeader,
-    config_of,
-    generation_config,
-    hf_tensors,
-    model_name,
-    read_header,
-)
-from bitquilt.gguf.tokenizer_read import tokenizer_directory
-from bitquilt.models import canonical, layout, names
+from bitquilt.gguf.container import GgufTensor
+from bitquilt.gguf.dequantize import dequantize
+from bitquilt.gguf.header import GgufHeader, read_header
+from bitquilt.gguf.metadata import generation_config
+from bitquilt.gguf.tokenizer import tokenizer_directory
+from bitquilt.models import canonical
+from bitquilt.models.architectures import architecture_of
 from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.chat_template import default_template
 from bitquilt.models.checkpoint import Checkpoint, Finding
 from bitquilt.models.fingerprint import fingerprint
+from bitquilt.models.gguf_config import config_of, hf_tensors
 from bitquilt.models.sources.tensors import checked, dominant_dtype
 
-_CHUNK_BYTES = 64 << 20
 _PLAIN = ("F32", "F16", "BF16")
 
 
@@ -54,7 +48,7 @@ def open_gguf(path: Path) -> Checkpoint:
         config=form.config,
         original_config=original,
         shapes=form.shapes,
-        reader=_reader(header, form.shapes, tensors),
+        reader=_reader(header, form.shapes),
         source_dtype=dominant_dtype(dtypes, nbytes),
         tokenizer_dir=tokenizer_directory(header, print_of_source),
         chat_template=template,
@@ -70,45 +64,47 @@ def open_gguf(path: Path) -> Checkpoint:
     )
 
 
-def dequantize(path: Path, tensor: GgufTensor) -> torch.Tensor:
-    """One tensor as float32, through row chunks so that memory stays near its float32 size.
+class GgufWeights(Mapping[str, torch.Tensor]):
+    """The weights of a GGUF file by canonical name, float32, dequantized when asked for.
 
-    Raises:
-        UserError: gguf-py has no decoder for its type.
+    What llama.cpp's converter did is undone: q and k are back in half-split order, Gemma's norms
+    back to w.
     """
-    columns = tensor.shape[-1]
-    rows = math.prod(tensor.shape[:-1])
-    row_bytes = tensor.nbytes // rows
-    packed = np.memmap(path, np.uint8, "r", tensor.offset, (rows, row_bytes))
-    result = np.empty((rows, columns), np.float32)
-    step = max(1, _CHUNK_BYTES // (4 * columns))
-    for start in range(0, rows, step):
-        chunk = np.ascontiguousarray(packed[start : start + step])
-        try:
-            result[start : start + step] = gguf.dequantize(chunk, tensor.type)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{path} stores tensors as {tensor.type.name}, which gguf-py cannot decode; "
-                "give another quantization of this model"
-            ) from error
-    return torch.from_numpy(result.reshape(tensor.shape))
+
+    def __init__(self, header: GgufHeader) -> None:
+        self._path = header.path
+        self._config = config_of(header)
+        self._family = architecture_of(self._config)
+        self._tensors = hf_tensors(header)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        weight = dequantize(self._path, self._tensors[name])
+        order = self._family.gguf_rows(name, self._config)
+        if order is not None:
+            weight = weight[order.argsort()]
+        offset = self._family.gguf_offset(name)
+        return weight - offset if offset else weight
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def model_name(path: Path) -> str:
+    """The file's name without its ending and without the type that it is quantized to."""
+    return re.sub(r"[.-](I?Q\d\w*|UD-\w+|BF16|F16|F32)$", "", path.stem, flags=re.IGNORECASE)
 
 
 def _reader(
-    header: GgufHeader, shapes: dict[str, tuple[int, ...]], tensors: dict[str, GgufTensor]
+    header: GgufHeader, shapes: dict[str, tuple[int, ...]]
 ) -> Callable[[str], torch.Tensor]:
-    """Undo what llama.cpp's converter did: interleaved q and k rows, Gemma's norms plus one."""
-    config = config_of(header)
-    model_type = config["model_type"]
-    offset = names.norm_offset(model_type)
+    """As :class:`GgufWeights`, checked for shape and for NaN or infinity."""
+    weights = GgufWeights(header)
 
     def read(name: str) -> torch.Tensor:
-        tensor = checked(dequantize(header.path, tensors[name]), name, shapes[name], header.path)
-        turned = names.rotated_heads(name)
-        if turned and names.interleaved(model_type):
-            heads = config["num_attention_heads" if turned == "q" else "num_key_value_heads"]
-            tensor = tensor[names.permutation(heads, layout.head_dim(config)).argsort()]
-        return tensor - offset if offset and name.endswith("norm.weight") else tensor
+        return checked(weights[name], name, shapes[name], header.path)
 
     return read
 

@@ -12,6 +12,7 @@ import torch
 
 from bitquilt.errors import UserError
 from bitquilt.models import canonical, layout
+from bitquilt.models.architectures import REWRITES
 from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.canonical import Canonical
 from bitquilt.models.chat_template import default_template
@@ -160,7 +161,7 @@ def _reader(form: Canonical, stored: Stored) -> Callable[[str], torch.Tensor]:
             return torch.ones(form.shapes[name])
         raw, at = stored[origin.source]
         tensor = checked(safetensors.read(raw, at), name, form.shapes[name], at.file)
-        return canonical.apply(origin, tensor)
+        return canonical.in_canonical_order(origin, tensor)
 
     return read
 
@@ -235,9 +236,8 @@ def _compare_shapes(form: Canonical, stored: Stored, original: dict[str, Any]) -
 
 def _field(letter: str, original: dict[str, Any]) -> str:
     """The config field that decides a dimension, by the name that the original config uses."""
-    if letter == "M" and original.get("model_type") == "llama4_text":
-        return "intermediate_size_mlp"
-    return layout.FIELDS[letter]
+    rewrite = REWRITES.get(str(original.get("model_type")))
+    return (rewrite.fields if rewrite else {}).get(letter) or layout.FIELDS[letter]
 
 
 def _require_tokenizer(directory: Path) -> None:

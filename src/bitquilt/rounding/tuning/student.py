@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bitquilt import qtypes
-from bitquilt.models import names
+from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.kquants import Signed, WithMins
 from bitquilt.qtypes.qtype import PackedSource, QuantType, Unpacked
@@ -60,7 +60,7 @@ class Student:
             self._add(module, qtype, fields)
         self._biases: dict[str, Tensor] = {}
         stored = StoredRange(self._norm_dtype())
-        offset = names.norm_offset(checkpoint.config["model_type"])
+        offset = architecture_of(checkpoint.config).norm_offset
         for name, shape in checkpoint.shapes.items():
             if len(shape) == 1 and name.endswith("norm.weight"):
                 weight = checkpoint.load(name).to(device)

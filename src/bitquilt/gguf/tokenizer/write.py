@@ -18,30 +18,11 @@ from gguf import TokenType
 from tokenizers import Tokenizer
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.container_write import Value
-from bitquilt.gguf.tokenizer_read import SPLITTINGS
+from bitquilt.gguf.container import MetadataValue
+from bitquilt.gguf.tokenizer.conventions import PRE_TOKENIZERS, SPACE, SPECIAL_TOKENS
 from bitquilt.runtime.files import read_json
 
-
-def _regexes(name: str) -> tuple[str, ...]:
-    """The splitting steps of a pre-tokenizer, each as a regular expression."""
-    return tuple(f"regex {pattern}" for pattern in SPLITTINGS[name].patterns)
-
-
-PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
-    (_regexes("llama-bpe"), True): "llama-bpe",
-    (_regexes("llama-bpe"), False): "smaug-bpe",
-    (_regexes("qwen2"), False): "qwen2",
-    (_regexes("tekken"), True): "tekken",
-    (("digits", "gpt-2"), False): "smollm",
-    (_regexes("smollm"), False): "smollm",
-    (("gpt-2",), False): "gpt-2",
-    (_regexes("gpt-2"), False): "gpt-2",
-}
-"""(splitting steps, whether whole words skip the merges) → llama.cpp's name for it."""
-
-_SPACE = "\u2581"
-NORMAL = int(TokenType.NORMAL)
+_NORMAL = int(TokenType.NORMAL)
 
 
 @dataclass(frozen=True)
@@ -56,7 +37,7 @@ class _Files:
 
 def tokenizer_keys(
     directory: Path, model_config: dict[str, Any], chat_template: str | None
-) -> dict[str, Value]:
+) -> dict[str, MetadataValue]:
     """Every ``tokenizer.*`` key of the file.
 
     Args:
@@ -97,7 +78,7 @@ def _loaded(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises no narrower class
-        raise UserError(f"{path} is no tokenizer ({error}); download it again") from error
+        raise UserError(f"{path} is not a tokenizer ({error}); download it again") from error
 
 
 def _refuse_other_models(files: _Files) -> None:
@@ -109,7 +90,7 @@ def _refuse_other_models(files: _Files) -> None:
         )
 
 
-def _model_keys(files: _Files, tokens: list[str]) -> dict[str, Value]:
+def _model_keys(files: _Files, tokens: list[str]) -> dict[str, MetadataValue]:
     model = files.tokenizer["model"]
     if model.get("byte_fallback"):
         return _sentencepiece_keys(files, tokens)
@@ -159,7 +140,7 @@ def _merge_text(merge: str | list[str]) -> str:
     return " ".join(part.replace(" ", chr(ord(" ") + 256)) for part in merge)
 
 
-def _sentencepiece_keys(files: _Files, tokens: list[str]) -> dict[str, Value]:
+def _sentencepiece_keys(files: _Files, tokens: list[str]) -> dict[str, MetadataValue]:
     """SentencePiece BPE: llama.cpp joins the pair whose result scores highest.
 
     tokenizer.json keeps the merges in that order, so minus the rank of the first merge that makes
@@ -195,14 +176,14 @@ def _vocabulary(files: _Files, size: int) -> tuple[list[str], list[int]]:
     unknown = files.tokenizer["model"].get("unk_token")
     for text, index in files.tokenizer["model"]["vocab"].items():
         _check_id(files, text, index, size)
-        tokens[index], types[index] = text, _type_of(text, unknown) if spm else NORMAL
+        tokens[index], types[index] = text, _type_of(text, unknown) if spm else _NORMAL
     for added in files.tokenizer.get("added_tokens") or []:
         text, index = added["content"], added["id"]
         _check_id(files, text, index, size)
         if spm and types[index] == TokenType.UNKNOWN:
             continue
         control = added["special"] or _looks_special(text)
-        tokens[index] = text.replace(_SPACE, " ") if spm and not control else text
+        tokens[index] = text.replace(SPACE, " ") if spm and not control else text
         types[index] = int(TokenType.CONTROL if control else TokenType.USER_DEFINED)
     return tokens, types
 
@@ -232,7 +213,7 @@ def _looks_special(text: str) -> bool:
 
 def _special_ids(
     files: _Files, model_config: dict[str, Any], tokens: list[str]
-) -> dict[str, Value]:
+) -> dict[str, MetadataValue]:
     """bos, eos, pad and unk by the tokenizer's names; the other ends of a turn as eot and eom."""
     stated = _as_list(model_config.get("eos_token_id"))
     if beyond := [index for index in stated if not 0 <= index < len(tokens)]:
@@ -240,7 +221,7 @@ def _special_ids(
             f"config.json gives eos_token_id {beyond[0]}, but the model has {len(tokens)} "
             "embeddings; compare it with the one on the model's page"
         )
-    found: dict[str, Value] = {}
+    found: dict[str, MetadataValue] = {}
     for role in ("bos", "eos", "pad", "unk"):
         index = _named_id(files, role, tokens)
         if index is None:
@@ -250,7 +231,7 @@ def _special_ids(
     ends = [i for i in stated if i != found.get("eos")]
     ends.sort(key=lambda i: "eom" in tokens[i])
     found.update(zip(("eot", "eom"), ends, strict=False))
-    names = {"eos": "eos", "bos": "bos", "pad": "padding", "unk": "unknown"}
+    names = {ours: theirs for theirs, ours in SPECIAL_TOKENS.items()}
     return {
         f"tokenizer.ggml.{names.get(role, role)}_token_id": index for role, index in found.items()
     }
@@ -268,7 +249,7 @@ def _as_list(value: int | list[int] | None) -> list[int]:
     return value if isinstance(value, list) else [value]
 
 
-def _added_automatically(files: _Files, keys: dict[str, Value]) -> dict[str, Value]:
+def _added_automatically(files: _Files, keys: dict[str, MetadataValue]) -> dict[str, MetadataValue]:
     """Whether encoding puts bos in front and eos behind, found by encoding a word.
 
     ``add_bos_token`` in tokenizer_config.json overrides, as it does in transformers.

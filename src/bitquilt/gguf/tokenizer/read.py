@@ -1,18 +1,17 @@
 """A GGUF file's tokenizer as a Hugging Face directory.
 
-GGUF stores vocabulary, merges and the *name* of a pre-tokenizer; the splitting behind that name is
-fixed in llama.cpp (``llama-vocab.cpp``, ``llm_tokenizer_bpe``) and stated again here.
-SentencePiece vocabularies go through transformers' own converter.
+Byte-level BPE is put together here, from the splitting that the file names. SentencePiece
+vocabularies go through transformers' own converter.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gguf import TokenType
+from platformdirs import user_cache_path
 from tokenizers import (
     AddedToken,
     Regex,
@@ -25,70 +24,26 @@ from tokenizers import (
 )
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.metadata_read import GgufHeader
+from bitquilt.gguf.header import GgufHeader
+from bitquilt.gguf.tokenizer.conventions import SPACE, SPECIAL_TOKENS, SPLITTINGS
 from bitquilt.runtime.files import atomic_write
 
-_CONTROL, _USER_DEFINED = 3, 4
-"""gguf token types: ``gguf.TokenType``."""
+_CONTROL, _USER_DEFINED = int(TokenType.CONTROL), int(TokenType.USER_DEFINED)
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _WORDS + r"|\p{N}{1,3}" + _TAIL
-_QWEN2 = _WORDS + r"|\p{N}" + _TAIL
-_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
-    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
-
-
-@dataclass(frozen=True)
-class _Splitting:
-    """What a pre-tokenizer name stands for."""
-
-    patterns: tuple[str, ...]
-    """Applied one after the other, each inside the pieces of the one before."""
-    whole_words: bool = False
-    """Whether a piece that is a token needs no merges (``ignore_merges``)."""
-    adds_bos: bool = False
-    """Whether a beginning-of-text token is added where the file does not say."""
-
-
-_LLAMA3_SPLITTING = _Splitting((_LLAMA3,), whole_words=True, adds_bos=True)
-_SINGLE_DIGITS = _Splitting((r"\p{N}", _GPT2))
-
-SPLITTINGS: dict[str, _Splitting] = {
-    "default": _Splitting((_PUNCTUATION, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
-    "gpt-2": _Splitting((_GPT2,)),
-    "llama3": _LLAMA3_SPLITTING,
-    "llama-v3": _LLAMA3_SPLITTING,
-    "llama-bpe": _LLAMA3_SPLITTING,
-    "smollm": _SINGLE_DIGITS,
-    "starcoder": _SINGLE_DIGITS,
-    "refact": _SINGLE_DIGITS,
-    "command-r": _SINGLE_DIGITS,
-    "qwen2": _Splitting((_QWEN2,)),
-    "deepseek-r1-qwen": _Splitting((_QWEN2,)),
-    "tekken": _Splitting((_TEKKEN,), whole_words=True, adds_bos=True),
-}
-"""``tokenizer.ggml.pre`` → splitting."""
-
-_ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
-"""GGUF's word for a special token → Hugging Face's."""
+CONVERSION = 2
+"""Raised whenever the same file would become another tokenizer: what older versions of bitquilt
+have kept is then rebuilt."""
 
 
 def tokenizer_directory(header: GgufHeader, fingerprint: str) -> Path:
     """A directory with tokenizer.json and tokenizer_config.json, converted once and kept.
 
-    It lies in the user's cache (``XDG_CACHE_HOME``) under the file's fingerprint.
+    It lies in the user's cache under the file's fingerprint and :data:`CONVERSION`.
 
     Raises:
         UserError: the file has no tokenizer, or one of a kind that cannot be rebuilt.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    directory = root / "bitquilt" / "tokenizers" / fingerprint[:32]
+    directory = user_cache_path("bitquilt") / "tokenizers" / f"{fingerprint[:32]}-{CONVERSION}"
     if directory.exists():
         return directory
     kind = header.metadata.get("tokenizer.ggml.model")
@@ -108,7 +63,7 @@ def tokenizer_directory(header: GgufHeader, fingerprint: str) -> Path:
     return directory
 
 
-def byte_level(header: GgufHeader) -> Tokenizer:
+def byte_level_tokenizer(header: GgufHeader) -> Tokenizer:
     """The byte-level BPE tokenizer that llama.cpp would run.
 
     Raises:
@@ -158,7 +113,7 @@ def _added(header: GgufHeader) -> list[AddedToken]:
 
 
 def _write_byte_level(header: GgufHeader, directory: Path) -> None:
-    byte_level(header).save(str(directory / "tokenizer.json"))
+    byte_level_tokenizer(header).save(str(directory / "tokenizer.json"))
     _write_json(directory / "tokenizer_config.json", _tokenizer_config(header))
 
 
@@ -168,14 +123,14 @@ def _write_sentencepiece(header: GgufHeader, directory: Path) -> None:
     source = header.path
     converted = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
     backend = converted.backend_tokenizer
-    if header.architecture == "llama":
+    if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
         # llama.cpp adds its prefix space before any text, transformers' class only before words
         prefix = header.metadata.get("tokenizer.ggml.add_space_prefix", True)
         backend.pre_tokenizer = None
         backend.normalizer = normalizers.Sequence(
             [
-                *([normalizers.Prepend("▁")] if prefix else []),
-                normalizers.Replace(" ", "▁"),
+                *([normalizers.Prepend(SPACE)] if prefix else []),
+                normalizers.Replace(" ", SPACE),
             ]
         )
     backend.save(str(directory / "tokenizer.json"))
@@ -186,7 +141,7 @@ def _tokenizer_config(header: GgufHeader) -> dict[str, Any]:
     tokens = header.metadata["tokenizer.ggml.tokens"]
     special = {
         f"{ours}_token": tokens[number]
-        for theirs, ours in _ROLES.items()
+        for theirs, ours in SPECIAL_TOKENS.items()
         if (number := header.metadata.get(f"tokenizer.ggml.{theirs}_token_id")) is not None
     }
     config = {

@@ -1,0 +1,106 @@
+"""The header of a model in a GGUF file, or a refusal of files that hold no whole model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitquilt.errors import UserError
+from bitquilt.gguf.container import Container, GgufTensor, read_container
+
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """Everything of a GGUF file but its weights."""
+
+    path: Path
+    container: Container
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Key → value, in file order."""
+        return self.container.metadata
+
+    @property
+    def tensors(self) -> dict[str, GgufTensor]:
+        """GGUF name → where the tensor is, in file order."""
+        return self.container.tensors
+
+    @property
+    def architecture(self) -> str:
+        """The value of ``general.architecture``; empty where the file does not say."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value under the architecture's name, e.g. ``block_count`` for llama.block_count."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def required(self, key: str, default: Any = None) -> Any:
+        """As :meth:`get`.
+
+        Raises:
+            UserError: the file does not say, and there is no default.
+        """
+        value = self.get(key, default)
+        if value is None:
+            raise UserError(
+                f"{self.path} lacks the metadata {self.architecture}.{key}; it is damaged or was "
+                "written by a very old converter: download a newer file"
+            )
+        return value
+
+    def uniform(self, key: str, default: Any = None) -> int:
+        """An integer that may be stored once per layer, where all layers agree.
+
+        Raises:
+            UserError: the layers differ, or the file does not say and there is no default.
+        """
+        value = self.required(key, default)
+        if not isinstance(value, list):
+            return int(value)
+        if len(set(value)) != 1:
+            raise UserError(
+                f"{self.path} has {self.architecture}.{key} differing between layers, which "
+                "bitquilt cannot express; quantize another model"
+            )
+        return int(value[0])
+
+
+def read_header(path: Path) -> GgufHeader:
+    """Read the header of a model file, of whatever architecture.
+
+    Raises:
+        UserError: the file is damaged, truncated, one part of several, or no model.
+    """
+    try:
+        header = GgufHeader(path, read_container(path))
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read as GGUF: {error}; it is truncated or damaged: download it again"
+        ) from error
+    _refuse_parts(header)
+    _refuse_other_kinds(header)
+    return header
+
+
+def _refuse_parts(header: GgufHeader) -> None:
+    parts = header.metadata.get("split.count", 1)
+    if parts > 1 or _SPLIT.search(header.path.name):
+        raise UserError(
+            f"{header.path} is one part of a split GGUF model; merge the parts first with "
+            f"llama-gguf-split --merge {header.path} merged.gguf"
+        )
+
+
+def _refuse_other_kinds(header: GgufHeader) -> None:
+    path, kind = header.path, header.metadata.get("general.type", "model")
+    if kind == "imatrix" or any(name.endswith(".in_sum2") for name in header.tensors):
+        raise UserError(f"{path} is an importance matrix, not a model; give the model's GGUF file")
+    if kind == "adapter" or "adapter.type" in header.metadata:
+        raise UserError(
+            f"{path} is a LoRA adapter, not a model; merge it into its base model first"
+        )

@@ -1,0 +1,14 @@
+"""Tokenizers in GGUF, both ways.
+
+A file stores vocabulary, merges and the *name* of a pre-tokenizer, which
+:mod:`bitquilt.gguf.tokenizer.conventions` explains. :func:`tokenizer_directory` rebuilds a Hugging
+Face tokenizer from these, and :func:`tokenizer_keys` writes one as these.
+"""
+
+from __future__ import annotations
+
+from bitquilt.gguf.tokenizer.conventions import SPLITTINGS
+from bitquilt.gguf.tokenizer.read import byte_level_tokenizer, tokenizer_directory
+from bitquilt.gguf.tokenizer.write import tokenizer_keys
+
+__all__ = ["SPLITTINGS", "byte_level_tokenizer", "tokenizer_directory", "tokenizer_keys"]

@@ -1,0 +1,78 @@
+"""llama.cpp's words for what a tokenizer does, and what they mean.
+
+How text is split before byte-level BPE is compiled into llama.cpp under names that files carry
+(``llama-vocab.cpp``, ``llm_tokenizer_bpe``). It is stated again here, name → regular expressions
+for reading, and steps of a tokenizer.json → name for writing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
+"""GGUF's word for a special token → Hugging Face's."""
+
+SPACE = "\u2581"
+"""How SentencePiece writes a space."""
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = _WORDS + r"|\p{N}{1,3}" + _TAIL
+_QWEN2 = _WORDS + r"|\p{N}" + _TAIL
+_UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """What a pre-tokenizer name stands for."""
+
+    patterns: tuple[str, ...]
+    """Applied one after the other, each inside the pieces of the one before."""
+    whole_words: bool = False
+    """Whether a piece that is a token needs no merges (``ignore_merges``)."""
+    adds_bos: bool = False
+    """Whether a beginning-of-text token is added where the file does not say."""
+
+
+_LLAMA3_SPLITTING = Splitting((_LLAMA3,), whole_words=True, adds_bos=True)
+_SINGLE_DIGITS = Splitting((r"\p{N}", _GPT2))
+
+SPLITTINGS: dict[str, Splitting] = {
+    "default": Splitting((_PUNCTUATION, _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+    "gpt-2": Splitting((_GPT2,)),
+    "llama3": _LLAMA3_SPLITTING,
+    "llama-v3": _LLAMA3_SPLITTING,
+    "llama-bpe": _LLAMA3_SPLITTING,
+    "smollm": _SINGLE_DIGITS,
+    "starcoder": _SINGLE_DIGITS,
+    "refact": _SINGLE_DIGITS,
+    "command-r": _SINGLE_DIGITS,
+    "qwen2": Splitting((_QWEN2,)),
+    "deepseek-r1-qwen": Splitting((_QWEN2,)),
+    "tekken": Splitting((_TEKKEN,), whole_words=True, adds_bos=True),
+}
+"""``tokenizer.ggml.pre`` → splitting."""
+
+
+def _regexes(name: str) -> tuple[str, ...]:
+    """The splitting steps of a pre-tokenizer, each as a regular expression."""
+    return tuple(f"regex {pattern}" for pattern in SPLITTINGS[name].patterns)
+
+
+PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
+    (_regexes("llama-bpe"), True): "llama-bpe",
+    (_regexes("llama-bpe"), False): "smaug-bpe",
+    (_regexes("qwen2"), False): "qwen2",
+    (_regexes("tekken"), True): "tekken",
+    (("digits", "gpt-2"), False): "smollm",
+    (_regexes("smollm"), False): "smollm",
+    (("gpt-2",), False): "gpt-2",
+    (_regexes("gpt-2"), False): "gpt-2",
+}
+"""(splitting steps, whether whole words skip the merges) → llama.cpp's name for it."""
