@@ -233,7 +233,9 @@ def leftover(port: int) -> str:
     time.sleep(2)
     text = send(port, "GET", "/metrics", b"", KEY)[1].decode()
     lines = [
-        line for line in text.splitlines() if line.startswith(("bitquilt_going", "bitquilt_wait"))
+        line
+        for line in text.splitlines()
+        if line.startswith(("bitquilt_requests_running", "bitquilt_requests_wait"))
     ]
     return "two seconds later: " + ", ".join(lines)
 

@@ -25,7 +25,7 @@ import xllamacpp
 from bitquilt import demo
 from bitquilt.engines import Engine, Sampling, open_engine
 from bitquilt.engines.llamacpp_backend import physical_cores
-from bitquilt.talk import End, Prompt, Settings, answer, compose
+from bitquilt.talk import AnswerSettings, End, Prompt, answer, compose
 from bitquilt.talk.reasoning import boxed
 from bitquilt.talk.votes import normalized
 
@@ -81,9 +81,9 @@ def _theirs(server: Any, prompt: Prompt) -> float:
 
 def _ours(engine: Engine, prompt: Prompt) -> float:
     started = time.perf_counter()
-    *_, end = answer(engine, prompt, Settings(Sampling(), LENGTH))
+    *_, end = answer(engine, prompt, AnswerSettings(Sampling(), LENGTH))
     assert isinstance(end, End)
-    assert (end.tokens, end.rescues) == (LENGTH, 0), f"{end}: ask for another text"
+    assert (end.tokens, end.rollbacks) == (LENGTH, 0), f"{end}: ask for another text"
     return LENGTH / (time.perf_counter() - started)
 
 
@@ -139,11 +139,11 @@ def _bare(server: Any, prompt: Prompt) -> tuple[str, bool, bool]:
 
 def _guarded(engine: Engine, prompt: Prompt) -> tuple[str, bool, bool]:
     sampling = replace(Sampling(), temperature=0.6, top_p=0.95)
-    settings = Settings(sampling, MAX_TOKENS, THINK_BUDGET)
+    settings = AnswerSettings(sampling, MAX_TOKENS, THINK_BUDGET)
     *_, end = answer(engine, prompt, settings)
     assert isinstance(end, End)
-    ended = end.why == "stop" and end.closed is None
-    return end.reasoning + end.answer, ended, end.why == "length"
+    ended = end.finish_reason == "stop" and end.closed is None
+    return end.reasoning + end.answer, ended, end.finish_reason == "length"
 
 
 def judge(text: str, ended: bool, cut: bool, truth: str) -> Outcome:

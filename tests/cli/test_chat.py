@@ -40,7 +40,7 @@ def talk(capfd, monkeypatch, demo_gguf: Path):
 def test_a_conversation(talk) -> None:
     out, err = talk("What is 12 + 30?", "/stats", "What is 5 + 9?", "/quit", "What is 1 + 1?")
     assert re.findall(r"boxed\{(\d+)\}", out) == ["42", "14"]
-    assert re.search(r"\d+ tokens, \d+ of them reasoning, [\d.]+ tokens/s; 0 rescues", err)
+    assert re.search(r"\d+ tokens, \d+ of them reasoning, [\d.]+ tokens/s; 0 rollbacks", err)
 
 
 def test_commands(talk, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bitquilt.engines import Engine, Request
+from bitquilt.engines import Engine, GenerationRequest
 from tests.engines.conftest import ENGINES, open_in
 from tests.engines.draws import DRAWS, SETTINGS, chi_square, expected
 from tests.factories import SPECIAL_TOKENS, tiny_checkpoint
@@ -56,7 +56,7 @@ def test_draws(known: tuple[Engine, npt.NDArray[np.float32]]) -> None:
     engine, logits = known
     settings = SETTINGS["all"]
     seeded = (dataclasses.replace(settings, seed=seed) for seed in range(ROWS))
-    requests = [Request([1, 2, 3], sampling, DRAWS // ROWS) for sampling in seeded]
+    requests = [GenerationRequest([1, 2, 3], sampling, DRAWS // ROWS) for sampling in seeded]
     with engine.stream(requests) as stream:
         drawn = [piece.token for _, piece in stream]
     assert len(drawn) == DRAWS

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from bitquilt.engines.backend import Floats
-from bitquilt.engines.engine import ModelInfo, Piece, Request, Sampling
+from bitquilt.engines.backend import Logits
+from bitquilt.engines.engine import GeneratedToken, GenerationRequest, ModelInfo, Sampling
 from bitquilt.engines.generation import Generation
 
 END, CONTROL = 256, 257
@@ -35,14 +35,14 @@ class Parrot:
     def ends_turn(self, token: int) -> bool:
         return token == END
 
-    def window(self, tokens: Sequence[int]) -> Floats:
+    def window(self, tokens: Sequence[int]) -> Logits:
         raise NotImplementedError
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         self._rows = [iter([*self._sentences[prompt[0]], END]) for prompt in prompts]
         return self.step([]), len(prompts)
 
-    def step(self, tokens: Sequence[int]) -> Floats:
+    def step(self, tokens: Sequence[int]) -> Logits:
         self.batches.append(len(self._rows))
         logits = np.zeros((len(self._rows), 258), dtype=np.float32)
         for row, rest in zip(logits, self._rows, strict=True):
@@ -53,9 +53,9 @@ class Parrot:
         self._rows = [self._rows[row] for row in rows]
 
 
-def say(text: str | Sequence[int], max_tokens: int = 100) -> list[Piece]:
+def say(text: str | Sequence[int], max_tokens: int = 100) -> list[GeneratedToken]:
     sentence = text.encode() if isinstance(text, str) else text
-    request = Request([0], Sampling(), max_tokens)
+    request = GenerationRequest([0], Sampling(), max_tokens)
     return [piece for _, piece in Generation(Parrot(sentence), [request])]
 
 
@@ -87,7 +87,7 @@ def test_control_tokens_are_told_apart() -> None:
 
 def test_rows_end_each_for_itself() -> None:
     parrot = Parrot(b"abc", b"d", b"efghi")
-    requests = [Request([row], Sampling(), 4) for row in range(3)]
+    requests = [GenerationRequest([row], Sampling(), 4) for row in range(3)]
     said = ["", "", ""]
     for row, piece in Generation(parrot, requests):
         said[row] += piece.text
@@ -97,7 +97,7 @@ def test_rows_end_each_for_itself() -> None:
 
 def test_a_dropped_row_is_continued_no_further() -> None:
     parrot = Parrot(b"abcdef")
-    generation = Generation(parrot, [Request([0], Sampling(), 9)] * 2)
+    generation = Generation(parrot, [GenerationRequest([0], Sampling(), 9)] * 2)
     said = ["", ""]
     for row, piece in generation:
         said[row] += piece.text

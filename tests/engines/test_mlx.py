@@ -55,7 +55,7 @@ def test_same_logits_as_the_original(
     from bitquilt.engines import mlx_backend
 
     model = make_model(case.split()[0], **SHAPES[case])
-    backend = mlx_backend.load(str(write(model, tmp_path / "model", "F32")))
+    backend = mlx_backend.MlxBackend(str(write(model, tmp_path / "model", "F32")))
     for window, reference in zip(windows, original_logits(model, windows), strict=True):
         logits = backend.window(window.tolist())
         np.testing.assert_allclose(logits, reference, rtol=0, atol=EXACT)
@@ -77,7 +77,7 @@ def test_mixes_compute_with_the_weights_that_are_read_back(
     weights = mlx.read_weights(directory)
     with TorchEngine(replace(model.checkpoint, reader=weights.__getitem__)) as engine:
         truth = next(iter(engine.logits(windows[:1])))
-    logits = mlx_backend.load(str(directory)).window(windows[0].tolist())
+    logits = mlx_backend.MlxBackend(str(directory)).window(windows[0].tolist())
     assert divergence(truth, logits) < BFLOAT16
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitquilt.engines import Request, Sampling
+from bitquilt.engines import GenerationRequest, Sampling
 from bitquilt.engines.sampling import AVOIDING, Sampler, candidates
 from tests.engines.draws import DRAWS, SETTINGS, chi_square, expected
 
@@ -16,19 +16,19 @@ VOCABULARY = 3000
 LOGITS = np.random.default_rng(0).normal(size=VOCABULARY).astype(np.float32) * 2
 
 
-def draw(logits: npt.NDArray[np.float32], request: Request) -> int:
+def draw(logits: npt.NDArray[np.float32], request: GenerationRequest) -> int:
     return Sampler(request).draw(logits)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_draws_follow_the_distribution(name: str) -> None:
-    sampler = Sampler(Request([0], SETTINGS[name], DRAWS))
+    sampler = Sampler(GenerationRequest([0], SETTINGS[name], DRAWS))
     drawn = [sampler.draw(LOGITS) for _ in range(DRAWS)]
     assert chi_square(drawn, expected(LOGITS, SETTINGS[name])) > 0.001
 
 
 def test_the_test_of_fit_can_fail() -> None:
-    sampler = Sampler(Request([0], Sampling(temperature=0.75), DRAWS))
+    sampler = Sampler(GenerationRequest([0], Sampling(temperature=0.75), DRAWS))
     drawn = [sampler.draw(LOGITS) for _ in range(DRAWS)]
     assert chi_square(drawn, expected(LOGITS, Sampling(temperature=0.7))) < 1e-6
 
@@ -53,12 +53,14 @@ def test_filters_are_those_of_transformers(
 
 
 def test_zero_temperature_is_greedy() -> None:
-    assert draw(LOGITS, Request([0], Sampling(top_k=5, top_p=0.5), 1)) == LOGITS.argmax()
+    assert draw(LOGITS, GenerationRequest([0], Sampling(top_k=5, top_p=0.5), 1)) == LOGITS.argmax()
 
 
 def test_seeds_repeat_and_differ() -> None:
     def drawn(seed: int) -> list[int]:
-        sampler = Sampler(Request([0], Sampling(temperature=1.0, top_p=0.9, seed=seed), 50))
+        sampler = Sampler(
+            GenerationRequest([0], Sampling(temperature=1.0, top_p=0.9, seed=seed), 50)
+        )
         return [sampler.draw(LOGITS) for _ in range(50)]
 
     assert drawn(1) == drawn(1) != drawn(2)
@@ -87,25 +89,25 @@ FOUR = np.array([2.0, 1.5, 1.0, -1.0], dtype=np.float32)
 )
 def test_penalties(settings: Sampling, tokens: list[int], said: int, taken: int) -> None:
     before = FOUR.copy()
-    assert draw(FOUR, Request(tokens, settings, 1, said=said)) == taken
+    assert draw(FOUR, GenerationRequest(tokens, settings, 1, said=said)) == taken
     np.testing.assert_array_equal(FOUR, before)
 
 
 def test_negative_logits_are_penalized_away_from_zero() -> None:
     logits = np.array([-1.0, -1.5], dtype=np.float32)
-    assert draw(logits, Request([0], Sampling(repetition_penalty=1.6), 1)) == 1
+    assert draw(logits, GenerationRequest([0], Sampling(repetition_penalty=1.6), 1)) == 1
 
 
 def test_penalties_count_what_is_drawn() -> None:
-    sampler = Sampler(Request([3], Sampling(frequency_penalty=0.4), 9))
+    sampler = Sampler(GenerationRequest([3], Sampling(frequency_penalty=0.4), 9))
     # 2, then 1.6, 1.2 | 1.5, 1.1 | 1.0: each is taken while it is the largest
     assert [sampler.draw(FOUR) for _ in range(6)] == [0, 0, 1, 0, 1, 2]
 
 
 def test_what_is_avoided_is_avoided_as_far_as_it_is_followed() -> None:
     sure = np.array([9.0, 9.0 - AVOIDING + 0.1, 0.0], dtype=np.float32)
-    sampler = Sampler(Request([5], Sampling(), 9, avoid=[0, 0]))
+    sampler = Sampler(GenerationRequest([5], Sampling(), 9, avoid=[0, 0]))
     assert [sampler.draw(sure) for _ in range(2)] == [1, 0]
     surer = np.array([9.0, 9.0 - AVOIDING - 0.1, 0.0], dtype=np.float32)
-    sampler = Sampler(Request([5], Sampling(), 9, avoid=[0, 0]))
+    sampler = Sampler(GenerationRequest([5], Sampling(), 9, avoid=[0, 0]))
     assert [sampler.draw(surer), sampler.draw(sure), sampler.draw(sure)] == [0, 1, 0]

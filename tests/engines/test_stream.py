@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from bitquilt.engines import Engine, Request, Sampling
+from bitquilt.engines import Engine, GenerationRequest, Sampling
 from tests.engines.conftest import ENGINES, open_in
 from tests.factories import tiny_checkpoint
 
@@ -29,10 +29,12 @@ def say(
 ) -> tuple[list[list[int]], int]:
     """The tokens of each row, and how many prompt tokens were computed."""
     said: list[list[int]] = [[] for _ in prompts]
-    with engine.stream([Request(p, sampling or Sampling(), LENGTH) for p in prompts]) as stream:
+    with engine.stream(
+        [GenerationRequest(p, sampling or Sampling(), LENGTH) for p in prompts]
+    ) as stream:
         for row, piece in stream:
             said[row].append(piece.token)
-    return said, stream.fed
+    return said, stream.prefilled
 
 
 def test_rows_say_what_they_say_alone(engine: Engine) -> None:
@@ -45,8 +47,8 @@ def test_rows_say_what_they_say_alone(engine: Engine) -> None:
 
 def test_only_new_tokens_are_computed(engine: Engine) -> None:
     prompt = [77, *PROMPTS[2]]
-    (first,), fed = say(engine, [prompt])
-    assert fed == len(prompt)
+    (first,), prefilled = say(engine, [prompt])
+    assert prefilled == len(prompt)
     longer = [*prompt, *first[:-1], 7, 8, 9]
     fresh, _ = say(engine, [longer])
     # going back: what follows the common tokens is computed anew, and to the same end
@@ -57,8 +59,8 @@ def test_only_new_tokens_are_computed(engine: Engine) -> None:
 
 def test_a_shared_prompt_is_computed_once(engine: Engine) -> None:
     prompt = list(range(10, 50))
-    rows, fed = say(engine, [prompt] * 4, Sampling(temperature=1.0))
-    assert fed == len(prompt) + 3
+    rows, prefilled = say(engine, [prompt] * 4, Sampling(temperature=1.0))
+    assert prefilled == len(prompt) + 3
     assert rows[0] == rows[1] == rows[2] == rows[3]
 
 
@@ -73,7 +75,7 @@ def test_seeded_draws_repeat(engine: Engine) -> None:
 def test_rows_can_be_dropped_and_streams_left(engine: Engine) -> None:
     together, _ = say(engine, PROMPTS)
     said: list[list[int]] = [[], [], []]
-    with engine.stream([Request(p, Sampling(), LENGTH) for p in PROMPTS]) as stream:
+    with engine.stream([GenerationRequest(p, Sampling(), LENGTH) for p in PROMPTS]) as stream:
         for row, piece in stream:
             said[row].append(piece.token)
             stream.drop(1)
@@ -86,8 +88,8 @@ def test_rows_can_be_dropped_and_streams_left(engine: Engine) -> None:
 
 def test_long_prompts_are_read_in_chunks(engine: Engine) -> None:
     prompt = [i % 500 for i in range(700)]
-    (first,), fed = say(engine, [prompt])
-    assert fed == 700
+    (first,), prefilled = say(engine, [prompt])
+    assert prefilled == 700
     assert say(engine, [prompt[:600]])[1] == 1
     assert say(engine, [prompt]) == ([first], 100)
 
@@ -95,7 +97,7 @@ def test_long_prompts_are_read_in_chunks(engine: Engine) -> None:
 def test_rows_may_join(engine: Engine) -> None:
     alone = [say(engine, [prompt])[0][0] for prompt in PROMPTS]
     said: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    requests = [Request(prompt, Sampling(), LENGTH) for prompt in PROMPTS]
+    requests = [GenerationRequest(prompt, Sampling(), LENGTH) for prompt in PROMPTS]
     with engine.stream(requests[:1]) as stream:
         for row, piece in stream:
             said[row].append(piece.token)
@@ -112,7 +114,7 @@ def test_text_can_be_tokenized_meanwhile(engine: Engine) -> None:
     tokens = engine.tokenize("some text")
     alone, _ = say(engine, PROMPTS[:1])
     said = []
-    with engine.stream([Request(PROMPTS[0], Sampling(), LENGTH)]) as stream:
+    with engine.stream([GenerationRequest(PROMPTS[0], Sampling(), LENGTH)]) as stream:
         for _, piece in stream:
             said.append(piece.token)
             assert engine.tokenize("some text") == tokens

@@ -8,7 +8,7 @@ import pytest
 
 from bitquilt.models import open_checkpoint
 from bitquilt.report.ollama import modelfile, turns
-from bitquilt.talk.prompt import render
+from bitquilt.talk.prompt import render_prompt
 from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -42,7 +42,7 @@ def test_translation_gives_the_same_text(template):
     found = turns(template, SPECIAL)
     assert found is not None
     for chat in CHATS:
-        meant = render(template, chat, SPECIAL).removeprefix("<s>")
+        meant = render_prompt(template, chat, SPECIAL).removeprefix("<s>")
         assert found.render(chat) == meant
         assert as_ollama(found.go(), found.default, chat) == meant
 

@@ -34,7 +34,7 @@ class Running:
 
     def settles(self) -> bool:
         """Whether nothing is under way any more, soon."""
-        return self.within(60, lambda: self.scheduler.going == self.scheduler.waiting == 0)
+        return self.within(60, lambda: self.scheduler.running == self.scheduler.waiting == 0)
 
     def within(self, seconds: float, holds: Callable[[], bool]) -> bool:
         """Whether something comes true in that time."""

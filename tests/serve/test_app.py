@@ -183,7 +183,7 @@ def test_a_client_that_goes_stops_its_answer(demo: Running, stream: bool) -> Non
         if stream:
             connection.recv(100)
         else:
-            assert demo.within(60, lambda: demo.scheduler.going > 0)
+            assert demo.within(60, lambda: demo.scheduler.running > 0)
     assert demo.settles()
     assert demo.server._metrics._said._value.get() == said  # it did not come to its end
 
@@ -238,9 +238,9 @@ def test_a_loop_is_taken_back_in_a_stream() -> None:
     with running(lambda: Book(looping, template)) as server:
         chunks = list(server.client.chat.completions.create(**ask))
     told = [chunk.bitquilt for chunk in chunks if hasattr(chunk, "bitquilt")]
-    assert any("rescue" in one for one in told)
+    assert any("rollback" in one for one in told)
     assert {"closing": "loop"} in told
-    assert told[-1]["rescues"] >= 3
+    assert told[-1]["rollbacks"] >= 3
 
 
 @pytest.mark.parametrize(
@@ -253,10 +253,10 @@ def test_a_template_that_fails_harms_nobody_else(template: str | None, status: i
         loaded.append(Book(reciting("Hello " * 1500), template, context=100_000))
         return loaded[-1]
 
-    text = {"prompt": "x|", "max_tokens": 8000, "guard": False}
+    text = {"prompt": "x|", "max_tokens": 8000, "detect_loops": False}
     with running(engine, max_tokens=10_000) as server, ThreadPoolExecutor(1) as pool:
         other = pool.submit(post, server, json.dumps(text).encode(), "/v1/completions")
-        assert server.within(20, lambda: server.scheduler.going == 1)
+        assert server.within(20, lambda: server.scheduler.running == 1)
         found, said = post(server, json.dumps({"messages": QUESTION}).encode())
         assert found == status
         assert "the chat template of the model" in said["error"]["message"] or template is None

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bitquilt.engines import ModelInfo, Request, Sampling
-from bitquilt.engines.backend import Floats
+from bitquilt.engines import GenerationRequest, ModelInfo, Sampling
+from bitquilt.engines.backend import Logits
 from bitquilt.engines.generation import Generation
 
 END, OPEN, CLOSE, OTHER = 256, 257, 258, 259
@@ -25,7 +25,7 @@ class Book:
 
     def __init__(self, model: Model, template: str | None = None, context: int = 10_000) -> None:
         self.info = ModelInfo(260, context, template, {}, Sampling())
-        self.requests: list[Request] = []
+        self.requests: list[GenerationRequest] = []
         self._model = model
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
@@ -46,20 +46,20 @@ class Book:
     def ends_turn(self, token: int) -> bool:
         return token == END
 
-    def logits(self, tokens: Any) -> Iterator[Floats]:
+    def logits(self, tokens: Any) -> Iterator[Logits]:
         raise NotImplementedError
 
-    def window(self, tokens: Sequence[int]) -> Floats:
+    def window(self, tokens: Sequence[int]) -> Logits:
         raise NotImplementedError
 
     def generate(self, *_: Any) -> Iterator[str]:
         raise NotImplementedError
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         self._rows = [list(prompt) for prompt in prompts]
         return self._next(), sum(map(len, prompts))
 
-    def step(self, tokens: Sequence[int]) -> Floats:
+    def step(self, tokens: Sequence[int]) -> Logits:
         for row, token in zip(self._rows, tokens, strict=True):
             row.append(token)
         return self._next()
@@ -67,7 +67,7 @@ class Book:
     def retain(self, rows: Sequence[int]) -> None:
         self._rows = [self._rows[row] for row in rows]
 
-    def _next(self) -> Floats:
+    def _next(self) -> Logits:
         logits = np.full((len(self._rows), 260), -100, dtype=np.float32)
         for row, tokens in zip(logits, self._rows, strict=True):
             text = "".join(CONTROL.get(token, chr(token)) for token in tokens)
@@ -75,7 +75,7 @@ class Book:
                 row[END if said == END_TEXT else self.tokenize(said)[0]] = value
         return logits
 
-    def stream(self, requests: Sequence[Request]) -> Generation:
+    def stream(self, requests: Sequence[GenerationRequest]) -> Generation:
         self.requests += requests
         return Generation(self, requests)
 

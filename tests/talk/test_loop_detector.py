@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitquilt.talk.loop_detector import COUNTING_SPAN, EXACT_SPAN, Guard, Loop
+from bitquilt.talk.loop_detector import COUNTING_SPAN, EXACT_SPAN, Loop, LoopDetector
 
 
 def first_loop(
     tokens: Sequence[int], texts: Sequence[str] | None = None
 ) -> tuple[int, Loop] | None:
     """How many tokens it took to see a loop, and the loop."""
-    guard = Guard()
+    detector = LoopDetector()
     for place, token in enumerate(tokens):
-        if loop := guard.push(token, texts[place] if texts else f" word{token}"):
+        if loop := detector.push(token, texts[place] if texts else f" word{token}"):
             return place + 1, loop
     return None
 

@@ -7,7 +7,7 @@ import pytest
 from bitquilt import demo
 from bitquilt.errors import UserError
 from bitquilt.talk import compose
-from bitquilt.talk.prompt import NO_SYSTEM, SYSTEM_PROMPTS, plain, render
+from bitquilt.talk.prompt import NO_SYSTEM, SYSTEM_PROMPTS, plain, render_prompt
 from bitquilt.talk.reasoning import MAGISTRAL, PLAIN, THINK, UP_TO_BOX
 from tests.factories import CHAT_TEMPLATE, tiny_tokenizer
 from tests.talk.book import Book, reciting
@@ -37,31 +37,33 @@ def test_as_transformers(template: str) -> None:
     meant = tokenizer.apply_chat_template(
         CONVERSATION, chat_template=template, tokenize=False, add_generation_prompt=True
     )
-    assert render(template, CONVERSATION, SPECIAL) == meant
+    assert render_prompt(template, CONVERSATION, SPECIAL) == meant
 
 
 def test_refusals() -> None:
     with pytest.raises(UserError, match="no chat template"):
-        render(None, CONVERSATION, SPECIAL)
+        render_prompt(None, CONVERSATION, SPECIAL)
     with pytest.raises(UserError, match="roles must alternate"):
-        render("{{ raise_exception('roles must alternate') }}", CONVERSATION, SPECIAL)
+        render_prompt("{{ raise_exception('roles must alternate') }}", CONVERSATION, SPECIAL)
     with pytest.raises(UserError, match="refuses the conversation"):
-        render("{{ ''.__class__.__mro__ }}", CONVERSATION, SPECIAL)
+        render_prompt("{{ ''.__class__.__mro__ }}", CONVERSATION, SPECIAL)
 
 
 def test_no_system_prompt_means_none() -> None:
     """MobileLLM-R1's template puts its sentence in where there is none."""
-    assert "step by step" in render(DEMO, ASKED, SPECIAL)
-    assert render(DEMO, [NO_SYSTEM, *ASKED], SPECIAL) == (
+    assert "step by step" in render_prompt(DEMO, ASKED, SPECIAL)
+    assert render_prompt(DEMO, [NO_SYSTEM, *ASKED], SPECIAL) == (
         "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     )
-    assert render(CHATML, [NO_SYSTEM, *ASKED], SPECIAL) == render(CHATML, ASKED, SPECIAL)
+    assert render_prompt(CHATML, [NO_SYSTEM, *ASKED], SPECIAL) == render_prompt(
+        CHATML, ASKED, SPECIAL
+    )
 
 
 def test_a_template_that_wants_a_user_gets_an_empty_system_prompt() -> None:
     fussy = DEMO + "{% if messages | length == 0 %}{{ raise_exception('no user') }}{% endif %}"
-    assert "step by step" not in render(fussy, [NO_SYSTEM, *ASKED], SPECIAL)
+    assert "step by step" not in render_prompt(fussy, [NO_SYSTEM, *ASKED], SPECIAL)
 
 
 def test_how_the_reasoning_will_be_marked() -> None:

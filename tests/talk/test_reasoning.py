@@ -13,15 +13,15 @@ from bitquilt.talk.reasoning import (
     PLAIN,
     THINK,
     UP_TO_BOX,
+    ReasoningStyle,
     Splitter,
-    Style,
     boxed,
     opened_by,
     style_of,
 )
 
 
-def split(pieces: Iterable[str], style: Style, thinking: bool = False) -> tuple[str, str]:
+def split(pieces: Iterable[str], style: ReasoningStyle, thinking: bool = False) -> tuple[str, str]:
     """Reasoning and answer."""
     parts = {"reasoning": "", "answer": ""}
     splitter = Splitter(style, thinking)
@@ -53,7 +53,7 @@ def split(pieces: Iterable[str], style: Style, thinking: bool = False) -> tuple[
         (" <think>\\boxed{1}", PLAIN, False, ("", " <think>\\boxed{1}")),
     ],
 )
-def test_parts(text: str, style: Style, thinking: bool, meant: tuple[str, str]) -> None:
+def test_parts(text: str, style: ReasoningStyle, thinking: bool, meant: tuple[str, str]) -> None:
     assert split([text], style, thinking) == meant
     assert split(text, style, thinking) == meant
 
@@ -66,7 +66,7 @@ TEXT = st.lists(PIECES | st.text(max_size=3), max_size=12).map("".join)
 
 @given(TEXT, st.sampled_from([THINK, MAGISTRAL, UP_TO_BOX, PLAIN]), st.booleans(), st.data())
 def test_it_does_not_matter_where_it_is_cut(
-    text: str, style: Style, thinking: bool, data: st.DataObject
+    text: str, style: ReasoningStyle, thinking: bool, data: st.DataObject
 ) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -9,18 +9,18 @@ import pytest
 
 from bitquilt.engines import Sampling
 from bitquilt.errors import UserError
-from bitquilt.talk import Answer, Closing, End, Event, Reasoning, Rescue, Settings, answer
+from bitquilt.talk import Answer, AnswerSettings, Closing, End, Event, Reasoning, Rollback, answer
 from bitquilt.talk.prompt import Prompt
-from bitquilt.talk.reasoning import MAGISTRAL, PLAIN, THINK, UP_TO_BOX, Style
+from bitquilt.talk.reasoning import MAGISTRAL, PLAIN, THINK, UP_TO_BOX, ReasoningStyle
 from tests.talk.book import END_TEXT, Book, Model, reciting
 
 CYCLE = "so we go round and round in one and the same circle; "
 LETTERS = "".join(random.Random(0).choices("abcdefgh", k=3000))
-DEFAULT = Settings(Sampling(), max_tokens=3000)
+DEFAULT = AnswerSettings(Sampling(), max_tokens=3000)
 
 
 def ask(
-    model: Model, style: Style, settings: Settings = DEFAULT, **book: int
+    model: Model, style: ReasoningStyle, settings: AnswerSettings = DEFAULT, **book: int
 ) -> tuple[list[Event], End, Book]:
     """All events of one answer, its end, and the engine that gave it."""
     engine = Book(model, **book)
@@ -37,7 +37,7 @@ def told(events: list[Event], kind: type[Reasoning] | type[Answer]) -> str:
 def test_a_plain_answer() -> None:
     events, end, _ = ask(reciting("Because."), PLAIN)
     assert told(events, Answer) == "Because."
-    assert (end.answer, end.why, end.tokens, end.final) == ("Because.", "stop", 8, None)
+    assert (end.answer, end.finish_reason, end.tokens, end.final) == ("Because.", "stop", 8, None)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_plain_answer() -> None:
         (UP_TO_BOX, "Hm.\n\\boxed{42}"),
     ],
 )
-def test_reasoning_is_told_apart(style: Style, text: str) -> None:
+def test_reasoning_is_told_apart(style: ReasoningStyle, text: str) -> None:
     events, end, _ = ask(reciting(text), style)
     assert (told(events, Reasoning).strip(), told(events, Answer)) == ("Hm.", "\\boxed{42}")
     assert (end.reasoning.strip(), end.answer, end.final) == ("Hm.", "\\boxed{42}", "42")
@@ -67,9 +67,9 @@ def test_no_box_then_all_is_the_answer() -> None:
 
 def test_limits() -> None:
     _, end, _ = ask(reciting("Because."), PLAIN, replace(DEFAULT, max_tokens=3))
-    assert (end.answer, end.why) == ("Bec", "length")
+    assert (end.answer, end.finish_reason) == ("Bec", "length")
     _, end, _ = ask(reciting("Because."), PLAIN, context=9)
-    assert (end.answer, end.why) == ("Beca", "length")
+    assert (end.answer, end.finish_reason) == ("Beca", "length")
     with pytest.raises(UserError, match="5 tokens long and the model reads 5"):
         ask(reciting("Because."), PLAIN, context=5)
 
@@ -77,7 +77,7 @@ def test_limits() -> None:
 def test_stop_strings() -> None:
     events, end, _ = ask(reciting("one, two, three"), PLAIN, replace(DEFAULT, stop=[", th"]))
     assert told(events, Answer) == end.answer == "one, two"
-    assert end.why == "stop"
+    assert end.finish_reason == "stop"
 
 
 # ------------------------------------------------------------------------------- loops
@@ -98,8 +98,8 @@ def going_round(way_out: str, sureness: float) -> Model:
 
 def test_a_loop_is_taken_back_and_another_way_found() -> None:
     events, end, _ = ask(going_round("\\boxed{7}", 9.0), UP_TO_BOX)
-    assert (end.final, end.why, end.closed, end.rescues) == ("7", "stop", None, 1)
-    assert [event.tokens for event in events if isinstance(event, Rescue)] == [2 * len(CYCLE)]
+    assert (end.final, end.finish_reason, end.closed, end.rollbacks) == ("7", "stop", None, 1)
+    assert [event.tokens for event in events if isinstance(event, Rollback)] == [2 * len(CYCLE)]
     assert end.discarded_tokens == 2 * len(CYCLE)
     assert CYCLE not in end.reasoning + end.answer
 
@@ -108,7 +108,9 @@ def test_a_loop_is_taken_back_and_another_way_found() -> None:
     ("style", "opening", "meant"),
     [(UP_TO_BOX, "", "\n\n"), (THINK, "<think>", "\n</think>"), (MAGISTRAL, "[THINK]", "[/THINK]")],
 )
-def test_after_some_rescues_the_thinking_is_closed(style: Style, opening: str, meant: str) -> None:
+def test_after_some_rollbacks_the_thinking_is_closed(
+    style: ReasoningStyle, opening: str, meant: str
+) -> None:
     def model(so_far: str) -> dict[str, float]:
         said = so_far.partition("|")[2] if style is UP_TO_BOX else so_far.partition("Why?|")[2]
         if style.closes and style.closes in said:
@@ -118,7 +120,7 @@ def test_after_some_rescues_the_thinking_is_closed(style: Style, opening: str, m
         return {CYCLE[(len(said) - len(opening)) % len(CYCLE)]: 9.0}
 
     events, end, _ = ask(model, style)
-    assert (end.why, end.closed, end.rescues) == ("stop", "loop", 3)
+    assert (end.finish_reason, end.closed, end.rollbacks) == ("stop", "loop", 3)
     assert sum(isinstance(event, Closing) for event in events) == 1
     assert "42" in end.answer
     assert end.final == ("42" if style is UP_TO_BOX else None)
@@ -126,16 +128,16 @@ def test_after_some_rescues_the_thinking_is_closed(style: Style, opening: str, m
 
 def test_a_loop_in_the_answer_ends_it() -> None:
     _, end, _ = ask(lambda text: {CYCLE[(len(text) - 5) % len(CYCLE)]: 9.0}, PLAIN)
-    assert (end.why, end.answer, end.rescues) == ("loop", "", 3)
+    assert (end.finish_reason, end.answer, end.rollbacks) == ("loop", "", 3)
 
 
 def test_without_guard_it_loops_to_the_limit() -> None:
     _, end, _ = ask(
         lambda text: {CYCLE[(len(text) - 5) % len(CYCLE)]: 9.0},
         PLAIN,
-        replace(DEFAULT, rescues=None, max_tokens=500),
+        replace(DEFAULT, max_rollbacks=None, max_tokens=500),
     )
-    assert (end.why, end.tokens) == ("length", 500)
+    assert (end.finish_reason, end.tokens) == ("length", 500)
 
 
 # ------------------------------------------------------------------------------ budget
@@ -150,7 +152,7 @@ def test_a_spent_budget_closes_the_thinking(budget: int) -> None:
         return {LETTERS[len(said)]: 1.0}
 
     events, end, _ = ask(model, UP_TO_BOX, replace(DEFAULT, think_budget=budget))
-    assert (end.final, end.closed, end.why) == ("42", "budget", "stop")
+    assert (end.final, end.closed, end.finish_reason) == ("42", "budget", "stop")
     closing = len("\n\n\\boxed{")
     assert budget <= end.thinking_tokens <= budget + closing
     assert end.tokens == budget + closing + len("42}")
@@ -167,21 +169,21 @@ def test_a_budget_leaves_room_for_the_answer() -> None:
 
 def test_a_box_that_is_not_closed_is_closed() -> None:
     for ending in (END_TEXT, "7"):
-        settings = replace(DEFAULT, think_budget=0, rescues=None)
+        settings = replace(DEFAULT, think_budget=0, max_rollbacks=None)
         _, end, _ = ask(lambda text, said=ending: {said: 1.0}, UP_TO_BOX, settings)
-        assert end.why == "stop"
+        assert end.finish_reason == "stop"
         assert end.final is not None
 
 
 @pytest.mark.parametrize("style", [UP_TO_BOX, THINK, PLAIN])
-def test_silence_is_no_answer_where_there_is_a_budget(style: Style) -> None:
+def test_silence_is_no_answer_where_there_is_a_budget(style: ReasoningStyle) -> None:
     def model(so_far: str) -> dict[str, float]:
         return {"6": 1.0} if so_far.endswith("{") else reciting("")(so_far)
 
     _, end, _ = ask(model, style, replace(DEFAULT, think_budget=50))
     assert (end.closed, end.answer) == ("silence", "\\boxed{6}")
     _, end, _ = ask(model, style)
-    assert (end.closed, end.answer, end.why) == (None, "", "stop")
+    assert (end.closed, end.answer, end.finish_reason) == (None, "", "stop")
 
 
 @pytest.mark.parametrize("said", ["so \\boxed{12", "\\boxed{}", "\\boxed{1}"])
@@ -197,7 +199,7 @@ def test_a_box_begun_too_late_is_closed() -> None:
     text = LETTERS[:10] + "\\boxed{" + LETTERS
     settings = replace(DEFAULT, think_budget=100, max_tokens=60)
     _, end, _ = ask(reciting(text), UP_TO_BOX, settings)
-    assert (end.final, end.why, end.tokens) == (LETTERS[:43], "length", 60)
+    assert (end.final, end.finish_reason, end.tokens) == (LETTERS[:43], "length", 60)
 
 
 # ------------------------------------------------------------------------------- seeds

@@ -8,9 +8,9 @@ import pytest
 
 from bitquilt.engines import Engine, Sampling, open_engine
 from bitquilt.errors import UserError
-from bitquilt.talk import Answer, End, Session, Settings, answer, compose, vote
+from bitquilt.talk import Answer, AnswerSettings, End, Session, answer, compose, vote
 
-GREEDY = Settings(Sampling(), 400)
+GREEDY = AnswerSettings(Sampling(), 400)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_a_conversation_reads_only_what_is_new(engine: Engine) -> None:
     assert second.final == "14"
     new = second.prompt_tokens - first.prompt_tokens - first.tokens
     # and the last token, whose logits were not asked for, with the end of the turn
-    assert second.fed_tokens <= new + 1
+    assert second.prefilled_tokens <= new + 1
     assert [message["role"] for message in session.messages] == ["user", "assistant"] * 2
     assert session.messages[1]["content"] == first.reasoning + first.answer
 
@@ -65,7 +65,7 @@ def test_what_is_stopped_is_not_kept(engine: Engine) -> None:
 def test_a_budget_gets_an_answer(engine: Engine) -> None:
     prompt = compose(engine, [{"role": "user", "content": "What is 3701 minus 685?"}])
     for budget in (0, 10, 40):
-        *events, end = answer(engine, prompt, Settings(Sampling(), 400, budget))
+        *events, end = answer(engine, prompt, AnswerSettings(Sampling(), 400, budget))
         assert isinstance(end, End)
         assert end.closed == "budget"
         assert end.final
@@ -74,7 +74,7 @@ def test_a_budget_gets_an_answer(engine: Engine) -> None:
 
 def test_votes(engine: Engine) -> None:
     prompt = compose(engine, [{"role": "user", "content": "What is 347 + 585?"}])
-    votes = vote(engine, prompt, Settings(Sampling(temperature=0.6, top_p=0.95), 300), 5)
+    votes = vote(engine, prompt, AnswerSettings(Sampling(temperature=0.6, top_p=0.95), 300), 5)
     assert votes.final == "932"
     assert votes.share >= 0.6
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitquilt.engines import Sampling
-from bitquilt.talk import End, Settings, answer, vote
+from bitquilt.talk import AnswerSettings, End, answer, vote
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.reasoning import UP_TO_BOX
 from bitquilt.talk.votes import normalized, tally
@@ -67,7 +67,7 @@ def coin(so_far: str) -> dict[str, float]:
 
 
 def test_samples_are_those_of_their_seeds_and_share_a_batch() -> None:
-    settings = Settings(Sampling(temperature=1.0, seed=10), 100)
+    settings = AnswerSettings(Sampling(temperature=1.0, seed=10), 100)
     engine = Book(coin)
     prompt = Prompt(engine.tokenize("|"), UP_TO_BOX, thinking=True)
     ended = []
@@ -77,13 +77,13 @@ def test_samples_are_those_of_their_seeds_and_share_a_batch() -> None:
     assert sum(votes.counts.values()) == 12
     assert votes.share == votes.counts[votes.final] / 12 == max(votes.counts.values()) / 12
     for seed in (10, 15):
-        alone = Settings(Sampling(temperature=1.0, seed=seed), 100)
+        alone = AnswerSettings(Sampling(temperature=1.0, seed=seed), 100)
         *_, one = answer(Book(coin), prompt, alone)
         assert one.reasoning == votes.samples[seed - 10].reasoning
 
 
 def test_samples_whose_thinking_is_closed_go_on_together() -> None:
-    settings = Settings(Sampling(temperature=1.0), 100, think_budget=3)
+    settings = AnswerSettings(Sampling(temperature=1.0), 100, think_budget=3)
     engine = Book(coin)
     prompt = Prompt(engine.tokenize("|"), UP_TO_BOX, thinking=True)
     votes = vote(engine, prompt, settings, 12)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bitquilt.engines import Piece, Sampling
+from bitquilt.engines import GeneratedToken, Sampling
 from bitquilt.runtime.progress import Silent
 from bitquilt.tasks.problems import Answers, Manner, ahead, ask, compare, score, share
 from bitquilt.tasks.task_data import Problem, load_problems
@@ -127,7 +127,12 @@ class _Said:
             for letter in text[: request.max_tokens]:
                 if row in self.parrot.dropped:
                     break
-                yield row, Piece(ord(letter), "" if letter == "." else letter, ends=letter == ".")
+                yield (
+                    row,
+                    GeneratedToken(
+                        ord(letter), "" if letter == "." else letter, ends=letter == "."
+                    ),
+                )
 
 
 def test_answers_are_read_as_users_see_them():

@@ -28,7 +28,7 @@ from bitquilt import qtypes
 from bitquilt.allocation.plan import STITCHERS, Plan
 from bitquilt.allocation.speed_limit import least_seconds
 from bitquilt.allocation.speed_model import SpeedModel, TimedFile, TypedShape
-from bitquilt.engines import Engine, Request, Sampling, open_engine
+from bitquilt.engines import Engine, GenerationRequest, Sampling, open_engine
 from bitquilt.engines.llamacpp_backend import physical_cores
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
@@ -304,6 +304,6 @@ def _answer(engine: Engine, prompt: Sequence[int], seed: int) -> float:
     """The same, of one answer, once the engine keeps the prompt: then all its steps are alike."""
     started = time.perf_counter()
     sampling = Sampling(temperature=1.0, top_k=40, seed=seed)
-    with engine.stream([Request(prompt, sampling, ANSWER)]) as stream:
+    with engine.stream([GenerationRequest(prompt, sampling, ANSWER)]) as stream:
         tokens = sum(1 for _ in stream)
     return (time.perf_counter() - started) / tokens

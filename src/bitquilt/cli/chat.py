@@ -167,9 +167,9 @@ class Conversation:
         made = end.tokens + end.discarded_tokens
         _note(
             f"{end.tokens} tokens, {end.thinking_tokens} of them reasoning, "
-            f"{made / max(self._seconds, 1e-9):.1f} tokens/s; {end.rescues} rescues; "
+            f"{made / max(self._seconds, 1e-9):.1f} tokens/s; {end.rollbacks} rollbacks; "
             f"the conversation has {end.prompt_tokens + end.tokens} tokens, of which "
-            f"{end.fed_tokens} were read for this answer"
+            f"{end.prefilled_tokens} were read for this answer"
         )
 
 

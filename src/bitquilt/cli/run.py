@@ -16,7 +16,7 @@ from bitquilt.errors import UserError
 
 if TYPE_CHECKING:
     from bitquilt.engines import Engine
-    from bitquilt.talk import End, Prompt, Settings, Votes
+    from bitquilt.talk import AnswerSettings, End, Prompt, Votes
 
 NO_FINAL = 3
 """The exit code of --final-only and --votes where no answer is boxed."""
@@ -125,7 +125,7 @@ def _prompt(engine: Engine, text: str, system: str | None, no_chat_template: boo
 def _ask(
     engine: Engine,
     prompt: Prompt,
-    settings: Settings,
+    settings: AnswerSettings,
     asked: dict[str, Any],
     screen: Screen | None,
     as_json: bool,
@@ -150,7 +150,7 @@ def _ask(
 def _vote(
     engine: Engine,
     prompt: Prompt,
-    settings: Settings,
+    settings: AnswerSettings,
     count: int,
     asked: dict[str, Any],
     as_json: bool,

@@ -73,7 +73,7 @@ def serve(
     """Serve MODEL as OpenAI's API, and a chat page.
 
     The server answers to this machine only. MODEL is what `run` takes. Requests may give
-    `think_budget` and `guard` beside the fields of OpenAI's API. Ctrl-C stops the server.
+    `think_budget` and `detect_loops` beside the fields of OpenAI's API. Ctrl-C stops the server.
     """
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server

@@ -13,8 +13,8 @@ from bitquilt.cli.options import Finite
 
 if TYPE_CHECKING:
     from bitquilt.engines import Engine
-    from bitquilt.talk import End, Event, Settings
-    from bitquilt.talk.reasoning import Style
+    from bitquilt.talk import AnswerSettings, End, Event
+    from bitquilt.talk.reasoning import ReasoningStyle
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -116,12 +116,12 @@ def answering(command: Command) -> Command:
     return command
 
 
-def settings(engine: Engine, given: dict[str, Any]) -> Settings:
+def settings(engine: Engine, given: dict[str, Any]) -> AnswerSettings:
     """How to answer: what was given, and the model's own recommendation for the rest."""
-    from bitquilt.talk import Settings
+    from bitquilt.talk import AnswerSettings
 
     stated = {name: given[name] for name in SAMPLING if given[name] is not None}
-    return Settings(
+    return AnswerSettings(
         replace(engine.info.sampling, **stated),
         given["max_tokens"],
         given["think_budget"],
@@ -139,7 +139,7 @@ def system_prompt(system: str | None) -> str | None:
 class Screen:
     """Shows an answer as it comes: text on stdout, what happens to it on stderr."""
 
-    def __init__(self, style: Style, hide_thinking: bool) -> None:
+    def __init__(self, style: ReasoningStyle, hide_thinking: bool) -> None:
         """Begin an answer; where the style has tags, an empty line stands for each."""
         self._hide, self._tags = hide_thinking, bool(style.tags)
         self._part = ""
@@ -147,17 +147,17 @@ class Screen:
 
     def show(self, event: Event) -> None:
         """Show what there is to see of an event."""
-        from bitquilt.talk import Answer, Closing, End, Reasoning, Rescue
+        from bitquilt.talk import Answer, Closing, End, Reasoning, Rollback
 
         match event:
             case Reasoning(text):
                 self._write("reasoning", text)
             case Answer(text):
                 self._write("answer", text)
-            case Rescue(tokens):
+            case Rollback(tokens):
                 self._note(f"the model repeated itself: {tokens} tokens were taken back")
-            case Closing(why):
-                self._note(f"the reasoning was closed: {CLOSED[why]}")
+            case Closing(reason):
+                self._note(f"the reasoning was closed: {CLOSED[reason]}")
             case End():
                 self._finish(event)
 
@@ -175,11 +175,11 @@ class Screen:
         if not self._shown:
             click.echo(end.answer, nl=False)
         click.echo()
-        if end.why == "length":
+        if end.finish_reason == "length":
             self._note(
                 f"the answer was cut after {end.tokens} tokens; allow more with --max-tokens"
             )
-        if end.why == "loop":
+        if end.finish_reason == "loop":
             self._note("the answer was ended: the model kept repeating itself")
 
     def _note(self, text: str) -> None:

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitquilt.engines.engine import Engine, ModelInfo, Piece, Request, Sampling, Stream
+from bitquilt.engines.engine import (
+    Engine,
+    GeneratedToken,
+    GenerationRequest,
+    ModelInfo,
+    Sampling,
+    Stream,
+)
 from bitquilt.runtime.files import read_json
 
-__all__ = ["Engine", "ModelInfo", "Piece", "Request", "Sampling", "Stream", "open_engine"]
+__all__ = [
+    "Engine",
+    "GeneratedToken",
+    "GenerationRequest",
+    "ModelInfo",
+    "Sampling",
+    "Stream",
+    "open_engine",
+]
 
 
 def open_engine(model: str | Path) -> Engine:

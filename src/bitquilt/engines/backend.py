@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bitquilt.engines.engine import ModelInfo
 
-Floats = npt.NDArray[np.float32]
+Logits = npt.NDArray[np.float32]
 
 
 class Backend(Protocol):
@@ -38,11 +38,11 @@ class Backend(Protocol):
         """Whether the model has finished when it says this token."""
         ...
 
-    def window(self, tokens: Sequence[int]) -> Floats:
+    def window(self, tokens: Sequence[int]) -> Logits:
         """Logits at every position of a fresh context, float32 [L, V]."""
         ...
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         """Read one prompt per row, and compute only what the context does not hold already.
 
         The rows may be those of now, each a few tokens longer, with others among them.
@@ -56,7 +56,7 @@ class Backend(Protocol):
         """
         ...
 
-    def step(self, tokens: Sequence[int]) -> Floats:
+    def step(self, tokens: Sequence[int]) -> Logits:
         """Append one token to each row; logits after them, float32 [B, V], valid until the next."""
         ...
 

@@ -22,21 +22,21 @@ from queue import Queue
 from typing import Any, BinaryIO
 
 from bitquilt.engines.backend import Backend
-from bitquilt.engines.engine import Request, Sampling
+from bitquilt.engines.engine import GenerationRequest, Sampling
 from bitquilt.engines.generation import Generation
-from bitquilt.engines.wire import Message, receive, send
+from bitquilt.engines.wire import Packet, receive, send
 from bitquilt.errors import EngineMissingError, UserError
 
 BACKENDS = {
-    "llamacpp": "bitquilt.engines.llamacpp_backend",
-    "mlx": "bitquilt.engines.mlx_backend",
+    "llamacpp": ("bitquilt.engines.llamacpp_backend", "LlamaCppBackend"),
+    "mlx": ("bitquilt.engines.mlx_backend", "MlxBackend"),
 }
 
 MESSAGE_SECONDS = 0.02
 """Pieces of text go out at most this often: a message for every token would slow a fast model."""
 
 
-def main(kind: str, options: str) -> None:
+def run_child(kind: str, options: str) -> None:
     """Load the model, say what it is, serve."""
     # Ctrl-C reaches every process of a terminal; ours decides what it stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -49,18 +49,18 @@ def main(kind: str, options: str) -> None:
         send(answers, {"error": str(error), "missing": isinstance(error, EngineMissingError)})
         return
     send(answers, asdict(backend.info))
-    requests: Queue[Message | None] = Queue()
+    requests: Queue[Packet | None] = Queue()
     threading.Thread(target=_listen, args=(os.fdopen(0, "rb"), requests), daemon=True).start()
     _Service(backend, requests, answers).run()
 
 
 def _load(kind: str, options: dict[str, Any]) -> Backend:
-    module = importlib.import_module(BACKENDS[kind])
-    backend: Backend = module.load(**options)
+    module, name = BACKENDS[kind]
+    backend: Backend = getattr(importlib.import_module(module), name)(**options)
     return backend
 
 
-def _listen(stream: BinaryIO, requests: Queue[Message | None]) -> None:
+def _listen(stream: BinaryIO, requests: Queue[Packet | None]) -> None:
     """Queue what is asked, so that a generation can be told to stop meanwhile; None at the end."""
     with suppress(EOFError):
         while True:
@@ -71,9 +71,7 @@ def _listen(stream: BinaryIO, requests: Queue[Message | None]) -> None:
 class _Service:
     """Does what is asked, one thing after the other; a generation leaves room for orders."""
 
-    def __init__(
-        self, backend: Backend, requests: Queue[Message | None], answers: BinaryIO
-    ) -> None:
+    def __init__(self, backend: Backend, requests: Queue[Packet | None], answers: BinaryIO) -> None:
         self._backend, self._requests, self._answers = backend, requests, answers
         self._generation: Generation | None = None
         self._rows = 0
@@ -90,7 +88,7 @@ class _Service:
                 self._generation = None
                 self._send({"error": str(error)})
 
-    def _obey(self, order: Message) -> None:
+    def _obey(self, order: Packet) -> None:
         """Do all of it but let the generation speak; orders to one that failed are void."""
         if order["do"] == "tokenize":
             tokens = self._backend.tokenize(order["text"], order["add_special"])
@@ -113,22 +111,22 @@ class _Service:
         for row, piece in generation:
             said.append((row, *astuple(piece)))
             if time.monotonic() - sent > MESSAGE_SECONDS:
-                self._send({"said": said, "fed": generation.fed, "ended": 0})
+                self._send({"said": said, "prefilled": generation.prefilled, "ended": 0})
                 said, sent = [], time.monotonic()
             while not self._requests.empty():
                 order = self._requests.get()
                 if order is None:  # nobody is there any more
                     raise SystemExit
                 self._obey(order)
-        self._send({"said": said, "fed": generation.fed, "ended": self._rows})
+        self._send({"said": said, "prefilled": generation.prefilled, "ended": self._rows})
 
-    def _send(self, answer: Message) -> None:
+    def _send(self, answer: Packet) -> None:
         send(self._answers, answer)
 
 
-def _request(fields: Message) -> Request:
-    return Request(**{**fields, "sampling": Sampling(**fields["sampling"])})
+def _request(fields: Packet) -> GenerationRequest:
+    return GenerationRequest(**{**fields, "sampling": Sampling(**fields["sampling"])})
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    run_child(*sys.argv[1:])

@@ -55,7 +55,7 @@ class ModelInfo:
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """A prompt to continue."""
 
     tokens: Sequence[int]
@@ -68,7 +68,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class GeneratedToken:
     """One token that the model said."""
 
     token: int
@@ -83,14 +83,14 @@ class Piece:
 class Stream(Protocol):
     """Prompts being continued together. Close it, or use it as a context manager."""
 
-    fed: int
+    prefilled: int
     """Prompt tokens that had to be computed, known once a first piece of each row is there."""
 
-    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+    def __iter__(self) -> Iterator[tuple[int, GeneratedToken]]:
         """Pieces as they come, each with the index of its request; ends when all rows have."""
         ...
 
-    def add(self, request: Request) -> int:
+    def add(self, request: GenerationRequest) -> int:
         """Continue one more prompt along with the others; its index.
 
         When all rows had ended, iterate once more for what it says.
@@ -130,13 +130,13 @@ class Engine(Protocol):
         """Logits at every position of each window, int64 [N, L] → float32 [L, V], one at a time."""
         ...
 
-    def stream(self, requests: Sequence[Request]) -> Stream:
+    def stream(self, requests: Sequence[GenerationRequest]) -> Stream:
         """Continue prompts together, in one batch. One stream at a time."""
         ...
 
     def generate(self, tokens: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[str]:
         """Continue one prompt until the model ends its turn, as pieces of text."""
-        with self.stream([Request(tokens, sampling, max_tokens)]) as stream:
+        with self.stream([GenerationRequest(tokens, sampling, max_tokens)]) as stream:
             for _, piece in stream:
                 if piece.text and not piece.control:
                     yield piece.text

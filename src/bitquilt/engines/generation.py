@@ -5,50 +5,50 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Self
 
-from bitquilt.engines.backend import Backend, Floats
-from bitquilt.engines.engine import Piece, Request
+from bitquilt.engines.backend import Backend, Logits
+from bitquilt.engines.engine import GeneratedToken, GenerationRequest
 from bitquilt.engines.sampling import Sampler
 
 
 class Generation:
     """A :class:`~bitquilt.engines.engine.Stream` in the process of its backend."""
 
-    def __init__(self, backend: Backend, requests: Sequence[Request]) -> None:
-        self.fed = 0
+    def __init__(self, backend: Backend, requests: Sequence[GenerationRequest]) -> None:
+        self.prefilled = 0
         self._backend = backend
         self._count = 0
-        self._going: list[_Row] = []
+        self._running: list[_Row] = []
         self._joining: list[_Row] = []
         for request in requests:
             self.add(request)
 
-    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+    def __iter__(self) -> Iterator[tuple[int, GeneratedToken]]:
         """See :class:`~bitquilt.engines.engine.Stream`."""
         while True:
-            before, self._going = self._going, [row for row in self._going if not row.over]
+            before, self._running = self._running, [row for row in self._running if not row.over]
             if self._joining:
                 logits = self._join()
-            elif not self._going:
+            elif not self._running:
                 return
             else:
-                if len(self._going) < len(before):
+                if len(self._running) < len(before):
                     self._backend.retain([i for i, row in enumerate(before) if not row.over])
-                logits = self._backend.step([row.tokens[-1] for row in self._going])
-            for row, its_logits in zip(self._going, logits, strict=True):
+                logits = self._backend.step([row.tokens[-1] for row in self._running])
+            for row, its_logits in zip(self._running, logits, strict=True):
                 if not row.over:
                     yield row.index, row.say(its_logits)
 
-    def _join(self) -> Floats:
+    def _join(self) -> Logits:
         """Let new rows in: all are read, which costs those that were there their last token."""
-        known = len(self._going)
-        self._going += self._joining
+        known = len(self._running)
+        self._running += self._joining
         self._joining = []
-        room = max(row.left for row in self._going)
-        logits, fed = self._backend.prefill([row.tokens for row in self._going], room)
-        self.fed += max(0, fed - known)
+        room = max(row.left for row in self._running)
+        logits, prefilled = self._backend.prefill([row.tokens for row in self._running], room)
+        self.prefilled += max(0, prefilled - known)
         return logits
 
-    def add(self, request: Request) -> int:
+    def add(self, request: GenerationRequest) -> int:
         """See :class:`~bitquilt.engines.engine.Stream`."""
         row = _Row(self._backend, self._count, request)
         self._count += 1
@@ -57,12 +57,12 @@ class Generation:
 
     def drop(self, row: int) -> None:
         """See :class:`~bitquilt.engines.engine.Stream`."""
-        for one in (*self._going, *self._joining):
+        for one in (*self._running, *self._joining):
             one.over = one.over or one.index == row
 
     def close(self) -> None:
         """See :class:`~bitquilt.engines.engine.Stream`."""
-        for row in (*self._going, *self._joining):
+        for row in (*self._running, *self._joining):
             row.over = True
 
     def __enter__(self) -> Self:
@@ -75,7 +75,7 @@ class Generation:
 class _Row:
     """One prompt being continued."""
 
-    def __init__(self, backend: Backend, index: int, request: Request) -> None:
+    def __init__(self, backend: Backend, index: int, request: GenerationRequest) -> None:
         self.index = index
         self.over = request.max_tokens < 1
         self.tokens = list(request.tokens)
@@ -85,20 +85,20 @@ class _Row:
         self._sampler = Sampler(request)
         self._text = _TextStream(backend, request.tokens[-1])
 
-    def say(self, logits: Floats) -> Piece:
+    def say(self, logits: Logits) -> GeneratedToken:
         """Draw the next token."""
         token = self._sampler.draw(logits)
         self.tokens.append(token)
         self.left -= 1
         if self._backend.ends_turn(token):
             self.over = True
-            return Piece(token, self._text.rest(), control=False, ends=True)
+            return GeneratedToken(token, self._text.rest(), control=False, ends=True)
         name = self._backend.control_text(token)
         text = self._text.push(token) if name is None else name
         self.over = self.over or self.left == 0
         if self.over and name is None:
             text += self._text.rest()
-        return Piece(token, text, control=name is not None)
+        return GeneratedToken(token, text, control=name is not None)
 
 
 class _TextStream:

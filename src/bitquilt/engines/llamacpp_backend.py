@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bitquilt.engines import llama_api
-from bitquilt.engines.backend import Floats, common_prefix
+from bitquilt.engines.backend import Logits, common_prefix
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.errors import UserError
 from bitquilt.gguf.sampling import SAMPLING_KEYS
@@ -22,34 +22,30 @@ UBATCH = 512
 LEAST_CELLS, LEAST_SEQUENCES = 1024, 8
 META_VALUE_BYTES = 64
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def load(path: str, exact: bool, threads: int | None) -> LlamaCpp:
-    """Load a GGUF file.
-
-    Args:
-        path: the file.
-        exact: float32 KV cache and no flash attention, to compare with another engine.
-        threads: None for one per physical core.
-
-    Raises:
-        UserError: llama.cpp refuses the file.
-    """
-    return LlamaCpp(Path(path), exact, threads or physical_cores())
-
-
-class LlamaCpp:
+class LlamaCppBackend:
     """One model and at most one context, whose sequences are the rows.
 
     Sequences share the cells of the context, one for each token. A sequence that is no row any more
     keeps what it holds for as long as there is room: a conversation may go on from there.
     """
 
-    def __init__(self, path: Path, exact: bool, threads: int) -> None:
+    def __init__(self, path: str, exact: bool, threads: int | None) -> None:
+        """Load a GGUF file.
+
+        Args:
+            path: the file.
+            exact: float32 KV cache and no flash attention, to compare with another engine.
+            threads: None for one per physical core.
+
+        Raises:
+            UserError: llama.cpp refuses the file.
+        """
         self._api: Any = llama_api.load_library()
         self._api.llama_backend_init()
-        self._exact, self._threads = exact, threads
+        self._exact, self._threads = exact, threads or physical_cores()
         self._context: int | None = None
         self._cells = 0
         self._held: list[list[int]] = []
@@ -103,7 +99,7 @@ class LlamaCpp:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         return bool(self._api.llama_vocab_is_eog(self._vocab, token))
 
-    def window(self, tokens: Sequence[int]) -> Floats:
+    def window(self, tokens: Sequence[int]) -> Logits:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         self._reserve(1, len(tokens))
         self._forget(range(len(self._held)))
@@ -113,7 +109,7 @@ class LlamaCpp:
             self._held[0] += chunk
         return np.concatenate(rows)
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         cells = sum(map(len, prompts)) + room * len(prompts)
         self._reserve(len(prompts), cells)
@@ -131,14 +127,14 @@ class LlamaCpp:
                 copies[row] = most
             else:
                 alone.append(row)
-        logits, fed = self._read(prompts, alone)
+        logits, prefilled = self._read(prompts, alone)
         for row, other in copies.items():
             self._copy(live[other], live[row])
         copied, more = self._read(prompts, list(copies))
         order = np.argsort([*alone, *copies])
-        return np.stack([*logits, *copied])[order], fed + more
+        return np.stack([*logits, *copied])[order], prefilled + more
 
-    def step(self, tokens: Sequence[int]) -> Floats:
+    def step(self, tokens: Sequence[int]) -> Logits:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         logits = self._decode(tokens, self._live, range(len(tokens)))
         for sequence, token in zip(self._live, tokens, strict=True):
@@ -198,7 +194,7 @@ class LlamaCpp:
 
     def _read(
         self, prompts: Sequence[Sequence[int]], rows: Sequence[int]
-    ) -> tuple[list[Floats], int]:
+    ) -> tuple[list[Logits], int]:
         """Read what is missing of the prompts of some rows, in as few batches as possible.
 
         Returns:
@@ -210,7 +206,7 @@ class LlamaCpp:
             kept = self._keep(sequence, common_prefix(self._held[sequence], prompt))
             last = len(prompt) - 1
             missing += [(prompt[i], sequence, i == last) for i in range(kept, len(prompt))]
-        logits: list[Floats] = []
+        logits: list[Logits] = []
         for chunk in _chunks(missing):
             outputs = [i for i, (_, _, wanted) in enumerate(chunk) if wanted]
             tokens, sequences = [token for token, _, _ in chunk], [where for _, where, _ in chunk]
@@ -221,7 +217,7 @@ class LlamaCpp:
 
     def _decode(
         self, tokens: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]
-    ) -> Floats:
+    ) -> Logits:
         """Run one batch of tokens, each at the end of its sequence.
 
         Returns:
@@ -288,7 +284,7 @@ def _doubled(least: int) -> int:
     return 1 << (least - 1).bit_length()
 
 
-def _chunks(tokens: Sequence[T]) -> list[Sequence[T]]:
+def _chunks(tokens: Sequence[_T]) -> list[Sequence[_T]]:
     return [tokens[start : start + UBATCH] for start in range(0, len(tokens), UBATCH)]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 from mlx_lm.utils import load_model
 
-from bitquilt.engines.backend import Floats, common_prefix
+from bitquilt.engines.backend import Logits, common_prefix
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
 from bitquilt.runtime.files import read_json
@@ -20,19 +20,16 @@ from bitquilt.runtime.files import read_json
 CHUNK = 512
 
 
-def load(path: str) -> Mlx:
-    """Load an MLX directory.
-
-    Raises:
-        UserError: mlx-lm refuses it.
-    """
-    return Mlx(Path(path))
-
-
-class Mlx(HubTokenizer):
+class MlxBackend(HubTokenizer):
     """One model, the cache that reads prompts, and that of the rows being continued."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, path: str) -> None:
+        """Load an MLX directory.
+
+        Raises:
+            UserError: mlx-lm refuses it.
+        """
+        directory = Path(path)
         generation = directory / "generation_config.json"
         super().__init__(
             directory,
@@ -53,24 +50,24 @@ class Mlx(HubTokenizer):
         self._held: list[int] = []
         self._rows: list[Any] = []
 
-    def window(self, tokens: Sequence[int]) -> Floats:
+    def window(self, tokens: Sequence[int]) -> Logits:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         self._keep(0)
         return np.concatenate([_floats(logits) for logits in self._read(tokens)])
 
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         """See :class:`~bitquilt.engines.backend.Backend`; the caches grow by themselves."""
-        last, caches, fed = [], [], 0
+        last, caches, prefilled = [], [], 0
         # One cache reads every prompt, the first at the end; the rows are copies of it.
         for prompt in reversed(prompts):
             missing = prompt[self._keep(common_prefix(self._held, prompt)) :]
             last.append(_floats(self._read(missing)[-1][-1:]))
             caches.append(copy.deepcopy(self._cache) if len(prompts) > 1 else self._cache)
-            fed += len(missing)
+            prefilled += len(missing)
         self._rows = caches[0] if len(prompts) == 1 else _merged(caches[::-1])
-        return np.concatenate(last[::-1]), fed
+        return np.concatenate(last[::-1]), prefilled
 
-    def step(self, tokens: Sequence[int]) -> Floats:
+    def step(self, tokens: Sequence[int]) -> Logits:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         logits = self._model(mx.array(list(tokens))[:, None], cache=self._rows)[:, -1]
         if self._rows is self._cache:
@@ -103,5 +100,5 @@ def _merged(caches: list[list[Any]]) -> list[Any]:
     return [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)]
 
 
-def _floats(logits: mx.array) -> Floats:
+def _floats(logits: mx.array) -> Logits:
     return np.array(logits.astype(mx.float32))

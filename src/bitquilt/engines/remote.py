@@ -16,11 +16,11 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 import numpy.typing as npt
 
-from bitquilt.engines.engine import Engine, ModelInfo, Piece, Request, Sampling
-from bitquilt.engines.wire import Message, receive, send
+from bitquilt.engines.engine import Engine, GeneratedToken, GenerationRequest, ModelInfo, Sampling
+from bitquilt.engines.wire import Packet, receive, send
 from bitquilt.errors import EngineCrashedError, EngineMissingError, UserError
 
-STOP_SECONDS = 10
+EXIT_SECONDS = 10
 STDERR_TAIL = 65_536
 
 
@@ -41,7 +41,7 @@ class RemoteEngine(Engine):
         self._subject = f"{kind} on {options['path']}"
         # A file, not a pipe: nobody has to keep reading while the engine talks.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
-        self._early: deque[Message] = deque()
+        self._early: deque[Packet] = deque()
         """What a stream said while another answer was awaited."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bitquilt.engines.child", kind, json.dumps(options)],
@@ -80,12 +80,12 @@ class RemoteEngine(Engine):
             assert array is not None
             yield array
 
-    def stream(self, requests: Sequence[Request]) -> RemoteStream:
+    def stream(self, requests: Sequence[GenerationRequest]) -> RemoteStream:
         """See :class:`~bitquilt.engines.engine.Engine`."""
         self._send({"do": "stream", "requests": [asdict(request) for request in requests]})
         return RemoteStream(len(requests), self._send, self._said)
 
-    def _said(self) -> Message:
+    def _said(self) -> Packet:
         """What the stream says next."""
         message = self._early.popleft() if self._early else self._receive()[0]
         _raise_errors(message)
@@ -96,7 +96,7 @@ class RemoteEngine(Engine):
         with suppress(OSError):  # a request that a dead child never read is still in the buffer
             _binary(self._process.stdin).close()
         try:
-            self._process.wait(STOP_SECONDS)
+            self._process.wait(EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -109,13 +109,13 @@ class RemoteEngine(Engine):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, request: Message) -> None:
+    def _send(self, request: Packet) -> None:
         try:
             send(_binary(self._process.stdin), request)
         except OSError:
             raise self._crash() from None
 
-    def _receive(self) -> tuple[Message, npt.NDArray[np.float32] | None]:
+    def _receive(self) -> tuple[Packet, npt.NDArray[np.float32] | None]:
         try:
             return receive(_binary(self._process.stdout))
         except EOFError:
@@ -137,39 +137,39 @@ class RemoteStream:
     """A :class:`~bitquilt.engines.engine.Stream` of a child process, which runs a little ahead."""
 
     def __init__(
-        self, rows: int, send: Callable[[Message], None], receive: Callable[[], Message]
+        self, rows: int, send: Callable[[Packet], None], receive: Callable[[], Packet]
     ) -> None:
-        self.fed = 0
+        self.prefilled = 0
         self._rows = rows
-        self._going = set(range(rows))
+        self._running = set(range(rows))
         self._done = False
         self._send, self._receive = send, receive
 
-    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+    def __iter__(self) -> Iterator[tuple[int, GeneratedToken]]:
         """See :class:`~bitquilt.engines.engine.Stream`."""
         while not self._done:
             message = self._next()
             for row, *fields in message["said"]:
-                yield row, Piece(*fields)
+                yield row, GeneratedToken(*fields)
 
-    def add(self, request: Request) -> int:
+    def add(self, request: GenerationRequest) -> int:
         """See :class:`~bitquilt.engines.engine.Stream`."""
         row = self._rows
         self._send({"do": "add", "request": asdict(request)})
-        self._going.add(row)
+        self._running.add(row)
         self._rows, self._done = row + 1, False
         return row
 
     def drop(self, row: int) -> None:
         """See :class:`~bitquilt.engines.engine.Stream`."""
-        if row in self._going:
-            self._going.remove(row)
+        if row in self._running:
+            self._running.remove(row)
             self._send({"do": "drop", "row": row})
 
     def close(self) -> None:
         """See :class:`~bitquilt.engines.engine.Stream`."""
         if not self._done:
-            for row in list(self._going):
+            for row in list(self._running):
                 self.drop(row)
         while not self._done:
             self._next()
@@ -180,15 +180,15 @@ class RemoteStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _next(self) -> Message:
+    def _next(self) -> Packet:
         self._done = True  # unless the child lives to say otherwise
         message = self._receive()
         self._done = message["ended"] == self._rows  # it may not know of the newest yet
-        self.fed = message["fed"]
+        self.prefilled = message["prefilled"]
         return message
 
 
-def _raise_errors(message: Message) -> None:
+def _raise_errors(message: Packet) -> None:
     if "error" in message:
         kind = EngineMissingError if message.get("missing") else UserError
         raise kind(message["error"])

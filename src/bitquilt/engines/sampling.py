@@ -13,7 +13,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from bitquilt.engines.engine import Request, Sampling
+from bitquilt.engines.backend import Logits
+from bitquilt.engines.engine import GenerationRequest, Sampling
 
 AVOIDING = 4.0
 """Nats taken from each token of a continuation to avoid, for as long as it is followed."""
@@ -21,7 +22,6 @@ MARGINS = (8.0, 32.0, np.inf)
 """How far below the likeliest token candidates are looked for, in nats: sorting a vocabulary of
 128k for every token would take longer than a small model does."""
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]
 
@@ -29,13 +29,13 @@ Ids = npt.NDArray[np.intp]
 class Sampler:
     """Draws the tokens of one continuation; the same request and logits give the same tokens."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: GenerationRequest) -> None:
         self._settings = request.sampling
         self._random = np.random.default_rng(request.sampling.seed)
         self._avoid = list(request.avoid)
         self._penalties = _Penalties(request) if _penalizes(request.sampling) else None
 
-    def draw(self, logits: Floats) -> int:
+    def draw(self, logits: Logits) -> int:
         """The next token for float32 [V] logits."""
         if self._penalties:
             logits = self._penalties.apply(logits)
@@ -49,7 +49,7 @@ class Sampler:
             self._avoid = self._avoid[1:] if token == self._avoid[0] else []
         return token
 
-    def _pick(self, logits: Floats) -> int:
+    def _pick(self, logits: Logits) -> int:
         if self._settings.temperature <= 0:
             return int(logits.argmax())
         ids, weights = candidates(logits, self._settings)
@@ -57,7 +57,7 @@ class Sampler:
         return int(ids[np.searchsorted(reached, self._random.random() * reached[-1], "right")])
 
 
-def candidates(logits: Floats, settings: Sampling) -> tuple[Ids, Doubles]:
+def candidates(logits: Logits, settings: Sampling) -> tuple[Ids, Doubles]:
     """What temperature, top-k, top-p and min-p leave to choose from.
 
     Args:
@@ -85,7 +85,7 @@ def candidates(logits: Floats, settings: Sampling) -> tuple[Ids, Doubles]:
     return ids[enough], weights[enough]
 
 
-def _likeliest(scaled: Floats, enough: Callable[[Floats], bool]) -> Ids:
+def _likeliest(scaled: Logits, enough: Callable[[Logits], bool]) -> Ids:
     """The likeliest tokens in order: at least so many of them that they are enough."""
     for margin in MARGINS:
         ids = np.flatnonzero(scaled >= -margin)
@@ -94,7 +94,7 @@ def _likeliest(scaled: Floats, enough: Callable[[Floats], bool]) -> Ids:
     return ids[np.argsort(-scaled[ids], kind="stable")]
 
 
-def _mass(scaled: Floats) -> float:
+def _mass(scaled: Logits) -> float:
     return float(np.exp(scaled).sum(dtype=np.float64))
 
 
@@ -109,13 +109,13 @@ def _penalizes(settings: Sampling) -> bool:
 class _Penalties:
     """Of what was there: repetition counts the prompt too (CTRL), the others the model's words."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: GenerationRequest) -> None:
         self._settings = request.sampling
         self._seen = np.unique(np.asarray(request.tokens, dtype=np.intp))
         own = request.tokens[len(request.tokens) - request.said :]
         self._said, self._times = np.unique(np.asarray(own, dtype=np.intp), return_counts=True)
 
-    def apply(self, logits: Floats) -> Floats:
+    def apply(self, logits: Logits) -> Logits:
         """Lower the logits of what has been there; a copy."""
         settings, logits = self._settings, logits.copy()
         seen = logits[self._seen]

@@ -12,8 +12,8 @@ from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.initialization import no_init_weights
 
-from bitquilt.engines.backend import Floats, common_prefix
-from bitquilt.engines.engine import Engine, Request
+from bitquilt.engines.backend import Logits, common_prefix
+from bitquilt.engines.engine import Engine, GenerationRequest
 from bitquilt.engines.generation import Generation
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
@@ -42,34 +42,34 @@ class TorchEngine(HubTokenizer, Engine):
         for window in tokens:
             yield self.window(window.tolist())
 
-    def stream(self, requests: Sequence[Request]) -> Generation:
+    def stream(self, requests: Sequence[GenerationRequest]) -> Generation:
         """See :class:`~bitquilt.engines.engine.Engine`."""
         return Generation(self, requests)
 
     @torch.inference_mode()
-    def window(self, tokens: Sequence[int]) -> Floats:
+    def window(self, tokens: Sequence[int]) -> Logits:
         """See :class:`~bitquilt.engines.backend.Backend`."""
-        rows: Floats = self.model(torch.tensor([tokens])).logits[0].numpy()
+        rows: Logits = self.model(torch.tensor([tokens])).logits[0].numpy()
         return rows
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Floats, int]:
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         """See :class:`~bitquilt.engines.backend.Backend`; the caches grow by themselves."""
-        last, caches, fed = [], [], 0
+        last, caches, prefilled = [], [], 0
         # One cache reads every prompt, the first at the end; the rows are copies of it.
         for prompt in reversed(prompts):
             missing = prompt[self._keep(common_prefix(self._held, prompt)) :]
             last.append(self._read(missing))
             caches.append([(layer.keys, layer.values) for layer in self._cache.layers])
-            fed += len(missing)
+            prefilled += len(missing)
         lengths = torch.tensor([len(prompt) for prompt in prompts])
         self._positions, longest = lengths, int(lengths.max())
         self._mask = (torch.arange(longest) >= longest - lengths[:, None]).long()
         self._rows = self._cache if len(prompts) == 1 else _merged(caches[::-1], longest)
-        return np.concatenate(last[::-1]), fed
+        return np.concatenate(last[::-1]), prefilled
 
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int]) -> Floats:
+    def step(self, tokens: Sequence[int]) -> Logits:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         self._mask = pad(self._mask, (0, 1), value=1)
         output = self.model(
@@ -81,7 +81,7 @@ class TorchEngine(HubTokenizer, Engine):
         self._positions = self._positions + 1
         if self._rows is self._cache:
             self._held += tokens
-        logits: Floats = output.logits[:, -1].numpy()
+        logits: Logits = output.logits[:, -1].numpy()
         return logits
 
     @torch.inference_mode()
@@ -97,13 +97,13 @@ class TorchEngine(HubTokenizer, Engine):
         del self._held[length:]
         return length
 
-    def _read(self, tokens: Sequence[int]) -> Floats:
+    def _read(self, tokens: Sequence[int]) -> Logits:
         """Append tokens; logits after the last one, float32 [1, V]."""
         output = self.model(
             torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )
         self._held += tokens
-        logits: Floats = output.logits[:, -1].numpy()
+        logits: Logits = output.logits[:, -1].numpy()
         return logits
 
     def close(self) -> None:

@@ -8,10 +8,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-Message = dict[str, Any]
+Packet = dict[str, Any]
 
 
-def send(stream: BinaryIO, message: Message, array: npt.NDArray[np.float32] | None = None) -> None:
+def send(stream: BinaryIO, message: Packet, array: npt.NDArray[np.float32] | None = None) -> None:
     """Write one message, with a float32 array behind it."""
     if array is not None:
         message = {**message, "shape": list(array.shape)}
@@ -21,7 +21,7 @@ def send(stream: BinaryIO, message: Message, array: npt.NDArray[np.float32] | No
     stream.flush()
 
 
-def receive(stream: BinaryIO) -> tuple[Message, npt.NDArray[np.float32] | None]:
+def receive(stream: BinaryIO) -> tuple[Packet, npt.NDArray[np.float32] | None]:
     """Read one message and its array.
 
     Raises:
@@ -30,7 +30,7 @@ def receive(stream: BinaryIO) -> tuple[Message, npt.NDArray[np.float32] | None]:
     line = stream.readline()
     if not line.endswith(b"\n"):
         raise EOFError
-    message: Message = json.loads(line)
+    message: Packet = json.loads(line)
     if "shape" not in message:
         return message, None
     array = np.empty(message["shape"], dtype=np.float32)

@@ -17,7 +17,7 @@ from itertools import islice, pairwise, product
 from typing import Any
 
 from bitquilt.calibration import corpus
-from bitquilt.engines import Request, Sampling
+from bitquilt.engines import GenerationRequest, Sampling
 from bitquilt.errors import UserError
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.runtime.hardware import Hardware, joules, resident_bytes
@@ -174,7 +174,8 @@ class Runner:
         """One turn: prompts that were not read before, continued at random but seeded."""
         sampling = Sampling(temperature=1.0, top_k=40, seed=turn)
         requests = [
-            Request(self._prompt(load.prompt), sampling, load.answer) for _ in range(load.batch)
+            GenerationRequest(self._prompt(load.prompt), sampling, load.answer)
+            for _ in range(load.batch)
         ]
         times: list[list[float]] = [[] for _ in requests]
         energy, started = joules(), time.perf_counter()
@@ -185,7 +186,7 @@ class Runner:
         used = joules()
         first = max(row[0] for row in times)
         return Run(
-            stream.fed,
+            stream.prefilled,
             first,
             sum(moment > first for row in times for moment in row),
             ended - first,

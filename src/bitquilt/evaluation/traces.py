@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.calibration.corpus import Document
-from bitquilt.engines import Engine, Piece, Request, Sampling
+from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, Sampling
 from bitquilt.evaluation.text import Text
 from bitquilt.runtime.progress import Progress
-from bitquilt.talk.prompt import render
+from bitquilt.talk.prompt import render_prompt
 
 DOMAIN = "traces"
 TRACES = 32
@@ -65,31 +65,37 @@ def greedy(engine: Engine, asked: Sequence[str], progress: Progress) -> list[str
     return [_said(one) for one in _answered(engine, _likeliest(_prompts(engine, asked)), progress)]
 
 
-def _drawn(prompts: Sequence[list[int]]) -> list[Request]:
+def _drawn(prompts: Sequence[list[int]]) -> list[GenerationRequest]:
     """The seed is the prompt's number."""
     return [
-        Request(prompt, Sampling(temperature=1.0, seed=seed), TRACE_TOKENS)
+        GenerationRequest(prompt, Sampling(temperature=1.0, seed=seed), TRACE_TOKENS)
         for seed, prompt in enumerate(prompts)
     ]
 
 
-def _likeliest(prompts: Sequence[list[int]]) -> list[Request]:
-    return [Request(prompt, Sampling(temperature=0.0), TRACE_TOKENS) for prompt in prompts]
+def _likeliest(prompts: Sequence[list[int]]) -> list[GenerationRequest]:
+    return [
+        GenerationRequest(prompt, Sampling(temperature=0.0), TRACE_TOKENS) for prompt in prompts
+    ]
 
 
-def _said(answer: Sequence[Piece]) -> str:
+def _said(answer: Sequence[GeneratedToken]) -> str:
     return "".join(piece.text for piece in answer if not piece.control)
 
 
 def _prompts(engine: Engine, asked: Sequence[str]) -> list[list[int]]:
     info = engine.info
     chats = ([{"role": "user", "content": question}] for question in asked)
-    return [engine.tokenize(render(info.chat_template, c, info.special_tokens)) for c in chats]
+    return [
+        engine.tokenize(render_prompt(info.chat_template, c, info.special_tokens)) for c in chats
+    ]
 
 
-def _answered(engine: Engine, requests: Sequence[Request], progress: Progress) -> list[list[Piece]]:
+def _answered(
+    engine: Engine, requests: Sequence[GenerationRequest], progress: Progress
+) -> list[list[GeneratedToken]]:
     """What the model says to each, in batches."""
-    answers: list[list[Piece]] = [[] for _ in requests]
+    answers: list[list[GeneratedToken]] = [[] for _ in requests]
     for start in range(0, len(requests), BATCH):
         with engine.stream(requests[start : start + BATCH]) as stream:
             for row, piece in stream:

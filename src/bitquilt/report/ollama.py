@@ -17,7 +17,7 @@ from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import Message
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.talk.prompt import render
+from bitquilt.talk.prompt import render_prompt
 
 SYSTEM, USER, ANSWER, AGAIN = "⟦system⟧", "⟦user⟧", "⟦answer⟧", "⟦again⟧"
 CONTEXT = 8192
@@ -80,7 +80,7 @@ def turns(template: str, special_tokens: Mapping[str, str]) -> Turns | None:
     """What a Jinja template puts around messages; None if there is more to it than that."""
 
     def put(messages: Sequence[Message]) -> str:
-        return render(template, messages, special_tokens).removeprefix(
+        return render_prompt(template, messages, special_tokens).removeprefix(
             special_tokens.get("bos_token", "")
         )
 

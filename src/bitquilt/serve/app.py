@@ -22,7 +22,13 @@ from bitquilt.engines import Engine
 from bitquilt.errors import UserError
 from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.serve.metrics import Metrics
-from bitquilt.serve.requests import ChatRequest, CompletionRequest, TextAsked, check_model, parse
+from bitquilt.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    TextRequest,
+    check_model,
+    parse_request,
+)
 from bitquilt.serve.responses import ChatReply, TextReply
 from bitquilt.serve.scheduler import Prepare, Scheduler
 from bitquilt.serve.tools import writes_calls
@@ -40,7 +46,7 @@ PAGE_POLICY = (
 )
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class Server:
@@ -111,7 +117,7 @@ class Server:
         return JSONResponse({"object": "list", "data": [model]})
 
     async def _chat(self, request: Request) -> Response:
-        asked = parse(ChatRequest, await self._body(request))
+        asked = parse_request(ChatRequest, await self._body(request))
         check_model(asked.model, self._name)
         info = self.scheduler.info
         messages = asked.conversation(info.chat_template)
@@ -125,7 +131,7 @@ class Server:
         return await self._answer(request, asked, prepare, reply)
 
     async def _complete(self, request: Request) -> Response:
-        asked = parse(TextAsked, await self._body(request))
+        asked = parse_request(TextRequest, await self._body(request))
         check_model(asked.model, self._name)
         settings = asked.settings(self.scheduler.info, self._most)
 
@@ -255,7 +261,7 @@ async def _last(events: AsyncGenerator[Event, None]) -> End:
     raise AssertionError("an answer ends with its end")
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T:
+async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
     """Wait for work that is stopped when the client goes."""
     doing = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_gone(request))

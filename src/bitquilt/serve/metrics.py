@@ -12,7 +12,7 @@ from bitquilt.talk import End
 if TYPE_CHECKING:
     from bitquilt.serve.scheduler import Scheduler
 
-SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
+BUCKETS = (0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 
 class Metrics:
@@ -25,19 +25,19 @@ class Metrics:
         self._seconds = Histogram(
             "bitquilt_first_token_seconds",
             "From a request to the first that is said",
-            buckets=SECONDS,
+            buckets=BUCKETS,
             registry=self._registry,
         )
         self._prompt = self._counter("prompt_tokens", "Tokens of the prompts")
         self._said = self._counter("completion_tokens", "Tokens of the answers, as they stand")
         self._discarded = self._counter("discarded_tokens", "Tokens of loops that were taken back")
-        self._answers = self._counter("answers", "Answers by how they ended", "why")
+        self._answers = self._counter("answers", "Answers by how they ended", "finish_reason")
 
     def watch(self, scheduler: Scheduler) -> None:
         """Report what is going on now."""
-        going = self._gauge("going", "Answers that are being made")
-        going.set_function(lambda: scheduler.going)
-        waiting = self._gauge("waiting", "Requests without a place")
+        running = self._gauge("requests_running", "Requests whose answers are being made")
+        running.set_function(lambda: scheduler.running)
+        waiting = self._gauge("requests_waiting", "Requests that wait for their turn")
         waiting.set_function(lambda: scheduler.waiting)
 
     def requested(self, path: str, status: int) -> None:
@@ -53,7 +53,7 @@ class Metrics:
         self._prompt.inc(end.prompt_tokens)
         self._said.inc(end.tokens)
         self._discarded.inc(end.discarded_tokens)
-        self._answers.labels(end.why).inc()
+        self._answers.labels(end.finish_reason).inc()
 
     def text(self) -> tuple[bytes, str]:
         """All of it, and its content type."""

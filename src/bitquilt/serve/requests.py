@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bitquilt.engines import ModelInfo
 from bitquilt.serve.errors import RefusedError, invalid
-from bitquilt.talk import Message, Settings
+from bitquilt.talk import AnswerSettings, Message
 from bitquilt.talk.reasoning import style_of
 
-RESCUES = Settings.rescues
+MAX_ROLLBACKS = AnswerSettings.max_rollbacks
 
 Body = TypeVar("Body", bound="CompletionRequest")
 
@@ -64,7 +64,7 @@ class ChatMessage(_Strict):
         return self.content or ""
 
 
-class Function(_Strict):
+class FunctionDefinition(_Strict):
     """What a tool is."""
 
     name: str
@@ -73,11 +73,11 @@ class Function(_Strict):
     strict: bool | None = None
 
 
-class ToolAsked(_Strict):
+class ToolDefinition(_Strict):
     """A tool that the model may call."""
 
     type: Literal["function"]
-    function: Function
+    function: FunctionDefinition
 
 
 class StreamOptions(_Strict):
@@ -102,7 +102,7 @@ class CompletionRequest(_Strict):
     seed: int | None = Field(None, ge=0, lt=1 << 63)
     max_tokens: int | None = Field(None, ge=1)
     stop: str | list[str] | None = None
-    guard: bool = True
+    detect_loops: bool = True
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     logit_bias: dict[str, float] | None = Field(None, max_length=0)
@@ -117,7 +117,7 @@ class CompletionRequest(_Strict):
             raise ValueError("at most 16 texts can end an answer")
         return stop
 
-    def settings(self, info: ModelInfo, most: int) -> Settings:
+    def settings(self, info: ModelInfo, most: int) -> AnswerSettings:
         """How to answer; the model's own recommendation where nothing is said.
 
         Args:
@@ -127,12 +127,12 @@ class CompletionRequest(_Strict):
         names = ("temperature", "top_p", "top_k", "min_p", "seed", *PENALTIES)
         stated = {name: value for name in names if (value := getattr(self, name)) is not None}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Settings(
+        return AnswerSettings(
             replace(info.sampling, **stated),
             min(self._limit() or most, most),
             self._think_budget(),
             stop,
-            RESCUES if self.guard else None,
+            MAX_ROLLBACKS if self.detect_loops else None,
         )
 
     def _limit(self) -> int | None:
@@ -151,7 +151,7 @@ class ChatRequest(CompletionRequest):
     messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     think_budget: int | None = Field(None, ge=0)
-    tools: list[ToolAsked] | None = None
+    tools: list[ToolDefinition] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
@@ -183,7 +183,7 @@ class ChatRequest(CompletionRequest):
         return self.think_budget
 
 
-class TextAsked(CompletionRequest):
+class TextRequest(CompletionRequest):
     """``POST /v1/completions``."""
 
     prompt: str = Field(min_length=1)
@@ -192,7 +192,7 @@ class TextAsked(CompletionRequest):
     suffix: None = None
 
 
-def parse(kind: type[Body], body: bytes) -> Body:
+def parse_request(kind: type[Body], body: bytes) -> Body:
     """A request's body.
 
     Raises:

@@ -1,6 +1,6 @@
 """Answers as OpenAI's API puts them: from events to chunks, and from chunks to one reply.
 
-What that API has no words for is under ``bitquilt``: rescues and closings as they happen, and how
+What that API has no words for is under ``bitquilt``: rollbacks and closings as they happen, and how
 the answer ended.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bitquilt.serve.tools import Call, CallReader
-from bitquilt.talk import Answer, Closing, End, Event, Reasoning, Rescue
+from bitquilt.talk import Answer, Closing, End, Event, Reasoning, Rollback
 
 Json = dict[str, Any]
 
@@ -43,20 +43,20 @@ class ChatReply:
                 yield self._chunk({"reasoning_content": text})
             case Answer(text):
                 yield from self._say(self._reader.push(text) if self._tools else [text])
-            case Rescue():
+            case Rollback():
                 # all clients have heard what is taken back; ours can take it back
-                yield self._chunk({}, bitquilt={"rescue": asdict(event)})
+                yield self._chunk({}, bitquilt={"rollback": asdict(event)})
                 self._reader = CallReader()
                 list(self._reader.push(event.answer))
-            case Closing(why):
-                yield self._chunk({}, bitquilt={"closing": why})
+            case Closing(reason):
+                yield self._chunk({}, bitquilt={"closing": reason})
             case End():
                 yield from self._say(self._reader.rest())
                 if not (self._content or self._calls):
                     # no answer could be told apart, so that all of it is the answer
                     yield from self._say([event.answer] if event.answer else [])
-                finish = "tool_calls" if self._calls else FINISH[event.why]
-                yield self._chunk({}, finish, bitquilt=figures(event))
+                finish = "tool_calls" if self._calls else FINISH[event.finish_reason]
+                yield self._chunk({}, finish, bitquilt=end_fields(event))
 
     def usage(self, end: End) -> Json:
         """The chunk after all others, for those who ask."""
@@ -75,13 +75,13 @@ class ChatReply:
         if calls:
             message["content"] = message["content"].strip() or None
             message["tool_calls"] = [_call(call) for call in calls]
-        finish = "tool_calls" if calls else FINISH[end.why]
+        finish = "tool_calls" if calls else FINISH[end.finish_reason]
         return {
             **self._head,
             "object": "chat.completion",
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
             "usage": usage(end),
-            "bitquilt": figures(end),
+            "bitquilt": end_fields(end),
         }
 
     def _say(self, parts: Any) -> Iterator[Json]:
@@ -112,10 +112,10 @@ class TextReply:
         match event:
             case Answer(text):
                 yield self._choice(text)
-            case Rescue():
-                yield self._choice("", bitquilt={"rescue": asdict(event)})
+            case Rollback():
+                yield self._choice("", bitquilt={"rollback": asdict(event)})
             case End():
-                yield self._choice("", FINISH[event.why], bitquilt=figures(event))
+                yield self._choice("", FINISH[event.finish_reason], bitquilt=end_fields(event))
 
     def usage(self, end: End) -> Json:
         """The chunk after all others, for those who ask."""
@@ -123,8 +123,8 @@ class TextReply:
 
     def whole(self, end: End) -> Json:
         """All of it at once."""
-        more = {"usage": usage(end), "bitquilt": figures(end)}
-        return self._choice(end.answer, FINISH[end.why], **more)
+        more = {"usage": usage(end), "bitquilt": end_fields(end)}
+        return self._choice(end.answer, FINISH[end.finish_reason], **more)
 
     def _choice(self, text: str, finish: str | None = None, **more: Any) -> Json:
         choice = {"index": 0, "text": text, "finish_reason": finish, "logprobs": None}
@@ -141,9 +141,9 @@ def usage(end: End) -> Json:
     }
 
 
-def figures(end: End) -> Json:
+def end_fields(end: End) -> Json:
     """How an answer ended."""
-    names = ("why", "final", "closed", "rescues", "discarded_tokens")
+    names = ("finish_reason", "final", "closed", "rollbacks", "discarded_tokens")
     return {name: getattr(end, name) for name in names}
 
 

@@ -1,7 +1,7 @@
 """One engine, many who ask: whoever comes joins the batch that is under way, or waits for a place.
 
 The engine belongs to one thread. Callers live in an event loop; between the two, requests go
-through a queue and events through :class:`Job`.
+through a queue and events through :class:`PendingAnswer`.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.talk import Answer, End, Event, Reasoning
 from bitquilt.talk.sample import Sample
 
-STOP_SECONDS = 5
+JOIN_SECONDS = 5
 RETRY = "try again in a moment"
-LEAVING = RefusedError(503, "server_error", f"the server is shutting down; {RETRY}")
+SHUTTING_DOWN = RefusedError(503, "server_error", f"the server is shutting down; {RETRY}")
 
 Prepare = Callable[[Engine], Sample]
 """What a request becomes once the engine can be asked about it; raises UserError."""
 
 
-class Job:
+class PendingAnswer:
     """One answer, from the thread that makes it to whoever waits for it."""
 
     def __init__(self, prepare: Prepare) -> None:
@@ -103,17 +103,17 @@ class Scheduler:
         self.info = self._engine.info
         self.parallel, self.queue = parallel, queue
         self._ended = ended
-        self._inbox: SimpleQueue[Job | None] = SimpleQueue()
-        self._jobs: set[Job] = set()
+        self._inbox: SimpleQueue[PendingAnswer | None] = SimpleQueue()
+        self._jobs: set[PendingAnswer] = set()
         """Of the event loop; the thread has its own view of them:"""
-        self._waiting: deque[Job] = deque()
-        self._rows: dict[int, Job] = {}
+        self._waiting: deque[PendingAnswer] = deque()
+        self._rows: dict[int, PendingAnswer] = {}
         self._leaving = self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     @property
-    def going(self) -> int:
+    def running(self) -> int:
         """Answers that are being made."""
         return len(self._rows)
 
@@ -134,14 +134,14 @@ class Scheduler:
             RefusedError: the request is bad, there are too many of them, the engine failed.
         """
         if self._leaving:
-            raise LEAVING
+            raise SHUTTING_DOWN
         if len(self._jobs) >= self.parallel + self.queue:
             raise RefusedError(
                 429,
                 "rate_limit_error",
                 f"{self.parallel} answers are being made and {self.queue} requests wait; {RETRY}",
             )
-        job = Job(prepare)
+        job = PendingAnswer(prepare)
         self._jobs.add(job)
         self._inbox.put(job)
         try:
@@ -163,11 +163,11 @@ class Scheduler:
         self._leaving = True
         self._cut()
         self._inbox.put(None)
-        self._thread.join(STOP_SECONDS)
+        self._thread.join(JOIN_SECONDS)
 
     def _cut(self) -> None:
         for job in list(self._jobs):
-            job.tell([LEAVING])
+            job.tell([SHUTTING_DOWN])
             job.abandoned = True
 
     def _run(self) -> None:
@@ -215,7 +215,7 @@ class Scheduler:
             while True:
                 self._take(self._inbox.get_nowait())
 
-    def _take(self, job: Job | None) -> None:
+    def _take(self, job: PendingAnswer | None) -> None:
         """Look at a request, and queue it or say what is wrong with it."""
         if job is None:
             self._closed = True
@@ -244,7 +244,7 @@ class Scheduler:
             self._tell(job, job.sample.begin())
             self._go_on(job, stream)
 
-    def _go_on(self, job: Job, stream: Stream) -> None:
+    def _go_on(self, job: PendingAnswer, stream: Stream) -> None:
         """Continue an answer that has not ended."""
         assert job.sample
         if not (job.abandoned or job.sample.ended):
@@ -252,7 +252,7 @@ class Scheduler:
             job.left = request.max_tokens
             self._rows[stream.add(request)] = job
 
-    def _tell(self, job: Job, events: Iterable[Event]) -> None:
+    def _tell(self, job: PendingAnswer, events: Iterable[Event]) -> None:
         said = list(events)
         job.tell(said)
         for event in said:

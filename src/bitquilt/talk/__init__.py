@@ -4,23 +4,23 @@
 """
 
 from bitquilt.models.chat_template import Message
-from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rescue
+from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rollback
 from bitquilt.talk.prompt import Prompt, compose
-from bitquilt.talk.sample import Settings
+from bitquilt.talk.sample import AnswerSettings
 from bitquilt.talk.session import Session, answer
 from bitquilt.talk.votes import Votes, vote
 
 __all__ = [
     "Answer",
+    "AnswerSettings",
     "Closing",
     "End",
     "Event",
     "Message",
     "Prompt",
     "Reasoning",
-    "Rescue",
+    "Rollback",
     "Session",
-    "Settings",
     "Votes",
     "answer",
     "compose",

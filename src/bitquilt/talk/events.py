@@ -5,67 +5,72 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+ClosingReason = Literal["budget", "loop", "silence"]
+"""The thinking budget was spent; the model kept repeating itself; it ended without an answer."""
+
 
 @dataclass(frozen=True)
 class Reasoning:
-    """More of the reasoning."""
+    """The next piece of the reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """More of the answer."""
+    """The next piece of the answer."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Rescue:
-    """The model went round in circles: the end is taken back, and it goes on otherwise."""
+class Rollback:
+    """The model repeated itself: the repetition is taken back, and the model goes on from there."""
 
     tokens: int
-    """Taken back."""
+    """How many tokens are taken back."""
     reasoning: str
-    """All of the reasoning that stands."""
+    """All of the reasoning that is left."""
     answer: str
-    """All of the answer that stands."""
+    """All of the answer that is left."""
 
 
 @dataclass(frozen=True)
 class Closing:
-    """The reasoning was closed from outside, so that the model answers from what it has."""
+    """The reasoning was closed for the model, so that it answers from what it has."""
 
-    why: Literal["budget", "loop", "silence"]
-    """The thinking budget was spent; it kept going round in circles; it ended without an answer."""
+    reason: ClosingReason
 
 
 @dataclass(frozen=True)
 class End:
-    """The whole of it; the last event of every answer."""
+    """The whole answer; the last event of every answer."""
 
-    why: Literal["stop", "length", "loop"]
-    """The model ended its turn (or came to a stop string, or to the end of the box that was opened
-    for it); ``max_tokens`` or the context were full; it went round in circles and had no thinking
-    to close."""
+    finish_reason: Literal["stop", "length", "loop"]
+    """``stop``: the model ended its turn, or came to a stop string, or to the end of the box that
+    was opened for it. ``length``: ``max_tokens`` or the context is full. ``loop``: the model kept
+    repeating itself and had no reasoning to close."""
     reasoning: str
-    """As far as it can be told apart."""
+    """The reasoning, as far as it can be told apart."""
     answer: str
-    """Everything outside the reasoning, or all that was said where no answer can be told apart."""
+    """Everything outside the reasoning, or all the text where no answer can be told apart."""
     final: str | None
     """What is in the last ``\\boxed{}``."""
-    closed: Literal["budget", "loop", "silence"] | None
-    """Why the reasoning was closed from outside, if it was."""
-    rescues: int
+    closed: ClosingReason | None
+    """Why the reasoning was closed for the model, if it was."""
+    rollbacks: int
+    """How often a repetition was taken back."""
     prompt_tokens: int
-    fed_tokens: int
-    """Prompt tokens that were computed: the others were still there from the turn before."""
+    """How many tokens the prompt has."""
+    prefilled_tokens: int
+    """Prompt tokens that were computed; the others were still there from the turn before."""
     tokens: int
-    """That stand: what the model said, and what was said for it to close the reasoning."""
+    """Tokens of the answer: what the model said, and what was said for it to close the
+    reasoning."""
     thinking_tokens: int
-    """Those of them that are reasoning."""
+    """How many of those tokens are reasoning."""
     discarded_tokens: int
-    """Taken back."""
+    """How many tokens were taken back in rollbacks; ``tokens`` does not count them."""
 
 
-Event = Reasoning | Answer | Rescue | Closing | End
+Event = Reasoning | Answer | Rollback | Closing | End

@@ -34,7 +34,7 @@ class Loop:
     """Tokens from its first coming to its second."""
 
 
-class Guard:
+class LoopDetector:
     """Reads one answer, token by token, in constant time for each."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bitquilt.engines import Engine
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError, Message, Tool
-from bitquilt.talk.reasoning import PLAIN, Style, opened_by, style_of
+from bitquilt.talk.reasoning import PLAIN, ReasoningStyle, opened_by, style_of
 
 NO_SYSTEM: Message = {"role": "system", "content": ""}
 SYSTEM_PROMPTS = {
@@ -32,7 +32,7 @@ class Prompt:
     """What the model is given to continue, and how it will mark its reasoning."""
 
     tokens: list[int]
-    style: Style
+    style: ReasoningStyle
     thinking: bool
     """Whether it begins inside its reasoning."""
 
@@ -44,8 +44,8 @@ def compose(engine: Engine, messages: Sequence[Message], tools: Sequence[Tool] =
         UserError: the model has no template, or the template refuses the messages.
     """
     template, special = engine.info.chat_template, engine.info.special_tokens
-    text = render(template, messages, special, tools)
-    before = render(template, messages, special, tools, add_generation_prompt=False)
+    text = render_prompt(template, messages, special, tools)
+    before = render_prompt(template, messages, special, tools, add_generation_prompt=False)
     turn = text[len(before) :] if text.startswith(before) else ""
     style = style_of(template, text)
     return Prompt(engine.tokenize(text), style, opened_by(turn, style))
@@ -56,7 +56,7 @@ def plain(engine: Engine, text: str) -> Prompt:
     return Prompt(engine.tokenize(text, add_special=True), PLAIN, thinking=False)
 
 
-def render(
+def render_prompt(
     template: str | None,
     messages: Sequence[Message],
     special_tokens: Mapping[str, str],

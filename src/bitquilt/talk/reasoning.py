@@ -13,11 +13,11 @@ from typing import Literal
 
 BOX = "\\boxed{"
 
-Part = Literal["reasoning", "answer"]
+AnswerPart = Literal["reasoning", "answer"]
 
 
 @dataclass(frozen=True)
-class Style:
+class ReasoningStyle:
     """How a model marks its reasoning."""
 
     opens: str | None
@@ -43,13 +43,13 @@ HURRY = (
     "thinking directly now.\n"
 )
 """What Qwen3's authors say for a model whose thinking budget is spent (arXiv 2505.09388, 4.3)."""
-THINK = Style("<think>", "</think>", HURRY + "</think>\n\n")
-MAGISTRAL = Style("[THINK]", "[/THINK]", HURRY + "[/THINK]")
-UP_TO_BOX = Style(None, BOX, "\n\n" + BOX)
-PLAIN = Style(None, None, "")
+THINK = ReasoningStyle("<think>", "</think>", HURRY + "</think>\n\n")
+MAGISTRAL = ReasoningStyle("[THINK]", "[/THINK]", HURRY + "[/THINK]")
+UP_TO_BOX = ReasoningStyle(None, BOX, "\n\n" + BOX)
+PLAIN = ReasoningStyle(None, None, "")
 
 
-def style_of(template: str | None, prompt: str) -> Style:
+def style_of(template: str | None, prompt: str) -> ReasoningStyle:
     """How a model marks its reasoning, from what its chat template knows and its prompt asks for.
 
     Args:
@@ -62,7 +62,7 @@ def style_of(template: str | None, prompt: str) -> Style:
     return UP_TO_BOX if template and "\\boxed" in prompt else PLAIN
 
 
-def opened_by(turn: str, style: Style) -> bool:
+def opened_by(turn: str, style: ReasoningStyle) -> bool:
     """Whether the model begins inside its reasoning.
 
     Args:
@@ -81,7 +81,7 @@ class Splitter:
     A tag that opens counts at the very beginning only, one that closes in the reasoning only.
     """
 
-    def __init__(self, style: Style, thinking: bool) -> None:
+    def __init__(self, style: ReasoningStyle, thinking: bool) -> None:
         """``thinking`` says whether the text begins inside the reasoning."""
         self.thinking = thinking
         self._style = style
@@ -90,7 +90,7 @@ class Splitter:
         """White space is left out: nothing else has come since the part began, beside its tag."""
         self._may_open = not thinking and style.opens is not None
 
-    def push(self, text: str) -> Iterator[tuple[Part, str]]:
+    def push(self, text: str) -> Iterator[tuple[AnswerPart, str]]:
         """Take more text; gives what can be told of it."""
         self._held += text
         while (tag := self._awaited()) is not None:
@@ -113,7 +113,7 @@ class Splitter:
         yield from self._say(self._held)
         self._held = ""
 
-    def rest(self) -> Iterator[tuple[Part, str]]:
+    def rest(self) -> Iterator[tuple[AnswerPart, str]]:
         """What was held back, when the text has ended."""
         yield from self._say(self._held)
         self._held = ""
@@ -124,7 +124,7 @@ class Splitter:
             return self._style.opens
         return self._style.closes if self.thinking else None
 
-    def _say(self, text: str) -> Iterator[tuple[Part, str]]:
+    def _say(self, text: str) -> Iterator[tuple[AnswerPart, str]]:
         """Text of the present part, without white space around tags."""
         if self._blank:
             text = text.lstrip()

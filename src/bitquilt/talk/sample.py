@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from bitquilt.engines import Engine, Piece, Request, Sampling
+from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, Sampling
 from bitquilt.errors import UserError
-from bitquilt.talk.events import Closing, End, Event, Rescue
-from bitquilt.talk.loop_detector import Guard, Loop
+from bitquilt.talk.events import Closing, ClosingReason, End, Event, Rollback
+from bitquilt.talk.loop_detector import Loop, LoopDetector
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.reasoning import BOX, boxed
 from bitquilt.talk.transcript import Transcript
@@ -28,11 +28,9 @@ AVOIDED = 64
 LEG_SEEDS = 1 << 32
 """Between the seeds of one sample's legs; the seeds of several samples follow each other."""
 
-Why = Literal["budget", "loop", "silence"]
-
 
 @dataclass(frozen=True)
-class Settings:
+class AnswerSettings:
     """How to answer."""
 
     sampling: Sampling
@@ -42,7 +40,7 @@ class Settings:
     """Tokens of reasoning after which it is closed; with one, there always is an answer."""
     stop: Sequence[str] = ()
     """The answer ends before the first of these; they are not looked for in the reasoning."""
-    rescues: int | None = 3
+    max_rollbacks: int | None = 3
     """How often to go back from a loop before the thinking is closed; None lets it loop."""
 
 
@@ -53,7 +51,7 @@ class Sample:
     long as it is :attr:`waiting`, and say when the request :meth:`ran_out`.
     """
 
-    def __init__(self, engine: Engine, prompt: Prompt, settings: Settings) -> None:
+    def __init__(self, engine: Engine, prompt: Prompt, settings: AnswerSettings) -> None:
         """Prepare an answer.
 
         Raises:
@@ -62,7 +60,7 @@ class Sample:
         self.ended: End | None = None
         self.waiting = False
         """Whether more of the present request is wanted."""
-        self.fed = 0
+        self.prefilled = 0
         """Prompt tokens that the engine computed."""
         self._prompt, self._settings = prompt, settings
         self._closing = _Words(engine, prompt.style.closing)
@@ -74,19 +72,19 @@ class Sample:
                 f"{engine.info.context:,}; ask something shorter, or begin anew"
             )
         self._budget = _thinking_room(settings.think_budget, self._room, len(self._closing.tokens))
-        self._legs = self._rescues = self._rescues_here = self._discarded = 0
+        self._legs = self._rollbacks = self._rollbacks_here = self._discarded = 0
         self._avoid: list[int] = []
-        self._closed: Why | None = None
+        self._closed: ClosingReason | None = None
         self._box_at: int | None = None
         self._floor = 0
         self._take_anew([])
 
-    def request(self) -> Request:
+    def request(self) -> GenerationRequest:
         """What to continue, and for how long."""
         sampling, leg = self._settings.sampling, self._legs
         self._legs, self.waiting = leg + 1, True
         left = self._room - len(self._said)
-        return Request(
+        return GenerationRequest(
             tokens=[*self._prompt.tokens, *(token for token, _ in self._said)],
             sampling=replace(sampling, seed=sampling.seed + leg * LEG_SEEDS),
             max_tokens=left if self._box_at is None else min(left, BOX_ROOM),
@@ -99,7 +97,7 @@ class Sample:
         if self._spent():
             yield from self._close("budget")
 
-    def push(self, piece: Piece) -> Iterator[Event]:
+    def push(self, piece: GeneratedToken) -> Iterator[Event]:
         """Take one token of the present request."""
         text = piece.text
         if piece.control and text not in self._prompt.style.tags:
@@ -146,47 +144,47 @@ class Sample:
         taken_back = len(self._said) - start
         self._discarded += taken_back
         self._take_anew(self._said[:start])
-        yield Rescue(taken_back, self._transcript.reasoning, self._transcript.answer)
-        assert self._settings.rescues is not None
-        if self._rescues_here < self._settings.rescues:
-            self._rescues_here += 1
-            self._rescues += 1
+        yield Rollback(taken_back, self._transcript.reasoning, self._transcript.answer)
+        assert self._settings.max_rollbacks is not None
+        if self._rollbacks_here < self._settings.max_rollbacks:
+            self._rollbacks_here += 1
+            self._rollbacks += 1
             self._avoid, self.waiting = cycle, False
         elif self._transcript.thinking or self._owes_answer():
             yield from self._close("loop")
         else:
             yield from self._end("loop")
 
-    def _close(self, why: Why) -> Iterator[Event]:
+    def _close(self, reason: ClosingReason) -> Iterator[Event]:
         """Close the thinking, or open a box where there is none to close, and ask for the rest."""
         words = self._closing if self._transcript.thinking else self._box
         if len(self._said) + len(words.tokens) >= self._room:
             yield from self._end("length")
             return
-        self._closed = why
-        yield Closing(why)
+        self._closed = reason
+        yield Closing(reason)
         for token, text in words.spelled():
             yield from self._take(token, text)[1]
         if words.text.endswith(BOX):
             self._box_at = len(self._transcript.answer) - len(BOX)
-        self._floor, self._rescues_here = len(self._said), 0
+        self._floor, self._rollbacks_here = len(self._said), 0
         self._avoid, self.waiting = [], False
 
-    def _end(self, why: Literal["stop", "length", "loop"]) -> Iterator[Event]:
+    def _end(self, finish_reason: Literal["stop", "length", "loop"]) -> Iterator[Event]:
         yield from self._transcript.finish()
         reasoning, answer = self._transcript.reasoning, self._transcript.answer
         if self._prompt.style.boxed and not answer:
             reasoning, answer = "", reasoning
         self.waiting = False
         self.ended = End(
-            why=why,
+            finish_reason=finish_reason,
             reasoning=reasoning.strip() if self._prompt.style.tags else reasoning,
             answer=answer,
             final=boxed(reasoning + answer),
             closed=self._closed,
-            rescues=self._rescues,
+            rollbacks=self._rollbacks,
             prompt_tokens=len(self._prompt.tokens),
-            fed_tokens=self.fed,
+            prefilled_tokens=self.prefilled,
             tokens=len(self._said),
             thinking_tokens=self._thinking_tokens,
             discarded_tokens=self._discarded,
@@ -198,7 +196,7 @@ class Sample:
         self._said: list[tuple[int, str]] = []
         style, settings = self._prompt.style, self._settings
         self._transcript = Transcript(style, self._prompt.thinking, settings.stop)
-        self._guard = None if settings.rescues is None else Guard()
+        self._detector = None if settings.max_rollbacks is None else LoopDetector()
         self._thinking_tokens = 0
         for token, text in said:
             self._take(token, text)
@@ -207,7 +205,7 @@ class Sample:
         """Let a token stand; the loop that it completes, and what is new of the text."""
         self._said.append((token, text))
         self._thinking_tokens += self._transcript.thinking
-        loop = self._guard.push(token, text) if self._guard else None
+        loop = self._detector.push(token, text) if self._detector else None
         return loop, self._transcript.push(text)
 
     def _owes_answer(self) -> bool:

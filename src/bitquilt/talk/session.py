@@ -8,10 +8,12 @@ from bitquilt.engines import Engine
 from bitquilt.models.chat_template import Message
 from bitquilt.talk.events import End, Event
 from bitquilt.talk.prompt import Prompt, compose
-from bitquilt.talk.sample import Sample, Settings
+from bitquilt.talk.sample import AnswerSettings, Sample
 
 
-def answer(engine: Engine, prompt: Prompt, settings: Settings) -> Generator[Event, None, None]:
+def answer(
+    engine: Engine, prompt: Prompt, settings: AnswerSettings
+) -> Generator[Event, None, None]:
     """Answer a prompt; the last event is the end. Close the iterator to stop before.
 
     Raises:
@@ -30,16 +32,16 @@ def continued(engine: Engine, samples: Sequence[Sample]) -> Iterator[tuple[int, 
     for index, sample in enumerate(samples):
         for event in sample.begin():
             yield index, event
-    while going := [index for index, sample in enumerate(samples) if not sample.ended]:
-        for index, event in _leg(engine, [samples[index] for index in going]):
-            yield going[index], event
+    while unfinished := [index for index, sample in enumerate(samples) if not sample.ended]:
+        for index, event in _leg(engine, [samples[index] for index in unfinished]):
+            yield unfinished[index], event
 
 
 def _leg(engine: Engine, samples: Sequence[Sample]) -> Iterator[tuple[int, Event]]:
     with engine.stream([sample.request() for sample in samples]) as stream:
-        fed = samples[0].fed
+        prefilled = samples[0].prefilled
         for row, piece in stream:
-            samples[0].fed = fed + stream.fed
+            samples[0].prefilled = prefilled + stream.prefilled
             sample = samples[row]
             if not sample.waiting:
                 continue  # the engine was a little ahead
@@ -56,7 +58,7 @@ def _leg(engine: Engine, samples: Sequence[Sample]) -> Iterator[tuple[int, Event
 class Session:
     """A conversation."""
 
-    def __init__(self, engine: Engine, settings: Settings, system: str | None = None) -> None:
+    def __init__(self, engine: Engine, settings: AnswerSettings, system: str | None = None) -> None:
         """Begin it.
 
         Args:

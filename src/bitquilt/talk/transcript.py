@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from bitquilt.talk.events import Answer, Reasoning
-from bitquilt.talk.reasoning import Part, Splitter, Style, overlap
+from bitquilt.talk.reasoning import AnswerPart, ReasoningStyle, Splitter, overlap
 
 
 class Transcript:
     """What a model has said so far."""
 
-    def __init__(self, style: Style, thinking: bool, stop: Sequence[str]) -> None:
+    def __init__(self, style: ReasoningStyle, thinking: bool, stop: Sequence[str]) -> None:
         """Whether it begins inside the reasoning, and what ends the answer."""
         self.reasoning = ""
         self.answer = ""
@@ -34,7 +34,7 @@ class Transcript:
         """The text has ended; what had been held back."""
         return [*self._take(self._splitter.rest()), *self._tell(0)]
 
-    def _take(self, parts: Iterable[tuple[Part, str]]) -> Iterator[Reasoning]:
+    def _take(self, parts: Iterable[tuple[AnswerPart, str]]) -> Iterator[Reasoning]:
         for part, text in parts:
             if part == "reasoning":
                 self.reasoning += text

@@ -10,7 +10,7 @@ from bitquilt.engines import Engine
 from bitquilt.runtime.progress import Progress
 from bitquilt.talk.events import End
 from bitquilt.talk.prompt import Prompt
-from bitquilt.talk.sample import Sample, Settings
+from bitquilt.talk.sample import AnswerSettings, Sample
 from bitquilt.talk.session import continued
 
 
@@ -31,7 +31,7 @@ class Votes:
 def vote(
     engine: Engine,
     prompt: Prompt,
-    settings: Settings,
+    settings: AnswerSettings,
     count: int,
     progress: Progress | None = None,
 ) -> Votes:

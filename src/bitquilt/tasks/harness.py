@@ -19,11 +19,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from bitquilt.engines import Engine, Request, Sampling
+from bitquilt.engines import Engine, GenerationRequest, Sampling
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.progress import Progress, Silent
-from bitquilt.talk.prompt import render
+from bitquilt.talk.prompt import render_prompt
 from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
 
 BATCH = 16
@@ -153,7 +153,7 @@ class Harness(LM):  # type: ignore[misc]
     ) -> str:
         """A conversation as the model's template has it."""
         info = self._engine.info
-        return render(
+        return render_prompt(
             info.chat_template,
             chat_history,
             info.special_tokens,
@@ -184,14 +184,14 @@ class Harness(LM):  # type: ignore[misc]
                     stream.drop(row)
         return [text[: _end(text, own)] for text, own in zip(said, stops, strict=True)]
 
-    def _request(self, context: str, settings: dict[str, Any]) -> Request:
+    def _request(self, context: str, settings: dict[str, Any]) -> GenerationRequest:
         limit = int(settings.get("max_gen_toks", MAX_TOKENS))
         tokens = self._engine.tokenize(context, add_special=True)
         kept = tokens[-max(1, self._engine.info.context - limit) :]
         sampled = settings.get("do_sample", False)
         temperature = float(settings.get("temperature", 0.0)) if sampled else 0.0
         top_p = float(settings.get("top_p", 1.0))
-        return Request(kept, Sampling(temperature=temperature, top_p=top_p), limit)
+        return GenerationRequest(kept, Sampling(temperature=temperature, top_p=top_p), limit)
 
 
 def _stops(settings: dict[str, Any]) -> list[str]:

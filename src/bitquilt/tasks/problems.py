@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.engines import Engine, Request, Sampling
+from bitquilt.engines import Engine, GenerationRequest, Sampling
 from bitquilt.metrics.intervals import LEVEL, Documents, student
 from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.progress import Progress
-from bitquilt.talk.loop_detector import Guard
+from bitquilt.talk.loop_detector import LoopDetector
 from bitquilt.talk.prompt import SYSTEM_PROMPTS, compose
 from bitquilt.talk.reasoning import boxed
 from bitquilt.talk.votes import normalized
@@ -141,7 +141,7 @@ def converse(
         compose(engine, [{"role": "user", "content": question}]).tokens for question in questions
     ]
     requests = [
-        Request(
+        GenerationRequest(
             prompt,
             replace(manner.sampling, seed=seed),
             _room(engine, prompt, manner.max_tokens),
@@ -169,9 +169,9 @@ class Said:
     looping: bool = False
 
 
-def _batch(engine: Engine, requests: Sequence[Request], progress: Progress) -> list[Said]:
+def _batch(engine: Engine, requests: Sequence[GenerationRequest], progress: Progress) -> list[Said]:
     said = [Said() for _ in requests]
-    guards = [Guard() for _ in requests]
+    guards = [LoopDetector() for _ in requests]
     with engine.stream(requests) as stream:
         for row, piece in stream:
             one = said[row]
