@@ -11,6 +11,7 @@ import click
 import pytest
 
 from bitquilt.cli.main import bitquilt
+from tests.test_imports import ORDER
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "bitquilt"
@@ -113,3 +114,9 @@ def test_the_index_has_every_decision():
     index = (DECISIONS / "README.md").read_text(encoding="utf-8")
     for page in DECISIONS.glob("*.md"):
         assert page.name == "README.md" or f"]({page.name})" in index, page.name
+
+
+def test_architecture_has_the_order_of_imports():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^    ([\w]+)(?:/|\.py) ", page, re.MULTILINE)
+    assert tuple(listed) == tuple(unit for unit in ORDER if unit != "__main__")

@@ -82,7 +82,7 @@ def corrected(weight: Tensor, halves: tuple[Drift, Drift], factor: Factor) -> Te
     """The matrix [R, C] to round: W + ρ S (Ĥ + λ)⁻¹.
 
     λ is the damping of the factor, which pulls towards W; ρ is the correlation of what each half
-    of the text asks for, S (Ĥ + λ)⁻¹ᐟ² (docs/decisions/refining.md).
+    of the text asks for, S (Ĥ + λ)⁻¹ᐟ² (docs/decisions/sequential.md).
 
     Args:
         weight: W, [R, C].

@@ -26,7 +26,7 @@ COLUMN_GROUP = 8
 COLUMN_BLOCK = 128
 """Columns between two large products: what lies between is done in small steps."""
 DAMPING = 0.03
-"""Of the mean diagonal, added to it: the text is a sample (docs/decisions/feedback.md)."""
+"""Of the mean diagonal, added to it: the text is a sample (docs/decisions/gptq.md)."""
 MORE = 10.0
 """What damping is multiplied with where a Hessian does not factorize."""
 
@@ -60,7 +60,7 @@ class Factor:
         """What an error in each column counts for when scales are fitted for feedback, [L, C].
 
         Between what it costs if no other column makes up for it (the diagonal of H) and if all
-        later ones do (that of U, squared): the geometric mean (docs/decisions/feedback.md).
+        later ones do (that of U, squared): the geometric mean (docs/decisions/gptq.md).
         """
         made_up = _diagonal(self.upper).square()
         return self.restored((_diagonal(self.hessian) * made_up).sqrt())

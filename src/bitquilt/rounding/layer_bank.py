@@ -173,7 +173,7 @@ class LayerBank:
         """Whether error feedback makes sense for what reads an input.
 
         Not for an embedding or a head: tokens are read and predicted at places so different that
-        one Hessian for all rows does not help (docs/decisions/feedback.md). Nor for rows that are
+        one Hessian for all rows does not help (docs/decisions/gptq.md). Nor for rows that are
         no whole number of groups, which take no type but the floats.
         """
         columns = self.checkpoint.matrices[owner][1]

@@ -25,7 +25,7 @@ TILE = 32
 last bits; with it a matrix is rounded to the same bytes whatever else goes through with it."""
 LEAST = 1 << 20
 """Weights worth a thread of their own: on fewer, threads spend their time waiting for each other to
-let go of Python (docs/decisions/feedback.md)."""
+let go of Python (docs/decisions/gptq.md)."""
 CPU_CHUNK = 1 << 23
 """Weights that go through together in one thread of a CPU, at most."""
 DEVICE_CHUNK = 1 << 27

@@ -2,7 +2,7 @@
 
 glibc hands blocks of more than 32 MB, and what is free at the heap's end, back to the kernel at
 once, and the next block of logits or hidden states is zeroed page by page again: a fifth of a
-forward pass and a third of a comparison of logits (docs/decisions/heap.md).
+forward pass and a third of a comparison of logits (docs/decisions/malloc.md).
 """
 
 from __future__ import annotations
