@@ -13,14 +13,14 @@ from bitquilt.cli.inspect import render
 from bitquilt.models import from_config
 from bitquilt.models.audit import added_text, audit_template
 from bitquilt.models.chat_template import ChatTemplate
-from bitquilt.models.inspection import Inspection, inspect, summarize
+from bitquilt.models.inspection import Inspection, inspect, inspection_of
 from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
 from tests.models.test_canonical import SIZES
 
 
 @pytest.fixture
 def mobilellm() -> Inspection:
-    return summarize(from_config(SIZES["140M"][0], "MobileLLM-R1-140M"))
+    return inspection_of(from_config(SIZES["140M"][0], "MobileLLM-R1-140M"))
 
 
 def test_sizes_by_part(mobilellm: Inspection) -> None:

@@ -33,7 +33,7 @@ def open_checkpoint(reference: str | Path, *, weights: bool = True) -> Checkpoin
 
         return open_gguf(path)
     if path.is_file():
-        return hugging_face.from_config(read_json(path), path.resolve().parent.name)
+        return hugging_face.open_config(read_json(path), path.resolve().parent.name)
     name = resolve.short_name(str(reference), path)
     if not weights and resolve.on_hub(str(reference)):
         return hugging_face.without_weights(path, name)
@@ -49,4 +49,4 @@ def from_config(config: dict[str, Any], name: str) -> Checkpoint:
     """
     from bitquilt.models.sources import hugging_face
 
-    return hugging_face.from_config(config, name)
+    return hugging_face.open_config(config, name)

@@ -25,7 +25,7 @@ from bitquilt.models.config import ModelConfig
 from bitquilt.models.names import block_path
 from bitquilt.runtime.device import compute_device
 
-Weights = Callable[[str], Tensor]
+TensorReader = Callable[[str], Tensor]
 """Canonical tensor name → float32 tensor."""
 
 BATCH_TOKENS = 4096
@@ -39,7 +39,7 @@ class BlockwiseModel:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        weights: Weights | None = None,
+        weights: TensorReader | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         """``dtype`` is that of the arithmetic; weights come in float32 and are rounded to it."""

@@ -16,7 +16,7 @@ from bitquilt.errors import UserError
 from bitquilt.models import layout
 from bitquilt.models.architectures import ARCHITECTURES, REWRITES, WRAPPERS
 from bitquilt.models.architectures.conditions import COMMON, Condition, first_failed
-from bitquilt.models.architectures.rewrite import Origin, Rewrite
+from bitquilt.models.architectures.rewrite import Rewrite, TensorOrigin
 from bitquilt.models.config import ModelConfig, complete
 
 QUANTIZED = ("quantization_config", "quantization")
@@ -36,7 +36,7 @@ class Canonical:
 
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
-    origins: dict[str, Origin]
+    origins: dict[str, TensorOrigin]
 
 
 def canonical(config: ModelConfig) -> Canonical:
@@ -52,7 +52,7 @@ def canonical(config: ModelConfig) -> Canonical:
     found = complete(text)
     _refuse(found, (*COMMON, *ARCHITECTURES[found["model_type"]].conditions))
     shapes = layout.shapes(found)
-    return Canonical(found, shapes, {name: Origin(name) for name in shapes})
+    return Canonical(found, shapes, {name: TensorOrigin(name) for name in shapes})
 
 
 def text_config(config: ModelConfig) -> ModelConfig:
@@ -92,7 +92,7 @@ def source_name(stored: str) -> str:
     return stored.removeprefix("language_model.")
 
 
-def in_canonical_order(origin: Origin, tensor: torch.Tensor) -> torch.Tensor:
+def in_canonical_order(origin: TensorOrigin, tensor: torch.Tensor) -> torch.Tensor:
     """A source tensor in canonical row order."""
     return tensor if origin.rows is None else tensor[origin.rows]
 

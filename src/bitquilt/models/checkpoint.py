@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ class Finding:
 class Checkpoint:
     """A model in canonical form: config, shapes, and weights on demand.
 
-    ``config`` is a Hugging Face config whose ``model_type`` is one of llama, qwen2, qwen3,
-    gemma3_text and mistral. Tensors carry the names that transformers gives that architecture
+    ``config`` is a Hugging Face config whose ``model_type`` is one of
+    :data:`~bitquilt.models.architectures.ARCHITECTURES`. Tensors carry the names that transformers gives that architecture
     (``model.layers.0.self_attn.q_proj.weight``); q and k rows are in half-split RoPE order.
     A tied head has no tensor of its own.
     """
@@ -70,7 +71,7 @@ class Checkpoint:
         """
         return self.reader(name)
 
-    @property
+    @cached_property
     def matrices(self) -> dict[str, tuple[int, int]]:
         """Module path → (rows, columns) of every weight matrix that can be put on a type.
 

@@ -12,7 +12,7 @@ _PAGE = 4096
 _PAGES = 64
 
 
-def fingerprint(
+def checkpoint_fingerprint(
     config: dict[str, Any], shapes: dict[str, tuple[int, ...]], files: list[Path]
 ) -> str:
     """sha256 over config, shapes, and each file's name, size and sampled bytes.

@@ -10,15 +10,15 @@ from typing import Any
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
 
-PARTS = ("embedding", "attention", "mlp", "norms", "head")
+MODEL_PARTS = ("embedding", "attention", "mlp", "norms", "head")
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One part of a model and its size as the source stores it."""
 
     name: str
-    """One of PARTS."""
+    """One of :data:`MODEL_PARTS`."""
     tensors: int
     parameters: int
     bytes: int
@@ -43,7 +43,7 @@ class Inspection:
     hidden_size: int
     tied: bool
     """Whether the embedding is the head too; the head then costs nothing."""
-    parts: tuple[Part, ...]
+    parts: tuple[ModelPart, ...]
     findings: tuple[Finding, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -60,12 +60,12 @@ def inspect(reference: str) -> Inspection:
     Raises:
         UserError: it cannot be found or read, or bitquilt has no exact canonical form for it.
     """
-    return summarize(open_checkpoint(reference))
+    return inspection_of(open_checkpoint(reference))
 
 
-def summarize(checkpoint: Checkpoint) -> Inspection:
+def inspection_of(checkpoint: Checkpoint) -> Inspection:
     """The inspection of an open checkpoint."""
-    parts = tuple(_part(name, checkpoint) for name in PARTS)
+    parts = tuple(_part(name, checkpoint) for name in MODEL_PARTS)
     return Inspection(
         name=checkpoint.name,
         architecture=checkpoint.original_config["model_type"],
@@ -93,10 +93,10 @@ def part_of(tensor: str) -> str:
     return "attention" if ".self_attn." in tensor else "mlp"
 
 
-def _part(name: str, checkpoint: Checkpoint) -> Part:
+def _part(name: str, checkpoint: Checkpoint) -> ModelPart:
     """Tensors that the rewrite added are not in the source and count nothing."""
     tensors = [t for t in checkpoint.shapes if part_of(t) == name and checkpoint.source_bytes[t]]
-    return Part(
+    return ModelPart(
         name=name,
         tensors=len(tensors),
         parameters=sum(math.prod(checkpoint.shapes[t]) for t in tensors),

@@ -76,7 +76,7 @@ def test_a_plan_leaves_weights_on_the_hub(tmp_path: Path, hub: Any) -> None:
 def test_the_terms_of_a_model_come_with_it() -> None:
     """The model card states the licence; MLX directories carry its text on."""
     published = {"README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "model.bin", "a.py"}
-    fetched = set(filter_repo_objects(published, allow_patterns=list(resolve.NEEDED)))
+    fetched = set(filter_repo_objects(published, allow_patterns=list(resolve.HUB_FILES)))
     assert fetched == published - {"model.bin", "a.py"}
     assert fetched - {"README.md"} <= set(COPIED_FILES)
 

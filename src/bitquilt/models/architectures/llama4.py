@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bitquilt.errors import UserError
 from bitquilt.models.architectures.conditions import SWIGLU, Condition, rope_type
-from bitquilt.models.architectures.rewrite import Origin, Rewrite
+from bitquilt.models.architectures.rewrite import Rewrite, TensorOrigin
 from bitquilt.models.architectures.rotation import interleaving
 from bitquilt.models.checkpoint import Finding
 from bitquilt.models.config import ModelConfig, complete
@@ -82,13 +82,13 @@ def _rewritten(found: ModelConfig) -> ModelConfig:
     }
 
 
-def _origin(name: str, config: ModelConfig) -> Origin:
+def _origin(name: str, config: ModelConfig) -> TensorOrigin:
     if name.endswith(("q_norm.weight", "k_norm.weight")):
-        return Origin(None)
+        return TensorOrigin(None)
     order = interleaving(name, config)
     if order is None:
-        return Origin(name.replace(".mlp.", ".feed_forward."))
-    return Origin(name, order.argsort())
+        return TensorOrigin(name.replace(".mlp.", ".feed_forward."))
+    return TensorOrigin(name, order.argsort())
 
 
 def _findings(original: ModelConfig) -> list[Finding]:

@@ -13,7 +13,7 @@ from bitquilt.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Origin:
+class TensorOrigin:
     """Where one canonical tensor comes from."""
 
     source: str | None
@@ -36,7 +36,7 @@ class Rewrite:
     """What the completed config must say for the rewrite to be exact."""
     rewritten: Callable[[ModelConfig], ModelConfig]
     """Completed config → canonical config, whose own defaults are still to be filled in."""
-    origin: Callable[[str, ModelConfig], Origin]
+    origin: Callable[[str, ModelConfig], TensorOrigin]
     """Name of a canonical tensor, canonical config → where the tensor comes from."""
     findings: Callable[[ModelConfig], list[Finding]]
     """Config as published → what is odd about it."""

@@ -19,7 +19,7 @@ from bitquilt.models.architectures import architecture_of
 from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.chat_template import default_template
 from bitquilt.models.checkpoint import Checkpoint, Finding
-from bitquilt.models.fingerprint import fingerprint
+from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.gguf_config import config_of, hf_tensors
 from bitquilt.models.sources.tensors import checked, dominant_dtype
 
@@ -42,7 +42,7 @@ def open_gguf(path: Path) -> Checkpoint:
     dtypes = {name: tensors[name].type.name for name in form.shapes}
     stated = header.metadata.get("tokenizer.chat_template")
     template = default_template(stated)
-    print_of_source = fingerprint(form.config, form.shapes, [path])
+    print_of_source = checkpoint_fingerprint(form.config, form.shapes, [path])
     return Checkpoint(
         name=model_name(path),
         config=form.config,

@@ -17,7 +17,7 @@ from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.canonical import Canonical
 from bitquilt.models.chat_template import default_template
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
-from bitquilt.models.fingerprint import fingerprint
+from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.tensors import checked, dominant_dtype
 from bitquilt.runtime.files import read_json
@@ -69,7 +69,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
             *audit_template(template, where),
             *findings,
         ),
-        fingerprint=fingerprint(
+        fingerprint=checkpoint_fingerprint(
             form.config, form.shapes, [*files, *(file for file in beside if file.exists())]
         ),
         source_bytes=nbytes,
@@ -78,7 +78,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
 
 def without_weights(directory: Path, name: str) -> Checkpoint:
     """What a directory says of a model without its weights: shapes, tokenizer if there is one."""
-    described = from_config(read_json(directory / "config.json"), name)
+    described = open_config(read_json(directory / "config.json"), name)
     if not (directory / "tokenizer.json").exists():
         return described
     _require_tokenizer(directory)
@@ -92,7 +92,7 @@ def without_weights(directory: Path, name: str) -> Checkpoint:
     )
 
 
-def from_config(config: dict[str, Any], name: str) -> Checkpoint:
+def open_config(config: dict[str, Any], name: str) -> Checkpoint:
     """A checkpoint without weights: its shapes follow from the config, its ``load`` raises.
 
     Raises:
@@ -123,7 +123,7 @@ def from_config(config: dict[str, Any], name: str) -> Checkpoint:
         chat_template=None,
         generation_config={},
         findings=audit(config, form.config, form.shapes),
-        fingerprint=fingerprint(form.config, form.shapes, []),
+        fingerprint=checkpoint_fingerprint(form.config, form.shapes, []),
         source_bytes=nbytes,
     )
 
@@ -150,11 +150,11 @@ def _generation_config(directory: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-Stored = dict[str, tuple[str, safetensors.Stored]]
+StoredTensors = dict[str, tuple[str, safetensors.StoredTensor]]
 """Source name without wrapper prefix → (name in the file, where it is)."""
 
 
-def _reader(form: Canonical, stored: Stored) -> Callable[[str], torch.Tensor]:
+def _reader(form: Canonical, stored: StoredTensors) -> Callable[[str], torch.Tensor]:
     def read(name: str) -> torch.Tensor:
         origin = form.origins[name]
         if origin.source is None:
@@ -166,7 +166,7 @@ def _reader(form: Canonical, stored: Stored) -> Callable[[str], torch.Tensor]:
     return read
 
 
-def _account_for_every_tensor(form: Canonical, stored: Stored) -> list[Finding]:
+def _account_for_every_tensor(form: Canonical, stored: StoredTensors) -> list[Finding]:
     """Findings for tensors left out; UserError for missing ones and for ones without a place."""
     wanted = {origin.source for origin in form.origins.values() if origin.source}
     missing = [name for name in wanted if name not in stored]
@@ -195,7 +195,7 @@ def _account_for_every_tensor(form: Canonical, stored: Stored) -> list[Finding]:
     return findings
 
 
-def _duplicate_head(stored: Stored) -> Finding:
+def _duplicate_head(stored: StoredTensors) -> Finding:
     """A stored head of a tied model must be the embedding; 64 spread rows decide."""
     head, embedding = stored[f"{HEAD}.weight"], stored[f"{EMBEDDING}.weight"]
     count = min(embedding[1].shape[0], head[1].shape[0])
@@ -213,7 +213,7 @@ def _duplicate_head(stored: Stored) -> Finding:
     )
 
 
-def _compare_shapes(form: Canonical, stored: Stored, original: dict[str, Any]) -> None:
+def _compare_shapes(form: Canonical, stored: StoredTensors, original: dict[str, Any]) -> None:
     dims = layout.letters(form.config)
     for name, origin in form.origins.items():
         if origin.source is None:

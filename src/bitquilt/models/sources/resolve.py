@@ -20,7 +20,7 @@ from bitquilt.errors import UserError
 DEMO = "demo"
 GGUF_MAGIC = b"GGUF"
 
-NEEDED = ("*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*", "NOTICE")
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*", "NOTICE")
 """Files of a hub repository that a checkpoint needs, or that say on what terms it is passed on."""
 _UNNEEDED = ("*/*", "consolidated*.safetensors")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -118,7 +118,7 @@ def _suggestion(path: Path) -> str:
 def _download(repo: str, weights: bool) -> Path:
     unneeded = [*_UNNEEDED, *(() if weights else _WEIGHTS)]
     try:
-        found = snapshot_download(repo, allow_patterns=list(NEEDED), ignore_patterns=unneeded)
+        found = snapshot_download(repo, allow_patterns=list(HUB_FILES), ignore_patterns=unneeded)
     except GatedRepoError as error:
         raise UserError(
             f"{repo} is gated: accept its licence at https://huggingface.co/{repo}, then log in "

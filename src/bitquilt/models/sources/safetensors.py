@@ -22,7 +22,7 @@ _BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor as the file has it."""
 
     file: Path
@@ -69,18 +69,18 @@ def files(directory: Path) -> list[Path]:
     return found
 
 
-def scan(paths: list[Path]) -> dict[str, Stored]:
+def scan(paths: list[Path]) -> dict[str, StoredTensor]:
     """Read the headers: stored tensor name → where it is, in file order.
 
     Raises:
         UserError: a file is truncated or unreadable.
     """
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredTensor] = {}
     for path in paths:
         with _open(path) as handle:
             for name in handle.offset_keys():
                 view = handle.get_slice(name)
-                found[name] = Stored(path, tuple(view.get_shape()), view.get_dtype())
+                found[name] = StoredTensor(path, tuple(view.get_shape()), view.get_dtype())
     return found
 
 
@@ -94,7 +94,7 @@ def metadata(path: Path) -> dict[str, str]:
         return handle.metadata() or {}
 
 
-def read(name: str, stored: Stored) -> torch.Tensor:
+def read(name: str, stored: StoredTensor) -> torch.Tensor:
     """One tensor as float32.
 
     Raises:
@@ -112,7 +112,7 @@ def read(name: str, stored: Stored) -> torch.Tensor:
     return tensor.to(torch.float32) if tensor.dtype != torch.float32 else tensor.clone()
 
 
-def read_rows(name: str, stored: Stored, rows: list[int]) -> torch.Tensor:
+def read_rows(name: str, stored: StoredTensor, rows: list[int]) -> torch.Tensor:
     """Some rows of a matrix as float32, [len(rows), C]."""
     with _open(stored.file) as handle:
         view = handle.get_slice(name)
