@@ -34,9 +34,9 @@ class Checkpoint:
     """A model in canonical form: config, shapes, and weights on demand.
 
     ``config`` is a Hugging Face config whose ``model_type`` is one of
-    :data:`~bitquilt.models.architectures.ARCHITECTURES`. Tensors carry the names that transformers gives that architecture
-    (``model.layers.0.self_attn.q_proj.weight``); q and k rows are in half-split RoPE order.
-    A tied head has no tensor of its own.
+    :data:`~bitquilt.models.architectures.ARCHITECTURES`. Tensors carry the names that transformers
+    gives that architecture (``model.layers.0.self_attn.q_proj.weight``); q and k rows are in
+    half-split RoPE order. A tied head has no tensor of its own.
     """
 
     name: str
