@@ -111,8 +111,10 @@ def test_weights_replaced_while_open(llama: Path) -> None:
         checkpoint.load(Q)
 
 
-def test_missing_shard(llama: Path) -> None:
-    index = {"weight_map": {Q: "model-00001-of-00002.safetensors"}}
+@pytest.mark.parametrize("place", ["", "../", "/tmp/"])
+def test_a_shard_that_is_missing_or_elsewhere(llama: Path, place: str) -> None:
+    (llama.parent / "model-00001-of-00002.safetensors").write_bytes(b"somebody else's")
+    index = {"weight_map": {Q: f"{place}model-00001-of-00002.safetensors"}}
     (llama / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors, which is not in"):
         open_checkpoint(llama)

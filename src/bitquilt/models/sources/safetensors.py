@@ -49,7 +49,7 @@ def files(directory: Path) -> list[Path]:
     """The directory's safetensors files, in the index's order; empty where it has no weights.
 
     Raises:
-        UserError: the index names a file that is missing, or the weights are pickled.
+        UserError: the index names a file that is missing or elsewhere, or the weights are pickled.
     """
     if (directory / INDEX).exists():
         weight_map = read_json(directory / INDEX).get("weight_map", {})
@@ -59,7 +59,8 @@ def files(directory: Path) -> list[Path]:
     else:
         found = sorted(directory.glob("*.safetensors"))
     for file in found:
-        if not file.exists():
+        inside = file.is_relative_to(directory) and ".." not in file.relative_to(directory).parts
+        if not (inside and file.exists()):
             raise UserError(f"{INDEX} names {file.name}, which is not in {directory}; download it")
     if not found and any(directory.glob("pytorch_model*.bin")):
         raise UserError(
