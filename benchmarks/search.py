@@ -34,11 +34,14 @@ from bitquilt import pipeline, qtypes
 from bitquilt.allocation import interactions, presets, sensitivity
 from bitquilt.allocation.allocate import EVOPRESS_WINDOWS, Search
 from bitquilt.allocation.evaluator import Evaluator
-from bitquilt.allocation.evopress import Schedule, evolve
-from bitquilt.allocation.measurements import Limits, Measurements, latest_histories, noted
+from bitquilt.allocation.evopress import EvoPressSchedule, evolve
+from bitquilt.allocation.history import History, latest_histories, read_history
+from bitquilt.allocation.measurements import Measurements
+from bitquilt.allocation.meter import Limits, Meter
 from bitquilt.allocation.plan import STITCHERS, Request, make_plan
 from bitquilt.allocation.racing import CLEARLY, Difference, by_segment
 from bitquilt.allocation.searching import SearchTask, run_search
+from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, AllocationVector
 from bitquilt.calibration import corpus
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
@@ -47,6 +50,7 @@ from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.hardware import rate
@@ -55,7 +59,9 @@ from bitquilt.runtime.progress import Progress, Silent
 from bitquilt.runtime.workdir import WorkDir
 
 HELD_OUT, HELD_OUT_QUICK = 64, 16
-QUICK = Schedule(generations=4, offspring=16, tokens=(512, 2048, 8192), survivors=(4, 2, 1))
+ATTRIBUTION_PASSES = 4
+"""What attribution costs a window, in forwards: there, there again for the gradients, and back."""
+QUICK = EvoPressSchedule(generations=4, offspring=16, tokens=(512, 2048, 8192), survivors=(4, 2, 1))
 
 
 def main() -> None:
@@ -96,7 +102,7 @@ def cost(model: str, budgets: Sequence[float], there: dict[str, Any]) -> None:
         started = time.monotonic()
         pipeline.search(model, bits=bits, how=Search(seed=100 + len(bits)), **there)
         seconds = time.monotonic() - started
-        last = noted(latest_histories(there["work_dir"])["gguf"])[-1]
+        last = read_history(latest_histories(there["work_dir"])["gguf"])[-1]
         pace = last["tokens"] / last["seconds"]
         print(
             f"{len(bits)} of {len(budgets)} budgets: {seconds:.0f} s; the race {last['tokens']:,} "
@@ -119,11 +125,11 @@ def peak() -> float:
 
 
 class Bench:
-    """One model's bank, and text to search and to judge on."""
+    """One model's bank, text to search on, and held-out text to compare on."""
 
     def __init__(self, model: str, work: WorkDir, quick: bool) -> None:
         self.work, self.checkpoint = work, open_checkpoint(model)
-        self.schedule = QUICK if quick else Schedule()
+        self.schedule = QUICK if quick else EvoPressSchedule()
         matrices = self.checkpoint.matrices.values()
         weights = sum(rows * columns for rows, columns in matrices)
         self.much = text_budget(weights, on_gpu=compute_device().type != "cpu")
@@ -136,45 +142,46 @@ class Bench:
         held_out = token_windows(corpus.bundled("held-out"), encode, self.held_out, WINDOW)
         self._evaluator = Evaluator(self.checkpoint, self.bank.packed)
         self._searched = Teacher.of(self.checkpoint, searched, work, f"bench-search-{self.windows}")
-        self._company = Teacher.of(self.checkpoint, together, work, "bench-company")
-        self._judge = Teacher.of(self.checkpoint, held_out, work, f"bench-held-out-{self.held_out}")
+        self._attribution_text = Teacher.of(self.checkpoint, together, work, "bench-company")
+        self._held_out_text = Teacher.of(
+            self.checkpoint, held_out, work, f"bench-held-out-{self.held_out}"
+        )
 
-    def mixes(self, bits: float) -> tuple[AllocationSpace, int]:
+    def space(self, bits: float) -> tuple[AllocationSpace, int]:
         """What may be chosen at a budget, scored by predictions, and the capacity."""
-        space = make_plan(self.checkpoint, Request.parse(bits, None, None), "gguf").space
-        assert space is not None
-        return AllocationSpace.of(
-            sensitivity.predicted(self.bank, space.candidate_sets)
-        ), space.capacity
+        planned = make_plan(self.checkpoint, Request.parse(bits, None, None), "gguf").space
+        assert planned is not None
+        scored = sensitivity.predicted(self.bank, planned.candidate_sets)
+        return AllocationSpace.of(scored), planned.capacity
 
-    def together(self, mixes: AllocationSpace, capacity: int) -> AllocationSpace:
-        """The same scored by what matrices cost together."""
-        text, packed = self._company, self.bank.packed
+    def corrected(self, space: AllocationSpace, capacity: int) -> AllocationSpace:
+        """The same space, scored by what matrices cost together."""
+        text, packed = self._attribution_text, self.bank.packed
 
-        def shares(mix: Mapping[str, str]) -> np.ndarray:
-            return interactions.kl_attribution(self.checkpoint, mix, packed, text, Silent())
+        def attribution(allocation: Allocation) -> np.ndarray:
+            return interactions.kl_attribution(self.checkpoint, allocation, packed, text, Silent())
 
-        return interactions.corrected_scores(mixes, [capacity], shares)
+        return interactions.corrected_scores(space, [capacity], attribution)
 
     def measurements(self, windows: int, name: str) -> Measurements:
-        """A measure on the first windows, with a history of its own."""
+        """Measurements on the first windows, with a history of their own."""
         evaluate = partial(self._evaluator, self._searched)
         history = self.work.path / "search" / f"bench-{self.windows}-{name}.jsonl"
-        return Measurements(evaluate, (windows, WINDOW), history)
+        return Measurements(evaluate, windows, Meter(WINDOW), History(history))
 
-    def judged(
-        self, mixes: AllocationSpace, vectors: Sequence[AllocationVector]
+    def held_out_samples(
+        self, space: AllocationSpace, vectors: Sequence[AllocationVector]
     ) -> list[np.ndarray]:
-        """Samples of each mix on held-out text."""
-        qtypes = [mixes.qtypes(vector) for vector in vectors]
-        found = by_segment(self._evaluator(self._judge, qtypes, range(self.held_out)))
+        """Samples of each allocation on held-out text."""
+        allocations = [space.allocation(vector) for vector in vectors]
+        found = by_segment(self._evaluator(self._held_out_text, allocations, range(self.held_out)))
         return [one.ravel() for one in found]
 
     @property
     def before(self) -> int:
         """Token-forwards of statistics and scores; a backward pass counts as two."""
         read = self.much.calibration + 3 * self.much.gradients
-        return WINDOW * (read + interactions.PASSES * self.much.company)
+        return WINDOW * (read + ATTRIBUTION_PASSES * self.much.company)
 
 
 def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> None:
@@ -185,13 +192,13 @@ def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> Non
         f"{'race - EvoPress':>17}  {'token-forwards':>24} {'share':>7} {'seconds':>12}"
     )
     for bits in budgets:
-        mixes, capacity = bench.mixes(bits)
-        scored = bench.together(mixes, capacity)
-        exact = [one.solve(one.scores, capacity, {}) for one in (mixes, scored)]
+        space, capacity = bench.space(bits)
+        scored = bench.corrected(space, capacity)
+        exact = [solve(one, capacity) for one in (space, scored)]
         for seed in seeds:
             raced, race_tokens, race_seconds = race(bench, scored, capacity, bits, seed)
-            evolved, tokens, seconds = evopress(bench, mixes, capacity, bits, seed)
-            alone, a, b, c = bench.judged(mixes, [*exact, raced, evolved])
+            evolved, tokens, seconds = evopress(bench, space, capacity, bits, seed)
+            alone, a, b, c = bench.held_out_samples(space, [*exact, raced, evolved])
             behind, level = Difference.of(b, c), c.mean()
             share = (race_tokens + bench.before) / tokens
             print(
@@ -205,23 +212,23 @@ def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> Non
 
 
 def race(
-    bench: Bench, mixes: AllocationSpace, capacity: int, bits: float, seed: int
+    bench: Bench, space: AllocationSpace, capacity: int, bits: float, seed: int
 ) -> tuple[AllocationVector, int, float]:
-    """The race's mix, token-forwards and seconds."""
+    """The race's allocation, token-forwards and seconds."""
     measured = bench.measurements(bench.much.search, f"race-{bits}-{seed}")
-    task, limits = SearchTask(mixes, {f"{bits}": capacity}, seed), Limits(bench.much.races * WINDOW)
+    task, limits = SearchTask(space, {f"{bits}": capacity}, seed), Limits(bench.much.races * WINDOW)
     best = run_search("race", task, measured, limits, Silent())
-    return best[f"{bits}"], measured.tokens, measured.seconds
+    return best[f"{bits}"], measured.meter.tokens, measured.meter.seconds
 
 
 def evopress(
-    bench: Bench, mixes: AllocationSpace, capacity: int, bits: float, seed: int
+    bench: Bench, space: AllocationSpace, capacity: int, bits: float, seed: int
 ) -> tuple[AllocationVector, int, float]:
     """The same of EvoPress."""
     measured = bench.measurements(bench.windows, f"evopress-{bits}-{seed}")
     text, rng = (measured.windows, WINDOW), np.random.default_rng(seed)
-    *_, last = evolve(mixes, capacity, measured.of(mixes), text, bench.schedule, rng)
-    return last.mix, measured.tokens, measured.seconds
+    *_, last = evolve(space, capacity, measured.of(space), text, bench.schedule, rng)
+    return last.vector, measured.meter.tokens, measured.meter.seconds
 
 
 def mlx(model: str, there: dict[str, Any]) -> None:

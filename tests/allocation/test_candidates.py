@@ -16,6 +16,7 @@ from bitquilt.allocation.candidates import (
     candidate_sets,
 )
 from bitquilt.allocation.knapsack import fullest_nbytes, largest_nbytes, smallest_nbytes
+from bitquilt.allocation.space import sizes_of
 from bitquilt.errors import UserError
 from tests.shapes import shaped_checkpoint
 
@@ -26,24 +27,22 @@ def nbytes_in(checkpoint):
     return lambda module, qtype: qtypes.get(qtype).nbytes(*checkpoint.matrices[module])
 
 
-def menu_of(checkpoint, target, bits, pins=None):
-    """The menu for that many bits per weight of the matrices, and the matrices' capacity."""
+def sets_of(checkpoint, target, bits, pins=None):
+    """The candidates for that many bits per weight of the matrices, and the matrices' capacity."""
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     capacity = int(weights * bits / 8)
     cell = nbytes_in(checkpoint)
     return candidate_sets(checkpoint, target, pins or {}, cell, FIXED, capacity + FIXED), capacity
 
 
-def names(candidate_sets):
-    return {
-        module: [choice.qtype for choice in choices] for module, choices in candidate_sets.items()
-    }
+def names(sets):
+    return {module: [c.qtype for c in candidates] for module, candidates in sets.items()}
 
 
 @pytest.mark.parametrize("target", ["gguf", "mlx"])
 def test_every_candidate_fits_and_has_its_exact_size(target):
     checkpoint = shaped_checkpoint(width=576, heads=9, kv_heads=3, mlp=1536)
-    found, _ = menu_of(checkpoint, target, 5)
+    found, _ = sets_of(checkpoint, target, 5)
     assert list(found) == list(checkpoint.matrices)
     for module, choices in found.items():
         rows, columns = checkpoint.matrices[module]
@@ -53,25 +52,25 @@ def test_every_candidate_fits_and_has_its_exact_size(target):
 
 
 def test_the_embedding_and_the_head_have_candidates_too():
-    found, _ = menu_of(shaped_checkpoint(tied=False), "gguf", 4.5)
+    found, _ = sets_of(shaped_checkpoint(tied=False), "gguf", 4.5)
     assert len(found["model.embed_tokens"]) >= 3
     assert len(found["lm_head"]) >= 3
 
 
 def test_superseded_qtypes_are_left_out_where_better_ones_fit():
-    wide, _ = menu_of(shaped_checkpoint(), "gguf", 4.5)
+    wide, _ = sets_of(shaped_checkpoint(), "gguf", 4.5)
     used = {qtype for module in names(wide).values() for qtype in module}
     assert used.isdisjoint(SUPERSEDED["gguf"][256])
-    narrow, _ = menu_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "gguf", 5.2)
+    narrow, _ = sets_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "gguf", 5.2)
     assert set(names(narrow)["model.embed_tokens"]) == {"IQ4_NL", "Q5_0", "Q5_1"}
-    wide, _ = menu_of(shaped_checkpoint(), "mlx", 4.5)
+    wide, _ = sets_of(shaped_checkpoint(), "mlx", 4.5)
     assert not {"4bit-g32", "4bit-g64"} & set(names(wide)["model.embed_tokens"])
-    narrow, _ = menu_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "mlx", 4.5)
+    narrow, _ = sets_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "mlx", 4.5)
     assert "4bit-g64" in names(narrow)["model.embed_tokens"]
 
 
 def test_a_pin_is_the_only_candidate():
-    found, _ = menu_of(shaped_checkpoint(), "gguf", 4.5, {"model.embed_tokens": "Q8_0"})
+    found, _ = sets_of(shaped_checkpoint(), "gguf", 4.5, {"model.embed_tokens": "Q8_0"})
     assert names(found)["model.embed_tokens"] == ["Q8_0"]
 
 
@@ -102,15 +101,16 @@ def test_everything_may_be_pinned():
 def test_some_mix_is_as_close_as_any_could_be(target, bits):
     """One layer has few sizes: the nearest may need types far from the budget's bits."""
     checkpoint = shaped_checkpoint(layers=1)
-    found, capacity = menu_of(checkpoint, target, bits)
+    found, capacity = sets_of(checkpoint, target, bits)
     everything = {
         module: [qtype.name for qtype in qtypes.for_width(columns, target)]
         for module, (_, columns) in checkpoint.matrices.items()
     }
     best = nearest(everything, nbytes_in(checkpoint), capacity)
     wanted = min(best, capacity - CLOSE_TO_BUDGET * (capacity + FIXED))
-    assert wanted <= fullest_nbytes(found, capacity) <= capacity
-    assert smallest_nbytes(found) <= capacity <= largest_nbytes(found)
+    sizes = sizes_of(found)
+    assert wanted <= fullest_nbytes(sizes, capacity) <= capacity
+    assert smallest_nbytes(sizes) <= capacity <= largest_nbytes(sizes)
 
 
 def nearest(candidates, nbytes, capacity):
@@ -127,7 +127,7 @@ def nearest(candidates, nbytes, capacity):
 def test_budgets_that_no_file_has(bits, word, target):
     checkpoint = shaped_checkpoint()
     with pytest.raises(UserError, match=rf"too {word}: the \w+ possible {target}") as why:
-        menu_of(checkpoint, target, bits)
+        sets_of(checkpoint, target, bits)
     possible = int(re.search(r"--size (\d+)", str(why.value))[1])
     cell = nbytes_in(checkpoint)
     candidate_sets(checkpoint, target, {}, cell, FIXED, possible)
@@ -139,4 +139,4 @@ def test_budgets_that_no_file_has(bits, word, target):
 def test_pins_are_named_when_they_are_in_the_way():
     pins = {"model.embed_tokens": "F32"}
     with pytest.raises(UserError, match="with the recipe's pins the smallest possible"):
-        menu_of(shaped_checkpoint(), "gguf", 3, pins)
+        sets_of(shaped_checkpoint(), "gguf", 3, pins)

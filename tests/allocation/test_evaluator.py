@@ -150,3 +150,21 @@ def test_the_noise_of_fast_products_is_measured(model, mixes, monkeypatch):
     evaluate.noise(model.teacher, mixes[3], [0])
     assert seen == ["medium", "highest", "highest", "highest"]
     assert evaluate.precision == "medium"
+
+
+def test_a_failing_measurement_of_the_noise_leaves_the_precision_as_it_was(
+    model, mixes, monkeypatch
+):
+    evaluate = Evaluator(model.checkpoint, model.packed)
+    evaluate.precision = "medium"
+    some = Evaluator._some
+
+    def failing(self, *asked):
+        if self.precision == "highest":
+            raise MemoryError
+        return some(self, *asked)
+
+    monkeypatch.setattr(Evaluator, "_some", failing)
+    with pytest.raises(MemoryError):
+        evaluate.noise(model.teacher, mixes[3], [0])
+    assert evaluate.precision == "medium"

@@ -6,18 +6,18 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bitquilt.allocation.evopress import MOST_SWAPS, Schedule, evolve, random_mix, swapped
-from bitquilt.allocation.knapsack import Candidate
-from bitquilt.allocation.space import AllocationSpace
+from bitquilt.allocation.evopress import EvoPressSchedule, evolve
+from bitquilt.allocation.moves import MOST_SWAPS, level_swaps, random_vector
+from bitquilt.allocation.space import AllocationSpace, Candidate
 
 BITS = {"g2": 66, "g3": 98, "g4": 136, "g6": 210}
-MIXES = AllocationSpace.of(
+SPACE = AllocationSpace.of(
     {
         f"m{i}": [Candidate(g, units * b, 0.0) for g, b in BITS.items()]
         for i, units in enumerate([64] + 6 * [8] + 6 * [2])
     }
 )
-SMALLEST, LARGEST = (MIXES.nbytes(13 * (level,)) for level in (0, 3))
+SMALLEST, LARGEST = (SPACE.nbytes(13 * (level,)) for level in (0, 3))
 
 
 @given(st.floats(0, 1), st.integers(0, 1000))
@@ -25,15 +25,15 @@ SMALLEST, LARGEST = (MIXES.nbytes(13 * (level,)) for level in (0, 3))
 def test_every_mix_fits_and_no_raise_would(share, seed):
     capacity = int(SMALLEST + share * (LARGEST - SMALLEST))
     rng = np.random.default_rng(seed)
-    parent = random_mix(MIXES, capacity, rng)
-    child = swapped(MIXES, parent, capacity, rng)
+    parent = random_vector(SPACE, capacity, rng)
+    child = level_swaps(SPACE, parent, capacity, rng)
     # a swap may lower what an earlier one raised; what was lowered is not raised again
     for mix, most in ((parent, 0), (child, MOST_SWAPS)):
-        room = capacity - MIXES.nbytes(mix)
+        room = capacity - SPACE.nbytes(mix)
         assert room >= 0
         raisable = [
             level + 1 < len(sizes) and sizes[level + 1] - sizes[level] <= room
-            for sizes, level in zip(MIXES.sizes, mix, strict=True)
+            for sizes, level in zip(SPACE.sizes, mix, strict=True)
         ]
         assert sum(raisable) <= most
 
@@ -41,10 +41,10 @@ def test_every_mix_fits_and_no_raise_would(share, seed):
 def test_a_child_differs_by_few_swaps():
     rng = np.random.default_rng(0)
     capacity = (SMALLEST + LARGEST) // 2
-    parent = random_mix(MIXES, capacity, rng)
+    parent = random_vector(SPACE, capacity, rng)
     lowered = []
     for _ in range(300):
-        child = swapped(MIXES, parent, capacity, rng)
+        child = level_swaps(SPACE, parent, capacity, rng)
         lowered.append(sum(max(0, a - b) for a, b in zip(parent, child, strict=True)))
     assert max(lowered) <= MOST_SWAPS
     # min(U(1, 3), U(1, 3)) is 1 in five cases of nine
@@ -58,15 +58,15 @@ def test_stages_tokens_survivors_and_the_parent_at_the_end():
         calls.append((len(mixes), len(windows), len(set(windows))))
         return np.array([[sum(mix)] for mix in mixes], dtype=float)
 
-    schedule = Schedule(generations=2, offspring=12, survivors=(6, 3, 1))
+    schedule = EvoPressSchedule(generations=2, offspring=12, survivors=(6, 3, 1))
     capacity = (SMALLEST + LARGEST) // 2
-    run = evolve(MIXES, capacity, measure, (300, 512), schedule, np.random.default_rng(0))
-    standings = list(run)
-    assert len(standings) == 3
+    run = evolve(SPACE, capacity, measure, (300, 512), schedule, np.random.default_rng(0))
+    incumbents = list(run)
+    assert len(incumbents) == 3
     assert calls[0] == (12, 4, 4)
     generation = [(12, 4, 4), (6, 32, 32), (4, 256, 256)]
     assert calls[1:] == 2 * generation
-    kl = [standing.kl for standing in standings]
+    kl = [incumbent.kl for incumbent in incumbents]
     assert kl == sorted(kl, reverse=True)  # the measure has no noise, so elitism never loses
 
 
@@ -74,10 +74,10 @@ def test_finds_the_matrix_that_matters():
     def measure(mixes, windows):
         return np.array([[float(3 - mix[3])] for mix in mixes])
 
-    schedule = Schedule(generations=8, offspring=20, survivors=(6, 3, 1))
+    schedule = EvoPressSchedule(generations=8, offspring=20, survivors=(6, 3, 1))
     capacity = (SMALLEST + LARGEST) // 2
-    run = evolve(MIXES, capacity, measure, (4, 512), schedule, np.random.default_rng(0))
-    assert list(run)[-1].mix[3] == 3
+    run = evolve(SPACE, capacity, measure, (4, 512), schedule, np.random.default_rng(0))
+    assert list(run)[-1].vector[3] == 3
 
 
 def test_where_nothing_can_be_swapped_it_ends():
@@ -87,7 +87,7 @@ def test_where_nothing_can_be_swapped_it_ends():
         20,
         lambda m, _: np.zeros((len(m), 1)),
         (4, 512),
-        Schedule(),
+        EvoPressSchedule(),
         np.random.default_rng(0),
     )
-    assert [standing.mix for standing in run] == [(0, 0)]
+    assert [incumbent.vector for incumbent in run] == [(0, 0)]

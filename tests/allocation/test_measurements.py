@@ -8,7 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from bitquilt.allocation.measurements import Limits, Measurements, SpentError
+from bitquilt.allocation.history import History
+from bitquilt.allocation.measurements import Measurements
+from bitquilt.allocation.meter import Limits, Meter, SpentError
 
 A, B = {"m": "Q4_K", "n": "Q4_K"}, {"m": "Q6_K", "n": "Q4_K"}
 LENGTH = 129
@@ -29,6 +31,11 @@ class Counted:
         return np.array([[level[m["m"]] + noise[w] for w in windows] for m in mixes], np.float32)
 
 
+def begun(evaluate, history):
+    """Measurements of ten windows, with the history of a file."""
+    return Measurements(evaluate, 10, Meter(LENGTH), History(history))
+
+
 @pytest.fixture
 def history(tmp_path):
     return tmp_path / "search" / "history.jsonl"
@@ -36,47 +43,47 @@ def history(tmp_path):
 
 def test_only_what_is_new_is_measured(history):
     evaluate = Counted()
-    measured = Measurements(evaluate, (10, LENGTH), history)
+    measured = begun(evaluate, history)
     first = measured.samples([A, B], [0, 1])
     assert first.shape == (2, 4)
     again = measured.samples([B, A], [1, 0, 2])
     assert evaluate.asked == [(["Q4_K", "Q6_K"], [0, 1]), (["Q6_K", "Q4_K"], [2])]
     np.testing.assert_array_equal(again[1, [2, 3, 0, 1]], first[0])
-    assert measured.tokens == 6 * LENGTH
+    assert measured.meter.tokens == 6 * LENGTH
 
 
 def test_the_next_search_finds_it_and_counts_it_again(history):
-    first = Measurements(Counted(), (10, LENGTH), history)
+    first = begun(Counted(), history)
     samples = first.samples([A, B], [0, 1])
     evaluate = Counted()
-    second = Measurements(evaluate, (10, LENGTH), history)
+    second = begun(evaluate, history)
     np.testing.assert_array_equal(second.samples([A, B], [0, 1]), samples)
     assert evaluate.asked == []
-    assert second.tokens == first.tokens == 4 * LENGTH
+    assert second.meter.tokens == first.meter.tokens == 4 * LENGTH
 
 
 def test_a_line_cut_short_is_measured_again(history):
-    Measurements(Counted(), (10, LENGTH), history).samples([A, B], [0, 1])
+    begun(Counted(), history).samples([A, B], [0, 1])
     text = history.read_text()
     history.write_text(text[: len(text) - 40])
     evaluate = Counted()
-    measured = Measurements(evaluate, (10, LENGTH), history)
+    measured = begun(evaluate, history)
     measured.samples([A, B], [0, 1])
     assert evaluate.asked == [(["Q6_K"], [0, 1])]
     again = Counted()
-    Measurements(again, (10, LENGTH), history).samples([A, B], [0, 1])
+    begun(again, history).samples([A, B], [0, 1])
     assert again.asked == []
 
 
 def test_tokens_are_limited_from_now_on(history):
-    measured = Measurements(Counted(), (10, LENGTH), history)
+    measured = begun(Counted(), history)
     measured.samples([A], range(5))
-    measured.limit(Limits(tokens=3 * LENGTH))
+    measured.meter.limit(Limits(tokens=3 * LENGTH))
     measured.samples([A], range(5))  # costs nothing
     measured.samples([B], range(3))
     with pytest.raises(SpentError):
         measured.samples([B], range(4))
-    assert measured.tokens == 8 * LENGTH
+    assert measured.meter.tokens == 8 * LENGTH
 
 
 def test_time_is_limited_by_what_the_next_measurement_will_take(history, monkeypatch):
@@ -88,22 +95,22 @@ def test_time_is_limited_by_what_the_next_measurement_will_take(history, monkeyp
         clock[0] += 10.0 * len(mixes) * len(windows)
         return evaluate(mixes, windows)
 
-    measured = Measurements(slow, (10, LENGTH), history)
-    measured.limit(Limits(seconds=35.0))
+    measured = begun(slow, history)
+    measured.meter.limit(Limits(seconds=35.0))
     measured.samples([A], [0])
     measured.samples([A, B], [0])
     with pytest.raises(SpentError):
         measured.samples([A, B], [1])
     assert clock[0] == 20.0
-    assert "15 s left at most" in measured.progress
+    assert "15 s left at most" in measured.meter.progress
 
 
 def test_the_history_is_json_lines(history, monkeypatch):
     clock = iter([100.0, *[112.34] * 9])
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    measured = Measurements(Counted(), (10, LENGTH), history)
+    measured = begun(Counted(), history)
     measured.samples([A], [0, 3])
-    measured.note({"best": "Q4_K Q4_K"})
+    measured.history.write({"best": "Q4_K Q4_K"} | measured.meter.spent)
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     assert lines[0]["mix"] == "Q4_K Q4_K"
     assert lines[0]["windows"] == [0, 3]

@@ -6,7 +6,6 @@ import json
 import math
 import re
 import shutil
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import pytest
 import bitquilt
 from bitquilt import qtypes
 from bitquilt.allocation import sensitivity
-from bitquilt.allocation.knapsack import KnapsackTable
 from bitquilt.allocation.plan import STITCHERS, Request, make_plan, plan, targets
+from bitquilt.allocation.solver import solve
+from bitquilt.allocation.space import AllocationSpace
 from bitquilt.errors import UserError
 from bitquilt.models import from_config, open_checkpoint
 from bitquilt.models.sources import resolve
@@ -90,11 +90,9 @@ def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
     """A mix of another size, as a search may find one, is written at the announced size."""
     checkpoint, stitcher = open_checkpoint(tiny), STITCHERS[target]
     made = make_plan(checkpoint, Request.parse(4.7, None, None), target)
-    opposite = {
-        module: [replace(choice, divergence=-choice.divergence) for choice in choices]
-        for module, choices in sensitivity.prior(checkpoint, made.space.candidate_sets).items()
-    }
-    other = KnapsackTable(opposite, made.space.capacity).solve(made.space.capacity)
+    guess = AllocationSpace.of(sensitivity.prior(checkpoint, made.space.candidate_sets))
+    opposite = guess.rescored([-scores for scores in guess.scores])
+    other = guess.allocation(solve(opposite, made.space.capacity))
     spare = made.layout.total_bytes - stitcher.plan(checkpoint, other).total_bytes
     assert spare > 0
 

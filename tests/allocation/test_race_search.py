@@ -5,27 +5,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bitquilt.allocation import race_search
-from bitquilt.allocation.race_search import LESSON_WINDOWS, LESSONS, RaceSearch
+from bitquilt.allocation.race_search import RaceSchedule, RaceSearch
+from bitquilt.allocation.solver import solve
 from tests.allocation.synthetic import Synthetic
 from tests.progress import Recorded
 
+DEFAULT = RaceSchedule()
 
-def started(model, capacities=None, said=None, seed=0, windows=400):
+
+def started(model, capacities=None, said=None, seed=0, windows=400, schedule=DEFAULT):
     return RaceSearch(
-        model.mixes,
+        model.space,
         capacities or [model.capacity],
         model.measure,
         windows,
         np.random.default_rng(seed),
         Recorded(lines=said),
+        schedule,
     )
 
 
 def rounds(search, count):
-    """The best mixes after the lessons and some rounds."""
+    """The best allocations after the first races and some rounds."""
     for step, _ in enumerate(search.run()):
-        if step + 1 >= LESSONS + count:
+        if step + 1 >= DEFAULT.first_races + count:
             break
     return search.best
 
@@ -36,9 +39,9 @@ def test_better_than_the_knapsack_on_scores_that_are_wrong(seed):
     search = started(model, seed=seed)
     start = search.best[model.capacity]
     best = rounds(search, 4)[model.capacity]
-    assert model.mixes.nbytes(best) <= model.capacity
+    assert model.space.nbytes(best) <= model.capacity
     assert model.kl(best) < model.kl(start)
-    ideal = model.mixes.solve(model.true, model.capacity, {})
+    ideal = solve(model.space.rescored(model.true), model.capacity)
     gained = model.kl(start) - model.kl(best)
     assert gained > 0.6 * (model.kl(start) - model.kl(ideal))
 
@@ -48,15 +51,16 @@ def test_where_scores_are_right_it_stops_and_has_lost_nothing():
     search = started(model)
     start = search.best[model.capacity]
     steps = sum(1 for _ in search.run())
-    assert steps < LESSONS + 10
+    assert steps < DEFAULT.first_races + 10
     assert model.kl(search.best[model.capacity]) <= 1.01 * model.kl(start)
 
 
 def test_races_read_different_text():
     model = Synthetic()
     rounds(started(model), 1)
-    texts = [windows for _, windows in model.calls[:LESSONS]]
-    assert len({window for windows in texts for window in windows}) == LESSONS * LESSON_WINDOWS
+    races, windows = DEFAULT.first_races, DEFAULT.first_windows
+    texts = [windows for _, windows in model.calls[:races]]
+    assert len({window for text in texts for window in text}) == races * windows
 
 
 def test_several_capacities_learn_from_each_other():
@@ -66,20 +70,19 @@ def test_several_capacities_learn_from_each_other():
     first = {capacity: search.best[capacity] for capacity in capacities}
     best = rounds(search, 6)
     for capacity in capacities:
-        assert model.mixes.nbytes(best[capacity]) <= capacity
+        assert model.space.nbytes(best[capacity]) <= capacity
         assert model.kl(best[capacity]) < model.kl(first[capacity])
     assert model.kl(best[capacities[1]]) < model.kl(best[capacities[0]])
 
 
-def test_same_seed_same_mixes():
-    mixes = [rounds(started(Synthetic(), seed=3), 2) for _ in range(2)]
-    assert mixes[0] == mixes[1]
+def test_same_seed_same_allocations():
+    found = [rounds(started(Synthetic(), seed=3), 2) for _ in range(2)]
+    assert found[0] == found[1]
 
 
-def test_what_does_not_predict_has_no_say(monkeypatch):
-    monkeypatch.setattr(race_search, "TRUSTED", 1.1)
+def test_what_does_not_predict_is_not_used():
     said, model = [], Synthetic()
-    rounds(started(model, said=said), 1)
+    rounds(started(model, said=said, schedule=RaceSchedule(least_rank=1.1)), 1)
     assert "rank correlation" in said[0]
     assert "neither is to be trusted" in said[-1]
 
@@ -87,5 +90,5 @@ def test_what_does_not_predict_has_no_say(monkeypatch):
 def test_with_fewer_windows_than_a_race_reads():
     model = Synthetic()
     best = rounds(started(model, windows=2), 1)
-    assert model.mixes.nbytes(best[model.capacity]) <= model.capacity
+    assert model.space.nbytes(best[model.capacity]) <= model.capacity
     assert all(len(set(windows)) == len(windows) for _, windows in model.calls)

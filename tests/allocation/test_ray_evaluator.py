@@ -16,11 +16,12 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.allocation.evaluator import Evaluator
-from bitquilt.allocation.knapsack import Candidate, smallest_nbytes
-from bitquilt.allocation.measurements import Limits, Measurements
+from bitquilt.allocation.history import History
+from bitquilt.allocation.measurements import Measurements
+from bitquilt.allocation.meter import Limits, Meter
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import SearchTask, run_search
-from bitquilt.allocation.space import AllocationSpace
+from bitquilt.allocation.space import AllocationSpace, Candidate
 from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models import open_checkpoint
@@ -54,25 +55,26 @@ class Run:
             for module in self.checkpoint.matrices
             for qtype in QTYPES
         }
-        menu = {
+        sets = {
             module: [
                 Candidate(g, qtypes.get(g).nbytes(*shape), shape[0] * 4.0 ** -qtypes.get(g).bits)
                 for g in QTYPES
             ]
             for module, shape in self.checkpoint.matrices.items()
         }
-        self.task = SearchTask(
-            AllocationSpace.of(menu), {"one": int(smallest_nbytes(menu) * 1.3)}, 0
-        )
+        space = AllocationSpace.of(sets)
+        smallest = space.nbytes((0,) * len(sets))
+        self.task = SearchTask(space, {"one": int(smallest * 1.3)}, 0)
 
     def packed(self, module, qtype):
         return self.cells[module, qtype]
 
     def search(self, evaluate, history):
         measurements = Measurements(
-            lambda mixes, windows: evaluate(self.teacher, mixes, windows),
-            (WINDOWS, LENGTH),
-            history,
+            lambda allocations, windows: evaluate(self.teacher, allocations, windows),
+            WINDOWS,
+            Meter(LENGTH),
+            History(history),
         )
         limits = Limits(60 * LENGTH)
         return run_search("race", self.task, measurements, limits, Silent())["one"]
@@ -131,9 +133,12 @@ def test_one_killed_and_the_same_recipe(run, cluster, tmp_path, monkeypatch):
     killer.join()
     assert killer.killed
     assert found == run.search(local, tmp_path / "local.jsonl")
-    mixes = [run.task.mixes.qtypes(mix) for mix in (found, tuple(0 for _ in found))]
+    allocations = [run.task.space.allocation(v) for v in (found, tuple(0 for _ in found))]
     np.testing.assert_allclose(
-        remote(run.teacher, mixes, [5, 2]), local(run.teacher, mixes, [5, 2]), rtol=1e-3, atol=1e-6
+        remote(run.teacher, allocations, [5, 2]),
+        local(run.teacher, allocations, [5, 2]),
+        rtol=1e-3,
+        atol=1e-6,
     )
 
 

@@ -7,8 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from bitquilt.allocation.measurements import Limits, Measurements
+from bitquilt.allocation.history import History
+from bitquilt.allocation.measurements import Measurements
+from bitquilt.allocation.meter import Limits, Meter
 from bitquilt.allocation.searching import SearchTask, run_search
+from bitquilt.allocation.solver import solve
 from tests.allocation.synthetic import SEGMENTS, Synthetic
 from tests.progress import Recorded
 
@@ -21,17 +24,19 @@ class Measured:
     def __init__(self, place, stop_after=None):
         self.model = Synthetic(wrong=0.7)
         self.history = place / "history.jsonl"
-        self.measurements = Measurements(self._evaluate, (64, LENGTH), self.history)
-        self.task = SearchTask(self.model.mixes, {"3bit": self.model.capacity}, 0)
+        self.meter = Meter(LENGTH)
+        history = History(self.history)
+        self.measurements = Measurements(self._evaluate, 64, self.meter, history)
+        self.task = SearchTask(self.model.space, {"3bit": self.model.capacity}, 0)
         self.said, self.asked, self._stop_after = [], 0, stop_after
 
-    def _evaluate(self, mixes, windows):
+    def _evaluate(self, allocations, windows):
         if self._stop_after is not None and self.asked >= self._stop_after:
             raise KeyboardInterrupt
         self.asked += 1
-        vectors = [self.model.mixes.vector(mix) for mix in mixes]
+        vectors = [self.model.space.vector(allocation) for allocation in allocations]
         samples = self.model.measure(vectors, windows)
-        by_window = samples.reshape(len(mixes), len(windows), SEGMENTS)
+        by_window = samples.reshape(len(allocations), len(windows), SEGMENTS)
         return np.repeat(by_window, 64, axis=2)
 
     def search(self, method="race", tokens=400 * LENGTH):
@@ -43,24 +48,23 @@ class Measured:
 
 def test_a_race_beats_the_knapsack_within_its_tokens(tmp_path):
     run = Measured(tmp_path)
-    exact = run.search("knapsack")
-    assert run.measurements.tokens == 0
+    exact = solve(run.model.space, run.model.capacity)
     best = run.search()
     assert run.model.kl(best) < run.model.kl(exact)
-    assert 100 * LENGTH < run.measurements.tokens <= 400 * LENGTH
+    assert 100 * LENGTH < run.meter.tokens <= 400 * LENGTH
     assert any("3bit: KL" in line and "s left at most" in line for line in run.said)
 
 
 def test_it_ends_when_its_tokens_are_spent(tmp_path):
     run = Measured(tmp_path)
     run.search(tokens=60 * LENGTH)
-    assert 0 < run.measurements.tokens <= 60 * LENGTH
-    assert run.said[-1] == "the search has used up what it was given"
+    assert 0 < run.meter.tokens <= 60 * LENGTH
+    assert run.said[-1] == "the search has used up its tokens or its time"
 
 
 def test_no_tokens_no_search(tmp_path):
     run = Measured(tmp_path)
-    assert run.search(tokens=0) == run.search("knapsack")
+    assert run.search(tokens=0) == solve(run.model.space, run.model.capacity)
     assert run.asked == 0
 
 
@@ -68,12 +72,12 @@ def test_no_tokens_no_search(tmp_path):
 def test_stopped_it_keeps_the_best_and_goes_on_later(tmp_path, stop_after):
     stopped = Measured(tmp_path, stop_after)
     kept = stopped.search()
-    assert stopped.model.mixes.nbytes(kept) <= stopped.model.capacity
+    assert stopped.model.space.nbytes(kept) <= stopped.model.capacity
     assert "searches on" in stopped.said[-1]
     resumed, undisturbed = Measured(tmp_path), Measured(tmp_path / "other")
     assert resumed.search() == undisturbed.search()
     assert resumed.asked <= undisturbed.asked - stop_after
-    assert resumed.measurements.tokens == undisturbed.measurements.tokens
+    assert resumed.meter.tokens == undisturbed.meter.tokens
 
 
 def test_the_history_says_how_it_went(tmp_path):
@@ -81,14 +85,14 @@ def test_the_history_says_how_it_went(tmp_path):
     best = run.search()
     steps = [json.loads(line) for line in run.history.read_text().splitlines()]
     last = [step for step in steps if "best" in step][-1]
-    assert last["best"].split() == list(run.model.mixes.qtypes(best).values())
-    assert last["bytes"] == run.model.mixes.nbytes(best)
+    assert last["best"].split() == list(run.model.space.allocation(best).values())
+    assert last["bytes"] == run.model.space.nbytes(best)
     assert last["file"] == "3bit"
-    assert 0 < last["tokens"] <= run.measurements.tokens
+    assert 0 < last["tokens"] <= run.meter.tokens
 
 
 def test_evopress_runs_until_its_tokens_are_spent(tmp_path):
     run = Measured(tmp_path)
     best = run.search("evopress", tokens=3000 * LENGTH)
-    assert run.model.mixes.nbytes(best) <= run.model.capacity
-    assert run.measurements.tokens > 500 * LENGTH
+    assert run.model.space.nbytes(best) <= run.model.capacity
+    assert run.meter.tokens > 500 * LENGTH

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 
 from bitquilt.allocation import sensitivity
-from bitquilt.allocation.knapsack import Candidate
+from bitquilt.allocation.space import Candidate
 from bitquilt.rounding.layer_bank import BankCell
 from tests.shapes import shaped_checkpoint
 
 V0, V1 = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1))
-MENU = {
+SETS = {
     "model.embed_tokens": [Candidate("Q4_K", 100, 0.0), Candidate("Q6_K", 150, 0.0)],
     V0: [Candidate("Q3_K", 10, 0.0), Candidate("Q4_K", 12, 0.0), Candidate("Q6_K", 16, 0.0)],
     V1: [Candidate("Q4_K", 12, 0.0), Candidate("Q8_0", 20, 0.0)],
@@ -27,9 +27,9 @@ def test_blocks():
 def test_scores_are_what_the_bank_predicts():
     cells = {
         module: {c.qtype: BankCell(0.1 * c.nbytes, "gptq", "gptq") for c in found}
-        for module, found in MENU.items()
+        for module, found in SETS.items()
     }
-    scored = sensitivity.predicted(SimpleNamespace(cells=cells.__getitem__), MENU)
+    scored = sensitivity.predicted(SimpleNamespace(cells=cells.__getitem__), SETS)
     assert [c.divergence for c in scored[V0]] == pytest.approx([1.0, 1.2, 1.6])
     assert [(c.qtype, c.nbytes) for c in scored[V1]] == [("Q4_K", 12), ("Q8_0", 20)]
 

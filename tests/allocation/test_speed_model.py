@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bitquilt.allocation.knapsack import Candidate
+from bitquilt.allocation.space import Candidate
 from bitquilt.allocation.speed_model import SpeedModel, TimedFile, TypedShape
 
 SHAPES = {(256, 256): 28, (768, 256): 28, (256, 768): 14, (8192, 256): 1}
@@ -69,8 +69,8 @@ def test_noise_is_told():
 def test_choices_get_their_seconds():
     machine = Machine(2, 0.0)
     model = SpeedModel.fit([machine.timed(machine.random_mix()) for _ in range(12)])
-    menu = {name: [Candidate(g, 1, 0.5) for g in QTYPES] for name in ("read", "looked up")}
-    timed = model.timed(menu, {"read": (768, 256)})
+    sets = {name: [Candidate(g, 1, 0.5) for g in QTYPES] for name in ("read", "looked up")}
+    timed = model.timed(sets, {"read": (768, 256)})
     assert [c.seconds for c in timed["looked up"]] == [0.0, 0.0, 0.0]
     assert [c.seconds for c in timed["read"]] == [
         model.paces[TypedShape(768, 256, g)] for g in QTYPES

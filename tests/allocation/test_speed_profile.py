@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -14,17 +15,15 @@ from tests.factories import tiny_checkpoint
 from tests.quick import hurry, invoke
 
 CANDIDATES = ("Q4_0", "Q8_0")
+BRIEF = speed_profile.TimingSchedule(
+    rounds=1, repeats=1, most_error=1e9, answer_seconds=0.0, answer_tokens=4
+)
 
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-    monkeypatch.setattr(speed_profile, "ROUNDS", 1)
-    monkeypatch.setattr(speed_profile, "REPEATS", 1)
-    monkeypatch.setattr(speed_profile, "RELIABLE", 1e9)
-    monkeypatch.setattr(speed_profile, "SECONDS", 0.0)
-    monkeypatch.setattr(speed_profile, "ANSWER", 4)
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +31,19 @@ def tied(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("tied"), layers=2)
 
 
-def limit(checkpoint, names=CANDIDATES, target="gguf"):
+def limit(checkpoint, names=CANDIDATES, target="gguf", **schedule):
     candidates = dict.fromkeys(checkpoint.matrices, names)
-    return speed_profile.speed_limit(1.0, checkpoint, target, candidates, Progress())
+    brief = replace(BRIEF, **schedule)
+    return speed_profile.speed_limit(1.0, checkpoint, target, candidates, Progress(), brief)
 
 
 def test_qtypes_are_timed_once(tied, monkeypatch):
     checkpoint, timed = open_checkpoint(tied), []
     token_seconds = speed_profile.token_seconds
 
-    def counted(path):
+    def counted(path, schedule):
         timed.append(path)
-        return token_seconds(path)
+        return token_seconds(path, schedule)
 
     monkeypatch.setattr(speed_profile, "token_seconds", counted)
     first = limit(checkpoint)
@@ -59,15 +59,13 @@ def test_qtypes_are_timed_once(tied, monkeypatch):
 def test_timings_of_a_busy_machine_are_not_kept(tied, monkeypatch, capfd):
     checkpoint, timed = open_checkpoint(tied), []
 
-    def disturbed(path):
+    def disturbed(path, schedule):
         timed.append(path)
         return by_size(path) * (1 if len(timed) % 2 else 3)
 
     monkeypatch.setattr(speed_profile, "token_seconds", disturbed)
-    monkeypatch.setattr(speed_profile, "ROUNDS", 4)
-    monkeypatch.setattr(speed_profile, "RELIABLE", 0.1)
-    limit(checkpoint)
-    limit(checkpoint)
+    for _ in range(2):
+        limit(checkpoint, rounds=4, most_error=0.1)
     assert len(timed) == 16
     assert "does too much else" in capfd.readouterr().err
 
@@ -79,7 +77,7 @@ def test_mlx_too(tied):
     assert 0 < 1 / found.predicted(dict.fromkeys(checkpoint.matrices, "4bit-g64")) < 1
 
 
-def by_size(path):
+def by_size(path, schedule=None):
     """An engine whose time is the file's size."""
     return path.stat().st_size * 1e-8
 
@@ -88,18 +86,16 @@ def test_a_large_model_is_timed_with_fewer_blocks(tmp_path, monkeypatch):
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, "llama", layers=6, tied=False))
     in_blocks = sum(r * c for m, (r, c) in checkpoint.matrices.items() if ".layers." in m)
     ends = sum(r * c for m, (r, c) in checkpoint.matrices.items() if ".layers." not in m)
-    monkeypatch.setattr(speed_profile, "MOST_WEIGHTS", ends + in_blocks * 4 // 6)
-    monkeypatch.setattr(speed_profile, "ROUNDS", 4)
     monkeypatch.setattr(speed_profile, "token_seconds", by_size)
     layers = []
     original = speed_profile._timed
 
-    def seen(sample, target, mix):
+    def seen(sample, *how):
         layers.append(sample.layers)
-        return original(sample, target, mix)
+        return original(sample, *how)
 
     monkeypatch.setattr(speed_profile, "_timed", seen)
-    found = limit(checkpoint)
+    found = limit(checkpoint, rounds=4, most_weights=ends + in_blocks * 4 // 6)
     assert layers == [4, 2] * 4
     assert set(found.shapes) == set(checkpoint.matrices) - {"model.embed_tokens"}
     for qtype in CANDIDATES:  # all of the model, more blocks than were timed
@@ -116,7 +112,6 @@ class TestCommand:
         hurry(monkeypatch)
         monkeypatch.setattr(speed_profile, "token_seconds", by_size)
         monkeypatch.setattr("bitquilt.pipeline.token_seconds", by_size)
-        monkeypatch.setattr(speed_profile, "ROUNDS", 2)
 
     def test_the_file_is_as_fast_as_asked(self, tied, tmp_path, capfd):
         asked = ["quantize", tied, "--bits", "6", "-o", tmp_path, "--rounding", "nearest", "--json"]

@@ -1,56 +1,56 @@
-"""The surrogate: what it is before lessons, what it learns from them, and what it does not."""
+"""The surrogate: what it is before observations, what it learns from them, what it does not."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from bitquilt.allocation.evopress import random_mix
+from bitquilt.allocation.moves import random_vector
 from bitquilt.allocation.surrogate import FitQuality, Observation, Parts, Surrogate
 from tests.allocation.synthetic import Synthetic
 
 
-def lessons(model, count, texts, rng):
-    mixes = [random_mix(model.mixes, model.capacity, rng) for _ in range(count)]
+def observations(model, count, texts, rng):
+    space = [random_vector(model.space, model.capacity, rng) for _ in range(count)]
     windows = [[3 * text, 3 * text + 1, 3 * text + 2] for text in range(texts)]
     return [
-        Observation(k % texts, mix, float(model.measure([mix], windows[k % texts]).mean()))
-        for k, mix in enumerate(mixes)
+        Observation(k % texts, vector, float(model.measure([vector], windows[k % texts]).mean()))
+        for k, vector in enumerate(space)
     ]
 
 
-def test_before_any_lesson_it_is_the_sum_of_scores():
+def test_before_any_observation_it_is_the_sum_of_scores():
     model = Synthetic()
-    surrogate = Surrogate.untaught(Parts(model.mixes))
-    mix = random_mix(model.mixes, model.capacity, np.random.default_rng(0))
-    total = sum(own[i] for own, i in zip(model.mixes.scores, mix, strict=True))
-    assert surrogate.predict(mix) == pytest.approx(total)
+    surrogate = Surrogate.prior(Parts(model.space))
+    vector = random_vector(model.space, model.capacity, np.random.default_rng(0))
+    total = sum(own[i] for own, i in zip(model.space.scores, vector, strict=True))
+    assert surrogate.predict(vector) == pytest.approx(total)
 
 
 def test_costs_around_a_mix_are_those_of_its_neighbours():
     """Each with one matrix changed, interactions included."""
     model = Synthetic()
-    parts, rng = Parts(model.mixes), np.random.default_rng(0)
-    mix = random_mix(model.mixes, model.capacity, rng)
+    parts, rng = Parts(model.space), np.random.default_rng(0)
+    vector = random_vector(model.space, model.capacity, rng)
     weights = 1 + rng.normal(0, 0.3, len(parts.spreads))
-    for m, costs in enumerate(parts.around(mix, weights)):
-        here = parts.of(mix) @ weights
+    for m, costs in enumerate(parts.around(vector, weights)):
+        here = parts.of(vector) @ weights
         for choice, cost in enumerate(costs):
-            other = (*mix[:m], choice, *mix[m + 1 :])
-            assert parts.of(other) @ weights - here == pytest.approx(cost - costs[mix[m]])
+            other = (*vector[:m], choice, *vector[m + 1 :])
+            assert parts.of(other) @ weights - here == pytest.approx(cost - costs[vector[m]])
 
 
 def test_it_learns_what_scores_do_not_know():
     model, rng = Synthetic(wrong=0.7), np.random.default_rng(0)
-    parts = Parts(model.mixes)
-    taught, scores, learned = Surrogate.fit(parts, lessons(model, 60, 6, rng))
-    fresh = [random_mix(model.mixes, model.capacity, rng) for _ in range(40)]
-    true = np.array([model.kl(mix) for mix in fresh])
+    parts = Parts(model.space)
+    taught, scores, learned = Surrogate.fit(parts, observations(model, 60, 6, rng))
+    fresh = [random_vector(model.space, model.capacity, rng) for _ in range(40)]
+    true = np.array([model.kl(vector) for vector in fresh])
 
     def rank(surrogate):
-        return FitQuality.of(np.array([surrogate.predict(mix) for mix in fresh]), true).rank
+        return FitQuality.of(np.array([surrogate.predict(vector) for vector in fresh]), true).rank
 
-    assert rank(taught) > 0.98 > rank(Surrogate.untaught(parts))
+    assert rank(taught) > 0.98 > rank(Surrogate.prior(parts))
     assert learned.error < 0.5 * scores.error
     assert learned.rank == pytest.approx(rank(taught), abs=0.05)  # left out is like fresh
 
@@ -58,24 +58,24 @@ def test_it_learns_what_scores_do_not_know():
 def test_noise_teaches_nothing():
     model, rng = Synthetic(), np.random.default_rng(0)
     noise = [
-        lesson._replace(kl=float(rng.gamma(100.0, 0.01))) for lesson in lessons(model, 40, 4, rng)
+        one._replace(kl=float(rng.gamma(100.0, 0.01))) for one in observations(model, 40, 4, rng)
     ]
-    _, _, learned = Surrogate.fit(Parts(model.mixes), noise)
+    _, _, learned = Surrogate.fit(Parts(model.space), noise)
     assert abs(learned.rank) < 0.35
 
 
 def test_the_level_of_a_text_does_not_matter():
     model, rng = Synthetic(), np.random.default_rng(0)
-    known = lessons(model, 40, 4, rng)
-    harder = [lesson._replace(kl=lesson.kl * 3 ** (lesson.text % 2)) for lesson in known]
-    parts = Parts(model.mixes)
+    known = observations(model, 40, 4, rng)
+    harder = [one._replace(kl=one.kl * 3 ** (one.text % 2)) for one in known]
+    parts = Parts(model.space)
     (a, *_), (b, *_) = Surrogate.fit(parts, known), Surrogate.fit(parts, harder)
     np.testing.assert_allclose(a.mean, b.mean, rtol=1e-6)
 
 
 def test_draws_vary_as_the_covariance_says():
     model, rng = Synthetic(), np.random.default_rng(0)
-    surrogate, *_ = Surrogate.fit(Parts(model.mixes), lessons(model, 30, 3, rng))
+    surrogate, *_ = Surrogate.fit(Parts(model.space), observations(model, 30, 3, rng))
     draws = np.array([surrogate.draw(rng) for _ in range(4000)])
     covariance = surrogate.root @ surrogate.root.T
     scale = np.sqrt(np.outer(covariance.diagonal(), covariance.diagonal()))

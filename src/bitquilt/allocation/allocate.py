@@ -24,14 +24,16 @@ from torch import Tensor
 
 from bitquilt.allocation import SCORES, SEARCH_METHODS, interactions, presets, sensitivity
 from bitquilt.allocation.evaluator import PRODUCTS, Evaluator
-from bitquilt.allocation.knapsack import Candidate, CandidateSets
-from bitquilt.allocation.measurements import Limits, Measurements, history_of
+from bitquilt.allocation.history import History, history_path
+from bitquilt.allocation.measurements import Measurements
+from bitquilt.allocation.meter import Limits, Meter
 from bitquilt.allocation.plan import Plan, Space, cell_bytes
 from bitquilt.allocation.racing import by_segment
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.selection import Ranking, rank
-from bitquilt.allocation.space import AllocationSpace
+from bitquilt.allocation.solver import solve
+from bitquilt.allocation.space import AllocationSpace, Candidate, CandidateSets
 from bitquilt.allocation.speed_profile import speed_limit
 from bitquilt.calibration.text_budget import LEAST_IN_COMPANY
 from bitquilt.errors import UserError
@@ -147,17 +149,17 @@ def _decide_target(
     if not spaces:
         return [Decision(plan.allocation, "recipe", ()) for plan in plans]
     evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].allocation, progress)
-    history = history_of(bank.work.path, target, len(text.search))
-    shape = len(text.search), text.search.shape[1]
-    measurements = Measurements(evaluate, shape, history)
-    menu = _scored(spaces, bank, how, measurements, progress)
-    mixes = AllocationSpace.of(menu, limit.seconds if limit else math.inf)
+    windows, window_tokens = text.search.shape
+    history = History(history_path(bank.work.path, target, windows))
+    measurements = Measurements(evaluate, windows, Meter(window_tokens), history)
+    scored = _scored(spaces, bank, how, measurements, progress)
+    searched = AllocationSpace.of(scored, limit.seconds if limit else math.inf)
     capacities = {label: space.capacity for label, space in spaces.items()}
     if how.scores == "predicted" and len(text.company):
-        mixes = _together(mixes, list(capacities.values()), text.company, bank, progress)
-    task = SearchTask(mixes, capacities, how.seed)
-    exact = best = run_search("knapsack", task, measurements, how.limits, progress)
+        searched = _together(searched, list(capacities.values()), text.company, bank, progress)
+    exact = best = {label: solve(searched, capacity) for label, capacity in capacities.items()}
     if how.method != "knapsack":
+        task = SearchTask(searched, capacities, how.seed)
         best = run_search(how.method, task, measurements, how.limits, progress)
     judging = partial(_judging, bank, text.judging)
     decisions = []
@@ -165,8 +167,8 @@ def _decide_target(
         if not plan.space:
             decisions.append(Decision(plan.allocation, "recipe", ()))
             continue
-        standing: dict[str, Mapping[str, str]] = {how.method: mixes.qtypes(best[plan.label])}
-        standing |= {"knapsack": mixes.qtypes(exact[plan.label]), **rival}
+        standing: dict[str, Mapping[str, str]] = {how.method: searched.allocation(best[plan.label])}
+        standing |= {"knapsack": searched.allocation(exact[plan.label]), **rival}
         decisions.append(_judged(standing, evaluator, judging, len(text.judging)))
         verdicts = ", ".join(map(str, decisions[-1].verdicts))
         progress.say(f"{plan.label}: on text that no search has read, {verdicts}")
@@ -179,7 +181,7 @@ def _decide_target(
 def _preset(plan: Plan, checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
     """The largest preset that is no larger than the planned file, by name; none may be.
 
-    Matrices that have no choice, pinned ones progress, are as they have to be.
+    Matrices that have no choice, pinned ones say, are as they have to be.
     """
     assert plan.space is not None
     fixed = {m: own[0].qtype for m, own in plan.space.candidate_sets.items() if len(own) == 1}
@@ -269,7 +271,7 @@ def _scored(
 
 
 def _together(
-    mixes: AllocationSpace,
+    space: AllocationSpace,
     capacities: Sequence[int],
     tokens: Tensor,
     bank: LayerBank,
@@ -294,7 +296,7 @@ def _together(
             bank.work.save_json(name, known)
         return np.array(known)
 
-    return interactions.corrected_scores(mixes, capacities, shares)
+    return interactions.corrected_scores(space, capacities, shares)
 
 
 def _key(tokens: Tensor, mix: Mapping[str, str] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Which types each matrix may be put on: decided by widths, target and budget alone.
+"""Which types each matrix may have: decided by widths, target and budget alone.
 
 Rounding a matrix that cannot end there is wasted, so only types within reach of the budget's bits
 are candidates; the reach grows until some mix comes close to the budget.
@@ -12,22 +12,19 @@ from collections.abc import Callable, Mapping
 
 from bitquilt import qtypes
 from bitquilt.allocation.budget import human
-from bitquilt.allocation.knapsack import (
-    Candidate,
-    CandidateSets,
-    fullest_nbytes,
-    largest_nbytes,
-    smallest_nbytes,
-)
+from bitquilt.allocation.knapsack import fullest_nbytes, largest_nbytes, smallest_nbytes
+from bitquilt.allocation.space import Candidate, CandidateSets, sizes_of
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import QuantType
 
 BITS_REACH = {"gguf": (1.0, 2.4), "mlx": (1.0, 1.7)}
-"""Bits below and above the budget's that a matrix may take; MLX's types lie closer together."""
+"""Target → how many bits below and above the budget's a type may have. MLX's types lie closer
+together."""
 REACH_STEP = 0.5
+"""Bits by which the reach grows where it is not enough."""
 CLOSE_TO_BUDGET = 0.005
-"""A file comes this near to its budget, as a share of it, where any mix does."""
+"""A file is smaller than its budget by no more than this share of it, where any mix is."""
 SUPERSEDED = {
     "gguf": {
         32: {"Q4_0", "Q4_1"},
@@ -38,8 +35,8 @@ SUPERSEDED = {
         128: {f"{bits}bit-g64" for bits in (2, 3, 4, 5)},
     },
 }
-"""Types that a search does without where rows are a multiple of so many weights, since others
-serve as well there (docs/decisions/candidates.md has the figures). Recipes may name them still."""
+"""Target → row lengths are a multiple of this number → types that a search leaves out there, since
+others serve as well (docs/decisions/candidates.md has the figures). Recipes may name them still."""
 TypeBytes = Callable[[str, str], int]
 """(module path, type name) → bytes in the file, alignment included."""
 
@@ -53,19 +50,19 @@ def candidate_sets(
     budget: int,
     fast: bool = False,
 ) -> CandidateSets:
-    """The candidates of every matrix with their sizes; divergences are still zero.
+    """Return the candidates of every matrix with their sizes; divergences are still zero.
 
     Args:
         checkpoint: the model.
         target: ``gguf`` or ``mlx``.
         pins: matrices whose type is given.
-        nbytes: the cost of a cell.
-        fixed: bytes of the file that are no matrix.
+        nbytes: the bytes of a matrix on a type.
+        fixed: bytes of the file that belong to no matrix.
         budget: bytes that the whole file may take.
-        fast: whether speed matters too: no type is superseded then.
+        fast: whether speed matters too; no type is left out as superseded then.
 
     Raises:
-        UserError: the budget is below the smallest or above the largest file.
+        UserError: the budget is below the smallest file or above the largest.
     """
     superseded = {} if fast else SUPERSEDED[target]
 
@@ -83,7 +80,7 @@ def candidate_sets(
 
     capacity = budget - fixed
     bits = _free_bits(checkpoint, pins, nbytes, capacity)
-    widest = within(math.inf, math.inf)
+    widest = sizes_of(within(math.inf, math.inf))
     least, most = fixed + smallest_nbytes(widest), fixed + largest_nbytes(widest)
     if not least <= budget <= most:
         weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
@@ -93,8 +90,8 @@ def candidate_sets(
         enough = 0.0  # no mix comes close, so any will do
     reach = itertools.count(0, REACH_STEP)
     below, above = BITS_REACH[target]
-    menus = (within(below + more, above + more) for more in reach)
-    return next(found for found in menus if _fills(found, capacity, enough))
+    wider = (within(below + more, above + more) for more in reach)
+    return next(sets for sets in wider if _fills(sets, capacity, enough))
 
 
 def _free_bits(
@@ -106,14 +103,15 @@ def _free_bits(
     return left * 8 / free if free else math.inf
 
 
-def _fills(candidate_sets: CandidateSets, capacity: int, enough: float) -> bool:
+def _fills(sets: CandidateSets, capacity: int, enough: float) -> bool:
     """Whether the capacity lies between the smallest and the largest mix, and one is that near."""
-    between = smallest_nbytes(candidate_sets) <= capacity <= largest_nbytes(candidate_sets)
-    return between and fullest_nbytes(candidate_sets, capacity) >= enough
+    sizes = sizes_of(sets)
+    between = smallest_nbytes(sizes) <= capacity <= largest_nbytes(sizes)
+    return between and fullest_nbytes(sizes, capacity) >= enough
 
 
 def _fitting(target: str, columns: int, superseded: Mapping[int, set[str]]) -> list[QuantType]:
-    """What rows of that length can be stored on and is worth it."""
+    """The types that can store rows of that length, without those that are superseded."""
     fitting = qtypes.for_width(columns, target)
     for width, names in superseded.items():
         if columns % width == 0:

@@ -1,13 +1,13 @@
-"""KL of many mixes of one bank against the original, sharing whatever they have in common.
+"""KL of many allocations of one bank against the original, sharing what they have in common.
 
-Mixes that agree up to some block have the same hidden states there, so they are one until they
-part. Where they differ, several go through a block at once, their matrices stacked. Weights are
-decoded from packed codes one block at a time; the original is its last hidden states, and logits
-exist for a few tokens only. What comes out depends on bank, mix and text alone, so any machine that
-has these can compute it.
+Allocations that agree up to some block have the same hidden states there, so they are one until
+they part. Where they differ, several go through a block at once, their matrices stacked. Weights
+are decoded from packed codes one block at a time; the original is its last hidden states, and
+logits exist for a few tokens only. The result depends on bank, allocation and text alone, so any
+machine that has these can compute it.
 
-Letters: K mixes, S distinct states, N windows, n of them at once, L tokens in a window, T tokens,
-D model width, V vocabulary, R rows and C columns of a matrix.
+Letters: K allocations, S distinct states, N windows, n of them at once, L tokens in a window,
+T tokens, D model width, V vocabulary, R rows and C columns of a matrix.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Allocation, PackedSource
 
 STATE_BYTES = 1 << 30
-"""Hidden states of all mixes that are in memory at once."""
+"""Bytes of hidden states, of all allocations, that are in memory at once."""
 DECODED_BYTES = 2 << 30
-"""Decoded matrices that are kept for the next time; on a GPU a quarter of its memory."""
+"""Bytes of decoded matrices that are kept for the next time; on a GPU a quarter of its memory."""
 PRODUCTS = {"highest": "float32", "high": "TF32", "medium": "bfloat16"}
 """torch's words → what the inputs of matrix products are rounded to."""
 AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 16}
-"""Tokens that go through a block at once: on a GPU small models are all waiting otherwise."""
+"""Tokens that go through a block at once; with fewer, a GPU spends its time waiting."""
 
 
 class Evaluator:
-    """KL of mixes, token by token."""
+    """KL of allocations, token by token."""
 
     def __init__(self, checkpoint: Checkpoint, packed: PackedSource) -> None:
-        """Prepare.
+        """Prepare to evaluate.
 
         Args:
             checkpoint: the model.
-            packed: its matrices on the types that mixes will name.
+            packed: its matrices on the types that allocations will name.
         """
         self._model = _Stacked(checkpoint, _Decoded(packed))
         self.precision = fast_precision(self._model.device)
-        """One of :data:`PRODUCTS`."""
+        """How matrices are multiplied: one of :data:`PRODUCTS`."""
         self._blocks = [
             [module for module in checkpoint.matrices if layer_of(module) == index]
             for index in range(checkpoint.layers)
@@ -64,39 +64,43 @@ class Evaluator:
 
     @torch.inference_mode()
     def __call__(
-        self, teacher: Teacher, mixes: Sequence[Allocation], windows: Sequence[int]
+        self, teacher: Teacher, allocations: Sequence[Allocation], windows: Sequence[int]
     ) -> NDArray[np.float32]:
-        """KL(original ‖ mix) in nats.
+        """Return KL(original ‖ quantized) in nats.
 
         Args:
             teacher: the original on some text.
-            mixes: a type for every matrix.
+            allocations: each a type for every matrix.
             windows: which windows of that text.
 
         Returns:
-            [K, N, L − 1], one figure per predicted token.
+            KL [K, N, L − 1], one figure per predicted token.
         """
         length, width = teacher.hidden.shape[1:]
-        room = STATE_BYTES // (len(mixes) * length * width * 4)
+        room = STATE_BYTES // (len(allocations) * length * width * 4)
         most = min(room, AT_ONCE[self._model.device.type] // length)
         with _products(self.precision):
-            parts = [self._some(teacher, mixes, some) for some in _batched(windows, max(1, most))]
+            parts = [
+                self._some(teacher, allocations, some) for some in _batched(windows, max(1, most))
+            ]
         return np.concatenate(parts, axis=1)
 
-    def noise(self, teacher: Teacher, mix: Allocation, windows: Sequence[int]) -> float:
-        """By what share of itself the KL of a mix is off because inputs of products are rounded."""
-        fast = float(self(teacher, [mix], windows).mean())
+    def noise(self, teacher: Teacher, allocation: Allocation, windows: Sequence[int]) -> float:
+        """Return the relative error of an allocation's KL that fast products cause."""
+        fast = float(self(teacher, [allocation], windows).mean())
         precision, self.precision = self.precision, "highest"
-        exact = float(self(teacher, [mix], windows).mean())
-        self.precision = precision
+        try:
+            exact = float(self(teacher, [allocation], windows).mean())
+        finally:
+            self.precision = precision
         return fast / exact - 1
 
     def _some(
-        self, teacher: Teacher, mixes: Sequence[Allocation], windows: Sequence[int]
+        self, teacher: Teacher, allocations: Sequence[Allocation], windows: Sequence[int]
     ) -> NDArray[np.float32]:
-        """The same, of as many windows as there is room for."""
+        """The KL on as many windows as there is room for."""
         tokens, original = teacher.tokens[list(windows)], teacher.hidden[list(windows)]
-        ways = _Ways(mixes, [EMBEDDING])
+        ways = _Ways(allocations, [EMBEDDING])
         states = self._embed(ways, tokens)
         for index, modules in enumerate(self._blocks):
             ways = ways.then(modules)
@@ -104,9 +108,13 @@ class Evaluator:
         states = self._model.final_norm(states)
         ways = ways.then([self._head])
         found = torch.empty(len(ways.taken), *original[:, 1:, 0].shape)
-        for qtype in dict.fromkeys(mix[self._head] for mix in ways.mixes):
+        for qtype in dict.fromkeys(allocation[self._head] for allocation in ways.allocations):
             head = self._model.decoded(self._head, qtype)
-            own = [i for i, mix in enumerate(ways.mixes) if mix[self._head] == qtype]
+            own = [
+                i
+                for i, allocation in enumerate(ways.allocations)
+                if allocation[self._head] == qtype
+            ]
             students = [states[ways.taken[i], :, :-1].flatten(0, 1) for i in own]
             kl = _kl(original[:, :-1].flatten(0, 1), teacher.head, students, head)
             found[own] = kl.cpu().unflatten(1, found.shape[1:])
@@ -114,7 +122,9 @@ class Evaluator:
 
     def _embed(self, ways: _Ways, tokens: Tensor) -> Tensor:
         """Hidden states [S, n, L, D] before the first block."""
-        tables = (self._model.decoded(EMBEDDING, mix[EMBEDDING]) for mix in ways.mixes)
+        tables = (
+            self._model.decoded(EMBEDDING, allocation[EMBEDDING]) for allocation in ways.allocations
+        )
         embedded = [F.embedding(tokens.to(table.device), table) for table in tables]
         return torch.stack(embedded) * embedding_scale(self._model.checkpoint.config)
 
@@ -125,18 +135,18 @@ class Evaluator:
         some = max(1, AT_ONCE[self._model.device.type] // (n * length))
         for chunk in _batched(range(len(ways.taken)), some):
             before = states[[ways.taken[i] for i in chunk]].flatten(0, 1)  # [k·n, L, D]
-            self._model.mixes = [ways.mixes[i] for i in chunk]
+            self._model.allocations = [ways.allocations[i] for i in chunk]
             after[list(chunk)] = self._model.through(index, before).unflatten(0, (-1, n))
         return after
 
 
 class _Ways:
-    """Distinct states at one point of the model: where each comes from, and which mix takes it."""
+    """Distinct states at one point of the model: where each comes from, which allocation has it."""
 
-    def __init__(self, mixes: Sequence[Allocation], modules: Sequence[str]) -> None:
-        """Mixes that agree on these matrices, the first ones, are one."""
-        self._all = mixes
-        self._part([(0, *(mix[m] for m in modules)) for mix in mixes])
+    def __init__(self, allocations: Sequence[Allocation], modules: Sequence[str]) -> None:
+        """Begin: allocations that agree on these matrices, the first ones, have one state."""
+        self._all = allocations
+        self._part([(0, *(allocation[m] for m in modules)) for allocation in allocations])
 
     def _part(self, keys: Sequence[tuple[Any, ...]]) -> None:
         places = {key: i for i, key in enumerate(dict.fromkeys(keys))}
@@ -144,13 +154,13 @@ class _Ways:
         """Allocation → its state."""
         self.taken = [key[0] for key in places]
         """State → the state before that it continues."""
-        self.mixes = [self._all[self.of_mix.index(i)] for i in places.values()]
-        """State → a mix that has it."""
+        self.allocations = [self._all[self.of_mix.index(i)] for i in places.values()]
+        """State → an allocation that has it."""
 
     def then(self, modules: Sequence[str]) -> _Ways:
         """The states after these matrices too."""
         following = _Ways(self._all, [])
-        choices = [tuple(mix[m] for m in modules) for mix in self._all]
+        choices = [tuple(allocation[m] for m in modules) for allocation in self._all]
         following._part([(at, *own) for at, own in zip(self.of_mix, choices, strict=True)])
         return following
 
@@ -185,12 +195,13 @@ def _room(device: torch.device) -> int:
 
 
 class _Stacked(BlockwiseModel):
-    """Several mixes at once: the windows of one follow those of another."""
+    """Several allocations at once: the windows of one follow those of another."""
 
     def __init__(self, checkpoint: Checkpoint, decoded: _Decoded) -> None:
         super().__init__(checkpoint, self._stack)
-        self.mixes: Sequence[Allocation] = ()
-        """Those whose windows the next call of :meth:`through` brings."""
+        self._matrices = frozenset(checkpoint.matrices)
+        self.allocations: Sequence[Allocation] = ()
+        """The allocations whose windows the next call of :meth:`through` brings."""
         self._decoded = decoded
         self._plain: Callable[[str], Tensor] = cache(checkpoint.load)
 
@@ -199,11 +210,11 @@ class _Stacked(BlockwiseModel):
         return self._decoded(module, qtype, self.device)
 
     def _stack(self, name: str) -> Tensor:
-        """What has that name: a matrix [R, C] that all mixes share, or one of each [k, R, C]."""
+        """The tensor of that name: a matrix [R, C] that all share, or one of each [k, R, C]."""
         module = name.removesuffix(".weight")
-        if module not in self.checkpoint.matrices:
+        if module not in self._matrices:
             return self._plain(name)
-        chosen = [mix[module] for mix in self.mixes]
+        chosen = [allocation[module] for allocation in self.allocations]
         if len(set(chosen)) == 1:
             return self.decoded(module, chosen[0])
         return torch.stack([self.decoded(module, qtype) for qtype in chosen])
@@ -253,7 +264,7 @@ def _kl(teacher: Tensor, teacher_head: Tensor, students: Sequence[Tensor], head:
 
 
 def fast_precision(device: torch.device) -> str:
-    """How to multiply float32 matrices on a device: one of :data:`PRODUCTS`."""
+    """Return how to multiply float32 matrices on a device: one of :data:`PRODUCTS`."""
     if device.type == "cuda":
         return "high"
     can = torch.cpu.get_capabilities()
@@ -262,7 +273,7 @@ def fast_precision(device: torch.device) -> str:
 
 @contextmanager
 def _products(precision: str) -> Iterator[None]:
-    """Within, float32 matrices are multiplied so."""
+    """Multiply float32 matrices in this precision within the body."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

@@ -1,23 +1,24 @@
-"""Scores in company: what each matrix adds to the KL of a whole mix.
+"""Interactions: what each matrix adds to the KL of a whole allocation.
 
 A prediction (:mod:`.sensitivity`) is about one matrix rounded and all others exact. Errors meet,
-though: predictions add up to less than half of a mix's KL, and to a quarter below 3 bits. To second
-order KL is a quadratic form of all errors together, so that KL = ½ Σ_m ⟨∂KL/∂W_m, ΔW_m⟩ (Euler),
-and the term of a matrix, its share, holds half of what it has in common with every other. One
-backward pass gives the shares of all. A share over its prediction is the factor of that matrix, on
-every type.
+though: predictions add up to less than half of an allocation's KL, and to a quarter below 3 bits.
+To second order KL is a quadratic form of all errors together, so that KL = ½ Σ_m ⟨∂KL/∂W_m, ΔW_m⟩
+(Euler), and the term of a matrix, its attribution, holds half of what it has in common with every
+other. One backward pass gives the attributions of all. An attribution over its prediction is the
+correction of that matrix's scores, on every type.
 
-On a few windows most shares are known to a third at best. So factors are Gaussian around one common
-factor, with what matrices of one kind, of one block, and what each alone has beside it; how wide
-those three are is what gives the largest evidence, given the noise that batches show: of each
-matrix, since an embedding's share is known well, moderated by the usual one (Smyth 2004).
+On a few windows most attributions are known to a third at best. So corrections are Gaussian around
+a common one, with deviations that matrices of one kind share, that those of one block share, and
+that each has alone; how wide these three are is what gives the largest evidence, given the noise
+that batches show: of each matrix, since an embedding's attribution is known well, moderated by the
+usual one (Smyth 2004).
 
 Letters: B batches of text, M matrices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 
 import numpy as np
@@ -26,81 +27,78 @@ from torch import Tensor
 
 from bitquilt import qtypes
 from bitquilt.allocation.sensitivity import block
+from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, Float64Array
 from bitquilt.metrics.kl_loss import kl_loss, reproducible_gradients
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import kind_of
-from bitquilt.qtypes.qtype import PackedSource
+from bitquilt.qtypes.qtype import Allocation, PackedSource
 from bitquilt.runtime.progress import Progress
 
 ATTRIBUTION_BATCH = 2
-"""Windows whose shares are one sample."""
-PASSES = 4
-"""What a window costs in forwards: there, there again for the gradients, and back."""
+"""Windows whose attributions are one sample."""
 CORRECTION_SPREADS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Standard deviations of factors, relative to the common one, among which the evidence chooses."""
+"""Standard deviations among which the evidence chooses, relative to the common correction."""
 USUAL = 2
-"""Batches that the usual noise counts for beside those that show a matrix's own."""
+"""The usual noise counts as much as so many batches that show a matrix's own."""
 BOUNDS = (0.2, 5.0)
-"""A factor over the common one, at least and at most."""
+"""A correction over the common one, at least and at most."""
 
 
 def corrected_scores(
-    mixes: AllocationSpace,
+    space: AllocationSpace,
     capacities: Sequence[int],
-    kl_attribution: Callable[[Mapping[str, str]], Float64Array],
+    attribution: Callable[[Allocation], Float64Array],
 ) -> AllocationSpace:
-    """The mixes with scores as matrices cost in company, averaged over the budgets.
+    """Return the space with scores that hold what matrices cost together.
 
     Args:
-        mixes: scored by predictions.
-        capacities: bytes that the matrices may take.
-        kl_attribution: measures a mix.
+        space: what may be chosen, scored by predictions.
+        capacities: bytes that the matrices may take; corrections are averaged over them.
+        attribution: measures an allocation, as :func:`kl_attribution` does.
     """
     logs = []
     for capacity in dict.fromkeys(capacities):
-        mix = mixes.solve(mixes.scores, capacity, {})
-        predicted = [own[index] for own, index in zip(mixes.scores, mix, strict=True)]
-        found = sensitivity_corrections(
-            kl_attribution(mixes.qtypes(mix)), np.array(predicted), mixes.modules
-        )
-        logs.append(np.log(found))
-    return mixes.scaled(np.exp(np.mean(logs, axis=0)))
+        vector = solve(space, capacity)
+        predicted = [own[index] for own, index in zip(space.scores, vector, strict=True)]
+        samples = attribution(space.allocation(vector))
+        corrections = sensitivity_corrections(samples, np.array(predicted), space.modules)
+        logs.append(np.log(corrections))
+    return space.scaled(np.exp(np.mean(logs, axis=0)))
 
 
 def kl_attribution(
     checkpoint: Checkpoint,
-    mix: Mapping[str, str],
+    allocation: Allocation,
     packed: PackedSource,
     teacher: Teacher,
     progress: Progress,
 ) -> Float64Array:
-    """The share of each matrix in the KL of a mix, nats per token.
+    """Return what each matrix adds to the KL of an allocation, in nats per token.
 
     Args:
         checkpoint: the original.
-        mix: module path → type name, for every matrix.
+        allocation: the type of every matrix.
         packed: the rounded matrices.
         teacher: the original on some text.
         progress: advances after each batch.
 
     Returns:
-        [B, M], matrices in the order of the mix.
+        [B, M], matrices in the order of the allocation.
     """
     model = BlockwiseModel(checkpoint)
-    stretch = {m: torch.zeros((), device=model.device, requires_grad=True) for m in mix}
+    stretch = {m: torch.zeros((), device=model.device, requires_grad=True) for m in allocation}
     """How much longer an error is made; the KL's slope there is ⟨∂KL/∂W, ΔW⟩."""
 
     def weight(name: str) -> Tensor:
         exact, module = checkpoint.load(name).to(model.device), name.removesuffix(".weight")
-        if module not in mix:
+        if module not in allocation:
             return exact
-        parts = {
-            part: tensor.to(model.device) for part, tensor in packed(module, mix[module]).items()
-        }
-        rounded = qtypes.get(mix[module]).dequantize(parts)
+        qtype = allocation[module]
+        parts = {part: tensor.to(model.device) for part, tensor in packed(module, qtype).items()}
+        rounded = qtypes.get(qtype).dequantize(parts)
         return rounded + stretch[module] * (rounded - exact)
 
     model.weights = weight
@@ -117,14 +115,14 @@ def kl_attribution(
 def sensitivity_corrections(
     samples: Float64Array, predicted: Float64Array, modules: Sequence[str]
 ) -> Float64Array:
-    """What the predictions of each matrix are to be multiplied by [M].
+    """Return what the predictions of each matrix are to be multiplied by [M].
 
     Args:
-        samples: shares [B, M], of at least two batches.
-        predicted: what the same matrices of the same mix cost alone [M].
+        samples: attributions [B, M], of at least two batches.
+        predicted: what the same matrices of the same allocation cost alone [M].
         modules: their paths.
     """
-    known = predicted > 0  # an exact matrix has neither a share nor an error
+    known = predicted > 0  # an exact matrix has neither an attribution nor an error
     ratios = samples[:, known] / predicted[known]
     common = float(np.median(ratios.mean(0))) if known.any() else 0.0
     found = np.ones(len(modules))

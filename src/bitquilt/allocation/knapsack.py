@@ -1,17 +1,19 @@
-"""The multiple-choice knapsack, exactly: one type a matrix, least predicted divergence, in bytes.
+"""The multiple-choice knapsack, exactly: one type for each matrix, least total cost, within bytes.
 
 Matrix sizes share a large common divisor (a row of blocks is never a few bytes), so a dynamic
 programme over every reachable total is small, and its one table answers every budget. Embedding
-and head may not share it, having a row for each of an odd number of tokens: two matrices stand
-apart, and every combination of theirs is looked up in the table of the rest. Which totals can be
-reached depends on sizes alone: the size of a mix is known before anything was measured.
+and head may not share the divisor, since they have a row for each of an odd number of tokens: two
+matrices stay out of the table, and every combination of their choices is looked up in the table of
+the others. Which totals can be reached depends on sizes alone, so the size of an allocation is
+known before anything is measured.
+
+Costs and sizes are given as arrays, one entry per matrix, with one number for each of its choices.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from itertools import product
 from operator import or_
@@ -21,166 +23,159 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bitquilt.allocation.space import AllocationVector, Float64Array, chosen_sum
 from bitquilt.errors import UserError
 
 ODD_SIZED = 2
-"""Matrices that are not in the table: embedding and head, at most, are of odd sizes."""
+"""Matrices that stay out of the table: at most the embedding and the head have odd sizes."""
 MOST_UNITS = 4_000_000
-"""Table columns; beyond that sizes are rounded up to a coarser unit."""
+"""The most columns that a table has; beyond that, sizes are rounded up to a coarser unit."""
+
+Sizes = Sequence[Sequence[int]]
+"""The bytes of each matrix's choices."""
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One matrix on one type."""
-
-    qtype: str
-    nbytes: int
-    """In the file, alignment included."""
-    divergence: float
-    """Predicted, in nats per token."""
-    seconds: float = 0.0
-    """Predicted, of a token that is generated."""
+def smallest_nbytes(sizes: Sizes) -> int:
+    """Return the bytes of the smallest allocation."""
+    return sum(map(min, sizes))
 
 
-CandidateSets = Mapping[str, list[Candidate]]
-"""Module path → what it may be put on."""
+def largest_nbytes(sizes: Sizes) -> int:
+    """Return the bytes of the largest allocation."""
+    return sum(map(max, sizes))
 
 
-def smallest_nbytes(menu: CandidateSets) -> int:
-    """Bytes of the smallest mix."""
-    return sum(min(choice.nbytes for choice in choices) for choices in menu.values())
+def fullest_nbytes(sizes: Sizes, capacity: int) -> int:
+    """Return the bytes of the largest allocation that fits.
 
-
-def largest_nbytes(menu: CandidateSets) -> int:
-    """Bytes of the largest mix."""
-    return sum(max(choice.nbytes for choice in choices) for choices in menu.values())
-
-
-def fullest_nbytes(menu: CandidateSets, capacity: int) -> int:
-    """Bytes of the largest mix that fits in ``capacity``, which must not be below the smallest."""
-    apart, rest = _split(menu)
-    unit = _divisor(rest)
+    Args:
+        sizes: the bytes of each matrix's choices.
+        capacity: the bytes that are there, no fewer than those of the smallest allocation.
+    """
+    odd, rest = _split(sizes)
+    unit = _divisor(sizes[m] for m in rest)
     within = (1 << (capacity // unit + 1)) - 1
-    reached = 1  # bit n is set where some mix of the rest so far takes n units
-    for choices in rest.values():
-        sizes = {choice.nbytes // unit for choice in choices}
-        reached = reduce(or_, (reached << size for size in sizes)) & within
+    reached = 1  # bit n is set where some allocation of the matrices so far takes n units
+    for m in rest:
+        units = {nbytes // unit for nbytes in sizes[m]}
+        reached = reduce(or_, (reached << count for count in units)) & within
     best = 0
-    for taken in {_nbytes(chosen) for chosen in product(*apart.values())}:
+    for taken in {sum(chosen) for chosen in product(*(sizes[m] for m in odd))}:
         if taken <= capacity:
             fitting = reached & ((1 << ((capacity - taken) // unit + 1)) - 1)
             best = max(best, taken + unit * (fitting.bit_length() - 1) if fitting else 0)
     return best
 
 
-def _split(menu: CandidateSets) -> tuple[CandidateSets, CandidateSets]:
-    """The matrices that stand apart, sharing the least with the others' sizes, and the rest."""
-    own = {module: _divisor({module: choices}) for module, choices in menu.items()}
+def _split(sizes: Sizes) -> tuple[list[int], list[int]]:
+    """The matrices that stay out of the table, whose sizes share least with the others', and the
+    rest.
+    """
+    own = [_divisor([sizes_of_one]) for sizes_of_one in sizes]
 
-    def shared(module: str) -> int:
-        return median_low(math.gcd(own[module], other) for other in own.values())
+    def shared(m: int) -> int:
+        return median_low(math.gcd(own[m], other) for other in own)
 
-    odd = sorted(menu, key=shared)[:ODD_SIZED]
-    apart = {module: menu[module] for module in odd}
-    return apart, {module: menu[module] for module in menu if module not in apart}
+    odd = sorted(range(len(sizes)), key=shared)[:ODD_SIZED]
+    return odd, [m for m in range(len(sizes)) if m not in odd]
 
 
-def _divisor(menu: CandidateSets) -> int:
+def _divisor(sizes: Iterable[Sequence[int]]) -> int:
     """The largest common divisor of all sizes."""
-    return math.gcd(*(choice.nbytes for choices in menu.values() for choice in choices)) or 1
+    return math.gcd(*(nbytes for own in sizes for nbytes in own)) or 1
 
 
-def _nbytes(chosen: Iterable[Candidate]) -> int:
-    return sum(choice.nbytes for choice in chosen)
+class _Combination(NamedTuple):
+    """Choices for the matrices that stay out of the table, with the best for all others."""
 
-
-class _Mix(NamedTuple):
-    divergence: float
+    cost: float
     units: int
-    """That the rest takes."""
-    chosen: tuple[Candidate, ...]
-    """For the matrices that stand apart."""
+    """Size of the others."""
+    chosen: AllocationVector
+    """Choices of the matrices that stay out of the table."""
 
 
 class KnapsackTable:
-    """Least divergence for every reachable total up to a capacity."""
+    """The least cost for every reachable total up to a capacity."""
 
-    def __init__(self, menu: CandidateSets, capacity: int) -> None:
+    def __init__(self, costs: Sequence[Float64Array], sizes: Sizes, capacity: int) -> None:
         """Fill the table.
 
         Args:
-            menu: what each matrix may be put on.
-            capacity: bytes; no budget asked of the table may exceed it.
+            costs: the cost of each matrix's choices.
+            sizes: their bytes.
+            capacity: bytes; no budget that the table is asked about may exceed it.
 
         Raises:
-            UserError: ``capacity`` is below the smallest mix.
+            UserError: ``capacity`` is below the smallest allocation.
         """
-        least = smallest_nbytes(menu)
-        if capacity < least:
-            raise UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
-        self.menu = menu
-        self._apart, self._rest = _split(menu)
-        divisor = _divisor(self._rest)
+        self._costs, self._sizes = costs, sizes
+        if capacity < smallest_nbytes(sizes):
+            raise self._too_small(capacity)
+        self._odd, self._rest = _split(sizes)
+        divisor = _divisor(sizes[m] for m in self._rest)
         self.unit = divisor * max(1, math.ceil(capacity / divisor / MOST_UNITS))
+        """Bytes that one column of the table stands for."""
         columns = capacity // self.unit + 1
-        self.divergence: NDArray[np.float64] = np.full(columns, np.inf)
-        self.divergence[0] = 0.0
+        self._least: Float64Array = np.full(columns, np.inf)
+        self._least[0] = 0.0
         self._taken = np.zeros((len(self._rest), columns), dtype=np.uint8)
-        for taken, choices in zip(self._taken, self._rest.values(), strict=True):
-            self.divergence = self._with(choices, taken)
-        self._best_within = _running_argmin(self.divergence)
+        for taken, m in zip(self._taken, self._rest, strict=True):
+            self._least = self._with(m, taken)
+        self._best_within = _running_argmin(self._least)
 
-    def _with(self, choices: list[Candidate], taken: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """Add one matrix; ``taken`` receives the choice made at each total."""
-        best: NDArray[np.float64] = np.full_like(self.divergence, np.inf)
-        for index, choice in enumerate(choices):
-            units = self._units(choice)
+    def _too_small(self, capacity: int) -> UserError:
+        least = smallest_nbytes(self._sizes)
+        return UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
+
+    def _with(self, m: int, taken: NDArray[np.uint8]) -> Float64Array:
+        """Add a matrix to the least costs; ``taken`` receives its choice at each total."""
+        best: Float64Array = np.full_like(self._least, np.inf)
+        for index, (cost, nbytes) in enumerate(zip(self._costs[m], self._sizes[m], strict=True)):
+            units = self._units(nbytes)
             if units >= len(best):
                 continue
-            total = self.divergence[: len(best) - units] + choice.divergence
+            total = self._least[: len(best) - units] + cost
             better = total < best[units:]
             best[units:][better] = total[better]
             taken[units:][better] = index
         return best
 
-    def _units(self, choice: Candidate) -> int:
-        return -(-choice.nbytes // self.unit)
+    def _units(self, nbytes: int) -> int:
+        return -(-nbytes // self.unit)
 
-    def solve(self, capacity: int) -> dict[str, str]:
-        """The allocation of least divergence within ``capacity`` bytes.
+    def solve(self, capacity: int) -> AllocationVector:
+        """Return the allocation of least cost within ``capacity`` bytes.
 
         Raises:
-            UserError: no mix is that small.
+            UserError: no allocation is that small.
         """
-        mixes = [
-            mix
-            for chosen in product(*self._apart.values())
-            if (mix := self._best(chosen, capacity)) is not None
+        combinations = [
+            best
+            for chosen in product(*(range(len(self._sizes[m])) for m in self._odd))
+            if (best := self._best(chosen, capacity)) is not None
         ]
-        if not mixes:
-            least = smallest_nbytes(self.menu)
-            raise UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
-        _, total, chosen = min(mixes, key=lambda mix: mix.divergence)
-        allocation = {
-            module: choice.qtype for module, choice in zip(self._apart, chosen, strict=True)
-        }
-        for module, taken in reversed(list(zip(self._rest, self._taken, strict=True))):
-            choice = self._rest[module][taken[total]]
-            allocation[module] = choice.qtype
-            total -= self._units(choice)
-        return {module: allocation[module] for module in self.menu}
+        if not combinations:
+            raise self._too_small(capacity)
+        _, units, chosen = min(combinations, key=lambda combination: combination.cost)
+        vector = dict(zip(self._odd, chosen, strict=True))
+        for m, taken in reversed(list(zip(self._rest, self._taken, strict=True))):
+            vector[m] = int(taken[units])
+            units -= self._units(self._sizes[m][vector[m]])
+        return tuple(vector[m] for m in range(len(self._sizes)))
 
-    def _best(self, chosen: tuple[Candidate, ...], capacity: int) -> _Mix | None:
-        """The best mix with these choices for the matrices apart; None if none fits."""
-        limit = (capacity - _nbytes(chosen)) // self.unit
-        if limit < 0 or not np.isfinite(self.divergence[self._best_within[limit]]):
+    def _best(self, chosen: AllocationVector, capacity: int) -> _Combination | None:
+        """The best allocation with these choices out of the table; None where none fits."""
+        nbytes = sum(self._sizes[m][i] for m, i in zip(self._odd, chosen, strict=True))
+        limit = (capacity - nbytes) // self.unit
+        if limit < 0 or not np.isfinite(self._least[self._best_within[limit]]):
             return None
         units = int(self._best_within[limit])
-        divergence = sum(choice.divergence for choice in chosen) + self.divergence[units]
-        return _Mix(divergence, units, chosen)
+        cost = chosen_sum([self._costs[m] for m in self._odd], chosen) + float(self._least[units])
+        return _Combination(cost, units, chosen)
 
 
-def _running_argmin(values: NDArray[np.float64]) -> NDArray[np.int64]:
+def _running_argmin(values: Float64Array) -> NDArray[np.int64]:
     """For each index, where the least value up to there is."""
     before = np.concatenate(([np.inf], np.minimum.accumulate(values)[:-1]))
     return np.maximum.accumulate(np.where(values < before, np.arange(len(values)), 0))

@@ -14,8 +14,10 @@ from bitquilt.allocation import presets, sensitivity
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.budget import Budget, parse_size
 from bitquilt.allocation.candidates import TypeBytes, candidate_sets
-from bitquilt.allocation.knapsack import CandidateSets, KnapsackTable, fullest_nbytes
+from bitquilt.allocation.knapsack import fullest_nbytes
 from bitquilt.allocation.recipe import Recipe
+from bitquilt.allocation.solver import solve
+from bitquilt.allocation.space import AllocationSpace, CandidateSets, sizes_of
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
@@ -185,8 +187,8 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
     if request.budget is not None:
         pins = recipes.pins(request.recipe, checkpoint, target) if request.recipe else {}
         space = _space(checkpoint, target, pins, request.budget.nbytes(weights), request.fast)
-        guess = sensitivity.prior(checkpoint, space.candidate_sets)
-        allocation = KnapsackTable(guess, space.capacity).solve(space.capacity)
+        guess = AllocationSpace.of(sensitivity.prior(checkpoint, space.candidate_sets))
+        allocation = guess.allocation(solve(guess, space.capacity))
     elif request.recipe is not None:
         allocation = recipes.resolve_recipe(request.recipe, checkpoint, target)
     else:
@@ -206,7 +208,7 @@ def _space(
     found = candidate_sets(
         checkpoint, target, pins, cell_bytes(checkpoint, target), fixed, budget, fast
     )
-    return Space(found, fullest_nbytes(found, budget - fixed))
+    return Space(found, fullest_nbytes(sizes_of(found), budget - fixed))
 
 
 def cell_bytes(checkpoint: Checkpoint, target: str) -> TypeBytes:

@@ -1,8 +1,8 @@
-"""The evaluator on many machines: Ray brings candidates to workers, and again if a worker dies.
+"""The evaluator on many machines: Ray brings allocations to workers, and again if a worker dies.
 
-Every candidate is one task. Workers keep an evaluator of their own; what it needs, the matrices in
+Every allocation is one task. Workers keep an evaluator of their own; what it needs, the matrices in
 their codes and the original's hidden states, comes from Ray's object store, once to each machine.
-Results are taken in the order of the candidates, whichever arrives first, and all machines
+Results are taken in the order of the tasks, whichever arrives first, and all machines
 multiply alike, so that a search finds what it finds on one machine.
 
 Ray is imported where it is used: it is an extra.
@@ -31,16 +31,16 @@ from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.progress import Progress
 
 CPUS = 4
-"""Cores of a worker where there are no GPUs; all, where a machine has fewer."""
+"""Cores that a worker takes where there are no GPUs; it takes all of a machine with fewer."""
 RETRIES = 3
-"""Workers that may die of the same candidate before it is the candidate's fault."""
+"""Workers that may die on the same allocation before the search fails."""
 
 Ref = Any
-"""Of something in Ray's object store."""
+"""A reference to something in Ray's object store."""
 
 
 class RayEvaluator:
-    """KL of mixes, token by token, as :class:`.evaluator.Evaluator` measures it."""
+    """KL of allocations, token by token, as :class:`.evaluator.Evaluator` measures it."""
 
     def __init__(
         self,
@@ -50,13 +50,13 @@ class RayEvaluator:
         precision: str,
         progress: Progress,
     ) -> None:
-        """Connect.
+        """Connect to the cluster.
 
         Args:
             checkpoint: the model.
-            packed: its matrices on the types that mixes will name.
-            address: of a cluster; if empty, the one that runs here, or else a new one.
-            precision: how workers multiply: one of :data:`.evaluator.PRODUCTS`.
+            packed: its matrices on the types that allocations will name.
+            address: the address of a cluster; if empty, the one that runs here, or else a new one.
+            precision: how workers multiply, one of :data:`.evaluator.PRODUCTS`.
             progress: told what the cluster has.
 
         Raises:
@@ -79,18 +79,20 @@ class RayEvaluator:
         return _Shipped(replace(checkpoint, reader=_no_file), plain, precision)
 
     def __call__(
-        self, teacher: Teacher, mixes: Sequence[Allocation], windows: Sequence[int]
+        self, teacher: Teacher, allocations: Sequence[Allocation], windows: Sequence[int]
     ) -> NDArray[np.float32]:
-        """KL(original ‖ mix) in nats, [K, N, L − 1]; see :class:`.evaluator.Evaluator`.
+        """Return KL(original ‖ quantized) [K, N, L − 1] in nats, as an :class:`.Evaluator` does.
 
         Raises:
-            UserError: a candidate cannot be measured, on whichever machine.
+            UserError: an allocation cannot be measured on any machine.
         """
         text = self._text_of(teacher)
         tasks = [
             # in lists references stay references, and a worker fetches only what it has not got
-            self._task.remote([self._model, text], self._cells_of(mix), dict(mix), list(windows))
-            for mix in mixes
+            self._task.remote(
+                [self._model, text], self._cells_of(allocation), dict(allocation), list(windows)
+            )
+            for allocation in allocations
         ]
         try:
             return np.stack(self._ray.get(tasks))
@@ -112,12 +114,12 @@ class RayEvaluator:
             self._text = self._ray.put([_Sent.of(part) for part in parts])
         return self._text
 
-    def _cells_of(self, mix: Allocation) -> dict[str, Ref]:
-        for cell in mix.items():
+    def _cells_of(self, allocation: Allocation) -> dict[str, Ref]:
+        for cell in allocation.items():
             if cell not in self._cells:
                 parts = self._packed(*cell).items()
                 self._cells[cell] = self._ray.put({name: _Sent.of(part) for name, part in parts})
-        return {module: self._cells[module, qtype] for module, qtype in mix.items()}
+        return {module: self._cells[module, qtype] for module, qtype in allocation.items()}
 
 
 def _connected(address: str) -> Any:
@@ -161,7 +163,7 @@ class _Sent:
         return cls(flat.view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape))
 
     def tensor(self) -> Tensor:
-        """What was sent, not to be written to."""
+        """The tensor that was sent, which must not be written to."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(self.data).view(self.dtype).view(self.shape)
@@ -169,12 +171,12 @@ class _Sent:
 
 @dataclass(frozen=True)
 class _Shipped:
-    """What a worker makes its evaluator from."""
+    """All that a worker makes its evaluator from."""
 
     checkpoint: Checkpoint
-    """Without its files."""
+    """The model without its files."""
     plain: Mapping[str, Ref]
-    """Name → the tensor, for all that is no matrix."""
+    """Name → the tensor, for all tensors that are not quantized matrices."""
     precision: str
 
 
@@ -189,7 +191,7 @@ class _Worker:
         import ray
 
         self.cells: dict[tuple[str, str], Ref] = {}
-        """Where the matrices are that mixes have named so far."""
+        """References to the matrices that allocations have named so far."""
 
         def load(name: str) -> Any:
             return ray.get(shipped.plain[name]).tensor()
@@ -204,7 +206,7 @@ class _Worker:
 
 @lru_cache(maxsize=1)
 def _worker_for(model: Ref) -> _Worker:
-    """The worker of this process for a search: the next search has another."""
+    """Return this process's worker for a search; the next search has another."""
     import ray
 
     shipped: _Shipped = ray.get(model)
@@ -220,11 +222,11 @@ def _teacher_for(text: Ref) -> Teacher:
 
 
 def _kl(
-    shared: Sequence[Ref], cells: Mapping[str, Ref], mix: Allocation, windows: Sequence[int]
+    shared: Sequence[Ref], cells: Mapping[str, Ref], allocation: Allocation, windows: Sequence[int]
 ) -> NDArray[np.float32]:
-    """One candidate, in a worker: KL [N, L − 1]."""
+    """Measure one allocation in a worker: KL [N, L − 1]."""
     model, text = shared
     worker = _worker_for(model)
-    worker.cells.update({(module, mix[module]): ref for module, ref in cells.items()})
-    found: NDArray[np.float32] = worker.evaluate(_teacher_for(text), [mix], windows)[0]
+    worker.cells.update({(module, allocation[module]): ref for module, ref in cells.items()})
+    found: NDArray[np.float32] = worker.evaluate(_teacher_for(text), [allocation], windows)[0]
     return found

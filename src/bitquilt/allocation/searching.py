@@ -8,9 +8,11 @@ from itertools import chain
 
 import numpy as np
 
-from bitquilt.allocation.evopress import Schedule, evolve
-from bitquilt.allocation.measurements import Limits, Measurements, SpentError
+from bitquilt.allocation.evopress import EvoPressSchedule, evolve
+from bitquilt.allocation.measurements import Measurements
+from bitquilt.allocation.meter import Limits, SpentError
 from bitquilt.allocation.race_search import RaceSearch
+from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Incumbent
 from bitquilt.runtime.progress import Progress
 
@@ -19,11 +21,12 @@ from bitquilt.runtime.progress import Progress
 class SearchTask:
     """What is searched for."""
 
-    mixes: AllocationSpace
+    space: AllocationSpace
     """What may be chosen, with its scores."""
     capacities: Mapping[str, int]
     """Name of a file → bytes that its matrices may take."""
     seed: int
+    """Decides what is random in the search."""
 
 
 def run_search(
@@ -36,46 +39,44 @@ def run_search(
     """Search until the method or its limits are at an end, or Ctrl-C.
 
     Args:
-        method: one of :data:`bitquilt.allocation.SEARCH_METHODS`.
+        method: ``race`` or ``evopress``.
         task: what is searched for.
-        measurements: measures and counts.
+        measurements: gives the KL of allocations, and counts.
         limits: where to end at the latest.
         progress: told how it goes.
 
     Returns:
-        Name of a file → the best mix found.
+        Name of a file → the best allocation found, which is the exact knapsack's before the search
+        has found anything.
     """
-    mixes, names = task.mixes, {capacity: name for name, capacity in task.capacities.items()}
-    best = {c: mixes.solve(mixes.scores, c, {}) for c in names}
-    measurements.limit(limits)
+    space, names = task.space, {capacity: name for name, capacity in task.capacities.items()}
+    best = {capacity: solve(space, capacity) for capacity in names}
+    meter, history = measurements.meter, measurements.history
+    meter.limit(limits)
     try:
-        for capacity, mix, kl in _standings(method, task, measurements, progress):
-            best[capacity] = mix
-            size = mixes.nbytes(mix)
-            qtypes = " ".join(mixes.qtypes(mix).values())
-            measurements.note({"best": qtypes, "file": names[capacity], "bytes": size, "at": kl})
-            progress.say(
-                f"{names[capacity]}: KL {kl:.4g} in {size:,} bytes; {measurements.progress}"
-            )
+        for capacity, vector, kl in _incumbents(method, task, measurements, progress):
+            best[capacity] = vector
+            name, size = names[capacity], space.nbytes(vector)
+            qtypes = " ".join(space.allocation(vector).values())
+            history.write({"best": qtypes, "file": name, "bytes": size, "at": kl} | meter.spent)
+            progress.say(f"{name}: KL {kl:.4g} in {size:,} bytes; {meter.progress}")
     except SpentError:
-        progress.say("the search has used up what it was given")
+        progress.say("the search has used up its tokens or its time")
     except KeyboardInterrupt:
         progress.say("stopped: the best mixes so far are kept, and the same command searches on")
     return {name: best[capacity] for name, capacity in task.capacities.items()}
 
 
-def _standings(
+def _incumbents(
     method: str, task: SearchTask, measurements: Measurements, progress: Progress
 ) -> Iterator[Incumbent]:
-    """How a method gets on."""
-    measure, rng = measurements.of(task.mixes), np.random.default_rng(task.seed)
+    """The steps of a method."""
+    evaluate, rng = measurements.of(task.space), np.random.default_rng(task.seed)
     capacities = list(dict.fromkeys(task.capacities.values()))
     if method == "race":
-        return RaceSearch(
-            task.mixes, capacities, measure, measurements.windows, rng, progress
-        ).run()
-    if method == "evopress":
-        text = measurements.windows, measurements.length
-        runs = (evolve(task.mixes, c, measure, text, Schedule(), rng) for c in capacities)
-        return chain.from_iterable(runs)
-    return iter(())
+        windows = measurements.windows
+        return RaceSearch(task.space, capacities, evaluate, windows, rng, progress).run()
+    text = measurements.windows, measurements.meter.window_tokens
+    schedule = EvoPressSchedule()
+    runs = (evolve(task.space, c, evaluate, text, schedule, rng) for c in capacities)
+    return chain.from_iterable(runs)

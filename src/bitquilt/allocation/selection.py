@@ -1,4 +1,4 @@
-"""Which of a few mixes is best, on text that none of them was chosen by."""
+"""Which of a few allocations is best, on text that none of them was chosen by."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bitquilt.allocation.space import Float64Array
 
 @dataclass(frozen=True)
 class Ranking:
-    """One mix, judged."""
+    """Where one allocation stands among those that were compared."""
 
     name: str
-    """The method that found it, or the preset that it is."""
+    """The method that found the allocation, or the preset that it is."""
     kl: float
-    """On the judging text, nats per token."""
+    """Its KL on the text that decides, in nats per token."""
     behind: Difference
     """Its KL less that of the best."""
 
@@ -29,10 +29,10 @@ class Ranking:
 
 
 def rank(samples: Mapping[str, Float64Array]) -> list[Ranking]:
-    """Rank mixes by mean KL, best first; equals stay in their order.
+    """Rank allocations by mean KL, best first; equals stay in their order.
 
     Args:
-        samples: name → KL [n] at the same places of the text for all mixes.
+        samples: name → KL [n] at the same places of the text for all allocations.
     """
     ranked = sorted(samples, key=lambda name: float(samples[name].mean()))
     best = samples[ranked[0]]

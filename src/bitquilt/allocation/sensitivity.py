@@ -1,12 +1,12 @@
-"""The cost of every (matrix, type): a prediction that takes no forward, or a measurement."""
+"""The cost of every matrix on every type: a prediction without a forward pass, or a measurement."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from bitquilt import qtypes
-from bitquilt.allocation.knapsack import Candidate, CandidateSets
 from bitquilt.allocation.measurements import Measurements
+from bitquilt.allocation.space import Candidate, CandidateSets
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Packed, PackedSource
@@ -14,21 +14,21 @@ from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.progress import Progress
 
 EXACT = "F32"
-"""The type of a matrix that is as it was."""
-ALONE = 4
-"""Windows that each cell is measured on where no prediction is trusted."""
+"""The type that stands for an unquantized matrix."""
+ALONE_WINDOWS = 4
+"""Windows that each matrix on each type is measured on, all other matrices exact."""
 
 
 def block(module: str) -> str:
-    """The number of its block; the path of a matrix that is in none."""
+    """Return the number of a matrix's block, or its path where it is in none."""
     layer = layer_of(module)
     return module if layer is None else str(layer)
 
 
-def prior(checkpoint: Checkpoint, menu: CandidateSets) -> CandidateSets:
-    """Costs before anything is measured: rounding error falls fourfold a bit.
+def prior(checkpoint: Checkpoint, sets: CandidateSets) -> CandidateSets:
+    """Return candidates with costs that need no data: rounding error falls fourfold with each bit.
 
-    Enough to plan sizes with; never what a quantized file is made from.
+    They suffice to plan sizes; no quantized file is made from them.
     """
     shapes = checkpoint.matrices
 
@@ -37,13 +37,13 @@ def prior(checkpoint: Checkpoint, menu: CandidateSets) -> CandidateSets:
         return float(rows * columns * 4.0 ** -qtypes.get(qtype).bits)
 
     return {
-        module: [replace(choice, divergence=guess(module, choice.qtype)) for choice in choices]
-        for module, choices in menu.items()
+        module: [replace(c, divergence=guess(module, c.qtype)) for c in candidates]
+        for module, candidates in sets.items()
     }
 
 
 def with_originals(bank: LayerBank) -> PackedSource:
-    """The bank's matrices, and as :data:`EXACT` the original ones."""
+    """Return a source of the bank's matrices, which gives the original ones as :data:`EXACT`."""
 
     def packed(module: str, qtype: str) -> Packed:
         if qtype == EXACT:
@@ -53,31 +53,31 @@ def with_originals(bank: LayerBank) -> PackedSource:
     return packed
 
 
-def measured(menu: CandidateSets, measurements: Measurements, progress: Progress) -> CandidateSets:
-    """The menu with each cell's measured divergence, all other matrices exact.
+def measured(sets: CandidateSets, measurements: Measurements, progress: Progress) -> CandidateSets:
+    """Return candidates with the KL of each one alone, all other matrices exact.
 
     Args:
-        menu: what each matrix may be put on.
-        measurements: of mixes that may hold :data:`EXACT`.
-        progress: advances after each cell.
+        sets: the candidates of each matrix.
+        measurements: gives the KL of allocations that may hold :data:`EXACT`.
+        progress: advances after each candidate.
     """
-    windows = range(min(ALONE, measurements.windows))
+    windows = range(min(ALONE_WINDOWS, measurements.windows))
     found: dict[str, list[Candidate]] = {}
-    for module, choices in menu.items():
-        alone = [dict.fromkeys(menu, EXACT) | {module: choice.qtype} for choice in choices]
+    for module, candidates in sets.items():
+        alone = [dict.fromkeys(sets, EXACT) | {module: c.qtype} for c in candidates]
         kl = measurements.samples(alone, windows).mean(1)
         found[module] = [
-            replace(c, divergence=float(one)) for c, one in zip(choices, kl, strict=True)
+            replace(c, divergence=float(one)) for c, one in zip(candidates, kl, strict=True)
         ]
-        for _ in choices:
+        for _ in candidates:
             progress.advance()
     return found
 
 
-def predicted(bank: LayerBank, menu: CandidateSets) -> CandidateSets:
-    """The menu with each cell's predicted divergence (:mod:`bitquilt.calibration.prediction`)."""
+def predicted(bank: LayerBank, sets: CandidateSets) -> CandidateSets:
+    """Return candidates with what the bank predicts (:mod:`bitquilt.calibration.prediction`)."""
     return {
-        module: [replace(c, divergence=cells[c.qtype].divergence) for c in choices]
-        for module, choices in menu.items()
+        module: [replace(c, divergence=cells[c.qtype].divergence) for c in candidates]
+        for module, candidates in sets.items()
         for cells in [bank.cells(module)]
     }

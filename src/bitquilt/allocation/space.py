@@ -1,103 +1,144 @@
-"""The mixes of a menu as vectors of integers: for every matrix, which of its choices, by size."""
+"""The allocations that a search may choose from, as arrays, and one of them as a vector.
+
+Everything that changes during planning is in :data:`CandidateSets`, which goes by names. A search
+asks for thousands of allocations, so it goes by numbers: :class:`AllocationSpace` holds bytes,
+scores and seconds of every choice, and an :data:`AllocationVector` says which choice each matrix
+has.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.allocation.knapsack import Candidate, CandidateSets
-from bitquilt.allocation.speed_limit import solve_with_speed_limit
+from bitquilt.qtypes.qtype import Allocation
 
-AllocationVector = tuple[int, ...]
-"""One number per matrix, in the order of the menu; 0 is its smallest choice."""
 Float64Array = NDArray[np.float64]
 
-
-class Incumbent(NamedTuple):
-    """The best mix so far."""
-
-    capacity: int
-    """Bytes that its matrices may take."""
-    mix: AllocationVector
-    kl: float
-    """On the text it was last chosen on, nats per token."""
+AllocationVector = tuple[int, ...]
+"""One number per matrix, in the order of the space: which of its choices it has, 0 the smallest."""
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A type that one matrix may have."""
+
+    qtype: str
+    nbytes: int
+    """Bytes of the matrix in the file, alignment included."""
+    divergence: float
+    """Predicted KL that this matrix on this type costs, in nats per token."""
+    seconds: float = 0.0
+    """Predicted time that this matrix takes for a generated token."""
+
+
+CandidateSets = Mapping[str, list[Candidate]]
+"""Module path → the candidates of that matrix: the classes of the multiple-choice knapsack."""
+
+
+def sizes_of(candidate_sets: CandidateSets) -> list[list[int]]:
+    """Return the bytes of each matrix's candidates, in the order of the sets."""
+    return [[candidate.nbytes for candidate in own] for own in candidate_sets.values()]
+
+
+class Incumbent(NamedTuple):
+    """The best allocation that a search has found so far."""
+
+    capacity: int
+    """Bytes that the matrices of this allocation may take."""
+    vector: AllocationVector
+    kl: float
+    """Its KL on the text that it was last chosen on, in nats per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AllocationSpace:
-    """All mixes of one menu."""
+    """All allocations that candidate sets allow. The choices of a matrix go by size."""
 
     modules: tuple[str, ...]
-    choices: tuple[tuple[Candidate, ...], ...]
-    """Of each module, smallest first."""
-    seconds: float = math.inf
-    """That the matrices may take for a token."""
+    qtypes: tuple[tuple[str, ...], ...]
+    """The types of each module's choices."""
+    sizes: tuple[tuple[int, ...], ...]
+    """The bytes of each module's choices."""
+    scores: tuple[Float64Array, ...]
+    """The predicted divergence of each module's choices, in nats per token."""
+    seconds: tuple[Float64Array, ...]
+    """The predicted seconds per token of each module's choices."""
+    max_seconds: float = math.inf
+    """Seconds that all matrices together may take for a token."""
 
     @classmethod
-    def of(cls, menu: CandidateSets, seconds: float = math.inf) -> AllocationSpace:
-        """Those of a menu."""
-        by_size = (tuple(sorted(own, key=lambda choice: choice.nbytes)) for own in menu.values())
-        return cls(tuple(menu), tuple(by_size), seconds)
-
-    def qtypes(self, mix: AllocationVector) -> dict[str, str]:
-        """Module path → type name."""
-        chosen = zip(self.modules, self.choices, mix, strict=True)
-        return {module: choices[index].qtype for module, choices, index in chosen}
-
-    def vector(self, qtypes: Mapping[str, str]) -> AllocationVector:
-        """The inverse of :meth:`qtypes`; every type must be on the menu."""
-        return tuple(
-            [choice.qtype for choice in choices].index(qtypes[module])
-            for module, choices in zip(self.modules, self.choices, strict=True)
+    def of(cls, candidate_sets: CandidateSets, max_seconds: float = math.inf) -> AllocationSpace:
+        """Sort the candidates of each matrix by size and put them into arrays."""
+        by_size = [sorted(own, key=lambda c: c.nbytes) for own in candidate_sets.values()]
+        return cls(
+            modules=tuple(candidate_sets),
+            qtypes=tuple(tuple(c.qtype for c in own) for own in by_size),
+            sizes=tuple(tuple(c.nbytes for c in own) for own in by_size),
+            scores=tuple(np.array([c.divergence for c in own]) for own in by_size),
+            seconds=tuple(np.array([c.seconds for c in own]) for own in by_size),
+            max_seconds=max_seconds,
         )
 
-    def nbytes(self, mix: AllocationVector) -> int:
-        """Bytes that the matrices take."""
-        return int(sum(own[index] for own, index in zip(self.sizes, mix, strict=True)))
+    def allocation(self, vector: AllocationVector) -> dict[str, str]:
+        """Return module path → type name."""
+        chosen = zip(self.modules, self.qtypes, vector, strict=True)
+        return {module: qtypes[index] for module, qtypes, index in chosen}
 
-    def fast_enough(self, mix: AllocationVector) -> bool:
-        """Whether it is within the seconds."""
-        chosen = zip(self.choices, mix, strict=True)
-        return sum(choices[index].seconds for choices, index in chosen) <= self.seconds
+    def vector(self, allocation: Allocation) -> AllocationVector:
+        """Return the inverse of :meth:`allocation`.
+
+        Raises:
+            ValueError: a type of the allocation is not among the candidates.
+        """
+        vector = []
+        for module, qtypes in zip(self.modules, self.qtypes, strict=True):
+            if allocation[module] not in qtypes:
+                raise ValueError(f"{allocation[module]} is not a candidate of {module}")
+            vector.append(qtypes.index(allocation[module]))
+        return tuple(vector)
+
+    def nbytes(self, vector: AllocationVector) -> int:
+        """Return the bytes that the matrices take."""
+        return sum(own[index] for own, index in zip(self.sizes, vector, strict=True))
+
+    def fast_enough(self, vector: AllocationVector) -> bool:
+        """Tell whether the matrices stay within the seconds of the space."""
+        return chosen_sum(self.seconds, vector) <= self.max_seconds
 
     def scaled(self, factors: Float64Array) -> AllocationSpace:
-        """With the scores of each module multiplied by its factor [M]."""
-        choices = tuple(
-            tuple(replace(choice, divergence=choice.divergence * factor) for choice in own)
-            for own, factor in zip(self.choices, factors.tolist(), strict=True)
-        )
-        return AllocationSpace(self.modules, choices, self.seconds)
+        """Return the space with the scores of each module multiplied by its factor [M]."""
+        pairs = zip(self.scores, factors.tolist(), strict=True)
+        return self.rescored([own * factor for own, factor in pairs])
 
-    @cached_property
-    def sizes(self) -> list[NDArray[np.int64]]:
-        """Bytes of each module's choices."""
-        return [np.array([choice.nbytes for choice in own]) for own in self.choices]
+    def rescored(self, scores: Sequence[Float64Array]) -> AllocationSpace:
+        """Return the space with other scores."""
+        return replace(self, scores=tuple(scores))
 
-    @cached_property
-    def scores(self) -> list[Float64Array]:
-        """Predicted divergence of each module's choices, nats per token."""
-        return [np.array([choice.divergence for choice in own]) for own in self.choices]
-
-    def solve(
-        self, costs: Sequence[Float64Array], capacity: int, kept: Mapping[int, int]
-    ) -> AllocationVector:
-        """The mix of the least sum of costs within a capacity and the seconds.
+    def restricted(self, kept: Mapping[int, int]) -> AllocationSpace:
+        """Return the space in which some modules have one choice only.
 
         Args:
-            costs: of each module's choices.
-            capacity: bytes that the matrices may take.
-            kept: number of a module → its choice, for those that are not to change.
+            kept: index of a module → index of the one choice that it keeps.
         """
-        menu = {}
-        for m, (module, own, cost) in enumerate(
-            zip(self.modules, self.choices, costs, strict=True)
-        ):
-            open_to = range(len(own)) if m not in kept else [kept[m]]
-            menu[module] = [replace(own[i], divergence=float(cost[i])) for i in open_to]
-        return self.vector(solve_with_speed_limit(menu, capacity, self.seconds))
+        choices = [
+            slice(kept[m], kept[m] + 1) if m in kept else slice(None)
+            for m in range(len(self.modules))
+        ]
+        return replace(
+            self,
+            qtypes=tuple(own[c] for own, c in zip(self.qtypes, choices, strict=True)),
+            sizes=tuple(own[c] for own, c in zip(self.sizes, choices, strict=True)),
+            scores=tuple(own[c] for own, c in zip(self.scores, choices, strict=True)),
+            seconds=tuple(own[c] for own, c in zip(self.seconds, choices, strict=True)),
+        )
+
+
+def chosen_sum(values: Sequence[Float64Array], vector: AllocationVector) -> float:
+    """Return the sum over all matrices of the value that each one's choice has."""
+    return float(sum(own[index] for own, index in zip(values, vector, strict=True)))

@@ -16,19 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bitquilt.allocation.knapsack import CandidateSets
-from bitquilt.allocation.space import Float64Array
+from bitquilt.allocation.space import CandidateSets, Float64Array
 
 TIMING_NOISES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
-"""Spreads of a timed file's seconds around what the model can say, relative to them: how much else
+"""Spreads of a timed file's seconds around the model's, relative to them: they say how much else
 the machine does. The evidence (MacKay 1992) chooses among them."""
-QTYPES, SHAPES = 1.0, 0.2
+QTYPE_SPREAD, SHAPE_SPREAD = 1.0, 0.2
 """Prior spread of the paces of types around their mean, and of shapes around their type's, both
 relative to that mean."""
 
 
 class TypedShape(NamedTuple):
-    """All matrices of one shape on one type take the same time."""
+    """A shape on a type; all matrices that share both take the same time."""
 
     rows: int
     columns: int
@@ -40,9 +39,9 @@ class TimedFile:
     """A file that was timed."""
 
     matrices: Mapping[TypedShape, int]
-    """How many it has of each sort."""
+    """How many matrices the file has of each shape on each type."""
     seconds: float
-    """For one token."""
+    """Seconds for one token."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class SpeedModel:
     base: float
     """Seconds that no matrix accounts for."""
     paces: Mapping[TypedShape, float]
-    """Seconds of one matrix."""
+    """Shape on a type → seconds of one matrix."""
     error: float
     """Root mean square of the relative error, each timed file predicted from the others."""
 
@@ -70,32 +69,32 @@ class SpeedModel:
         x = np.hstack(
             [
                 np.full((len(runs), 1), seconds.mean()),
-                weights @ of_qtype * (QTYPES * pace),
-                weights * (SHAPES * pace),
+                weights @ of_qtype * (QTYPE_SPREAD * pace),
+                weights * (SHAPE_SPREAD * pace),
             ]
         )  # [n, p]
         expected = weights.sum(1) * pace
         parts, left_out = _ridge(x / seconds[:, None], 1 - expected / seconds)
         base, qtypes, shapes = np.split(parts, [1, 1 + len(names)])
-        own = pace * (1 + QTYPES * of_qtype @ qtypes + SHAPES * shapes)
+        own = pace * (1 + QTYPE_SPREAD * of_qtype @ qtypes + SHAPE_SPREAD * shapes)
         paces = {c: float(p * c.rows * c.columns) for c, p in zip(cells, own, strict=True)}
         return cls(float(base[0] * seconds.mean()), paces, float(np.sqrt((left_out**2).mean())))
 
-    def timed(self, menu: CandidateSets, shapes: Mapping[str, tuple[int, int]]) -> CandidateSets:
-        """The menu with the seconds of every choice.
+    def timed(self, sets: CandidateSets, shapes: Mapping[str, tuple[int, int]]) -> CandidateSets:
+        """Return candidates with the seconds of each.
 
         Args:
-            menu: what each matrix may be put on.
-            shapes: (rows, columns) of those that every token reads; the others take no time.
+            sets: the candidates of each matrix.
+            shapes: (rows, columns) of matrices that every token reads; the others take no time.
         """
         return {
             module: [
-                replace(choice, seconds=self.paces[TypedShape(*shapes[module], choice.qtype)])
+                replace(c, seconds=self.paces[TypedShape(*shapes[module], c.qtype)])
                 if module in shapes
-                else choice
-                for choice in choices
+                else c
+                for c in candidates
             ]
-            for module, choices in menu.items()
+            for module, candidates in sets.items()
         }
 
 

@@ -1,8 +1,8 @@
-"""How long a token takes on each type here: small files are written, run, and remembered.
+"""How long a token takes on each type on this machine: files are written, timed and remembered.
 
-Files have the model's own shapes with arbitrary numbers in them, for numbers do not change the
-time. They run in the engine that will run the result, as ``bitquilt bench`` runs it. Seconds are
-kept in the user's cache by machine, engine and config, so every type is timed once.
+Files have the model's own shapes with random numbers in them, since numbers do not change the time.
+They run in the engine that will run the result, as ``bitquilt bench`` runs it. Seconds are kept in
+the user's cache by machine, engine and config, so every type is timed once.
 """
 
 from __future__ import annotations
@@ -26,84 +26,98 @@ from platformdirs import user_cache_path
 
 from bitquilt import qtypes
 from bitquilt.allocation.plan import STITCHERS, Plan
-from bitquilt.allocation.speed_limit import least_seconds
+from bitquilt.allocation.solver import least_seconds
+from bitquilt.allocation.space import AllocationSpace
 from bitquilt.allocation.speed_model import SpeedModel, TimedFile, TypedShape
 from bitquilt.engines import Engine, GenerationRequest, Sampling, open_engine
 from bitquilt.engines.llamacpp_backend import physical_cores
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.models.names import layer_of
-from bitquilt.qtypes.qtype import Packed, PackedSource
+from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.hardware import processor
 from bitquilt.runtime.progress import Progress
 
-PROMPT, ANSWER = 128, 32
-"""Tokens. Short answers: the middle one of many is little disturbed."""
-TURNS, LEAST_TURNS, SECONDS = 16, 4, 1.0
-"""Answers of a file: so many, or as many as there is time for."""
-REPEATS = 2
-"""Times that each file is run, all others between: what else goes on seldom meets it twice."""
-ROUNDS = 2
-"""Files, for every type of the shape that has the most."""
-RELIABLE = 0.1
-"""Error up to which timings are kept for the next time."""
-MOST_WEIGHTS = 400_000_000
-"""Larger models are timed with fewer blocks: this is more than a processor's cache holds."""
 PATTERN_ROWS = 64
-"""Different rows of a matrix; they repeat."""
+"""Different rows of a random matrix; they repeat."""
 PACKAGES = {"gguf": ("xllamacpp",), "mlx": ("mlx", "mlx-lm")}
 SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
 
 Shape = tuple[int, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimingSchedule:
+    """What is timed, and how often."""
+
+    prompt_tokens: int = 128
+    """Tokens before an answer."""
+    answer_tokens: int = 32
+    """Tokens of an answer; of many short ones the middle one is little disturbed."""
+    most_answers: int = 16
+    """Answers of a file where there is time for so many."""
+    least_answers: int = 4
+    """Answers of a file however long they take."""
+    answer_seconds: float = 1.0
+    """Seconds after which a file gives no more answers than it has to."""
+    repeats: int = 2
+    """How often each file is run, all others in between: other work seldom meets it twice."""
+    rounds: int = 2
+    """How many files there are for every type of the shape that has the most types."""
+    most_error: float = 0.1
+    """Timings that predict each other with a larger error are not kept for the next time."""
+    most_weights: int = 400_000_000
+    """Larger models are timed with fewer blocks; this is more than a processor's cache holds."""
+
+
 @dataclass(frozen=True)
 class SpeedLimit:
-    """A speed that files have to reach here."""
+    """A speed that files have to reach on this machine."""
 
     rate: float
-    """Tokens a second, of one answer."""
+    """Tokens per second of a single answer."""
     model: SpeedModel
     shapes: Mapping[str, Shape]
-    """Of the matrices that every token reads."""
+    """Module path → (rows, columns) of the matrices that every token reads."""
 
     @property
     def seconds(self) -> float:
-        """That the matrices may take for a token."""
+        """Seconds that the matrices may take for a token."""
         return 1 / self.rate - self.model.base
 
-    def predicted(self, mix: Mapping[str, str]) -> float:
-        """Tokens a second of a mix, module path → type name."""
-        paces = (self.model.paces[TypedShape(*shape, mix[m])] for m, shape in self.shapes.items())
-        return 1 / (self.model.base + sum(paces))
+    def predicted(self, allocation: Allocation) -> float:
+        """Return the tokens per second that are predicted for an allocation."""
+        paces = self.model.paces
+        seconds = sum(paces[TypedShape(*s, allocation[m])] for m, s in self.shapes.items())
+        return 1 / (self.model.base + seconds)
 
-    def fast_enough(self, mixes: Mapping[str, Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
-        """Those of some mixes, by name, that are as fast as that."""
-        return {name: mix for name, mix in mixes.items() if self.predicted(mix) >= self.rate}
+    def fast_enough(self, allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
+        """Return those of some allocations, by name, that reach the speed."""
+        return {name: one for name, one in allocations.items() if self.predicted(one) >= self.rate}
 
     def timed(self, plan: Plan) -> Plan:
-        """The plan with the seconds of everything that it may choose.
+        """Return the plan with the seconds of everything that it may choose.
 
         Raises:
-            UserError: no mix of its size is so fast.
+            UserError: no allocation of the plan's size is so fast.
         """
         if plan.space is None:
             return plan
-        menu = self.model.timed(plan.space.candidate_sets, self.shapes)
-        most = 1 / (self.model.base + least_seconds(menu, plan.space.capacity))
+        sets = self.model.timed(plan.space.candidate_sets, self.shapes)
+        most = 1 / (self.model.base + least_seconds(AllocationSpace.of(sets), plan.space.capacity))
         if most < self.rate:
             raise UserError(
                 f"{plan.label}: no mix of that size makes {self.rate:g} tokens a second on this "
                 f"machine, the fastest about {most:.3g}; ask for --min-tokens-per-second "
                 f"{0.95 * most:.3g}, or for a smaller file"
             )
-        return replace(plan, space=replace(plan.space, candidate_sets=menu))
+        return replace(plan, space=replace(plan.space, candidate_sets=sets))
 
 
 def read_each_token(checkpoint: Checkpoint) -> dict[str, Shape]:
-    """Module path → (rows, columns) of the matrices that generating a token multiplies by."""
+    """Return module path → (rows, columns) of the matrices that every generated token reads."""
     looked_up = () if checkpoint.tied else (EMBEDDING,)
     return {m: shape for m, shape in checkpoint.matrices.items() if m not in looked_up}
 
@@ -114,20 +128,26 @@ def speed_limit(
     target: str,
     candidates: Mapping[str, Iterable[str]],
     progress: Progress,
+    schedule: TimingSchedule | None = None,
 ) -> SpeedLimit:
-    """A limit of speed, with how long tokens take on these types; timed now where not known yet.
+    """Return a limit of speed, with how long tokens take on these types.
+
+    Types that were not timed before on this machine are timed now.
 
     Args:
-        rate: tokens a second that files have to reach.
+        rate: tokens per second that files have to reach.
         checkpoint: the model.
         target: ``gguf`` or ``mlx``.
         candidates: module path → type names.
         progress: told how it goes.
+        schedule: what is timed, and how often; the defaults if not given.
 
     Raises:
         EngineMissingError: the target's engine is not installed.
     """
-    kept = user_cache_path("bitquilt") / "speed" / f"{_key(checkpoint, target)}.json"
+    schedule = schedule or TimingSchedule()
+    name = _key(checkpoint, target, schedule.most_weights)
+    kept = user_cache_path("bitquilt") / "speed" / f"{name}.json"
     runs = _read(kept)
     known = {cell for run in runs for cell in run.matrices}
     shapes = read_each_token(checkpoint)
@@ -138,35 +158,37 @@ def speed_limit(
         shape: [name for name in names if TypedShape(*shape, name) not in known]
         for shape, names in wanted.items()
     }
-    files = ROUNDS * max(map(len, missing.values()))
+    files = schedule.rounds * max(map(len, missing.values()))
     if files:
-        designs = _designs(checkpoint, wanted, missing, files)
-        with progress.stage(f"Timing types for {target}", REPEATS * files):
-            runs += [
-                _best(visits) for visits in zip(*_visits(designs, target, progress), strict=True)
-            ]
+        blocks = _affordable_blocks(checkpoint, schedule.most_weights)
+        designs = _designs(checkpoint, blocks, wanted, missing, files)
+        with progress.stage(f"Timing types for {target}", schedule.repeats * files):
+            repeats = _repeats(designs, target, schedule, progress)
+            runs += [_best(one) for one in zip(*repeats, strict=True)]
     model = SpeedModel.fit(runs)
     progress.say(
         f"{len(runs)} {target} files timed on this machine predict one another's speed with an "
         f"error of {model.error:.1%}"
     )
-    if model.error > RELIABLE:
-        progress.say("it does too much else to be timed well: that will be tried again next time")
+    if model.error > schedule.most_error:
+        progress.say(
+            "this machine does too much else to be timed well; types will be timed again next time"
+        )
     elif files:
         with atomic_write(kept) as beside:
             beside.write_text(json.dumps([_to_json(run) for run in runs]))
     return SpeedLimit(rate, model, shapes)
 
 
-def _key(checkpoint: Checkpoint, target: str) -> str:
-    """Of all that seconds depend on."""
+def _key(checkpoint: Checkpoint, target: str, most_weights: int) -> str:
+    """The hash of all that seconds depend on."""
     machine = [processor(), platform.machine(), physical_cores()]
-    what = [machine, target, _versions(target), checkpoint.config, MOST_WEIGHTS]
+    what = [machine, target, _versions(target), checkpoint.config, most_weights]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _versions(target: str) -> list[str]:
-    """Of the engine; an engine that is missing says so when it is started."""
+    """The versions of the engine; an engine that is missing says so when it is started."""
     try:
         return [version(package) for package in PACKAGES[target]]
     except PackageNotFoundError:
@@ -192,6 +214,7 @@ def _to_json(run: TimedFile) -> dict[str, Any]:
 
 def _designs(
     checkpoint: Checkpoint,
+    blocks: int,
     wanted: Mapping[Shape, Sequence[str]],
     missing: Mapping[Shape, Sequence[str]],
     files: int,
@@ -207,7 +230,7 @@ def _designs(
         own = list(missing[shape] or names)
         rounds = (rng.sample(own, len(own)) for _ in range(-(-files // len(own))))
         turns[shape] = [name for one in rounds for name in one]
-    deep = _cut(checkpoint, _affordable(checkpoint))
+    deep = _cut(checkpoint, blocks)
     shallow = deep if deep.layers == checkpoint.layers else _cut(checkpoint, deep.layers // 2)
     return [
         (shallow if n % 2 else deep, {shape: own[n] for shape, own in turns.items()})
@@ -215,11 +238,11 @@ def _designs(
     ]
 
 
-def _affordable(checkpoint: Checkpoint) -> int:
-    """Blocks that are timed."""
+def _affordable_blocks(checkpoint: Checkpoint, most_weights: int) -> int:
+    """The number of blocks that are timed."""
     sizes = {module: rows * columns for module, (rows, columns) in checkpoint.matrices.items()}
     in_blocks = sum(size for module, size in sizes.items() if layer_of(module) is not None)
-    room = MOST_WEIGHTS - (sum(sizes.values()) - in_blocks)
+    room = most_weights - (sum(sizes.values()) - in_blocks)
     most = int(room / (in_blocks / checkpoint.layers))
     return min(checkpoint.layers, max(2, most))
 
@@ -236,39 +259,44 @@ def _cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
     return replace(checkpoint, config=config, shapes=shapes, gguf_source=None)
 
 
-def _visits(
-    designs: Sequence[tuple[Checkpoint, dict[Shape, str]]], target: str, progress: Progress
+def _repeats(
+    designs: Sequence[tuple[Checkpoint, dict[Shape, str]]],
+    target: str,
+    schedule: TimingSchedule,
+    progress: Progress,
 ) -> Iterator[list[TimedFile]]:
     """All files, timed again and again."""
-    for _ in range(REPEATS):
-        visit = []
-        for sample, mix in designs:
-            visit.append(_timed(sample, target, mix))
+    for _ in range(schedule.repeats):
+        timed = []
+        for checkpoint, qtypes_of in designs:
+            timed.append(_timed(checkpoint, target, qtypes_of, schedule))
             progress.advance()
-        yield visit
+        yield timed
 
 
-def _best(visits: Iterable[TimedFile]) -> TimedFile:
-    return min(visits, key=lambda run: run.seconds)
+def _best(repeats: Iterable[TimedFile]) -> TimedFile:
+    return min(repeats, key=lambda run: run.seconds)
 
 
-def _timed(checkpoint: Checkpoint, target: str, mix: Mapping[Shape, str]) -> TimedFile:
+def _timed(
+    checkpoint: Checkpoint, target: str, qtype_of: Mapping[Shape, str], schedule: TimingSchedule
+) -> TimedFile:
     """Write a file whose matrices are on these types, and time it."""
     read = read_each_token(checkpoint)
-    allocation = {m: mix.get(shape, "BF16") for m, shape in checkpoint.matrices.items()}
+    allocation = {m: qtype_of.get(shape, "BF16") for m, shape in checkpoint.matrices.items()}
     with tempfile.TemporaryDirectory(prefix="bitquilt-") as folder:
         path = Path(folder) / f"timed{SUFFIX[target]}"
         STITCHERS[target].write(checkpoint, allocation, random_weights(checkpoint), path, "{}")
-        seconds = token_seconds(path)
+        seconds = token_seconds(path, schedule)
     matrices: dict[TypedShape, int] = {}
     for shape in read.values():
-        cell = TypedShape(*shape, mix[shape])
+        cell = TypedShape(*shape, qtype_of[shape])
         matrices[cell] = matrices.get(cell, 0) + 1
     return TimedFile(matrices, seconds)
 
 
 def random_weights(checkpoint: Checkpoint) -> PackedSource:
-    """Matrices of a model's shapes on any type, with arbitrary numbers."""
+    """Return a source of matrices of a model's shapes on any type, with random numbers."""
 
     def packed(module: str, qtype: str) -> Packed:
         rows, columns = checkpoint.matrices[module]
@@ -287,23 +315,26 @@ def _pattern(columns: int, qtype: str) -> Packed:
     return qtypes.get(qtype).pack(fit(qtypes.get(qtype), weights * columns**-0.5, None))
 
 
-def token_seconds(path: Path) -> float:
-    """Seconds for one more token of an answer: the middle one of several answers' means."""
+def token_seconds(path: Path, schedule: TimingSchedule | None = None) -> float:
+    """Time a file: return the seconds for one more token, the median of several answers' means."""
+    schedule = schedule or TimingSchedule()
     with open_engine(path) as engine:
         rng = random.Random(0)
-        prompt = [rng.randrange(engine.info.vocabulary) for _ in range(PROMPT)]
-        answers, started = [_answer(engine, prompt, 0)], time.monotonic()
-        while len(answers) < TURNS and (
-            len(answers) < LEAST_TURNS or time.monotonic() - started < SECONDS
+        prompt = [rng.randrange(engine.info.vocabulary) for _ in range(schedule.prompt_tokens)]
+        tokens = schedule.answer_tokens
+        answers, started = [_answer(engine, prompt, tokens, 0)], time.monotonic()
+        while len(answers) < schedule.most_answers and (
+            len(answers) < schedule.least_answers
+            or time.monotonic() - started < schedule.answer_seconds
         ):
-            answers.append(_answer(engine, prompt, len(answers)))
+            answers.append(_answer(engine, prompt, tokens, len(answers)))
     return median(answers[1:])
 
 
-def _answer(engine: Engine, prompt: Sequence[int], seed: int) -> float:
-    """The same, of one answer, once the engine keeps the prompt: then all its steps are alike."""
+def _answer(engine: Engine, prompt: Sequence[int], tokens: int, seed: int) -> float:
+    """Seconds per token of one answer; once the engine keeps the prompt, all steps are alike."""
     started = time.perf_counter()
     sampling = Sampling(temperature=1.0, top_k=40, seed=seed)
-    with engine.stream([GenerationRequest(prompt, sampling, ANSWER)]) as stream:
-        tokens = sum(1 for _ in stream)
-    return (time.perf_counter() - started) / tokens
+    with engine.stream([GenerationRequest(prompt, sampling, tokens)]) as stream:
+        count = sum(1 for _ in stream)
+    return (time.perf_counter() - started) / count

@@ -1,17 +1,17 @@
-"""What a mix is predicted to cost, learned from mixes that were measured.
+"""What an allocation is predicted to cost, learned from allocations that were measured.
 
-The scores of single cells (:mod:`.sensitivity`) add up to a first prediction S. Measured mixes
-correct it: KL ≈ Σ_j w_j F_j, where F_j is the sum of the scores over some part of the mix (a kind
+The scores of single cells (:mod:`.sensitivity`) add up to a first prediction S. Measurements
+correct it: KL ≈ Σ_j w_j F_j, where F_j is the sum of the scores over some part of the model (a kind
 of matrix, a type, a kind on a type, a block, one matrix) or, for the interactions of neighbours,
 the sum of √(s_m s_n) over pairs of matrices that follow each other. It is Bayesian linear
 regression on KL / S, so that errors count relatively: weights start at S itself with independent
-Gaussian priors, and a few dozen mixes say which of them move.
+Gaussian priors, and a few dozen measured allocations say which of them move.
 
-Every text has its own level, and weights of its own around those of all text: what ten mixes show
-on one text is not ten independent findings. How wide the priors are, how much texts differ and how
-much noise is left are what gives the largest evidence (MacKay 1992).
+Every text has its own level, and weights of its own around those of all text: what ten allocations
+show on one text is not ten independent findings. How wide the priors are, how much texts differ and
+how much noise is left are what gives the largest evidence (MacKay 1992).
 
-Letters: n lessons, p parts, M matrices.
+Letters: n observations, p parts, M matrices.
 """
 
 from __future__ import annotations
@@ -39,25 +39,26 @@ UNMEASURED = 0.3
 LEVEL_SPREAD = 0.3
 """Prior standard deviation of the level of a text."""
 SPREAD_FACTORS = (0.1, 0.25, 0.5, 1.0)
+"""Values among which the evidence chooses the factor of all spreads."""
 TEXT_SPREADS = (0.0, 0.5, 1.0, 2.0)
+"""Values among which it chooses the spread of one text's weights, relative to those spreads."""
 RESIDUAL_SPREADS = (0.005, 0.01, 0.02, 0.04)
-"""Among which the evidence chooses: the factor of all spreads, the spread of a text's weights
-relative to those, and what remains."""
+"""Values among which it chooses the spread of what the weights do not explain."""
 
 
 class Observation(NamedTuple):
-    """One measured mix."""
+    """One measured allocation."""
 
     text: int
-    """Number of the text: its lessons are compared with each other."""
-    mix: AllocationVector
+    """Number of the text; observations on one text are compared with each other."""
+    vector: AllocationVector
     kl: float
 
 
 class Parts:
-    """The mixes of one menu taken apart: a matrix of sums for the regression."""
+    """The allocations of one space taken apart: a matrix of sums for the regression."""
 
-    def __init__(self, mixes: AllocationSpace) -> None:
+    def __init__(self, space: AllocationSpace) -> None:
         names: dict[tuple[str, ...], int] = {}
         spreads: list[float] = []
 
@@ -67,33 +68,33 @@ class Parts:
                 spreads.append(SPREADS.get(sort, PAIR_SPREAD))
             return names[key]
 
-        self.mixes = mixes
+        self.space = space
         belongs = [
-            [_columns(column, module, choice.qtype) for choice in choices]
-            for module, choices in zip(mixes.modules, mixes.choices, strict=True)
+            [_columns(column, module, qtype) for qtype in qtypes]
+            for module, qtypes in zip(space.modules, space.qtypes, strict=True)
         ]
-        self._pairs = [column("pair", kind_of(a), kind_of(b)) for a, b in pairwise(mixes.modules)]
+        self._pairs = [column("pair", kind_of(a), kind_of(b)) for a, b in pairwise(space.modules)]
         self.spreads = np.array(spreads)
         self.cells = [np.zeros((len(own), len(spreads))) for own in belongs]
-        """Of each matrix: what each of its choices adds to every part, [choices, p]."""
-        for cells, own, scores in zip(self.cells, belongs, mixes.scores, strict=True):
+        """What each choice of each matrix adds to every part: one array [choices, p] a matrix."""
+        for cells, own, scores in zip(self.cells, belongs, space.scores, strict=True):
             for cell, columns, score in zip(cells, own, scores, strict=True):
                 cell[columns] = score
-        self.roots = [np.sqrt(scores) for scores in mixes.scores]
+        self.roots = [np.sqrt(scores) for scores in space.scores]
 
-    def of(self, mix: AllocationVector) -> Float64Array:
-        """The sums of one mix [p]; the first is S."""
+    def of(self, vector: AllocationVector) -> Float64Array:
+        """Return the sums of one allocation [p]; the first is S."""
         sums: Float64Array = np.sum(
-            [own[i] for own, i in zip(self.cells, mix, strict=True)], axis=0
+            [own[i] for own, i in zip(self.cells, vector, strict=True)], axis=0
         )
-        roots = [own[i] for own, i in zip(self.roots, mix, strict=True)]
+        roots = [own[i] for own, i in zip(self.roots, vector, strict=True)]
         np.add.at(sums, self._pairs, np.multiply(roots[:-1], roots[1:]))
         return sums
 
-    def around(self, mix: AllocationVector, weights: Float64Array) -> list[Float64Array]:
-        """Of each matrix: the KL of the mix with each of its choices there, less a constant."""
+    def around(self, vector: AllocationVector, weights: Float64Array) -> list[Float64Array]:
+        """Return, for each matrix, the KL with each of its choices there, less a constant."""
         costs = [cells @ weights for cells in self.cells]
-        roots = [own[i] for own, i in zip(self.roots, mix, strict=True)]
+        roots = [own[i] for own, i in zip(self.roots, vector, strict=True)]
         for m, column in enumerate(self._pairs):
             costs[m] = costs[m] + weights[column] * self.roots[m] * roots[m + 1]
             costs[m + 1] = costs[m + 1] + weights[column] * roots[m] * self.roots[m + 1]
@@ -119,29 +120,29 @@ class Surrogate:
 
     parts: Parts
     mean: Float64Array
-    """[p]."""
+    """The expected weights [p]."""
     root: Float64Array
     """A root of the covariance [p, p]."""
 
     @classmethod
-    def untaught(cls, parts: Parts) -> Surrogate:
-        """The scores are all there is."""
+    def prior(cls, parts: Parts) -> Surrogate:
+        """Return the distribution before anything is measured: the scores are all there is."""
         return cls(parts, _prior(parts), np.diag(UNMEASURED * parts.spreads))
 
     @classmethod
     def fit(
-        cls, parts: Parts, lessons: Sequence[Observation]
+        cls, parts: Parts, observations: Sequence[Observation]
     ) -> tuple[Surrogate, FitQuality, FitQuality]:
-        """Learn from measured mixes.
+        """Learn from measured allocations.
 
         Returns:
-            the surrogate; how well the scores alone predict KL among mixes on one text; and how
-            well the surrogate does, each lesson left out in turn.
+            The surrogate; how well the scores alone predict KL among allocations on one text; and
+            how well the surrogate does, each observation left out in turn.
         """
-        sums = np.array([parts.of(lesson.mix) for lesson in lessons])  # [n, p]
-        texts = np.array([lesson.text for lesson in lessons])
+        sums = np.array([parts.of(one.vector) for one in observations])  # [n, p]
+        texts = np.array([one.text for one in observations])
         same = (texts[:, None] == texts).astype(float)  # [n, n]
-        ratios = np.array([lesson.kl for lesson in lessons]) / sums[:, 0]
+        ratios = np.array([one.kl for one in observations]) / sums[:, 0]
         ratios /= same @ ratios / same.sum(1)
         x, y = sums / sums[:, :1], ratios - 1.0  # [n, p], [n]
         priors = [
@@ -151,17 +152,17 @@ class Surrogate:
         best = max(priors, key=lambda prior: prior.evidence(x, y, same))
         mean, root, left_out = best.posterior(x, y, same)
         totals = sums[:, 0] / (same @ sums[:, 0] / same.sum(1))
-        trust = [
+        quality = [
             FitQuality.of(totals * by, totals * ratios) for by in (np.ones_like(y), 1 + left_out)
         ]
-        return cls(parts, _prior(parts) + mean, root), trust[0], trust[1]
+        return cls(parts, _prior(parts) + mean, root), quality[0], quality[1]
 
-    def predict(self, mix: AllocationVector) -> float:
-        """The expected KL of a mix, on text of the usual level."""
-        return float(self.parts.of(mix) @ self.mean)
+    def predict(self, vector: AllocationVector) -> float:
+        """Return the expected KL of an allocation, on text of the usual level."""
+        return float(self.parts.of(vector) @ self.mean)
 
     def draw(self, rng: np.random.Generator) -> Float64Array:
-        """Weights that what was measured allows [p]."""
+        """Draw weights [p] that are possible after what was measured."""
         drawn: Float64Array = self.mean + self.root @ rng.standard_normal(len(self.mean))
         return drawn
 
@@ -175,7 +176,7 @@ def _prior(parts: Parts) -> Float64Array:
 
 @dataclass(frozen=True)
 class FitQuality:
-    """How well something predicts the KL of mixes on one text."""
+    """How well something predicts the KL of allocations on one text."""
 
     rank: float
     """Rank correlation (Spearman 1904)."""
@@ -203,13 +204,13 @@ class _Prior:
     noise: float
 
     def _covariance(self, x: Float64Array, same: Float64Array) -> Float64Array:
-        """Of y [n, n]; ``same`` is 1 where two lessons are of one text."""
+        """The covariance of y [n, n]; ``same`` is 1 where two observations are of one text."""
         scaled = x * self.spreads
         shared: Float64Array = scaled @ scaled.T * (1 + self.text**2 * same)
         return shared + LEVEL_SPREAD**2 * same + self.noise**2 * np.eye(len(x))
 
     def evidence(self, x: Float64Array, y: Float64Array, same: Float64Array) -> float:
-        """Logarithm of the probability of y, less a constant."""
+        """Return the logarithm of the probability of y, less a constant."""
         lower = np.linalg.cholesky(self._covariance(x, same))
         whitened = np.linalg.solve(lower, y)
         return float(-0.5 * whitened @ whitened - np.log(lower.diagonal()).sum())
@@ -217,11 +218,11 @@ class _Prior:
     def posterior(
         self, x: Float64Array, y: Float64Array, same: Float64Array
     ) -> tuple[Float64Array, Float64Array, Float64Array]:
-        """What is believed after.
+        """Update the belief.
 
         Returns:
-            mean of the weights [p], a root of their covariance [p, p], and each y [n] as the others
-            predict it (Sundararajan and Keerthi 2001).
+            The mean of the weights [p], a root of their covariance [p, p], and each y [n] as the
+            others predict it (Sundararajan and Keerthi 2001).
         """
         scaled = x * self.spreads
         inverse = np.linalg.inv(self._covariance(x, same))

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 from bitquilt import __version__
 from bitquilt.allocation.budget import human
-from bitquilt.allocation.measurements import latest_histories
+from bitquilt.allocation.history import latest_histories
 from bitquilt.errors import UserError
 from bitquilt.models.names import kind_of, layer_of
 from bitquilt.report import plots

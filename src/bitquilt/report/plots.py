@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from bitquilt.allocation.measurements import noted
+from bitquilt.allocation.history import read_history
 from bitquilt.report.run_record import OutputRecord
 from bitquilt.report.scale import Linear, Log, log_span, short, span
 
@@ -201,7 +201,7 @@ def search(histories: Mapping[str, Path]) -> Plot | None:
     tried: Points = []
     best: list[tuple[str, str, Points]] = []
     for target, history in histories.items():
-        seen, of_files = _compared(noted(history))
+        seen, of_files = _compared(read_history(history))
         tried += seen
         best += [(target, file, steps) for file, steps in of_files.items()]
     if not best:
