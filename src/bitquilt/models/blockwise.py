@@ -47,6 +47,7 @@ class BlockwiseModel:
         self.weights = weights or checkpoint.load
         self.dtype = dtype
         self.device = compute_device()
+        self._family = architecture_of(checkpoint.config)
         self._shells: dict[str, nn.Module] = {}  # layer type → one-block model
 
     def _load(self, name: str) -> Tensor:
@@ -54,7 +55,8 @@ class BlockwiseModel:
 
     def _empty(self, layer_type: str) -> Any:
         """A one-block transformers model of this architecture, without a vocabulary."""
-        config = dict(self.checkpoint.config) | {
+        config = dict(self.checkpoint.config) | dict(self._family.alone)
+        config |= {
             "num_hidden_layers": 1,
             "layer_types": [layer_type],
             "max_window_layers": 0 if layer_type == "sliding_attention" else 1,
@@ -139,10 +141,11 @@ class BlockwiseModel:
         return norm
 
     def final_norm(self, hidden: Tensor) -> Tensor:
-        """The norm before the head; differentiable as :meth:`through` is."""
+        """The norm before the head, and the scale of logits; differentiable as :meth:`through`."""
         weight = self._load("model.norm.weight")
         out: Tensor = functional_call(self._norm, {"weight": weight}, hidden)
-        return out
+        scale = self._family.logit_scale(self.checkpoint.config)
+        return out if scale == 1.0 else out * scale
 
     def head(self) -> Tensor:
         """The output matrix [V, D]: the embedding where it is tied."""

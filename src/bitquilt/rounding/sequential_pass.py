@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from bitquilt import qtypes
 from bitquilt.calibration.collect import input_of
+from bitquilt.models.architectures import architecture_of
 from bitquilt.models.blockwise import BlockwiseModel, batches
 from bitquilt.models.names import in_block, layer_of
 from bitquilt.qtypes.floats import Float
@@ -114,13 +115,14 @@ def round_sequentially(
         progress: told by name what could not be rounded as usual.; advances after each block.
     """
     refined = SequentialPass(bank, allocation, f"refined/{_key(allocation, tokens)}")
+    plain = architecture_of(bank.checkpoint.config).plain_residual
     original = BlockwiseModel(bank.checkpoint)
     quantized = BlockwiseModel(bank.checkpoint, refined.weight)
     streams = original.embed(tokens), quantized.embed(tokens)
     for layer in range(bank.checkpoint.layers):
         before = original.block(layer)
         if not refined.done(layer):
-            pair = _Pair(layer, (before, quantized.block(layer)), streams)
+            pair = _Pair(layer, (before, quantized.block(layer)), streams, plain)
             _refine_block(refined, pair, rounding, progress)
         original.run_all(before, streams[0])
         quantized.run_all(quantized.block(layer), streams[1])
@@ -139,7 +141,11 @@ class _Pair:
     """One block in the original and in the quantized model, and the hidden states before it."""
 
     def __init__(
-        self, layer: int, blocks: tuple[nn.Module, nn.Module], streams: tuple[Tensor, Tensor]
+        self,
+        layer: int,
+        blocks: tuple[nn.Module, nn.Module],
+        streams: tuple[Tensor, Tensor],
+        plain_residual: bool,
     ) -> None:
         """Take a block.
 
@@ -147,8 +153,10 @@ class _Pair:
             layer: its number.
             blocks: one-block models, both with the original weights.
             streams: hidden states [N, L, D] before it, original and quantized.
+            plain_residual: whether the outputs of :data:`ADDED` are added as they are.
         """
         self.layer = layer
+        self._plain_residual = plain_residual
         self._blocks = blocks
         self._streams = streams
 
@@ -168,7 +176,7 @@ class _Pair:
     def _drift(self, module: str, streams: tuple[Tensor, ...]) -> Drift:
         """The same over some windows."""
         reads = [(block, _linear(block, module)) for block in self._blocks]
-        added = module.endswith(ADDED) and not _norms_outputs(self._blocks[0])
+        added = module.endswith(ADDED) and self._plain_residual
 
         def of(rows: slice) -> Drift:
             (x, h), (seen, there) = (
@@ -215,11 +223,6 @@ def _read(block: nn.Module, linear: nn.Linear, hidden: Tensor) -> tuple[Tensor, 
     for hook in hooks:
         hook.remove()
     return read[0].flatten(0, -2), stream[-1].flatten(0, -2)
-
-
-def _norms_outputs(block: nn.Module) -> bool:
-    """Whether outputs are normalized before they are added to the stream, as Gemma 3 does."""
-    return hasattr(block.get_submodule("layers.0"), "post_feedforward_layernorm")
 
 
 def _refine_block(refined: SequentialPass, pair: _Pair, rounding: str, progress: Progress) -> None:

@@ -49,17 +49,16 @@ def tokenizer_directory(header: GgufHeader, fingerprint: str) -> Path:
     kind = header.metadata.get("tokenizer.ggml.model")
     if "tokenizer.ggml.tokens" not in header.metadata:
         raise UserError(f"{header.path} has no tokenizer; give a file that has one")
-    if kind not in ("gpt2", "llama"):
+    rebuild = {"gpt2": byte_level_tokenizer, "llama": _sentencepiece_tokenizer}.get(str(kind))
+    if rebuild is None:
         raise UserError(
-            f"{header.path} has a tokenizer of kind {kind}; bitquilt rebuilds gpt2 (byte-level "
-            "BPE) and llama (SentencePiece): quantize from the Hugging Face checkpoint"
+            f"{header.path} has a tokenizer of kind {kind}, and bitquilt rebuilds gpt2 (byte-level "
+            "BPE) and llama (SentencePiece); quantize from the Hugging Face checkpoint"
         )
     with atomic_write(directory) as part:
         part.mkdir()
-        if kind == "gpt2":
-            _write_byte_level(header, part)
-        else:
-            _write_sentencepiece(header, part)
+        rebuild(header).save(str(part / "tokenizer.json"))
+        _write_json(part / "tokenizer_config.json", _tokenizer_config(header))
     return directory
 
 
@@ -74,7 +73,7 @@ def byte_level_tokenizer(header: GgufHeader) -> Tokenizer:
     if pre not in SPLITTINGS:
         raise UserError(
             f"{header.path} splits text by the pre-tokenizer {pre}; bitquilt knows "
-            f"{', '.join(SPLITTINGS)}: quantize from the Hugging Face checkpoint"
+            f"{', '.join(SPLITTINGS)}; quantize from the Hugging Face checkpoint"
         )
     splitting = SPLITTINGS[pre]
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
@@ -112,17 +111,12 @@ def _added(header: GgufHeader) -> list[AddedToken]:
     ]
 
 
-def _write_byte_level(header: GgufHeader, directory: Path) -> None:
-    byte_level_tokenizer(header).save(str(directory / "tokenizer.json"))
-    _write_json(directory / "tokenizer_config.json", _tokenizer_config(header))
-
-
-def _write_sentencepiece(header: GgufHeader, directory: Path) -> None:
+def _sentencepiece_tokenizer(header: GgufHeader) -> Tokenizer:
     from transformers import AutoTokenizer
 
     source = header.path
     converted = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
-    backend = converted.backend_tokenizer
+    backend: Tokenizer = converted.backend_tokenizer
     if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
         # llama.cpp adds its prefix space before any text, transformers' class only before words
         prefix = header.metadata.get("tokenizer.ggml.add_space_prefix", True)
@@ -133,8 +127,7 @@ def _write_sentencepiece(header: GgufHeader, directory: Path) -> None:
                 normalizers.Replace(" ", SPACE),
             ]
         )
-    backend.save(str(directory / "tokenizer.json"))
-    _write_json(directory / "tokenizer_config.json", _tokenizer_config(header))
+    return backend
 
 
 def _tokenizer_config(header: GgufHeader) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,14 @@ class Architecture:
 
     embedding_scale: Callable[[ModelConfig], float] = lambda config: 1.0
     """What embeddings are multiplied by before the first block."""
+    logit_scale: Callable[[ModelConfig], float] = lambda config: 1.0
+    """What logits are multiplied by."""
+    alone: Mapping[str, Any] = field(default_factory=dict)
+    """Config fields that make a one-block model of transformers compute its block and no more,
+    where it would scale its input otherwise."""
+    plain_residual: bool = True
+    """Whether outputs of o_proj and down_proj are added to the residual stream as they are, neither
+    normalized nor scaled."""
     norm_offset: float = 0.0
     """What a norm adds to its weight before it scales; GGUF stores the sum."""
     interleaved: bool = False

@@ -107,6 +107,7 @@ GEMMA3 = Architecture(
     ),
     wrappers=("gemma3",),
     embedding_scale=lambda config: float(config["hidden_size"]) ** 0.5,
+    plain_residual=False,
     norm_offset=1.0,
     runs_windows=True,
     gguf_conditions=(
