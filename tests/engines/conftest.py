@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bitquilt.engines import Engine, open_engine
+from bitquilt.engines import Engine, GenerationRequest, Sampling, open_engine
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf, mlx
 from tests.factories import VOCABULARY
@@ -62,6 +62,12 @@ def divergence(truth: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -
         torch.from_numpy(logits).double().log_softmax(-1) for logits in (truth, other)
     )
     return float((truth_log.exp() * (truth_log - other_log)).sum(-1).mean())
+
+
+def generated(engine: Engine, prompt: list[int], sampling: Sampling, max_tokens: int) -> str:
+    """What a model says to one prompt until it ends its turn."""
+    with engine.stream([GenerationRequest(prompt, sampling, max_tokens)]) as stream:
+        return "".join(token.text for _, token in stream if not token.control)
 
 
 def open_in(kind: str, source: Path, directory: Path) -> Engine:

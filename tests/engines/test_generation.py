@@ -17,7 +17,9 @@ END, CONTROL = 256, 257
 class Parrot:
     """A model whose tokens are bytes; each row says the sentence that its prompt numbers."""
 
-    info = ModelInfo(258, 1000, None, {}, Sampling())
+    info = ModelInfo(
+        vocabulary=258, context=1000, chat_template=None, special_tokens={}, sampling=Sampling()
+    )
 
     def __init__(self, *sentences: Sequence[int]) -> None:
         self._sentences = sentences

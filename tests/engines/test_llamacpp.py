@@ -17,7 +17,7 @@ from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf
-from tests.engines.conftest import divergence, original_logits
+from tests.engines.conftest import divergence, generated, original_logits
 from tests.factories import tiny_tokenizer
 from tests.targets.conftest import Model
 
@@ -123,10 +123,10 @@ def test_greedy_answers_are_those_of_torch(
     with open_engine(path) as engine, open_engine(model.source) as reference:
         prompt = engine.tokenize("What is 347 + 585?", add_special=True)
         assert prompt == tiny_tokenizer().encode("What is 347 + 585?")
-        answers = ["".join(e.generate(prompt, Sampling(), 24)) for e in (engine, reference)]
+        answers = [generated(e, prompt, Sampling(), 24) for e in (engine, reference)]
         assert answers[0] == answers[1] != ""
         drawn = Sampling(temperature=1.0, top_p=0.9, seed=3)
-        first, second = ("".join(engine.generate(prompt, drawn, 24)) for _ in range(2))
+        first, second = (generated(engine, prompt, drawn, 24) for _ in range(2))
         assert first == second != answers[0]
 
 

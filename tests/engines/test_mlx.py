@@ -16,7 +16,7 @@ from bitquilt.engines import mlx as mlx_engine
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.targets import mlx
-from tests.engines.conftest import divergence, original_logits
+from tests.engines.conftest import divergence, generated, original_logits
 from tests.targets.conftest import Model
 
 needs_mlx = pytest.mark.skipif(
@@ -89,7 +89,7 @@ def test_greedy_answers_are_those_of_torch(
     directory = write(model, tmp_path / "model", "F32")
     with open_engine(directory) as engine, open_engine(model.source) as reference:
         prompt = engine.tokenize("What is 347 + 585?", add_special=True)
-        answers = ["".join(e.generate(prompt, Sampling(), 12)) for e in (engine, reference)]
+        answers = [generated(e, prompt, Sampling(), 12) for e in (engine, reference)]
         assert answers[0] == answers[1] != ""
         assert engine.info == reference.info
 

@@ -24,7 +24,13 @@ class Book:
     """Tokens are bytes, and control tokens for tags; sampling and batching are the real ones."""
 
     def __init__(self, model: Model, template: str | None = None, context: int = 10_000) -> None:
-        self.info = ModelInfo(260, context, template, {}, Sampling())
+        self.info = ModelInfo(
+            vocabulary=260,
+            context=context,
+            chat_template=template,
+            special_tokens={},
+            sampling=Sampling(),
+        )
         self.requests: list[GenerationRequest] = []
         self._model = model
 
@@ -50,9 +56,6 @@ class Book:
         raise NotImplementedError
 
     def window(self, tokens: Sequence[int]) -> Logits:
-        raise NotImplementedError
-
-    def generate(self, *_: Any) -> Iterator[str]:
         raise NotImplementedError
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:

@@ -10,7 +10,7 @@ from bitquilt.engines import Engine, Sampling, open_engine
 from bitquilt.errors import UserError
 from bitquilt.talk import Answer, AnswerSettings, End, Session, answer, compose, vote
 
-GREEDY = AnswerSettings(Sampling(), 400)
+GREEDY = AnswerSettings(Sampling(), max_tokens=400)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ def test_what_is_stopped_is_not_kept(engine: Engine) -> None:
 def test_a_budget_gets_an_answer(engine: Engine) -> None:
     prompt = compose(engine, [{"role": "user", "content": "What is 3701 minus 685?"}])
     for budget in (0, 10, 40):
-        *events, end = answer(engine, prompt, AnswerSettings(Sampling(), 400, budget))
+        *events, end = answer(
+            engine, prompt, AnswerSettings(Sampling(), max_tokens=400, think_budget=budget)
+        )
         assert isinstance(end, End)
         assert end.closed == "budget"
         assert end.final
@@ -74,7 +76,9 @@ def test_a_budget_gets_an_answer(engine: Engine) -> None:
 
 def test_votes(engine: Engine) -> None:
     prompt = compose(engine, [{"role": "user", "content": "What is 347 + 585?"}])
-    votes = vote(engine, prompt, AnswerSettings(Sampling(temperature=0.6, top_p=0.95), 300), 5)
+    votes = vote(
+        engine, prompt, AnswerSettings(Sampling(temperature=0.6, top_p=0.95), max_tokens=300), 5
+    )
     assert votes.final == "932"
     assert votes.share >= 0.6
 

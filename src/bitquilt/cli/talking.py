@@ -123,9 +123,9 @@ def settings(engine: Engine, given: dict[str, Any]) -> AnswerSettings:
     stated = {name: given[name] for name in SAMPLING if given[name] is not None}
     return AnswerSettings(
         replace(engine.info.sampling, **stated),
-        given["max_tokens"],
-        given["think_budget"],
-        given["stop"],
+        max_tokens=given["max_tokens"],
+        think_budget=given["think_budget"],
+        stop=given["stop"],
     )
 
 

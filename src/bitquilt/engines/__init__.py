@@ -1,4 +1,9 @@
-"""Engines: a model file in, logits and text out. Which engine is decided by what the path is."""
+"""Engines: a model file in, logits and tokens out, the same way from each of them.
+
+:func:`open_engine` takes the engine that a file is made for: llama.cpp for GGUF, mlx-lm for MLX,
+PyTorch for everything else. llama.cpp and mlx-lm run in a process of their own, so that a crash of
+theirs is a :class:`~bitquilt.errors.EngineCrashedError` here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine's own code has to offer; everything else is built on it, once.
+"""What the code of one engine has to offer; everything else is built on it once, for all.
 
 A backend is a loaded model in the current process. :mod:`.child` runs one in a process of its own.
 Letters: B rows, L tokens in a window, V vocabulary.
@@ -18,12 +18,12 @@ Logits = npt.NDArray[np.float32]
 
 
 class Backend(Protocol):
-    """A loaded model, and the context of the prompts that it continues now."""
+    """A loaded model, and the context of the rows that it continues now."""
 
     info: ModelInfo
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
-        """Text to ids, control tokens in the text included."""
+        """Text to ids; control tokens that are written out in the text become theirs."""
         ...
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -31,25 +31,26 @@ class Backend(Protocol):
         ...
 
     def control_text(self, token: int) -> str | None:
-        """The name of a control token, None for any other."""
+        """The name of a control token; None for any other token."""
         ...
 
     def ends_turn(self, token: int) -> bool:
-        """Whether the model has finished when it says this token."""
+        """Whether the model ends its turn with this token."""
         ...
 
     def window(self, tokens: Sequence[int]) -> Logits:
-        """Logits at every position of a fresh context, float32 [L, V]."""
+        """Read tokens in an empty context; logits after each of them, float32 [L, V]."""
         ...
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         """Read one prompt per row, and compute only what the context does not hold already.
 
-        The rows may be those of now, each a few tokens longer, with others among them.
+        The new rows take the place of the present ones. Often they are the same, each a few tokens
+        longer, and some more.
 
         Args:
-            prompts: none of them empty.
-            room: how many tokens will be appended to a row at most.
+            prompts: the tokens of each row; none is empty.
+            room: how many tokens are appended to a row afterwards, at most.
 
         Returns:
             Logits after each prompt, float32 [B, V], and the number of tokens computed.
@@ -57,16 +58,20 @@ class Backend(Protocol):
         ...
 
     def step(self, tokens: Sequence[int]) -> Logits:
-        """Append one token to each row; logits after them, float32 [B, V], valid until the next."""
+        """Append one token to each row.
+
+        Returns:
+            Logits after them, float32 [B, V], valid until the next call.
+        """
         ...
 
     def retain(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only, which are numbered anew, in this order."""
+        """Keep only these rows, which are then numbered from 0 in this order."""
         ...
 
 
 def common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many tokens of a prompt need not be computed: never all, for its last logits are wanted.
+    """How many tokens of a prompt need not be computed; never all, for the last logits are wanted.
 
     Args:
         held: the tokens whose keys and values are in the context.

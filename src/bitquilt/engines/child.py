@@ -2,9 +2,17 @@
 
     python -m bitquilt.engines.child llamacpp '{"path": …}'
 
-Requests and answers are those of :mod:`.wire`. A failure that the user can do something about is
-answered as ``{"error": sentence}``; any other ends the process, and the last line of its standard
-error tells why.
+Requests and answers have the form of :mod:`.wire`. A failure that the user can do something about
+is answered as ``{"error": sentence}``; any other ends the process, and the last line of its
+standard error says why.
+
+    {"do": "tokenize", "text", "add_special"}  ──> {"tokens"}, also while a generation runs
+    {"do": "logits", "tokens"}                 ──> {"shape"} and float32 [L, V]
+    {"do": "stream", "requests"}               ──> {"said", "prefilled", "ended"}, again and again
+    {"do": "add", "request"}, {"do": "drop", "row"}: the generation that runs, which goes on
+
+``ended`` is 0 while a row runs; in the last message it is the number of rows that the child knew
+of, so that the other side can tell whether a row that it has just added was among them.
 """
 
 from __future__ import annotations
@@ -33,14 +41,14 @@ BACKENDS = {
 }
 
 MESSAGE_SECONDS = 0.02
-"""Pieces of text go out at most this often: a message for every token would slow a fast model."""
+"""Tokens go out at most this often: a message for each would slow a fast model."""
 
 
 def run_child(kind: str, options: str) -> None:
-    """Load the model, say what it is, serve."""
-    # Ctrl-C reaches every process of a terminal; ours decides what it stops.
+    """Load the model, tell about it, and serve requests."""
+    # Ctrl-C reaches every process of a terminal; the parent decides what it stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Libraries print to standard output as they please: keep it for ourselves, give them the other.
+    # Libraries print to standard output as they please: keep it for answers, give them the other.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
@@ -61,7 +69,7 @@ def _load(kind: str, options: dict[str, Any]) -> Backend:
 
 
 def _listen(stream: BinaryIO, requests: Queue[Packet | None]) -> None:
-    """Queue what is asked, so that a generation can be told to stop meanwhile; None at the end."""
+    """Queue requests, so that a running generation hears of them; None when the input has ended."""
     with suppress(EOFError):
         while True:
             requests.put(receive(stream)[0])
@@ -69,27 +77,27 @@ def _listen(stream: BinaryIO, requests: Queue[Packet | None]) -> None:
 
 
 class _Service:
-    """Does what is asked, one thing after the other; a generation leaves room for orders."""
+    """Does what is asked, one thing after the other; a generation looks for orders as it runs."""
 
     def __init__(self, backend: Backend, requests: Queue[Packet | None], answers: BinaryIO) -> None:
         self._backend, self._requests, self._answers = backend, requests, answers
         self._generation: Generation | None = None
         self._rows = 0
-        """That the generation was given, so that it is known which of them it has ended."""
+        """How many rows the generation was given so far."""
 
     def run(self) -> None:
-        """Until there are no more requests."""
+        """Serve until there are no more requests."""
         while (request := self._requests.get()) is not None:
             try:
                 self._obey(request)
                 if request["do"] in ("stream", "add") and self._generation:
-                    self._say(self._generation)
+                    self._run_generation(self._generation)
             except UserError as error:
                 self._generation = None
                 self._send({"error": str(error)})
 
     def _obey(self, order: Packet) -> None:
-        """Do all of it but let the generation speak; orders to one that failed are void."""
+        """Do what is asked, but leave the generation to run; orders to one that failed are void."""
         if order["do"] == "tokenize":
             tokens = self._backend.tokenize(order["text"], order["add_special"])
             self._send({"tokens": tokens})
@@ -104,8 +112,8 @@ class _Service:
         elif self._generation and order["do"] == "drop":
             self._generation.drop(order["row"])
 
-    def _say(self, generation: Generation) -> None:
-        """Send pieces, several in a message where they come fast, and obey what comes meanwhile."""
+    def _run_generation(self, generation: Generation) -> None:
+        """Run a generation and send its tokens, several in a message where they come fast."""
         said: list[tuple[Any, ...]] = []
         sent = time.monotonic()
         for row, piece in generation:
@@ -115,7 +123,7 @@ class _Service:
                 said, sent = [], time.monotonic()
             while not self._requests.empty():
                 order = self._requests.get()
-                if order is None:  # nobody is there any more
+                if order is None:  # the other side is gone
                     raise SystemExit
                 self._obey(order)
         self._send({"said": said, "prefilled": generation.prefilled, "ended": self._rows})

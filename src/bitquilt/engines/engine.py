@@ -6,12 +6,23 @@ A generation is a function of its tokens, its settings and its seed, and of noth
 before. What an engine keeps between two of them, the keys and values of the tokens that both begin
 with, saves time and changes nothing; so whoever wants to go back and continue otherwise asks again
 with fewer tokens.
+
+A stream continues several prompts, its rows. To whoever reads it, a row goes through these states:
+
+    stream(), add() ──> waiting ──> running ──> ended
+                           └── drop() ┴──────────^
+
+A row is waiting until its prompt has been read, gives one :class:`GeneratedToken` after the other
+while it runs, and has ended once it gave a token that ``ends`` or the last of its ``max_tokens``,
+or was dropped. An engine in another process may be ahead of its reader, so tokens of a dropped row
+can still come; the reader leaves them out. The stream ends when all rows have ended; ``add()``
+opens it again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -40,18 +51,20 @@ class Sampling:
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelInfo:
-    """What an engine knows of the model it has loaded."""
+    """What an engine knows of the model that it has loaded."""
 
     vocabulary: int
+    """The number of tokens that the model knows: the length V of its logits."""
     context: int
-    """Tokens that the model was made to read at once."""
+    """The number of tokens that the model was trained to read at once."""
     chat_template: str | None
+    """Jinja source for :class:`~bitquilt.models.chat_template.ChatTemplate`; None without one."""
     special_tokens: dict[str, str]
     """``bos_token`` and ``eos_token``, for the chat template."""
     sampling: Sampling
-    """The model's own recommendation, greedy where it has none."""
+    """The settings that the model's authors recommend; greedy where they recommend none."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +72,15 @@ class GenerationRequest:
     """A prompt to continue."""
 
     tokens: Sequence[int]
+    """The prompt, with what the model has said of its answer already; not empty."""
     sampling: Sampling
     max_tokens: int
+    """The model says at most this many tokens more."""
+    _: KW_ONLY
     said: int = 0
-    """How many of the last ``tokens`` are the model's own: what some penalties count."""
+    """How many of the last ``tokens`` are the model's own; two of the penalties count only them."""
     avoid: Sequence[int] = ()
-    """A continuation that is made unlikely, token by token for as long as it is followed."""
+    """A continuation that is made unlikely, token by token for as long as the model follows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,36 +89,36 @@ class GeneratedToken:
 
     token: int
     text: str
-    """What it adds to the text: nothing while a character is incomplete."""
+    """What the token adds to the text; nothing while a character is incomplete."""
     control: bool = False
-    """Whether it is a control token; its text is the token's name."""
+    """Whether it is a control token; then the text is the token's name."""
     ends: bool = False
-    """Whether the model ends its turn with it; its text is what was held back."""
+    """Whether the model ends its turn with it; then the text is what had been held back."""
 
 
 class Stream(Protocol):
-    """Prompts being continued together. Close it, or use it as a context manager."""
+    """Prompts that are continued together. Close it, or use it as a context manager."""
 
     prefilled: int
-    """Prompt tokens that had to be computed, known once a first piece of each row is there."""
+    """Prompt tokens that had to be computed; known once the first token of each row is there."""
 
     def __iter__(self) -> Iterator[tuple[int, GeneratedToken]]:
-        """Pieces as they come, each with the index of its request; ends when all rows have."""
+        """Tokens as they come, each with the index of its row; it ends when all rows have."""
         ...
 
     def add(self, request: GenerationRequest) -> int:
-        """Continue one more prompt along with the others; its index.
+        """Continue one more prompt along with the others; returns the index of its row.
 
-        When all rows had ended, iterate once more for what it says.
+        If all rows had ended, iterate over the stream again.
         """
         ...
 
     def drop(self, row: int) -> None:
-        """Continue one of the prompts no further; pieces of it that are under way still come."""
+        """End one row; tokens of it that are under way still come."""
         ...
 
     def close(self) -> None:
-        """Continue none of them."""
+        """End all rows."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -121,8 +137,9 @@ class Engine(Protocol):
         Control tokens written out in the text become their ids.
 
         Args:
-            text: for a prompt from a chat template, leave ``add_special`` off: it is in there.
-            add_special: put in front (and behind) what the tokenizer adds to plain text.
+            text: what to tokenize.
+            add_special: add what the tokenizer puts around plain text, such as a start token; a
+                chat template has written that already.
         """
         ...
 
@@ -131,15 +148,8 @@ class Engine(Protocol):
         ...
 
     def stream(self, requests: Sequence[GenerationRequest]) -> Stream:
-        """Continue prompts together, in one batch. One stream at a time."""
+        """Continue prompts together, in one batch; an engine has one open stream at a time."""
         ...
-
-    def generate(self, tokens: Sequence[int], sampling: Sampling, max_tokens: int) -> Iterator[str]:
-        """Continue one prompt until the model ends its turn, as pieces of text."""
-        with self.stream([GenerationRequest(tokens, sampling, max_tokens)]) as stream:
-            for _, piece in stream:
-                if piece.text and not piece.control:
-                    yield piece.text
 
     def close(self) -> None:
         """Free the model."""

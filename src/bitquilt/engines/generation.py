@@ -1,4 +1,15 @@
-"""Prompts continued together, around any backend."""
+"""Prompts continued together, around any backend.
+
+A row is in one of two lists, and leaves them when it has ended:
+
+                    _join(): prefill           the next step: retain
+    add() ──> _joining ──────────> _running ──────────────────> (gone)
+                                    over: the turn ended, max_tokens, drop(), close()
+
+``_joining`` are the waiting rows of :mod:`.engine`. A row that is ``over`` stays in its list up to
+the next step, for the backend still counts it: only ``retain`` numbers the rows anew. A row that
+was dropped before it joined is read with the others, and says nothing.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +50,7 @@ class Generation:
                     yield row.index, row.say(its_logits)
 
     def _join(self) -> Logits:
-        """Let new rows in: all are read, which costs those that were there their last token."""
+        """Let new rows in: all rows are read, of which the running ones lack their last token."""
         known = len(self._running)
         self._running += self._joining
         self._joining = []
@@ -73,13 +84,13 @@ class Generation:
 
 
 class _Row:
-    """One prompt being continued."""
+    """One prompt that is continued."""
 
     def __init__(self, backend: Backend, index: int, request: GenerationRequest) -> None:
         self.index = index
         self.over = request.max_tokens < 1
         self.tokens = list(request.tokens)
-        """What is continued, and what was said."""
+        """The prompt, and what the model has said since."""
         self.left = request.max_tokens
         self._backend = backend
         self._sampler = Sampler(request)
@@ -126,7 +137,7 @@ class _TextStream:
         return piece
 
     def rest(self) -> str:
-        """What was held back; nothing is any more."""
+        """The text that was held back; afterwards, nothing is."""
         text = self._backend.decode(self._tokens)
         piece, self._said = text[len(self._said) :], text
         return piece

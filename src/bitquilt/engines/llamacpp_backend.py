@@ -19,7 +19,9 @@ from bitquilt.errors import UserError
 from bitquilt.gguf.sampling import SAMPLING_KEYS
 
 UBATCH = 512
+"""Tokens that llama.cpp computes at a time."""
 LEAST_CELLS, LEAST_SEQUENCES = 1024, 8
+"""The first context has room for this many tokens and rows."""
 META_VALUE_BYTES = 64
 
 _T = TypeVar("_T")
@@ -146,9 +148,10 @@ class LlamaCppBackend:
         self._live = [self._live[row] for row in rows]
 
     def _reserve(self, sequences: int, cells: int) -> None:
-        """Make sure of a context for so many sequences and tokens; a new one holds none.
+        """Make sure that the context has room for so many sequences and tokens.
 
-        Contexts double, so that a conversation that grows is seldom read again.
+        Where it has not, a new and empty one takes its place, of twice the size, so that a
+        conversation that grows is seldom read again.
         """
         if sequences <= len(self._held) and cells <= self._cells:
             return
@@ -175,7 +178,7 @@ class LlamaCppBackend:
         self._memory = self._api.llama_get_memory(self._context)
 
     def _keep(self, sequence: int, length: int) -> int:
-        """Forget all but the first tokens of a sequence; how many the memory could keep."""
+        """Forget all but the first tokens of a sequence; returns how many could be kept."""
         if not self._api.llama_memory_seq_rm(self._memory, sequence, length, -1):
             self._api.llama_memory_seq_rm(self._memory, sequence, -1, -1)
             length = 0
@@ -266,7 +269,7 @@ class LlamaCppBackend:
 
 
 def assign(held: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> list[int]:
-    """Which sequence each prompt is read into: the one that holds most of it, none twice."""
+    """The sequence that each prompt is read into: the one that holds most of it, none twice."""
     pairs = (
         (common_prefix(tokens, prompt), -sequence, -row)
         for row, prompt in enumerate(prompts)

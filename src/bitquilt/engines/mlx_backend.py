@@ -18,10 +18,11 @@ from bitquilt.errors import UserError
 from bitquilt.runtime.files import read_json
 
 CHUNK = 512
+"""A prompt is read in pieces of so many tokens."""
 
 
 class MlxBackend(HubTokenizer):
-    """One model, the cache that reads prompts, and that of the rows being continued."""
+    """One model, a cache that reads prompts, and a cache of the rows that are continued."""
 
     def __init__(self, path: str) -> None:
         """Load an MLX directory.

@@ -1,4 +1,4 @@
-"""Our side: an engine that lives in a child process, so that its crash is a sentence here."""
+"""Our side of an engine that lives in a child process, so that its crash is a sentence here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from bitquilt.engines.wire import Packet, receive, send
 from bitquilt.errors import EngineCrashedError, EngineMissingError, UserError
 
 EXIT_SECONDS = 10
+"""A child whose input has ended is killed if it is not gone after this time."""
 STDERR_TAIL = 65_536
+"""Bytes of the child's last words in which the reason of a crash is looked for."""
 
 
 class RemoteEngine(Engine):
@@ -32,17 +34,17 @@ class RemoteEngine(Engine):
 
         Args:
             kind: a backend of :mod:`.child`.
-            options: what its ``load`` takes; ``path`` names the model.
+            options: what the backend's constructor takes; ``path`` names the model.
 
         Raises:
-            EngineMissingError: the engine is not installed, or not as we need it.
+            EngineMissingError: the engine is not installed, or not in the version that is needed.
             UserError: the model cannot be loaded, or the engine crashes on it.
         """
         self._subject = f"{kind} on {options['path']}"
         # A file, not a pipe: nobody has to keep reading while the engine talks.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         self._early: deque[Packet] = deque()
-        """What a stream said while another answer was awaited."""
+        """What a stream said while the answer to another request was awaited."""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bitquilt.engines.child", kind, json.dumps(options)],
             stdin=subprocess.PIPE,
@@ -61,7 +63,7 @@ class RemoteEngine(Engine):
 
     @property
     def pid(self) -> int:
-        """The process, for whoever measures what it takes."""
+        """The number of the process, for whoever measures what it takes."""
         return self._process.pid
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
@@ -86,7 +88,7 @@ class RemoteEngine(Engine):
         return RemoteStream(len(requests), self._send, self._said)
 
     def _said(self) -> Packet:
-        """What the stream says next."""
+        """The next message of the stream."""
         message = self._early.popleft() if self._early else self._receive()[0]
         _raise_errors(message)
         return message
@@ -134,7 +136,19 @@ class RemoteEngine(Engine):
 
 
 class RemoteStream:
-    """A :class:`~bitquilt.engines.engine.Stream` of a child process, which runs a little ahead."""
+    """A :class:`~bitquilt.engines.engine.Stream` of a child process, which runs a little ahead.
+
+    ``_rows`` counts the rows that were ever asked for, ``_running`` holds those that were not
+    dropped. With every message the child says how many rows it knew of when all of them had ended,
+    or 0 while one is running:
+
+        open ── a message with "ended" == _rows ──> done
+          ^ └── one with fewer: it had not heard of the newest rows yet
+          └──────────────── add() ───────────────────┘
+
+    ``close()`` drops what is running and reads messages until the stream is done, so that the next
+    answer from the child belongs to the next request.
+    """
 
     def __init__(
         self, rows: int, send: Callable[[Packet], None], receive: Callable[[], Packet]

@@ -1,9 +1,9 @@
 """Drawing the next token, the same for every engine.
 
-Logits go through, in this order: repetition penalty, frequency and presence penalties, what the
-request asks to avoid, temperature, top-k, top-p, min-p. From the temperature on it is the order of
-transformers and vLLM, for which models' authors state their settings; llama.cpp puts the
-temperature last. Letters: V vocabulary, C candidates.
+Logits go through these steps, in this order: repetition penalty, frequency and presence penalties,
+what the request avoids, temperature, top-k, top-p, min-p. From the temperature on, this is the
+order of transformers and vLLM, for which the authors of models state their settings; llama.cpp
+applies the temperature last. Letters: V vocabulary, C candidates.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bitquilt.engines.backend import Logits
 from bitquilt.engines.engine import GenerationRequest, Sampling
 
 AVOIDING = 4.0
-"""Nats taken from each token of a continuation to avoid, for as long as it is followed."""
+"""Nats that each token of an avoided continuation loses, for as long as the model follows it."""
 MARGINS = (8.0, 32.0, np.inf)
 """How far below the likeliest token candidates are looked for, in nats: sorting a vocabulary of
 128k for every token would take longer than a small model does."""
@@ -58,7 +58,7 @@ class Sampler:
 
 
 def candidates(logits: Logits, settings: Sampling) -> tuple[Ids, Doubles]:
-    """What temperature, top-k, top-p and min-p leave to choose from.
+    """The tokens that temperature, top-k, top-p and min-p leave to choose from.
 
     Args:
         logits: float32 [V], penalties applied.
@@ -86,7 +86,7 @@ def candidates(logits: Logits, settings: Sampling) -> tuple[Ids, Doubles]:
 
 
 def _likeliest(scaled: Logits, enough: Callable[[Logits], bool]) -> Ids:
-    """The likeliest tokens in order: at least so many of them that they are enough."""
+    """The likeliest tokens in order, at least as many as are enough."""
     for margin in MARGINS:
         ids = np.flatnonzero(scaled >= -margin)
         if enough(scaled[ids]):
@@ -107,7 +107,11 @@ def _penalizes(settings: Sampling) -> bool:
 
 
 class _Penalties:
-    """Of what was there: repetition counts the prompt too (CTRL), the others the model's words."""
+    """Penalties for tokens that were there.
+
+    Repetition counts the prompt too, as in CTRL (arXiv 1909.05858); frequency and presence count
+    what the model said, as in OpenAI's API.
+    """
 
     def __init__(self, request: GenerationRequest) -> None:
         self._settings = request.sampling
@@ -116,7 +120,7 @@ class _Penalties:
         self._said, self._times = np.unique(np.asarray(own, dtype=np.intp), return_counts=True)
 
     def apply(self, logits: Logits) -> Logits:
-        """Lower the logits of what has been there; a copy."""
+        """A copy of the logits, lower for tokens that were there."""
         settings, logits = self._settings, logits.copy()
         seen = logits[self._seen]
         factor = np.float32(settings.repetition_penalty)
@@ -125,7 +129,7 @@ class _Penalties:
         return logits
 
     def count(self, token: int) -> None:
-        """The model said one more token."""
+        """Take note of one more token that the model said."""
         place = int(np.searchsorted(self._said, token))
         if place < len(self._said) and self._said[place] == token:
             self._times[place] += 1

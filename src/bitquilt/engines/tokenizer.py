@@ -1,4 +1,4 @@
-"""The Hugging Face tokenizer of a directory, as the mlx and torch engines use it."""
+"""The Hugging Face tokenizer of a directory, as the MLX and PyTorch engines use it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bitquilt.models.chat_template import default_template
 
 
 class HubTokenizer:
-    """Text to ids and back, and what the directory says about special tokens and sampling."""
+    """Turns text to ids and back, and knows the directory's special tokens and sampling."""
 
     def __init__(self, directory: Path, config: dict[str, Any], generation: dict[str, Any]) -> None:
         try:
@@ -62,7 +62,7 @@ class HubTokenizer:
 
 
 def recommended_sampling(generation: dict[str, Any]) -> Sampling:
-    """The settings that a generation_config.json asks for; greedy unless it says ``do_sample``."""
+    """The settings of a generation_config.json; greedy unless it has ``do_sample``."""
     if not generation.get("do_sample"):
         return Sampling()
     fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

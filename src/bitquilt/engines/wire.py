@@ -1,4 +1,4 @@
-"""Messages between an engine's process and ours: one line of JSON, then raw bytes if it says so."""
+"""Messages between our process and an engine's: a line of JSON, then an array if it has a shape."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Packet = dict[str, Any]
+"""The JSON of one message; ``shape`` announces float32 values behind it."""
 
 
 def send(stream: BinaryIO, message: Packet, array: npt.NDArray[np.float32] | None = None) -> None:

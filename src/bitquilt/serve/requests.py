@@ -129,10 +129,10 @@ class CompletionRequest(_Strict):
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return AnswerSettings(
             replace(info.sampling, **stated),
-            min(self._limit() or most, most),
-            self._think_budget(),
-            stop,
-            MAX_ROLLBACKS if self.detect_loops else None,
+            max_tokens=min(self._limit() or most, most),
+            think_budget=self._think_budget(),
+            stop=stop,
+            max_rollbacks=MAX_ROLLBACKS if self.detect_loops else None,
         )
 
     def _limit(self) -> int | None:

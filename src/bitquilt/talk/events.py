@@ -42,7 +42,7 @@ class Closing:
     reason: ClosingReason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class End:
     """The whole answer; the last event of every answer."""
 

@@ -1,9 +1,10 @@
-"""Whether a model goes round in circles, told while it talks.
+"""Finds out, while a model talks, whether it repeats itself.
 
-The end of a text is a cycle of period p where each of its last symbols is the one p before it. The
-last place where the newest few symbols stood together proposes a period, which is then checked by
-one comparison per symbol. Symbols are the tokens; and, to see counting loops, words and numbers,
-where a number may also differ from the one before it, as long as all that differ do by the same.
+A text ends in a cycle of period p if each of its last symbols equals the one p before it. The last
+place where the newest few symbols stood together proposes a period; from then on, one comparison
+per symbol checks it. The symbols are the tokens. To find counting loops, they are also words and
+numbers, where a number may differ from the one a period before, if all that differ do so by the
+same amount.
 """
 
 from __future__ import annotations
@@ -13,25 +14,25 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 GRAM = 6
-"""Symbols that must have stood together before to propose a period."""
+"""A period is proposed where so many symbols stood together before."""
 PERIODS = 8
-"""Periods that are followed at a time."""
+"""At most so many periods are checked at a time."""
 EXACT_SPAN = 40
-"""Tokens that a cycle and its repeats must cover: short ones are common in sound text."""
+"""A cycle and its repeats must cover so many tokens: short ones are common in sound text."""
 COUNTING_SPAN = 60
-"""Words and numbers that a counting loop must cover: sound text counts too."""
+"""A counting loop must cover so many words and numbers: sound text counts too."""
 
 _NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A cycle that came at least twice."""
+    """A cycle of tokens that came at least twice."""
 
     start: int
-    """The number of tokens before its first coming."""
+    """The number of tokens before the first cycle."""
     period: int
-    """Tokens from its first coming to its second."""
+    """The number of tokens in one cycle."""
 
 
 class LoopDetector:
@@ -41,12 +42,16 @@ class LoopDetector:
         self._exact, self._counting = _Cycles(EXACT_SPAN), _Cycles(COUNTING_SPAN)
         self._count = 0
         self._places: list[int] = []
-        """The token that each word or number begins with."""
+        """The index of the token that each word or number begins with."""
         self._digits = ""
-        """Of the number that the last tokens spell; tokens may be single digits."""
+        """Digits of the number that the last tokens spell; a token can be a single digit."""
 
     def push(self, token: int, text: str) -> Loop | None:
-        """Take one token and its text; a loop as soon as it has come twice and spans enough."""
+        """Take one token and its text.
+
+        Returns:
+            A loop as soon as it has come twice and covers enough tokens.
+        """
         exact = self._exact.push(token)
         counting = None if exact else self._push_words(text)
         self._count += 1
@@ -85,10 +90,10 @@ class _Cycles:
         self._values: list[int] = []
         self._last: dict[tuple[Hashable, ...], int] = {}
         self._runs: dict[int, tuple[int, int]] = {}
-        """Period → how many symbols it has held for, and what values that differ differ by."""
+        """Period → how many symbols it has held for, and the difference between unequal values."""
 
     def push(self, kind: Hashable, value: int = 0) -> tuple[int, int] | None:
-        """Start and period of a cycle that this symbol completes."""
+        """Take one symbol; returns start and period of a cycle that it completes."""
         here = len(self._kinds)
         self._kinds.append(kind)
         self._values.append(value)
@@ -109,7 +114,7 @@ class _Cycles:
         return None
 
     def _step(self, place: int, period: int, step: int) -> int | None:
-        """What values differ by if a symbol fits the one a period before; None if it does not."""
+        """The difference of values if a symbol fits the one a period before; None otherwise."""
         if self._kinds[place] != self._kinds[place - period]:
             return None
         difference = self._values[place] - self._values[place - period]
@@ -118,7 +123,7 @@ class _Cycles:
         return step or difference
 
     def _run(self, period: int) -> tuple[int, int]:
-        """How far back a period holds that was just proposed."""
+        """How far back a new period holds, and the difference between unequal values."""
         length, step = 0, 0
         for place in range(len(self._kinds) - 1, period - 1, -1):
             found = self._step(place, period, step)

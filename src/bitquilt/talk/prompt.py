@@ -1,4 +1,4 @@
-"""From a conversation to the text that the model continues: its own chat template, rendered."""
+"""From a conversation to the tokens that the model continues, by its own chat template."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ SYSTEM_PROMPTS = {
         "[/THINK]Here, provide a self-contained response."
     ),
 }
-"""By name: MobileLLM-R1's for problems with one answer, and the one that makes Magistral reason."""
+"""Known system prompts: MobileLLM-R1's for problems with one answer, Magistral's for reasoning."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is given to continue, and how it will mark its reasoning."""
+    """The tokens that a model continues, and how it will mark its reasoning."""
 
     tokens: list[int]
     style: ReasoningStyle
     thinking: bool
-    """Whether it begins inside its reasoning."""
+    """Whether the model begins inside its reasoning."""
 
 
 def compose(engine: Engine, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
-    """A conversation as the model's chat template puts it, with the tools that it may call.
+    """The prompt for a conversation, by the model's chat template.
 
     Raises:
         UserError: the model has no template, or the template refuses the messages.
@@ -52,7 +52,7 @@ def compose(engine: Engine, messages: Sequence[Message], tools: Sequence[Tool] =
 
 
 def plain(engine: Engine, text: str) -> Prompt:
-    """Text to continue as it is; nothing in it marks reasoning."""
+    """The prompt for plain text, which is continued as it is; nothing in it marks reasoning."""
     return Prompt(engine.tokenize(text, add_special=True), PLAIN, thinking=False)
 
 
@@ -66,14 +66,14 @@ def render_prompt(
 ) -> str:
     """The text of a conversation.
 
-    A system message that is empty means none. Templates that put in their own where there is none
-    are asked for an empty one, and its turn is cut out.
+    An empty system message means that there is none. Where a template puts in its own if there is
+    none, it gets the empty one, and the turn of that is cut out.
 
     Args:
         template: Jinja source as models publish it.
         messages: the conversation so far.
-        special_tokens: ``bos_token`` and ``eos_token``, which templates spell out.
-        tools: that the model may call.
+        special_tokens: ``bos_token`` and ``eos_token``, which templates write.
+        tools: functions that the model may call.
         add_generation_prompt: go on to where the assistant's answer begins.
 
     Raises:

@@ -1,8 +1,8 @@
 """Reasoning apart from the answer, as the text comes.
 
-Families differ in how they mark it. Most write it between tags; Magistral's are control tokens,
-which arrive here as their names, so that tags spelled out as text are read the same. MobileLLM-R1
-marks nothing: its reasoning runs up to the box.
+Families mark their reasoning in different ways. Most write it between tags. Magistral's tags are
+control tokens, which arrive here as their names, so tags that are spelled out as text read the
+same. MobileLLM-R1 marks nothing: its reasoning runs up to the box.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class ReasoningStyle:
     opens: str | None
     """What it writes before its reasoning; None where the reasoning needs no opening."""
     closes: str | None
-    """What it writes after it, None where all is answer. The box belongs to the answer."""
+    """What it writes after its reasoning; None where everything is answer. A box belongs to the
+    answer."""
     closing: str
-    """What is said in its place to close the reasoning."""
+    """What is said for the model to close its reasoning."""
 
     @property
     def boxed(self) -> bool:
@@ -50,11 +51,11 @@ PLAIN = ReasoningStyle(None, None, "")
 
 
 def style_of(template: str | None, prompt: str) -> ReasoningStyle:
-    """How a model marks its reasoning, from what its chat template knows and its prompt asks for.
+    """How a model marks its reasoning, by what its chat template and its prompt contain.
 
     Args:
         template: Jinja source.
-        prompt: as the template renders it, where MobileLLM-R1's sentence about the box is.
+        prompt: the rendered prompt, which may ask for a box as MobileLLM-R1's does.
     """
     for style in (MAGISTRAL, THINK):
         if template and style.closes and style.closes in template:
@@ -76,9 +77,9 @@ def opened_by(turn: str, style: ReasoningStyle) -> bool:
 
 
 class Splitter:
-    """Cuts a stream of text into reasoning and answer; it does not matter how it comes in pieces.
+    """Cuts a stream of text into reasoning and answer, however the text is cut into pieces.
 
-    A tag that opens counts at the very beginning only, one that closes in the reasoning only.
+    An opening tag counts only at the very beginning, a closing one only inside the reasoning.
     """
 
     def __init__(self, style: ReasoningStyle, thinking: bool) -> None:
@@ -91,7 +92,7 @@ class Splitter:
         self._may_open = not thinking and style.opens is not None
 
     def push(self, text: str) -> Iterator[tuple[AnswerPart, str]]:
-        """Take more text; gives what can be told of it."""
+        """Take more text; returns the parts that are certain by now."""
         self._held += text
         while (tag := self._awaited()) is not None:
             before, found, after = self._held.partition(tag)
@@ -114,7 +115,7 @@ class Splitter:
         self._held = ""
 
     def rest(self) -> Iterator[tuple[AnswerPart, str]]:
-        """What was held back, when the text has ended."""
+        """End the text; returns what had been held back."""
         yield from self._say(self._held)
         self._held = ""
 
@@ -134,7 +135,7 @@ class Splitter:
 
 
 def overlap(text: str, tag: str) -> int:
-    """The length of the longest end of a text that a tag begins with."""
+    """The length of the longest end of a text that is a beginning of a tag."""
     longest = min(len(text), len(tag) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(tag[:n])), 0)
 

@@ -1,14 +1,25 @@
 """One sample of an answer: tokens in, events out, and an end that always comes.
 
-The state of a sample is the tokens that stand. Whatever befalls it, a loop taken back or the
-thinking closed, makes these other tokens, which are then continued in another leg; so an engine
-need not know of any of it. :mod:`.session` brings samples and engines together.
+The state of a sample is the tokens of its answer so far. A rollback takes some of them back,
+closing the reasoning adds some; either way the sample then wants other tokens to be continued,
+which is another leg with a request of its own. So an engine need not know of any of it.
+:mod:`.session` and :mod:`bitquilt.serve.scheduler` bring samples and engines together, by these
+states:
+
+                       request()
+    begin() ──> idle ────────────> waiting ── push(): the turn, a stop string, the box ──> ended
+                 ^                   │ │                                                     ^
+                 └ push(): rollback, ┘ └─ ran_out(): max_tokens or the context is full ──────┘
+                   reasoning closed
+
+``waiting`` is true from a request up to whatever ends its leg; tokens that still come afterwards
+belong to what is taken back, so they are left out. ``ended`` is None up to the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
 from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, Sampling
@@ -20,13 +31,13 @@ from bitquilt.talk.reasoning import BOX, boxed
 from bitquilt.talk.transcript import Transcript
 
 ANSWER_ROOM = 256
-"""Tokens kept for the answer when the thinking has a budget, or half of all where that is less."""
+"""With a thinking budget, the answer keeps so many tokens, or half of all if that is less."""
 BOX_ROOM = 64
-"""Tokens that a box may take which was opened for the model; then it is closed for it too."""
+"""A box that was opened for the model is closed for it too after so many tokens."""
 AVOIDED = 64
-"""Tokens of a loop, at most, that are made unlikely after it was taken back."""
+"""After a rollback, at most so many tokens of the loop are made unlikely."""
 LEG_SEEDS = 1 << 32
-"""Between the seeds of one sample's legs; the seeds of several samples follow each other."""
+"""The distance between the seeds of one sample's legs; several samples have consecutive seeds."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +45,22 @@ class AnswerSettings:
     """How to answer."""
 
     sampling: Sampling
+    _: KW_ONLY
     max_tokens: int = 4096
-    """Of an answer, reasoning included; less where the model's context ends before."""
+    """The most tokens of an answer, reasoning included; the model's context can allow fewer."""
     think_budget: int | None = None
-    """Tokens of reasoning after which it is closed; with one, there always is an answer."""
+    """The reasoning is closed after so many tokens; with a budget there always is an answer."""
     stop: Sequence[str] = ()
-    """The answer ends before the first of these; they are not looked for in the reasoning."""
+    """The answer ends before the first of these texts; the reasoning may contain them."""
     max_rollbacks: int | None = 3
-    """How often to go back from a loop before the thinking is closed; None lets it loop."""
+    """After so many rollbacks the reasoning is closed; None lets the model repeat itself."""
 
 
 class Sample:
     """One answer in the making.
 
-    While it has not :attr:`ended`: continue its :meth:`request`, :meth:`push` what comes for as
-    long as it is :attr:`waiting`, and say when the request :meth:`ran_out`.
+    Until it has :attr:`ended`, continue its :meth:`request`, :meth:`push` the tokens that come for
+    as long as it is :attr:`waiting`, and call :meth:`ran_out` where the request came to its end.
     """
 
     def __init__(self, engine: Engine, prompt: Prompt, settings: AnswerSettings) -> None:
@@ -59,9 +71,9 @@ class Sample:
         """
         self.ended: End | None = None
         self.waiting = False
-        """Whether more of the present request is wanted."""
+        """Whether more tokens of the present request are wanted."""
         self.prefilled = 0
-        """Prompt tokens that the engine computed."""
+        """How many prompt tokens the engine computed."""
         self._prompt, self._settings = prompt, settings
         self._closing = _Words(engine, prompt.style.closing)
         self._box = _Words(engine, BOX)
@@ -77,7 +89,7 @@ class Sample:
         self._closed: ClosingReason | None = None
         self._box_at: int | None = None
         self._floor = 0
-        self._take_anew([])
+        self._restart([])
 
     def request(self) -> GenerationRequest:
         """What to continue, and for how long."""
@@ -93,7 +105,7 @@ class Sample:
         )
 
     def begin(self) -> Iterator[Event]:
-        """What happens before the first request: without any budget the thinking is closed."""
+        """Prepare the first request: with a budget of 0, the reasoning is closed at once."""
         if self._spent():
             yield from self._close("budget")
 
@@ -114,12 +126,12 @@ class Sample:
             if boxed(self._transcript.answer[self._box_at :]) is not None:
                 yield from self._end("stop")
         elif loop:
-            yield from self._go_back(loop)
+            yield from self._roll_back(loop)
         elif self._spent():
             yield from self._close("budget")
 
     def ran_out(self) -> Iterator[Event]:
-        """The request was continued to its last token."""
+        """Take note that the request was continued to its last token."""
         if self._box_at is not None:
             yield from self._turn_ended()
             return
@@ -128,7 +140,7 @@ class Sample:
         yield from self._end("length")
 
     def _turn_ended(self) -> Iterator[Event]:
-        """The model has nothing more to say: is that an answer?"""
+        """The model has nothing more to say; close its reasoning if it owes an answer."""
         if self._box_at is not None:
             yield from self._transcript.push("}")
             yield from self._end("stop")
@@ -137,13 +149,13 @@ class Sample:
         else:
             yield from self._end("stop")
 
-    def _go_back(self, loop: Loop) -> Iterator[Event]:
-        """Take a loop back, and go on otherwise: with other words, or with the answer."""
+    def _roll_back(self, loop: Loop) -> Iterator[Event]:
+        """Take a loop back, and continue with other words, or with the answer."""
         start = max(loop.start, self._floor)
         cycle = [token for token, _ in self._said[start : start + min(loop.period, AVOIDED)]]
         taken_back = len(self._said) - start
         self._discarded += taken_back
-        self._take_anew(self._said[:start])
+        self._restart(self._said[:start])
         yield Rollback(taken_back, self._transcript.reasoning, self._transcript.answer)
         assert self._settings.max_rollbacks is not None
         if self._rollbacks_here < self._settings.max_rollbacks:
@@ -156,7 +168,7 @@ class Sample:
             yield from self._end("loop")
 
     def _close(self, reason: ClosingReason) -> Iterator[Event]:
-        """Close the thinking, or open a box where there is none to close, and ask for the rest."""
+        """Close the reasoning, or open a box where no tag closes it, and ask for the answer."""
         words = self._closing if self._transcript.thinking else self._box
         if len(self._said) + len(words.tokens) >= self._room:
             yield from self._end("length")
@@ -191,8 +203,8 @@ class Sample:
         )
         yield self.ended
 
-    def _take_anew(self, said: Sequence[tuple[int, str]]) -> None:
-        """Let only these tokens stand, with their texts."""
+    def _restart(self, said: Sequence[tuple[int, str]]) -> None:
+        """Begin again with these tokens and their texts."""
         self._said: list[tuple[int, str]] = []
         style, settings = self._prompt.style, self._settings
         self._transcript = Transcript(style, self._prompt.thinking, settings.stop)
@@ -202,14 +214,14 @@ class Sample:
             self._take(token, text)
 
     def _take(self, token: int, text: str) -> tuple[Loop | None, Sequence[Event]]:
-        """Let a token stand; the loop that it completes, and what is new of the text."""
+        """Add a token; returns the loop that it completes, and the events of its text."""
         self._said.append((token, text))
         self._thinking_tokens += self._transcript.thinking
         loop = self._detector.push(token, text) if self._detector else None
         return loop, self._transcript.push(text)
 
     def _owes_answer(self) -> bool:
-        """Whether there is none yet, and with a budget there has to be."""
+        """Whether there has to be an answer, because of a budget, and there is none yet."""
         answer = self._transcript.answer
         silent = not (boxed(answer) if self._prompt.style.boxed else answer.strip())
         return self._budget is not None and (self._transcript.thinking or silent)
@@ -223,20 +235,20 @@ class Sample:
 
 
 class _Words:
-    """Something that is said for the model."""
+    """A text that is said for the model, as tokens."""
 
     def __init__(self, engine: Engine, text: str) -> None:
         self.text = text
         self.tokens = engine.tokenize(text) if text else []
 
     def spelled(self) -> list[tuple[int, str]]:
-        """Its tokens, all of the text with the last."""
+        """The tokens; the last one comes with all of the text."""
         last = len(self.tokens) - 1
         return [(token, self.text if i == last else "") for i, token in enumerate(self.tokens)]
 
 
 def _thinking_room(budget: int | None, room: int, closing: int) -> int | None:
-    """Tokens to think in, so that room for closing the thinking and for an answer is left."""
+    """The most tokens of reasoning that leave room for closing it and for an answer."""
     if budget is None:
         return None
     return max(0, min(budget, room - closing - min(ANSWER_ROOM, room // 2)))

@@ -14,7 +14,7 @@ from bitquilt.talk.sample import AnswerSettings, Sample
 def answer(
     engine: Engine, prompt: Prompt, settings: AnswerSettings
 ) -> Generator[Event, None, None]:
-    """Answer a prompt; the last event is the end. Close the iterator to stop before.
+    """Answer a prompt; the last event is the :class:`End`. Close the iterator to stop before.
 
     Raises:
         UserError: the prompt fills the model's context, or the engine fails.
@@ -24,10 +24,13 @@ def answer(
 
 
 def continued(engine: Engine, samples: Sequence[Sample]) -> Iterator[tuple[int, Event]]:
-    """Bring samples to their ends, those that are under way in one batch.
+    """Continue samples to their ends, all of them in one batch.
 
-    Each leg is a batch: a sample whose thinking was closed, or that was taken back from a loop,
-    waits for the others to come to such a point or to their ends.
+    Each batch is a leg of every unfinished sample: one whose reasoning was closed, or that had a
+    rollback, waits until the others come to such a point or to their ends.
+
+    Returns:
+        Pairs of a sample's index and an event.
     """
     for index, sample in enumerate(samples):
         for event in sample.begin():
@@ -59,7 +62,7 @@ class Session:
     """A conversation."""
 
     def __init__(self, engine: Engine, settings: AnswerSettings, system: str | None = None) -> None:
-        """Begin it.
+        """Begin a conversation.
 
         Args:
             engine: keeps what it has read, so that each turn costs its new tokens only.
@@ -72,7 +75,7 @@ class Session:
         """How the last answer ended."""
 
     def ask(self, text: str) -> Generator[Event, None, None]:
-        """Say something and hear the answer; both are kept when it has ended, neither before.
+        """Ask a question; it and the answer join the conversation when the answer has ended.
 
         Raises:
             UserError: as :func:`answer`; the conversation is as it was.
@@ -85,13 +88,13 @@ class Session:
             yield event
 
     def prompt(self, text: str) -> Prompt:
-        """The conversation so far, and what is said next."""
+        """The prompt for the next question: the conversation so far, and its text."""
         start = [] if self.system is None else [{"role": "system", "content": self.system}]
         said: Message = {"role": "user", "content": text}
         return compose(self.engine, [*start, *self.messages, said])
 
     def retract(self) -> str | None:
-        """Take the last question and its answer back; the question."""
+        """Take the last question and its answer back; returns the question, if there is one."""
         if not self.messages:
             return None
         self.messages, (asked, _) = self.messages[:-2], self.messages[-2:]

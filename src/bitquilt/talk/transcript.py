@@ -1,4 +1,4 @@
-"""The text of an answer as it comes: split in two, ended at stop strings, told as events."""
+"""The text of an answer as it comes: reasoning apart, ended at stop strings, told as events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Transcript:
     """What a model has said so far."""
 
     def __init__(self, style: ReasoningStyle, thinking: bool, stop: Sequence[str]) -> None:
-        """Whether it begins inside the reasoning, and what ends the answer."""
+        """Begin, inside the reasoning or outside it, with the texts that end the answer."""
         self.reasoning = ""
         self.answer = ""
         self.stopped = False
@@ -27,11 +27,11 @@ class Transcript:
         return self._splitter.thinking
 
     def push(self, text: str) -> list[Reasoning | Answer]:
-        """Take more text; what can be told of it."""
+        """Take more text; returns events for what is certain by now."""
         return [*self._take(self._splitter.push(text)), *self._tell(self._pending())]
 
     def finish(self) -> list[Reasoning | Answer]:
-        """The text has ended; what had been held back."""
+        """End the text; returns events for what had been held back."""
         return [*self._take(self._splitter.rest()), *self._tell(0)]
 
     def _take(self, parts: Iterable[tuple[AnswerPart, str]]) -> Iterator[Reasoning]:

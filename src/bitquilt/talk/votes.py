@@ -1,4 +1,4 @@
-"""Several samples at once, and what most of them say."""
+"""Several samples at once, and the boxed answer that most of them have."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Votes:
     """The samples and their boxed answers."""
 
     final: str | None
-    """The answer that most samples agree on, as the first of them put it; the earlier of two that
-    are even. None where no sample has a boxed answer."""
+    """The answer that most samples agree on, as the first of them wrote it; of two with as many
+    votes, the earlier one. None where no sample has a boxed answer."""
     share: float
-    """Of all samples, those without a boxed answer included."""
+    """The share of ``final`` in all samples, those without a boxed answer included."""
     counts: dict[str, int]
-    """Samples per answer, the most frequent first."""
+    """The number of samples per answer, the most frequent first."""
     samples: list[End]
 
 
@@ -40,8 +40,8 @@ def vote(
     Args:
         engine: reads the prompt once.
         prompt: asks for a boxed answer.
-        settings: of every sample; the first has its seed.
-        count: how many.
+        settings: the settings of every sample; the first has their seed.
+        count: the number of samples.
         progress: advances as each sample ends.
     """
     seed = settings.sampling.seed
@@ -54,7 +54,7 @@ def vote(
 
 
 def tally(samples: list[End]) -> Votes:
-    """Count the boxed answers; those that differ in spelling only are one."""
+    """Count the boxed answers; those that differ only in spelling are one."""
     put: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for sample in samples:
