@@ -142,13 +142,18 @@ def test_json_is_canonical() -> None:
     assert Recipe().to_json() == "{}"
 
 
+def test_a_file_may_say_its_format_and_model_files_do_not() -> None:
+    assert parse_recipe({"format": 2, **ISSUE_RECIPE}, "r") == parse_recipe(ISSUE_RECIPE, "r")
+    assert "format" not in json.loads(parse_recipe({"format": 2, **ISSUE_RECIPE}, "r").to_json())
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ('{"default": "Q4_K",\n "rules": [}', ["not JSON", "line 2", "column"]),
         ("[]", ["must be a JSON object"]),
         ('{"default": "Q4_K", "default": "Q6_K"}', ['"default" twice']),
-        ('{"defualt": "Q4_K"}', ['unknown key "defualt"', "default, pin, rules"]),
+        ('{"defualt": "Q4_K"}', ['unknown key "defualt"', "default, format, pin, rules"]),
         ('{"default": "Q4_L"}', ['"default": there is no type', "Q4_L", "4bit-g64"]),
         ('{"default": null}', ['"default" must be a type']),
         ('{"default": 4}', ['"default" must be a type']),
@@ -161,6 +166,11 @@ def test_json_is_canonical() -> None:
         ('{"rules": [{"match": "a", "type": "Q4_K", "x": 1}]}', ['rule 1 has an unknown key "x"']),
         ('{"rules": [{"match": "a", "type": "Q9"}]}', ["rule 1: there is no type"]),
         ('{"rules": [{"match": "attn_(", "type": "Q4_K"}]}', ["rule 1", "not a regular expr"]),
+        ('{"rules": [{"match": "a", "grid": "Q4_K"}]}', ["rule 1", '"grid" to "type"', "0.1"]),
+        ('{"format": 1}', ["format 1", '"grid" to "type"', '"format": 2']),
+        ('{"format": 3}', ["format 3", "reads format 2", "pip install --upgrade bitquilt"]),
+        ('{"format": "2"}', ['"format" must be the number 2']),
+        ('{"format": true}', ['"format" must be the number 2']),
         ('{"pin": []}', ['"pin" must be an object']),
         ('{"pin": {"token_embd": "Q9"}}', ['pin "token_embd": there is no type']),
     ],
@@ -182,7 +192,7 @@ def test_what_is_no_recipe_is_refused(source: str, words: list[str]) -> None:
             ['"atn_v" matches no matrix', "attn_v", "ffn_down"],
         ),
         ({"pin": {"token_embed": "Q8_0"}}, "gguf", ['"token_embed"', 'mean "token_embd"?']),
-        ({"pin": {"norm": "Q8_0"}}, "gguf", ['"norm", which is no matrix', "did you mean"]),
+        ({"pin": {"norm": "Q8_0"}}, "gguf", ['"norm", which is not a matrix', "did you mean"]),
         (
             {"pin": {"token_embd": "Q8_0", "model.embed_tokens": "Q6_K"}},
             "gguf",

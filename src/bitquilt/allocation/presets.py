@@ -1,6 +1,6 @@
 """Presets: the mixes that llama.cpp and mlx-lm make, matrix by matrix, under the names they use.
 
-They are what people compare a searched mix against, and can be asked for by name.
+People compare a searched mix with them, and can ask for them by name.
 
 llama.cpp's rules are those of ``llama_tensor_get_type`` in its ``src/llama-quant.cpp``, for dense
 models and with an importance matrix, which bitquilt always has. mlx-lm's are those of
@@ -9,8 +9,9 @@ models and with an importance matrix, which bitquilt always has. mlx-lm's are th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from bitquilt import qtypes
 from bitquilt.allocation.recipe import require_fit
@@ -22,39 +23,39 @@ from bitquilt.models.names import layer_of
 
 @dataclass(frozen=True)
 class Block:
-    """What the rules look at: which block, of how many, with how much key and value sharing."""
+    """What the rules depend on: which block, of how many, how much keys and values are shared."""
 
     layer: int
     layers: int
     sharing: int
-    """Query heads to a key and value head."""
+    """Query heads per key and value head."""
 
 
 Where = Callable[[Block], bool]
 
 
 def everywhere(block: Block) -> bool:
-    """All blocks."""
+    """Whether a block is one of all: always."""
     return True
 
 
 def first(count: int) -> Where:
-    """The first few blocks."""
+    """Return a test for the first ``count`` blocks."""
     return lambda block: block.layer < count
 
 
 def first_part(parts: int) -> Where:
-    """The first 1/parts of the blocks, rounded down."""
+    """Return a test for the first 1/parts of the blocks, rounded down."""
     return lambda block: block.layer < block.layers // parts
 
 
 def widely_shared(block: Block) -> bool:
-    """Models where four or more query heads share a key and value head, so that v is small."""
+    """Whether four or more query heads share a key and value head, so that v is small."""
     return block.sharing >= 4
 
 
 def more_bits(block: Block) -> bool:
-    """The first and the last eighth of the blocks, and every third one between them."""
+    """Whether a block is in the first or last eighth, or is every third one between them."""
     eighth = block.layers // 8
     inside = block.layer - eighth
     return inside < 0 or block.layer >= 7 * block.layers // 8 or inside % 3 == 2
@@ -66,7 +67,7 @@ class PresetRule:
 
     base: str
     exceptions: tuple[tuple[str, Where, str], ...] = ()
-    """(matrix within the block, in which blocks, type)."""
+    """Each is a matrix within the block, the blocks that it holds for, and the type."""
 
 
 ATTN_V, ATTN_OUT, FFN_DOWN = "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"
@@ -132,60 +133,59 @@ MLX_MIXED = {
 
 
 def preset_names(target: str) -> list[str]:
-    """The presets for ``gguf`` or ``mlx``, roughly by size."""
-    if target == "gguf":
-        return list(LLAMA_CPP)
-    return [*(name for name in qtypes.names("mlx") if "bit-g" in name), *MLX_MIXED]
+    """Return the presets of a target by its name, roughly by size."""
+    return list(PRESETS[target])
 
 
 def preset(name: str, checkpoint: Checkpoint, target: str) -> dict[str, str]:
-    """The type that a preset gives each matrix of a model.
+    """Return the allocation that a preset gives a model.
 
     Args:
         name: one of :func:`preset_names`.
         checkpoint: the model; only its config and shapes are looked at.
-        target: ``gguf`` or ``mlx``.
+        target: the name of the target.
 
     Returns:
         Module path → type name, for every matrix, in the checkpoint's order.
 
     Raises:
-        UserError: there is no such preset for the target, or a row length can't take its type.
+        UserError: the target has no such preset, or a row length cannot take its type.
     """
-    if name not in preset_names(target):
+    if name not in PRESETS[target]:
         known = ", ".join(preset_names(target))
         raise UserError(
             f'there is no preset "{name}" for {target}; choose one of {known}, '
             "or give the path of a recipe"
         )
-    choose = _llama_cpp_qtype if target == "gguf" else _mlx_qtype
-    allocation: dict[str, str] = {}
-    for module, (_, columns) in checkpoint.matrices.items():
-        qtype = choose(name, checkpoint, module, columns)
-        allocation[module] = require_fit(qtype, module, columns, target, f"the preset {name}")
-    return allocation
+    choose = PRESETS[target][name]
+    return {
+        module: require_fit(
+            choose(checkpoint, module), module, columns, target, f"the preset {name}"
+        )
+        for module, (_, columns) in checkpoint.matrices.items()
+    }
 
 
-def _llama_cpp_qtype(name: str, checkpoint: Checkpoint, module: str, columns: int) -> str:
-    mix = LLAMA_CPP[name]
+def _llama_cpp_qtype(rule: PresetRule, checkpoint: Checkpoint, module: str) -> str:
+    columns = checkpoint.matrices[module][1]
     if module == HEAD or (module == EMBEDDING and checkpoint.tied):
-        qtype = _head_qtype(mix.base, columns)
+        qtype = _head_qtype(rule.base, columns)
     elif module == EMBEDDING:
-        qtype = mix.base
+        qtype = rule.base
     else:
-        qtype = _block_qtype(mix, checkpoint, module)
+        qtype = _block_qtype(rule, checkpoint, module)
     return qtype if qtypes.get(qtype).fits(columns) else FALLBACK.get(qtype, qtype)
 
 
 def _head_qtype(base: str, columns: int) -> str:
-    """The output head, tied or not, is kept at six bits, or at eight."""
+    """The type of the output head, tied or not: six bits, or eight."""
     return "Q8_0" if base == "Q8_0" or not qtypes.get(base).fits(columns) else "Q6_K"
 
 
-def _block_qtype(mix: PresetRule, checkpoint: Checkpoint, module: str) -> str:
+def _block_qtype(rule: PresetRule, checkpoint: Checkpoint, module: str) -> str:
     block = _block(checkpoint, module)
-    qtype = mix.base
-    for part, where, other in mix.exceptions:
+    qtype = rule.base
+    for part, where, other in rule.exceptions:
         if module.endswith(part) and where(block):
             qtype = other
             break
@@ -195,10 +195,11 @@ def _block_qtype(mix: PresetRule, checkpoint: Checkpoint, module: str) -> str:
     return qtype
 
 
-def _mlx_qtype(name: str, checkpoint: Checkpoint, module: str, columns: int) -> str:
-    if name not in MLX_MIXED:
-        return name
-    low, high = MLX_MIXED[name]
+def _uniform_qtype(qtype: str, checkpoint: Checkpoint, module: str) -> str:
+    return qtype
+
+
+def _mixed_qtype(low: str, high: str, checkpoint: Checkpoint, module: str) -> str:
     if module == HEAD:
         return high
     if module == EMBEDDING:
@@ -215,3 +216,16 @@ def _block(checkpoint: Checkpoint, module: str) -> Block:
     heads = int(checkpoint.config["num_attention_heads"])
     kv_heads = int(checkpoint.config["num_key_value_heads"])
     return Block(layer, checkpoint.layers, heads // kv_heads)
+
+
+PresetFn = Callable[[Checkpoint, str], str]
+"""(model, module path of a matrix) → the type that a preset gives this matrix."""
+
+PRESETS: Mapping[str, Mapping[str, PresetFn]] = {
+    "gguf": {name: partial(_llama_cpp_qtype, rule) for name, rule in LLAMA_CPP.items()},
+    "mlx": {
+        **{n: partial(_uniform_qtype, n) for n in qtypes.names("mlx") if "bit-g" in n},
+        **{name: partial(_mixed_qtype, *pair) for name, pair in MLX_MIXED.items()},
+    },
+}
+"""Name of a target → name of a preset → what it gives each matrix."""

@@ -13,7 +13,8 @@ A matrix goes by two names, its GGUF tensor name (``blk.0.attn_q``) and its Hugg
 in all of them and the first rule that matches wins. A pin names one matrix exactly, beats every
 rule, and holds during a search too; rules and default are the mix when there is no search. A type
 is a name, or one name per target, ``{"gguf": "Q6_K", "mlx": "6bit-g64"}``, so that one file serves
-both.
+both. A file may say which format it has, ``"format": 2``; format 1 is that of bitquilt 0.1, whose
+rules said "grid" where they say "type" now.
 """
 
 from __future__ import annotations
@@ -31,16 +32,19 @@ from bitquilt import qtypes
 from bitquilt.errors import UserError
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import Allocation
 
 TARGETS = ("gguf", "mlx")
+FORMAT = 2
+"""The format that recipe files have."""
 
 QtypeChoice = str | Mapping[str, str]
-"""A type's name, or target → name."""
+"""The name of a type, or target → name."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Every matrix whose name the regex is found in gets this type."""
+    """A regex, and the type of every matrix that has a name in which the regex is found."""
 
     match: str
     qtype: QtypeChoice
@@ -48,13 +52,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A mix as written down, before it meets a model."""
+    """An allocation as people write it down, before it meets a model."""
 
     default: QtypeChoice | None = None
     rules: tuple[Rule, ...] = ()
     pin: Mapping[str, QtypeChoice] = field(default_factory=dict)
     where: str = "the recipe"
-    """What errors call it, usually the file's path; not part of the recipe."""
+    """What errors call the recipe, usually its file's path; it is not part of the recipe."""
 
     def to_json(self) -> str:
         """Return the recipe on one line, in a canonical form that :func:`parse_recipe` reads."""
@@ -72,7 +76,7 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe file.
 
     Raises:
-        UserError: the file can't be read, or is not a recipe.
+        UserError: the file cannot be read, or is not a recipe.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -85,17 +89,19 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def parse_recipe(source: str | Mapping[str, Any], where: str) -> Recipe:
-    """Make a recipe of its JSON, as text or already decoded.
+    """Make a recipe from its JSON, as text or already decoded.
 
     Args:
         source: the JSON.
         where: where it came from, for errors.
 
     Raises:
-        UserError: it is not JSON, has an unknown key, an unknown type or a regex that is none.
+        UserError: it is not JSON, has another format, an unknown key, an unknown type or an invalid
+            regex.
     """
     data = _decode(source, where) if isinstance(source, str) else source
-    _check_keys(data, {"default", "rules", "pin"}, where)
+    _check_keys(data, {"format", "default", "rules", "pin"}, where)
+    _check_format(data.get("format", FORMAT), where)
     rules = data.get("rules", [])
     pin = data.get("pin", {})
     if not isinstance(rules, list):
@@ -111,7 +117,7 @@ def parse_recipe(source: str | Mapping[str, Any], where: str) -> Recipe:
 
 
 def resolve_recipe(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
-    """Give every matrix of a model its type.
+    """Return the allocation that a recipe gives a model.
 
     Args:
         recipe: the recipe.
@@ -123,7 +129,7 @@ def resolve_recipe(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[
 
     Raises:
         UserError: a rule matches nothing, a pin names no matrix, a matrix is left without a type,
-            or gets one that its row length or the target can't take.
+            or gets one that its row length or the target cannot take.
     """
     fixed = pins(recipe, checkpoint, target)
     names = _names(checkpoint)
@@ -144,7 +150,7 @@ def resolve_recipe(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[
 
 
 def pins(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
-    """The matrices that a search must not move, with their types.
+    """Return the matrices that a search must not change, with their types.
 
     Checks the whole recipe against the model's names, so that a rule or a pin with a typing error
     is found before a search starts.
@@ -154,7 +160,7 @@ def pins(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
 
     Raises:
         UserError: a rule matches nothing, a pin names no matrix or one already pinned, or its type
-            is one that the row length or the target can't take.
+            is one that the row length or the target cannot take.
     """
     names = _names(checkpoint)
     _check_rules(recipe, names, checkpoint.name)
@@ -171,11 +177,11 @@ def pins(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
     return fixed
 
 
-def from_allocation(allocation: Mapping[str, str], checkpoint: Checkpoint) -> Recipe:
-    """Write down a finished mix: its most common type as default, every other matrix pinned.
+def from_allocation(allocation: Allocation, checkpoint: Checkpoint) -> Recipe:
+    """Return an allocation as a recipe: its most common type as default, all other matrices pinned.
 
     Args:
-        allocation: module path → type name, for every matrix.
+        allocation: the type of every matrix.
         checkpoint: the model, whose order breaks ties.
     """
     named = {names[0]: allocation[module] for module, names in _names(checkpoint).items()}
@@ -239,7 +245,7 @@ def _check_rules(recipe: Recipe, names: Mapping[str, tuple[str, ...]], model: st
 
 def _unknown_matrix(name: str, known: list[str], where: str) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f'{where} pins "{name}", which is no matrix of this model; did you mean "{near[0]}"?'
+    return f'{where} pins "{name}", which is not a matrix of this model; did you mean "{near[0]}"?'
 
 
 def _qtype_for(choice: QtypeChoice, module: str, columns: int, target: str, where: str) -> str:
@@ -283,9 +289,31 @@ def _check_keys(data: Mapping[str, Any], allowed: set[str], where: str) -> None:
         )
 
 
+def _check_format(number: Any, where: str) -> None:
+    if number == FORMAT and type(number) is int:
+        return
+    if type(number) is not int:
+        raise UserError(
+            f'{where}: "format" must be the number {FORMAT}; correct it or leave it out'
+        )
+    if number > FORMAT:
+        raise UserError(
+            f"{where} has recipe format {number}, but this version of bitquilt reads format "
+            f"{FORMAT}; install a newer one with pip install --upgrade bitquilt"
+        )
+    raise UserError(
+        f"{where} has recipe format {number}, but this version of bitquilt reads format {FORMAT}; "
+        f'rename "grid" to "type" in all rules, and say "format": {FORMAT}'
+    )
+
+
 def _parse_rule(data: Any, where: str) -> Rule:
     if not isinstance(data, Mapping):
         raise UserError(f'{where} must be an object, {{"match": regex, "type": name}}')
+    if "grid" in data:
+        raise UserError(
+            f'{where} says "grid", as bitquilt 0.1 did; rename "grid" to "type" in all rules'
+        )
     _check_keys(data, {"match", "type"}, where)
     if not isinstance(data.get("match"), str) or "type" not in data:
         raise UserError(f'{where} needs both a "match" (a regex) and a "type"')
@@ -299,7 +327,7 @@ def _parse_rule(data: Any, where: str) -> Rule:
 
 
 def _parse_qtype(data: Any, where: str) -> QtypeChoice:
-    """A type's name or one per target, with every name known."""
+    """A type's name or one per target; every name is a known one."""
     if isinstance(data, str):
         _check_qtype(data, where)
         return data
