@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from bitquilt.errors import UserError
+from bitquilt.gguf.container import Container, GgufTensor
+from bitquilt.gguf.header import GgufHeader
+from bitquilt.gguf.metadata import Hyperparameters, hyperparameter_keys, read_hyperparameters
 from bitquilt.gguf.sampling import sampling_keys
+from bitquilt.models.architectures import ARCHITECTURES, architecture_of
 from bitquilt.models.config import complete
-from bitquilt.models.gguf_config import gguf_keys, gguf_rope_factors
+from bitquilt.models.gguf_config import config_of, gguf_keys, gguf_rope_factors
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -36,6 +44,82 @@ def config(model_type: str = "llama", **fields: Any) -> dict[str, Any]:
         "vocab_size": 512,
     }
     return complete({"model_type": model_type, **small, **fields})
+
+
+SIZES = st.integers(1, 2**31)
+FACTORS = st.integers(1, 64).map(float)
+ROPES = st.one_of(
+    st.just({"rope_type": "default"}),
+    st.fixed_dictionaries(
+        {"rope_type": st.just("linear"), "factor": st.integers(1, 64).map(float)}
+    ),
+    st.fixed_dictionaries(
+        {
+            "rope_type": st.just("yarn"),
+            "factor": FACTORS,
+            "original_max_position_embeddings": SIZES,
+        }
+    ),
+)
+
+
+@given(
+    sizes=st.lists(SIZES, min_size=8, max_size=8),
+    theta=st.integers(1, 10**7).map(float),
+    rope=ROPES,
+    own=st.dictionaries(st.sampled_from(["logit_scale", "attention.sliding_window"]), SIZES),
+)
+def test_hyperparameters_come_back(
+    sizes: list[int], theta: float, rope: dict[str, Any], own: dict[str, int]
+) -> None:
+    (context, width, blocks, mlp, heads, kv_heads, head_dim, vocabulary) = sizes
+    written = Hyperparameters(
+        context_length=context,
+        embedding_length=width,
+        block_count=blocks,
+        feed_forward_length=mlp,
+        head_count=heads,
+        head_count_kv=kv_heads,
+        head_dim=head_dim,
+        rms_epsilon=1e-5,
+        rope={"rope_theta": theta, **rope},
+        vocab_size=vocabulary,
+    )
+    keys = hyperparameter_keys("granite", written, own)
+    header = in_a_file({"general.architecture": "granite", **keys}, vocabulary)
+    assert read_hyperparameters(header) == written
+    assert {key: header.get(key) for key in own} == own
+
+
+def in_a_file(metadata: dict[str, Any], vocabulary: int) -> GgufHeader:
+    """The header of a file that has this metadata and an embedding."""
+    embedding = GgufTensor(GGMLQuantizationType.F32, (vocabulary, 1), 0, 4 * vocabulary)
+    return GgufHeader(Path("m.gguf"), Container(metadata, {}, {"token_embd.weight": embedding}))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields"),
+    [
+        *((model_type, {}) for model_type in ARCHITECTURES),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}}),
+        ("mistral", {"sliding_window": 4096, "max_position_embeddings": 32768}),
+        ("gemma3_text", {"query_pre_attn_scalar": 64, "num_hidden_layers": 62}),
+    ],
+)
+def test_a_config_read_from_its_keys_gives_them_again(
+    model_type: str, fields: dict[str, Any]
+) -> None:
+    if model_type == "gemma3_text":
+        fields = {"query_pre_attn_scalar": 64, **fields}
+    before = config(model_type, **fields)
+    keys = gguf_keys(before)
+    name = architecture_of(before).gguf_architecture
+    header = in_a_file({"general.architecture": name, **keys}, before["vocab_size"])
+    after = complete(config_of(header))
+    assert gguf_keys(after) == keys
+    same = before.keys() & after.keys() - {"model_type", "bos_token_id", "eos_token_id"}
+    same -= {"pad_token_id", "sliding_window", "max_position_embeddings", "tie_word_embeddings"}
+    assert {field: after[field] for field in same} == {field: before[field] for field in same}
 
 
 def test_llama3_factors_are_those_of_transformers() -> None:

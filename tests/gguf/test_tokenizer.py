@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from platformdirs import user_cache_path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.errors import UserError
-from bitquilt.gguf.tokenizer import SPLITTINGS, tokenizer_keys
+from bitquilt.gguf.header import read_header
+from bitquilt.gguf.tokenizer import SPLITTINGS, read, tokenizer_keys
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import gguf
 from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
@@ -131,6 +133,31 @@ def test_one_rebuilt_from_gguf_is_written_again(name: str, tmp_path: Path) -> No
     with open_llamacpp(path, threads=1) as engine:
         for text in TEXTS:
             assert engine.tokenize(text) == tokenizer.encode(text).ids, text
+
+
+@pytest.mark.parametrize("name", sorted(TOKENIZERS.keys() - {"smaug-bpe", "default"}))
+def test_keys_of_a_rebuilt_tokenizer_are_those_of_the_file(name: str, tmp_path: Path) -> None:
+    path = write_with(TOKENIZERS[name](), tmp_path)
+    metadata = read_header(path).metadata
+    rebuilt = open_checkpoint(path)
+    ends = {"eos_token_id": rebuilt.generation_config["eos_token_id"]}
+    config = rebuilt.config | ends
+    keys = tokenizer_keys(rebuilt.tokenizer_dir, config, rebuilt.chat_template)
+    assert keys == {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
+
+
+def test_another_conversion_does_not_take_what_an_older_one_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_with(TOKENIZERS["gpt-2"](), tmp_path)
+    kept = open_checkpoint(path).tokenizer_dir
+    (kept / "tokenizer.json").write_text("mistaken")
+    assert open_checkpoint(path).tokenizer_dir == kept
+    monkeypatch.setattr(read, "CONVERSION", read.CONVERSION + 1)
+    again = open_checkpoint(path).tokenizer_dir
+    assert again != kept
+    assert Tokenizer.from_file(str(again / "tokenizer.json")).get_vocab_size() == VOCABULARY
+    assert again.parent == user_cache_path("bitquilt") / "tokenizers"
 
 
 def test_unknown_splitting_is_refused(tmp_path: Path) -> None:

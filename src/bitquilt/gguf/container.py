@@ -17,6 +17,7 @@ merge, which takes seconds for a vocabulary of 128k, against a fraction of one h
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Mapping, Sequence
@@ -100,6 +101,8 @@ def read_container(path: Path) -> Container:
                 return _parse(_Cursor(data))
             except struct.error as error:
                 raise ValueError("it ends within its header") from error
+            except RecursionError as error:
+                raise ValueError("it has arrays within arrays without end") from error
 
 
 def read_pairs(path: Path, container: Container) -> Metadata:
@@ -205,7 +208,10 @@ def _parse(cursor: _Cursor) -> Container:
         name = cursor.string()
         sizes = [cursor.take("Q") for _ in range(cursor.take("I"))]
         table[name] = sizes, gguf.GGMLQuantizationType(cursor.take("I")), cursor.take("Q")
-    start = aligned(cursor.at, metadata.get("general.alignment", ALIGNMENT))
+    alignment = metadata.get("general.alignment", ALIGNMENT)
+    if not isinstance(alignment, int) or alignment <= 0:
+        raise ValueError(f"it aligns its tensors to {alignment!r}")
+    start = aligned(cursor.at, alignment)
     found = {
         name: _tensor(name, sizes, kind, start + offset, len(cursor.data))
         for name, (sizes, kind, offset) in table.items()
@@ -218,7 +224,7 @@ def _tensor(
 ) -> GgufTensor:
     """A table row from its sizes, fastest dimension first, checked against the file's end."""
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-    nbytes = int(np.prod(sizes, dtype=np.int64)) // block * block_bytes
+    nbytes = math.prod(sizes) // block * block_bytes
     if offset + nbytes > end:
         raise ValueError(f"it ends within {name}")
     return GgufTensor(kind, tuple(reversed(sizes)), offset, nbytes)
