@@ -1,4 +1,4 @@
-"""The server: which path does what, who may ask, and errors as JSON."""
+"""The server: what each path does, who may call it, and errors as JSON."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ from bitquilt.talk.prompt import plain
 from bitquilt.talk.sample import Sample
 
 LOCAL = ("127.0.0.1", "localhost")
-"""What browsers may call this server: a foreign name that leads here is an attack (rebinding)."""
+"""Names of this server that a browser may use; any other that leads here is DNS rebinding."""
 BYTES_PER_TOKEN, LEAST_BYTES = 64, 1 << 16
-"""Of a body, per token of the context; text is 4 or so, escapes and JSON around it come on top."""
+"""A body may have so many bytes per token of the context: text has about 4, and there is JSON
+around it."""
 PAGE = Path(__file__).with_name("page.html")
 PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -147,7 +148,7 @@ class Server:
         prepare: Prepare,
         reply: ChatReply | TextReply,
     ) -> Response:
-        """Answer in one piece or in many; refusals come before the first."""
+        """Answer in one piece or in many; a refusal comes before the first of them."""
         events = self._timed(self.scheduler.answer(prepare))
         if not asked.stream:
             end = await _unless_gone(request, _last(events))
@@ -161,7 +162,7 @@ class Server:
         )
 
     async def _timed(self, events: AsyncGenerator[Event, None]) -> AsyncGenerator[Event, None]:
-        """The same, with a note of when the first one came."""
+        """The same events; measures the time to the first."""
         started = time.perf_counter()
         async with aclosing(events) as coming:
             first = True
@@ -172,10 +173,12 @@ class Server:
                 yield event
 
     async def _body(self, request: Request) -> bytes:
-        """A request's body, if it is JSON by name and not too long."""
+        """A request's body, if its type is JSON and it is not too long."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip()
         if kind != "application/json":
-            raise invalid("send the request as Content-Type: application/json", 415)
+            raise invalid(
+                "the body has to be JSON; send it with Content-Type: application/json", 415
+            )
         body = bytearray()
         async for piece in request.stream():
             body += piece
@@ -188,7 +191,7 @@ class Server:
         return bytes(body)
 
     def _protected(self, endpoint: Endpoint) -> Endpoint:
-        """Only for those who have the key, and not in a foreign site's name."""
+        """The endpoint for requests that bring the key and do not come from a foreign site."""
 
         async def checked(request: Request) -> Response:
             self._check_host(request)
@@ -207,11 +210,11 @@ class Server:
 
     def _check_host(self, request: Request) -> None:
         if request.url.hostname not in LOCAL:
-            raise invalid(f"this server answers to {' and '.join(LOCAL)} only", 403)
+            raise invalid(f"this server answers to the names {' and '.join(LOCAL)} only", 403)
 
 
 class _Counted:
-    """Counts responses, streamed ones too."""
+    """An application whose responses are counted, streamed ones too."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -233,7 +236,7 @@ async def _sent(
     reply: ChatReply | TextReply,
     with_usage: bool,
 ) -> AsyncGenerator[str, None]:
-    """Server-sent events; when the client goes, so does the answer."""
+    """The answer as server-sent events; it is stopped when the client goes."""
     async with aclosing(events) as coming:
         if begin := reply.first():
             yield _line(begin)
@@ -262,7 +265,7 @@ async def _last(events: AsyncGenerator[Event, None]) -> End:
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
-    """Wait for work that is stopped when the client goes."""
+    """Wait for work, and stop it when the client goes."""
     doing = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_gone(request))
     try:

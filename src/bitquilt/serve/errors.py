@@ -1,4 +1,4 @@
-"""Why a request is not answered: a status, a kind, and one sentence."""
+"""Reasons why a request is not answered: a status, a kind, and one sentence."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class RefusedError(Exception):
         self.status, self.kind, self.sentence = status, kind, sentence
 
     def to_dict(self) -> dict[str, Any]:
-        """As OpenAI's API puts errors."""
+        """The body of the response, in the form of OpenAI's API."""
         said = {"message": self.sentence, "type": self.kind, "param": None, "code": self.status}
         return {"error": said}
 
 
 def invalid(sentence: str, status: int = 400) -> RefusedError:
-    """The request cannot be answered as it is."""
+    """The error for a request that cannot be answered as it is."""
     return RefusedError(status, "invalid_request_error", sentence)

@@ -1,4 +1,4 @@
-"""What may be asked: the bodies of requests, read strictly, as the engine takes them."""
+"""The bodies of requests, checked strictly, and what the engine is asked in their place."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Strict(BaseModel):
 
 
 class TextPart(_Strict):
-    """Content may come in parts; only text is understood."""
+    """A part of a message's content; only text is understood."""
 
     type: Literal["text"]
     text: str
@@ -65,7 +65,7 @@ class ChatMessage(_Strict):
 
 
 class FunctionDefinition(_Strict):
-    """What a tool is."""
+    """The function that a tool calls."""
 
     name: str
     description: str | None = None
@@ -81,13 +81,16 @@ class ToolDefinition(_Strict):
 
 
 class StreamOptions(_Strict):
-    """How to stream."""
+    """How an answer is streamed."""
 
     include_usage: bool = False
 
 
 class CompletionRequest(_Strict):
-    """What all requests for text share. What OpenAI's API has and changes no answer is ignored."""
+    """The fields of every request for text.
+
+    Fields of OpenAI's API that change no answer are accepted and ignored.
+    """
 
     model: str | None = None
     stream: bool = False
@@ -118,11 +121,11 @@ class CompletionRequest(_Strict):
         return stop
 
     def settings(self, info: ModelInfo, most: int) -> AnswerSettings:
-        """How to answer; the model's own recommendation where nothing is said.
+        """How to answer; what the request leaves out is the model's own recommendation.
 
         Args:
-            info: of the model.
-            most: tokens that one answer may have.
+            info: the model.
+            most: the most tokens that one answer may have.
         """
         names = ("temperature", "top_p", "top_k", "min_p", "seed", *PENALTIES)
         stated = {name: value for name in names if (value := getattr(self, name)) is not None}
@@ -157,18 +160,18 @@ class ChatRequest(CompletionRequest):
     response_format: dict[Literal["type"], Literal["text"]] | None = None
 
     def conversation(self, template: str | None) -> list[Message]:
-        """The messages as a chat template takes them.
+        """The messages in the form that a chat template takes.
 
-        Reasoning that a model does not mark is part of what it said, and goes back there.
+        A model that does not mark its reasoning gets it back as part of what it said.
         """
         unmarked = not style_of(template, "").tags
         return [_message(message, unmarked) for message in self.messages]
 
     def offered(self, template: str | None) -> list[dict[str, Any]]:
-        """The tools that the model is told of.
+        """The tools that the model may call.
 
         Raises:
-            RefusedError: its template has no place for them.
+            RefusedError: the model's template has no place for tools.
         """
         if not self.tools or self.tool_choice == "none":
             return []
@@ -193,25 +196,25 @@ class TextRequest(CompletionRequest):
 
 
 def parse_request(kind: type[Body], body: bytes) -> Body:
-    """A request's body.
+    """Read a request's body.
 
     Raises:
-        RefusedError: it is no JSON, or says something that is not understood.
+        RefusedError: it is not JSON, or it has a field or a value that is not understood.
     """
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        # of the alternatives that all failed, the one that came furthest was meant
+        # of several alternatives that failed, the one that was read furthest was meant
         meant = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
         place = ".".join(str(step) for step in meant["loc"])
         raise invalid(f"{place or 'the body'}: {meant['msg']}") from error
 
 
 def check_model(asked: str | None, name: str) -> None:
-    """Refuse to answer in another model's name."""
+    """Refuse a request for another model."""
     if asked not in (None, name):
         raise RefusedError(
-            404, "invalid_request_error", f"there is no model {asked!r} here; ask for {name!r}"
+            404, "invalid_request_error", f"this server has no model {asked!r}; ask for {name!r}"
         )
 
 
@@ -232,10 +235,10 @@ def _message(message: ChatMessage, unmarked: bool) -> Message:
 
 
 def _call(call: ToolCall) -> Mapping[str, Any]:
-    """Templates write arguments as JSON themselves, so they get what the JSON says."""
+    """A tool call for a template, which writes the arguments as JSON itself."""
     try:
         arguments = json.loads(call.function.arguments)
     except ValueError as error:
-        raise invalid(f"the arguments of tool call {call.id!r} are no JSON: {error}") from error
+        raise invalid(f"the arguments of tool call {call.id!r} are not JSON: {error}") from error
     function = {"name": call.function.name, "arguments": arguments}
     return {"id": call.id, "type": "function", "function": function}

@@ -1,7 +1,7 @@
-"""Answers as OpenAI's API puts them: from events to chunks, and from chunks to one reply.
+"""Answers in the form of OpenAI's API: chunks of a stream from events, or one reply from the end.
 
-What that API has no words for is under ``bitquilt``: rollbacks and closings as they happen, and how
-the answer ended.
+Fields that this API does not have are under ``bitquilt``: rollbacks and closings as they happen,
+and how the answer ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bitquilt.talk import Answer, Closing, End, Event, Reasoning, Rollback
 Json = dict[str, Any]
 
 FINISH = {"stop": "stop", "length": "length", "loop": "length"}
-"""OpenAI's word for each way to end; it has none for a loop, which was cut off too."""
+"""OpenAI's word for each way to end. It has none for a loop; a looping answer was cut off too."""
 
 
 class ChatReply:
@@ -37,14 +37,14 @@ class ChatReply:
         return self._chunk({"role": "assistant", "content": ""})
 
     def chunks(self, event: Event) -> Iterator[Json]:
-        """What there is to say about an event."""
+        """The chunks that tell an event."""
         match event:
             case Reasoning(text):
                 yield self._chunk({"reasoning_content": text})
             case Answer(text):
                 yield from self._say(self._reader.push(text) if self._tools else [text])
             case Rollback():
-                # all clients have heard what is taken back; ours can take it back
+                # every client has heard what is taken back; our page can remove it
                 yield self._chunk({}, bitquilt={"rollback": asdict(event)})
                 self._reader = CallReader()
                 list(self._reader.push(event.answer))
@@ -53,17 +53,17 @@ class ChatReply:
             case End():
                 yield from self._say(self._reader.rest())
                 if not (self._content or self._calls):
-                    # no answer could be told apart, so that all of it is the answer
+                    # no answer could be told apart, so everything is the answer
                     yield from self._say([event.answer] if event.answer else [])
                 finish = "tool_calls" if self._calls else FINISH[event.finish_reason]
                 yield self._chunk({}, finish, bitquilt=end_fields(event))
 
     def usage(self, end: End) -> Json:
-        """The chunk after all others, for those who ask."""
+        """The last chunk, with the usage, for requests that want it."""
         return {**self._head, "choices": [], "usage": usage(end)}
 
     def whole(self, end: End) -> Json:
-        """All of it at once."""
+        """The whole answer in one reply."""
         reader = CallReader()
         parts = [*reader.push(end.answer), *reader.rest()] if self._tools else [end.answer]
         calls = [part for part in parts if isinstance(part, Call)]
@@ -105,10 +105,10 @@ class TextReply:
         self._head = {**_head("cmpl", model), "object": "text_completion"}
 
     def first(self) -> None:
-        """Nothing comes before the text."""
+        """Nothing: no chunk comes before the text."""
 
     def chunks(self, event: Event) -> Iterator[Json]:
-        """What there is to say about an event."""
+        """The chunks that tell an event."""
         match event:
             case Answer(text):
                 yield self._choice(text)
@@ -118,11 +118,11 @@ class TextReply:
                 yield self._choice("", FINISH[event.finish_reason], bitquilt=end_fields(event))
 
     def usage(self, end: End) -> Json:
-        """The chunk after all others, for those who ask."""
+        """The last chunk, with the usage, for requests that want it."""
         return {**self._head, "choices": [], "usage": usage(end)}
 
     def whole(self, end: End) -> Json:
-        """All of it at once."""
+        """The whole answer in one reply."""
         more = {"usage": usage(end), "bitquilt": end_fields(end)}
         return self._choice(end.answer, FINISH[end.finish_reason], **more)
 
@@ -132,7 +132,7 @@ class TextReply:
 
 
 def usage(end: End) -> Json:
-    """Tokens as OpenAI counts them: of the prompt, and those of the answer that stand."""
+    """The numbers of tokens in OpenAI's form; tokens that were taken back do not count."""
     return {
         "prompt_tokens": end.prompt_tokens,
         "completion_tokens": end.tokens,
@@ -142,7 +142,7 @@ def usage(end: End) -> Json:
 
 
 def end_fields(end: End) -> Json:
-    """How an answer ended."""
+    """How an answer ended, for ``bitquilt``."""
     names = ("finish_reason", "final", "closed", "rollbacks", "discarded_tokens")
     return {name: getattr(end, name) for name in names}
 

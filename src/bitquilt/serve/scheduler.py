@@ -1,7 +1,16 @@
-"""One engine, many who ask: whoever comes joins the batch that is under way, or waits for a place.
+"""One engine for many requests: each joins the batch that is under way, or waits for its turn.
 
-The engine belongs to one thread. Callers live in an event loop; between the two, requests go
-through a queue and events through :class:`PendingAnswer`.
+The engine belongs to one thread. Callers live in an event loop. Requests go to the thread through a
+queue, and events come back through each request's :class:`PendingAnswer`:
+
+    answer() ──> _inbox ── _prepare() ──> _waiting ── _admit() ──> _rows ── End ──> gone
+                               │                                    │ ^
+                               └─ refused ──> gone                  └─┘ next leg: _continue()
+
+``_rows`` holds the answers of the open stream by row, at most ``parallel`` of them. Each leg has a
+row of its own, so an answer moves to another row after a rollback. A caller who leaves sets
+``abandoned``; the thread drops the answer when it meets it next. If the engine fails, ``_fail()``
+refuses everything in ``_waiting`` and ``_rows``.
 """
 
 from __future__ import annotations
@@ -21,39 +30,40 @@ from bitquilt.talk import Answer, End, Event, Reasoning
 from bitquilt.talk.sample import Sample
 
 JOIN_SECONDS = 5
+"""``close()`` waits so long for the thread to end."""
 RETRY = "try again in a moment"
 SHUTTING_DOWN = RefusedError(503, "server_error", f"the server is shutting down; {RETRY}")
 
 Prepare = Callable[[Engine], Sample]
-"""What a request becomes once the engine can be asked about it; raises UserError."""
+"""Makes a sample of a request, with the engine to tokenize its prompt; raises UserError."""
 
 
 class PendingAnswer:
-    """One answer, from the thread that makes it to whoever waits for it."""
+    """One answer, between the thread that makes it and the caller who waits for it."""
 
     def __init__(self, prepare: Prepare) -> None:
-        """Must be made where it is awaited."""
+        """Make it in the event loop where :meth:`events` is awaited."""
         self.prepare = prepare
         self.sample: Sample | None = None
         self.left = 0
-        """Tokens that its present request may still bring."""
+        """How many tokens its present row can still bring."""
         self.abandoned = False
-        """Nobody waits any more."""
+        """Whether the caller has left."""
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._told: deque[Event | RefusedError] = deque()
 
     def tell(self, events: Iterable[Event | RefusedError]) -> None:
-        """From the engine's thread: something has happened."""
+        """Hand events over, from the engine's thread."""
         self._told.extend(events)
         with suppress(RuntimeError):  # the loop is gone, and whoever waited with it
             self._loop.call_soon_threadsafe(self._ready.set)
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """All of them up to the end; text that has piled up comes in one piece.
+        """All events up to the end; text that has piled up comes in one piece.
 
         Raises:
-            RefusedError: there is no answer, or no more of it.
+            RefusedError: the answer cannot be made, or not to its end.
         """
         while True:
             await self._ready.wait()
@@ -78,7 +88,7 @@ class PendingAnswer:
 
 
 class Scheduler:
-    """The thread that the engine belongs to."""
+    """Answers requests with one engine, in a thread of its own."""
 
     def __init__(
         self,
@@ -90,9 +100,9 @@ class Scheduler:
         """Load the model.
 
         Args:
-            open_engine: called again after a crash.
-            parallel: answers that are made at a time.
-            queue: requests that may wait for a place.
+            open_engine: loads the model; called again after a crash.
+            parallel: how many answers are made at a time.
+            queue: how many more requests may wait.
             ended: called with the end of each answer.
 
         Raises:
@@ -104,8 +114,9 @@ class Scheduler:
         self.parallel, self.queue = parallel, queue
         self._ended = ended
         self._inbox: SimpleQueue[PendingAnswer | None] = SimpleQueue()
-        self._jobs: set[PendingAnswer] = set()
-        """Of the event loop; the thread has its own view of them:"""
+        self._pending: set[PendingAnswer] = set()
+        """Every request whose caller is still there; only the event loop changes it."""
+        # Only the thread touches these, the state of what it has taken from the inbox:
         self._waiting: deque[PendingAnswer] = deque()
         self._rows: dict[int, PendingAnswer] = {}
         self._leaving = self._closed = False
@@ -114,67 +125,67 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Answers that are being made."""
+        """How many answers are being made."""
         return len(self._rows)
 
     @property
     def waiting(self) -> int:
-        """Requests without a place."""
-        return max(0, len(self._jobs) - len(self._rows))
+        """How many requests wait for their turn."""
+        return max(0, len(self._pending) - len(self._rows))
 
     @property
     def healthy(self) -> bool:
-        """Whether a request would be answered now."""
+        """Whether a request could be answered now."""
         return self._engine is not None and not self._leaving
 
     async def answer(self, prepare: Prepare) -> AsyncGenerator[Event, None]:
         """Answer one request; close the iterator to stop before the end.
 
         Raises:
-            RefusedError: the request is bad, there are too many of them, the engine failed.
+            RefusedError: the request is bad, there are too many requests, or the engine failed.
         """
         if self._leaving:
             raise SHUTTING_DOWN
-        if len(self._jobs) >= self.parallel + self.queue:
+        if len(self._pending) >= self.parallel + self.queue:
             raise RefusedError(
                 429,
                 "rate_limit_error",
                 f"{self.parallel} answers are being made and {self.queue} requests wait; {RETRY}",
             )
-        job = PendingAnswer(prepare)
-        self._jobs.add(job)
-        self._inbox.put(job)
+        pending = PendingAnswer(prepare)
+        self._pending.add(pending)
+        self._inbox.put(pending)
         try:
-            async for event in job.events():
+            async for event in pending.events():
                 yield event
         finally:
-            job.abandoned = True
-            self._jobs.remove(job)
+            pending.abandoned = True
+            self._pending.remove(pending)
 
     def drain(self, seconds: float) -> None:
-        """Take no more requests, and cut in so many seconds what is not finished by then."""
+        """Refuse new requests, and cut answers that have not ended in so many seconds."""
         self._leaving = True
         timer = threading.Timer(seconds, self._cut)
         timer.daemon = True
         timer.start()
 
     def close(self) -> None:
-        """End what is under way and free the model."""
+        """End all answers and free the model."""
         self._leaving = True
         self._cut()
         self._inbox.put(None)
         self._thread.join(JOIN_SECONDS)
 
     def _cut(self) -> None:
-        for job in list(self._jobs):
-            job.tell([SHUTTING_DOWN])
-            job.abandoned = True
+        for pending in list(self._pending):
+            pending.tell([SHUTTING_DOWN])
+            pending.abandoned = True
 
     def _run(self) -> None:
-        """The thread: batch after batch."""
+        """Make answers until the scheduler is closed; this is the thread."""
         while not self._closed:
             try:
-                self._take(self._inbox.get())
+                self._prepare(self._inbox.get())
                 while self._waiting and not self._closed:
                     self._batch(self._loaded())
             except UserError as error:
@@ -194,80 +205,80 @@ class Scheduler:
             self._admit(stream)
             while self._rows:
                 for row, piece in stream:
-                    job = self._rows.get(row)
-                    if job is None:
-                        continue  # the engine was a little ahead
-                    assert job.sample
-                    job.left -= 1
-                    self._tell(job, job.sample.push(piece))
-                    if job.sample.waiting and not job.left:
-                        self._tell(job, job.sample.ran_out())
-                    if job.abandoned or not job.sample.waiting:
+                    pending = self._rows.get(row)
+                    if pending is None:
+                        continue  # a token of a dropped row: the engine was a little ahead
+                    assert pending.sample
+                    pending.left -= 1
+                    self._tell(pending, pending.sample.push(piece))
+                    if pending.sample.waiting and not pending.left:
+                        self._tell(pending, pending.sample.ran_out())
+                    if pending.abandoned or not pending.sample.waiting:
                         stream.drop(row)
                         del self._rows[row]
-                        self._go_on(job, stream)
+                        self._continue(pending, stream)
                     self._receive()
                     self._admit(stream)
 
     def _receive(self) -> None:
-        """Take what has come meanwhile."""
+        """Take the requests that came meanwhile."""
         with suppress(Empty):
             while True:
-                self._take(self._inbox.get_nowait())
+                self._prepare(self._inbox.get_nowait())
 
-    def _take(self, job: PendingAnswer | None) -> None:
-        """Look at a request, and queue it or say what is wrong with it."""
-        if job is None:
+    def _prepare(self, pending: PendingAnswer | None) -> None:
+        """Prepare a request and let it wait for its turn, or refuse it."""
+        if pending is None:
             self._closed = True
             return
-        if job.abandoned:
+        if pending.abandoned:
             return
-        self._waiting.append(job)
+        self._waiting.append(pending)
         engine = self._loaded()
         try:
-            job.sample = job.prepare(engine)
+            pending.sample = pending.prepare(engine)
         except EngineCrashedError:
             raise
         except UserError as error:
             self._waiting.pop()
-            job.tell([invalid(str(error))])
+            pending.tell([invalid(str(error))])
         except Exception:  # nothing was asked of the engine yet: the others can go on
             self._waiting.pop()
             logging.getLogger(__name__).exception("a request could not be prepared")
-            job.tell([RefusedError(500, "server_error", f"the server failed; {RETRY}")])
+            pending.tell([RefusedError(500, "server_error", f"the server failed; {RETRY}")])
 
     def _admit(self, stream: Stream) -> None:
-        """Give free places to those who wait."""
+        """Begin answers for which there is room."""
         while self._waiting and len(self._rows) < self.parallel:
-            job = self._waiting.popleft()
-            assert job.sample
-            self._tell(job, job.sample.begin())
-            self._go_on(job, stream)
+            pending = self._waiting.popleft()
+            assert pending.sample
+            self._tell(pending, pending.sample.begin())
+            self._continue(pending, stream)
 
-    def _go_on(self, job: PendingAnswer, stream: Stream) -> None:
-        """Continue an answer that has not ended."""
-        assert job.sample
-        if not (job.abandoned or job.sample.ended):
-            request = job.sample.request()
-            job.left = request.max_tokens
-            self._rows[stream.add(request)] = job
+    def _continue(self, pending: PendingAnswer, stream: Stream) -> None:
+        """Continue an answer that has not ended, in a new row."""
+        assert pending.sample
+        if not (pending.abandoned or pending.sample.ended):
+            request = pending.sample.request()
+            pending.left = request.max_tokens
+            self._rows[stream.add(request)] = pending
 
-    def _tell(self, job: PendingAnswer, events: Iterable[Event]) -> None:
+    def _tell(self, pending: PendingAnswer, events: Iterable[Event]) -> None:
         said = list(events)
-        job.tell(said)
+        pending.tell(said)
         for event in said:
             if isinstance(event, End):
                 self._ended(event)
 
     def _fail(self, sentence: str) -> None:
-        """Nobody who waits now gets an answer, or more of it."""
-        for job in (*self._rows.values(), *self._waiting):
-            job.tell([RefusedError(500, "server_error", sentence)])
+        """Refuse every request that was taken: the engine failed under them."""
+        for pending in (*self._rows.values(), *self._waiting):
+            pending.tell([RefusedError(500, "server_error", sentence)])
         self._rows.clear()
         self._waiting.clear()
 
     def _loaded(self) -> Engine:
-        """The engine, loaded again if it is gone."""
+        """The engine; it is loaded again if it is gone."""
         if self._engine is None:
             self._engine = self._open()
         return self._engine

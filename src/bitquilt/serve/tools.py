@@ -1,4 +1,4 @@
-"""Tool calls in an answer: JSON between ``<tool_call>`` tags, as Hermes and Qwen write it."""
+"""Tool calls in an answer: JSON between ``<tool_call>`` tags, as Hermes and Qwen write them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ class Call:
 
     name: str
     arguments: str
-    """JSON."""
+    """A JSON object."""
 
 
 def writes_calls(template: str | None) -> bool:
-    """Whether a model was taught these tags."""
+    """Whether a model's chat template teaches it these tags."""
     return OPEN in (template or "")
 
 
 class CallReader:
-    """Takes calls out of a stream of text; what is no call stays text."""
+    """Takes calls out of a stream of text; everything else stays text."""
 
     def __init__(self) -> None:
         self._held = ""
 
     def push(self, text: str) -> Iterator[str | Call]:
-        """Take more of the answer; the text and calls that can be told of it."""
+        """Take more of the answer; returns the text and the calls that are certain by now."""
         self._held += text
         while True:
             start = self._held.find(OPEN)
@@ -50,7 +50,7 @@ class CallReader:
             yield call(written[len(OPEN) : -len(CLOSE)]) or written
 
     def rest(self) -> Iterator[str | Call]:
-        """What was held back, when the answer has ended; some models leave the last tag out."""
+        """End the answer; returns what was held back. Some models leave the last tag out."""
         held, self._held = self._held, ""
         if held.startswith(OPEN) and (found := call(held[len(OPEN) :])):
             yield found
@@ -59,7 +59,7 @@ class CallReader:
 
 
 def call(written: str) -> Call | None:
-    """What is between the tags, if it is ``{"name": …, "arguments": {…}}``."""
+    """The call between two tags, if the text is ``{"name": …, "arguments": {…}}``."""
     try:
         said = json.loads(written)
         name, arguments = said["name"], said.get("arguments", {})
