@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from bitquilt.allocation.racing import Difference, by_segment, contenders, race
-from bitquilt.allocation.selection import rank
 
 A, B, C = (0,), (1,), (2,)
 
@@ -70,14 +69,3 @@ def test_segments_are_means_of_neighbouring_tokens():
     assert found.shape == (2, 3, 8)
     assert found[1, 2, 0] == pytest.approx(kl[1, 2, :64].mean())
     assert by_segment(kl[:, :, :31]).shape == (2, 3, 1)
-
-
-def test_a_verdict_says_how_far_behind():
-    measure = measured({A: 1.0, B: 1.1, C: 1.1}, noise=0.01)
-    a, b, c = measure([A, B, C], range(16))
-    verdicts = rank({"knapsack": b, "race": a, "Q4_K_M": c})
-    assert verdicts[0].name == "race"
-    assert verdicts[0].behind == Difference(0.0, 0.0)
-    assert verdicts[1].behind.low > 0.09
-    assert "behind" in str(verdicts[1])
-    assert rank({"race": a, "knapsack": a})[0].name == "race"

@@ -24,7 +24,7 @@ DUPLICATES = 10
 
 @dataclass(frozen=True)
 class EvoPressSchedule:
-    """How much EvoPress tries; the defaults are its authors'."""
+    """How much EvoPress tries. The defaults are those of its authors."""
 
     generations: int = 50
     offspring: int = 128

@@ -35,7 +35,7 @@ Where = Callable[[Block], bool]
 
 
 def everywhere(block: Block) -> bool:
-    """Whether a block is one of all: always."""
+    """Accept every block."""
     return True
 
 
@@ -50,12 +50,12 @@ def first_part(parts: int) -> Where:
 
 
 def widely_shared(block: Block) -> bool:
-    """Whether four or more query heads share a key and value head, so that v is small."""
+    """Accept a block where four or more query heads share a key and value head: v is small."""
     return block.sharing >= 4
 
 
 def more_bits(block: Block) -> bool:
-    """Whether a block is in the first or last eighth, or is every third one between them."""
+    """Accept the first and the last eighth of the blocks, and every third one between them."""
     eighth = block.layers // 8
     inside = block.layer - eighth
     return inside < 0 or block.layer >= 7 * block.layers // 8 or inside % 3 == 2

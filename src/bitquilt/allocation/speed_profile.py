@@ -50,7 +50,7 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class TimingSchedule:
-    """What is timed, and how often."""
+    """How much is timed, and how often."""
 
     prompt_tokens: int = 128
     """Tokens before an answer."""
