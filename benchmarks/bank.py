@@ -1,4 +1,4 @@
-"""The whole bank, every matrix on every type with the best rounding: seconds and memory.
+"""The whole bank, every matrix on every type with the full rounding: seconds and memory.
 
     python benchmarks/bank.py [demo|950m] [gguf|mlx ...]
 
@@ -21,8 +21,9 @@ from bitquilt import qtypes
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import layer_of
 from bitquilt.rounding.layer_bank import Candidates, LayerBank
+from bitquilt.rounding.round_layers import polish_layers, round_layers
 from bitquilt.runtime.device import compute_device
-from bitquilt.runtime.progress import Progress, Silent
+from bitquilt.runtime.progress import Silent
 
 WINDOWS = 8
 
@@ -32,7 +33,7 @@ def main() -> None:
     shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
     targets = sys.argv[2:] or ["gguf", "mlx"]
     with captured(shape, WINDOWS) as (checkpoint, _, work):
-        measure(LayerBank(checkpoint, work, "best", Progress()), targets)
+        measure(LayerBank(checkpoint, work, "full"), targets)
 
 
 def measure(bank: LayerBank, targets: list[str]) -> None:
@@ -83,8 +84,8 @@ def size(checkpoint: Checkpoint, module: str) -> int:
 def timed(bank: LayerBank, candidates: Candidates) -> float:
     """Seconds to round all that from nothing."""
     started = time.monotonic()
-    bank.build(candidates, Silent())
-    bank.finish(candidates, Silent())
+    round_layers(bank, candidates, Silent())
+    polish_layers(bank, candidates, Silent())
     return time.monotonic() - started
 
 

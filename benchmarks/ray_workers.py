@@ -25,6 +25,7 @@ from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.rounding.round_layers import round_layers
 from bitquilt.runtime.progress import Progress, Silent
 
 QTYPES = ("Q4_0", "Q8_0")
@@ -35,8 +36,8 @@ def main() -> None:
     """Print tokens a second of one worker and of all."""
     shape = sys.argv[1] if len(sys.argv) > 1 else "demo"
     with captured(shape, WINDOWS) as (checkpoint, text, work):
-        bank = LayerBank(checkpoint, work, "nearest", Progress())
-        bank.build({module: list(QTYPES) for module in checkpoint.matrices}, Silent())
+        bank = LayerBank(checkpoint, work, "nearest")
+        round_layers(bank, {module: list(QTYPES) for module in checkpoint.matrices}, Silent())
         teacher = Teacher.of(checkpoint, text, work, "text")
         gpus = torch.cuda.device_count()
         ray_evaluator.CPUS = (os.cpu_count() or 2) // 2

@@ -35,7 +35,8 @@ from bitquilt.qtypes.kquants import Signed, WithMins
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding import METHODS
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.runtime.progress import Progress, Silent
+from bitquilt.rounding.round_layers import polish_layers, round_layers
+from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 
 HELD_OUT = 32
@@ -55,13 +56,13 @@ class Bench:
         self.banks = {}
         for method in METHODS:
             work = WorkDir(directory / method, {})
-            self.banks[method] = LayerBank(checkpoint, work, method, Progress())
+            self.banks[method] = LayerBank(checkpoint, work, method)
         held_out = token_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
         for bank in self.banks.values():
             collect_statistics(
                 BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, Silent()
             )
-        self.moments = bank.moments
+        self.statistics = bank.statistics
         self.teacher = Teacher.of(checkpoint, held_out, bank.work, "held-out")
         self.blocks = [
             module for module in checkpoint.matrices if module.startswith("model.layers")
@@ -80,9 +81,9 @@ class Bench:
             dict.fromkeys(self.blocks, qtype) | {EMBEDDING: embedding},
         )
         wanted = {module: [on.name] for module, on in allocation.items()}
-        bank.build(wanted, Silent())
-        bank.finish(wanted, Silent())
-        return {m: on.dequantize(bank.finished(m, on.name)) for m, on in allocation.items()}
+        round_layers(bank, wanted, Silent())
+        polish_layers(bank, wanted, Silent())
+        return {m: on.dequantize(bank.polished(m, on.name)) for m, on in allocation.items()}
 
     def kl(self, weights: Weights) -> tuple[float, str]:
         """Mean KL, and the same with its interval."""
@@ -100,13 +101,13 @@ class Bench:
 
     def ggml_with_imatrix(self, qtype: QuantType, module: str) -> Tensor:
         """llama-quantize with one, from our calibration text."""
-        return peers.ggml(qtype, self._weight(module), self.moments.importance(module))
+        return peers.ggml(qtype, self._weight(module), self.statistics.importance(module))
 
     def toolkit(self, qtype: QuantType, module: str) -> Tensor:
         """Plain GPTQ as in the GPTQ + GGUF toolkit; the embedding as ggml has it there."""
         if module == EMBEDDING:
             return self.ggml_with_imatrix(qtype, module)
-        return peers.plain_gptq(qtype, self._weight(module), self.moments.hessian(module))
+        return peers.plain_gptq(qtype, self._weight(module), self.statistics.hessian(module))
 
     def mlx(self, qtype: QuantType, module: str) -> Tensor:
         """``mlx_lm.convert -q``."""
@@ -116,7 +117,7 @@ class Bench:
         """mlx-lm's gptq, the matrix alone: its arithmetic on our Hessian."""
         if module == EMBEDDING:
             return self.mlx(qtype, module)
-        return peers.mlx_gptq(qtype, self._weight(module), self.moments.hessian(module))
+        return peers.mlx_gptq(qtype, self._weight(module), self.statistics.hessian(module))
 
     def auto_round(self, qtype: QuantType, embedding: QuantType) -> Weights:
         """AutoRound on our calibration text; the embedding as the file's own tools have it."""
@@ -148,7 +149,7 @@ class Bench:
         if qtype.name in ("2bit-g64", "4bit-g64", "8bit-g64"):
             six = qtypes.get("6bit-g64")
             yield "mlx-lm gptq, 6-bit embedding", lambda: self.theirs(qtype, six, self.mlx_gptq)
-            yield "ours, best, the same", lambda: self.ours(qtype, six, "best")
+            yield "ours, full, the same", lambda: self.ours(qtype, six, "full")
 
 
 def main() -> None:

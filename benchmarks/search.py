@@ -55,7 +55,7 @@ from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.hardware import rate
 from bitquilt.runtime.malloc import keep_freed_memory
-from bitquilt.runtime.progress import Progress, Silent
+from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 
 HELD_OUT, HELD_OUT_QUICK = 64, 16
@@ -134,7 +134,7 @@ class Bench:
         weights = sum(rows * columns for rows, columns in matrices)
         self.much = text_budget(weights, on_gpu=compute_device().type != "cpu")
         self.windows = self.much.search if quick else EVOPRESS_WINDOWS
-        self.bank = LayerBank(self.checkpoint, work, "best", Progress())
+        self.bank = LayerBank(self.checkpoint, work, "full")
         self.held_out = HELD_OUT_QUICK if quick else HELD_OUT
         encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
         searched = token_windows(documents, encode, self.windows, WINDOW)

@@ -177,12 +177,12 @@ def test_refined_and_tuned_files_are_ordinary_and_closer(wide, tmp_path, to):
 
 def test_an_unknown_rounding_is_refused(wide, tmp_path):
     source, _ = wide
-    with pytest.raises(UserError, match="no rounding 'bset'; choose one of nearest, gptq, best"):
-        pipeline.quantize(str(source), bits=4.5, output=tmp_path, rounding="bset")
+    with pytest.raises(UserError, match="no rounding 'fulll'; choose one of nearest, gptq, full"):
+        pipeline.quantize(str(source), bits=4.5, output=tmp_path, rounding="fulll")
 
 
 def test_a_work_directory_of_another_rounding_is_refused(wide, tmp_path):
     source, work = wide
-    differs = rf"rounding: \['best', {ROUNDING_VERSION}\] there, \['gptq', {ROUNDING_VERSION}\] now"
+    differs = rf"rounding: \['full', {ROUNDING_VERSION}\] there, \['gptq', {ROUNDING_VERSION}\] now"
     with pytest.raises(UserError, match=differs):
         pipeline.quantize(str(source), bits=4.5, output=tmp_path, work_dir=work, rounding="gptq")

@@ -32,6 +32,7 @@ from bitquilt.report.result import Output, RecipeResult, Result
 from bitquilt.report.run_record import save
 from bitquilt.rounding import METHODS, ROUNDING_VERSION, sequential_pass
 from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.rounding.round_layers import polish_layers
 from bitquilt.rounding.tuning import distill
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.files import atomic_write, remove_on_error, require_room
@@ -65,7 +66,7 @@ def quantize(
     output: str | Path = ".",
     calibration: str | Path | None = None,
     work_dir: str | Path | None = None,
-    rounding: str = "best",
+    rounding: str = "full",
     refine: bool = False,
     tune: bool = False,
     how: Search | None = None,
@@ -84,7 +85,7 @@ def quantize(
         calibration: text instead of the bundled one (.txt or .jsonl).
         work_dir: where stages keep what they made; beside the output if not given. The same call
             on the same directory continues where it was stopped.
-        rounding: ``nearest``, ``gptq`` (with error feedback) or ``best`` (with all there is).
+        rounding: ``nearest``, ``gptq`` (with error feedback) or ``full`` (polished too).
         refine: correct the decided mix block by block for the rounding of the blocks before.
         tune: learn its scales and norms by gradient descent; takes a GPU or patience.
         how: how to search for the mix.
@@ -111,11 +112,10 @@ def quantize(
             plans = _unpadded(plans, decisions, checkpoint)
         outputs = []
         for made, decision, path in zip(plans, decisions, paths, strict=True):
+            patches = _polished(made, decision.mix, bank, progress)
             if refine:
                 text = token_windows(documents, encode, much.refining, WINDOW)
                 patches = _refined(made, decision.mix, bank, text, rounding, progress)
-            else:
-                patches = _finished(made, decision.mix, bank, progress)
             if tune:
                 text = token_windows(documents, encode, much.tuning, WINDOW)
                 patches = _tuned(made, decision.mix, patches, text, work, progress)
@@ -138,7 +138,7 @@ def search(
     output: str | Path = ".",
     calibration: str | Path | None = None,
     work_dir: str | Path | None = None,
-    rounding: str = "best",
+    rounding: str = "full",
     how: Search | None = None,
     progress: Progress | None = None,
 ) -> list[RecipeResult]:
@@ -213,7 +213,7 @@ def _decided(
     )
     with progress.stage("Reading calibration text", 2 * checkpoint.layers + 1):
         collect_statistics(BlockwiseModel(checkpoint), tokens, much.gradients, work, progress)
-    bank = LayerBank(checkpoint, work, rounding, progress)
+    bank = LayerBank(checkpoint, work, rounding)
     closing, judging = held_out.split([much.held_out, much.judging])
     try:
         read = token_windows(documents, encode, how.windows(much.search), WINDOW)
@@ -277,11 +277,11 @@ class Patches(NamedTuple):
     packed: PackedSource
 
 
-def _finished(made: Plan, mix: Mapping[str, str], bank: LayerBank, progress: Progress) -> Patches:
+def _polished(made: Plan, mix: Mapping[str, str], bank: LayerBank, progress: Progress) -> Patches:
     """The mix rounded as well as was asked for."""
-    with progress.stage(f"Finishing for {made.target}", len(mix)):
-        bank.finish({module: [qtype] for module, qtype in mix.items()}, progress)
-    return Patches(bank.checkpoint, bank.finished)
+    with progress.stage(f"Polishing for {made.target}", len(mix)):
+        polish_layers(bank, {module: [qtype] for module, qtype in mix.items()}, progress)
+    return Patches(bank.checkpoint, bank.polished)
 
 
 def _refined(

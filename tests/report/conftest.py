@@ -18,7 +18,7 @@ SETTINGS = {
     "checkpoint": "c" * 64,
     "calibration": "d" * 64,
     "windows": [4, 2, 1, 2, 32],
-    "rounding": ["best", 1],
+    "rounding": ["full", 1],
     "versions": {"bitquilt": "0.1.0", "torch": "2.13.0"},
 }
 MIX = {

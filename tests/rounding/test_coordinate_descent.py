@@ -7,7 +7,7 @@ from bitquilt.rounding.coordinate_descent import descend
 from bitquilt.rounding.gptq import gptq
 from bitquilt.rounding.group_quantizer import group_quantizer_of
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.row_batches import RowBatch
+from bitquilt.rounding.row_batches import Rows
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 
@@ -15,12 +15,12 @@ from tests.rounding.inputs import cost, factor_of, second_moment, weights
 def test_no_row_gets_worse(name):
     qtype, weight = qtypes.get(name), weights(16, 512)
     factor = factor_of(second_moment(512))
-    piece = RowBatch(qtype, weight, fit(qtype, weight, factor.importance[0]))
-    rounder = group_quantizer_of([[piece]], factor.groups)
+    piece = Rows(qtype, weight, fit(qtype, weight, factor.importance[0]))
+    quantizer = group_quantizer_of([[piece]], factor.groups)
     ordered = factor.ordered(weight.T.unsqueeze(0))
-    codes, levels, before = gptq(ordered, rounder, factor)
+    codes, levels, before = gptq(ordered, quantizer, factor)
     codes_before = codes.clone()
-    descend(ordered, codes, levels, rounder, factor)
+    descend(ordered, codes, levels, quantizer, factor)
     after = cost((ordered - levels)[0].T, factor.hessian[0])
     assert (after <= before[0] + 1e-5 * before.mean()).all()
     assert after.sum() < 0.99 * before.sum()

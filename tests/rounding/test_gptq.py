@@ -7,7 +7,7 @@ from bitquilt import qtypes
 from bitquilt.rounding.gptq import gptq
 from bitquilt.rounding.group_quantizer import group_quantizer_of
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.row_batches import RowBatch
+from bitquilt.rounding.row_batches import Rows
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 
@@ -40,15 +40,15 @@ def test_equals_gptq_of_the_paper(name):
     ordered = factor.ordered(weight.T.unsqueeze(0))
     expected = gptq_of_the_paper(ordered[0].T, in_order, qtype.low, qtype.high, factor.hessian[0])
 
-    rounder = group_quantizer_of([[RowBatch(qtype, weight, fields)]], factor.groups)
-    codes, levels, costs = gptq(ordered, rounder, factor)
+    quantizer = group_quantizer_of([[Rows(qtype, weight, fields)]], factor.groups)
+    codes, levels, costs = gptq(ordered, quantizer, factor)
     # ties and the last bits of float32 may send a column elsewhere, and the rest of its row
     same = (levels[0].T - expected).abs() < 1e-4
     assert same.float().mean() > 0.97
     assert torch.allclose(costs[0], cost((ordered - levels)[0].T, factor.hessian[0]), rtol=1e-3)
     papers = cost(ordered[0].T - expected, factor.hessian[0])
     assert torch.allclose(costs.sum(), papers.sum(), rtol=0.02)
-    fields = fields | rounder.fields(qtype, codes[0, factor.groups[0].argsort()])
+    fields = fields | quantizer.fields(qtype, codes[0, factor.groups[0].argsort()])
     decoded = qtype.decode(qtype.unpack(qtype.pack(fields)))
     assert torch.allclose(decoded, factor.restored(levels)[0].T, rtol=1e-5, atol=1e-6)
 
@@ -57,9 +57,7 @@ def test_an_error_free_qtype_stays_error_free():
     qtype, weight = qtypes.get("Q8_0"), weights(4, 64)
     weight = qtype.decode(fit(qtype, weight, None))
     factor = factor_of(second_moment(64))
-    rounder = group_quantizer_of(
-        [[RowBatch(qtype, weight, fit(qtype, weight, None))]], factor.groups
-    )
-    _, levels, costs = gptq(factor.ordered(weight.T.unsqueeze(0)), rounder, factor)
+    quantizer = group_quantizer_of([[Rows(qtype, weight, fit(qtype, weight, None))]], factor.groups)
+    _, levels, costs = gptq(factor.ordered(weight.T.unsqueeze(0)), quantizer, factor)
     assert torch.allclose(factor.restored(levels)[0].T, weight, atol=1e-6)
     assert costs.max() < 1e-6

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from bitquilt import qtypes
+from bitquilt.errors import UserError
 from bitquilt.rounding.hessian import COLUMN_GROUP, DAMPING, factorize
-from bitquilt.rounding.round_layers import RoundingJob, round_all
+from bitquilt.rounding.round_matrices import RoundingJob, round_matrices
+from bitquilt.runtime.progress import Silent
 from tests.progress import Recorded
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
@@ -53,6 +55,29 @@ def test_a_hessian_that_does_not_factorize_is_damped_more_and_named():
     assert factor.upper.isfinite().all()
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_hessian_that_is_not_finite_is_refused_by_name(wrong):
+    hessian = second_moment(32)
+    hessian[3, 5] = hessian[5, 3] = wrong
+    hessians = torch.stack([second_moment(32), hessian])
+    with pytest.raises(UserError, match=r"2 of the 1024 numbers in the Hessian of mine are not"):
+        factorize(hessians, ["other", "mine"], Silent())
+
+
+def test_a_hessian_that_never_factorizes_is_refused_by_name():
+    """Damping, which is a share of the mean diagonal, cannot reach the other numbers."""
+    hessian = torch.eye(32) + 1e12 * (torch.ones(32, 32) - torch.eye(32))
+    with pytest.raises(UserError, match=r"the Hessian of mine does not factorize, not even"):
+        factorize(hessian.unsqueeze(0), ["mine"], Silent())
+
+
+@pytest.mark.parametrize("rank", [0, 1, 5])
+def test_a_hessian_of_little_text_factorizes(rank):
+    x = weights(rank, 64)
+    factor = factor_of(x.T @ x / max(rank, 1))
+    assert torch.allclose(factor.upper @ factor.upper.mT, factor.hessian, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dead", [slice(5, 6), slice(0, 32), slice(0, 64)])
 def test_inputs_that_are_always_zero(dead):
     hessian = second_moment(64)
@@ -61,5 +86,5 @@ def test_inputs_that_are_always_zero(dead):
     for part in (factor.upper, factor.carry, factor.triangles, factor.importance):
         assert part.isfinite().all()
     qtype = qtypes.get("Q4_0")
-    (done,) = round_all([RoundingJob(weights(4, 64), qtype)], factor, "best")
+    (done,) = round_matrices([RoundingJob(weights(4, 64), qtype)], factor, "full")
     assert (qtype.decode(done.fields) - weights(4, 64))[:, dead].abs().max() < 0.5

@@ -18,8 +18,8 @@ from bitquilt.rounding import kernels
 from bitquilt.rounding.coordinate_descent import better_codes
 from bitquilt.rounding.group_quantizer import PatternQuantizer, group_quantizer_of
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.round_layers import RoundingJob, round_all
-from bitquilt.rounding.row_batches import RowBatch
+from bitquilt.rounding.round_matrices import RoundingJob, round_matrices
+from bitquilt.rounding.row_batches import Rows
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 CODEBOOKS = [name for name, qtype in registered().items() if isinstance(qtype, Codebook)]
@@ -89,12 +89,12 @@ def rows_on(name: str):
     runs = []
     for i in range(2):
         weight = weights(ROWS, columns, seed=i)
-        runs.append([RowBatch(qtype, weight, fit(qtype, weight, factor.importance[i]))])
-    rounder = group_quantizer_of(runs, factor.groups)
+        runs.append([Rows(qtype, weight, fit(qtype, weight, factor.importance[i]))])
+    quantizer = group_quantizer_of(runs, factor.groups)
     targets = factor.ordered(torch.stack([run[0].weight.T for run in runs]))
-    scales = [scale[1] for scale in rounder.scales(slice(0, 4))]
+    scales = [scale[1] for scale in quantizer.scales(slice(0, 4))]
     # as feedback and descent give them: parts of larger tensors
-    return rounder, scales, targets[:, 8:16], factor.triangles[:, 1]
+    return quantizer, scales, targets[:, 8:16], factor.triangles[:, 1]
 
 
 def moved(parts, device):
@@ -103,33 +103,33 @@ def moved(parts, device):
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "Q8_0", "4bit-g32", "IQ4_XS", "mxfp4"])
 def test_levels(name, device):
-    rounder, scales, target, triangles = rows_on(name)
-    codes, levels = rounder.propose(scales, target, triangles)
-    ends = moved([rounder._low, rounder._high], device)
+    quantizer, scales, target, triangles = rows_on(name)
+    codes, levels = quantizer.propose(scales, target, triangles)
+    ends = moved([quantizer._low, quantizer._high], device)
     there = moved(scales, device), target.to(device), triangles.to(device)
-    found, rounded = kernels.round_levels(*there, ends, rounder._table)
+    found, rounded = kernels.round_levels(*there, ends, quantizer._table)
     assert torch.equal(found.cpu(), codes)
     torch.testing.assert_close(rounded.cpu(), levels, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CODEBOOKS)
 def test_patterns(name, device):
-    rounder, scales, target, triangles = rows_on(name)
-    assert isinstance(rounder, PatternQuantizer)
-    codes, levels = rounder.propose(scales, target, triangles)
+    quantizer, scales, target, triangles = rows_on(name)
+    assert isinstance(quantizer, PatternQuantizer)
+    codes, levels = quantizer.propose(scales, target, triangles)
     there = target.to(device), scales[0].to(device), triangles.to(device)
-    found, rounded = kernels.round_patterns(rounder._qtype, *there)
+    found, rounded = kernels.round_patterns(quantizer._qtype, *there)
     assert torch.equal(found.cpu(), codes)
     torch.testing.assert_close(rounded.cpu(), levels, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "IQ3_S"])
 def test_only_what_is_better_is_kept(name, device):
-    rounder, scales, target, triangles = rows_on(name)
+    quantizer, scales, target, triangles = rows_on(name)
     hessian = triangles @ triangles.mT
-    new = rounder.propose(scales, target, triangles)
+    new = quantizer.propose(scales, target, triangles)
     shifted = target + 0.3 * weights(8, ROWS, seed=3)
-    old = rounder.propose(scales, shifted, triangles)
+    old = quantizer.propose(scales, shifted, triangles)
     larger = torch.zeros(2, 128, ROWS)
     larger[:, 8:16] = old[1]  # levels of many columns, of which these are eight
     codes, step = better_codes(hessian, target.contiguous(), (old[0], larger[:, 8:16]), new)
@@ -153,7 +153,7 @@ def test_a_whole_rounding(name, library, monkeypatch):
     """What feedback, descent and refit hand to kernels lies in memory as kernels take it."""
     factor = factor_of(second_moment(256))
     job = RoundingJob(weights(40, 256), qtypes.get(name))
-    (expected,) = round_all([job], factor, "best")
+    (expected,) = round_matrices([job], factor, "full")
     asked = set()
 
     def kernel(name, _):
@@ -162,7 +162,7 @@ def test_a_whole_rounding(name, library, monkeypatch):
 
     monkeypatch.setattr(kernels, "_kernel", kernel)
     monkeypatch.setattr(kernels, "available_for", lambda _: True)
-    (found,) = round_all([job], factor, "best")
+    (found,) = round_matrices([job], factor, "full")
     assert {"keep_better", "dots"} < asked
     same = found.fields["codes"] == expected.fields["codes"]
     assert same.float().mean() > 0.995  # sums in another order can turn what is nearly equal

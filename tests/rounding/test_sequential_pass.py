@@ -13,6 +13,7 @@ from bitquilt.models.checkpoint import EMBEDDING
 from bitquilt.rounding import sequential_pass
 from bitquilt.rounding.gptaq import Drift
 from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.rounding.round_layers import polish_layers, round_layers
 from bitquilt.rounding.sequential_pass import round_sequentially
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
@@ -22,24 +23,24 @@ from tests.progress import Speechless
 TOKENS = torch.randint(3, 200, (8, 64), generator=torch.Generator().manual_seed(0))
 
 
-def made(tmp_path, family="qwen3"):
+def made(tmp_path, family="qwen3", rounding="gptq"):
     """A bank of 3-bit matrices under an untouched embedding, and the mix."""
     directory = tiny_checkpoint(tmp_path, family, hidden=64, heads=2)
     checkpoint = open_checkpoint(directory)
     work = WorkDir(tmp_path / "work", {})
     collect_statistics(BlockwiseModel(checkpoint), TOKENS, 1, work, Silent())
-    bank = LayerBank(checkpoint, work, "gptq", Speechless())
+    bank = LayerBank(checkpoint, work, rounding)
     allocation = dict.fromkeys(checkpoint.matrices, "3bit-g64") | {EMBEDDING: "F32"}
     cells = {module: [qtype] for module, qtype in allocation.items()}
-    bank.build(cells, Silent())
+    round_layers(bank, cells, Silent())
     return bank, allocation, directory
 
 
 def run(bank, allocation, tokens=TOKENS):
     steps = []
-    refined = round_sequentially(bank, allocation, tokens, "gptq", Speechless(steps))
+    sequential = round_sequentially(bank, allocation, tokens, "gptq", Speechless(steps))
     assert len(steps) == bank.checkpoint.layers
-    return refined
+    return sequential
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def refined(tiny):
+def sequential(tiny):
     return run(*tiny[:2])
 
 
@@ -70,60 +71,73 @@ def divergence(directory, weights):
     return (teacher.exp() * (teacher - student)).sum(-1).mean().item()
 
 
-def test_correction_brings_the_model_closer(tiny, refined):
+def test_correction_brings_the_model_closer(tiny, sequential):
     bank, allocation, directory = tiny
     before = divergence(directory, weights_of(bank.packed, allocation))
-    after = divergence(directory, weights_of(refined.packed, allocation))
+    after = divergence(directory, weights_of(sequential.packed, allocation))
     assert after < 0.85 * before
 
 
-def test_nothing_quantized_before_leaves_the_banks_rounding(tiny, refined):
+def test_nothing_quantized_before_leaves_the_banks_rounding(tiny, sequential):
     bank = tiny[0]
     for kind in ("q", "k", "v"):
         module = f"model.layers.0.self_attn.{kind}_proj"
-        assert refined.kept(0)[module] == "bank"
-        there, here = bank.packed(module, "3bit-g64"), refined.packed(module, "3bit-g64")
+        assert sequential.kept(0)[module] == "bank"
+        there, here = bank.packed(module, "3bit-g64"), sequential.packed(module, "3bit-g64")
         assert all(torch.equal(there[part], here[part]) for part in there)
-    assert refined.kept(1)["model.layers.1.mlp.down_proj"] == "refined"
+    assert sequential.kept(1)["model.layers.1.mlp.down_proj"] == "corrected"
     assert torch.equal(
-        refined.packed(EMBEDDING, "F32")["weight"], bank.packed(EMBEDDING, "F32")["weight"]
+        sequential.packed(EMBEDDING, "F32")["weight"], bank.packed(EMBEDDING, "F32")["weight"]
     )
 
 
-def test_a_block_that_is_done_is_not_done_again(tiny, refined, monkeypatch):
+def test_a_block_that_is_done_is_not_done_again(tiny, sequential, monkeypatch):
     bank, allocation, _ = tiny
     last = bank.checkpoint.layers - 1
-    before, kept = bank.work.load(refined.artefact(last)), refined.kept(last)
-    (bank.work.path / f"{refined.artefact(last)}.safetensors").unlink()
-    layers, whole = [], sequential_pass._refine_block
+    before, kept = bank.work.load(sequential.artefact(last)), sequential.kept(last)
+    (bank.work.path / f"{sequential.artefact(last)}.safetensors").unlink()
+    layers, whole = [], sequential_pass._correct_block
     monkeypatch.setattr(
-        sequential_pass, "_refine_block", lambda *a: (layers.append(a[1].layer), whole(*a))
+        sequential_pass, "_correct_block", lambda *a: (layers.append(a[1].layer), whole(*a))
     )
-    assert run(bank, allocation) == refined
+    assert run(bank, allocation) == sequential
     assert layers == [last]
-    again = bank.work.load(refined.artefact(last))
+    again = bank.work.load(sequential.artefact(last))
     assert before.keys() == again.keys()
     assert all(torch.equal(before[part], again[part]) for part in before)
-    assert refined.kept(last) == kept
+    assert sequential.kept(last) == kept
 
 
-def test_other_mixes_and_other_text_have_artefacts_of_their_own(tiny, refined):
+def test_other_mixes_and_other_text_have_artefacts_of_their_own(tiny, sequential):
     allocation = tiny[1]
     again = dict(reversed(allocation.items()))
-    assert refined.folder == f"refined/{sequential_pass._key(again, TOKENS)}"
+    assert sequential.folder == f"sequential/{sequential_pass._key(again, TOKENS)}"
     other = allocation | {"model.layers.0.mlp.up_proj": "4bit-g64"}
     keys = {sequential_pass._key(other, TOKENS), sequential_pass._key(allocation, TOKENS[:2])}
-    assert len({refined.folder, *(f"refined/{key}" for key in keys)}) == 3
+    assert len({sequential.folder, *(f"sequential/{key}" for key in keys)}) == 3
 
 
 def test_what_serves_worse_than_the_banks_rounding_is_not_kept(tiny, monkeypatch):
     bank, allocation, _ = tiny
     monkeypatch.setattr(sequential_pass, "corrected", lambda weight, *_: -weight)
-    refined = run(bank, allocation, TOKENS[1:])
-    assert {kept for layer in (0, 1) for kept in refined.kept(layer).values()} == {"bank"}
+    sequential = run(bank, allocation, TOKENS[1:])
+    assert {kept for layer in (0, 1) for kept in sequential.kept(layer).values()} == {"bank"}
     for module, qtype in allocation.items():
-        there, here = bank.packed(module, qtype), refined.packed(module, qtype)
+        there, here = bank.packed(module, qtype), sequential.packed(module, qtype)
         assert all(torch.equal(there[part], here[part]) for part in there)
+
+
+def test_what_stays_the_banks_is_polished(tmp_path, monkeypatch):
+    """As the matrix would be in a file that was not corrected."""
+    bank, allocation, _ = made(tmp_path, rounding="full")
+    polish_layers(bank, {module: [qtype] for module, qtype in allocation.items()}, Silent())
+    monkeypatch.setattr(sequential_pass, "corrected", lambda weight, *_: -weight)
+    sequential = run(bank, allocation)
+    module = "model.layers.1.mlp.up_proj"
+    assert sequential.kept(1)[module] == "bank"
+    found, expected = sequential.packed(module, "3bit-g64"), bank.polished(module, "3bit-g64")
+    assert all(torch.equal(found[part], expected[part]) for part in expected)
+    assert not torch.equal(found["weight"], bank.packed(module, "3bit-g64")["weight"])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])

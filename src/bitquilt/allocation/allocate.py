@@ -40,6 +40,7 @@ from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.rounding.round_layers import round_layers
 from bitquilt.runtime.progress import Progress
 
 EVOPRESS_WINDOWS = 512
@@ -221,7 +222,7 @@ def _round(
     """Have the bank round everything that any of the files may be made of."""
     candidates = _candidates(plans, rivals, bank.checkpoint)
     with progress.stage(f"Rounding for {target}", sum(map(len, candidates.values()))):
-        bank.build({module: list(names) for module, names in candidates.items()}, progress)
+        round_layers(bank, {module: list(names) for module, names in candidates.items()}, progress)
 
 
 def _on_text(

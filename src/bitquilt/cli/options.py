@@ -79,9 +79,10 @@ WORK_DIR = click.option(
 ROUNDING = click.option(
     "--rounding",
     type=click.Choice(rounding.METHODS),
-    default="best",
+    default="full",
     show_default=True,
-    help="To the nearest level; with error feedback; with all there is.",
+    help="How much is done for each matrix: round to the nearest level, add error feedback (GPTQ), "
+    "or also descend over codes and refit scales.",
 )
 
 

@@ -27,7 +27,7 @@ from bitquilt.runtime.cuda_graph import Replay
 
 
 def descend(
-    weight: Tensor, codes: Tensor, levels: Tensor, rounder: GroupQuantizer, factor: Factor
+    weight: Tensor, codes: Tensor, levels: Tensor, quantizer: GroupQuantizer, factor: Factor
 ) -> None:
     """Visit every group once, improving codes and levels in place.
 
@@ -35,7 +35,7 @@ def descend(
         weight: float32 [L, C, N], transposed and in the factor's order.
         codes: int16 [L, G, K, N].
         levels: float32 [L, C, N].
-        rounder: the levels of those rows.
+        quantizer: the levels of those rows.
         factor: of the inputs.
     """
     columns = weight.shape[1]
@@ -44,7 +44,7 @@ def descend(
     triangles = torch.linalg.cholesky(blocks.flip(2, 3)).flip(2, 3)
     inverses = torch.linalg.inv(blocks)
     errors = weight - levels
-    one_block = Replay(partial(_descend_block, rounder))
+    one_block = Replay(partial(_descend_block, quantizer))
     for start in range(0, columns, COLUMN_BLOCK):
         own = slice(start, min(start + COLUMN_BLOCK, columns))
         groups = slice(own.start // COLUMN_GROUP, own.stop // COLUMN_GROUP)
@@ -56,14 +56,14 @@ def descend(
             blocks[:, groups],
             triangles[:, groups],
             inverses[:, groups],
-            *rounder.scales(groups),
+            *quantizer.scales(groups),
         )
         levels[:, own] -= moved
         errors[:, own] += moved
 
 
 def _descend_block(
-    rounder: GroupQuantizer,
+    quantizer: GroupQuantizer,
     pull: Tensor,
     codes: Tensor,
     levels: Tensor,
@@ -85,7 +85,7 @@ def _descend_block(
             slice((g + 1) * COLUMN_GROUP, None),
         )
         target = torch.baddbmm(levels[:, own], inverses[:, g], pull[:, own])
-        proposed = rounder.propose([s[g] for s in scales], target, triangles[:, g])
+        proposed = quantizer.propose([s[g] for s in scales], target, triangles[:, g])
         new_codes, moved = better_codes(
             blocks[:, g], target, (codes[:, g], levels[:, own]), proposed
         )

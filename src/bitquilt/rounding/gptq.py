@@ -21,12 +21,14 @@ from bitquilt.rounding.hessian import COLUMN_BLOCK, COLUMN_GROUP, Factor, column
 from bitquilt.runtime.cuda_graph import Replay
 
 
-def gptq(weight: Tensor, rounder: GroupQuantizer, factor: Factor) -> tuple[Tensor, Tensor, Tensor]:
+def gptq(
+    weight: Tensor, quantizer: GroupQuantizer, factor: Factor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Round with error feedback.
 
     Args:
         weight: float32 [L, C, N], transposed and in the factor's order.
-        rounder: the levels of those rows.
+        quantizer: the levels of those rows.
         factor: of the inputs.
 
     Returns:
@@ -34,11 +36,11 @@ def gptq(weight: Tensor, rounder: GroupQuantizer, factor: Factor) -> tuple[Tenso
         error E H Eᵀ of each row [L, N] under the damped Hessian.
     """
     inputs, columns, rows = weight.shape
-    shape = (inputs, columns // COLUMN_GROUP, rounder.width, rows)
+    shape = (inputs, columns // COLUMN_GROUP, quantizer.width, rows)
     codes = weight.new_empty(shape, dtype=torch.int16)
     levels, errors = torch.empty_like(weight), torch.empty_like(weight)
     cost = weight.new_zeros(inputs, rows)
-    one_block = Replay(partial(_feed_back_block, rounder))
+    one_block = Replay(partial(_feed_back_block, quantizer))
     for start in range(0, columns, COLUMN_BLOCK):
         own = slice(start, min(start + COLUMN_BLOCK, columns))
         groups = slice(own.start // COLUMN_GROUP, own.stop // COLUMN_GROUP)
@@ -49,14 +51,14 @@ def gptq(weight: Tensor, rounder: GroupQuantizer, factor: Factor) -> tuple[Tenso
             cost,
             factor.triangles[:, groups],
             factor.carry[:, own, own],
-            *rounder.scales(groups),
+            *quantizer.scales(groups),
         )
         torch.sub(weight[:, own], levels[:, own], out=errors[:, own])
     return codes, levels, cost
 
 
 def _feed_back_block(
-    rounder: GroupQuantizer,
+    quantizer: GroupQuantizer,
     weight: Tensor,
     targets: Tensor,
     cost: Tensor,
@@ -76,7 +78,7 @@ def _feed_back_block(
             slice(g * COLUMN_GROUP, (g + 1) * COLUMN_GROUP),
             slice((g + 1) * COLUMN_GROUP, None),
         )
-        new_codes, new_levels = rounder.propose(
+        new_codes, new_levels = quantizer.propose(
             [s[g] for s in scales], targets[:, own], triangles[:, g]
         )
         codes.append(new_codes)

@@ -21,7 +21,7 @@ from bitquilt.qtypes.qtype import QuantType, ScalarQuantType, Unpacked
 from bitquilt.rounding import kernels
 from bitquilt.rounding.codebooks import nearest_patterns
 from bitquilt.rounding.hessian import COLUMN_GROUP
-from bitquilt.rounding.row_batches import RowBatch, RowRun, stacked
+from bitquilt.rounding.row_batches import RowRun, Rows, batch_rows
 from bitquilt.rounding.tables import LevelTable
 
 CELLS = 4
@@ -84,16 +84,16 @@ class LevelQuantizer(GroupQuantizer):
 
     def __init__(self, runs: Sequence[RowRun], groups: Tensor) -> None:
         """See :func:`group_quantizer_of`."""
-        lines = [[_scalar(piece).levels(piece.fields) for piece in run] for run in runs]
-        self._steps = _by_place([[line.steps for line in of] for of in lines], groups)
+        lines = [[_scalar(rows).levels(rows.fields) for rows in run] for run in runs]
+        self._steps = _steps_by_group([[line.steps for line in of] for of in lines], groups)
         self._inverse = torch.where(self._steps == 0, 0.0, 1 / self._steps)
         offsets = [
             [torch.zeros_like(n.steps) if n.offsets is None else n.offsets for n in of]
             for of in lines
         ]
-        self._offsets = _by_place(offsets, groups)
-        self._low = _each_row([[_scalar(piece).low for piece in run] for run in runs], runs)
-        self._high = _each_row([[_scalar(piece).high for piece in run] for run in runs], runs)
+        self._offsets = _steps_by_group(offsets, groups)
+        self._low = _for_each_row([[_scalar(rows).low for rows in run] for run in runs], runs)
+        self._high = _for_each_row([[_scalar(rows).high for rows in run] for run in runs], runs)
         table = _scalar(runs[0][0]).table
         self._table = None if table is None else LevelTable(table, CELLS)
 
@@ -150,8 +150,8 @@ class PatternQuantizer(GroupQuantizer):
     def __init__(self, runs: Sequence[RowRun], groups: Tensor) -> None:
         """See :func:`group_quantizer_of`; all rows are of one type."""
         self._qtype = _codebook(runs[0][0])
-        steps = [[_codebook(piece).steps(piece.fields) for piece in run] for run in runs]
-        self._steps = _by_place(steps, groups)
+        steps = [[_codebook(rows).steps(rows.fields) for rows in run] for run in runs]
+        self._steps = _steps_by_group(steps, groups)
         self._halves = COLUMN_GROUP // codebook(self._qtype.name).shape[1]
         self.width = self._halves + 1
 
@@ -188,36 +188,44 @@ class PatternQuantizer(GroupQuantizer):
         return torch.cat([patterns, signs], 1)
 
 
-def _scalar(piece: RowBatch) -> ScalarQuantType:
-    assert isinstance(piece.qtype, ScalarQuantType)
-    return piece.qtype
+def _scalar(rows: Rows) -> ScalarQuantType:
+    assert isinstance(rows.qtype, ScalarQuantType)
+    return rows.qtype
 
 
-def _codebook(piece: RowBatch) -> Codebook:
-    assert isinstance(piece.qtype, Codebook)
-    return piece.qtype
+def _codebook(rows: Rows) -> Codebook:
+    assert isinstance(rows.qtype, Codebook)
+    return rows.qtype
 
 
-def _by_place(fields: Sequence[Sequence[Tensor]], groups: Tensor) -> Tensor:
-    """Steps [R, n] of every piece of L runs, of C / n columns each → [G, L, N], G as ordered."""
+def _steps_by_group(fields: Sequence[Sequence[Tensor]], groups: Tensor) -> Tensor:
+    """Repeat steps for every group of columns that they serve, in the order of rounding.
+
+    Args:
+        fields: of every matrix in L runs, float32 [R, n]: n numbers, each for C / n columns.
+        groups: the order of rounding, int64 [L, G].
+
+    Returns:
+        float32 [G, L, N].
+    """
     count = groups.shape[1]
     runs = []
     for own, order in zip(fields, groups, strict=True):
         by_group = [field.T.repeat_interleave(count // field.shape[1], 0) for field in own]
         runs.append(torch.cat(by_group, 1)[order])
-    return stacked(runs).transpose(0, 1).contiguous()
+    return batch_rows(runs).transpose(0, 1).contiguous()
 
 
-def _each_row(numbers: Sequence[Sequence[int]], runs: Sequence[RowRun]) -> Tensor:
-    """The number of its piece for every row, float32 [L, 1, N]."""
-    rows = [
+def _for_each_row(numbers: Sequence[Sequence[int]], runs: Sequence[RowRun]) -> Tensor:
+    """Repeat the number of each matrix for all of its rows: float32 [L, 1, N]."""
+    repeated = [
         torch.cat(
             [
-                piece.weight.new_full((1, len(piece.weight)), n)
-                for n, piece in zip(own, run, strict=True)
+                rows.weight.new_full((1, len(rows.weight)), n)
+                for n, rows in zip(own, run, strict=True)
             ],
             1,
         )
         for own, run in zip(numbers, runs, strict=True)
     ]
-    return stacked(rows)
+    return batch_rows(repeated)

@@ -20,6 +20,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bitquilt.errors import UserError
 from bitquilt.runtime.progress import Progress
 
 COLUMN_GROUP = 8
@@ -29,6 +30,8 @@ DAMPING = 0.03
 """Of the mean diagonal, added to it: the text is a sample (docs/decisions/gptq.md)."""
 MORE = 10.0
 """What damping is multiplied with where a Hessian does not factorize."""
+ATTEMPTS = 8
+"""How often that is tried: a Hessian is a sum of squares, so a few times are plenty."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,13 @@ def factorize(hessians: Tensor, names: Sequence[str], progress: Progress) -> Fac
         hessians: means of x xᵀ.
         names: whose inputs they are.
         progress: told what was done to a Hessian that did not factorize.
+
+    Raises:
+        UserError: a Hessian holds numbers that are not finite, or does not factorize however much
+            it is damped.
     """
+    for hessian, name in zip(hessians, names, strict=True):
+        _refuse_what_is_not_finite(hessian, name)
     importance = torch.unflatten(_diagonal(hessians), 1, (-1, COLUMN_GROUP)).sum(2)
     groups = importance.argsort(dim=1, descending=True, stable=True)
     ordered = _take(_take(hessians, groups).mT, groups)
@@ -118,12 +127,18 @@ def _factor(
     mean = own.mean()
     if not mean > torch.finfo(torch.float32).tiny:  # an input that the text never reached
         mean = torch.ones_like(mean)
-    damping, failed = DAMPING, True
-    while failed:
+    damping = DAMPING
+    for _ in range(ATTEMPTS):
         torch.add(own, damping * mean, out=turned.diagonal())
         lower, info = torch.linalg.cholesky_ex(turned)
-        failed = bool(info != 0)
-        damping *= MORE if failed else 1.0
+        if not info:
+            break
+        damping *= MORE
+    else:
+        raise UserError(
+            f"the Hessian of {name} does not factorize, not even damped by {damping / MORE:g} of "
+            "its mean diagonal; use other calibration text, or --rounding nearest"
+        )
     if damping > DAMPING:
         share = f"{damping:g} of its mean diagonal"
         progress.say(f"the Hessian of {name} does not factorize; damped by {share}")
@@ -136,6 +151,16 @@ def _factor(
     by_group = torch.unflatten(upper, 1, (-1, COLUMN_GROUP)).transpose(0, 1)
     carry = torch.bmm(by_group, inverses).transpose(0, 1).flatten(1)
     return damped, upper, carry, triangles
+
+
+def _refuse_what_is_not_finite(hessian: Tensor, name: str) -> None:
+    wrong = int((~hessian.isfinite()).sum())
+    if wrong:
+        raise UserError(
+            f"{wrong} of the {hessian.numel()} numbers in the Hessian of {name} are not finite: "
+            "the model overflowed on the calibration text; check the checkpoint's weights, or "
+            "give other text with --calibration and an empty --work-dir"
+        )
 
 
 def column_sums(matrix: Tensor) -> Tensor:

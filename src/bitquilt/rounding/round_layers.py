@@ -1,232 +1,319 @@
-"""The best rounding of all matrices that read some inputs, each onto several types.
+"""Rounding of a whole model into its layer bank, as many inputs at a time as memory holds.
 
-Nearest rounding fits the scales and error feedback under the input's Hessian the codes: a draft.
-Coordinate descent and a refit of the scales improve it. What the Hessian says is no better than
-nearest rounding is not used. Rows of different matrices, types and layers go through together:
-they share all but their levels and Hessians.
-
-Letters: R rows of a matrix, C columns, L inputs, N rows of each in a chunk, G = C / 8 groups of
-columns, K numbers that code one.
+Matrices that read one input are rounded together, from one factorization of its Hessian. So a run
+that was stopped rounds together what it would have rounded together without the stop, and ends
+with the same bytes. Only what the bank does not have yet is rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from operator import itemgetter
+from itertools import groupby
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
-from bitquilt.qtypes.iquants import Codebook
-from bitquilt.qtypes.qtype import QuantType, ScalarQuantType, Unpacked
-from bitquilt.rounding.coordinate_descent import descend
-from bitquilt.rounding.gptq import gptq
-from bitquilt.rounding.group_quantizer import GroupQuantizer, group_quantizer_of
-from bitquilt.rounding.hessian import Factor, take_groups
-from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.row_batches import (
-    Done,
-    RoundedRows,
-    RowBatch,
-    RowRun,
-    map_batches,
-    stacked,
-    tiled,
-    unstacked,
+from bitquilt import qtypes
+from bitquilt.calibration.collect import input_of
+from bitquilt.models.checkpoint import EMBEDDING, HEAD
+from bitquilt.qtypes.qtype import Packed
+from bitquilt.rounding import kernels
+from bitquilt.rounding.hessian import COLUMN_GROUP, Factor, factorize
+from bitquilt.rounding.layer_bank import (
+    POLISHED,
+    ROUNDED,
+    BankCell,
+    Candidates,
+    CellKey,
+    LayerBank,
 )
-from bitquilt.rounding.scale_refit import refit
+from bitquilt.rounding.nearest import fit
+from bitquilt.rounding.round_matrices import RoundingJob, kind_of_qtype, polish, round_once
+from bitquilt.runtime.device import compute_device, record_event
+from bitquilt.runtime.malloc import trim
+from bitquilt.runtime.progress import Progress
+from bitquilt.runtime.threads import BackgroundTask
+from bitquilt.runtime.transfer import moved
+
+WEIGHT_BYTES, HESSIAN_BYTES = 4, 16
+"""What a weight takes in memory, and an entry of a Hessian with its factors."""
+
+PackedCell = tuple[Packed, BankCell]
+"""A matrix on a type, and what the bank is to know of it."""
+ByInput = Mapping[str, Candidates]
+"""Input → types of the matrices that read it."""
 
 
-@dataclass(frozen=True)
-class RoundingJob:
-    """One matrix onto one type."""
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    """How much of a model is in memory at once while it is rounded."""
 
-    weight: Tensor
-    """float32 [R, C]."""
-    qtype: QuantType
-    input: int = 0
-    """Which of the factor's inputs it reads."""
-
-
-def round_all(jobs: Sequence[RoundingJob], factor: Factor, method: str) -> list[RoundedRows]:
-    """Round every job.
-
-    Args:
-        jobs: matrices of equal width, on the factor's device.
-        factor: of the inputs that they read.
-        method: one of :data:`bitquilt.rounding.METHODS`.
-    """
-    drafts = draft(jobs, factor, feedback=method != "nearest")
-    if method != "best":
-        return drafts
-    return improve(jobs, [drafted.fields for drafted in drafts], factor)
+    input_bytes: int
+    """About so many bytes of weights and Hessians: those of many layers of a tiny model, of one
+    input of others."""
+    cell_weights: int
+    """So many weights, counted once for each type."""
 
 
-def draft(jobs: Sequence[RoundingJob], factor: Factor, feedback: bool) -> list[RoundedRows]:
-    """Scales by importance; codes nearest to the weights, or by error feedback if that is better.
-
-    Args:
-        jobs: matrices of equal width.
-        factor: of the inputs that they read.
-        feedback: whether to try it.
-    """
-    plain = factor.natural.diagonal(dim1=1, dim2=2)
-    pieces = _nearest(jobs, factor.importance if feedback else plain)
-    inputs = [job.input for job in jobs]
-    nearest = map_batches(pieces, inputs, partial(_measured, factor))
-    if not feedback:
-        return nearest
-    fed = _by_kind(pieces, inputs, _fed_back, factor)
-    return [_guarded(*pair) for pair in zip(nearest, fed, strict=True)]
+CPU_MEMORY = MemoryUse(input_bytes=1 << 28, cell_weights=1 << 26)
+DEVICE_MEMORY = MemoryUse(input_bytes=2 << 30, cell_weights=1 << 29)
 
 
-def improve(
-    jobs: Sequence[RoundingJob], drafts: Sequence[Unpacked], factor: Factor
-) -> list[RoundedRows]:
-    """Descent, a refit of the scales, and descent again; none of them makes a row worse.
+def round_layers(
+    bank: LayerBank, candidates: Candidates, progress: Progress, memory: MemoryUse | None = None
+) -> None:
+    """Round what the bank does not have yet, well enough to choose from.
+
+    The first step of rounding is taken: polishing costs several times as much and changes little
+    about which type is better than which, so :func:`polish_layers` does it for what was chosen.
 
     Args:
-        jobs: matrices of equal width.
-        drafts: what they were rounded to before.
-        factor: of the inputs that they read.
+        bank: where the matrices go.
+        candidates: what to round.
+        progress: advances once for each (matrix, type); told by name what could not be rounded as
+            usual.
+        memory: how much is in memory at once; as the device has room, if not given.
+
+    Raises:
+        UserError: a matrix does not fit its type, or its Hessian holds numbers that are not finite.
     """
-    pieces = [
-        RowBatch(job.qtype, job.weight, fields) for job, fields in zip(jobs, drafts, strict=True)
-    ]
-    return _by_kind(pieces, [job.input for job in jobs], _improved, factor)
+    missing: dict[str, dict[str, list[str]]] = {}
+    for module, names in candidates.items():
+        have = bank.cells(module).keys()
+        progress.advance(len(have & set(names)))
+        if new := [name for name in names if name not in have]:
+            missing.setdefault(input_of(module), {})[module] = new
+    if missing and bank.rounding != "nearest":
+        _say_if_kernels_are_missing(progress)
+    alone = [owner for owner in missing if not _takes_feedback(bank, owner)]
+    with BackgroundTask() as background:
+        for owner in alone:
+            for module, names in missing.pop(owner).items():
+                _round_without_hessian(bank, module, names, progress, background)
+        for owners in _batches(bank, missing, memory):
+            _round_inputs(bank, owners, missing, progress, memory, background)
+            _free_memory()
 
 
-def _guarded(nearest: RoundedRows, other: RoundedRows) -> RoundedRows:
-    """The one of less error over the whole matrix."""
-    assert other.costs is not None
-    assert nearest.costs is not None
-    return other if other.costs.sum() < nearest.costs.sum() else nearest
+def polish_layers(
+    bank: LayerBank, chosen: Candidates, progress: Progress, memory: MemoryUse | None = None
+) -> None:
+    """Polish what was chosen, where the bank's method is ``full``; else do nothing.
 
-
-def _nearest(jobs: Sequence[RoundingJob], importance: Tensor) -> list[RowBatch]:
-    """Every job on its nearest levels; importance is [L, C]. All matrices of a type at once."""
-    pieces: dict[int, RowBatch] = {}
-    for qtype in dict.fromkeys(job.qtype for job in jobs):
-        own = [i for i, job in enumerate(jobs) if job.qtype is qtype]
-        weights = [tiled(jobs[i].weight) for i in own]
-        shares = [
-            importance[jobs[i].input].expand_as(weight)
-            for i, weight in zip(own, weights, strict=True)
+    Args:
+        bank: has all that was chosen.
+        chosen: what to polish.
+        progress: advances once for each (matrix, type).
+        memory: how much is in memory at once; as the device has room, if not given.
+    """
+    rough: dict[str, dict[str, list[str]]] = {}
+    for module, names in chosen.items():
+        owner, have = input_of(module), bank.cells(module, POLISHED)
+        polishable = bank.rounding == "full" and _takes_feedback(bank, owner)
+        # a float has nothing to polish
+        left = [
+            name
+            for name in names
+            if polishable and name not in have and kind_of_qtype(qtypes.get(name)) is not None
         ]
-        weight = torch.cat(weights)
-        together = RowBatch(qtype, weight, fit(qtype, weight, torch.cat(shares)))
-        for i, piece in zip(own, together.split([len(one) for one in weights]), strict=True):
-            without = piece.each(itemgetter(slice(len(jobs[i].weight))))
-            pieces[i] = replace(without, weight=jobs[i].weight)  # no other copy is kept
-    return [pieces[i] for i in range(len(jobs))]
+        if left:
+            rough.setdefault(owner, {})[module] = left
+        progress.advance(len(set(names) - set(left)))
+    with BackgroundTask() as background:
+        for owners in _batches(bank, rough, memory):
+            _polish_inputs(bank, owners, rough, progress, memory, background)
+            _free_memory()
 
 
-def _by_kind(
-    pieces: Sequence[RowBatch], inputs: Sequence[int], work: Callable[..., Done], factor: Factor
-) -> list[RoundedRows]:
-    """Matrices through ``work``, those of one kind at a time."""
-    done: dict[int, RoundedRows] = {}
-    kinds = [kind_of(piece.qtype) for piece in pieces]
-    for kind in dict.fromkeys(kinds):
-        own = [i for i, other in enumerate(kinds) if other == kind]
-        # nothing can be done for plain floats
-        of_kind = partial(_measured if kind is None else work, factor)
-        results = map_batches([pieces[i] for i in own], [inputs[i] for i in own], of_kind)
-        done |= zip(own, results, strict=True)
-    return [done[i] for i in range(len(pieces))]
+def _say_if_kernels_are_missing(progress: Progress) -> None:
+    if compute_device().type == "cuda" and (cause := kernels.compile_error()) is not None:
+        instead = "torch's operations round instead, in half as much time again"
+        progress.say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
 
 
-def kind_of(qtype: QuantType) -> object:
-    """Types whose rows one rounder can take have the same; None for those that need none."""
-    if isinstance(qtype, Codebook):
-        return qtype.name
-    return (qtype.table, "levels") if isinstance(qtype, ScalarQuantType) else None
+def _memory(given: MemoryUse | None) -> MemoryUse:
+    return given or (CPU_MEMORY if compute_device().type == "cpu" else DEVICE_MEMORY)
 
 
-def _measured(factor: Factor, runs: Sequence[RowRun], inputs: Sequence[int]) -> Done:
-    """What the pieces cost as they are."""
-    factor = factor.take(inputs)
-    return _rounded(runs, "nearest", factor.cost(_weights(runs, factor) - _levels(runs, factor)))
+def _batches(
+    bank: LayerBank, owners: Iterable[str], memory: MemoryUse | None
+) -> Iterator[list[str]]:
+    """Inputs of equal width, as many at a time as memory is meant for."""
+    shapes = bank.checkpoint.matrices
+    read = Counter[str]()
+    for module, shape in shapes.items():
+        read[input_of(module)] += math.prod(shape)
+
+    def width(owner: str) -> int:
+        return shapes[owner][1]
+
+    def nbytes(owner: str) -> int:
+        return WEIGHT_BYTES * read[owner] + HESSIAN_BYTES * width(owner) ** 2
+
+    for _, own in groupby(sorted(owners, key=width), width):
+        yield from _split_by_size(own, nbytes, _memory(memory).input_bytes)
 
 
-def _fed_back(factor: Factor, runs: Sequence[RowRun], inputs: Sequence[int]) -> Done:
-    """Codes by error feedback."""
-    factor = factor.take(inputs)
-    rounder = group_quantizer_of(runs, factor.groups)
-    codes, _, costs = gptq(_weights(runs, factor), rounder, factor)
-    return _rounded(_recoded(runs, rounder, codes, factor), "gptq", costs)
+def _takes_feedback(bank: LayerBank, owner: str) -> bool:
+    """Whether error feedback makes sense for what reads an input.
+
+    It does not for an embedding or a head: tokens are read and predicted at places so different
+    that one Hessian for all rows does not help (docs/decisions/gptq.md). Nor does it for rows
+    that are not a whole number of groups, which take no type but the floats.
+    """
+    columns = bank.checkpoint.matrices[owner][1]
+    return owner not in (EMBEDDING, HEAD) and columns % COLUMN_GROUP == 0
 
 
-def _improved(whole: Factor, runs: Sequence[RowRun], inputs: Sequence[int]) -> Done:
-    """Codes and scales descended."""
-    factor = whole.take(inputs)
-    weight = _weights(runs, factor)
-    runs = [
-        _refitted(run, whole.natural[own])
-        for run, own in zip(_descended(runs, weight, factor), inputs, strict=True)
-    ]
-    runs = _descended(runs, weight, factor)
-    return [[RoundedRows(piece.fields, "best", None) for piece in run] for run in runs]
+def _round_inputs(
+    bank: LayerBank,
+    owners: Sequence[str],
+    wanted: ByInput,
+    progress: Progress,
+    memory: MemoryUse | None,
+    background: BackgroundTask,
+) -> None:
+    """Round what reads some inputs for the first time."""
+    feedback = bank.rounding != "nearest"
+    method = "gptq" if feedback else "nearest"
+
+    def round_jobs(
+        keys: Sequence[CellKey], jobs: Sequence[RoundingJob], factor: Factor
+    ) -> Iterator[PackedCell]:
+        rounded = round_once(jobs, factor, feedback)
+        for (module, _), job, one in zip(keys, jobs, rounded, strict=True):
+            assert one.costs is not None
+            predicted = bank.statistics.divergence_of_rows(module, one.costs)
+            yield job.qtype.pack(one.fields), BankCell(predicted, method, one.method)
+
+    _work_through(bank, owners, wanted, round_jobs, ROUNDED, progress, memory, background)
 
 
-def _refitted(run: RowRun, hessian: Tensor) -> RowRun:
-    """Scales refitted under the Hessian [C, C] of the run's input, all pieces of a type at once."""
-    pieces: dict[int, RowBatch] = {}
-    for qtype in dict.fromkeys(piece.qtype for piece in run):
-        own = [i for i, piece in enumerate(run) if piece.qtype is qtype]
-        weight = torch.cat([run[i].weight for i in own])
-        names = run[own[0]].fields
-        fields = {name: torch.cat([run[i].fields[name] for i in own]) for name in names}
-        together = RowBatch(qtype, weight, refit(qtype, fields, weight, hessian))
-        pieces |= zip(own, together.split([len(run[i].weight) for i in own]), strict=True)
-    return [pieces[i] for i in range(len(run))]
+def _polish_inputs(
+    bank: LayerBank,
+    owners: Sequence[str],
+    wanted: ByInput,
+    progress: Progress,
+    memory: MemoryUse | None,
+    background: BackgroundTask,
+) -> None:
+    """Polish what reads some inputs; the predictions stay those that the search knew."""
+
+    def polish_jobs(
+        keys: Sequence[CellKey], jobs: Sequence[RoundingJob], factor: Factor
+    ) -> Iterator[PackedCell]:
+        packed = moved([bank.packed(*key) for key in keys], factor.groups.device)
+        before = [job.qtype.unpack(parts) for job, parts in zip(jobs, packed, strict=True)]
+        cells = {module: bank.cells(module) for module in {module for module, _ in keys}}
+        polished = polish(jobs, before, factor)
+        for (module, name), job, one in zip(keys, jobs, polished, strict=True):
+            cell = replace(cells[module][name], rounding="full", kept=one.method)
+            yield job.qtype.pack(one.fields), cell
+
+    _work_through(bank, owners, wanted, polish_jobs, POLISHED, progress, memory, background)
 
 
-def _descended(runs: Sequence[RowRun], weight: Tensor, factor: Factor) -> Sequence[RowRun]:
-    """Codes descended from those that pieces have."""
-    rounder = group_quantizer_of(runs, factor.groups)
-    # [G, K, R] of each piece -> [L, G, K, N]
-    codes = stacked([torch.cat([rounder.codes(piece.fields) for piece in run], 2) for run in runs])
-    codes = take_groups(codes, factor.groups)
-    levels = _levels(runs, factor)
-    descend(weight, codes, levels, rounder, factor)
-    return _recoded(runs, rounder, codes, factor)
+def _work_through(
+    bank: LayerBank,
+    owners: Sequence[str],
+    wanted: ByInput,
+    function: Callable[[Sequence[CellKey], Sequence[RoundingJob], Factor], Iterable[PackedCell]],
+    folder: str,
+    progress: Progress,
+    memory: MemoryUse | None,
+    background: BackgroundTask,
+) -> None:
+    """Call a function on what reads some inputs, under one factorization, and keep its results.
+
+    They are written while the next inputs are worked on: a disk takes as long as a GPU.
+    """
+    keys, jobs, factor = _jobs(bank, owners, wanted, progress)
+    by_kind = sorted(range(len(jobs)), key=lambda i: repr(kind_of_qtype(jobs[i].qtype)))
+    done: dict[CellKey, PackedCell] = {}
+    room = _memory(memory).cell_weights
+    for part in _split_by_size(by_kind, lambda i: jobs[i].weight.numel(), room):
+        own = [keys[i] for i in part]
+        packed, cells = zip(*function(own, [jobs[i] for i in part], factor), strict=True)
+        background.do(_fetch, done, own, packed, cells, record_event())
+        progress.advance(len(own))
+    background.do(bank.add, folder, done)
 
 
-def _weights(runs: Sequence[RowRun], factor: Factor) -> Tensor:
-    """[L, C, N] in the factor's order."""
-    return _columns([[piece.weight for piece in run] for run in runs], factor)
+def _jobs(
+    bank: LayerBank, owners: Sequence[str], wanted: ByInput, progress: Progress
+) -> tuple[list[CellKey], list[RoundingJob], Factor]:
+    """What to round of some inputs' readers, as (module, type) and as jobs, and the factor."""
+    device = compute_device()
+    hessians = torch.stack([bank.statistics.hessian(owner) for owner in owners]).to(device)
+    factor = factorize(hessians, owners, progress)
+    keys, jobs = [], []
+    for place, owner in enumerate(owners):
+        for module, names in wanted[owner].items():
+            weight = bank.checkpoint.load(f"{module}.weight").to(device)
+            keys += [(module, name) for name in names]
+            jobs += [RoundingJob(weight, qtypes.get(name), place) for name in names]
+    return keys, jobs, factor
 
 
-def _levels(runs: Sequence[RowRun], factor: Factor) -> Tensor:
-    """What the pieces stand for, as :func:`_weights`."""
-    return _columns([[piece.qtype.decode(piece.fields) for piece in run] for run in runs], factor)
+def _round_without_hessian(
+    bank: LayerBank,
+    module: str,
+    names: Sequence[str],
+    progress: Progress,
+    background: BackgroundTask,
+) -> None:
+    """Round a matrix to its nearest levels."""
+    weight = bank.checkpoint.load(f"{module}.weight").to(compute_device())
+    statistics = bank.statistics
+    hessian, importance = statistics.hessian(module), statistics.importance(module)
+    done: dict[CellKey, PackedCell] = {}
+    for name in names:
+        qtype = qtypes.get(name)
+        packed = qtype.pack(fit(qtype, weight, importance))
+        error = qtype.dequantize(packed).sub_(weight)
+        cell = BankCell(statistics.divergence(module, error, hessian), bank.rounding, "nearest")
+        background.do(_fetch, done, [(module, name)], [packed], [cell], record_event())
+        progress.advance()
+    background.do(bank.add, ROUNDED, done)
 
 
-def _columns(matrices: Sequence[Sequence[Tensor]], factor: Factor) -> Tensor:
-    """[R, C] of each piece -> [L, C, N] in the factor's order."""
-    return factor.ordered(stacked([torch.cat(list(run)).T for run in matrices]))
+def _fetch(
+    done: dict[CellKey, PackedCell],
+    keys: Sequence[CellKey],
+    packed: Sequence[Packed],
+    cells: Sequence[BankCell],
+    after: torch.cuda.Event | None,
+) -> None:
+    """Add matrices to what is done, in the CPU's memory, while a GPU computes the next."""
+    there = moved(packed, torch.device("cpu"), after)
+    done |= zip(keys, zip(there, cells, strict=True), strict=True)
 
 
-def _recoded(
-    runs: Sequence[RowRun], rounder: GroupQuantizer, codes: Tensor, factor: Factor
-) -> list[RowRun]:
-    """The pieces with codes [L, G, K, N], which are in the factor's order."""
-    natural = unstacked(take_groups(codes, factor.groups.argsort(1)), runs)
-    return [
-        [
-            replace(piece, fields=piece.fields | rounder.fields(piece.qtype, own))
-            for piece, own in zip(run, of_run, strict=True)
-        ]
-        for run, of_run in zip(runs, natural, strict=True)
-    ]
+def _free_memory() -> None:
+    """Return free memory where matrices are rounded: other inputs need blocks of other sizes."""
+    if compute_device().type == "cpu":
+        trim()
+    else:
+        torch.cuda.empty_cache()
 
 
-def _rounded(runs: Sequence[RowRun], method: str, costs: Tensor) -> Done:
-    """The pieces, rounded, with costs [L, N]."""
-    return [
-        [RoundedRows(piece.fields, method, own) for piece, own in zip(run, of_run, strict=True)]
-        for run, of_run in zip(runs, unstacked(costs, runs), strict=True)
-    ]
+SizedItem = TypeVar("SizedItem")
+
+
+def _split_by_size(
+    items: Iterable[SizedItem], size: Callable[[SizedItem], int], room: int
+) -> Iterator[list[SizedItem]]:
+    """Items in order, as many at a time as fit a room; one that is larger goes alone."""
+    own: list[SizedItem] = []
+    taken = 0
+    for item in items:
+        if own and taken + size(item) > room:
+            yield own
+            own, taken = [], 0
+        own.append(item)
+        taken += size(item)
+    if own:
+        yield own

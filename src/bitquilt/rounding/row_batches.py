@@ -1,10 +1,10 @@
-"""Whole matrices through a computation over rows: cut, put together in chunks, joined again.
+"""Rows of many matrices in one batch: cut to size, computed together, put back together.
 
-Rounding treats rows alike whichever matrix or type they belong to, and the inputs of several layers
-too. Chunks are as large as threads need to be busy and small enough for memory; how a matrix is cut
-changes none of its bytes.
+Rounding treats rows alike whichever matrix or type they belong to, so the rows of several matrices,
+and of several layers, go through it as one batch. A batch is large enough to keep threads busy and
+small enough for memory. A matrix is rounded to the same bytes however it is cut.
 
-Letters: R rows of a matrix, C columns, L inputs in a chunk, N rows of each.
+Letters: R rows of a matrix, C columns, L inputs in a batch, N rows of each input.
 """
 
 from __future__ import annotations
@@ -21,182 +21,210 @@ from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.runtime.threads import in_threads
 
 TILE = 32
-"""Rows come in multiples of this. On fewer, products and sums take other ways, which differ in the
-last bits; with it a matrix is rounded to the same bytes whatever else goes through with it."""
-LEAST = 1 << 20
-"""Weights worth a thread of their own: on fewer, threads spend their time waiting for each other to
-let go of Python (docs/decisions/gptq.md)."""
-CPU_CHUNK = 1 << 23
-"""Weights that go through together in one thread of a CPU, at most."""
-DEVICE_CHUNK = 1 << 27
-"""The same elsewhere, where memory is the limit."""
+"""Rows are padded to a multiple of this. With fewer, products and sums take other ways through the
+libraries, which differ in the last bits; so a matrix would not be rounded alone as in company."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSizes:
+    """How many weights go through rounding together."""
+
+    least_per_thread: int = 1 << 20
+    """Weights that are worth a thread of their own on a CPU: with fewer, threads wait for each
+    other to let go of Python (docs/decisions/gptq.md)."""
+    cpu: int = 1 << 23
+    """The most weights that one thread of a CPU takes."""
+    device: int = 1 << 27
+    """The weights that any other device takes, where memory is the limit."""
+
+    def weights(self, total: int, on_cpu: bool) -> int:
+        """The weights of one batch, of so many in all."""
+        if not on_cpu:
+            return self.device
+        per_thread = math.ceil(total / torch.get_num_threads())
+        return min(self.cpu, max(self.least_per_thread, per_thread))
+
+
+DEFAULT_SIZES = BatchSizes()
 
 
 @dataclass(frozen=True)
-class RowBatch:
-    """A matrix, or some of its rows, on its way onto a type."""
+class Rows:
+    """A matrix, or some of its rows, and what it is rounded to so far."""
 
     qtype: QuantType
     weight: Tensor
     """float32 [R, C]."""
     fields: Unpacked
-    """Of those rows."""
+    """Codes and scales of those rows."""
 
-    def each(self, take: Callable[[Tensor], Tensor]) -> RowBatch:
-        """The piece with other rows: ``take`` of its weight and of each of its fields."""
-        fields = {name: take(field) for name, field in self.fields.items()}
-        return RowBatch(self.qtype, take(self.weight), fields)
+    def map(self, change: Callable[[Tensor], Tensor]) -> Rows:
+        """Apply a change along the first axis, such as a slice, to the weight and every field."""
+        fields = {name: change(field) for name, field in self.fields.items()}
+        return Rows(self.qtype, change(self.weight), fields)
 
-    def split(self, counts: Sequence[int]) -> list[RowBatch]:
-        """So many rows each."""
+    def split(self, counts: Sequence[int]) -> list[Rows]:
+        """Cut into parts of so many rows each."""
         weights = self.weight.split(list(counts))
         fields = {name: field.split(list(counts)) for name, field in self.fields.items()}
         return [
-            RowBatch(self.qtype, weight, {name: parts[i] for name, parts in fields.items()})
+            Rows(self.qtype, weight, {name: parts[i] for name, parts in fields.items()})
             for i, weight in enumerate(weights)
         ]
 
 
-RowRun = Sequence[RowBatch]
-"""Rows of matrices that read one input."""
+RowRun = Sequence[Rows]
+"""Rows of several matrices that read one input, one after the other."""
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """One run of rows for each of L inputs: what is computed together."""
+
+    runs: Sequence[RowRun]
+    inputs: Sequence[int]
+    """Which input each run reads, L numbers."""
 
 
 @dataclass(frozen=True)
 class RoundedRows:
-    """What became of a matrix, or of some of its rows."""
+    """A matrix, or some of its rows, after rounding."""
 
     fields: Unpacked
     method: str
-    """Of :data:`bitquilt.rounding.METHODS`; nearest where what was asked for is no better."""
+    """One of :data:`bitquilt.rounding.METHODS`: ``nearest`` where nothing else was better."""
     costs: Tensor | None
-    """E H Eᵀ of each row [R], under the damped Hessian; None of what is not compared any more."""
+    """E H Eᵀ of each row [R] under the damped Hessian; None where nobody compares any more."""
 
 
-Done = list[list[RoundedRows]]
-"""What became of each piece of some runs."""
-
-Work = Callable[[Sequence[RowRun], Sequence[int]], Done]
-"""Given rows of L inputs, and which inputs those are."""
+BatchFunction = Callable[[RowBatch], list[list[RoundedRows]]]
+"""Rounds a batch; the result is by run, and within a run as its rows are."""
 
 
-def map_batches(pieces: Sequence[RowBatch], inputs: Sequence[int], work: Work) -> list[RoundedRows]:
-    """Do ``work`` on all rows of some matrices of equal width.
+def map_batches(
+    matrices: Sequence[Rows],
+    inputs: Sequence[int],
+    function: BatchFunction,
+    sizes: BatchSizes = DEFAULT_SIZES,
+) -> list[RoundedRows]:
+    """Call a function on all rows of some matrices, batch by batch; on a CPU in threads.
 
     Args:
-        pieces: whole matrices.
-        inputs: which input each of them reads.
-        work: done chunk by chunk; on a CPU in threads.
+        matrices: whole matrices of equal width.
+        inputs: which input each matrix reads.
+        function: rounds one batch.
+        sizes: how large a batch is.
+
+    Returns:
+        one result for each matrix.
     """
-    if not pieces:
+    if not matrices:
         return []
-    weight = pieces[0].weight
+    weight = matrices[0].weight
     on_cpu = weight.device.type == "cpu"
-    whole = [piece.each(tiled) for piece in pieces]
-    room = _room(sum(piece.weight.numel() for piece in whole), on_cpu) // weight.shape[1]
-    runs = _runs(whole, inputs, TILE * max(1, room // TILE))
-    chunks = list(_chunks(runs, room))
+    padded = [matrix.map(pad_rows) for matrix in matrices]
+    total = sum(matrix.weight.numel() for matrix in padded)
+    most_rows = sizes.weights(total, on_cpu) // weight.shape[1]
+    runs = _cut_into_runs(padded, inputs, TILE * max(1, most_rows // TILE))
+    batches = list(_group_runs(runs, most_rows))
 
-    def do(chunk: list[_Run]) -> Done:
-        return work([run.pieces for run in chunk], [run.input for run in chunk])
+    def on_batch(batch: list[_OwnedRun]) -> list[list[RoundedRows]]:
+        return function(RowBatch([run.rows for run in batch], [run.input for run in batch]))
 
-    done = in_threads(do, chunks) if on_cpu else [do(chunk) for chunk in chunks]
-    parts: list[dict[int, RoundedRows]] = [{} for _ in pieces]
-    for chunk, results in zip(chunks, done, strict=True):
-        for run, of_run in zip(chunk, results, strict=True):
+    done = in_threads(on_batch, batches) if on_cpu else [on_batch(batch) for batch in batches]
+    parts: list[dict[int, RoundedRows]] = [{} for _ in matrices]
+    for batch, results in zip(batches, done, strict=True):
+        for run, of_run in zip(batch, results, strict=True):
             for owner, start, result in zip(run.owners, run.starts, of_run, strict=True):
                 parts[owner][start] = result
-    return [_joined(own, len(p.weight)) for own, p in zip(parts, pieces, strict=True)]
+    return [_joined(own, len(m.weight)) for own, m in zip(parts, matrices, strict=True)]
 
 
-def stacked(runs: Sequence[Tensor]) -> Tensor:
-    """Rows of each input, [..., N of that input], as one [L, ..., N].
+def batch_rows(runs: Sequence[Tensor]) -> Tensor:
+    """Put the rows of L inputs, each [..., N of that input], into one tensor [L, ..., N].
 
-    The last row of an input is repeated where others have more.
+    Shorter runs are padded with their last row.
     """
     most = max(run.shape[-1] for run in runs)
-    return torch.stack([_filled(run.movedim(-1, 0), most).movedim(0, -1) for run in runs])
+    return torch.stack([_padded(run.movedim(-1, 0), most).movedim(0, -1) for run in runs])
 
 
-def unstacked(rows: Tensor, runs: Sequence[RowRun]) -> list[list[Tensor]]:
-    """The inverse of :func:`stacked`: [L, ..., N] as the rows of each piece of each run."""
-    counts = [[len(piece.weight) for piece in run] for run in runs]
+def unbatch_rows(batched: Tensor, runs: Sequence[RowRun]) -> list[list[Tensor]]:
+    """Cut [L, ..., N] into what belongs to each matrix of each run: undoes :func:`batch_rows`."""
+    counts = [[len(rows.weight) for rows in run] for run in runs]
     return [
         list(own[..., : sum(count)].split(count, -1))
-        for own, count in zip(rows, counts, strict=True)
+        for own, count in zip(batched, counts, strict=True)
     ]
 
 
-def tiled(rows: Tensor) -> Tensor:
-    """Rows [R, …], the last one repeated up to a whole number of tiles."""
-    return _filled(rows, TILE * math.ceil(len(rows) / TILE))
+def pad_rows(rows: Tensor) -> Tensor:
+    """Repeat the last of the rows [R, …] up to a whole number of tiles."""
+    return _padded(rows, TILE * math.ceil(len(rows) / TILE))
 
 
-def _filled(rows: Tensor, count: int) -> Tensor:
-    """Rows [R, …], the last one repeated up to that many."""
+def _padded(rows: Tensor, count: int) -> Tensor:
+    """Repeat the last of the rows [R, …] up to a count."""
     if len(rows) == count:
         return rows
     return torch.cat([rows, rows[-1:].expand(count - len(rows), *rows.shape[1:])])
 
 
-def _room(weights: int, on_cpu: bool) -> int:
-    """Weights in a chunk."""
-    if not on_cpu:
-        return DEVICE_CHUNK
-    return min(CPU_CHUNK, max(LEAST, math.ceil(weights / torch.get_num_threads())))
-
-
 @dataclass
-class _Run:
-    """Rows of matrices that read one input, and whose they are."""
+class _OwnedRun:
+    """Rows of matrices that read one input, and where they come from."""
 
     input: int
-    pieces: list[RowBatch]
+    rows: list[Rows]
     owners: list[int]
+    """Which matrix each of the rows is part of."""
     starts: list[int]
+    """At which row of that matrix each begins."""
 
     @property
-    def rows(self) -> int:
-        return sum(len(piece.weight) for piece in self.pieces)
+    def count(self) -> int:
+        return sum(len(rows.weight) for rows in self.rows)
 
 
-def _runs(pieces: Sequence[RowBatch], inputs: Sequence[int], room: int) -> Iterator[_Run]:
-    """The rows of every input, at most ``room`` at a time."""
+def _cut_into_runs(
+    matrices: Sequence[Rows], inputs: Sequence[int], most: int
+) -> Iterator[_OwnedRun]:
+    """Cut the rows of every input into runs of at most ``most`` rows."""
     for own in dict.fromkeys(inputs):
-        run = _Run(own, [], [], [])
-        for owner, piece in enumerate(pieces):
+        run = _OwnedRun(own, [], [], [])
+        for owner, matrix in enumerate(matrices):
             start = 0
-            while inputs[owner] == own and start < len(piece.weight):
-                rows = slice(start, start + room - run.rows)
-                part = piece.each(itemgetter(rows))
-                run.pieces.append(part)
+            while inputs[owner] == own and start < len(matrix.weight):
+                part = matrix.map(itemgetter(slice(start, start + most - run.count)))
+                run.rows.append(part)
                 run.owners.append(owner)
                 run.starts.append(start)
                 start += len(part.weight)
-                if run.rows == room:
+                if run.count == most:
                     yield run
-                    run = _Run(own, [], [], [])
-        if run.pieces:
+                    run = _OwnedRun(own, [], [], [])
+        if run.rows:
             yield run
 
 
-def _chunks(runs: Iterable[_Run], room: int) -> Iterator[list[_Run]]:
-    """Runs of similar length together, at most ``room`` rows once they are equally long."""
-    chunk: list[_Run] = []
-    for run in sorted(runs, key=lambda run: run.rows):
-        if chunk and (len(chunk) + 1) * run.rows > room:
-            yield chunk
-            chunk = []
-        chunk.append(run)
-    if chunk:
-        yield chunk
+def _group_runs(runs: Iterable[_OwnedRun], most: int) -> Iterator[list[_OwnedRun]]:
+    """Group runs of similar length, at most ``most`` rows once they are padded to equal length."""
+    group: list[_OwnedRun] = []
+    for run in sorted(runs, key=lambda run: run.count):
+        if group and (len(group) + 1) * run.count > most:
+            yield group
+            group = []
+        group.append(run)
+    if group:
+        yield group
 
 
-def _joined(parts: dict[int, RoundedRows], rows: int) -> RoundedRows:
-    """The rows of one matrix from those of its chunks by their starts, without repeated ones."""
+def _joined(parts: dict[int, RoundedRows], count: int) -> RoundedRows:
+    """Put the parts of one matrix, by their first row, together again, without the padding."""
     ordered = [parts[start] for start in sorted(parts)]
     fields = {
-        name: torch.cat([part.fields[name] for part in ordered])[:rows]
+        name: torch.cat([part.fields[name] for part in ordered])[:count]
         for name in ordered[0].fields
     }
     costs = [part.costs for part in ordered if part.costs is not None]
-    return RoundedRows(fields, ordered[0].method, torch.cat(costs)[:rows] if costs else None)
+    return RoundedRows(fields, ordered[0].method, torch.cat(costs)[:count] if costs else None)

@@ -5,7 +5,10 @@ the original model and that of the quantized one. The matrices of a block are ro
 input after another, each corrected for what its input has become (:mod:`.gptaq`).
 Where the bank's rounding serves better, by the error against the original's outputs, it stays.
 
-One artefact per block, ``refined/<allocation and text>/<block>``: the parts of each matrix under
+The bank's rounding that is compared is the one a file would have without this pass: polished, where
+:func:`bitquilt.rounding.round_layers.polish_layers` has been there.
+
+One artefact per block, ``sequential/<allocation and text>/<block>``: the parts of each matrix under
 ``<module>/<part>``, and as facts which rounding was kept. A block that is there is not done again.
 Memory is one block of each model, the moments of one input and the two streams.
 
@@ -35,7 +38,7 @@ from bitquilt.qtypes.qtype import Allocation, Packed, QuantType
 from bitquilt.rounding.gptaq import Drift, corrected
 from bitquilt.rounding.hessian import factorize
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.rounding.round_layers import RoundingJob, round_all
+from bitquilt.rounding.round_matrices import RoundingJob, round_matrices
 from bitquilt.runtime.progress import Progress
 
 ADDED = ("self_attn.o_proj", "mlp.down_proj")
@@ -58,18 +61,14 @@ class SequentialPass:
         )
 
     def packed(self, module: str, qtype: str) -> Packed:
-        """The parts of a matrix on the type that the mix gives it, as :meth:`LayerBank.packed`."""
+        """The matrix on the type that the mix gives it, as :meth:`LayerBank.polished`."""
         if not self.corrects(module):
-            return self.bank.packed(module, qtype)
-        with self.bank.work.open(self.artefact(_layer(module))) as handle:
-            names = handle.keys()
-            own = [name for name in names if name.startswith(f"{module}/")]
-            return {name.removeprefix(f"{module}/"): handle.get_tensor(name) for name in own}
+            return self.bank.polished(module, qtype)
+        return self.bank.work.load_under(self.artefact(_layer(module)), f"{module}/")
 
     def kept(self, layer: int) -> dict[str, str]:
-        """Module → ``refined`` or ``bank``, whichever rounding it has, for a block that is done."""
-        with self.bank.work.open(self.artefact(layer)) as handle:
-            return dict(handle.metadata())
+        """Module → which rounding it has, ``corrected`` or ``bank``, for a block that is done."""
+        return self.bank.work.facts(self.artefact(layer))
 
     def artefact(self, layer: int) -> str:
         """The name of a block's artefact."""
@@ -114,20 +113,20 @@ def round_sequentially(
         rounding: one of :data:`bitquilt.rounding.METHODS`.
         progress: told by name what could not be rounded as usual.; advances after each block.
     """
-    refined = SequentialPass(bank, allocation, f"refined/{_key(allocation, tokens)}")
+    sequential = SequentialPass(bank, allocation, f"sequential/{_key(allocation, tokens)}")
     plain = architecture_of(bank.checkpoint.config).plain_residual
     original = BlockwiseModel(bank.checkpoint)
-    quantized = BlockwiseModel(bank.checkpoint, refined.weight)
+    quantized = BlockwiseModel(bank.checkpoint, sequential.weight)
     streams = original.embed(tokens), quantized.embed(tokens)
     for layer in range(bank.checkpoint.layers):
         before = original.block(layer)
-        if not refined.done(layer):
+        if not sequential.done(layer):
             pair = _Pair(layer, (before, quantized.block(layer)), streams, plain)
-            _refine_block(refined, pair, rounding, progress)
+            _correct_block(sequential, pair, rounding, progress)
         original.run_all(before, streams[0])
         quantized.run_all(quantized.block(layer), streams[1])
         progress.advance()
-    return refined
+    return sequential
 
 
 def _key(allocation: Allocation, tokens: Tensor) -> str:
@@ -225,11 +224,13 @@ def _read(block: nn.Module, linear: nn.Linear, hidden: Tensor) -> tuple[Tensor, 
     return read[0].flatten(0, -2), stream[-1].flatten(0, -2)
 
 
-def _refine_block(refined: SequentialPass, pair: _Pair, rounding: str, progress: Progress) -> None:
+def _correct_block(
+    sequential: SequentialPass, pair: _Pair, rounding: str, progress: Progress
+) -> None:
     """Round the matrices of a block again, those of one input together, and write them."""
     readers: dict[str, list[str]] = {}
-    for module in refined.bank.checkpoint.matrices:
-        if refined.corrects(module) and layer_of(module) == pair.layer:
+    for module in sequential.bank.checkpoint.matrices:
+        if sequential.corrects(module) and layer_of(module) == pair.layer:
             readers.setdefault(input_of(module), []).append(module)
     parts: Packed = {}
     facts: dict[str, str] = {}
@@ -240,19 +241,21 @@ def _refine_block(refined: SequentialPass, pair: _Pair, rounding: str, progress:
         jobs = [
             RoundingJob(
                 corrected(pair.weight(module), halves, factor),
-                qtypes.get(refined.allocation[module]),
+                qtypes.get(sequential.allocation[module]),
             )
             for module in modules
         ]
-        for module, job, one in zip(modules, jobs, round_all(jobs, factor, rounding), strict=True):
+        for module, job, one in zip(
+            modules, jobs, round_matrices(jobs, factor, rounding), strict=True
+        ):
             choices = {
-                "bank": refined.bank.packed(module, job.qtype.name),
-                "refined": job.qtype.pack(one.fields),
+                "bank": sequential.bank.polished(module, job.qtype.name),
+                "corrected": job.qtype.pack(one.fields),
             }
             facts[module] = _choose(job.qtype, choices, pair, module, drift)
             kept = choices[facts[module]]
             parts |= {f"{module}/{part}": tensor.cpu() for part, tensor in kept.items()}
-    refined.bank.work.save(refined.artefact(pair.layer), parts, facts)
+    sequential.bank.work.save(sequential.artefact(pair.layer), parts, facts)
 
 
 def _choose(

@@ -10,10 +10,10 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import safetensors
 from safetensors import SafetensorError
@@ -24,6 +24,8 @@ from bitquilt.errors import UserError
 from bitquilt.runtime.files import atomic_write, remove, require_room
 
 LOCK = ".lock"
+
+Item = TypeVar("Item")
 
 
 class WorkDir:
@@ -63,6 +65,19 @@ class WorkDir:
         tensors: dict[str, Tensor] = load_file(self.path / f"{name}.safetensors")
         return tensors
 
+    def load_under(self, name: str, prefix: str) -> dict[str, Tensor]:
+        """Read those tensors of an artefact whose names begin with ``prefix``, without it."""
+        with self.open(name) as handle:
+            chosen = under(prefix, {key: key for key in handle.keys()})  # noqa: SIM118
+            return {short: handle.get_tensor(key) for short, key in chosen.items()}
+
+    def facts(self, name: str) -> dict[str, str]:
+        """Read the facts of an artefact; there are none where there is no artefact."""
+        if not self.has(name):
+            return {}
+        with self.open(name) as handle:
+            return dict(handle.metadata())
+
     def open(self, name: str) -> Any:
         """Open an artefact lazily (a safetensors handle, torch tensors)."""
         return safetensors.safe_open(self.path / f"{name}.safetensors", framework="pt")
@@ -83,6 +98,13 @@ class WorkDir:
     def __exit__(self, *_: object) -> None:
         """Let another run use the directory."""
         self._lock.close()
+
+
+def under(prefix: str, items: Mapping[str, Item]) -> dict[str, Item]:
+    """Those items whose names begin with ``prefix``, by what follows it in their names."""
+    return {
+        name.removeprefix(prefix): item for name, item in items.items() if name.startswith(prefix)
+    }
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -26,7 +26,7 @@ from bitquilt.qtypes.qtype import Packed, PackedSource
 from bitquilt.rounding.tuning.student import Student
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.progress import Progress
-from bitquilt.runtime.workdir import WorkDir
+from bitquilt.runtime.workdir import WorkDir, under
 
 RATE = 8e-3
 """Adam's highest learning rate per root of the KL at the start: errors, and what changes may cost,
@@ -60,8 +60,7 @@ class Tuned:
 
     def packed(self, module: str, qtype: str) -> Packed:
         """The parts of a matrix on its type: the codes as rounded, the scales as learned."""
-        parts, prefix = self.rounded(module, qtype), f"{module}/"
-        own = {n.removeprefix(prefix): t for n, t in self.learned.items() if n.startswith(prefix)}
+        parts, own = self.rounded(module, qtype), under(f"{module}/", self.learned)
         if not own:
             return parts
         fields = qtypes.get(qtype).unpack(parts)

@@ -1,0 +1,252 @@
+"""Rounding of all matrices that read some inputs, each onto several types.
+
+Two steps. :func:`round_once` fits scales by importance and codes by GPTQ under the input's Hessian.
+:func:`polish` improves the result by coordinate descent and a refit of the scales. What the Hessian
+says is no better than nearest rounding is not used. Rows of different matrices, types and layers
+go through in one batch (:mod:`.row_batches`): they share all but their levels and Hessians.
+
+Letters: R rows of a matrix, C columns, L inputs, N rows of each in a batch, G = C / 8 groups of
+columns, K numbers that code one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import itemgetter
+
+import torch
+from torch import Tensor
+
+from bitquilt.qtypes.iquants import Codebook
+from bitquilt.qtypes.qtype import QuantType, ScalarQuantType, Unpacked
+from bitquilt.rounding.coordinate_descent import descend
+from bitquilt.rounding.gptq import gptq
+from bitquilt.rounding.group_quantizer import GroupQuantizer, group_quantizer_of
+from bitquilt.rounding.hessian import Factor, take_groups
+from bitquilt.rounding.nearest import fit
+from bitquilt.rounding.row_batches import (
+    DEFAULT_SIZES,
+    BatchSizes,
+    RoundedRows,
+    RowBatch,
+    RowRun,
+    Rows,
+    batch_rows,
+    map_batches,
+    pad_rows,
+    unbatch_rows,
+)
+from bitquilt.rounding.scale_refit import refit
+
+
+@dataclass(frozen=True)
+class RoundingJob:
+    """One matrix to round onto one type."""
+
+    weight: Tensor
+    """float32 [R, C]."""
+    qtype: QuantType
+    input: int = 0
+    """Which of the factor's inputs the matrix reads."""
+
+
+def round_matrices(
+    jobs: Sequence[RoundingJob], factor: Factor, method: str, sizes: BatchSizes = DEFAULT_SIZES
+) -> list[RoundedRows]:
+    """Round every job by a method.
+
+    Args:
+        jobs: matrices of equal width, on the factor's device.
+        factor: of the inputs that they read.
+        method: one of :data:`bitquilt.rounding.METHODS`.
+        sizes: how many rows go through together; they change no result.
+    """
+    rounded = round_once(jobs, factor, method != "nearest", sizes)
+    if method != "full":
+        return rounded
+    return polish(jobs, [one.fields for one in rounded], factor, sizes)
+
+
+def round_once(
+    jobs: Sequence[RoundingJob],
+    factor: Factor,
+    feedback: bool,
+    sizes: BatchSizes = DEFAULT_SIZES,
+) -> list[RoundedRows]:
+    """Fit scales by importance; round codes to the nearest, or by GPTQ where that is better.
+
+    Args:
+        jobs: matrices of equal width.
+        factor: of the inputs that they read.
+        feedback: whether to try GPTQ.
+        sizes: how many rows go through together.
+    """
+    plain = factor.natural.diagonal(dim1=1, dim2=2)
+    matrices = _nearest(jobs, factor.importance if feedback else plain)
+    inputs = [job.input for job in jobs]
+    nearest = map_batches(matrices, inputs, partial(_measured, factor), sizes)
+    if not feedback:
+        return nearest
+    by_gptq = _by_kind(matrices, inputs, partial(_by_gptq, factor), factor, sizes)
+    return [_cheaper(*pair) for pair in zip(nearest, by_gptq, strict=True)]
+
+
+def polish(
+    jobs: Sequence[RoundingJob],
+    rounded: Sequence[Unpacked],
+    factor: Factor,
+    sizes: BatchSizes = DEFAULT_SIZES,
+) -> list[RoundedRows]:
+    """Descend, refit the scales, and descend again; none of these makes a row worse.
+
+    Args:
+        jobs: matrices of equal width.
+        rounded: what :func:`round_once` made of them.
+        factor: of the inputs that they read.
+        sizes: how many rows go through together.
+    """
+    matrices = [Rows(job.qtype, job.weight, own) for job, own in zip(jobs, rounded, strict=True)]
+    inputs = [job.input for job in jobs]
+    return _by_kind(matrices, inputs, partial(_polished, factor), factor, sizes)
+
+
+def _cheaper(nearest: RoundedRows, other: RoundedRows) -> RoundedRows:
+    """The one of less error over the whole matrix."""
+    assert other.costs is not None
+    assert nearest.costs is not None
+    return other if other.costs.sum() < nearest.costs.sum() else nearest
+
+
+def _nearest(jobs: Sequence[RoundingJob], importance: Tensor) -> list[Rows]:
+    """Fit every job to its nearest levels, all of one type at once; importance is [L, C]."""
+    matrices: dict[int, Rows] = {}
+    for qtype in dict.fromkeys(job.qtype for job in jobs):
+        own = [i for i, job in enumerate(jobs) if job.qtype is qtype]
+        weights = [pad_rows(jobs[i].weight) for i in own]
+        shares = [
+            importance[jobs[i].input].expand_as(weight)
+            for i, weight in zip(own, weights, strict=True)
+        ]
+        weight = torch.cat(weights)
+        together = Rows(qtype, weight, fit(qtype, weight, torch.cat(shares)))
+        for i, padded in zip(own, together.split([len(one) for one in weights]), strict=True):
+            unpadded = padded.map(itemgetter(slice(len(jobs[i].weight))))
+            matrices[i] = replace(unpadded, weight=jobs[i].weight)  # no other copy is kept
+    return [matrices[i] for i in range(len(jobs))]
+
+
+def _by_kind(
+    matrices: Sequence[Rows],
+    inputs: Sequence[int],
+    function: Callable[[RowBatch], list[list[RoundedRows]]],
+    factor: Factor,
+    sizes: BatchSizes,
+) -> list[RoundedRows]:
+    """Call a function on batches of matrices of one kind; plain floats are only measured."""
+    done: dict[int, RoundedRows] = {}
+    kinds = [kind_of_qtype(rows.qtype) for rows in matrices]
+    for kind in dict.fromkeys(kinds):
+        own = [i for i, other in enumerate(kinds) if other == kind]
+        on_kind = partial(_measured, factor) if kind is None else function
+        results = map_batches([matrices[i] for i in own], [inputs[i] for i in own], on_kind, sizes)
+        done |= zip(own, results, strict=True)
+    return [done[i] for i in range(len(matrices))]
+
+
+def kind_of_qtype(qtype: QuantType) -> object:
+    """Equal for types whose rows one group quantizer takes; None for floats, which need none."""
+    if isinstance(qtype, Codebook):
+        return qtype.name
+    return (qtype.table, "levels") if isinstance(qtype, ScalarQuantType) else None
+
+
+def _measured(whole: Factor, batch: RowBatch) -> list[list[RoundedRows]]:
+    """The rows as they are, with what they cost."""
+    factor = whole.take(batch.inputs)
+    errors = _weights(batch.runs, factor) - _levels(batch.runs, factor)
+    return _with_costs(batch.runs, "nearest", factor.cost(errors))
+
+
+def _by_gptq(whole: Factor, batch: RowBatch) -> list[list[RoundedRows]]:
+    """The rows with codes by error feedback."""
+    factor = whole.take(batch.inputs)
+    quantizer = group_quantizer_of(batch.runs, factor.groups)
+    codes, _, costs = gptq(_weights(batch.runs, factor), quantizer, factor)
+    return _with_costs(_with_codes(batch.runs, quantizer, codes, factor), "gptq", costs)
+
+
+def _polished(whole: Factor, batch: RowBatch) -> list[list[RoundedRows]]:
+    """The rows with codes and scales descended."""
+    factor = whole.take(batch.inputs)
+    weight = _weights(batch.runs, factor)
+    descended = _descended(batch.runs, weight, factor)
+    refitted = [
+        _refitted(run, whole.natural[own]) for run, own in zip(descended, batch.inputs, strict=True)
+    ]
+    descended = _descended(refitted, weight, factor)
+    return [[RoundedRows(rows.fields, "full", None) for rows in run] for run in descended]
+
+
+def _refitted(run: RowRun, hessian: Tensor) -> RowRun:
+    """Refit scales under the Hessian [C, C] of the run's input, all rows of one type at once."""
+    refitted: dict[int, Rows] = {}
+    for qtype in dict.fromkeys(rows.qtype for rows in run):
+        own = [i for i, rows in enumerate(run) if rows.qtype is qtype]
+        weight = torch.cat([run[i].weight for i in own])
+        names = run[own[0]].fields
+        fields = {name: torch.cat([run[i].fields[name] for i in own]) for name in names}
+        together = Rows(qtype, weight, refit(qtype, fields, weight, hessian))
+        refitted |= zip(own, together.split([len(run[i].weight) for i in own]), strict=True)
+    return [refitted[i] for i in range(len(run))]
+
+
+def _descended(runs: Sequence[RowRun], weight: Tensor, factor: Factor) -> Sequence[RowRun]:
+    """Descend from the codes that the rows have."""
+    quantizer = group_quantizer_of(runs, factor.groups)
+    # [G, K, R] of each matrix -> [L, G, K, N]
+    codes = batch_rows(
+        [torch.cat([quantizer.codes(rows.fields) for rows in run], 2) for run in runs]
+    )
+    codes = take_groups(codes, factor.groups)
+    levels = _levels(runs, factor)
+    descend(weight, codes, levels, quantizer, factor)
+    return _with_codes(runs, quantizer, codes, factor)
+
+
+def _weights(runs: Sequence[RowRun], factor: Factor) -> Tensor:
+    """Original weights [L, C, N] in the factor's order."""
+    return _columns([[rows.weight for rows in run] for run in runs], factor)
+
+
+def _levels(runs: Sequence[RowRun], factor: Factor) -> Tensor:
+    """Rounded weights [L, C, N] in the factor's order."""
+    return _columns([[rows.qtype.decode(rows.fields) for rows in run] for run in runs], factor)
+
+
+def _columns(matrices: Sequence[Sequence[Tensor]], factor: Factor) -> Tensor:
+    """[R, C] of each matrix -> [L, C, N] in the factor's order."""
+    return factor.ordered(batch_rows([torch.cat(list(run)).T for run in matrices]))
+
+
+def _with_codes(
+    runs: Sequence[RowRun], quantizer: GroupQuantizer, codes: Tensor, factor: Factor
+) -> list[RowRun]:
+    """The rows with codes [L, G, K, N], which are in the factor's order."""
+    natural = unbatch_rows(take_groups(codes, factor.groups.argsort(1)), runs)
+    return [
+        [
+            replace(rows, fields=rows.fields | quantizer.fields(rows.qtype, own))
+            for rows, own in zip(run, of_run, strict=True)
+        ]
+        for run, of_run in zip(runs, natural, strict=True)
+    ]
+
+
+def _with_costs(runs: Sequence[RowRun], method: str, costs: Tensor) -> list[list[RoundedRows]]:
+    """The rows as rounded by a method, with costs [L, N]."""
+    return [
+        [RoundedRows(rows.fields, method, own) for rows, own in zip(run, of_run, strict=True)]
+        for run, of_run in zip(runs, unbatch_rows(costs, runs), strict=True)
+    ]
