@@ -43,7 +43,7 @@ def test_sizes_by_part(mobilellm: Inspection) -> None:
         ("attn_scale", "0.1 has no effect"),
         ("num_key_value_heads", "9 query heads share 3 KV heads"),
         ("tie_word_embeddings", "53% of the weights"),
-        ("hidden_size", "rows of 576, no multiple of 256"),
+        ("hidden_size", "length (576) is not a multiple of 256"),
     ],
 )
 def test_findings(mobilellm: Inspection, subject: str, words: str) -> None:

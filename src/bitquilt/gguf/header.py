@@ -1,4 +1,4 @@
-"""The header of a model in a GGUF file, or a refusal of files that hold no whole model."""
+"""The header of a model in a GGUF file, or a refusal of files that hold something else."""
 
 from __future__ import annotations
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 import re
 
+from gguf import QK_K
+
 from bitquilt.models.architectures import REWRITES, WRAPPERS, architecture_of
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
 from bitquilt.models.checkpoint import EMBEDDING, Finding
 from bitquilt.models.config import ModelConfig
 
-_SUPER_BLOCK = 256
 _MARKER = "@@message@@"
 _QUOTE_LENGTH = 200
 _SPECIAL_TOKEN = re.compile(r"<[^<>\s]*>|\[/?[A-Z_]+\]")
@@ -139,14 +140,14 @@ def _tied_head(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> list[
 
 def _narrow_rows(shapes: dict[str, tuple[int, ...]]) -> list[Finding]:
     matrices = [shape for shape in shapes.values() if len(shape) == 2]
-    narrow = [shape for shape in matrices if shape[1] % _SUPER_BLOCK]
+    narrow = [shape for shape in matrices if shape[1] % QK_K]
     if not narrow:
         return []
     widths = ", ".join(str(width) for width in sorted({shape[1] for shape in narrow}))
     return [
         Finding(
             "hidden_size",
-            f"{len(narrow)} of {len(matrices)} matrices have rows of {widths}, no multiple of 256: "
-            "they take types of 32-blocks (Q4_0, IQ4_NL, Q8_0 …), not K-quants.",
+            f"{len(narrow)} of {len(matrices)} matrices have rows whose length ({widths}) is not a "
+            f"multiple of {QK_K}: they take types of 32-blocks (Q4_0, IQ4_NL, Q8_0 …), not K-quants.",
         )
     ]

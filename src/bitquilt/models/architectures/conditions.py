@@ -37,7 +37,7 @@ COMMON = (
     Condition(
         "rope_parameters",
         lambda c: rope(c).get("partial_rotary_factor", 1.0) == 1.0,
-        "engines turn whole heads, not a part of them",
+        "engines rotate whole heads, not a part of them",
     ),
     Condition(
         "num_key_value_heads",
@@ -57,7 +57,7 @@ ROPE_SCALING = Condition(
 
 
 def no_bias(family: str) -> Condition:
-    """The attention of this family has no biases in engines."""
+    """The condition that attention has no biases, for a family that engines run without them."""
     return Condition(
-        "attention_bias", lambda c: not c["attention_bias"], f"engines' {family} has no biases"
+        "attention_bias", lambda c: not c["attention_bias"], f"engines run {family} without biases"
     )

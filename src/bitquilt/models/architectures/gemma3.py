@@ -35,12 +35,12 @@ _LAYER_TYPES = Condition(
 _UNCAPPED_ATTENTION = Condition(
     "attn_logit_softcapping",
     lambda c: not c.get("attn_logit_softcapping"),
-    "engines' gemma3 caps no logits",
+    "engines do not cap logits in gemma3",
 )
 _UNCAPPED_LOGITS = Condition(
     "final_logit_softcapping",
     lambda c: not c.get("final_logit_softcapping"),
-    "engines' gemma3 caps no logits",
+    "engines do not cap logits in gemma3",
 )
 
 
@@ -80,7 +80,7 @@ GEMMA3 = Architecture(
         Condition(
             "hidden_activation",
             lambda c: activation(c) == "gelu_pytorch_tanh",
-            "engines' gemma3 has no other",
+            "engines run gemma3 with gelu_pytorch_tanh only",
         ),
         no_bias("gemma3"),
         _LAYER_TYPES,
@@ -102,7 +102,7 @@ GEMMA3 = Architecture(
         Condition(
             "rope_parameters",
             lambda c: rope_type(c) in ("default", "linear"),
-            "engines' gemma3 knows the RoPE types default and linear",
+            "engines know the RoPE types default and linear for gemma3",
         ),
     ),
     wrappers=("gemma3",),

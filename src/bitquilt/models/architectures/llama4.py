@@ -168,7 +168,9 @@ _CONDITIONS = (
         "every layer needs the flag 1, RoPE on; an empty list means off on every "
         "no_rope_layer_interval-th layer",
     ),
-    Condition("attention_bias", lambda c: not c["attention_bias"], "qwen3 has no biases"),
+    Condition(
+        "attention_bias", lambda c: not c["attention_bias"], "engines run qwen3 without biases"
+    ),
     Condition(
         "rope_parameters",
         lambda c: rope_type(c) == "default",

@@ -30,8 +30,8 @@ def open_gguf(path: Path) -> Checkpoint:
     """Read a GGUF file's header and tokenizer; tensors are dequantized when asked for.
 
     Raises:
-        UserError: it is damaged, no whole model, of an unknown architecture, or its tokenizer is of
-            a kind that cannot be rebuilt.
+        UserError: the file is damaged, is not a whole model, is of an unknown architecture, or has
+            a tokenizer of a kind that cannot be rebuilt.
     """
     header = read_header(path)
     original = config_of(header)
@@ -42,7 +42,7 @@ def open_gguf(path: Path) -> Checkpoint:
     dtypes = {name: tensors[name].type.name for name in form.shapes}
     stated = header.metadata.get("tokenizer.chat_template")
     template = default_template(stated)
-    print_of_source = checkpoint_fingerprint(form.config, form.shapes, [path])
+    own_fingerprint = checkpoint_fingerprint(form.config, form.shapes, [path])
     return Checkpoint(
         name=model_name(path),
         config=form.config,
@@ -50,7 +50,7 @@ def open_gguf(path: Path) -> Checkpoint:
         shapes=form.shapes,
         reader=_reader(header, form.shapes),
         source_dtype=dominant_dtype(dtypes, nbytes),
-        tokenizer_dir=tokenizer_directory(header, print_of_source),
+        tokenizer_dir=tokenizer_directory(header, own_fingerprint),
         chat_template=template,
         generation_config=generation_config(header),
         findings=(
@@ -58,7 +58,7 @@ def open_gguf(path: Path) -> Checkpoint:
             *audit_template(template, "the GGUF header" if stated else None),
             *_quantized(dtypes),
         ),
-        fingerprint=print_of_source,
+        fingerprint=own_fingerprint,
         gguf_source=path,
         source_bytes=nbytes,
     )

@@ -230,7 +230,7 @@ def _compare_shapes(form: Canonical, stored: StoredTensors, original: dict[str, 
         raise UserError(
             f"{origin.source} is {list(at.shape)} in {at.file.name}, but config.json asks for "
             f"{list(expected)} by {' and '.join(sorted(fields))}; "
-            "config and weights are not of the same model"
+            "config and weights are not of the same model: download both again"
         )
 
 
