@@ -148,6 +148,7 @@ def _narrow_rows(shapes: dict[str, tuple[int, ...]]) -> list[Finding]:
         Finding(
             "hidden_size",
             f"{len(narrow)} of {len(matrices)} matrices have rows whose length ({widths}) is not a "
-            f"multiple of {QK_K}: they take types of 32-blocks (Q4_0, IQ4_NL, Q8_0 …), not K-quants.",
+            f"multiple of {QK_K}: they take types of 32-blocks (Q4_0, IQ4_NL, Q8_0 …), not "
+            "K-quants.",
         )
     ]
