@@ -38,7 +38,7 @@ from bitquilt.allocation.evopress import EvoPressSchedule, evolve
 from bitquilt.allocation.history import History, latest_histories, read_history
 from bitquilt.allocation.measurements import Measurements
 from bitquilt.allocation.meter import Limits, Meter
-from bitquilt.allocation.plan import STITCHERS, Request, make_plan
+from bitquilt.allocation.plan import Request, make_plan
 from bitquilt.allocation.racing import CLEARLY, Difference, by_segment
 from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.solver import solve
@@ -57,6 +57,7 @@ from bitquilt.runtime.hardware import rate
 from bitquilt.runtime.malloc import keep_freed_memory
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
+from bitquilt.targets import GGUF, MLX
 
 HELD_OUT, HELD_OUT_QUICK = 64, 16
 ATTRIBUTION_PASSES = 4
@@ -149,7 +150,7 @@ class Bench:
 
     def space(self, bits: float) -> tuple[AllocationSpace, int]:
         """What may be chosen at a budget, scored by predictions, and the capacity."""
-        planned = make_plan(self.checkpoint, Request.parse(bits, None, None), "gguf").space
+        planned = make_plan(self.checkpoint, Request.parse(bits, None, None), GGUF).space
         assert planned is not None
         scored = sensitivity.predicted(self.bank, planned.candidate_sets)
         return AllocationSpace.of(scored), planned.capacity
@@ -238,7 +239,7 @@ def mlx(model: str, there: dict[str, Any]) -> None:
     mixes["dynamic_quant"] = by_dynamic_quant(model, there)
     print(f"{'mlx-lm':14} {'bytes':>10}  {'KL':28}{'ours':28}share")
     for name, mix in mixes.items():
-        size = STITCHERS["mlx"].plan(checkpoint, mix).total_bytes
+        size = MLX.plan(checkpoint, mix).total_bytes
         ours = pipeline.quantize(model, size=f"{size}B", to="mlx", **there).outputs[0].figures.kl
         theirs = rounded_by_mlx(checkpoint, there["work_dir"], mix)
         share = ours.mean / theirs.mean

@@ -19,7 +19,7 @@ from bitquilt.evaluation.speed import bench
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
-from bitquilt.targets import gguf
+from bitquilt.targets import GGUF
 
 BITS = 4.5
 PRESETS = ("Q4_K_M", "IQ4_XS")
@@ -33,14 +33,14 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["demo"])
     for model in parser.parse_args().models:
         checkpoint = open_checkpoint(model)
-        plan = make_plan(checkpoint, Request.parse(BITS, None, None, fast=True), "gguf")
+        plan = make_plan(checkpoint, Request.parse(BITS, None, None, fast=True), GGUF)
         assert plan.space is not None
         mixes = {name: presets.preset(name, checkpoint, "gguf") for name in PRESETS}
         candidates = {
             module: dict.fromkeys([*names, *(allocation[module] for allocation in mixes.values())])
             for module, names in plan.space.candidates.items()
         }
-        limit = speed_profile.speed_limit(1.0, checkpoint, "gguf", candidates, Progress())
+        limit = speed_profile.speed_limit(1.0, checkpoint, GGUF, candidates, Progress())
         rng = random.Random(1)
         for n in range(RANDOM):
             mixes[f"random-{n}"] = {m: rng.choice(list(own)) for m, own in candidates.items()}
@@ -61,7 +61,7 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.gguf" for name in mixes]
         for path, allocation in zip(paths, mixes.values(), strict=True):
-            gguf.write(checkpoint, allocation, speed_profile.random_weights(checkpoint), path, "{}")
+            GGUF.write(checkpoint, allocation, speed_profile.random_weights(checkpoint), path, "{}")
         speeds = bench([str(path) for path in paths], [128], [1], 64, ROUNDS).speeds
     return {Path(one.name).stem: (one.answer_rate, one.fastest) for one in speeds}
 

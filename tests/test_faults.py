@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bitquilt import pipeline
+from bitquilt.targets.gguf import writing
 from tests.factories import tiny_checkpoint
 from tests.quick import hurry, invoke
 
@@ -206,7 +207,7 @@ def test_a_disk_that_fills_up_while_the_file_is_written(model, tmp_path, refused
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pipeline.STITCHERS["gguf"], "_tensor_data", full)
+    monkeypatch.setattr(writing, "_tensor_data", full)
     sentence = refused(*quantize(model, tmp_path / "out"))
     assert "tiny-llama4_text-4.5bit.gguf was not written: the disk is full" in sentence
     assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".work"]

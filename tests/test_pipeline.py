@@ -13,12 +13,12 @@ from bitquilt.allocation.plan import plan
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
 from bitquilt.rounding import ROUNDING_VERSION
-from bitquilt.targets import gguf, mlx
+from bitquilt.targets import GGUF, MLX
 from bitquilt.targets.engine_check import run_in_engine
 from tests.factories import tiny_checkpoint
 from tests.quick import hurry
 
-READERS = {"gguf": gguf.read_weights, "mlx": mlx.read_weights}
+READERS = {"gguf": GGUF.read_weights, "mlx": MLX.read_weights}
 
 
 @pytest.fixture(autouse=True)

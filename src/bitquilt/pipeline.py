@@ -15,7 +15,7 @@ from torch import Tensor
 from bitquilt import __version__
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.allocate import Decision, Search, Text, decide
-from bitquilt.allocation.plan import STITCHERS, Plan, Request, make_plan, targets
+from bitquilt.allocation.plan import Plan, Request, make_plan
 from bitquilt.allocation.speed_profile import token_seconds
 from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics
@@ -38,11 +38,8 @@ from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.files import atomic_write, remove_on_error, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.targets import mlx
-from bitquilt.targets.destination import check_directory, check_file
+from bitquilt.targets import GGUF, parse_targets
 from bitquilt.targets.engine_check import run_in_engine
-
-SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
 
 
 class Asked(NamedTuple):
@@ -123,7 +120,7 @@ def quantize(
             if how.tokens_per_second is not None:
                 rate = 1 / token_seconds(path)
                 progress.say(f"{path}: {rate:.4g} tokens a second measured")
-            layout = STITCHERS[made.target].plan(checkpoint, decision.mix)
+            layout = made.target.plan(checkpoint, decision.mix)
             save(work, outputs[-1].to_dict(), layout.filled(made.layout.total_bytes).breakdown)
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
 
@@ -166,7 +163,7 @@ def search(
         path = Path(output) / f"{asked.checkpoint.name}-{made.label}-{made.target}.recipe.json"
         _write_recipe(path, recipes.from_allocation(mix, asked.checkpoint).to_json())
         nbytes = made.layout.total_bytes
-        found.append(RecipeResult(made.target, path, nbytes, made.bits, name, verdicts))
+        found.append(RecipeResult(made.target.name, path, nbytes, made.bits, name, verdicts))
     return found
 
 
@@ -183,7 +180,9 @@ def _asked(
         raise UserError(f"there is no rounding {rounding!r}; choose one of {', '.join(METHODS)}")
     checkpoint = open_checkpoint(model)
     checkpoint.load("model.norm.weight")  # a config without weights is refused now, not later
-    plans = [make_plan(checkpoint, asked, target) for asked in requests for target in targets(to)]
+    plans = [
+        make_plan(checkpoint, asked, target) for asked in requests for target in parse_targets(to)
+    ]
     for note in plans[0].notes:
         progress.say(note)
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
@@ -237,18 +236,15 @@ def _unpadded(
 ) -> list[Plan]:
     """The plans as small as their mixes: a limit of speed may leave much of the bytes unused."""
     return [
-        replace(made, layout=STITCHERS[made.target].plan(checkpoint, decision.mix))
+        replace(made, layout=made.target.plan(checkpoint, decision.mix))
         for made, decision in zip(plans, decisions, strict=True)
     ]
 
 
 def _destination(directory: Path, checkpoint: Checkpoint, made: Plan) -> Path:
     """Where a file goes; refused now if something else is in its place."""
-    path = directory / f"{checkpoint.name}-{made.label}{SUFFIX[made.target]}"
-    if made.target == "gguf":
-        check_file(path, checkpoint.gguf_source)
-    else:
-        check_directory(path, marker=mlx.RECIPE_FILE)
+    path = directory / f"{checkpoint.name}-{made.label}{made.target.suffix}"
+    made.target.refuse_overwrite(path, checkpoint)
     return path
 
 
@@ -322,26 +318,26 @@ def _stitch(
     progress: Progress,
 ) -> Output:
     """Write one file, read it back, and measure it in torch and in its own engine."""
-    checkpoint, stitcher, mix = patches.checkpoint, STITCHERS[made.target], decision.mix
+    checkpoint, target, mix = patches.checkpoint, made.target, decision.mix
     recipe_json = recipes.from_allocation(mix, checkpoint).to_json()
     with progress.stage(f"Writing {path}", 1):
-        spare = made.layout.total_bytes - stitcher.plan(checkpoint, mix).total_bytes
-        stitcher.write(checkpoint, mix, patches.packed, path, recipe_json, spare)
-        if made.target == "gguf":  # an MLX directory has it inside
+        padding = made.layout.total_bytes - target.plan(checkpoint, mix).total_bytes
+        target.write(checkpoint, mix, patches.packed, path, recipe_json, padding)
+        if target is GGUF:  # an MLX directory has it inside
             _write_recipe(path.with_suffix(".recipe.json"), recipe_json)
         progress.advance()
     with progress.stage(f"Checking {path}", 3), remove_on_error(path):
-        stitcher.check(path, checkpoint, mix, patches.packed)
+        target.check(path, checkpoint, mix, patches.packed)
         progress.advance()
-        read_back = stitcher.read_weights(path)
+        read_back = target.read_weights(path)
         found = weights_metrics(teacher, checkpoint, read_back.__getitem__)
         progress.advance()
-        engine, note = run_in_engine(path, made.target, checkpoint, teacher, found)
+        engine, note = run_in_engine(path, target, checkpoint, teacher, found)
         progress.advance()
     in_torch = summarize(found, "torch")
     nbytes = made.layout.total_bytes
     return Output(
-        made.target,
+        target.name,
         path,
         nbytes,
         made.bits,

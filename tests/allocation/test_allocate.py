@@ -15,7 +15,7 @@ from bitquilt.allocation.allocate import Search
 from bitquilt.allocation.plan import Request, make_plan
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
-from bitquilt.targets import gguf
+from bitquilt.targets import GGUF
 from tests.factories import tiny_checkpoint
 from tests.quick import hurry, invoke
 
@@ -68,16 +68,16 @@ def test_no_more_is_read_than_it_takes(behind, expected):
 @pytest.mark.parametrize("preset", ["Q3_K_M", "Q4_K_M"])
 def test_a_budget_of_a_presets_bytes_is_judged_against_it(model, preset):
     checkpoint = open_checkpoint(model[0])
-    nbytes = make_plan(checkpoint, Request.parse(None, None, preset), "gguf").layout.total_bytes
-    plan = make_plan(checkpoint, Request.parse(None, f"{nbytes}B", None), "gguf")
+    nbytes = make_plan(checkpoint, Request.parse(None, None, preset), GGUF).layout.total_bytes
+    plan = make_plan(checkpoint, Request.parse(None, f"{nbytes}B", None), GGUF)
     (rival,) = allocate._preset(plan, checkpoint).values()
-    assert gguf.plan(checkpoint, rival).total_bytes == nbytes
+    assert GGUF.plan(checkpoint, rival).total_bytes == nbytes
 
 
 def test_pins_hold_for_the_preset_too(model, tmp_path):
     pins = tmp_path / "pins.json"
     pins.write_text('{"pin": {"blk.0.attn_v": "Q8_0"}}')
-    plan = make_plan(open_checkpoint(model[0]), Request.parse(6.0, None, pins), "gguf")
+    plan = make_plan(open_checkpoint(model[0]), Request.parse(6.0, None, pins), GGUF)
     (rival,) = allocate._preset(plan, open_checkpoint(model[0])).values()
     assert rival["model.layers.0.self_attn.v_proj"] == "Q8_0"
 
@@ -85,7 +85,7 @@ def test_pins_hold_for_the_preset_too(model, tmp_path):
 def test_below_every_preset_there_is_no_rival(model):
     checkpoint = open_checkpoint(model[0])
     small = SimpleNamespace(candidate_sets={}, capacity=1000)
-    plan = SimpleNamespace(target="gguf", space=small)
+    plan = SimpleNamespace(target=GGUF, space=small)
     assert allocate._preset(plan, checkpoint) == {}
 
 

@@ -14,13 +14,14 @@ import pytest
 import bitquilt
 from bitquilt import qtypes
 from bitquilt.allocation import sensitivity
-from bitquilt.allocation.plan import STITCHERS, Request, make_plan, plan, targets
+from bitquilt.allocation.plan import Request, make_plan, plan
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace
 from bitquilt.errors import UserError
 from bitquilt.models import from_config, open_checkpoint
 from bitquilt.models.sources import resolve
 from bitquilt.rounding.nearest import fit
+from bitquilt.targets import GGUF, MLX, get_target, parse_targets
 from tests.factories import tiny_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -59,7 +60,7 @@ def mobilellm_140m():
 )
 def test_a_file_comes_within_half_a_percent_of_its_budget(model, target, bits):
     checkpoint = open_checkpoint(MOBILELLM) if model == "950M" else mobilellm_140m()
-    made = make_plan(checkpoint, Request.parse(bits, None, None), target)
+    made = make_plan(checkpoint, Request.parse(bits, None, None), get_target(target))
     weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     budget = bits * weights / 8
     assert 0.995 * budget <= made.layout.total_bytes <= budget
@@ -80,7 +81,7 @@ def test_a_hub_id_is_planned_to_the_byte_without_its_weights(tiny, tmp_path, mon
 
 def test_a_size_is_met_like_bits(tiny):
     made = plan(tiny, size="500kB", to="both")
-    assert [p.target for p in made] == ["gguf", "mlx"]
+    assert [p.target for p in made] == [GGUF, MLX]
     for one in made:
         assert 497_500 <= one.layout.total_bytes <= 500_000
 
@@ -88,8 +89,8 @@ def test_a_size_is_met_like_bits(tiny):
 @pytest.mark.parametrize("target", ["gguf", "mlx"])
 def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
     """A mix of another size, as a search may find one, is written at the announced size."""
-    checkpoint, stitcher = open_checkpoint(tiny), STITCHERS[target]
-    made = make_plan(checkpoint, Request.parse(4.7, None, None), target)
+    checkpoint, stitcher = open_checkpoint(tiny), get_target(target)
+    made = make_plan(checkpoint, Request.parse(4.7, None, None), stitcher)
     guess = AllocationSpace.of(sensitivity.prior(checkpoint, made.space.candidate_sets))
     opposite = guess.rescored([-scores for scores in guess.scores])
     other = guess.allocation(solve(opposite, made.space.capacity))
@@ -177,8 +178,8 @@ def test_what_is_offered_instead_of_an_impossible_budget_is_possible(tiny, asked
 
 
 def test_targets():
-    assert targets("both") == ["gguf", "mlx"]
-    assert targets("mlx") == ["mlx"]
+    assert parse_targets("both") == [GGUF, MLX]
+    assert parse_targets("mlx") == [MLX]
 
 
 def test_rules_beside_a_budget_are_said_to_have_no_effect(tiny, recipe):

@@ -10,7 +10,7 @@ import pytest
 from bitquilt.allocation import speed_profile
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Progress
-from bitquilt.targets import gguf
+from bitquilt.targets import GGUF, MLX
 from tests.factories import tiny_checkpoint
 from tests.quick import hurry, invoke
 
@@ -31,7 +31,7 @@ def tied(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("tied"), layers=2)
 
 
-def limit(checkpoint, names=CANDIDATES, target="gguf", **schedule):
+def limit(checkpoint, names=CANDIDATES, target=GGUF, **schedule):
     candidates = dict.fromkeys(checkpoint.matrices, names)
     brief = replace(BRIEF, **schedule)
     return speed_profile.speed_limit(1.0, checkpoint, target, candidates, Progress(), brief)
@@ -73,7 +73,7 @@ def test_timings_of_a_busy_machine_are_not_kept(tied, monkeypatch, capfd):
 def test_mlx_too(tied):
     pytest.importorskip("mlx")
     checkpoint = open_checkpoint(tied)
-    found = limit(checkpoint, ["4bit-g64"], "mlx")
+    found = limit(checkpoint, ["4bit-g64"], MLX)
     assert 0 < 1 / found.predicted(dict.fromkeys(checkpoint.matrices, "4bit-g64")) < 1
 
 
@@ -100,7 +100,7 @@ def test_a_large_model_is_timed_with_fewer_blocks(tmp_path, monkeypatch):
     assert set(found.shapes) == set(checkpoint.matrices) - {"model.embed_tokens"}
     for qtype in CANDIDATES:  # all of the model, more blocks than were timed
         mix = dict.fromkeys(checkpoint.matrices, qtype)
-        nbytes = gguf.plan(checkpoint, mix).total_bytes
+        nbytes = GGUF.plan(checkpoint, mix).total_bytes
         assert 1 / found.predicted(mix) == pytest.approx(nbytes * 1e-8, rel=0.03)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from bitquilt import demo
 from bitquilt.models import open_checkpoint
-from bitquilt.targets import gguf
+from bitquilt.targets import GGUF
 from tests.targets.conftest import Model
 
 
@@ -18,7 +18,7 @@ def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """All matrices on Q8_0; engines started meanwhile do not spin."""
     path = tmp_path_factory.mktemp("demo") / "demo.gguf"
     model = Model(demo.path(), open_checkpoint("demo"))
-    gguf.write(model.checkpoint, model.on("Q8_0"), model.packed, path, "{}")
+    GGUF.write(model.checkpoint, model.on("Q8_0"), model.packed, path, "{}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         yield path

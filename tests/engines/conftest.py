@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from bitquilt.engines import Engine, GenerationRequest, Sampling, open_engine
 from bitquilt.models import open_checkpoint
-from bitquilt.targets import gguf, mlx
+from bitquilt.targets import GGUF, MLX
 from tests.factories import VOCABULARY
 from tests.targets.conftest import Model, make_model
 
@@ -75,10 +75,10 @@ def open_in(kind: str, source: Path, directory: Path) -> Engine:
     model, path = Model(source, open_checkpoint(source)), source
     if kind == "llama.cpp":
         path = directory / "model.gguf"
-        gguf.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
+        GGUF.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
     elif kind == "mlx-lm":
         path = directory / "model"
-        mlx.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
+        MLX.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
     # fixtures that outlive a test come before _yield_waiting_threads
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")

@@ -16,7 +16,7 @@ from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
-from bitquilt.targets import gguf
+from bitquilt.targets import GGUF
 from tests.engines.conftest import divergence, generated, original_logits
 from tests.factories import tiny_tokenizer
 from tests.targets.conftest import Model
@@ -43,7 +43,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 def write(model: Model, path: Path, *qtypes: str) -> Path:
     """A mix as a file."""
-    gguf.write(model.checkpoint, model.on(*qtypes), model.packed, path, "{}")
+    GGUF.write(model.checkpoint, model.on(*qtypes), model.packed, path, "{}")
     return path
 
 
@@ -81,7 +81,7 @@ def test_mixes_compute_with_the_weights_that_are_read_back(
 ) -> None:
     model = make_model(family)
     path = write(model, tmp_path / "model.gguf", *mix)
-    weights = gguf.read_weights(path)
+    weights = GGUF.read_weights(path)
     with TorchEngine(replace(model.checkpoint, reader=weights.__getitem__)) as reference:
         truth = list(reference.logits(windows))
     with open_llamacpp(path, exact=True, threads=2) as engine:

@@ -15,7 +15,7 @@ from bitquilt.engines import Sampling, open_engine
 from bitquilt.engines import mlx as mlx_engine
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
-from bitquilt.targets import mlx
+from bitquilt.targets import MLX
 from tests.engines.conftest import divergence, generated, original_logits
 from tests.targets.conftest import Model
 
@@ -40,7 +40,7 @@ SHAPES: dict[str, dict[str, object]] = {
 
 def write(model: Model, directory: Path, *qtypes: str) -> Path:
     """A mix as a directory."""
-    mlx.write(model.checkpoint, model.on(*qtypes), model.packed, directory, "{}")
+    MLX.write(model.checkpoint, model.on(*qtypes), model.packed, directory, "{}")
     return directory
 
 
@@ -74,7 +74,7 @@ def test_mixes_compute_with_the_weights_that_are_read_back(
     model = make_model(family, layers=6 if family == "gemma3_text" else 2)
     mix = ("4bit-g64", "mxfp4", "8bit-g32", "3bit-g64", "BF16", "F32", "5bit-g32")
     directory = write(model, tmp_path / "model", *mix)
-    weights = mlx.read_weights(directory)
+    weights = MLX.read_weights(directory)
     with TorchEngine(replace(model.checkpoint, reader=weights.__getitem__)) as engine:
         truth = next(iter(engine.logits(windows[:1])))
     logits = mlx_backend.MlxBackend(str(directory)).window(windows[0].tolist())

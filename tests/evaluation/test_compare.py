@@ -25,7 +25,7 @@ from bitquilt.evaluation.results import kept, kept_at
 from bitquilt.evaluation.text import held_out
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Silent
-from bitquilt.targets import gguf, mlx
+from bitquilt.targets import GGUF, MLX
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 from tests.targets.conftest import Model
@@ -74,7 +74,7 @@ def files(folder, model) -> list[Path]:
     paths = []
     for name, qtype in (("eight", "Q8_0"), ("four", "Q4_0"), ("again", "Q4_0")):
         paths.append(folder / f"{name}.gguf")
-        gguf.write(model.checkpoint, model.on(qtype), model.packed, paths[-1], "{}")
+        GGUF.write(model.checkpoint, model.on(qtype), model.packed, paths[-1], "{}")
     return paths
 
 
@@ -88,7 +88,7 @@ def found(folder, model, text, files):
 def test_figures_are_those_of_transformers_on_the_same_text(found, model, text, files):
     """Every domain by itself, then the mean over them; the file's weights as they are read back."""
     read = held_out(corpus.from_file(text), encoder(model.checkpoint), TOKENS, WINDOW, Silent())
-    weights = gguf.read_weights(files[1])
+    weights = GGUF.read_weights(files[1])
     with TorchEngine(model.checkpoint) as original:
         truth = losses_and_logs(original, read.tokens)
     with TorchEngine(replace(model.checkpoint, reader=weights.__getitem__)) as student:
@@ -161,7 +161,11 @@ def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp
     asked = {"against": str(model.source), "text": text, "tokens": TOKENS}
     first = evaluate(files[:1], **asked)
     with monkeypatch.context() as patch:
-        for work in ("noise._half", "noise._unquantized", "evaluation.traces.write"):
+        for work in (
+            "evaluation.noise_floor._half",
+            "evaluation.noise_floor._unquantized",
+            "evaluation.traces.write",
+        ):
             patch.setattr(f"bitquilt.{work}", None)
         again = evaluate(files[:1], **asked)
     assert again.floors == first.floors
@@ -174,7 +178,7 @@ def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp
 def test_a_file_without_a_template_is_measured_and_not_asked(model, text, folder):
     path = folder / "plain.gguf"
     plain = replace(model.checkpoint, chat_template=None)
-    gguf.write(plain, model.on("Q8_0"), model.packed, path, "{}")
+    GGUF.write(plain, model.on("Q8_0"), model.packed, path, "{}")
     (row,) = evaluate(
         [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work"
     ).rows
@@ -186,7 +190,7 @@ def test_an_mlx_directory_is_checked_in_mlx(model, text, folder):
     """Without Metal it reads everything in torch, and an excerpt in its engine."""
     pytest.importorskip("mlx_lm")
     path = folder / "eight-mlx"
-    mlx.write(model.checkpoint, model.on("8bit-g32"), model.packed, path, "{}")
+    MLX.write(model.checkpoint, model.on("8bit-g32"), model.packed, path, "{}")
     found = evaluate(
         [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work"
     )

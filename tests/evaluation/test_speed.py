@@ -13,7 +13,7 @@ from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.speed import Load, Runner, bench
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.hardware import Hardware, resident_bytes
-from bitquilt.targets import gguf
+from bitquilt.targets import GGUF
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 from tests.targets.conftest import Model
@@ -30,7 +30,7 @@ def files(tmp_path_factory):
     paths = []
     for qtype in ("Q8_0", "Q4_0"):
         paths.append(folder / f"{qtype}.gguf")
-        gguf.write(model.checkpoint, model.on(qtype), model.packed, paths[-1], "{}")
+        GGUF.write(model.checkpoint, model.on(qtype), model.packed, paths[-1], "{}")
     return paths
 
 

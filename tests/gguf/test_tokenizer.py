@@ -16,7 +16,7 @@ from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.tokenizer import SPLITTINGS, read, tokenizer_keys
 from bitquilt.models import open_checkpoint
-from bitquilt.targets import gguf
+from bitquilt.targets import GGUF
 from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
 from tests.targets.conftest import Model
 
@@ -110,7 +110,7 @@ def write_with(tokenizer: Tokenizer, tmp_path: Path) -> Path:
     wrapped.save_pretrained(source)
     model = Model(source, open_checkpoint(source))
     path = tmp_path / "model.gguf"
-    gguf.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
+    GGUF.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
     return path
 
 
@@ -129,7 +129,7 @@ def test_one_rebuilt_from_gguf_is_written_again(name: str, tmp_path: Path) -> No
     first = open_checkpoint(write_with(tokenizer, tmp_path))
     again = Model(first.tokenizer_dir, replace(first, gguf_source=None))
     path = tmp_path / "again.gguf"
-    gguf.write(again.checkpoint, again.on("F32"), again.packed, path, "{}")
+    GGUF.write(again.checkpoint, again.on("F32"), again.packed, path, "{}")
     with open_llamacpp(path, threads=1) as engine:
         for text in TEXTS:
             assert engine.tokenize(text) == tokenizer.encode(text).ids, text

@@ -14,7 +14,7 @@ import torch
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.qtypes.qtype import Packed
-from bitquilt.targets import gguf
+from bitquilt.targets import GGUF
 from tests.factories import CHAT_TEMPLATE, FAMILIES, SPECIAL_TOKENS, tiny_tokenizer
 from tests.targets.conftest import Model
 
@@ -30,7 +30,7 @@ def write(model: Model, allocation: tuple[str, ...], path: Path) -> dict[str, st
     """Write a mix and return its assignment."""
     allocation = model.on(*allocation)
     recipe = json.dumps(allocation, indent=4)
-    gguf.write(model.checkpoint, allocation, model.packed, path, recipe)
+    GGUF.write(model.checkpoint, allocation, model.packed, path, recipe)
     return allocation
 
 
@@ -39,17 +39,17 @@ def test_plan_is_the_size_on_disk(
     model: Model, allocation: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "model.gguf"
-    layout = gguf.plan(model.checkpoint, write(model, allocation, path))
+    layout = GGUF.plan(model.checkpoint, write(model, allocation, path))
     assert path.stat().st_size == layout.total_bytes
     assert layout.total_bytes == layout.fixed_bytes + sum(layout.tensor_bytes.values())
     assert layout.total_bytes == sum(layout.breakdown.values())
 
 
 def test_sizes_are_additive(model: Model) -> None:
-    layouts = [gguf.plan(model.checkpoint, model.on(*allocation)) for allocation in MIXES]
+    layouts = [GGUF.plan(model.checkpoint, model.on(*allocation)) for allocation in MIXES]
     assert len({layout.fixed_bytes for layout in layouts}) == 1
     one_by_one = {
-        module: gguf.plan(model.checkpoint, model.on(qtype)).tensor_bytes[module]
+        module: GGUF.plan(model.checkpoint, model.on(qtype)).tensor_bytes[module]
         for module, qtype in model.on(*MIXES[3]).items()
     }
     assert one_by_one == layouts[3].tensor_bytes
@@ -69,8 +69,8 @@ def test_float32_weights_come_back(
     model = make_model(family, tied=False)
     path = tmp_path / "model.gguf"
     allocation = write(model, ("F32",), path)
-    gguf.check(path, model.checkpoint, allocation, model.packed)
-    weights = gguf.read_weights(path)
+    GGUF.check(path, model.checkpoint, allocation, model.packed)
+    weights = GGUF.read_weights(path)
     assert set(weights) == set(model.checkpoint.shapes)
     for name, weight in weights.items():
         torch.testing.assert_close(weight, model.checkpoint.load(name), rtol=0, atol=1e-6)
@@ -79,7 +79,7 @@ def test_float32_weights_come_back(
 def test_quantized_weights_are_what_the_qtypes_say(model: Model, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     allocation = write(model, MIXES[3], path)
-    weights = gguf.read_weights(path)
+    weights = GGUF.read_weights(path)
     for module, qtype in allocation.items():
         torch.testing.assert_close(weights[f"{module}.weight"], model.dequantized(module, qtype))
 
@@ -131,7 +131,7 @@ def test_check_finds_a_flipped_bit(model: Model, tmp_path: Path) -> None:
     raw[-40] ^= 1
     path.write_bytes(raw)
     with pytest.raises(UserError, match="differ from what was written"):
-        gguf.check(path, model.checkpoint, allocation, model.packed)
+        GGUF.check(path, model.checkpoint, allocation, model.packed)
 
 
 def test_a_directory_is_not_replaced(model: Model, tmp_path: Path) -> None:
@@ -151,19 +151,19 @@ def test_nothing_stays_of_a_failed_write(model: Model, tmp_path: Path) -> None:
 
     allocation = model.on("Q4_K")
     with pytest.raises(KeyboardInterrupt):
-        gguf.write(model.checkpoint, allocation, packed, folder / "model.gguf", "{}")
+        GGUF.write(model.checkpoint, allocation, packed, folder / "model.gguf", "{}")
     assert list(folder.iterdir()) == []
 
 
 def test_refusals(model: Model, tmp_path: Path) -> None:
     checkpoint, path = model.checkpoint, tmp_path / "model.gguf"
     with pytest.raises(UserError, match="gguf files cannot hold 4bit-g64"):
-        gguf.plan(checkpoint, model.on("4bit-g64"))
+        GGUF.plan(checkpoint, model.on("4bit-g64"))
     with pytest.raises(UserError, match=r"gives model\.embed_tokens no type"):
-        gguf.plan(checkpoint, {})
+        GGUF.plan(checkpoint, {})
     with pytest.raises(UserError, match="the recipe takes"):
-        gguf.write(checkpoint, model.on("F32"), model.packed, path, " " * 10**6)
+        GGUF.write(checkpoint, model.on("F32"), model.packed, path, " " * 10**6)
     bare = replace(checkpoint, tokenizer_dir=None)
     with pytest.raises(UserError, match="has no tokenizer"):
-        gguf.write(bare, model.on("F32"), model.packed, path, "{}")
+        GGUF.write(bare, model.on("F32"), model.packed, path, "{}")
     assert not path.exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bitquilt.errors import UserError
-from bitquilt.targets import mlx
+from bitquilt.targets import MLX
 from tests.factories import FAMILIES
 from tests.targets.conftest import Model
 
@@ -26,7 +26,7 @@ def write(model: Model, allocation: tuple[str, ...], directory: Path) -> dict[st
     """Write a mix and return its assignment."""
     allocation = model.on(*allocation)
     recipe = json.dumps(allocation, indent=4)
-    mlx.write(model.checkpoint, allocation, model.packed, directory, recipe)
+    MLX.write(model.checkpoint, allocation, model.packed, directory, recipe)
     return allocation
 
 
@@ -40,14 +40,14 @@ def test_plan_is_the_size_on_disk(
     model: Model, allocation: tuple[str, ...], tmp_path: Path
 ) -> None:
     directory = tmp_path / "model"
-    layout = mlx.plan(model.checkpoint, write(model, allocation, directory))
+    layout = MLX.plan(model.checkpoint, write(model, allocation, directory))
     assert sum(map(len, contents(directory).values())) == layout.total_bytes
     assert layout.total_bytes == layout.fixed_bytes + sum(layout.tensor_bytes.values())
     assert layout.total_bytes == sum(layout.breakdown.values())
 
 
 def test_sizes_are_additive(model: Model) -> None:
-    layouts = [mlx.plan(model.checkpoint, model.on(*allocation)) for allocation in MIXES]
+    layouts = [MLX.plan(model.checkpoint, model.on(*allocation)) for allocation in MIXES]
     assert len({layout.fixed_bytes for layout in layouts}) == 1
 
 
@@ -63,8 +63,8 @@ def test_float32_weights_come_back(
 ) -> None:
     model = make_model(family, tied=False)
     allocation = write(model, ("F32",), tmp_path / "model")
-    mlx.check(tmp_path / "model", model.checkpoint, allocation, model.packed)
-    weights = mlx.read_weights(tmp_path / "model")
+    MLX.check(tmp_path / "model", model.checkpoint, allocation, model.packed)
+    weights = MLX.read_weights(tmp_path / "model")
     assert set(weights) == set(model.checkpoint.shapes)
     assert all(torch.equal(weight, model.checkpoint.load(name)) for name, weight in weights.items())
 
@@ -74,7 +74,7 @@ def test_mlx_reads_what_the_qtypes_say(model: Model, tmp_path: Path) -> None:
     allocation = write(model, MIXES[2], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     parts = mx.load(str(tmp_path / "model" / "model.safetensors"))
-    weights = mlx.read_weights(tmp_path / "model")
+    weights = MLX.read_weights(tmp_path / "model")
     for module, qtype in allocation.items():
         entry = config["quantization"][module]
         stored = [parts.get(f"{module}.{part}") for part in ("weight", "scales", "biases")]
@@ -124,9 +124,9 @@ def test_check_finds_a_flipped_bit(model: Model, tmp_path: Path) -> None:
     raw[-1] ^= 1
     path.write_bytes(raw)
     with pytest.raises(UserError, match="differ from what was written"):
-        mlx.check(tmp_path / "model", model.checkpoint, allocation, model.packed)
+        MLX.check(tmp_path / "model", model.checkpoint, allocation, model.packed)
 
 
 def test_gguf_qtypes_are_refused(model: Model) -> None:
     with pytest.raises(UserError, match="mlx files cannot hold Q4_K"):
-        mlx.plan(model.checkpoint, model.on("Q4_K"))
+        MLX.plan(model.checkpoint, model.on("Q4_K"))

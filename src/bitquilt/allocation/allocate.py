@@ -42,6 +42,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import round_layers
 from bitquilt.runtime.progress import Progress
+from bitquilt.targets import Target
 
 EVOPRESS_WINDOWS = 512
 """262,144 tokens."""
@@ -129,7 +130,12 @@ def decide(
 
 
 def _decide_target(
-    target: str, plans: Sequence[Plan], bank: LayerBank, text: Text, how: Search, progress: Progress
+    target: Target,
+    plans: Sequence[Plan],
+    bank: LayerBank,
+    text: Text,
+    how: Search,
+    progress: Progress,
 ) -> list[Decision]:
     """The same for one target."""
     rivals = [_preset(plan, bank.checkpoint) if plan.space else {} for plan in plans]
@@ -151,7 +157,7 @@ def _decide_target(
         return [Decision(plan.allocation, "recipe", ()) for plan in plans]
     evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].allocation, progress)
     windows, window_tokens = text.search.shape
-    history = History(history_path(bank.work.path, target, windows))
+    history = History(history_path(bank.work.path, target.name, windows))
     measurements = Measurements(evaluate, windows, Meter(window_tokens), history)
     scored = _scored(spaces, bank, how, measurements, progress)
     searched = AllocationSpace.of(scored, limit.seconds if limit else math.inf)
@@ -188,9 +194,9 @@ def _preset(plan: Plan, checkpoint: Checkpoint) -> dict[str, Mapping[str, str]]:
     fixed = {m: own[0].qtype for m, own in plan.space.candidate_sets.items() if len(own) == 1}
     nbytes = cell_bytes(checkpoint, plan.target)
     found: dict[str, tuple[int, Mapping[str, str]]] = {}
-    for name in presets.preset_names(plan.target):
+    for name in presets.preset_names(plan.target.name):
         with suppress(UserError):  # a preset that this model's rows do not take
-            mix = presets.preset(name, checkpoint, plan.target) | fixed
+            mix = presets.preset(name, checkpoint, plan.target.name) | fixed
             found[name] = sum(nbytes(*cell) for cell in mix.items()), mix
     fitting = {name: size for name, (size, _) in found.items() if size <= plan.space.capacity}
     largest = max(fitting, key=lambda name: fitting[name], default=None)
@@ -213,7 +219,7 @@ def _candidates(
 
 
 def _round(
-    target: str,
+    target: Target,
     plans: Sequence[Plan],
     rivals: Sequence[Mapping[str, str]],
     bank: LayerBank,

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from bitquilt import qtypes
@@ -21,12 +20,8 @@ from bitquilt.allocation.space import AllocationSpace, CandidateSets, sizes_of
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.targets import gguf, mlx
+from bitquilt.targets import TARGETS, Target, parse_targets
 from bitquilt.targets.layout import Layout
-
-STITCHERS: Mapping[str, ModuleType] = {"gguf": gguf, "mlx": mlx}
-ALIGNMENT = {"gguf": 32, "mlx": 1}
-"""A tensor's bytes in the file are padded to a multiple of this."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ def _is_file(mix: str | Path) -> bool:
 
 
 def _preset(name: str) -> str:
-    known = [preset for target in STITCHERS for preset in presets.preset_names(target)]
+    known = [preset for target in TARGETS for preset in presets.preset_names(target)]
     if name not in known:
         raise UserError(
             f"{name} is neither a recipe file (.json) nor a preset; presets: {', '.join(known)}"
@@ -143,7 +138,7 @@ class Space:
 class Plan:
     """One file to be made: its mix and its exact size."""
 
-    target: str
+    target: Target
     label: str
     """Of what was asked for, as file names have it."""
     allocation: dict[str, str]
@@ -165,7 +160,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
-            "target": self.target,
+            "target": self.target.name,
             "bytes": self.layout.total_bytes,
             "bits": self.bits,
             "breakdown": self.layout.breakdown,
@@ -174,7 +169,7 @@ class Plan:
         }
 
 
-def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
+def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
     """Decide the size of one file, and a mix that has it.
 
     The size is final: a search later moves types about, never the total.
@@ -185,51 +180,40 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: str) -> Plan:
     weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     space = None
     if request.budget is not None:
-        pins = recipes.pins(request.recipe, checkpoint, target) if request.recipe else {}
+        pins = recipes.pins(request.recipe, checkpoint, target.name) if request.recipe else {}
         space = _space(checkpoint, target, pins, request.budget.nbytes(weights), request.fast)
         guess = AllocationSpace.of(sensitivity.prior(checkpoint, space.candidate_sets))
         allocation = guess.allocation(solve(guess, space.capacity))
     elif request.recipe is not None:
-        allocation = recipes.resolve_recipe(request.recipe, checkpoint, target)
+        allocation = recipes.resolve_recipe(request.recipe, checkpoint, target.name)
     else:
-        allocation = presets.preset(str(request.preset), checkpoint, target)
-    layout = STITCHERS[target].plan(checkpoint, allocation)
+        allocation = presets.preset(str(request.preset), checkpoint, target.name)
+    layout = target.plan(checkpoint, allocation)
     if space is not None:
         layout = layout.filled(layout.fixed_bytes + space.capacity)
     return Plan(target, request.label, allocation, layout, weights, space, request.notes)
 
 
 def _space(
-    checkpoint: Checkpoint, target: str, pins: Mapping[str, str], budget: int, fast: bool
+    checkpoint: Checkpoint, target: Target, pins: Mapping[str, str], budget: int, fast: bool
 ) -> Space:
     """The candidates that bring a whole file to ``budget`` bytes."""
     everything_f32 = dict.fromkeys(checkpoint.matrices, "F32")
-    fixed = STITCHERS[target].plan(checkpoint, everything_f32).fixed_bytes
+    fixed = target.plan(checkpoint, everything_f32).fixed_bytes
     found = candidate_sets(
-        checkpoint, target, pins, cell_bytes(checkpoint, target), fixed, budget, fast
+        checkpoint, target.name, pins, cell_bytes(checkpoint, target), fixed, budget, fast
     )
     return Space(found, fullest_nbytes(sizes_of(found), budget - fixed))
 
 
-def cell_bytes(checkpoint: Checkpoint, target: str) -> TypeBytes:
+def cell_bytes(checkpoint: Checkpoint, target: Target) -> TypeBytes:
     """What a matrix takes in a file on a type, alignment included."""
 
     def nbytes(module: str, qtype: str) -> int:
         unaligned = qtypes.get(qtype).nbytes(*checkpoint.matrices[module])
-        return -(-unaligned // ALIGNMENT[target]) * ALIGNMENT[target]
+        return -(-unaligned // target.alignment) * target.alignment
 
     return nbytes
-
-
-def targets(to: str) -> list[str]:
-    """``gguf``, ``mlx`` or ``both`` as a list.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    if to not in (*STITCHERS, "both"):
-        raise UserError(f"--to {to} is no file format; choose gguf, mlx or both")
-    return list(STITCHERS) if to == "both" else [to]
 
 
 def plan(
@@ -257,4 +241,4 @@ def plan(
     """
     checkpoint = open_checkpoint(model, weights=False)
     request = Request.parse(bits, size, recipe)
-    return [make_plan(checkpoint, request, target) for target in targets(to)]
+    return [make_plan(checkpoint, request, target) for target in parse_targets(to)]

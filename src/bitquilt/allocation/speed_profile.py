@@ -25,7 +25,7 @@ import torch
 from platformdirs import user_cache_path
 
 from bitquilt import qtypes
-from bitquilt.allocation.plan import STITCHERS, Plan
+from bitquilt.allocation.plan import Plan
 from bitquilt.allocation.solver import least_seconds
 from bitquilt.allocation.space import AllocationSpace
 from bitquilt.allocation.speed_model import SpeedModel, TimedFile, TypedShape
@@ -39,11 +39,10 @@ from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.hardware import processor
 from bitquilt.runtime.progress import Progress
+from bitquilt.targets import Target
 
 PATTERN_ROWS = 64
 """Different rows of a random matrix; they repeat."""
-PACKAGES = {"gguf": ("xllamacpp",), "mlx": ("mlx", "mlx-lm")}
-SUFFIX = {"gguf": ".gguf", "mlx": "-mlx"}
 
 Shape = tuple[int, int]
 
@@ -125,7 +124,7 @@ def read_each_token(checkpoint: Checkpoint) -> dict[str, Shape]:
 def speed_limit(
     rate: float,
     checkpoint: Checkpoint,
-    target: str,
+    target: Target,
     candidates: Mapping[str, Iterable[str]],
     progress: Progress,
     schedule: TimingSchedule | None = None,
@@ -137,7 +136,7 @@ def speed_limit(
     Args:
         rate: tokens per second that files have to reach.
         checkpoint: the model.
-        target: ``gguf`` or ``mlx``.
+        target: the output format.
         candidates: module path → type names.
         progress: told how it goes.
         schedule: what is timed, and how often; the defaults if not given.
@@ -180,17 +179,17 @@ def speed_limit(
     return SpeedLimit(rate, model, shapes)
 
 
-def _key(checkpoint: Checkpoint, target: str, most_weights: int) -> str:
+def _key(checkpoint: Checkpoint, target: Target, most_weights: int) -> str:
     """The hash of all that seconds depend on."""
     machine = [processor(), platform.machine(), physical_cores()]
-    what = [machine, target, _versions(target), checkpoint.config, most_weights]
+    what = [machine, target.name, _versions(target), checkpoint.config, most_weights]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _versions(target: str) -> list[str]:
+def _versions(target: Target) -> list[str]:
     """The versions of the engine; an engine that is missing says so when it is started."""
     try:
-        return [version(package) for package in PACKAGES[target]]
+        return [version(package) for package in target.packages]
     except PackageNotFoundError:
         return []
 
@@ -261,7 +260,7 @@ def _cut(checkpoint: Checkpoint, layers: int) -> Checkpoint:
 
 def _repeats(
     designs: Sequence[tuple[Checkpoint, dict[Shape, str]]],
-    target: str,
+    target: Target,
     schedule: TimingSchedule,
     progress: Progress,
 ) -> Iterator[list[TimedFile]]:
@@ -279,14 +278,14 @@ def _best(repeats: Iterable[TimedFile]) -> TimedFile:
 
 
 def _timed(
-    checkpoint: Checkpoint, target: str, qtype_of: Mapping[Shape, str], schedule: TimingSchedule
+    checkpoint: Checkpoint, target: Target, qtype_of: Mapping[Shape, str], schedule: TimingSchedule
 ) -> TimedFile:
     """Write a file whose matrices are on these types, and time it."""
     read = read_each_token(checkpoint)
     allocation = {m: qtype_of.get(shape, "BF16") for m, shape in checkpoint.matrices.items()}
     with tempfile.TemporaryDirectory(prefix="bitquilt-") as folder:
-        path = Path(folder) / f"timed{SUFFIX[target]}"
-        STITCHERS[target].write(checkpoint, allocation, random_weights(checkpoint), path, "{}")
+        path = Path(folder) / f"timed{target.suffix}"
+        target.write(checkpoint, allocation, random_weights(checkpoint), path, "{}")
         seconds = token_seconds(path, schedule)
     matrices: dict[TypedShape, int] = {}
     for shape in read.values():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from bitquilt import __version__
-from bitquilt.allocation.plan import STITCHERS
 from bitquilt.calibration import corpus
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import Encode, encoder
@@ -36,7 +34,7 @@ from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.figures import Figures, Measured, by_domain
 from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
-from bitquilt.evaluation.noise_floor import EXCERPT, excerpt, floors
+from bitquilt.evaluation.noise_floor import excerpt, floors
 from bitquilt.evaluation.reference import Reference, Talk
 from bitquilt.evaluation.results import (
     Check,
@@ -57,6 +55,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.files import require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
+from bitquilt.targets import TARGETS
 
 TOKENS = 65_536
 
@@ -111,7 +110,7 @@ def evaluate(
             for one in texts:
                 references.append(Reference.of(original, one, work))
                 progress.advance()
-        targets = sorted({candidate.target for candidate in candidates})
+        targets = [t for t in TARGETS.values() if any(c.target is t for c in candidates)]
         noise = floors(original, references[0], targets, encode, work, progress)
     judge = Judge(original, references, talk, encode, progress)
     own, digest = judge.own(), corpus.fingerprint(documents)
@@ -209,7 +208,7 @@ class Judge:
     def _check(self, candidate: ModelFile, found: TokenFigures) -> Check:
         """A file in its engine and in torch, and the two against each other."""
         here = excerpt(self._references[0], candidate.target)
-        read = found.first(*EXCERPT[candidate.target])
+        read = found.first(*candidate.target.noise_excerpt)
         student, tokens = self._in_torch(candidate), here.text.tokens
         hidden, head = student.last_hidden(tokens), student.head()
         with candidate.opened(self._original, self._encode) as engine:
@@ -248,7 +247,7 @@ class Judge:
             with candidate.opened(self._original, self._encode) as engine:
                 yield engine
         else:
-            weights = STITCHERS[candidate.target].read_weights(candidate.path)
+            weights = candidate.target.read_weights(candidate.path)
             with TorchEngine(replace(self._original, reader=weights.__getitem__)) as engine:
                 yield engine
 
@@ -263,7 +262,7 @@ class Judge:
 
     def _in_torch(self, candidate: ModelFile) -> BlockwiseModel:
         """The weights read from a file, dequantized."""
-        weights = STITCHERS[candidate.target].read_weights(candidate.path)
+        weights = candidate.target.read_weights(candidate.path)
         return BlockwiseModel(self._original, weights.__getitem__)
 
     @cached_property
@@ -279,4 +278,4 @@ class Judge:
 
 def _in_engine(candidate: ModelFile) -> bool:
     """Whether its engine is fast enough here to read everything."""
-    return candidate.target == "gguf" or sys.platform == "darwin"
+    return candidate.target.engine_is_fast

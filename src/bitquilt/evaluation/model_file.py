@@ -25,7 +25,8 @@ from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.canonical import QUANTIZED
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.files import read_json
-from bitquilt.targets.engine_check import ENGINES, SAMPLE
+from bitquilt.targets import GGUF, MLX, Target
+from bitquilt.targets.engine_check import SAMPLE
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class ModelFile:
     """A GGUF file or an MLX directory."""
 
     path: Path
-    target: str
-    """``gguf`` or ``mlx``."""
+    target: Target
+    """Its format."""
     nbytes: int
     """On disk, everything counted."""
     name: str
@@ -65,7 +66,7 @@ class ModelFile:
         if path.name == "":  # "." has none to put figures beside
             path = Path(os.path.abspath(path))
         if path.suffix == ".gguf" and path.is_file():
-            return cls(path, "gguf", path.stat().st_size, path.name)
+            return cls(path, GGUF, path.stat().st_size, path.name)
         if path.is_dir() and is_mlx(path):
             if not (path / "model.safetensors").is_file():
                 raise UserError(
@@ -73,7 +74,7 @@ class ModelFile:
                     "are in one file; write it again with `bitquilt quantize`"
                 )
             files = [file for file in path.rglob("*") if file.is_file()]
-            return cls(path, "mlx", sum(file.stat().st_size for file in files), path.name)
+            return cls(path, MLX, sum(file.stat().st_size for file in files), path.name)
         if not path.exists():
             raise UserError(f"{reference} does not exist; give a GGUF file or an MLX directory")
         raise UserError(
@@ -84,12 +85,12 @@ class ModelFile:
     @property
     def engine(self) -> str:
         """The engine that runs it."""
-        return ENGINES[self.target]
+        return self.target.engine
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Its tensors by canonical name, none of them read."""
-        if self.target == "gguf":
+        if self.target is GGUF:
             return open_checkpoint(self.path).shapes
         config = read_json(self.path / "config.json")
         # shapes are those of the model that was quantized
@@ -113,7 +114,7 @@ class ModelFile:
 
     def start(self) -> RemoteEngine:
         """The file in its engine, in a process of its own."""
-        return open_llamacpp(self.path) if self.target == "gguf" else open_mlx(self.path)
+        return open_llamacpp(self.path) if self.target is GGUF else open_mlx(self.path)
 
     @contextmanager
     def opened(self, original: Checkpoint, encode: Encode) -> Iterator[Engine]:

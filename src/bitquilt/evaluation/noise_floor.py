@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitquilt.allocation.plan import STITCHERS
 from bitquilt.calibration.text import Encode
 from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
 from bitquilt.evaluation.reference import Reference
@@ -24,17 +23,13 @@ from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
-
-EXCERPT = {"gguf": (24, 128), "mlx": (24, 32)}
-"""Windows, and tokens of each, on which engines are compared with torch and noise is measured:
-mlx is slow where there is no Metal."""
-LIBRARIES = {"gguf": "xllamacpp", "mlx": "mlx-lm", "torch": "torch"}
+from bitquilt.targets import GGUF, Target
 
 
 def floors(
     original: Checkpoint,
     reference: Reference,
-    targets: Sequence[str],
+    targets: Sequence[Target],
     encode: Encode,
     work: WorkDir,
     progress: Progress,
@@ -44,20 +39,22 @@ def floors(
     Args:
         original: the model.
         reference: it on a text, of which an excerpt is read.
-        targets: ``gguf``, ``mlx``.
+        targets: the output formats.
         encode: its tokenizer.
         work: keeps what was found, for the next evaluation.
         progress: where progress goes.
     """
     found = []
     with progress.stage("Measuring noise", 1 + len(targets)):
-        for where in ("torch", *targets):
-            key = f"noise/{_library(where)}-{reference.text.fingerprint[:16]}"
+        for target in (None, *targets):
+            library = target.packages[-1] if target else "torch"
+            # where a library is missing, its engine says so
+            key = f"noise/{library}-{installed(library)}-{reference.text.fingerprint[:16]}"
             if (kept := work.load_json(key)) is None:
-                if where == "torch":
-                    floor = _half(original, excerpt(reference, "gguf"))
+                if target is None:
+                    floor = _half(original, excerpt(reference, GGUF))
                 else:
-                    floor = _unquantized(original, excerpt(reference, where), where, encode)
+                    floor = _unquantized(original, excerpt(reference, target), target, encode)
                 kept = asdict(floor)
                 work.save_json(key, kept)
             found.append(Floor(**{**kept, "kl": Estimate(**kept["kl"])}))
@@ -65,15 +62,9 @@ def floors(
     return found
 
 
-def excerpt(reference: Reference, target: str) -> Reference:
+def excerpt(reference: Reference, target: Target) -> Reference:
     """As much of a text as the engine of a target is compared with torch on."""
-    return reference.first(*EXCERPT[target])
-
-
-def _library(where: str) -> str:
-    """Whose arithmetic it is, with its version."""
-    library = LIBRARIES[where]
-    return f"{library}-{installed(library)}"  # where it is missing, its engine says so
+    return reference.first(*target.noise_excerpt)
 
 
 def _half(original: Checkpoint, reference: Reference) -> Floor:
@@ -82,7 +73,9 @@ def _half(original: Checkpoint, reference: Reference) -> Floor:
     return _floor("bfloat16 in torch", reference, logits_of(model, reference.text.tokens))
 
 
-def _unquantized(original: Checkpoint, reference: Reference, target: str, encode: Encode) -> Floor:
+def _unquantized(
+    original: Checkpoint, reference: Reference, target: Target, encode: Encode
+) -> Floor:
     """The original's weights as they are, in a file for the engine."""
     qtype = "BF16" if original.source_dtype == "BF16" else "F32"
     dtype = torch.bfloat16 if qtype == "BF16" else torch.float32
@@ -92,8 +85,8 @@ def _unquantized(original: Checkpoint, reference: Reference, target: str, encode
         return {"weight": original.load(f"{module}.weight").to(dtype)}
 
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / ("original.gguf" if target == "gguf" else "original")
-        STITCHERS[target].write(original, allocation, packed, path, "{}")
+        path = Path(directory) / f"original{target.suffix}"
+        target.write(original, allocation, packed, path, "{}")
         candidate = ModelFile(path, target, 0, path.name)
         with candidate.opened(original, encode) as engine:
             student = logits_in(engine, reference.text.tokens)

@@ -18,6 +18,7 @@ from bitquilt.report import ollama
 from bitquilt.report.figures import cell, extent
 from bitquilt.report.origin import Gate, Origin
 from bitquilt.report.plots import environment
+from bitquilt.targets import GGUF, MLX
 
 COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_byte")
 
@@ -52,7 +53,7 @@ def card(model: Model) -> str:
 
 def modelfiles(model: Model) -> dict[str, str]:
     """Name → content of an Ollama Modelfile for every GGUF file whose template Ollama can have."""
-    ggufs = [one for one in model.candidates if one.target == "gguf"]
+    ggufs = [one for one in model.candidates if one.target is GGUF]
     found = {one.name: ollama.modelfile(model.original, one.name) for one in ggufs}
     only = len(ggufs) == 1
     return {
@@ -78,7 +79,7 @@ def _metadata(model: Model) -> str:
 
 
 def _targets(model: Model) -> list[str]:
-    return sorted({candidate.target for candidate in model.candidates})
+    return sorted({candidate.target.name for candidate in model.candidates})
 
 
 def _text(model: Model) -> str:
@@ -160,7 +161,7 @@ def _snippets(model: Model) -> list[dict[str, str]]:
     """How each engine runs it."""
     repository, found = model.repository, []
     for candidate in model.candidates:
-        if candidate.target == "mlx":
+        if candidate.target is MLX:
             line = f'mlx_lm.generate --model {repository} --prompt "What is 347 + 585?"'
             found.append({"name": "mlx-lm", "text": line})
         else:
@@ -179,7 +180,7 @@ def _commands(model: Model) -> list[str]:
     reference = model.origin.hub_id or model.origin.name
     found = []
     for candidate in model.candidates:
-        mlx = candidate.target == "mlx"
+        mlx = candidate.target is MLX
         path = candidate.path
         recipe = path / "recipe.json" if mlx else path.with_suffix(".recipe.json")
         if recipe.is_file():

@@ -22,6 +22,7 @@ from bitquilt.models import open_checkpoint
 from bitquilt.report.card import Model, card, modelfiles
 from bitquilt.report.origin import HUB_ERRORS, Origin
 from bitquilt.runtime.progress import Progress
+from bitquilt.targets import GGUF, MLX
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def model(
         if times > 1:
             raise UserError(f"{times} files are called {name}; a repository holds one of a name")
     kinds = [candidate.target for candidate in candidates]
-    if "mlx" in kinds and len(kinds) > 1:
+    if MLX in kinds and len(kinds) > 1:
         raise UserError(
             "an MLX model is a repository of its own; publish it by itself, and GGUF files together"
         )
@@ -98,7 +99,7 @@ def entries(model: Model) -> list[Entry]:
 def _files(candidate: ModelFile) -> Iterator[Entry]:
     """A GGUF file with its recipe, or what is in an MLX directory."""
     path = candidate.path
-    if candidate.target == "gguf":
+    if candidate.target is GGUF:
         beside = [path, path.with_suffix(".recipe.json")]
     else:
         beside = [file for file in sorted(path.iterdir()) if file.name != "README.md"]

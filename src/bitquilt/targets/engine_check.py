@@ -13,10 +13,8 @@ from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.metrics.kl import TokenFigures
 from bitquilt.metrics.teacher import Figures, Teacher, summarize, token_metrics
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.targets.base import Target
 
-ENGINES = {"gguf": "llama.cpp", "mlx": "mlx-lm"}
-EXCERPT = {"gguf": (8, 128), "mlx": (5, 16)}
-"""Windows, and tokens of each, that the engine reads: mlx is slow where there is no Metal."""
 FAR, NEAR = 2.0, 0.1
 """An engine whose KL exceeds FAR times torch's and NEAR is wrong, not merely rounding
 activations (0.006 in llama.cpp)."""
@@ -25,7 +23,7 @@ SAMPLE = "Hello, world! 347 + 585 = 932; naïve café — 你好 🙂\n\tdef f(x
 
 
 def run_in_engine(
-    path: Path, target: str, checkpoint: Checkpoint, teacher: Teacher, in_torch: TokenFigures
+    path: Path, target: Target, checkpoint: Checkpoint, teacher: Teacher, in_torch: TokenFigures
 ) -> tuple[Figures | None, str]:
     """Load a file in its engine, in a process of its own, and compare it with the original.
 
@@ -37,7 +35,7 @@ def run_in_engine(
         UserError: the engine cannot load the file, reads text as other tokens, or computes
             something else than torch does with the file's weights.
     """
-    name, excerpt = ENGINES[target], teacher.first(*EXCERPT[target])
+    name, excerpt = target.engine, teacher.first(*target.check_excerpt)
     sample = Document("check", "sample", SAMPLE, None)
     try:
         with open_engine(path) as engine:
@@ -51,7 +49,7 @@ def run_in_engine(
             found = summarize(token_metrics(excerpt, student), name)
     except EngineMissingError as missing:
         return None, f"not run: {missing}"
-    expected = float(in_torch.first(*EXCERPT[target]).kl.mean())
+    expected = float(in_torch.first(*target.check_excerpt).kl.mean())
     if found.kl.mean > FAR * expected + NEAR:
         raise UserError(
             f"{path}: {name} computes something else than the file's weights say (KL "

@@ -17,7 +17,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from bitquilt.errors import UserError
 from bitquilt.models.sources import resolve
-from bitquilt.targets.mlx import COPIED_FILES
+from bitquilt.targets.mlx.writing import COPIED_FILES
 
 
 @pytest.fixture

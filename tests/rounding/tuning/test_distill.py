@@ -21,13 +21,13 @@ from bitquilt.rounding.tuning.learned import StoredRange
 from bitquilt.rounding.tuning.student import Student
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.targets import gguf, mlx
+from bitquilt.targets import GGUF, MLX
 from tests.factories import tiny_checkpoint
 from tests.progress import Recorded
 
 WINDOWS, LENGTH = 232, 8
-MLX = ("3bit-g64", "2bit-g32", "mxfp4", "BF16")
-GGUF = ("Q2_K", "Q3_K", "Q4_1", "IQ3_S", "Q8_0", "BF16")
+MLX_TYPES = ("3bit-g64", "2bit-g32", "mxfp4", "BF16")
+GGUF_TYPES = ("Q2_K", "Q3_K", "Q4_1", "IQ3_S", "Q8_0", "BF16")
 INTEGERS = {("Q2_K", "scales"), ("Q2_K", "mins"), ("Q3_K", "scales")}
 """Fields that are stored in integers and may move, as far as their few steps allow."""
 
@@ -82,13 +82,13 @@ class Case:
 
 @pytest.fixture(scope="module")
 def on_gguf(tmp_path_factory):
-    case = Case(tmp_path_factory.mktemp("gguf"), names=GGUF, layers=1)
+    case = Case(tmp_path_factory.mktemp("gguf"), names=GGUF_TYPES, layers=1)
     return case, case.tune()
 
 
 @pytest.fixture(scope="module")
 def on_mlx(tmp_path_factory):
-    case = Case(tmp_path_factory.mktemp("mlx"), names=MLX, layers=1, tied=False)
+    case = Case(tmp_path_factory.mktemp("mlx"), names=MLX_TYPES, layers=1, tied=False)
     return case, case.tune()
 
 
@@ -149,9 +149,9 @@ def test_the_written_file_is_the_tuned_model(tmp_path, family):
     case = Case(tmp_path, family, ("Q4_0",), layers=1)
     result = case.tune()
     path = tmp_path / "tuned.gguf"
-    gguf.write(result.checkpoint, case.allocation, result.packed, path, "{}")
-    gguf.check(path, result.checkpoint, case.allocation, result.packed)
-    weights = gguf.read_weights(path)
+    GGUF.write(result.checkpoint, case.allocation, result.packed, path, "{}")
+    GGUF.check(path, result.checkpoint, case.allocation, result.packed)
+    weights = GGUF.read_weights(path)
     assert torch.allclose(
         weights["model.norm.weight"],
         result.learned["model.norm.weight/weight"],
@@ -165,8 +165,8 @@ def test_the_written_file_is_the_tuned_model(tmp_path, family):
 
 def test_the_mlx_directory_is_the_tuned_model(tmp_path, on_mlx):
     case, result = on_mlx
-    mlx.write(result.checkpoint, case.allocation, result.packed, tmp_path / "tuned", "{}")
-    weights = mlx.read_weights(tmp_path / "tuned")
+    MLX.write(result.checkpoint, case.allocation, result.packed, tmp_path / "tuned", "{}")
+    weights = MLX.read_weights(tmp_path / "tuned")
     found = weights_metrics(
         case.teacher.first(distill.APART, LENGTH), case.checkpoint, weights.__getitem__
     )

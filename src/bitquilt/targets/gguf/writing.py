@@ -7,7 +7,7 @@ tensors in the checkpoint's order, each padded to 32 bytes (:mod:`bitquilt.gguf.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,6 @@ from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.models.gguf_config import gguf_keys, gguf_rope_factors
 from bitquilt.models.licence import licence
-from bitquilt.models.sources.gguf import GgufWeights
 from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource, QuantType
 from bitquilt.runtime.files import atomic_write
 from bitquilt.targets.destination import RECIPE_KEY, check_file
@@ -58,7 +57,7 @@ _FILE_TYPE_NAMES = {
 """Those not called ``MOSTLY_`` and the type's name."""
 
 
-def plan(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
+def plan_gguf(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     """The exact size of the file; only shapes, config and tokenizer are read.
 
     Without a tokenizer (a config alone) the file is counted without one.
@@ -90,29 +89,15 @@ def plan(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     return Layout(total, tensor_bytes, fixed, breakdown)
 
 
-def write(
+def write_gguf(
     checkpoint: Checkpoint,
     allocation: Allocation,
     packed: PackedSource,
     path: Path,
     recipe_json: str,
-    spare: int = 0,
+    padding: int = 0,
 ) -> None:
-    """Write the file, one tensor in memory at a time; identical inputs give identical bytes.
-
-    Args:
-        checkpoint: gives everything that is not a matrix.
-        allocation: matrix → type.
-        packed: called once per matrix, in file order.
-        path: the file; replaced if it exists.
-        recipe_json: stored under ``bitquilt.recipe``.
-        spare: bytes by which the file shall be larger than :func:`plan` says, in spaces after the
-            recipe, so that mixes of slightly different sizes fill one announced size.
-
-    Raises:
-        UserError: no tokenizer, no room for the recipe, or ``path`` cannot be
-            written. Nothing is left behind.
-    """
+    """Write the file, the header first and then one tensor at a time; see :meth:`Target.write`."""
     if checkpoint.tokenizer_dir is None and checkpoint.gguf_source is None:
         raise UserError(
             f"{checkpoint.name} has no tokenizer, which a GGUF file needs; "
@@ -123,23 +108,21 @@ def write(
     infos = _tensor_infos(checkpoint, chosen, factors)
     check_file(path, checkpoint.gguf_source)
     with atomic_write(path) as beside, open(beside, "wb") as file:
-        file.write(encode_header(_metadata(checkpoint, chosen, recipe_json, spare), infos))
+        file.write(encode_header(_metadata(checkpoint, chosen, recipe_json, padding), infos))
         for info, data in zip(
             infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True
         ):
             _check_size(info, data)
             file.write(data.tobytes())
             file.write(bytes(aligned(info.nbytes) - info.nbytes))
-        expected = plan(checkpoint, allocation).total_bytes + spare
+        expected = plan_gguf(checkpoint, allocation).total_bytes + padding
         assert file.tell() == expected, f"{file.tell()} bytes written, {expected} planned"
 
 
-def check(path: Path, checkpoint: Checkpoint, allocation: Allocation, packed: PackedSource) -> None:
-    """Reopen a written file and compare every tensor's name, shape, type and bytes.
-
-    Raises:
-        UserError: anything differs from what was meant; names the first tensor.
-    """
+def check_gguf(
+    path: Path, checkpoint: Checkpoint, allocation: Allocation, packed: PackedSource
+) -> None:
+    """Reopen a written file and compare every tensor; see :meth:`Target.check`."""
     chosen = qtypes_of(checkpoint, allocation, "gguf")
     factors = _rope_factors(checkpoint)
     infos = _tensor_infos(checkpoint, chosen, factors)
@@ -155,19 +138,14 @@ def check(path: Path, checkpoint: Checkpoint, allocation: Allocation, packed: Pa
             raise UserError(f"{path}: the bytes of {info.name} differ from what was written")
 
 
-def read_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """The weights that an engine computes with, by canonical name; read one at a time."""
-    return GgufWeights(read_header(path))
-
-
 def _metadata(
-    checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, spare: int
+    checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, padding: int
 ) -> Metadata:
     """All pairs of the header; its length is the same for every allocation and recipe."""
     pairs = _model_metadata(checkpoint)
     pairs["general.file_type"] = encode(int(_file_type(checkpoint, chosen)))
     pairs["general.quantization_version"] = encode(QUANTIZATION_VERSION)
-    room = recipe_room(checkpoint) + spare
+    room = recipe_room(checkpoint) + padding
     return {**pairs, RECIPE_KEY: encode(padded_text(recipe_json, room, "the recipe"))}
 
 

@@ -23,7 +23,7 @@ from bitquilt.targets.layout import (
     recipe_room,
     scale_bytes,
 )
-from bitquilt.targets.mlx_layout import (
+from bitquilt.targets.mlx.layout import (
     ITEM_SIZES,
     Part,
     config_text,
@@ -55,7 +55,7 @@ COPIED_FILES = (
 _DTYPES = {torch.uint32: "U32", torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8"}
 
 
-def plan(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
+def plan_mlx(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     """The exact size of the whole directory; only shapes, config and tokenizer are read.
 
     Raises:
@@ -64,8 +64,8 @@ def plan(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     chosen = qtypes_of(checkpoint, allocation, "mlx")
     matrices = checkpoint.matrices
     tensor_bytes = {m: qtype.nbytes(*matrices[m]) for m, qtype in chosen.items()}
-    padding = norm_slack(checkpoint, chosen)
-    norms = ITEM_SIZES["F32"] * norm_values(checkpoint) - padding
+    slack = norm_slack(checkpoint, chosen)
+    norms = ITEM_SIZES["F32"] * norm_values(checkpoint) - slack
     texts = _texts(checkpoint, chosen, "", 0)
     described = sum(len(text.encode()) for text in texts.values())
     header = len(safetensors_header(checkpoint, chosen))
@@ -75,46 +75,32 @@ def plan(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     fixed = copied + described + header + norms
     breakdown = {
         "tokenizer": copied,
-        "metadata": described + header - padding,
+        "metadata": described + header - slack,
         "norms": norms,
         "embedding": tensor_bytes[EMBEDDING],
         "codes": sum(tensor_bytes[m] for m in inside) - scales,
         "scales": scales,
-        "padding": padding,
+        "padding": slack,
     }
     return Layout(fixed + sum(tensor_bytes.values()), tensor_bytes, fixed, breakdown)
 
 
-def write(
+def write_mlx(
     checkpoint: Checkpoint,
     allocation: Allocation,
     packed: PackedSource,
     directory: Path,
     recipe_json: str,
-    spare: int = 0,
+    padding: int = 0,
 ) -> None:
-    """Write the directory, one matrix in memory at a time; identical inputs, identical bytes.
-
-    Args:
-        checkpoint: gives everything that is not a matrix.
-        allocation: matrix → type.
-        packed: called once per matrix, in checkpoint order.
-        directory: replaced if an earlier result is there.
-        recipe_json: stored as recipe.json.
-        spare: bytes by which the file shall be larger than :func:`plan` says, in spaces after the
-            recipe, so that mixes of slightly different sizes fill one announced size.
-
-    Raises:
-        UserError: no tokenizer, no room for the recipe, or ``directory`` is
-            something else or cannot be written. Nothing is left behind.
-    """
+    """Write the directory, one matrix in memory at a time; see :meth:`Target.write`."""
     if checkpoint.tokenizer_dir is None:
         raise UserError(
             f"{checkpoint.name} has no tokenizer, which an MLX model needs; "
             "put tokenizer.json beside config.json"
         )
     chosen = qtypes_of(checkpoint, allocation, "mlx")
-    texts = _texts(checkpoint, chosen, recipe_json, spare)
+    texts = _texts(checkpoint, chosen, recipe_json, padding)
     check_directory(directory, marker=RECIPE_FILE)
     with atomic_write(directory) as beside:
         beside.mkdir()
@@ -125,18 +111,14 @@ def write(
         with open(beside / WEIGHTS_FILE, "wb") as file:
             _write_weights(file, checkpoint, chosen, packed)
         size = sum(path.stat().st_size for path in beside.iterdir())
-        expected = plan(checkpoint, allocation).total_bytes + spare
+        expected = plan_mlx(checkpoint, allocation).total_bytes + padding
         assert size == expected, f"{size} bytes written, {expected} planned"
 
 
-def check(
+def check_mlx(
     directory: Path, checkpoint: Checkpoint, allocation: Allocation, packed: PackedSource
 ) -> None:
-    """Reopen a written directory and compare every tensor's name, shape, dtype and bytes.
-
-    Raises:
-        UserError: anything differs from what was meant; names the first tensor.
-    """
+    """Reopen a written directory and compare every tensor; see :meth:`Target.check`."""
     chosen = qtypes_of(checkpoint, allocation, "mlx")
     meant = {part.name: part for part in file_parts(checkpoint, chosen)}
     path = directory / WEIGHTS_FILE
@@ -154,7 +136,7 @@ def check(
                 raise UserError(f"{path}: the bytes of {name} differ from what was written")
 
 
-class Weights(Mapping[str, torch.Tensor]):
+class MlxWeights(Mapping[str, torch.Tensor]):
     """The weights of an MLX directory by Hugging Face name, dequantized to float32 when asked."""
 
     def __init__(self, directory: Path) -> None:
@@ -183,16 +165,11 @@ class Weights(Mapping[str, torch.Tensor]):
         return len(self._names)
 
 
-def read_weights(directory: Path) -> Weights:
-    """The weights that an engine computes with, by canonical name; read one at a time."""
-    return Weights(directory)
-
-
 def _texts(
-    checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, spare: int
+    checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, padding: int
 ) -> dict[str, str]:
     """The files that are written rather than copied: name → content."""
-    recipe = padded_text(recipe_json, recipe_room(checkpoint) + spare, "the recipe")
+    recipe = padded_text(recipe_json, recipe_room(checkpoint) + padding, "the recipe")
     texts = {"config.json": config_text(checkpoint, chosen), RECIPE_FILE: recipe + "\n"}
     if checkpoint.chat_template is not None:
         texts["chat_template.jinja"] = checkpoint.chat_template

@@ -1,0 +1,103 @@
+"""What an output format is: everything that differs between GGUF and MLX.
+
+An instance is cheap to import, so that the command line can list the formats. What computes is
+imported by the methods that need it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitquilt.models.checkpoint import Checkpoint
+    from bitquilt.qtypes.qtype import Allocation, PackedSource
+    from bitquilt.targets.layout import Layout
+
+
+class Target(ABC):
+    """One output format: its files, the types that they hold, and the engine that runs them."""
+
+    name: str
+    """What ``--to``, recipes and JSON call it: ``gguf``, ``mlx``."""
+    suffix: str
+    """What the names of its files or directories end with."""
+    engine: str
+    """The engine that runs its files, for people."""
+    packages: tuple[str, ...]
+    """The Python packages whose versions decide what the engine computes, and how fast."""
+    check_excerpt: tuple[int, int]
+    """Windows, and tokens of each, that the engine reads after a file was written."""
+    noise_excerpt: tuple[int, int]
+    """Windows, and tokens of each, on which an evaluation compares the engine with torch."""
+    engine_is_fast: bool
+    """Whether the engine is fast enough on this machine to read a whole evaluation."""
+    alignment: int
+    """The bytes of a tensor in the file are padded to a multiple of this."""
+
+    def __str__(self) -> str:
+        return self.name
+
+    @abstractmethod
+    def plan(self, checkpoint: Checkpoint, allocation: Allocation) -> Layout:
+        """Give the exact size of a model file; only shapes, config and tokenizer are read.
+
+        Raises:
+            UserError: the allocation or the model has no form in this format.
+        """
+
+    @abstractmethod
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        allocation: Allocation,
+        packed: PackedSource,
+        path: Path,
+        recipe_json: str,
+        padding: int = 0,
+    ) -> None:
+        """Write a model file, one matrix in memory at a time; equal inputs give equal bytes.
+
+        Args:
+            checkpoint: gives everything that is not a matrix.
+            allocation: matrix → type.
+            packed: called once per matrix, in the checkpoint's order.
+            path: the file or directory; an earlier result in its place is replaced.
+            recipe_json: stored inside.
+            padding: bytes by which the result shall be larger than :meth:`plan` says, in spaces
+                after the recipe, so that allocations of slightly different sizes fill one
+                announced size.
+
+        Raises:
+            UserError: the model has no tokenizer, the recipe has no room, or ``path`` is something
+                else or cannot be written. Nothing is left behind.
+        """
+
+    @abstractmethod
+    def check(
+        self, path: Path, checkpoint: Checkpoint, allocation: Allocation, packed: PackedSource
+    ) -> None:
+        """Reopen what was written and compare name, shape, type and bytes of every tensor.
+
+        Raises:
+            UserError: anything differs from what was meant; the sentence names the first tensor.
+        """
+
+    @abstractmethod
+    def read_weights(self, path: Path) -> Mapping[str, Tensor]:
+        """Give the weights that the engine computes with, by canonical name, read when asked for.
+
+        They are float32 tensors, dequantized.
+        """
+
+    @abstractmethod
+    def refuse_overwrite(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Refuse a place where something is that bitquilt did not write, or the model itself.
+
+        Raises:
+            UserError: ``path`` must not be replaced.
+        """

@@ -1,0 +1,66 @@
+"""GGUF: one file that llama.cpp, Ollama and LM Studio run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitquilt.targets.base import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitquilt.models.checkpoint import Checkpoint
+    from bitquilt.qtypes.qtype import Allocation, PackedSource
+    from bitquilt.targets.layout import Layout
+
+
+class _Gguf(Target):
+    name = "gguf"
+    suffix = ".gguf"
+    engine = "llama.cpp"
+    packages = ("xllamacpp",)
+    check_excerpt = 8, 128
+    noise_excerpt = 24, 128
+    engine_is_fast = True
+    alignment = 32
+
+    def plan(self, checkpoint: Checkpoint, allocation: Allocation) -> Layout:
+        from bitquilt.targets.gguf.writing import plan_gguf
+
+        return plan_gguf(checkpoint, allocation)
+
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        allocation: Allocation,
+        packed: PackedSource,
+        path: Path,
+        recipe_json: str,
+        padding: int = 0,
+    ) -> None:
+        from bitquilt.targets.gguf.writing import write_gguf
+
+        write_gguf(checkpoint, allocation, packed, path, recipe_json, padding)
+
+    def check(
+        self, path: Path, checkpoint: Checkpoint, allocation: Allocation, packed: PackedSource
+    ) -> None:
+        from bitquilt.targets.gguf.writing import check_gguf
+
+        check_gguf(path, checkpoint, allocation, packed)
+
+    def read_weights(self, path: Path) -> Mapping[str, Tensor]:
+        from bitquilt.gguf.header import read_header
+        from bitquilt.models.sources.gguf import GgufWeights
+
+        return GgufWeights(read_header(path))
+
+    def refuse_overwrite(self, path: Path, checkpoint: Checkpoint) -> None:
+        from bitquilt.targets.destination import check_file
+
+        check_file(path, checkpoint.gguf_source)
+
+
+GGUF = _Gguf()

@@ -1,0 +1,67 @@
+"""MLX: a directory that mlx-lm loads on Apple Silicon."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bitquilt.targets.base import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitquilt.models.checkpoint import Checkpoint
+    from bitquilt.qtypes.qtype import Allocation, PackedSource
+    from bitquilt.targets.layout import Layout
+
+
+class _Mlx(Target):
+    name = "mlx"
+    suffix = "-mlx"
+    engine = "mlx-lm"
+    packages = ("mlx", "mlx-lm")
+    check_excerpt = 5, 16  # mlx is slow where there is no Metal
+    noise_excerpt = 24, 32
+    engine_is_fast = sys.platform == "darwin"
+    alignment = 1
+
+    def plan(self, checkpoint: Checkpoint, allocation: Allocation) -> Layout:
+        from bitquilt.targets.mlx.writing import plan_mlx
+
+        return plan_mlx(checkpoint, allocation)
+
+    def write(
+        self,
+        checkpoint: Checkpoint,
+        allocation: Allocation,
+        packed: PackedSource,
+        path: Path,
+        recipe_json: str,
+        padding: int = 0,
+    ) -> None:
+        from bitquilt.targets.mlx.writing import write_mlx
+
+        write_mlx(checkpoint, allocation, packed, path, recipe_json, padding)
+
+    def check(
+        self, path: Path, checkpoint: Checkpoint, allocation: Allocation, packed: PackedSource
+    ) -> None:
+        from bitquilt.targets.mlx.writing import check_mlx
+
+        check_mlx(path, checkpoint, allocation, packed)
+
+    def read_weights(self, path: Path) -> Mapping[str, Tensor]:
+        from bitquilt.targets.mlx.writing import MlxWeights
+
+        return MlxWeights(path)
+
+    def refuse_overwrite(self, path: Path, checkpoint: Checkpoint) -> None:
+        from bitquilt.targets.destination import check_directory
+        from bitquilt.targets.mlx.writing import RECIPE_FILE
+
+        check_directory(path, marker=RECIPE_FILE)
+
+
+MLX = _Mlx()
