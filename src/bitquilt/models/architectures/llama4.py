@@ -9,7 +9,7 @@ and k alike leaves every attention score as it was. Without QK norm the same arg
 from __future__ import annotations
 
 from bitquilt.errors import UserError
-from bitquilt.models.architectures.conditions import SWIGLU, Condition, rope_type
+from bitquilt.models.architectures.conditions import SWIGLU, Condition, no_bias, rope_type
 from bitquilt.models.architectures.rewrite import Rewrite, TensorOrigin
 from bitquilt.models.architectures.rotation import interleaving
 from bitquilt.models.checkpoint import Finding
@@ -168,9 +168,7 @@ _CONDITIONS = (
         "every layer needs the flag 1, RoPE on; an empty list means off on every "
         "no_rope_layer_interval-th layer",
     ),
-    Condition(
-        "attention_bias", lambda c: not c["attention_bias"], "engines run qwen3 without biases"
-    ),
+    no_bias("qwen3"),
     Condition(
         "rope_parameters",
         lambda c: rope_type(c) == "default",
