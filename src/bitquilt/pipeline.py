@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +31,7 @@ from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import PackedSource
 from bitquilt.report.result import Output, RecipeResult, Result
-from bitquilt.report.run_record import save
+from bitquilt.report.run_record import OutputRecord, save
 from bitquilt.rounding import METHODS, ROUNDING_VERSION, sequential_pass
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers
@@ -121,7 +123,13 @@ def quantize(
                 rate = 1 / token_seconds(path)
                 progress.say(f"{path}: {rate:.4g} tokens a second measured")
             layout = made.target.plan(checkpoint, decision.mix)
-            save(work, outputs[-1].to_dict(), layout.filled(made.layout.total_bytes).breakdown)
+            record = OutputRecord.of(
+                outputs[-1],
+                model=checkpoint.name,
+                breakdown=layout.filled(made.layout.total_bytes).breakdown,
+                command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            )
+            save(work, record)
     return Result(checkpoint.name, original, outputs, time.monotonic() - started)
 
 

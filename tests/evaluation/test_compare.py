@@ -20,8 +20,8 @@ from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.compare import evaluate
+from bitquilt.evaluation.eval_file import load_beside, path_beside
 from bitquilt.evaluation.model_file import ModelFile
-from bitquilt.evaluation.results import kept, kept_at
 from bitquilt.evaluation.text import held_out
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Silent
@@ -97,7 +97,7 @@ def test_figures_are_those_of_transformers_on_the_same_text(found, model, text, 
     domains = np.array(read.domain)
     for name in ("prose", "maths"):
         kept = read.judged & (domains == name)[:, None]
-        figures, own = found.rows[1].figures[name], found.own[name]
+        figures, own = found.files[1].figures[name], found.own[name]
         assert figures.tokens == own.tokens == kept.sum()
         assert own.perplexity.mean == pytest.approx(math.exp(truth[0].numpy()[kept].mean()), 1e-4)
         nbytes = sum(map(len, decoded(model, read, domains == name)))
@@ -109,8 +109,8 @@ def test_figures_are_those_of_transformers_on_the_same_text(found, model, text, 
         assert figures.perplexity.mean == pytest.approx(
             math.exp(loss.numpy()[kept].mean()), rel=0.02
         )
-    means = [found.rows[1].figures[name].kl.mean for name in ("prose", "maths")]
-    assert found.rows[1].figures["all"].kl.mean == pytest.approx(np.mean(means))
+    means = [found.files[1].figures[name].kl.mean for name in ("prose", "maths")]
+    assert found.files[1].figures["all"].kl.mean == pytest.approx(np.mean(means))
 
 
 def losses_and_logs(engine, tokens):
@@ -127,7 +127,7 @@ def decoded(model, read, windows):
 
 
 def test_domains_traces_and_uncertain_tokens_apart(found):
-    row = found.rows[0]
+    row = found.files[0]
     assert list(row.figures) == ["all", "maths", "prose", "traces", "traces, uncertain"]
     assert row.figures["traces"].documents == 6
     assert row.figures["traces, uncertain"].tokens < row.figures["traces"].tokens / 2
@@ -137,23 +137,23 @@ def test_domains_traces_and_uncertain_tokens_apart(found):
 
 
 def test_more_bits_are_closer(found):
-    eight, four, again = (row.figures["all"] for row in found.rows)
+    eight, four, again = (row.figures["all"] for row in found.files)
     assert 0 < eight.kl.mean < four.kl.mean == again.kl.mean
     assert eight.agreement.mean > four.agreement.mean
     assert four.kl.low < four.kl.mean < four.kl.high
     assert eight.kl_median.mean < eight.kl.mean < eight.kl_999.mean
-    assert found.rows[1].figures["prose"].perplexity_ratio.mean != 1.0
+    assert found.files[1].figures["prose"].perplexity_ratio.mean != 1.0
 
 
 def test_engine_and_torch_agree_within_the_engines_own_arithmetic(found):
-    for row in found.rows:
+    for row in found.files:
         assert row.engine == "llama.cpp"
         assert row.check.between.mean < 0.02
         assert row.check.agree
     bf16, unquantized = found.floors
     assert bf16.name == "bfloat16 in torch"
     assert unquantized.name == "F32 in llama.cpp"
-    assert unquantized.kl.mean < 1e-4 < found.rows[1].figures["all"].kl.mean
+    assert unquantized.kl.mean < 1e-4 < found.files[1].figures["all"].kl.mean
 
 
 def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp_path, monkeypatch):
@@ -169,9 +169,9 @@ def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp
             patch.setattr(f"bitquilt.{work}", None)
         again = evaluate(files[:1], **asked)
     assert again.floors == first.floors
-    assert again.rows == first.rows
+    assert again.files == first.files
     monkeypatch.setattr("bitquilt.evaluation.compare.__version__", "0.0.0")
-    assert evaluate(files[:1], **asked).rows == first.rows
+    assert evaluate(files[:1], **asked).files == first.rows
     assert len(list((tmp_path / "bitquilt").iterdir())) == 2
 
 
@@ -181,7 +181,7 @@ def test_a_file_without_a_template_is_measured_and_not_asked(model, text, folder
     GGUF.write(plain, model.on("Q8_0"), model.packed, path, "{}")
     (row,) = evaluate(
         [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work"
-    ).rows
+    ).files
     assert row.samples == []
     assert row.figures["all"].kl.mean > 0
 
@@ -194,7 +194,7 @@ def test_an_mlx_directory_is_checked_in_mlx(model, text, folder):
     found = evaluate(
         [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work"
     )
-    (row,) = found.rows
+    (row,) = found.files
     assert row.engine == ("mlx-lm" if sys.platform == "darwin" else "torch")
     assert 0 < row.figures["all"].kl.mean < 0.01
     assert row.check.agree
@@ -210,13 +210,29 @@ def test_no_winner_among_equals(found):
 
 
 def test_figures_are_kept_beside_the_file_and_belong_to_its_bytes(found, files):
-    beside = kept(files[1])
-    assert [row["name"] for row in beside["rows"]] == ["four.gguf"]
-    assert beside["rows"][0]["figures"]["all"]["kl"]["mean"] == found.rows[1].figures["all"].kl.mean
-    kept_at(files[2]).write_text(kept_at(files[1]).read_text().replace("four", "again"))
-    assert kept(files[2])["rows"][0]["name"] == "again.gguf"  # the same bytes
-    kept_at(files[0]).write_text(kept_at(files[1]).read_text())
-    assert kept(files[0]) is None
+    (beside,) = load_beside(files[1]).files
+    assert beside == replace(found.files[1], path=None, samples=tuple(found.files[1].samples))
+    path_beside(files[2]).write_text(path_beside(files[1]).read_text().replace("four", "again"))
+    assert load_beside(files[2]).files[0].name == "again.gguf"  # the same bytes
+    path_beside(files[0]).write_text(path_beside(files[1]).read_text())
+    assert load_beside(files[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "cannot be read as JSON"),
+        ("[]", "does not hold a JSON object"),
+        ('{"rows": []}', "was written by another version of bitquilt"),
+        ('{"format": 1, "original": 3}', "cannot be used: original is not of type str"),
+        ('{"format": 1, "original": "x"}', "cannot be used: fingerprint is missing"),
+    ],
+)
+def test_figures_that_cannot_be_read_are_one_sentence(tmp_path, content, sentence):
+    model = tmp_path / "model.gguf"
+    path_beside(model).write_text(content)
+    with pytest.raises(UserError, match=f"{sentence}.*run `bitquilt eval model.gguf` again"):
+        load_beside(model)
 
 
 def test_a_file_given_twice_and_one_that_is_not_there_are_refused(files, tmp_path):
@@ -227,7 +243,7 @@ def test_a_file_given_twice_and_one_that_is_not_there_are_refused(files, tmp_pat
 
 
 def test_a_file_and_a_directory_of_one_name_have_figures_of_their_own():
-    assert kept_at(Path("a/x.gguf")) != kept_at(Path("a/x"))
+    assert path_beside(Path("a/x.gguf")) != path_beside(Path("a/x"))
 
 
 def test_command_prints_json_and_takes_the_originals_answers_from_the_work_directory(
@@ -237,8 +253,8 @@ def test_command_prints_json_and_takes_the_originals_answers_from_the_work_direc
     request = ("eval", files[0], "--against", model.source, "--text", text)
     assert invoke(*request, "--tokens", TOKENS, "--work-dir", folder / "work", "--json") == 0
     printed = json.loads(capfd.readouterr().out)
-    assert printed["rows"][0]["name"] == "eight.gguf"
-    assert printed["rows"][0]["check"]["agree"] is True
+    assert printed["files"][0]["name"] == "eight.gguf"
+    assert printed["files"][0]["check"]["agree"] is True
     assert before == {p: p.stat().st_mtime_ns for p in (folder / "work").rglob("*.safetensors")}
 
 

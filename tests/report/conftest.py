@@ -7,10 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from bitquilt.evaluation.eval_file import save_beside, sha256
 from bitquilt.evaluation.figures import Figures
-from bitquilt.evaluation.results import Check, Evaluation, Floor, Row, TextSample, keep, sha256
+from bitquilt.evaluation.results import (
+    EngineCheck,
+    Evaluation,
+    FileResult,
+    NoiseFloor,
+    TextSample,
+)
+from bitquilt.metrics import teacher
 from bitquilt.metrics.kl import Estimate
-from bitquilt.report import run_record
+from bitquilt.report.run_record import OutputRecord, save
 from bitquilt.runtime.workdir import WorkDir
 
 SETTINGS = {
@@ -36,33 +44,67 @@ def estimate(mean: float) -> Estimate:
 
 
 def figures(kl: float) -> Figures:
-    ppl = estimate(5.4321)
     return Figures(
-        estimate(kl), estimate(kl / 9), estimate(30 * kl), estimate(0.9), estimate(0.04), ppl,
-        estimate(1.0311), estimate(0.654), 65_774, 234,
-    )  # fmt: skip
+        kl=estimate(kl),
+        kl_median=estimate(kl / 9),
+        kl_999=estimate(30 * kl),
+        agreement=estimate(0.9),
+        flips=estimate(0.04),
+        perplexity=estimate(5.4321),
+        perplexity_ratio=estimate(1.0311),
+        bits_per_byte=estimate(0.654),
+        tokens=65_774,
+        documents=234,
+    )
 
 
 def evaluation(path: Path, kl: float) -> Evaluation:
     by_domain = {"all": figures(kl), "code": figures(2 * kl), "traces": figures(kl / 20)}
-    check = Check(estimate(kl), estimate(kl - 1e-4), estimate(1e-4), estimate(2e-3), 3042)
-    samples = [TextSample("What is <2> + 2?", "It is 4, surely.", "It is 5, surely.")]
-    row = Row(path.name, str(path), 1000, sha256(path), 4.5, "llama.cpp", by_domain, check, samples)
-    floors = [Floor("BF16 in llama.cpp", estimate(3.3e-5), 3042)]
-    versions = {"bitquilt": "0.1.0", "xllamacpp": "1"}
-    return Evaluation("tiny", "c" * 64, "e" * 64, by_domain, [row], floors, [], versions, 1.0)
+    sample = TextSample(
+        question="What is <2> + 2?", original="It is 4, surely.", answer="It is 5, surely."
+    )
+    file = FileResult(
+        name=path.name,
+        path=str(path),
+        nbytes=1000,
+        sha256=sha256(path),
+        bits=4.5,
+        engine="llama.cpp",
+        figures=by_domain,
+        check=EngineCheck(
+            in_engine=estimate(kl),
+            in_torch=estimate(kl - 1e-4),
+            apart=estimate(1e-4),
+            between=estimate(2e-3),
+            tokens=3042,
+        ),
+        samples=[sample],
+    )
+    return Evaluation(
+        original="tiny",
+        fingerprint="c" * 64,
+        text="e" * 64,
+        own=by_domain,
+        files=[file],
+        floors=[NoiseFloor(name="BF16 in llama.cpp", kl=estimate(3.3e-5), tokens=3042)],
+        comparisons=[],
+        versions={"bitquilt": "0.1.0", "xllamacpp": "1"},
+        seconds=1.0,
+    )
 
 
-def output(path: Path, kl: float) -> dict[str, object]:
-    closing = {name: vars(estimate(kl)) for name in ("kl", "agreement", "perplexity")}
-    return {
-        "path": str(path),
-        "target": "gguf",
-        "nbytes": 1000,
-        "bits": 4.5,
-        "allocation": MIX,
-        "figures": closing,
-    }
+def record(path: Path, kl: float) -> OutputRecord:
+    return OutputRecord(
+        model="tiny",
+        path=path,
+        target="gguf",
+        nbytes=1000,
+        bits=4.5,
+        allocation=MIX,
+        breakdown=BREAKDOWN,
+        closing=teacher.Figures(estimate(kl), estimate(kl), estimate(kl), "torch", 512),
+        command=f"bitquilt quantize tiny -o {path.parent}",
+    )
 
 
 @pytest.fixture
@@ -72,8 +114,8 @@ def work(tmp_path: Path) -> Path:
         for name, kl in (("tiny-4.5bit.gguf", 0.0359), ("tiny-Q4_K_M.gguf", 0.0519)):
             path = tmp_path / name
             path.write_bytes(name.encode())
-            run_record.save(directory, output(path, kl), BREAKDOWN)
-    keep(evaluation(tmp_path / "tiny-4.5bit.gguf", 0.0355))
+            save(directory, record(path, kl))
+    save_beside(evaluation(tmp_path / "tiny-4.5bit.gguf", 0.0355))
     return tmp_path / "tiny.work"
 
 

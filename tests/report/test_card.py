@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from bitquilt.calibration import corpus
-from bitquilt.evaluation.results import keep
+from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
 from bitquilt.report.card import card
@@ -43,7 +43,7 @@ def files(tmp_path, original) -> list[Path]:
     for path in paths:
         path.write_bytes(path.name.encode())
     fingerprint = open_checkpoint(original).fingerprint
-    keep(replace(evaluation(paths[0], 0.0355), fingerprint=fingerprint))
+    save_beside(replace(evaluation(paths[0], 0.0355), fingerprint=fingerprint))
     return paths
 
 
@@ -77,7 +77,7 @@ def test_only_measured_figures(text):
 
 
 def test_figures_against_another_original_are_not_used(files, original):
-    keep(evaluation(files[0], 0.0355))
+    save_beside(evaluation(files[0], 0.0355))
     text = card(publish.model(files, str(original), "me/tiny-GGUF"))
     assert "0.0355" not in text
 
@@ -87,7 +87,7 @@ def test_what_text_was_read_is_said(files, original):
     fingerprint = open_checkpoint(original).fingerprint
     bundled = corpus.fingerprint(corpus.bundled("held-out"))
     found = replace(evaluation(files[1], 0.09), fingerprint=fingerprint, text=bundled)
-    keep(found)
+    save_beside(found)
     text = card(publish.model(files, str(original), "me/tiny-GGUF"))
     assert "tiny-3bit.gguf: 65,774 tokens of 234 documents of bitquilt's held-out text" in text
     assert (

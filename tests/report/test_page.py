@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitquilt.errors import UserError
-from bitquilt.evaluation.results import keep
+from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.report import page
 from bitquilt.report.run_record import load
 from tests.quick import invoke
@@ -80,7 +80,7 @@ def test_figures_are_those_that_were_measured(html):
     assert "0.0355" in text  # the evaluation, not the closing figure
     assert "0.0284 – 0.0426" in text
     assert "65,774 held-out tokens" not in text  # not all files were evaluated
-    assert "run bitquilt eval on all files" in text
+    assert "run `bitquilt eval` on all files" in text
     assert "3.3e-05 (BF16 in llama.cpp)" in text
     assert "0.0519" in text
 
@@ -147,9 +147,9 @@ def test_a_directory_is_never_replaced_by_the_page(work, tmp_path, capfd):
 
 
 def test_files_that_read_other_texts_are_not_compared(work, html):
-    assert "Not measured on the same text" not in html
-    keep(replace(evaluation(work.parent / "tiny-Q4_K_M.gguf", 0.05), text="f" * 64))
-    assert f"SHA-256 {'f' * 12}. Run bitquilt eval" in page.report(work).html
+    assert "not measured on the same text" not in html
+    save_beside(replace(evaluation(work.parent / "tiny-Q4_K_M.gguf", 0.05), text="f" * 64))
+    assert f"SHA-256 {'f' * 12}). Run `bitquilt eval`" in page.report(work).html
 
 
 @pytest.mark.parametrize("made_by_us", [True, False])
@@ -157,6 +157,6 @@ def test_nothing_to_report_is_one_sentence(work, tmp_path: Path, made_by_us):
     directory = work if made_by_us else tmp_path / "elsewhere"
     for path in work.parent.glob("*.gguf"):
         path.unlink()
-    sentence = "no file that is still" if made_by_us else "no work directory of bitquilt"
+    sentence = "no file that is still" if made_by_us else "is not a work directory of"
     with pytest.raises(UserError, match=sentence):
         page.report(directory)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bitquilt.errors import UserError
-from bitquilt.evaluation.results import keep
+from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
 from tests.factories import tiny_checkpoint
@@ -48,7 +48,7 @@ def file(tmp_path, original) -> Path:
     path.write_bytes(b"GGUF, or so we say" * 100)
     path.with_suffix(".recipe.json").write_text('{"default": "Q4_K"}')
     fingerprint = open_checkpoint(original).fingerprint
-    keep(replace(evaluation(path, 0.0355), fingerprint=fingerprint))
+    save_beside(replace(evaluation(path, 0.0355), fingerprint=fingerprint))
     return path
 
 
@@ -58,7 +58,7 @@ def test_a_file_given_twice_is_refused(file, original):
 
 
 def test_figures_against_another_original_stay_at_home(file, original):
-    keep(evaluation(file, 0.0355))
+    save_beside(evaluation(file, 0.0355))
     listed = publish.entries(publish.model([file], str(original), "me/tiny"))
     assert "tiny-4.5bit.gguf.eval.json" not in {entry.name for entry in listed}
 

@@ -32,19 +32,18 @@ from bitquilt.engines import Engine
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
+from bitquilt.evaluation.eval_file import save_beside, sha256
 from bitquilt.evaluation.figures import Figures, Measured, by_domain
 from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
 from bitquilt.evaluation.noise_floor import excerpt, floors
 from bitquilt.evaluation.reference import Reference, Talk
 from bitquilt.evaluation.results import (
-    Check,
     Comparison,
+    EngineCheck,
     Evaluation,
-    Row,
+    FileResult,
     TextSample,
-    compared,
-    keep,
-    sha256,
+    same_size_comparisons,
 )
 from bitquilt.evaluation.text import held_out
 from bitquilt.evaluation.versions import versions
@@ -115,19 +114,27 @@ def evaluate(
     judge = Judge(original, references, talk, encode, progress)
     own, digest = judge.own(), corpus.fingerprint(documents)
 
-    def evaluation(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> Evaluation:
-        seconds = time.monotonic() - started
-        who = original.name, original.fingerprint, digest
-        return Evaluation(*who, own, rows, noise, comparisons, versions(), seconds)
+    def evaluation(files: Sequence[FileResult], comparisons: Sequence[Comparison]) -> Evaluation:
+        return Evaluation(
+            original=original.name,
+            fingerprint=original.fingerprint,
+            text=digest,
+            own=own,
+            files=files,
+            floors=noise,
+            comparisons=comparisons,
+            versions=versions(),
+            seconds=time.monotonic() - started,
+        )
 
-    rows: list[Row] = []
+    files: list[FileResult] = []
     texts_read: list[Measured] = []
     for candidate in candidates:
         found = judge.read(candidate)
-        rows.append(judge.row(candidate, found))
+        files.append(judge.row(candidate, found))
         texts_read.append(judge.measured(found)[0])
-        keep(evaluation(rows[-1:], []))
-    return evaluation(rows, compared(rows, texts_read))
+        save_beside(evaluation(files[-1:], []))
+    return evaluation(files, same_size_comparisons(files, texts_read))
 
 
 def _cache(settings: dict[str, Any]) -> Path:
@@ -190,22 +197,22 @@ class Judge:
         texts = zip(self._references, found, self._nbytes, strict=True)
         return [Measured.of(*of_text) for of_text in texts]
 
-    def row(self, candidate: ModelFile, found: Sequence[TokenFigures]) -> Row:
+    def row(self, candidate: ModelFile, found: Sequence[TokenFigures]) -> FileResult:
         """A file's line of the table."""
         weights = sum(torch.Size(shape).numel() for shape in self._original.shapes.values())
-        return Row(
-            candidate.name,
-            str(candidate.path),
-            candidate.nbytes,
-            sha256(candidate.path),
-            candidate.nbytes * 8 / weights,
-            candidate.engine if _in_engine(candidate) else "torch",
-            by_domain(self.measured(found)),
-            self._check(candidate, found[0]),
-            self._samples(candidate),
+        return FileResult(
+            name=candidate.name,
+            path=str(candidate.path),
+            nbytes=candidate.nbytes,
+            sha256=sha256(candidate.path),
+            bits=candidate.nbytes * 8 / weights,
+            engine=candidate.engine if _in_engine(candidate) else "torch",
+            figures=by_domain(self.measured(found)),
+            check=self._check(candidate, found[0]),
+            samples=self._samples(candidate),
         )
 
-    def _check(self, candidate: ModelFile, found: TokenFigures) -> Check:
+    def _check(self, candidate: ModelFile, found: TokenFigures) -> EngineCheck:
         """A file in its engine and in torch, and the two against each other."""
         here = excerpt(self._references[0], candidate.target)
         read = found.first(*candidate.target.noise_excerpt)
@@ -217,12 +224,12 @@ class Judge:
             else:
                 in_engine, in_torch = here.compare(logits_in(engine, tokens)), read
             between = compare(tokens, hidden, head, logits_in(engine, tokens))
-        return Check(
-            here.mean(in_engine.kl),
-            here.mean(in_torch.kl),
-            here.mean(in_engine.kl - in_torch.kl),
-            here.mean(between.kl),
-            int(here.text.judged.sum()),
+        return EngineCheck(
+            in_engine=here.mean(in_engine.kl),
+            in_torch=here.mean(in_torch.kl),
+            apart=here.mean(in_engine.kl - in_torch.kl),
+            between=here.mean(between.kl),
+            tokens=int(here.text.judged.sum()),
         )
 
     def _samples(self, candidate: ModelFile) -> list[TextSample]:
@@ -238,7 +245,10 @@ class Judge:
                 self._progress.say(f"{candidate.name} has no chat template, so nothing is asked")
                 return []
             own = traces.greedy(engine, asked, self._progress)
-        return [TextSample(*sample) for sample in zip(asked, answers, own, strict=True)]
+        return [
+            TextSample(question=question, original=original, answer=answer)
+            for question, original, answer in zip(asked, answers, own, strict=True)
+        ]
 
     @contextmanager
     def _speaking(self, candidate: ModelFile) -> Iterator[Engine]:

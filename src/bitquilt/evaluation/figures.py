@@ -23,28 +23,34 @@ They decide where the reasoning goes (Wang et al. 2025, Beyond the 80/20 Rule)."
 Floats = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """Means and quantiles over the tokens of one domain, or of all with equal weight."""
 
     kl: Estimate
-    """Mean KL(original ‖ this), nats a token."""
+    """The mean KL(original ‖ this), in nats per token."""
     kl_median: Estimate
+    """The KL that half of the tokens exceed."""
     kl_999: Estimate
     """The KL that one token in a thousand exceeds."""
     agreement: Estimate
-    """Share of tokens where both prefer the same next token."""
+    """The share of tokens where both prefer the same next token."""
     flips: Estimate
-    """Share where exactly one of the two prefers the text's own token (Dutta et al. 2024)."""
+    """The share of tokens where exactly one of the two prefers the text's own token (Dutta et al.
+    2024)."""
     perplexity: Estimate
+    """The perplexity of the text under this model."""
     perplexity_ratio: Estimate
-    """Over the original's, token by token."""
+    """This model's perplexity over the original's, token by token."""
     bits_per_byte: Estimate
+    """The bits that this model needs for a byte of the text."""
     tokens: int
+    """The number of tokens that were judged."""
     documents: int
+    """The number of documents that they are from."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
     """The judged tokens of one text under one model; every array is [T]."""
 
@@ -74,35 +80,35 @@ class Measured:
         kept = text.judged
         per_token = nbytes / np.maximum(kept.sum(1), 1)
         return cls(
-            found.kl[kept],
-            found.agreement[kept],
-            (found.correct != reference.own.correct)[kept].astype(np.float32),
-            found.loss[kept],
-            (found.loss - reference.own.loss)[kept],
-            np.repeat(per_token, kept.sum(1)).astype(np.float32),
-            reference.entropy[kept],
-            text.documents,
-            text.domains,
+            kl=found.kl[kept],
+            agreement=found.agreement[kept],
+            flips=(found.correct != reference.own.correct)[kept].astype(np.float32),
+            loss=found.loss[kept],
+            excess=(found.loss - reference.own.loss)[kept],
+            nbytes=np.repeat(per_token, kept.sum(1)).astype(np.float32),
+            entropy=reference.entropy[kept],
+            document=text.documents,
+            domain=text.domains,
         )
 
     def where(self, kept: NDArray[np.bool_]) -> Measured:
         """Some of the tokens."""
-        return Measured(*(getattr(self, field.name)[kept] for field in fields(self)))
+        return Measured(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
     def figures(self) -> Figures:
         """All figures of these tokens."""
         documents = Documents.of(self.document, self.domain)
         return Figures(
-            documents.mean(self.kl),
-            documents.quantile(self.kl, 0.5),
-            documents.quantile(self.kl, 0.999),
-            documents.mean(self.agreement),
-            documents.mean(self.flips),
-            through(documents.mean(self.loss), math.exp),
-            through(documents.mean(self.excess), math.exp),
-            documents.ratio(self.loss / math.log(2), self.nbytes),
-            len(self.kl),
-            len(documents.stratum),
+            kl=documents.mean(self.kl),
+            kl_median=documents.quantile(self.kl, 0.5),
+            kl_999=documents.quantile(self.kl, 0.999),
+            agreement=documents.mean(self.agreement),
+            flips=documents.mean(self.flips),
+            perplexity=through(documents.mean(self.loss), math.exp),
+            perplexity_ratio=through(documents.mean(self.excess), math.exp),
+            bits_per_byte=documents.ratio(self.loss / math.log(2), self.nbytes),
+            tokens=len(self.kl),
+            documents=len(documents.stratum),
         )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,12 +15,12 @@ from torch import Tensor
 from bitquilt.calibration.text import Encode
 from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
 from bitquilt.evaluation.reference import Reference
-from bitquilt.evaluation.results import Floor
+from bitquilt.evaluation.results import NoiseFloor
 from bitquilt.evaluation.versions import installed
-from bitquilt.metrics.kl import Estimate
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
+from bitquilt.runtime.records import from_json, to_json
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import GGUF, Target
 
@@ -33,7 +32,7 @@ def floors(
     encode: Encode,
     work: WorkDir,
     progress: Progress,
-) -> list[Floor]:
+) -> list[NoiseFloor]:
     """The original in bfloat16, and unquantized in the engine of each target.
 
     Args:
@@ -55,9 +54,9 @@ def floors(
                     floor = _half(original, excerpt(reference, GGUF))
                 else:
                     floor = _unquantized(original, excerpt(reference, target), target, encode)
-                kept = asdict(floor)
+                kept = to_json(floor)
                 work.save_json(key, kept)
-            found.append(Floor(**{**kept, "kl": Estimate(**kept["kl"])}))
+            found.append(from_json(NoiseFloor, kept))
             progress.advance()
     return found
 
@@ -67,7 +66,7 @@ def excerpt(reference: Reference, target: Target) -> Reference:
     return reference.first(*target.noise_excerpt)
 
 
-def _half(original: Checkpoint, reference: Reference) -> Floor:
+def _half(original: Checkpoint, reference: Reference) -> NoiseFloor:
     """The original in bfloat16."""
     model = BlockwiseModel(original, dtype=torch.bfloat16)
     return _floor("bfloat16 in torch", reference, logits_of(model, reference.text.tokens))
@@ -75,7 +74,7 @@ def _half(original: Checkpoint, reference: Reference) -> Floor:
 
 def _unquantized(
     original: Checkpoint, reference: Reference, target: Target, encode: Encode
-) -> Floor:
+) -> NoiseFloor:
     """The original's weights as they are, in a file for the engine."""
     qtype = "BF16" if original.source_dtype == "BF16" else "F32"
     dtype = torch.bfloat16 if qtype == "BF16" else torch.float32
@@ -93,6 +92,8 @@ def _unquantized(
             return _floor(f"{qtype} in {candidate.engine}", reference, student)
 
 
-def _floor(name: str, reference: Reference, student: Iterator[Tensor]) -> Floor:
+def _floor(name: str, reference: Reference, student: Iterator[Tensor]) -> NoiseFloor:
     found = reference.compare(student)
-    return Floor(name, reference.mean(found.kl), int(reference.text.judged.sum()))
+    return NoiseFloor(
+        name=name, kl=reference.mean(found.kl), tokens=int(reference.text.judged.sum())
+    )

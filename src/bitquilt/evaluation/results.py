@@ -1,41 +1,42 @@
-"""What an evaluation found, for people and programs."""
+"""What an evaluation found, for people and programs.
+
+These dataclasses are the schema of ``bitquilt eval --json`` and of ``<name>.eval.json``.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 from bitquilt.evaluation.figures import Figures, Measured, difference
 from bitquilt.metrics.intervals import LEVEL
 from bitquilt.metrics.kl import Estimate
-from bitquilt.runtime.files import atomic_write, nan_to_null, read_json
+from bitquilt.runtime.records import to_json
 
 SAME_SIZE = 0.01
-"""Files are judged side by side whose sizes exceed that of the smallest of them by no more."""
+"""Files are compared with each other if their sizes exceed that of the smallest by no more."""
 
 PRECISION = 1e-6
-"""Nats that float32 tells apart in one token's KL."""
+"""The nats that float32 can tell apart in one token's KL."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """The same file on an excerpt, in its engine and in torch on the weights read from it."""
+@dataclass(frozen=True, kw_only=True)
+class EngineCheck:
+    """One file on an excerpt of the text: its engine, and torch on the weights read from it."""
 
     in_engine: Estimate
-    """Mean KL(original ‖ engine)."""
+    """The mean KL(original ‖ engine)."""
     in_torch: Estimate
-    """Mean KL(original ‖ torch)."""
+    """The mean KL(original ‖ torch)."""
     apart: Estimate
-    """By how much the first exceeds the second, token by token."""
+    """The amount by which the first exceeds the second, token by token."""
     between: Estimate
-    """Mean KL(torch ‖ engine): what the engine adds by its own arithmetic."""
+    """The mean KL(torch ‖ engine): what the engine adds by its own arithmetic."""
     tokens: int
+    """The number of tokens that were judged."""
 
     @property
     def agree(self) -> bool:
@@ -46,51 +47,68 @@ class Check:
         return apart.low <= most and -most <= apart.high
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextSample:
-    """One question, answered greedily by both."""
+    """One question, answered greedily by the original and by the file."""
 
     question: str
+    """What both were asked."""
     original: str
+    """The answer of the original."""
     answer: str
+    """The answer of the file."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One file."""
+@dataclass(frozen=True, kw_only=True)
+class FileResult:
+    """What was measured of one file."""
 
     name: str
-    path: str
+    """The name for tables."""
+    path: str | None
+    """The place on this machine; null in what may be published."""
     nbytes: int
+    """The size on disk, everything counted."""
     sha256: str
-    """Of the GGUF file, or of the MLX directory's model.safetensors."""
+    """The hash of the GGUF file, or of the MLX directory's model.safetensors."""
     bits: float
     """Bits per weight, everything in the file counted."""
     engine: str
     """What computed the figures."""
     figures: Mapping[str, Figures]
-    """By domain, see :func:`~bitquilt.evaluation.figures.by_domain`."""
-    check: Check
+    """The figures by domain, see :func:`~bitquilt.evaluation.figures.by_domain`."""
+    check: EngineCheck
+    """The comparison of the engine with torch."""
     samples: Sequence[TextSample]
+    """A few answers; none where the model has no chat template."""
+
+    @property
+    def overall(self) -> Figures:
+        """The figures over all held-out domains."""
+        return next(iter(self.figures.values()))
 
 
-@dataclass(frozen=True)
-class Floor:
-    """The original, nothing quantized: what is measured below this is noise."""
+@dataclass(frozen=True, kw_only=True)
+class NoiseFloor:
+    """The original with nothing quantized: a divergence below this one is noise."""
 
     name: str
+    """The arithmetic that was used."""
     kl: Estimate
+    """The mean KL from the original in float32."""
     tokens: int
+    """The number of tokens that were judged."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Files of one size."""
+    """Files of the same size."""
 
-    names: tuple[str, ...]
-    """From the least mean KL up."""
-    ahead: tuple[Estimate, ...]
-    """By how much the KL of the others exceeds the first's, paired; the intervals hold together."""
+    names: Sequence[str]
+    """The files, from the least mean KL up."""
+    ahead: Sequence[Estimate]
+    """The amounts by which the KL of the others exceeds the first's, paired; the intervals hold
+    together."""
 
     @property
     def winner(self) -> str | None:
@@ -98,76 +116,54 @@ class Comparison:
         return self.names[0] if all(lead.low > 0 for lead in self.ahead) else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What :func:`bitquilt.evaluate` did."""
+    """The result of :func:`bitquilt.evaluate`."""
 
     original: str
+    """The name of the original."""
     fingerprint: str
-    """Of the original."""
+    """The fingerprint of the original."""
     text: str
-    """SHA-256 of the documents."""
+    """The SHA-256 of the documents that were read."""
     own: Mapping[str, Figures]
     """The original's own figures by domain."""
-    rows: Sequence[Row]
-    floors: Sequence[Floor]
+    files: Sequence[FileResult]
+    """The files, in the order they were given."""
+    floors: Sequence[NoiseFloor]
+    """What is noise."""
     comparisons: Sequence[Comparison]
+    """The files of the same size against each other."""
     versions: Mapping[str, str]
+    """The versions of everything that computes."""
     seconds: float
+    """The time that the evaluation took."""
+
+    @property
+    def own_overall(self) -> Figures:
+        """The original's own figures over all held-out domains."""
+        return next(iter(self.own.values()))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
-        found: dict[str, Any] = nan_to_null(asdict(self))
-        for row, given in zip(found["rows"], self.rows, strict=True):
-            row["check"]["agree"] = given.check.agree
+        """Give the schema in JSON types, with what properties derive from it."""
+        found: dict[str, Any] = to_json(self)
+        for file, one in zip(found["files"], self.files, strict=True):
+            file["check"]["agree"] = one.check.agree
         for comparison, made in zip(found["comparisons"], self.comparisons, strict=True):
             comparison["winner"] = made.winner
         return found
 
 
-def keep(found: Evaluation) -> None:
-    """Put each file's figures beside it, in ``<name>.eval.json``, without those of the others."""
-    for row in found.rows:
-        alone = replace(found, rows=[row], comparisons=[])
-        content = alone.to_dict()
-        del content["rows"][0]["path"]  # it may be published
-        with atomic_write(kept_at(Path(row.path))) as beside:
-            beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def kept(model: Path) -> dict[str, Any] | None:
-    """What :func:`keep` left for a file; None if there is nothing, or it is about other bytes.
-
-    Raises:
-        UserError: what is there is no JSON.
-    """
-    path = kept_at(model)
-    if not path.exists():
-        return None
-    found = read_json(path)
-    return found if found["rows"][0]["sha256"] == sha256(model) else None
-
-
-def kept_at(model: Path) -> Path:
-    """Where the figures of a file are kept."""
-    return model.with_name(f"{model.name}.eval.json")
-
-
-def sha256(model: Path) -> str:
-    """Of a GGUF file, or of the weights of an MLX directory."""
-    weights = model / "model.safetensors" if model.is_dir() else model
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def compared(rows: Sequence[Row], measured: Sequence[Measured]) -> list[Comparison]:
-    """Files of equal size against each other, on the same tokens.
+def same_size_comparisons(
+    files: Sequence[FileResult], measured: Sequence[Measured]
+) -> tuple[Comparison, ...]:
+    """Compare files of equal size with each other, on the same tokens.
 
     Args:
-        rows: the files.
+        files: the files.
         measured: their held-out tokens, in the same order.
     """
-    pairs = sorted(zip(rows, measured, strict=True), key=lambda pair: pair[0].nbytes)
+    pairs = sorted(zip(files, measured, strict=True), key=lambda pair: pair[0].nbytes)
     found, group = [], pairs[:1]
     for pair in [*pairs[1:], None]:
         if pair and pair[0].nbytes <= group[0][0].nbytes * (1 + SAME_SIZE):
@@ -176,17 +172,13 @@ def compared(rows: Sequence[Row], measured: Sequence[Measured]) -> list[Comparis
         if len(group) > 1:
             found.append(_comparison(group))
         group = [pair] if pair else []
-    return found
+    return tuple(found)
 
 
-def _comparison(group: Sequence[tuple[Row, Measured]]) -> Comparison:
-    """Bonferroni over all pairs: which file is first was not known before."""
-    order = sorted(group, key=lambda pair: _kl(pair[0]).mean)
+def _comparison(group: Sequence[tuple[FileResult, Measured]]) -> Comparison:
+    """Compare one group, with Bonferroni over all pairs: which is first was not known before."""
+    order = sorted(group, key=lambda pair: pair[0].overall.kl.mean)
     level = 1 - (1 - LEVEL) / len(list(combinations(order, 2)))
     first = order[0][1]
     ahead = [difference(other, first, lambda tokens: tokens.kl, level) for _, other in order[1:]]
-    return Comparison(tuple(row.name for row, _ in order), tuple(ahead))
-
-
-def _kl(row: Row) -> Estimate:
-    return next(iter(row.figures.values())).kl
+    return Comparison(names=tuple(one.name for one, _ in order), ahead=tuple(ahead))

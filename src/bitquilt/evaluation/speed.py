@@ -40,7 +40,7 @@ class Load:
     """Tokens of each answer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One turn; times in seconds."""
 
@@ -59,7 +59,7 @@ class Run:
     """Bytes of memory that the engine's process has afterwards."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Speed:
     """A model under one load; medians over the turns."""
 
@@ -186,13 +186,13 @@ class Runner:
         used = joules()
         first = max(row[0] for row in times)
         return Run(
-            stream.prefilled,
-            first,
-            sum(moment > first for row in times for moment in row),
-            ended - first,
-            tuple(later - earlier for row in times for earlier, later in pairwise(row)),
-            None if used is None or energy is None else used - energy,
-            resident_bytes(self._engine.pid),
+            prompt_tokens=stream.prefilled,
+            first_token=first,
+            answer_tokens=sum(moment > first for row in times for moment in row),
+            rest=ended - first,
+            gaps=tuple(later - earlier for row in times for earlier, later in pairwise(row)),
+            joules=None if used is None or energy is None else used - energy,
+            resident=resident_bytes(self._engine.pid),
         )
 
     def _prompt(self, length: int) -> list[int]:
@@ -215,18 +215,18 @@ class Runner:
         prompt_rate, answer_rate = statistics.median(prompts), statistics.median(answers)
         nbytes = self._candidate.nbytes
         return Speed(
-            self._candidate.name,
-            self._candidate.engine,
-            nbytes,
-            load,
-            prompt_rate,
-            answer_rate,
-            min(answers),
-            max(answers),
-            statistics.median(run.first_token for run in runs),
-            gaps[int(LATE * len(gaps))] if gaps else 0.0,
-            max(run.resident for run in runs),
-            statistics.median(energies) if energies else None,
-            nbytes * answer_rate / load.batch / machine.bandwidth,
-            2 * self._weights * prompt_rate / machine.flops,
+            name=self._candidate.name,
+            engine=self._candidate.engine,
+            nbytes=nbytes,
+            load=load,
+            prompt_rate=prompt_rate,
+            answer_rate=answer_rate,
+            slowest=min(answers),
+            fastest=max(answers),
+            first_token=statistics.median(run.first_token for run in runs),
+            late_gap=gaps[int(LATE * len(gaps))] if gaps else 0.0,
+            resident=max(run.resident for run in runs),
+            joules=statistics.median(energies) if energies else None,
+            of_bandwidth=nbytes * answer_rate / load.batch / machine.bandwidth,
+            of_flops=2 * self._weights * prompt_rate / machine.flops,
         )

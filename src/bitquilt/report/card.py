@@ -10,12 +10,12 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from bitquilt.calibration import corpus
-from bitquilt.evaluation import results
+from bitquilt.evaluation.eval_file import load_beside
 from bitquilt.evaluation.model_file import ModelFile
+from bitquilt.evaluation.results import Evaluation
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.report import ollama
-from bitquilt.report.figures import cell, extent
+from bitquilt.report.figures import figure_text, text_read
 from bitquilt.report.origin import Gate, Origin
 from bitquilt.report.plots import environment
 from bitquilt.targets import GGUF, MLX
@@ -36,13 +36,13 @@ class Model:
     """``auto`` or ``manual``, where the hub asks something of who wants the original."""
 
     @cached_property
-    def evaluated(self) -> dict[str, dict[str, Any]]:
+    def evaluated(self) -> dict[str, Evaluation]:
         """What is known of files, by name: of these bytes, measured against this original."""
-        records = {one.name: results.kept(one.path) for one in self.candidates}
+        evaluations = {one.name: load_beside(one.path) for one in self.candidates}
         return {
-            name: record
-            for name, record in records.items()
-            if record and record["fingerprint"] == self.original.fingerprint
+            name: evaluation
+            for name, evaluation in evaluations.items()
+            if evaluation and evaluation.fingerprint == self.original.fingerprint
         }
 
 
@@ -94,7 +94,7 @@ def _text(model: Model) -> str:
         "gated": bool(model.gate),
         "files": [_file(one, found.get(one.name)) for one in model.candidates],
         "measured": _measured(found),
-        "detailed": [_detailed(name, record) for name, record in found.items()],
+        "detailed": [_detailed(name, evaluation) for name, evaluation in found.items()],
         "snippets": _snippets(model),
         "commands": _commands(model),
     }
@@ -102,59 +102,47 @@ def _text(model: Model) -> str:
     return text
 
 
-def _file(candidate: ModelFile, record: Mapping[str, Any] | None) -> dict[str, str]:
+def _file(candidate: ModelFile, evaluation: Evaluation | None) -> dict[str, str]:
     """A row of the table; a file that was not evaluated has no figures, and says so."""
     row = {"name": candidate.name, "bytes": f"{candidate.nbytes:,}"}
-    if record is None:
+    if evaluation is None:
         unknown = dict.fromkeys(("bits", "agreement", "perplexity"), "")
         return {**row, **unknown, "kl": "not measured"}
-    measured = record["rows"][0]
-    figures = next(iter(measured["figures"].values()))
-    cells = {name: _inline(figures[name], name) for name in ("kl", "agreement", "perplexity")}
-    return {**row, "bits": f"{measured['bits']:.3f}", **cells}
+    (found,) = evaluation.files
+    fields = ("kl", "agreement", "perplexity")
+    cells = {name: str(figure_text(getattr(found.overall, name), name)) for name in fields}
+    return {**row, "bits": f"{found.bits:.3f}", **cells}
 
 
-def _inline(estimate: Mapping[str, float], name: str) -> str:
-    read = cell(estimate, name)
-    return f"{read['value']} [{read['interval']}]" if read["interval"] else read["value"]
-
-
-def _measured(found: Mapping[str, Mapping[str, Any]]) -> str:
+def _measured(found: Mapping[str, Evaluation]) -> str:
     """Where the figures come from, and the noise under them."""
     if not found:
-        return "No file was evaluated; `bitquilt eval` does it."
-    record = next(iter(found.values()))
+        return "No file was evaluated; `bitquilt eval` does that."
+    first = next(iter(found.values()))
     texts: dict[str, list[str]] = {}
-    for name, one in found.items():
-        texts.setdefault(_read(one), []).append(name)
+    for name, evaluation in found.items():
+        texts.setdefault(text_read(evaluation), []).append(name)
     read = "; ".join(
         f"{', '.join(names)}: {text}" if len(texts) > 1 else text for text, names in texts.items()
     )
-    floors = "; ".join(
-        f"{floor['name']} {cell(floor['kl'], 'kl')['value']}" for floor in record["floors"]
-    )
-    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    floors = "; ".join(f"{one.name} {figure_text(one.kl, 'kl').value}" for one in first.floors)
+    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
     return (
         f"KL(original ‖ file) per token in nats, with 95 % intervals over documents, on {read}. "
         f"With nothing quantized it is {floors}. Measured by `bitquilt eval` with {versions}."
     )
 
 
-def _read(record: Mapping[str, Any]) -> str:
-    """What text the figures of a file are over."""
-    count = extent(record)
-    if record["text"] == corpus.fingerprint(corpus.bundled("held-out")):
-        return f"{count} of bitquilt's held-out text, which it never calibrates on"
-    return f"{count} of another text (SHA-256 {record['text'][:12]})"
-
-
-def _detailed(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    row = record["rows"][0]
+def _detailed(name: str, evaluation: Evaluation) -> dict[str, Any]:
+    (found,) = evaluation.files
     rows = [
-        {"domain": domain, "cells": [_inline(figures[key], key) for key in COLUMNS]}
-        for domain, figures in row["figures"].items()
+        {
+            "domain": domain,
+            "cells": [str(figure_text(getattr(figures, field), field)) for field in COLUMNS],
+        }
+        for domain, figures in found.figures.items()
     ]
-    return {"name": name, "engine": row["engine"], "rows": rows}
+    return {"name": name, "engine": found.engine, "rows": rows}
 
 
 def _snippets(model: Model) -> list[dict[str, str]]:

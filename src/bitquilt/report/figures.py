@@ -1,42 +1,59 @@
-"""Figures as people read them."""
+"""Figures as people read them, in the terminal, on the page and on the card."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
-FIGURES = {
-    "KL, mean": "kl",
-    "KL, median": "kl_median",
-    "KL, 99.9 %": "kl_999",
-    "same top-1": "agreement",
+from bitquilt.calibration import corpus
+from bitquilt.evaluation.results import Evaluation
+from bitquilt.metrics.kl import Estimate
+
+HEADINGS = {
+    "kl": "KL, mean",
+    "kl_median": "KL, median",
+    "kl_999": "KL, 99.9 %",
+    "agreement": "same top-1",
     "flips": "flips",
     "perplexity": "perplexity",
-    "… over the original's": "perplexity_ratio",
-    "bits per byte": "bits_per_byte",
+    "perplexity_ratio": "… over the original's",
+    "bits_per_byte": "bits per byte",
 }
-"""What they are called → the field of :class:`bitquilt.evaluation.figures.Figures`."""
-SHARES = ("agreement", "flips")
+"""A field of :class:`bitquilt.evaluation.figures.Figures` → what tables call it."""
+PERCENTAGES = ("agreement", "flips")
+"""The fields that are shares."""
 
 
-def cell(estimate: Mapping[str, float | None], name: str) -> dict[str, str]:
-    """A value and its interval; no interval where it is not known."""
-    low, mean, high = (estimate[key] for key in ("low", "mean", "high"))
-    assert mean is not None
-    known = low is not None and high is not None and not math.isnan(low)
-    interval = f"{number(low, name)} – {number(high, name)}" if known else ""  # type: ignore[arg-type]
-    return {"value": number(mean, name), "interval": interval}
+class FigureText(NamedTuple):
+    """A figure in digits."""
+
+    value: str
+    interval: str
+    """Its 95 % interval; empty where there are too few documents for one."""
+
+    def __str__(self) -> str:
+        return f"{self.value} [{self.interval}]" if self.interval else self.value
 
 
-def extent(evaluation: Mapping[str, Any]) -> str:
-    """How much text an evaluation is over."""
-    figures = next(iter(evaluation["own"].values()))
-    return f"{figures['tokens']:,} tokens of {figures['documents']} documents"
-
-
-def number(value: float, name: str) -> str:
-    """A figure with as many digits as it deserves."""
-    if name in SHARES:
+def number(value: float, field: str) -> str:
+    """Write a figure with as many digits as it deserves."""
+    if field in PERCENTAGES:
         return f"{value:.2%}"
-    return f"{value:.4f}" if name == "perplexity_ratio" else f"{value:.3g}"
+    return f"{value:.4f}" if field == "perplexity_ratio" else f"{value:.3g}"
+
+
+def figure_text(estimate: Estimate, field: str) -> FigureText:
+    """Write a figure and its interval."""
+    value = number(estimate.mean, field)
+    if math.isnan(estimate.low):
+        return FigureText(value, "")
+    return FigureText(value, f"{number(estimate.low, field)} – {number(estimate.high, field)}")
+
+
+def text_read(evaluation: Evaluation) -> str:
+    """Say what text an evaluation is over."""
+    figures = evaluation.own_overall
+    count = f"{figures.tokens:,} tokens of {figures.documents} documents"
+    if evaluation.text == corpus.fingerprint(corpus.bundled("held-out")):
+        return f"{count} of bitquilt's held-out text, which it never calibrates on"
+    return f"{count} of another text (SHA-256 {evaluation.text[:12]})"

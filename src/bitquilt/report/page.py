@@ -18,12 +18,12 @@ from bitquilt import __version__
 from bitquilt.allocation.budget import human
 from bitquilt.allocation.history import latest_histories
 from bitquilt.errors import UserError
+from bitquilt.evaluation.results import EngineCheck, TextSample
 from bitquilt.models.names import kind_of, layer_of
 from bitquilt.report import plots
-from bitquilt.report import run_record as files_made
-from bitquilt.report.figures import FIGURES, cell, extent
+from bitquilt.report.figures import HEADINGS, figure_text, text_read
 from bitquilt.report.plots import PARTS, Plot, environment
-from bitquilt.report.run_record import OutputRecord
+from bitquilt.report.run_record import OutputRecord, load
 from bitquilt.runtime.files import atomic_write, read_json
 
 PNG_ZOOM = 3
@@ -58,7 +58,7 @@ def report(work_dir: str | Path) -> Report:
         UserError: it is no work directory, or nothing of what it made is left.
     """
     work = Path(work_dir)
-    files = files_made.load(work)
+    files = load(work)
     settings = read_json(work / "settings.json")
     drawn = [plots.pareto(files), plots.parts(files)]
     if (searched := plots.search(latest_histories(work))) is not None:
@@ -97,7 +97,7 @@ def write_plots(made: Report, page: Path) -> list[Path]:
 def _html(
     files: Sequence[OutputRecord], settings: Mapping[str, Any], drawn: Mapping[str, Plot]
 ) -> str:
-    evaluated = [made for made in files if made.row]
+    evaluated = [made for made in files if made.evaluation]
     values = {
         "name": settings["model"],
         "style": stylesheet(),
@@ -107,7 +107,7 @@ def _html(
         "pareto": drawn["pareto"].svg(),
         "parts": drawn["parts"].svg(),
         "search": drawn["search"].svg() if "search" in drawn else "",
-        "maps": [_map(made) for made in sorted(files, key=lambda made: made.kl["mean"])],
+        "maps": [_map(made) for made in sorted(files, key=lambda made: made.kl.mean)],
         "byte_rows": _byte_rows(files),
         "evaluations": [_evaluation(made) for made in evaluated],
         "noise": _noise(evaluated),
@@ -139,7 +139,7 @@ def stylesheet() -> str:
 
 
 def _lead(files: Sequence[OutputRecord]) -> str:
-    closest, smallest = min(files, key=lambda made: made.kl["mean"]), files[0]
+    closest, smallest = min(files, key=lambda made: made.kl.mean), files[0]
     count = f"{len(files)} files" if len(files) > 1 else "One file"
     if closest is smallest:
         return (
@@ -153,41 +153,39 @@ def _lead(files: Sequence[OutputRecord]) -> str:
 
 def _measured_on(files: Sequence[OutputRecord]) -> str:
     """What text the figures of the first table are over; one sentence if they differ."""
-    without = [made.name for made in files if not made.row]
-    read = list(dict.fromkeys(_text(made) for made in files if made.evaluation))
+    texts = {made.name: text_read(made.evaluation) for made in files if made.evaluation}
+    without = [made.name for made in files if not made.evaluation]
+    read = list(dict.fromkeys(texts.values()))
     if not without and len(read) == 1:
         return f"Measured on {read[0]}."
     if len(read) > 1:
-        said = [f"{m.name} on {_text(m)}" for m in files if m.evaluation]
+        said = [f"{name} on {text}" for name, text in texts.items()]
         said += [f"{name} at the end of quantizing" for name in without]
         return (
-            f"Not measured on the same text, so figures do not compare: {'; '.join(said)}. Run "
-            "bitquilt eval on all files at once."
+            "The files were not measured on the same text, so their figures do not compare: "
+            f"{'; '.join(said)}. Run `bitquilt eval` on all files at once."
         )
     if len(without) == len(files):
         return (
-            "Figures are those at the end of quantizing, in torch; `bitquilt eval` has better ones."
+            "The figures are those that torch gave at the end of quantizing; `bitquilt eval` gives "
+            "better ones."
         )
     return (
-        f"{', '.join(without)}: figures at the end of quantizing, on another text than the others; "
-        "run bitquilt eval on all files to compare them."
+        f"The figures of {', '.join(without)} are those at the end of quantizing, on another text "
+        "than the others; run `bitquilt eval` on all files to compare them."
     )
 
 
-def _text(made: OutputRecord) -> str:
-    """What a file was evaluated on."""
-    assert made.evaluation is not None
-    return f"{extent(made.evaluation)}, SHA-256 {made.evaluation['text'][:12]}"
-
-
 def _file(made: OutputRecord) -> dict[str, Any]:
-    figures = next(iter(made.row["figures"].values())) if made.row else made.closing
+    figures = made.measured.overall if made.measured else made.closing
     return {
         "name": made.name,
         "size": human(made.nbytes),
         "bits": f"{made.bits:.3f}",
-        "engine": made.row["engine"] if made.row else "torch",
-        **{name: cell(figures[name], name) for name in ("kl", "agreement", "perplexity")},
+        "engine": made.engine,
+        "kl": figure_text(figures.kl, "kl"),
+        "agreement": figure_text(figures.agreement, "agreement"),
+        "perplexity": figure_text(figures.perplexity, "perplexity"),
     }
 
 
@@ -195,20 +193,20 @@ def _map(made: OutputRecord) -> dict[str, Any]:
     """Layers × kinds of matrix; what is outside the layers in a sentence."""
     layers: dict[int, dict[str, str]] = {}
     outside = []
-    for module in made.mix:
+    for module in made.allocation:
         layer = layer_of(module)
         if layer is not None:
             layers.setdefault(layer, {})[_short(module)] = module
         else:
             outside.append(
-                f"{kind_of(module)}: {made.mix[module]}, {made.bits_of(module):.3g} bits"
+                f"{kind_of(module)}: {made.allocation[module]}, {made.bits_of(module):.3g} bits"
             )
     kinds = list(dict.fromkeys(name for row in layers.values() for name in row))
     rows = [
         {"layer": layer, "cells": [_cell_of(made, row[name]) for name in kinds]}
         for layer, row in sorted(layers.items())
     ]
-    counts = Counter(made.mix.values()).most_common()
+    counts = Counter(made.allocation.values()).most_common()
     return {
         "name": made.name,
         "types": ", ".join(f"{count} × {qtype}" for qtype, count in counts),
@@ -237,37 +235,41 @@ def _byte_rows(files: Sequence[OutputRecord]) -> list[dict[str, Any]]:
 
 
 def _evaluation(made: OutputRecord) -> dict[str, Any]:
-    row = made.row
-    assert row is not None
+    found = made.measured
+    assert found is not None
     rows = [
         {
-            "label": label,
-            "cells": [cell(figures[name], name) for figures in row["figures"].values()],
+            "label": heading,
+            "cells": [figure_text(getattr(f, field), field) for f in found.figures.values()],
         }
-        for label, name in FIGURES.items()
+        for field, heading in HEADINGS.items()
     ]
-    check = row["check"]
-    kls = {key: cell(check[key], "kl")["value"] for key in ("in_engine", "in_torch", "between")}
-    sentence = (
-        f"On {check['tokens']:,} tokens its KL is {kls['in_engine']} in the engine and "
-        f"{kls['in_torch']} in torch on the same weights; the engine's own arithmetic adds "
-        f"{kls['between']}."
-    )
     return {
         "name": made.name,
-        "engine": row["engine"],
-        "domains": [domain.removeprefix("traces, ") for domain in row["figures"]],
+        "engine": found.engine,
+        "domains": [domain.removeprefix("traces, ") for domain in found.figures],
         "rows": rows,
-        "check": sentence,
+        "check": _check_sentence(found.check),
     }
+
+
+def _check_sentence(check: EngineCheck) -> str:
+    in_engine, in_torch, between = (
+        figure_text(kl, "kl").value for kl in (check.in_engine, check.in_torch, check.between)
+    )
+    return (
+        f"On {check.tokens:,} tokens its KL is {in_engine} in the engine and {in_torch} in torch "
+        f"on the same weights; the engine's own arithmetic adds {between}."
+    )
 
 
 def _noise(evaluated: Sequence[OutputRecord]) -> str:
     """The floor under all figures, from every evaluation."""
     floors = {
-        floor["name"]: cell(floor["kl"], "kl")["value"]
+        floor.name: figure_text(floor.kl, "kl").value
         for made in evaluated
-        for floor in (made.evaluation or {})["floors"]
+        if made.evaluation
+        for floor in made.evaluation.floors
     }
     said = ", ".join(f"{value} ({name})" for name, value in floors.items())
     return (
@@ -279,22 +281,18 @@ def _samples(evaluated: Sequence[OutputRecord]) -> list[dict[str, Any]]:
     """Of every file the answers that differ from the original's."""
     found = []
     for made in evaluated:
-        assert made.row is not None
-        samples = made.row["samples"]
-        other = [_sample(one) for one in samples if one["original"] != one["answer"]]
+        assert made.measured is not None
+        samples = made.measured.samples
+        other = [_sample(one) for one in samples if one.original != one.answer]
         if samples:
             same = f"{len(samples) - len(other)} of {len(samples)} the same, word for word"
             found.append({"name": made.name, "same": same, "samples": other})
     return found
 
 
-def _sample(sample: Mapping[str, str]) -> dict[str, Any]:
-    original, answer = differences(sample["original"], sample["answer"])
-    return {
-        "question": sample["question"],
-        "original": original,
-        "answer": answer,
-    }
+def _sample(sample: TextSample) -> dict[str, Any]:
+    original, answer = differences(sample.original, sample.answer)
+    return {"question": sample.question, "original": original, "answer": answer}
 
 
 def differences(one: str, other: str) -> tuple[Markup, Markup]:
@@ -323,9 +321,9 @@ def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[t
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(settings["versions"].items()))),
     ]
     for made in files:
-        if made.row and made.evaluation:
-            versions = made.evaluation["versions"]
-            facts.append((f"{made.name}, SHA-256", made.row["sha256"]))
-            facts.append(("held-out text, SHA-256", made.evaluation["text"]))
+        if made.measured and made.evaluation:
+            versions = made.evaluation.versions
+            facts.append((f"{made.name}, SHA-256", made.measured.sha256))
+            facts.append(("held-out text, SHA-256", made.evaluation.text))
             facts.append(("evaluated with", ", ".join(f"{k} {v}" for k, v in versions.items())))
     return list(dict.fromkeys(facts))

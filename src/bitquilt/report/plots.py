@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from bitquilt.allocation.history import read_history
+from bitquilt.metrics.kl import Estimate
 from bitquilt.report.run_record import OutputRecord
 from bitquilt.report.scale import Linear, Log, log_span, short, span
 
@@ -83,7 +84,7 @@ def pareto(files: Sequence[OutputRecord]) -> Plot:
     points = [
         {
             "x": x(made.nbytes / MB),
-            "y": y(made.kl["mean"]),
+            "y": y(made.kl.mean),
             "low": y(_ends(made.kl)[0]),
             "high": y(_ends(made.kl)[-1]),
             "label": made.label,
@@ -93,7 +94,7 @@ def pareto(files: Sequence[OutputRecord]) -> Plot:
         for made in files
     ]
     title = "Mean KL divergence from the original against file size: " + "; ".join(
-        f"{made.name} {made.nbytes / MB:.2f} MB, {made.kl['mean']:.3g}" for made in files
+        f"{made.name} {made.nbytes / MB:.2f} MB, {made.kl.mean:.3g}" for made in files
     )
     values = {
         "points": _labelled(points),
@@ -108,18 +109,15 @@ def pareto(files: Sequence[OutputRecord]) -> Plot:
     return Plot("pareto", title, values)
 
 
-def _ends(kl: Mapping[str, float]) -> tuple[float, ...]:
-    """What of an estimate can be drawn on a logarithmic axis: low, mean and high."""
-    known = (kl["low"], kl["mean"], kl["high"])
-    return tuple(value for value in known if value is not None and value > 0) or (1e-6,)
+def _ends(kl: Estimate) -> tuple[float, ...]:
+    """Give what of low, mean and high can be drawn on a logarithmic axis."""
+    return tuple(value for value in (kl.low, kl.mean, kl.high) if value > 0) or (1e-6,)
 
 
 def _best(made: OutputRecord, files: Sequence[OutputRecord]) -> bool:
     """Whether no other file of its kind is as small and closer."""
     return not any(
-        other.target == made.target
-        and other.nbytes <= made.nbytes
-        and other.kl["mean"] < made.kl["mean"]
+        other.target == made.target and other.nbytes <= made.nbytes and other.kl.mean < made.kl.mean
         for other in files
     )
 

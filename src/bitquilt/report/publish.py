@@ -16,8 +16,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils._validators import validate_repo_id
 
 from bitquilt.errors import UserError
+from bitquilt.evaluation.eval_file import path_beside
 from bitquilt.evaluation.model_file import ModelFile
-from bitquilt.evaluation.results import kept_at
 from bitquilt.models import open_checkpoint
 from bitquilt.report.card import Model, card, modelfiles
 from bitquilt.report.origin import HUB_ERRORS, Origin
@@ -90,7 +90,7 @@ def entries(model: Model) -> list[Entry]:
     for candidate in model.candidates:
         found += _files(candidate)
         if candidate.name in model.evaluated:
-            figures = kept_at(candidate.path)
+            figures = path_beside(candidate.path)
             found.append(Entry(figures.name, figures))
     there = {entry.name for entry in found}
     return found + [Entry(f.name, f) for f in model.origin.licence_files if f.name not in there]

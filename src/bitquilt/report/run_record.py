@@ -1,50 +1,84 @@
 """What runs made, written into their work directory for the report to find.
 
-``made/<file>.json`` there is one file that ``quantize`` wrote: the mix, where its bytes are, the
-closing figures, and the command.
+``made/<file>.json`` there is one file that ``quantize`` wrote: its allocation, where its bytes are,
+the closing figures, and the command.
 """
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from bitquilt import qtypes
 from bitquilt.errors import UserError
-from bitquilt.evaluation import results
+from bitquilt.evaluation.eval_file import load_beside
+from bitquilt.evaluation.results import Evaluation, FileResult
+from bitquilt.metrics.kl import Estimate
+from bitquilt.metrics.teacher import Figures
+from bitquilt.qtypes.qtype import Allocation
+from bitquilt.report.result import Output
 from bitquilt.runtime.files import read_json
+from bitquilt.runtime.records import load_record, to_json
 from bitquilt.runtime.workdir import WorkDir
 
 FOLDER = "made"
+RECORD_FORMAT = 1
+"""The version of the schema; a record of another is refused."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OutputRecord:
     """One file that was made, and what is known of it now."""
 
     model: str
     """The original's name."""
     path: Path
+    """The file or directory."""
     target: str
+    """``gguf`` or ``mlx``."""
     nbytes: int
+    """The size on disk, everything counted."""
     bits: float
-    mix: Mapping[str, str]
+    """Bits per weight, everything in the file counted."""
+    allocation: Allocation
     """Module path → type name."""
     breakdown: Mapping[str, int]
-    """Bytes by kind."""
-    closing: Mapping[str, Any]
+    """The file's bytes by kind."""
+    closing: Figures
     """The figures at the end of ``quantize``."""
     command: str
-    evaluation: Mapping[str, Any] | None
+    """The command line that makes the file again."""
+    evaluation: Evaluation | None = None
     """What ``bitquilt eval`` found; None if it was not asked, or about other bytes."""
+
+    @classmethod
+    def of(
+        cls, output: Output, *, model: str, breakdown: Mapping[str, int], command: str
+    ) -> OutputRecord:
+        """Make the record of a file that was just written.
+
+        Args:
+            output: the file.
+            model: the original's name.
+            breakdown: the file's bytes by kind.
+            command: the command line that makes it again.
+        """
+        return cls(
+            model=model,
+            path=output.path.resolve(),
+            target=output.target,
+            nbytes=output.nbytes,
+            bits=output.bits,
+            allocation=output.allocation,
+            breakdown=dict(breakdown),
+            closing=output.figures,
+            command=command,
+        )
 
     @property
     def name(self) -> str:
-        """For tables."""
+        """The name for tables."""
         return self.path.name
 
     @property
@@ -53,70 +87,55 @@ class OutputRecord:
         return self.name.removesuffix(".gguf").removesuffix("-mlx").removeprefix(f"{self.model}-")
 
     @property
-    def row(self) -> Mapping[str, Any] | None:
-        """Its row of the evaluation."""
-        return self.evaluation["rows"][0] if self.evaluation else None
+    def measured(self) -> FileResult | None:
+        """The file in its evaluation."""
+        return self.evaluation.files[0] if self.evaluation else None
 
     @property
-    def kl(self) -> Mapping[str, float]:
-        """Mean, low and high: of the evaluation if there is one, else the closing figures."""
-        figures = next(iter(self.row["figures"].values())) if self.row else self.closing
-        found: Mapping[str, float] = figures["kl"]
-        return found
+    def engine(self) -> str:
+        """What computed the figures."""
+        return self.measured.engine if self.measured else self.closing.engine
+
+    @property
+    def kl(self) -> Estimate:
+        """The mean KL: of the evaluation if there is one, else of the closing figures."""
+        return (self.measured.overall if self.measured else self.closing).kl
 
     def bits_of(self, module: str) -> float:
-        """Bits per weight of one matrix."""
-        return qtypes.get(self.mix[module]).bits
+        """Give the bits per weight of one matrix."""
+        return qtypes.get(self.allocation[module]).bits
 
 
-def save(work: WorkDir, output: Mapping[str, Any], breakdown: Mapping[str, int]) -> None:
-    """Write down a file that was made.
-
-    Args:
-        work: the run's work directory.
-        output: the fields of :class:`bitquilt.report.result.Output`, JSON types only.
-        breakdown: the file's bytes by kind.
-    """
-    path = Path(output["path"]).resolve()
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    record = {**output, "path": str(path), "breakdown": dict(breakdown), "command": command}
-    work.save_json(f"{FOLDER}/{path.name}", record)
+def save(work: WorkDir, record: OutputRecord) -> None:
+    """Write the record of a file that was made into the run's work directory."""
+    content = {"format": RECORD_FORMAT, **to_json(record)}
+    del content["evaluation"]  # it is beside the file
+    work.save_json(f"{FOLDER}/{record.name}", content)
 
 
 def load(work_dir: Path) -> list[OutputRecord]:
-    """The files that a work directory knows of and that are still there, by size.
+    """Give the files that a work directory knows of and that are still there, by size.
 
     Raises:
-        UserError: it is no work directory, or nothing of what it made is left.
+        UserError: ``work_dir`` is not a work directory of ``quantize``, nothing of what it made is
+            left, or a record was written by another version.
     """
     settings = work_dir / "settings.json"
-    model = read_json(settings).get("model") if settings.is_file() else None
-    if model is None:  # `bitquilt eval` keeps another kind
-        raise UserError(
-            f"{work_dir} is no work directory of bitquilt; give the one that `bitquilt quantize` "
+    if not settings.is_file() or "model" not in read_json(settings, _AGAIN):
+        raise UserError(  # `bitquilt eval` keeps another kind
+            f"{work_dir} is not a work directory of `bitquilt quantize`; give the one that it "
             "left, <output>/<model>.work unless --work-dir said otherwise"
         )
-    records = [read_json(path) for path in sorted((work_dir / FOLDER).glob("*.json"))]
-    there = [_made(model, record) for record in records if Path(record["path"]).exists()]
+    paths = sorted((work_dir / FOLDER).glob("*.json"))
+    records = [load_record(OutputRecord, path, RECORD_FORMAT, _AGAIN) for path in paths]
+    there = [record for record in records if record.path.exists()]
     if not there:
         raise UserError(
             f"{work_dir} knows of no file that is still where it was written; run `bitquilt "
             "quantize` with it again, which takes seconds"
         )
-    return sorted(there, key=lambda made: (made.nbytes, made.name))
+    evaluated = [replace(record, evaluation=load_beside(record.path)) for record in there]
+    return sorted(evaluated, key=lambda record: (record.nbytes, record.name))
 
 
-def _made(model: str, record: Mapping[str, Any]) -> OutputRecord:
-    path = Path(record["path"])
-    return OutputRecord(
-        model,
-        path,
-        record["target"],
-        record["nbytes"],
-        record["bits"],
-        record["allocation"],
-        record["breakdown"],
-        record["figures"],
-        record["command"],
-        results.kept(path),
-    )
+_AGAIN = "run `bitquilt quantize` with this work directory again, which takes seconds"

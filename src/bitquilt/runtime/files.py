@@ -105,8 +105,12 @@ def _sentence(error: OSError, path: Path) -> str:
     return f"{path} was not written: {error.strerror or error}; choose another directory"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, remedy: str = "download it again") -> dict[str, Any]:
     """Read one JSON object.
+
+    Args:
+        path: the file.
+        remedy: what to do where the file cannot be read; it ends the sentence.
 
     Raises:
         UserError: the file cannot be read, or holds something else.
@@ -114,9 +118,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}; download it again") from error
+        raise UserError(f"{path} cannot be read as JSON: {error}; {remedy}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; download it again")
+        raise UserError(f"{path} does not hold a JSON object; {remedy}")
     return content
 
 

@@ -1,0 +1,35 @@
+"""Tables and sentences on stdout, as eval, tasks and bench print them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def stdout_console() -> Console:
+    """Open stdout; sentences are wrapped by the terminal, numbers are not coloured."""
+    from rich.console import Console
+
+    return Console(highlight=False, soft_wrap=True)
+
+
+def figures_table(first: str, columns: Sequence[str], *, fold_first: bool = False) -> Table:
+    """Begin a table: what the lines are about, then columns of figures.
+
+    Args:
+        first: the heading of the first column, which is on the left.
+        columns: the headings of the others, which are on the right.
+        fold_first: whether long names in the first column may take several lines.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column(first, no_wrap=not fold_first, overflow="fold" if fold_first else "ellipsis")
+    for column in columns:
+        table.add_column(column, justify="right", overflow="fold")
+    return table
