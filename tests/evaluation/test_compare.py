@@ -161,17 +161,13 @@ def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp
     asked = {"against": str(model.source), "text": text, "tokens": TOKENS}
     first = evaluate(files[:1], **asked)
     with monkeypatch.context() as patch:
-        for work in (
-            "evaluation.noise_floor._half",
-            "evaluation.noise_floor._unquantized",
-            "evaluation.traces.write",
-        ):
-            patch.setattr(f"bitquilt.{work}", None)
+        for work in ("noise_floor._half", "noise_floor._unquantized", "traces.write"):
+            patch.setattr(f"bitquilt.evaluation.{work}", None)
         again = evaluate(files[:1], **asked)
     assert again.floors == first.floors
     assert again.files == first.files
     monkeypatch.setattr("bitquilt.evaluation.compare.__version__", "0.0.0")
-    assert evaluate(files[:1], **asked).files == first.rows
+    assert evaluate(files[:1], **asked).files == first.files
     assert len(list((tmp_path / "bitquilt").iterdir())) == 2
 
 

@@ -76,7 +76,7 @@ def tiny_task(tmp_path, monkeypatch):
 
 
 def test_a_task_of_the_harness(tiny_task, source, capfd):
-    assert invoke("eval", source, "--tasks", "tiny_choices", "--json") == 0
+    assert invoke("tasks", source, "--tasks", "tiny_choices", "--json") == 0
     (metric,) = json.loads(capfd.readouterr().out)["models"][0]["harness"]
     right = 0
     for item in ITEMS:
@@ -84,13 +84,13 @@ def test_a_task_of_the_harness(tiny_task, source, capfd):
         right += max(range(2), key=lambda i: totals[i]) == item["label"]
     assert (metric["task"], metric["name"]) == ("tiny_choices", "acc")
     assert metric["value"]["mean"] == right / 2
-    assert invoke("eval", source, "--tasks", "tiny_choices", "--limit", 1) == 0
+    assert invoke("tasks", source, "--tasks", "tiny_choices", "--limit", 1) == 0
     assert "tiny_choices" in capfd.readouterr().out
 
 
 def test_a_task_without_its_data_is_named(tiny_task, source, capfd):
     tiny_task.unlink()
-    assert invoke("eval", source, "--tasks", "tiny_choices") == 2
+    assert invoke("tasks", source, "--tasks", "tiny_choices") == 2
     said = capfd.readouterr().err
     assert "cannot run tiny_choices" in said
     assert "Traceback" not in said

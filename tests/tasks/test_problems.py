@@ -9,7 +9,8 @@ import pytest
 
 from bitquilt.engines import GeneratedToken, Sampling
 from bitquilt.runtime.progress import Silent
-from bitquilt.tasks.problems import Answers, Manner, ahead, ask, compare, score, share
+from bitquilt.tasks.problems import Answers, Manner, ask
+from bitquilt.tasks.scores import compare_problems, paired_difference, score_problems, share
 from bitquilt.tasks.task_data import Problem, load_problems
 from tests.progress import Recorded
 
@@ -17,7 +18,8 @@ from tests.progress import Recorded
 def answers(right: np.ndarray) -> Answers:
     final = np.where(right, "7", "8")
     no = np.zeros(right.shape, bool)
-    return Answers(right, final, np.full(right.shape, 50), no, no)
+    tokens = np.full(right.shape, 50)
+    return Answers(right=right, final=final, tokens=tokens, truncated=no, looping=no)
 
 
 def test_all_right_is_not_beyond_doubt():
@@ -52,7 +54,9 @@ def test_majority_and_shares():
     final = np.array([["7", "7", "8"], ["8", "8", "7"], ["", "7", ""], ["", "", ""]])
     right = final == "7"
     flags = np.array([[False, False, True]] * 4)
-    found = score("t", Answers(right, final, np.full((4, 3), 9), flags, ~flags))
+    tokens = np.full((4, 3), 9)
+    given = Answers(right=right, final=final, tokens=tokens, truncated=flags, looping=~flags)
+    found = score_problems("t", given)
     assert found.majority.mean == 0.5  # the first and the third
     assert found.pass_at_1.mean == pytest.approx(4 / 12)
     assert found.unboxed == pytest.approx(5 / 12)
@@ -61,8 +65,8 @@ def test_majority_and_shares():
 
 def test_one_run_of_thirty_items_says_next_to_nothing():
     right = (np.arange(30) < 3)[:, None]
-    assert 0.15 < score("aime", answers(right)).smallest < 0.4
-    assert score("aime", answers(np.zeros((30, 1), bool))).smallest > 0.1
+    assert 0.15 < score_problems("aime", answers(right)).detectable < 0.4
+    assert score_problems("aime", answers(np.zeros((30, 1), bool))).detectable > 0.1
 
 
 def test_repeats_that_a_difference_takes_are_enough():
@@ -73,16 +77,17 @@ def test_repeats_that_a_difference_takes_are_enough():
     def runs(bonus: float, repeats: int) -> Answers:
         return answers(random.random((200, repeats)) < ability + bonus)
 
-    needed = compare(runs(0.0, 8), runs(0.05, 8), wanted=0.05).repeats
+    needed = compare_problems(runs(0.0, 8), runs(0.05, 8), wanted=0.05).repeats
     assert needed is not None
-    seen = sum(compare(runs(0.0, needed), runs(0.05, needed)).difference.low > 0 for _ in range(60))
+    pairs = ((runs(0.0, needed), runs(0.05, needed)) for _ in range(60))
+    seen = sum(compare_problems(*pair).difference.low > 0 for pair in pairs)
     assert 0.6 <= seen / 60 <= 0.97
 
 
 def test_where_only_more_items_help_it_says_how_many():
     random = np.random.default_rng(0)
     first, second = (answers(np.repeat(random.random((30, 1)) < 0.5, 4, axis=1)) for _ in range(2))
-    found = compare(first, second)
+    found = compare_problems(first, second)
     assert found.repeats is None
     assert found.items > 1000
     assert found.difference.low < 0 < found.difference.high
@@ -173,11 +178,11 @@ def _asked(engine: Parrot, max_tokens: int = 50) -> Answers:
 
 
 def test_models_that_agree_on_a_few_items_are_not_surely_equal():
-    found = ahead(np.zeros(5))
+    found = paired_difference(np.zeros(5))
     assert found.mean == 0.0
     assert found.low < -0.2
     assert found.high > 0.2
-    many = ahead(np.random.default_rng(0).choice([-1.0, 0.0, 1.0], 2000))
+    many = paired_difference(np.random.default_rng(0).choice([-1.0, 0.0, 1.0], 2000))
     assert many.high - many.low == pytest.approx(4 * np.sqrt(2 / 3 / 2000), rel=0.05)
 
 

@@ -11,7 +11,7 @@ from bitquilt.errors import UserError
 from bitquilt.runtime.progress import Silent
 from bitquilt.tasks import programs, sandbox
 from bitquilt.tasks.problems import Manner
-from bitquilt.tasks.programs import code, passes
+from bitquilt.tasks.programs import Sandbox, code, passes
 from bitquilt.tasks.task_data import Program, load_programs
 from tests.quick import invoke
 
@@ -41,9 +41,8 @@ def test_a_function_passes_if_its_tests_do(written, right):
     assert passes(written, DOUBLE) is right
 
 
-def test_an_endless_one_is_ended(monkeypatch):
-    monkeypatch.setattr(programs, "SECONDS", 2)
-    assert not passes("def double(x):\n    while True:\n        pass\n", DOUBLE)
+def test_an_endless_one_is_ended():
+    assert not passes("def double(x):\n    while True:\n        pass\n", DOUBLE, Sandbox(seconds=2))
 
 
 def test_what_a_solution_has_no_use_for_is_refused(tmp_path):
@@ -111,14 +110,14 @@ def test_the_published_solution_of_each_passes():
         assert not passes("    return None\n", program)
 
 
-def test_a_machine_that_cannot_lock_down_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(programs, "LOCKED", tmp_path / "missing.py")
+def test_a_machine_that_cannot_lock_down_says_so(tmp_path):
+    missing = Sandbox(script=tmp_path / "missing.py")
     with pytest.raises(UserError, match="cannot be run locked down"):
-        programs.ask(None, [DOUBLE], Manner(1, 10, Sampling()), Silent())
+        programs.ask(None, [DOUBLE], Manner(1, 10, Sampling()), Silent(), missing)
 
 
 def test_nothing_runs_unless_it_is_asked_for(capfd):
-    assert invoke("eval", "demo", "--tasks", "humaneval") == 2
+    assert invoke("tasks", "demo", "--tasks", "humaneval") == 2
     said = capfd.readouterr().err
     assert "--run-code allows it" in said
     assert said.count("\n") == 1

@@ -13,9 +13,9 @@ from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.errors import UserError
 from bitquilt.runtime.progress import Silent
 from bitquilt.tasks import task_data
+from bitquilt.tasks.choices import pick
 from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
 from bitquilt.tasks.task_data import Choice
-from bitquilt.tasks.tasks import pick
 from tests.engines.conftest import ENGINES, open_in
 from tests.factories import tiny_checkpoint
 from tests.progress import Recorded
@@ -126,13 +126,13 @@ def test_without_it_the_remedy_is_said(monkeypatch):
 
 
 def test_command(source, tmp_path, capfd):
-    request = ("eval", source, source, "--tasks", "demo", "--limit", 3, "--max-tokens", 4)
+    request = ("tasks", source, source, "--tasks", "demo", "--limit", 3, "--max-tokens", 4)
     assert invoke(*request, "--json") == 0
     found = json.loads(capfd.readouterr().out)
     first, second = found["models"]
-    assert first["reasoning"][0]["items"] == 3
-    assert first["reasoning"][0]["truncated"] == 1.0
-    assert second["versus"]["demo"]["difference"]["mean"] == 0.0
+    assert first["problems"][0]["items"] == 3
+    assert first["problems"][0]["truncated"] == 1.0
+    assert second["problems_against_first"]["demo"]["difference"]["mean"] == 0.0
     assert invoke(*request) == 0
     assert "told apart four times in five" in capfd.readouterr().out
 
@@ -140,12 +140,31 @@ def test_command(source, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--tasks", "chess"), "there is no task chess; choose among demo"),
-        ((), "say what MODEL was made from with --against, or give --tasks"),
-        (("--tasks", "demo", "--text", "mine.txt"), "tasks bring their own text"),
-        (("--against", "demo", "--limit", "3"), "are of tasks; name some: --tasks"),
+        (("tasks", "--tasks", "chess"), "there is no task chess; choose among demo"),
+        (("tasks", "--tasks", "demo,"), "'demo,' is not a list of names"),
+        (("tasks", "--tasks", "demo,demo"), "the task demo is given 2 times"),
+        (("tasks",), "Missing option '--tasks'"),
+        (("tasks", "--tasks", "demo", "--text", "mine.txt"), "No such option '--text'"),
+        (("tasks", "--tasks", "demo", "--tokens", "2048"), "No such option '--tokens'"),
+        (("tasks", "--tasks", "demo", "--run-code"), "none of the tasks runs programs"),
+        (
+            ("tasks", "--tasks", "hellaswag", "--repeats", "2"),
+            "--repeats is for tasks with",
+        ),
+        (("tasks", "--tasks", "hellaswag", "--max-tokens", "9"), "--max-tokens is for tasks with"),
+        (("eval",), "Missing option '--against'"),
+        (("eval", "--against", "demo", "--limit", "3"), "No such option '--limit'"),
+        (("eval", "--against", "demo", "--max-tokens", "5"), "No such option '--max-tokens'"),
+        (
+            ("eval", "--tasks", "demo", "--limit", "3"),
+            "`bitquilt tasks MODEL... --tasks NAME,…`",
+        ),
+        (("eval", "--tasks=demo", "--tokens", "2048"), "eval reads tokens of held-out text"),
     ],
 )
-def test_what_is_missing_is_said(source, capfd, arguments, sentence):
-    assert invoke("eval", source, *arguments) == 2
-    assert sentence in capfd.readouterr().err
+def test_what_is_missing_or_without_effect_is_said(source, capfd, arguments, sentence):
+    verb, *options = arguments
+    assert invoke(verb, source, *options) == 2
+    said = capfd.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1

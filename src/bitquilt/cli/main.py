@@ -23,6 +23,7 @@ from bitquilt.cli.report import report
 from bitquilt.cli.run import run
 from bitquilt.cli.search import search
 from bitquilt.cli.serve import serve
+from bitquilt.cli.tasks import tasks
 from bitquilt.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -48,6 +49,7 @@ for verb in (
     chat,
     serve,
     evaluate,
+    tasks,
     bench,
     report,
     card,
@@ -87,9 +89,7 @@ def main() -> None:
 def _going_on(arguments: Sequence[str]) -> str:
     """What to expect of the same command, where it keeps what it did."""
     kept = {"quantize", "search", "eval", "publish"} & set(arguments[:1])
-    if not kept or any(argument.startswith("--tasks") for argument in arguments):
-        return ""
-    return "; the same command continues where it was"
+    return "; the same command continues where it was" if kept else ""
 
 
 def _leave(sentence: str, code: int) -> None:

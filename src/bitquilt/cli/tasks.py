@@ -1,99 +1,140 @@
-"""``bitquilt eval --tasks``: what was answered, how sure that is, what it takes to know more."""
+"""``bitquilt tasks``: how many problems models solve, and how sure that is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bitquilt.cli.options import print_json
+import click
+
+from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.tables import figures_table, stdout_console
+from bitquilt.tasks.config import TaskConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from bitquilt.metrics.kl import Estimate
-    from bitquilt.tasks.problems import Score, Versus
-    from bitquilt.tasks.tasks import Standing, Standings, TaskConfig
+    from bitquilt.tasks.run import ModelScores, TaskResults
+    from bitquilt.tasks.scores import ProblemComparison, ProblemScore
 
 
-def run_tasks(
-    models: Sequence[str],
-    tasks: Sequence[str],
-    effort: TaskConfig,
+def _names(_: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
+    """``gsm8k,hellaswag`` → the two names."""
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise click.BadParameter(f"{text!r} is not a list of names like demo,gsm8k", param=param)
+    return names
+
+
+@click.command()
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@click.option(
+    "--tasks",
+    required=True,
+    callback=_names,
+    metavar="NAME,…",
+    help="Run these tasks: demo, gsm8k, aime2025 (answers in a box); humaneval (programs); "
+    "hellaswag, truthfulqa_mc1 (multiple choice); or any of lm-evaluation-harness's.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Ask each problem this many times, with different seeds.",
+)
+@click.option(
+    "--limit", type=click.IntRange(min=1), help="Use only this many items of each task, the first."
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Cut an answer after this many tokens, its reasoning included.",
+)
+@click.option(
+    "--run-code",
+    is_flag=True,
+    help="Allow programs that a model writes to run here, locked down; humaneval needs it.",
+)
+@JSON
+def tasks(
+    models: tuple[str, ...],
+    tasks: tuple[str, ...],
+    repeats: int,
+    limit: int | None,
+    max_tokens: int,
+    run_code: bool,
     as_json: bool,
 ) -> None:
-    """Run tasks and print what they found."""
-    from bitquilt.tasks.tasks import run
+    """Measure how many problems each MODEL solves.
 
-    found = run(models, tasks, effort)
+    MODEL is what `bitquilt run` takes. All models are compared with the first one.
+
+    \b
+    bitquilt tasks demo --tasks demo --limit 50
+    bitquilt tasks original.gguf ours.gguf theirs.gguf --tasks gsm8k --repeats 8
+    bitquilt tasks ours.gguf --tasks humaneval --run-code
+
+    All tasks but demo need the extra `tasks`: pip install 'bitquilt[tasks]'.
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    from bitquilt.tasks.run import run_tasks
+
+    config = TaskConfig(
+        tasks=tasks, repeats=repeats, limit=limit, max_tokens=max_tokens, run_code=run_code
+    )
+    found = run_tasks(models, config)
     if as_json:
         print_json(found.to_dict())
     else:
         _print(found)
 
 
-def _print(found: Standings) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False, soft_wrap=True)
-    if any(standing.reasoning for standing in found.models):
+def _print(found: TaskResults) -> None:
+    console = stdout_console()
+    if any(one.problems for one in found.models):
         console.print(_problems(found))
-    if any(standing.choices for standing in found.models):
+    if any(one.choices for one in found.models):
         console.print(_choices(found))
-    if any(standing.harness for standing in found.models):
+    if any(one.harness for one in found.models):
         console.print(_harness(found))
     for sentence in _sentences(found):
         console.print(sentence, markup=False)
 
 
-def _problems(found: Standings) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("model", overflow="fold")
-    for column in ("task", "pass@1", "majority", "tokens", "cut", "loops", "no box"):
-        table.add_column(column, justify="right")
-    for standing in found.models:
-        for one in standing.reasoning:
+def _problems(found: TaskResults) -> Table:
+    columns = ("task", "pass@1", "majority", "tokens", "cut", "loops", "no box")
+    table = figures_table("model", columns, fold_first=True)
+    for one in found.models:
+        for score in one.problems:
             table.add_row(
-                standing.model,
-                f"{one.task}\n[dim]{one.items} × {one.repeats}[/dim]",
-                _share(one.pass_at_1),
-                _share(one.majority),
-                f"{one.tokens.mean:.0f}",
-                *(f"{value:.0%}" for value in (one.truncated, one.looping, one.unboxed)),
+                one.model,
+                f"{score.task}\n[dim]{score.items} × {score.repeats}[/dim]",
+                _share(score.pass_at_1),
+                _share(score.majority),
+                f"{score.tokens.mean:.0f}",
+                *(f"{value:.0%}" for value in (score.truncated, score.looping, score.unboxed)),
             )
     return table
 
 
-def _choices(found: Standings) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("model", overflow="fold")
-    for column in ("task", "accuracy", "by bytes"):
-        table.add_column(column, justify="right")
-    for standing in found.models:
-        for one in standing.choices:
-            task = f"{one.task}\n[dim]{one.items}[/dim]"
-            accuracies = (_share(one.accuracy), _share(one.accuracy_by_byte))
-            table.add_row(standing.model, task, *accuracies)
+def _choices(found: TaskResults) -> Table:
+    table = figures_table("model", ("task", "accuracy", "by bytes"), fold_first=True)
+    for one in found.models:
+        for score in one.choices:
+            task = f"{score.task}\n[dim]{score.items}[/dim]"
+            table.add_row(one.model, task, _share(score.accuracy), _share(score.accuracy_by_byte))
     return table
 
 
-def _harness(found: Standings) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("model", overflow="fold")
-    table.add_column("lm-evaluation-harness", overflow="fold")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    for standing in found.models:
-        for one in standing.harness:
-            table.add_row(standing.model, one.task, one.name, str(one.value))
+def _harness(found: TaskResults) -> Table:
+    columns = ("lm-evaluation-harness", "metric", "value")
+    table = figures_table("model", columns, fold_first=True)
+    for one in found.models:
+        for metric in one.harness:
+            table.add_row(one.model, metric.task, metric.name, str(metric.value))
     return table
 
 
@@ -102,30 +143,30 @@ def _share(estimate: Estimate) -> str:
     return f"{estimate.mean:.1%}\n[dim]{100 * estimate.low:.0f}–{estimate.high:.0%}[/dim]"
 
 
-def _sentences(found: Standings) -> Iterator[str]:
+def _sentences(found: TaskResults) -> Iterator[str]:
     """What may be concluded, and what it would take to conclude more."""
-    for scores in zip(*(standing.reasoning for standing in found.models), strict=True):
-        yield _worth(max(scores, key=lambda score: score.smallest))
+    for scores in zip(*(one.problems for one in found.models), strict=True):
+        yield _worth(max(scores, key=lambda score: score.detectable))
     first = found.models[0].model
-    for standing in found.models[1:]:
-        yield from _against(first, standing)
+    for one in found.models[1:]:
+        yield from _against(first, one)
 
 
-def _worth(score: Score) -> str:
+def _worth(score: ProblemScore) -> str:
     runs = "one run" if score.repeats == 1 else f"{score.repeats} runs"
     return (
         f"{score.task}, {score.items} items, {runs}: two models would have to differ by about "
-        f"{100 * score.smallest:.0f} points to be told apart four times in five."
+        f"{100 * score.detectable:.0f} points to be told apart four times in five."
     )
 
 
-def _against(first: str, standing: Standing) -> Iterator[str]:
-    for task, versus in standing.versus.items():
-        lead = f"{task}: {standing.model} against {first}: {_points(versus.difference)}"
-        (repeats,) = {score.repeats for score in standing.reasoning if score.task == task}
-        yield f"{lead}. {_needed(versus, repeats)}"
-    for task, difference in standing.versus_choices.items():
-        yield f"{task}: {standing.model} against {first}: {_points(difference)}."
+def _against(first: str, one: ModelScores) -> Iterator[str]:
+    for task, compared in one.problems_against_first.items():
+        lead = f"{task}: {one.model} against {first}: {_points(compared.difference)}"
+        (repeats,) = {score.repeats for score in one.problems if score.task == task}
+        yield f"{lead}. {_needed(compared, repeats)}"
+    for task, difference in one.choices_against_first.items():
+        yield f"{task}: {one.model} against {first}: {_points(difference)}."
 
 
 def _points(difference: Estimate) -> str:
@@ -134,9 +175,9 @@ def _points(difference: Estimate) -> str:
     return f"{100 * difference.mean:+.1f} points [{low:+.1f}, {high:+.1f}]{verdict}"
 
 
-def _needed(versus: Versus, repeats: int) -> str:
-    wanted = f"To see {100 * versus.wanted:.0f} points four times in five takes"
-    if versus.repeats is not None:
+def _needed(compared: ProblemComparison, repeats: int) -> str:
+    wanted = f"To see {100 * compared.wanted:.0f} points four times in five takes"
+    if compared.repeats is not None:
         least = "at least " if repeats == 1 else ""  # one run does not tell chance from items
-        return f"{wanted} {least}{versus.repeats:,} answers to each of these problems."
-    return f"{wanted} {versus.items:,} problems: more answers to these do not help."
+        return f"{wanted} {least}{compared.repeats:,} answers to each of these problems."
+    return f"{wanted} {compared.items:,} problems: more answers to these do not help."

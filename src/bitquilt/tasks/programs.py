@@ -13,6 +13,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bitquilt.engines import Engine
@@ -23,13 +25,27 @@ from bitquilt.tasks.task_data import Program
 
 ASK = "Complete this Python function. Answer with the whole function in one ```python block.\n\n"
 FENCED = re.compile(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
-SECONDS = 20
-"""By the clock: a program that waits for nothing takes no processor time."""
+SCRIPT = Path(__file__).with_name("sandbox.py")
 TRIAL = Program("", "one", "def check(candidate):\n    assert candidate() == 1\n")
-LOCKED = Path(__file__).with_name("sandbox.py")
 
 
-def ask(engine: Engine, programs: Sequence[Program], manner: Manner, progress: Progress) -> Answers:
+@dataclass(frozen=True, kw_only=True)
+class Sandbox:
+    """The process that programs are run in."""
+
+    script: Path = SCRIPT
+    """It locks itself down, then runs what comes on its standard input."""
+    seconds: float = 20
+    """The time by the clock until it is ended: a program that waits takes no processor time."""
+
+
+def ask(
+    engine: Engine,
+    programs: Sequence[Program],
+    manner: Manner,
+    progress: Progress,
+    sandbox: Sandbox = Sandbox(),
+) -> Answers:
     """Have every program written several times, and run what was written.
 
     Args:
@@ -37,11 +53,12 @@ def ask(engine: Engine, programs: Sequence[Program], manner: Manner, progress: P
         programs: I items.
         manner: of the answers.
         progress: advances after each of I · R answers.
+        sandbox: where programs are run.
 
     Raises:
         UserError: programs cannot be locked down on this machine.
     """
-    if not passes("def one():\n    return 1", TRIAL):
+    if not passes("def one():\n    return 1", TRIAL, sandbox):
         raise UserError(
             "programs cannot be run locked down on this machine (it takes the limits that Linux "
             "sets on a process); run this task on Linux, or leave it out"
@@ -51,7 +68,7 @@ def ask(engine: Engine, programs: Sequence[Program], manner: Manner, progress: P
     asked = [program for program in programs for _ in range(manner.repeats)]
     written = [code(one.text, program) for one, program in zip(said, asked, strict=True)]
     with ThreadPoolExecutor() as pool:
-        right = list(pool.map(passes, written, asked))
+        right = list(pool.map(partial(passes, sandbox=sandbox), written, asked))
     return Answers.of(said, written, right, manner.repeats)
 
 
@@ -64,7 +81,7 @@ def code(text: str, program: Program) -> str:
     return text.strip() if f"def {program.function}" in text else ""
 
 
-def passes(written: str, program: Program) -> bool:
+def passes(written: str, program: Program, sandbox: Sandbox = Sandbox()) -> bool:
     """Whether a function passes its tests, in a locked-down process (:mod:`.sandbox`)."""
     if not written:
         return False
@@ -76,14 +93,14 @@ def passes(written: str, program: Program) -> bool:
     with tempfile.TemporaryDirectory() as empty:
         try:
             done = subprocess.run(
-                [sys.executable, "-I", "-S", str(LOCKED), word],
+                [sys.executable, "-I", "-S", str(sandbox.script), word],
                 input=source,
                 capture_output=True,
                 text=True,
                 errors="replace",
                 cwd=empty,
                 env={},
-                timeout=SECONDS,
+                timeout=sandbox.seconds,
             )
         except subprocess.TimeoutExpired:
             return False
