@@ -1,4 +1,4 @@
-"""Candidates a second with one Ray worker and with all: what a second GPU is worth to a search.
+"""Tokens a second with one Ray worker and with all: what a second GPU is worth to a search.
 
     python benchmarks/ray_workers.py [demo|950m]
 
@@ -19,7 +19,6 @@ import ray
 import torch
 from lib.captured import WINDOW, captured
 
-from bitquilt.allocation import ray_evaluator
 from bitquilt.allocation.evaluator import fast_precision
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.metrics.teacher import Teacher
@@ -29,7 +28,9 @@ from bitquilt.rounding.round_layers import round_layers
 from bitquilt.runtime.progress import Progress, Silent
 
 QTYPES = ("Q4_0", "Q8_0")
-WINDOWS, CANDIDATES = 16, 32
+WINDOWS, ALLOCATIONS = 16, 32
+CPUS = (os.cpu_count() or 2) // 2
+"""Cores of a worker where there are no GPUs."""
 
 
 def main() -> None:
@@ -40,7 +41,6 @@ def main() -> None:
         round_layers(bank, {module: list(QTYPES) for module in checkpoint.matrices}, Silent())
         teacher = Teacher.of(checkpoint, text, work, "text")
         gpus = torch.cuda.device_count()
-        ray_evaluator.CPUS = (os.cpu_count() or 2) // 2
         one, found = measured(checkpoint, bank, teacher, 1, gpus > 0)
         many, again = measured(checkpoint, bank, teacher, max(2, gpus), gpus > 0)
     print(f"{many / one:.2f} times as fast; the same KL: {np.array_equal(found, again)}")
@@ -50,22 +50,21 @@ def measured(
     checkpoint: Checkpoint, bank: LayerBank, teacher: Teacher, workers: int, on_gpus: bool
 ) -> tuple[float, np.ndarray]:
     """Tokens a second of a cluster of that size, and what it measured."""
-    cores = workers * ray_evaluator.CPUS
-    ray.init(num_cpus=cores, num_gpus=workers if on_gpus else 0, log_to_driver=False)
+    ray.init(num_cpus=workers * CPUS, num_gpus=workers if on_gpus else 0, log_to_driver=False)
     precision = fast_precision(teacher.hidden.device)
-    evaluate = RayEvaluator(checkpoint, bank.packed, "", precision, Progress())
-    evaluate(teacher, mixes(checkpoint, 4 * workers), [0])
-    candidates = mixes(checkpoint, CANDIDATES)
+    evaluate = RayEvaluator(checkpoint, bank.packed, "", precision, Progress(), CPUS)
+    evaluate(teacher, allocations(checkpoint, 4 * workers), [0])
+    searched = allocations(checkpoint, ALLOCATIONS)
     started = time.monotonic()
-    found = evaluate(teacher, candidates, range(WINDOWS))
-    rate = CANDIDATES * WINDOWS * WINDOW / (time.monotonic() - started)
+    found = evaluate(teacher, searched, range(WINDOWS))
+    rate = ALLOCATIONS * WINDOWS * WINDOW / (time.monotonic() - started)
     ray.shutdown()
     print(f"{workers} workers: {rate:,.0f} tokens a second", flush=True)
     return rate, found
 
 
-def mixes(checkpoint: Checkpoint, count: int) -> Sequence[Mapping[str, str]]:
-    """Random ones, the same every time."""
+def allocations(checkpoint: Checkpoint, count: int) -> Sequence[Mapping[str, str]]:
+    """Random allocations, the same every time."""
     rng = np.random.default_rng(0)
     return [{m: str(rng.choice(QTYPES)) for m in checkpoint.matrices} for _ in range(count)]
 

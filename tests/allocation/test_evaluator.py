@@ -78,9 +78,9 @@ def mixes(model):
 
 @pytest.mark.parametrize("at_once", [24, 72, 1 << 13])
 def test_equals_a_plain_pass_over_each_mix(model, mixes, monkeypatch, at_once):
-    monkeypatch.setitem(evaluator.AT_ONCE, "cpu", at_once)
     monkeypatch.setattr(evaluator, "LOGIT_TOKENS", 10)
-    found = Evaluator(model.checkpoint, model.packed)(model.teacher, mixes, range(5))
+    evaluate = Evaluator(model.checkpoint, model.packed, tokens_at_once=at_once)
+    found = evaluate(model.teacher, mixes, range(5))
     for kl, mix in zip(found, mixes, strict=True):
         np.testing.assert_allclose(kl, model.plainly(mix), rtol=2e-3, atol=2e-5)
 
@@ -97,9 +97,8 @@ def test_a_matrix_is_decoded_once_for_all_mixes(model, mixes):
     assert len(model.decoded) == len(set(model.decoded)) == len(model.checkpoint.matrices) + 3
 
 
-def test_decoded_matrices_make_room_for_others(model, mixes, monkeypatch):
-    monkeypatch.setattr(evaluator, "DECODED_BYTES", 1)
-    evaluate = Evaluator(model.checkpoint, model.packed)
+def test_decoded_matrices_make_room_for_others(model, mixes):
+    evaluate = Evaluator(model.checkpoint, model.packed, decoded_bytes=1)
     first = evaluate(model.teacher, mixes, [0])
     np.testing.assert_array_equal(evaluate(model.teacher, mixes, [0]), first)
 
@@ -157,14 +156,14 @@ def test_a_failing_measurement_of_the_noise_leaves_the_precision_as_it_was(
 ):
     evaluate = Evaluator(model.checkpoint, model.packed)
     evaluate.precision = "medium"
-    some = Evaluator._some
+    on_windows = Evaluator._on_windows
 
     def failing(self, *asked):
         if self.precision == "highest":
             raise MemoryError
-        return some(self, *asked)
+        return on_windows(self, *asked)
 
-    monkeypatch.setattr(Evaluator, "_some", failing)
+    monkeypatch.setattr(Evaluator, "_on_windows", failing)
     with pytest.raises(MemoryError):
         evaluate.noise(model.teacher, mixes[3], [0])
     assert evaluate.precision == "medium"

@@ -61,10 +61,9 @@ def test_a_few_bytes_do_not_decide_the_embedding():
     assert max(found) <= min(found) * 1.01
 
 
-def test_coarse_unit_never_exceeds_the_capacity(monkeypatch):
-    monkeypatch.setattr("bitquilt.allocation.knapsack.MOST_UNITS", 100)
+def test_coarse_unit_never_exceeds_the_capacity():
     sizes = [[33, 64 + i] for i in range(6)]
-    vector = KnapsackTable([[2.0, 1.0]] * 6, sizes, 1000).solve(330)
+    vector = KnapsackTable([[2.0, 1.0]] * 6, sizes, 1000, most_units=100).solve(330)
     assert sum(chosen(sizes, vector)) <= 330
 
 

@@ -120,11 +120,10 @@ class Killer(threading.Thread):
             time.sleep(0.1)
 
 
-def test_one_killed_and_the_same_recipe(run, cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr("bitquilt.allocation.ray_evaluator.CPUS", 1)
+def test_one_killed_and_the_same_recipe(run, cluster, tmp_path):
     said = []
-    remote = RayEvaluator(run.checkpoint, run.packed, "", "highest", Recorded(lines=said))
-    assert said == ["2 Ray workers on 1 machines measure candidates"]
+    remote = RayEvaluator(run.checkpoint, run.packed, "", "highest", Recorded(lines=said), cpus=1)
+    assert said == ["Ray: 2 workers on 1 machine measure mixes"]
     local = Evaluator(run.checkpoint, run.packed)
     local.precision = "highest"
     killer = Killer()

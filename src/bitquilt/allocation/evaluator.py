@@ -46,14 +46,24 @@ AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 16}
 class Evaluator:
     """KL of allocations, token by token."""
 
-    def __init__(self, checkpoint: Checkpoint, packed: PackedSource) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        packed: PackedSource,
+        *,
+        decoded_bytes: int | None = None,
+        tokens_at_once: int | None = None,
+    ) -> None:
         """Prepare to evaluate.
 
         Args:
             checkpoint: the model.
             packed: its matrices on the types that allocations will name.
+            decoded_bytes: bytes of decoded matrices that are kept; by the device if not given.
+            tokens_at_once: tokens that go through a block at once; by the device if not given.
         """
-        self._model = _Stacked(checkpoint, _Decoded(packed))
+        self._model = _Stacked(checkpoint, _Decoded(packed, decoded_bytes))
+        self._at_once = tokens_at_once or AT_ONCE[self._model.device.type]
         self.precision = fast_precision(self._model.device)
         """How matrices are multiplied: one of :data:`PRODUCTS`."""
         self._blocks = [
@@ -78,10 +88,11 @@ class Evaluator:
         """
         length, width = teacher.hidden.shape[1:]
         room = STATE_BYTES // (len(allocations) * length * width * 4)
-        most = min(room, AT_ONCE[self._model.device.type] // length)
+        most = min(room, self._at_once // length)
         with _products(self.precision):
             parts = [
-                self._some(teacher, allocations, some) for some in _batched(windows, max(1, most))
+                self._on_windows(teacher, allocations, some)
+                for some in _batched(windows, max(1, most))
             ]
         return np.concatenate(parts, axis=1)
 
@@ -95,81 +106,82 @@ class Evaluator:
             self.precision = precision
         return fast / exact - 1
 
-    def _some(
+    def _on_windows(
         self, teacher: Teacher, allocations: Sequence[Allocation], windows: Sequence[int]
     ) -> NDArray[np.float32]:
         """The KL on as many windows as there is room for."""
         tokens, original = teacher.tokens[list(windows)], teacher.hidden[list(windows)]
-        ways = _Ways(allocations, [EMBEDDING])
-        states = self._embed(ways, tokens)
+        branches = _Branches(allocations, [EMBEDDING])
+        states = self._embed(branches, tokens)
         for index, modules in enumerate(self._blocks):
-            ways = ways.then(modules)
-            states = self._through(index, ways, states)
+            branches = branches.split(modules)
+            states = self._through(index, branches, states)
         states = self._model.final_norm(states)
-        ways = ways.then([self._head])
-        found = torch.empty(len(ways.taken), *original[:, 1:, 0].shape)
-        for qtype in dict.fromkeys(allocation[self._head] for allocation in ways.allocations):
+        branches = branches.split([self._head])
+        found = torch.empty(len(branches.parents), *original[:, 1:, 0].shape)
+        for qtype in dict.fromkeys(allocation[self._head] for allocation in branches.allocations):
             head = self._model.decoded(self._head, qtype)
             own = [
                 i
-                for i, allocation in enumerate(ways.allocations)
+                for i, allocation in enumerate(branches.allocations)
                 if allocation[self._head] == qtype
             ]
-            students = [states[ways.taken[i], :, :-1].flatten(0, 1) for i in own]
+            students = [states[branches.parents[i], :, :-1].flatten(0, 1) for i in own]
             kl = _kl(original[:, :-1].flatten(0, 1), teacher.head, students, head)
             found[own] = kl.cpu().unflatten(1, found.shape[1:])
-        return found[ways.of_mix].numpy()
+        return found[branches.branch_of].numpy()
 
-    def _embed(self, ways: _Ways, tokens: Tensor) -> Tensor:
+    def _embed(self, branches: _Branches, tokens: Tensor) -> Tensor:
         """Hidden states [S, n, L, D] before the first block."""
         tables = (
-            self._model.decoded(EMBEDDING, allocation[EMBEDDING]) for allocation in ways.allocations
+            self._model.decoded(EMBEDDING, allocation[EMBEDDING])
+            for allocation in branches.allocations
         )
         embedded = [F.embedding(tokens.to(table.device), table) for table in tables]
         return torch.stack(embedded) * embedding_scale(self._model.checkpoint.config)
 
-    def _through(self, index: int, ways: _Ways, states: Tensor) -> Tensor:
+    def _through(self, index: int, branches: _Branches, states: Tensor) -> Tensor:
         """Hidden states [S, n, L, D] before a block → those after it, for more distinct ones."""
         n, length, width = states.shape[1:]
-        after = states.new_empty(len(ways.taken), n, length, width)
-        some = max(1, AT_ONCE[self._model.device.type] // (n * length))
-        for chunk in _batched(range(len(ways.taken)), some):
-            before = states[[ways.taken[i] for i in chunk]].flatten(0, 1)  # [k·n, L, D]
-            self._model.allocations = [ways.allocations[i] for i in chunk]
+        after = states.new_empty(len(branches.parents), n, length, width)
+        some = max(1, self._at_once // (n * length))
+        for chunk in _batched(range(len(branches.parents)), some):
+            before = states[[branches.parents[i] for i in chunk]].flatten(0, 1)  # [k·n, L, D]
+            self._model.allocations = [branches.allocations[i] for i in chunk]
             after[list(chunk)] = self._model.through(index, before).unflatten(0, (-1, n))
         return after
 
 
-class _Ways:
-    """Distinct states at one point of the model: where each comes from, which allocation has it."""
+class _Branches:
+    """Distinct hidden states at one point of the model; allocations that agree so far share one."""
 
     def __init__(self, allocations: Sequence[Allocation], modules: Sequence[str]) -> None:
-        """Begin: allocations that agree on these matrices, the first ones, have one state."""
+        """Begin with the first matrices: allocations that agree on them share a branch."""
         self._all = allocations
         self._part([(0, *(allocation[m] for m in modules)) for allocation in allocations])
 
     def _part(self, keys: Sequence[tuple[Any, ...]]) -> None:
         places = {key: i for i, key in enumerate(dict.fromkeys(keys))}
-        self.of_mix = [places[key] for key in keys]
-        """Allocation → its state."""
-        self.taken = [key[0] for key in places]
-        """State → the state before that it continues."""
-        self.allocations = [self._all[self.of_mix.index(i)] for i in places.values()]
-        """State → an allocation that has it."""
+        self.branch_of = [places[key] for key in keys]
+        """Index of an allocation → its branch."""
+        self.parents = [key[0] for key in places]
+        """Branch → the branch before that it continues."""
+        self.allocations = [self._all[self.branch_of.index(i)] for i in places.values()]
+        """Branch → an allocation that has it."""
 
-    def then(self, modules: Sequence[str]) -> _Ways:
-        """The states after these matrices too."""
-        following = _Ways(self._all, [])
+    def split(self, modules: Sequence[str]) -> _Branches:
+        """Return the branches after these matrices too."""
+        following = _Branches(self._all, [])
         choices = [tuple(allocation[m] for m in modules) for allocation in self._all]
-        following._part([(at, *own) for at, own in zip(self.of_mix, choices, strict=True)])
+        following._part([(at, *own) for at, own in zip(self.branch_of, choices, strict=True)])
         return following
 
 
 class _Decoded:
     """Matrices decoded from their codes; the latest stay, as far as there is room."""
 
-    def __init__(self, packed: PackedSource) -> None:
-        self._packed = packed
+    def __init__(self, packed: PackedSource, room: int | None) -> None:
+        self._packed, self._room = packed, room
         self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
         self._bytes = 0
 
@@ -180,7 +192,8 @@ class _Decoded:
             parts = {name: part.to(device) for name, part in self._packed(module, qtype).items()}
             self._kept[key] = qtypes.get(qtype).dequantize(parts)
             self._bytes += self._kept[key].nbytes
-            while self._bytes > _room(device) and len(self._kept) > 1:
+            room = self._room or _room(device)
+            while self._bytes > room and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
         self._kept.move_to_end(key)
         return self._kept[key]

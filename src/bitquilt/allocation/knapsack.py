@@ -98,13 +98,20 @@ class _Combination(NamedTuple):
 class KnapsackTable:
     """The least cost for every reachable total up to a capacity."""
 
-    def __init__(self, costs: Sequence[Float64Array], sizes: Sizes, capacity: int) -> None:
+    def __init__(
+        self,
+        costs: Sequence[Float64Array],
+        sizes: Sizes,
+        capacity: int,
+        most_units: int = MOST_UNITS,
+    ) -> None:
         """Fill the table.
 
         Args:
             costs: the cost of each matrix's choices.
             sizes: their bytes.
             capacity: bytes; no budget that the table is asked about may exceed it.
+            most_units: columns of the table at most.
 
         Raises:
             UserError: ``capacity`` is below the smallest allocation.
@@ -114,7 +121,7 @@ class KnapsackTable:
             raise self._too_small(capacity)
         self._odd, self._rest = _split(sizes)
         divisor = _divisor(sizes[m] for m in self._rest)
-        self.unit = divisor * max(1, math.ceil(capacity / divisor / MOST_UNITS))
+        self.unit = divisor * max(1, math.ceil(capacity / divisor / most_units))
         """Bytes that one column of the table stands for."""
         columns = capacity // self.unit + 1
         self._least: Float64Array = np.full(columns, np.inf)

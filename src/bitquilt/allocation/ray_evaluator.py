@@ -49,6 +49,7 @@ class RayEvaluator:
         address: str,
         precision: str,
         progress: Progress,
+        cpus: int = CPUS,
     ) -> None:
         """Connect to the cluster.
 
@@ -58,14 +59,18 @@ class RayEvaluator:
             address: the address of a cluster; if empty, the one that runs here, or else a new one.
             precision: how workers multiply, one of :data:`.evaluator.PRODUCTS`.
             progress: told what the cluster has.
+            cpus: cores that a worker takes where there are no GPUs.
 
         Raises:
             UserError: Ray is not installed, or there is no cluster at that address.
         """
         self._ray = _connected(address)
-        kind, size = _worker(self._ray.nodes())
+        nodes = self._ray.nodes()
+        kind, size = _worker(nodes, cpus)
         total = int(self._ray.cluster_resources().get(kind, 0) // size)
-        progress.say(f"{total} Ray workers on {len(self._ray.nodes())} machines measure candidates")
+        progress.say(
+            f"Ray: {_count(total, 'worker')} on {_count(len(nodes), 'machine')} measure mixes"
+        )
         resources = {"num_gpus": size} if kind == "GPU" else {"num_cpus": size}
         self._task = self._ray.remote(_kl).options(max_retries=RETRIES, **resources)
         self._model = self._ray.put(self._shipped(checkpoint, precision))
@@ -99,7 +104,7 @@ class RayEvaluator:
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"Ray could not measure a candidate: {reason}; make sure that every machine has "
+                f"Ray could not measure a mix: {reason}; make sure that every machine has "
                 "this version of bitquilt and memory enough, and give the same command again"
             ) from error
         except KeyboardInterrupt:
@@ -141,12 +146,16 @@ def _connected(address: str) -> Any:
     return ray
 
 
-def _worker(nodes: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
+def _worker(nodes: Sequence[Mapping[str, Any]], cpus: int) -> tuple[str, int]:
     """What a worker takes of a machine: a GPU where there is any, else some cores."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if any(has.get("GPU") for has in alive):
         return "GPU", 1
-    return "CPU", max(1, min(CPUS, *(int(has.get("CPU", 0)) for has in alive)))
+    return "CPU", max(1, min(cpus, *(int(has.get("CPU", 0)) for has in alive)))
 
 
 @dataclass(frozen=True)
