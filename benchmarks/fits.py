@@ -1,6 +1,6 @@
 """Fits of scales beside ggml's: how much less error, on which blocks more, and how fast.
 
-    python benchmarks/fits.py [GRID ...]
+    python benchmarks/fits.py [TYPE ...]
 
 Weighted errors of blocks, random ones (normal, heavy-tailed and shifted; log-normal importance) and
 the demo model's down projections with the importance of calibration text; of each the mean share of
@@ -65,10 +65,10 @@ def random_matrices() -> Matrices:
 def real_matrices() -> Matrices:
     """The down projections of all blocks, 64 rows of each: 2,688 blocks of 256."""
     with captured("demo", 8) as (checkpoint, _, work):
-        moments = CalibrationStats(checkpoint, work)
+        stats = CalibrationStats(checkpoint, work)
         modules = [module for module in checkpoint.matrices if module.endswith("down_proj")]
         return [
-            (checkpoint.load(f"{m}.weight")[:64], moments.hessian(input_of(m)).diagonal().float())
+            (checkpoint.load(f"{m}.weight")[:64], stats.hessian(input_of(m)).diagonal().float())
             for m in modules
         ]
 

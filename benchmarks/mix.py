@@ -47,7 +47,7 @@ def by_ggml(model: str, directory: Path, mix: dict[str, str]) -> Estimate:
     """A mix with every matrix rounded by ggml, on the windows that the run was measured on."""
     checkpoint = open_checkpoint(model)
     with WorkDir(directory, json.loads((directory / "settings.json").read_text())) as work:
-        moments = CalibrationStats(checkpoint, work)
+        statistics = CalibrationStats(checkpoint, work)
         tokens = work.load("teacher/held-out")["tokens"]
         teacher = Teacher.of(checkpoint, tokens, work, "held-out")
 
@@ -55,7 +55,7 @@ def by_ggml(model: str, directory: Path, mix: dict[str, str]) -> Estimate:
             module, weight = name.removesuffix(".weight"), checkpoint.load(name)
             if module not in mix:
                 return weight
-            return peers.ggml(qtypes.get(mix[module]), weight, moments.importance(module))
+            return peers.ggml(qtypes.get(mix[module]), weight, statistics.importance(module))
 
         return summarize(weights_metrics(teacher, checkpoint, load), "torch").kl
 

@@ -1,6 +1,6 @@
 """Rounding alone: every type, ours against its peers, same calibration and held-out text.
 
-    python benchmarks/rounding.py [--model MODEL] [GRID…]
+    python benchmarks/rounding.py [--model MODEL] [TYPE…]
 
 All matrices of the blocks go onto one type. GGUF types: the embedding at Q6_K, each side's own
 rounding. MLX types: the embedding on the same type too, as ``mlx_lm.convert -q`` has it, or at 6
@@ -45,7 +45,7 @@ Weights = dict[str, Tensor]
 
 
 class Bench:
-    """A checkpoint, its moments, and the original on held-out text."""
+    """A checkpoint, its statistics, and the original on held-out text."""
 
     def __init__(self, checkpoint: Checkpoint, directory: Path) -> None:
         self.checkpoint = checkpoint

@@ -1,23 +1,22 @@
-"""The predicted divergence against sums written out, and against a measured one."""
+"""The predicted KL against sums written out, and against a measured one."""
 
 import torch
 
-from bitquilt.calibration.prediction import embedding_divergence, matrix_divergence
+from bitquilt.calibration.prediction import embedding_kl, matrix_kl
 
 
-def test_matrix_divergence_is_the_weighted_output_error(monkeypatch):
-    monkeypatch.setattr("bitquilt.calibration.prediction.ROWS", 2)
+def test_matrix_kl_is_the_weighted_output_error():
     generator = torch.Generator().manual_seed(0)
     error = torch.randn(5, 8, generator=generator)
     x = torch.randn(40, 8, generator=generator)
     b = torch.rand(5, generator=generator)
     expected = 0.5 * ((x @ error.T).square().mean(0) * b).sum()
     torch.testing.assert_close(
-        torch.tensor(matrix_divergence(error, x.T @ x / 40, b)), expected, rtol=1e-5, atol=0
+        torch.tensor(matrix_kl(error, x.T @ x / 40, b, rows_at_once=2)), expected, rtol=1e-5, atol=0
     )
 
 
-def test_head_divergence_predicts_the_kl_of_a_small_error():
+def test_head_kl_predicts_the_kl_of_a_small_error():
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(64, 16, generator=generator) * 0.3
     x = torch.randn(500, 16, generator=generator)
@@ -26,16 +25,16 @@ def test_head_divergence_predicts_the_kl_of_a_small_error():
     q = (x @ (head + error).T).log_softmax(-1)
     measured = (p.exp() * (p - q)).sum(-1).mean()
     b = (p.exp() * (1 - p.exp())).mean(0)
-    predicted = matrix_divergence(error, x.T @ x / 500, b)
+    predicted = matrix_kl(error, x.T @ x / 500, b)
     assert 0.8 < predicted / measured < 1.25
 
 
-def test_embedding_divergence_counts_tokens_by_their_share():
+def test_embedding_kl_counts_tokens_by_their_share():
     generator = torch.Generator().manual_seed(0)
     error = torch.randn(6, 4, generator=generator)
     shares = torch.tensor([0.5, 0.0, 0.25, 0.25, 0.0, 0.0])
     columns = torch.rand(4, generator=generator)
     expected = 0.5 * (shares[:, None] * error.square() * columns).sum()
     torch.testing.assert_close(
-        torch.tensor(embedding_divergence(error, shares, columns)), expected, rtol=1e-5, atol=0
+        torch.tensor(embedding_kl(error, shares, columns)), expected, rtol=1e-5, atol=0
     )

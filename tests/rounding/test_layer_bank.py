@@ -106,7 +106,7 @@ def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
             error -= bank.checkpoint.load(f"{module}.weight")
             hessian = bank.statistics.hessian(module).unsqueeze(0)
             damped = factorize(hessian, [module], Silent()).natural[0]
-            expected = bank.statistics.divergence(module, error, damped)
+            expected = bank.statistics.predicted_kl(module, error, damped)
             assert cell.predicted_kl == pytest.approx(expected, rel=0.01)
 
 
@@ -120,7 +120,7 @@ def test_what_was_chosen_is_polished_and_what_the_search_knew_stays(tmp_path):
     def cost():
         error = qtypes.get("Q3_K").dequantize(bank.polished(module, "Q3_K"))
         error -= bank.checkpoint.load(f"{module}.weight")
-        return bank.statistics.divergence(module, error, hessian)
+        return bank.statistics.predicted_kl(module, error, hessian)
 
     before, steps = cost(), []
     for _ in range(2):  # the second time there is nothing left to do

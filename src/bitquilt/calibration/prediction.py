@@ -1,4 +1,4 @@
-"""Predicted divergence of a rounding error, without a forward pass.
+"""The KL that a rounding error is predicted to cost, without a forward pass.
 
 To second order, the KL divergence from the model to itself with weights W + ΔW is half the Fisher
 form of ΔW. With the Fisher matrix of y = W x taken as the product of input and gradient moments
@@ -13,24 +13,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS = 8192
-"""Rows multiplied at once: bounds memory for a large vocabulary."""
 
-
-def matrix_divergence(error: Tensor, hessian: Tensor, gradient: Tensor) -> float:
+def matrix_kl(error: Tensor, hessian: Tensor, gradient: Tensor, rows_at_once: int = 8192) -> float:
     """½ Σ_r b_r ΔW_r H ΔW_rᵀ.
 
     Args:
         error: ΔW [R, C], on any device.
         hessian: H, mean of x xᵀ [C, C].
         gradient: b, mean of g² per output [R].
+        rows_at_once: bounds memory for a large vocabulary.
     """
     hessian = hessian.to(error.device)
-    per_row = torch.cat([((rows @ hessian) * rows).sum(1) for rows in error.split(ROWS)])
+    per_row = torch.cat([((rows @ hessian) * rows).sum(1) for rows in error.split(rows_at_once)])
     return 0.5 * float(per_row.cpu().double() @ gradient.double())
 
 
-def embedding_divergence(error: Tensor, tokens: Tensor, columns: Tensor) -> float:
+def embedding_kl(error: Tensor, tokens: Tensor, columns: Tensor) -> float:
     """½ Σ_v f_v Σ_c g_c ΔW_vc²: the table as what the first block reads.
 
     Args:

@@ -1,4 +1,4 @@
-"""What :mod:`.collect` left, read for one matrix at a time, and what it predicts."""
+"""What :mod:`.collect` left, read for one matrix at a time, and the KL that it predicts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from functools import cached_property
 from torch import Tensor
 
 from bitquilt.calibration.collect import input_of
-from bitquilt.calibration.prediction import embedding_divergence, matrix_divergence
+from bitquilt.calibration.prediction import embedding_kl, matrix_kl
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
 from bitquilt.runtime.workdir import WorkDir
 
 
 class CalibrationStats:
-    """Hessians and gradient moments of a captured checkpoint."""
+    """Hessians and gradient moments that calibration text left of a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, work: WorkDir) -> None:
         self.checkpoint = checkpoint
@@ -47,22 +47,20 @@ class CalibrationStats:
             return self._gradients["columns"]
         return self.hessian(module).diagonal().contiguous()
 
-    def divergence(self, module: str, error: Tensor, hessian: Tensor) -> float:
+    def predicted_kl(self, module: str, error: Tensor, hessian: Tensor) -> float:
         """Predicted KL, in nats per token, of an error [R, C] of one matrix.
 
         A tied embedding counts as what the first block reads and as the head.
         """
         total = 0.0
         if module == EMBEDDING:
-            total += embedding_divergence(
-                error, self._gradients["tokens"], self._gradients["columns"]
-            )
+            total += embedding_kl(error, self._gradients["tokens"], self._gradients["columns"])
         if module == HEAD or (module == EMBEDDING and self.checkpoint.tied):
-            total += matrix_divergence(error, hessian, self._gradients["head"])
+            total += matrix_kl(error, hessian, self._gradients["head"])
         elif module != EMBEDDING:
-            total += matrix_divergence(error, hessian, self._gradients[module])
+            total += matrix_kl(error, hessian, self._gradients[module])
         return total
 
-    def divergence_of_rows(self, module: str, costs: Tensor) -> float:
+    def predicted_kl_of_rows(self, module: str, costs: Tensor) -> float:
         """Predicted KL, in nats per token, of a matrix of a block whose rows cost E H Eᵀ [R]."""
         return 0.5 * float(costs.cpu().double() @ self._gradients[module].double())

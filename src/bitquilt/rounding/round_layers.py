@@ -186,7 +186,7 @@ def _round_inputs(
         rounded = round_once(jobs, factor, feedback)
         for (module, _), job, one in zip(keys, jobs, rounded, strict=True):
             assert one.costs is not None
-            predicted = bank.statistics.divergence_of_rows(module, one.costs)
+            predicted = bank.statistics.predicted_kl_of_rows(module, one.costs)
             yield job.qtype.pack(one.fields), BankCell(predicted, method, one.method)
 
     _work_through(bank, owners, wanted, round_jobs, ROUNDED, progress, memory, background)
@@ -274,7 +274,7 @@ def _round_without_hessian(
         qtype = qtypes.get(name)
         packed = qtype.pack(fit(qtype, weight, importance))
         error = qtype.dequantize(packed).sub_(weight)
-        cell = BankCell(statistics.divergence(module, error, hessian), bank.rounding, "nearest")
+        cell = BankCell(statistics.predicted_kl(module, error, hessian), bank.rounding, "nearest")
         background.do(_fetch, done, [(module, name)], [packed], [cell], record_event())
         progress.advance()
     background.do(bank.add, ROUNDED, done)

@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import torch
 
-Result = TypeVar("Result")
+ThreadResult = TypeVar("ThreadResult")
 
 
-def in_threads(work: Callable[..., Result], *items: Iterable[object]) -> list[Result]:
+def in_threads(work: Callable[..., ThreadResult], *items: Iterable[object]) -> list[ThreadResult]:
     """``map(work, *items)`` as a list, in as many threads as torch has."""
     threads = torch.get_num_threads()
     try:

@@ -26,6 +26,7 @@ from tests.factories import tiny_checkpoint
 from tests.progress import Recorded
 
 WINDOWS, LENGTH = 232, 8
+APART = distill.DEFAULT_SCHEDULE.validation
 MLX_TYPES = ("3bit-g64", "2bit-g32", "mxfp4", "BF16")
 GGUF_TYPES = ("Q2_K", "Q3_K", "Q4_1", "IQ3_S", "Q8_0", "BF16")
 INTEGERS = {("Q2_K", "scales"), ("Q2_K", "mins"), ("Q3_K", "scales")}
@@ -50,7 +51,7 @@ class Case:
         on = qtypes.get(qtype)
         return on.pack(fit(on, self.checkpoint.load(f"{module}.weight"), None))
 
-    def tune(self, directory=None):
+    def tune(self, directory=None, schedule=distill.DEFAULT_SCHEDULE):
         """In a new work directory if none is given."""
         self.said, self.steps = [], []
         work = WorkDir(directory or Path(tempfile.mkdtemp(dir=self.directory)), {})
@@ -61,11 +62,12 @@ class Case:
             self.teacher,
             work,
             Recorded(self.steps, self.said),
+            schedule,
         )
 
     def kl(self, tuned):
         """On the windows set apart, from what a file would hold."""
-        apart = self.teacher.first(distill.APART, LENGTH)
+        apart = self.teacher.first(APART, LENGTH)
 
         def weights(name):
             module = name.removesuffix(".weight")
@@ -157,9 +159,7 @@ def test_the_written_file_is_the_tuned_model(tmp_path, family):
         result.learned["model.norm.weight/weight"],
         atol=1e-6,
     )
-    found = weights_metrics(
-        case.teacher.first(distill.APART, LENGTH), case.checkpoint, weights.__getitem__
-    )
+    found = weights_metrics(case.teacher.first(APART, LENGTH), case.checkpoint, weights.__getitem__)
     assert found.kl.mean() == pytest.approx(case.kl(result), rel=1e-3)
 
 
@@ -167,9 +167,7 @@ def test_the_mlx_directory_is_the_tuned_model(tmp_path, on_mlx):
     case, result = on_mlx
     MLX.write(result.checkpoint, case.allocation, result.packed, tmp_path / "tuned", "{}")
     weights = MLX.read_weights(tmp_path / "tuned")
-    found = weights_metrics(
-        case.teacher.first(distill.APART, LENGTH), case.checkpoint, weights.__getitem__
-    )
+    found = weights_metrics(case.teacher.first(APART, LENGTH), case.checkpoint, weights.__getitem__)
     assert found.kl.mean() == pytest.approx(case.kl(result), rel=1e-5)
 
 
@@ -201,10 +199,9 @@ def test_what_was_learned_is_taken_again(tmp_path):
     assert len(keys) == 2  # for other matrices it would not serve
 
 
-def test_what_does_not_help_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "RATE", 10.0)
+def test_what_does_not_help_is_not_kept(tmp_path):
     case = Case(tmp_path, names=("Q4_K",), layers=1)
-    result = case.tune()
+    result = case.tune(schedule=distill.TuningSchedule(rate=10.0))
     assert result.after == result.before
     assert "so they stay" in case.said[0]
     assert len(case.steps) < distill.steps(WINDOWS)  # it stopped early

@@ -28,20 +28,37 @@ from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir, under
 
-RATE = 8e-3
-"""Adam's highest learning rate per root of the KL at the start: errors, and what changes may cost,
-go with that root. Changes are relative (:mod:`bitquilt.rounding.tuning.learned`)."""
-BETAS = (0.9, 0.99)
-WARM_UP = 10
-"""Steps over which the rate rises."""
-BATCH = 8
-"""Windows in a step."""
-APART = 32
-"""Windows set apart, or a quarter of them if there are few."""
-LOOKS = 8
-"""How many times the windows set apart are measured."""
-PATIENCE = 2
-"""How many of these in a row may be worse than the best before it stops."""
+
+@dataclass(frozen=True, kw_only=True)
+class TuningSchedule:
+    """How long and how fast scales and norms are tuned."""
+
+    rate: float = 8e-3
+    """Adam's highest learning rate per root of the KL at the start: errors, and what changes may
+    cost, go with that root. Changes are relative (:mod:`bitquilt.rounding.tuning.learned`)."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's decay rates of the two moments."""
+    warm_up: int = 10
+    """Steps over which the rate rises."""
+    batch: int = 8
+    """Windows in a step."""
+    validation: int = 32
+    """Windows set apart, or a quarter of them all where that is less."""
+    checks: int = 8
+    """How many times the KL is measured on the windows set apart."""
+    patience: int = 2
+    """Tuning stops after so many checks in a row that are worse than the best."""
+
+    def set_apart(self, windows: int) -> int:
+        """How many of so many windows are set apart."""
+        return min(self.validation, windows // 4)
+
+    def steps(self, windows: int) -> int:
+        """The most steps that tuning takes on so many windows."""
+        return (windows - self.set_apart(windows)) // self.batch
+
+
+DEFAULT_SCHEDULE = TuningSchedule()
 
 
 @dataclass(frozen=True)
@@ -78,8 +95,8 @@ class Tuned:
 
 
 def steps(windows: int) -> int:
-    """How often :func:`tune` calls ``step`` on that many windows, at most."""
-    return (windows - _apart(windows)) // BATCH
+    """The most steps that :func:`tune` takes on so many windows."""
+    return DEFAULT_SCHEDULE.steps(windows)
 
 
 def tune(
@@ -89,6 +106,7 @@ def tune(
     teacher: Teacher,
     work: WorkDir,
     progress: Progress,
+    schedule: TuningSchedule = DEFAULT_SCHEDULE,
 ) -> Tuned:
     """Learn scales and norms of a mix, or take what an earlier run learned; the codes stay.
 
@@ -99,11 +117,12 @@ def tune(
         teacher: the original on calibration text, of at least four windows, each read once; the
             first are set apart.
         work: gets an artefact ``tuned/<allocation, matrices and text>``.
-        progress: told what came of it.; advances after each progress, at most :func:`steps` times.
+        progress: advances after each step, at most :func:`steps` times; told what came of it.
+        schedule: how long and how fast.
     """
     artefact = f"tuned/{_key(allocation, packed, teacher.tokens)}"
     if not work.has(artefact):
-        before, after, learned = _learn(checkpoint, allocation, packed, teacher, progress)
+        before, after, learned = _learn(checkpoint, allocation, packed, teacher, progress, schedule)
         work.save(artefact, learned, {"before": repr(before), "after": repr(after)})
     with work.open(artefact) as handle:
         before, after = (float(handle.metadata()[name]) for name in ("before", "after"))
@@ -130,49 +149,52 @@ def _learn(
     packed: PackedSource,
     teacher: Teacher,
     progress: Progress,
+    schedule: TuningSchedule,
 ) -> tuple[float, float, dict[str, Tensor]]:
     """Mean KL on the windows set apart before and after, and the numbers that were best there."""
     student = Student(checkpoint, allocation, packed, compute_device())
     model = BlockwiseModel(checkpoint, student.weight)
-    apart = _apart(len(teacher.tokens))
-    judge, lessons = teacher.windows(slice(apart)), teacher.windows(slice(apart, None))
-    before = best = _mean_kl(model, judge)
+    apart = schedule.set_apart(len(teacher.tokens))
+    validation, training = teacher.windows(slice(apart)), teacher.windows(slice(apart, None))
+    before = best = _mean_kl(model, validation)
     learned: dict[str, Tensor] = {}
     worse = 0
-    for _ in _descent(model, student, lessons, RATE * math.sqrt(before), progress):
-        now = _mean_kl(model, judge)
+    for _ in _descent(model, student, training, math.sqrt(before), progress, schedule):
+        now = _mean_kl(model, validation)
         if now < best:
             best, learned, worse = now, student.numbers(), 0
-        elif (worse := worse + 1) == PATIENCE:
+        elif (worse := worse + 1) == schedule.patience:
             break
     return before, best, learned
 
 
-def _apart(windows: int) -> int:
-    return min(APART, windows // 4)
-
-
 def _descent(
-    model: BlockwiseModel, student: Student, lessons: Teacher, rate: float, progress: Progress
+    model: BlockwiseModel,
+    student: Student,
+    training: Teacher,
+    root_of_kl: float,
+    progress: Progress,
+    schedule: TuningSchedule,
 ) -> Iterator[None]:
-    """Adam over all windows once; hands over ``LOOKS`` times on the way, last at the end."""
-    optimizer = torch.optim.Adam(student.changes(), lr=rate, betas=BETAS)
-    total = len(lessons.tokens) // BATCH
+    """Run Adam over all windows once; yield at every check, the last one at the end."""
+    rate, batch, checks = schedule.rate * root_of_kl, schedule.batch, schedule.checks
+    optimizer = torch.optim.Adam(student.changes(), lr=rate, betas=schedule.betas)
+    total = len(training.tokens) // batch
     for index in range(total):
-        optimizer.param_groups[0]["lr"] = rate * _share(index, total)
-        lesson = lessons.windows(slice(index * BATCH, (index + 1) * BATCH))
+        optimizer.param_groups[0]["lr"] = rate * _share_of_rate(index, total, schedule.warm_up)
+        windows = training.windows(slice(index * batch, (index + 1) * batch))
         optimizer.zero_grad()
         with reproducible_gradients(model.device):
-            kl_loss(model, lesson).backward()
+            kl_loss(model, windows).backward()
         optimizer.step()
         progress.advance()
-        if (index + 1) * LOOKS // total > index * LOOKS // total:
+        if (index + 1) * checks // total > index * checks // total:
             yield
 
 
-def _share(index: int, total: int) -> float:
-    """Of the highest learning rate, at a step: up a line, down a cosine."""
-    return min(1.0, (index + 1) / WARM_UP) * (1 + math.cos(math.pi * index / total)) / 2
+def _share_of_rate(index: int, total: int, warm_up: int) -> float:
+    """The part of the highest learning rate that a step takes: up a line, down a cosine."""
+    return min(1.0, (index + 1) / warm_up) * (1 + math.cos(math.pi * index / total)) / 2
 
 
 @torch.no_grad()
