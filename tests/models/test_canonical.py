@@ -122,6 +122,11 @@ def test_mobilellm_sizes(size: str) -> None:
         checkpoint.load("model.norm.weight")
 
 
+def test_matrices_are_listed_once() -> None:
+    checkpoint = from_config(SMALL, "m")
+    assert checkpoint.matrices is checkpoint.matrices
+
+
 def test_matrices_come_in_model_order() -> None:
     matrices = list(from_config({**SMALL, "tie_word_embeddings": False}, "m").matrices)
     assert matrices[0] == "model.embed_tokens"

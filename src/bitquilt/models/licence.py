@@ -1,9 +1,12 @@
-"""The licence of a model, from the front matter of its README.md."""
+"""The licence of a model: the files that state it, and its name in the front matter of README.md."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
+"""Files that whoever passes a model on has to pass on with it."""
 
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 

@@ -11,9 +11,9 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.licence import LICENCE_FILES
 from bitquilt.models.sources import resolve
 
-LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 INHERITED = ("language", "pipeline_tag")
 GATE = "extra_gated_"
 """Prefix of the fields that ask visitors something before they get the files."""

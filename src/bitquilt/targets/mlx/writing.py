@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from bitquilt import qtypes
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.models.licence import LICENCE_FILES
 from bitquilt.qtypes.qtype import Allocation, PackedSource, QuantType
 from bitquilt.runtime.files import atomic_write
 from bitquilt.targets.destination import check_directory
@@ -47,10 +48,7 @@ COPIED_FILES = (
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
+    *LICENCE_FILES,
 )
 _DTYPES = {torch.uint32: "U32", torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8"}
 
