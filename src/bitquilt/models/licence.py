@@ -1,4 +1,4 @@
-"""The licence of a model: the files that state it, and its name in the front matter of README.md."""
+"""The licence of a model: the files that state it, and its name in the front matter of a card."""
 
 from __future__ import annotations
 
