@@ -44,7 +44,7 @@ def test_the_test_of_fit_can_fail() -> None:
 def test_filters_are_those_of_transformers(
     seed: int, spread: float, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
-    settings = Sampling(temperature, top_k, top_p, min_p)
+    settings = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     logits = np.random.default_rng(seed).normal(size=400).astype(np.float32) * np.float32(spread)
     ids, weights = candidates(logits, settings)
     found = np.zeros(400)

@@ -44,7 +44,7 @@ def test_translation_gives_the_same_text(template):
     for chat in CHATS:
         meant = render_prompt(template, chat, SPECIAL).removeprefix("<s>")
         assert found.render(chat) == meant
-        assert as_ollama(found.go(), found.default, chat) == meant
+        assert as_ollama(found.go_template(), found.default, chat) == meant
 
 
 def as_ollama(go: str, default: str | None, chat: list[dict[str, str]]) -> str:

@@ -62,7 +62,7 @@ def chat(model: str, system: str | None, hide_thinking: bool, **given: Any) -> N
 
 
 class Conversation:
-    """What the lines that are typed do."""
+    """A conversation that the lines of a terminal drive."""
 
     def __init__(self, model: str, session: Session, hide_thinking: bool, ctrl_c: _CtrlC) -> None:
         self._model, self._session, self._hide = model, session, hide_thinking

@@ -1,4 +1,4 @@
-"""What ``run`` and ``chat`` share: how to answer, and the answer as it appears on a terminal."""
+"""What ``run`` and ``chat`` share: options for answers, and answers on a terminal."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ SAMPLING = (
 
 
 def answering(command: Command) -> Command:
-    """The options of :func:`settings`."""
+    """Give a command the options that :func:`settings` reads."""
     for option in reversed(_ANSWERING):
         command = option(command)
     return command
 
 
 def settings(engine: Engine, given: dict[str, Any]) -> AnswerSettings:
-    """How to answer: what was given, and the model's own recommendation for the rest."""
+    """The settings that were given, and the model's own recommendation for the rest."""
     from bitquilt.talk import AnswerSettings
 
     stated = {name: given[name] for name in SAMPLING if given[name] is not None}
@@ -146,7 +146,7 @@ class Screen:
         self._shown = False
 
     def show(self, event: Event) -> None:
-        """Show what there is to see of an event."""
+        """Show an event, if there is anything to see."""
         from bitquilt.talk import Answer, Closing, End, Reasoning, Rollback
 
         match event:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
     """How the next token is drawn; the defaults are greedy decoding."""
 
@@ -49,6 +49,7 @@ class Sampling:
     presence_penalty: float = 0.0
     """Subtracted once from the logits of tokens that the model said."""
     seed: int = 0
+    """The same seed, settings and tokens give the same answer."""
 
 
 @dataclass(frozen=True, kw_only=True)

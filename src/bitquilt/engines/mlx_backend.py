@@ -81,7 +81,7 @@ class MlxBackend(HubTokenizer):
             layer.filter(mx.array(list(rows)))
 
     def _keep(self, length: int) -> int:
-        """Forget all but the first tokens; how many the cache could keep."""
+        """Forget all but the first tokens; returns how many the cache could keep."""
         surplus = len(self._held) - length
         if not self._cache or trim_prompt_cache(self._cache, surplus) != surplus:
             self._cache, length = make_prompt_cache(self._model), 0
@@ -89,7 +89,7 @@ class MlxBackend(HubTokenizer):
         return length
 
     def _read(self, tokens: Sequence[int]) -> list[mx.array]:
-        """Append tokens; logits of each chunk, [length, V], computed by mlx when they are read."""
+        """Append tokens; returns lazy logits of each chunk, [length, V]."""
         chunks = [tokens[start : start + CHUNK] for start in range(0, len(tokens), CHUNK)]
         logits = [self._model(mx.array([list(chunk)]), cache=self._cache)[0] for chunk in chunks]
         self._held += tokens

@@ -92,13 +92,13 @@ class TorchEngine(HubTokenizer, Engine):
         self._mask, self._positions = self._mask[index], self._positions[index]
 
     def _keep(self, length: int) -> int:
-        """Forget all but the first tokens; how many that leaves."""
+        """Forget all but the first tokens; returns how many are left."""
         self._cache.crop(length - len(self._held))
         del self._held[length:]
         return length
 
     def _read(self, tokens: Sequence[int]) -> Logits:
-        """Append tokens; logits after the last one, float32 [1, V]."""
+        """Append tokens; returns logits after the last one, float32 [1, V]."""
         output = self.model(
             torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
         )

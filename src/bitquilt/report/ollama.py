@@ -1,9 +1,9 @@
-"""A chat template in Ollama's own language, found by rendering the model's, if it can be equal.
+"""The model's chat template in Ollama's language, and an Ollama Modelfile with it.
 
-Ollama knows the Jinja templates of a few published models; for all others a Modelfile has to say
-in Go's template language what stands between messages. What that is, rendering a conversation of
-marks shows. The result is rendered again here, for several conversations, and must give the same
-text as the model's template; where it does not, there is no Modelfile rather than a wrong one.
+Ollama knows the Jinja templates of a few published models; for all others a Modelfile has to say in
+Go's template language what stands between messages. Rendering a conversation of marks shows what
+that is. The result is then rendered for several conversations and must give the same text as the
+model's template; if it does not, there is no Modelfile rather than a wrong one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bitquilt.talk.prompt import render_prompt
 
 SYSTEM, USER, ANSWER, AGAIN = "⟦system⟧", "⟦user⟧", "⟦answer⟧", "⟦again⟧"
 CONTEXT = 8192
-"""Ollama's own default is too short for a model that reasons."""
+"""Tokens of context; Ollama's own default is too short for a model that reasons."""
 
 _CONVERSATION: tuple[Message, ...] = (
     {"role": "system", "content": SYSTEM},
@@ -38,21 +38,21 @@ _TRIED: tuple[tuple[Message, ...], ...] = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Turns:
-    """What stands around messages; the start token, which Ollama adds by itself, is left out."""
+    """The texts around messages; the start token is left out, for Ollama adds it by itself."""
 
     before_system: str
     after_system: str
     before_user: str
     after_user: str
-    """Up to where the answer begins."""
+    """The text up to where the answer begins."""
     after_answer: str
     default: str | None
-    """The system message where none is given."""
+    """The system message of a conversation that has none of its own; None if there is no such."""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """A conversation, as Ollama will put it."""
+        """The text of a conversation, as Ollama will write it."""
         if self.default is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self.default}, *messages]
         around = {
@@ -63,8 +63,8 @@ class Turns:
         parts = ((around[message["role"]], message["content"]) for message in messages)
         return "".join(before + content + after for (before, after), content in parts)
 
-    def go(self) -> str:
-        """The same as a template of Ollama's."""
+    def go_template(self) -> str:
+        """The same in Go's template language, for a Modelfile."""
         return (
             "{{ range .Messages }}"
             f'{{{{ if eq .Role "system" }}}}{self.before_system}{{{{ .Content }}}}'
@@ -77,7 +77,7 @@ class Turns:
 
 
 def turns(template: str, special_tokens: Mapping[str, str]) -> Turns | None:
-    """What a Jinja template puts around messages; None if there is more to it than that."""
+    """The texts that a chat template writes around messages; None if it does more than that."""
 
     def put(messages: Sequence[Message]) -> str:
         return render_prompt(template, messages, special_tokens).removeprefix(
@@ -93,12 +93,12 @@ def turns(template: str, special_tokens: Mapping[str, str]) -> Turns | None:
             before_user = _common_end(after_system, after_answer)
             default = first.removeprefix(head).removesuffix(after_system)
         found = Turns(
-            head,
-            after_system.removesuffix(before_user),
-            before_user,
-            after_user,
-            after_answer.removesuffix(before_user),
-            default,
+            before_system=head,
+            after_system=after_system.removesuffix(before_user),
+            before_user=before_user,
+            after_user=after_user,
+            after_answer=after_answer.removesuffix(before_user),
+            default=default,
         )
         same = all(found.render(messages) == put(messages) for messages in _TRIED)
     except (UserError, ValueError):  # it refuses a conversation, or leaves a message out
@@ -107,7 +107,7 @@ def turns(template: str, special_tokens: Mapping[str, str]) -> Turns | None:
 
 
 def _between(text: str) -> list[str]:
-    """What stands before, between and after the marks.
+    """The texts before, between and after the marks.
 
     Raises:
         ValueError: a mark is not there.
@@ -126,7 +126,12 @@ def _common_end(one: str, other: str) -> str:
 
 
 def modelfile(checkpoint: Checkpoint, file_name: str) -> str | None:
-    """An Ollama Modelfile for a GGUF file of the checkpoint; None if its template is beyond it."""
+    """An Ollama Modelfile for a GGUF file of the checkpoint.
+
+    Returns:
+        Its text; None for a model without a chat template, or with one that Ollama's language
+        cannot express.
+    """
     if checkpoint.tokenizer_dir is None or checkpoint.chat_template is None:
         return None
     tokenizer = HubTokenizer(
@@ -135,7 +140,7 @@ def modelfile(checkpoint: Checkpoint, file_name: str) -> str | None:
     found = turns(checkpoint.chat_template, tokenizer.info.special_tokens)
     if found is None:
         return None
-    lines = [f"FROM ./{file_name}", f'TEMPLATE """{found.go()}"""']
+    lines = [f"FROM ./{file_name}", f'TEMPLATE """{found.go_template()}"""']
     if found.default:
         lines.append(f'SYSTEM """{found.default}"""')
     context = min(CONTEXT, int(checkpoint.config["max_position_embeddings"]))
@@ -148,7 +153,7 @@ def modelfile(checkpoint: Checkpoint, file_name: str) -> str | None:
 
 
 def _sampling(settings: Sampling) -> list[tuple[str, float]]:
-    """The model's own recommendation, in Ollama's names."""
+    """The sampling settings that the model's authors recommend, by Ollama's names."""
     names = {
         "temperature": settings.temperature,
         "top_k": settings.top_k,
