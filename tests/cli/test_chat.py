@@ -18,6 +18,7 @@ import pytest
 
 from bitquilt.cli import chat as chat_module
 from bitquilt.engines import llamacpp
+from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 
 ROOT = Path(__file__).parent.parent.parent
@@ -165,3 +166,12 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(demo_gguf: Path, tmp_path: 
         assert screen.process.wait(30) == 0
     assert "Traceback" not in screen.seen
     assert "Convert" in next(tmp_path.rglob("chat_history")).read_text()
+
+
+def test_a_template_that_fails_is_one_note(capfd, monkeypatch, tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    (directory / "chat_template.jinja").write_text("{% nonsense %}")
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nHello again\n/quit"))
+    assert invoke("chat", directory, *GREEDY) == 0
+    assert capfd.readouterr().err.count("[the chat template of the model cannot be read") == 2

@@ -24,8 +24,13 @@ class Finite(click.FloatRange):
         """See :class:`click.FloatRange`."""
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is no finite number.", param, ctx)
+            self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+    def _describe_range(self) -> str:
+        """What help says of the range; click would write ``x<=None`` where there is none."""
+        unlimited = self.min is None and self.max is None
+        return "" if unlimited else str(super()._describe_range())
 
 
 MODEL = click.argument("model")

@@ -44,7 +44,7 @@ def _api_key(_: click.Context, __: click.Parameter, key: str | None) -> str | No
     envvar=KEY_VARIABLE,
     show_envvar=True,
     callback=_api_key,
-    help="Every request must bring this key.  [default: requests need none]",
+    help="Requests to the API must bring this key.  [default: they need none]",
 )
 @click.option(
     "--parallel",
@@ -70,7 +70,7 @@ def _api_key(_: click.Context, __: click.Parameter, key: str | None) -> str | No
 def serve(
     model: str, port: int, api_key: str | None, parallel: int, queue: int, max_tokens: int
 ) -> None:
-    """Serve MODEL as OpenAI's API, and a chat page.
+    """Serve MODEL by OpenAI's API, with a chat page.
 
     The server answers to this machine only. MODEL is what `run` takes. Requests may give
     `think_budget` and `detect_loops` beside the fields of OpenAI's API. Ctrl-C stops the server.

@@ -167,7 +167,7 @@ class Screen:
         if part != self._part and self._part and self._tags:
             click.echo("\n")
         self._part, self._shown = part, True
-        # click leaves colours out where stdout is no terminal
+        # click leaves colours out where stdout is not a terminal
         click.echo(click.style(text, dim=True) if part == "reasoning" else text, nl=False)
         sys.stdout.flush()
 

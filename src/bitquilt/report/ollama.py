@@ -49,7 +49,7 @@ class Turns:
     """The text up to where the answer begins."""
     after_answer: str
     default: str | None
-    """The system message of a conversation that has none of its own; None if there is no such."""
+    """The system message of a conversation that has none of its own; None without one."""
 
     def render(self, messages: Sequence[Message]) -> str:
         """The text of a conversation, as Ollama will write it."""
