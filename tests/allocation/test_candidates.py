@@ -9,15 +9,14 @@ import pytest
 
 from bitquilt import qtypes
 from bitquilt.allocation.candidates import (
-    BITS_REACH,
     CLOSE_TO_BUDGET,
     REACH_STEP,
-    SUPERSEDED,
     candidate_sets,
 )
 from bitquilt.allocation.knapsack import fullest_nbytes, largest_nbytes, smallest_nbytes
 from bitquilt.allocation.space import sizes_of
 from bitquilt.errors import UserError
+from bitquilt.targets import GGUF, get_target
 from tests.shapes import shaped_checkpoint
 
 FIXED = 10_000
@@ -32,7 +31,9 @@ def sets_of(checkpoint, target, bits, pins=None):
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     capacity = int(weights * bits / 8)
     cell = nbytes_in(checkpoint)
-    return candidate_sets(checkpoint, target, pins or {}, cell, FIXED, capacity + FIXED), capacity
+    return candidate_sets(
+        checkpoint, get_target(target), pins or {}, cell, FIXED, capacity + FIXED
+    ), capacity
 
 
 def names(sets):
@@ -60,7 +61,7 @@ def test_the_embedding_and_the_head_have_candidates_too():
 def test_superseded_qtypes_are_left_out_where_better_ones_fit():
     wide, _ = sets_of(shaped_checkpoint(), "gguf", 4.5)
     used = {qtype for module in names(wide).values() for qtype in module}
-    assert used.isdisjoint(SUPERSEDED["gguf"][256])
+    assert used.isdisjoint(GGUF.superseded[256])
     narrow, _ = sets_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "gguf", 5.2)
     assert set(names(narrow)["model.embed_tokens"]) == {"IQ4_NL", "Q5_0", "Q5_1"}
     wide, _ = sets_of(shaped_checkpoint(), "mlx", 4.5)
@@ -80,10 +81,10 @@ def test_the_others_are_near_what_a_pin_leaves_them():
     cell, pin = nbytes_in(checkpoint), {"model.embed_tokens": "F32"}
     others = [module for module in checkpoint.matrices if module not in pin]
     capacity = cell("model.embed_tokens", "F32") + sum(cell(module, "Q4_K") for module in others)
-    found = candidate_sets(checkpoint, "gguf", pin, cell, FIXED, capacity + FIXED)
+    found = candidate_sets(checkpoint, GGUF, pin, cell, FIXED, capacity + FIXED)
     for module in others:
         bits = [qtypes.get(qtype).bits for qtype in names(found)[module]]
-        assert min(bits) < 4.5 < max(bits) < 4.5 + BITS_REACH["gguf"][1] + REACH_STEP
+        assert min(bits) < 4.5 < max(bits) < 4.5 + GGUF.bits_reach[1] + REACH_STEP
 
 
 def test_everything_may_be_pinned():
@@ -91,7 +92,7 @@ def test_everything_may_be_pinned():
     pins = dict.fromkeys(checkpoint.matrices, "Q4_K")
     cell = nbytes_in(checkpoint)
     budget = FIXED + sum(cell(module, "Q4_K") for module in pins)
-    assert names(candidate_sets(checkpoint, "gguf", pins, cell, FIXED, budget)) == {
+    assert names(candidate_sets(checkpoint, GGUF, pins, cell, FIXED, budget)) == {
         m: ["Q4_K"] for m in pins
     }
 
@@ -130,10 +131,10 @@ def test_budgets_that_no_file_has(bits, word, target):
         sets_of(checkpoint, target, bits)
     possible = int(re.search(r"--size (\d+)", str(why.value))[1])
     cell = nbytes_in(checkpoint)
-    candidate_sets(checkpoint, target, {}, cell, FIXED, possible)
+    candidate_sets(checkpoint, get_target(target), {}, cell, FIXED, possible)
     beyond = possible + (1 if word == "large" else -1)
     with pytest.raises(UserError, match="is too"):
-        candidate_sets(checkpoint, target, {}, cell, FIXED, beyond)
+        candidate_sets(checkpoint, get_target(target), {}, cell, FIXED, beyond)
 
 
 def test_pins_are_named_when_they_are_in_the_way():

@@ -17,33 +17,19 @@ from bitquilt.allocation.space import Candidate, CandidateSets, sizes_of
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import QuantType
+from bitquilt.targets import Target
 
-BITS_REACH = {"gguf": (1.0, 2.4), "mlx": (1.0, 1.7)}
-"""Target → how many bits below and above the budget's a type may have. MLX's types lie closer
-together."""
 REACH_STEP = 0.5
 """Bits by which the reach grows where it is not enough."""
 CLOSE_TO_BUDGET = 0.005
 """A file is smaller than its budget by no more than this share of it, where any mix is."""
-SUPERSEDED = {
-    "gguf": {
-        32: {"Q4_0", "Q4_1"},
-        256: {"Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"},
-    },
-    "mlx": {
-        64: {"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))},
-        128: {f"{bits}bit-g64" for bits in (2, 3, 4, 5)},
-    },
-}
-"""Target → row lengths are a multiple of this number → types that a search leaves out there, since
-others serve as well (docs/decisions/candidates.md has the figures). Recipes may name them still."""
 TypeBytes = Callable[[str, str], int]
 """(module path, type name) → bytes in the file, alignment included."""
 
 
 def candidate_sets(
     checkpoint: Checkpoint,
-    target: str,
+    target: Target,
     pins: Mapping[str, str],
     nbytes: TypeBytes,
     fixed: int,
@@ -54,7 +40,7 @@ def candidate_sets(
 
     Args:
         checkpoint: the model.
-        target: ``gguf`` or ``mlx``.
+        target: the output format.
         pins: matrices whose type is given.
         nbytes: the bytes of a matrix on a type.
         fixed: bytes of the file that belong to no matrix.
@@ -64,7 +50,7 @@ def candidate_sets(
     Raises:
         UserError: the budget is below the smallest file or above the largest.
     """
-    superseded = {} if fast else SUPERSEDED[target]
+    superseded = {} if fast else target.superseded
 
     def within(below: float, above: float) -> CandidateSets:
         return {
@@ -89,7 +75,7 @@ def candidate_sets(
     if fullest_nbytes(widest, capacity) < enough:
         enough = 0.0  # no mix comes close, so any will do
     reach = itertools.count(0, REACH_STEP)
-    below, above = BITS_REACH[target]
+    below, above = target.bits_reach
     wider = (within(below + more, above + more) for more in reach)
     return next(sets for sets in wider if _fills(sets, capacity, enough))
 
@@ -110,9 +96,11 @@ def _fills(sets: CandidateSets, capacity: int, enough: float) -> bool:
     return between and fullest_nbytes(sizes, capacity) >= enough
 
 
-def _fitting(target: str, columns: int, superseded: Mapping[int, set[str]]) -> list[QuantType]:
+def _fitting(
+    target: Target, columns: int, superseded: Mapping[int, frozenset[str]]
+) -> list[QuantType]:
     """The types that can store rows of that length, without those that are superseded."""
-    fitting = qtypes.for_width(columns, target)
+    fitting = qtypes.for_width(columns, target.name)
     for width, names in superseded.items():
         if columns % width == 0:
             fitting = [qtype for qtype in fitting if qtype.name not in names]
@@ -128,7 +116,7 @@ def _qtypes(fitting: list[QuantType], low: float, high: float, pin: str | None) 
 
 
 def _out_of_range(
-    target: str, budget: int, least: int, most: int, weights: int, pinned: bool
+    target: Target, budget: int, least: int, most: int, weights: int, pinned: bool
 ) -> str:
     """What is possible, in the user's terms: bytes and bits of the whole file."""
     holding = "with the recipe's pins " if pinned else ""

@@ -201,7 +201,7 @@ def _space(
     everything_f32 = dict.fromkeys(checkpoint.matrices, "F32")
     fixed = target.plan(checkpoint, everything_f32).fixed_bytes
     found = candidate_sets(
-        checkpoint, target.name, pins, cell_bytes(checkpoint, target), fixed, budget, fast
+        checkpoint, target, pins, cell_bytes(checkpoint, target), fixed, budget, fast
     )
     return Space(found, fullest_nbytes(sizes_of(found), budget - fixed))
 

@@ -33,8 +33,8 @@ from bitquilt.errors import UserError
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.targets import TARGETS
 
-TARGETS = ("gguf", "mlx")
 FORMAT = 2
 """The format that recipe files have."""
 

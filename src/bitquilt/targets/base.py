@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,11 @@ class Target(ABC):
     """Whether the engine is fast enough on this machine to read a whole evaluation."""
     alignment: int
     """The bytes of a tensor in the file are padded to a multiple of this."""
+    bits_reach: tuple[float, float]
+    """How many bits below and above the budget's a search tries for a matrix, to begin with."""
+    superseded: ClassVar[Mapping[int, frozenset[str]]]
+    """Divisor of row lengths → types that a search leaves out for such rows, since others
+    serve as well (docs/decisions/candidates.md has the figures). Recipes may name them still."""
 
     def __str__(self) -> str:
         return self.name

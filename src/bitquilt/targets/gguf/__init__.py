@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from bitquilt.targets.base import Target
 
@@ -25,6 +25,11 @@ class _Gguf(Target):
     noise_excerpt = 24, 128
     engine_is_fast = True
     alignment = 32
+    bits_reach = 1.0, 2.4
+    superseded: ClassVar[Mapping[int, frozenset[str]]] = {
+        32: frozenset({"Q4_0", "Q4_1"}),
+        256: frozenset({"Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"}),
+    }
 
     def plan(self, checkpoint: Checkpoint, allocation: Allocation) -> Layout:
         from bitquilt.targets.gguf.writing import plan_gguf

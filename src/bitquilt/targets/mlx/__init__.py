@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from bitquilt.targets.base import Target
 
@@ -26,6 +26,11 @@ class _Mlx(Target):
     noise_excerpt = 24, 32
     engine_is_fast = sys.platform == "darwin"
     alignment = 1
+    bits_reach = 1.0, 1.7  # its types lie closer together than those of GGUF
+    superseded: ClassVar[Mapping[int, frozenset[str]]] = {
+        64: frozenset({"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))}),
+        128: frozenset(f"{bits}bit-g64" for bits in (2, 3, 4, 5)),
+    }
 
     def plan(self, checkpoint: Checkpoint, allocation: Allocation) -> Layout:
         from bitquilt.targets.mlx.writing import plan_mlx
