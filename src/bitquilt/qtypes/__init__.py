@@ -1,7 +1,25 @@
-"""Types: the storage formats a matrix can be put on. Look them up here by name.
+"""Quantization types: how one matrix is stored, byte for byte. Look them up here by name.
 
-A type's module registers it when imported; this one imports them all, in the order in which types
-of equal cost are listed.
+In: codes and scales, as fits and rounding choose them. Out: the bytes of a file, and back.
+
+    kquants.py      Q2_K Q3_K Q4_K Q5_K Q6_K        super-blocks of 256
+    iquants.py      IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S   codebooks of patterns
+    iq4.py          IQ4_NL IQ4_XS                   16 uneven levels
+    blocks32.py     Q4_0 Q4_1 Q5_0 Q5_1 Q8_0        blocks of 32
+    mlx_affine.py   2bit-g32 … 8bit-g128            MLX's groups with scale and bias
+    mxfp4.py        mxfp4                           MLX's four-bit floats
+    floats.py       BF16 F32
+
+To add a quantization type (docs/add-a-quantization-type.md has each step at length):
+
+1. Write its class in the module of its family: name, targets, block, block_bits, ``unpack`` and
+   ``pack``, and ``levels`` (or ``decode``); register an instance. Import a new module below.
+2. Write the fit of its scales in :mod:`bitquilt.rounding.fits`.
+3. Teach the target its number (GGUF) or its entry in ``config.json`` (MLX), if it is new there.
+4. Add it to the tables of tests/qtypes and tests/rounding/fits, which compare with ggml and mlx.
+
+A type's module registers it when it is imported. This package imports them all, in the order in
+which types of equal cost are listed.
 """
 
 from __future__ import annotations
@@ -16,10 +34,10 @@ __all__ = ["for_width", "get", "names"]
 
 
 def get(name: str) -> QuantType:
-    """The type of that name.
+    """Return the type of that name.
 
     Raises:
-        UserError: there is none; names the nearest and lists the choices.
+        UserError: no type has the name; the error suggests the nearest one and lists all.
     """
     qtypes = registered()
     if name in qtypes:
@@ -33,12 +51,16 @@ def get(name: str) -> QuantType:
 
 
 def names(target: str | None = None) -> list[str]:
-    """Names of the types that a file format (``gguf``, ``mlx``; None: any) holds, by bits."""
+    """List the names of the types that a file format (``gguf``, ``mlx``) can hold, by bits.
+
+    Args:
+        target: the file format; None lists the types of all.
+    """
     return [qtype.name for qtype in _by_bits() if target is None or target in qtype.targets]
 
 
 def for_width(columns: int, target: str) -> list[QuantType]:
-    """The types of a file format that can store rows of that length, by bits."""
+    """List the types of a file format that can store rows of that length, by bits."""
     return [qtype for qtype in _by_bits() if target in qtype.targets and qtype.fits(columns)]
 
 

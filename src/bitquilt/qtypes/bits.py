@@ -1,4 +1,4 @@
-"""Taking bytes apart into small integers, and putting them back.
+"""Bytes taken apart into small integers, and put together again.
 
 Two orders occur in the formats. In both the first number sits in the lowest bits:
 
@@ -16,44 +16,44 @@ from torch import Tensor
 
 
 def planes(octets: Tensor, width: int) -> Tensor:
-    """Bytes [..., n] to numbers of ``width`` bits, uint8 [..., 8 / width, n], lowest bits first."""
+    """Split bytes [..., n] into numbers of ``width`` bits, uint8 [..., 8 / width, n]."""
     return (octets.unsqueeze(-2) >> _shifts(octets, width)) & ((1 << width) - 1)
 
 
 def from_planes(numbers: Tensor, width: int) -> Tensor:
-    """The inverse of :func:`planes`."""
+    """Undo :func:`planes`."""
     return (numbers << _shifts(numbers, width)).sum(-2, dtype=torch.uint8)
 
 
 def digits(octets: Tensor, width: int) -> Tensor:
-    """Bytes [..., n] to numbers of ``width`` bits, uint8 [..., 8 n / width], lowest bits first."""
+    """Split bytes [..., n] into numbers of ``width`` bits, uint8 [..., 8 n / width]."""
     return planes(octets, width).transpose(-1, -2).flatten(-2)
 
 
 def from_digits(numbers: Tensor, width: int) -> Tensor:
-    """The inverse of :func:`digits`."""
+    """Undo :func:`digits`."""
     return from_planes(torch.unflatten(numbers, -1, (-1, 8 // width)).transpose(-1, -2), width)
 
 
 def halves(octets: Tensor) -> Tensor:
-    """Bytes [..., 2 n] to the IEEE half-precision numbers they hold, float32 [..., n]."""
+    """Read bytes [..., 2 n] as IEEE half-precision numbers, float32 [..., n]."""
     return _aligned(octets).view(torch.float16).float()
 
 
 def from_halves(numbers: Tensor) -> Tensor:
-    """The inverse of :func:`halves`; rounds to nearest even."""
+    """Undo :func:`halves`; round to nearest, ties to even."""
     return numbers.to(torch.float16).contiguous().view(torch.uint8)
 
 
 def words(octets: Tensor, size: int) -> Tensor:
-    """Bytes [..., size n] to unsigned integers of ``size`` bytes (2 or 4), int64 [..., n]."""
+    """Read bytes [..., size n] as unsigned integers of ``size`` bytes (2 or 4), int64 [..., n]."""
     dtype = {2: torch.int16, 4: torch.int32}[size]
     # torch has few operations on unsigned words: read signed, widen, drop the sign's copies.
     return _aligned(octets).view(dtype).long() & ((1 << 8 * size) - 1)
 
 
 def from_words(numbers: Tensor, size: int) -> Tensor:
-    """The inverse of :func:`words`."""
+    """Undo :func:`words`."""
     # [..., n] -> [..., n, 8], of which the low bytes come first
     octets = numbers.long().contiguous().unsqueeze(-1).view(torch.uint8)
     return octets[..., :size].flatten(-2)

@@ -1,5 +1,7 @@
 # ruff: noqa: N801 (classes are named as the formats are)
-"""ggml's formats with blocks of 32: the only ones for rows that are not a multiple of 256.
+"""ggml's formats with blocks of 32 weights, for rows that are not a multiple of 256.
+
+IQ4_NL, which has such blocks too, is in :mod:`bitquilt.qtypes.iq4`.
 
 Letters: R rows, C columns, B = C / 32 blocks along a row.
 Source: ggml-org/llama.cpp, ggml/src/ggml-common.h (block_q4_0 … block_q8_0).
@@ -23,13 +25,13 @@ from bitquilt.qtypes.qtype import LevelMap, Packed, ScalarQuantType, Unpacked, r
 
 
 def nibbles(qs: Tensor) -> Tensor:
-    """[R, B, 16] bytes to the low four bits of the codes, [R, C]."""
+    """Read the low four bits of codes [R, C] from bytes [R, B, 16]."""
     # [R, B, 16] -> [R, B, 2, 16] -> [R, C]
     return planes(qs, 4).flatten(1)
 
 
 def from_nibbles(codes: Tensor) -> Tensor:
-    """The inverse of :func:`nibbles`; ignores higher bits."""
+    """Undo :func:`nibbles`; higher bits are ignored."""
     return from_planes(torch.unflatten(codes & 15, 1, (-1, 2, 16)), 4)
 
 

@@ -1,4 +1,4 @@
-"""The types that are plain numbers: BF16 and F32, in GGUF and MLX files alike.
+"""The types that store plain numbers: BF16 and F32, in GGUF and MLX files alike.
 
 A matrix is stored as ``{"weight": [R, C]}`` in its own dtype: MLX takes the tensor as it is, GGUF
 its bytes (``weight.view(torch.uint8)``).
@@ -13,7 +13,7 @@ from bitquilt.qtypes.qtype import Packed, QuantType, Unpacked, register
 
 
 class Float(QuantType):
-    """One number per weight, rounded to the nearest, ties to even."""
+    """A type with one number for each weight, rounded to the nearest, ties to even."""
 
     targets = frozenset({"gguf", "mlx"})
     block = 1

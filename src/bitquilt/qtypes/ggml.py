@@ -1,4 +1,4 @@
-"""What all ggml formats share: rows of fixed-size blocks.
+"""What all formats of ggml share: a row is a sequence of blocks of one size.
 
 Letters: R rows, C columns, B blocks along a row.
 Source of every layout: ggml-org/llama.cpp, ggml/src/ggml-common.h and ggml-quants.c.
@@ -26,30 +26,30 @@ class GgmlQuantType(QuantType):
     sections: ClassVar[dict[str, int]]
     """The parts of one block in file order: name → bytes."""
     half_sections: ClassVar[tuple[str, ...]] = ("d",)
-    """Those that hold half-precision scales."""
+    """The sections that hold half-precision scales."""
 
     def __init__(self) -> None:
         self.block_bits = 8 * sum(self.sections.values())
 
     def split(self, packed: Packed) -> dict[str, Tensor]:
-        """Rows of bytes to the sections of their blocks, uint8 [R, B, bytes of the section]."""
+        """Cut rows of bytes into sections of blocks, uint8 [R, B, bytes of the section]."""
         # [R, row_bytes] -> [R, B, bytes of a block]
         blocks = torch.unflatten(packed["data"], 1, (-1, self.block_bits // 8))
         parts = blocks.split_with_sizes(list(self.sections.values()), dim=-1)
         return dict(zip(self.sections, parts, strict=True))
 
     def join(self, **sections: Tensor) -> Packed:
-        """The inverse of :meth:`split`."""
+        """Undo :meth:`split`."""
         return {"data": torch.cat([sections[name] for name in self.sections], dim=-1).flatten(1)}
 
 
 def blocks_of(field: Tensor, size: int) -> Tensor:
-    """A field [R, B size] block by block: [R, B, size]."""
+    """Group a field [R, B size] by block: [R, B, size]."""
     return torch.unflatten(field, 1, (-1, size))
 
 
 def times(numbers: Tensor, scales: Tensor) -> Tensor:
-    """Numbers [R, n] of sub-blocks times the scales [R, B] of their super-blocks, float32."""
+    """Multiply numbers [R, n] of sub-blocks by the scales [R, B] of their super-blocks, float32."""
     # [R, n] -> [R, B, n / B]
     by_block = torch.unflatten(numbers.float(), 1, (scales.shape[1], -1))
     return (by_block * scales.unsqueeze(-1)).flatten(1)

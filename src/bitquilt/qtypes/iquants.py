@@ -1,5 +1,5 @@
 # ruff: noqa: N801 (classes are named as the formats are)
-"""The i-quants: groups of 8 or 4 weights share one index into a codebook of patterns.
+"""The i-quants with a codebook: 8 or 4 weights share one index into a table of patterns.
 
 A weight is d · (scale) · pattern · sign. The patterns hold magnitudes; the signs are kept apart.
 The 4-bit ones, IQ4_NL and IQ4_XS, have no codebook: they are in :mod:`bitquilt.qtypes.iq4`.
@@ -35,7 +35,7 @@ SIGN_SHIFTS = (0, 7, 14, 21)
 
 @cache
 def codebook(name: str) -> Tensor:
-    """The patterns of an i-quant, float32 [patterns, weights in a pattern]."""
+    """Return the patterns of an i-quant, float32 [patterns, weights in a pattern]."""
     format_ = getattr(quants, name)
     format_.init_grid()
     return torch.from_numpy(format_.grid[0, 0])
@@ -52,7 +52,7 @@ def _expand_signs(indices: Tensor) -> Tensor:
 
 
 class Codebook(GgmlQuantType):
-    """Levels d · step(scale) · pattern · sign: every i-quant but the 4-bit ones.
+    """A type with levels d · step(scale) · pattern · sign.
 
     Fields: ``codes`` int16 [R, C / 8] (IQ2) or [R, C / 4] (IQ3), indices into the codebook;
     ``signs`` uint8 [R, C / 8], bit k set where weight k of the eight is negative; ``scales`` uint8
@@ -69,7 +69,7 @@ class Codebook(GgmlQuantType):
     """A step is d · unit · (2 scale + 1)."""
 
     def steps(self, fields: Unpacked) -> Tensor:
-        """What each scale multiplies the patterns with, float32 of the shape of ``scales``."""
+        """Return what each scale multiplies its patterns by, float32 of the shape of ``scales``."""
         return times(2.0 * fields["scales"] + 1.0, fields["d"]) * self.unit
 
     def decode(self, fields: Unpacked) -> Tensor:

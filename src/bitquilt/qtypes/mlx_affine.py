@@ -1,4 +1,4 @@
-"""MLX affine types: groups of 32, 64 or 128 weights on evenly spaced levels scale · code + bias.
+"""MLX's affine types: groups of 32, 64 or 128 weights on even levels scale · code + bias.
 
     weight    uint32 [R, C bits / 32]   the codes of a row as one little-endian stream of bits
     scales    bfloat16 [R, C / group]
@@ -19,7 +19,7 @@ AFFINE_GROUPS = (32, 64, 128)
 
 
 class Affine(ScalarQuantType):
-    """One pair of bits and group size."""
+    """An affine type of one width in bits and one group size."""
 
     targets = frozenset({"mlx"})
 

@@ -1,4 +1,4 @@
-"""What the MLX formats share: codes in one stream of bits.
+"""What MLX's formats share: the codes of a row are one stream of bits.
 
 Letters: R rows, C columns.
 Source: ml-explore/mlx, mlx/backend/cpu/quantized.cpp (extract_bits).
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def to_stream(codes: Tensor, width: int) -> Tensor:
-    """Codes [R, C] of ``width`` bits as a little-endian bit stream, uint32 [R, C width / 32].
+    """Pack codes [R, C] of ``width`` bits into a little-endian stream, uint32 [R, C width / 32].
 
     Eight codes fill exactly ``width`` bytes:
 
@@ -27,7 +27,7 @@ def to_stream(codes: Tensor, width: int) -> Tensor:
 
 
 def from_stream(words: Tensor, width: int) -> Tensor:
-    """The inverse of :func:`to_stream`: uint8 [R, C]."""
+    """Undo :func:`to_stream`: return codes, uint8 [R, C]."""
     # [R, words] -> [R, C / 8, width bytes] -> widened to 64-bit words [R, C / 8, 1]
     octets = torch.unflatten(words.view(torch.uint8), 1, (-1, width))
     eights = torch.nn.functional.pad(octets, (0, 8 - width)).view(torch.int64)

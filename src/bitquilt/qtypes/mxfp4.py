@@ -23,7 +23,7 @@ EXPONENT_BIAS = 127
 
 
 class MxFp4(ScalarQuantType):
-    """MLX's mode ``mxfp4``."""
+    """The type that mlx calls mode ``mxfp4``."""
 
     name = "mxfp4"
     targets = frozenset({"mlx"})

@@ -1,4 +1,4 @@
-"""A type: the storage format of one matrix, its exact cost, and the way onto it and back.
+"""What a quantization type is: the storage format of one matrix, and its exact cost in bits.
 
 Letters: R rows (outputs), C columns (inputs), B blocks along a row.
 """
@@ -16,9 +16,9 @@ from bitquilt.errors import UserError
 from bitquilt.qtypes.rows import by_rows
 
 Packed = dict[str, Tensor]
-"""A matrix as it is stored. GGUF types: ``{"data": uint8 [R, row_bytes]}``. MLX types: ``weight``
-(uint32 words [R, C * bits / 32]), ``scales`` and ``biases`` ([R, C / group]) as mlx names them.
-The floats BF16 and F32, which both files hold: ``{"weight": [R, C]}`` in that dtype.
+"""A matrix as a file stores it. GGUF types have ``data`` (uint8 [R, row_bytes]). MLX types have
+``weight`` (uint32 words [R, C * bits / 32]), ``scales`` and ``biases`` ([R, C / group]), as mlx
+names them. The floats BF16 and F32, which both files hold, have ``weight`` [R, C] in that dtype.
 Rows are independent in every type: permuting those of a matrix permutes those of its parts."""
 
 Allocation = Mapping[str, str]
@@ -28,15 +28,15 @@ PackedSource = Callable[[str, str], Packed]
 """(module path, type name) → the matrix as stored; asked for one matrix at a time."""
 
 Unpacked = dict[str, Tensor]
-"""The same matrix taken apart into numbers: ``codes`` [R, C] (or [R, C / n] where one code stands
+"""The same matrix as numbers: ``codes`` [R, C] (or [R, C / n] where one code stands
 for n weights) and the scales of each block. Each type's ``unpack`` says which, with shapes."""
 
 
 class QuantType(ABC):
-    """One storage format. Instances are immutable and registered by name."""
+    """One storage format. Instances are immutable, and registered by name."""
 
     name: str
-    """``Q4_K``, ``4bit-g64``: what recipes say."""
+    """The name that recipes use, such as ``Q4_K`` or ``4bit-g64``."""
     targets: frozenset[str]
     """The file formats that can hold it: ``gguf``, ``mlx``."""
     block: int
@@ -46,15 +46,19 @@ class QuantType(ABC):
 
     @property
     def bits(self) -> float:
-        """Exact bits per weight."""
+        """The exact bits per weight, scales included."""
         return self.block_bits / self.block
 
     def fits(self, columns: int) -> bool:
-        """Whether a row of that length can be stored on this type."""
+        """Tell whether a row of that length can be stored as this type."""
         return columns % self.block == 0
 
     def nbytes(self, rows: int, columns: int) -> int:
-        """Exact bytes of a matrix in the file, alignment excluded."""
+        """Return the exact bytes of a matrix in the file, without alignment.
+
+        Raises:
+            UserError: the row is not a whole number of blocks.
+        """
         self.check_fits(columns)
         return rows * (columns // self.block) * self.block_bits // 8
 
@@ -72,18 +76,18 @@ class QuantType(ABC):
 
     @abstractmethod
     def unpack(self, packed: Packed) -> Unpacked:
-        """Stored bytes to numbers; loses nothing."""
+        """Take stored bytes apart into numbers; nothing is lost."""
 
     @abstractmethod
     def pack(self, fields: Unpacked) -> Packed:
-        """Numbers to stored bytes: the exact inverse of :meth:`unpack`."""
+        """Put numbers together into stored bytes: the exact inverse of :meth:`unpack`."""
 
     @abstractmethod
     def decode(self, fields: Unpacked) -> Tensor:
-        """The float32 [R, C] matrix that the numbers stand for, on the device they are on."""
+        """Return the float32 [R, C] matrix that the numbers stand for, on their device."""
 
     def dequantize(self, packed: Packed) -> Tensor:
-        """The float32 [R, C] matrix that the engine computes with."""
+        """Return the float32 [R, C] matrix that the engine computes with."""
         row_bytes = sum(part[0].nbytes for part in packed.values())
         columns = 8 * row_bytes // self.block_bits * self.block
 
@@ -106,28 +110,28 @@ class LevelMap:
     """float32 [R, n]; None is zero."""
 
     def of(self, values: Tensor) -> Tensor:
-        """The levels [R, C] of values [R, C]."""
+        """Map values [R, C] to levels [R, C]."""
         # [R, C] -> [R, n, C / n]
         spread = torch.unflatten(values, 1, (self.steps.shape[1], -1)) * self.steps.unsqueeze(-1)
         return (spread if self.offsets is None else spread + self.offsets.unsqueeze(-1)).flatten(1)
 
 
 class ScalarQuantType(QuantType):
-    """A type that rounds every weight by itself: one code a weight, one line of levels a block."""
+    """A type with one code for each weight and one line of levels for each block."""
 
     low: int
     """The smallest code."""
     high: int
-    """The largest."""
+    """The largest code."""
     table: tuple[float, ...] | None = None
     """What code ``low + i`` stands for; None where codes stand for themselves."""
 
     @abstractmethod
     def levels(self, fields: Unpacked) -> LevelMap:
-        """The line of levels of each block, from the scales alone."""
+        """Return the line of levels of each block, from the scales alone."""
 
     def values(self, codes: Tensor) -> Tensor:
-        """What codes stand for before scaling, float32 of their shape."""
+        """Return what codes stand for before scaling, float32 of their shape."""
         if self.table is None:
             return codes.float()
         table = torch.tensor(self.table, dtype=torch.float32, device=codes.device)
@@ -141,7 +145,11 @@ _REGISTRY: dict[str, QuantType] = {}
 
 
 def register(qtype: QuantType) -> QuantType:
-    """Add a type; its module does so at import."""
+    """Add a type to those that can be looked up; its module does so at import.
+
+    Raises:
+        ValueError: another type has the name.
+    """
     if qtype.name in _REGISTRY:
         raise ValueError(f"type {qtype.name} registered twice")
     _REGISTRY[qtype.name] = qtype
@@ -149,5 +157,5 @@ def register(qtype: QuantType) -> QuantType:
 
 
 def registered() -> dict[str, QuantType]:
-    """Every type by name, in the order of registration."""
+    """Return every type by name, in the order of registration."""
     return dict(_REGISTRY)

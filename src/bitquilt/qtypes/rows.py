@@ -1,4 +1,4 @@
-"""Working on a matrix a few rows at a time, in threads: rows are independent in every type."""
+"""Work on a matrix a few rows at a time, in threads: rows are independent in every type."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from bitquilt.runtime.threads import in_threads
 RowsResult = TypeVar("RowsResult")
 
 CPU_WEIGHTS = 1 << 18
-"""Weights handed to ``work`` at a time on a CPU: temporaries of more fall out of the cache; with
+"""Weights that go through at a time on a CPU. Temporaries of more fall out of the cache; with
 fewer, threads wait for each other to let go of Python (on 1 << 15 decoding takes four times as
 long)."""
 DEVICE_WEIGHTS = 1 << 24
-"""The same on any other device, where only the memory of the temporaries counts."""
+"""Weights that go through at a time on any other device, where only memory counts."""
 
 
 def by_rows(

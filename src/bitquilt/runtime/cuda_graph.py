@@ -1,4 +1,4 @@
-"""Many small kernels launched as one: a recording of what a function did on a GPU.
+"""CUDA graphs: many small kernels are recorded once and then launched as one.
 
 Rounding launches some five kernels for every eight columns, and Python takes longer to launch them
 than an H100 to run them (docs/decisions/gpu.md). Blocks of columns are alike but for their numbers,
@@ -15,17 +15,17 @@ import torch
 from torch import Size, Tensor
 
 TensorFunction = Callable[..., Sequence[Tensor]]
-"""Of tensors alone; what else it looks at stays as it is."""
+"""A function of tensors; whatever else it reads must stay as it is."""
 
 
 class Replay:
-    """A function of tensors on one device, called many times, mostly with equal shapes.
+    """A function of tensors on one device that is called many times, mostly with equal shapes.
 
-    One at a time: all write to the same memory.
+    Only one may be in use at a time: all of them write to the same memory.
     """
 
     def __init__(self, function: TensorFunction) -> None:
-        """Wrap a function; the recording goes when this object does."""
+        """Wrap a function; its recording is freed with this object."""
         self._function = function
         self._shapes: list[Size] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -33,7 +33,7 @@ class Replay:
         self._outputs: Sequence[Tensor] = ()
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """The function's results; they hold until the next call."""
+        """Return the function's results, which are valid until the next call."""
         if tensors[0].device.type != "cuda":
             return self._function(*tensors)
         shapes = [tensor.shape for tensor in tensors]
@@ -57,7 +57,7 @@ class Replay:
 
 @cache
 def _first() -> torch.cuda.CUDAGraph:
-    """A recording that stays, for its memory: what others write to would else stay behind each."""
+    """Return a recording whose memory all others share; else each would leave its own behind."""
     graph = torch.cuda.CUDAGraph()
     _recorded(graph, lambda: [torch.zeros(1, device="cuda")], [], None)
     return graph
@@ -65,7 +65,7 @@ def _first() -> torch.cuda.CUDAGraph:
 
 @cache
 def _stream() -> torch.cuda.Stream:
-    """Where recordings are made; memory is taken again only by the stream that had it before.
+    """Return the stream that recordings are made on: memory is reused only by the same stream.
 
     torch hands out the same 32 streams in turn, those of either priority; what copies beside a
     recording has an ordinary one.
@@ -76,7 +76,7 @@ def _stream() -> torch.cuda.Stream:
 def _recorded(
     graph: torch.cuda.CUDAGraph, function: TensorFunction, inputs: Sequence[Tensor], memory: Any
 ) -> Sequence[Tensor]:
-    """What the function will have computed once the graph is played."""
+    """Record a function; return the tensors that a replay of the graph fills."""
     current, stream = torch.cuda.current_stream(), _stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Where tensors are computed with."""
+"""The device that tensors are computed on, and the order of work on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def compute_device() -> torch.device:
-    """CUDA if there is a GPU, else the CPU.
+    """Return the CUDA device if there is a GPU, else the CPU.
 
     Apple's Metal could run the rounding, which needs no float64, but nobody has tried it there.
     """
@@ -17,7 +17,7 @@ def compute_device() -> torch.device:
 
 
 def record_event() -> torch.cuda.Event | None:
-    """All that this thread has asked the GPU to do so far; None without one."""
+    """Mark what this thread has asked the GPU to do so far; return None without a GPU."""
     if compute_device().type != "cuda":
         return None
     event = torch.cuda.Event()
@@ -27,7 +27,11 @@ def record_event() -> torch.cuda.Event | None:
 
 @contextmanager
 def side_stream(after: torch.cuda.Event | None) -> Iterator[None]:
-    """Within, this thread's work on a GPU waits for that alone, not for what comes meanwhile."""
+    """Run this thread's GPU work beside the rest: it waits for one event and nothing later.
+
+    Args:
+        after: what :func:`record_event` returned; with None nothing changes.
+    """
     if after is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured: the limits that speeds are held against."""
+"""Measured limits of this machine, which speeds are compared with."""
 
 from __future__ import annotations
 
@@ -15,28 +15,29 @@ from pathlib import Path
 import torch
 
 WIDE = 1024
-"""Side of the matrices that are multiplied."""
+"""The side of the matrices that are multiplied to measure arithmetic."""
 LARGE = 1 << 26
-"""Floats that are summed: 256 MB, which no cache holds."""
+"""How many floats are summed to measure memory: 256 MB, more than a cache holds."""
 MEASURING_SECONDS = 0.5
+"""How long each limit is measured."""
 ENERGY = Path("/sys/class/powercap/intel-rapl:0")
-"""Counts the microjoules of the first CPU package, where the kernel lets us read it."""
+"""Linux counts the energy of the first CPU package here, in microjoules, where it may be read."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """Limits of the processor."""
+    """The name and the measured limits of a processor."""
 
     name: str
     cores: int
     bandwidth: float
-    """Bytes a second read from memory, all cores together."""
+    """Bytes that all cores together read from memory in a second."""
     flops: float
-    """Float32 operations a second in a matrix product."""
+    """Float32 operations in a second of matrix products."""
 
     @classmethod
     def measured(cls) -> Hardware:
-        """In about a second."""
+        """Measure this machine, which takes about a second."""
         numbers, square = torch.ones(LARGE), torch.ones(WIDE, WIDE)
         return cls(
             processor(),
@@ -47,7 +48,10 @@ class Hardware:
 
 
 def rate(work: Callable[[], object]) -> float:
-    """How often a second it can be done: the best of several times, which others disturb least."""
+    """Return how often per second some work can be done: the best of several times.
+
+    The best time is the one that other programs disturbed least.
+    """
     work()
     best, started = float("inf"), time.perf_counter()
     while time.perf_counter() - started < MEASURING_SECONDS:
@@ -58,7 +62,7 @@ def rate(work: Callable[[], object]) -> float:
 
 
 def processor() -> str:
-    """Its name, where the system tells it."""
+    """Return the processor's name as the system gives it."""
     if platform.system() == "Linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -67,7 +71,7 @@ def processor() -> str:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory that a process has, its file mappings included."""
+    """Return the resident memory of a process, its file mappings included."""
     if sys.platform == "linux":  # where ps may be missing, in a container
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * resource.getpagesize()
@@ -77,7 +81,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def joules() -> float | None:
-    """A count that grows with the energy used; None where the system does not tell."""
+    """Return a counter of the energy used, in joules; None where the system has none."""
     try:
         return int((ENERGY / "energy_uj").read_text()) / 1e6
     except (OSError, ValueError):

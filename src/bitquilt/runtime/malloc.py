@@ -1,4 +1,4 @@
-"""The C library's heap, told to keep what is freed.
+"""Settings of the C library's malloc, so that freed memory is kept and reused.
 
 glibc hands blocks of more than 32 MB, and what is free at the heap's end, back to the kernel at
 once, and the next block of logits or hidden states is zeroed page by page again: a fifth of a
@@ -15,16 +15,16 @@ from functools import cache
 # of mallopt(3)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 LARGEST_KEPT = 1 << 28
-"""Bytes of the largest block that is kept. Larger ones are tables of large vocabularies: few, and
-too much memory to have lying about."""
+"""The largest block, in bytes, that is kept. Larger ones are tables of large vocabularies: they are
+few, and too much memory to keep unused."""
 GROWTH = 1 << 26
-"""Bytes by which the heap grows at a time, at least."""
+"""The heap grows by at least this many bytes at a time."""
 
 
 def keep_freed_memory() -> None:
-    """From now on, memory that this process frees stays with it until :func:`trim`.
+    """Keep the memory that this process frees, from now on and until :func:`trim`.
 
-    For programs that compute and end; elsewhere than in glibc it does nothing.
+    This is for programs that compute and end. With a C library other than glibc it does nothing.
     """
     if (libc := _glibc()) is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT)
@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
 
 
 def trim() -> None:
-    """Return all that is free to the kernel: the next stage needs blocks of other sizes.
+    """Give all free memory back to the kernel: the next stage needs blocks of other sizes.
 
     Models that hold their own methods as weights are free only once cycles are collected.
     """
@@ -44,7 +44,7 @@ def trim() -> None:
 
 @cache
 def _glibc() -> ctypes.CDLL | None:
-    """The C library of this process, if it is that one."""
+    """Return this process's C library if it is glibc."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)

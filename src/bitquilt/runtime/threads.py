@@ -1,4 +1,4 @@
-"""Threads that each compute by themselves: for many small tensor operations.
+"""Threads that each compute alone, for many small tensor operations, and one for what waits.
 
 torch splits an operation among threads of its own, which wait for each other at its end. For small
 operations the waiting takes far longer than the work, above all on a busy machine (feedback on
@@ -18,7 +18,7 @@ ThreadResult = TypeVar("ThreadResult")
 
 
 def in_threads(work: Callable[..., ThreadResult], *items: Iterable[object]) -> list[ThreadResult]:
-    """``map(work, *items)`` as a list, in as many threads as torch has."""
+    """Return ``list(map(work, *items))``, computed in as many threads as torch has."""
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -29,18 +29,18 @@ def in_threads(work: Callable[..., ThreadResult], *items: Iterable[object]) -> l
 
 
 class BackgroundTask:
-    """A thread beside the one that computes, for what waits on disks: one call at a time.
+    """A thread for what waits on disks while another one computes; it takes one call at a time.
 
-    Used as a context: at its end nothing is under way, and what a call raised has been raised.
+    It is a context manager: at its end no call is under way, and what a call raised is raised.
     """
 
     def __init__(self) -> None:
-        """Start it."""
+        """Start the thread."""
         self._pool = ThreadPoolExecutor(1)
         self._last: Future[None] | None = None
 
     def do(self, work: Callable[..., None], *items: object) -> None:
-        """Call ``work(*items)`` there, once the call before has ended; raise what that raised."""
+        """Wait for the call before, raise what it raised, and start ``work(*items)``."""
         self._wait()
         self._last = self._pool.submit(work, *items)
 
@@ -58,7 +58,7 @@ class BackgroundTask:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for the last call; an error of the context itself goes before one of that."""
+        """Wait for the last call; raise what it raised, unless the block itself raised."""
         self._pool.shutdown()
         if error is None:
             self._wait()
