@@ -1,4 +1,4 @@
-"""What the calibration text says about every matrix: second moments of inputs and of gradients.
+"""Collection of statistics: second moments of the inputs and of the gradients of every matrix.
 
 One streamed pass forward collects, for each distinct input X of a block, H = XᵀX / tokens; its
 diagonal is the importance matrix of llama.cpp. One streamed pass backward collects, for each
@@ -24,17 +24,17 @@ from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
 SLABS = 4
-"""A second moment is symmetric: in so many slabs, five of eight products are enough."""
+"""A second moment is symmetric: cut into so many slabs, it takes five of eight products."""
 SHARED_INPUTS = {
     "self_attn.k_proj": "self_attn.q_proj",
     "self_attn.v_proj": "self_attn.q_proj",
     "mlp.up_proj": "mlp.gate_proj",
 }
-"""Matrix → the one that reads the same input: one Hessian serves both."""
+"""Matrix → the matrix that reads the same input; one Hessian serves both."""
 
 
 def input_of(module: str) -> str:
-    """The module under whose name the Hessian of this module's input is kept."""
+    """Return the module under whose name the Hessian of this module's input is kept."""
     for reader, owner in SHARED_INPUTS.items():
         if module.endswith(reader):
             return module.removesuffix(reader) + owner
@@ -44,7 +44,7 @@ def input_of(module: str) -> str:
 def collect_statistics(
     model: BlockwiseModel, tokens: Tensor, gradient_windows: int, work: WorkDir, progress: Progress
 ) -> None:
-    """Run both passes and leave their moments in the work directory.
+    """Run both passes and leave their statistics in the work directory.
 
     ``hessians/<block>`` holds one [C, C] per distinct input, ``hessians/head`` that of the head;
     ``gradients`` holds one [R] per matrix of a block, and for the embedding ``tokens`` [V] (share
@@ -116,27 +116,27 @@ def _adder(hessians: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple
 
 
 def _slabs(columns: int) -> Iterator[tuple[slice, slice]]:
-    """Some columns, and those from there on: together they see every pair once, or nearly."""
+    """Yield slabs of columns with all columns from there on; these see every pair about once."""
     step = -(-columns // SLABS)
     for start in range(0, columns, step):
         yield slice(start, start + step), slice(start, None)
 
 
 def _mirrored(hessian: Tensor) -> Tensor:
-    """What :func:`_adder` left out, which is what it has on the other side of the diagonal."""
+    """Fill in what :func:`_adder` left out from the other side of the diagonal."""
     for own, _ in _slabs(len(hessian)):
         hessian[own.stop :, own] = hessian[own, own.stop :].T
     return hessian
 
 
 def second_moment(x: Tensor) -> Tensor:
-    """Mean of x xᵀ [C, C] over all tokens of [.., C]."""
+    """Return the mean of x xᵀ, [C, C], over all tokens of [.., C]."""
     rows = x.flatten(0, -2)  # [.., C] → [T, C]
     return rows.T @ rows / len(rows)
 
 
 def linears(block: nn.Module, index: int) -> list[tuple[str, nn.Linear]]:
-    """(module path in the whole model, layer) of each linear layer of a one-block model."""
+    """List the linear layers of a one-block model, each with its path in the whole model."""
     return [
         (f"{block_path(index)}.{in_block(name)}", module)
         for name, module in block.named_modules()
@@ -145,7 +145,7 @@ def linears(block: nn.Module, index: int) -> list[tuple[str, nn.Linear]]:
 
 
 def _head_gradient(model: BlockwiseModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of −log p(sampled label) before the final norm, and E[p (1 − p)] of the logits.
+    """Return the gradient of −log p(sampled label) before the final norm, and E[p (1 − p)].
 
     Args:
         model: the model.
@@ -174,7 +174,7 @@ def _head_gradient(model: BlockwiseModel, hidden: Tensor) -> tuple[Tensor, Tenso
 
 
 def sample(p: Tensor, generator: torch.Generator) -> Tensor:
-    """One label [T, 1] per distribution [T, V], by inverse CDF: the same ones on every device."""
+    """Draw one label [T, 1] from each distribution [T, V]: the same ones on every device."""
     cdf = p.double().cumsum(-1)
     u = torch.rand(len(p), 1, generator=generator, dtype=torch.float64).to(p.device)
     return torch.searchsorted(cdf, u * cdf[:, -1:]).clamp(max=p.shape[-1] - 1)

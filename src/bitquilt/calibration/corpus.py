@@ -1,4 +1,4 @@
-"""The text a model is calibrated and judged on: bundled, or the user's own.
+"""The text that a model is calibrated on and compared on: bundled, or the user's own.
 
 Two splits ship with the package, made of different documents. Calibration text steers the rounding;
 held-out text only ever measures it, so a user's calibration documents that repeat held-out text are
@@ -19,8 +19,10 @@ import numpy as np
 from bitquilt.errors import UserError
 
 DATA = Path(__file__).parent / "data"
-LONG_LINE = 80  # characters; shorter passages recur by chance
-DOCUMENT_BREAK = "\n\n\n"  # two blank lines
+LONG_LINE = 80
+"""Passages of fewer characters recur by chance."""
+DOCUMENT_BREAK = "\n\n\n"
+"""Two blank lines."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Document:
 
     @property
     def passages(self) -> tuple[str, ...]:
-        """The document's words whichever form it has."""
+        """The document's words, whichever form it has."""
         if self.messages is not None:
             return tuple(message["content"] for message in self.messages)
         return (self.text or "",)
@@ -44,17 +46,21 @@ class Document:
 
 
 def bundled(split: Literal["calibration", "held-out"]) -> list[Document]:
-    """The documents that ship with the package."""
+    """Read the documents that ship with the package."""
     path = DATA / f"{split.replace('-', '_')}.jsonl.xz"
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         return [_document(json.loads(line), source=path.name) for line in lines]
 
 
 def from_file(path: Path) -> list[Document]:
-    """A user's documents: `.txt`, split at two blank lines, or `.jsonl`; `.gz` or `.xz` on top.
+    """Read a user's documents from `.txt` or `.jsonl`, either of them also as `.gz` or `.xz`.
 
+    A `.txt` file is split into documents at two blank lines.
     A `.jsonl` line is an object with `text`, or with `messages` of `role` and `content`, and
     optionally `domain` and `source`.
+
+    Raises:
+        UserError: the file cannot be read, is not in this form, or holds no text.
     """
     content = _decompressed(path)
     kind = path.with_suffix("").suffix if path.suffix in {".gz", ".xz"} else path.suffix
@@ -162,7 +168,7 @@ def without_overlap(
 
 
 def long_passages(document: Document) -> set[str]:
-    """Lines and paragraphs of 80 characters and more, without regard to case and spacing.
+    """Return the lines and paragraphs of 80 characters and more, in lower case, evenly spaced.
 
     Paragraphs too, since code and hard-wrapped text may have no long line at all.
     """
@@ -187,10 +193,16 @@ def windows(
     length: int,
     seed: int = 0,
 ) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """`count` disjoint windows of `length` tokens, the domains in the proportions of the text.
+    """Draw `count` disjoint windows of `length` tokens, domains in the proportions of the text.
 
     Documents are joined within a domain, so no window crosses two domains. The order is mixed:
     the first half of the windows is as representative as all of them.
+
+    Returns:
+        int64 [count, length].
+
+    Raises:
+        UserError: the documents have too few tokens.
     """
     streams: dict[str, list[int]] = {}
     for document in documents:
@@ -223,7 +235,7 @@ def _shares(available: dict[str, int], count: int) -> dict[str, int]:
 
 
 def fingerprint(documents: Iterable[Document]) -> str:
-    """SHA-256 over the documents in their order; equal exactly when all of them are."""
+    """Return the SHA-256 over the documents in their order."""
     digest = hashlib.sha256()
     for document in documents:
         record = [document.domain, document.source, document.text, document.messages]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def matrix_kl(error: Tensor, hessian: Tensor, gradient: Tensor, rows_at_once: int = 8192) -> float:
-    """½ Σ_r b_r ΔW_r H ΔW_rᵀ.
+    """Return ½ Σ_r b_r ΔW_r H ΔW_rᵀ, in nats per token.
 
     Args:
         error: ΔW [R, C], on any device.
@@ -29,7 +29,7 @@ def matrix_kl(error: Tensor, hessian: Tensor, gradient: Tensor, rows_at_once: in
 
 
 def embedding_kl(error: Tensor, tokens: Tensor, columns: Tensor) -> float:
-    """½ Σ_v f_v Σ_c g_c ΔW_vc²: the table as what the first block reads.
+    """Return ½ Σ_v f_v Σ_c g_c ΔW_vc²: the cost of the table as what the first block reads.
 
     Args:
         error: ΔW [V, D], on any device.

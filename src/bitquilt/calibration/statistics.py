@@ -25,7 +25,7 @@ class CalibrationStats:
         return self.work.load("gradients")
 
     def hessian(self, module: str) -> Tensor:
-        """Mean of x xᵀ [C, C] over the calibration tokens at a matrix's input.
+        """Return the mean of x xᵀ, [C, C], over the calibration tokens at a matrix's input.
 
         For the embedding it is the head's, which a tied embedding is.
         """
@@ -38,7 +38,7 @@ class CalibrationStats:
             return hessian
 
     def importance(self, module: str) -> Tensor:
-        """What an error in each column of a matrix counts for in rounding [C].
+        """Return what an error in each column of a matrix counts for, [C].
 
         Mean squares of the inputs. An untied embedding has none: its rows are what the first block
         reads, so mean squares of the gradients there.
@@ -48,7 +48,7 @@ class CalibrationStats:
         return self.hessian(module).diagonal().contiguous()
 
     def predicted_kl(self, module: str, error: Tensor, hessian: Tensor) -> float:
-        """Predicted KL, in nats per token, of an error [R, C] of one matrix.
+        """Predict the KL, in nats per token, that an error [R, C] of one matrix costs.
 
         A tied embedding counts as what the first block reads and as the head.
         """
@@ -62,5 +62,5 @@ class CalibrationStats:
         return total
 
     def predicted_kl_of_rows(self, module: str, costs: Tensor) -> float:
-        """Predicted KL, in nats per token, of a matrix of a block whose rows cost E H Eᵀ [R]."""
+        """Predict the KL, in nats per token, of a block's matrix whose rows cost E H Eᵀ [R]."""
         return 0.5 * float(costs.cpu().double() @ self._gradients[module].double())

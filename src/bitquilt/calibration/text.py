@@ -1,4 +1,4 @@
-"""Windows of tokens for one model: documents through its own tokenizer and chat template."""
+"""Windows of tokens for one model, by its own tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 
 Encode = Callable[[Document], list[int]]
 ENOUGH = 16
-"""Characters tokenized for each token needed: three or four times what windows are cut from."""
+"""Characters that are tokenized for each token needed: three or four times as many as it takes."""
 
 
 def encoder(checkpoint: Checkpoint) -> Encode:
-    """A document → token ids: text with the tokenizer's own start token, messages in the template.
+    """Return a function from a document to token ids.
+
+    Text gets the tokenizer's own start token; messages go through the chat template.
 
     Without a chat template, messages become paragraphs.
 
@@ -80,14 +82,18 @@ def _tokenizer(directory: Path) -> Any:
 
 
 def calibration_documents(file: Path | None) -> tuple[list[Document], list[str]]:
-    """The bundled documents or a user's, less those that repeat held-out text, and their names."""
+    """Read the bundled documents, or a user's without those that repeat held-out text.
+
+    Returns:
+        the documents, and the names of those that were left out.
+    """
     if file is None:
         return bundled("calibration"), []
     return without_overlap(from_file(file), bundled("held-out"))
 
 
 def token_windows(documents: Sequence[Document], encode: Encode, count: int, length: int) -> Tensor:
-    """int64 [count, length] windows of the documents, spread over all of them.
+    """Cut int64 [count, length] windows from documents, spread over all of them.
 
     Only as many documents are tokenized as give several times the text that is needed.
     """

@@ -1,7 +1,27 @@
-"""Rounding: from a matrix and what reads it to codes and scales on a type."""
+"""Rounding: every matrix of a model onto quantization types, with as little damage as possible.
+
+In: a checkpoint and its calibration statistics. Out: packed matrices in a layer bank, each with its
+predicted cost; for a decided mix, matrices that make up for each other (sequential_pass) and tuned
+scales (tuning).
+
+    layer_bank.py          the store: every matrix on every candidate type
+    round_layers.py        fills it: round, and polish what was chosen
+    round_matrices.py      the matrices of some inputs, on all their types, in two steps
+    row_batches.py         rows of many matrices computed as one batch
+    nearest.py, fits/      scales by importance, nearest codes: one fit for each family of types
+    hessian.py             Hessians ordered, damped and factorized
+    gptq.py                error feedback
+    coordinate_descent.py, scale_refit.py    polishing
+    group_quantizer.py, codebooks.py, tables.py    nearest codes under a metric
+    kernels.py, kernels.cu the same on a GPU
+    sequential_pass.py, gptaq.py    correction for the blocks before
+    tuning/                scales and norms learned by distillation
+"""
 
 METHODS = ("nearest", "gptq", "full")
-"""Nearest rounding alone; with error feedback; with descent and a refit of the scales too."""
+"""Nearest rounding; GPTQ's error feedback where it is better; the same, polished by coordinate
+descent and a refit of the scales."""
 
 ROUNDING_VERSION = 7
-"""Raised where the same matrix is rounded to other bytes: a bank of an older one is refused."""
+"""Raised when matrices come out with other bytes or are stored otherwise: a work directory of another
+version is refused."""

@@ -1,4 +1,4 @@
-"""The search over the codebooks of the i-quants: the patterns nearest to eight weights.
+"""The patterns of an i-quant's codebook that are nearest to eight weights.
 
 Comparing a vector with all 256 to 1024 patterns costs too much. But its magnitudes, each rounded to
 the few that patterns are made of, put it into one of 6561 (3^8) or 4096 (8^4) cells; a table holds
@@ -20,17 +20,17 @@ from bitquilt.qtypes.iquants import Codebook, codebook
 
 VECTOR = 8
 SHORTLIST_LENGTHS = {8: 32, 4: 16}
-"""K, by m, with which the search is within 1 % of one through all patterns."""
+"""K for each m: the search is then within 1 % of one through all patterns."""
 
 
 @dataclass(frozen=True)
 class Cells:
-    """The shortlist of every cell; all tensors are on one device."""
+    """The shortlists of all cells; all tensors are on one device."""
 
     lowest: float
     """The smallest magnitude in a pattern."""
     spacing: float
-    """From one magnitude to the next, near enough: they lie almost evenly."""
+    """The distance from one magnitude to the next; they lie almost evenly."""
     count: int
     """M."""
     places: Tensor
@@ -41,21 +41,21 @@ class Cells:
     """float32 [cells, m K]: those patterns, the K first weights first."""
 
     def of(self, magnitudes: Tensor, steps: Tensor) -> Tensor:
-        """The cells of magnitudes [..., m H] at steps [..., 1]: int32, one for each pattern."""
+        """Find the cells of magnitudes [..., m H] at steps [..., 1], int32, one for a pattern."""
         ranks = magnitudes / steps.clamp_min(torch.finfo(torch.float32).tiny)
         ranks.sub_(self.lowest).div_(self.spacing).round_().clamp_(0, self.count - 1)
         # [..., m H] -> [patterns, m]
         return (ranks.view(-1, len(self.places)) @ self.places).int()
 
     def shortlist(self, cells: Tensor) -> Tensor:
-        """The patterns worth comparing, float32 [cells asked for, m, K]."""
+        """Return the patterns worth comparing, float32 [cells asked for, m, K]."""
         found = self.patterns.index_select(0, cells)
         return found.view(len(cells), len(self.places), self.codes.shape[1])
 
 
 @cache
 def cells_of(name: str, size: int, device: torch.device) -> Cells:
-    """The cells of a type with K = ``size`` patterns each. The order of equals is that of codes."""
+    """Build the cells of a type with K = ``size`` patterns each; ties are in the order of codes."""
     patterns = codebook(name)
     count, width = patterns.shape
     magnitudes = patterns.unique()
@@ -78,7 +78,7 @@ def cells_of(name: str, size: int, device: torch.device) -> Cells:
 
 
 def choose_signs(qtype: Codebook, vectors: Tensor, importance: Tensor, steps: Tensor) -> Tensor:
-    """Signs that the type can store: those of the weights, but for one where their number is odd.
+    """Choose signs that the type can store: those of the weights, with one turned if need be.
 
     Where a format keeps 7 of 8 signs, the minuses must be even in number. The sign to turn is that
     of the weight where this costs least, as far as can be told before the patterns are known.
@@ -106,7 +106,7 @@ def choose_signs(qtype: Codebook, vectors: Tensor, importance: Tensor, steps: Te
 
 
 def masks_of(signs: Tensor) -> Tensor:
-    """Signs [..., 8] as they are stored: uint8 [...], bit k set where sign k is a minus."""
+    """Pack signs [..., 8] as they are stored: uint8 [...], bit k set where sign k is a minus."""
     places = 2.0 ** torch.arange(VECTOR, device=signs.device)
     return ((signs < 0).float() @ places).to(torch.uint8)
 
@@ -114,7 +114,7 @@ def masks_of(signs: Tensor) -> Tensor:
 def nearest_patterns(
     qtype: Codebook, targets: Tensor, steps: Tensor, triangles: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The patterns that come closest to vectors in a metric that those of one input share.
+    """Find the patterns closest to vectors, in a metric that the vectors of one input share.
 
     Close means ‖Tᵀ (target - level)‖² small. Compared are the patterns on the shortlists, with the
     signs of the targets. Where two patterns make up a vector, the second makes up for the first.

@@ -1,4 +1,4 @@
-"""Coordinate descent: each group of columns again, now that all others are rounded.
+"""Coordinate descent: each group of columns is rounded again, now that all others are rounded.
 
 Feedback lets a column make up only for those before it. Afterwards each group of 8 is moved to the
 best codes given all the others, wherever that lowers the row's error; so the error never grows.
@@ -98,7 +98,9 @@ def _descend_block(
 def better_codes(
     hessian: Tensor, target: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Codes of eight columns, new ones where they are nearer to the targets; old levels less new.
+    """Take new codes of eight columns where they are nearer to the targets.
+
+    Returned are the codes, and the old levels less those of the codes.
 
     ‖t − o‖² − ‖t − n‖² = (n − o) · (2t − o − n), in the metric of the group's Hessian.
 

@@ -1,4 +1,4 @@
-"""What a matrix should be once the matrices before it are rounded: asymmetric calibration.
+"""GPTAQ's asymmetric calibration: what a matrix should be once those before it are rounded.
 
 Rounding upstream turns a matrix's input x into x̂, and the residual stream h that its output is
 added to into ĥ. The rounded matrix V is then wanted to give V x̂ = W x + (h − ĥ): the output of the
@@ -24,7 +24,7 @@ from bitquilt.rounding.hessian import Factor
 
 @dataclass(frozen=True)
 class Drift:
-    """How one input and the residual stream drift apart in two models, summed over tokens."""
+    """How one input and the residual stream differ between two models, summed over tokens."""
 
     hessian: Tensor
     """Σ x̂ x̂ᵀ, [C, C]."""
@@ -36,7 +36,7 @@ class Drift:
 
     @classmethod
     def of(cls, original: Tensor, quantized: Tensor, lacking: Tensor) -> Drift:
-        """The sums over a few tokens.
+        """Sum over a few tokens.
 
         Args:
             original: x, [T, C].
@@ -68,7 +68,7 @@ class Drift:
         return (weight @ self.inputs + self.stream) / self.tokens
 
     def excess(self, error: Tensor, weight: Tensor) -> float:
-        """How much more E‖W x + (h − ĥ) − V x̂‖² is with V = W + error than with V = W.
+        """Return how much more E‖W x + (h − ĥ) − V x̂‖² is with V = W + error than with V = W.
 
         Args:
             error: V − W, [R, C].
@@ -79,7 +79,7 @@ class Drift:
 
 
 def corrected(weight: Tensor, halves: tuple[Drift, Drift], factor: Factor) -> Tensor:
-    """The matrix [R, C] to round: W + ρ S (Ĥ + λ)⁻¹.
+    """Return the matrix [R, C] to round instead of W: W + ρ S (Ĥ + λ)⁻¹.
 
     λ is the damping of the factor, which pulls towards W; ρ is the correlation of what each half
     of the text asks for, S (Ĥ + λ)⁻¹ᐟ² (docs/decisions/sequential.md).

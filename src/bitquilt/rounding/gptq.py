@@ -1,4 +1,4 @@
-"""Error feedback: every group of columns makes up for the errors of those rounded before it.
+"""GPTQ's error feedback: each group of columns makes up for the errors of those before it.
 
 LDLQ (Chee et al. 2023), which equals GPTQ (Frantar et al. 2022): with H = U Uᵀ the target of a
 group is its weights plus the errors before it times U_ig T_g⁻¹, and what remains costs ‖Tᵀ miss‖².

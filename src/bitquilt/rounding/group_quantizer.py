@@ -1,4 +1,4 @@
-"""Rounding eight columns of many rows at once, onto levels whose scales are fixed.
+"""Nearest codes of eight columns of many rows, onto levels whose scales are fixed.
 
 Error feedback and coordinate descent ask the same question of every type: which codes come closest
 to these targets, in the metric of the Hessian? Codes travel as int16 [K, N] per group of columns,
@@ -29,20 +29,20 @@ CELLS = 4
 
 
 class GroupQuantizer(ABC):
-    """The levels of the rows of L inputs."""
+    """Rounds groups of eight columns of the rows of L inputs."""
 
     width: int
     """K."""
 
     @abstractmethod
     def scales(self, groups: slice) -> Sequence[Tensor]:
-        """What levels are made of: for each of some groups, as ordered, float32 [L, N] each."""
+        """Return what levels of some groups, as ordered, are made of: float32 [groups, L, N] each."""
 
     @abstractmethod
     def propose(
         self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Codes int16 [L, K, N] and levels float32 [L, 8, N] near targets [L, 8, N].
+        """Propose codes int16 [L, K, N] and levels float32 [L, 8, N] near targets [L, 8, N].
 
         Near means ‖Tᵀ (target − level)‖² small, T [8, 8] an upper triangular one of ``triangles``.
 
@@ -55,16 +55,16 @@ class GroupQuantizer(ABC):
     @staticmethod
     @abstractmethod
     def fields(qtype: QuantType, codes: Tensor) -> Unpacked:
-        """The code fields of rows of one type from codes [G, K, R], groups in their own order."""
+        """Turn codes [G, K, R], groups in their own order, into code fields of rows of a type."""
 
     @staticmethod
     @abstractmethod
     def codes(fields: Unpacked) -> Tensor:
-        """The inverse of :meth:`fields`, int16 [G, K, R]."""
+        """Undo :meth:`fields`: return codes, int16 [G, K, R]."""
 
 
 def group_quantizer_of(runs: Sequence[RowRun], groups: Tensor) -> GroupQuantizer:
-    """The rounder for rows of L inputs, whose types are all of one kind.
+    """Return the quantizer for rows of L inputs, whose types are all of one kind.
 
     Args:
         runs: the rows of each input; their codes are ignored.
@@ -75,7 +75,7 @@ def group_quantizer_of(runs: Sequence[RowRun], groups: Tensor) -> GroupQuantizer
 
 
 class LevelQuantizer(GroupQuantizer):
-    """Types that code every weight by itself: each column makes up for those before it.
+    """Quantizes types with a code for each weight: each column makes up for those before it.
 
     All of them have the same table of values, or none.
     """
@@ -145,7 +145,7 @@ class LevelQuantizer(GroupQuantizer):
 
 
 class PatternQuantizer(GroupQuantizer):
-    """An i-quant with a codebook: the eight columns of a group are one vector."""
+    """Quantizes an i-quant with a codebook: the eight columns of a group are one vector."""
 
     def __init__(self, runs: Sequence[RowRun], groups: Tensor) -> None:
         """See :func:`group_quantizer_of`; all rows are of one type."""

@@ -1,4 +1,6 @@
-"""Second moments, ordered, damped and factorized; all matrices that read an input share one.
+"""Hessians: second moments of inputs, ordered, damped and factorized.
+
+All matrices that read one input share its Hessian.
 
 A rounding error E [R, C] costs E H Eᵀ per row. With H = U Uᵀ, U upper triangular, that is the sum
 over columns of (E U)²: column j sees only the errors made before it, which is what lets it make up
@@ -27,16 +29,16 @@ COLUMN_GROUP = 8
 COLUMN_BLOCK = 128
 """Columns between two large products: what lies between is done in small steps."""
 DAMPING = 0.03
-"""Of the mean diagonal, added to it: the text is a sample (docs/decisions/gptq.md)."""
+"""This part of the mean diagonal is added to it: the text is a sample (docs/decisions/gptq.md)."""
 MORE = 10.0
-"""What damping is multiplied with where a Hessian does not factorize."""
+"""Damping is multiplied by this while a Hessian does not factorize."""
 ATTEMPTS = 8
 """How often that is tried: a Hessian is a sum of squares, so a few times are plenty."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """Of L inputs; all tensors are in the order of rounding: important groups first."""
+    """The factors of L inputs. All tensors are in the order of rounding, important groups first."""
 
     groups: Tensor
     """int64 [L, G]: the i-th to be rounded is group ``groups[:, i]`` of the matrix."""
@@ -51,7 +53,7 @@ class Factor:
     """float32 [L, G, 8, 8]: the diagonal blocks of U, the metric in which a group is rounded."""
 
     def take(self, inputs: Sequence[int]) -> Factor:
-        """Of some of the inputs."""
+        """Return the factors of some of the inputs."""
         if len(inputs) == 1:  # a view: the factor of a wide input is large
             one = slice(inputs[0], inputs[0] + 1)
             return Factor(*(getattr(self, field.name)[one] for field in fields(self)))
@@ -60,7 +62,7 @@ class Factor:
 
     @property
     def importance(self) -> Tensor:
-        """What an error in each column counts for when scales are fitted for feedback, [L, C].
+        """What an error in each column counts for when scales are fitted before GPTQ, [L, C].
 
         Between what it costs if no other column makes up for it (the diagonal of H) and if all
         later ones do (that of U, squared): the geometric mean (docs/decisions/gptq.md).
@@ -74,15 +76,15 @@ class Factor:
         return self.restored(self.restored(self.hessian).mT)
 
     def ordered(self, columns: Tensor) -> Tensor:
-        """Columns [L, C, …] of matrices in the order of rounding."""
+        """Put columns [L, C, …] of matrices into the order of rounding."""
         return _take(columns, self.groups)
 
     def restored(self, columns: Tensor) -> Tensor:
-        """The inverse of :meth:`ordered`."""
+        """Undo :meth:`ordered`."""
         return _take(columns, self.groups.argsort(1))
 
     def cost(self, errors: Tensor) -> Tensor:
-        """E H Eᵀ of each row [L, N] of errors [L, C, N], transposed and in this order."""
+        """Return E H Eᵀ of each row, [L, N], of errors [L, C, N] in the order of rounding."""
         total = errors.new_zeros(errors.shape[0], errors.shape[2])
         for start in range(0, errors.shape[1], COLUMN_BLOCK):
             stop = start + COLUMN_BLOCK
@@ -164,7 +166,7 @@ def _refuse_what_is_not_finite(hessian: Tensor, name: str) -> None:
 
 
 def column_sums(matrix: Tensor) -> Tensor:
-    """Σ over the rows of [L, n, N]: [L, N].
+    """Sum [L, n, N] over n: [L, N].
 
     torch's own sum adds in an order that depends on where a column stands, so that what is rounded
     together would change the last bits. Here it is always halves upon halves.
@@ -178,7 +180,7 @@ def column_sums(matrix: Tensor) -> Tensor:
 
 
 def diagonal_blocks(matrix: Tensor) -> Tensor:
-    """[L, C, C] -> [L, G, 8, 8]."""
+    """Return the diagonal blocks [L, G, 8, 8] of matrices [L, C, C]."""
     # [L, C, C] -> [L, G, 8, G, 8], of which the pairs of equal groups go first
     pairs = torch.unflatten(torch.unflatten(matrix, 2, (-1, COLUMN_GROUP)), 1, (-1, COLUMN_GROUP))
     return torch.diagonal(pairs, dim1=1, dim2=3).permute(0, 3, 1, 2)
@@ -190,7 +192,7 @@ def _diagonal(matrices: Tensor) -> Tensor:
 
 
 def take_groups(values: Tensor, order: Tensor) -> Tensor:
-    """What belongs to each group of columns, [L, G, …], in another order [L, G]."""
+    """Put what belongs to groups of columns, [L, G, …], into another order, int64 [L, G]."""
     of_input = torch.arange(len(order), device=order.device).unsqueeze(1)
     return values[of_input, order]
 

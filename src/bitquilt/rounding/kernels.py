@@ -1,4 +1,4 @@
-"""Rounding in few launches on a GPU: the kernels of ``kernels.cu``.
+"""CUDA kernels that round in few launches; their source is ``kernels.cu``.
 
 torch operations do the same in twenty to forty launches, each of which reads and writes all of the
 rows (docs/decisions/gpu.md); they are what runs elsewhere. The kernels are compiled by the compiler
@@ -35,7 +35,7 @@ def round_levels(
     ends: tuple[Tensor, Tensor],
     table: LevelTable | None,
 ) -> tuple[Tensor, Tensor]:
-    """As :meth:`bitquilt.rounding.group_quantizer.LevelQuantizer.propose`.
+    """Compute :meth:`bitquilt.rounding.group_quantizer.LevelQuantizer.propose`.
 
     Args:
         scales: steps, their inverses and offsets, float32 [L, N] each.
@@ -62,7 +62,7 @@ def round_levels(
 def round_patterns(
     qtype: Codebook, target: Tensor, steps: Tensor, triangles: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As :meth:`bitquilt.rounding.group_quantizer.PatternQuantizer.propose`.
+    """Compute :meth:`bitquilt.rounding.group_quantizer.PatternQuantizer.propose`.
 
     Args:
         qtype: which codebook.
@@ -84,7 +84,7 @@ def round_patterns(
 def keep_better(
     hessian: Tensor, target: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`bitquilt.rounding.coordinate_descent.better_codes`."""
+    """Compute :func:`bitquilt.rounding.coordinate_descent.better_codes`."""
     (old_codes, old_levels), (new_codes, new_levels) = old, new
     target, new_codes, new_levels = (n.contiguous() for n in (target, new_codes, new_levels))
     assert old_levels.stride()[1:] == old_codes.stride()[1:] == target.stride()[1:]
@@ -97,7 +97,7 @@ def keep_better(
 
 
 def dots(pulled: Tensor, share: Tensor) -> Tensor:
-    """Inner products over the last axis: [n, R, B, W] and [R, B, W], W a multiple of 4 → [n, R, B].
+    """Multiply [n, R, B, W] by [R, B, W] and sum over W, a multiple of 4: [n, R, B].
 
     ``torch.linalg.vecdot`` writes all of the products before it adds them.
     """
@@ -150,7 +150,7 @@ def _kernel(name: str, device: torch.device) -> Callable[..., None]:
 
 @cache
 def compile_error() -> str | None:
-    """Why kernels cannot be compiled here; None where they can."""
+    """Say why kernels cannot be compiled here; return None where they can."""
     try:
         _find_compiler()
         _kernel("dots", torch.device("cuda", torch.cuda.current_device()))
@@ -171,5 +171,5 @@ def _find_compiler() -> None:
 
 
 def available_for(numbers: Tensor) -> bool:
-    """Whether kernels are to work on them."""
+    """Tell whether kernels can work on a tensor."""
     return numbers.is_cuda and compile_error() is None

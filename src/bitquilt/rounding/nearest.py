@@ -1,4 +1,4 @@
-"""Nearest rounding: scales fitted by importance, every weight on the level next to it.
+"""Nearest rounding: scales are fitted by importance, and each weight goes to its nearest level.
 
 Each family of types has its fit in a module of :mod:`bitquilt.rounding.fits`.
 
@@ -15,13 +15,13 @@ from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.rounding.fits.family import fit_family
 
 LEAST_IMPORTANCE = 1e-6
-"""Of the mean. Columns that the calibration text never reached still get sensible levels."""
+"""The least importance, as a part of the mean: columns that the text never reached need it too."""
 HALF_LARGEST = 65504.0
-"""The largest half-precision number. Weights beyond it may be beyond a format's scales."""
+"""The largest half-precision number. Weights beyond it may be out of reach of a format's scales."""
 
 
 def fit(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Unpacked:
-    """Round a matrix onto a type without looking at correlations.
+    """Round a matrix onto a type, each weight to its nearest level.
 
     Args:
         qtype: where to.

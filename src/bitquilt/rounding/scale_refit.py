@@ -1,4 +1,4 @@
-"""Refit of the scales a row stores in floating point, with its codes as they are.
+"""Refit of the scales that a row stores in floating point, under the whole Hessian.
 
 A decoded row is linear in them (d, dmin, m; MLX's scales and biases), so the best under the whole
 Hessian solve a small system per row. They are rounded to what the file stores, and a row keeps its
@@ -16,13 +16,13 @@ from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.rounding import kernels
 
 RIDGE = 1e-5
-"""Of the diagonal of a row's system: what two floats share leaves it nearly singular."""
+"""This part of a row's diagonal is added to it: what two floats share leaves it nearly singular."""
 DEVICE_PULLED = 1 << 26
-"""Numbers in memory for all blocks that are worked out together; on a CPU each is alone."""
+"""The most numbers in memory for blocks that are worked out together; on a CPU each goes alone."""
 
 
 def refit(qtype: QuantType, fields: Unpacked, weight: Tensor, hessian: Tensor) -> Unpacked:
-    """The fields with scales of less error E H Eᵀ, codes unchanged.
+    """Return the fields with scales of less error E H Eᵀ, where there are such; codes stay.
 
     Args:
         qtype: of the fields.

@@ -47,35 +47,35 @@ ADDED = ("self_attn.o_proj", "mlp.down_proj")
 
 @dataclass(frozen=True)
 class SequentialPass:
-    """The matrices of a mix: corrected, or, where :meth:`corrects` denies it, the bank's."""
+    """The matrices of a mix, corrected block by block; those outside of blocks are the bank's."""
 
     bank: LayerBank
     allocation: Allocation
     folder: str
-    """Where its artefacts are in the bank's work directory."""
+    """The folder of its artefacts in the bank's work directory."""
 
     def corrects(self, module: str) -> bool:
-        """Whether a matrix is rounded again: those of blocks, but for plain floats."""
+        """Tell whether a matrix is rounded again: those of blocks are, but not plain floats."""
         return layer_of(module) is not None and not isinstance(
             qtypes.get(self.allocation[module]), Float
         )
 
     def packed(self, module: str, qtype: str) -> Packed:
-        """The matrix on the type that the mix gives it, as :meth:`LayerBank.polished`."""
+        """Return a matrix on the type that the mix gives it, as :meth:`LayerBank.polished` does."""
         if not self.corrects(module):
             return self.bank.polished(module, qtype)
         return self.bank.work.load_under(self.artefact(_layer(module)), f"{module}/")
 
     def kept(self, layer: int) -> dict[str, str]:
-        """Module → which rounding it has, ``corrected`` or ``bank``, for a block that is done."""
+        """Return module → ``corrected`` or ``bank``, the rounding that was kept, for a block."""
         return self.bank.work.facts(self.artefact(layer))
 
     def artefact(self, layer: int) -> str:
-        """The name of a block's artefact."""
+        """Return the name of a block's artefact."""
         return f"{self.folder}/{layer}"
 
     def weight(self, name: str) -> Tensor:
-        """A canonical tensor of the quantized model; what is yet to be rounded is the original."""
+        """Load a tensor of the quantized model; a block that is not done yet has the original's."""
         module = name.removesuffix(".weight")
         if module not in self.allocation or (
             self.corrects(module) and not self.done(_layer(module))
@@ -85,7 +85,7 @@ class SequentialPass:
         return qtypes.get(qtype).dequantize(self.packed(module, qtype))
 
     def done(self, layer: int) -> bool:
-        """Whether a block has been corrected."""
+        """Tell whether a block has been corrected."""
         return self.bank.work.has(self.artefact(layer))
 
 
@@ -104,14 +104,14 @@ def round_sequentially(
     rounding: str,
     progress: Progress,
 ) -> SequentialPass:
-    """Correct a mix, whose cells the bank has, block by block.
+    """Correct a mix block by block, starting from the bank's matrices.
 
     Args:
         bank: the matrices as rounded one by one.
         allocation: the decided mix, for every matrix of the checkpoint.
         tokens: int64 [N, L], calibration text, of at least two windows.
         rounding: one of :data:`bitquilt.rounding.METHODS`.
-        progress: told by name what could not be rounded as usual.; advances after each block.
+        progress: advances after each block; told by name what could not be rounded as usual.
     """
     sequential = SequentialPass(bank, allocation, f"sequential/{_key(allocation, tokens)}")
     plain = architecture_of(bank.checkpoint.config).plain_residual

@@ -1,4 +1,4 @@
-"""Uneven levels: the nearest entry of a table by one lookup."""
+"""Uneven levels: the nearest one is found by one lookup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LevelTable:
-    """Levels at given values, of which the points midway are multiples of 1 / ``cells``.
+    """Uneven levels, whose midpoints are multiples of 1 / ``cells``.
 
     The line from the lowest value to the highest is cut into cells of that width; all numbers in
     one cell have the same nearest level.
@@ -31,15 +31,15 @@ class LevelTable:
         return max(self.values)
 
     def contents(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of each cell, the lowest first, the nearest value and its code: float32 and uint8."""
+        """Return each cell's nearest value, float32, and its code, uint8, the lowest cell first."""
         return _cells(self, device)
 
     def levels(self, numbers: Tensor) -> Tensor:
-        """The nearest values; overwrites ``numbers`` with scratch."""
+        """Return the nearest values; ``numbers`` is overwritten."""
         return self._lookup(self.contents(numbers.device)[0], numbers)
 
     def codes(self, numbers: Tensor) -> Tensor:
-        """Where in the table the nearest values are, uint8; overwrites ``numbers`` likewise."""
+        """Return the codes of the nearest values, uint8; ``numbers`` is overwritten."""
         return self._lookup(self.contents(numbers.device)[1], numbers)
 
     def _lookup(self, contents: Tensor, numbers: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradient descent on KL(original ‖ mix) over scales and norms, on calibration text.
+"""Distillation: gradient descent on KL(original ‖ mix) over scales and norms, on calibration text.
 
 Some windows are set apart: what was best on them is kept, and the mix as it was rounded if nothing
 was better. Held-out text plays no part, so the closing figures stay honest. mlx-lm's DWQ does the
@@ -68,7 +68,7 @@ class Tuned:
     before: float
     """Mean KL on the windows set apart, nats per token, as rounded."""
     after: float
-    """The same as it is now."""
+    """Mean KL on the same windows, nats per token, as it is now."""
     source: Checkpoint
     rounded: PackedSource = field(repr=False)
     learned: Mapping[str, Tensor] = field(repr=False)
@@ -76,7 +76,7 @@ class Tuned:
     file; empty if untuned."""
 
     def packed(self, module: str, qtype: str) -> Packed:
-        """The parts of a matrix on its type: the codes as rounded, the scales as learned."""
+        """Return a matrix on its type: the codes as rounded, the scales as learned."""
         parts, own = self.rounded(module, qtype), under(f"{module}/", self.learned)
         if not own:
             return parts
@@ -86,7 +86,7 @@ class Tuned:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint with the norms as learned, for whoever writes the file."""
+        """The checkpoint with the norms as learned: what a file is written from."""
         return replace(self.source, reader=self._load)
 
     def _load(self, name: str) -> Tensor:

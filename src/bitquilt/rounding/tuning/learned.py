@@ -24,26 +24,26 @@ from torch import Tensor
 from bitquilt.qtypes.qtype import Unpacked
 
 FURTHEST = 10.0
-"""Relative change of a scale that a change of 1 makes, at most: some blocks hardly notice it."""
+"""A change of 1 changes a scale by this factor at most: some blocks hardly notice theirs."""
 
 
 @dataclass(frozen=True)
 class StoredRange:
-    """How a file stores numbers."""
+    """The numbers that a file can store: a dtype, and a range."""
 
     dtype: torch.dtype
     low: float = -math.inf
     high: float = math.inf
 
     def __call__(self, exact: Tensor) -> Tensor:
-        """Exactly the stored numbers, float32, with the gradient of the exact ones."""
+        """Return the numbers as stored, float32, with the gradient of the exact ones."""
         whole = exact if self.dtype.is_floating_point else exact.round()
         there = whole.clamp(self.low, self.high).to(self.dtype).float()
         return exact + (there - exact).detach()
 
 
 class Learned(ABC):
-    """Tensors of the file that move together."""
+    """Tensors of a file that are learned together."""
 
     def __init__(self, start: Mapping[str, Tensor], stored: StoredRange) -> None:
         self.start = {name: numbers.float() for name, numbers in start.items()}
@@ -54,7 +54,7 @@ class Learned(ABC):
         """What the optimizer moves: float32, of the tensors' shapes, zero at first."""
 
     def values(self) -> Unpacked:
-        """The numbers as the file would hold them now, float32."""
+        """Return the numbers as a file would hold them now, float32."""
         steps = self._steps()
         return {n: self.stored(start + steps[n]) for n, start in self.start.items()}
 

@@ -1,4 +1,4 @@
-"""A mix whose scales and norms can be learned, its codes as they are."""
+"""The student: a mix whose scales and norms can be learned; its codes stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCALE_DTYPES = {"gguf": torch.float16, "mlx": torch.bfloat16}
 
 
 def scales_of(qtype: QuantType, fields: Unpacked) -> Iterator[tuple[Unpacked, StoredRange]]:
-    """The scales that are learned: those stored in floating point, and integers of K-quants.
+    """Yield the scales that are learned: those in floating point, and integers of K-quants.
 
     The numbers of BF16 and F32 are codes.
     """
@@ -85,7 +85,7 @@ class Student:
         return torch.bfloat16 if for_mlx else torch.float32
 
     def weight(self, name: str) -> Tensor:
-        """A tensor by canonical name, float32; gradients reach what is learned of it."""
+        """Return a tensor by canonical name, float32; gradients reach what is learned of it."""
         if name in self._biases:
             return self._biases[name]
         module = name.removesuffix(".weight")
@@ -98,12 +98,12 @@ class Student:
         return {n: numbers for one in self._learned[owner] for n, numbers in one.values().items()}
 
     def changes(self) -> list[Tensor]:
-        """What the optimizer moves."""
+        """Return what the optimizer moves."""
         every = [one for own in self._learned.values() for one in own]
         return [change for one in every for change in one.changes.values()]
 
     def numbers(self) -> dict[str, Tensor]:
-        """All that is learned as the file would hold it now, in its dtypes, on the CPU.
+        """Return all that is learned as a file would hold it now, in its dtypes, on the CPU.
 
         Scales are under ``<module>/<field>``, norms under ``<name>/weight``.
         """
