@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 class LlamaCppBackend:
     """One model and at most one context, whose sequences are the rows.
 
-    Sequences share the cells of the context, one for each token. A sequence that is not a row any more
+    Sequences share the cells of the context, one for each token. A sequence whose row has ended
     keeps what it holds for as long as there is room: a conversation may go on from there.
     """
 
