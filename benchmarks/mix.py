@@ -22,6 +22,7 @@ from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
 from bitquilt.models import open_checkpoint
+from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.workdir import WorkDir
 
 
@@ -43,7 +44,7 @@ def main() -> None:
             print(f"{preset:8} {ours.nbytes:12,} {ours.bits:6.3f}  {found} {share:.3f}", flush=True)
 
 
-def by_ggml(model: str, directory: Path, mix: dict[str, str]) -> Estimate:
+def by_ggml(model: str, directory: Path, mix: Allocation) -> Estimate:
     """A mix with every matrix rounded by ggml, on the windows that the run was measured on."""
     checkpoint = open_checkpoint(model)
     with WorkDir(directory, json.loads((directory / "settings.json").read_text())) as work:

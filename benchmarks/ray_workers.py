@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import ray
@@ -23,6 +23,7 @@ from bitquilt.allocation.evaluator import fast_precision
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import round_layers
 from bitquilt.runtime.progress import Progress, Silent
@@ -63,7 +64,7 @@ def measured(
     return rate, found
 
 
-def allocations(checkpoint: Checkpoint, count: int) -> Sequence[Mapping[str, str]]:
+def allocations(checkpoint: Checkpoint, count: int) -> Sequence[Allocation]:
     """Random allocations, the same every time."""
     rng = np.random.default_rng(0)
     return [{m: str(rng.choice(QTYPES)) for m in checkpoint.matrices} for _ in range(count)]

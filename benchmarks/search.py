@@ -20,7 +20,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -258,7 +258,7 @@ def by_dynamic_quant(model: str, there: dict[str, Any]) -> dict[str, str]:
     return dynamic_quant.mix(original, tokens, 4.5)
 
 
-def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Mapping[str, str]) -> Estimate:
+def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Allocation) -> Estimate:
     """A mix with every matrix rounded by mlx, on the windows of the closing figures."""
     with WorkDir(work_dir, json.loads((work_dir / "settings.json").read_text())) as work:
         tokens = work.load("teacher/held-out")["tokens"]

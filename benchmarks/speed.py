@@ -18,6 +18,7 @@ from bitquilt.allocation.plan import Request, make_plan
 from bitquilt.evaluation.speed import bench
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import GGUF
 
@@ -35,7 +36,9 @@ def main() -> None:
         checkpoint = open_checkpoint(model)
         plan = make_plan(checkpoint, Request.parse(BITS, None, None, fast=True), GGUF)
         assert plan.space is not None
-        mixes = {name: presets.preset(name, checkpoint, "gguf") for name in PRESETS}
+        mixes: dict[str, Allocation] = {
+            name: presets.preset(name, checkpoint, "gguf") for name in PRESETS
+        }
         candidates = {
             module: dict.fromkeys([*names, *(allocation[module] for allocation in mixes.values())])
             for module, names in plan.space.candidates.items()
@@ -54,9 +57,7 @@ def main() -> None:
             )
 
 
-def measure(
-    checkpoint: Checkpoint, mixes: dict[str, dict[str, str]]
-) -> dict[str, tuple[float, float]]:
+def measure(checkpoint: Checkpoint, mixes: dict[str, Allocation]) -> dict[str, tuple[float, float]]:
     """Tokens a second of an answer: the median of several turns, and the best."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.gguf" for name in mixes]
