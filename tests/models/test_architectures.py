@@ -24,7 +24,7 @@ from bitquilt.models.architectures.tensors import ATTENTION, MLP, NORMS
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.qtypes.qtype import Packed
 from bitquilt.rounding.nearest import fit
-from bitquilt.targets import gguf
+from bitquilt.targets.gguf import GGUF
 from tests.factories import VOCABULARY, tiny_tokenizer
 from tests.models.reference import TOKENS, canonical_logits, original_logits
 
@@ -100,7 +100,7 @@ def _written(source: Path, path: Path) -> Path:
         on = qtypes.get(qtype)
         return on.pack(fit(on, checkpoint.load(f"{module}.weight"), None))
 
-    gguf.write(checkpoint, mix, packed, path, json.dumps(mix))
+    GGUF.write(checkpoint, mix, packed, path, json.dumps(mix))
     return path
 
 
