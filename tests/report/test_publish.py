@@ -54,18 +54,18 @@ def file(tmp_path, original) -> Path:
 
 def test_a_file_given_twice_is_refused(file, original):
     with pytest.raises(UserError, match="2 files are called tiny"):
-        publish.model([file, file], str(original), "me/tiny")
+        publish.publication([file, file], str(original), "me/tiny")
 
 
 def test_figures_against_another_original_stay_at_home(file, original):
     save_beside(evaluation(file, 0.0355))
-    listed = publish.entries(publish.model([file], str(original), "me/tiny"))
+    listed = publish.entries(publish.publication([file], str(original), "me/tiny"))
     assert "tiny-4.5bit.gguf.eval.json" not in {entry.name for entry in listed}
 
 
 def test_an_original_that_is_the_file_itself_is_refused(file):
     with pytest.raises(UserError, match="is the model itself"):
-        publish.model([file], str(file), "me/tiny")
+        publish.publication([file], str(file), "me/tiny")
 
 
 def run(hub: Hub, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -135,12 +135,12 @@ def test_without_a_licence_nothing_is_passed_on(hub, file, original):
 def test_names_and_mixtures_that_the_hub_cannot_have(file, original, tmp_path):
     for name in ("tiny", "a/b/c", "me/ti ny"):
         with pytest.raises(UserError, match="is no name on the hub"):
-            publish.model([file], str(original), name)
+            publish.publication([file], str(original), name)
     directory = tmp_path / "tiny-mlx"
     directory.mkdir()
     (directory / "config.json").write_text('{"quantization": {}}')
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
-        publish.model([directory], str(original), "me/tiny")
+        publish.publication([directory], str(original), "me/tiny")
     (directory / "model.safetensors").touch()
     with pytest.raises(UserError, match="an MLX model is a repository of its own"):
-        publish.model([file, directory], str(original), "me/tiny")
+        publish.publication([file, directory], str(original), "me/tiny")

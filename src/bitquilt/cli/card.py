@@ -45,7 +45,7 @@ def card(
     from bitquilt.report import publish
     from bitquilt.runtime.files import atomic_write
 
-    model = publish.model(models, against, repo, base_model)
+    model = publish.publication(models, against, repo, base_model)
     written = {"README.md": cards.card(model), **cards.modelfiles(model)}
     if as_json:
         print_json(written)

@@ -35,7 +35,7 @@ def publish(
     from bitquilt.report import publish as hub
     from bitquilt.runtime.progress import Progress
 
-    model = hub.model(models, against, repo, base_model)
+    model = hub.publication(models, against, repo, base_model)
     hub.require_licence(model)
     listed = {entry.name: entry.nbytes for entry in hub.entries(model)}
     address = hub.upload(model, Progress(), private=private) if upload else None

@@ -16,24 +16,27 @@ from bitquilt.evaluation.results import Evaluation
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.report import ollama
 from bitquilt.report.figures import figure_text, text_read
-from bitquilt.report.origin import Gate, Origin
+from bitquilt.report.origin import Gate, PublishedOriginal
 from bitquilt.report.plots import environment
 from bitquilt.targets import GGUF, MLX
 
 COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_byte")
 
 
-@dataclass(frozen=True)
-class Model:
-    """What is published: files of one original, and where."""
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """What is to be published: files of one original, and where."""
 
     candidates: Sequence[ModelFile]
+    """The files."""
     original: Checkpoint
-    origin: Origin
+    """The model that they were made from."""
+    origin: PublishedOriginal
+    """Its terms."""
     repository: str
     """``user/name`` on the hub."""
     gate: Gate | None
-    """``auto`` or ``manual``, where the hub asks something of who wants the original."""
+    """``auto`` or ``manual`` where the hub asks visitors something before they get the original."""
 
     @cached_property
     def evaluated(self) -> dict[str, Evaluation]:
@@ -46,15 +49,15 @@ class Model:
         }
 
 
-def card(model: Model) -> str:
+def card(publication: Publication) -> str:
     """README.md of the repository."""
-    return f"---\n{_metadata(model)}\n---\n\n{_text(model)}"
+    return f"---\n{_metadata(publication)}\n---\n\n{_text(publication)}"
 
 
-def modelfiles(model: Model) -> dict[str, str]:
+def modelfiles(publication: Publication) -> dict[str, str]:
     """Name → content of an Ollama Modelfile for every GGUF file whose template Ollama can have."""
-    ggufs = [one for one in model.candidates if one.target is GGUF]
-    found = {one.name: ollama.modelfile(model.original, one.name) for one in ggufs}
+    ggufs = [one for one in publication.candidates if one.target is GGUF]
+    found = {one.name: ollama.modelfile(publication.original, one.name) for one in ggufs}
     only = len(ggufs) == 1
     return {
         "Modelfile" if only else f"Modelfile-{Path(name).stem}": text
@@ -63,9 +66,9 @@ def modelfiles(model: Model) -> dict[str, str]:
     }
 
 
-def _metadata(model: Model) -> str:
+def _metadata(publication: Publication) -> str:
     """The front matter, as YAML."""
-    origin, targets = model.origin, _targets(model)
+    origin, targets = publication.origin, _targets(publication)
     fields: dict[str, Any] = {**origin.licence, **origin.passed_on}
     if origin.hub_id:
         fields |= {"base_model": origin.hub_id, "base_model_relation": "quantized"}
@@ -78,25 +81,25 @@ def _metadata(model: Model) -> str:
     return data.to_yaml()
 
 
-def _targets(model: Model) -> list[str]:
-    return sorted({candidate.target.name for candidate in model.candidates})
+def _targets(publication: Publication) -> list[str]:
+    return sorted({candidate.target.name for candidate in publication.candidates})
 
 
-def _text(model: Model) -> str:
-    origin, found = model.origin, model.evaluated
+def _text(publication: Publication) -> str:
+    origin, found = publication.origin, publication.evaluated
     values = {
-        "title": model.repository.rpartition("/")[2],
+        "title": publication.repository.rpartition("/")[2],
         "base": origin.hub_id,
         "original": origin.name,
-        "engines": " and ".join(dict.fromkeys(one.engine for one in model.candidates)),
+        "engines": " and ".join(dict.fromkeys(one.engine for one in publication.candidates)),
         "licence": origin.licence_name,
         "non_commercial": origin.non_commercial,
-        "gated": bool(model.gate),
-        "files": [_file(one, found.get(one.name)) for one in model.candidates],
+        "gated": bool(publication.gate),
+        "files": [_file(one, found.get(one.name)) for one in publication.candidates],
         "measured": _measured(found),
         "detailed": [_detailed(name, evaluation) for name, evaluation in found.items()],
-        "snippets": _snippets(model),
-        "commands": _commands(model),
+        "snippets": _snippets(publication),
+        "commands": _commands(publication),
     }
     text: str = environment().get_template("card.md").render(values)
     return text
@@ -145,10 +148,10 @@ def _detailed(name: str, evaluation: Evaluation) -> dict[str, Any]:
     return {"name": name, "engine": found.engine, "rows": rows}
 
 
-def _snippets(model: Model) -> list[dict[str, str]]:
+def _snippets(publication: Publication) -> list[dict[str, str]]:
     """How each engine runs it."""
-    repository, found = model.repository, []
-    for candidate in model.candidates:
+    repository, found = publication.repository, []
+    for candidate in publication.candidates:
         if candidate.target is MLX:
             line = f'mlx_lm.generate --model {repository} --prompt "What is 347 + 585?"'
             found.append({"name": "mlx-lm", "text": line})
@@ -157,17 +160,17 @@ def _snippets(model: Model) -> list[dict[str, str]]:
             found.append({"name": f"llama.cpp, {candidate.name}", "text": line})
     found.append({"name": "LM Studio", "text": f"lms get https://huggingface.co/{repository}"})
     name = repository.rpartition("/")[2].lower()
-    for file in modelfiles(model):
+    for file in modelfiles(publication):
         text = f"ollama create {name} -f {file}\nollama run {name}"
         found.append({"name": f"Ollama, in a folder with `{file}` and its GGUF file", "text": text})
     return found
 
 
-def _commands(model: Model) -> list[str]:
+def _commands(publication: Publication) -> list[str]:
     """What makes files of the same mixes again, from the recipes that are published with them."""
-    reference = model.origin.hub_id or model.origin.name
+    reference = publication.origin.hub_id or publication.origin.name
     found = []
-    for candidate in model.candidates:
+    for candidate in publication.candidates:
         mlx = candidate.target is MLX
         path = candidate.path
         recipe = path / "recipe.json" if mlx else path.with_suffix(".recipe.json")

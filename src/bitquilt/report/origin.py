@@ -1,4 +1,4 @@
-"""What a published model says of itself, and what of it whoever passes it on has to repeat."""
+"""What a published model says of itself, and what of that its quantized files have to repeat."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import HfApi, ModelCard
+from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.models.licence import LICENCE_FILES
+from bitquilt.models.licence import LICENCE_FILES, card_metadata
 from bitquilt.models.sources import resolve
 
 INHERITED = ("language", "pipeline_tag")
@@ -23,25 +22,27 @@ RESTRICTED = ("noncommercial", "non-commercial", "cc-by-nc", "research")
 
 _OF_HTTP = (base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
 HUB_ERRORS: tuple[type[Exception], ...] = (HfHubHTTPError, OfflineModeIsEnabled, OSError, *_OF_HTTP)
-"""Those of the hub, and of the HTTP library under it, which is another in every version."""
+"""The errors of the hub and of the HTTP library below it, which differs between versions."""
 Gate = Literal["auto", "manual"]
-"""How the hub lets people in: by itself once they have answered, or when the owner agrees."""
+"""How the hub lets people in: at once when they have answered, or when the owner agrees."""
 
 
 @dataclass(frozen=True)
-class Origin:
-    """The original's terms."""
+class PublishedOriginal:
+    """The original as it is published: its place on the hub and its terms."""
 
     name: str
+    """What it is called."""
     hub_id: str | None
-    """Where it is published."""
+    """The repository that it is published in; None if it is not known."""
     metadata: dict[str, Any]
     """The front matter of its card."""
     licence_files: tuple[Path, ...]
+    """The files that state the licence."""
 
     @classmethod
-    def of(cls, reference: str, checkpoint: Checkpoint, hub_id: str | None) -> Origin:
-        """Read the card that lies beside the weights.
+    def of(cls, reference: str, checkpoint: Checkpoint, hub_id: str | None) -> PublishedOriginal:
+        """Read the card beside the weights.
 
         Args:
             reference: what the user called the original.
@@ -49,8 +50,7 @@ class Origin:
             hub_id: where it is published, where ``reference`` does not say so.
         """
         directory = checkpoint.tokenizer_dir
-        card = directory / "README.md" if directory else None
-        metadata = _metadata(card) if card and card.is_file() else {}
+        metadata = card_metadata(directory) if directory else {}
         files = [directory / name for name in LICENCE_FILES] if directory else []
         return cls(
             checkpoint.name,
@@ -61,13 +61,13 @@ class Origin:
 
     @property
     def licence(self) -> dict[str, Any]:
-        """The fields that name the licence; none where the original names none."""
+        """The fields that name the licence; empty where the original names none."""
         names = ("license", "license_name", "license_link")
         return {name: self.metadata[name] for name in names if self.metadata.get(name)}
 
     @property
     def licence_name(self) -> str:
-        """For people."""
+        """The licence's name for people; empty where the original names none."""
         return str(self.licence.get("license_name") or self.licence.get("license") or "")
 
     @property
@@ -86,7 +86,7 @@ class Origin:
         }
 
     def gate(self, api: HfApi) -> Gate | None:
-        """The original's gate on the hub; None where there is none.
+        """Ask the hub for the original's gate; None where there is none.
 
         Where the hub cannot be asked, a card with questions means ``manual``.
         """
@@ -101,17 +101,6 @@ class Origin:
         return gated or None
 
 
-def _metadata(card: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
-    except Exception as error:  # huggingface_hub and its YAML have no common class
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"the front matter of {card} cannot be read ({reason}), and it has the licence; mend it"
-        ) from error
-    return found
-
-
 def _hub_id(reference: str) -> str | None:
-    """The reference itself, if it is no path and not the demo."""
+    """The reference itself, if it is neither a path nor the demo."""
     return reference if resolve.on_hub(reference) else None

@@ -19,14 +19,14 @@ from bitquilt.errors import UserError
 from bitquilt.evaluation.eval_file import path_beside
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.models import open_checkpoint
-from bitquilt.report.card import Model, card, modelfiles
-from bitquilt.report.origin import HUB_ERRORS, Origin
+from bitquilt.report.card import Publication, card, modelfiles
+from bitquilt.report.origin import HUB_ERRORS, PublishedOriginal
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import GGUF, MLX
 
 
 @dataclass(frozen=True)
-class Entry:
+class RepositoryFile:
     """One file of the repository."""
 
     name: str
@@ -41,9 +41,9 @@ class Entry:
         return self.content.stat().st_size
 
 
-def model(
+def publication(
     files: Sequence[str | Path], against: str, repository: str, base_model: str | None = None
-) -> Model:
+) -> Publication:
     """What is to be published.
 
     Args:
@@ -69,9 +69,11 @@ def model(
     if any(Path(against).resolve() == candidate.path.resolve() for candidate in candidates):
         raise UserError(f"{against} is the model itself; --against wants what it was made from")
     original = open_checkpoint(against)
-    origin = Origin.of(against, original, base_model)
+    origin = PublishedOriginal.of(against, original, base_model)
     gate = origin.gate(HfApi())
-    return Model(candidates, original, origin, repository, gate)
+    return Publication(
+        candidates=candidates, original=original, origin=origin, repository=repository, gate=gate
+    )
 
 
 def _check_id(name: str) -> None:
@@ -83,20 +85,22 @@ def _check_id(name: str) -> None:
         raise UserError(f"{name} is no name on the hub ({error}); say user/name") from error
 
 
-def entries(model: Model) -> list[Entry]:
+def entries(publication: Publication) -> list[RepositoryFile]:
     """Everything that the repository is to hold."""
-    found = [Entry("README.md", card(model))]
-    found += [Entry(name, text) for name, text in modelfiles(model).items()]
-    for candidate in model.candidates:
+    found = [RepositoryFile("README.md", card(publication))]
+    found += [RepositoryFile(name, text) for name, text in modelfiles(publication).items()]
+    for candidate in publication.candidates:
         found += _files(candidate)
-        if candidate.name in model.evaluated:
+        if candidate.name in publication.evaluated:
             figures = path_beside(candidate.path)
-            found.append(Entry(figures.name, figures))
+            found.append(RepositoryFile(figures.name, figures))
     there = {entry.name for entry in found}
-    return found + [Entry(f.name, f) for f in model.origin.licence_files if f.name not in there]
+    return found + [
+        RepositoryFile(f.name, f) for f in publication.origin.licence_files if f.name not in there
+    ]
 
 
-def _files(candidate: ModelFile) -> Iterator[Entry]:
+def _files(candidate: ModelFile) -> Iterator[RepositoryFile]:
     """A GGUF file with its recipe, or what is in an MLX directory."""
     path = candidate.path
     if candidate.target is GGUF:
@@ -105,40 +109,40 @@ def _files(candidate: ModelFile) -> Iterator[Entry]:
         beside = [file for file in sorted(path.iterdir()) if file.name != "README.md"]
     for file in beside:
         if file.is_file():
-            yield Entry(file.name, file)
+            yield RepositoryFile(file.name, file)
 
 
-def require_licence(model: Model) -> None:
+def require_licence(publication: Publication) -> None:
     """Refuse what nobody may pass on.
 
     Raises:
         UserError: the original names no licence.
     """
-    if not model.origin.licence:
+    if not publication.origin.licence:
         raise UserError(
-            f"{model.original.name} names no licence, so it may not be passed on; put a README.md "
+            f"{publication.original.name} names no licence, so it may not be passed on; put a README.md "
             "with its `license` beside the original"
         )
 
 
-def upload(model: Model, progress: Progress, *, private: bool = False) -> str:
+def upload(publication: Publication, progress: Progress, *, private: bool = False) -> str:
     """Make the repository, gate it as the original is, and upload; gives its address.
 
     Raises:
         UserError: the original names no licence, the hub refuses or does not answer.
     """
-    require_licence(model)
+    require_licence(publication)
     api = HfApi()
-    listed = entries(model)
+    listed = entries(publication)
     try:
-        address = api.create_repo(model.repository, private=private, exist_ok=True)
-        if model.gate:
-            api.update_repo_settings(model.repository, gated=model.gate)
+        address = api.create_repo(publication.repository, private=private, exist_ok=True)
+        if publication.gate:
+            api.update_repo_settings(publication.repository, gated=publication.gate)
         with progress.stage(f"Uploading to {address}", 1):
             api.create_commit(
-                model.repository,
+                publication.repository,
                 [CommitOperationAdd(entry.name, _source(entry)) for entry in listed],
-                commit_message=f"{model.original.name}, quantized with bitquilt",
+                commit_message=f"{publication.original.name}, quantized with bitquilt",
             )
             progress.advance()
     except HUB_ERRORS as error:
@@ -147,13 +151,13 @@ def upload(model: Model, progress: Progress, *, private: bool = False) -> str:
             "log in with `hf auth login`" if _refused(error) else "see that the hub can be reached"
         )
         raise UserError(
-            f"{model.repository} was not published: {reason}; {advice}, and give the same command "
+            f"{publication.repository} was not published: {reason}; {advice}, and give the same command "
             "again to continue"
         ) from error
     except ValueError as error:  # what huggingface_hub makes of a card that the hub refuses
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{model.repository} was not published: {reason}; mend the original's README.md"
+            f"{publication.repository} was not published: {reason}; mend the original's README.md"
         ) from error
     return str(address)
 
@@ -165,5 +169,5 @@ def _refused(error: Exception) -> bool:
     return isinstance(error, LocalTokenNotFoundError)
 
 
-def _source(entry: Entry) -> bytes | Path:
+def _source(entry: RepositoryFile) -> bytes | Path:
     return entry.content.encode() if isinstance(entry.content, str) else entry.content
