@@ -1,4 +1,4 @@
-"""Calibration: what a model reads, inside and out, on a sample of text.
+"""Calibration: second moments of a model's inputs and gradients on a sample of text.
 
     corpus.py       documents, bundled or the user's own
     text.py         documents → windows of tokens, by the model's own tokenizer

@@ -23,5 +23,5 @@ METHODS = ("nearest", "gptq", "full")
 descent and a refit of the scales."""
 
 ROUNDING_VERSION = 7
-"""Raised when matrices come out with other bytes or are stored otherwise: a work directory of another
-version is refused."""
+"""Raised when matrices come out with other bytes or are stored otherwise: a work directory of
+another version is refused."""

@@ -36,7 +36,7 @@ class GroupQuantizer(ABC):
 
     @abstractmethod
     def scales(self, groups: slice) -> Sequence[Tensor]:
-        """Return what levels of some groups, as ordered, are made of: float32 [groups, L, N] each."""
+        """Return what the levels of some groups, as ordered, are made of, each [groups, L, N]."""
 
     @abstractmethod
     def propose(
