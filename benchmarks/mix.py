@@ -15,12 +15,13 @@ import tempfile
 from pathlib import Path
 
 from lib import peers
+from lib.closing import closing_text
 from torch import Tensor
 
 from bitquilt import qtypes, quantize
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.metrics.kl import Estimate
-from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
+from bitquilt.metrics.teacher import summarize, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.workdir import WorkDir
@@ -49,8 +50,7 @@ def by_ggml(model: str, directory: Path, mix: Allocation) -> Estimate:
     checkpoint = open_checkpoint(model)
     with WorkDir(directory, json.loads((directory / "settings.json").read_text())) as work:
         statistics = CalibrationStats(checkpoint, work)
-        tokens = work.load("teacher/held-out")["tokens"]
-        teacher = Teacher.of(checkpoint, tokens, work, "held-out")
+        teacher = closing_text(checkpoint, work)
 
         def load(name: str) -> Tensor:
             module, weight = name.removesuffix(".weight"), checkpoint.load(name)

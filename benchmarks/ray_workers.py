@@ -21,6 +21,7 @@ from lib.captured import WINDOW, captured
 
 from bitquilt.allocation.evaluator import fast_precision
 from bitquilt.allocation.ray_evaluator import RayEvaluator
+from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
@@ -40,7 +41,7 @@ def main() -> None:
     with captured(shape, WINDOWS) as (checkpoint, text, work):
         bank = LayerBank(checkpoint, work, "nearest")
         round_layers(bank, {module: list(QTYPES) for module in checkpoint.matrices}, Silent())
-        teacher = Teacher.of(checkpoint, text, work, "text")
+        teacher = OriginalModel(checkpoint, work).on(text)
         gpus = torch.cuda.device_count()
         one, found = measured(checkpoint, bank, teacher, 1, gpus > 0)
         many, again = measured(checkpoint, bank, teacher, max(2, gpus), gpus > 0)

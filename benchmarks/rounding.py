@@ -27,7 +27,8 @@ from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
 from bitquilt.calibration.text_budget import WINDOW, text_budget
-from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
+from bitquilt.metrics.original import OriginalModel
+from bitquilt.metrics.teacher import summarize, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
@@ -63,7 +64,7 @@ class Bench:
                 BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, Silent()
             )
         self.statistics = bank.statistics
-        self.teacher = Teacher.of(checkpoint, held_out, bank.work, "held-out")
+        self.teacher = OriginalModel(checkpoint, bank.work).on(held_out)
         self.blocks = [
             module for module in checkpoint.matrices if module.startswith("model.layers")
         ]

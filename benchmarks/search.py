@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from lib import peers
+from lib.closing import closing_text
 from torch import Tensor
 
 from bitquilt import pipeline, qtypes
@@ -47,7 +48,8 @@ from bitquilt.calibration import corpus
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
 from bitquilt.calibration.text_budget import WINDOW, text_budget
 from bitquilt.metrics.kl import Estimate
-from bitquilt.metrics.teacher import Teacher, summarize, weights_metrics
+from bitquilt.metrics.original import OriginalModel
+from bitquilt.metrics.teacher import summarize, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
@@ -142,11 +144,10 @@ class Bench:
         together = token_windows(documents, encode, self.much.search, WINDOW)[: self.much.company]
         held_out = token_windows(corpus.bundled("held-out"), encode, self.held_out, WINDOW)
         self._evaluator = Evaluator(self.checkpoint, self.bank.packed)
-        self._searched = Teacher.of(self.checkpoint, searched, work, f"bench-search-{self.windows}")
-        self._attribution_text = Teacher.of(self.checkpoint, together, work, "bench-company")
-        self._held_out_text = Teacher.of(
-            self.checkpoint, held_out, work, f"bench-held-out-{self.held_out}"
-        )
+        original = OriginalModel(self.checkpoint, work)
+        self._searched = original.on(searched)
+        self._attribution_text = original.on(together)
+        self._held_out_text = original.on(held_out)
 
     def space(self, bits: float) -> tuple[AllocationSpace, int]:
         """What may be chosen at a budget, scored by predictions, and the capacity."""
@@ -261,8 +262,7 @@ def by_dynamic_quant(model: str, there: dict[str, Any]) -> dict[str, str]:
 def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Allocation) -> Estimate:
     """A mix with every matrix rounded by mlx, on the windows of the closing figures."""
     with WorkDir(work_dir, json.loads((work_dir / "settings.json").read_text())) as work:
-        tokens = work.load("teacher/held-out")["tokens"]
-        teacher = Teacher.of(checkpoint, tokens, work, "held-out")
+        teacher = closing_text(checkpoint, work)
 
         def load(name: str) -> Tensor:
             module, weight = name.removesuffix(".weight"), checkpoint.load(name)

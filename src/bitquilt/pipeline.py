@@ -25,6 +25,7 @@ from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
 from bitquilt.calibration.text_budget import LEAST_RACED, WINDOW, TextBudget, text_budget
 from bitquilt.errors import UserError
+from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher, original_figures, summarize, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
@@ -102,10 +103,11 @@ def quantize(
     paths = [_destination(Path(output), checkpoint, made) for made in plans]
     encode = encoder(checkpoint)
     with _work(asked, work_dir, output) as work:
-        bank, decisions, held_out = _decided(asked, how, work, progress)
+        original = OriginalModel(checkpoint, work)
+        bank, decisions, held_out = _decided(asked, how, original, progress)
         with progress.stage("Reading held-out text", 1):
-            teacher = Teacher.of(checkpoint, held_out, work, "held-out")
-            original = original_figures(teacher)
+            teacher = original.on(held_out)
+            figures = original_figures(teacher)
             progress.advance()
         if how.tokens_per_second is not None:
             plans = _unpadded(plans, decisions, checkpoint)
@@ -117,7 +119,7 @@ def quantize(
                 patches = _refined(made, decision.mix, bank, text, rounding, progress)
             if tune:
                 text = token_windows(documents, encode, much.tuning, WINDOW)
-                patches = _tuned(made, decision.mix, patches, text, work, progress)
+                patches = _tuned(made, decision.mix, patches, text, original, progress)
             outputs.append(_stitch(made, decision, patches, teacher, path, progress))
             if how.tokens_per_second is not None:
                 rate = 1 / token_seconds(path)
@@ -130,7 +132,7 @@ def quantize(
                 command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             )
             save(work, record)
-    return Result(checkpoint.name, original, outputs, time.monotonic() - started)
+    return Result(checkpoint.name, figures, outputs, time.monotonic() - started)
 
 
 def search(
@@ -162,7 +164,8 @@ def search(
     asked = _asked(model, requests, to, calibration, rounding, progress)
     require_room(Path(output), 0)
     with _work(asked, work_dir, output) as work:
-        _, decisions, _ = _decided(asked, how, work, progress)
+        original = OriginalModel(asked.checkpoint, work)
+        _, decisions, _ = _decided(asked, how, original, progress)
     plans = asked.plans
     if how.tokens_per_second is not None:
         plans = _unpadded(plans, decisions, asked.checkpoint)
@@ -209,7 +212,7 @@ def _work(asked: Asked, work_dir: str | Path | None, output: str | Path) -> Work
 
 
 def _decided(
-    asked: Asked, how: Search, work: WorkDir, progress: Progress
+    asked: Asked, how: Search, original: OriginalModel, progress: Progress
 ) -> tuple[LayerBank, list[Decision], Tensor]:
     """Statistics, bank, and the mix of every file; and the windows of the closing figures."""
     checkpoint, plans, documents, much, rounding = asked
@@ -219,8 +222,10 @@ def _decided(
         corpus.bundled("held-out"), encode, much.held_out + much.judging, WINDOW
     )
     with progress.stage("Reading calibration text", 2 * checkpoint.layers + 1):
-        collect_statistics(BlockwiseModel(checkpoint), tokens, much.gradients, work, progress)
-    bank = LayerBank(checkpoint, work, rounding)
+        collect_statistics(
+            BlockwiseModel(checkpoint), tokens, much.gradients, original.work, progress
+        )
+    bank = LayerBank(checkpoint, original.work, rounding)
     closing, judging = held_out.split([much.held_out, much.judging])
     try:
         read = token_windows(documents, encode, how.windows(much.search), WINDOW)
@@ -228,7 +233,7 @@ def _decided(
         progress.say("little calibration text: the search reads what the rounding read")
         read = tokens
     company = much.company if how.method == "race" else 0
-    text = Text(read[:company], read, judging)
+    text = Text(original, read[:company], read, judging)
     if how.method == "race" and how.tokens is None and not much.races:
         progress.say(
             "the mix is the exact knapsack's: on this machine a race would take long; "
@@ -307,13 +312,15 @@ def _tuned(
     mix: Mapping[str, str],
     patches: Patches,
     tokens: Tensor,
-    work: WorkDir,
+    original: OriginalModel,
     progress: Progress,
 ) -> Patches:
     """The mix with scales and norms as learned."""
     with progress.stage(f"Tuning for {made.target}", distill.steps(len(tokens))):
-        lessons = Teacher.of(patches.checkpoint, tokens, work, "tuning")
-        tuned = distill.tune(patches.checkpoint, mix, patches.packed, lessons, work, progress)
+        lessons = original.on(tokens)
+        tuned = distill.tune(
+            patches.checkpoint, mix, patches.packed, lessons, original.work, progress
+        )
     return Patches(tuned.checkpoint, tuned.packed)
 
 

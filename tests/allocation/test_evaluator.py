@@ -9,7 +9,8 @@ import torch
 from bitquilt import qtypes
 from bitquilt.allocation import evaluator
 from bitquilt.allocation.evaluator import Evaluator
-from bitquilt.metrics.teacher import Teacher, weights_metrics
+from bitquilt.metrics.original import OriginalModel
+from bitquilt.metrics.teacher import weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.workdir import WorkDir
@@ -23,7 +24,7 @@ class Model:
         self.checkpoint = open_checkpoint(tiny_checkpoint(place, family, **shape))
         tokens = torch.randint(3, 500, (5, 24), generator=torch.Generator().manual_seed(0))
         with WorkDir(place / "work", {}) as work:
-            self.teacher = Teacher.of(self.checkpoint, tokens, work, "test")
+            self.teacher = OriginalModel(self.checkpoint, work).on(tokens)
         self.decoded = []
 
     def packed(self, module, qtype):

@@ -11,7 +11,8 @@ import torch
 from bitquilt import qtypes
 from bitquilt.allocation import interactions
 from bitquilt.allocation.space import AllocationSpace, Candidate
-from bitquilt.metrics.teacher import Teacher, weights_metrics
+from bitquilt.metrics.original import OriginalModel
+from bitquilt.metrics.teacher import weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.progress import Silent
@@ -29,7 +30,7 @@ class Rounded:
         self.checkpoint = open_checkpoint(tiny_checkpoint(place, "llama", tied=tied))
         tokens = torch.randint(3, 500, (4, LENGTH), generator=torch.Generator().manual_seed(0))
         with WorkDir(place / "work", {}) as work:
-            self.teacher = Teacher.of(self.checkpoint, tokens, work, "test")
+            self.teacher = OriginalModel(self.checkpoint, work).on(tokens)
         self.mix = dict.fromkeys(self.checkpoint.matrices, qtype)
 
     def packed(self, module, qtype):

@@ -23,7 +23,7 @@ from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.space import AllocationSpace, Candidate
 from bitquilt.errors import UserError
-from bitquilt.metrics.teacher import Teacher
+from bitquilt.metrics.original import OriginalModel
 from bitquilt.models import open_checkpoint
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.progress import Silent
@@ -49,7 +49,7 @@ class Run:
             3, 500, (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(0)
         )
         with WorkDir(place / "work", {}) as work:
-            self.teacher = Teacher.of(self.checkpoint, tokens, work, "test")
+            self.teacher = OriginalModel(self.checkpoint, work).on(tokens)
         self.cells = {
             (module, qtype): packed(self.checkpoint, module, qtype)
             for module in self.checkpoint.matrices

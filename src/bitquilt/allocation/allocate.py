@@ -37,6 +37,7 @@ from bitquilt.allocation.space import AllocationSpace, Candidate, CandidateSets
 from bitquilt.allocation.speed_profile import speed_limit
 from bitquilt.calibration.text_budget import LEAST_IN_COMPANY
 from bitquilt.errors import UserError
+from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.layer_bank import LayerBank
@@ -97,8 +98,10 @@ class Search:
 
 @dataclass(frozen=True)
 class Text:
-    """Windows of tokens for what is decided here, each int64 [N, L]."""
+    """Windows of tokens for what is decided here, each int64 [N, L], and the model on them."""
 
+    original: OriginalModel
+    """Reads them when they are needed."""
     company: Tensor
     """Calibration text that says what matrices cost together; none where there is no time."""
     search: Tensor
@@ -155,7 +158,7 @@ def _decide_target(
     spaces = {plan.label: plan.space for plan in plans if plan.space}
     if not spaces:
         return [Decision(plan.allocation, "recipe", ()) for plan in plans]
-    evaluate = _on_text(evaluator, measure, bank, text.search, plans[0].allocation, progress)
+    evaluate = _on_text(evaluator, measure, text, plans[0].allocation, progress)
     windows, window_tokens = text.search.shape
     history = History(history_path(bank.work.path, target.name, windows))
     measurements = Measurements(evaluate, windows, Meter(window_tokens), history)
@@ -163,12 +166,12 @@ def _decide_target(
     searched = AllocationSpace.of(scored, limit.seconds if limit else math.inf)
     capacities = {label: space.capacity for label, space in spaces.items()}
     if how.scores == "predicted" and len(text.company):
-        searched = _together(searched, list(capacities.values()), text.company, bank, progress)
+        searched = _together(searched, list(capacities.values()), text, bank, progress)
     exact = best = {label: solve(searched, capacity) for label, capacity in capacities.items()}
     if how.method != "knapsack":
         task = SearchTask(searched, capacities, how.seed)
         best = run_search(how.method, task, measurements, how.limits, progress)
-    judging = partial(_judging, bank, text.judging)
+    judging = partial(_judging, text.original, text.judging)
     decisions = []
     for plan, rival in zip(plans, rivals, strict=True):
         if not plan.space:
@@ -234,8 +237,7 @@ def _round(
 def _on_text(
     evaluator: Evaluator,
     measure: Evaluator | RayEvaluator,
-    bank: LayerBank,
-    tokens: Tensor,
+    text: Text,
     mix: Mapping[str, str],
     progress: Progress,
 ) -> Callable[[Sequence[Mapping[str, str]], Sequence[int]], NDArray[np.float32]]:
@@ -247,7 +249,7 @@ def _on_text(
     @cache
     def teacher() -> Teacher:
         with progress.stage("Reading text to search on", 1):
-            made = Teacher.of(bank.checkpoint, tokens, bank.work, f"search-{len(tokens)}")
+            made = text.original.on(text.search)
             progress.advance()
         if evaluator.precision != "highest":
             noise = evaluator.noise(made, mix, [0])
@@ -280,7 +282,7 @@ def _scored(
 def _together(
     space: AllocationSpace,
     capacities: Sequence[int],
-    tokens: Tensor,
+    text: Text,
     bank: LayerBank,
     progress: Progress,
 ) -> AllocationSpace:
@@ -288,17 +290,17 @@ def _together(
 
     Several budgets share the text that one has, but for the least that tells anything.
     """
-    tokens = tokens[: max(LEAST_IN_COMPANY, len(tokens) // len(set(capacities)))]
+    tokens = text.company[: max(LEAST_IN_COMPANY, len(text.company) // len(set(capacities)))]
 
     def shares(mix: Mapping[str, str]) -> NDArray[np.float64]:
         name = f"shares/{_key(tokens, mix)}"
         if (known := bank.work.load_json(name)) is None:
             batches = math.ceil(len(tokens) / interactions.ATTRIBUTION_BATCH)
             with progress.stage("Measuring matrices in company", batches + 1):
-                text = Teacher.of(bank.checkpoint, tokens, bank.work, f"company/{_key(tokens)}")
+                teacher = text.original.on(tokens)
                 progress.advance()
                 known = interactions.kl_attribution(
-                    bank.checkpoint, mix, bank.packed, text, progress
+                    bank.checkpoint, mix, bank.packed, teacher, progress
                 ).tolist()
             bank.work.save_json(name, known)
         return np.array(known)
@@ -313,10 +315,9 @@ def _key(tokens: Tensor, mix: Mapping[str, str] | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _judging(bank: LayerBank, tokens: Tensor, windows: range) -> Teacher:
+def _judging(original: OriginalModel, tokens: Tensor, windows: range) -> Teacher:
     """The original on some of the text that decides; no more of it is read than is asked for."""
-    part = tokens[windows.start : windows.stop]
-    return Teacher.of(bank.checkpoint, part, bank.work, f"judging/{windows.start}")
+    return original.on(tokens[windows.start : windows.stop])
 
 
 def _judged(

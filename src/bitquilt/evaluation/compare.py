@@ -48,6 +48,7 @@ from bitquilt.evaluation.results import (
 from bitquilt.evaluation.text import held_out
 from bitquilt.evaluation.versions import versions
 from bitquilt.metrics.kl import TokenFigures, compare, logits
+from bitquilt.metrics.original import OriginalModel
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
@@ -105,9 +106,9 @@ def evaluate(
         if talk is not None:
             texts.append(talk.traces)
         with progress.stage(f"Running {original.name}", len(texts)):
-            references = []
+            references, model = [], OriginalModel(original, work)
             for one in texts:
-                references.append(Reference.of(original, one, work))
+                references.append(Reference.of(model, one))
                 progress.advance()
         targets = [t for t in TARGETS.values() if any(c.target is t for c in candidates)]
         noise = floors(original, references[0], targets, encode, work, progress)

@@ -20,6 +20,7 @@ from bitquilt.evaluation import traces
 from bitquilt.evaluation.text import Text
 from bitquilt.metrics.intervals import Documents
 from bitquilt.metrics.kl import Estimate, TokenFigures
+from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher, self_metrics, token_metrics, zero_divergence
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
@@ -40,11 +41,10 @@ class Reference:
     """Of its next-token distribution, nats, [N, L − 1]."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, text: Text, work: WorkDir) -> Reference:
+    def of(cls, original: OriginalModel, text: Text) -> Reference:
         """Run the original over a text, or take what an earlier run left."""
-        key = text.fingerprint[:16]
-        teacher = Teacher.of(checkpoint, text.tokens, work, key)
-        artefact = f"reference/{key}"
+        teacher, work = original.on(text.tokens), original.work
+        artefact = f"reference/{text.fingerprint[:16]}"
         if not work.has(artefact):
             figures = zip(("correct", "loss", "entropy"), self_metrics(teacher), strict=True)
             work.save(artefact, dict(figures), {})

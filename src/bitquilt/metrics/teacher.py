@@ -18,7 +18,6 @@ from bitquilt.metrics.intervals import Documents, through
 from bitquilt.metrics.kl import Estimate, TokenFigures, compare, logits
 from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.runtime.workdir import WorkDir
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,6 @@ class Teacher:
     """[N, L, D]."""
     head: Tensor
     """[V, D]."""
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, tokens: Tensor, work: WorkDir, name: str) -> Teacher:
-        """Run the checkpoint over the windows, or take what an earlier run left."""
-        model = BlockwiseModel(checkpoint)
-        artefact = f"teacher/{name}"
-        if not work.has(artefact):
-            hidden = model.last_hidden(tokens)
-            work.save(artefact, {"tokens": tokens, "hidden": hidden.cpu()}, {})
-        hidden = work.load(artefact)["hidden"].to(model.device)
-        return cls(tokens, hidden, model.head())
 
     def windows(self, which: slice) -> Teacher:
         """The same on some of the windows."""

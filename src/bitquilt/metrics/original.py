@@ -1,0 +1,60 @@
+"""The full-precision model of one run: it reads each text once and keeps its hidden states.
+
+Letters: N windows, L tokens in a window, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from bitquilt.errors import UserError
+from bitquilt.metrics.teacher import Teacher
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.workdir import WorkDir
+
+
+class OriginalModel:
+    """The checkpoint as it is, in float32, with what it made of texts in a work directory."""
+
+    def __init__(self, checkpoint: Checkpoint, work: WorkDir) -> None:
+        self.checkpoint = checkpoint
+        self.work = work
+        self._model = BlockwiseModel(checkpoint)
+
+    @cached_property
+    def head(self) -> Tensor:
+        """The output matrix, float32 [V, D] on the compute device; every text shares it."""
+        return self._model.head()
+
+    def on(self, tokens: Tensor) -> Teacher:
+        """Read windows of tokens, or take what an earlier run left of the same windows.
+
+        Args:
+            tokens: int64 [N, L].
+
+        Raises:
+            UserError: the kept hidden states are of other tokens than their name says.
+        """
+        artefact = f"teacher/{tokens_key(tokens)}"
+        if not self.work.has(artefact):
+            hidden = self._model.last_hidden(tokens)
+            self.work.save(artefact, {"tokens": tokens, "hidden": hidden.cpu()}, {})
+        kept = self.work.load(artefact)
+        if not torch.equal(kept["tokens"], tokens):
+            raise UserError(
+                f"{self.work.path / artefact}.safetensors was made from other text than its name "
+                "says; remove it and give the same command again"
+            )
+        return Teacher(tokens, kept["hidden"].to(self._model.device), self.head)
+
+
+def tokens_key(tokens: Tensor) -> str:
+    """Return a name for windows of tokens [N, L]: equal windows have equal names."""
+    digest = hashlib.sha256(repr(tuple(tokens.shape)).encode())
+    digest.update(tokens.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:32]
