@@ -1,4 +1,8 @@
-"""Nearest rounding, family by family: importing this package registers the fit of every type."""
+"""Fits: scales and nearest codes of least weighted error, one function for each family of types.
+
+In: weights and their importance, [R, C] each. Out: codes and scales, as the type unpacks them.
+Importing this package registers the fit of every type (:func:`.family.fit_family`).
+"""
 
 from __future__ import annotations
 

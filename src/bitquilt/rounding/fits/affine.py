@@ -26,12 +26,13 @@ from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import fit_by_rows
 
 SMALLEST_SCALE = 1e-7
-"""mx.quantize's floor on a scale before it is snapped to the edge."""
+"""The floor that mx.quantize sets on a scale before it is bent to reach the edge."""
 COARSE = (0.0, 0.2, 0.4)
-"""Up to 4 bits much is won by clipping either end of the range …"""
+"""Up to 4 bits: parts of half the range by which either end is clipped. That wins much."""
 FINE = (0.0, 0.1)
-"""… from 5 bits on little, but more by the neighbours of the stored numbers."""
+"""From 5 bits on clipping wins little; trying neighbours of the stored numbers wins more."""
 STORED_NEIGHBOURS = (-1, 0, 1)
+"""Steps from a stored scale or bias to those that are tried."""
 
 
 @fit_family.register

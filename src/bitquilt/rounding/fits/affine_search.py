@@ -1,4 +1,4 @@
-"""Two numbers for each group: levels scale · code + offset, codes 0 … top.
+"""Search for the scale and offset of each group: levels scale · code + offset, codes 0 … top.
 
 Letters: R rows, N groups along a row, k weights in a group.
 """
@@ -15,12 +15,12 @@ from torch import Tensor
 from bitquilt.rounding.fits.groups import TINY, Storage, dot, inverse, power_of_two
 
 LEAST_VARIANCE = 1e-6
-"""Least variance of codes, in squared codes, that a line is fitted through."""
+"""A line is fitted through codes of at least this variance, in squared codes."""
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Groups to fit lines to, and how the lines are stored.
+    """Groups of weights to fit lines to, and how the lines are stored.
 
     weights: float32 [R, N, k], moved and scaled so that they lie about -1 … 1.
     importance: [R, N, k].
@@ -45,7 +45,7 @@ class Line:
 
 
 def lines(groups: Tensor, importance: Tensor, top: int, dtype: torch.dtype) -> Lines:
-    """Groups [R, N, k] centred and scaled; halves are taken first so that nothing overflows."""
+    """Centre and scale groups [R, N, k]; halves are taken first so that nothing overflows."""
     low, high = groups.amin(-1, keepdim=True) / 2, groups.amax(-1, keepdim=True) / 2
     centre, reach = low + high, high - low
     # The offset of a narrow group far from zero is off by more than the group's width.
@@ -60,12 +60,12 @@ def lines(groups: Tensor, importance: Tensor, top: int, dtype: torch.dtype) -> L
 
 
 def codes(of: Lines, scale: Tensor, offset: Tensor) -> Tensor:
-    """The nearest codes, float32 [R, N, k]."""
+    """Return the nearest codes, float32 [R, N, k]."""
     return (of.weights - offset).mul_(inverse(scale)).round_().clamp_(0, of.top)
 
 
 def search_range(of: Lines, parts: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """The line that fits best, of those through what clipped ranges round to.
+    """Find the best line of those that fit what clipped ranges round to.
 
     A line fitted to given codes c takes cov(w, c)² / var(c) off the error, moments weighted with
     importance, so the largest of these wins.
@@ -102,7 +102,7 @@ def search_range(of: Lines, parts: Sequence[float]) -> tuple[Tensor, Tensor]:
 def walk(
     weights: Tensor, importance: Tensor, top: int, turns: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """A walk to a line as ggml's: it fits a scale per turn, and each gain moves the lower end.
+    """Walk to a line as ggml does: fit a scale at each turn, and move the lower end at each gain.
 
     A start that no other search dominates: it follows its own importance, and the offset may not
     lie above zero. Source: ggml-quants.c, make_qkx3_quants.
@@ -148,7 +148,15 @@ def _error(
 
 
 def alternate(of: Lines, scale: Tensor, offset: Tensor, best: Line, rounds: int) -> Line:
-    """Alternate between nearest codes and the best line for them; the best seen, and ``best``."""
+    """Alternate between nearest codes and the best line for them; return the best seen.
+
+    Args:
+        of: the groups.
+        scale: where to start, [R, N, 1].
+        offset: where to start, [R, N, 1].
+        best: the best line so far.
+        rounds: how often.
+    """
     for _ in range(rounds):
         scale, offset = of.scale.nearest(scale), of.offset.nearest(offset)
         code = codes(of, scale, offset)
@@ -178,14 +186,14 @@ def _refit(
 
 
 def measure(of: Lines, scale: Tensor, offset: Tensor) -> Line:
-    """The line as it is stored, with its error."""
+    """Return the line as it is stored, with its error."""
     scale, offset = of.scale.nearest(scale), of.offset.nearest(offset)
     residual = (of.weights - offset).sub_(codes(of, scale, offset).mul_(scale))
     return Line(scale, offset, dot(residual.square_(), of.importance))
 
 
 def better(one: Line, other: Line) -> Line:
-    """Group by group the line of less error; an error that is not a number loses."""
+    """Choose for each group the line of less error; an error that is not a number loses."""
     other_wins = other.error < one.error
     return Line(
         torch.where(other_wins, other.scale, one.scale),
@@ -195,7 +203,7 @@ def better(one: Line, other: Line) -> Line:
 
 
 def from_below(of: Lines) -> Line:
-    """The line from the largest storable offset that is below the group to its top.
+    """Draw the line from the largest storable offset below the group to the group's top.
 
     It serves narrow groups far from zero, where a rounded offset is off by more than the width.
     """
@@ -209,7 +217,7 @@ def from_below(of: Lines) -> Line:
 
 
 def try_neighbours(of: Lines, best: Line, scales: Sequence[int], offsets: Sequence[int]) -> Line:
-    """Storable numbers next to those of a line, the line turned about its middle code."""
+    """Try storable numbers next to those of a line, which turns about its middle code."""
     for places in scales:
         scale = of.scale.neighbour(best.scale, places)
         middle = best.offset - (scale - best.scale) * (of.top / 2)

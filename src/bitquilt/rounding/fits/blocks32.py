@@ -33,15 +33,15 @@ from bitquilt.rounding.fits.scale_search import (
 )
 
 RANGE_CUTS = (0.0, 0.15, 0.35)
-"""Of half a block's range, by which the search draws in either end."""
+"""Parts of half a block's range by which the search draws in either end."""
 GGML_STEPS = tuple(i / 20 for i in range(-18, 19))
-"""ggml's steps about the top code of Q4_1 and Q5_1."""
+"""The steps about the top code that ggml tries for Q4_1 and Q5_1."""
 GGML_LOWEST_STEPS = tuple(-i / 10 for i in range(-9, 10))
-"""ggml's steps about the lowest code of Q4_0 and Q5_0, where the largest weight starts."""
+"""The steps about the lowest code that ggml tries for Q4_0 and Q5_0, for the largest weight."""
 CLIPPED = (1.25, 1.5)
-"""Parts of the lowest code: further starts, that clip the largest weight."""
+"""Multiples of the lowest code: further starts, which clip the largest weight."""
 REVERSED = (1.0, 1.08, 1.3)
-"""Parts of the highest code: starts with the other sign."""
+"""Multiples of the highest code: starts with the other sign."""
 
 
 @fit_family.register

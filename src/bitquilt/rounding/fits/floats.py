@@ -1,4 +1,4 @@
-"""The plain floats: nothing to fit."""
+"""The fit of plain floats, which have no scales."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What fits of small groups of weights share: magnitudes near one, numbers as they are stored.
+"""Tools for fits of small groups: magnitudes near one, and numbers as a file stores them.
 
 Letters: R rows, C columns, N groups along a row, k weights in a group.
 """
@@ -15,7 +15,7 @@ from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.qtypes.rows import CPU_WEIGHTS, by_rows
 
 TINY = torch.finfo(torch.float32).tiny
-"""The least normal number: what denominators are kept above."""
+"""The least normal float32: denominators are kept above it."""
 EXPONENTS = (-126, 126)
 """A power of two within these has a reciprocal that is a normal number too."""
 
@@ -42,7 +42,7 @@ def fit_by_rows(
 
 
 def power_of_two(magnitudes: Tensor) -> Tensor:
-    """The least power of two above each magnitude (1 for zero), within reach of float32.
+    """Return the least power of two above each magnitude (1 for zero), within float32's range.
 
     Dividing by it is exact and keeps squares from overflowing and underflowing.
     """
@@ -51,12 +51,12 @@ def power_of_two(magnitudes: Tensor) -> Tensor:
 
 
 def inverse(scales: Tensor) -> Tensor:
-    """1 / scale, and 0 for 0: every weight then goes to the level next to zero."""
+    """Return 1 / scale, and 0 for 0: every weight then goes to the level next to zero."""
     return torch.where(scales == 0, 0.0, 1.0 / scales)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sums over groups of products: [R, N, k] twice to [R, N, 1]."""
+    """Sum products over groups: [R, N, k] and [R, N, k] to [R, N, 1]."""
     sums: Tensor = torch.linalg.vecdot(a, b)
     return sums.unsqueeze(-1)
 
@@ -73,18 +73,18 @@ class Storage:
     origin: Tensor | float = 0.0
 
     def stored(self, numbers: Tensor) -> Tensor:
-        """Numbers as the file holds them, in ``dtype``."""
+        """Return numbers as the file holds them, in ``dtype``."""
         return (numbers * self.unit + self.origin).to(self.dtype)
 
     def read(self, stored: Tensor) -> Tensor:
-        """The inverse of :meth:`stored`, float32."""
+        """Undo :meth:`stored`: return float32 numbers."""
         return (stored.float() - self.origin) / self.unit
 
     def nearest(self, numbers: Tensor) -> Tensor:
-        """The nearest numbers that can be stored."""
+        """Return the nearest numbers that can be stored."""
         return self.read(self.stored(numbers))
 
     def neighbour(self, numbers: Tensor, steps: int) -> Tensor:
-        """The storable numbers so many places further from a stored zero."""
+        """Return the storable numbers so many places further from a stored zero."""
         bits = self.stored(numbers).view(torch.int16) + steps
         return self.read(bits.view(self.dtype))

@@ -27,48 +27,23 @@ from bitquilt.rounding.tables import LevelTable
 SUB_BLOCKS = SUPER_BLOCK // SMALL_BLOCK
 IQ4_TABLE = LevelTable(IQ4_VALUES, cells=2)
 GGML_IQ4_STARTS = (127, *range(-134, -119))
-"""Levels that ggml starts the largest weight on."""
+"""The levels on which ggml starts the largest weight."""
 IQ4_STARTS = (
-    -120,
-    -123,
-    -126,
-    -129,
-    -132,
-    -138,
-    -150,
-    -170,
-    -200,
-    108,
-    113,
-    118,
-    125,
-    135,
-    150,
-    175,
-)
-"""Those that our search does: either sign, and far beyond the levels, which clips."""
+    -120, -123, -126, -129, -132, -138, -150, -170, -200,
+    108, 113, 118, 125, 135, 150, 175,
+)  # fmt: skip
+"""The levels on which our search starts it: of either sign, some far beyond the table, to clip."""
 SECOND_STARTS = (0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02)
-"""Second starts, as parts of the best scale of the first."""
+"""The starts of a second search, as multiples of the best scale of the first."""
 IQ4_ROUNDS = 2
+"""How often codes and scales are refitted in turn."""
 LOWEST, HIGHEST = -32, 31
-"""The sub-block scales of IQ4_XS."""
+"""The range of the sub-block scales of IQ4_XS."""
 LARGEST_SCALE_STARTS = (
-    -32.0,
-    -31.5,
-    -31.0,
-    -30.0,
-    -29.0,
-    -28.0,
-    -26.0,
-    -24.0,
-    31.0,
-    30.5,
-    30.0,
-    29.0,
-    28.0,
-    26.0,
-)
-"""Sub-block scales that the largest one starts on."""
+    -32.0, -31.5, -31.0, -30.0, -29.0, -28.0, -26.0, -24.0,
+    31.0, 30.5, 30.0, 29.0, 28.0, 26.0,
+)  # fmt: skip
+"""Places among the integers where the largest sub-block scale of a super-block starts."""
 
 
 @fit_family.register

@@ -25,22 +25,23 @@ from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import TINY, fit_by_rows, power_of_two
 
 SHORTLIST_CHUNK = 1 << 17
-"""Weights at a time on a CPU: shortlists of more fall out of the cache, with fewer threads wait."""
+"""Weights at a time on a CPU: shortlists of more leave the cache; with fewer, threads wait."""
 FIRST_STEP_REACH = {8: 2.0, 4: 2.5}
-"""Root mean squares that the largest magnitude stands for at the first step, by m."""
+"""The largest magnitude stands for this many root mean squares at the first step, for each m."""
 CENTRES = (0.7, 0.98, 1.37, 1.9)
-"""Multiples of the first step at which patterns are shortlisted …"""
+"""Patterns are shortlisted at these multiples of the first step."""
 AROUND = (0.84, 0.92, 1.0, 1.09, 1.19)
-"""… and multiples of those at which the shortlisted are compared."""
+"""The shortlisted are compared at these multiples of the step they were listed at."""
 QUICK = 16
-"""Patterns on a shortlist in that scan. On a CPU 8 are no faster: torch vectorizes by 16."""
+"""The length of a shortlist in that scan. On a CPU 8 are no faster: torch vectorizes by 16."""
 LARGEST_MULTIPLES = tuple(25.0 + i / 2 for i in range(28))
-"""What the largest step of a super-block is tried as, in units; scales reach 31."""
+"""The largest step of a super-block is tried as so many units; scales reach 31."""
 TOP_SCALE = 15
+"""The largest scale that is stored."""
 CODEBOOK_SCALE_NEIGHBOURS = {8: (-1, 0, 1), 4: (-2, -1, 0, 1, 2)}
-"""Scales that are compared on longer shortlists, by m."""
+"""Steps to the neighbouring scales that are compared on longer shortlists, for each m."""
 LEAST_STEP = 1e-10
-"""Where the weights are near one: for sub-blocks of zeros."""
+"""The least step, where weights are near one: sub-blocks of zeros need one too."""
 
 
 @fit_family.register
@@ -77,7 +78,7 @@ def _fit(qtype: Codebook, blocks: Tensor, shares: Tensor) -> Unpacked:
 
 
 def nearest_scales(steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Units [R, B, 1] and scales [R, B, n] that come closest to steps [R, B, n], in least squares.
+    """Find units [R, B, 1] and scales [R, B, n] closest to steps [R, B, n], in least squares.
 
     An error at a step that is off by a share of itself grows with that share, squared, times what
     the sub-block holds, which grows with the step, squared.
@@ -105,11 +106,11 @@ class Shortlists:
     """Σ h g², float32 [K, N]."""
 
     def costs(self, steps: Tensor) -> Tensor:
-        """[K, N], divided by the steps [N]."""
+        """Return the costs [K, N] at steps [N], divided by the steps."""
         return (self.square * steps).sub_(self.product)
 
     def cheapest(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Code, product and square of the cheapest patterns at steps [N], each [N]."""
+        """Return code, product and square, [N] each, of the cheapest patterns at steps [N]."""
         costs = self.costs(steps)
         # What argmin(0) would find, which is slow in torch on a CPU.
         ranks = torch.arange(len(costs), dtype=torch.uint8, device=costs.device).unsqueeze(1)
@@ -150,7 +151,7 @@ class StepSearch:
         return cls(qtype.name, width, count, vectors * signs, masks_of(signs), shares, blocks)
 
     def best_steps(self) -> Tensor:
-        """The step that suits each sub-block best, whatever the others take: [R, B, n]."""
+        """Find the step that suits each sub-block best, whatever the others take: [R, B, n]."""
         tried, costs = [], []
         for centre in CENTRES:
             lists = self._shortlists(self.first * centre, QUICK)
@@ -162,7 +163,7 @@ class StepSearch:
     def settle(
         self, units: Tensor, scales: Tensor, as_stored: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Neighbouring scales; patterns; units fitted to them; patterns again.
+        """Choose among neighbouring scales, then patterns, then units that fit them, then patterns.
 
         Args:
             units: float32 [R, B, 1], as they are stored.

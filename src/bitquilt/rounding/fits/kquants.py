@@ -1,4 +1,4 @@
-"""What the fits of all K-quants share: super-blocks laid out side by side, and choices among them.
+"""Tools for the fits of K-quants: super-blocks laid out side by side, and choices among them.
 
 Letters: R rows, C columns; N super-blocks, J sub-blocks in each, k weights in a sub-block.
 
@@ -19,8 +19,8 @@ from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.qtypes.rows import by_rows
 
 Fit = Callable[[Tensor, Tensor], Unpacked]
-"""Weights and importance [k, J, N] to float32 fields: ``codes`` [k, J, N], scales (and mins)
-[J, N], the scales of super-blocks [N]."""
+"""A function from weights and importance [k, J, N] to float32 fields: ``codes`` [k, J, N], scales
+(and mins) [J, N], the scales of super-blocks [N]."""
 
 
 def fit_super_blocks(
@@ -47,23 +47,23 @@ def fit_super_blocks(
 
 
 def half(numbers: Tensor) -> Tensor:
-    """As stored in half precision."""
+    """Round to half precision, as a file stores super-block scales."""
     return numbers.half().float()
 
 
 def finite_reciprocal(numbers: Tensor) -> Tensor:
-    """1 / number, and 0 where that is infinite."""
+    """Return 1 / number, and 0 where that is infinite."""
     return torch.reciprocal(numbers).nan_to_num_(0.0, 0.0, 0.0)
 
 
 def furthest(numbers: Tensor) -> Tensor:
-    """The number furthest from zero, sign and all, over the first axis."""
+    """Return the number furthest from zero, with its sign, over the first axis."""
     low, high = numbers.amin(0), numbers.amax(0)
     return torch.where(-low > high, low, high)
 
 
 def pick_best(gains: Tensor, *tables: Tensor) -> list[Tensor]:
-    """The largest gain over the first axis, and what the tables hold there; NaN never wins.
+    """Return the largest gain over the first axis, and what tables hold there; NaN never wins.
 
     (torch's argmax over a first axis is fifty times slower.)
     """

@@ -24,8 +24,8 @@ from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.kquants import finite_reciprocal, fit_super_blocks, half, pick_best
 
 LEAST_RELATIVE_VARIANCE = 1e-5
-"""Least variance of codes that a line is fitted through, as a share of their mean square: a smaller
-one is rounding."""
+"""A line is fitted through codes of at least this variance, as a part of their mean square: a
+smaller one is rounding noise."""
 RANGE_STARTS = {
     "Q2_K": (
         (-0.4, 3.4), (0, 3.6), (-0.6, 3), (0.8, 3.2), (0, 3.2), (-0.4, 3.2),
@@ -51,10 +51,11 @@ D_SHARES = (0.75, 0.85, 0.9, 0.95, 1.0, 1.05, 1.15)
 DMIN_SHARES = (0.85, 0.92, 1.0, 1.05)
 """Of the largest integer: where a tried d puts the largest scale, a tried dmin the furthest min."""
 D_KEPT = 2
-"""How many d are tried with every dmin, besides one for mins of one sign."""
+"""So many d are tried with every dmin, and one more for mins of one sign."""
 SCALE_MIN_NEIGHBOURS = tuple((scale, least) for scale in (0, -1, 1) for least in (0, -1, 1))
-"""Steps of scale and min tried around those chosen."""
+"""Steps from the chosen scale and min to the pairs that are tried."""
 MINS_ROUNDS = 2
+"""How often codes and scales are refitted in turn."""
 
 
 @fit_family.register

@@ -36,10 +36,11 @@ TRIED_LARGEST_SCALES = {
     "Q3_K": tuple(m * f for m in (-32, 31) for f in (0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.3)),
     "Q6_K": tuple(m * f for m in (-128, 127) for f in (0.8, 0.88, 0.94, 1.0)),
 }
-"""Multiples of a tried d that the largest scale of a super-block is put at."""
+"""The largest scale of a super-block is put at these multiples of a tried d."""
 SCALE_NEIGHBOURS = (-1, 0, 1)
-"""Steps of a scale tried around the one chosen."""
+"""Steps from the chosen scale to those that are tried."""
 SIGNED_ROUNDS = 2
+"""How often codes and scales are refitted in turn."""
 
 
 @fit_family.register

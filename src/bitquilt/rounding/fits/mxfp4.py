@@ -18,7 +18,7 @@ MXFP4_TABLE = LevelTable(MxFp4.table, cells=4)
 HIGHEST = 125
 """The largest exponent of which every level is a float32."""
 SHIFTS = (0, -1, -2)
-"""Exponents tried, counted from the least that clips nothing: lower ones clip the largest."""
+"""Exponents that are tried, from the least that clips nothing on: lower ones clip the largest."""
 
 
 @fit_family.register

@@ -1,4 +1,4 @@
-"""One scale for each group: levels scale · l, where l is from a fixed set.
+"""Search for the scale of each group: levels scale · l, where l is from a fixed set.
 
 Letters: R rows, N groups along a row, k weights in a group.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 from bitquilt.rounding.fits.groups import TINY, dot, inverse
 
 NearestLevels = Callable[[Tensor], Tensor]
-"""The nearest of the fixed levels to each number, of the same shape; may work in place."""
+"""A function from numbers to their nearest fixed levels; it may work in place."""
 
 
 def search_scales(
@@ -24,7 +24,7 @@ def search_scales(
     multiples: Sequence[float],
     nearest: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The scale that fits best, of those that fit what some starting scales round to.
+    """Find the best scale of those that fit what some starting scales round to.
 
     For given levels l the best scale is Σ h w l / Σ h l² (h importance); a scale s takes
     s (2 Σ h w l - s Σ h l²) off the error, so the largest of these wins.
@@ -53,7 +53,7 @@ def search_scales(
 
 
 def furthest_weight(groups: Tensor) -> Tensor:
-    """The weight furthest from zero of each group, the first of equals as in ggml: [R, N, 1]."""
+    """Return each group's weight furthest from zero, the first of equals as in ggml: [R, N, 1]."""
     return groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
 
 
@@ -92,7 +92,7 @@ def refine_scales(
 def error_and_step(
     groups: Tensor, importance: Tensor, levels: NearestLevels, scales: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weighted squared error of each group on its nearest levels, and what would lessen it most.
+    """Return each group's weighted squared error on its nearest levels, and what lessens it most.
 
     The step is added to the scale while the levels stay. Both are [R, N, 1]. Worked out from the
     residuals, which lose no digits where the error is small.
