@@ -1,166 +1,45 @@
-"""The bank: what is rounded stays rounded, weighted by what reads it."""
+"""The layer bank as a store: what is put in comes out, by matrix, type and folder."""
 
 import pytest
 import torch
 
-from bitquilt import qtypes
-from bitquilt.calibration.collect import collect_statistics
 from bitquilt.models import open_checkpoint
-from bitquilt.models.blockwise import BlockwiseModel
-from bitquilt.rounding import round_layers as round_layers_module
-from bitquilt.rounding.hessian import factorize
-from bitquilt.rounding.layer_bank import POLISHED, LayerBank
-from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.round_layers import MemoryUse, polish_layers, round_layers
-from bitquilt.runtime.progress import Silent
+from bitquilt.rounding.layer_bank import POLISHED, ROUNDED, BankCell, LayerBank
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
-from tests.progress import Recorded
+
+QUERY, KEY = (f"model.layers.0.self_attn.{kind}_proj" for kind in "qk")
+CELL = BankCell(0.5, "gptq", "nearest")
 
 
-def captured(tmp_path, rounding="nearest", **shape):
-    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, "llama4_text", **shape))
-    work = WorkDir(tmp_path / "work", {})
-    tokens = torch.randint(3, 200, (2, 16), generator=torch.Generator().manual_seed(0))
-    collect_statistics(BlockwiseModel(checkpoint), tokens, 1, work, Silent())
-    return LayerBank(checkpoint, work, rounding)
+def packed(number):
+    return {"data": torch.full((2, 3), number, dtype=torch.uint8)}
 
 
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory):
-    return captured(tmp_path_factory.mktemp("bank"))
+@pytest.fixture
+def bank(tmp_path):
+    checkpoint = open_checkpoint(tiny_checkpoint(tmp_path))
+    return LayerBank(checkpoint, WorkDir(tmp_path / "work", {}), "full")
 
 
-def test_qtypes_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
-    module = "model.layers.0.self_attn.q_proj"
-    steps = []
-    round_layers(bank, {module: ["Q4_K"]}, Recorded(steps))
-    first = bank.packed(module, "Q4_K")
-    round_layers(bank, {module: ["Q4_K", "Q8_0", "4bit-g64"]}, Recorded(steps))
-    assert len(steps) == 4
-    assert set(bank.cells(module)) == {"Q4_K", "Q8_0", "4bit-g64"}
-    assert torch.equal(first["data"], bank.packed(module, "Q4_K")["data"])
-
-    def no_more(*_):
-        raise AssertionError("rounded twice")
-
-    monkeypatch.setattr("bitquilt.rounding.round_layers.round_once", no_more)
-    round_layers(bank, {module: ["Q4_K"]}, Silent())
+def test_an_empty_bank_knows_nothing(bank):
+    assert bank.cells(QUERY) == {}
 
 
-def test_a_gpu_without_kernels_is_told(monkeypatch):
-    monkeypatch.setattr(round_layers_module, "compute_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr("bitquilt.rounding.kernels.compile_error", lambda: "no compiler")
-    lines = []
-    round_layers_module._say_if_kernels_are_missing(Recorded(lines=lines))
-    (line,) = lines
-    assert "(no compiler); torch's operations round instead" in line
+def test_matrices_of_one_input_are_one_artefact_that_grows(bank):
+    bank.add(ROUNDED, {(QUERY, "Q4_K"): (packed(1), CELL)})
+    bank.add(ROUNDED, {(KEY, "Q4_K"): (packed(2), CELL), (QUERY, "Q8_0"): (packed(3), CELL)})
+    assert [path.name for path in (bank.work.path / ROUNDED).iterdir()] == [f"{QUERY}.safetensors"]
+    assert bank.cells(QUERY) == {"Q4_K": CELL, "Q8_0": CELL}
+    assert bank.cells(KEY) == {"Q4_K": CELL}
+    for key, number in (((QUERY, "Q4_K"), 1), ((KEY, "Q4_K"), 2), ((QUERY, "Q8_0"), 3)):
+        assert torch.equal(bank.packed(*key)["data"], packed(number)["data"])
 
 
-def test_what_cannot_be_fetched_is_not_kept(tmp_path, monkeypatch):
-    def fail(*_):
-        raise MemoryError("no room")
-
-    bank, module = captured(tmp_path, "gptq"), "model.layers.0.self_attn.q_proj"
-    monkeypatch.setattr("bitquilt.rounding.round_layers.moved", fail)
-    with pytest.raises(MemoryError, match="no room"):
-        round_layers(bank, {module: ["4bit-g32"]}, Silent())
-    assert not bank.cells(module)
-
-
-def test_more_bits_are_predicted_to_cost_less(bank):
-    for module in bank.checkpoint.matrices:
-        round_layers(bank, {module: ["Q2_K", "Q4_K", "Q6_K", "F32"]}, Silent())
-        costs = {name: cell.predicted_kl for name, cell in bank.cells(module).items()}
-        assert costs["Q2_K"] > costs["Q4_K"] > costs["Q6_K"] > costs["F32"] == 0
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_importance_is_what_reads_each_column(tmp_path, tied):
-    """An untied embedding is read by the first block, a tied one mostly as the head."""
-    bank = captured(tmp_path, tied=tied)
-    gradients = bank.work.load("gradients")["columns"]
-    head = bank.statistics.hessian("lm_head").diagonal()
-    embedding = bank.statistics.importance("model.embed_tokens")
-    assert torch.equal(embedding, head if tied else gradients)
-    module = "model.layers.1.mlp.down_proj"
-    assert torch.equal(
-        bank.statistics.importance(module), bank.statistics.hessian(module).diagonal()
-    )
-
-    round_layers(bank, {"model.embed_tokens": ["Q4_K"]}, Silent())
-    weight = bank.checkpoint.load("model.embed_tokens.weight")
-    qtype = qtypes.get("Q4_K")
-    expected = qtype.pack(fit(qtype, weight, embedding.contiguous()))
-    assert torch.equal(bank.packed("model.embed_tokens", "Q4_K")["data"], expected["data"])
-
-
-def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):
-    bank = captured(tmp_path, "full")
-    modules = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
-    round_layers(bank, {module: ["Q3_K", "4bit-g64"] for module in modules}, Silent())
-    for module in modules:
-        for name, cell in bank.cells(module).items():
-            assert (cell.rounding, cell.kept) == ("gptq", "gptq")
-            error = qtypes.get(name).dequantize(bank.packed(module, name))
-            error -= bank.checkpoint.load(f"{module}.weight")
-            hessian = bank.statistics.hessian(module).unsqueeze(0)
-            damped = factorize(hessian, [module], Silent()).natural[0]
-            expected = bank.statistics.predicted_kl(module, error, damped)
-            assert cell.predicted_kl == pytest.approx(expected, rel=0.01)
-
-
-def test_what_was_chosen_is_polished_and_what_the_search_knew_stays(tmp_path):
-    bank = captured(tmp_path, "full")
-    module = "model.layers.1.mlp.up_proj"
-    round_layers(bank, {module: ["Q3_K", "Q4_K"], "model.embed_tokens": ["Q4_K"]}, Silent())
-    rounded, packed = bank.cells(module), bank.packed(module, "Q3_K")
-    hessian = bank.statistics.hessian(module)
-
-    def cost():
-        error = qtypes.get("Q3_K").dequantize(bank.polished(module, "Q3_K"))
-        error -= bank.checkpoint.load(f"{module}.weight")
-        return bank.statistics.predicted_kl(module, error, hessian)
-
-    before, steps = cost(), []
-    for _ in range(2):  # the second time there is nothing left to do
-        chosen = {module: ["Q3_K"], "model.embed_tokens": ["Q4_K"]}
-        polish_layers(bank, chosen, Recorded(steps))
-    assert len(steps) == 4
-    assert cost() < before
-    assert torch.equal(packed["data"], bank.packed(module, "Q3_K")["data"])
-    assert not torch.equal(packed["data"], bank.polished(module, "Q3_K")["data"])
-    assert bank.cells(module) == rounded
-    (cell,) = bank.cells(module, POLISHED).values()
-    assert (cell.rounding, cell.kept) == ("full", "full")
-    assert cell.predicted_kl == rounded["Q3_K"].predicted_kl
-    for unpolished in ((module, "Q4_K"), ("model.embed_tokens", "Q4_K")):
-        assert torch.equal(bank.packed(*unpolished)["data"], bank.polished(*unpolished)["data"])
-
-
-def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):
-    bank = captured(tmp_path, "gptq")
-    seen = []
-
-    def counted(hessians, names, progress):
-        seen.extend(names)
-        return factorize(hessians, names, progress)
-
-    monkeypatch.setattr("bitquilt.rounding.round_layers.factorize", counted)
-    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj")
-    round_layers(bank, {f"model.layers.0.{name}": ["Q4_K", "Q3_K"] for name in names}, Silent())
-    assert seen == ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"]
-
-
-def test_layers_together_or_one_by_one_have_the_same_bytes(tmp_path):
-    module = "model.layers.{}.mlp.up_proj".format
-    allocation = {module(0): "Q5_K", module(1): "IQ3_S"}
-    packed = []
-    for room in (1 << 28, 1):
-        memory = MemoryUse(input_bytes=room, cell_weights=room)
-        bank = captured(tmp_path / str(room), "full")
-        round_layers(bank, {m: ["Q5_K", "IQ3_S"] for m in allocation}, Silent(), memory)
-        chosen = {m: [qtype] for m, qtype in allocation.items()}
-        polish_layers(bank, chosen, Silent(), memory)
-        packed.append([bank.polished(*cell)["data"] for cell in allocation.items()])
-    assert all(map(torch.equal, *packed))
+def test_what_is_polished_is_beside_what_the_search_knows(bank):
+    bank.add(ROUNDED, {(QUERY, "Q4_K"): (packed(1), CELL), (QUERY, "Q8_0"): (packed(2), CELL)})
+    bank.add(POLISHED, {(QUERY, "Q4_K"): (packed(3), CELL)})
+    assert set(bank.cells(QUERY, POLISHED)) == {"Q4_K"}
+    assert torch.equal(bank.packed(QUERY, "Q4_K")["data"], packed(1)["data"])
+    assert torch.equal(bank.polished(QUERY, "Q4_K")["data"], packed(3)["data"])
+    assert torch.equal(bank.polished(QUERY, "Q8_0")["data"], packed(2)["data"])

@@ -20,6 +20,16 @@ def test_artefacts_come_back(tmp_path):
         assert work.has("x/y")
 
 
+def test_a_part_of_an_artefact_comes_back_without_its_prefix(tmp_path):
+    with WorkDir(tmp_path / "w", {}) as work:
+        assert work.facts("x") == {}
+        work.save("x", {"a/t": torch.arange(4), "ab/t": torch.arange(2)}, {"fact": "1"})
+        assert work.facts("x") == {"fact": "1"}
+        (part,) = work.load_under("x", "a/").items()
+        assert part[0] == "t"
+        assert torch.equal(part[1], torch.arange(4))
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     with WorkDir(tmp_path / "w", {"calibration": "abc", "seed": 1}):
         pass
