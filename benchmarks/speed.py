@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bitquilt.allocation import presets, speed_profile
 from bitquilt.allocation.plan import Request, make_plan
+from bitquilt.allocation.timing import random_weights
 from bitquilt.evaluation.speed import bench
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
@@ -62,7 +63,7 @@ def measure(checkpoint: Checkpoint, mixes: dict[str, Allocation]) -> dict[str, t
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{name}.gguf" for name in mixes]
         for path, allocation in zip(paths, mixes.values(), strict=True):
-            GGUF.write(checkpoint, allocation, speed_profile.random_weights(checkpoint), path, "{}")
+            GGUF.write(checkpoint, allocation, random_weights(checkpoint), path, "{}")
         speeds = bench([str(path) for path in paths], [128], [1], 64, ROUNDS).speeds
     return {Path(one.name).stem: (one.answer_rate, one.fastest) for one in speeds}
 

@@ -18,7 +18,7 @@ from bitquilt import __version__
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.allocate import Decision, Search, Text, decide
 from bitquilt.allocation.plan import Plan, Request, make_plan
-from bitquilt.allocation.speed_profile import token_seconds
+from bitquilt.allocation.timing import token_seconds
 from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics
 from bitquilt.calibration.corpus import Document

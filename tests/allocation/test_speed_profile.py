@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from bitquilt.allocation import speed_profile
+from bitquilt.allocation.timing import TimingSchedule, token_seconds
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import GGUF, MLX
@@ -15,9 +16,7 @@ from tests.factories import tiny_checkpoint
 from tests.quick import hurry, invoke
 
 CANDIDATES = ("Q4_0", "Q8_0")
-BRIEF = speed_profile.TimingSchedule(
-    rounds=1, repeats=1, most_error=1e9, answer_seconds=0.0, answer_tokens=4
-)
+BRIEF = TimingSchedule(rounds=1, repeats=1, most_error=1e9, answer_seconds=0.0, answer_tokens=4)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +38,6 @@ def limit(checkpoint, names=CANDIDATES, target=GGUF, **schedule):
 
 def test_qtypes_are_timed_once(tied, monkeypatch):
     checkpoint, timed = open_checkpoint(tied), []
-    token_seconds = speed_profile.token_seconds
 
     def counted(path, schedule):
         timed.append(path)
