@@ -18,8 +18,8 @@ from bitquilt.calibration.text import encoder
 from bitquilt.calibration.text_budget import WINDOW
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
-from bitquilt.evaluation import traces
 from bitquilt.evaluation.compare import evaluate
+from bitquilt.evaluation.config import EvalConfig, TraceConfig
 from bitquilt.evaluation.eval_file import load_beside, path_beside
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.text import held_out
@@ -31,14 +31,13 @@ from tests.quick import invoke
 from tests.targets.conftest import Model
 
 TOKENS = 5120
+TRACES = TraceConfig(count=6, tokens=12)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-        patch.setattr(traces, "TRACE_TOKENS", 12)
-        patch.setattr(traces, "TRACES", 6)
         yield
 
 
@@ -81,7 +80,7 @@ def files(folder, model) -> list[Path]:
 @pytest.fixture(scope="module")
 def found(folder, model, text, files):
     return evaluate(
-        files, against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work"
+        files, against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work", traces=TRACES
     )
 
 
@@ -158,16 +157,16 @@ def test_engine_and_torch_agree_within_the_engines_own_arithmetic(found):
 
 def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp_path, monkeypatch):
     monkeypatch.setattr("bitquilt.evaluation.compare.user_cache_path", lambda name: tmp_path / name)
-    asked = {"against": str(model.source), "text": text, "tokens": TOKENS}
-    first = evaluate(files[:1], **asked)
+    asked = EvalConfig(against=str(model.source), text=text, tokens=TOKENS, traces=TRACES)
+    first = evaluate(files[:1], asked)
     with monkeypatch.context() as patch:
         for work in ("noise_floor._half", "noise_floor._unquantized", "traces.write"):
             patch.setattr(f"bitquilt.evaluation.{work}", None)
-        again = evaluate(files[:1], **asked)
+        again = evaluate(files[:1], asked)
     assert again.floors == first.floors
     assert again.files == first.files
     monkeypatch.setattr("bitquilt.evaluation.compare.__version__", "0.0.0")
-    assert evaluate(files[:1], **asked).files == first.files
+    assert evaluate(files[:1], asked).files == first.files
     assert len(list((tmp_path / "bitquilt").iterdir())) == 2
 
 
@@ -176,7 +175,7 @@ def test_a_file_without_a_template_is_measured_and_not_asked(model, text, folder
     plain = replace(model.checkpoint, chat_template=None)
     GGUF.write(plain, model.on("Q8_0"), model.packed, path, "{}")
     (row,) = evaluate(
-        [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work"
+        [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work", traces=TRACES
     ).files
     assert row.samples == []
     assert row.figures["all"].kl.mean > 0
@@ -188,7 +187,7 @@ def test_an_mlx_directory_is_checked_in_mlx(model, text, folder):
     path = folder / "eight-mlx"
     MLX.write(model.checkpoint, model.on("8bit-g32"), model.packed, path, "{}")
     found = evaluate(
-        [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work"
+        [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work", traces=TRACES
     )
     (row,) = found.files
     assert row.engine == ("mlx-lm" if sys.platform == "darwin" else "torch")

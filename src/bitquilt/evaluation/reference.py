@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
+from bitquilt.evaluation.config import TraceConfig
 from bitquilt.evaluation.text import Text
 from bitquilt.metrics.intervals import Documents
 from bitquilt.metrics.kl import Estimate, TokenFigures
@@ -66,7 +67,7 @@ class Reference:
         return Documents.of(text.documents, text.domains).mean(values[text.judged])
 
     def compare(self, student: Iterator[Tensor], progress: Progress | None = None) -> TokenFigures:
-        """A candidate's logits, one [L, V] per window; ``step`` is called after each."""
+        """Compare a model's logits, one [L, V] per window; ``progress`` advances after each."""
         return token_metrics(
             self.teacher, student if progress is None else _counted(student, progress)
         )
@@ -77,31 +78,39 @@ class Talk:
     """What the original answers when it is asked."""
 
     traces: Text
-    """At temperature 1."""
+    """The answers at temperature 1."""
     asked: list[str]
     """A few of the questions."""
     answers: list[str]
-    """Greedily, to these."""
+    """The greedy answers to these."""
+    config: TraceConfig
+    """How much was asked."""
 
     @classmethod
     def of(
-        cls, checkpoint: Checkpoint, questions: Sequence[str], work: WorkDir, progress: Progress
+        cls,
+        checkpoint: Checkpoint,
+        questions: Sequence[str],
+        config: TraceConfig,
+        work: WorkDir,
+        progress: Progress,
     ) -> Talk:
         """Ask the original, or take what an earlier run left."""
-        key = hashlib.sha256(json.dumps(questions).encode()).hexdigest()[:16]
-        name, asked = f"talk/{key}", list(questions[: traces.SHOWN])
+        wanted = json.dumps([questions, config.tokens, config.shown])
+        key = hashlib.sha256(wanted.encode()).hexdigest()[:16]
+        name, asked = f"talk/{key}", list(questions[: config.shown])
         if not work.has(name):
             with (
                 progress.stage("Writing reasoning traces", len(questions) + len(asked)),
                 TorchEngine(checkpoint) as engine,
             ):
-                text, answers = traces.write(engine, questions, asked, progress)
+                text, answers = traces.write(engine, questions, asked, config, progress)
             work.save_json(name, answers)
             judged = torch.from_numpy(text.judged)
             work.save(name, {"tokens": text.tokens, "judged": judged}, {})
         kept = work.load(name)
         text = traces.text_of(kept["tokens"], kept["judged"].numpy())
-        return cls(text, asked, work.load_json(name))
+        return cls(text, asked, work.load_json(name), config)
 
 
 def _counted(student: Iterator[Tensor], progress: Progress) -> Iterator[Tensor]:

@@ -18,21 +18,18 @@ from torch import Tensor
 
 from bitquilt.calibration.corpus import Document
 from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, Sampling
+from bitquilt.evaluation.config import TraceConfig
 from bitquilt.evaluation.text import Text
 from bitquilt.runtime.progress import Progress
 from bitquilt.talk.prompt import render_prompt
 
 DOMAIN = "traces"
-TRACES = 32
-TRACE_TOKENS = 256
-"""Of one answer, at most."""
-SHOWN = 4
-"""Questions whose answers are shown to people, side by side."""
-BATCH = TRACES + SHOWN
+ROWS = 36
+"""Answers that are written at once."""
 
 
-def questions(documents: Sequence[Document], count: int = TRACES) -> list[str]:
-    """What users ask in the documents' conversations, spread over all of them."""
+def questions(documents: Sequence[Document], count: int) -> list[str]:
+    """Give what users ask in the documents' conversations, ``count`` spread over all of them."""
     asked = [
         message["content"]
         for document in documents
@@ -43,40 +40,47 @@ def questions(documents: Sequence[Document], count: int = TRACES) -> list[str]:
 
 
 def write(
-    engine: Engine, asked: Sequence[str], shown: Sequence[str], progress: Progress
+    engine: Engine,
+    asked: Sequence[str],
+    shown: Sequence[str],
+    config: TraceConfig,
+    progress: Progress,
 ) -> tuple[Text, list[str]]:
-    """A model's answers at temperature 1, seeded, and its likeliest ones.
+    """Let a model answer at temperature 1, seeded, and give its likeliest answers.
 
     Args:
         engine: has a chat template.
         asked: questions to answer at random; only what the model wrote is judged.
         shown: questions to answer greedily, as text; in the same batch, for a step of few rows
             takes as long as one of many.
+        config: how long answers may be.
         progress: advances after each answer.
     """
     prompts = _prompts(engine, asked)
-    answers = _answered(engine, _drawn(prompts) + _likeliest(_prompts(engine, shown)), progress)
+    requests = _drawn(prompts, config.tokens) + _likeliest(_prompts(engine, shown), config.tokens)
+    answers = _answered(engine, requests, progress)
     own = [[piece.token for piece in answer] for answer in answers[: len(asked)]]
     return _text(prompts, own), [_said(answer) for answer in answers[len(asked) :]]
 
 
-def greedy(engine: Engine, asked: Sequence[str], progress: Progress) -> list[str]:
-    """The likeliest answers to the questions, as text."""
-    return [_said(one) for one in _answered(engine, _likeliest(_prompts(engine, asked)), progress)]
+def greedy(
+    engine: Engine, asked: Sequence[str], config: TraceConfig, progress: Progress
+) -> list[str]:
+    """Give a model's likeliest answers to the questions, as text."""
+    requests = _likeliest(_prompts(engine, asked), config.tokens)
+    return [_said(answer) for answer in _answered(engine, requests, progress)]
 
 
-def _drawn(prompts: Sequence[list[int]]) -> list[GenerationRequest]:
-    """The seed is the prompt's number."""
+def _drawn(prompts: Sequence[list[int]], tokens: int) -> list[GenerationRequest]:
+    """Ask at temperature 1; the seed is the prompt's number."""
     return [
-        GenerationRequest(prompt, Sampling(temperature=1.0, seed=seed), TRACE_TOKENS)
+        GenerationRequest(prompt, Sampling(temperature=1.0, seed=seed), tokens)
         for seed, prompt in enumerate(prompts)
     ]
 
 
-def _likeliest(prompts: Sequence[list[int]]) -> list[GenerationRequest]:
-    return [
-        GenerationRequest(prompt, Sampling(temperature=0.0), TRACE_TOKENS) for prompt in prompts
-    ]
+def _likeliest(prompts: Sequence[list[int]], tokens: int) -> list[GenerationRequest]:
+    return [GenerationRequest(prompt, Sampling(temperature=0.0), tokens) for prompt in prompts]
 
 
 def _said(answer: Sequence[GeneratedToken]) -> str:
@@ -96,12 +100,12 @@ def _answered(
 ) -> list[list[GeneratedToken]]:
     """What the model says to each, in batches."""
     answers: list[list[GeneratedToken]] = [[] for _ in requests]
-    for start in range(0, len(requests), BATCH):
-        with engine.stream(requests[start : start + BATCH]) as stream:
+    for start in range(0, len(requests), ROWS):
+        with engine.stream(requests[start : start + ROWS]) as stream:
             for row, piece in stream:
                 answer = answers[start + row]
                 answer.append(piece)
-                if piece.ends or len(answer) == TRACE_TOKENS:
+                if piece.ends or len(answer) == requests[start + row].max_tokens:
                     progress.advance()
     return answers
 
