@@ -80,7 +80,12 @@ def files(folder, model) -> list[Path]:
 @pytest.fixture(scope="module")
 def found(folder, model, text, files):
     return evaluate(
-        files, against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work", traces=TRACES
+        files,
+        against=str(model.source),
+        text=text,
+        tokens=TOKENS,
+        work_dir=folder / "work",
+        traces=TRACES,
     )
 
 
@@ -175,7 +180,12 @@ def test_a_file_without_a_template_is_measured_and_not_asked(model, text, folder
     plain = replace(model.checkpoint, chat_template=None)
     GGUF.write(plain, model.on("Q8_0"), model.packed, path, "{}")
     (row,) = evaluate(
-        [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work", traces=TRACES
+        [path],
+        against=str(model.source),
+        text=text,
+        tokens=TOKENS,
+        work_dir=folder / "work",
+        traces=TRACES,
     ).files
     assert row.samples == []
     assert row.figures["all"].kl.mean > 0
@@ -187,7 +197,12 @@ def test_an_mlx_directory_is_checked_in_mlx(model, text, folder):
     path = folder / "eight-mlx"
     MLX.write(model.checkpoint, model.on("8bit-g32"), model.packed, path, "{}")
     found = evaluate(
-        [path], against=str(model.source), text=text, tokens=TOKENS, work_dir=folder / "work", traces=TRACES
+        [path],
+        against=str(model.source),
+        text=text,
+        tokens=TOKENS,
+        work_dir=folder / "work",
+        traces=TRACES,
     )
     (row,) = found.files
     assert row.engine == ("mlx-lm" if sys.platform == "darwin" else "torch")

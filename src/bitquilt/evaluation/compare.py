@@ -101,9 +101,7 @@ def evaluate(
     )
 
 
-def _opened(
-    models: Sequence[str | Path], config: EvalConfig
-) -> tuple[list[ModelFile], Checkpoint]:
+def _opened(models: Sequence[str | Path], config: EvalConfig) -> tuple[list[ModelFile], Checkpoint]:
     """Find the files and their original, and refuse before any work what cannot be measured.
 
     Raises:

@@ -5,7 +5,6 @@ Letters: N windows, L tokens in a window, V vocabulary.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
