@@ -160,9 +160,9 @@ class RaceSearch:
         self._trusted = learned.rank >= self._schedule.least_rank
         count = len(self._observations)
         progress.say(f"{count} mixes measured; scores predict their KL with {scores}")
-        progress.say(f"the surrogate, which learns from the others, with {learned}")
+        progress.say(f"a surrogate that learns from the other mixes predicts it with {learned}")
         if not self._trusted:
-            progress.say("neither is to be trusted: what is tried next are random level swaps")
+            progress.say("neither is reliable enough, so the search tries random level swaps next")
 
     def _proposals(self, capacity: int) -> list[AllocationVector]:
         best, count = self.best[capacity], self._schedule.proposals

@@ -27,7 +27,7 @@ from bitquilt.allocation.sensitivity import block
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Float64Array
 from bitquilt.models.names import kind_of
 
-Column = Callable[..., int]
+_Column = Callable[..., int]
 """What sort of part, and which one → its number."""
 
 SPREADS = {"all": 1.0, "kind": 1.0, "type": 1.0, "kind and type": 0.5, "block": 0.6, "matrix": 0.6}
@@ -101,7 +101,7 @@ class Parts:
         return costs
 
 
-def _columns(column: Column, module: str, qtype: str) -> list[int]:
+def _columns(column: _Column, module: str, qtype: str) -> list[int]:
     """The parts that a cell belongs to."""
     own = kind_of(module)
     return [
