@@ -120,8 +120,8 @@ def require_licence(publication: Publication) -> None:
     """
     if not publication.origin.licence:
         raise UserError(
-            f"{publication.original.name} names no licence, so it may not be passed on; put a README.md "
-            "with its `license` beside the original"
+            f"{publication.original.name} names no licence, so it may not be passed on; put a "
+            "README.md with its `license` beside the original"
         )
 
 
@@ -151,8 +151,8 @@ def upload(publication: Publication, progress: Progress, *, private: bool = Fals
             "log in with `hf auth login`" if _refused(error) else "see that the hub can be reached"
         )
         raise UserError(
-            f"{publication.repository} was not published: {reason}; {advice}, and give the same command "
-            "again to continue"
+            f"{publication.repository} was not published: {reason}; {advice}, and give the same "
+            "command again to continue"
         ) from error
     except ValueError as error:  # what huggingface_hub makes of a card that the hub refuses
         reason = " ".join(str(error).split())
