@@ -52,7 +52,7 @@ def test_qtypes_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
 def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch, rounding, count):
     bank, lines = captured(tmp_path, rounding), []
     monkeypatch.setattr(round_layers_module, "compute_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(round_layers_module, "_batches", lambda *_: [])
+    monkeypatch.setattr(round_layers_module._Work, "batches", lambda *_: [])
     monkeypatch.setattr("bitquilt.rounding.kernels.compile_error", lambda: "no compiler")
     round_layers(bank, {"model.layers.0.mlp.up_proj": ["Q4_K"]}, Recorded(lines=lines))
     assert len(lines) == count

@@ -1,5 +1,6 @@
-// What rounders.py, codebooks.py, descent.py and refit.py do with many torch operations, in one
-// launch: eight columns of many rows at once, one thread a row. No thread knows of another.
+// What group_quantizer.py, codebooks.py, coordinate_descent.py and scale_refit.py do with many torch
+// operations, in one launch: eight columns of many rows at once, one thread a row. No thread knows of
+// another.
 //
 // Letters as there: L inputs, N rows of each, K patterns on a shortlist. Rows lie side by side,
 // [..., N]; T is the upper triangle of an input's Hessian on those eight columns.
@@ -98,7 +99,7 @@ extern "C" __global__ void round_uneven(const float *targets, int by_input, int 
               codes, rounded);
 }
 
-// The signs that a grid can store, choose_signs for a row: an odd minus is turned where it costs least.
+// The signs that a type can store, choose_signs for a row: an odd minus is turned where it costs least.
 __device__ void choose_signs(const float *target, const float t[GROUP][GROUP], float lowest,
                              bool even, float *sign) {
     float product = 1.0f, least = 0.0f;

@@ -90,11 +90,12 @@ def round_layers(
         _say_if_kernels_are_missing(progress)
     alone = [owner for owner in missing if not _takes_feedback(bank, owner)]
     with BackgroundTask() as background:
+        work = _Work(bank, progress, background, memory or _memory_of_device())
         for owner in alone:
             for module, names in missing.pop(owner).items():
-                _round_without_hessian(bank, module, names, progress, background)
-        for owners in _batches(bank, missing, memory):
-            _round_inputs(bank, owners, missing, progress, memory, background)
+                work.round_without_hessian(module, names)
+        for owners in work.batches(missing):
+            work.round_inputs(owners, missing)
             _free_memory()
 
 
@@ -123,8 +124,9 @@ def polish_layers(
             rough.setdefault(owner, {})[module] = left
         progress.advance(len(set(names) - set(left)))
     with BackgroundTask() as background:
-        for owners in _batches(bank, rough, memory):
-            _polish_inputs(bank, owners, rough, progress, memory, background)
+        work = _Work(bank, progress, background, memory or _memory_of_device())
+        for owners in work.batches(rough):
+            work.polish_inputs(owners, rough)
             _free_memory()
 
 
@@ -134,150 +136,131 @@ def _say_if_kernels_are_missing(progress: Progress) -> None:
         progress.say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
 
 
-def _memory(given: MemoryUse | None) -> MemoryUse:
-    return given or (CPU_MEMORY if compute_device().type == "cpu" else DEVICE_MEMORY)
-
-
-def _batches(
-    bank: LayerBank, owners: Iterable[str], memory: MemoryUse | None
-) -> Iterator[list[str]]:
-    """Inputs of equal width, as many at a time as memory is meant for."""
-    shapes = bank.checkpoint.matrices
-    read = Counter[str]()
-    for module, shape in shapes.items():
-        read[input_of(module)] += math.prod(shape)
-
-    def width(owner: str) -> int:
-        return shapes[owner][1]
-
-    def nbytes(owner: str) -> int:
-        return WEIGHT_BYTES * read[owner] + HESSIAN_BYTES * width(owner) ** 2
-
-    for _, own in groupby(sorted(owners, key=width), width):
-        yield from _split_by_size(own, nbytes, _memory(memory).input_bytes)
+def _memory_of_device() -> MemoryUse:
+    return CPU_MEMORY if compute_device().type == "cpu" else DEVICE_MEMORY
 
 
 def _takes_feedback(bank: LayerBank, owner: str) -> bool:
     """Whether error feedback makes sense for what reads an input.
 
     It does not for an embedding or a head: tokens are read and predicted at places so different
-    that one Hessian for all rows does not help (docs/decisions/gptq.md). Nor does it for rows
-    that are not a whole number of groups, which take no type but the floats.
+    that one Hessian for all rows does not help (docs/decisions/gptq.md). Nor does it for rows that
+    are not a whole number of groups, which take no type but the floats.
     """
     columns = bank.checkpoint.matrices[owner][1]
     return owner not in (EMBEDDING, HEAD) and columns % COLUMN_GROUP == 0
 
 
-def _round_inputs(
-    bank: LayerBank,
-    owners: Sequence[str],
-    wanted: ByInput,
-    progress: Progress,
-    memory: MemoryUse | None,
-    background: BackgroundTask,
-) -> None:
-    """Round what reads some inputs for the first time."""
-    feedback = bank.rounding != "nearest"
-    method = "gptq" if feedback else "nearest"
+@dataclass(frozen=True)
+class _Work:
+    """Rounds the matrices of some inputs at a time, and puts them into the bank."""
 
-    def round_jobs(
-        keys: Sequence[CellKey], jobs: Sequence[RoundingJob], factor: Factor
-    ) -> Iterator[PackedCell]:
-        rounded = round_once(jobs, factor, feedback)
-        for (module, _), job, one in zip(keys, jobs, rounded, strict=True):
-            assert one.costs is not None
-            predicted = bank.statistics.predicted_kl_of_rows(module, one.costs)
-            yield job.qtype.pack(one.fields), BankCell(predicted, method, one.method)
+    bank: LayerBank
+    progress: Progress
+    background: BackgroundTask
+    """Writes results while the next inputs are worked on: a disk takes as long as a GPU."""
+    memory: MemoryUse
 
-    _work_through(bank, owners, wanted, round_jobs, ROUNDED, progress, memory, background)
+    def batches(self, owners: Iterable[str]) -> Iterator[list[str]]:
+        """Group inputs of equal width, as many at a time as memory is meant for."""
+        shapes = self.bank.checkpoint.matrices
+        read = Counter[str]()
+        for module, shape in shapes.items():
+            read[input_of(module)] += math.prod(shape)
 
+        def width(owner: str) -> int:
+            return shapes[owner][1]
 
-def _polish_inputs(
-    bank: LayerBank,
-    owners: Sequence[str],
-    wanted: ByInput,
-    progress: Progress,
-    memory: MemoryUse | None,
-    background: BackgroundTask,
-) -> None:
-    """Polish what reads some inputs; the predictions stay those that the search knew."""
+        def nbytes(owner: str) -> int:
+            return WEIGHT_BYTES * read[owner] + HESSIAN_BYTES * width(owner) ** 2
 
-    def polish_jobs(
-        keys: Sequence[CellKey], jobs: Sequence[RoundingJob], factor: Factor
-    ) -> Iterator[PackedCell]:
-        packed = moved([bank.packed(*key) for key in keys], factor.groups.device)
-        before = [job.qtype.unpack(parts) for job, parts in zip(jobs, packed, strict=True)]
-        cells = {module: bank.cells(module) for module in {module for module, _ in keys}}
-        polished = polish(jobs, before, factor)
-        for (module, name), job, one in zip(keys, jobs, polished, strict=True):
-            cell = replace(cells[module][name], rounding="full", kept=one.method)
-            yield job.qtype.pack(one.fields), cell
+        for _, own in groupby(sorted(owners, key=width), width):
+            yield from _split_by_size(own, nbytes, self.memory.input_bytes)
 
-    _work_through(bank, owners, wanted, polish_jobs, POLISHED, progress, memory, background)
+    def round_inputs(self, owners: Sequence[str], wanted: ByInput) -> None:
+        """Round what reads some inputs for the first time."""
+        feedback = self.bank.rounding != "nearest"
+        method = "gptq" if feedback else "nearest"
 
+        def round_jobs(
+            keys: Sequence[CellKey], jobs: Sequence[RoundingJob], factor: Factor
+        ) -> Iterator[PackedCell]:
+            rounded = round_once(jobs, factor, feedback)
+            for (module, _), job, one in zip(keys, jobs, rounded, strict=True):
+                assert one.costs is not None
+                predicted = self.bank.statistics.predicted_kl_of_rows(module, one.costs)
+                yield job.qtype.pack(one.fields), BankCell(predicted, method, one.method)
 
-def _work_through(
-    bank: LayerBank,
-    owners: Sequence[str],
-    wanted: ByInput,
-    function: Callable[[Sequence[CellKey], Sequence[RoundingJob], Factor], Iterable[PackedCell]],
-    folder: str,
-    progress: Progress,
-    memory: MemoryUse | None,
-    background: BackgroundTask,
-) -> None:
-    """Call a function on what reads some inputs, under one factorization, and keep its results.
+        self._call_on_jobs(owners, wanted, round_jobs, ROUNDED)
 
-    They are written while the next inputs are worked on: a disk takes as long as a GPU.
-    """
-    keys, jobs, factor = _jobs(bank, owners, wanted, progress)
-    by_kind = sorted(range(len(jobs)), key=lambda i: repr(kind_of_qtype(jobs[i].qtype)))
-    done: dict[CellKey, PackedCell] = {}
-    room = _memory(memory).cell_weights
-    for part in _split_by_size(by_kind, lambda i: jobs[i].weight.numel(), room):
-        own = [keys[i] for i in part]
-        packed, cells = zip(*function(own, [jobs[i] for i in part], factor), strict=True)
-        background.do(_fetch, done, own, packed, cells, record_event())
-        progress.advance(len(own))
-    background.do(bank.add, folder, done)
+    def polish_inputs(self, owners: Sequence[str], wanted: ByInput) -> None:
+        """Polish what reads some inputs; the predictions stay those that the search knew."""
+        bank = self.bank
 
+        def polish_jobs(
+            keys: Sequence[CellKey], jobs: Sequence[RoundingJob], factor: Factor
+        ) -> Iterator[PackedCell]:
+            packed = moved([bank.packed(*key) for key in keys], factor.groups.device)
+            before = [job.qtype.unpack(parts) for job, parts in zip(jobs, packed, strict=True)]
+            cells = {module: bank.cells(module) for module in {module for module, _ in keys}}
+            polished = polish(jobs, before, factor)
+            for (module, name), job, one in zip(keys, jobs, polished, strict=True):
+                cell = replace(cells[module][name], rounding="full", kept=one.method)
+                yield job.qtype.pack(one.fields), cell
 
-def _jobs(
-    bank: LayerBank, owners: Sequence[str], wanted: ByInput, progress: Progress
-) -> tuple[list[CellKey], list[RoundingJob], Factor]:
-    """What to round of some inputs' readers, as (module, type) and as jobs, and the factor."""
-    device = compute_device()
-    hessians = torch.stack([bank.statistics.hessian(owner) for owner in owners]).to(device)
-    factor = factorize(hessians, owners, progress)
-    keys, jobs = [], []
-    for place, owner in enumerate(owners):
-        for module, names in wanted[owner].items():
-            weight = bank.checkpoint.load(f"{module}.weight").to(device)
-            keys += [(module, name) for name in names]
-            jobs += [RoundingJob(weight, qtypes.get(name), place) for name in names]
-    return keys, jobs, factor
+        self._call_on_jobs(owners, wanted, polish_jobs, POLISHED)
 
+    def round_without_hessian(self, module: str, names: Sequence[str]) -> None:
+        """Round a matrix to its nearest levels."""
+        bank, statistics = self.bank, self.bank.statistics
+        weight = bank.checkpoint.load(f"{module}.weight").to(compute_device())
+        hessian, importance = statistics.hessian(module), statistics.importance(module)
+        done: dict[CellKey, PackedCell] = {}
+        for name in names:
+            qtype = qtypes.get(name)
+            packed = qtype.pack(fit(qtype, weight, importance))
+            error = qtype.dequantize(packed).sub_(weight)
+            predicted = statistics.predicted_kl(module, error, hessian)
+            cell = BankCell(predicted, bank.rounding, "nearest")
+            self.background.do(_fetch, done, [(module, name)], [packed], [cell], record_event())
+            self.progress.advance()
+        self.background.do(bank.add, ROUNDED, done)
 
-def _round_without_hessian(
-    bank: LayerBank,
-    module: str,
-    names: Sequence[str],
-    progress: Progress,
-    background: BackgroundTask,
-) -> None:
-    """Round a matrix to its nearest levels."""
-    weight = bank.checkpoint.load(f"{module}.weight").to(compute_device())
-    statistics = bank.statistics
-    hessian, importance = statistics.hessian(module), statistics.importance(module)
-    done: dict[CellKey, PackedCell] = {}
-    for name in names:
-        qtype = qtypes.get(name)
-        packed = qtype.pack(fit(qtype, weight, importance))
-        error = qtype.dequantize(packed).sub_(weight)
-        cell = BankCell(statistics.predicted_kl(module, error, hessian), bank.rounding, "nearest")
-        background.do(_fetch, done, [(module, name)], [packed], [cell], record_event())
-        progress.advance()
-    background.do(bank.add, ROUNDED, done)
+    def _call_on_jobs(
+        self,
+        owners: Sequence[str],
+        wanted: ByInput,
+        function: Callable[
+            [Sequence[CellKey], Sequence[RoundingJob], Factor], Iterable[PackedCell]
+        ],
+        folder: str,
+    ) -> None:
+        """Call a function on what reads some inputs, under one factorization; keep its results."""
+        keys, jobs, factor = self._jobs(owners, wanted)
+        by_kind = sorted(range(len(jobs)), key=lambda i: repr(kind_of_qtype(jobs[i].qtype)))
+        done: dict[CellKey, PackedCell] = {}
+        room = self.memory.cell_weights
+        for part in _split_by_size(by_kind, lambda i: jobs[i].weight.numel(), room):
+            own = [keys[i] for i in part]
+            packed, cells = zip(*function(own, [jobs[i] for i in part], factor), strict=True)
+            self.background.do(_fetch, done, own, packed, cells, record_event())
+            self.progress.advance(len(own))
+        self.background.do(self.bank.add, folder, done)
+
+    def _jobs(
+        self, owners: Sequence[str], wanted: ByInput
+    ) -> tuple[list[CellKey], list[RoundingJob], Factor]:
+        """What to round of some inputs' readers, as (module, type) and as jobs, and the factor."""
+        bank, device = self.bank, compute_device()
+        hessians = torch.stack([bank.statistics.hessian(owner) for owner in owners]).to(device)
+        factor = factorize(hessians, owners, self.progress)
+        keys, jobs = [], []
+        for place, owner in enumerate(owners):
+            for module, names in wanted[owner].items():
+                weight = bank.checkpoint.load(f"{module}.weight").to(device)
+                keys += [(module, name) for name in names]
+                jobs += [RoundingJob(weight, qtypes.get(name), place) for name in names]
+        return keys, jobs, factor
 
 
 def _fetch(
