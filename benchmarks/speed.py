@@ -64,7 +64,7 @@ def measure(checkpoint: Checkpoint, mixes: dict[str, Allocation]) -> dict[str, t
         paths = [Path(folder) / f"{name}.gguf" for name in mixes]
         for path, allocation in zip(paths, mixes.values(), strict=True):
             GGUF.write(checkpoint, allocation, random_weights(checkpoint), path, "{}")
-        speeds = bench([str(path) for path in paths], [128], [1], 64, ROUNDS).speeds
+        speeds = bench(paths, prompt=[128], batch=[1], rounds=ROUNDS).speeds
     return {Path(one.name).stem: (one.answer_rate, one.fastest) for one in speeds}
 
 

@@ -38,11 +38,11 @@ def files(tmp_path_factory):
 def found(files):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-        return bench(files, [16], [1, 3], 8, ROUNDS)
+        return bench(files, prompt=[16], batch=[1, 3], answer=8, rounds=ROUNDS)
 
 
 def test_every_model_has_every_load_side_by_side(found):
-    loads = [Load(16, 1, 8), Load(16, 3, 8)]
+    loads = [Load(prompt=16, batch=batch, answer=8) for batch in (1, 3)]
     assert [speed.load for speed in found.speeds] == [load for load in loads for _ in range(2)]
     assert [speed.name for speed in found.speeds] == ["Q8_0.gguf", "Q4_0.gguf"] * 2
 
@@ -57,9 +57,8 @@ def test_figures_hang_together(found, files):
         assert 0 < speed.of_flops < 1
 
 
-def test_prompts_longer_than_the_text_go_on_from_its_start_and_differ(files, monkeypatch):
-    monkeypatch.setattr("bitquilt.evaluation.speed.DOCUMENTS", 1)
-    with Runner(ModelFile.at(files[0])) as runner:
+def test_prompts_longer_than_the_text_go_on_from_its_start_and_differ(files):
+    with Runner(ModelFile.at(files[0]), documents=1) as runner:
         text = len(runner._tokens)
         one, other = runner._prompt(2 * text), runner._prompt(2 * text)
     assert len(one) == len(other) == 2 * text
@@ -84,10 +83,10 @@ def test_resident_memory_is_that_of_the_process():
 
 def test_more_than_the_context_is_refused(files):
     with pytest.raises(UserError, match="a context of 1,024 tokens and 1,100 are asked for"):
-        bench(files[:1], [1000], [1], 100, 1)
+        bench(files[:1], prompt=[1000], batch=[1], answer=100, rounds=1)
 
 
 @pytest.mark.parametrize("value", ["0", "many", "128,"])
 def test_what_is_no_list_of_numbers_is_refused(files, value, capfd):
     assert invoke("bench", files[0], "--prompt", value) == 2
-    assert "is no list of whole numbers like 128,512" in capfd.readouterr().err
+    assert "is not a list of whole numbers like 128,512" in capfd.readouterr().err

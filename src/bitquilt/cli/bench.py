@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.tables import figures_table, stdout_console
 
 if TYPE_CHECKING:
-    from bitquilt.evaluation.speed import Bench
+    from bitquilt.evaluation.speed import BenchResult
 
 
 def _counts(_: click.Context, param: click.Parameter, value: str) -> list[int]:
@@ -20,7 +21,7 @@ def _counts(_: click.Context, param: click.Parameter, value: str) -> list[int]:
         found = []
     if not found or min(found) < 1:
         raise click.BadParameter(
-            f"{value} is no list of whole numbers like 128,512, each at least 1", param=param
+            f"{value} is not a list of whole numbers like 128,512, each at least 1", param=param
         )
     return list(dict.fromkeys(found))
 
@@ -33,7 +34,7 @@ def _counts(_: click.Context, param: click.Parameter, value: str) -> list[int]:
     metavar="N,N…",
     default="128,1024",
     show_default=True,
-    help="Tokens of a prompt.",
+    help="Prompts have these numbers of tokens.",
 )
 @click.option(
     "--batch",
@@ -41,21 +42,21 @@ def _counts(_: click.Context, param: click.Parameter, value: str) -> list[int]:
     metavar="N,N…",
     default="1,4",
     show_default=True,
-    help="Prompts continued at once.",
+    help="These numbers of prompts are continued at once.",
 )
 @click.option(
     "--answer",
     type=click.IntRange(min=16),  # tokens reach us in bursts: fewer say nothing of speed
     default=64,
     show_default=True,
-    help="Tokens of an answer.",
+    help="An answer has this many tokens.",
 )
 @click.option(
     "--rounds",
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Turns of each model; figures are medians over them.",
+    help="Each model has this many turns; figures are medians over them.",
 )
 @JSON
 def bench(
@@ -68,38 +69,35 @@ def bench(
 ) -> None:
     """Measure how fast each MODEL runs on this machine.
 
-    MODEL is a GGUF file or an MLX directory. Models take turns, so that whatever else goes on
-    disturbs all of them alike.
-    """
+    MODEL is a GGUF file or an MLX directory. Models take turns, so that whatever else the machine
+    does disturbs all of them alike. Speeds are shown beside what the machine can do at best.
+
+    \b
+    bitquilt bench demo-4.5bit.gguf demo-Q4_K_M.gguf --batch 1,8
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.evaluation.speed import bench as measure
 
-    found = measure(models, prompt, batch, answer, rounds)
+    found = measure(models, prompt=prompt, batch=batch, answer=answer, rounds=rounds)
     if as_json:
         print_json(found.to_dict())
     else:
         _print(found)
 
 
-def _print(found: Bench) -> None:
+def _print(found: BenchResult) -> None:
     """One table a load, models side by side."""
     from itertools import groupby
 
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from bitquilt.allocation.budget import human
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = stdout_console()
     told = all(speed.joules is not None for speed in found.speeds)
     for load, speeds in groupby(found.speeds, key=lambda speed: speed.load):
         several = f"{load.batch} prompts" if load.batch > 1 else "one prompt"
         console.print(f"[bold]{several} of {load.prompt} tokens, {load.answer} answered[/bold]")
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-        table.add_column("file", overflow="fold")
-        columns = ["prompt/s", "answer/s", "first", "late gap", "memory"]
-        for column in (*columns, "J/token") if told else columns:
-            table.add_column(column, justify="right")
+        columns = ("prompt/s", "answer/s", "first", "late gap", "memory")
+        headings = (*columns, "J/token") if told else columns
+        table = figures_table("file", headings, fold_first=True)
         for one in speeds:
             table.add_row(
                 one.name,
@@ -114,9 +112,10 @@ def _print(found: Bench) -> None:
     machine = found.machine
     console.print(
         f"{machine.name}, {machine.cores} cores: {machine.bandwidth / 1e9:.1f} GB/s from memory, "
-        f"{machine.flops / 1e9:.0f} GFLOP/s in float32. Under tokens a second: the share of those "
-        "that a prompt's products and a step's reading of the file come to. A late gap is one that "
-        f"one in twenty between tokens exceeds. Medians of {found.rounds} turns."
-        + ("" if told else " This system does not tell energy."),
+        f"{machine.flops / 1e9:.0f} GFLOP/s in float32. The percentage below a prompt's speed is "
+        "the share of these operations that it uses; the one below an answer's speed is the share "
+        "of memory's bandwidth. One in twenty gaps between tokens is longer than the late gap. "
+        f"Figures are medians of {found.rounds} turns."
+        + ("" if told else " This system does not tell the energy that it uses."),
         markup=False,
     )

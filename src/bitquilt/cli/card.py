@@ -10,13 +10,18 @@ from bitquilt.cli.options import JSON, print_json
 
 FILES = click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 AGAINST = click.option(
-    "--against", required=True, metavar="ORIGINAL", help="What MODEL was made from."
+    "--against", required=True, metavar="ORIGINAL", help="The model that MODEL was made from."
 )
 REPOSITORY = click.option(
-    "--repo", required=True, metavar="USER/NAME", help="Where it is, or will be, on the hub."
+    "--repo",
+    required=True,
+    metavar="USER/NAME",
+    help="The repository on the hub that holds MODEL, or will.",
 )
 BASE_MODEL = click.option(
-    "--base-model", metavar="USER/NAME", help="Where ORIGINAL is on the hub, if it is a copy here."
+    "--base-model",
+    metavar="USER/NAME",
+    help="The repository of ORIGINAL on the hub, if ORIGINAL is a copy on this machine.",
 )
 
 
@@ -25,7 +30,12 @@ BASE_MODEL = click.option(
 @AGAINST
 @REPOSITORY
 @BASE_MODEL
-@click.option("-o", "--output", metavar="DIR", help="Write files instead of printing the card.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="DIR",
+    help="Write the card and the Modelfiles into this directory instead.",
+)
 @JSON
 def card(
     models: tuple[str, ...],
@@ -37,10 +47,13 @@ def card(
 ) -> None:
     """Print the model card of a quantized MODEL.
 
-    MODEL is its GGUF files or one MLX directory.
-    Licence and gate are the original's; figures are those that `bitquilt eval` left beside each
-    MODEL, and no others. With -o also the Modelfile of every GGUF file.
-    """
+    MODEL is one or more GGUF files, or one MLX directory. The card has the original's licence and
+    gate. It has the figures that `bitquilt eval` left beside each MODEL, and no others. With -o
+    you also get a Modelfile, which Ollama needs, for every GGUF file.
+
+    \b
+    bitquilt card demo-4.5bit.gguf --against demo --repo me/demo-GGUF
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.report import card as cards
     from bitquilt.report import publish
     from bitquilt.runtime.files import atomic_write

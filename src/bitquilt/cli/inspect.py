@@ -20,7 +20,11 @@ _MIB = 1 << 20
 @MODEL
 @JSON
 def inspect(model: str, as_json: bool) -> None:
-    """Say what MODEL is, what is odd about it, what it costs."""
+    """Say what MODEL is, what is odd about it, and what it costs.
+
+    \b
+    bitquilt inspect facebook/MobileLLM-R1-950M
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from rich.console import Console
 
     from bitquilt.models.inspection import inspect as look

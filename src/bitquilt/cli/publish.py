@@ -13,8 +13,10 @@ from bitquilt.cli.options import JSON, print_json
 @AGAINST
 @REPOSITORY
 @BASE_MODEL
-@click.option("--private", is_flag=True, help="Make the repository private.")
-@click.option("--upload", is_flag=True, help="Do it; without this, only say what would be done.")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option(
+    "--upload", is_flag=True, help="Upload; without this, only list what would be uploaded."
+)
 @JSON
 def publish(
     models: tuple[str, ...],
@@ -25,12 +27,16 @@ def publish(
     upload: bool,
     as_json: bool,
 ) -> None:
-    """Upload MODEL with all that belongs to it.
+    """Upload MODEL to the hub with everything that belongs to it.
 
-    That is its card, recipe, evaluation, Modelfile and the original's licence.
-    Without --upload nothing leaves this machine. An upload that was stopped continues with the
-    same command. The token is that of `hf auth login`, or HF_TOKEN.
-    """
+    That is its card, recipe, evaluation, Modelfile, and the original's licence. Without --upload
+    nothing leaves this machine. An upload that was stopped continues with the same command. The
+    token is the one of `hf auth login`, or HF_TOKEN.
+
+    \b
+    bitquilt publish demo-4.5bit.gguf --against demo --repo me/demo-GGUF
+    bitquilt publish demo-4.5bit.gguf --against demo --repo me/demo-GGUF --upload
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.allocation.budget import human
     from bitquilt.report import publish as hub
     from bitquilt.runtime.progress import Progress
@@ -48,4 +54,5 @@ def publish(
     if address:
         click.echo(f"Published at {address}{gate}.")
     else:
-        click.echo(f"Would go to {repo}{gate}; add --upload to do it.")
+        kind = "private repository " if private else ""
+        click.echo(f"This would go to the {kind}{repo}{gate}; add --upload to do it.")

@@ -15,20 +15,22 @@ from bitquilt.cli.options import JSON, print_json
     "-o",
     "--output",
     metavar="FILE",
-    help="The page, or a directory for it.  [default: report.html in WORKDIR's place]",
+    help="Write the page to this file, or into this directory.  [default: report.html beside "
+    "WORKDIR]",
 )
-@click.option("--png", is_flag=True, help="Write the plots as PNG too, beside the page.")
+@click.option("--png", is_flag=True, help="Write the plots beside the page as PNG, too.")
 @JSON
 def report(work_dir: str, output: str | None, png: bool, as_json: bool) -> None:
-    """Write one HTML page about the files that runs with WORKDIR made.
+    """Write one HTML page about the files made with WORKDIR.
 
     \b
     bitquilt quantize demo --bits 4.5
     bitquilt eval demo-4.5bit.gguf --against demo
     bitquilt report demo.work
 
-    It has their sizes against their divergence, the bits of every matrix, the evaluations that
-    `bitquilt eval` left beside them, and what it takes to make them again.
+    WORKDIR is the work directory that `bitquilt quantize` left. The page shows size against
+    divergence, the bits of every matrix, the evaluations that `bitquilt eval` left beside the
+    files, and what it takes to make the files again. It needs no network and runs no script.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.report import page
 

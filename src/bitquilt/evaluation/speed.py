@@ -12,32 +12,34 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice, pairwise, product
+from pathlib import Path
 from typing import Any
 
 from bitquilt.calibration import corpus
 from bitquilt.engines import GenerationRequest, Sampling
 from bitquilt.errors import UserError
+from bitquilt.evaluation.config import BenchConfig
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.runtime.hardware import Hardware, joules, resident_bytes
 from bitquilt.runtime.progress import Progress
+from bitquilt.runtime.records import to_json
 
-DOCUMENTS = 40
-"""Of the held-out text, whose beginnings and all prompts are from."""
 LATE = 0.95
+"""The share of the gaps between tokens that are shorter than the late one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Load:
-    """What is asked of a model."""
+    """What is asked of a model at once."""
 
     prompt: int
-    """Tokens."""
+    """The tokens of each prompt."""
     batch: int
-    """Prompts continued at once."""
+    """The number of prompts that are continued at once."""
     answer: int
-    """Tokens of each answer."""
+    """The tokens of each answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +47,19 @@ class Run:
     """One turn; times in seconds."""
 
     prompt_tokens: int
-    """Those computed, of all rows."""
+    """The prompt tokens that were computed, of all rows."""
     first_token: float
-    """Until every row has its first token."""
+    """The time until every row has its first token."""
     answer_tokens: int
-    """Those that came after that."""
+    """The tokens that came after that."""
     rest: float
-    """From then to the end."""
-    gaps: tuple[float, ...]
-    """From each token of a row to the next."""
+    """The time from then to the end."""
+    gaps: Sequence[float]
+    """The times from each token of a row to the next."""
     joules: float | None
+    """The energy that the processor used; None where the system does not tell it."""
     resident: int
-    """Bytes of memory that the engine's process has afterwards."""
+    """The bytes of memory that the engine's process has afterwards."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +67,13 @@ class Speed:
     """A model under one load; medians over the turns."""
 
     name: str
+    """The name for tables."""
     engine: str
+    """The engine that ran the model."""
     nbytes: int
+    """The size on disk."""
     load: Load
+    """What was asked of it."""
     prompt_rate: float
     """Prompt tokens a second, all rows together."""
     answer_rate: float
@@ -74,85 +81,92 @@ class Speed:
     slowest: float
     """Answer tokens a second in the slowest turn."""
     fastest: float
+    """Answer tokens a second in the fastest turn."""
     first_token: float
-    """Seconds until every row has one."""
+    """Seconds until every row has its first token."""
     late_gap: float
     """Seconds between two tokens of a row that one gap in twenty exceeds."""
     resident: int
     """Bytes of memory that the engine's process has, the file's pages included."""
     joules: float | None
-    """For a token, prompt and answer alike, with all that the processor does beside; None where
-    the system does not tell."""
+    """The energy of a token, of prompt or answer, with all that the processor does beside; None
+    where the system does not tell it."""
     of_bandwidth: float
-    """The file read once for every progress, as a share of what memory gives."""
+    """The file read once for every step, as a share of what memory gives."""
     of_flops: float
     """Two operations for every weight and prompt token, as a share of float32 products here."""
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchResult:
     """What :func:`bench` measured."""
 
     machine: Hardware
-    speeds: tuple[Speed, ...]
+    """The limits that speeds are held against."""
+    speeds: Sequence[Speed]
+    """The models under each load, side by side."""
     rounds: int
+    """The number of turns of each model."""
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
-        return asdict(self)
+        """Give the speeds in JSON types."""
+        found: dict[str, Any] = to_json(self)
+        return found
 
 
 def bench(
-    models: Sequence[str],
-    prompts: Sequence[int],
-    batches: Sequence[int],
-    answer: int,
-    rounds: int,
+    models: Sequence[str | Path],
+    config: BenchConfig | None = None,
+    *,
     progress: Progress | None = None,
-) -> Bench:
+    **options: Any,
+) -> BenchResult:
     """Measure models under every combination of prompt length and batch size.
 
     Args:
         models: GGUF files and MLX directories.
-        prompts: tokens of a prompt.
-        batches: prompts at once.
-        answer: tokens of an answer.
-        rounds: turns of each model.
-        progress: where progress goes.
+        config: what is asked of the models, and how often.
+        progress: where progress goes; stderr if not given.
+        options: the fields of :class:`bitquilt.BenchConfig`, instead of a config.
 
     Raises:
-        UserError: a model that cannot be loaded, or whose context is shorter than that.
+        UserError: a model cannot be loaded, or its context is shorter than what is asked for.
     """
     progress = progress or Progress()
-    candidates = ModelFile.several(models)
-    loads = [Load(prompt, batch, answer) for prompt, batch in product(prompts, batches)]
+    config = config or BenchConfig(**options)
+    files = ModelFile.several(models)
+    loads = [
+        Load(prompt=prompt, batch=batch, answer=config.answer)
+        for prompt, batch in product(config.prompt, config.batch)
+    ]
     machine = Hardware.measured()
-    speeds = []
+    speeds: list[Speed] = []
     with ExitStack() as stack:
-        runners = [stack.enter_context(Runner(candidate)) for candidate in candidates]
+        runners = [stack.enter_context(Runner(file, config.documents)) for file in files]
         for runner in runners:
             runner.check(loads)
-        with progress.stage("Measuring", len(loads) * rounds * len(runners)):
+        with progress.stage("Measuring", len(loads) * config.rounds * len(runners)):
             for load in loads:
                 runs: list[list[Run]] = [[] for _ in runners]
-                for turn in range(rounds):
+                for turn in range(config.rounds):
                     for runner, own in zip(runners, runs, strict=True):
                         own.append(runner.run(load, turn))
                         progress.advance()
                 pairs = zip(runners, runs, strict=True)
                 speeds += [runner.speed(load, own, machine) for runner, own in pairs]
-    return Bench(machine, tuple(speeds), rounds)
+    return BenchResult(machine, tuple(speeds), config.rounds)
 
 
 class Runner:
     """One model in its engine."""
 
-    def __init__(self, candidate: ModelFile) -> None:
+    def __init__(self, candidate: ModelFile, documents: int) -> None:
+        """Start the engine; prompts are from this many documents of the held-out text."""
         self._candidate = candidate
         self._weights = sum(map(math.prod, candidate.shapes.values()))
         self._engine = candidate.start()
         texts = (document.text for document in corpus.bundled("held-out") if document.text)
-        self._tokens = self._engine.tokenize("\n\n".join(islice(texts, DOCUMENTS)))
+        self._tokens = self._engine.tokenize("\n\n".join(islice(texts, documents)))
         self._next = 0
 
     def __enter__(self) -> Runner:
