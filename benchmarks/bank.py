@@ -1,4 +1,4 @@
-"""The whole bank, every matrix on every type with the full rounding: seconds and memory.
+"""Measure the whole layer bank, every matrix on every type, polished: seconds and memory.
 
     python benchmarks/bank.py [demo|950m] [gguf|mlx ...]
 
@@ -62,13 +62,13 @@ def measure(bank: LayerBank, targets: list[str]) -> None:
 
 
 def by_block(checkpoint: Checkpoint) -> tuple[list[str], list[str]]:
-    """The matrices of even blocks, with those of no block, and of odd ones."""
+    """Split matrices into those of even blocks or of none, and those of odd blocks."""
     odd = [m for m in checkpoint.matrices if (layer_of(m) or 0) % 2]
     return [m for m in checkpoint.matrices if m not in odd], odd
 
 
 def fitting(checkpoint: Checkpoint, modules: list[str], names: list[str]) -> Candidates:
-    """What each matrix can be put on."""
+    """List the types that each matrix can have."""
     return {
         m: [name for name in names if qtypes.get(name).fits(checkpoint.matrices[m][1])]
         for m in modules
@@ -76,13 +76,13 @@ def fitting(checkpoint: Checkpoint, modules: list[str], names: list[str]) -> Can
 
 
 def size(checkpoint: Checkpoint, module: str) -> int:
-    """Weights of a matrix."""
+    """Return the number of weights of a matrix."""
     rows, columns = checkpoint.matrices[module]
     return rows * columns
 
 
 def timed(bank: LayerBank, candidates: Candidates) -> float:
-    """Seconds to round all that from nothing."""
+    """Return the seconds it takes to round and polish all candidates."""
     started = time.monotonic()
     round_layers(bank, candidates, Silent())
     polish_layers(bank, candidates, Silent())

@@ -1,4 +1,4 @@
-"""Fits of scales beside ggml's: how much less error, on which blocks more, and how fast.
+"""Compare fits of scales with ggml's: how much less error, on which blocks more, how fast.
 
     python benchmarks/fits.py [TYPE ...]
 
@@ -30,7 +30,7 @@ from bitquilt.rounding.nearest import fit
 SHAPE = (6144, 1536)
 TURNS = 3
 SAME = 1 + 1e-4
-"""Sums of squares in float32 are no more precise."""
+"""Sums of squares in float32 are not more precise than that."""
 
 Matrices = list[tuple[Tensor, Tensor]]
 """Weights [R, C] with the importance of their columns [C]."""
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def random_matrices() -> Matrices:
-    """1,008 blocks of 256, a third of each kind."""
+    """Draw 1,008 blocks of 256, a third of each kind."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -63,7 +63,7 @@ def random_matrices() -> Matrices:
 
 
 def real_matrices() -> Matrices:
-    """The down projections of all blocks, 64 rows of each: 2,688 blocks of 256."""
+    """Load 64 rows of each block's down projection: 2,688 blocks of 256."""
     with captured("demo", 8) as (checkpoint, _, work):
         stats = CalibrationStats(checkpoint, work)
         modules = [module for module in checkpoint.matrices if module.endswith("down_proj")]
@@ -74,14 +74,14 @@ def real_matrices() -> Matrices:
 
 
 def compared(qtype: QuantType, matrices: Matrices) -> str:
-    """Our errors by block beside ggml's: mean share, how many are larger, the largest."""
+    """Compare errors by block: our mean share of ggml's, how many are larger, the largest."""
     shares = torch.cat([_shares(qtype, weight, importance) for weight, importance in matrices])
     worse = (shares > SAME).double().mean()
     return f"{shares.mean():.3f}, {worse:.2%}, {shares.max():.3f}"
 
 
 def _shares(qtype: QuantType, weight: Tensor, importance: Tensor) -> Tensor:
-    """Our error over ggml's, block by block, where ggml has any."""
+    """Return our error over ggml's, block by block, where ggml has any."""
 
     def errors(rounded: Tensor) -> Tensor:
         gap = (rounded.double() - weight).square() * importance
@@ -93,7 +93,7 @@ def _shares(qtype: QuantType, weight: Tensor, importance: Tensor) -> Tensor:
 
 
 def speeds(qtype: QuantType) -> tuple[float, float]:
-    """Millions of weights a second: ours and ggml's, medians over turns."""
+    """Return millions of weights a second, ours and ggml's, medians over turns."""
     weight, importance = 0.02 * torch.randn(*SHAPE), torch.rand(SHAPE[1])
     kind = libgguf.GGMLQuantizationType[qtype.name]
     ours, theirs = zip(

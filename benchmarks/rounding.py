@@ -1,12 +1,12 @@
-"""Rounding alone: every type, ours against its peers, same calibration and held-out text.
+"""Compare rounding alone: every type, ours and its peers', on the same text.
 
     python benchmarks/rounding.py [--model MODEL] [TYPE…]
 
-All matrices of the blocks go onto one type. GGUF types: the embedding at Q6_K, each side's own
-rounding. MLX types: the embedding on the same type too, as ``mlx_lm.convert -q`` has it, or at 6
-bits beside mlx-lm's gptq, which has it so. Prints mean KL on held-out text with its 95 % interval,
-the share of the first line's that is not weaker by design, and seconds of rounding. AutoRound has
-a line where it is installed; it tunes for minutes to hours without a GPU.
+All matrices of the blocks go onto one type. With GGUF types the embedding has Q6_K, in each side's
+own rounding. With MLX types it has the same type, as ``mlx_lm.convert -q`` gives it, or 6 bits
+beside mlx-lm's gptq, which gives it those. Each line has the mean KL on held-out text with its 95 %
+interval, that KL as a part of the first line's, and the seconds of rounding. AutoRound has a line
+where it is installed; it tunes for minutes to hours without a GPU.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Weights = dict[str, Tensor]
 
 
 class Bench:
-    """A checkpoint, its statistics, and the original on held-out text."""
+    """Holds a checkpoint, its statistics, and what the original says of held-out text."""
 
     def __init__(self, checkpoint: Checkpoint, directory: Path) -> None:
         self.checkpoint = checkpoint
@@ -72,11 +72,11 @@ class Bench:
     def theirs(
         self, qtype: QuantType, embedding: QuantType, way: Callable[[QuantType, str], Tensor]
     ) -> Weights:
-        """Every matrix by a peer's rounding."""
+        """Round every matrix as a peer does."""
         return {m: way(qtype, m) for m in self.blocks} | {EMBEDDING: way(embedding, EMBEDDING)}
 
     def ours(self, qtype: QuantType, embedding: QuantType, method: str) -> Weights:
-        """Every matrix from our bank."""
+        """Round every matrix with our bank."""
         bank, allocation = (
             self.banks[method],
             dict.fromkeys(self.blocks, qtype) | {EMBEDDING: embedding},
@@ -87,7 +87,7 @@ class Bench:
         return {m: on.dequantize(bank.polished(m, on.name)) for m, on in allocation.items()}
 
     def kl(self, weights: Weights) -> tuple[float, str]:
-        """Mean KL, and the same with its interval."""
+        """Return the mean KL, and the same as text with its interval."""
 
         def load(name: str) -> Tensor:
             module = name.removesuffix(".weight")
@@ -97,31 +97,31 @@ class Bench:
         return found.mean, str(found)
 
     def ggml(self, qtype: QuantType, module: str) -> Tensor:
-        """llama-quantize without an importance matrix."""
+        """Round as llama-quantize does without an importance matrix."""
         return peers.ggml(qtype, self._weight(module), None)
 
     def ggml_with_imatrix(self, qtype: QuantType, module: str) -> Tensor:
-        """llama-quantize with one, from our calibration text."""
+        """Round as llama-quantize does with an importance matrix from our calibration text."""
         return peers.ggml(qtype, self._weight(module), self.statistics.importance(module))
 
     def toolkit(self, qtype: QuantType, module: str) -> Tensor:
-        """Plain GPTQ as in the GPTQ + GGUF toolkit; the embedding as ggml has it there."""
+        """Round by plain GPTQ as the GPTQ + GGUF toolkit does; the embedding is ggml's there."""
         if module == EMBEDDING:
             return self.ggml_with_imatrix(qtype, module)
         return peers.plain_gptq(qtype, self._weight(module), self.statistics.hessian(module))
 
     def mlx(self, qtype: QuantType, module: str) -> Tensor:
-        """``mlx_lm.convert -q``."""
+        """Round as ``mlx_lm.convert -q`` does."""
         return peers.mlx(qtype, self._weight(module))
 
     def mlx_gptq(self, qtype: QuantType, module: str) -> Tensor:
-        """mlx-lm's gptq, the matrix alone: its arithmetic on our Hessian."""
+        """Round one matrix as mlx-lm's gptq does, on our Hessian."""
         if module == EMBEDDING:
             return self.mlx(qtype, module)
         return peers.mlx_gptq(qtype, self._weight(module), self.statistics.hessian(module))
 
     def auto_round(self, qtype: QuantType, embedding: QuantType) -> Weights:
-        """AutoRound on our calibration text; the embedding as the file's own tools have it."""
+        """Round as AutoRound does on our text; the embedding as the file's own tools do."""
         plain = self.mlx if "mlx" in qtype.targets else self.ggml_with_imatrix
         tuned = autoround.rounded(self.checkpoint, qtype, self.tokens)
         return tuned | {EMBEDDING: plain(embedding, EMBEDDING)}
@@ -130,7 +130,7 @@ class Bench:
         return self.checkpoint.load(f"{module}.weight")
 
     def lines(self, qtype: QuantType) -> Iterator[tuple[str, Callable[[], Weights]]]:
-        """What is measured on a type: the first line is what shares are of."""
+        """Yield what is measured on a type; shares are of the first line."""
         if "mlx" in qtype.targets:
             yield "mlx-lm convert -q", lambda: self.theirs(qtype, qtype, self.mlx)
             same = qtype
@@ -154,7 +154,7 @@ class Bench:
 
 
 def main() -> None:
-    """Print a few lines per type."""
+    """Print a few lines for each type."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="demo")
     parser.add_argument("types", nargs="*", default=[*qtypes.names("gguf"), *qtypes.names("mlx")])

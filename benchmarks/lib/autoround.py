@@ -1,4 +1,4 @@
-"""What AutoRound makes of the blocks of a model on one type, decoded.
+"""The blocks of a model on one type as AutoRound rounds them, decoded.
 
 It tunes the rounding and the range of every weight group of a block together, by signed gradients
 of the block's output error; each block reads what the rounded ones before it give.
@@ -28,14 +28,14 @@ SCHEMES: dict[str, Any] = {
 
 
 def installed() -> bool:
-    """Whether AutoRound can be imported."""
+    """Tell whether AutoRound can be imported."""
     return find_spec("auto_round") is not None
 
 
 def rounded(
     checkpoint: Checkpoint, qtype: QuantType, tokens: Tensor, steps: int = 200
 ) -> dict[str, Tensor]:
-    """Module path → float32 [R, C] for every matrix of the blocks, as AutoRound's file has it.
+    """Return module path → float32 [R, C] for every block's matrices, as AutoRound's file has them.
 
     Args:
         checkpoint: rounded with its embedding as it is, which AutoRound does not tune.
@@ -67,7 +67,7 @@ def rounded(
 
 
 def _mlx(model: torch.nn.Module, module: str, qtype: QuantType) -> Packed:
-    """One tuned layer as AutoRound's MLX export packs it."""
+    """Pack one tuned layer as AutoRound's MLX export does."""
     from auto_round.export.export_to_mlx.export import pack_layer
 
     pack_layer(module, model, device="cpu")
@@ -76,7 +76,7 @@ def _mlx(model: torch.nn.Module, module: str, qtype: QuantType) -> Packed:
 
 
 def _gguf(model: torch.nn.Module, module: str, qtype: QuantType) -> Packed:
-    """One tuned layer as AutoRound's GGUF export packs it."""
+    """Pack one tuned layer as AutoRound's GGUF export does."""
     from auto_round.export.export_to_gguf.packing import ggml_quant
 
     layer: Any = model.get_submodule(module)

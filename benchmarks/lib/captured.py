@@ -24,7 +24,7 @@ WINDOW = 512
 
 @contextmanager
 def captured(shape: str, windows: int) -> Iterator[tuple[Checkpoint, Tensor, WorkDir]]:
-    """The model ``demo`` or ``950m``, the text that was read, and what it left."""
+    """Yield the model ``demo`` or ``950m``, the text that was read, and the work directory."""
     with tempfile.TemporaryDirectory() as directory:
         model = "demo"
         if shape == "950m":

@@ -10,11 +10,11 @@ from mlx_lm.quant.dynamic_quant import estimate_sensitivities, estimate_threshol
 from torch import Tensor
 
 LOW, HIGH = (4, 64), (5, 64)
-"""Its own defaults: bits and group."""
+"""The defaults of dynamic_quant: bits and group."""
 
 
 def allocation(original: Path, tokens: Tensor, target: float) -> dict[str, str]:
-    """Module path → type.
+    """Return module path → type.
 
     Args:
         original: an MLX directory of the unquantized model.

@@ -1,4 +1,4 @@
-"""What others make of one matrix on one type, decoded: ggml, plain GPTQ on K-quants, mlx."""
+"""One matrix on one type as others round it, decoded: ggml, plain GPTQ on K-quants, mlx."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bitquilt.runtime.threads import in_threads
 
 
 def ggml(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Tensor:
-    """As llama-quantize rounds, with or without an importance matrix."""
+    """Round as llama-quantize does, with or without an importance matrix."""
     kind = libgguf.GGMLQuantizationType[qtype.name]
     if importance is None and libgguf.quantize_requires_imatrix(kind):
         importance = torch.ones(weight.shape[1])
@@ -22,7 +22,7 @@ def ggml(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Tensor:
 def ggml_bytes(
     kind: libgguf.GGMLQuantizationType, weight: Tensor, importance: Tensor | None
 ) -> Tensor:
-    """Blocks as ggml writes them into a file, rows in threads."""
+    """Return blocks as ggml writes them into a file; rows go through in threads."""
     matrix = None if importance is None else importance.numpy()
     _build_tables(kind)
 
@@ -39,7 +39,7 @@ def _build_tables(kind: libgguf.GGMLQuantizationType) -> None:
 
 
 def plain_gptq(qtype: QuantType, weight: Tensor, hessian: Tensor) -> Tensor:
-    """A small version of what the GPTQ + GGUF toolkit does for a K-quant, faithful in these points:
+    """Round to a K-quant as the GPTQ + GGUF toolkit does, in short but faithful in these points:
 
     columns in their own order; one damping of a hundredth; a super-block's scales are fitted when
     it is reached, to the weights as corrected so far, without importance, and by the largest
@@ -65,7 +65,7 @@ def plain_gptq(qtype: QuantType, weight: Tensor, hessian: Tensor) -> Tensor:
 
 
 def _scales(qtype: QuantType, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps and offsets of one super-block per row, one per column [R, 256]."""
+    """Return steps and offsets of one super-block of each row, one for each column, [R, 256]."""
     if qtype.name in ("Q3_K", "Q6_K"):
         # the largest weight of 16 on the end of the codes, that of 256 on the end of the scales
         ends = weight.unflatten(1, (16, 16)).abs().amax(2) / -qtype.low
@@ -81,7 +81,7 @@ def _scales(qtype: QuantType, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mlx(qtype: QuantType, weight: Tensor) -> Tensor:
-    """As ``mlx_lm.convert -q`` rounds."""
+    """Round as ``mlx_lm.convert -q`` does."""
     import mlx.core as mx
     import numpy as np
 
@@ -92,7 +92,7 @@ def mlx(qtype: QuantType, weight: Tensor) -> Tensor:
 
 
 def mlx_gptq(qtype: QuantType, weight: Tensor, hessian: Tensor) -> Tensor:
-    """mlx-lm's gptq on one linear layer whose Hessian is given."""
+    """Run mlx-lm's gptq on one linear layer whose Hessian is given."""
     import mlx.core as mx
     import mlx.nn as nn
     import numpy as np
@@ -120,6 +120,6 @@ def mlx_gptq(qtype: QuantType, weight: Tensor, hessian: Tensor) -> Tensor:
 
 
 def _root(hessian: Tensor) -> Tensor:
-    """X [C, C] with Xᵀ X = H."""
+    """Return X [C, C] with Xᵀ X = H."""
     values, vectors = torch.linalg.eigh(hessian.double())
     return (vectors * values.clamp_min(0).sqrt()).T.float()
