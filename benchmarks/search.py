@@ -33,13 +33,12 @@ from torch import Tensor
 
 from bitquilt import pipeline, qtypes
 from bitquilt.allocation import interactions, presets, sensitivity
-from bitquilt.allocation.allocate import EVOPRESS_WINDOWS, Search
 from bitquilt.allocation.evaluator import Evaluator
 from bitquilt.allocation.evopress import EvoPressSchedule, evolve
 from bitquilt.allocation.history import History, latest_histories, read_history
 from bitquilt.allocation.measurements import Measurements
 from bitquilt.allocation.meter import Limits, Meter
-from bitquilt.allocation.plan import Request, make_plan
+from bitquilt.allocation.plan import make_plan, requests
 from bitquilt.allocation.racing import CLEARLY, Difference, by_segment
 from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.solver import solve
@@ -47,6 +46,7 @@ from bitquilt.allocation.space import AllocationSpace, AllocationVector
 from bitquilt.calibration import corpus
 from bitquilt.calibration.text import calibration_documents, encoder, token_windows
 from bitquilt.calibration.text_budget import WINDOW, text_budget
+from bitquilt.config import EVOPRESS_WINDOWS, PlanConfig, SearchConfig
 from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import summarize, weights_metrics
@@ -85,7 +85,7 @@ def main() -> None:
         work_dir = asked.work_dir or Path(directory) / "work"
         there = {"output": directory, "work_dir": work_dir}
         if asked.cost or not asked.mlx:
-            pipeline.search(asked.model, bits=bits, how=Search("knapsack"), **there)
+            pipeline.search(asked.model, bits=bits, search=SearchConfig(method="knapsack"), **there)
         if asked.cost:
             cost(asked.model, bits, there)
         if asked.mlx:
@@ -103,7 +103,7 @@ def cost(model: str, budgets: Sequence[float], there: dict[str, Any]) -> None:
     operations = 2 * sum(rows * columns for rows, columns in matrices)
     for bits in dict.fromkeys([(budgets[len(budgets) // 2],), tuple(budgets)]):
         started = time.monotonic()
-        pipeline.search(model, bits=bits, how=Search(seed=100 + len(bits)), **there)
+        pipeline.search(model, bits=bits, search=SearchConfig(seed=100 + len(bits)), **there)
         seconds = time.monotonic() - started
         last = read_history(latest_histories(there["work_dir"])["gguf"])[-1]
         pace = last["tokens"] / last["seconds"]
@@ -141,7 +141,9 @@ class Bench:
         self.held_out = HELD_OUT_QUICK if quick else HELD_OUT
         encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
         searched = token_windows(documents, encode, self.windows, WINDOW)
-        together = token_windows(documents, encode, self.much.search, WINDOW)[: self.much.company]
+        together = token_windows(documents, encode, self.much.search, WINDOW)[
+            : self.much.interactions
+        ]
         held_out = token_windows(corpus.bundled("held-out"), encode, self.held_out, WINDOW)
         self._evaluator = Evaluator(self.checkpoint, self.bank.packed)
         original = OriginalModel(self.checkpoint, work)
@@ -151,7 +153,7 @@ class Bench:
 
     def space(self, bits: float) -> tuple[AllocationSpace, int]:
         """What may be chosen at a budget, scored by predictions, and the capacity."""
-        planned = make_plan(self.checkpoint, Request.parse(bits, None, None), GGUF).space
+        planned = make_plan(self.checkpoint, requests(PlanConfig(bits=bits))[0], GGUF).space
         assert planned is not None
         scored = sensitivity.predicted(self.bank, planned.candidate_sets)
         return AllocationSpace.of(scored), planned.capacity
@@ -183,7 +185,7 @@ class Bench:
     def before(self) -> int:
         """Token-forwards of statistics and scores; a backward pass counts as two."""
         read = self.much.calibration + 3 * self.much.gradients
-        return WINDOW * (read + ATTRIBUTION_PASSES * self.much.company)
+        return WINDOW * (read + ATTRIBUTION_PASSES * self.much.interactions)
 
 
 def compare(bench: Bench, budgets: Sequence[float], seeds: Sequence[int]) -> None:

@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 
 from bitquilt.allocation import presets, speed_profile
-from bitquilt.allocation.plan import Request, make_plan
+from bitquilt.allocation.plan import make_plan, requests
 from bitquilt.allocation.timing import random_weights
+from bitquilt.config import AllocationConfig, SearchConfig
 from bitquilt.evaluation.speed import bench
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
@@ -35,7 +36,8 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["demo"])
     for model in parser.parse_args().models:
         checkpoint = open_checkpoint(model)
-        plan = make_plan(checkpoint, Request.parse(BITS, None, None, fast=True), GGUF)
+        fast = AllocationConfig(bits=BITS, search=SearchConfig(tokens_per_second=1.0))
+        plan = make_plan(checkpoint, requests(fast)[0], GGUF)
         assert plan.space is not None
         mixes: dict[str, Allocation] = {
             name: presets.preset(name, checkpoint, "gguf") for name in PRESETS

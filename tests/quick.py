@@ -1,45 +1,59 @@
 """``quantize`` on a few short windows of little text, for tests that are not about the text.
 
-:func:`command` is the command line with that, for tests that need a process of its own;
-:func:`invoke` is the command line in this process, as it is.
+:data:`QUICK` are options for the Python functions. :func:`invoke` is the command line with them in
+this process, :func:`command` in a process of its own.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import shlex
 import signal
-import sys
+import tempfile
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from transformers.models.qwen3 import modeling_qwen3  # noqa: F401 (seconds, once, for all forks)
 
-from bitquilt import pipeline
-from bitquilt.calibration import corpus, text
-from bitquilt.calibration.corpus import Document
-from bitquilt.calibration.text_budget import TextBudget
+from bitquilt import TextBudget
 from bitquilt.cli.main import main
 
 TEXTS = {"calibration": inspect.getsource(textwrap), "held-out": inspect.getsource(shlex)}
+_FOLDER = Path(tempfile.mkdtemp(prefix="quick-"))
 
 
-def hurry(patch: pytest.MonkeyPatch) -> None:
-    """Make ``quantize`` read windows of 32 tokens, few of them, and run no engine."""
-    patch.setattr(
-        pipeline, "text_budget", lambda *_, **__: TextBudget(4, 2, 2, 4, 16, 4, 4, 2, 100)
-    )
-    patch.setattr(pipeline, "WINDOW", 32)
-    for module in (corpus, text):
-        patch.setattr(module, "bundled", _bundled)
-    patch.setattr(pipeline, "run_in_engine", lambda *_: (None, "not run: a test"))
+def _document(name: str, module: ModuleType) -> Path:
+    """A file of one document: the source of a module."""
+    path = _FOLDER / f"{name}.jsonl"
+    line = {"domain": "code", "source": name, "text": inspect.getsource(module)}
+    path.write_text(json.dumps(line), "utf-8")
+    return path
 
 
-def _bundled(split: str) -> list[Document]:
-    return [Document("code", split, TEXTS[split], None)]
+QUICK = {
+    "text": TextBudget(
+        calibration=4,
+        gradients=2,
+        held_out=2,
+        sequential=4,
+        tuning=16,
+        interactions=4,
+        search=4,
+        selection=2,
+        races=100,
+        window=32,
+    ),
+    "calibration": _document("calibration", textwrap),
+    "held_out": _document("held-out", shlex),
+    "engine_check": False,
+}
+SEARCH = {name: value for name, value in QUICK.items() if name != "engine_check"}
+"""Those of them that ``search`` takes."""
 
 
 def command(arguments: list[str], log: Path, die_at: str | None = None) -> None:
@@ -63,19 +77,16 @@ def command(arguments: list[str], log: Path, die_at: str | None = None) -> None:
         replace(source, target)
 
     with pytest.MonkeyPatch.context() as patch:
-        hurry(patch)
         patch.setattr(os, "replace", replace_or_die)
-        sys.argv = ["bitquilt", *arguments]
-        main()
+        main(arguments, **QUICK)
 
 
 def invoke(*arguments: str | Path) -> int:
     """Run ``bitquilt`` with these arguments here and return its exit code."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["bitquilt", *map(str, arguments)])
         patch.setenv("TRANSFORMERS_VERBOSITY", "error")  # else main() would, for good
         try:
-            main()
+            main([*map(str, arguments)], **QUICK)
         except SystemExit as end:
             return int(end.code or 0)
         return 0

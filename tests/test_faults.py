@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from bitquilt import pipeline
 from bitquilt.targets.gguf import writing
 from tests.factories import tiny_checkpoint
-from tests.quick import hurry, invoke
+from tests.quick import invoke
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -28,7 +28,6 @@ def early(monkeypatch):
     def begun(*_):
         raise AssertionError("the long work had begun")
 
-    hurry(monkeypatch)
     monkeypatch.setattr(pipeline, "collect_statistics", begun)
 
 
@@ -117,8 +116,7 @@ def test_a_checkpoint_that_is_broken(model, tmp_path, refused, damage, words):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(model, tmp_path, refused, monkeypatch, value):
-    hurry(monkeypatch)
+def test_weights_that_are_no_numbers(model, tmp_path, refused, value):
     weights = load_file(model / "model.safetensors")
     weights[Q][5, 7] = value
     save_file(weights, model / "model.safetensors")
@@ -135,7 +133,7 @@ def test_weights_that_are_no_numbers(model, tmp_path, refused, monkeypatch, valu
         (["--bits", "1"], ["too small", "--bits 2.3"]),
         (["--size", "100kB"], ["100.00 kB is too small", "--size 2"]),
         (["--size", "1GB"], ["1.00 GB is too large", "--bits"]),
-        (["--bits", "many"], ["'many' is no list of numbers", "quantize --help"]),
+        (["--bits", "many"], ["'many' is not a list of numbers", "quantize --help"]),
         (["--bits", "0"], ["not between 0 and 32"]),
         (["--size", "huge"], ["'huge' is not a size", "600MB"]),
         (["--to", "onnx"], ["'onnx' is not one of", "gguf"]),
@@ -195,15 +193,12 @@ def test_a_disk_too_small_for_the_file(model, tmp_path, refused, small_disk):
     assert list(small_disk.iterdir()) == []
 
 
-def test_a_disk_that_fills_up(model, tmp_path, refused, small_disk, monkeypatch):
-    hurry(monkeypatch)
+def test_a_disk_that_fills_up(model, tmp_path, refused, small_disk):
     sentence = refused(*quantize(model, tmp_path / "out", "--work-dir", small_disk / "work"))
     assert "the disk is full; free space or choose another directory" in sentence
 
 
 def test_a_disk_that_fills_up_while_the_file_is_written(model, tmp_path, refused, monkeypatch):
-    hurry(monkeypatch)
-
     def full(*_):
         raise OSError(28, "No space left on device")
 

@@ -29,6 +29,7 @@ ORDER = (
     "serve",
     "targets",
     "rounding",
+    "config",
     "allocation",
     "evaluation",
     "tasks",

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from bitquilt import pipeline
+from bitquilt import Output, pipeline
 from bitquilt.allocation.plan import plan
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
 from bitquilt.rounding import ROUNDING_VERSION
 from bitquilt.targets import GGUF, MLX
-from bitquilt.targets.engine_check import run_in_engine
 from tests.factories import tiny_checkpoint
-from tests.quick import hurry
+from tests.quick import QUICK
 
 READERS = {"gguf": GGUF.read_weights, "mlx": MLX.read_weights}
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    hurry(monkeypatch)
+def quantize(source: Path, **options: object) -> list[Output]:
+    """The outputs of a quick run."""
+    return pipeline.quantize(source, **QUICK | options).outputs
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,8 @@ def test_what_is_planned_is_on_disk(request, tmp_path, model, to, asked, recipe)
         (tmp_path / "mine.json").write_text(json.dumps(recipe))
         asked = asked | {"recipe": tmp_path / "mine.json"}
     plans = plan(source, to=to, **asked)
-    made = pipeline.quantize(str(source), to=to, output=tmp_path, work_dir=work, **asked)
-    for planned, output in zip(plans, made.outputs, strict=True):
+    made = quantize(source, to=to, output=tmp_path, work_dir=work, **asked)
+    for planned, output in zip(plans, made, strict=True):
         assert size_on_disk(output.path) == planned.layout.total_bytes == output.nbytes
         assert output.bits == planned.bits == output.nbytes * 8 / planned.weights
         weights = READERS[output.target](output.path)
@@ -91,10 +92,10 @@ def test_what_is_planned_is_on_disk(request, tmp_path, model, to, asked, recipe)
             assert output.allocation == planned.allocation
     if "bits" in asked:
         budgets = [asked["bits"] * planned.weights / 8 for planned in plans]
-        for budget, output in zip(budgets, made.outputs, strict=True):
+        for budget, output in zip(budgets, made, strict=True):
             assert 0.995 * budget <= output.nbytes <= budget
     if "size" in asked:
-        for output in made.outputs:
+        for output in made:
             assert 0.995 * 620_000 <= output.nbytes <= 620_000
             assert output.allocation["model.embed_tokens"] in ("Q8_0", "8bit-g64")
 
@@ -103,13 +104,11 @@ def test_what_is_planned_is_on_disk(request, tmp_path, model, to, asked, recipe)
 def test_the_recipe_beside_a_model_makes_the_same_weights(wide, tmp_path, to):
     """From nothing: a matrix does not depend on which others were rounded with it."""
     source, work = wide
-    (first,) = pipeline.quantize(
-        str(source), bits=4.5, to=to, output=tmp_path / "first", work_dir=work
-    ).outputs
+    (first,) = quantize(source, bits=4.5, to=to, output=tmp_path / "first", work_dir=work)
     recipe = recipe_file(first.path)
-    (second,) = pipeline.quantize(
-        str(source), recipe=recipe, to=to, output=tmp_path / "second", work_dir=tmp_path / "work"
-    ).outputs
+    (second,) = quantize(
+        source, recipe=recipe, to=to, output=tmp_path / "second", work_dir=tmp_path / "work"
+    )
     ours, theirs = (READERS[to](output.path) for output in (first, second))
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
     assert recipe_file(second.path).read_bytes() == recipe.read_bytes()
@@ -120,9 +119,9 @@ def test_the_recipe_beside_a_model_makes_the_same_weights(wide, tmp_path, to):
 
 def test_other_budgets_and_targets_share_the_work(wide, tmp_path):
     source, work = wide
-    pipeline.quantize(str(source), bits=4.5, to="gguf", output=tmp_path, work_dir=work)
+    quantize(source, bits=4.5, to="gguf", output=tmp_path, work_dir=work)
     captured = (work / "gradients.safetensors").stat().st_mtime_ns
-    pipeline.quantize(str(source), bits=6, to="mlx", output=tmp_path, work_dir=work)
+    quantize(source, bits=6, to="mlx", output=tmp_path, work_dir=work)
     assert (work / "gradients.safetensors").stat().st_mtime_ns == captured
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == [
@@ -135,22 +134,22 @@ def test_other_budgets_and_targets_share_the_work(wide, tmp_path):
 def test_an_earlier_result_is_replaced(wide, tmp_path):
     source, work = wide
     asked = {"recipe": "4bit-g64", "to": "mlx", "output": tmp_path, "work_dir": work}
-    (first,) = pipeline.quantize(str(source), **asked).outputs
+    (first,) = quantize(source, **asked)
     (first.path / "stray").write_text("")
     before = contents(first.path)
-    pipeline.quantize(str(source), **asked)
+    quantize(source, **asked)
     assert contents(first.path) == {name: raw for name, raw in before.items() if name != "stray"}
 
 
 @pytest.mark.parametrize(
     ("to", "preset", "engine"), [("gguf", "Q8_0", "llama.cpp"), ("mlx", "8bit-g64", "mlx-lm")]
 )
-def test_the_engine_is_asked(wide, tmp_path, monkeypatch, to, preset, engine):
+def test_the_engine_is_asked(wide, tmp_path, to, preset, engine):
     if to == "mlx":
         pytest.importorskip("mlx_lm")
-    monkeypatch.setattr(pipeline, "run_in_engine", run_in_engine)
     source, work = wide
-    made = pipeline.quantize(str(source), recipe=preset, to=to, output=tmp_path, work_dir=work)
+    asked = QUICK | {"recipe": preset, "to": to, "output": tmp_path, "work_dir": work}
+    made = pipeline.quantize(source, **asked | {"engine_check": True})
     (output,) = made.outputs
     assert output.engine is not None
     assert output.engine.engine == engine
@@ -163,10 +162,8 @@ def test_the_engine_is_asked(wide, tmp_path, monkeypatch, to, preset, engine):
 def test_refined_and_tuned_files_are_ordinary_and_closer(wide, tmp_path, to):
     source, work = wide
     asked = {"bits": 4.5, "to": to, "work_dir": work}
-    (plain,) = pipeline.quantize(str(source), output=tmp_path / "plain", **asked).outputs
-    (better,) = pipeline.quantize(
-        str(source), output=tmp_path / "better", refine=True, tune=True, **asked
-    ).outputs
+    (plain,) = quantize(source, output=tmp_path / "plain", **asked)
+    (better,) = quantize(source, output=tmp_path / "better", sequential=True, tune=True, **asked)
     assert better.nbytes == plain.nbytes
     assert better.allocation == plain.allocation
     ours, theirs = (READERS[to](output.path) for output in (plain, better))
@@ -177,12 +174,36 @@ def test_refined_and_tuned_files_are_ordinary_and_closer(wide, tmp_path, to):
 
 def test_an_unknown_rounding_is_refused(wide, tmp_path):
     source, _ = wide
-    with pytest.raises(UserError, match="no rounding 'fulll'; choose one of nearest, gptq, full"):
-        pipeline.quantize(str(source), bits=4.5, output=tmp_path, rounding="fulll")
+    with pytest.raises(UserError, match=r"--rounding bset .* choose one of nearest, gptq, "):
+        quantize(source, bits=4.5, output=tmp_path, rounding="bset")
 
 
 def test_a_work_directory_of_another_rounding_is_refused(wide, tmp_path):
     source, work = wide
     differs = rf"rounding: \['full', {ROUNDING_VERSION}\] there, \['gptq', {ROUNDING_VERSION}\] now"
     with pytest.raises(UserError, match=differs):
-        pipeline.quantize(str(source), bits=4.5, output=tmp_path, work_dir=work, rounding="gptq")
+        quantize(source, bits=4.5, output=tmp_path, work_dir=work, rounding="gptq")
+
+
+@pytest.mark.parametrize("option", ["sequential", "tune"])
+def test_too_little_text_is_refused_before_the_work(wide, tmp_path, monkeypatch, option):
+    """More windows are learned from than are calibrated on; a short text has none for them."""
+
+    def begun(*_):
+        raise AssertionError("the long work had begun")
+
+    monkeypatch.setattr(pipeline, "collect_statistics", begun)
+    source, _ = wide
+    text = replace(QUICK["text"], sequential=5000, tuning=5000)
+    with pytest.raises(UserError, match="give more text"):
+        quantize(source, bits=4.5, output=tmp_path, text=text, **{option: True})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_that_is_kept_is_that_of_the_config(wide, tmp_path):
+    source, work = wide
+    quantize(source, recipe="Q4_K_M", output=tmp_path, work_dir=work)
+    kept = json.loads((work / "made" / "tiny-llama4_text-Q4_K_M.gguf.json").read_text())["command"]
+    words = shlex.split(kept)
+    assert words[:5] == ["bitquilt", "quantize", str(source), "--recipe", "Q4_K_M"]
+    assert words[words.index("--work-dir") + 1] == str(work)

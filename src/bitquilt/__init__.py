@@ -1,7 +1,15 @@
 """bitquilt: mixed-precision GGUF and MLX models of an exact size, running in stock engines.
 
-Four functions do what the command line does: :func:`quantize`, :func:`plan`, :func:`inspect`,
-:func:`evaluate`.
+The functions do what the command line does; each takes a config, or the config's fields as keyword
+arguments::
+
+    import bitquilt
+
+    result = bitquilt.quantize("demo", bits=4.5, to="both", output="out")
+    config = bitquilt.QuantizeConfig(size="600MB", search=bitquilt.SearchConfig(method="knapsack"))
+    result = bitquilt.quantize("facebook/MobileLLM-R1-950M", config)
+
+Everything that they take, return or raise can be imported from here.
 """
 
 from __future__ import annotations
@@ -9,26 +17,71 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitquilt.allocation.plan import Plan as Plan
     from bitquilt.allocation.plan import plan as plan
+    from bitquilt.allocation.selection import Ranking as Ranking
+    from bitquilt.calibration.text_budget import TextBudget as TextBudget
+    from bitquilt.config import AllocationConfig as AllocationConfig
+    from bitquilt.config import PlanConfig as PlanConfig
+    from bitquilt.config import QuantizeConfig as QuantizeConfig
+    from bitquilt.config import SearchConfig as SearchConfig
+    from bitquilt.errors import EngineCrashedError as EngineCrashedError
+    from bitquilt.errors import EngineMissingError as EngineMissingError
+    from bitquilt.errors import UserError as UserError
     from bitquilt.evaluation.compare import evaluate as evaluate
+    from bitquilt.evaluation.results import Evaluation as Evaluation
+    from bitquilt.metrics.teacher import Figures as Figures
+    from bitquilt.models.inspection import Inspection as Inspection
     from bitquilt.models.inspection import inspect as inspect
     from bitquilt.pipeline import quantize as quantize
+    from bitquilt.pipeline import search as search
+    from bitquilt.report.result import Output as Output
+    from bitquilt.report.result import QuantizeResult as QuantizeResult
+    from bitquilt.report.result import SearchResult as SearchResult
+    from bitquilt.runtime.progress import Progress as Progress
+    from bitquilt.runtime.progress import Silent as Silent
 
 __version__ = "0.2.0"
-__all__ = ["__version__", "evaluate", "inspect", "plan", "quantize"]
 
 _HOMES = {
+    "AllocationConfig": "bitquilt.config",
+    "EngineCrashedError": "bitquilt.errors",
+    "EngineMissingError": "bitquilt.errors",
+    "Evaluation": "bitquilt.evaluation.results",
+    "Figures": "bitquilt.metrics.teacher",
+    "Inspection": "bitquilt.models.inspection",
+    "Output": "bitquilt.report.result",
+    "Plan": "bitquilt.allocation.plan",
+    "PlanConfig": "bitquilt.config",
+    "Progress": "bitquilt.runtime.progress",
+    "QuantizeConfig": "bitquilt.config",
+    "QuantizeResult": "bitquilt.report.result",
+    "Ranking": "bitquilt.allocation.selection",
+    "SearchConfig": "bitquilt.config",
+    "SearchResult": "bitquilt.report.result",
+    "Silent": "bitquilt.runtime.progress",
+    "TextBudget": "bitquilt.calibration.text_budget",
+    "UserError": "bitquilt.errors",
     "evaluate": "bitquilt.evaluation.compare",
     "inspect": "bitquilt.models.inspection",
     "plan": "bitquilt.allocation.plan",
     "quantize": "bitquilt.pipeline",
+    "search": "bitquilt.pipeline",
 }
+"""Public name → the module that defines it."""
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a function when it is asked for: torch takes seconds, ``--help`` must not."""
+    """Import a name when it is asked for: torch takes seconds, ``--help`` must not."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)

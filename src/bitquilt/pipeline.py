@@ -1,39 +1,59 @@
-"""The whole story on one page: a checkpoint in, a model file of an exact size out."""
+"""The whole story on one page: a checkpoint in, a model file of an exact size out.
+
+Read :func:`quantize` first. A :class:`Run` holds what a command needs, and its methods are the
+stages in their order: collect statistics, allocate, polish or correct, tune, export.
+"""
 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from bitquilt import __version__
 from bitquilt.allocation import recipe as recipes
-from bitquilt.allocation.allocate import Decision, Search, Text, decide
-from bitquilt.allocation.plan import Plan, Request, make_plan
+from bitquilt.allocation.allocate import (
+    AllocationText,
+    Decision,
+    affordable_search,
+    allocate,
+)
+from bitquilt.allocation.plan import Plan, make_plan, requests
 from bitquilt.allocation.timing import token_seconds
 from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics
 from bitquilt.calibration.corpus import Document
-from bitquilt.calibration.text import calibration_documents, encoder, token_windows
-from bitquilt.calibration.text_budget import LEAST_RACED, WINDOW, TextBudget, text_budget
+from bitquilt.calibration.text import (
+    calibration_documents,
+    encoder,
+    held_out_documents,
+    token_windows,
+)
+from bitquilt.calibration.text_budget import TextBudget, text_budget
+from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig, command
 from bitquilt.errors import UserError
 from bitquilt.metrics.original import OriginalModel
-from bitquilt.metrics.teacher import Teacher, original_figures, summarize, weights_metrics
+from bitquilt.metrics.teacher import (
+    Teacher,
+    original_figures,
+    summarize,
+    weights_metrics,
+)
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import PackedSource
-from bitquilt.report.result import Output, RecipeResult, Result
+from bitquilt.report.result import Output, QuantizeResult, SearchResult
 from bitquilt.report.run_record import OutputRecord, save
-from bitquilt.rounding import METHODS, ROUNDING_VERSION, sequential_pass
+from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers
 from bitquilt.rounding.tuning import distill
@@ -44,328 +64,351 @@ from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import GGUF, parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 
-
-class Asked(NamedTuple):
-    """What a command asks for, understood and possible."""
-
-    checkpoint: Checkpoint
-    plans: list[Plan]
-    documents: list[Document]
-    """Calibration text."""
-    much: TextBudget
-    rounding: str
+FORMAT = 2
+"""Version of what a work directory holds; an older one is refused."""
 
 
 def quantize(
-    model: str,
+    model: str | Path,
+    config: QuantizeConfig | None = None,
     *,
-    bits: float | Sequence[float] | None = None,
-    size: str | None = None,
-    recipe: str | Path | None = None,
-    to: str = "gguf",
-    output: str | Path = ".",
-    calibration: str | Path | None = None,
-    work_dir: str | Path | None = None,
-    rounding: str = "full",
-    refine: bool = False,
-    tune: bool = False,
-    how: Search | None = None,
     progress: Progress | None = None,
-) -> Result:
-    """Make one model file per target and budget, of an exact size, and measure it.
+    **options: Any,
+) -> QuantizeResult:
+    """Make one model file per format and budget, of an exact size, and measure each.
+
+    The same call on the same work directory continues where an earlier one was stopped.
 
     Args:
         model: hub id, Hugging Face directory, GGUF file, or ``demo``.
-        bits: bits per weight over all weights, everything in the file counted; several make as
-            many files, from one search.
-        size: or the file's size, like ``600MB``.
-        recipe: a recipe file or a preset; with a budget, a recipe file's pins hold.
-        to: ``gguf``, ``mlx`` or ``both``.
-        output: directory for the files.
-        calibration: text instead of the bundled one (.txt or .jsonl).
-        work_dir: where stages keep what they made; beside the output if not given. The same call
-            on the same directory continues where it was stopped.
-        rounding: ``nearest``, ``gptq`` (with error feedback) or ``full`` (polished too).
-        refine: correct the decided mix block by block for the rounding of the blocks before.
-        tune: learn its scales and norms by gradient descent; takes a GPU or patience.
-        how: how to search for the mix.
-        progress: where progress goes.
+        config: what is wanted.
+        progress: told what goes on; stderr if not given.
+        options: fields of :class:`bitquilt.QuantizeConfig`, instead of a config.
 
     Raises:
         UserError: bad input, a budget that cannot be met, a full disk: one sentence.
     """
     started = time.monotonic()
-    how, progress = how or Search(), progress or Progress()
-    requests = Request.parse_all(bits, size, recipe, how.tokens_per_second is not None)
-    asked = _asked(model, requests, to, calibration, rounding, progress)
-    checkpoint, plans, documents, much, _ = asked
-    require_room(Path(output), sum(made.layout.total_bytes for made in plans))
-    paths = [_destination(Path(output), checkpoint, made) for made in plans]
-    encode = encoder(checkpoint)
-    with _work(asked, work_dir, output) as work:
-        original = OriginalModel(checkpoint, work)
-        bank, decisions, held_out = _decided(asked, how, original, progress)
-        with progress.stage("Reading held-out text", 1):
-            teacher = original.on(held_out)
-            figures = original_figures(teacher)
-            progress.advance()
-        if how.tokens_per_second is not None:
-            plans = _unpadded(plans, decisions, checkpoint)
+    config = QuantizeConfig.of(config, options)
+    run = Run(model, config, progress or Progress())
+    paths = run.destinations()
+    with run:
+        bank = run.collect()
+        decisions = run.allocate(bank)
+        teacher = run.read_held_out()
         outputs = []
-        for made, decision, path in zip(plans, decisions, paths, strict=True):
-            patches = _polished(made, decision.mix, bank, progress)
-            if refine:
-                text = token_windows(documents, encode, much.refining, WINDOW)
-                patches = _refined(made, decision.mix, bank, text, rounding, progress)
-            if tune:
-                text = token_windows(documents, encode, much.tuning, WINDOW)
-                patches = _tuned(made, decision.mix, patches, text, original, progress)
-            outputs.append(_stitch(made, decision, patches, teacher, path, progress))
-            if how.tokens_per_second is not None:
-                rate = 1 / token_seconds(path)
-                progress.say(f"{path}: {rate:.4g} tokens a second measured")
-            layout = made.target.plan(checkpoint, decision.mix)
-            record = OutputRecord.of(
-                outputs[-1],
-                model=checkpoint.name,
-                breakdown=layout.filled(made.layout.total_bytes).breakdown,
-                command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            )
-            save(work, record)
-    return Result(checkpoint.name, figures, outputs, time.monotonic() - started)
+        for plan, decision, path in zip(run.plans, decisions, paths, strict=True):
+            source = run.polish(plan, decision, bank)
+            if config.sequential:
+                source = run.correct(plan, decision, bank)
+            if config.tune:
+                source = run.tune(plan, decision, source)
+            outputs.append(run.export(plan, decision, source, teacher, path))
+            run.record(outputs[-1], plan, decision, command("quantize", str(model), config))
+    seconds = time.monotonic() - started
+    return QuantizeResult(
+        model=run.checkpoint.name,
+        original=original_figures(teacher),
+        outputs=outputs,
+        seconds=seconds,
+    )
 
 
 def search(
-    model: str,
+    model: str | Path,
+    config: AllocationConfig | None = None,
     *,
-    bits: float | Sequence[float] | None = None,
-    size: str | None = None,
-    recipe: str | Path | None = None,
-    to: str = "gguf",
-    output: str | Path = ".",
-    calibration: str | Path | None = None,
-    work_dir: str | Path | None = None,
-    rounding: str = "full",
-    how: Search | None = None,
     progress: Progress | None = None,
-) -> list[RecipeResult]:
-    """Decide mixes as :func:`quantize` does, and write recipes instead of models.
+    **options: Any,
+) -> list[SearchResult]:
+    """Decide allocations as :func:`quantize` does, and write recipes instead of models.
 
-    Arguments are those of :func:`quantize`.
+    Args:
+        model: hub id, Hugging Face directory, GGUF file, or ``demo``.
+        config: what is wanted.
+        progress: told what goes on; stderr if not given.
+        options: fields of :class:`bitquilt.AllocationConfig`, instead of a config.
 
     Returns:
-        one recipe per target and budget.
+        one recipe per format and budget.
 
     Raises:
         UserError: bad input, a budget that cannot be met, a full disk: one sentence.
     """
-    how, progress = how or Search(), progress or Progress()
-    requests = Request.parse_all(bits, size, recipe, how.tokens_per_second is not None)
-    asked = _asked(model, requests, to, calibration, rounding, progress)
-    require_room(Path(output), 0)
-    with _work(asked, work_dir, output) as work:
-        original = OriginalModel(asked.checkpoint, work)
-        _, decisions, _ = _decided(asked, how, original, progress)
-    plans = asked.plans
-    if how.tokens_per_second is not None:
-        plans = _unpadded(plans, decisions, asked.checkpoint)
-    found = []
-    for made, (mix, name, verdicts) in zip(plans, decisions, strict=True):
-        path = Path(output) / f"{asked.checkpoint.name}-{made.label}-{made.target}.recipe.json"
-        _write_recipe(path, recipes.from_allocation(mix, asked.checkpoint).to_json())
-        nbytes = made.layout.total_bytes
-        found.append(RecipeResult(made.target.name, path, nbytes, made.bits, name, verdicts))
-    return found
-
-
-def _asked(
-    model: str,
-    requests: Sequence[Request],
-    to: str,
-    calibration: str | Path | None,
-    rounding: str,
-    progress: Progress,
-) -> Asked:
-    """Understand a command, and say what of it has no effect."""
-    if rounding not in METHODS:
-        raise UserError(f"there is no rounding {rounding!r}; choose one of {', '.join(METHODS)}")
-    checkpoint = open_checkpoint(model)
-    checkpoint.load("model.norm.weight")  # a config without weights is refused now, not later
-    plans = [
-        make_plan(checkpoint, asked, target) for asked in requests for target in parse_targets(to)
-    ]
-    for note in plans[0].notes:
-        progress.say(note)
-    weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
-    much = text_budget(weights, on_gpu=compute_device().type != "cpu")
-    documents, dropped = calibration_documents(Path(calibration) if calibration else None)
-    for source in dropped:
-        progress.say(f"calibration document {source} repeats held-out text and is left out")
-    return Asked(checkpoint, plans, documents, much, rounding)
-
-
-def _work(asked: Asked, work_dir: str | Path | None, output: str | Path) -> WorkDir:
-    """The work directory of a command."""
-    directory = Path(work_dir) if work_dir else Path(output) / f"{asked.checkpoint.name}.work"
-    calibration = corpus.fingerprint(asked.documents)
-    return WorkDir(directory, _settings(asked.checkpoint, calibration, asked.much, asked.rounding))
-
-
-def _decided(
-    asked: Asked, how: Search, original: OriginalModel, progress: Progress
-) -> tuple[LayerBank, list[Decision], Tensor]:
-    """Statistics, bank, and the mix of every file; and the windows of the closing figures."""
-    checkpoint, plans, documents, much, rounding = asked
-    encode = encoder(checkpoint)
-    tokens = token_windows(documents, encode, much.calibration, WINDOW)
-    held_out = token_windows(
-        corpus.bundled("held-out"), encode, much.held_out + much.judging, WINDOW
-    )
-    with progress.stage("Reading calibration text", 2 * checkpoint.layers + 1):
-        collect_statistics(
-            BlockwiseModel(checkpoint), tokens, much.gradients, original.work, progress
-        )
-    bank = LayerBank(checkpoint, original.work, rounding)
-    closing, judging = held_out.split([much.held_out, much.judging])
-    try:
-        read = token_windows(documents, encode, how.windows(much.search), WINDOW)
-    except UserError:
-        progress.say("little calibration text: the search reads what the rounding read")
-        read = tokens
-    company = much.company if how.method == "race" else 0
-    text = Text(original, read[:company], read, judging)
-    if how.method == "race" and how.tokens is None and not much.races:
-        progress.say(
-            "the mix is the exact knapsack's: on this machine a race would take long; "
-            f"--search-tokens {LEAST_RACED * WINDOW} or more runs it"
-        )
-        how = replace(how, method="knapsack")
-    how = how.limited(much.races * WINDOW)
-    return bank, decide(plans, bank, text, how, progress), closing
-
-
-def _unpadded(
-    plans: Sequence[Plan], decisions: Sequence[Decision], checkpoint: Checkpoint
-) -> list[Plan]:
-    """The plans as small as their mixes: a limit of speed may leave much of the bytes unused."""
+    run = Run(model, AllocationConfig.of(config, options), progress or Progress())
+    require_room(run.output, 0)
+    with run:
+        decisions = run.allocate(run.collect())
     return [
-        replace(made, layout=made.target.plan(checkpoint, decision.mix))
-        for made, decision in zip(plans, decisions, strict=True)
+        run.write_recipe(plan, decision)
+        for plan, decision in zip(run.plans, decisions, strict=True)
     ]
 
 
-def _destination(directory: Path, checkpoint: Checkpoint, made: Plan) -> Path:
-    """Where a file goes; refused now if something else is in its place."""
-    path = directory / f"{checkpoint.name}-{made.label}{made.target.suffix}"
-    made.target.refuse_overwrite(path, checkpoint)
-    return path
-
-
-def _settings(
-    checkpoint: Checkpoint, calibration: str, much: TextBudget, rounding: str
-) -> dict[str, Any]:
-    """All that statistics and bank depend on."""
-    return {
-        "model": checkpoint.name,
-        "checkpoint": checkpoint.fingerprint,
-        "calibration": calibration,
-        "windows": [
-            *(much.calibration, much.gradients, much.company),
-            *(much.held_out, much.judging, WINDOW),
-        ],
-        "rounding": [rounding, ROUNDING_VERSION],
-        "versions": {"bitquilt": __version__, "torch": torch.__version__},
-    }
-
-
-class Patches(NamedTuple):
-    """What a file is stitched from."""
+class Source(NamedTuple):
+    """What a file is written from."""
 
     checkpoint: Checkpoint
-    """For all that is no matrix; its norms may be tuned ones."""
+    """Gives all that is not a matrix; its norms may be tuned ones."""
     packed: PackedSource
 
 
-def _polished(made: Plan, mix: Mapping[str, str], bank: LayerBank, progress: Progress) -> Patches:
-    """The mix rounded as well as was asked for."""
-    with progress.stage(f"Polishing for {made.target}", len(mix)):
-        polish_layers(bank, {module: [qtype] for module, qtype in mix.items()}, progress)
-    return Patches(bank.checkpoint, bank.polished)
+@dataclass(frozen=True, kw_only=True)
+class RunText:
+    """The windows of tokens that the stages read, each int64 [N, L]; drawn before any work."""
+
+    calibration: Tensor
+    allocation: AllocationText
+    closing: Tensor
+    """Held-out text of the closing figures."""
+    sequential: Tensor | None
+    tuning: Tensor | None
 
 
-def _refined(
-    made: Plan,
-    mix: Mapping[str, str],
-    bank: LayerBank,
-    tokens: Tensor,
-    rounding: str,
-    progress: Progress,
-) -> Patches:
-    """The mix corrected block by block, which rounds every matrix of a block again."""
-    with progress.stage(f"Refining for {made.target}", bank.checkpoint.layers):
-        refined = sequential_pass.round_sequentially(bank, mix, tokens, rounding, progress)
-    return Patches(bank.checkpoint, refined.packed)
+class Run(AbstractContextManager["Run"]):
+    """One command on one model: what it needs, and its stages."""
 
+    checkpoint: Checkpoint
+    config: AllocationConfig
+    search: SearchConfig
+    """How to search, with the tokens that this machine has time for."""
+    plans: list[Plan]
+    budget: TextBudget
+    text: RunText
+    work: WorkDir
+    """Open inside the ``with`` block."""
+    original: OriginalModel
+    """The full-precision model on the texts that it was asked to read."""
+    progress: Progress
 
-def _tuned(
-    made: Plan,
-    mix: Mapping[str, str],
-    patches: Patches,
-    tokens: Tensor,
-    original: OriginalModel,
-    progress: Progress,
-) -> Patches:
-    """The mix with scales and norms as learned."""
-    with progress.stage(f"Tuning for {made.target}", distill.steps(len(tokens))):
-        lessons = original.on(tokens)
-        tuned = distill.tune(
-            patches.checkpoint, mix, patches.packed, lessons, original.work, progress
+    def __init__(self, model: str | Path, config: AllocationConfig, progress: Progress) -> None:
+        """Read what a run needs. Everything that can be refused before the work is refused here.
+
+        Raises:
+            UserError: the model, the budget, the recipe or the text does not serve.
+        """
+        asked = requests(config)
+        self.config, self.progress = config, progress
+        self.checkpoint = open_checkpoint(str(model))
+        self.checkpoint.load("model.norm.weight")  # a config without weights is refused now
+        self.plans = [
+            make_plan(self.checkpoint, request, target)
+            for request in asked
+            for target in parse_targets(config.to)
+        ]
+        for note in self.plans[0].notes:
+            progress.say(note)
+        weights = sum(rows * columns for rows, columns in self.checkpoint.matrices.values())
+        on_gpu = compute_device().type != "cpu"
+        self.budget = config.text or text_budget(weights, on_gpu=on_gpu)
+        self.search = affordable_search(config.search, self.budget, progress)
+        documents, repeated = calibration_documents(config.calibration, config.held_out)
+        for name in repeated:
+            progress.say(f"calibration document {name} repeats held-out text and is left out")
+        self.text = self._draw_text(documents)
+        self._settings = self._settings_of(documents)
+        self.output = Path(config.output)
+
+    def __enter__(self) -> Self:
+        """Open the work directory."""
+        directory = self.config.work_dir or self.output / f"{self.checkpoint.name}.work"
+        self.work = WorkDir(Path(directory), self._settings)
+        self.work.__enter__()
+        self.original = OriginalModel(self.checkpoint, self.work)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the work directory."""
+        self.work.__exit__(kind, error, trace)
+
+    def destinations(self) -> list[Path]:
+        """Where the files go.
+
+        Raises:
+            UserError: something else is in a file's place, or the disk has no room.
+        """
+        require_room(self.output, sum(plan.layout.total_bytes for plan in self.plans))
+        paths = []
+        for plan in self.plans:
+            path = self.output / f"{self.checkpoint.name}-{plan.label}{plan.target.suffix}"
+            plan.target.refuse_overwrite(path, self.checkpoint)
+            paths.append(path)
+        return paths
+
+    def collect(self) -> LayerBank:
+        """Collect what the calibration text says of every matrix, and open the layer bank."""
+        with self.progress.stage("Reading calibration text", 2 * self.checkpoint.layers + 1):
+            collect_statistics(
+                BlockwiseModel(self.checkpoint),
+                self.text.calibration,
+                self.budget.gradients,
+                self.work,
+                self.progress,
+            )
+        return LayerBank(self.checkpoint, self.work, self.config.rounding)
+
+    def allocate(self, bank: LayerBank) -> list[Decision]:
+        """Decide the allocation of every planned file."""
+        decisions = allocate(
+            self.plans, bank, self.original, self.text.allocation, self.search, self.progress
         )
-    return Patches(tuned.checkpoint, tuned.packed)
+        if self.search.tokens_per_second is not None:
+            # a limit of speed may leave much of the bytes unused
+            self.plans = [
+                replace(plan, layout=plan.target.plan(self.checkpoint, decision.allocation))
+                for plan, decision in zip(self.plans, decisions, strict=True)
+            ]
+        return decisions
 
+    def read_held_out(self) -> Teacher:
+        """Run the original over the text of the closing figures."""
+        with self.progress.stage("Reading held-out text", 1):
+            return self.original.on(self.text.closing)
 
-def _stitch(
-    made: Plan,
-    decision: Decision,
-    patches: Patches,
-    teacher: Teacher,
-    path: Path,
-    progress: Progress,
-) -> Output:
-    """Write one file, read it back, and measure it in torch and in its own engine."""
-    checkpoint, target, mix = patches.checkpoint, made.target, decision.mix
-    recipe_json = recipes.from_allocation(mix, checkpoint).to_json()
-    with progress.stage(f"Writing {path}", 1):
-        padding = made.layout.total_bytes - target.plan(checkpoint, mix).total_bytes
-        target.write(checkpoint, mix, patches.packed, path, recipe_json, padding)
-        if target is GGUF:  # an MLX directory has it inside
-            _write_recipe(path.with_suffix(".recipe.json"), recipe_json)
-        progress.advance()
-    with progress.stage(f"Checking {path}", 3), remove_on_error(path):
-        target.check(path, checkpoint, mix, patches.packed)
-        progress.advance()
-        read_back = target.read_weights(path)
-        found = weights_metrics(teacher, checkpoint, read_back.__getitem__)
-        progress.advance()
-        engine, note = run_in_engine(path, target, checkpoint, teacher, found)
-        progress.advance()
-    in_torch = summarize(found, "torch")
-    nbytes = made.layout.total_bytes
-    return Output(
-        target.name,
-        path,
-        nbytes,
-        made.bits,
-        dict(mix),
-        decision.name,
-        decision.verdicts,
-        in_torch,
-        engine,
-        note,
-    )
+    def polish(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
+        """Bring the matrices that were chosen to the rounding that was asked for."""
+        chosen = {module: [qtype] for module, qtype in decision.allocation.items()}
+        with self.progress.stage(f"Polishing for {plan.target}", len(chosen)):
+            polish_layers(bank, chosen, self.progress)
+        return Source(bank.checkpoint, bank.polished)
+
+    def correct(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
+        """Round every block again for what the quantized blocks before it give it."""
+        assert self.text.sequential is not None
+        with self.progress.stage(f"Correcting for {plan.target}", self.checkpoint.layers):
+            corrected = sequential_pass.round_sequentially(
+                bank,
+                decision.allocation,
+                self.text.sequential,
+                self.config.rounding,
+                self.progress,
+            )
+        return Source(bank.checkpoint, corrected.packed)
+
+    def tune(self, plan: Plan, decision: Decision, source: Source) -> Source:
+        """Learn scales and norms by gradient descent, the codes as they are."""
+        tokens = self.text.tuning
+        assert tokens is not None
+        with self.progress.stage(f"Tuning for {plan.target}", distill.steps(len(tokens))):
+            tuned = distill.tune(
+                source.checkpoint,
+                decision.allocation,
+                source.packed,
+                self.original.on(tokens),
+                self.work,
+                self.progress,
+            )
+        return Source(tuned.checkpoint, tuned.packed)
+
+    def export(
+        self, plan: Plan, decision: Decision, source: Source, teacher: Teacher, path: Path
+    ) -> Output:
+        """Write one file, read it back, and measure it in torch and in its own engine."""
+        checkpoint, target, allocation = source.checkpoint, plan.target, decision.allocation
+        recipe_json = recipes.from_allocation(allocation, checkpoint).to_json()
+        with self.progress.stage(f"Writing {path}", 1):
+            padding = plan.layout.total_bytes - target.plan(checkpoint, allocation).total_bytes
+            target.write(checkpoint, allocation, source.packed, path, recipe_json, padding)
+            if target is GGUF:  # an MLX directory has it inside
+                _write_recipe(path.with_suffix(".recipe.json"), recipe_json)
+        with self.progress.stage(f"Checking {path}", 3), remove_on_error(path):
+            target.check(path, checkpoint, allocation, source.packed)
+            self.progress.advance()
+            read_back = target.read_weights(path)
+            metrics = weights_metrics(teacher, checkpoint, read_back.__getitem__)
+            self.progress.advance()
+            engine, note = run_in_engine(path, target, checkpoint, teacher, metrics)
+        return Output(
+            target=target.name,
+            path=path,
+            nbytes=plan.layout.total_bytes,
+            bits=plan.bits,
+            allocation=dict(allocation),
+            source=decision.source,
+            rankings=decision.rankings,
+            figures=summarize(metrics, "torch"),
+            engine=engine,
+            note=note,
+        )
+
+    def record(self, output: Output, plan: Plan, decision: Decision, asked: str) -> None:
+        """Keep what was made for the report; where a speed was asked for, measure it."""
+        if self.search.tokens_per_second is not None:
+            rate = 1 / token_seconds(output.path)
+            self.progress.say(f"{output.path}: {rate:.4g} tokens a second measured")
+        layout = plan.target.plan(self.checkpoint, decision.allocation)
+        breakdown = layout.filled(output.nbytes).breakdown
+        made = OutputRecord.of(
+            output, model=self.checkpoint.name, breakdown=breakdown, command=asked
+        )
+        save(self.work, made)
+
+    def write_recipe(self, plan: Plan, decision: Decision) -> SearchResult:
+        """Write the allocation of a planned file as a recipe."""
+        name = f"{self.checkpoint.name}-{plan.label}-{plan.target}.recipe.json"
+        path = self.output / name
+        recipe = recipes.from_allocation(decision.allocation, self.checkpoint)
+        _write_recipe(path, recipe.to_json())
+        return SearchResult(
+            target=plan.target.name,
+            path=path,
+            nbytes=plan.layout.total_bytes,
+            bits=plan.bits,
+            source=decision.source,
+            rankings=decision.rankings,
+        )
+
+    def _draw_text(self, documents: Sequence[Document]) -> RunText:
+        """Cut all windows now: too little text is refused before any work."""
+        budget, config = self.budget, self.config
+        encode = encoder(self.checkpoint)
+
+        def windows(count: int) -> Tensor:
+            return token_windows(documents, encode, count, budget.window)
+
+        calibration = windows(budget.calibration)
+        judging = held_out_documents(config.held_out)
+        parts = [budget.held_out, budget.selection]
+        held_out = token_windows(judging, encode, sum(parts), budget.window)
+        closing, selection = held_out.split(parts)
+        try:
+            search = windows(self.search.windows(budget.search))
+        except UserError:
+            self.progress.say(
+                "there is little calibration text: the search reads what the rounding read"
+            )
+            search = calibration
+        interactions = budget.interactions if self.search.method == "race" else 0
+        quantizing = config if isinstance(config, QuantizeConfig) else None
+        return RunText(
+            calibration=calibration,
+            allocation=AllocationText(
+                interactions=search[:interactions], search=search, selection=selection
+            ),
+            closing=closing,
+            sequential=windows(budget.sequential) if quantizing and quantizing.sequential else None,
+            tuning=windows(budget.tuning) if quantizing and quantizing.tune else None,
+        )
+
+    def _settings_of(self, documents: Sequence[Document]) -> dict[str, Any]:
+        """All that statistics and bank depend on."""
+        return {
+            "format": FORMAT,
+            "model": self.checkpoint.name,
+            "checkpoint": self.checkpoint.fingerprint,
+            "calibration": corpus.fingerprint(documents),
+            "windows": self.budget.of_statistics(),
+            "rounding": [self.config.rounding, ROUNDING_VERSION],
+            "versions": {"bitquilt": __version__, "torch": torch.__version__},
+        }
 
 
 def _write_recipe(path: Path, recipe_json: str) -> None:
-    """A recipe for people to read."""
+    """Write a recipe for people to read."""
     with atomic_write(path) as beside:
         beside.write_text(json.dumps(json.loads(recipe_json), indent=2) + "\n", "utf-8")

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bitquilt import pipeline
+from bitquilt import PlanConfig, SearchConfig, Silent, pipeline
 from bitquilt.allocation import allocate
-from bitquilt.allocation.allocate import Search
-from bitquilt.allocation.plan import Request, make_plan
-from bitquilt.errors import UserError
+from bitquilt.allocation.allocate import affordable_search
+from bitquilt.allocation.plan import make_plan, requests
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import GGUF
 from tests.factories import tiny_checkpoint
-from tests.quick import hurry, invoke
+from tests.progress import Recorded
+from tests.quick import QUICK, SEARCH, invoke
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    hurry(monkeypatch)
+def planned(checkpoint, **options):
+    (request,) = requests(PlanConfig(**options))
+    return make_plan(checkpoint, request, GGUF)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,11 @@ def test_the_best_on_held_out_text_is_used(monkeypatch, better):
         noise = np.random.default_rng(0).random((len(windows), 64), np.float32)
         return np.array([level[mix["m"]] + noise for mix in mixes])
 
-    decision = allocate._judged(standing, evaluator, lambda _: None, 4)
-    assert decision.name == better
-    assert decision.mix == {"m": better}
-    assert decision.verdicts[0].name == better
-    assert len(decision.verdicts) == 3
+    decision = allocate._select(standing, evaluator, lambda _: None, 4)
+    assert decision.source == better
+    assert decision.allocation == {"m": better}
+    assert decision.rankings[0].name == better
+    assert len(decision.rankings) == 3
 
 
 @pytest.mark.parametrize(("behind", "expected"), [(0.1, 4), (1e-5, 40)])
@@ -61,24 +62,24 @@ def test_no_more_is_read_than_it_takes(behind, expected):
         noise = np.random.default_rng(part).random((len(mixes), len(part), 64), np.float32)
         return noise + np.array([mix["m"] for mix in mixes]).reshape(-1, 1, 1)
 
-    allocate._judged(standing, evaluator, teacher, 40)
+    allocate._select(standing, evaluator, teacher, 40)
     assert read == list(range(expected))
 
 
 @pytest.mark.parametrize("preset", ["Q3_K_M", "Q4_K_M"])
 def test_a_budget_of_a_presets_bytes_is_judged_against_it(model, preset):
     checkpoint = open_checkpoint(model[0])
-    nbytes = make_plan(checkpoint, Request.parse(None, None, preset), GGUF).layout.total_bytes
-    plan = make_plan(checkpoint, Request.parse(None, f"{nbytes}B", None), GGUF)
-    (rival,) = allocate._preset(plan, checkpoint).values()
+    nbytes = planned(checkpoint, recipe=preset).layout.total_bytes
+    plan = planned(checkpoint, size=f"{nbytes}B")
+    (rival,) = allocate._largest_preset(plan, checkpoint).values()
     assert GGUF.plan(checkpoint, rival).total_bytes == nbytes
 
 
 def test_pins_hold_for_the_preset_too(model, tmp_path):
     pins = tmp_path / "pins.json"
     pins.write_text('{"pin": {"blk.0.attn_v": "Q8_0"}}')
-    plan = make_plan(open_checkpoint(model[0]), Request.parse(6.0, None, pins), GGUF)
-    (rival,) = allocate._preset(plan, open_checkpoint(model[0])).values()
+    plan = planned(open_checkpoint(model[0]), bits=6.0, recipe=pins)
+    (rival,) = allocate._largest_preset(plan, open_checkpoint(model[0])).values()
     assert rival["model.layers.0.self_attn.v_proj"] == "Q8_0"
 
 
@@ -86,7 +87,7 @@ def test_below_every_preset_there_is_no_rival(model):
     checkpoint = open_checkpoint(model[0])
     small = SimpleNamespace(candidate_sets={}, capacity=1000)
     plan = SimpleNamespace(target=GGUF, space=small)
-    assert allocate._preset(plan, checkpoint) == {}
+    assert allocate._largest_preset(plan, checkpoint) == {}
 
 
 def test_several_budgets_make_several_recipes(model, tmp_path, capfd):
@@ -96,7 +97,7 @@ def test_several_budgets_make_several_recipes(model, tmp_path, capfd):
     found = json.loads(capfd.readouterr().out)["recipes"]
     assert [round(one["bits"]) for one in found] == [4, 4, 5, 5]
     assert [one["target"] for one in found] == 2 * ["gguf", "mlx"]
-    assert all(one["verdicts"][0]["name"] == one["mix"] for one in found)
+    assert all(one["rankings"][0]["name"] == one["source"] for one in found)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert len(names) == 4
     assert "tiny-llama4_text-5bit-gguf.recipe.json" in names
@@ -104,35 +105,41 @@ def test_several_budgets_make_several_recipes(model, tmp_path, capfd):
 
 def test_a_recipe_found_makes_the_file_that_quantize_makes(model, tmp_path):
     source, work = model
-    (found,) = pipeline.search(str(source), bits=4.5, output=tmp_path, work_dir=work)
+    (found,) = pipeline.search(source, **SEARCH, bits=4.5, output=tmp_path, work_dir=work)
     direct, by_recipe = (
-        pipeline.quantize(str(source), output=tmp_path, work_dir=work, **asked).outputs[0]
+        pipeline.quantize(source, **QUICK, output=tmp_path, work_dir=work, **asked).outputs[0]
         for asked in ({"bits": 4.5}, {"recipe": found.path})
     )
-    assert direct.mix == found.mix
+    assert direct.source == found.source
     assert direct.allocation == by_recipe.allocation
-    assert by_recipe.mix == "recipe"
+    assert by_recipe.source == "recipe"
 
 
 def test_measured_scores_and_other_methods(model, tmp_path):
     source, work = model
-    for how in (Search("knapsack", "measured"), Search("evopress", tokens=2000), Search(tokens=0)):
-        (found,) = pipeline.search(str(source), bits=4.5, output=tmp_path, work_dir=work, how=how)
+    for config in (
+        SearchConfig(method="knapsack", scores="measured"),
+        SearchConfig(method="evopress", tokens=2000),
+        SearchConfig(tokens=0),
+    ):
+        asked = SEARCH | {"bits": 4.5, "output": tmp_path, "work_dir": work}
+        (found,) = pipeline.search(source, **asked, search=config)
         assert found.path.exists()
-        assert any(verdict.name == how.method for verdict in found.verdicts)
+        assert any(ranking.name == config.method for ranking in found.rankings)
 
 
 def test_limits():
-    assert Search().limited(480).limits.tokens == 480
-    assert Search(tokens=0).limited(480).limits.tokens == 0
-    assert Search("evopress").limited(480).limits.tokens == math.inf
-    assert Search(seconds=60).limits.seconds == 60
+    budget = QUICK["text"]
+    tokens = budget.races * budget.window
+    slow = replace(budget, races=0)
 
+    def tokens_of(config, budget=budget):
+        return affordable_search(config, budget, Silent()).tokens
 
-@pytest.mark.parametrize(
-    ("asked", "words"),
-    [({"method": "luck"}, "no search 'luck'"), ({"scores": "felt"}, "no sort of scores 'felt'")],
-)
-def test_what_there_is_not(asked, words):
-    with pytest.raises(UserError, match=words):
-        Search(**asked)
+    assert tokens_of(SearchConfig()) == tokens
+    assert tokens_of(SearchConfig(tokens=0)) == 0
+    assert tokens_of(SearchConfig(tokens=7), slow) == 7
+    assert tokens_of(SearchConfig(method="evopress")) == math.inf
+    lines = []
+    assert affordable_search(SearchConfig(), slow, Recorded(lines=lines)).method == "knapsack"
+    assert "a race would take long" in lines[0]

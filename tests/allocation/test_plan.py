@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import bitquilt
-from bitquilt import qtypes
+from bitquilt import PlanConfig, qtypes
 from bitquilt.allocation import sensitivity
-from bitquilt.allocation.plan import Request, make_plan, plan
+from bitquilt.allocation.plan import make_plan, plan, requests
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace
 from bitquilt.errors import UserError
@@ -60,7 +60,7 @@ def mobilellm_140m():
 )
 def test_a_file_comes_within_half_a_percent_of_its_budget(model, target, bits):
     checkpoint = open_checkpoint(MOBILELLM) if model == "950M" else mobilellm_140m()
-    made = make_plan(checkpoint, Request.parse(bits, None, None), get_target(target))
+    made = make_plan(checkpoint, requests(PlanConfig(bits=bits))[0], get_target(target))
     weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     budget = bits * weights / 8
     assert 0.995 * budget <= made.layout.total_bytes <= budget
@@ -90,7 +90,7 @@ def test_a_size_is_met_like_bits(tiny):
 def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
     """A mix of another size, as a search may find one, is written at the announced size."""
     checkpoint, stitcher = open_checkpoint(tiny), get_target(target)
-    made = make_plan(checkpoint, Request.parse(4.7, None, None), stitcher)
+    made = make_plan(checkpoint, requests(PlanConfig(bits=4.7))[0], stitcher)
     guess = AllocationSpace.of(sensitivity.prior(checkpoint, made.space.candidate_sets))
     opposite = guess.rescored([-scores for scores in guess.scores])
     other = guess.allocation(solve(opposite, made.space.capacity))
@@ -150,13 +150,13 @@ def test_the_published_breakdown():
         ({"bits": 4, "size": "1MB"}, "two budgets"),
         ({"bits": 0}, "not between 0 and 32"),
         ({"bits": -1}, "not between 0 and 32"),
-        ({"bits": float("nan")}, "not between 0 and 32"),
+        ({"bits": float("nan")}, "--bits nan is not a number"),
         ({"bits": 33}, "not between 0 and 32"),
         ({"size": "big"}, "is not a size"),
         ({"bits": 4, "recipe": "Q4_K_M"}, "has a size of its own"),
         ({"recipe": "Q4_KM"}, "neither a recipe file .* presets: .*Q4_K_M"),
         ({"recipe": "none.json"}, "cannot read the recipe none.json"),
-        ({"bits": 4, "to": "onnx"}, "choose gguf, mlx or both"),
+        ({"bits": 4, "to": "onnx"}, "choose one of gguf, mlx, both"),
         ({"recipe": "Q4_K_M", "to": "mlx"}, 'no preset "Q4_K_M" for mlx'),
         ({"recipe": "4bit-g64", "to": "both"}, 'no preset "4bit-g64" for gguf'),
     ],

@@ -13,7 +13,7 @@ from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import GGUF, MLX
 from tests.factories import tiny_checkpoint
-from tests.quick import hurry, invoke
+from tests.quick import invoke
 
 CANDIDATES = ("Q4_0", "Q8_0")
 BRIEF = TimingSchedule(rounds=1, repeats=1, most_error=1e9, answer_seconds=0.0, answer_tokens=4)
@@ -107,7 +107,6 @@ class TestCommand:
 
     @pytest.fixture(autouse=True)
     def quick(self, monkeypatch):
-        hurry(monkeypatch)
         monkeypatch.setattr(speed_profile, "token_seconds", by_size)
         monkeypatch.setattr("bitquilt.pipeline.token_seconds", by_size)
 

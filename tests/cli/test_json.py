@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.factories import tiny_checkpoint
-from tests.quick import hurry, invoke
+from tests.quick import invoke
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,7 @@ def test_plan_of_a_config_alone_says_that_the_tokenizer_is_not_counted(asked, mo
     assert capfd.readouterr().out.count("Without its tokenizer") == 2
 
 
-def test_quantize_and_run(asked, model, tmp_path, monkeypatch):
-    hurry(monkeypatch)
+def test_quantize_and_run(asked, model, tmp_path):
     made = asked("quantize", model, "--recipe", "Q8_0", "-o", tmp_path)
     (output,) = made["outputs"]
     assert output["path"] == str(tmp_path / "tiny-llama4_text-Q8_0.gguf")

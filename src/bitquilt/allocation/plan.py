@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from bitquilt.allocation.knapsack import fullest_nbytes
 from bitquilt.allocation.recipe import Recipe
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, CandidateSets, sizes_of
+from bitquilt.config import PlanConfig
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ from bitquilt.targets import TARGETS, Target, parse_targets
 from bitquilt.targets.layout import Layout
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What is wanted of a model: a budget, a mix, or a budget with pins."""
 
@@ -44,65 +45,52 @@ class Request:
             return (f"with a budget only the pins of {where} hold, not its default and rules",)
         return ()
 
-    @classmethod
-    def parse(
-        cls, bits: float | None, size: str | None, mix: str | Path | None, fast: bool = False
-    ) -> Request:
-        """Understand the command line's three ways of asking.
 
-        Raises:
-            UserError: none of them, two that contradict each other, or nonsense.
-        """
-        budget = _budget(bits, size)
-        recipe = preset = None
-        if mix is not None and _is_file(mix):
-            recipe = recipes.read_recipe(Path(mix))
-        elif mix is not None:
-            preset = _preset(str(mix))
-        if budget is None and mix is None:
-            raise UserError("how small? say --bits 4.5, --size 600MB or --recipe Q4_K_M")
-        if budget is not None and preset is not None:
-            raise UserError(
-                f"preset {preset} has a size of its own; leave out the budget or the preset"
-            )
-        if budget is None and fast:
-            raise UserError(
-                "a recipe leaves nothing to choose by speed; with --min-tokens-per-second give "
-                "--bits or --size"
-            )
-        return cls(budget, recipe, preset, _label(bits, size, mix), fast)
+def requests(config: PlanConfig) -> list[Request]:
+    """What a config asks for, one request for each budget.
 
-    @classmethod
-    def parse_all(
-        cls,
-        bits: float | Sequence[float] | None,
-        size: str | None,
-        mix: str | Path | None,
-        fast: bool = False,
-    ) -> list[Request]:
-        """The same for several budgets in bits, each once."""
-        several = [bits] if isinstance(bits, int | float) or bits is None else dict.fromkeys(bits)
-        return [cls.parse(one, size, mix, fast) for one in several]
+    Raises:
+        UserError: the size, the recipe or the preset cannot be understood, or a preset is given a
+            budget.
+    """
+    recipe = preset = None
+    if config.recipe is not None and _is_file(config.recipe):
+        recipe = recipes.read_recipe(Path(config.recipe))
+    elif config.recipe is not None:
+        preset = _preset(str(config.recipe))
+    search = getattr(config, "search", None)
+    fast = search is not None and search.tokens_per_second is not None
+    return [
+        Request(
+            budget=_budget(bits, config.size, preset),
+            recipe=recipe,
+            preset=preset,
+            label=_label(bits, config.size, config.recipe),
+            fast=fast,
+        )
+        for bits in config.several_bits
+    ]
 
 
-def _budget(bits: float | None, size: str | None) -> Budget | None:
-    if bits is not None and size is not None:
-        raise UserError("--bits and --size are two budgets; give one of them")
-    if bits is not None and not 0 < bits <= 32:
-        raise UserError(f"--bits {bits} is not between 0 and 32; try --bits 4.5")
-    if bits is not None:
-        return Budget(bits=bits)
-    return None if size is None else Budget(size=parse_size(size))
+def _budget(bits: float | None, size: str | None, preset: str | None) -> Budget | None:
+    if bits is None and size is None:
+        return None
+    if preset is not None:
+        raise UserError(
+            f"preset {preset} has a size of its own; leave out the budget or the preset"
+        )
+    return Budget(bits=bits) if bits is not None else Budget(size=parse_size(str(size)))
 
 
-def _label(bits: float | None, size: str | None, mix: str | Path | None) -> str:
+def _label(bits: float | None, size: str | None, recipe: str | Path | None) -> str:
+    """What file names say of a request; budgets that differ have labels that differ."""
     parts = []
     if bits is not None:
-        parts.append(f"{bits:g}bit")
+        parts.append(f"{bits:.12g}bit")
     if size is not None:
         parts.append(size.replace(" ", ""))
-    if mix is not None:
-        parts.append(Path(mix).name.removesuffix(".json"))
+    if recipe is not None:
+        parts.append(Path(recipe).name.removesuffix(".json"))
     return "-".join(parts)
 
 
@@ -216,29 +204,25 @@ def cell_bytes(checkpoint: Checkpoint, target: Target) -> TypeBytes:
     return nbytes
 
 
-def plan(
-    model: str | Path,
-    *,
-    bits: float | None = None,
-    size: str | None = None,
-    recipe: str | Path | None = None,
-    to: str = "gguf",
-) -> list[Plan]:
-    """Sizes and mixes, to the byte, before any work.
+def plan(model: str | Path, config: PlanConfig | None = None, **options: Any) -> list[Plan]:
+    """Give sizes and allocations, to the byte, before any work.
 
     Args:
         model: hub id, Hugging Face directory, config.json, GGUF file, or ``demo``.
-        bits: bits per weight over all weights, everything in the file counted.
-        size: or the file's size, like ``600MB``.
-        recipe: a recipe file or a preset; with a budget, a recipe file's pins hold.
-        to: ``gguf``, ``mlx`` or ``both``.
+        config: what is wanted.
+        options: fields of :class:`bitquilt.PlanConfig`, instead of a config.
 
     Returns:
-        One plan per target.
+        One plan per budget and format.
 
     Raises:
         UserError: the model or the request makes no sense.
     """
+    config = PlanConfig.of(config, options)
+    asked = requests(config)
     checkpoint = open_checkpoint(model, weights=False)
-    request = Request.parse(bits, size, recipe)
-    return [make_plan(checkpoint, request, target) for target in parse_targets(to)]
+    return [
+        make_plan(checkpoint, request, target)
+        for request in asked
+        for target in parse_targets(config.to)
+    ]

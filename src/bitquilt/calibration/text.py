@@ -81,15 +81,19 @@ def _tokenizer(directory: Path) -> Any:
         ) from error
 
 
-def calibration_documents(file: Path | None) -> tuple[list[Document], list[str]]:
-    """Read the bundled documents, or a user's without those that repeat held-out text.
+def held_out_documents(file: str | Path | None = None) -> list[Document]:
+    """The documents that judge: the bundled ones, or a user's."""
+    return bundled("held-out") if file is None else from_file(Path(file))
 
-    Returns:
-        the documents, and the names of those that were left out.
-    """
-    if file is None:
-        return bundled("calibration"), []
-    return without_overlap(from_file(file), bundled("held-out"))
+
+def calibration_documents(
+    file: str | Path | None, held_out: str | Path | None = None
+) -> tuple[list[Document], list[str]]:
+    """The bundled documents or a user's, less those that repeat held-out text, and their names."""
+    if file is None and held_out is None:
+        return bundled("calibration"), []  # made of other documents than the bundled held-out text
+    documents = bundled("calibration") if file is None else from_file(Path(file))
+    return without_overlap(documents, held_out_documents(held_out))
 
 
 def token_windows(documents: Sequence[Document], encode: Encode, count: int, length: int) -> Tensor:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 WINDOW = 512
+"""Tokens that a window has."""
 LEAST_RACED = 240
 """Windows that a search reads before it has learnt anything."""
-LEAST_IN_COMPANY = 8
+LEAST_INTERACTIONS = 8
 """Windows that tell what matrices cost together from noise."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TextBudget:
     """Windows read by each stage."""
 
@@ -26,22 +27,29 @@ class TextBudget:
     """The backward pass; the first of the calibration windows."""
     held_out: int
     """The closing figures."""
-    refining: int
+    sequential: int
     """Sequential correction; the first of the calibration text."""
     tuning: int
     """Tuning of scales; the first of the calibration text, each read once."""
-    company: int
+    interactions: int
     """What matrices cost together, at one budget; 0 where there is no time for any."""
     search: int
     """Windows of calibration text that mixes are measured on."""
-    judging: int
+    selection: int
     """Held-out text that decides between a few mixes; none of it is in the closing figures."""
     races: int
     """Windows that a search reads in all, every mix's counted; 0 where there is no time for one."""
+    window: int = WINDOW
+    """Tokens of a window."""
+
+    def of_statistics(self) -> dict[str, int]:
+        """What the artefacts of a work directory depend on: other counts have other artefacts."""
+        names = ("calibration", "gradients", "interactions", "held_out", "selection", "window")
+        return {name: getattr(self, name) for name in names}
 
 
 def text_budget(parameters: int, on_gpu: bool = False) -> TextBudget:
-    """The effort for a model of that many parameters; races are what a GPU has more time for."""
+    """The budget for a model of that many parameters; a GPU has more time for races."""
     teraflop = 2e-12 * parameters * WINDOW
 
     def windows(budget: float, least: int, most: int) -> int:
@@ -49,15 +57,15 @@ def text_budget(parameters: int, on_gpu: bool = False) -> TextBudget:
 
     races = windows(900, 0, 880) if on_gpu else windows(6, 0, 480)
     races = races if races >= LEAST_RACED else 0
-    company = windows(120 if on_gpu else 0.6, 0, 16)
+    interactions = windows(120 if on_gpu else 0.6, 0, 16)
     return TextBudget(
         calibration=windows(3, 12, 24),
         gradients=4,
         held_out=windows(1, 8, 16),
-        refining=windows(10, 24, 96),
+        sequential=windows(10, 24, 96),
         tuning=windows(1000, 128, 2112),
-        company=company if company >= LEAST_IN_COMPANY else 0,
+        interactions=interactions if interactions >= LEAST_INTERACTIONS else 0,
         search=128 if on_gpu else 64,
-        judging=windows(2, 8, 32),
+        selection=windows(2, 8, 32),
         races=races,
     )

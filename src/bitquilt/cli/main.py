@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import click
 
@@ -58,12 +59,18 @@ for verb in (
     bitquilt.add_command(verb)
 
 
-def main() -> None:
-    """Run the command line; bad input is one sentence and exit code 2."""
+def main(arguments: Sequence[str] | None = None, **beside: Any) -> None:
+    """Run the command line; bad input is one sentence and exit code 2.
+
+    Args:
+        arguments: the words after ``bitquilt``; those of this process if not given.
+        beside: fields of configs; they hold where the command line says nothing.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
     # what transformers warns of, `inspect` explains
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        bitquilt(prog_name="bitquilt", standalone_mode=False)
+        bitquilt(args=words, prog_name="bitquilt", standalone_mode=False, obj=beside)
     except UserError as error:
         _leave(str(error), 2)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -73,7 +80,7 @@ def main() -> None:
         verb = error.ctx.command_path if error.ctx else "bitquilt"
         _leave(f"{error.format_message().rstrip('.')}; see {verb} --help", 2)
     except (KeyboardInterrupt, click.Abort):
-        _leave("stopped" + _going_on(sys.argv[1:]), 130)
+        _leave("stopped" + _going_on(words), 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; there is nobody to tell
         sys.exit(141)

@@ -1,17 +1,18 @@
-"""Options that several verbs share."""
+"""Options of the command line, derived from the configs in :mod:`bitquilt.config`."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, get_args, get_type_hints
 
 import click
+from click.core import ParameterSource
 
-from bitquilt import rounding
-from bitquilt.allocation import SCORES, SEARCH_METHODS
+from bitquilt.config import Option, Options
 from bitquilt.runtime.files import nan_to_null
 
 
@@ -33,10 +34,102 @@ class Finite(click.FloatRange):
         return "" if unlimited else str(super()._describe_range())
 
 
+DEFAULT = ParameterSource.DEFAULT
+
 MODEL = click.argument("model")
-BITS = click.option(
-    "--bits", type=float, help="Bits per weight over all weights, everything in the file counted."
+JSON = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The command prints one JSON object on stdout, and everything else on stderr.",
 )
+
+
+def config_options(
+    config: type[Options], skip: Iterable[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a config; the command gets the config as ``config``.
+
+    Args:
+        config: its fields become options, those of a nested config too.
+        skip: fields that this command does not offer.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_config(**values: Any) -> None:
+            command(config=_build(config, values, skip), **values)
+
+        made = list(_click_options(config, skip))
+        return functools.reduce(lambda done, option: option(done), reversed(made), with_config)
+
+    return decorate
+
+
+def _build(config: type[Options], values: dict[str, Any], skip: Iterable[str]) -> Any:
+    """The config that the values of options ask for; takes them out of ``values``.
+
+    What the caller of ``main`` gave beside the command line holds where that says nothing.
+    """
+    context = click.get_current_context()
+    own: dict[str, Any] = dict(context.find_root().obj or {})
+    names = {field.name for field in dataclasses.fields(config)}
+    own = {name: value for name, value in own.items() if name in names}
+    for field in dataclasses.fields(config):
+        if (nested := _nested(config, field.name)) is not None:
+            own[field.name] = _build(nested, values, skip)
+        elif (name := _parameter(config, field.name)) in values:
+            value = values.pop(name)
+            if field.name not in own or context.get_parameter_source(name) != DEFAULT:
+                own[field.name] = value
+    return config(**own)
+
+
+def _click_options(config: type[Options], skip: Iterable[str]) -> Iterator[Callable[..., Any]]:
+    hints = get_type_hints(config)
+    for field in dataclasses.fields(config):
+        if (nested := _nested(config, field.name)) is not None:
+            yield from _click_options(nested, skip)
+            continue
+        known: Option | None = field.metadata.get("option")
+        if known is None or known.flag == "" or field.name in skip:
+            continue
+        flags = [flag for flag in (known.short, known.flag_of(field.name)) if flag]
+        yield click.option(
+            _parameter(config, field.name),
+            *flags,
+            **_facts(known, hints[field.name], field.default),
+        )
+
+
+def _facts(known: Option, hint: Any, default: Any) -> dict[str, Any]:
+    """What click has to know of an option."""
+    facts: dict[str, Any] = {"help": known.help, "default": default}
+    if hint is bool:
+        return facts | {"is_flag": True}
+    if default is not None:
+        facts["show_default"] = True
+    if known.metavar is not None:
+        facts["metavar"] = known.metavar
+    if known.optional_value is not None:
+        facts |= {"is_flag": False, "flag_value": known.optional_value}
+    if known.many:
+        facts["callback"] = _numbers
+    else:
+        facts["type"] = _type(known, hint)
+    return facts
+
+
+def _type(known: Option, hint: Any) -> Any:
+    if known.choices:
+        return click.Choice(known.choices)
+    kinds = {hint, *get_args(hint)}
+    if float in kinds:
+        least = known.least if known.above is None else known.above
+        return Finite(min=least, min_open=known.above is not None)
+    if int in kinds:
+        return int if known.least is None else click.IntRange(min=int(known.least))
+    return str
 
 
 def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
@@ -46,123 +139,18 @@ def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[fl
     try:
         return [float(number) for number in text.split(",")]
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of numbers like 3,3.5,4") from None
+        raise click.BadParameter(f"{text!r} is not a list of numbers like 3,3.5,4") from None
 
 
-SEVERAL_BITS = click.option(
-    "--bits",
-    callback=_numbers,
-    metavar="BITS[,BITS…]",
-    help="Bits per weight over all weights, everything in the file counted; several make as many "
-    "files.",
-)
-SIZE = click.option("--size", help="Or the size of the file, like 600MB or 1.5GiB.")
-RECIPE = click.option(
-    "--recipe",
-    metavar="FILE|PRESET",
-    help="A recipe file or a preset (Q4_K_M, 4bit-g64 …). With a budget, a file's pins hold.",
-)
-TO = click.option(
-    "--to",
-    type=click.Choice(["gguf", "mlx", "both"]),
-    default="gguf",
-    show_default=True,
-    help="What to write.",
-)
-OUTPUT = click.option(
-    "-o", "--output", default=".", show_default=True, help="Directory for what is written."
-)
-CALIBRATION = click.option(
-    "--calibration", metavar="FILE", help="Text instead of the bundled one (.txt, .jsonl)."
-)
-WORK_DIR = click.option(
-    "--work-dir",
-    metavar="DIR",
-    help="Where stages keep their results, so that the same command continues if stopped.  "
-    "[default: <output>/<model>.work]",
-)
-ROUNDING = click.option(
-    "--rounding",
-    type=click.Choice(rounding.METHODS),
-    default="full",
-    show_default=True,
-    help="How much is done for each matrix: round to the nearest level, add error feedback (GPTQ), "
-    "or also descend over codes and refit scales.",
-)
+def _nested(config: type[Options], name: str) -> type[Options] | None:
+    """The config that a field holds, if it holds one."""
+    hint = get_type_hints(config)[name]
+    return hint if isinstance(hint, type) and issubclass(hint, Options) else None
 
 
-def search_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How to search for a mix; the command gets a ``how``."""
-
-    @functools.wraps(command)
-    def with_search(
-        search: str,
-        scores: str,
-        search_tokens: int | None,
-        search_time: float | None,
-        seed: int,
-        min_tokens_per_second: float | None,
-        ray: str | None,
-        **others: Any,
-    ) -> None:
-        from bitquilt.allocation.allocate import Search
-
-        seconds = math.inf if search_time is None else search_time
-        how = Search(search, scores, search_tokens, seconds, seed, min_tokens_per_second, ray)
-        command(how=how, **others)
-
-    return functools.reduce(lambda made, option: option(made), _SEARCH_OPTIONS, with_search)
-
-
-_SEARCH_OPTIONS = (
-    click.option(
-        "--ray",
-        metavar="[ADDRESS]",
-        is_flag=False,
-        flag_value="",
-        help="Measure on the machines of a Ray cluster: the one at that address, the one that runs "
-        "here, or a new one (extra ray).",
-    ),
-    click.option(
-        "--min-tokens-per-second",
-        metavar="X",
-        type=Finite(min=0, min_open=True),
-        help="That the file reaches on this machine, as bitquilt bench measures an answer.",
-    ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Of the search."),
-    click.option(
-        "--search-time",
-        metavar="SECONDS",
-        type=Finite(min=0),
-        help="That the search may take.",
-    ),
-    click.option(
-        "--search-tokens",
-        type=click.IntRange(min=0),
-        help="Token-forwards of mixes that it may take, beside what scores take.  [default: by the "
-        "model's size]",
-    ),
-    click.option(
-        "--scores",
-        type=click.Choice(SCORES),
-        default=SCORES[0],
-        show_default=True,
-        help="Of single matrices: from one pass over text, or each measured by itself.",
-    ),
-    click.option(
-        "--search",
-        type=click.Choice(SEARCH_METHODS),
-        default=SEARCH_METHODS[0],
-        show_default=True,
-        help="Mixes that a prediction proposes race on true KL; the exact knapsack on the scores; "
-        "EvoPress, which takes 59 million token-forwards.",
-    ),
-)
-
-
-JSON = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, all else on stderr."
-)
+def _parameter(config: type[Options], name: str) -> str:
+    """The name by which click hands over a field: unlike those of other configs."""
+    return f"{config.__name__.lower()}_{name}"
 
 
 def print_json(content: dict[str, Any]) -> None:

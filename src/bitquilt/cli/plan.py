@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.cli.options import BITS, JSON, MODEL, RECIPE, SIZE, TO, print_json
+from bitquilt.cli.options import JSON, MODEL, config_options, print_json
+from bitquilt.config import PlanConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,29 +19,24 @@ if TYPE_CHECKING:
 
 @click.command()
 @MODEL
-@BITS
-@SIZE
-@RECIPE
-@TO
+@config_options(PlanConfig)
 @JSON
-def plan(
-    model: str, bits: float | None, size: str | None, recipe: str | None, to: str, as_json: bool
-) -> None:
+def plan(model: str, config: PlanConfig, as_json: bool) -> None:
     """Print the size and the mix of what `quantize` would write.
 
     MODEL may also be a config.json alone. With a budget, the size is final; the mix is a first
     guess that `quantize` improves within it.
     """
-    from bitquilt.allocation.plan import plan as make
+    from bitquilt.allocation import plan as planning
 
-    plans = make(model, bits=bits, size=size, recipe=recipe, to=to)
+    plans = planning.plan(model, config)
     for note in plans[0].notes:
         click.echo(note, err=True)
     if as_json:
-        print_json({"plans": [made.to_dict() for made in plans]})
+        print_json({"plans": [planned.to_dict() for planned in plans]})
         return
-    for made in plans:
-        _print(made)
+    for planned in plans:
+        _print(planned)
 
 
 def _print(made: Plan) -> None:

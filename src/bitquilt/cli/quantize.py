@@ -6,61 +6,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.cli.options import (
-    CALIBRATION,
-    JSON,
-    MODEL,
-    OUTPUT,
-    RECIPE,
-    ROUNDING,
-    SEVERAL_BITS,
-    SIZE,
-    TO,
-    WORK_DIR,
-    print_json,
-    search_options,
-)
+from bitquilt.cli.options import JSON, MODEL, config_options, print_json
+from bitquilt.config import QuantizeConfig
 from bitquilt.runtime.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
-    from bitquilt.allocation.allocate import Search
     from bitquilt.metrics.teacher import Figures
-    from bitquilt.report.result import Result
+    from bitquilt.report.result import QuantizeResult
 
 
 @click.command()
 @MODEL
-@SEVERAL_BITS
-@SIZE
-@RECIPE
-@TO
-@OUTPUT
-@CALIBRATION
-@WORK_DIR
-@ROUNDING
-@search_options
-@click.option(
-    "--refine", is_flag=True, help="Correct each block for the rounding of those before it."
-)
-@click.option(
-    "--tune", is_flag=True, help="Learn scales and norms by gradient descent: a GPU or patience."
-)
+@config_options(QuantizeConfig)
 @JSON
-def quantize(
-    model: str,
-    bits: list[float] | None,
-    size: str | None,
-    recipe: str | None,
-    to: str,
-    output: str,
-    calibration: str | None,
-    work_dir: str | None,
-    rounding: str,
-    how: Search,
-    refine: bool,
-    tune: bool,
-    as_json: bool,
-) -> None:
+def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
     """Round MODEL to an exact size and measure what that costs.
 
     \b
@@ -69,30 +28,17 @@ def quantize(
     bitquilt quantize demo --bits 3,3.5,4,4.5,5 --to both
     bitquilt quantize ./my-model --recipe Q4_K_M --to gguf
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
-    from bitquilt.pipeline import quantize as make
+    from bitquilt import pipeline
 
     keep_freed_memory()
-    result = make(
-        model,
-        bits=bits,
-        size=size,
-        recipe=recipe,
-        to=to,
-        output=output,
-        calibration=calibration,
-        work_dir=work_dir,
-        rounding=rounding,
-        how=how,
-        refine=refine,
-        tune=tune,
-    )
+    result = pipeline.quantize(model, config)
     if as_json:
         print_json(result.to_dict())
     else:
-        _table(result)
+        _print_table(result)
 
 
-def _table(result: Result) -> None:
+def _print_table(result: QuantizeResult) -> None:
     """The closing table: each file as torch reads it back, and as its own engine runs it."""
     from rich import box
     from rich.console import Console
@@ -107,7 +53,7 @@ def _table(result: Result) -> None:
     table.add_row("original", "", "", "", "", _perplexity(result.original))
     for output in result.outputs:
         size = (human(output.nbytes), f"{output.bits:.3f}")
-        table.add_row(f"{output.target}: {output.mix}", *size, *_measured(output.figures))
+        table.add_row(f"{output.target}: {output.source}", *size, *_measured(output.figures))
         if output.engine:
             name = f"  in {output.engine.engine}"
             table.add_row(name, "", "", *_measured(output.engine), style="dim")

@@ -1,4 +1,4 @@
-"""What a run made, for people and programs."""
+"""What runs made, for people and programs."""
 
 from __future__ import annotations
 
@@ -8,43 +8,45 @@ from typing import Any
 
 from bitquilt.allocation.selection import Ranking
 from bitquilt.metrics.teacher import Figures
+from bitquilt.qtypes.qtype import Allocation
 
 
-@dataclass(frozen=True)
-class RecipeResult:
-    """One recipe that a search wrote."""
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """One recipe that :func:`bitquilt.search` wrote."""
 
     target: str
+    """The format of the file that the recipe is for."""
     path: Path
     nbytes: int
-    """Of the file that it is for."""
+    """The size of that file."""
     bits: float
     """Bits per weight of that file, everything in it counted."""
-    mix: str
-    """Where the mix comes from: the search, the knapsack, a preset's name, or ``recipe``."""
-    verdicts: tuple[Ranking, ...]
-    """The mixes that it was chosen from, best first."""
+    source: str
+    """Where the allocation comes from: a search method, a preset's name, or ``recipe``."""
+    rankings: tuple[Ranking, ...]
+    """The allocations that it was chosen from, best first."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
         return asdict(self) | {"path": str(self.path)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Output:
-    """One file that was made."""
+    """One file that :func:`bitquilt.quantize` made."""
 
     target: str
+    """The format of the file."""
     path: Path
     nbytes: int
     bits: float
     """Bits per weight, everything in the file counted."""
-    allocation: dict[str, str]
-    """Module path → type name."""
-    mix: str
-    """Where that comes from: the search, the knapsack, a preset's name, or ``recipe``."""
-    verdicts: tuple[Ranking, ...]
-    """The mixes that it was chosen from, best first; none where a recipe said it all."""
+    allocation: Allocation
+    source: str
+    """Where the allocation comes from: a search method, a preset's name, or ``recipe``."""
+    rankings: tuple[Ranking, ...]
+    """The allocations that it was chosen from, best first; none where a recipe said it all."""
     figures: Figures
     """Measured by torch on the weights read back from the file."""
     engine: Figures | None
@@ -57,12 +59,13 @@ class Output:
         return asdict(self) | {"path": str(self.path)}
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, kw_only=True)
+class QuantizeResult:
     """What :func:`bitquilt.quantize` did."""
 
     model: str
     original: Figures
+    """Of the full-precision model: its perplexity, and a KL of zero."""
     outputs: list[Output]
     seconds: float
 

@@ -1,0 +1,106 @@
+"""Configs: one definition of every option, for Python, the command line and the pages."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+import pytest
+
+from bitquilt import AllocationConfig, PlanConfig, QuantizeConfig, SearchConfig, UserError
+from bitquilt.cli.main import bitquilt as command_line
+from bitquilt.cli.options import config_options
+from bitquilt.config import Options, command
+
+CONFIGS = (SearchConfig, PlanConfig, AllocationConfig, QuantizeConfig)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_field_has_a_sentence(config):
+    for name, known in config.described().items():
+        assert known.help[0].isupper(), name
+        assert known.help.rstrip("]").split("  [")[0].endswith("."), name
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        (SearchConfig, {"method": "luck"}, "--search luck is not one of the choices"),
+        (SearchConfig, {"scores": "felt"}, "--scores felt is not one of the choices"),
+        (SearchConfig, {"seconds": float("nan")}, "--search-time nan is not a number"),
+        (SearchConfig, {"seconds": -1.0}, "--search-time -1.0 is less than 0"),
+        (SearchConfig, {"tokens_per_second": 0.0}, "is not greater than 0"),
+        (SearchConfig, {"method": "evopress", "tokens_per_second": 1.0}, "knows no limit of speed"),
+        (PlanConfig, {}, "how small"),
+        (PlanConfig, {"bits": 4.5, "size": "1MB"}, "two budgets"),
+        (PlanConfig, {"bits": 0}, "not between 0 and 32"),
+        (PlanConfig, {"bits": [4, 33]}, "--bits 33 is not between 0 and 32"),
+        (PlanConfig, {"bits": 4, "to": "onnx"}, "--to onnx is not one of the choices"),
+        (QuantizeConfig, {"bits": 4, "rounding": "bset"}, "--rounding bset"),
+        (
+            QuantizeConfig,
+            {"recipe": "Q4_K_M", "search": SearchConfig(tokens_per_second=1.0)},
+            "leaves nothing to choose by speed",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(config, options, words):
+    with pytest.raises(UserError, match=words):
+        config(**options)
+
+
+def test_a_config_or_its_fields():
+    config = QuantizeConfig(bits=4)
+    assert QuantizeConfig.of(config, {}) is config
+    assert QuantizeConfig.of(None, {"bits": 4}) == config
+    with pytest.raises(UserError, match="were both given"):
+        QuantizeConfig.of(config, {"bits": 4})
+    with pytest.raises(UserError, match="has no option bit; its options are bits"):
+        QuantizeConfig.of(None, {"bit": 4})
+
+
+def test_several_bits_each_once():
+    assert PlanConfig(bits=[3, 4.5, 3]).several_bits == (3, 4.5)
+    assert PlanConfig(bits=3).several_bits == (3,)
+    assert PlanConfig(recipe="Q4_K_M").several_bits == (None,)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantizeConfig(bits=4.5),
+        QuantizeConfig(bits=[3, 4.5000001], to="both", output="a b", tune=True, sequential=True),
+        QuantizeConfig(size="600MB", recipe="mine.json", calibration="x.txt", work_dir="w"),
+        QuantizeConfig(
+            bits=4,
+            search=SearchConfig(
+                method="knapsack", tokens=1000, seconds=2.5, seed=3, tokens_per_second=40, ray=""
+            ),
+        ),
+    ],
+)
+def test_a_config_is_a_command_line_and_back(config):
+    words = shlex.split(command("quantize", "my model", config))
+    assert words[:3] == ["bitquilt", "quantize", "my model"]
+    found = []
+
+    @click.command()
+    @click.argument("model")
+    @config_options(QuantizeConfig)
+    def quantize(model: str, config: QuantizeConfig) -> None:
+        found.append(config)
+
+    quantize(words[2:], standalone_mode=False)
+    assert found == [config]
+
+
+@pytest.mark.parametrize(
+    ("verb", "config"),
+    [("plan", PlanConfig), ("search", AllocationConfig), ("quantize", QuantizeConfig)],
+)
+def test_a_verb_offers_each_option_of_its_config_with_its_sentence(verb, config):
+    offered = {param.help for param in command_line.commands[verb].params if hasattr(param, "help")}
+    nested: list[type[Options]] = [SearchConfig] if config is not PlanConfig else []
+    for each in (config, *nested):
+        for name, known in each.described().items():
+            assert (known.help in offered) == (known.flag != ""), name
