@@ -134,7 +134,7 @@ def test_without_a_licence_nothing_is_passed_on(hub, file, original):
 
 def test_names_and_mixtures_that_the_hub_cannot_have(file, original, tmp_path):
     for name in ("tiny", "a/b/c", "me/ti ny"):
-        with pytest.raises(UserError, match="is no name on the hub"):
+        with pytest.raises(UserError, match="is not a name on the hub"):
             publish.publication([file], str(original), name)
     directory = tmp_path / "tiny-mlx"
     directory.mkdir()

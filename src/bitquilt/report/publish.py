@@ -82,7 +82,7 @@ def _check_id(name: str) -> None:
         if name.count("/") != 1:
             raise HFValidationError("it has no owner")
     except HFValidationError as error:
-        raise UserError(f"{name} is no name on the hub ({error}); say user/name") from error
+        raise UserError(f"{name} is not a name on the hub ({error}); give user/name") from error
 
 
 def entries(publication: Publication) -> list[RepositoryFile]:
