@@ -29,7 +29,7 @@ def main() -> None:
     work, axe, pictures = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     pictures.mkdir(parents=True, exist_ok=True)
     path = pictures.resolve() / "report.html"
-    page.write(page.report(work), path)
+    page.write_page(page.make_report(work), path)
     print(f"{path.stat().st_size:,} bytes")
     with sync_playwright() as driver:
         chromium = shutil.which("chromium") or shutil.which("google-chrome")

@@ -165,7 +165,7 @@ def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp
     asked = EvalConfig(against=str(model.source), text=text, tokens=TOKENS, traces=TRACES)
     first = evaluate(files[:1], asked)
     with monkeypatch.context() as patch:
-        for work in ("noise_floor._half", "noise_floor._unquantized", "traces.write"):
+        for work in ("noise_floor._half", "noise_floor._unquantized", "traces.write_traces"):
             patch.setattr(f"bitquilt.evaluation.{work}", None)
         again = evaluate(files[:1], asked)
     assert again.floors == first.floors

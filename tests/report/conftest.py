@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitquilt.evaluation.eval_file import save_beside, sha256
-from bitquilt.evaluation.figures import Figures
+from bitquilt.evaluation.figures import DomainFigures
 from bitquilt.evaluation.results import (
     EngineCheck,
     Evaluation,
@@ -43,8 +43,8 @@ def estimate(mean: float) -> Estimate:
     return Estimate(mean, 0.8 * mean, 1.2 * mean)
 
 
-def figures(kl: float) -> Figures:
-    return Figures(
+def figures(kl: float) -> DomainFigures:
+    return DomainFigures(
         kl=estimate(kl),
         kl_median=estimate(kl / 9),
         kl_999=estimate(30 * kl),

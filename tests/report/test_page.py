@@ -53,7 +53,7 @@ class Outline(HTMLParser):
 @pytest.fixture
 def html(work) -> str:
     write_history(work)
-    return page.report(work).html
+    return page.make_report(work).html
 
 
 def test_page_is_whole_and_every_link_has_its_section(html):
@@ -106,7 +106,7 @@ def test_reproduction_names_command_hashes_and_versions(html):
 
 def test_plots_are_well_formed_alone_and_have_no_colour_left_open(work):
     write_history(work)
-    for plot in page.report(work).plots:
+    for plot in page.make_report(work).plots:
         svg = plot.svg(page.plots.standalone_css())
         ET.fromstring(svg)
         assert "var(" not in svg
@@ -115,7 +115,7 @@ def test_plots_are_well_formed_alone_and_have_no_colour_left_open(work):
 
 def test_png(work, tmp_path):
     pytest.importorskip("resvg_py", reason="resvg is not installed")
-    (pareto, parts) = page.write_plots(page.report(work), tmp_path / "out.html")
+    (pareto, parts) = page.write_plots(page.make_report(work), tmp_path / "out.html")
     assert pareto.name == "out-pareto.png"
     for path in (pareto, parts):
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -127,7 +127,7 @@ def test_files_that_are_gone_or_other_bytes_are_not_reported(work):
     (only,) = load(work)
     assert only.label == "4.5bit"
     assert only.evaluation is None
-    assert "Evaluation" not in Outline(page.report(work).html).text
+    assert "Evaluation" not in Outline(page.make_report(work).html).text
 
 
 def test_command_writes_the_page_beside_the_directory(work, capfd):
@@ -149,7 +149,7 @@ def test_a_directory_is_never_replaced_by_the_page(work, tmp_path, capfd):
 def test_files_that_read_other_texts_are_not_compared(work, html):
     assert "not measured on the same text" not in html
     save_beside(replace(evaluation(work.parent / "tiny-Q4_K_M.gguf", 0.05), text="f" * 64))
-    assert f"SHA-256 {'f' * 12}). Run `bitquilt eval`" in page.report(work).html
+    assert f"SHA-256 {'f' * 12}). Run `bitquilt eval`" in page.make_report(work).html
 
 
 @pytest.mark.parametrize("made_by_us", [True, False])
@@ -159,4 +159,4 @@ def test_nothing_to_report_is_one_sentence(work, tmp_path: Path, made_by_us):
         path.unlink()
     sentence = "no file that is still" if made_by_us else "is not a work directory of"
     with pytest.raises(UserError, match=sentence):
-        page.report(directory)
+        page.make_report(directory)

@@ -41,7 +41,7 @@ def test_searches_for_two_targets_are_told_apart_and_their_labels_too(tmp_path):
         histories[target].parent.mkdir(exist_ok=True)
         histories[target].write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert latest_histories(tmp_path) == histories
-    found = plots.search(histories)
+    found = plots.search_plot(histories)
     labels = {curve["label"]: curve["label_y"] for curve in found.values["curves"]}
     assert labels.keys() == {"4.5bit, gguf 0.50", "4.5bit, mlx 0.90"}
     one, other = labels.values()

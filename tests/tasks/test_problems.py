@@ -9,7 +9,7 @@ import pytest
 
 from bitquilt.engines import GeneratedToken, Sampling
 from bitquilt.runtime.progress import Silent
-from bitquilt.tasks.problems import Answers, Manner, ask
+from bitquilt.tasks.problems import Answers, Manner, ask_problems
 from bitquilt.tasks.scores import compare_problems, paired_difference, score_problems, share
 from bitquilt.tasks.task_data import Problem, load_problems
 from tests.progress import Recorded
@@ -149,7 +149,7 @@ def test_answers_are_read_as_users_see_them():
     )
     steps = []
     manner = Manner(2, 50, Parrot.info.sampling)
-    found = ask(engine, [Problem("a", "1000"), Problem("b", "2")], manner, Recorded(steps))
+    found = ask_problems(engine, [Problem("a", "1000"), Problem("b", "2")], manner, Recorded(steps))
     np.testing.assert_array_equal(found.right, [[True, False], [False, False]])
     np.testing.assert_array_equal(found.looping, [[False, False], [True, False]])
     np.testing.assert_array_equal(found.truncated, [[False, False], [False, True]])
@@ -174,7 +174,7 @@ def test_a_template_that_does_not_ask_for_a_box_is_made_up_for():
 
 def _asked(engine: Parrot, max_tokens: int = 50) -> Answers:
     manner = Manner(1, max_tokens, Parrot.info.sampling)
-    return ask(engine, [Problem("a", "7")], manner, Silent())
+    return ask_problems(engine, [Problem("a", "7")], manner, Silent())
 
 
 def test_models_that_agree_on_a_few_items_are_not_surely_equal():

@@ -113,7 +113,7 @@ def test_the_published_solution_of_each_passes():
 def test_a_machine_that_cannot_lock_down_says_so(tmp_path):
     missing = Sandbox(script=tmp_path / "missing.py")
     with pytest.raises(UserError, match="cannot be run locked down"):
-        programs.ask(None, [DOUBLE], Manner(1, 10, Sampling()), Silent(), missing)
+        programs.ask_for_programs(None, [DOUBLE], Manner(1, 10, Sampling()), Silent(), missing)
 
 
 def test_nothing_runs_unless_it_is_asked_for(capfd):

@@ -59,7 +59,7 @@ def card(
     from bitquilt.runtime.files import atomic_write
 
     model = publish.publication(models, against, repo, base_model)
-    written = {"README.md": cards.card(model), **cards.modelfiles(model)}
+    written = {"README.md": cards.model_card(model), **cards.modelfiles(model)}
     if as_json:
         print_json(written)
     elif output is None:

@@ -36,8 +36,8 @@ def report(work_dir: str, output: str | None, png: bool, as_json: bool) -> None:
 
     path = Path(output) if output else Path(work_dir).resolve().parent
     path = path / "report.html" if path.is_dir() else path
-    made = page.report(work_dir)
-    page.write(made, path)
+    made = page.make_report(work_dir)
+    page.write_page(made, path)
     plots = page.write_plots(made, path) if png else []
     if as_json:
         print_json({"page": str(path), "plots": [str(plot) for plot in plots]})

@@ -21,7 +21,7 @@ from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.eval_file import sha256
-from bitquilt.evaluation.figures import Figures, Measured, by_domain
+from bitquilt.evaluation.figures import DomainFigures, Measured, by_domain
 from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
 from bitquilt.evaluation.noise_floor import excerpt
 from bitquilt.evaluation.reference import Reference, Talk
@@ -49,7 +49,7 @@ class Examiner:
         self._progress = progress
         self._encode = encode
 
-    def original_figures(self) -> dict[str, Figures]:
+    def original_figures(self) -> dict[str, DomainFigures]:
         """Give the original's own figures, by domain."""
         return by_domain(self.measured([reference.own for reference in self._references]))
 
@@ -116,7 +116,7 @@ class Examiner:
             if engine.info.chat_template is None:
                 self._progress.say(f"{candidate.name} has no chat template, so nothing is asked")
                 return []
-            own = traces.greedy(engine, asked, self._talk.config, self._progress)
+            own = traces.greedy_answers(engine, asked, self._talk.config, self._progress)
         return [
             TextSample(question=question, original=original, answer=answer)
             for question, original, answer in zip(asked, answers, own, strict=True)

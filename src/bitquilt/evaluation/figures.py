@@ -20,11 +20,11 @@ UNCERTAIN = 0.2
 """The share of a trace's tokens that are told apart: those where the original is least certain.
 They decide where the reasoning goes (Wang et al. 2025, Beyond the 80/20 Rule)."""
 
-Floats = NDArray[np.float32]
+Float32s = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class DomainFigures:
     """Means and quantiles over the tokens of one domain, or of all with equal weight."""
 
     kl: Estimate
@@ -54,15 +54,15 @@ class Figures:
 class Measured:
     """The judged tokens of one text under one model; every array is [T]."""
 
-    kl: Floats
-    agreement: Floats
-    flips: Floats
-    loss: Floats
-    excess: Floats
+    kl: Float32s
+    agreement: Float32s
+    flips: Float32s
+    loss: Float32s
+    excess: Float32s
     """The loss beyond the original's."""
-    nbytes: Floats
+    nbytes: Float32s
     """Bytes of text that a token stands for, on average over its window."""
-    entropy: Floats
+    entropy: Float32s
     """The original's."""
     document: NDArray[np.int64]
     domain: NDArray[np.str_]
@@ -95,10 +95,10 @@ class Measured:
         """Some of the tokens."""
         return Measured(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
-    def figures(self) -> Figures:
+    def figures(self) -> DomainFigures:
         """All figures of these tokens."""
         documents = Documents.of(self.document, self.domain)
-        return Figures(
+        return DomainFigures(
             kl=documents.mean(self.kl),
             kl_median=documents.quantile(self.kl, 0.5),
             kl_999=documents.quantile(self.kl, 0.999),
@@ -112,7 +112,7 @@ class Measured:
         )
 
 
-def by_domain(texts: Sequence[Measured]) -> dict[str, Figures]:
+def by_domain(texts: Sequence[Measured]) -> dict[str, DomainFigures]:
     """``all`` held-out domains with equal weight, then each; traces, and their uncertain tokens."""
     found = {}
     held_out, *traces = texts
@@ -129,7 +129,7 @@ def by_domain(texts: Sequence[Measured]) -> dict[str, Figures]:
 
 
 def difference(
-    one: Measured, other: Measured, figure: Callable[[Measured], Floats], level: float
+    one: Measured, other: Measured, figure: Callable[[Measured], Float32s], level: float
 ) -> Estimate:
     """By how much one model's figure exceeds another's on the same tokens, paired."""
     documents = Documents.of(one.document, one.domain)

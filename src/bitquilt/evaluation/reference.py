@@ -27,7 +27,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
-Floats = NDArray[np.float32]
+Float32s = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Reference:
     teacher: Teacher
     own: TokenFigures
     """Its own figures: a divergence of zero, and what it makes of the text."""
-    entropy: Floats
+    entropy: Float32s
     """Of its next-token distribution, nats, [N, L − 1]."""
 
     @classmethod
@@ -61,7 +61,7 @@ class Reference:
             self.entropy[:windows, : tokens - 1],
         )
 
-    def mean(self, values: Floats) -> Estimate:
+    def mean(self, values: Float32s) -> Estimate:
         """Over the judged tokens of [N, L − 1]."""
         text = self.text
         return Documents.of(text.documents, text.domains).mean(values[text.judged])
@@ -104,7 +104,7 @@ class Talk:
                 progress.stage("Writing reasoning traces", len(questions) + len(asked)),
                 TorchEngine(checkpoint) as engine,
             ):
-                text, answers = traces.write(engine, questions, asked, config, progress)
+                text, answers = traces.write_traces(engine, questions, asked, config, progress)
             work.save_json(name, answers)
             judged = torch.from_numpy(text.judged)
             work.save(name, {"tokens": text.tokens, "judged": judged}, {})

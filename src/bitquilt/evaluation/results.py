@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from bitquilt.evaluation.figures import Figures, Measured, difference
+from bitquilt.evaluation.figures import DomainFigures, Measured, difference
 from bitquilt.metrics.intervals import LEVEL
 from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.records import to_json
@@ -75,7 +75,7 @@ class FileResult:
     """Bits per weight, everything in the file counted."""
     engine: str
     """What computed the figures."""
-    figures: Mapping[str, Figures]
+    figures: Mapping[str, DomainFigures]
     """The figures by domain, see :func:`~bitquilt.evaluation.figures.by_domain`."""
     check: EngineCheck
     """The comparison of the engine with torch."""
@@ -83,7 +83,7 @@ class FileResult:
     """A few answers; none where the model has no chat template."""
 
     @property
-    def overall(self) -> Figures:
+    def overall(self) -> DomainFigures:
         """The figures over all held-out domains."""
         return next(iter(self.figures.values()))
 
@@ -126,7 +126,7 @@ class Evaluation:
     """The fingerprint of the original."""
     text: str
     """The SHA-256 of the documents that were read."""
-    own: Mapping[str, Figures]
+    own: Mapping[str, DomainFigures]
     """The original's own figures by domain."""
     files: Sequence[FileResult]
     """The files, in the order they were given."""
@@ -140,7 +140,7 @@ class Evaluation:
     """The time that the evaluation took."""
 
     @property
-    def own_overall(self) -> Figures:
+    def own_overall(self) -> DomainFigures:
         """The original's own figures over all held-out domains."""
         return next(iter(self.own.values()))
 

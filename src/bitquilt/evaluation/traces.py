@@ -39,7 +39,7 @@ def questions(documents: Sequence[Document], count: int) -> list[str]:
     return [asked[i * len(asked) // count] for i in range(count)] if len(asked) > count else asked
 
 
-def write(
+def write_traces(
     engine: Engine,
     asked: Sequence[str],
     shown: Sequence[str],
@@ -63,7 +63,7 @@ def write(
     return _text(prompts, own), [_said(answer) for answer in answers[len(asked) :]]
 
 
-def greedy(
+def greedy_answers(
     engine: Engine, asked: Sequence[str], config: TraceConfig, progress: Progress
 ) -> list[str]:
     """Give a model's likeliest answers to the questions, as text."""

@@ -49,7 +49,7 @@ class Publication:
         }
 
 
-def card(publication: Publication) -> str:
+def model_card(publication: Publication) -> str:
     """README.md of the repository."""
     return f"---\n{_metadata(publication)}\n---\n\n{_text(publication)}"
 

@@ -19,7 +19,7 @@ HEADINGS = {
     "perplexity_ratio": "… over the original's",
     "bits_per_byte": "bits per byte",
 }
-"""A field of :class:`bitquilt.evaluation.figures.Figures` → what tables call it."""
+"""A field of :class:`bitquilt.evaluation.figures.DomainFigures` → what tables call it."""
 PERCENTAGES = ("agreement", "flips")
 """The fields that are shares."""
 

@@ -51,7 +51,7 @@ class Report:
     plots: Sequence[Plot]
 
 
-def report(work_dir: str | Path) -> Report:
+def make_report(work_dir: str | Path) -> Report:
     """Everything that a work directory and the evaluations beside its files say.
 
     Raises:
@@ -60,13 +60,13 @@ def report(work_dir: str | Path) -> Report:
     work = Path(work_dir)
     files = load(work)
     settings = read_json(work / "settings.json")
-    drawn = [plots.pareto(files), plots.parts(files)]
-    if (searched := plots.search(latest_histories(work))) is not None:
+    drawn = [plots.pareto_plot(files), plots.parts_plot(files)]
+    if (searched := plots.search_plot(latest_histories(work))) is not None:
         drawn.append(searched)
     return Report(_html(files, settings, {plot.name: plot for plot in drawn}), drawn)
 
 
-def write(made: Report, path: Path) -> None:
+def write_page(made: Report, path: Path) -> None:
     """Put the page at a path, whole or not at all."""
     with atomic_write(path) as beside:
         beside.write_text(made.html, encoding="utf-8")

@@ -75,7 +75,7 @@ class Plot:
         )
 
 
-def pareto(files: Sequence[OutputRecord]) -> Plot:
+def pareto_plot(files: Sequence[OutputRecord]) -> Plot:
     """Mean KL with its interval against the file's size."""
     sizes = [made.nbytes / MB for made in files]
     kls = [value for made in files for value in _ends(made.kl)]
@@ -165,7 +165,7 @@ def _frame() -> dict[str, float]:
     return {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM}
 
 
-def parts(files: Sequence[OutputRecord]) -> Plot:
+def parts_plot(files: Sequence[OutputRecord]) -> Plot:
     """Where the bytes of each file are, as one bar a file."""
     bar, gap = 24, 22
     most = max(made.nbytes for made in files)
@@ -190,7 +190,7 @@ def parts(files: Sequence[OutputRecord]) -> Plot:
     )
 
 
-def search(histories: Mapping[str, Path]) -> Plot | None:
+def search_plot(histories: Mapping[str, Path]) -> Plot | None:
     """How the mixes that searches tried compare with their best so far; None if none ran.
 
     Args:

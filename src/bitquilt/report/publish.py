@@ -19,7 +19,7 @@ from bitquilt.errors import UserError
 from bitquilt.evaluation.eval_file import path_beside
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.models import open_checkpoint
-from bitquilt.report.card import Publication, card, modelfiles
+from bitquilt.report.card import Publication, model_card, modelfiles
 from bitquilt.report.origin import HUB_ERRORS, PublishedOriginal
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import GGUF, MLX
@@ -87,7 +87,7 @@ def _check_id(name: str) -> None:
 
 def entries(publication: Publication) -> list[RepositoryFile]:
     """Everything that the repository is to hold."""
-    found = [RepositoryFile("README.md", card(publication))]
+    found = [RepositoryFile("README.md", model_card(publication))]
     found += [RepositoryFile(name, text) for name, text in modelfiles(publication).items()]
     for candidate in publication.candidates:
         found += _files(candidate)

@@ -26,12 +26,12 @@ from bitquilt.runtime.progress import Progress, Silent
 from bitquilt.talk.prompt import render_prompt
 from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
 
-BATCH = 16
+ANSWERS_IN_BATCH = 16
 MAX_TOKENS = 256
 """Of an answer, where a task sets no limit: the harness's own default."""
-RESAMPLES = 1000
+BOOTSTRAP_RESAMPLES = 1000
 """For the errors of metrics that are no means."""
-NORMAL = 1.96
+NORMAL_95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def metrics(
                 Harness(engine, progress),
                 tasks=[name],
                 limit=limit,
-                bootstrap_iters=RESAMPLES,
+                bootstrap_iters=BOOTSTRAP_RESAMPLES,
                 task_manager=task_manager(),
                 log_samples=False,
             )
@@ -96,7 +96,7 @@ def _metrics(task: str, values: dict[str, Any]) -> list[Metric]:
         name, _, how = key.partition(",")
         if how and isinstance(value, float | int) and not name.endswith("_stderr"):
             error = values.get(f"{name}_stderr,{how}")
-            half = NORMAL * error if isinstance(error, float | int) else math.nan
+            half = NORMAL_95 * error if isinstance(error, float | int) else math.nan
             label = name if how == "none" else f"{name} ({how})"
             found.append(Metric(task, label, Estimate(value, value - half, value + half)))
     return found
@@ -133,8 +133,8 @@ class Harness(LM):  # type: ignore[misc]
         """What the model says to each context, up to the first stop string; in batches."""
         answers = []
         with self._progress.stage("Answers", len(requests)):
-            for start in range(0, len(requests), BATCH):
-                batch = requests[start : start + BATCH]
+            for start in range(0, len(requests), ANSWERS_IN_BATCH):
+                batch = requests[start : start + ANSWERS_IN_BATCH]
                 answers += self._continued([request.args for request in batch])
                 self._progress.advance(len(batch))
         return answers

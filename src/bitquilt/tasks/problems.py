@@ -42,7 +42,7 @@ class Answers:
 
     @classmethod
     def of(
-        cls, said: Sequence[Said], final: Sequence[str], right: Sequence[bool], repeats: int
+        cls, said: Sequence[Reply], final: Sequence[str], right: Sequence[bool], repeats: int
     ) -> Answers:
         """From answers in the order of :func:`converse`, what each comes to, and whether right."""
         shape = (-1, repeats)
@@ -68,7 +68,9 @@ class Manner:
     """All models are sampled alike, or a difference between two would be one of settings too."""
 
 
-def ask(engine: Engine, problems: Sequence[Problem], manner: Manner, progress: Progress) -> Answers:
+def ask_problems(
+    engine: Engine, problems: Sequence[Problem], manner: Manner, progress: Progress
+) -> Answers:
     """Put every problem to a model several times, in batches.
 
     Args:
@@ -97,7 +99,7 @@ def _boxing(engine: Engine, question: str) -> str:
 
 def converse(
     engine: Engine, questions: Sequence[str], manner: Manner, progress: Progress
-) -> list[Said]:
+) -> list[Reply]:
     """Answers to every question in turn, each so many times with seeds of its own."""
     prompts = [
         compose(engine, [{"role": "user", "content": question}]).tokens for question in questions
@@ -111,7 +113,7 @@ def converse(
         for prompt in prompts
         for seed in range(manner.repeats)
     ]
-    said: list[Said] = []
+    said: list[Reply] = []
     for start in range(0, len(requests), ANSWERS_AT_ONCE):
         said += _batch(engine, requests[start : start + ANSWERS_AT_ONCE], progress)
     return said
@@ -122,7 +124,7 @@ def _room(engine: Engine, prompt: Sequence[int], max_tokens: int) -> int:
 
 
 @dataclass
-class Said:
+class Reply:
     """An answer, maybe in the making."""
 
     text: str = ""
@@ -131,8 +133,10 @@ class Said:
     looping: bool = False
 
 
-def _batch(engine: Engine, requests: Sequence[GenerationRequest], progress: Progress) -> list[Said]:
-    said = [Said() for _ in requests]
+def _batch(
+    engine: Engine, requests: Sequence[GenerationRequest], progress: Progress
+) -> list[Reply]:
+    said = [Reply() for _ in requests]
     guards = [LoopDetector() for _ in requests]
     with engine.stream(requests) as stream:
         for row, piece in stream:

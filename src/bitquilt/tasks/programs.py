@@ -39,7 +39,7 @@ class Sandbox:
     """The time by the clock until it is ended: a program that waits takes no processor time."""
 
 
-def ask(
+def ask_for_programs(
     engine: Engine,
     programs: Sequence[Program],
     manner: Manner,

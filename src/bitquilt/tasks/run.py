@@ -169,10 +169,10 @@ def _put(
     answers: dict[str, Answers] = {}
     for name, asked in items.problems.items():
         with progress.stage(f"{model}: {name}", len(asked) * manner.repeats):
-            answers[name] = problems.ask(engine, asked, manner, progress)
+            answers[name] = problems.ask_problems(engine, asked, manner, progress)
     for name, wanted in items.programs.items():
         with progress.stage(f"{model}: {name}", len(wanted) * manner.repeats):
-            answers[name] = programs.ask(engine, wanted, manner, progress)
+            answers[name] = programs.ask_for_programs(engine, wanted, manner, progress)
     picks: dict[str, Picks] = {}
     for name, offered in items.choices.items():
         with progress.stage(f"{model}: {name}", sum(len(one.endings) for one in offered)):
