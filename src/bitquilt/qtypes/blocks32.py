@@ -74,7 +74,7 @@ class Q4_0(Symmetric):
     low, high = -8, 7
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` int8 [R, C] in -8 … 7, ``d`` float32 [R, B]."""
+        """Return ``codes`` int8 [R, C] in -8 … 7, ``d`` float32 [R, B]."""
         s = self.split(packed)
         codes = nibbles(s["qs"]).to(torch.int8) + self.low
         return {"codes": codes, "d": halves(s["d"]).flatten(1)}
@@ -92,7 +92,7 @@ class Q5_0(Symmetric):
     low, high = -16, 15
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` int8 [R, C] in -16 … 15, ``d`` float32 [R, B]."""
+        """Return ``codes`` int8 [R, C] in -16 … 15, ``d`` float32 [R, B]."""
         s = self.split(packed)
         stored = nibbles(s["qs"]) | _fifth_bits(s["qh"])
         return {"codes": stored.to(torch.int8) + self.low, "d": halves(s["d"]).flatten(1)}
@@ -114,7 +114,7 @@ class Q4_1(Asymmetric):
     sections: ClassVar = {"d": 2, "m": 2, "qs": 16}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` uint8 [R, C] in 0 … 15, ``d`` and ``m`` float32 [R, B]."""
+        """Return ``codes`` uint8 [R, C] in 0 … 15, ``d`` and ``m`` float32 [R, B]."""
         s = self.split(packed)
         return {
             "codes": nibbles(s["qs"]),
@@ -138,7 +138,7 @@ class Q5_1(Asymmetric):
     sections: ClassVar = {"d": 2, "m": 2, "qh": 4, "qs": 16}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` uint8 [R, C] in 0 … 31, ``d`` and ``m`` float32 [R, B]."""
+        """Return ``codes`` uint8 [R, C] in 0 … 31, ``d`` and ``m`` float32 [R, B]."""
         s = self.split(packed)
         return {
             "codes": nibbles(s["qs"]) | _fifth_bits(s["qh"]),
@@ -164,7 +164,7 @@ class Q8_0(GgmlQuantType, ScalarQuantType):
     sections: ClassVar = {"d": 2, "qs": 32}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` int8 [R, C] in -127 … 127, ``d`` float32 [R, B]."""
+        """Return ``codes`` int8 [R, C] in -127 … 127, ``d`` float32 [R, B]."""
         s = self.split(packed)
         codes = s["qs"].contiguous().view(torch.int8).flatten(1)
         return {"codes": codes, "d": halves(s["d"]).flatten(1)}

@@ -24,7 +24,7 @@ class Float(QuantType):
         self.block_bits = 8 * dtype.itemsize
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` [R, C]: the numbers themselves, in the dtype they are stored in."""
+        """Return ``codes`` [R, C]: the numbers themselves, in the dtype they are stored in."""
         return {"codes": packed["weight"]}
 
     def pack(self, fields: Unpacked) -> Packed:

@@ -33,7 +33,7 @@ class IQ4_NL(GgmlQuantType, ScalarQuantType):
     sections: ClassVar = {"d": 2, "qs": 16}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` uint8 [R, C] in 0 … 15, ``d`` float32 [R, B]."""
+        """Return ``codes`` uint8 [R, C] in 0 … 15, ``d`` float32 [R, B]."""
         s = self.split(packed)
         return {"codes": nibbles(s["qs"]), "d": halves(s["d"]).flatten(1)}
 
@@ -65,7 +65,7 @@ class IQ4_XS(GgmlQuantType, ScalarQuantType):
     sections: ClassVar = {"d": 2, "scales_h": 2, "scales_l": 4, "qs": 128}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` uint8 [R, C] in 0 … 15, ``scales`` int8 [R, C / 32] in -32 … 31,
+        """Return ``codes`` uint8 [R, C] in 0 … 15, ``scales`` int8 [R, C / 32] in -32 … 31,
         ``d`` float32 [R, B].
         """
         s = self.split(packed)

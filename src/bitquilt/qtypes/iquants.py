@@ -91,7 +91,7 @@ class IQ2_XXS(Codebook):
     sections: ClassVar = {"d": 2, "qs": 64}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` 0 … 255, ``scales`` [R, C / 32]; see :class:`Codebook`."""
+        """Return ``codes`` 0 … 255, ``scales`` [R, C / 32]; see :class:`Codebook`."""
         s = self.split(packed)
         # [R, B, 64] -> [R, B, 8 runs of 32 weights, 8 bytes]
         runs = torch.unflatten(s["qs"], 2, (8, 8))
@@ -138,7 +138,7 @@ class IQ2_XS(Codebook):
     sections: ClassVar = {"d": 2, "qs": 64, "scales": 8}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` 0 … 511, ``scales`` [R, C / 16]; see :class:`Codebook`."""
+        """Return ``codes`` 0 … 511, ``scales`` [R, C / 16]; see :class:`Codebook`."""
         s = self.split(packed)
         word = words(s["qs"], 2).flatten(1)
         return {
@@ -176,7 +176,7 @@ class IQ2_S(Codebook):
     sections: ClassVar = {"d": 2, "qs": 32, "signs": 32, "qh": 8, "scales": 8}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` 0 … 1023, ``scales`` [R, C / 16]; see :class:`Codebook`."""
+        """Return ``codes`` 0 … 1023, ``scales`` [R, C / 16]; see :class:`Codebook`."""
         s = self.split(packed)
         codes = s["qs"].to(torch.int16) | digits(s["qh"], 2).to(torch.int16) << 8
         return {
@@ -209,7 +209,7 @@ class IQ3_XXS(Codebook):
     sections: ClassVar = {"d": 2, "qs": 64, "words": 32}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` 0 … 255, ``scales`` [R, C / 32]; see :class:`Codebook`."""
+        """Return ``codes`` 0 … 255, ``scales`` [R, C / 32]; see :class:`Codebook`."""
         s = self.split(packed)
         signs, scales = _signs_and_scale(torch.unflatten(s["words"], 2, (8, 4)))
         return {
@@ -245,7 +245,7 @@ class IQ3_S(Codebook):
     sections: ClassVar = {"d": 2, "qs": 64, "qh": 8, "signs": 32, "scales": 4}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` 0 … 511, ``scales`` [R, C / 32]; see :class:`Codebook`."""
+        """Return ``codes`` 0 … 511, ``scales`` [R, C / 32]; see :class:`Codebook`."""
         s = self.split(packed)
         codes = s["qs"].to(torch.int16) | digits(s["qh"], 1).to(torch.int16) << 8
         return {

@@ -70,8 +70,8 @@ class Q2_K(WithMins):
     sections: ClassVar = {"scales": 16, "qs": 64, "d": 2, "dmin": 2}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` uint8 [R, C] in 0 … 3, ``scales`` and ``mins`` uint8 [R, C / 16] in 0 … 15,
-        ``d`` and ``dmin`` float32 [R, B].
+        """Return ``codes`` uint8 [R, C] in 0 … 3, ``scales`` and ``mins`` uint8 [R, C / 16] in
+        0 … 15, ``d`` and ``dmin`` float32 [R, B].
         """
         s = self.split(packed)
         return {
@@ -114,7 +114,7 @@ class Q3_K(Signed):
     sections: ClassVar = {"hmask": 32, "qs": 64, "scales": 12, "d": 2}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` int8 [R, C] in -4 … 3, ``scales`` int8 [R, C / 16] in -32 … 31,
+        """Return ``codes`` int8 [R, C] in -4 … 3, ``scales`` int8 [R, C / 16] in -32 … 31,
         ``d`` float32 [R, B].
         """
         s = self.split(packed)
@@ -177,8 +177,8 @@ class Q4_K(WithMins):
     sections: ClassVar = {"d": 2, "dmin": 2, "scales": 12, "qs": 128}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` uint8 [R, C] in 0 … 15, ``scales`` and ``mins`` uint8 [R, C / 32] in 0 … 63,
-        ``d`` and ``dmin`` float32 [R, B].
+        """Return ``codes`` uint8 [R, C] in 0 … 15, ``scales`` and ``mins`` uint8 [R, C / 32] in
+        0 … 63, ``d`` and ``dmin`` float32 [R, B].
         """
         s = self.split(packed)
         scales, mins = _six_bit_pairs(s["scales"])
@@ -213,7 +213,7 @@ class Q5_K(WithMins):
     sections: ClassVar = {"d": 2, "dmin": 2, "scales": 12, "qh": 32, "qs": 128}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """As Q4_K's, with ``codes`` in 0 … 31."""
+        """Return what Q4_K does, with ``codes`` in 0 … 31."""
         s = self.split(packed)
         scales, mins = _six_bit_pairs(s["scales"])
         codes = planes(torch.unflatten(s["qs"], 2, (4, 32)), 4).flatten(1)
@@ -255,7 +255,9 @@ class Q6_K(Signed):
     sections: ClassVar = {"ql": 128, "qh": 64, "scales": 16, "d": 2}
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` int8 [R, C] in -32 … 31, ``scales`` int8 [R, C / 16], ``d`` float32 [R, B]."""
+        """Return ``codes`` int8 [R, C] in -32 … 31, ``scales`` int8 [R, C / 16], ``d`` float32
+        [R, B].
+        """
         s = self.split(packed)
         codes = planes(torch.unflatten(s["ql"], 2, (2, 64)), 4).flatten(1)
         codes |= planes(torch.unflatten(s["qh"], 2, (2, 32)), 2).flatten(1) << 4

@@ -31,7 +31,9 @@ class Affine(ScalarQuantType):
         self.block_bits = bits * group + 2 * 16
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` uint8 [R, C] in 0 … 2^bits - 1, ``scales`` and ``biases`` bfloat16 [R, N]."""
+        """Return ``codes`` uint8 [R, C] in 0 … 2^bits - 1, ``scales`` and ``biases`` bfloat16
+        [R, N].
+        """
         codes = from_stream(packed["weight"], self.width)
         return {"codes": codes, "scales": packed["scales"], "biases": packed["biases"]}
 

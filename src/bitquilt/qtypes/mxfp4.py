@@ -33,7 +33,7 @@ class MxFp4(ScalarQuantType):
     table = MAGNITUDES + tuple(-magnitude for magnitude in MAGNITUDES)
 
     def unpack(self, packed: Packed) -> Unpacked:
-        """``codes`` uint8 [R, C] in 0 … 15, ``exponents`` int32 [R, N] in -127 … 127."""
+        """Return ``codes`` uint8 [R, C] in 0 … 15, ``exponents`` int32 [R, N] in -127 … 127."""
         exponents = packed["scales"].int() - EXPONENT_BIAS
         return {"codes": from_stream(packed["weight"], 4), "exponents": exponents}
 

@@ -60,11 +60,11 @@ class Drift:
 
     @property
     def second_moment(self) -> Tensor:
-        """Ĥ, [C, C]."""
+        """The second moment Ĥ of the quantized model's inputs, [C, C]."""
         return self.hessian / self.tokens
 
     def shift(self, weight: Tensor) -> Tensor:
-        """S, [R, C]: E[(what V = W leaves wanting) x̂ᵀ]."""
+        """Return S, [R, C]: E[(what V = W leaves wanting) x̂ᵀ]."""
         return (weight @ self.inputs + self.stream) / self.tokens
 
     def excess(self, error: Tensor, weight: Tensor) -> float:

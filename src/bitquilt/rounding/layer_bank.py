@@ -58,7 +58,7 @@ class LayerBank:
         self.rounding = rounding
 
     def cells(self, module: str, folder: str = ROUNDED) -> dict[str, BankCell]:
-        """Type name → what is known of the matrix there, for the types that are in the bank."""
+        """Return type name → what is known of a matrix on that type, for the types in the bank."""
         facts = self.work.facts(f"{folder}/{input_of(module)}")
         return {
             qtype: BankCell(**json.loads(fact))
@@ -66,11 +66,11 @@ class LayerBank:
         }
 
     def packed(self, module: str, qtype: str) -> Packed:
-        """The matrix on a type as the search knows it."""
+        """Return a matrix on a type as the search knows it."""
         return self._load(ROUNDED, module, qtype)
 
     def polished(self, module: str, qtype: str) -> Packed:
-        """The matrix on a type as a file is to have it: polished, if it was."""
+        """Return a matrix on a type as a file is to have it: polished, if it was."""
         done = qtype in self.cells(module, POLISHED)
         return self._load(POLISHED if done else ROUNDED, module, qtype)
 

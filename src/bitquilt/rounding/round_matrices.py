@@ -156,7 +156,7 @@ def _by_kind(
 
 
 def kind_of_qtype(qtype: QuantType) -> object:
-    """Equal for types whose rows one group quantizer takes; None for floats, which need none."""
+    """Return equal values for types that one group quantizer takes, and None for floats."""
     if isinstance(qtype, Codebook):
         return qtype.name
     return (qtype.table, "levels") if isinstance(qtype, ScalarQuantType) else None

@@ -38,7 +38,7 @@ class BatchSizes:
     """The weights that any other device takes, where memory is the limit."""
 
     def weights(self, total: int, on_cpu: bool) -> int:
-        """The weights of one batch, of so many in all."""
+        """Return the most weights of one batch, given how many there are in all."""
         if not on_cpu:
             return self.device
         per_thread = math.ceil(total / torch.get_num_threads())

@@ -160,7 +160,7 @@ class _Pair:
         self._streams = streams
 
     def weight(self, module: str) -> Tensor:
-        """The original matrix [R, C]."""
+        """Return the original matrix [R, C]."""
         return _linear(self._blocks[0], module).weight
 
     def replace(self, module: str, matrix: Tensor) -> None:
@@ -168,7 +168,7 @@ class _Pair:
         _linear(self._blocks[1], module).weight = nn.Parameter(matrix, requires_grad=False)
 
     def drifts(self, module: str) -> tuple[Drift, Drift]:
-        """Moments of what a matrix reads, over either half of the windows."""
+        """Return how what a matrix reads drifts, over either half of the windows."""
         first, second = zip(*(stream.tensor_split(2) for stream in self._streams), strict=True)
         return self._drift(module, first), self._drift(module, second)
 

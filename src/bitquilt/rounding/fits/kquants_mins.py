@@ -87,7 +87,7 @@ class _Scales:
     mins: Tensor
 
     def line(self) -> tuple[Tensor, Tensor]:
-        """Factor and addend [J, N] that turn a weight to its code."""
+        """Return the factor and the addend, [J, N] each, that turn a weight into its code."""
         factor = finite_reciprocal(self.d * self.scales)
         return factor, self.dmin * self.mins * factor
 
@@ -108,12 +108,12 @@ class _Blocks:
         self._codes, self._products = torch.empty_like(weights), torch.empty_like(weights)
 
     def codes(self, factor: Tensor, addend: Tensor, out: Tensor | None = None) -> Tensor:
-        """The nearest codes [k, J, N] on lines [J, N]."""
+        """Return the nearest codes [k, J, N] on lines [J, N]."""
         codes = torch.addcmul(addend, self.weights, factor, out=out)
         return codes.round_().clamp_(0, self.qtype.high)
 
     def moments(self, factors: Tensor, addends: Tensor) -> _Moments:
-        """Of the nearest codes on each of M sets of lines [M, J, N]."""
+        """Return the moments of the nearest codes on each of M sets of lines [M, J, N]."""
         sums, covariances, squares = torch.empty(3, *factors.shape, device=factors.device)
         product = self._products
         for i in range(len(factors)):
@@ -127,7 +127,7 @@ class _Blocks:
         return _Moments(means, covariances, torch.maximum(squares - sums * means, vanishing))
 
     def whole(self, numbers: Tensor, unit: Tensor, out: Tensor | None = None) -> Tensor:
-        """The nearest integers that can be stored to numbers [M, J, N] over units [N]."""
+        """Return the storable integers nearest to numbers [M, J, N] over units [N]."""
         return self.clamp(torch.mul(numbers, finite_reciprocal(unit), out=out).round_())
 
     def clamp(self, integers: Tensor) -> Tensor:

@@ -65,12 +65,12 @@ class _Blocks:
         self._products = torch.empty_like(weights)
 
     def codes(self, inverses: Tensor, out: Tensor | None = None) -> Tensor:
-        """The nearest codes [k, J, N] for scales given by their inverses [J, N]."""
+        """Return the nearest codes [k, J, N] for scales given by their inverses [J, N]."""
         codes = torch.mul(self.weights, inverses, out=out)
         return codes.round_().clamp_(self.qtype.low, self.qtype.high)
 
     def moments(self, inverses: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the nearest codes to each of M sets of scales [M, J, N]: Σ h w code and Σ h code²."""
+        """Return Σ h w code and Σ h code², [M, J, N], for the nearest codes at M sets of scales."""
         products, squares = torch.empty_like(inverses), torch.empty_like(inverses)
         for scale, product, square in zip(inverses, products, squares, strict=True):
             codes = self.codes(scale, self._codes)

@@ -50,11 +50,11 @@ class TuningSchedule:
     """Tuning stops after so many checks in a row that are worse than the best."""
 
     def set_apart(self, windows: int) -> int:
-        """How many of so many windows are set apart."""
+        """Return how many of so many windows are set apart."""
         return min(self.validation, windows // 4)
 
     def steps(self, windows: int) -> int:
-        """The most steps that tuning takes on so many windows."""
+        """Return the most steps that tuning takes on so many windows."""
         return (windows - self.set_apart(windows)) // self.batch
 
 
@@ -95,7 +95,7 @@ class Tuned:
 
 
 def steps(windows: int) -> int:
-    """The most steps that :func:`tune` takes on so many windows."""
+    """Return the most steps that :func:`tune` takes on so many windows."""
     return DEFAULT_SCHEDULE.steps(windows)
 
 
