@@ -29,8 +29,17 @@ if TYPE_CHECKING:
     from bitquilt.errors import EngineMissingError as EngineMissingError
     from bitquilt.errors import UserError as UserError
     from bitquilt.evaluation.compare import evaluate as evaluate
+    from bitquilt.evaluation.config import BenchConfig as BenchConfig
+    from bitquilt.evaluation.config import EvalConfig as EvalConfig
+    from bitquilt.evaluation.config import TraceConfig as TraceConfig
+    from bitquilt.evaluation.results import Comparison as Comparison
     from bitquilt.evaluation.results import Evaluation as Evaluation
+    from bitquilt.evaluation.results import FileResult as FileResult
+    from bitquilt.evaluation.speed import BenchResult as BenchResult
+    from bitquilt.evaluation.speed import bench as bench
+    from bitquilt.metrics.kl import Estimate as Estimate
     from bitquilt.metrics.teacher import Figures as Figures
+    from bitquilt.models.checkpoint import Finding as Finding
     from bitquilt.models.inspection import Inspection as Inspection
     from bitquilt.models.inspection import inspect as inspect
     from bitquilt.pipeline import quantize as quantize
@@ -40,16 +49,30 @@ if TYPE_CHECKING:
     from bitquilt.report.result import SearchResult as SearchResult
     from bitquilt.runtime.progress import Progress as Progress
     from bitquilt.runtime.progress import Silent as Silent
+    from bitquilt.targets.layout import Layout as Layout
+    from bitquilt.tasks.config import TaskConfig as TaskConfig
+    from bitquilt.tasks.run import ModelScores as ModelScores
+    from bitquilt.tasks.run import TaskResults as TaskResults
+    from bitquilt.tasks.run import run_tasks as run_tasks
 
 __version__ = "0.2.0"
 
 _HOMES = {
     "AllocationConfig": "bitquilt.config",
+    "BenchConfig": "bitquilt.evaluation.config",
+    "BenchResult": "bitquilt.evaluation.speed",
+    "Comparison": "bitquilt.evaluation.results",
     "EngineCrashedError": "bitquilt.errors",
     "EngineMissingError": "bitquilt.errors",
+    "Estimate": "bitquilt.metrics.kl",
+    "EvalConfig": "bitquilt.evaluation.config",
     "Evaluation": "bitquilt.evaluation.results",
     "Figures": "bitquilt.metrics.teacher",
+    "FileResult": "bitquilt.evaluation.results",
+    "Finding": "bitquilt.models.checkpoint",
     "Inspection": "bitquilt.models.inspection",
+    "Layout": "bitquilt.targets.layout",
+    "ModelScores": "bitquilt.tasks.run",
     "Output": "bitquilt.report.result",
     "Plan": "bitquilt.allocation.plan",
     "PlanConfig": "bitquilt.config",
@@ -60,12 +83,17 @@ _HOMES = {
     "SearchConfig": "bitquilt.config",
     "SearchResult": "bitquilt.report.result",
     "Silent": "bitquilt.runtime.progress",
+    "TaskConfig": "bitquilt.tasks.config",
+    "TaskResults": "bitquilt.tasks.run",
     "TextBudget": "bitquilt.calibration.text_budget",
+    "TraceConfig": "bitquilt.evaluation.config",
     "UserError": "bitquilt.errors",
+    "bench": "bitquilt.evaluation.speed",
     "evaluate": "bitquilt.evaluation.compare",
     "inspect": "bitquilt.models.inspection",
     "plan": "bitquilt.allocation.plan",
     "quantize": "bitquilt.pipeline",
+    "run_tasks": "bitquilt.tasks.run",
     "search": "bitquilt.pipeline",
 }
 """Public name → the module that defines it."""

@@ -1,0 +1,43 @@
+"""What the public functions take and return can be imported from ``bitquilt`` itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import bitquilt
+
+FUNCTIONS = [name for name in bitquilt.__all__ if inspect.isfunction(getattr(bitquilt, name))]
+
+
+def own_types(hint: Any) -> Iterator[type]:
+    """The classes of bitquilt in an annotation; of a config, those of its fields too."""
+    if isinstance(hint, type) and hint.__module__.startswith("bitquilt"):
+        yield hint
+        if dataclasses.is_dataclass(hint) and hint.__name__.endswith("Config"):
+            for field in typing.get_type_hints(hint).values():
+                yield from own_types(field)
+    for argument in typing.get_args(hint):
+        yield from own_types(argument)
+
+
+def test_the_functions_are_public():
+    verbs = {"quantize", "search", "plan", "inspect", "evaluate", "run_tasks", "bench"}
+    assert verbs <= set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_what_a_function_takes_and_returns_is_public(function):
+    for hint in typing.get_type_hints(getattr(bitquilt, function)).values():
+        for found in own_types(hint):
+            assert getattr(bitquilt, found.__name__, None) is found
+
+
+def test_every_name_has_a_docstring():
+    for name in bitquilt.__all__:
+        assert inspect.getdoc(getattr(bitquilt, name)), name
