@@ -104,3 +104,9 @@ def test_a_verb_offers_each_option_of_its_config_with_its_sentence(verb, config)
     for each in (config, *nested):
         for name, known in each.described().items():
             assert (known.help in offered) == (known.flag != ""), name
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_help_shows_every_sentence(config):
+    for name, known in config.described().items():
+        assert f"    {name}: {known.help}" in config.__doc__

@@ -63,6 +63,17 @@ def option(help: str, *, default: Any = MISSING, **facts: Any) -> Any:
 class Options:
     """A set of options. Subclasses add fields; each has its :class:`Option`."""
 
+    def __init_subclass__(cls) -> None:
+        """Put the sentences of the fields into the docstring, where ``help`` shows them."""
+        super().__init_subclass__()
+        known: dict[str, Option] = {}
+        for base in reversed(cls.__mro__):
+            for name, value in vars(base).get("__dataclass_fields__", vars(base)).items():
+                if isinstance(value, dataclasses.Field) and "option" in value.metadata:
+                    known[name] = value.metadata["option"]
+        lines = [f"    {name}: {option.help}" for name, option in known.items()]
+        cls.__doc__ = "\n".join([f"{cls.__doc__}", "", "Attributes:", *lines])
+
     def __post_init__(self) -> None:
         """Refuse values that an option's own facts exclude.
 
