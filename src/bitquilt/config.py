@@ -21,7 +21,9 @@ from bitquilt.errors import UserError
 from bitquilt.rounding import METHODS
 
 SEARCH_METHODS = ("race", "knapsack", "evopress")
+"""Ways to an allocation; EvoPress is the published baseline."""
 SCORES = ("predicted", "measured")
+"""Where the scores of single matrices come from."""
 EVOPRESS_WINDOWS = 512
 """Windows of 512 tokens that EvoPress draws from: its authors' 262,144 tokens."""
 

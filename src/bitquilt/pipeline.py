@@ -64,7 +64,7 @@ from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import GGUF, parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 
-FORMAT = 2
+WORK_FORMAT = 2
 """Version of what a work directory holds; an older one is refused."""
 
 
@@ -398,7 +398,7 @@ class Run(AbstractContextManager["Run"]):
     def _settings_of(self, documents: Sequence[Document]) -> dict[str, Any]:
         """All that statistics and bank depend on."""
         return {
-            "format": FORMAT,
+            "format": WORK_FORMAT,
             "model": self.checkpoint.name,
             "checkpoint": self.checkpoint.fingerprint,
             "calibration": corpus.fingerprint(documents),

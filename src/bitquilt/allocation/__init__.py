@@ -6,11 +6,3 @@ size before any work; candidates (:mod:`.candidates`) get scores (:mod:`.sensiti
 :mod:`.interactions`); the exact knapsack (:mod:`.solver`) is where a search (:mod:`.race_search`)
 starts from.
 """
-
-SEARCH_METHODS = ("race", "knapsack", "evopress")
-"""Ways to an allocation: ``race`` lets proposals race from the exact knapsack on, ``knapsack`` is
-the exact knapsack on the scores alone, and ``evopress`` is the published baseline."""
-
-SCORES = ("predicted", "measured")
-"""Where scores come from: statistics of the calibration text, or the KL of each matrix on each type
-alone."""
