@@ -7,12 +7,25 @@ import shlex
 import click
 import pytest
 
-from bitquilt import AllocationConfig, PlanConfig, QuantizeConfig, SearchConfig, UserError
+from bitquilt import (
+    AllocationConfig,
+    BenchConfig,
+    EvalConfig,
+    PlanConfig,
+    QuantizeConfig,
+    SearchConfig,
+    TaskConfig,
+    TraceConfig,
+    UserError,
+)
 from bitquilt.cli.main import bitquilt as command_line
 from bitquilt.cli.options import config_options
 from bitquilt.config import Options, command
 
-CONFIGS = (SearchConfig, PlanConfig, AllocationConfig, QuantizeConfig)
+CONFIGS = (
+    *(SearchConfig, PlanConfig, AllocationConfig, QuantizeConfig),
+    *(EvalConfig, TraceConfig, TaskConfig, BenchConfig),
+)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -96,11 +109,18 @@ def test_a_config_is_a_command_line_and_back(config):
 
 @pytest.mark.parametrize(
     ("verb", "config"),
-    [("plan", PlanConfig), ("search", AllocationConfig), ("quantize", QuantizeConfig)],
+    [
+        ("plan", PlanConfig),
+        ("search", AllocationConfig),
+        ("quantize", QuantizeConfig),
+        ("eval", EvalConfig),
+        ("tasks", TaskConfig),
+        ("bench", BenchConfig),
+    ],
 )
 def test_a_verb_offers_each_option_of_its_config_with_its_sentence(verb, config):
     offered = {param.help for param in command_line.commands[verb].params if hasattr(param, "help")}
-    nested: list[type[Options]] = [SearchConfig] if config is not PlanConfig else []
+    nested: list[type[Options]] = [SearchConfig] if issubclass(config, AllocationConfig) else []
     for each in (config, *nested):
         for name, known in each.described().items():
             assert (known.help in offered) == (known.flag != ""), name

@@ -84,6 +84,9 @@ class Options:
         """
         for name, known in self.described().items():
             value = getattr(self, name)
+            if known.many and isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
             for each in value if isinstance(value, tuple) else (value,):
                 _check(known.flag_of(name), each, known)
 
@@ -121,10 +124,15 @@ class Options:
                 continue
             words.append(known.flag_of(field.name))
             if isinstance(value, tuple):
-                words.append(",".join(f"{each:.12g}" for each in value))
+                words.append(",".join(map(_word, value)))
             elif value is not True:
                 words.append(str(value))
         return words
+
+
+def _word(value: Any) -> str:
+    """One value of several, as the command line takes it."""
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _check(flag: str, value: Any, known: Option) -> None:

@@ -38,11 +38,11 @@ def files(tmp_path_factory):
 def found(files):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
-        return bench(files, prompt=[16], batch=[1, 3], answer=8, rounds=ROUNDS)
+        return bench(files, prompt=[16], batch=[1, 3], answer=16, rounds=ROUNDS)
 
 
 def test_every_model_has_every_load_side_by_side(found):
-    loads = [Load(prompt=16, batch=batch, answer=8) for batch in (1, 3)]
+    loads = [Load(prompt=16, batch=batch, answer=16) for batch in (1, 3)]
     assert [speed.load for speed in found.speeds] == [load for load in loads for _ in range(2)]
     assert [speed.name for speed in found.speeds] == ["Q8_0.gguf", "Q4_0.gguf"] * 2
 
@@ -86,7 +86,14 @@ def test_more_than_the_context_is_refused(files):
         bench(files[:1], prompt=[1000], batch=[1], answer=100, rounds=1)
 
 
-@pytest.mark.parametrize("value", ["0", "many", "128,"])
-def test_what_is_no_list_of_numbers_is_refused(files, value, capfd):
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("0", "--prompt 0 is less than 1"),
+        ("many", "'many' is not a list of whole numbers like 128,512"),
+        ("128,", "'128,' is not a list of whole numbers like 128,512"),
+    ],
+)
+def test_what_is_no_list_of_numbers_is_refused(files, value, sentence, capfd):
     assert invoke("bench", files[0], "--prompt", value) == 2
-    assert "is not a list of whole numbers like 128,512" in capfd.readouterr().err
+    assert sentence in capfd.readouterr().err

@@ -6,67 +6,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.options import JSON, config_options, print_json
 from bitquilt.cli.tables import figures_table, stdout_console
+from bitquilt.evaluation.config import BenchConfig
 
 if TYPE_CHECKING:
     from bitquilt.evaluation.speed import BenchResult
 
 
-def _counts(_: click.Context, param: click.Parameter, value: str) -> list[int]:
-    """``128,512`` → [128, 512]."""
-    try:
-        found = [int(part) for part in value.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) < 1:
-        raise click.BadParameter(
-            f"{value} is not a list of whole numbers like 128,512, each at least 1", param=param
-        )
-    return list(dict.fromkeys(found))
-
-
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option(
-    "--prompt",
-    callback=_counts,
-    metavar="N,N…",
-    default="128,1024",
-    show_default=True,
-    help="Prompts have these numbers of tokens.",
-)
-@click.option(
-    "--batch",
-    callback=_counts,
-    metavar="N,N…",
-    default="1,4",
-    show_default=True,
-    help="These numbers of prompts are continued at once.",
-)
-@click.option(
-    "--answer",
-    type=click.IntRange(min=16),  # tokens reach us in bursts: fewer say nothing of speed
-    default=64,
-    show_default=True,
-    help="An answer has this many tokens.",
-)
-@click.option(
-    "--rounds",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Each model has this many turns; figures are medians over them.",
-)
+@config_options(BenchConfig)
 @JSON
-def bench(
-    models: tuple[str, ...],
-    prompt: list[int],
-    batch: list[int],
-    answer: int,
-    rounds: int,
-    as_json: bool,
-) -> None:
+def bench(models: tuple[str, ...], config: BenchConfig, as_json: bool) -> None:
     """Measure how fast each MODEL runs on this machine.
 
     MODEL is a GGUF file or an MLX directory. Models take turns, so that whatever else the machine
@@ -77,7 +29,7 @@ def bench(
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.evaluation.speed import bench as measure
 
-    found = measure(models, prompt=prompt, batch=batch, answer=answer, rounds=rounds)
+    found = measure(models, config)
     if as_json:
         print_json(found.to_dict())
     else:

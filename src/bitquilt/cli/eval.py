@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.options import JSON, config_options, print_json
 from bitquilt.cli.tables import figures_table, stdout_console
+from bitquilt.evaluation.config import EvalConfig
 from bitquilt.runtime.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -40,39 +41,9 @@ class _Eval(click.Command):
 
 @click.command("eval", cls=_Eval)
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option(
-    "--against",
-    required=True,
-    metavar="ORIGINAL",
-    help="The model that each MODEL was made from: a hub id, a Hugging Face directory, a GGUF "
-    "file, or `demo`.",
-)
-@click.option(
-    "--text",
-    metavar="FILE",
-    help="Read these documents (.txt or .jsonl) instead of the bundled held-out ones.",
-)
-@click.option(
-    "--tokens",
-    type=click.IntRange(min=1024),
-    default=65_536,
-    show_default=True,
-    help="Read about this many tokens of the text.",
-)
-@click.option(
-    "--work-dir",
-    metavar="DIR",
-    help="Keep the original's answers here for the next evaluation.  [default: the user's cache]",
-)
+@config_options(EvalConfig)
 @JSON
-def evaluate(
-    models: tuple[str, ...],
-    against: str,
-    text: str | None,
-    tokens: int,
-    work_dir: str | None,
-    as_json: bool,
-) -> None:
+def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None:
     """Measure how far each MODEL is from its original.
 
     MODEL is a GGUF file or an MLX directory.
@@ -87,7 +58,7 @@ def evaluate(
     from bitquilt.evaluation.compare import evaluate as measure
 
     keep_freed_memory()
-    found = measure(models, against=against, text=text, tokens=tokens, work_dir=work_dir)
+    found = measure(models, config)
     if as_json:
         print_json(found.to_dict())
     else:

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, get_args, get_type_hints
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
@@ -105,16 +105,21 @@ def _click_options(config: type[Options], skip: Iterable[str]) -> Iterator[Calla
 def _facts(known: Option, hint: Any, default: Any) -> dict[str, Any]:
     """What click has to know of an option."""
     facts: dict[str, Any] = {"help": known.help, "default": default}
+    if default is dataclasses.MISSING:
+        del facts["default"]
+        facts["required"] = True
+    elif known.many and default is not None:
+        facts["default"] = ",".join(map(str, default))
     if hint is bool:
         return facts | {"is_flag": True}
-    if default is not None:
+    if facts.get("default") is not None:
         facts["show_default"] = True
     if known.metavar is not None:
         facts["metavar"] = known.metavar
     if known.optional_value is not None:
         facts |= {"is_flag": False, "flag_value": known.optional_value}
     if known.many:
-        facts["callback"] = _numbers
+        facts["callback"] = _many(hint)
     else:
         facts["type"] = _type(known, hint)
     return facts
@@ -132,14 +137,32 @@ def _type(known: Option, hint: Any) -> Any:
     return str
 
 
-def _numbers(_: click.Context, __: click.Parameter, text: str | None) -> list[float] | None:
-    """Numbers with commas between them."""
-    if text is None:
-        return None
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of numbers like 3,3.5,4") from None
+LISTS: dict[type, tuple[Callable[[str], Any], str]] = {
+    float: (float, "numbers like 3,3.5,4"),
+    int: (int, "whole numbers like 128,512"),
+    str: (str.strip, "names like demo,gsm8k"),
+}
+"""Kind of a value → how it is read, and what a list of them is called."""
+
+
+def _many(hint: Any) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """Read values with commas between them, of the kind that ``hint`` is a sequence of."""
+    (listed,) = (one for one in (hint, *get_args(hint)) if get_origin(one) is Sequence)
+    (kind,) = get_args(listed)
+    read, called = LISTS[kind]
+
+    def values(_: click.Context, param: click.Parameter, text: str | None) -> list[Any] | None:
+        if text is None:
+            return None
+        try:
+            found = [read(part) for part in text.split(",")]
+        except ValueError:
+            found = []
+        if not found or "" in found:
+            raise click.BadParameter(f"{text!r} is not a list of {called}", param=param)
+        return list(dict.fromkeys(found)) if kind is int else found
+
+    return values
 
 
 def _nested(config: type[Options], name: str) -> type[Options] | None:

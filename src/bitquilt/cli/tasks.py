@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.options import JSON, config_options, print_json
 from bitquilt.cli.tables import figures_table, stdout_console
 from bitquilt.tasks.config import TaskConfig
 
@@ -19,56 +19,11 @@ if TYPE_CHECKING:
     from bitquilt.tasks.scores import ProblemComparison, ProblemScore
 
 
-def _names(_: click.Context, param: click.Parameter, text: str) -> tuple[str, ...]:
-    """``gsm8k,hellaswag`` → the two names."""
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
-        raise click.BadParameter(f"{text!r} is not a list of names like demo,gsm8k", param=param)
-    return names
-
-
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-@click.option(
-    "--tasks",
-    required=True,
-    callback=_names,
-    metavar="NAME,…",
-    help="Run these tasks: demo, gsm8k, aime2025 (answers in a box); humaneval (programs); "
-    "hellaswag, truthfulqa_mc1 (multiple choice); or any of lm-evaluation-harness's.",
-)
-@click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Ask each problem this many times, with different seeds.",
-)
-@click.option(
-    "--limit", type=click.IntRange(min=1), help="Use only this many items of each task, the first."
-)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Cut an answer after this many tokens, its reasoning included.",
-)
-@click.option(
-    "--run-code",
-    is_flag=True,
-    help="Allow programs that a model writes to run here, locked down; humaneval needs it.",
-)
+@config_options(TaskConfig)
 @JSON
-def tasks(
-    models: tuple[str, ...],
-    tasks: tuple[str, ...],
-    repeats: int,
-    limit: int | None,
-    max_tokens: int,
-    run_code: bool,
-    as_json: bool,
-) -> None:
+def tasks(models: tuple[str, ...], config: TaskConfig, as_json: bool) -> None:
     """Measure how many problems each MODEL solves.
 
     MODEL is what `bitquilt run` takes. All models are compared with the first one.
@@ -82,9 +37,6 @@ def tasks(
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.tasks.run import run_tasks
 
-    config = TaskConfig(
-        tasks=tasks, repeats=repeats, limit=limit, max_tokens=max_tokens, run_code=run_code
-    )
     found = run_tasks(models, config)
     if as_json:
         print_json(found.to_dict())

@@ -70,7 +70,7 @@ def evaluate(
     """
     started = time.monotonic()
     progress = progress or Progress()
-    config = config or EvalConfig(**options)
+    config = EvalConfig.of(config, options)
     files, original = _opened(models, config)
     documents = _documents(config)
     examiner, noise = _read_original(original, documents, files, config, progress)

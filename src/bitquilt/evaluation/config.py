@@ -1,53 +1,88 @@
-"""What an evaluation and a bench can be told; cheap to import, for the command line."""
+"""What an evaluation and a bench can be asked for; cheap to import, for the command line."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
+from bitquilt.config import Options, option
+
 
 @dataclass(frozen=True, kw_only=True)
-class TraceConfig:
+class TraceConfig(Options):
     """How much reasoning the original writes about the text's questions."""
 
-    count: int = 32
-    """The number of questions that are answered at random."""
-    tokens: int = 256
-    """An answer is cut after this many tokens."""
-    shown: int = 4
-    """The number of questions that are answered greedily, for people to read side by side."""
+    count: int = option(
+        "The original answers this many of the questions at random.", default=32, flag="", least=1
+    )
+    tokens: int = option("An answer is cut after this many tokens.", default=256, flag="", least=1)
+    shown: int = option(
+        "The original and the files answer this many of the questions greedily, for people to read "
+        "side by side.",
+        default=4,
+        flag="",
+        least=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(Options):
     """What files are measured against, and on what text."""
 
-    against: str | Path
-    """The model that the files were made from: a hub id, a Hugging Face directory, a GGUF file, or
-    ``demo``."""
-    text: str | Path | None = None
-    """These documents (.txt or .jsonl) are read instead of the bundled held-out ones."""
-    tokens: int = 65_536
-    """About this many tokens of the text are read."""
-    work_dir: str | Path | None = None
-    """The original's answers are kept here for the next evaluation; in the user's cache if not
-    given."""
-    traces: TraceConfig = field(default_factory=TraceConfig)
-    """How much reasoning the original writes."""
+    against: str | Path = option(
+        "The files were made from this model: a hub id, a Hugging Face directory, a GGUF file, or "
+        "demo.",
+        metavar="ORIGINAL",
+    )
+    text: str | Path | None = option(
+        "These documents are read instead of the bundled held-out text (.txt or .jsonl).",
+        default=None,
+        metavar="FILE",
+    )
+    tokens: int = option(
+        "About this many tokens of the text are read.", default=65_536, metavar="N", least=1024
+    )
+    work_dir: str | Path | None = option(
+        "The original's answers are kept in this directory for the next evaluation.  [default: "
+        "the user's cache]",
+        default=None,
+        metavar="DIR",
+    )
+    traces: TraceConfig = dataclasses.field(default_factory=TraceConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchConfig:
-    """How fast models are to be measured."""
+class BenchConfig(Options):
+    """What is asked of models to measure how fast they are."""
 
-    prompt: Sequence[int] = (128, 1024)
-    """Prompts have these numbers of tokens."""
-    batch: Sequence[int] = (1, 4)
-    """These numbers of prompts are continued at once."""
-    answer: int = 64
-    """An answer has this many tokens."""
-    rounds: int = 5
-    """Each model has this many turns; figures are medians over them."""
-    documents: int = 40
-    """The prompts are from this many documents of the held-out text."""
+    prompt: Sequence[int] = option(
+        "Prompts have these numbers of tokens.",
+        default=(128, 1024),
+        metavar="N,N…",
+        many=True,
+        least=1,
+    )
+    batch: Sequence[int] = option(
+        "These numbers of prompts are continued at once.",
+        default=(1, 4),
+        metavar="N,N…",
+        many=True,
+        least=1,
+    )
+    answer: int = option(  # tokens reach us in bursts: fewer say nothing of speed
+        "An answer has this many tokens.", default=64, metavar="N", least=16
+    )
+    rounds: int = option(
+        "Each model has this many turns; figures are medians over them.",
+        default=5,
+        metavar="N",
+        least=1,
+    )
+    documents: int = option(
+        "The prompts are from this many documents of the held-out text.",
+        default=40,
+        flag="",
+        least=1,
+    )

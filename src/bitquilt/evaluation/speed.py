@@ -133,7 +133,7 @@ def bench(
         UserError: a model cannot be loaded, or its context is shorter than what is asked for.
     """
     progress = progress or Progress()
-    config = config or BenchConfig(**options)
+    config = BenchConfig.of(config, options)
     files = ModelFile.several(models)
     loads = [
         Load(prompt=prompt, batch=batch, answer=config.answer)

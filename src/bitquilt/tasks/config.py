@@ -1,23 +1,42 @@
-"""What ``bitquilt tasks`` can be told; cheap to import, for the command line."""
+"""What ``bitquilt tasks`` can be asked for; cheap to import, for the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitquilt.config import Options, option
+
 
 @dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """Which problems to put to models, and how often."""
+class TaskConfig(Options):
+    """Which problems are put to models, and how often."""
 
-    tasks: Sequence[str]
-    """Run these tasks: demo, gsm8k, aime2025 (answers in a box); humaneval (programs); hellaswag,
-    truthfulqa_mc1 (multiple choice); or any of lm-evaluation-harness's."""
-    repeats: int = 1
-    """Ask each problem this many times, with different seeds."""
-    limit: int | None = None
-    """Use only the first items of each task, this many; all if not given."""
-    max_tokens: int = 4096
-    """Cut an answer after this many tokens, its reasoning included."""
-    run_code: bool = False
-    """Allow programs that a model writes to run here, locked down; humaneval needs it."""
+    tasks: Sequence[str] = option(
+        "These tasks are run: demo, gsm8k, aime2025 (answers in a box); humaneval (programs); "
+        "hellaswag, truthfulqa_mc1 (multiple choice); or any of lm-evaluation-harness's.",
+        metavar="NAME,…",
+        many=True,
+    )
+    repeats: int = option(
+        "Each problem is asked this many times, with different seeds.",
+        default=1,
+        metavar="N",
+        least=1,
+    )
+    limit: int | None = option(
+        "Only this many items of each task are used, the first.",
+        default=None,
+        metavar="N",
+        least=1,
+    )
+    max_tokens: int = option(
+        "An answer is cut after this many tokens, its reasoning included.",
+        default=4096,
+        metavar="N",
+        least=1,
+    )
+    run_code: bool = option(
+        "Programs that a model writes may run here, locked down; humaneval needs it.",
+        default=False,
+    )

@@ -71,7 +71,11 @@ class TaskResults:
 
 
 def run_tasks(
-    models: Sequence[str | Path], config: TaskConfig, progress: Progress | None = None
+    models: Sequence[str | Path],
+    config: TaskConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> TaskResults:
     """Put tasks to models; all but the first are compared with the first.
 
@@ -80,12 +84,14 @@ def run_tasks(
             ids, Hugging Face directories, or ``demo``.
         config: which tasks, and how much of them.
         progress: where progress goes; stderr if not given.
+        options: the fields of :class:`bitquilt.TaskConfig`, instead of a config.
 
     Raises:
         UserError: a task or model does not exist, a task may not run, or an option has no effect
             on any of the tasks.
     """
     progress = progress or Progress()
+    config = TaskConfig.of(config, options)
     _check(config)
     items = _Items.load(config)
     answered: list[_Answered] = []
