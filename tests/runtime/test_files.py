@@ -43,6 +43,49 @@ def test_killed_between_two_directories(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_directory_that_was_moved_aside_when_the_run_was_killed_comes_back(tmp_path):
+    (tmp_path / ".model.old").mkdir()
+    (tmp_path / ".model.old" / "mine").write_text("precious")
+    with pytest.raises(KeyError), atomic_write(tmp_path / "model"):
+        raise KeyError
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "mine").read_text() == "precious"
+
+
+def test_a_directory_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").write_text("precious")
+
+    def fail(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with (
+        pytest.raises(UserError, match="model was not written: Input/output error"),
+        atomic_write(tmp_path / "model") as beside,
+    ):
+        beside.mkdir()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "mine").read_text() == "precious"
+
+
+def test_an_error_of_other_work_is_not_called_one_of_writing(tmp_path):
+    path = tmp_path / "file"
+    for raised in (
+        FileNotFoundError(errno.ENOENT, "gone", str(tmp_path / "source")),
+        BrokenPipeError(errno.EPIPE, "the engine is gone"),
+    ):
+        with pytest.raises(type(raised)) as why, atomic_write(path):
+            raise raised
+        assert why.value is raised
+    with (
+        pytest.raises(UserError, match="file was not written: no write permission"),
+        atomic_write(path) as beside,
+    ):
+        raise PermissionError(errno.EACCES, "no", str(beside))
+    assert list(tmp_path.iterdir()) == []
+
+
 def fail_halfway(path, error):
     path.write_text("half")
     raise error

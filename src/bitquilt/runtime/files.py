@@ -20,8 +20,9 @@ from bitquilt.errors import UserError
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it and rename it into place.
 
-    The temporary path may become a file or a directory. On any error it is removed, so that
-    nothing half-written stays, and trouble of the file system becomes one sentence.
+    The temporary path may become a file or a directory. On any error, Ctrl-C included, it is
+    removed and what was at ``path`` stays. An error of writing becomes one sentence; any other
+    error of the body passes through as it is.
 
     Raises:
         UserError: disk full, no permission, read-only file system, a name too long, or a file
@@ -29,36 +30,60 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.abspath(path))  # "." has no name to write beside
     temporary = path.with_name(f".{path.name}.part")
+    old = path.with_name(f".{path.name}.old")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove(temporary)
-        yield temporary
+        with _in_one_sentence(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if old.is_dir() and not path.exists():
+                old.rename(path)  # a run was killed between its two renames
+            remove(temporary)
+        try:
+            yield temporary
+        except OSError as error:
+            if not _is_of_writing(error, temporary):
+                raise
+            raise UserError(_sentence(error, path)) from error
         if temporary.is_file() and path.is_dir():
             raise UserError(f"{path} is a directory; name a file in it")
-        _flush(temporary)
-        old = path.with_name(f".{path.name}.old")
-        if path.is_dir():
-            # a directory cannot be replaced in one step: move the old one aside first
-            remove(old)
-            path.rename(old)
-        temporary.replace(path)
-        remove(old)
-    except OSError as error:
-        remove(temporary)
-        raise UserError(_sentence(error, path)) from error
+        with _in_one_sentence(path):
+            _flush(temporary)
+            _put_in_place(temporary, path, old)
     except BaseException:
         remove(temporary)
         raise
 
 
+def _put_in_place(temporary: Path, path: Path, old: Path) -> None:
+    """Rename ``temporary`` to ``path``; where that fails, what was there is there again."""
+    remove(old)
+    # a directory cannot be replaced in one step: the old one is moved aside first
+    aside = path.is_dir()
+    if aside:
+        path.rename(old)
+    try:
+        temporary.replace(path)
+    except BaseException:
+        if aside:
+            old.rename(path)
+        raise
+    remove(old)
+
+
 @contextmanager
-def remove_on_error(path: Path) -> Iterator[None]:
-    """Remove a file or directory that turns out to be wrong, so that nobody takes it for right."""
+def _in_one_sentence(path: Path) -> Iterator[None]:
+    """Say of any error of the file system that ``path`` was not written."""
     try:
         yield
-    except UserError:
-        remove(path)
-        raise
+    except OSError as error:
+        raise UserError(_sentence(error, path)) from error
+
+
+def _is_of_writing(error: OSError, temporary: Path) -> bool:
+    """Whether an error comes from writing the temporary file, rather than from other work."""
+    if error.filename is None:  # what write() raises names no file
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    where = Path(os.path.abspath(os.fsdecode(error.filename)))
+    return where.is_relative_to(temporary)
 
 
 def require_room(directory: Path, nbytes: int) -> None:

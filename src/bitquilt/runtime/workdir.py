@@ -57,7 +57,7 @@ class WorkDir:
     def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
         """Write tensors and their facts under ``name``."""
         whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        with atomic_write(self.path / f"{name}.safetensors") as temporary, _os_errors():
+        with atomic_write(self.path / f"{name}.safetensors") as temporary, _os_errors(temporary):
             save_file(whole, temporary, metadata=facts)
 
     def load(self, name: str) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ def _remove_half_written(path: Path) -> None:
 
 
 @contextmanager
-def _os_errors() -> Iterator[None]:
+def _os_errors(path: Path) -> Iterator[None]:
     """Turn the errors of safetensors, which hold the system's in their text, into OSError."""
     try:
         yield
@@ -136,7 +136,7 @@ def _os_errors() -> Iterator[None]:
         found = re.search(r"\(os error (\d+)\)", str(error))
         if found is None:
             raise
-        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
 def _refuse_other_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
