@@ -6,7 +6,6 @@ stages in their order: collect statistics, allocate, polish or correct, tune, ex
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -44,8 +43,6 @@ from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import (
     Teacher,
     original_figures,
-    summarize,
-    weights_metrics,
 )
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
@@ -58,11 +55,12 @@ from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers
 from bitquilt.rounding.tuning import distill
 from bitquilt.runtime.device import compute_device
-from bitquilt.runtime.files import atomic_write, remove_on_error, require_room
+from bitquilt.runtime.files import require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.targets import GGUF, parse_targets
+from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import run_in_engine
+from bitquilt.targets.export import export, write_recipe
 
 WORK_FORMAT = 2
 """Version of what a work directory holds; an older one is refused."""
@@ -308,21 +306,20 @@ class Run(AbstractContextManager["Run"]):
     def export(
         self, plan: Plan, decision: Decision, source: Source, teacher: Teacher, path: Path
     ) -> Output:
-        """Write one file, read it back, and measure it in torch and in its own engine."""
+        """Write one file, measured in torch and in its own engine."""
         checkpoint, target, allocation = source.checkpoint, plan.target, decision.allocation
-        recipe_json = recipes.from_allocation(allocation, checkpoint).to_json()
-        with self.progress.stage(f"Writing {path}", 1):
-            padding = plan.layout.total_bytes - target.plan(checkpoint, allocation).total_bytes
-            target.write(checkpoint, allocation, source.packed, path, recipe_json, padding)
-            if target is GGUF:  # an MLX directory has it inside
-                _write_recipe(path.with_suffix(".recipe.json"), recipe_json)
-        with self.progress.stage(f"Checking {path}", 3), remove_on_error(path):
-            target.check(path, checkpoint, allocation, source.packed)
-            self.progress.advance()
-            read_back = target.read_weights(path)
-            metrics = weights_metrics(teacher, checkpoint, read_back.__getitem__)
-            self.progress.advance()
-            engine, note = run_in_engine(path, target, checkpoint, teacher, metrics)
+        exported = export(
+            target,
+            checkpoint,
+            allocation,
+            source.packed,
+            path,
+            recipe_json=recipes.from_allocation(allocation, checkpoint).to_json(),
+            total_bytes=plan.layout.total_bytes,
+            teacher=teacher,
+            engine_check=run_in_engine,
+            progress=self.progress,
+        )
         return Output(
             target=target.name,
             path=path,
@@ -331,9 +328,9 @@ class Run(AbstractContextManager["Run"]):
             allocation=dict(allocation),
             source=decision.source,
             rankings=decision.rankings,
-            figures=summarize(metrics, "torch"),
-            engine=engine,
-            note=note,
+            figures=exported.figures,
+            engine=exported.engine,
+            note=exported.note,
         )
 
     def record(self, output: Output, plan: Plan, decision: Decision, asked: str) -> None:
@@ -353,7 +350,7 @@ class Run(AbstractContextManager["Run"]):
         name = f"{self.checkpoint.name}-{plan.label}-{plan.target}.recipe.json"
         path = self.output / name
         recipe = recipes.from_allocation(decision.allocation, self.checkpoint)
-        _write_recipe(path, recipe.to_json())
+        write_recipe(path, recipe.to_json())
         return SearchResult(
             target=plan.target.name,
             path=path,
@@ -406,9 +403,3 @@ class Run(AbstractContextManager["Run"]):
             "rounding": [self.config.rounding, ROUNDING_VERSION],
             "versions": {"bitquilt": __version__, "torch": torch.__version__},
         }
-
-
-def _write_recipe(path: Path, recipe_json: str) -> None:
-    """Write a recipe for people to read."""
-    with atomic_write(path) as beside:
-        beside.write_text(json.dumps(json.loads(recipe_json), indent=2) + "\n", "utf-8")

@@ -38,11 +38,17 @@ class OriginalModel:
             tokens: int64 [N, L].
 
         Raises:
-            UserError: the kept hidden states are of other tokens than their name says.
+            UserError: the model computes NaN, or the kept hidden states are of other tokens than
+                their name says.
         """
         artefact = f"teacher/{tokens_key(tokens)}"
         if not self.work.has(artefact):
             hidden = self._model.last_hidden(tokens)
+            if not torch.isfinite(hidden).all():
+                raise UserError(
+                    f"{self.checkpoint.name} itself computes NaN or infinity; its weights are "
+                    "damaged or overflow float32: download it again"
+                )
             self.work.save(artefact, {"tokens": tokens, "hidden": hidden.cpu()}, {})
         kept = self.work.load(artefact)
         if not torch.equal(kept["tokens"], tokens):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitquilt.errors import UserError
 from bitquilt.metrics.intervals import Documents, through
 from bitquilt.metrics.kl import Estimate, TokenFigures, compare, logits
 from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel
@@ -56,7 +57,10 @@ class Figures:
 
 
 def weights_metrics(
-    teacher: Teacher, checkpoint: Checkpoint, weights: Callable[[str], Tensor]
+    teacher: Teacher,
+    checkpoint: Checkpoint,
+    weights: Callable[[str], Tensor],
+    name: str = "the model",
 ) -> TokenFigures:
     """The model with other weights, those of a written file say, token by token.
 
@@ -64,10 +68,33 @@ def weights_metrics(
         teacher: the original on the held-out windows.
         checkpoint: the model's shape.
         weights: canonical tensor name → float32 tensor.
+        name: what errors call the model, its file say.
+
+    Raises:
+        UserError: a logit is NaN or infinite.
     """
     student = BlockwiseModel(checkpoint, weights)
     hidden = student.last_hidden(teacher.tokens)
-    return token_metrics(teacher, logits(hidden, student.head()))
+    return token_metrics(teacher, require_finite(logits(hidden, student.head()), name, "torch"))
+
+
+def require_finite(student: Iterator[Tensor], name: str, engine: str) -> Iterator[Tensor]:
+    """Pass on the logits [L, V] of each window; NaN or infinity in any of them is an error.
+
+    No comparison catches them: each is false with NaN.
+
+    Raises:
+        UserError: the sentence names the model, the engine and the token.
+    """
+    for number, window in enumerate(student):
+        if not torch.isfinite(window.sum()) and not (finite := torch.isfinite(window)).all():
+            token = int((~finite).any(-1).nonzero()[0])
+            raise UserError(
+                f"{name}: {engine} computes NaN or infinity at token {token} of window {number}, "
+                "most often since 16-bit numbers overflow; quantize with other types, "
+                "`--recipe Q8_0` say, and report this model if that fails too"
+            )
+        yield window
 
 
 @torch.no_grad()

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from bitquilt.runtime.files import atomic_write
+
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bitquilt.engines.remote import RemoteEngine
     from bitquilt.models.checkpoint import Checkpoint
     from bitquilt.qtypes.qtype import Allocation, PackedSource
     from bitquilt.targets.layout import Layout
@@ -55,7 +58,6 @@ class Target(ABC):
             UserError: the allocation or the model has no form in this format.
         """
 
-    @abstractmethod
     def write(
         self,
         checkpoint: Checkpoint,
@@ -81,6 +83,21 @@ class Target(ABC):
             UserError: the model has no tokenizer, the recipe has no room, or ``path`` is something
                 else or cannot be written. Nothing is left behind.
         """
+        self.refuse_overwrite(path, checkpoint)
+        with atomic_write(path) as beside:
+            self.write_new(checkpoint, allocation, packed, beside, recipe_json, padding)
+
+    @abstractmethod
+    def write_new(
+        self,
+        checkpoint: Checkpoint,
+        allocation: Allocation,
+        packed: PackedSource,
+        path: Path,
+        recipe_json: str,
+        padding: int,
+    ) -> None:
+        """Write as :meth:`write` does, where nothing is yet; a failure may leave a part."""
 
     @abstractmethod
     def check(
@@ -97,6 +114,21 @@ class Target(ABC):
         """Give the weights that the engine computes with, by canonical name, read when asked for.
 
         They are float32 tensors, dequantized.
+        """
+
+    @abstractmethod
+    def recipe_path(self, path: Path) -> Path:
+        """Return where the recipe of a model file is, for people to read: inside or beside it."""
+
+    @abstractmethod
+    def open_engine(self, path: Path) -> RemoteEngine:
+        """Start the engine that runs files of this format on one, in a process of its own.
+
+        The name of the file does not matter.
+
+        Raises:
+            EngineMissingError: the engine is not installed.
+            UserError: the engine cannot load the file.
         """
 
     @abstractmethod

@@ -8,10 +8,9 @@ import torch
 
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import encoder
-from bitquilt.engines import open_engine
 from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.metrics.kl import TokenFigures
-from bitquilt.metrics.teacher import Figures, Teacher, summarize, token_metrics
+from bitquilt.metrics.teacher import Figures, Teacher, require_finite, summarize, token_metrics
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.targets.base import Target
 
@@ -33,12 +32,12 @@ def run_in_engine(
 
     Raises:
         UserError: the engine cannot load the file, reads text as other tokens, or computes
-            something else than torch does with the file's weights.
+            something else than torch does with the file's weights, NaN among it.
     """
     name, excerpt = target.engine, teacher.first(*target.check_excerpt)
     sample = Document("check", "sample", SAMPLE, None)
     try:
-        with open_engine(path) as engine:
+        with target.open_engine(path) as engine:
             ours, theirs = encoder(checkpoint)(sample), engine.tokenize(SAMPLE, add_special=True)
             if theirs != ours:
                 raise UserError(
@@ -46,11 +45,12 @@ def run_in_engine(
                     f"tokenizer ({theirs[:8]}… for {ours[:8]}…); please report this model"
                 )
             student = (torch.from_numpy(window) for window in engine.logits(excerpt.tokens.numpy()))
-            found = summarize(token_metrics(excerpt, student), name)
+            checked = require_finite(student, str(path), name)
+            found = summarize(token_metrics(excerpt, checked), name)
     except EngineMissingError as missing:
         return None, f"not run: {missing}"
     expected = float(in_torch.first(*target.check_excerpt).kl.mean())
-    if found.kl.mean > FAR * expected + NEAR:
+    if not found.kl.mean <= FAR * expected + NEAR:  # NaN is not, either
         raise UserError(
             f"{path}: {name} computes something else than the file's weights say (KL "
             f"{found.kl.mean:.3g} where torch has {expected:.3g}); please report this model"

@@ -11,6 +11,7 @@ from bitquilt.targets.base import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bitquilt.engines.remote import RemoteEngine
     from bitquilt.models.checkpoint import Checkpoint
     from bitquilt.qtypes.qtype import Allocation, PackedSource
     from bitquilt.targets.layout import Layout
@@ -36,14 +37,14 @@ class _Gguf(Target):
 
         return plan_gguf(checkpoint, allocation)
 
-    def write(
+    def write_new(
         self,
         checkpoint: Checkpoint,
         allocation: Allocation,
         packed: PackedSource,
         path: Path,
         recipe_json: str,
-        padding: int = 0,
+        padding: int,
     ) -> None:
         from bitquilt.targets.gguf.writing import write_gguf
 
@@ -61,6 +62,14 @@ class _Gguf(Target):
         from bitquilt.models.sources.gguf import GgufWeights
 
         return GgufWeights(read_header(path))
+
+    def recipe_path(self, path: Path) -> Path:
+        return path.with_suffix(".recipe.json")
+
+    def open_engine(self, path: Path) -> RemoteEngine:
+        from bitquilt.engines.llamacpp import open_llamacpp
+
+        return open_llamacpp(path)
 
     def refuse_overwrite(self, path: Path, checkpoint: Checkpoint) -> None:
         from bitquilt.targets.destination import check_file

@@ -36,8 +36,7 @@ from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.models.gguf_config import gguf_keys, gguf_rope_factors
 from bitquilt.models.licence import licence
 from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource, QuantType
-from bitquilt.runtime.files import atomic_write
-from bitquilt.targets.destination import RECIPE_KEY, check_file
+from bitquilt.targets.destination import RECIPE_KEY
 from bitquilt.targets.layout import (
     Layout,
     padded_text,
@@ -95,7 +94,7 @@ def write_gguf(
     packed: PackedSource,
     path: Path,
     recipe_json: str,
-    padding: int = 0,
+    padding: int,
 ) -> None:
     """Write the file, the header first and then one tensor at a time; see :meth:`Target.write`."""
     if checkpoint.tokenizer_dir is None and checkpoint.gguf_source is None:
@@ -106,8 +105,7 @@ def write_gguf(
     chosen = qtypes_of(checkpoint, allocation, "gguf")
     factors = _rope_factors(checkpoint)
     infos = _tensor_infos(checkpoint, chosen, factors)
-    check_file(path, checkpoint.gguf_source)
-    with atomic_write(path) as beside, open(beside, "wb") as file:
+    with open(path, "wb") as file:
         file.write(encode_header(_metadata(checkpoint, chosen, recipe_json, padding), infos))
         for info, data in zip(
             infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True

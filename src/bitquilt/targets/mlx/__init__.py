@@ -12,6 +12,7 @@ from bitquilt.targets.base import Target
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bitquilt.engines.remote import RemoteEngine
     from bitquilt.models.checkpoint import Checkpoint
     from bitquilt.qtypes.qtype import Allocation, PackedSource
     from bitquilt.targets.layout import Layout
@@ -37,14 +38,14 @@ class _Mlx(Target):
 
         return plan_mlx(checkpoint, allocation)
 
-    def write(
+    def write_new(
         self,
         checkpoint: Checkpoint,
         allocation: Allocation,
         packed: PackedSource,
         path: Path,
         recipe_json: str,
-        padding: int = 0,
+        padding: int,
     ) -> None:
         from bitquilt.targets.mlx.writing import write_mlx
 
@@ -62,11 +63,18 @@ class _Mlx(Target):
 
         return MlxWeights(path)
 
+    def recipe_path(self, path: Path) -> Path:
+        return path / "recipe.json"
+
+    def open_engine(self, path: Path) -> RemoteEngine:
+        from bitquilt.engines.mlx import open_mlx
+
+        return open_mlx(path)
+
     def refuse_overwrite(self, path: Path, checkpoint: Checkpoint) -> None:
         from bitquilt.targets.destination import check_directory
-        from bitquilt.targets.mlx.writing import RECIPE_FILE
 
-        check_directory(path, marker=RECIPE_FILE)
+        check_directory(path, marker=self.recipe_path(path).name)
 
 
 MLX = _Mlx()

@@ -15,8 +15,6 @@ from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.models.licence import LICENCE_FILES
 from bitquilt.qtypes.qtype import Allocation, PackedSource, QuantType
-from bitquilt.runtime.files import atomic_write
-from bitquilt.targets.destination import check_directory
 from bitquilt.targets.layout import (
     Layout,
     padded_text,
@@ -89,7 +87,7 @@ def write_mlx(
     packed: PackedSource,
     directory: Path,
     recipe_json: str,
-    padding: int = 0,
+    padding: int,
 ) -> None:
     """Write the directory, one matrix in memory at a time; see :meth:`Target.write`."""
     if checkpoint.tokenizer_dir is None:
@@ -99,18 +97,16 @@ def write_mlx(
         )
     chosen = qtypes_of(checkpoint, allocation, "mlx")
     texts = _texts(checkpoint, chosen, recipe_json, padding)
-    check_directory(directory, marker=RECIPE_FILE)
-    with atomic_write(directory) as beside:
-        beside.mkdir()
-        for name, raw in _copied(checkpoint).items():
-            (beside / name).write_bytes(raw)
-        for name, text in texts.items():
-            (beside / name).write_text(text, encoding="utf-8", newline="")
-        with open(beside / WEIGHTS_FILE, "wb") as file:
-            _write_weights(file, checkpoint, chosen, packed)
-        size = sum(path.stat().st_size for path in beside.iterdir())
-        expected = plan_mlx(checkpoint, allocation).total_bytes + padding
-        assert size == expected, f"{size} bytes written, {expected} planned"
+    directory.mkdir()
+    for name, raw in _copied(checkpoint).items():
+        (directory / name).write_bytes(raw)
+    for name, text in texts.items():
+        (directory / name).write_text(text, encoding="utf-8", newline="")
+    with open(directory / WEIGHTS_FILE, "wb") as file:
+        _write_weights(file, checkpoint, chosen, packed)
+    size = sum(path.stat().st_size for path in directory.iterdir())
+    expected = plan_mlx(checkpoint, allocation).total_bytes + padding
+    assert size == expected, f"{size} bytes written, {expected} planned"
 
 
 def check_mlx(

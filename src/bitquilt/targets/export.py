@@ -1,0 +1,97 @@
+"""From an allocation to a model file in its place: written beside it, checked, then renamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitquilt.errors import UserError
+from bitquilt.metrics.kl import TokenFigures
+from bitquilt.metrics.teacher import Figures, Teacher, summarize, weights_metrics
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import Allocation, PackedSource
+from bitquilt.runtime.files import atomic_write
+from bitquilt.runtime.progress import Progress
+from bitquilt.targets.base import Target
+
+EngineCheck = Callable[
+    [Path, Target, Checkpoint, Teacher, TokenFigures], tuple[Figures | None, str]
+]
+"""What :func:`bitquilt.targets.engine_check.run_in_engine` is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What is known of a model file that was written."""
+
+    figures: Figures
+    """Measured by torch on the weights read back from the file."""
+    engine: Figures | None
+    """Measured by the engine that runs the file; None where it is not installed."""
+    note: str
+    """What the check in the engine found, or why there was none."""
+
+
+def export(
+    target: Target,
+    checkpoint: Checkpoint,
+    allocation: Allocation,
+    packed: PackedSource,
+    path: Path,
+    *,
+    recipe_json: str,
+    total_bytes: int,
+    teacher: Teacher,
+    engine_check: EngineCheck,
+    progress: Progress,
+) -> Exported:
+    """Write a model file, read it back, measure it in torch and in its engine, put it in place.
+
+    Everything is checked while the file has a temporary name. Where a check fails, or the run is
+    stopped, an earlier file at ``path`` and its recipe stay, and nothing else is left.
+
+    Args:
+        target: the output format.
+        checkpoint: gives everything that is not a matrix.
+        allocation: matrix → type.
+        packed: the rounded matrices.
+        path: where the file or directory goes.
+        recipe_json: stored in the file, and beside it where the format has no place for people.
+        total_bytes: the exact size of the result; padding makes up for a smaller allocation.
+        teacher: the original on held-out text.
+        engine_check: runs the file in its engine.
+        progress: told how it goes.
+
+    Raises:
+        UserError: the file cannot be written, or a check failed.
+    """
+    target.refuse_overwrite(path, checkpoint)
+    with atomic_write(path) as beside:
+        try:
+            with progress.stage(f"Writing {path}", 1):
+                padding = total_bytes - target.plan(checkpoint, allocation).total_bytes
+                target.write_new(checkpoint, allocation, packed, beside, recipe_json, padding)
+                progress.advance()
+            with progress.stage(f"Checking {path}", 3):
+                target.check(beside, checkpoint, allocation, packed)
+                progress.advance()
+                found = weights_metrics(
+                    teacher, checkpoint, target.read_weights(beside).__getitem__, name=str(path)
+                )
+                progress.advance()
+                engine, note = engine_check(beside, target, checkpoint, teacher, found)
+                progress.advance()
+        except UserError as error:  # people know the file by its own name
+            raise UserError(str(error).replace(str(beside), str(path))) from error
+    recipe = target.recipe_path(path)
+    if not recipe.is_relative_to(path):
+        write_recipe(recipe, recipe_json)
+    return Exported(figures=summarize(found, "torch"), engine=engine, note=note)
+
+
+def write_recipe(path: Path, recipe_json: str) -> None:
+    """Write a recipe for people to read, indented."""
+    with atomic_write(path) as beside:
+        beside.write_text(json.dumps(json.loads(recipe_json), indent=2) + "\n", "utf-8")
