@@ -62,8 +62,8 @@ def command(arguments: list[str], log: Path, die_at: str | None = None) -> None:
     Args:
         arguments: of the command line.
         log: gets standard output and error.
-        die_at: SIGKILL this process when it is about to put a file or directory of that name in
-            its place.
+        die_at: SIGKILL this process when it is about to put a file or directory that matches
+            this pattern in its place.
     """
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -72,7 +72,7 @@ def command(arguments: list[str], log: Path, die_at: str | None = None) -> None:
     replace = os.replace
 
     def replace_or_die(source: Path, target: Path) -> None:
-        if Path(target).name == die_at:
+        if die_at is not None and Path(target).match(die_at):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
