@@ -307,6 +307,7 @@ class Run(AbstractContextManager["Run"]):
         self, plan: Plan, decision: Decision, source: Source, teacher: Teacher, path: Path
     ) -> Output:
         """Write one file, measured in torch and in its own engine."""
+        asked = isinstance(self.config, QuantizeConfig) and self.config.engine_check
         checkpoint, target, allocation = source.checkpoint, plan.target, decision.allocation
         exported = export(
             target,
@@ -317,7 +318,7 @@ class Run(AbstractContextManager["Run"]):
             recipe_json=recipes.from_allocation(allocation, checkpoint).to_json(),
             total_bytes=plan.layout.total_bytes,
             teacher=teacher,
-            engine_check=run_in_engine,
+            engine_check=run_in_engine if asked else None,
             progress=self.progress,
         )
         return Output(
