@@ -32,10 +32,16 @@ if TYPE_CHECKING:
     from bitquilt.evaluation.config import BenchConfig as BenchConfig
     from bitquilt.evaluation.config import EvalConfig as EvalConfig
     from bitquilt.evaluation.config import TraceConfig as TraceConfig
+    from bitquilt.evaluation.figures import DomainFigures as DomainFigures
     from bitquilt.evaluation.results import Comparison as Comparison
+    from bitquilt.evaluation.results import EngineCheck as EngineCheck
     from bitquilt.evaluation.results import Evaluation as Evaluation
     from bitquilt.evaluation.results import FileResult as FileResult
+    from bitquilt.evaluation.results import NoiseFloor as NoiseFloor
+    from bitquilt.evaluation.results import TextSample as TextSample
     from bitquilt.evaluation.speed import BenchResult as BenchResult
+    from bitquilt.evaluation.speed import Load as Load
+    from bitquilt.evaluation.speed import Speed as Speed
     from bitquilt.evaluation.speed import bench as bench
     from bitquilt.metrics.kl import Estimate as Estimate
     from bitquilt.metrics.teacher import Figures as Figures
@@ -47,13 +53,17 @@ if TYPE_CHECKING:
     from bitquilt.report.result import Output as Output
     from bitquilt.report.result import QuantizeResult as QuantizeResult
     from bitquilt.report.result import SearchResult as SearchResult
+    from bitquilt.runtime.hardware import Hardware as Hardware
     from bitquilt.runtime.progress import Progress as Progress
     from bitquilt.runtime.progress import Silent as Silent
     from bitquilt.targets.layout import Layout as Layout
+    from bitquilt.tasks.choices import ChoiceScore as ChoiceScore
     from bitquilt.tasks.config import TaskConfig as TaskConfig
     from bitquilt.tasks.run import ModelScores as ModelScores
     from bitquilt.tasks.run import TaskResults as TaskResults
     from bitquilt.tasks.run import run_tasks as run_tasks
+    from bitquilt.tasks.scores import ProblemComparison as ProblemComparison
+    from bitquilt.tasks.scores import ProblemScore as ProblemScore
 
 __version__ = "0.2.0"
 
@@ -61,7 +71,10 @@ _HOMES = {
     "AllocationConfig": "bitquilt.config",
     "BenchConfig": "bitquilt.evaluation.config",
     "BenchResult": "bitquilt.evaluation.speed",
+    "ChoiceScore": "bitquilt.tasks.choices",
     "Comparison": "bitquilt.evaluation.results",
+    "DomainFigures": "bitquilt.evaluation.figures",
+    "EngineCheck": "bitquilt.evaluation.results",
     "EngineCrashedError": "bitquilt.errors",
     "EngineMissingError": "bitquilt.errors",
     "Estimate": "bitquilt.metrics.kl",
@@ -70,12 +83,17 @@ _HOMES = {
     "Figures": "bitquilt.metrics.teacher",
     "FileResult": "bitquilt.evaluation.results",
     "Finding": "bitquilt.models.checkpoint",
+    "Hardware": "bitquilt.runtime.hardware",
     "Inspection": "bitquilt.models.inspection",
     "Layout": "bitquilt.targets.layout",
+    "Load": "bitquilt.evaluation.speed",
     "ModelScores": "bitquilt.tasks.run",
+    "NoiseFloor": "bitquilt.evaluation.results",
     "Output": "bitquilt.report.result",
     "Plan": "bitquilt.allocation.plan",
     "PlanConfig": "bitquilt.config",
+    "ProblemComparison": "bitquilt.tasks.scores",
+    "ProblemScore": "bitquilt.tasks.scores",
     "Progress": "bitquilt.runtime.progress",
     "QuantizeConfig": "bitquilt.config",
     "QuantizeResult": "bitquilt.report.result",
@@ -83,9 +101,11 @@ _HOMES = {
     "SearchConfig": "bitquilt.config",
     "SearchResult": "bitquilt.report.result",
     "Silent": "bitquilt.runtime.progress",
+    "Speed": "bitquilt.evaluation.speed",
     "TaskConfig": "bitquilt.tasks.config",
     "TaskResults": "bitquilt.tasks.run",
     "TextBudget": "bitquilt.calibration.text_budget",
+    "TextSample": "bitquilt.evaluation.results",
     "TraceConfig": "bitquilt.evaluation.config",
     "UserError": "bitquilt.errors",
     "bench": "bitquilt.evaluation.speed",
