@@ -19,6 +19,7 @@ from bitquilt.errors import UserError
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
+from bitquilt.targets import GGUF, MLX
 
 
 @dataclass(frozen=True)
@@ -222,9 +223,9 @@ PresetFn = Callable[[Checkpoint, str], str]
 """(model, module path of a matrix) → the type that a preset gives this matrix."""
 
 PRESETS: Mapping[str, Mapping[str, PresetFn]] = {
-    "gguf": {name: partial(_llama_cpp_qtype, rule) for name, rule in LLAMA_CPP.items()},
-    "mlx": {
-        **{n: partial(_uniform_qtype, n) for n in qtypes.names("mlx") if "bit-g" in n},
+    GGUF.name: {name: partial(_llama_cpp_qtype, rule) for name, rule in LLAMA_CPP.items()},
+    MLX.name: {
+        **{n: partial(_uniform_qtype, n) for n in qtypes.names(MLX.name) if "bit-g" in n},
         **{name: partial(_mixed_qtype, *pair) for name, pair in MLX_MIXED.items()},
     },
 }

@@ -30,6 +30,10 @@ __all__ = [
 ]
 
 
+MLX_FORMAT = "mlx"
+"""What mlx itself writes as the format into the header of a safetensors file."""
+
+
 def open_engine(model: str | Path) -> Engine:
     """Load a model: a GGUF file in llama.cpp, an MLX directory in mlx-lm, all else in PyTorch.
 
@@ -66,7 +70,7 @@ def is_mlx(path: Path) -> bool:
     if "quantization" in read_json(config):
         return True
     weights = path / "model.safetensors"
-    return weights.is_file() and _format(weights) == "mlx"
+    return weights.is_file() and _format(weights) == MLX_FORMAT
 
 
 def _format(weights: Path) -> str | None:

@@ -36,8 +36,8 @@ from bitquilt.engines.wire import Packet, receive, send
 from bitquilt.errors import EngineMissingError, UserError
 
 BACKENDS = {
-    "llamacpp": ("bitquilt.engines.llamacpp_backend", "LlamaCppBackend"),
-    "mlx": ("bitquilt.engines.mlx_backend", "MlxBackend"),
+    "llama.cpp": ("bitquilt.engines.llamacpp_backend", "LlamaCppBackend"),
+    "mlx-lm": ("bitquilt.engines.mlx_backend", "MlxBackend"),
 }
 
 MESSAGE_SECONDS = 0.02

@@ -20,4 +20,4 @@ def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None
         UserError: llama.cpp refuses the file or crashes on it.
     """
     options = {"path": str(path), "exact": exact, "threads": threads}
-    return RemoteEngine("llamacpp", options)
+    return RemoteEngine("llama.cpp", options)

@@ -20,4 +20,4 @@ def open_mlx(directory: Path) -> RemoteEngine:
         raise EngineMissingError(
             f"{directory} runs in mlx-lm, which is not installed; pip install 'bitquilt[mlx]'"
         )
-    return RemoteEngine("mlx", {"path": str(directory)})
+    return RemoteEngine("mlx-lm", {"path": str(directory)})

@@ -14,18 +14,13 @@ from torch import Tensor
 
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import Encode
-from bitquilt.engines import Engine, is_mlx
-from bitquilt.engines.llamacpp import open_llamacpp
-from bitquilt.engines.mlx import open_mlx
+from bitquilt.engines import Engine
 from bitquilt.engines.remote import RemoteEngine
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import logits
-from bitquilt.models import from_config, open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
-from bitquilt.models.canonical import QUANTIZED
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.runtime.files import read_json
-from bitquilt.targets import GGUF, MLX, Target
+from bitquilt.targets import TARGETS, Target
 from bitquilt.targets.engine_check import SAMPLE
 
 
@@ -65,16 +60,10 @@ class ModelFile:
         path = Path(reference)
         if path.name == "":  # "." has none to put figures beside
             path = Path(os.path.abspath(path))
-        if path.suffix == ".gguf" and path.is_file():
-            return cls(path, GGUF, path.stat().st_size, path.name)
-        if path.is_dir() and is_mlx(path):
-            if not (path / "model.safetensors").is_file():
-                raise UserError(
-                    f"{path} has no model.safetensors: bitquilt measures MLX models whose weights "
-                    "are in one file; write it again with `bitquilt quantize`"
-                )
-            files = [file for file in path.rglob("*") if file.is_file()]
-            return cls(path, MLX, sum(file.stat().st_size for file in files), path.name)
+        for target in TARGETS.values():
+            if target.holds(path):
+                files = (file for file in [path, *path.rglob("*")] if file.is_file())
+                return cls(path, target, sum(file.stat().st_size for file in files), path.name)
         if not path.exists():
             raise UserError(f"{reference} does not exist; give a GGUF file or an MLX directory")
         raise UserError(
@@ -90,12 +79,7 @@ class ModelFile:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Its tensors by canonical name, none of them read."""
-        if self.target is GGUF:
-            return open_checkpoint(self.path).shapes
-        config = read_json(self.path / "config.json")
-        # shapes are those of the model that was quantized
-        plain = {key: value for key, value in config.items() if key not in QUANTIZED}
-        return from_config(plain, self.name).shapes
+        return self.target.shapes(self.path)
 
     def check(self, original: Checkpoint) -> None:
         """Refuse a file that cannot have been made from the original.
@@ -114,7 +98,7 @@ class ModelFile:
 
     def start(self) -> RemoteEngine:
         """The file in its engine, in a process of its own."""
-        return open_llamacpp(self.path) if self.target is GGUF else open_mlx(self.path)
+        return self.target.open_engine(self.path)
 
     @contextmanager
     def opened(self, original: Checkpoint, encode: Encode) -> Iterator[Engine]:

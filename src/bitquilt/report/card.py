@@ -171,9 +171,7 @@ def _commands(publication: Publication) -> list[str]:
     reference = publication.origin.hub_id or publication.origin.name
     found = []
     for candidate in publication.candidates:
-        mlx = candidate.target is MLX
-        path = candidate.path
-        recipe = path / "recipe.json" if mlx else path.with_suffix(".recipe.json")
+        recipe = candidate.target.recipe_path(candidate.path)
         if recipe.is_file():
             asked = f"--recipe {recipe.name} --to {candidate.target}"
             found.append(f"bitquilt quantize {reference} {asked}")

@@ -17,6 +17,7 @@ from bitquilt.allocation.history import read_history
 from bitquilt.metrics.kl import Estimate
 from bitquilt.report.run_record import OutputRecord
 from bitquilt.report.scale import Linear, Log, log_span, short, span
+from bitquilt.targets import TARGETS
 
 WIDTH, HEIGHT = 420, 300
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
@@ -100,7 +101,7 @@ def pareto_plot(files: Sequence[OutputRecord]) -> Plot:
         "points": _labelled(points),
         "frontiers": [
             [point for point in points if point["target"] == target and point["best"]]
-            for target in ("gguf", "mlx")
+            for target in TARGETS
         ],
         "x_ticks": [(x(tick), short(tick)) for tick in x.ticks()],
         "y_ticks": [(y(tick), short(tick)) for tick in y.ticks()],

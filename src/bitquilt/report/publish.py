@@ -22,7 +22,7 @@ from bitquilt.models import open_checkpoint
 from bitquilt.report.card import Publication, model_card, modelfiles
 from bitquilt.report.origin import HUB_ERRORS, PublishedOriginal
 from bitquilt.runtime.progress import Progress
-from bitquilt.targets import GGUF, MLX
+from bitquilt.targets import MLX
 
 
 @dataclass(frozen=True)
@@ -102,14 +102,8 @@ def entries(publication: Publication) -> list[RepositoryFile]:
 
 def _files(candidate: ModelFile) -> Iterator[RepositoryFile]:
     """A GGUF file with its recipe, or what is in an MLX directory."""
-    path = candidate.path
-    if candidate.target is GGUF:
-        beside = [path, path.with_suffix(".recipe.json")]
-    else:
-        beside = [file for file in sorted(path.iterdir()) if file.name != "README.md"]
-    for file in beside:
-        if file.is_file():
-            yield RepositoryFile(file.name, file)
+    for file in candidate.target.files(candidate.path):
+        yield RepositoryFile(file.name, file)
 
 
 def require_licence(publication: Publication) -> None:

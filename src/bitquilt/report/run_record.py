@@ -21,6 +21,7 @@ from bitquilt.report.result import Output
 from bitquilt.runtime.files import read_json
 from bitquilt.runtime.records import load_record, to_json
 from bitquilt.runtime.workdir import WorkDir
+from bitquilt.targets import get_target
 
 FOLDER = "made"
 RECORD_FORMAT = 1
@@ -84,7 +85,8 @@ class OutputRecord:
     @property
     def label(self) -> str:
         """What was asked for, in plots: ``4.5bit``, ``Q4_K_M``, ``4bit-g64``."""
-        return self.name.removesuffix(".gguf").removesuffix("-mlx").removeprefix(f"{self.model}-")
+        suffix = get_target(self.target).suffix
+        return self.name.removesuffix(suffix).removeprefix(f"{self.model}-")
 
     @property
     def measured(self) -> FileResult | None:

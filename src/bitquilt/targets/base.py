@@ -39,6 +39,10 @@ class Target(ABC):
     """Windows, and tokens of each, on which an evaluation compares the engine with torch."""
     engine_is_fast: bool
     """Whether the engine is fast enough on this machine to read a whole evaluation."""
+    scale_dtype: str
+    """The torch dtype of the floating-point scales of types that only this format holds."""
+    norm_dtype: str
+    """The torch dtype of norms and biases beside quantized matrices."""
     alignment: int
     """The bytes of a tensor in the file are padded to a multiple of this."""
     bits_reach: tuple[float, float]
@@ -115,6 +119,22 @@ class Target(ABC):
 
         They are float32 tensors, dequantized.
         """
+
+    @abstractmethod
+    def holds(self, path: Path) -> bool:
+        """Say whether a path is a model of this format.
+
+        Raises:
+            UserError: it is one that bitquilt cannot measure.
+        """
+
+    @abstractmethod
+    def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of a model file's tensors by canonical name; none of them is read."""
+
+    @abstractmethod
+    def files(self, path: Path) -> list[Path]:
+        """Return the files of a model and its recipe, as a repository of the hub has them."""
 
     @abstractmethod
     def recipe_path(self, path: Path) -> Path:

@@ -13,9 +13,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.kquants import Signed, WithMins
 from bitquilt.qtypes.qtype import PackedSource, QuantType, Unpacked
 from bitquilt.rounding.tuning.learned import Learned, Norm, Scales, StoredRange
-
-SCALE_DTYPES = {"gguf": torch.float16, "mlx": torch.bfloat16}
-"""In which the files of a target store the scales of a type that only they hold."""
+from bitquilt.targets import get_target, target_of
 
 
 def scales_of(qtype: QuantType, fields: Unpacked) -> Iterator[tuple[Unpacked, StoredRange]]:
@@ -25,7 +23,7 @@ def scales_of(qtype: QuantType, fields: Unpacked) -> Iterator[tuple[Unpacked, St
     """
     if floats := {n: f for n, f in fields.items() if f.is_floating_point() and n != "codes"}:
         (target,) = qtype.targets
-        yield floats, StoredRange(SCALE_DTYPES[target])
+        yield floats, StoredRange(getattr(torch, get_target(target).scale_dtype))
     if isinstance(qtype, WithMins):
         unsigned = StoredRange(torch.uint8, 0, qtype.highest_scale)
         yield {name: fields[name] for name in ("scales", "mins")}, unsigned
@@ -80,9 +78,9 @@ class Student:
         self._fixed[module] = {name: fields[name] for name in fields.keys() - moves}
 
     def _norm_dtype(self) -> torch.dtype:
-        """MLX files keep norms in bfloat16 (docs/decisions/mlx-activations.md), GGUF in float32."""
-        for_mlx = any(qtype.targets == {"mlx"} for qtype in self._qtypes.values())
-        return torch.bfloat16 if for_mlx else torch.float32
+        """The dtype in which the file will store norms."""
+        dtype: torch.dtype = getattr(torch, target_of(self._qtypes.values()).norm_dtype)
+        return dtype
 
     def weight(self, name: str) -> Tensor:
         """Return a tensor by canonical name, float32; gradients reach what is learned of it."""

@@ -25,6 +25,8 @@ class _Gguf(Target):
     check_excerpt = 8, 128
     noise_excerpt = 24, 128
     engine_is_fast = True
+    scale_dtype = "float16"
+    norm_dtype = "float32"
     alignment = 32
     bits_reach = 1.0, 2.4
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
@@ -62,6 +64,17 @@ class _Gguf(Target):
         from bitquilt.models.sources.gguf import GgufWeights
 
         return GgufWeights(read_header(path))
+
+    def holds(self, path: Path) -> bool:
+        return path.suffix == self.suffix and path.is_file()
+
+    def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
+        from bitquilt.models import open_checkpoint
+
+        return open_checkpoint(path).shapes
+
+    def files(self, path: Path) -> list[Path]:
+        return [file for file in (path, self.recipe_path(path)) if file.is_file()]
 
     def recipe_path(self, path: Path) -> Path:
         return path.with_suffix(".recipe.json")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from bitquilt.errors import UserError
 from bitquilt.targets.base import Target
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class _Mlx(Target):
     check_excerpt = 5, 16  # mlx is slow where there is no Metal
     noise_excerpt = 24, 32
     engine_is_fast = sys.platform == "darwin"
+    scale_dtype = "bfloat16"
+    norm_dtype = "bfloat16"  # docs/decisions/mlx-activations.md
     alignment = 1
     bits_reach = 1.0, 1.7  # its types lie closer together than those of GGUF
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
@@ -62,6 +65,32 @@ class _Mlx(Target):
         from bitquilt.targets.mlx.writing import MlxWeights
 
         return MlxWeights(path)
+
+    def holds(self, path: Path) -> bool:
+        from bitquilt.engines import is_mlx
+
+        if not (path.is_dir() and is_mlx(path)):
+            return False
+        if not (path / "model.safetensors").is_file():
+            raise UserError(
+                f"{path} has no model.safetensors: bitquilt measures MLX models whose weights "
+                "are in one file; write it again with `bitquilt quantize`"
+            )
+        return True
+
+    def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
+        from bitquilt.models import from_config
+        from bitquilt.models.canonical import QUANTIZED
+        from bitquilt.runtime.files import read_json
+
+        config = read_json(path / "config.json")
+        # shapes are those of the model that was quantized
+        plain = {key: value for key, value in config.items() if key not in QUANTIZED}
+        return from_config(plain, path.name).shapes
+
+    def files(self, path: Path) -> list[Path]:
+        inside = (file for file in sorted(path.iterdir()) if file.name != "README.md")
+        return [file for file in inside if file.is_file()]
 
     def recipe_path(self, path: Path) -> Path:
         return path / "recipe.json"
