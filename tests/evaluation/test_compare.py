@@ -21,7 +21,7 @@ from bitquilt.errors import UserError
 from bitquilt.evaluation.compare import evaluate
 from bitquilt.evaluation.config import EvalConfig, TraceConfig
 from bitquilt.evaluation.eval_file import load_beside, path_beside
-from bitquilt.evaluation.model_file import ModelFile
+from bitquilt.evaluation.model_file import ModelFile, logits_in
 from bitquilt.evaluation.text import held_out
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Silent
@@ -281,3 +281,13 @@ def test_a_file_of_another_model_is_refused_before_any_work(files, tmp_path):
 def test_what_is_no_model_file_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither a GGUF file nor an MLX directory"):
         ModelFile.at(tmp_path)
+
+
+def test_a_file_whose_engine_computes_nan_is_refused(model, text, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("bitquilt.evaluation.compare.user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(
+        "bitquilt.evaluation.examiner.logits_in",
+        lambda engine, tokens: (window * float("nan") for window in logits_in(engine, tokens)),
+    )
+    with pytest.raises(UserError, match=r"\.gguf: llama\.cpp computes NaN or infinity at token 0"):
+        evaluate(files[:1], against=str(model.source), text=text, tokens=TOKENS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from bitquilt.evaluation.noise_floor import excerpt
 from bitquilt.evaluation.reference import Reference, Talk
 from bitquilt.evaluation.results import EngineCheck, FileResult, TextSample
 from bitquilt.metrics.kl import TokenFigures, compare, logits
+from bitquilt.metrics.teacher import require_finite
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
@@ -138,9 +139,14 @@ class Examiner:
         """Open a file as a function from windows [N, L] to the logits [L, V] of each."""
         if _in_engine(candidate):
             with candidate.opened(self._original, self._encode) as engine:
-                yield partial(logits_in, engine)
+                yield lambda tokens: require_finite(
+                    logits_in(engine, tokens), str(candidate.path), candidate.engine
+                )
         else:
-            yield partial(logits_of, self._in_torch(candidate))
+            model = self._in_torch(candidate)
+            yield lambda tokens: require_finite(
+                logits_of(model, tokens), str(candidate.path), "torch"
+            )
 
     def _in_torch(self, candidate: ModelFile) -> BlockwiseModel:
         """The weights read from a file, dequantized."""
