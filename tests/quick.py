@@ -36,7 +36,7 @@ def _document(name: str, module: ModuleType) -> Path:
 
 
 QUICK = {
-    "text": TextBudget(
+    "text_budget": TextBudget(
         calibration=4,
         gradients=2,
         held_out=2,

@@ -50,6 +50,8 @@ def test_every_field_has_a_sentence(config):
         (PlanConfig, {"bits": [4, 33]}, "--bits 33 is not between 0 and 32"),
         (PlanConfig, {"bits": 4, "to": "onnx"}, "--to onnx is not one of the choices"),
         (QuantizeConfig, {"bits": 4, "rounding": "bset"}, "--rounding bset"),
+        (QuantizeConfig, {"bits": 4, "work_dir": ""}, "--work-dir is empty"),
+        (QuantizeConfig, {"bits": 4, "calibration": ""}, "--calibration is empty"),
         (
             QuantizeConfig,
             {"recipe": "Q4_K_M", "search": SearchConfig(tokens_per_second=1.0)},

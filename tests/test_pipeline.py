@@ -194,9 +194,9 @@ def test_too_little_text_is_refused_before_the_work(wide, tmp_path, monkeypatch,
 
     monkeypatch.setattr(pipeline, "collect_statistics", begun)
     source, _ = wide
-    text = replace(QUICK["text"], sequential=5000, tuning=5000)
+    text = replace(QUICK["text_budget"], sequential=5000, tuning=5000)
     with pytest.raises(UserError, match="give more text"):
-        quantize(source, bits=4.5, output=tmp_path, text=text, **{option: True})
+        quantize(source, bits=4.5, output=tmp_path, text_budget=text, **{option: True})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -138,6 +138,8 @@ def _word(value: Any) -> str:
 def _check(flag: str, value: Any, known: Option) -> None:
     if value is None:
         return
+    if value == "" and known.optional_value is None:
+        raise UserError(f"{flag} is empty; give a value, or leave the option out")
     if known.choices and value not in known.choices:
         raise UserError(
             f"{flag} {value} is not one of the choices; choose one of {', '.join(known.choices)}"
@@ -281,7 +283,7 @@ class AllocationConfig(PlanConfig):
         choices=METHODS,
     )
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
-    text: TextBudget | None = option(
+    text_budget: TextBudget | None = option(
         "Each stage reads this much text. If not given, the model's size decides.",
         default=None,
         flag="",

@@ -198,7 +198,7 @@ class Run(AbstractContextManager["Run"]):
             progress.say(note)
         weights = sum(rows * columns for rows, columns in self.checkpoint.matrices.values())
         on_gpu = compute_device().type != "cpu"
-        self.budget = config.text or text_budget(weights, on_gpu=on_gpu)
+        self.budget = config.text_budget or text_budget(weights, on_gpu=on_gpu)
         self.search = affordable_search(config.search, self.budget, progress)
         documents, repeated = calibration_documents(config.calibration, config.held_out)
         for name in repeated:

@@ -129,7 +129,7 @@ def test_measured_scores_and_other_methods(model, tmp_path):
 
 
 def test_limits():
-    budget = QUICK["text"]
+    budget = QUICK["text_budget"]
     tokens = budget.races * budget.window
     slow = replace(budget, races=0)
 

@@ -18,7 +18,6 @@ from bitquilt.report import ollama
 from bitquilt.report.figures import figure_text, text_read
 from bitquilt.report.origin import Gate, PublishedOriginal
 from bitquilt.report.plots import environment
-from bitquilt.targets import GGUF, MLX
 
 COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_byte")
 
@@ -56,7 +55,7 @@ def model_card(publication: Publication) -> str:
 
 def modelfiles(publication: Publication) -> dict[str, str]:
     """Name → content of an Ollama Modelfile for every GGUF file whose template Ollama can have."""
-    ggufs = [one for one in publication.candidates if one.target is GGUF]
+    ggufs = [one for one in publication.candidates if one.target.ollama_runs]
     found = {one.name: ollama.modelfile(publication.original, one.name) for one in ggufs}
     only = len(ggufs) == 1
     return {
@@ -152,12 +151,9 @@ def _snippets(publication: Publication) -> list[dict[str, str]]:
     """How each engine runs it."""
     repository, found = publication.repository, []
     for candidate in publication.candidates:
-        if candidate.target is MLX:
-            line = f'mlx_lm.generate --model {repository} --prompt "What is 347 + 585?"'
-            found.append({"name": "mlx-lm", "text": line})
-        else:
-            line = f"llama-cli --hf-repo {repository} --hf-file {candidate.name}"
-            found.append({"name": f"llama.cpp, {candidate.name}", "text": line})
+        target, name = candidate.target, candidate.name
+        title = target.engine if target.own_repository else f"{target.engine}, {name}"
+        found.append({"name": title, "text": target.run_command(repository, name)})
     found.append({"name": "LM Studio", "text": f"lms get https://huggingface.co/{repository}"})
     name = repository.rpartition("/")[2].lower()
     for file in modelfiles(publication):

@@ -22,7 +22,6 @@ from bitquilt.models import open_checkpoint
 from bitquilt.report.card import Publication, model_card, modelfiles
 from bitquilt.report.origin import HUB_ERRORS, PublishedOriginal
 from bitquilt.runtime.progress import Progress
-from bitquilt.targets import MLX
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,11 @@ def publication(
     for name, times in Counter(candidate.name for candidate in candidates).items():
         if times > 1:
             raise UserError(f"{times} files are called {name}; a repository holds one of a name")
-    kinds = [candidate.target for candidate in candidates]
-    if MLX in kinds and len(kinds) > 1:
+    alone = [one.target for one in candidates if one.target.own_repository]
+    if alone and len(candidates) > 1:
         raise UserError(
-            "an MLX model is a repository of its own; publish it by itself, and GGUF files together"
+            f"an {alone[0].name.upper()} model is a repository of its own; publish it by itself, "
+            "and files of other formats together"
         )
     for name in filter(None, (repository, base_model)):
         _check_id(name)

@@ -43,6 +43,10 @@ class Target(ABC):
     """The torch dtype of the floating-point scales of types that only this format holds."""
     norm_dtype: str
     """The torch dtype of norms and biases beside quantized matrices."""
+    own_repository: bool
+    """Whether a model in this format fills a repository of the hub alone."""
+    ollama_runs: bool
+    """Whether Ollama runs its files."""
     alignment: int
     """The bytes of a tensor in the file are padded to a multiple of this."""
     bits_reach: tuple[float, float]
@@ -53,6 +57,15 @@ class Target(ABC):
 
     def __str__(self) -> str:
         return self.name
+
+    @abstractmethod
+    def run_command(self, repository: str, name: str) -> str:
+        """Give the shell command by which the engine runs a published file.
+
+        Args:
+            repository: ``user/name`` on the hub.
+            name: the file's name there.
+        """
 
     @abstractmethod
     def plan(self, checkpoint: Checkpoint, allocation: Allocation) -> Layout:

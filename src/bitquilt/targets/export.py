@@ -84,6 +84,7 @@ def export(
                 engine, note = None, "not run: no check was asked for"
                 if engine_check is not None:
                     engine, note = engine_check(beside, target, checkpoint, teacher, found)
+                note = note.replace(str(beside), str(path))
                 progress.advance()
         except UserError as error:  # people know the file by its own name
             raise UserError(str(error).replace(str(beside), str(path))) from error

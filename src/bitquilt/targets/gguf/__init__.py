@@ -27,12 +27,17 @@ class _Gguf(Target):
     engine_is_fast = True
     scale_dtype = "float16"
     norm_dtype = "float32"
+    own_repository = False
+    ollama_runs = True
     alignment = 32
     bits_reach = 1.0, 2.4
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
         32: frozenset({"Q4_0", "Q4_1"}),
         256: frozenset({"Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"}),
     }
+
+    def run_command(self, repository: str, name: str) -> str:
+        return f"llama-cli --hf-repo {repository} --hf-file {name}"
 
     def plan(self, checkpoint: Checkpoint, allocation: Allocation) -> Layout:
         from bitquilt.targets.gguf.writing import plan_gguf

@@ -29,12 +29,17 @@ class _Mlx(Target):
     engine_is_fast = sys.platform == "darwin"
     scale_dtype = "bfloat16"
     norm_dtype = "bfloat16"  # docs/decisions/mlx-activations.md
+    own_repository = True
+    ollama_runs = False
     alignment = 1
     bits_reach = 1.0, 1.7  # its types lie closer together than those of GGUF
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
         64: frozenset({"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))}),
         128: frozenset(f"{bits}bit-g64" for bits in (2, 3, 4, 5)),
     }
+
+    def run_command(self, repository: str, name: str) -> str:
+        return f'mlx_lm.generate --model {repository} --prompt "What is 347 + 585?"'
 
     def plan(self, checkpoint: Checkpoint, allocation: Allocation) -> Layout:
         from bitquilt.targets.mlx.writing import plan_mlx
