@@ -103,3 +103,26 @@ def test_heavy_libraries_wait_until_they_are_needed(module: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+VERBS = {"bench", "evaluate", "inspect", "plan", "quantize", "search"}
+"""Functions of the package that the command line offers under the same name."""
+
+
+def test_every_name_is_defined_once() -> None:
+    """A public name means one thing; only verbs and entry points have two places."""
+    homes: dict[str, list[str]] = {}
+    for path in sources():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names = [node.target.id]
+            else:
+                continue
+            for name in names:
+                homes.setdefault(name, []).append(str(path.relative_to(PACKAGE)))
+    twice = {name: there for name, there in homes.items() if len(there) > 1 and name[0] != "_"}
+    assert {name: there for name, there in twice.items() if name not in VERBS | {"main"}} == {}

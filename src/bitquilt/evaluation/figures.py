@@ -20,7 +20,7 @@ UNCERTAIN = 0.2
 """The share of a trace's tokens that are told apart: those where the original is least certain.
 They decide where the reasoning goes (Wang et al. 2025, Beyond the 80/20 Rule)."""
 
-Float32s = NDArray[np.float32]
+TokenValues = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +54,15 @@ class DomainFigures:
 class Measured:
     """The judged tokens of one text under one model; every array is [T]."""
 
-    kl: Float32s
-    agreement: Float32s
-    flips: Float32s
-    loss: Float32s
-    excess: Float32s
+    kl: TokenValues
+    agreement: TokenValues
+    flips: TokenValues
+    loss: TokenValues
+    excess: TokenValues
     """The loss beyond the original's."""
-    nbytes: Float32s
+    nbytes: TokenValues
     """Bytes of text that a token stands for, on average over its window."""
-    entropy: Float32s
+    entropy: TokenValues
     """The original's."""
     document: NDArray[np.int64]
     domain: NDArray[np.str_]
@@ -129,7 +129,7 @@ def by_domain(texts: Sequence[Measured]) -> dict[str, DomainFigures]:
 
 
 def difference(
-    one: Measured, other: Measured, figure: Callable[[Measured], Float32s], level: float
+    one: Measured, other: Measured, figure: Callable[[Measured], TokenValues], level: float
 ) -> Estimate:
     """By how much one model's figure exceeds another's on the same tokens, paired."""
     documents = Documents.of(one.document, one.domain)

@@ -10,14 +10,13 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.config import TraceConfig
+from bitquilt.evaluation.figures import TokenValues
 from bitquilt.evaluation.text import Text
 from bitquilt.metrics.intervals import Documents
 from bitquilt.metrics.kl import Estimate, TokenFigures
@@ -26,8 +25,6 @@ from bitquilt.metrics.teacher import Teacher, self_metrics, token_metrics, zero_
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
-
-Float32s = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Reference:
     teacher: Teacher
     own: TokenFigures
     """Its own figures: a divergence of zero, and what it makes of the text."""
-    entropy: Float32s
+    entropy: TokenValues
     """Of its next-token distribution, nats, [N, L − 1]."""
 
     @classmethod
@@ -61,7 +58,7 @@ class Reference:
             self.entropy[:windows, : tokens - 1],
         )
 
-    def mean(self, values: Float32s) -> Estimate:
+    def mean(self, values: TokenValues) -> Estimate:
         """Over the judged tokens of [N, L − 1]."""
         text = self.text
         return Documents.of(text.documents, text.domains).mean(values[text.judged])

@@ -43,7 +43,7 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TimedRun:
     """One turn; times in seconds."""
 
     prompt_tokens: int
@@ -147,7 +147,7 @@ def bench(
             runner.check(loads)
         with progress.stage("Measuring", len(loads) * config.rounds * len(runners)):
             for load in loads:
-                runs: list[list[Run]] = [[] for _ in runners]
+                runs: list[list[TimedRun]] = [[] for _ in runners]
                 for turn in range(config.rounds):
                     for runner, own in zip(runners, runs, strict=True):
                         own.append(runner.run(load, turn))
@@ -184,7 +184,7 @@ class Runner:
                 f"{longest:,} are asked for; give a shorter --prompt or --answer"
             )
 
-    def run(self, load: Load, turn: int) -> Run:
+    def run(self, load: Load, turn: int) -> TimedRun:
         """One turn: prompts that were not read before, continued at random but seeded."""
         sampling = Sampling(temperature=1.0, top_k=40, seed=turn)
         requests = [
@@ -199,7 +199,7 @@ class Runner:
         ended = time.perf_counter() - started
         used = joules()
         first = max(row[0] for row in times)
-        return Run(
+        return TimedRun(
             prompt_tokens=stream.prefilled,
             first_token=first,
             answer_tokens=sum(moment > first for row in times for moment in row),
@@ -216,7 +216,7 @@ class Runner:
         self._next += length + 1  # a prompt as long as the text is another each time, too
         return part
 
-    def speed(self, load: Load, runs: Sequence[Run], machine: Hardware) -> Speed:
+    def speed(self, load: Load, runs: Sequence[TimedRun], machine: Hardware) -> Speed:
         """The turns under one load, summed up."""
         prompts = [run.prompt_tokens / run.first_token for run in runs]
         answers = [run.answer_tokens / run.rest for run in runs]

@@ -16,7 +16,7 @@ from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets.base import Target
 
-EngineCheck = Callable[
+RunInEngine = Callable[
     [Path, Target, Checkpoint, Teacher, TokenFigures], tuple[Figures | None, str]
 ]
 """What :func:`bitquilt.targets.engine_check.run_in_engine` is."""
@@ -44,7 +44,7 @@ def export(
     recipe_json: str,
     total_bytes: int,
     teacher: Teacher,
-    engine_check: EngineCheck | None,
+    engine_check: RunInEngine | None,
     progress: Progress,
 ) -> Exported:
     """Write a model file, read it back, measure it in torch and in its engine, put it in place.
