@@ -12,15 +12,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.evaluation.reference import Reference
+from bitquilt.evaluation.reference import Reference, TokenValues
 from bitquilt.metrics.intervals import Documents, through
 from bitquilt.metrics.kl import Estimate, TokenFigures
 
 UNCERTAIN = 0.2
 """The share of a trace's tokens that are told apart: those where the original is least certain.
 They decide where the reasoning goes (Wang et al. 2025, Beyond the 80/20 Rule)."""
-
-TokenValues = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from torch import Tensor
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.config import TraceConfig
-from bitquilt.evaluation.figures import TokenValues
 from bitquilt.evaluation.text import Text
 from bitquilt.metrics.intervals import Documents
 from bitquilt.metrics.kl import Estimate, TokenFigures
@@ -25,6 +24,9 @@ from bitquilt.metrics.teacher import Teacher, self_metrics, token_metrics, zero_
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
+
+TokenValues = NDArray[np.float32]
+"""One number for each token."""
 
 
 @dataclass(frozen=True)
