@@ -15,11 +15,17 @@ import bitquilt
 FUNCTIONS = [name for name in bitquilt.__all__ if inspect.isfunction(getattr(bitquilt, name))]
 
 
+CLASSES = [name for name in bitquilt.__all__ if inspect.isclass(getattr(bitquilt, name))]
+
+
 def own_types(hint: Any) -> Iterator[type]:
-    """The classes of bitquilt in an annotation; of a config, those of its fields too."""
+    """The classes of bitquilt in an annotation, and those that their fields lead to."""
+    if isinstance(hint, list):  # the arguments of a Callable
+        for argument in hint:
+            yield from own_types(argument)
     if isinstance(hint, type) and hint.__module__.startswith("bitquilt"):
         yield hint
-        if dataclasses.is_dataclass(hint) and hint.__name__.endswith("Config"):
+        if dataclasses.is_dataclass(hint) or hasattr(hint, "_fields"):
             for field in typing.get_type_hints(hint).values():
                 yield from own_types(field)
     for argument in typing.get_args(hint):
@@ -36,6 +42,12 @@ def test_what_a_function_takes_and_returns_is_public(function):
     for hint in typing.get_type_hints(getattr(bitquilt, function)).values():
         for found in own_types(hint):
             assert getattr(bitquilt, found.__name__, None) is found
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_a_class_holds_is_public(name):
+    for found in own_types(getattr(bitquilt, name)):
+        assert getattr(bitquilt, found.__name__, None) is found
 
 
 def test_every_name_has_a_docstring():

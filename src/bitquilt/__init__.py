@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitquilt.allocation.plan import Plan as Plan
+    from bitquilt.allocation.plan import Space as Space
     from bitquilt.allocation.plan import plan as plan
+    from bitquilt.allocation.racing import Difference as Difference
     from bitquilt.allocation.selection import Ranking as Ranking
+    from bitquilt.allocation.space import Candidate as Candidate
     from bitquilt.calibration.text_budget import TextBudget as TextBudget
     from bitquilt.config import AllocationConfig as AllocationConfig
     from bitquilt.config import PlanConfig as PlanConfig
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from bitquilt.metrics.teacher import Figures as Figures
     from bitquilt.models.checkpoint import Finding as Finding
     from bitquilt.models.inspection import Inspection as Inspection
+    from bitquilt.models.inspection import ModelPart as ModelPart
     from bitquilt.models.inspection import inspect as inspect
     from bitquilt.pipeline import quantize as quantize
     from bitquilt.pipeline import search as search
@@ -56,12 +60,14 @@ if TYPE_CHECKING:
     from bitquilt.runtime.hardware import Hardware as Hardware
     from bitquilt.runtime.progress import Progress as Progress
     from bitquilt.runtime.progress import Silent as Silent
+    from bitquilt.targets.base import Target as Target
     from bitquilt.targets.layout import Layout as Layout
     from bitquilt.tasks.choices import ChoiceScore as ChoiceScore
     from bitquilt.tasks.config import TaskConfig as TaskConfig
     from bitquilt.tasks.run import ModelScores as ModelScores
     from bitquilt.tasks.run import TaskResults as TaskResults
     from bitquilt.tasks.run import run_tasks as run_tasks
+    from bitquilt.tasks.scores import Metric as Metric
     from bitquilt.tasks.scores import ProblemComparison as ProblemComparison
     from bitquilt.tasks.scores import ProblemScore as ProblemScore
 
@@ -71,8 +77,10 @@ _HOMES = {
     "AllocationConfig": "bitquilt.config",
     "BenchConfig": "bitquilt.evaluation.config",
     "BenchResult": "bitquilt.evaluation.speed",
+    "Candidate": "bitquilt.allocation.space",
     "ChoiceScore": "bitquilt.tasks.choices",
     "Comparison": "bitquilt.evaluation.results",
+    "Difference": "bitquilt.allocation.racing",
     "DomainFigures": "bitquilt.evaluation.figures",
     "EngineCheck": "bitquilt.evaluation.results",
     "EngineCrashedError": "bitquilt.errors",
@@ -87,6 +95,8 @@ _HOMES = {
     "Inspection": "bitquilt.models.inspection",
     "Layout": "bitquilt.targets.layout",
     "Load": "bitquilt.evaluation.speed",
+    "Metric": "bitquilt.tasks.scores",
+    "ModelPart": "bitquilt.models.inspection",
     "ModelScores": "bitquilt.tasks.run",
     "NoiseFloor": "bitquilt.evaluation.results",
     "Output": "bitquilt.report.result",
@@ -101,7 +111,9 @@ _HOMES = {
     "SearchConfig": "bitquilt.config",
     "SearchResult": "bitquilt.report.result",
     "Silent": "bitquilt.runtime.progress",
+    "Space": "bitquilt.allocation.plan",
     "Speed": "bitquilt.evaluation.speed",
+    "Target": "bitquilt.targets.base",
     "TaskConfig": "bitquilt.tasks.config",
     "TaskResults": "bitquilt.tasks.run",
     "TextBudget": "bitquilt.calibration.text_budget",

@@ -66,7 +66,9 @@ def divergence(truth: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -
 
 def generated(engine: Engine, prompt: list[int], sampling: Sampling, max_tokens: int) -> str:
     """What a model says to one prompt until it ends its turn."""
-    with engine.stream([GenerationRequest(prompt, sampling, max_tokens)]) as stream:
+    with engine.stream(
+        [GenerationRequest(tokens=prompt, sampling=sampling, max_tokens=max_tokens)]
+    ) as stream:
         return "".join(token.text for _, token in stream if not token.control)
 
 

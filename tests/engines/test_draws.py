@@ -56,7 +56,10 @@ def test_draws(known: tuple[Engine, npt.NDArray[np.float32]]) -> None:
     engine, logits = known
     settings = SETTINGS["all"]
     seeded = (dataclasses.replace(settings, seed=seed) for seed in range(ROWS))
-    requests = [GenerationRequest([1, 2, 3], sampling, DRAWS // ROWS) for sampling in seeded]
+    requests = [
+        GenerationRequest(tokens=[1, 2, 3], sampling=sampling, max_tokens=DRAWS // ROWS)
+        for sampling in seeded
+    ]
     with engine.stream(requests) as stream:
         drawn = [piece.token for _, piece in stream]
     assert len(drawn) == DRAWS

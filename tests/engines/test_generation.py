@@ -57,7 +57,7 @@ class Parrot:
 
 def say(text: str | Sequence[int], max_tokens: int = 100) -> list[GeneratedToken]:
     sentence = text.encode() if isinstance(text, str) else text
-    request = GenerationRequest([0], Sampling(), max_tokens)
+    request = GenerationRequest(tokens=[0], sampling=Sampling(), max_tokens=max_tokens)
     return [piece for _, piece in Generation(Parrot(sentence), [request])]
 
 
@@ -89,7 +89,9 @@ def test_control_tokens_are_told_apart() -> None:
 
 def test_rows_end_each_for_itself() -> None:
     parrot = Parrot(b"abc", b"d", b"efghi")
-    requests = [GenerationRequest([row], Sampling(), 4) for row in range(3)]
+    requests = [
+        GenerationRequest(tokens=[row], sampling=Sampling(), max_tokens=4) for row in range(3)
+    ]
     said = ["", "", ""]
     for row, piece in Generation(parrot, requests):
         said[row] += piece.text
@@ -99,7 +101,9 @@ def test_rows_end_each_for_itself() -> None:
 
 def test_a_dropped_row_is_continued_no_further() -> None:
     parrot = Parrot(b"abcdef")
-    generation = Generation(parrot, [GenerationRequest([0], Sampling(), 9)] * 2)
+    generation = Generation(
+        parrot, [GenerationRequest(tokens=[0], sampling=Sampling(), max_tokens=9)] * 2
+    )
     said = ["", ""]
     for row, piece in generation:
         said[row] += piece.text

@@ -22,13 +22,15 @@ def draw(logits: npt.NDArray[np.float32], request: GenerationRequest) -> int:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_draws_follow_the_distribution(name: str) -> None:
-    sampler = Sampler(GenerationRequest([0], SETTINGS[name], DRAWS))
+    sampler = Sampler(GenerationRequest(tokens=[0], sampling=SETTINGS[name], max_tokens=DRAWS))
     drawn = [sampler.draw(LOGITS) for _ in range(DRAWS)]
     assert chi_square(drawn, expected(LOGITS, SETTINGS[name])) > 0.001
 
 
 def test_the_test_of_fit_can_fail() -> None:
-    sampler = Sampler(GenerationRequest([0], Sampling(temperature=0.75), DRAWS))
+    sampler = Sampler(
+        GenerationRequest(tokens=[0], sampling=Sampling(temperature=0.75), max_tokens=DRAWS)
+    )
     drawn = [sampler.draw(LOGITS) for _ in range(DRAWS)]
     assert chi_square(drawn, expected(LOGITS, Sampling(temperature=0.7))) < 1e-6
 
@@ -53,13 +55,16 @@ def test_filters_are_those_of_transformers(
 
 
 def test_zero_temperature_is_greedy() -> None:
-    assert draw(LOGITS, GenerationRequest([0], Sampling(top_k=5, top_p=0.5), 1)) == LOGITS.argmax()
+    request = GenerationRequest(tokens=[0], sampling=Sampling(top_k=5, top_p=0.5), max_tokens=1)
+    assert draw(LOGITS, request) == LOGITS.argmax()
 
 
 def test_seeds_repeat_and_differ() -> None:
     def drawn(seed: int) -> list[int]:
         sampler = Sampler(
-            GenerationRequest([0], Sampling(temperature=1.0, top_p=0.9, seed=seed), 50)
+            GenerationRequest(
+                tokens=[0], sampling=Sampling(temperature=1.0, top_p=0.9, seed=seed), max_tokens=50
+            )
         )
         return [sampler.draw(LOGITS) for _ in range(50)]
 
@@ -89,25 +94,33 @@ FOUR = np.array([2.0, 1.5, 1.0, -1.0], dtype=np.float32)
 )
 def test_penalties(settings: Sampling, tokens: list[int], said: int, taken: int) -> None:
     before = FOUR.copy()
-    assert draw(FOUR, GenerationRequest(tokens, settings, 1, said=said)) == taken
+    request = GenerationRequest(tokens=tokens, sampling=settings, max_tokens=1, said=said)
+    assert draw(FOUR, request) == taken
     np.testing.assert_array_equal(FOUR, before)
 
 
 def test_negative_logits_are_penalized_away_from_zero() -> None:
     logits = np.array([-1.0, -1.5], dtype=np.float32)
-    assert draw(logits, GenerationRequest([0], Sampling(repetition_penalty=1.6), 1)) == 1
+    settings = Sampling(repetition_penalty=1.6)
+    assert draw(logits, GenerationRequest(tokens=[0], sampling=settings, max_tokens=1)) == 1
 
 
 def test_penalties_count_what_is_drawn() -> None:
-    sampler = Sampler(GenerationRequest([3], Sampling(frequency_penalty=0.4), 9))
+    sampler = Sampler(
+        GenerationRequest(tokens=[3], sampling=Sampling(frequency_penalty=0.4), max_tokens=9)
+    )
     # 2, then 1.6, 1.2 | 1.5, 1.1 | 1.0: each is taken while it is the largest
     assert [sampler.draw(FOUR) for _ in range(6)] == [0, 0, 1, 0, 1, 2]
 
 
 def test_what_is_avoided_is_avoided_as_far_as_it_is_followed() -> None:
     sure = np.array([9.0, 9.0 - AVOIDING + 0.1, 0.0], dtype=np.float32)
-    sampler = Sampler(GenerationRequest([5], Sampling(), 9, avoid=[0, 0]))
+    sampler = Sampler(
+        GenerationRequest(tokens=[5], sampling=Sampling(), max_tokens=9, avoid=[0, 0])
+    )
     assert [sampler.draw(sure) for _ in range(2)] == [1, 0]
     surer = np.array([9.0, 9.0 - AVOIDING - 0.1, 0.0], dtype=np.float32)
-    sampler = Sampler(GenerationRequest([5], Sampling(), 9, avoid=[0, 0]))
+    sampler = Sampler(
+        GenerationRequest(tokens=[5], sampling=Sampling(), max_tokens=9, avoid=[0, 0])
+    )
     assert [sampler.draw(surer), sampler.draw(sure), sampler.draw(sure)] == [0, 1, 0]

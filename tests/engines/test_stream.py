@@ -30,7 +30,10 @@ def say(
     """The tokens of each row, and how many prompt tokens were computed."""
     said: list[list[int]] = [[] for _ in prompts]
     with engine.stream(
-        [GenerationRequest(p, sampling or Sampling(), LENGTH) for p in prompts]
+        [
+            GenerationRequest(tokens=p, sampling=sampling or Sampling(), max_tokens=LENGTH)
+            for p in prompts
+        ]
     ) as stream:
         for row, piece in stream:
             said[row].append(piece.token)
@@ -75,7 +78,9 @@ def test_seeded_draws_repeat(engine: Engine) -> None:
 def test_rows_can_be_dropped_and_streams_left(engine: Engine) -> None:
     together, _ = say(engine, PROMPTS)
     said: list[list[int]] = [[], [], []]
-    with engine.stream([GenerationRequest(p, Sampling(), LENGTH) for p in PROMPTS]) as stream:
+    with engine.stream(
+        [GenerationRequest(tokens=p, sampling=Sampling(), max_tokens=LENGTH) for p in PROMPTS]
+    ) as stream:
         for row, piece in stream:
             said[row].append(piece.token)
             stream.drop(1)
@@ -97,7 +102,10 @@ def test_long_prompts_are_read_in_chunks(engine: Engine) -> None:
 def test_rows_may_join(engine: Engine) -> None:
     alone = [say(engine, [prompt])[0][0] for prompt in PROMPTS]
     said: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    requests = [GenerationRequest(prompt, Sampling(), LENGTH) for prompt in PROMPTS]
+    requests = [
+        GenerationRequest(tokens=prompt, sampling=Sampling(), max_tokens=LENGTH)
+        for prompt in PROMPTS
+    ]
     with engine.stream(requests[:1]) as stream:
         for row, piece in stream:
             said[row].append(piece.token)
@@ -114,7 +122,9 @@ def test_text_can_be_tokenized_meanwhile(engine: Engine) -> None:
     tokens = engine.tokenize("some text")
     alone, _ = say(engine, PROMPTS[:1])
     said = []
-    with engine.stream([GenerationRequest(PROMPTS[0], Sampling(), LENGTH)]) as stream:
+    with engine.stream(
+        [GenerationRequest(tokens=PROMPTS[0], sampling=Sampling(), max_tokens=LENGTH)]
+    ) as stream:
         for _, piece in stream:
             said.append(piece.token)
             assert engine.tokenize("some text") == tokens

@@ -102,7 +102,13 @@ def record(path: Path, kl: float) -> OutputRecord:
         bits=4.5,
         allocation=MIX,
         breakdown=BREAKDOWN,
-        closing=teacher.Figures(estimate(kl), estimate(kl), estimate(kl), "torch", 512),
+        closing=teacher.Figures(
+            kl=estimate(kl),
+            agreement=estimate(kl),
+            perplexity=estimate(kl),
+            engine="torch",
+            tokens=512,
+        ),
         command=f"bitquilt quantize tiny -o {path.parent}",
     )
 

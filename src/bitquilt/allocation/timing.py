@@ -86,6 +86,8 @@ def _answer(engine: Engine, prompt: Sequence[int], tokens: int, seed: int) -> fl
     """Seconds per token of one answer; once the engine keeps the prompt, all steps are alike."""
     started = time.perf_counter()
     sampling = Sampling(temperature=1.0, top_k=40, seed=seed)
-    with engine.stream([GenerationRequest(prompt, sampling, tokens)]) as stream:
+    with engine.stream(
+        [GenerationRequest(tokens=prompt, sampling=sampling, max_tokens=tokens)]
+    ) as stream:
         count = sum(1 for _ in stream)
     return (time.perf_counter() - started) / count

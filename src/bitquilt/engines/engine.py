@@ -22,7 +22,7 @@ opens it again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class ModelInfo:
     """The settings that the model's authors recommend; greedy where they recommend none."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
     """A prompt to continue."""
 
@@ -77,7 +77,6 @@ class GenerationRequest:
     sampling: Sampling
     max_tokens: int
     """The model says at most this many tokens more."""
-    _: KW_ONLY
     said: int = 0
     """How many of the last ``tokens`` are the model's own; two of the penalties count only them."""
     avoid: Sequence[int] = ()

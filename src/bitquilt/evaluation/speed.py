@@ -188,7 +188,9 @@ class Runner:
         """One turn: prompts that were not read before, continued at random but seeded."""
         sampling = Sampling(temperature=1.0, top_k=40, seed=turn)
         requests = [
-            GenerationRequest(self._prompt(load.prompt), sampling, load.answer)
+            GenerationRequest(
+                tokens=self._prompt(load.prompt), sampling=sampling, max_tokens=load.answer
+            )
             for _ in range(load.batch)
         ]
         times: list[list[float]] = [[] for _ in requests]

@@ -74,13 +74,18 @@ def greedy_answers(
 def _drawn(prompts: Sequence[list[int]], tokens: int) -> list[GenerationRequest]:
     """Ask at temperature 1; the seed is the prompt's number."""
     return [
-        GenerationRequest(prompt, Sampling(temperature=1.0, seed=seed), tokens)
+        GenerationRequest(
+            tokens=prompt, sampling=Sampling(temperature=1.0, seed=seed), max_tokens=tokens
+        )
         for seed, prompt in enumerate(prompts)
     ]
 
 
 def _likeliest(prompts: Sequence[list[int]], tokens: int) -> list[GenerationRequest]:
-    return [GenerationRequest(prompt, Sampling(temperature=0.0), tokens) for prompt in prompts]
+    return [
+        GenerationRequest(tokens=prompt, sampling=Sampling(temperature=0.0), max_tokens=tokens)
+        for prompt in prompts
+    ]
 
 
 def _said(answer: Sequence[GeneratedToken]) -> str:

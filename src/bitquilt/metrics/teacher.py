@@ -33,15 +33,15 @@ class Teacher:
     """[V, D]."""
 
     def windows(self, which: slice) -> Teacher:
-        """The same on some of the windows."""
+        """Give the teacher on some of the windows."""
         return Teacher(self.tokens[which], self.hidden[which], self.head)
 
     def first(self, windows: int, tokens: int) -> Teacher:
-        """The same on the first tokens of the first windows."""
+        """Give the teacher on the first tokens of the first windows."""
         return Teacher(self.tokens[:windows, :tokens], self.hidden[:windows, :tokens], self.head)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """What a model is like on held-out text; intervals are 95 %."""
 
@@ -109,11 +109,11 @@ def summarize(found: TokenFigures, engine: str) -> Figures:
     kl, loss = windows.mean(found.kl.ravel()), windows.mean(found.loss.ravel())
     return Figures(
         # of one token it is rounded, to −1e-7 at worst
-        replace(kl, low=float(np.maximum(kl.low, 0.0))),
-        windows.mean(found.agreement.ravel()),
-        through(loss, math.exp),
-        engine,
-        found.kl.size,
+        kl=replace(kl, low=float(np.maximum(kl.low, 0.0))),
+        agreement=windows.mean(found.agreement.ravel()),
+        perplexity=through(loss, math.exp),
+        engine=engine,
+        tokens=found.kl.size,
     )
 
 

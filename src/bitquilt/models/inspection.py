@@ -24,7 +24,7 @@ class ModelPart:
     bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """What :func:`inspect` finds; sizes are those of the source."""
 

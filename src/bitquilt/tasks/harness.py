@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,24 +24,14 @@ from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.progress import Progress, Silent
 from bitquilt.talk.prompt import render_prompt
 from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
+from bitquilt.tasks.scores import Metric
 
 ANSWERS_IN_BATCH = 16
 MAX_TOKENS = 256
-"""Of an answer, where a task sets no limit: the harness's own default."""
+"""An answer has at most so many where a task sets no limit: the harness's own default."""
 BOOTSTRAP_RESAMPLES = 1000
-"""For the errors of metrics that are no means."""
+"""The harness draws so many samples for the error of a metric that is not a mean."""
 NORMAL_95 = 1.96
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What the harness says of one task."""
-
-    task: str
-    name: str
-    """Of the metric, as the harness has it."""
-    value: Estimate
-    """With a 95 % interval from the harness's standard error; none where it gives none."""
 
 
 @cache
@@ -90,7 +79,7 @@ def metrics(
 
 
 def _metrics(task: str, values: dict[str, Any]) -> list[Metric]:
-    """Of one task: the harness's ``acc,none`` with its ``acc_stderr,none``, and the like."""
+    """Join a task's values with their errors: ``acc,none`` with ``acc_stderr,none``, and so on."""
     found = []
     for key, value in values.items():
         name, _, how = key.partition(",")
@@ -111,14 +100,14 @@ class Harness(LM):  # type: ignore[misc]
         self._engine = engine
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation) its log-probability, and whether it is the greedy one."""
+        """Give each continuation's log-probability after its context, and whether it is greedy."""
         pairs = [self._pair(*request.args) for request in requests]
         with self._progress.stage("Log-likelihoods", len(pairs)):
             found = likelihoods(self._engine, pairs, self._progress)
         return [(one.nats, one.greedy) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """The log-probability of each text, in pieces as long as the model's context."""
+        """Give the log-probability of each text, read in pieces as long as the model's context."""
         found = []
         with self._progress.stage("Texts", len(requests)):
             for request in requests:
@@ -130,7 +119,7 @@ class Harness(LM):  # type: ignore[misc]
         return found
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """What the model says to each context, up to the first stop string; in batches."""
+        """Answer each context, up to its first stop string; in batches."""
         answers = []
         with self._progress.stage("Answers", len(requests)):
             for start in range(0, len(requests), ANSWERS_IN_BATCH):
@@ -191,7 +180,9 @@ class Harness(LM):  # type: ignore[misc]
         sampled = settings.get("do_sample", False)
         temperature = float(settings.get("temperature", 0.0)) if sampled else 0.0
         top_p = float(settings.get("top_p", 1.0))
-        return GenerationRequest(kept, Sampling(temperature=temperature, top_p=top_p), limit)
+        return GenerationRequest(
+            tokens=kept, sampling=Sampling(temperature=temperature, top_p=top_p), max_tokens=limit
+        )
 
 
 def _stops(settings: dict[str, Any]) -> list[str]:

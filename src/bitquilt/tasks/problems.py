@@ -106,9 +106,9 @@ def converse(
     ]
     requests = [
         GenerationRequest(
-            prompt,
-            replace(manner.sampling, seed=seed),
-            _room(engine, prompt, manner.max_tokens),
+            tokens=prompt,
+            sampling=replace(manner.sampling, seed=seed),
+            max_tokens=_room(engine, prompt, manner.max_tokens),
         )
         for prompt in prompts
         for seed in range(manner.repeats)

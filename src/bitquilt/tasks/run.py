@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitquilt.engines import Engine, open_engine
 from bitquilt.errors import UserError
@@ -18,6 +18,7 @@ from bitquilt.tasks.choices import ChoiceScore, Picks, compare_choices, pick, sc
 from bitquilt.tasks.config import TaskConfig
 from bitquilt.tasks.problems import Answers, Manner
 from bitquilt.tasks.scores import (
+    Metric,
     ProblemComparison,
     ProblemScore,
     compare_problems,
@@ -34,9 +35,6 @@ from bitquilt.tasks.task_data import (
     load_problems,
     load_programs,
 )
-
-if TYPE_CHECKING:  # lm_eval is an extra
-    from bitquilt.tasks.harness import Metric
 
 
 @dataclass(frozen=True, kw_only=True)

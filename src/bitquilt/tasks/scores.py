@@ -62,6 +62,18 @@ class ProblemComparison:
     """As many items as it would take at the repeats that were made."""
 
 
+@dataclass(frozen=True)
+class Metric:
+    """One figure that lm-evaluation-harness gives for one of its tasks."""
+
+    task: str
+    """The task's name."""
+    name: str
+    """The metric's name, as the harness has it: ``acc``, ``acc_norm``."""
+    value: Estimate
+    """The figure; the ends of its 95 % interval are NaN where the harness gives no error."""
+
+
 def score_problems(task: str, answers: Answers) -> ProblemScore:
     """Figures of a task, each with its interval over items."""
     items, repeats = answers.right.shape
