@@ -258,7 +258,7 @@ def by_dynamic_quant(model: str, there: dict[str, Any]) -> dict[str, str]:
     original = pipeline.quantize(model, recipe=recipe, to="mlx", **there).outputs[0].path
     documents, _ = calibration_documents(None)
     tokens = token_windows(documents, encoder(open_checkpoint(model)), 24, WINDOW)
-    return dynamic_quant.mix(original, tokens, 4.5)
+    return dynamic_quant.allocation(original, tokens, 4.5)
 
 
 def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Allocation) -> Estimate:

@@ -56,24 +56,28 @@ SEARCH = {name: value for name, value in QUICK.items() if name != "engine_check"
 """Those of them that ``search`` takes."""
 
 
-def command(arguments: list[str], log: Path, die_at: str | None = None) -> None:
+def command(arguments: list[str], log: Path, die_at: str | tuple[str, int] | None = None) -> None:
     """Run ``bitquilt`` with these arguments, its output in ``log``.
 
     Args:
         arguments: of the command line.
         log: gets standard output and error.
         die_at: SIGKILL this process when it is about to put a file or directory that matches
-            this pattern in its place.
+            this pattern in its place, for the first time or the n-th.
     """
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     torch.set_num_threads(1)
     replace = os.replace
+    pattern, times = die_at if isinstance(die_at, tuple) else (die_at, 1)
 
     def replace_or_die(source: Path, target: Path) -> None:
-        if die_at is not None and Path(target).match(die_at):
-            os.kill(os.getpid(), signal.SIGKILL)
+        nonlocal times
+        if pattern is not None and Path(target).match(pattern):
+            times -= 1
+            if times == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
     with pytest.MonkeyPatch.context() as patch:

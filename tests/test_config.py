@@ -45,6 +45,12 @@ def test_every_field_has_a_sentence(config):
         (SearchConfig, {"tokens_per_second": 0.0}, "is not greater than 0"),
         (SearchConfig, {"method": "evopress", "tokens_per_second": 1.0}, "knows no limit of speed"),
         (PlanConfig, {}, "how small"),
+        (PlanConfig, {"bits": []}, "--bits has no value"),
+        (PlanConfig, {"bits": "4.5"}, "--bits is '4.5', which is not a value of type float"),
+        (QuantizeConfig, {"bits": 4, "search": "knapsack"}, "not a value of type SearchConfig"),
+        (QuantizeConfig, {"bits": 4, "tune": 1}, "--tune is 1, which is not a value of type bool"),
+        (SearchConfig, {"seed": -1}, "--seed -1 is less than 0"),
+        (SearchConfig, {"tokens": 1.5}, "--search-tokens is 1.5"),
         (PlanConfig, {"bits": 4.5, "size": "1MB"}, "two budgets"),
         (PlanConfig, {"bits": 0}, "not between 0 and 32"),
         (PlanConfig, {"bits": [4, 33]}, "--bits 33 is not between 0 and 32"),
@@ -68,6 +74,8 @@ def test_a_config_or_its_fields():
     config = QuantizeConfig(bits=4)
     assert QuantizeConfig.of(config, {}) is config
     assert QuantizeConfig.of(None, {"bits": 4}) == config
+    with pytest.raises(UserError, match="a PlanConfig was given where a QuantizeConfig belongs"):
+        QuantizeConfig.of(PlanConfig(bits=4), {})
     with pytest.raises(UserError, match="were both given"):
         QuantizeConfig.of(config, {"bits": 4})
     with pytest.raises(UserError, match="has no option bit; its options are bits"):

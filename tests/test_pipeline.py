@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitquilt import Output, pipeline
+from bitquilt import EngineMissingError, Output, Silent, pipeline
 from bitquilt.allocation.plan import plan
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
@@ -207,3 +207,26 @@ def test_the_command_that_is_kept_is_that_of_the_config(wide, tmp_path):
     words = shlex.split(kept)
     assert words[:5] == ["bitquilt", "quantize", str(source), "--recipe", "Q4_K_M"]
     assert words[words.index("--work-dir") + 1] == str(work)
+
+
+def test_where_a_race_takes_too_long_scores_are_corrected_all_the_same(wide, tmp_path):
+    source, _ = wide
+    budget = replace(QUICK["text_budget"], races=0)
+    config = pipeline.QuantizeConfig(**QUICK | {"text_budget": budget, "bits": 4.5})
+    run = pipeline.Run(source, config, Silent())
+    assert run.search.method == "knapsack"
+    assert len(run.text.allocation.interactions) == budget.interactions
+
+
+def test_a_failing_check_says_the_files_own_name(wide, tmp_path, monkeypatch):
+    """The file has another name while it is checked; what is said has its own."""
+
+    def missing(path, *_):
+        raise EngineMissingError(f"{path} runs in an engine that is not there")
+
+    monkeypatch.setattr(pipeline, "run_in_engine", missing)
+    source, work = wide
+    asked = QUICK | {"recipe": "Q4_K_M", "output": tmp_path, "work_dir": work}
+    with pytest.raises(EngineMissingError, match=r"Q4_K_M\.gguf runs in") as why:
+        pipeline.quantize(source, **asked | {"engine_check": True})
+    assert ".part" not in str(why.value)

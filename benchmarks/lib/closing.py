@@ -16,6 +16,6 @@ def closing_text(checkpoint: Checkpoint, work: WorkDir) -> Teacher:
     """The original on the windows of the closing figures; ``work`` is that of the run."""
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     budget = text_budget(weights, on_gpu=compute_device().type != "cpu")
-    drawn = budget.held_out + budget.judging
+    drawn = budget.held_out + budget.selection
     tokens = token_windows(corpus.bundled("held-out"), encoder(checkpoint), drawn, WINDOW)
     return OriginalModel(checkpoint, work).on(tokens[: budget.held_out])

@@ -13,7 +13,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from bitquilt import targets
 from bitquilt.calibration.text_budget import TextBudget
@@ -77,18 +78,25 @@ class Options:
         cls.__doc__ = "\n".join([f"{cls.__doc__}", "", "Attributes:", *lines])
 
     def __post_init__(self) -> None:
-        """Refuse values that an option's own facts exclude.
+        """Refuse values that an option's own facts exclude; one value of many becomes a tuple.
 
         Raises:
-            UserError: a value is not among the choices, or out of range.
+            UserError: a value is of another type, is not among the choices, or is out of range.
         """
-        for name, known in self.described().items():
-            value = getattr(self, name)
-            if known.many and isinstance(value, list):
-                value = tuple(value)
-                object.__setattr__(self, name, value)
-            for each in value if isinstance(value, tuple) else (value,):
-                _check(known.flag_of(name), each, known)
+        hints = get_type_hints(type(self))
+        for field in fields(self):
+            known = field.metadata.get("option", Option(field.name))
+            flag, value, kinds = known.flag_of(field.name), getattr(self, field.name), None
+            if known.many and value is not None:
+                single = isinstance(value, str | int | float)
+                value = (value,) if single else tuple(value)
+                object.__setattr__(self, field.name, value)
+                kinds = _element_types(hints[field.name])
+                if not value:
+                    raise UserError(f"{flag} has no value; give one, or leave the option out")
+            for each in value if known.many and value is not None else (value,):
+                _check_type(flag, each, kinds or _types(hints[field.name]))
+                _check(flag, each, known)
 
     @classmethod
     def described(cls) -> dict[str, Option]:
@@ -110,6 +118,8 @@ class Options:
         if unknown := sorted(options.keys() - {field.name for field in fields(cls)}):
             known = ", ".join(field.name for field in fields(cls))
             raise UserError(f"{cls.__name__} has no option {unknown[0]}; its options are {known}")
+        if config is not None and not isinstance(config, cls):
+            raise UserError(f"a {type(config).__name__} was given where a {cls.__name__} belongs")
         return cls(**options) if config is None else config
 
     def arguments(self) -> list[str]:
@@ -133,6 +143,26 @@ class Options:
 def _word(value: Any) -> str:
     """One value of several, as the command line takes it."""
     return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _types(hint: Any) -> tuple[type, ...]:
+    """The plain types of a hint: ``float | None`` is float and None."""
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple(part for part in parts if isinstance(part, type))
+
+
+def _element_types(hint: Any) -> tuple[type, ...]:
+    """The types of one of many values: ``Sequence[float] | None`` is float."""
+    parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return tuple(kind for part in parts for kind in get_args(part) if isinstance(kind, type))
+
+
+def _check_type(flag: str, value: Any, kinds: tuple[type, ...]) -> None:
+    wider = (*kinds, int) if float in kinds else kinds
+    if isinstance(value, wider) and not (isinstance(value, bool) and bool not in kinds):
+        return
+    names = " or ".join(kind.__name__ for kind in kinds if kind is not NoneType)
+    raise UserError(f"{flag} is {value!r}, which is not a value of type {names}")
 
 
 def _check(flag: str, value: Any, known: Option) -> None:
@@ -170,7 +200,7 @@ class SearchConfig(Options):
         default="predicted",
         choices=SCORES,
     )
-    tokens: float | None = option(
+    tokens: int | None = option(
         "The search measures mixes on at most this many token-forwards; scores take more. If not "
         "given, the model's size decides.",
         default=None,
@@ -185,7 +215,9 @@ class SearchConfig(Options):
         metavar="SECONDS",
         least=0,
     )
-    seed: int = option("The search draws random numbers from this seed.", default=0)
+    seed: int = option(
+        "The search draws random numbers from this seed.", default=0, metavar="N", least=0
+    )
     tokens_per_second: float | None = option(
         "Every file reaches this speed on this machine, as bitquilt bench measures an answer.",
         default=None,
@@ -238,12 +270,10 @@ class PlanConfig(Options):
     )
 
     def __post_init__(self) -> None:
-        """See :meth:`Options.__post_init__`; several bits become a tuple, each number once."""
-        bits = self.bits
-        if bits is not None:
-            several = (bits,) if isinstance(bits, int | float) else tuple(dict.fromkeys(bits))
-            object.__setattr__(self, "bits", several)
+        """See :meth:`Options.__post_init__`; each number of bits is there once."""
         super().__post_init__()
+        if isinstance(self.bits, tuple):
+            object.__setattr__(self, "bits", tuple(dict.fromkeys(self.bits)))
         for each in self.several_bits:
             if each is not None and not 0 < each <= 32:
                 raise UserError(f"--bits {each} is not between 0 and 32; try --bits 4.5")

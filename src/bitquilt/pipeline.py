@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -210,9 +210,10 @@ class Run(AbstractContextManager["Run"]):
     def __enter__(self) -> Self:
         """Open the work directory."""
         directory = self.config.work_dir or self.output / f"{self.checkpoint.name}.work"
-        self.work = WorkDir(Path(directory), self._settings)
-        self.work.__enter__()
-        self.original = OriginalModel(self.checkpoint, self.work)
+        with ExitStack() as stack:
+            self.work = stack.enter_context(WorkDir(Path(directory), self._settings))
+            self.original = OriginalModel(self.checkpoint, self.work)
+            self._open = stack.pop_all()
         return self
 
     def __exit__(
@@ -222,7 +223,7 @@ class Run(AbstractContextManager["Run"]):
         trace: TracebackType | None,
     ) -> None:
         """Close the work directory."""
-        self.work.__exit__(kind, error, trace)
+        self._open.close()
 
     def destinations(self) -> list[Path]:
         """Where the files go.
@@ -266,7 +267,9 @@ class Run(AbstractContextManager["Run"]):
     def read_held_out(self) -> Teacher:
         """Run the original over the text of the closing figures."""
         with self.progress.stage("Reading held-out text", 1):
-            return self.original.on(self.text.closing)
+            teacher = self.original.on(self.text.closing)
+            self.progress.advance()
+        return teacher
 
     def polish(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
         """Bring the matrices that were chosen to the rounding that was asked for."""
@@ -370,9 +373,9 @@ class Run(AbstractContextManager["Run"]):
             return token_windows(documents, encode, count, budget.window)
 
         calibration = windows(budget.calibration)
-        judging = held_out_documents(config.held_out)
+        judges = held_out_documents(config.held_out)
         parts = [budget.held_out, budget.selection]
-        held_out = token_windows(judging, encode, sum(parts), budget.window)
+        held_out = token_windows(judges, encode, sum(parts), budget.window)
         closing, selection = held_out.split(parts)
         try:
             search = windows(self.search.windows(budget.search))
@@ -381,7 +384,8 @@ class Run(AbstractContextManager["Run"]):
                 "there is little calibration text: the search reads what the rounding read"
             )
             search = calibration
-        interactions = budget.interactions if self.search.method == "race" else 0
+        # where a race takes too long, the knapsack still has scores corrected for interactions
+        interactions = budget.interactions if config.search.method == "race" else 0
         quantizing = config if isinstance(config, QuantizeConfig) else None
         return RunText(
             calibration=calibration,

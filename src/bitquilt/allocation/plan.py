@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from bitquilt.allocation.knapsack import fullest_nbytes
 from bitquilt.allocation.recipe import Recipe
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, CandidateSets, sizes_of
-from bitquilt.config import PlanConfig
+from bitquilt.config import AllocationConfig, PlanConfig
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import Allocation
 from bitquilt.targets import TARGETS, Target, parse_targets
 from bitquilt.targets.layout import Layout
 
@@ -58,8 +60,8 @@ def requests(config: PlanConfig) -> list[Request]:
         recipe = recipes.read_recipe(Path(config.recipe))
     elif config.recipe is not None:
         preset = _preset(str(config.recipe))
-    search = getattr(config, "search", None)
-    fast = search is not None and search.tokens_per_second is not None
+    allocating = config if isinstance(config, AllocationConfig) else None
+    fast = allocating is not None and allocating.search.tokens_per_second is not None
     return [
         Request(
             budget=_budget(bits, config.size, preset),
@@ -226,3 +228,44 @@ def plan(model: str | Path, config: PlanConfig | None = None, **options: Any) ->
         for request in asked
         for target in parse_targets(config.to)
     ]
+
+
+Rivals = Mapping[str, Allocation]
+"""Name of a preset → its allocation, beside which what is found has to stand."""
+
+
+def largest_preset(plan: Plan, checkpoint: Checkpoint) -> Rivals:
+    """The largest preset that is no larger than the planned file, by name; none may be.
+
+    Matrices that have no choice, such as pinned ones, are as they have to be.
+    """
+    if plan.space is None:
+        return {}
+    sets = plan.space.candidate_sets
+    fixed = {module: own[0].qtype for module, own in sets.items() if len(own) == 1}
+    nbytes = cell_bytes(checkpoint, plan.target)
+    sizes: dict[str, int] = {}
+    found: dict[str, Allocation] = {}
+    for name in presets.preset_names(plan.target.name):
+        with suppress(UserError):  # a preset that this model's rows do not take
+            found[name] = presets.preset(name, checkpoint, plan.target.name) | fixed
+            sizes[name] = sum(nbytes(*cell) for cell in found[name].items())
+    fitting = [name for name, size in sizes.items() if size <= plan.space.capacity]
+    largest = max(fitting, key=lambda name: sizes[name], default=None)
+    return {} if largest is None else {largest: found[largest]}
+
+
+def candidate_types(
+    plans: Sequence[Plan], rivals: Sequence[Rivals], checkpoint: Checkpoint
+) -> dict[str, list[str]]:
+    """Module path → the types that any of the files may have it on."""
+    candidates: dict[str, dict[str, None]] = {module: {} for module in checkpoint.matrices}
+    for plan in plans:
+        for module, qtype in plan.allocation.items():
+            names = plan.space.candidates[module] if plan.space else [qtype]
+            candidates[module] |= dict.fromkeys(names)
+    for rival in rivals:
+        for allocation in rival.values():
+            for module, qtype in allocation.items():
+                candidates[module][qtype] = None
+    return {module: list(names) for module, names in candidates.items()}

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bitquilt.allocation.racing import CLEARLY, Difference
+import numpy as np
+from numpy.typing import NDArray
+
+from bitquilt.allocation.racing import CLEARLY, Difference, by_segment
 from bitquilt.allocation.space import Float64Array
+from bitquilt.metrics.teacher import Teacher
+from bitquilt.qtypes.qtype import Allocation
+
+FIRST_RANKED = 4
+"""Windows after which allocations are ranked for the first time, and then at twice as many."""
 
 
 @dataclass(frozen=True)
@@ -40,3 +48,33 @@ def rank(samples: Mapping[str, Float64Array]) -> list[Ranking]:
         Ranking(name, float(samples[name].mean()), Difference.of(samples[name], best))
         for name in ranked
     ]
+
+
+def select_on_heldout(
+    named: Mapping[str, Allocation],
+    evaluator: Callable[[Teacher, Sequence[Allocation], Sequence[int]], NDArray[np.float32]],
+    teacher: Callable[[range], Teacher],
+    windows: int,
+) -> tuple[str, tuple[Ranking, ...]]:
+    """Find the best allocation on held-out text, of which no more is read than it takes.
+
+    Args:
+        named: name → allocation.
+        evaluator: gives the KL of allocations on a teacher's windows.
+        teacher: reads some of the windows with the original.
+        windows: how many there are.
+
+    Returns:
+        the name of the best, and all of them ranked.
+    """
+    allocations, samples = list(named.values()), np.empty((len(named), 0))
+    read = 0
+    clear = False
+    while read < windows and not clear:
+        further = range(read, min(windows, max(2 * read, FIRST_RANKED)))
+        kl = by_segment(evaluator(teacher(further), allocations, range(len(further))))
+        samples = np.concatenate([samples, kl.reshape(len(allocations), -1)], 1)
+        read = further.stop
+        rankings = rank(dict(zip(named, samples, strict=True)))
+        clear = all(one.behind.low > 0 or not one.behind.error for one in rankings[1:])
+    return rankings[0].name, tuple(rankings)

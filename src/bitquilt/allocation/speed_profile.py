@@ -13,7 +13,7 @@ import platform
 import random
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def speed_limit(
         EngineMissingError: the target's engine is not installed.
     """
     schedule = schedule or TimingSchedule()
-    name = _key(checkpoint, target, schedule.most_weights)
+    name = _key(checkpoint, target, schedule)
     kept = user_cache_path("bitquilt") / "speed" / f"{name}.json"
     runs = _read(kept)
     known = {cell for run in runs for cell in run.matrices}
@@ -146,10 +146,10 @@ def speed_limit(
     return SpeedLimit(rate, model, shapes)
 
 
-def _key(checkpoint: Checkpoint, target: Target, most_weights: int) -> str:
+def _key(checkpoint: Checkpoint, target: Target, schedule: TimingSchedule) -> str:
     """The hash of all that seconds depend on."""
     machine = [processor(), platform.machine(), physical_cores()]
-    what = [machine, target.name, _versions(target), checkpoint.config, most_weights]
+    what = [machine, target.name, _versions(target), checkpoint.config, asdict(schedule)]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
 

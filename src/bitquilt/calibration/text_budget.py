@@ -43,8 +43,8 @@ class TextBudget:
     """Tokens of a window."""
 
     def of_statistics(self) -> dict[str, int]:
-        """What the artefacts of a work directory depend on: other counts have other artefacts."""
-        names = ("calibration", "gradients", "interactions", "held_out", "selection", "window")
+        """What the statistics of a work directory depend on; other artefacts are named by text."""
+        names = ("calibration", "gradients", "window")
         return {name: getattr(self, name) for name in names}
 
 

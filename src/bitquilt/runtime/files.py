@@ -81,7 +81,7 @@ def _in_one_sentence(path: Path) -> Iterator[None]:
 def _is_of_writing(error: OSError, temporary: Path) -> bool:
     """Whether an error comes from writing the temporary file, rather than from other work."""
     if error.filename is None:  # what write() raises names no file
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
     where = Path(os.path.abspath(os.fsdecode(error.filename)))
     return where.is_relative_to(temporary)
 

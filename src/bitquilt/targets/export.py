@@ -87,7 +87,7 @@ def export(
                 note = note.replace(str(beside), str(path))
                 progress.advance()
         except UserError as error:  # people know the file by its own name
-            raise UserError(str(error).replace(str(beside), str(path))) from error
+            raise type(error)(str(error).replace(str(beside), str(path))) from error
     recipe = target.recipe_path(path)
     if not recipe.is_relative_to(path):
         write_recipe(recipe, recipe_json)

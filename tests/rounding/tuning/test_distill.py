@@ -193,7 +193,7 @@ def test_what_was_learned_is_taken_again(tmp_path):
         torch.equal(second.learned[name], numbers) for name, numbers in first.learned.items()
     )
     keys = {
-        distill._key(case.allocation, packed, case.teacher.tokens)
+        distill._key(case.allocation, packed, case.teacher.tokens, distill.DEFAULT_SCHEDULE)
         for packed in (case.packed, first.packed)
     }
     assert len(keys) == 2  # for other matrices it would not serve

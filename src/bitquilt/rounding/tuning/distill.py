@@ -120,7 +120,7 @@ def tune(
         progress: advances after each step, at most :func:`steps` times; told what came of it.
         schedule: how long and how fast.
     """
-    artefact = f"tuned/{_key(allocation, packed, teacher.tokens)}"
+    artefact = f"tuned/{_key(allocation, packed, teacher.tokens, schedule)}"
     if not work.has(artefact):
         before, after, learned = _learn(checkpoint, allocation, packed, teacher, progress, schedule)
         work.save(artefact, learned, {"before": repr(before), "after": repr(after)})
@@ -133,9 +133,12 @@ def tune(
     return Tuned(before, after, checkpoint, packed, work.load(artefact))
 
 
-def _key(allocation: Mapping[str, str], packed: PackedSource, tokens: Tensor) -> str:
+def _key(
+    allocation: Mapping[str, str], packed: PackedSource, tokens: Tensor, schedule: TuningSchedule
+) -> str:
     """A name for what the result depends on, besides the settings of the work directory."""
     digest = hashlib.sha256(tokens.cpu().numpy().tobytes())
+    digest.update(repr(schedule).encode())
     for module, qtype in allocation.items():
         digest.update(f"{module} {qtype}".encode())
         for part in packed(module, qtype).values():
