@@ -38,8 +38,8 @@ def test_every_field_has_a_sentence(config):
 @pytest.mark.parametrize(
     ("config", "options", "words"),
     [
-        (SearchConfig, {"method": "luck"}, "--search luck is not one of the choices"),
-        (SearchConfig, {"scores": "felt"}, "--scores felt is not one of the choices"),
+        (SearchConfig, {"method": "luck"}, "--search luck is unknown"),
+        (SearchConfig, {"scores": "felt"}, "--scores felt is unknown"),
         (SearchConfig, {"seconds": float("nan")}, "--search-time nan is not a number"),
         (SearchConfig, {"seconds": -1.0}, "--search-time -1.0 is less than 0"),
         (SearchConfig, {"tokens_per_second": 0.0}, "is not greater than 0"),
@@ -54,7 +54,7 @@ def test_every_field_has_a_sentence(config):
         (PlanConfig, {"bits": 4.5, "size": "1MB"}, "two budgets"),
         (PlanConfig, {"bits": 0}, "not between 0 and 32"),
         (PlanConfig, {"bits": [4, 33]}, "--bits 33 is not between 0 and 32"),
-        (PlanConfig, {"bits": 4, "to": "onnx"}, "--to onnx is not one of the choices"),
+        (PlanConfig, {"bits": 4, "to": "onnx"}, "--to onnx is unknown"),
         (QuantizeConfig, {"bits": 4, "rounding": "bset"}, "--rounding bset"),
         (QuantizeConfig, {"bits": 4, "work_dir": ""}, "--work-dir is empty"),
         (QuantizeConfig, {"bits": 4, "calibration": ""}, "--calibration is empty"),

@@ -171,9 +171,7 @@ def _check(flag: str, value: Any, known: Option) -> None:
     if value == "" and known.optional_value is None:
         raise UserError(f"{flag} is empty; give a value, or leave the option out")
     if known.choices and value not in known.choices:
-        raise UserError(
-            f"{flag} {value} is not one of the choices; choose one of {', '.join(known.choices)}"
-        )
+        raise UserError(f"{flag} {value} is unknown; choose one of {', '.join(known.choices)}")
     if isinstance(value, float) and math.isnan(value):
         raise UserError(f"{flag} nan is not a number; give a number")
     if known.above is not None and not value > known.above:
@@ -253,21 +251,21 @@ class PlanConfig(Options):
 
     bits: float | Sequence[float] | None = option(
         "The file has this many bits per weight over all weights, everything in the file counted. "
-        "Several numbers with commas between them make as many files.",
+        "Several numbers, with commas between them, give one result each.",
         default=None,
         metavar="BITS[,BITS…]",
         many=True,
     )
-    size: str | None = option("The file has this size, like 600MB or 1.5GiB.", default=None)
+    size: str | None = option(
+        "The file has this size, like 600MB or 1.5GiB.", default=None, metavar="SIZE"
+    )
     recipe: str | Path | None = option(
         "A recipe file or a preset (Q4_K_M, 4bit-g64 …) says which type each matrix gets. With a "
         "budget, only the file's pins hold.",
         default=None,
         metavar="FILE|PRESET",
     )
-    to: str = option(
-        "This format is written.", default="gguf", choices=(*targets.TARGETS, targets.ALL)
-    )
+    to: str = option("The output format.", default="gguf", choices=(*targets.TARGETS, targets.ALL))
 
     def __post_init__(self) -> None:
         """See :meth:`Options.__post_init__`; each number of bits is there once."""
@@ -293,7 +291,7 @@ class AllocationConfig(PlanConfig):
     """What :func:`bitquilt.search` can be asked for: a plan, and how to decide the allocation."""
 
     output: str | Path = option(
-        "Everything is written into this directory.", default=".", short="-o"
+        "Everything is written into this directory.", default=".", short="-o", metavar="DIR"
     )
     calibration: str | Path | None = option(
         "This text calibrates instead of the bundled text (.txt or .jsonl).",

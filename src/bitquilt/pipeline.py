@@ -1,4 +1,4 @@
-"""The whole story on one page: a checkpoint in, a model file of an exact size out.
+"""The whole story in one file: a checkpoint in, a model file of an exact size out.
 
 Read :func:`quantize` first. A :class:`Run` holds what a command needs, and its methods are the
 stages in their order: collect statistics, allocate, polish or correct, tune, export.
@@ -133,7 +133,13 @@ def search(
     Raises:
         UserError: bad input, a budget that cannot be met, a full disk: one sentence.
     """
-    run = Run(model, AllocationConfig.of(config, options), progress or Progress())
+    config = AllocationConfig.of(config, options)
+    if config.bits is None and config.size is None:
+        raise UserError(
+            f"{config.recipe} alone leaves nothing to search; give --bits or --size too, or see what "
+            f"it says with: bitquilt plan {model} --recipe {config.recipe}"
+        )
+    run = Run(model, config, progress or Progress())
     require_room(run.output, 0)
     with run:
         decisions = run.allocate(run.collect())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +124,21 @@ class Space:
         return {module: [choice.qtype for choice in c] for module, c in self.candidate_sets.items()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """One file to be made: its mix and its exact size."""
 
     target: Target
+    """The output format."""
     label: str
-    """Of what was asked for, as file names have it."""
-    allocation: dict[str, str]
+    """What was asked for, as file names say it: ``4.5bit``, ``600MB``, ``Q4_K_M``."""
+    allocation: dict[str, str] = field(repr=False)
     """Module path → type name. Where there is a budget this is a first guess of the same size."""
     layout: Layout
-    """Of the file to be made; where a mix is a little smaller, padding makes up for it."""
+    """The layout of the file; where a mix is a little smaller, padding makes up for it."""
     weights: int
     """All weights of the file's tensors."""
-    space: Space | None
+    space: Space | None = field(repr=False)
     """What a search may choose from; None where the recipe decides everything."""
     notes: tuple[str, ...] = ()
     """What of the request has no effect, and why: a sentence each."""
@@ -181,7 +182,15 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
     layout = target.plan(checkpoint, allocation)
     if space is not None:
         layout = layout.filled(layout.fixed_bytes + space.capacity)
-    return Plan(target, request.label, allocation, layout, weights, space, request.notes)
+    return Plan(
+        target=target,
+        label=request.label,
+        allocation=allocation,
+        layout=layout,
+        weights=weights,
+        space=space,
+        notes=request.notes,
+    )
 
 
 def _space(
