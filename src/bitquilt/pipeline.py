@@ -136,8 +136,8 @@ def search(
     config = AllocationConfig.of(config, options)
     if config.bits is None and config.size is None:
         raise UserError(
-            f"{config.recipe} alone leaves nothing to search; give --bits or --size too, or see what "
-            f"it says with: bitquilt plan {model} --recipe {config.recipe}"
+            f"{config.recipe} alone leaves nothing to search; give --bits or --size too, or see "
+            f"what it says with: bitquilt plan {model} --recipe {config.recipe}"
         )
     run = Run(model, config, progress or Progress())
     require_room(run.output, 0)

@@ -141,3 +141,9 @@ def test_limits():
     lines = []
     assert affordable_search(SearchConfig(), slow, Recorded(lines=lines)).method == "knapsack"
     assert "a race would take long" in lines[0]
+
+
+def test_a_preset_alone_leaves_nothing_to_search(model, tmp_path, capfd):
+    assert invoke("search", model[0], "--recipe", "Q4_K_M", "-o", tmp_path) == 2
+    assert "Q4_K_M alone leaves nothing to search; give --bits" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
