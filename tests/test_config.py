@@ -20,7 +20,7 @@ from bitquilt import (
 )
 from bitquilt.cli.main import bitquilt as command_line
 from bitquilt.cli.options import config_options
-from bitquilt.config import Options, command
+from bitquilt.runtime.options import Options, command
 
 CONFIGS = (
     *(SearchConfig, PlanConfig, AllocationConfig, QuantizeConfig),

@@ -37,7 +37,7 @@ from bitquilt.calibration.text import (
     token_windows,
 )
 from bitquilt.calibration.text_budget import TextBudget, text_budget
-from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig, command
+from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.errors import UserError
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import (
@@ -56,6 +56,7 @@ from bitquilt.rounding.round_layers import polish_layers
 from bitquilt.rounding.tuning import distill
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.files import require_room
+from bitquilt.runtime.options import command
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import parse_targets

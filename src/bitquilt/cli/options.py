@@ -12,8 +12,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import click
 from click.core import ParameterSource
 
-from bitquilt.config import Option, Options
 from bitquilt.runtime.files import nan_to_null
+from bitquilt.runtime.options import Option, Options
 
 
 class Finite(click.FloatRange):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitquilt.config import Options, option
+from bitquilt.runtime.options import Options, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bitquilt.config import Options, option
+from bitquilt.runtime.options import Options, option
 
 
 @dataclass(frozen=True, kw_only=True)
