@@ -60,7 +60,7 @@ def sources() -> list[Path]:
 
 
 def unit(path: Path) -> str:
-    """The line of ORDER that a file belongs to: ``stitch`` for ``stitch/gguf.py``."""
+    """The line of ORDER that a file belongs to: ``targets`` for ``targets/layout.py``."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

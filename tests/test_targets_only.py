@@ -1,8 +1,13 @@
-"""What differs between output formats is in ``targets`` and nowhere else."""
+"""What differs between output formats is in ``targets`` and nowhere else.
+
+Three others may name formats. ``qtypes`` says which format holds a type, ``gguf`` says what its own
+files are called, and ``engines`` looks at files that others wrote, to find the engine for them.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,23 +17,42 @@ import pytest
 from bitquilt.targets import ALL, GGUF, MLX, TARGETS, Target, get_target, parse_targets, target_of
 
 PACKAGE = Path(__file__).parent.parent / "src" / "bitquilt"
-HOME = ("targets", "qtypes")
-"""Folders that may name formats: the formats themselves, and the types that say who holds them."""
+HOME = ("targets", "qtypes", "gguf/__init__.py", "engines/__init__.py")
+"""Folders and files that may name formats."""
+LITERALS = {word for target in TARGETS.values() for word in (target.name, target.suffix)}
+INSTANCES = {target.name.upper() for target in TARGETS.values()}
+TESTS_OF_TEXT = {"endswith", "removesuffix", "startswith", "removeprefix", "with_suffix"}
 
 
 def sources() -> list[Path]:
-    return [p for p in sorted(PACKAGE.rglob("*.py")) if p.relative_to(PACKAGE).parts[0] not in HOME]
+    homes = [PACKAGE / home for home in HOME]
+    return [
+        path
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if not any(path.is_relative_to(home) for home in homes)
+    ]
 
 
 def names_a_format(node: ast.AST | None) -> bool:
-    """Whether an expression is the name of a format, or a literal that contains one."""
-    if isinstance(node, ast.Tuple | ast.List | ast.Set):
-        return any(map(names_a_format, node.elts))
-    return isinstance(node, ast.Constant) and node.value in TARGETS
+    """Whether an expression is a format, its name or suffix, or a literal that contains one."""
+    match node:
+        case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
+            return any(map(names_a_format, elements))
+        case ast.Constant(value=value):
+            return value in LITERALS
+        case ast.Attribute(value=owner):
+            return names_a_format(owner)
+        case ast.Name(id=name):
+            return name in INSTANCES
+    return False
 
 
 def told_apart(code: str) -> Iterator[int]:
-    """The lines where something is compared with, keyed by or matched on a format's name."""
+    """The lines that tell formats apart.
+
+    Something is compared with a format, its name or its suffix, is keyed by one or matched on one,
+    or such a literal is given a name, under which it could be compared with unseen.
+    """
     for node in ast.walk(ast.parse(code)):
         match node:
             case ast.Compare(left=left, comparators=others):
@@ -39,6 +63,10 @@ def told_apart(code: str) -> Iterator[int]:
                 found = [key]
             case ast.MatchValue(value=value):
                 found = [value]
+            case ast.Assign(value=value) | ast.AnnAssign(value=value):
+                found = [value]
+            case ast.Call(func=ast.Attribute(attr=name), args=arguments) if name in TESTS_OF_TEXT:
+                found = list(arguments)
             case ast.For(iter=values) | ast.comprehension(iter=values):
                 found = [values]
             case _:
@@ -61,6 +89,13 @@ def test_formats_are_told_apart_in_targets_only(path: Path) -> None:
         'd = {"mlx": 1}',
         'd["gguf"]',
         '[t for t in ("gguf", "mlx")]',
+        "d = {GGUF.name: 1}",
+        "x is MLX",
+        'NAME = "mlx"',
+        'NAMES: tuple[str, ...] = ("gguf",)',
+        'path.suffix == ".gguf"',
+        'path.name.removesuffix(".gguf")',
+        'path.name.endswith("-mlx")',
         """
         match x:
             case "gguf":
@@ -70,7 +105,8 @@ def test_formats_are_told_apart_in_targets_only(path: Path) -> None:
 )
 def test_the_search_finds(code: str) -> None:
     assert list(told_apart(textwrap.dedent(code)))
-    assert not list(told_apart(textwrap.dedent(code).replace("gguf", "a").replace("mlx", "b")))
+    other = re.sub("gguf|mlx", "onnx", textwrap.dedent(code), flags=re.IGNORECASE)
+    assert not list(told_apart(other))
 
 
 def test_every_target_says_all_that_differs() -> None:

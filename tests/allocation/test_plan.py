@@ -89,21 +89,21 @@ def test_a_size_is_met_like_bits(tiny):
 @pytest.mark.parametrize("target", ["gguf", "mlx"])
 def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
     """A mix of another size, as a search may find one, is written at the announced size."""
-    checkpoint, stitcher = open_checkpoint(tiny), get_target(target)
-    made = make_plan(checkpoint, requests(PlanConfig(bits=4.7))[0], stitcher)
+    checkpoint, written = open_checkpoint(tiny), get_target(target)
+    made = make_plan(checkpoint, requests(PlanConfig(bits=4.7))[0], written)
     guess = AllocationSpace.of(sensitivity.prior(checkpoint, made.space.candidate_sets))
     opposite = guess.rescored([-scores for scores in guess.scores])
     other = guess.allocation(solve(opposite, made.space.capacity))
-    spare = made.layout.total_bytes - stitcher.plan(checkpoint, other).total_bytes
-    assert spare > 0
+    padding = made.layout.total_bytes - written.plan(checkpoint, other).total_bytes
+    assert padding > 0
 
     def packed(module, qtype):
         on = qtypes.get(qtype)
         return on.pack(fit(on, checkpoint.load(f"{module}.weight"), None))
 
     path = tmp_path / "model.gguf"
-    stitcher.write(checkpoint, other, packed, path, "{}", spare)
-    stitcher.check(path, checkpoint, other, packed)
+    written.write(checkpoint, other, packed, path, "{}", padding)
+    written.check(path, checkpoint, other, packed)
     files = path.rglob("*") if path.is_dir() else [path]
     assert sum(file.stat().st_size for file in files) == made.layout.total_bytes
 

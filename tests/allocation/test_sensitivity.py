@@ -30,7 +30,7 @@ def test_scores_are_what_the_bank_predicts():
         for module, found in SETS.items()
     }
     scored = sensitivity.predicted(SimpleNamespace(cells=cells.__getitem__), SETS)
-    assert [c.divergence for c in scored[V0]] == pytest.approx([1.0, 1.2, 1.6])
+    assert [c.predicted_kl for c in scored[V0]] == pytest.approx([1.0, 1.2, 1.6])
     assert [(c.qtype, c.nbytes) for c in scored[V1]] == [("Q4_K", 12), ("Q8_0", 20)]
 
 
@@ -39,5 +39,5 @@ def test_the_first_guess_prefers_more_bits_and_larger_matrices():
     embedding = "model.embed_tokens"
     both = [Candidate("Q4_K", 1, 0.0), Candidate("Q6_K", 2, 0.0)]
     guess = sensitivity.prior(checkpoint, {embedding: both, V0: both})
-    assert guess[embedding][0].divergence > guess[embedding][1].divergence
-    assert guess[embedding][0].divergence > guess[V0][0].divergence
+    assert guess[embedding][0].predicted_kl > guess[embedding][1].predicted_kl
+    assert guess[embedding][0].predicted_kl > guess[V0][0].predicted_kl

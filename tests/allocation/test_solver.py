@@ -55,7 +55,7 @@ def test_close_to_brute_force():
         assert space.nbytes(vector) <= capacity
         assert space.fast_enough(vector)
         best = min(
-            sum(c.divergence for c in chosen)
+            sum(c.predicted_kl for c in chosen)
             for chosen in product(*sets.values())
             if sum(c.nbytes for c in chosen) <= capacity
             and sum(c.seconds for c in chosen) <= space.max_seconds

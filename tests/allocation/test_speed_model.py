@@ -75,4 +75,4 @@ def test_choices_get_their_seconds():
     assert [c.seconds for c in timed["read"]] == [
         model.paces[TypedShape(768, 256, g)] for g in QTYPES
     ]
-    assert timed["read"][0].divergence == 0.5
+    assert timed["read"][0].predicted_kl == 0.5

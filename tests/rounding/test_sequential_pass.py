@@ -45,12 +45,17 @@ def run(bank, allocation, tokens=TOKENS):
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("refining"))
+    return made(tmp_path_factory.mktemp("sequential"))
 
 
 @pytest.fixture(scope="module")
 def sequential(tiny):
     return run(*tiny[:2])
+
+
+def kept_roundings(sequential, layer):
+    """Module → ``corrected`` or ``bank``, as a block's artefact says."""
+    return sequential.bank.work.facts(sequential.artefact(layer))
 
 
 def weights_of(packed, allocation):
@@ -82,10 +87,10 @@ def test_nothing_quantized_before_leaves_the_banks_rounding(tiny, sequential):
     bank = tiny[0]
     for kind in ("q", "k", "v"):
         module = f"model.layers.0.self_attn.{kind}_proj"
-        assert sequential.kept(0)[module] == "bank"
+        assert kept_roundings(sequential, 0)[module] == "bank"
         there, here = bank.packed(module, "3bit-g64"), sequential.packed(module, "3bit-g64")
         assert all(torch.equal(there[part], here[part]) for part in there)
-    assert sequential.kept(1)["model.layers.1.mlp.down_proj"] == "corrected"
+    assert kept_roundings(sequential, 1)["model.layers.1.mlp.down_proj"] == "corrected"
     assert torch.equal(
         sequential.packed(EMBEDDING, "F32")["weight"], bank.packed(EMBEDDING, "F32")["weight"]
     )
@@ -94,7 +99,7 @@ def test_nothing_quantized_before_leaves_the_banks_rounding(tiny, sequential):
 def test_a_block_that_is_done_is_not_done_again(tiny, sequential, monkeypatch):
     bank, allocation, _ = tiny
     last = bank.checkpoint.layers - 1
-    before, kept = bank.work.load(sequential.artefact(last)), sequential.kept(last)
+    before, kept = bank.work.load(sequential.artefact(last)), kept_roundings(sequential, last)
     (bank.work.path / f"{sequential.artefact(last)}.safetensors").unlink()
     layers, whole = [], sequential_pass._correct_block
     monkeypatch.setattr(
@@ -105,7 +110,7 @@ def test_a_block_that_is_done_is_not_done_again(tiny, sequential, monkeypatch):
     again = bank.work.load(sequential.artefact(last))
     assert before.keys() == again.keys()
     assert all(torch.equal(before[part], again[part]) for part in before)
-    assert sequential.kept(last) == kept
+    assert kept_roundings(sequential, last) == kept
 
 
 def test_other_mixes_and_other_text_have_artefacts_of_their_own(tiny, sequential):
@@ -121,7 +126,9 @@ def test_what_serves_worse_than_the_banks_rounding_is_not_kept(tiny, monkeypatch
     bank, allocation, _ = tiny
     monkeypatch.setattr(sequential_pass, "corrected", lambda weight, *_: -weight)
     sequential = run(bank, allocation, TOKENS[1:])
-    assert {kept for layer in (0, 1) for kept in sequential.kept(layer).values()} == {"bank"}
+    assert {kept for layer in (0, 1) for kept in kept_roundings(sequential, layer).values()} == {
+        "bank"
+    }
     for module, qtype in allocation.items():
         there, here = bank.packed(module, qtype), sequential.packed(module, qtype)
         assert all(torch.equal(there[part], here[part]) for part in there)
@@ -134,7 +141,7 @@ def test_what_stays_the_banks_is_polished(tmp_path, monkeypatch):
     monkeypatch.setattr(sequential_pass, "corrected", lambda weight, *_: -weight)
     sequential = run(bank, allocation)
     module = "model.layers.1.mlp.up_proj"
-    assert sequential.kept(1)[module] == "bank"
+    assert kept_roundings(sequential, 1)[module] == "bank"
     found, expected = sequential.packed(module, "3bit-g64"), bank.polished(module, "3bit-g64")
     assert all(torch.equal(found[part], expected[part]) for part in expected)
     assert not torch.equal(found["weight"], bank.packed(module, "3bit-g64")["weight"])

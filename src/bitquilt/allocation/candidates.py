@@ -36,7 +36,7 @@ def candidate_sets(
     budget: int,
     fast: bool = False,
 ) -> CandidateSets:
-    """Return the candidates of every matrix with their sizes; divergences are still zero.
+    """Return the candidates of every matrix with their sizes; predicted KLs are still zero.
 
     Args:
         checkpoint: the model.

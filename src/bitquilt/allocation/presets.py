@@ -19,7 +19,8 @@ from bitquilt.errors import UserError
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
-from bitquilt.targets import GGUF, MLX
+from bitquilt.qtypes.mlx_affine import Affine
+from bitquilt.targets import get_target
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ MLX_MIXED = {
 
 def preset_names(target: str) -> list[str]:
     """Return the presets of a target by its name, roughly by size."""
-    return list(PRESETS[target])
+    return list(_presets(target))
 
 
 def preset(name: str, checkpoint: Checkpoint, target: str) -> dict[str, str]:
@@ -152,13 +153,14 @@ def preset(name: str, checkpoint: Checkpoint, target: str) -> dict[str, str]:
     Raises:
         UserError: the target has no such preset, or a row length cannot take its type.
     """
-    if name not in PRESETS[target]:
-        known = ", ".join(preset_names(target))
+    choices = _presets(target)
+    if name not in choices:
+        known = ", ".join(choices)
         raise UserError(
             f'there is no preset "{name}" for {target}; choose one of {known}, '
             "or give the path of a recipe"
         )
-    choose = PRESETS[target][name]
+    choose = choices[name]
     return {
         module: require_fit(
             choose(checkpoint, module), module, columns, target, f"the preset {name}"
@@ -196,6 +198,10 @@ def _block_qtype(rule: PresetRule, checkpoint: Checkpoint, module: str) -> str:
     return qtype
 
 
+def _is_affine(qtype: str) -> bool:
+    return isinstance(qtypes.get(qtype), Affine)
+
+
 def _uniform_qtype(qtype: str, checkpoint: Checkpoint, module: str) -> str:
     return qtype
 
@@ -223,10 +229,14 @@ PresetFn = Callable[[Checkpoint, str], str]
 """(model, module path of a matrix) → the type that a preset gives this matrix."""
 
 PRESETS: Mapping[str, Mapping[str, PresetFn]] = {
-    GGUF.name: {name: partial(_llama_cpp_qtype, rule) for name, rule in LLAMA_CPP.items()},
-    MLX.name: {
-        **{n: partial(_uniform_qtype, n) for n in qtypes.names(MLX.name) if "bit-g" in n},
+    "llama.cpp": {name: partial(_llama_cpp_qtype, rule) for name, rule in LLAMA_CPP.items()},
+    "mlx-lm": {
+        **{n: partial(_uniform_qtype, n) for n in qtypes.names() if _is_affine(n)},
         **{name: partial(_mixed_qtype, *pair) for name, pair in MLX_MIXED.items()},
     },
 }
-"""Name of a target → name of a preset → what it gives each matrix."""
+"""Program → name of its preset → what it gives each matrix; a target says whose presets it has."""
+
+
+def _presets(target: str) -> Mapping[str, PresetFn]:
+    return PRESETS[get_target(target).presets]

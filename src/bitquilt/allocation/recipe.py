@@ -211,7 +211,7 @@ def require_fit(qtype: str, module: str, columns: int, target: str, where: str) 
         raise UserError(
             f"{where} asks for {qtype} on {module}, but {target} files cannot hold it "
             f"(it is a type of {other}); choose one of {fitting}, or name one type per "
-            'target: {"gguf": …, "mlx": …}'
+            f"target: {_per_target('…')}"
         )
     if not found.fits(columns):
         raise UserError(
@@ -219,6 +219,11 @@ def require_fit(qtype: str, module: str, columns: int, target: str, where: str) 
             f"multiple of its block of {found.block}; choose one of {fitting}"
         )
     return qtype
+
+
+def _per_target(value: str) -> str:
+    """Write a JSON object with a value for every output format, for error messages."""
+    return "{" + ", ".join(f'"{target}": {value}' for target in TARGETS) + "}"
 
 
 def _names(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
@@ -332,7 +337,7 @@ def _parse_qtype(data: Any, where: str) -> QtypeChoice:
         _check_qtype(data, where)
         return data
     if not isinstance(data, Mapping) or not data:
-        raise UserError(f'{where} must be a type, or {{"gguf": type, "mlx": type}}')
+        raise UserError(f"{where} must be a type, or {_per_target('type')}")
     _check_keys(data, set(TARGETS), where)
     for target, name in data.items():
         if not isinstance(name, str):

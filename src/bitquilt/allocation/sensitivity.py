@@ -37,7 +37,7 @@ def prior(checkpoint: Checkpoint, sets: CandidateSets) -> CandidateSets:
         return float(rows * columns * 4.0 ** -qtypes.get(qtype).bits)
 
     return {
-        module: [replace(c, divergence=guess(module, c.qtype)) for c in candidates]
+        module: [replace(c, predicted_kl=guess(module, c.qtype)) for c in candidates]
         for module, candidates in sets.items()
     }
 
@@ -67,7 +67,7 @@ def measured(sets: CandidateSets, measurements: Measurements, progress: Progress
         alone = [dict.fromkeys(sets, EXACT) | {module: c.qtype} for c in candidates]
         kl = measurements.samples(alone, windows).mean(1)
         found[module] = [
-            replace(c, divergence=float(one)) for c, one in zip(candidates, kl, strict=True)
+            replace(c, predicted_kl=float(one)) for c, one in zip(candidates, kl, strict=True)
         ]
         for _ in candidates:
             progress.advance()
@@ -77,7 +77,7 @@ def measured(sets: CandidateSets, measurements: Measurements, progress: Progress
 def predicted(bank: LayerBank, sets: CandidateSets) -> CandidateSets:
     """Return candidates with what the bank predicts (:mod:`bitquilt.calibration.prediction`)."""
     return {
-        module: [replace(c, divergence=cells[c.qtype].predicted_kl) for c in candidates]
+        module: [replace(c, predicted_kl=cells[c.qtype].predicted_kl) for c in candidates]
         for module, candidates in sets.items()
         for cells in [bank.cells(module)]
     }

@@ -31,8 +31,8 @@ class Candidate:
     qtype: str
     nbytes: int
     """Bytes of the matrix in the file, alignment included."""
-    divergence: float
-    """Predicted KL that this matrix on this type costs, in nats per token."""
+    predicted_kl: float
+    """The KL that this matrix on this type is predicted to cost, in nats per token."""
     seconds: float = 0.0
     """Predicted time that this matrix takes for a generated token."""
 
@@ -66,7 +66,7 @@ class AllocationSpace:
     sizes: tuple[tuple[int, ...], ...]
     """The bytes of each module's choices."""
     scores: tuple[Float64Array, ...]
-    """The predicted divergence of each module's choices, in nats per token."""
+    """The predicted KL of each module's choices, in nats per token."""
     seconds: tuple[Float64Array, ...]
     """The predicted seconds per token of each module's choices."""
     max_seconds: float = math.inf
@@ -80,7 +80,7 @@ class AllocationSpace:
             modules=tuple(candidate_sets),
             qtypes=tuple(tuple(c.qtype for c in own) for own in by_size),
             sizes=tuple(tuple(c.nbytes for c in own) for own in by_size),
-            scores=tuple(np.array([c.divergence for c in own]) for own in by_size),
+            scores=tuple(np.array([c.predicted_kl for c in own]) for own in by_size),
             seconds=tuple(np.array([c.seconds for c in own]) for own in by_size),
             max_seconds=max_seconds,
         )

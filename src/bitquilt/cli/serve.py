@@ -78,10 +78,10 @@ def serve(
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server
 
-    listening = _listen(port)
+    path, listening = Path(model), _listen(port)
     server = Server(
         partial(open_engine, model),
-        Path(model).name.removesuffix(".gguf"),
+        path.stem if path.is_file() else path.name,
         api_key=api_key,
         parallel=parallel,
         queue=queue,

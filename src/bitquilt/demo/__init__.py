@@ -1,4 +1,8 @@
-"""A small real reasoning model of MobileLLM-R1's architecture, and problems it never saw."""
+"""A small real reasoning model of MobileLLM-R1's architecture, and problems it never saw.
+
+They come with the package, so that everything can be tried without a download. Nothing goes in; out
+come the directory that the reference ``demo`` stands for, and the problems with their answers.
+"""
 
 import json
 from pathlib import Path

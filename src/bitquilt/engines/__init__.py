@@ -3,6 +3,9 @@
 :func:`open_engine` takes the engine that a file is made for: llama.cpp for GGUF, mlx-lm for MLX,
 PyTorch for everything else. llama.cpp and mlx-lm run in a process of their own, so that a crash of
 theirs is a :class:`~bitquilt.errors.EngineCrashedError` here.
+
+The engine is chosen by what a path is or holds, whoever wrote it. So the files are looked at here,
+and :mod:`bitquilt.targets`, which is about files that bitquilt writes, is not asked.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from bitquilt.engines.engine import (
     Sampling,
     Stream,
 )
+from bitquilt.gguf import SUFFIX
 from bitquilt.runtime.files import read_json
 
 __all__ = [
@@ -44,7 +48,7 @@ def open_engine(model: str | Path) -> Engine:
         UserError: the model cannot be found or loaded, or its engine is not installed.
     """
     path = Path(model)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == SUFFIX and path.is_file():
         from bitquilt.engines.llamacpp import open_llamacpp
 
         return open_llamacpp(path)
@@ -59,7 +63,7 @@ def open_engine(model: str | Path) -> Engine:
 
 
 def is_mlx(path: Path) -> bool:
-    """Whether a directory's weights are for mlx-lm: its config or its weights file says so.
+    """Tell whether a directory's weights are for mlx-lm: its config or its weights file says so.
 
     Raises:
         UserError: either file is damaged.
@@ -74,7 +78,7 @@ def is_mlx(path: Path) -> bool:
 
 
 def _format(weights: Path) -> str | None:
-    """The ``format`` in the header of a safetensors file."""
+    """Read the ``format`` in the header of a safetensors file."""
     from bitquilt.models.sources.safetensors import metadata
 
     return metadata(weights).get("format")

@@ -22,7 +22,10 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.records import from_json, to_json
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.targets import GGUF, Target
+from bitquilt.targets import Target
+
+TORCH_EXCERPT = 24, 128
+"""Windows, and tokens of each, that are read in bfloat16 in torch."""
 
 
 def floors(
@@ -51,7 +54,7 @@ def floors(
             key = f"noise/{library}-{installed(library)}-{reference.text.fingerprint[:16]}"
             if (kept := work.load_json(key)) is None:
                 if target is None:
-                    floor = _half(original, excerpt(reference, GGUF))
+                    floor = _half(original, reference.first(*TORCH_EXCERPT))
                 else:
                     floor = _unquantized(original, excerpt(reference, target), target, encode)
                 kept = to_json(floor)

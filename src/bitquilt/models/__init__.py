@@ -1,6 +1,21 @@
-"""From a model reference to the canonical checkpoint: the package's front door to weights.
+"""Models: every source of weights as one canonical checkpoint that all stages read.
 
-Imports happen on use: reading a checkpoint needs torch and transformers, naming one does not.
+In: what a user types — ``demo``, a Hugging Face directory or hub id, a GGUF file, a config.json.
+Out: a :class:`Checkpoint`: a config that every engine computes exactly, tensors under Hugging
+Face's names loaded one at a time in float32, tokenizer and chat template, and what is odd about the
+model. A model that cannot be rewritten exactly is refused with a sentence.
+
+    sources/            where models come from: directories, the hub, GGUF files
+    architectures/      all that is known of each family, one value a family
+    config.py, canonical.py, layout.py    configs completed, rewritten, and the shapes they mean
+    checkpoint.py       the checkpoint
+    names.py            what the path of a module says: its block, its kind
+    gguf_config.py      a config as GGUF's keys, and back
+    chat_template.py    messages → the text that the model continues
+    blockwise.py        forward passes with one block in memory at a time
+    audit.py, inspection.py, licence.py, fingerprint.py    what is worth knowing about a model
+
+Reading a checkpoint needs torch and transformers, so their imports wait until one is opened.
 """
 
 from __future__ import annotations
@@ -8,7 +23,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bitquilt.gguf import SUFFIX
 from bitquilt.models.checkpoint import Checkpoint, Finding
+from bitquilt.runtime.files import read_json
 
 __all__ = ["Checkpoint", "Finding", "from_config", "open_checkpoint"]
 
@@ -25,10 +42,9 @@ def open_checkpoint(reference: str | Path, *, weights: bool = True) -> Checkpoin
         UserError: it cannot be found, read, or rewritten exactly.
     """
     from bitquilt.models.sources import hugging_face, resolve
-    from bitquilt.runtime.files import read_json
 
     path = resolve.resolve(str(reference), weights=weights)
-    if path.suffix == ".gguf":
+    if path.suffix == SUFFIX:
         from bitquilt.models.sources.gguf import open_gguf
 
         return open_gguf(path)

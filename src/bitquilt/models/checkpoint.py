@@ -29,7 +29,7 @@ class Finding:
     """One sentence."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model in canonical form: config, shapes, and weights on demand.
 

@@ -23,7 +23,7 @@ SHORTLIST_LENGTHS = {8: 32, 4: 16}
 """K for each m: the search is then within 1 % of one through all patterns."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cells:
     """The shortlists of all cells; all tensors are on one device."""
 

@@ -36,7 +36,7 @@ ATTEMPTS = 8
 """How often that is tried: a Hessian is a sum of squares, so a few times are plenty."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Factor:
     """The factors of L inputs. All tensors are in the order of rounding, important groups first."""
 
@@ -55,10 +55,11 @@ class Factor:
     def take(self, inputs: Sequence[int]) -> Factor:
         """Return the factors of some of the inputs."""
         if len(inputs) == 1:  # a view: the factor of a wide input is large
-            one = slice(inputs[0], inputs[0] + 1)
-            return Factor(*(getattr(self, field.name)[one] for field in fields(self)))
-        index = torch.tensor(inputs, device=self.groups.device)
-        return Factor(*(getattr(self, field.name)[index] for field in fields(self)))
+            return self._at(slice(inputs[0], inputs[0] + 1))
+        return self._at(torch.tensor(inputs, device=self.groups.device))
+
+    def _at(self, index: slice | Tensor) -> Factor:
+        return Factor(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     @property
     def importance(self) -> Tensor:
@@ -116,13 +117,14 @@ def factorize(hessians: Tensor, names: Sequence[str], progress: Progress) -> Fac
     groups = importance.argsort(dim=1, descending=True, stable=True)
     ordered = _take(_take(hessians, groups).mT, groups)
     parts = [_factor(one, name, progress) for one, name in zip(ordered, names, strict=True)]
-    return Factor(groups, *(torch.stack(part) for part in zip(*parts, strict=True)))
+    hessian, upper, carry, triangles = (torch.stack(part) for part in zip(*parts, strict=True))
+    return Factor(groups=groups, hessian=hessian, upper=upper, carry=carry, triangles=triangles)
 
 
 def _factor(
     hessian: Tensor, name: str, progress: Progress
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What :class:`Factor` has of one Hessian [C, C], factorized in double precision."""
+    """Factorize one Hessian [C, C] in double precision into what :class:`Factor` holds of it."""
     # H = U Uᵀ from the last column on: the lower factor of H turned round, turned round
     turned = hessian.flip(0, 1).double()
     own = turned.diagonal().clone()

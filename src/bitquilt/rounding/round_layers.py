@@ -46,6 +46,9 @@ PackedCell = tuple[Packed, BankCell]
 ByInput = Mapping[str, Candidates]
 """Input → types of the matrices that read it."""
 
+_reported: set[str] = set()
+"""Why kernels do not compile here, as far as it has been said."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryUse:
@@ -131,7 +134,11 @@ def polish_layers(
 
 
 def _say_if_kernels_are_missing(progress: Progress) -> None:
-    if compute_device().type == "cuda" and (cause := kernels.compile_error()) is not None:
+    """Say once in a process, however many banks and formats it rounds for."""
+    if compute_device().type != "cuda" or (cause := kernels.compile_error()) is None:
+        return
+    if cause not in _reported:
+        _reported.add(cause)
         instead = "torch's operations round instead, in half as much time again"
         progress.say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
 
@@ -141,7 +148,7 @@ def _memory_of_device() -> MemoryUse:
 
 
 def _takes_feedback(bank: LayerBank, owner: str) -> bool:
-    """Whether error feedback makes sense for what reads an input.
+    """Tell whether error feedback makes sense for what reads an input.
 
     It does not for an embedding or a head: tokens are read and predicted at places so different
     that one Hessian for all rows does not help (docs/decisions/gptq.md). Nor does it for rows that

@@ -22,7 +22,8 @@ from bitquilt.runtime.threads import in_threads
 
 TILE = 32
 """Rows are padded to a multiple of this. With fewer, products and sums take other ways through the
-libraries, which differ in the last bits; so a matrix would not be rounded alone as in company."""
+libraries, which differ in the last bits; then a matrix alone would not be rounded as it is
+rounded among others."""
 
 
 @dataclass(frozen=True, kw_only=True)

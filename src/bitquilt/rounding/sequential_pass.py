@@ -9,8 +9,9 @@ The bank's rounding that is compared is the one a file would have without this p
 :func:`bitquilt.rounding.round_layers.polish_layers` has been there.
 
 One artefact per block, ``sequential/<allocation and text>/<block>``: the parts of each matrix under
-``<module>/<part>``, and as facts which rounding was kept. A block that is there is not done again.
-Memory is one block of each model, the moments of one input and the two streams.
+``<module>/<part>``, and as facts module → ``corrected`` or ``bank``, the rounding that was kept.
+A block that is there is not done again. Memory is one block of each model, the moments of one input
+and the two streams.
 
 Letters: N windows, L tokens in a window, T = N·L tokens, D model width, R rows, C columns.
 """
@@ -65,10 +66,6 @@ class SequentialPass:
         if not self.corrects(module):
             return self.bank.polished(module, qtype)
         return self.bank.work.load_under(self.artefact(_layer(module)), f"{module}/")
-
-    def kept(self, layer: int) -> dict[str, str]:
-        """Return module → ``corrected`` or ``bank``, the rounding that was kept, for a block."""
-        return self.bank.work.facts(self.artefact(layer))
 
     def artefact(self, layer: int) -> str:
         """Return the name of a block's artefact."""
@@ -173,7 +170,7 @@ class _Pair:
         return self._drift(module, first), self._drift(module, second)
 
     def _drift(self, module: str, streams: tuple[Tensor, ...]) -> Drift:
-        """The same over some windows."""
+        """Return how it drifts over some windows."""
         reads = [(block, _linear(block, module)) for block in self._blocks]
         added = module.endswith(ADDED) and self._plain_residual
 

@@ -31,6 +31,8 @@ class Target(ABC):
     """What the names of its files or directories end with."""
     engine: str
     """The engine that runs its files, for people."""
+    presets: str
+    """The program whose presets it has, as a key of :data:`bitquilt.allocation.presets.PRESETS`."""
     packages: tuple[str, ...]
     """The Python packages whose versions decide what the engine computes, and how fast."""
     check_excerpt: tuple[int, int]

@@ -34,22 +34,22 @@ class Layout:
     fixed_bytes: int
     """Everything else; the same for every allocation."""
     breakdown: dict[str, int]
-    """The same total by kind, for people: metadata, tokenizer, norms, embedding, codes, scales,
-    padding."""
+    """Kind → its bytes, for people; they add up to the total. The kinds are metadata, tokenizer,
+    norms, embedding, codes, scales and padding."""
 
     def filled(self, total_bytes: int) -> Layout:
-        """The same with padding up to ``total_bytes``, for what ``write`` calls ``spare``."""
+        """Return this layout with padding up to ``total_bytes``, as ``Target.write`` adds it."""
         padding = self.breakdown["padding"] + total_bytes - self.total_bytes
         breakdown = {**self.breakdown, "padding": padding}
         return replace(self, total_bytes=total_bytes, breakdown=breakdown)
 
 
 def qtypes_of(checkpoint: Checkpoint, allocation: Allocation, target: str) -> dict[str, QuantType]:
-    """The type of every matrix, in file order.
+    """Look up the type of every matrix, in file order.
 
     Raises:
-        UserError: a matrix has no type, a module is no matrix of this model, or ``target`` (gguf,
-            mlx) cannot hold the type.
+        UserError: a matrix has no type, a module is not a matrix of this model, or ``target``
+            (gguf, mlx) cannot hold the type.
     """
     matrices = checkpoint.matrices
     if missing := [module for module in matrices if module not in allocation]:
@@ -58,7 +58,9 @@ def qtypes_of(checkpoint: Checkpoint, allocation: Allocation, target: str) -> di
             "add a default to the recipe"
         )
     if unknown := [module for module in allocation if module not in matrices]:
-        raise UserError(f"the recipe names {unknown[0]}, which is no matrix of {checkpoint.name}")
+        raise UserError(
+            f"the recipe names {unknown[0]}, which is not a matrix of {checkpoint.name}"
+        )
     chosen = {module: qtypes.get(allocation[module]) for module in matrices}
     for module, qtype in chosen.items():
         if target not in qtype.targets:
@@ -69,12 +71,12 @@ def qtypes_of(checkpoint: Checkpoint, allocation: Allocation, target: str) -> di
 
 
 def recipe_room(checkpoint: Checkpoint) -> int:
-    """Bytes kept for a recipe in JSON: enough for one line per matrix, indented."""
+    """Return the bytes kept for a recipe in JSON: enough for one line per matrix, indented."""
     return RECIPE_BASE_ROOM + sum(len(m) + RECIPE_ENTRY_ROOM for m in checkpoint.matrices)
 
 
 def padded_text(text: str, room: int, what: str) -> str:
-    """``text`` with trailing spaces up to ``room`` bytes of UTF-8.
+    """Return ``text`` with trailing spaces up to ``room`` bytes of UTF-8.
 
     Raises:
         UserError: it is longer than the room.
@@ -86,12 +88,12 @@ def padded_text(text: str, room: int, what: str) -> str:
 
 
 def scale_bytes(qtype: QuantType, rows: int, columns: int) -> int:
-    """Bytes of a matrix that are scales, mins and biases rather than codes, for people."""
+    """Count the bytes of a matrix that are scales, mins and biases rather than codes."""
     return rows * (columns // qtype.block) * _scale_bits(qtype) // 8
 
 
 def _scale_bits(qtype: QuantType) -> int:
-    """Of one block."""
+    """Return the bits of one block that are not codes."""
     if isinstance(qtype, GgmlQuantType):
         return 8 * sum(n for part, n in qtype.sections.items() if part in _SCALE_SECTIONS)
     if isinstance(qtype, Affine):

@@ -101,7 +101,9 @@ def tuned(request):
 
 def test_the_windows_set_apart_come_closer(tuned):
     case, result = tuned
-    untuned = distill.Tuned(0, 0, case.checkpoint, case.packed, {})
+    untuned = distill.Tuned(
+        before=0, after=0, source=case.checkpoint, rounded=case.packed, learned={}
+    )
     assert result.after < 0.97 * result.before
     assert len(case.steps) == distill.steps(WINDOWS)
     assert f"{result.after:.4g} tuned" in case.said[0]

@@ -1,5 +1,8 @@
 """Tokenizers in GGUF, both ways.
 
+Reading takes a GGUF header and gives a Hugging Face tokenizer's directory in the user's cache.
+Writing takes such a directory and gives the ``tokenizer.ggml`` keys of a header.
+
 A file stores vocabulary, merges and the *name* of a pre-tokenizer, which
 :mod:`bitquilt.gguf.tokenizer.conventions` explains. :func:`tokenizer_directory` rebuilds a Hugging
 Face tokenizer from these, and :func:`tokenizer_keys` writes one as these.

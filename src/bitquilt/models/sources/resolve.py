@@ -15,7 +15,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from bitquilt import demo
 from bitquilt.errors import UserError
+from bitquilt.gguf import SUFFIX
 
 DEMO = "demo"
 GGUF_MAGIC = b"GGUF"
@@ -40,8 +42,6 @@ def resolve(reference: str, *, weights: bool = True) -> Path:
         UserError: there is no such model, it is not readable, or the hub did not answer.
     """
     if reference == DEMO:
-        from bitquilt import demo
-
         return demo.path()
     path = Path(reference).expanduser()
     if path.is_dir():
@@ -68,7 +68,7 @@ def short_name(reference: str, path: Path) -> str:
 def _directory(path: Path) -> Path:
     if (path / "config.json").exists():
         return path
-    ggufs = sorted(file.name for file in path.glob("*.gguf"))
+    ggufs = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
     if ggufs:
         raise UserError(
             f"{path} has no config.json but GGUF files; give one of them: {path / ggufs[0]}"
@@ -86,7 +86,7 @@ def _file(path: Path) -> Path:
         raise UserError(f"{path} is one file of a model; give its directory: {path.parent}")
     with path.open("rb") as stream:
         magic = stream.read(4)
-    if magic == GGUF_MAGIC and path.suffix == ".gguf":
+    if magic == GGUF_MAGIC and path.suffix == SUFFIX:
         return path
     if magic == GGUF_MAGIC:
         raise UserError(f"{path} is a GGUF file without the extension .gguf; rename it")
@@ -102,7 +102,7 @@ def _looks_local(reference: str, path: Path) -> bool:
         path.is_absolute()
         or reference.startswith((".", "~"))
         or reference.count("/") > 1
-        or path.suffix in (".gguf", ".json", ".safetensors")
+        or path.suffix in (SUFFIX, ".json", ".safetensors")
         or ("/" in reference and path.parent.is_dir())
     )
 

@@ -18,7 +18,7 @@ LEAST_VARIANCE = 1e-6
 """A line is fitted through codes of at least this variance, in squared codes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Lines:
     """Groups of weights to fit lines to, and how the lines are stored.
 
@@ -51,11 +51,11 @@ def lines(groups: Tensor, importance: Tensor, top: int, dtype: torch.dtype) -> L
     # The offset of a narrow group far from zero is off by more than the group's width.
     unit = power_of_two(reach + torch.finfo(dtype).eps * centre.abs())
     return Lines(
-        (groups - centre) / unit,
-        importance,
-        top,
-        Storage(dtype, unit),
-        Storage(dtype, unit, centre),
+        weights=(groups - centre) / unit,
+        importance=importance,
+        top=top,
+        scale=Storage(dtype, unit),
+        offset=Storage(dtype, unit, centre),
     )
 
 

@@ -28,7 +28,7 @@ from bitquilt.rounding.fits.groups import Storage, dot, fit_by_rows, inverse, po
 from bitquilt.rounding.fits.scale_search import (
     NearestLevels,
     furthest_weight,
-    refine_scales,
+    improve_scales,
     search_scales,
 )
 
@@ -58,7 +58,7 @@ def _symmetric(qtype: Symmetric, weight: Tensor, importance: Tensor) -> Unpacked
         groups, storage = _scaled(groups)
         factor = inverse(furthest_weight(groups))
         scales = search_scales(groups, shares, levels, factor, starts, storage.nearest)
-        scales = refine_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
+        scales = improve_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
         return _fields(groups, levels, scales, storage)
 
     return fit_by_rows(weight, importance, SMALL_BLOCK, fit)

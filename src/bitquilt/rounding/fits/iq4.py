@@ -19,7 +19,7 @@ from bitquilt.rounding.fits.groups import TINY, Storage, dot, fit_by_rows, inver
 from bitquilt.rounding.fits.scale_search import (
     error_and_step,
     furthest_weight,
-    refine_scales,
+    improve_scales,
     search_scales,
 )
 from bitquilt.rounding.tables import LevelTable
@@ -54,7 +54,7 @@ def _block(qtype: IQ4_NL, weight: Tensor, importance: Tensor) -> Unpacked:
         groups, storage = groups / unit, Storage(torch.float16, unit)
         stock = storage.nearest(_stock(groups, shares, groups))
         scales = _search(groups, shares, storage.nearest)
-        scales = refine_scales(
+        scales = improve_scales(
             groups, shares, IQ4_TABLE.levels, scales, storage.nearest, IQ4_ROUNDS
         )
         stock_error, error = (

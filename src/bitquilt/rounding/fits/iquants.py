@@ -119,7 +119,7 @@ class Shortlists:
         return self.codes.gather(1, rank.T).squeeze(1), product[0], square[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepSearch:
     """The search over steps and patterns for some rows whose weights are near one."""
 
@@ -148,7 +148,15 @@ class StepSearch:
         of_vectors = _repeated(first, count).view(len(first), -1, 1)
         signs = choose_signs(qtype, vectors, shares, of_vectors)
         blocks = first.unflatten(1, (-1, SUPER_BLOCK // qtype.sub_block))
-        return cls(qtype.name, width, count, vectors * signs, masks_of(signs), shares, blocks)
+        return cls(
+            name=qtype.name,
+            width=width,
+            vectors_per_step=count,
+            magnitudes=vectors * signs,
+            signs=masks_of(signs),
+            shares=shares,
+            first=blocks,
+        )
 
     def best_steps(self) -> Tensor:
         """Find the step that suits each sub-block best, whatever the others take: [R, B, n]."""

@@ -62,7 +62,7 @@ MINS_ROUNDS = 2
 def _with_mins(qtype: WithMins, weight: Tensor, importance: Tensor) -> Unpacked:
     def fit(weights: Tensor, shares: Tensor) -> Unpacked:
         blocks = _Blocks(qtype, weights, shares)
-        best = _refine(blocks, *_search(blocks))
+        best = _improve(blocks, *_search(blocks))
         return {"codes": blocks.codes(*best.line()), **vars(best)}
 
     return fit_super_blocks(qtype, weight, importance, fit)
@@ -224,7 +224,7 @@ def _lines(blocks: _Blocks, of: _Moments, d: Tensor, dmin: Tensor) -> tuple[Tens
     return gains, scales, mins
 
 
-def _refine(blocks: _Blocks, of: _Moments, d: Tensor, dmin: Tensor) -> _Scales:
+def _improve(blocks: _Blocks, of: _Moments, d: Tensor, dmin: Tensor) -> _Scales:
     """Alternate between the best codes, scales and mins of those tried, and d and dmin for them.
 
     New codes are the nearest on the lines around those chosen. The best of each super-block is

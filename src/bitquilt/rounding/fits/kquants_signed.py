@@ -47,7 +47,7 @@ SIGNED_ROUNDS = 2
 def _signed(qtype: Signed, weight: Tensor, importance: Tensor) -> Unpacked:
     def fit(weights: Tensor, shares: Tensor) -> Unpacked:
         blocks = _Blocks(qtype, weights, shares)
-        d, scales = _refine(blocks, *_search(blocks))
+        d, scales = _improve(blocks, *_search(blocks))
         return {"codes": blocks.codes(finite_reciprocal(d * scales)), "scales": scales, "d": d}
 
     return fit_super_blocks(qtype, weight, importance, fit)
@@ -114,7 +114,7 @@ def _gains(levels: Tensor, products: Tensor, squares: Tensor) -> Tensor:
     return (2 * products - levels * squares).mul_(levels)
 
 
-def _refine(blocks: _Blocks, d: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+def _improve(blocks: _Blocks, d: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     """Alternate between integer scales, tried next to those they were, and the best d for them.
 
     Codes are the nearest throughout; the best of each super-block is kept, and so is a d

@@ -57,7 +57,7 @@ def furthest_weight(groups: Tensor) -> Tensor:
     return groups.gather(-1, groups.abs().argmax(-1, keepdim=True))
 
 
-def refine_scales(
+def improve_scales(
     groups: Tensor,
     importance: Tensor,
     levels: NearestLevels,

@@ -61,7 +61,7 @@ class TuningSchedule:
 DEFAULT_SCHEDULE = TuningSchedule()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tuned:
     """A mix with other scales and norms, or as it was rounded where tuning did not help."""
 
@@ -130,7 +130,13 @@ def tune(
     progress.say(
         f"KL on calibration text set apart: {before:.4g} with the scales as rounded, {outcome}"
     )
-    return Tuned(before, after, checkpoint, packed, work.load(artefact))
+    return Tuned(
+        before=before,
+        after=after,
+        source=checkpoint,
+        rounded=packed,
+        learned=work.load(artefact),
+    )
 
 
 def _key(

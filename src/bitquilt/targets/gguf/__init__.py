@@ -1,4 +1,9 @@
-"""GGUF: one file that llama.cpp, Ollama and LM Studio run."""
+"""GGUF: one file that llama.cpp, Ollama and LM Studio run.
+
+In: a checkpoint, an allocation and packed matrices. Out: ``<name>.gguf`` with the recipe inside,
+and ``<name>.recipe.json`` beside it. :data:`GGUF` says what is special about the format; the file
+is planned, written and checked in :mod:`.writing`, from the keys of :mod:`bitquilt.gguf`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from bitquilt.gguf import SUFFIX
 from bitquilt.targets.base import Target
 
 if TYPE_CHECKING:
@@ -19,8 +25,9 @@ if TYPE_CHECKING:
 
 class _Gguf(Target):
     name = "gguf"
-    suffix = ".gguf"
+    suffix = SUFFIX
     engine = "llama.cpp"
+    presets = "llama.cpp"
     packages = ("xllamacpp",)
     check_excerpt = 8, 128
     noise_excerpt = 24, 128

@@ -1,4 +1,10 @@
-"""MLX: a directory that mlx-lm loads on Apple Silicon."""
+"""MLX: a directory that mlx-lm loads on Apple Silicon.
+
+In: a checkpoint, an allocation and packed matrices. Out: a directory ``<name>-mlx`` with
+``model.safetensors``, ``config.json``, the tokenizer and ``recipe.json``. :data:`MLX` says what is
+special about the format; :mod:`.layout` says where each byte lies, and :mod:`.writing` writes and
+checks.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from bitquilt.engines import is_mlx
 from bitquilt.errors import UserError
+from bitquilt.runtime.files import read_json
 from bitquilt.targets.base import Target
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ class _Mlx(Target):
     name = "mlx"
     suffix = "-mlx"
     engine = "mlx-lm"
+    presets = "mlx-lm"
     packages = ("mlx", "mlx-lm")
     check_excerpt = 5, 16  # mlx is slow where there is no Metal
     noise_excerpt = 24, 32
@@ -72,8 +81,6 @@ class _Mlx(Target):
         return MlxWeights(path)
 
     def holds(self, path: Path) -> bool:
-        from bitquilt.engines import is_mlx
-
         if not (path.is_dir() and is_mlx(path)):
             return False
         if not (path / "model.safetensors").is_file():
@@ -86,7 +93,6 @@ class _Mlx(Target):
     def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
         from bitquilt.models import from_config
         from bitquilt.models.canonical import QUANTIZED
-        from bitquilt.runtime.files import read_json
 
         config = read_json(path / "config.json")
         # shapes are those of the model that was quantized
