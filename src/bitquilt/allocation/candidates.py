@@ -90,7 +90,7 @@ def _free_bits(
 
 
 def _fills(sets: CandidateSets, capacity: int, enough: float) -> bool:
-    """Whether the capacity lies between the smallest and the largest mix, and one is that near."""
+    """Tell whether the capacity lies between the smallest and largest mix, and one is that near."""
     sizes = sizes_of(sets)
     between = smallest_nbytes(sizes) <= capacity <= largest_nbytes(sizes)
     return between and fullest_nbytes(sizes, capacity) >= enough
@@ -99,7 +99,7 @@ def _fills(sets: CandidateSets, capacity: int, enough: float) -> bool:
 def _fitting(
     target: Target, columns: int, superseded: Mapping[int, frozenset[str]]
 ) -> list[QuantType]:
-    """The types that can store rows of that length, without those that are superseded."""
+    """Return the types that can store rows of that length, without those that are superseded."""
     fitting = qtypes.for_width(columns, target.name)
     for width, names in superseded.items():
         if columns % width == 0:
@@ -118,7 +118,7 @@ def _qtypes(fitting: list[QuantType], low: float, high: float, pin: str | None) 
 def _out_of_range(
     target: Target, budget: int, least: int, most: int, weights: int, pinned: bool
 ) -> str:
-    """What is possible, in the user's terms: bytes and bits of the whole file."""
+    """Say what is possible in the user's terms: bytes and bits of the whole file."""
     holding = "with the recipe's pins " if pinned else ""
     if budget < least:
         bits = math.ceil(least * 8 / weights * 1000) / 1000

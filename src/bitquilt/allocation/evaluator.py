@@ -109,7 +109,7 @@ class Evaluator:
     def _on_windows(
         self, teacher: Teacher, allocations: Sequence[Allocation], windows: Sequence[int]
     ) -> NDArray[np.float32]:
-        """The KL on as many windows as there is room for."""
+        """Compute the KL on as many windows as there is room for."""
         tokens, original = teacher.tokens[list(windows)], teacher.hidden[list(windows)]
         branches = _Branches(allocations, [EMBEDDING])
         states = self._embed(branches, tokens)
@@ -186,7 +186,7 @@ class _Decoded:
         self._bytes = 0
 
     def __call__(self, module: str, qtype: str, device: torch.device) -> Tensor:
-        """The matrix [R, C] on a type."""
+        """Decode a matrix [R, C] on a type, or return the one that was kept."""
         key = (module, qtype)
         if key not in self._kept:
             parts = {name: part.to(device) for name, part in self._packed(module, qtype).items()}
@@ -201,7 +201,7 @@ class _Decoded:
 
 @cache
 def _room(device: torch.device) -> int:
-    """Bytes of decoded matrices that may be kept."""
+    """Return the bytes of decoded matrices that may be kept."""
     if device.type != "cuda":
         return DECODED_BYTES
     return torch.cuda.get_device_properties(device).total_memory // 4
@@ -219,11 +219,11 @@ class _Stacked(BlockwiseModel):
         self._plain: Callable[[str], Tensor] = cache(checkpoint.load)
 
     def decoded(self, module: str, qtype: str) -> Tensor:
-        """A matrix [R, C] on a type."""
+        """Decode a matrix [R, C] on a type."""
         return self._decoded(module, qtype, self.device)
 
     def _stack(self, name: str) -> Tensor:
-        """The tensor of that name: a matrix [R, C] that all share, or one of each [k, R, C]."""
+        """Return the tensor of a name: a matrix [R, C] that all share, or each one's [k, R, C]."""
         module = name.removesuffix(".weight")
         if module not in self._matrices:
             return self._plain(name)
@@ -249,7 +249,7 @@ class _StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(0), requires_grad=False) if biased else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[k·n, L, C] → [k·n, L, R]."""
+        """Map [k·n, L, C] to [k·n, L, R]."""
         if self.weight.dim() == 2:
             return F.linear(x, self.weight, self.bias)
         parts = x.reshape(len(self.weight), -1, x.shape[-1])  # [k, n·L, C]
@@ -258,7 +258,7 @@ class _StackedLinear(nn.Module):
 
 
 def _kl(teacher: Tensor, teacher_head: Tensor, students: Sequence[Tensor], head: Tensor) -> Tensor:
-    """KL(teacher ‖ student), nats, [S, T] for students that share an output matrix.
+    """Compute KL(teacher ‖ student) in nats, [S, T] for students that share an output matrix.
 
     Args:
         teacher: last hidden states [T, D].
@@ -296,7 +296,7 @@ def _products(precision: str) -> Iterator[None]:
 
 
 def _batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """The items, ``size`` at a time."""
+    """Yield the items, ``size`` at a time."""
     remaining = iter(items)
     while some := list(islice(remaining, size)):
         yield some

@@ -31,7 +31,7 @@ class History:
         self._begun = False
 
     def __contains__(self, measurement: tuple[str, int]) -> bool:
-        """Whether (allocation, window) is known."""
+        """Tell whether (allocation, window) is known."""
         return measurement in self._known
 
     def samples(self, allocation: str, window: int) -> list[float]:
@@ -95,7 +95,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 def _measurements(path: Path) -> Iterator[tuple[tuple[str, int], list[float]]]:
-    """The measurements of a history: (allocation, window), samples."""
+    """Yield the measurements of a history: (allocation, window), samples."""
     for record in read_history(path):
         for window, samples in zip(record.get("windows", ()), record.get("kl", ()), strict=True):
             yield (record["mix"], window), samples

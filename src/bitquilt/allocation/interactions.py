@@ -135,7 +135,7 @@ def sensitivity_corrections(
 
 
 def _shrunk(ratios: Float64Array, modules: Sequence[str]) -> Float64Array:
-    """The expected ratio of each matrix [M], given samples [B, M] around 1."""
+    """Return the expected ratio of each matrix [M], given samples [B, M] around 1."""
     samples, count = ratios.shape
     spread, freedom = ratios.var(0, ddof=1), samples - 1
     moderated = (USUAL * np.median(spread) + freedom * spread) / (USUAL + freedom)

@@ -68,8 +68,9 @@ def fullest_nbytes(sizes: Sizes, capacity: int) -> int:
 
 
 def _split(sizes: Sizes) -> tuple[list[int], list[int]]:
-    """The matrices that stay out of the table, whose sizes share least with the others', and the
-    rest.
+    """Part the matrices into those that stay out of the table and those that go into it.
+
+    The sizes of those that stay out share least with the others'.
     """
     own = [_divisor([sizes_of_one]) for sizes_of_one in sizes]
 
@@ -81,7 +82,7 @@ def _split(sizes: Sizes) -> tuple[list[int], list[int]]:
 
 
 def _divisor(sizes: Iterable[Sequence[int]]) -> int:
-    """The largest common divisor of all sizes."""
+    """Return the largest common divisor of all sizes."""
     return math.gcd(*(nbytes for own in sizes for nbytes in own)) or 1
 
 
@@ -172,7 +173,7 @@ class KnapsackTable:
         return tuple(vector[m] for m in range(len(self._sizes)))
 
     def _best(self, chosen: AllocationVector, capacity: int) -> _Combination | None:
-        """The best allocation with these choices out of the table; None where none fits."""
+        """Return the best allocation with these choices out of the table; None where none fits."""
         nbytes = sum(self._sizes[m][i] for m, i in zip(self._odd, chosen, strict=True))
         limit = (capacity - nbytes) // self.unit
         if limit < 0 or not np.isfinite(self._least[self._best_within[limit]]):
@@ -183,6 +184,6 @@ class KnapsackTable:
 
 
 def _running_argmin(values: Float64Array) -> NDArray[np.int64]:
-    """For each index, where the least value up to there is."""
+    """Return, for each index, where the least value up to there is."""
     before = np.concatenate(([np.inf], np.minimum.accumulate(values)[:-1]))
     return np.maximum.accumulate(np.where(values < before, np.arange(len(values)), 0))

@@ -25,7 +25,7 @@ class Measurements:
     def __init__(
         self, evaluate: EvaluateAllocationsFn, windows: int, meter: Meter, history: History
     ) -> None:
-        """Begin, with what an earlier search wrote down.
+        """Begin with what an earlier search wrote down.
 
         Args:
             evaluate: measures what is not known.
@@ -79,5 +79,5 @@ class Measurements:
 
 
 def _name(allocation: Allocation) -> str:
-    """What a history calls an allocation: the names of its types."""
+    """Return what a history calls an allocation: the names of its types."""
     return " ".join(allocation.values())

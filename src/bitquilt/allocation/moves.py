@@ -83,7 +83,7 @@ def _filled(
 def _raisable(
     space: AllocationSpace, levels: Sequence[int], capacity: int, closed: Container[int]
 ) -> list[int]:
-    """Matrices, but for the closed ones, that fit one level higher."""
+    """List the matrices, but for the closed ones, that fit one level higher."""
     room = capacity - space.nbytes(tuple(levels))
     return [
         m

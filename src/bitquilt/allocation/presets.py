@@ -181,7 +181,7 @@ def _llama_cpp_qtype(rule: PresetRule, checkpoint: Checkpoint, module: str) -> s
 
 
 def _head_qtype(base: str, columns: int) -> str:
-    """The type of the output head, tied or not: six bits, or eight."""
+    """Return the type of the output head, tied or not: six bits, or eight."""
     return "Q8_0" if base == "Q8_0" or not qtypes.get(base).fits(columns) else "Q6_K"
 
 
@@ -216,7 +216,7 @@ def _mixed_qtype(low: str, high: str, checkpoint: Checkpoint, module: str) -> st
 
 
 def _block(checkpoint: Checkpoint, module: str) -> Block:
-    """The block that a matrix is in, e.g. 3 for ``model.layers.3.mlp.down_proj``."""
+    """Return the block that a matrix is in, e.g. 3 for ``model.layers.3.mlp.down_proj``."""
     layer = layer_of(module)
     if layer is None:
         raise ValueError(f"{module} is in no block")

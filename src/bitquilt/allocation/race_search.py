@@ -133,7 +133,7 @@ class RaceSearch:
     def _worth_another(
         self, finished: dict[AllocationVector, Float64Array], best: AllocationVector
     ) -> bool:
-        """Whether any that finished may yet turn out to be much better than the best."""
+        """Tell whether any that finished may yet turn out to be much better than the best."""
         gains = [Difference.of(finished[best], samples) for samples in finished.values()]
         least = self._schedule.least_gain * finished[best].mean()
         return bool(max(gain.high for gain in gains) > least)
@@ -177,11 +177,11 @@ class RaceSearch:
         ]
 
     def _draws(self, capacity: int, count: int, part: float) -> list[AllocationVector]:
-        """The best allocations under weights that are possible, with a part open to change."""
+        """Yield the best allocations under possible weights, with a part open to change."""
         return [self._solved(capacity, self._surrogate.draw(self._rng), part) for _ in range(count)]
 
     def _solved(self, capacity: int, weights: Float64Array, part: float) -> AllocationVector:
-        """The best allocation under these weights."""
+        """Return the best allocation under these weights."""
         vector = self.best[capacity]
         closed = np.flatnonzero(self._rng.random(len(vector)) >= part).tolist()
         kept = {m: vector[m] for m in closed}

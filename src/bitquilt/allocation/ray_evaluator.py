@@ -128,7 +128,7 @@ class RayEvaluator:
 
 
 def _connected(address: str) -> Any:
-    """The module ``ray``, connected."""
+    """Return the module ``ray``, connected to a cluster."""
     try:
         import ray
     except ImportError:
@@ -151,7 +151,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _worker(nodes: Sequence[Mapping[str, Any]], cpus: int) -> tuple[str, int]:
-    """What a worker takes of a machine: a GPU where there is any, else some cores."""
+    """Return what a worker takes of a machine: a GPU where there is any, else some cores."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if any(has.get("GPU") for has in alive):
         return "GPU", 1
@@ -172,7 +172,7 @@ class _Sent:
         return cls(flat.view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape))
 
     def tensor(self) -> Tensor:
-        """The tensor that was sent, which must not be written to."""
+        """Return the tensor that was sent, which must not be written to."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(self.data).view(self.dtype).view(self.shape)

@@ -227,7 +227,7 @@ def _per_target(value: str) -> str:
 
 
 def _names(checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
-    """Module path → every name that a recipe may call the matrix by, the GGUF one first."""
+    """Return module path → every name that a recipe may call the matrix by, the GGUF one first."""
     gguf_name = architecture_of(checkpoint.config).gguf_name
     both = {module: (gguf_name(module), module) for module in checkpoint.matrices}
     return {m: (*names, *(f"{name}.weight" for name in names)) for m, names in both.items()}
@@ -254,7 +254,7 @@ def _unknown_matrix(name: str, known: list[str], where: str) -> str:
 
 
 def _qtype_for(choice: QtypeChoice, module: str, columns: int, target: str, where: str) -> str:
-    """The type that a choice means for this target, checked against the matrix."""
+    """Choose the type that a choice means for this target, checked against the matrix."""
     if isinstance(choice, str):
         return require_fit(choice, module, columns, target, where)
     if target not in choice:
@@ -278,7 +278,7 @@ def _decode(text: str, where: str) -> Mapping[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    """A JSON object, refusing the repeated key that json would silently let win."""
+    """Build a JSON object; refuse a repeated key, of which json would let the last one win."""
     keys = Counter(key for key, _ in pairs)
     repeated = [key for key, count in keys.items() if count > 1]
     if repeated:
@@ -332,7 +332,7 @@ def _parse_rule(data: Any, where: str) -> Rule:
 
 
 def _parse_qtype(data: Any, where: str) -> QtypeChoice:
-    """A type's name or one per target; every name is a known one."""
+    """Parse a type's name or one per target; every name is a known one."""
     if isinstance(data, str):
         _check_qtype(data, where)
         return data

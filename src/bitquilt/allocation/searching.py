@@ -70,7 +70,7 @@ def run_search(
 def _incumbents(
     method: str, task: SearchTask, measurements: Measurements, progress: Progress
 ) -> Iterator[Incumbent]:
-    """The steps of a method."""
+    """Yield the steps of a method."""
     evaluate, rng = measurements.of(task.space), np.random.default_rng(task.seed)
     capacities = list(dict.fromkeys(task.capacities.values()))
     if method == "race":

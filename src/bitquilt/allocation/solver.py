@@ -64,7 +64,7 @@ def least_seconds(space: AllocationSpace, capacity: int) -> float:
 
 
 def _bisected(space: AllocationSpace, capacity: int) -> list[AllocationVector]:
-    """The allocations that are fast enough among those that prices near the right one give."""
+    """Return those allocations that are fast enough, of prices near the right one."""
     if (least := least_seconds(space, capacity)) > space.max_seconds:
         raise UserError(
             f"no mix of that size is so fast: the matrices of the fastest take {least * 1e3:.3g} "
@@ -87,19 +87,19 @@ def _bisected(space: AllocationSpace, capacity: int) -> list[AllocationVector]:
 
 
 def _spread(scores: Sequence[Float64Array]) -> float:
-    """The difference between the largest and the least total score, which is never zero."""
+    """Return the difference between the largest and the least total score, which is never zero."""
     return float(sum(own.max() - own.min() for own in scores)) + sys.float_info.min
 
 
 def _priced(space: AllocationSpace, capacity: int, price: float) -> AllocationVector:
-    """The exact best of score + price · seconds."""
+    """Return the exact best of score + price · seconds."""
     pairs = zip(space.scores, space.seconds, strict=True)
     costs = [scores + price * seconds for scores, seconds in pairs]
     return KnapsackTable(costs, space.sizes, capacity).solve(capacity)
 
 
 def _improved(space: AllocationSpace, vector: AllocationVector, capacity: int) -> AllocationVector:
-    """The allocation after the best exchanges of one or two matrices that both budgets allow."""
+    """Make the best exchanges of one or two matrices that both budgets allow."""
     while (exchange := _best_exchange(space, vector, capacity)) is not None:
         vector = tuple(exchange.get(m, index) for m, index in enumerate(vector))
     return vector
@@ -113,7 +113,7 @@ def _best_exchange(
     owner = np.array([m for m, _ in moves])
 
     def gain_of(values: Sequence[Sequence[float] | Float64Array]) -> Float64Array:
-        """What each pair of moves adds [moves, moves]."""
+        """Return what each pair of moves adds, [moves, moves]."""
         one = np.array([values[m][i] - values[m][vector[m]] for m, i in moves])
         pairs: Float64Array = one[:, None] + one
         return pairs

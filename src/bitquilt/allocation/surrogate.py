@@ -33,7 +33,8 @@ _Column = Callable[..., int]
 SPREADS = {"all": 1.0, "kind": 1.0, "type": 1.0, "kind and type": 0.5, "block": 0.6, "matrix": 0.6}
 """Prior standard deviation of the weights of each sort of part, before the common factor."""
 PAIR_SPREAD = 0.1
-"""The same for pairs of neighbours: there are as many terms of √(s_m s_n) as of s."""
+"""Prior standard deviation of the weights of pairs of neighbours: there are as many terms of
+√(s_m s_n) as of s."""
 UNMEASURED = 0.3
 """The factor of all spreads before anything is measured."""
 LEVEL_SPREAD = 0.3
@@ -102,7 +103,7 @@ class Parts:
 
 
 def _columns(column: _Column, module: str, qtype: str) -> list[int]:
-    """The parts that a cell belongs to."""
+    """Return the parts that a cell belongs to."""
     own = kind_of(module)
     return [
         column("all"),
@@ -168,7 +169,7 @@ class Surrogate:
 
 
 def _prior(parts: Parts) -> Float64Array:
-    """The expected weights before anything is measured: S itself [p]."""
+    """Return the expected weights before anything is measured: S itself [p]."""
     prior = np.zeros_like(parts.spreads)
     prior[0] = 1.0
     return prior
@@ -204,7 +205,7 @@ class _Prior:
     noise: float
 
     def _covariance(self, x: Float64Array, same: Float64Array) -> Float64Array:
-        """The covariance of y [n, n]; ``same`` is 1 where two observations are of one text."""
+        """Return y's covariance [n, n]; ``same`` is 1 where two observations are of one text."""
         scaled = x * self.spreads
         shared: Float64Array = scaled @ scaled.T * (1 + self.text**2 * same)
         return shared + LEVEL_SPREAD**2 * same + self.noise**2 * np.eye(len(x))

@@ -61,7 +61,7 @@ def random_weights(checkpoint: Checkpoint) -> PackedSource:
 
 @cache
 def _pattern(columns: int, qtype: str) -> Packed:
-    """Rows with numbers of the usual size."""
+    """Make rows with numbers of the usual size."""
     weights = torch.randn(PATTERN_ROWS, columns, generator=torch.Generator().manual_seed(0))
     return qtypes.get(qtype).pack(fit(qtypes.get(qtype), weights * columns**-0.5, None))
 

@@ -31,11 +31,11 @@ class Backend(Protocol):
         ...
 
     def control_text(self, token: int) -> str | None:
-        """The name of a control token; None for any other token."""
+        """Return the name of a control token; None for any other token."""
         ...
 
     def ends_turn(self, token: int) -> bool:
-        """Whether the model ends its turn with this token."""
+        """Tell whether the model ends its turn with this token."""
         ...
 
     def window(self, tokens: Sequence[int]) -> Logits:
@@ -71,7 +71,7 @@ class Backend(Protocol):
 
 
 def common_prefix(held: Sequence[int], prompt: Sequence[int]) -> int:
-    """How many tokens of a prompt need not be computed; never all, for the last logits are wanted.
+    """Count the tokens of a prompt that need not be computed; one at least must be, for its logits.
 
     Args:
         held: the tokens whose keys and values are in the context.

@@ -120,7 +120,7 @@ class _TextStream:
     """
 
     def __init__(self, backend: Backend, before: int) -> None:
-        """``before`` is the last token of what is being continued."""
+        """Start after ``before``, the last token of what is being continued."""
         self._backend = backend
         self._tokens = [before]
         self._said = backend.decode(self._tokens)
@@ -137,7 +137,7 @@ class _TextStream:
         return piece
 
     def rest(self) -> str:
-        """The text that was held back; afterwards, nothing is."""
+        """Return the text that was held back, which is then held back no more."""
         text = self._backend.decode(self._tokens)
         piece, self._said = text[len(self._said) :], text
         return piece

@@ -177,7 +177,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 
 
 def load_library() -> ctypes.CDLL:
-    """The library with its functions typed.
+    """Load the library and give its functions their types.
 
     Raises:
         EngineMissingError: xllamacpp is missing, of another version, or laid out otherwise.

@@ -269,7 +269,7 @@ class LlamaCppBackend:
 
 
 def assign(held: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> list[int]:
-    """The sequence that each prompt is read into: the one that holds most of it, none twice."""
+    """Give each prompt the sequence that holds most of it, and none to two prompts."""
     pairs = (
         (common_prefix(tokens, prompt), -sequence, -row)
         for row, prompt in enumerate(prompts)
@@ -283,7 +283,7 @@ def assign(held: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]]) -> l
 
 
 def _doubled(least: int) -> int:
-    """The next power of two."""
+    """Return the next power of two."""
     return 1 << (least - 1).bit_length()
 
 
@@ -292,7 +292,7 @@ def _chunks(tokens: Sequence[_T]) -> list[Sequence[_T]]:
 
 
 def physical_cores() -> int:
-    """Cores, not hyper-threads: twice the threads on the same arithmetic units are slower."""
+    """Count cores, not hyper-threads: twice the threads on the same arithmetic units are slower."""
     if sys.platform == "linux":
         allowed = os.sched_getaffinity(0)
         cores = set()

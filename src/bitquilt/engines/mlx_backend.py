@@ -97,7 +97,7 @@ class MlxBackend(HubTokenizer):
 
 
 def _merged(caches: list[list[Any]]) -> list[Any]:
-    """The caches of several prompts as one of a batch, layer by layer."""
+    """Return the caches of several prompts as one of a batch, layer by layer."""
     return [layers[0].merge(list(layers)) for layers in zip(*caches, strict=True)]
 
 

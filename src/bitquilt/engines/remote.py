@@ -88,7 +88,7 @@ class RemoteEngine(Engine):
         return RemoteStream(len(requests), self._send, self._said)
 
     def _said(self) -> Packet:
-        """The next message of the stream."""
+        """Return the next message of the stream."""
         message = self._early.popleft() if self._early else self._receive()[0]
         _raise_errors(message)
         return message

@@ -36,7 +36,7 @@ class Sampler:
         self._penalties = _Penalties(request) if _penalizes(request.sampling) else None
 
     def draw(self, logits: Logits) -> int:
-        """The next token for float32 [V] logits."""
+        """Draw the next token for float32 [V] logits."""
         if self._penalties:
             logits = self._penalties.apply(logits)
         if self._avoid:
@@ -58,7 +58,7 @@ class Sampler:
 
 
 def candidates(logits: Logits, settings: Sampling) -> tuple[Ids, Doubles]:
-    """The tokens that temperature, top-k, top-p and min-p leave to choose from.
+    """Return the tokens that temperature, top-k, top-p and min-p leave to choose from.
 
     Args:
         logits: float32 [V], penalties applied.
@@ -86,7 +86,7 @@ def candidates(logits: Logits, settings: Sampling) -> tuple[Ids, Doubles]:
 
 
 def _likeliest(scaled: Logits, enough: Callable[[Logits], bool]) -> Ids:
-    """The likeliest tokens in order, at least as many as are enough."""
+    """Return the likeliest tokens in order, at least as many as are enough."""
     for margin in MARGINS:
         ids = np.flatnonzero(scaled >= -margin)
         if enough(scaled[ids]):
@@ -120,7 +120,7 @@ class _Penalties:
         self._said, self._times = np.unique(np.asarray(own, dtype=np.intp), return_counts=True)
 
     def apply(self, logits: Logits) -> Logits:
-        """A copy of the logits, lower for tokens that were there."""
+        """Return a copy of the logits, lower for tokens that were there."""
         settings, logits = self._settings, logits.copy()
         seen = logits[self._seen]
         factor = np.float32(settings.repetition_penalty)

@@ -62,7 +62,7 @@ class HubTokenizer:
 
 
 def recommended_sampling(generation: dict[str, Any]) -> Sampling:
-    """The settings of a generation_config.json; greedy unless it has ``do_sample``."""
+    """Read the settings of a generation_config.json: greedy unless it has ``do_sample``."""
     if not generation.get("do_sample"):
         return Sampling()
     fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

@@ -118,7 +118,7 @@ class TorchEngine(HubTokenizer, Engine):
 
 
 def _merged(caches: list[list[tuple[torch.Tensor, torch.Tensor]]], longest: int) -> DynamicCache:
-    """The keys and values of several prompts as a cache of the batch, padded on the left."""
+    """Return the keys and values of several prompts as a cache of the batch, padded on the left."""
     merged = DynamicCache()
     for number, layers in enumerate(zip(*caches, strict=True)):
         keys, values = (
@@ -130,7 +130,7 @@ def _merged(caches: list[list[tuple[torch.Tensor, torch.Tensor]]], longest: int)
 
 
 def transformers_model(checkpoint: Checkpoint) -> torch.nn.Module:
-    """Transformers' model of the canonical config, filled with the checkpoint's weights."""
+    """Build transformers' model of the canonical config, filled with the checkpoint's weights."""
     config = AutoConfig.for_model(**checkpoint.config)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

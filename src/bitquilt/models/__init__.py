@@ -1,6 +1,6 @@
 """Models: every source of weights as one canonical checkpoint that all stages read.
 
-In: what a user types — ``demo``, a Hugging Face directory or hub id, a GGUF file, a config.json.
+In: what a user types (``demo``, a Hugging Face directory or hub id, a GGUF file, a config.json).
 Out: a :class:`Checkpoint`: a config that every engine computes exactly, tensors under Hugging
 Face's names loaded one at a time in float32, tokenizer and chat template, and what is odd about the
 model. A model that cannot be rewritten exactly is refused with a sentence.

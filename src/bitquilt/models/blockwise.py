@@ -116,7 +116,7 @@ class BlockwiseModel:
         return out
 
     def run_all(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """As :meth:`run`, in place over all windows [N, L, D], a few at a time."""
+        """Do as :meth:`run` does, in place over all windows [N, L, D], a few at a time."""
         for rows in batches(hidden):
             hidden[rows] = self.run(block, hidden[rows])
         return hidden

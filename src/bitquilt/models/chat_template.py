@@ -249,7 +249,7 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The same in JSON's types, for methods of other objects would be open to the template."""
+    """Convert to JSON's types, as methods of other objects would be open to the template."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, str):

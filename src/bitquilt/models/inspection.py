@@ -47,7 +47,7 @@ class Inspection:
     findings: tuple[Finding, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain dicts and lists, ready for JSON."""
+        """Return the inspection as plain dicts and lists, ready for JSON."""
         return dataclasses.asdict(self)
 
 

@@ -60,10 +60,10 @@ def from_words(numbers: Tensor, size: int) -> Tensor:
 
 
 def _aligned(octets: Tensor) -> Tensor:
-    """A copy that may be read as wider numbers: a part of a block can start at any byte."""
+    """Copy to where wider numbers can be read, as a part of a block can start at any byte."""
     return octets.clone(memory_format=torch.contiguous_format)
 
 
 def _shifts(like: Tensor, width: int) -> Tensor:
-    """``[[0], [width], [2 width] …]`` over one byte."""
+    """Return ``[[0], [width], [2 width] …]`` over one byte."""
     return torch.arange(0, 8, width, dtype=torch.uint8, device=like.device).unsqueeze(-1)

@@ -36,12 +36,12 @@ def from_nibbles(codes: Tensor) -> Tensor:
 
 
 def _fifth_bits(qh: Tensor) -> Tensor:
-    """[R, B, 4] bytes to the fifth bits of the codes, in place (0 or 16), [R, C]."""
+    """Turn bytes [R, B, 4] into the fifth bits of the codes, in place (0 or 16), [R, C]."""
     return (digits(qh, 1) << 4).flatten(1)
 
 
 def _from_fifth_bits(codes: Tensor) -> Tensor:
-    """The inverse of :func:`_fifth_bits`; ignores lower bits."""
+    """Undo :func:`_fifth_bits`; lower bits are ignored."""
     return from_digits(blocks_of(codes >> 4, 32), 1)
 
 

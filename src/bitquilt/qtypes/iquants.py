@@ -118,7 +118,7 @@ def _signs_and_scale(octets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _from_signs_and_scale(signs: Tensor, scales: Tensor) -> Tensor:
-    """The inverse of :func:`_signs_and_scale`: bytes [R, B, 8, 4]."""
+    """Undo :func:`_signs_and_scale`: bytes [R, B, 8, 4]."""
     indices = torch.unflatten(signs.long() & 127, 1, (-1, 8, 4))
     word = (indices << torch.tensor(SIGN_SHIFTS, device=signs.device)).sum(-1, keepdim=True)
     return from_words(word | torch.unflatten(scales.long(), 1, (-1, 8, 1)) << 28, 4)

@@ -142,7 +142,7 @@ class Q3_K(Signed):
 
 
 def _six_bit_pairs(scales: Tensor) -> tuple[Tensor, Tensor]:
-    """The 8 scales and 8 mins of Q4_K and Q5_K: bytes [R, B, 12] to two uint8 [R, C / 32]."""
+    """Unpack 8 scales and 8 mins of Q4_K and Q5_K: bytes [R, B, 12] to two uint8 [R, C / 32]."""
     # byte j         7 6            5 4 3 2 1 0         j < 4
     #                s[j+4] high    s[j]
     # byte 4 + j     7 6            5 4 3 2 1 0
@@ -156,7 +156,7 @@ def _six_bit_pairs(scales: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _from_six_bit_pairs(scales: Tensor, mins: Tensor) -> Tensor:
-    """The inverse of :func:`_six_bit_pairs`: [R, B, 12]."""
+    """Undo :func:`_six_bit_pairs`: [R, B, 12]."""
     s, s4 = blocks_of(scales, 8).chunk(2, dim=-1)
     m, m4 = blocks_of(mins, 8).chunk(2, dim=-1)
     return torch.cat([s | s4 >> 4 << 6, m | m4 >> 4 << 6, s4 & 15 | (m4 & 15) << 4], dim=-1)

@@ -28,7 +28,7 @@ PackedSource = Callable[[str, str], Packed]
 """(module path, type name) → the matrix as stored; asked for one matrix at a time."""
 
 Unpacked = dict[str, Tensor]
-"""The same matrix as numbers: ``codes`` [R, C] (or [R, C / n] where one code stands
+"""A packed matrix as numbers: ``codes`` [R, C] (or [R, C / n] where one code stands
 for n weights) and the scales of each block. Each type's ``unpack`` says which, with shapes."""
 
 

@@ -19,7 +19,7 @@ scales (tuning).
 """
 
 METHODS = ("nearest", "gptq", "full")
-"""Nearest rounding; GPTQ's error feedback where it is better; the same, polished by coordinate
+"""Nearest rounding; GPTQ's error feedback where it is better; and this polished by coordinate
 descent and a refit of the scales."""
 
 ROUNDING_VERSION = 7

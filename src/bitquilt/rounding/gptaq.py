@@ -97,7 +97,7 @@ def corrected(weight: Tensor, halves: tuple[Drift, Drift], factor: Factor) -> Te
 
 
 def _whitened(shift: Tensor, factor: Factor) -> Tensor:
-    """U⁻¹ Sᵀ, [1, C, R] in the factor's order, for Ĥ + λ = U Uᵀ."""
+    """Return U⁻¹ Sᵀ, [1, C, R] in the factor's order, for Ĥ + λ = U Uᵀ."""
     columns = factor.ordered(shift.T.unsqueeze(0))
     white: Tensor = torch.linalg.solve_triangular(factor.upper, columns, upper=True)
     return white

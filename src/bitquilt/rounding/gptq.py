@@ -66,7 +66,7 @@ def _feed_back_block(
     carry: Tensor,
     *scales: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes and levels of up to 128 columns, and the costs so far with theirs added.
+    """Choose codes and levels of up to 128 columns, and add theirs to the costs so far.
 
     Weights and targets are [L, 128, N] (targets are overwritten), triangles [L, 16, 8, 8] and
     carry [L, 128, 128].

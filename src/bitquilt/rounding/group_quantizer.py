@@ -25,7 +25,8 @@ from bitquilt.rounding.row_batches import RowRun, Rows, batch_rows
 from bitquilt.rounding.tables import LevelTable
 
 CELLS = 4
-"""Of the lookup, per unit: the middles between uneven levels are whole quarters at the finest."""
+"""The lookup has so many cells per unit: middles between uneven levels are whole quarters at the
+finest."""
 
 
 class GroupQuantizer(ABC):

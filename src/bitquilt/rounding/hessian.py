@@ -189,7 +189,7 @@ def diagonal_blocks(matrix: Tensor) -> Tensor:
 
 
 def _diagonal(matrices: Tensor) -> Tensor:
-    """[L, C, C] -> [L, C]."""
+    """Return the diagonals [L, C] of [L, C, C]."""
     return matrices.diagonal(dim1=1, dim2=2)
 
 

@@ -111,13 +111,13 @@ def dots(pulled: Tensor, share: Tensor) -> Tensor:
 
 
 def _rows(numbers: Tensor) -> list[Any]:
-    """A tensor [L, 8, N] whose rows lie side by side, as kernels take it."""
+    """Pass a tensor [L, 8, N] whose rows lie side by side, as kernels take it."""
     assert numbers.stride(2) == 1
     return [numbers, numbers.stride(0), numbers.stride(1)]
 
 
 def _matrices(numbers: Tensor) -> list[Any]:
-    """A tensor [L, 8, 8] as kernels take it."""
+    """Pass a tensor [L, 8, 8] as kernels take it."""
     return [numbers, *numbers.stride()]
 
 
@@ -128,14 +128,14 @@ def _empty(target: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
 
 @cache
 def _words(name: str, device: torch.device) -> Tensor:
-    """The patterns on all shortlists, four weights to a word: int32 [cells, K, m / 4]."""
+    """Return the patterns on all shortlists, four weights to a word: int32 [cells, K, m / 4]."""
     patterns = codebook(name)
     cells = cells_of(name, SHORTLIST_LENGTHS[patterns.shape[1]], device)
     return patterns.to(torch.uint8).view(torch.int32).to(device)[cells.codes.int()]
 
 
 def _launch(name: str, rows: Tensor, arguments: list[Any]) -> None:
-    """A thread for every row of a tensor [L, …, N]."""
+    """Run a kernel, one thread for every row of a tensor [L, …, N]."""
     blocks = (math.ceil(rows.shape[-1] / THREADS), len(rows), 1)
     _kernel(name, rows.device)(blocks, (THREADS, 1, 1), arguments)
 

@@ -45,7 +45,7 @@ def fit(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Unpacked
 
 
 def _held(qtype: QuantType, fields: Unpacked, largest: float) -> bool:
-    """Whether scales are finite and reach the largest weight."""
+    """Tell whether scales are finite and reach the largest weight."""
     scales = [field for field in fields.values() if field.is_floating_point()]
     finite = all(bool(scale.isfinite().all()) for scale in scales)
     if not finite or largest <= HALF_LARGEST:

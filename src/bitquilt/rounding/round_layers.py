@@ -257,7 +257,7 @@ class _Work:
     def _jobs(
         self, owners: Sequence[str], wanted: ByInput
     ) -> tuple[list[CellKey], list[RoundingJob], Factor]:
-        """What to round of some inputs' readers, as (module, type) and as jobs, and the factor."""
+        """List what to round of some inputs' readers, as (module, type) and as jobs; factorize."""
         bank, device = self.bank, compute_device()
         hessians = torch.stack([bank.statistics.hessian(owner) for owner in owners]).to(device)
         factor = factorize(hessians, owners, self.progress)

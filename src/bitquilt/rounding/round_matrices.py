@@ -113,7 +113,7 @@ def polish(
 
 
 def _cheaper(nearest: RoundedRows, other: RoundedRows) -> RoundedRows:
-    """The one of less error over the whole matrix."""
+    """Take the one of less error over the whole matrix."""
     assert other.costs is not None
     assert nearest.costs is not None
     return other if other.costs.sum() < nearest.costs.sum() else nearest
@@ -163,14 +163,14 @@ def kind_of_qtype(qtype: QuantType) -> object:
 
 
 def _measured(whole: Factor, batch: RowBatch) -> list[list[RoundedRows]]:
-    """The rows as they are, with what they cost."""
+    """Return the rows as they are, with what they cost."""
     factor = whole.take(batch.inputs)
     errors = _weights(batch.runs, factor) - _levels(batch.runs, factor)
     return _with_costs(batch.runs, "nearest", factor.cost(errors))
 
 
 def _by_gptq(whole: Factor, batch: RowBatch) -> list[list[RoundedRows]]:
-    """The rows with codes by error feedback."""
+    """Return the rows with codes by error feedback."""
     factor = whole.take(batch.inputs)
     quantizer = group_quantizer_of(batch.runs, factor.groups)
     codes, _, costs = gptq(_weights(batch.runs, factor), quantizer, factor)
@@ -178,7 +178,7 @@ def _by_gptq(whole: Factor, batch: RowBatch) -> list[list[RoundedRows]]:
 
 
 def _polished(whole: Factor, batch: RowBatch) -> list[list[RoundedRows]]:
-    """The rows with codes and scales descended."""
+    """Return the rows with codes and scales descended."""
     factor = whole.take(batch.inputs)
     weight = _weights(batch.runs, factor)
     descended = _descended(batch.runs, weight, factor)
@@ -226,14 +226,14 @@ def _levels(runs: Sequence[RowRun], factor: Factor) -> Tensor:
 
 
 def _columns(matrices: Sequence[Sequence[Tensor]], factor: Factor) -> Tensor:
-    """[R, C] of each matrix -> [L, C, N] in the factor's order."""
+    """Turn [R, C] of each matrix into [L, C, N] in the factor's order."""
     return factor.ordered(batch_rows([torch.cat(list(run)).T for run in matrices]))
 
 
 def _with_codes(
     runs: Sequence[RowRun], quantizer: GroupQuantizer, codes: Tensor, factor: Factor
 ) -> list[RowRun]:
-    """The rows with codes [L, G, K, N], which are in the factor's order."""
+    """Return the rows with codes [L, G, K, N], which are in the factor's order."""
     natural = unbatch_rows(take_groups(codes, factor.groups.argsort(1)), runs)
     return [
         [
@@ -245,7 +245,7 @@ def _with_codes(
 
 
 def _with_costs(runs: Sequence[RowRun], method: str, costs: Tensor) -> list[list[RoundedRows]]:
-    """The rows as rounded by a method, with costs [L, N]."""
+    """Return the rows as rounded by a method, with costs [L, N]."""
     return [
         [RoundedRows(rows.fields, method, own) for rows, own in zip(run, of_run, strict=True)]
         for run, of_run in zip(runs, unbatch_rows(costs, runs), strict=True)

@@ -47,20 +47,20 @@ def refit(qtype: QuantType, fields: Unpacked, weight: Tensor, hessian: Tensor) -
 
 
 def _share(qtype: QuantType, fields: Unpacked, floats: Unpacked, name: str) -> Tensor:
-    """What one unit of a field's floats contributes to each weight: [R, B, C / B]."""
+    """Return what one unit of a field's floats contributes to each weight: [R, B, C / B]."""
     unit = {other: torch.full_like(field, other == name) for other, field in floats.items()}
     # [R, C] -> [R, B, C / B]
     return torch.unflatten(qtype.decode(fields | unit), 1, (floats[name].shape[1], -1))
 
 
 def _by_block(pull: Tensor, share: Tensor) -> Tensor:
-    """Σ of pull [R, C] times share [R, B, C / B] over each block: [R, B]."""
+    """Sum pull [R, C] times share [R, B, C / B] over each block: [R, B]."""
     sums: Tensor = torch.linalg.vecdot(pull.view_as(share), share)
     return sums
 
 
 def _interactions(shares: list[Tensor], hessian: Tensor) -> Tensor:
-    """The system of the floats of all fields, which have as many blocks each: [R, P, P]."""
+    """Return the system [R, P, P] of the floats of all fields, which have as many blocks each."""
     rows, blocks, width = shares[0].shape
     system = hessian.new_empty(rows, len(shares), blocks, len(shares), blocks)
     on_cpu = hessian.device.type == "cpu"
@@ -80,7 +80,7 @@ def _interactions(shares: list[Tensor], hessian: Tensor) -> Tensor:
 
 
 def _dots(pulled: Tensor, share: Tensor) -> Tensor:
-    """Sums over blocks: [n, R, B, C / B] and [R, B, C / B] → [n, R, B]."""
+    """Multiply and sum over blocks: [n, R, B, C / B] and [R, B, C / B] → [n, R, B]."""
     if kernels.available_for(pulled):
         return kernels.dots(pulled, share)
     sums: Tensor = torch.linalg.vecdot(pulled, share)
@@ -88,7 +88,7 @@ def _dots(pulled: Tensor, share: Tensor) -> Tensor:
 
 
 def _solved(system: Tensor, gains: Tensor) -> Tensor:
-    """The change of all floats [R, P] that gains most."""
+    """Solve for the change of all floats [R, P] that gains most."""
     diagonal = system.diagonal(dim1=1, dim2=2)
     # blocks whose codes are all zero have no say, and no change
     ridge = (RIDGE * diagonal).clamp_min(torch.finfo(torch.float32).tiny)

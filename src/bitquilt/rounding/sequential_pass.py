@@ -87,7 +87,7 @@ class SequentialPass:
 
 
 def _layer(module: str) -> int:
-    """The block that a matrix is in, which has to be one."""
+    """Return the block that a matrix is in, which has to be one."""
     layer = layer_of(module)
     assert layer is not None, module
     return layer
@@ -127,7 +127,7 @@ def round_sequentially(
 
 
 def _key(allocation: Allocation, tokens: Tensor) -> str:
-    """A name for what a correction depends on, besides the settings of the work directory."""
+    """Name what a correction depends on, besides the settings of the work directory."""
     digest = hashlib.sha256(json.dumps(sorted(allocation.items())).encode())
     digest.update(tokens.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -184,7 +184,7 @@ class _Pair:
 
 
 def _linear(block: nn.Module, module: str) -> nn.Linear:
-    """A layer of a one-block model by its module path in the whole model."""
+    """Look up a layer of a one-block model by its module path in the whole model."""
     linear = block.get_submodule(f"layers.0.{in_block(module)}")
     assert isinstance(linear, nn.Linear)
     return linear
@@ -195,7 +195,7 @@ class _Reached(Exception):  # noqa: N818
 
 
 def _read(block: nn.Module, linear: nn.Linear, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """What a linear layer reads [T, C], and the residual stream [T, D] at that point.
+    """Return what a linear layer reads [T, C], and the residual stream [T, D] at that point.
 
     Args:
         block: the one-block model.

@@ -29,7 +29,7 @@ BlockTensors = Mapping[str, TensorSpec]
 
 
 def switched(tensors: BlockTensors, field: str) -> BlockTensors:
-    """The same tensors, where a model has them only if its config says so."""
+    """Return the tensors as ones that a model has only if its config says so."""
     return {name: replace(tensor, switch=field) for name, tensor in tensors.items()}
 
 

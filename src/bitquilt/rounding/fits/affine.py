@@ -37,7 +37,7 @@ STORED_NEIGHBOURS = (-1, 0, 1)
 
 @fit_family.register
 def _affine(qtype: Affine, weight: Tensor, importance: Tensor) -> Unpacked:
-    """The best of mlx's own line and of lines fitted to clipped ranges, all as they are stored."""
+    """Take the best of mlx's own line and of lines fitted to clipped ranges, all as stored."""
 
     def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         of = lines(groups, shares, qtype.high, torch.bfloat16)
@@ -59,7 +59,7 @@ def _fitted(of: Lines, best: Line, coarse: bool) -> Line:
 
 
 def _stock(of: Lines, groups: Tensor) -> Line:
-    """mx.quantize's line through groups [R, N, g] in bfloat16.
+    """Find mx.quantize's line through groups [R, N, g] in bfloat16.
 
     The edge furthest from zero is a level exactly, code 0; the scale is bent so that zero is a
     level too. Source: ml-explore/mlx, mlx/backend/cpu/quantized.cpp (quantize).

@@ -170,7 +170,7 @@ def alternate(of: Lines, scale: Tensor, offset: Tensor, best: Line, rounds: int)
 def _refit(
     of: Lines, scale: Tensor, offset: Tensor, code: Tensor, residual: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The line of least error for given codes: first the offset, then the scale for it as stored.
+    """Fit the line of least error to given codes: the offset, then the scale for it as stored.
 
     ``residual`` is importance · (weight - level), [R, N, k].
     """

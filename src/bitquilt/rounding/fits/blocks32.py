@@ -46,7 +46,7 @@ REVERSED = (1.0, 1.08, 1.3)
 
 @fit_family.register
 def _symmetric(qtype: Symmetric, weight: Tensor, importance: Tensor) -> Unpacked:
-    """Both signs of the scale are tried: the codes reach one step further below than above."""
+    """Try both signs of the scale, as the codes reach one step further below than above."""
     levels = _integers(qtype.low, qtype.high)
     starts = (
         *(qtype.low + turned for turned in GGML_LOWEST_STEPS),
@@ -66,7 +66,7 @@ def _symmetric(qtype: Symmetric, weight: Tensor, importance: Tensor) -> Unpacked
 
 @fit_family.register
 def _bytes(qtype: Q8_0, weight: Tensor, importance: Tensor) -> Unpacked:
-    """The scale that just holds the largest weight, as ggml's, or the best for its codes.
+    """Take the scale that just holds the largest weight, as ggml's, or the best for its codes.
 
     All is in units of the scale, so nothing overflows. With l the codes and r what they miss by, a
     scale larger by a share m takes m (2 Σ h l r - m Σ h l²) off the error (h importance).
@@ -101,7 +101,7 @@ def _integers(low: int, high: int) -> NearestLevels:
 
 
 def _fields(groups: Tensor, levels: NearestLevels, scales: Tensor, storage: Storage) -> Unpacked:
-    """Codes int8 [R, C] and ``d`` float32 [R, B]."""
+    """Return codes int8 [R, C] and ``d`` float32 [R, B]."""
     return {
         "codes": levels(groups * inverse(scales)).to(torch.int8).flatten(1),
         "d": storage.stored(scales).float().flatten(1),
@@ -110,7 +110,7 @@ def _fields(groups: Tensor, levels: NearestLevels, scales: Tensor, storage: Stor
 
 @fit_family.register
 def _asymmetric(qtype: Asymmetric, weight: Tensor, importance: Tensor) -> Unpacked:
-    """The better of ggml's line and of lines fitted to clipped ranges, then alternated."""
+    """Take the better of ggml's line and of lines fitted to clipped ranges, then alternated."""
 
     def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         of = lines(groups, shares, qtype.high, torch.float16)
@@ -127,7 +127,7 @@ def _asymmetric(qtype: Asymmetric, weight: Tensor, importance: Tensor) -> Unpack
 
 
 def _stock(of: Lines, groups: Tensor, importance: Tensor) -> Line:
-    """The lines that ggml finds: it weighs errors with the magnitudes in a row too."""
+    """Find ggml's lines, for which errors are weighed with the magnitudes in a row too."""
     unit, centre = of.offset.unit, of.offset.origin
     weights = groups / unit
     row = groups.square().mean((-2, -1), keepdim=True) / unit.square()

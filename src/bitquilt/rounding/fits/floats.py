@@ -11,5 +11,5 @@ from bitquilt.rounding.fits.family import fit_family
 
 @fit_family.register
 def _float(qtype: Float, weight: Tensor, importance: Tensor) -> Unpacked:
-    """Every weight goes to its nearest number by itself, ties to even; importance cannot matter."""
+    """Round every weight to its nearest number, ties to even; importance cannot matter."""
     return {"codes": weight.to(qtype.dtype)}

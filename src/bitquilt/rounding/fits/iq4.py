@@ -68,7 +68,7 @@ def _block(qtype: IQ4_NL, weight: Tensor, importance: Tensor) -> Unpacked:
 
 
 def _stock(groups: Tensor, importance: Tensor, spread_over: Tensor) -> Tensor:
-    """The scales [R, N, 1] that ggml finds: it weighs errors with the magnitudes too.
+    """Find ggml's scales [R, N, 1], for which errors are weighed with the magnitudes too.
 
     ``spread_over`` is the weights in its blocks, whose mean square (twice) it adds to each square.
     Source: ggml-quants.c, quantize_row_iq4_nl_impl.
@@ -124,7 +124,7 @@ def _steps(d: Tensor, scales: Tensor) -> Tensor:
 def _joint(
     groups: Tensor, importance: Tensor, ideal: Tensor, stock: Tensor, storage: Storage
 ) -> tuple[Tensor, Tensor]:
-    """Super-block scales [R, B, 1] and the integers [R, B, S] on them, as they are stored.
+    """Find super-block scales [R, B, 1] and the integers [R, B, S] on them, as stored.
 
     Args:
         groups: blocks [R, N, 32].
@@ -153,17 +153,17 @@ def _joint(
 
 
 def _by_super(blocks: Tensor) -> Tensor:
-    """[R, N, 1] to [R, B, S]."""
+    """Reshape [R, N, 1] to [R, B, S]."""
     return torch.unflatten(blocks.squeeze(-1), 1, (-1, SUB_BLOCKS))
 
 
 def _integers(ideal: Tensor, d: Tensor) -> Tensor:
-    """The nearest block scales [R, B, S], of d."""
+    """Return the nearest block scales [R, B, S], of d."""
     return (ideal * inverse(d)).round_().clamp_(LOWEST, HIGHEST)
 
 
 def _closest(ideal: Tensor, pull: Tensor) -> Tensor:
-    """The super-block scale [R, B, 1] whose multiples are closest to what blocks want [R, B, S]."""
+    """Find the super-block scale [R, B, 1] whose multiples are nearest to what blocks want."""
     factors = inverse(furthest_weight(ideal))
     candidates, costs = [], []
     for place in LARGEST_SCALE_STARTS:
@@ -179,7 +179,7 @@ def _closest(ideal: Tensor, pull: Tensor) -> Tensor:
 def _neighbours(
     groups: Tensor, importance: Tensor, d: Tensor, scales: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of each integer and those next to it; the error [R, B, 1]; the best d for them."""
+    """Take the best of each integer and its neighbours; give their error [R, B, 1] and best d."""
     tried, errors, wanted = [], [], []
     for move in (0, -1, 1):
         integer = (scales + move).clamp_(LOWEST, HIGHEST)

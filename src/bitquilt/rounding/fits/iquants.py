@@ -197,7 +197,7 @@ class StepSearch:
         return units, scales, lists.cheapest(self._by_pattern(units * multiples))[0]
 
     def _shortlists(self, steps: Tensor, size: int) -> Shortlists:
-        """The patterns nearest at those steps [R, B, n]."""
+        """Return the patterns nearest at those steps [R, B, n]."""
         cells = cells_of(self.name, size, steps.device)
         rows = len(steps)
         of_vectors = _repeated(steps, self.vectors_per_step).view(rows, -1, 1)
@@ -214,21 +214,21 @@ class StepSearch:
         )
 
     def _cost(self, lists: Shortlists, steps: Tensor) -> Tensor:
-        """Of the cheapest patterns at those steps, both [R, B, n]."""
+        """Return what the cheapest patterns cost at those steps, [R, B, n] like the steps."""
         each = self._by_pattern(steps)
         return lists.costs(each).amin(0).mul_(each).view(*steps.shape, -1).sum(-1)
 
     def _by_pattern(self, steps: Tensor) -> Tensor:
-        """[R, B, n] -> one for each pattern, [N]."""
+        """Repeat numbers [R, B, n] so that each pattern has its own, [N]."""
         return _repeated(steps, self.vectors_per_step * VECTOR // self.width).flatten()
 
 
 def _repeated(numbers: Tensor, count: int) -> Tensor:
-    """Each number ``count`` times over: [...] -> [..., count]."""
+    """Repeat each number ``count`` times: [...] -> [..., count]."""
     return numbers.unsqueeze(-1).expand(*numbers.shape, count).contiguous()
 
 
 def _cheapest(tried: Sequence[Tensor], costs: Sequence[Tensor]) -> Tensor:
-    """Of the numbers tried, each [R, B, n], those that cost least."""
+    """Take, of the numbers tried, each [R, B, n], those that cost least."""
     best = torch.stack(list(costs)).argmin(0, keepdim=True)
     return torch.stack(list(tried)).gather(0, best)[0]

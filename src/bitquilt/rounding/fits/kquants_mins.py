@@ -49,7 +49,8 @@ THROUGH_ZERO = (1.0, 0.96, 0.9, 0.8)
 """Parts of the range of codes that lines through zero start with, for weights off to one side."""
 D_SHARES = (0.75, 0.85, 0.9, 0.95, 1.0, 1.05, 1.15)
 DMIN_SHARES = (0.85, 0.92, 1.0, 1.05)
-"""Of the largest integer: where a tried d puts the largest scale, a tried dmin the furthest min."""
+"""A tried d puts the largest scale, and a tried dmin the furthest min, at this share of the largest
+integer."""
 D_KEPT = 2
 """So many d are tried with every dmin, and one more for mins of one sign."""
 SCALE_MIN_NEIGHBOURS = tuple((scale, least) for scale in (0, -1, 1) for least in (0, -1, 1))
@@ -70,7 +71,7 @@ def _with_mins(qtype: WithMins, weight: Tensor, importance: Tensor) -> Unpacked:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of M sets of codes, float32 [M, J, N]: what the error of any line through them takes."""
+    """Moments of M sets of codes, float32 [M, J, N]: all that the error of a line depends on."""
 
     mean: Tensor
     covariance: Tensor
@@ -135,7 +136,7 @@ class _Blocks:
 
 
 def _search(blocks: _Blocks) -> tuple[_Moments, Tensor, Tensor]:
-    """The moments of the starting codes, and the d and dmin [N] that serve some of them best."""
+    """Find moments of the starting codes, and the d and dmin [N] that serve some of them best."""
     of = blocks.moments(*_starts(blocks))
     slopes = of.covariance / of.variance
     _, slope, mean = pick_best(slopes * of.covariance, slopes, of.mean)
@@ -169,7 +170,7 @@ def _column(numbers: Sequence[float], like: Tensor) -> Tensor:
 
 
 def _best_ds(blocks: _Blocks, of: _Moments, slopes: Tensor, ds: Tensor) -> Tensor:
-    """The few d of [P, N] with which the sub-blocks do best if mins are not rounded.
+    """Find the few d of [P, N] that suit the sub-blocks best if mins are not rounded.
 
     The last is the best where none may lie above zero: one sub-block that would otherwise has a
     lesser slope, and with that d be clipped beside others whose mins need the other sign.
@@ -194,7 +195,7 @@ def _best_ds(blocks: _Blocks, of: _Moments, slopes: Tensor, ds: Tensor) -> Tenso
 def _best_dmin(
     blocks: _Blocks, of: _Moments, slopes: Tensor, d: Tensor, dmins: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gain with the best dmin of [P, N] under d, and that dmin, both [N]."""
+    """Return the gain with the best dmin of [P, N] under d, and that dmin, both [N]."""
     x = blocks.whole(slopes, d).mul_(d)
     wanted = torch.addcmul(-blocks.mean, x, of.mean)
     free = (2 * of.covariance).sub_(x * of.variance).mul_(x)
@@ -208,7 +209,7 @@ def _best_dmin(
 
 
 def _lines(blocks: _Blocks, of: _Moments, d: Tensor, dmin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gain, scale and min of each set of codes, [M, J, N].
+    """Return the gain, scale and min of each set of codes, [M, J, N].
 
     First the scale that fits best with any min, then the min for it, then the scale for that min.
     """
@@ -247,7 +248,7 @@ def _improve(blocks: _Blocks, of: _Moments, d: Tensor, dmin: Tensor) -> _Scales:
 def _choose(
     blocks: _Blocks, of: _Moments, d: Tensor, dmin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, _Moments]:
-    """For each sub-block the best of M sets of codes: its scale, min and moments [J, N].
+    """Choose the best of M sets of codes for each sub-block: its scale, min and moments [J, N].
 
     Third comes the gain of the whole super-block, [N].
     """
@@ -257,7 +258,7 @@ def _choose(
 
 
 def _if_near(new: Tensor, old: Tensor) -> Tensor:
-    """The new numbers, but the old ones where they are far off: the equations were singular."""
+    """Take new numbers, or the old where the new are far off, as the equations were singular."""
     return torch.where((new - old).abs() < old.abs() / 2, new, old)
 
 
@@ -267,7 +268,7 @@ def _where(better: Tensor, one: _Scales, other: _Scales) -> _Scales:
 
 
 def _refit(blocks: _Blocks, of: _Moments, scales: Tensor, mins: Tensor) -> tuple[Tensor, Tensor]:
-    """The d and dmin [N] of least error for given codes and integers: two normal equations."""
+    """Solve two normal equations for the d and dmin [N] that suit codes and integers best."""
     spread = blocks.total * mins
     weighed = blocks.total * of.mean * scales
     dd = (scales.square() * of.variance + weighed * of.mean * scales).sum(0)

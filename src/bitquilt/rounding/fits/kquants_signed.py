@@ -83,7 +83,7 @@ class _Blocks:
 
 
 def _search(blocks: _Blocks) -> tuple[Tensor, Tensor]:
-    """The best d [N] and integer scales [J, N] for any of the codes that the starts round to.
+    """Find the best d [N] and integer scales [J, N] for any codes that the starts round to.
 
     A start puts the largest weight of a sub-block, sign and all, on a multiple of its scale. A
     tried d puts the largest of the best float scales on a multiple of d; under it every sub-block

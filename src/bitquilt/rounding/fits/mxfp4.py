@@ -49,7 +49,7 @@ def _error(scaled: Tensor, importance: Tensor, shift: int) -> Tensor:
 
 
 def _least_clipless(groups: Tensor) -> Tensor:
-    """The least exponent e that clips nothing, 6 · 2^e ≥ the largest weight; float32 [R, N, 1].
+    """Find the least e that clips nothing, 6 · 2^e ≥ the largest weight; float32 [R, N, 1].
 
     0 for a group of zeros. Groups below 2^-127 take the least there is, where mx.quantize
     overflows.

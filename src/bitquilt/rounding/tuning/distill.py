@@ -202,7 +202,7 @@ def _descent(
 
 
 def _share_of_rate(index: int, total: int, warm_up: int) -> float:
-    """The part of the highest learning rate that a step takes: up a line, down a cosine."""
+    """Return a step's part of the highest learning rate: up a line, then down a cosine."""
     return min(1.0, (index + 1) / warm_up) * (1 + math.cos(math.pi * index / total)) / 2
 
 

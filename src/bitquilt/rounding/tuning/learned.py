@@ -60,7 +60,7 @@ class Learned(ABC):
 
     @abstractmethod
     def _steps(self) -> Unpacked:
-        """What the changes add to the numbers."""
+        """Return what the changes add to the numbers."""
 
 
 class Norm(Learned):
@@ -95,7 +95,7 @@ class Scales(Learned):
             self._separate(decode, self._step, self._offset)
 
     def _separate(self, decode: Callable[[Unpacked], Tensor], step: str, offset: str) -> None:
-        """How far each may go, and what an offset does to keep out of its step's way."""
+        """Set how far each may go, and what an offset does to keep out of its step's way."""
         start = self.start
         blocks = start[step].shape[1]
         by_step, by_offset = (
@@ -118,5 +118,5 @@ class Scales(Learned):
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """0 where the denominator is 0."""
+    """Divide, with 0 where the denominator is 0."""
     return torch.where(denominator == 0, 0.0, numerator / denominator)

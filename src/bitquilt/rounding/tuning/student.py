@@ -67,7 +67,7 @@ class Student:
                 self._biases[name] = checkpoint.load(name).to(device)
 
     def _add(self, module: str, qtype: QuantType, fields: Unpacked) -> None:
-        """A matrix: what of it stays, and its scales."""
+        """Add a matrix: what of it stays, and its scales."""
 
         def decode(own: Unpacked) -> Tensor:
             return qtype.decode(fields | own)
@@ -78,7 +78,7 @@ class Student:
         self._fixed[module] = {name: fields[name] for name in fields.keys() - moves}
 
     def _norm_dtype(self) -> torch.dtype:
-        """The dtype in which the file will store norms."""
+        """Return the dtype in which the file will store norms."""
         dtype: torch.dtype = getattr(torch, target_of(self._qtypes.values()).norm_dtype)
         return dtype
 
@@ -92,7 +92,7 @@ class Student:
         return self._qtypes[module].decode(self._fixed[module] | self._values(module))
 
     def _values(self, owner: str) -> Unpacked:
-        """What is learned of a matrix or a norm, as the file would hold it now."""
+        """Return what is learned of a matrix or a norm, as the file would hold it now."""
         return {n: numbers for one in self._learned[owner] for n, numbers in one.values().items()}
 
     def changes(self) -> list[Tensor]:

@@ -57,7 +57,7 @@ _FILE_TYPE_NAMES = {
 
 
 def plan_gguf(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
-    """The exact size of the file; only shapes, config and tokenizer are read.
+    """Compute the exact size of the file; only shapes, config and tokenizer are read.
 
     Without a tokenizer (a config alone) the file is counted without one.
 
@@ -139,7 +139,7 @@ def check_gguf(
 def _metadata(
     checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, padding: int
 ) -> Metadata:
-    """All pairs of the header; its length is the same for every allocation and recipe."""
+    """Return all pairs of the header; its length is the same for every allocation and recipe."""
     pairs = _model_metadata(checkpoint)
     pairs["general.file_type"] = encode(int(_file_type(checkpoint, chosen)))
     pairs["general.quantization_version"] = encode(QUANTIZATION_VERSION)
@@ -148,7 +148,7 @@ def _metadata(
 
 
 def _model_metadata(checkpoint: Checkpoint) -> Metadata:
-    """What describes the model itself: taken over from a GGUF source, else written anew."""
+    """Describe the model itself: as a GGUF source does, else anew."""
     if checkpoint.gguf_source is not None:
         return kept_metadata(checkpoint.gguf_source)
     keys: dict[str, MetadataValue] = {
@@ -170,7 +170,7 @@ def _model_metadata(checkpoint: Checkpoint) -> Metadata:
 
 
 def _file_type(checkpoint: Checkpoint, chosen: dict[str, QuantType]) -> LlamaFileType:
-    """The file type named after the type that most weights are on; llama.cpp only prints it."""
+    """Return the file type of most weights' type; llama.cpp only prints it."""
     weights: Counter[str] = Counter()
     for module, qtype in chosen.items():
         rows, columns = checkpoint.matrices[module]
@@ -214,7 +214,7 @@ def _tensor_data(
     packed: PackedSource,
     factors: RopeFactors | None,
 ) -> Iterator[npt.NDArray[Any]]:
-    """The bytes of every tensor in file order, as arrays of the stored type."""
+    """Yield the bytes of every tensor in file order, as arrays of the stored type."""
     family = architecture_of(checkpoint.config)
     for name in checkpoint.shapes:
         module = name.removesuffix(".weight")
@@ -229,7 +229,7 @@ def _tensor_data(
 
 
 def packed_rows(parts: Packed) -> torch.Tensor:
-    """A packed matrix as the bytes of its rows, uint8 [R, row_bytes]."""
+    """Return a packed matrix as the bytes of its rows, uint8 [R, row_bytes]."""
     if "data" in parts:
         return parts["data"].cpu()
     return parts["weight"].cpu().contiguous().view(torch.uint8)

@@ -43,7 +43,7 @@ class Part:
 
 
 def parts_of(module: str, qtype: QuantType, rows: int, columns: int) -> list[Part]:
-    """The tensors that mlx-lm expects of a matrix on a type."""
+    """Return the tensors that mlx-lm expects of a matrix on a type."""
     groups = columns // qtype.block
     if isinstance(qtype, Float):
         return [Part(f"{module}.weight", qtype.name, (rows, columns))]
@@ -60,7 +60,7 @@ def parts_of(module: str, qtype: QuantType, rows: int, columns: int) -> list[Par
 
 
 def norm_dtype(chosen: Mapping[str, QuantType]) -> str:
-    """The dtype of norms and biases: that of the activations, which the embedding decides.
+    """Return the dtype of norms and biases: the activations', which the embedding decides.
 
     See docs/decisions/mlx-activations.md.
     """
@@ -68,18 +68,18 @@ def norm_dtype(chosen: Mapping[str, QuantType]) -> str:
 
 
 def norm_values(checkpoint: Checkpoint) -> int:
-    """How many numbers are in norms and biases."""
+    """Count the numbers in norms and biases."""
     return sum(shape[0] for shape in checkpoint.shapes.values() if len(shape) == 1)
 
 
 def norm_slack(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> int:
-    """Bytes by which norms and biases are smaller than in float32; spaces make up for them."""
+    """Count the bytes that norms and biases save against float32; spaces make up for them."""
     saved = ITEM_SIZES["F32"] - ITEM_SIZES[norm_dtype(chosen)]
     return saved * norm_values(checkpoint)
 
 
 def file_parts(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> list[Part]:
-    """Every tensor in file order: wide items first, so that all are aligned without gaps."""
+    """List every tensor in file order: wide items first, so that all are aligned without gaps."""
     parts: list[Part] = []
     for name, shape in checkpoint.shapes.items():
         module = name.removesuffix(".weight")
@@ -100,7 +100,7 @@ def offsets_of(parts: Iterable[Part]) -> dict[str, int]:
 
 
 def safetensors_header(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> bytes:
-    """The header, filled with spaces so that it and the norms together always take the same."""
+    """Return the header, with spaces so that it and the norms always take as much together."""
     parts = file_parts(checkpoint, chosen)
     text = _header_text(parts, offsets_of(parts))
     room = _header_room(checkpoint) + norm_slack(checkpoint, chosen)
@@ -133,7 +133,7 @@ def _header_room(checkpoint: Checkpoint) -> int:
 
 
 def config_text(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> str:
-    """config.json, filled with spaces to the length that no allocation exceeds."""
+    """Return config.json, filled with spaces to the length that no allocation exceeds."""
     longest = _dump(checkpoint.config, dict.fromkeys(chosen, WORST_ENTRY), WORST_ENTRY)
     entries = {module: quantization_entry(qtype) for module, qtype in chosen.items()}
     packed = [tuple(entry.items()) for entry in entries.values() if isinstance(entry, dict)]
@@ -150,7 +150,7 @@ def _dump(config: dict[str, Any], entries: Mapping[str, Any], default: dict[str,
 
 
 def quantization_entry(qtype: QuantType) -> dict[str, Any] | bool:
-    """What config.json says of a module on that type; False is mlx-lm's word for not quantized."""
+    """Return config.json's entry of a module on a type; False means that it is not quantized."""
     if isinstance(qtype, Float):
         return False
     if isinstance(qtype, Affine):
@@ -159,7 +159,7 @@ def quantization_entry(qtype: QuantType) -> dict[str, Any] | bool:
 
 
 def qtype_name(entry: dict[str, Any]) -> str:
-    """The inverse of :func:`quantization_entry` for a quantized module."""
+    """Undo :func:`quantization_entry`: return the type of a quantized module's entry."""
     if entry.get("mode", "affine") == "affine":
         return f"{entry['bits']}bit-g{entry['group_size']}"
     return str(entry["mode"])

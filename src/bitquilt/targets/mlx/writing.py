@@ -52,7 +52,7 @@ _DTYPES = {torch.uint32: "U32", torch.bfloat16: "BF16", torch.float32: "F32", to
 
 
 def plan_mlx(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
-    """The exact size of the whole directory; only shapes, config and tokenizer are read.
+    """Compute the exact size of the directory; only shapes, config and tokenizer are read.
 
     Raises:
         UserError: the allocation has no MLX form.
@@ -162,7 +162,7 @@ class MlxWeights(Mapping[str, torch.Tensor]):
 def _texts(
     checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, padding: int
 ) -> dict[str, str]:
-    """The files that are written rather than copied: name → content."""
+    """Return the files that are written rather than copied: name → content."""
     recipe = padded_text(recipe_json, recipe_room(checkpoint) + padding, "the recipe")
     texts = {"config.json": config_text(checkpoint, chosen), RECIPE_FILE: recipe + "\n"}
     if checkpoint.chat_template is not None:
@@ -174,7 +174,7 @@ def _texts(
 
 
 def _copied(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The tokenizer's files and the licence: name → content."""
+    """Return the tokenizer's files and the licence: name → content."""
     source = checkpoint.tokenizer_dir
     if source is None:
         return {}
@@ -187,7 +187,7 @@ def _write_weights(
     chosen: dict[str, QuantType],
     packed: PackedSource,
 ) -> None:
-    """Each tensor at its place; the parts of one matrix lie apart, sorted by item size."""
+    """Write each tensor at its place; the parts of one matrix lie apart, sorted by item size."""
     parts = file_parts(checkpoint, chosen)
     by_name = {part.name: part for part in parts}
     header = safetensors_header(checkpoint, chosen)
@@ -202,7 +202,7 @@ def _write_weights(
 def _tensors(
     checkpoint: Checkpoint, chosen: dict[str, QuantType], packed: PackedSource
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the file as it is stored, matrix by matrix."""
+    """Yield every tensor of the file as it is stored, matrix by matrix."""
     for name in checkpoint.shapes:
         module = name.removesuffix(".weight")
         if module not in chosen:
