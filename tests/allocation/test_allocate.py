@@ -65,7 +65,7 @@ def test_no_more_is_read_than_it_takes(behind, expected):
 
 
 @pytest.mark.parametrize("preset", ["Q3_K_M", "Q4_K_M"])
-def test_a_budget_of_a_presets_bytes_is_judged_against_it(model, preset):
+def test_a_budget_of_a_presets_bytes_is_measured_against_it(model, preset):
     checkpoint = open_checkpoint(model[0])
     nbytes = planned(checkpoint, recipe=preset).layout.total_bytes
     plan = planned(checkpoint, size=f"{nbytes}B")

@@ -60,11 +60,11 @@ def mobilellm_140m():
 )
 def test_a_file_comes_within_half_a_percent_of_its_budget(model, target, bits):
     checkpoint = open_checkpoint(MOBILELLM) if model == "950M" else mobilellm_140m()
-    made = make_plan(checkpoint, requests(PlanConfig(bits=bits))[0], get_target(target))
+    planned = make_plan(checkpoint, requests(PlanConfig(bits=bits))[0], get_target(target))
     weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     budget = bits * weights / 8
-    assert 0.995 * budget <= made.layout.total_bytes <= budget
-    assert made.bits == made.layout.total_bytes * 8 / weights
+    assert 0.995 * budget <= planned.layout.total_bytes <= budget
+    assert planned.bits == planned.layout.total_bytes * 8 / weights
 
 
 @pytest.mark.parametrize("target", ["gguf", "mlx"])
@@ -80,21 +80,21 @@ def test_a_hub_id_is_planned_to_the_byte_without_its_weights(tiny, tmp_path, mon
 
 
 def test_a_size_is_met_like_bits(tiny):
-    made = plan(tiny, size="500kB", to="both")
-    assert [p.target for p in made] == [GGUF, MLX]
-    for one in made:
+    plans = plan(tiny, size="500kB", to="both")
+    assert [p.target for p in plans] == [GGUF, MLX]
+    for one in plans:
         assert 497_500 <= one.layout.total_bytes <= 500_000
 
 
-@pytest.mark.parametrize("target", ["gguf", "mlx"])
-def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
+@pytest.mark.parametrize("name", ["gguf", "mlx"])
+def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, name):
     """A mix of another size, as a search may find one, is written at the announced size."""
-    checkpoint, written = open_checkpoint(tiny), get_target(target)
-    made = make_plan(checkpoint, requests(PlanConfig(bits=4.7))[0], written)
-    guess = AllocationSpace.of(sensitivity.prior(checkpoint, made.space.candidate_sets))
+    checkpoint, target = open_checkpoint(tiny), get_target(name)
+    planned = make_plan(checkpoint, requests(PlanConfig(bits=4.7))[0], target)
+    guess = AllocationSpace.of(sensitivity.prior(checkpoint, planned.space.candidate_sets))
     opposite = guess.rescored([-scores for scores in guess.scores])
-    other = guess.allocation(solve(opposite, made.space.capacity))
-    padding = made.layout.total_bytes - written.plan(checkpoint, other).total_bytes
+    other = guess.allocation(solve(opposite, planned.space.capacity))
+    padding = planned.layout.total_bytes - target.plan(checkpoint, other).total_bytes
     assert padding > 0
 
     def packed(module, qtype):
@@ -102,41 +102,41 @@ def test_the_size_is_final_whatever_is_measured(tiny, tmp_path, target):
         return on.pack(fit(on, checkpoint.load(f"{module}.weight"), None))
 
     path = tmp_path / "model.gguf"
-    written.write(checkpoint, other, packed, path, "{}", padding)
-    written.check(path, checkpoint, other, packed)
+    target.write(checkpoint, other, packed, path, "{}", padding)
+    target.check(path, checkpoint, other, packed)
     files = path.rglob("*") if path.is_dir() else [path]
-    assert sum(file.stat().st_size for file in files) == made.layout.total_bytes
+    assert sum(file.stat().st_size for file in files) == planned.layout.total_bytes
 
 
 def test_pins_hold_under_a_budget(tiny, recipe):
     mine = recipe(pin={"token_embd": "Q8_0", "blk.0.attn_v": "F32"})
-    (made,) = plan(tiny, bits=6, recipe=mine)
-    assert made.allocation["model.embed_tokens"] == "Q8_0"
-    assert made.allocation["model.layers.0.self_attn.v_proj"] == "F32"
-    assert made.layout.total_bytes <= 6 * made.weights / 8
+    (planned,) = plan(tiny, bits=6, recipe=mine)
+    assert planned.allocation["model.embed_tokens"] == "Q8_0"
+    assert planned.allocation["model.layers.0.self_attn.v_proj"] == "F32"
+    assert planned.layout.total_bytes <= 6 * planned.weights / 8
 
 
 def test_rules_are_no_pins_under_a_budget(tiny, recipe):
-    (made,) = plan(tiny, bits=3, recipe=recipe(default="Q8_0"))
-    assert "Q8_0" not in made.allocation.values()
+    (planned,) = plan(tiny, bits=3, recipe=recipe(default="Q8_0"))
+    assert "Q8_0" not in planned.allocation.values()
 
 
 @pytest.mark.parametrize(
     ("target", "preset", "embedding"), [("gguf", "Q4_K_M", "Q6_K"), ("mlx", "4bit-g64", "4bit-g64")]
 )
 def test_presets(tiny, target, preset, embedding):
-    (made,) = plan(tiny, recipe=preset, to=target)
-    assert made.space is None
-    assert made.allocation["model.embed_tokens"] == embedding
-    assert all(target in qtypes.get(qtype).targets for qtype in made.allocation.values())
+    (planned,) = plan(tiny, recipe=preset, to=target)
+    assert planned.space is None
+    assert planned.allocation["model.embed_tokens"] == embedding
+    assert all(target in qtypes.get(qtype).targets for qtype in planned.allocation.values())
 
 
 def test_the_published_breakdown():
     """752 MiB of embedding, 358 to 359 MiB of 4-bit codes, 45 MiB of scales and biases."""
     recipe = EXAMPLES / "mlx-published-950m.json"
-    (made,) = plan(MOBILELLM, recipe=recipe, to="mlx")
+    (planned,) = plan(MOBILELLM, recipe=recipe, to="mlx")
     embedding, codes, scales = (
-        made.layout.breakdown[part] / 2**20 for part in ("embedding", "codes", "scales")
+        planned.layout.breakdown[part] / 2**20 for part in ("embedding", "codes", "scales")
     )
     assert round(embedding) == 752
     assert 358 < codes < 359.5
@@ -183,8 +183,8 @@ def test_targets():
 
 
 def test_rules_beside_a_budget_are_said_to_have_no_effect(tiny, recipe):
-    (made,) = plan(tiny, bits=6, recipe=recipe(default="Q4_K", pin={"token_embd": "Q8_0"}))
-    assert "only the pins" in made.notes[0]
+    (planned,) = plan(tiny, bits=6, recipe=recipe(default="Q4_K", pin={"token_embd": "Q8_0"}))
+    assert "only the pins" in planned.notes[0]
     assert plan(tiny, bits=6, recipe=recipe(pin={"token_embd": "Q8_0"}))[0].notes == ()
 
 

@@ -53,8 +53,8 @@ def test_plan_of_a_config_alone_says_that_the_tokenizer_is_not_counted(asked, mo
 
 
 def test_quantize_and_run(asked, model, tmp_path):
-    made = asked("quantize", model, "--recipe", "Q8_0", "-o", tmp_path)
-    (output,) = made["outputs"]
+    result = asked("quantize", model, "--recipe", "Q8_0", "-o", tmp_path)
+    (output,) = result["outputs"]
     assert output["path"] == str(tmp_path / "tiny-llama4_text-Q8_0.gguf")
     assert output["figures"]["kl"]["mean"] < 0.1
     answer = asked("run", output["path"], "What is 347 + 585?", "--max-tokens", "3")

@@ -1,4 +1,4 @@
-"""The embedded model answers, and nothing it is judged on leaked into calibration."""
+"""The embedded model answers, and nothing it is measured on leaked into calibration."""
 
 import pytest
 import torch

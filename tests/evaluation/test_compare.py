@@ -100,7 +100,7 @@ def test_figures_are_those_of_transformers_on_the_same_text(found, model, text, 
     kl = (truth[1].exp() * (truth[1] - log_q)).sum(-1).numpy()
     domains = np.array(read.domain)
     for name in ("prose", "maths"):
-        kept = read.judged & (domains == name)[:, None]
+        kept = read.scored & (domains == name)[:, None]
         figures, own = found.files[1].figures[name], found.own[name]
         assert figures.tokens == own.tokens == kept.sum()
         assert own.perplexity.mean == pytest.approx(math.exp(truth[0].numpy()[kept].mean()), 1e-4)
@@ -126,8 +126,8 @@ def losses_and_logs(engine, tokens):
 
 def decoded(model, read, windows):
     tokenizer = AutoTokenizer.from_pretrained(model.source)
-    for ids, judged in zip(read.tokens[windows, 1:], read.judged[windows], strict=True):
-        yield tokenizer.decode(ids[judged], skip_special_tokens=True).encode()
+    for ids, scored in zip(read.tokens[windows, 1:], read.scored[windows], strict=True):
+        yield tokenizer.decode(ids[scored], skip_special_tokens=True).encode()
 
 
 def test_domains_traces_and_uncertain_tokens_apart(found):

@@ -1,4 +1,4 @@
-"""Windows know their documents; what cannot be predicted is not judged."""
+"""Windows know their documents; what cannot be predicted is not scored."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def test_long_documents_give_windows_in_turn():
     text = held_out(corpus(400, 400, 90), encode, 6 * LENGTH, LENGTH, Silent())
     owners = sorted(text.tokens[:, 0].tolist())
     assert owners == [0, 0, 1, 1, 2, 2]
-    assert text.judged.all()
+    assert text.scored.all()
     np.testing.assert_array_equal(text.document, text.tokens[:, 1:])
 
 
 def test_short_documents_share_a_window_and_are_not_predicted_from_one_another():
     text = held_out(corpus(35, 35, 35, 35), encode, 2 * LENGTH, LENGTH, Silent())
     tokens = text.tokens.numpy()
-    np.testing.assert_array_equal(text.judged, tokens[:, 1:] == tokens[:, :-1])
-    assert not text.judged.all()
-    assert len(text.documents) == text.judged.sum() == len(text.domains)
+    np.testing.assert_array_equal(text.scored, tokens[:, 1:] == tokens[:, :-1])
+    assert not text.scored.all()
+    assert len(text.documents) == text.scored.sum() == len(text.domains)
 
 
 def test_domains_get_the_same_share():
@@ -57,13 +57,13 @@ def test_the_first_windows_are_the_text_itself():
     text = held_out(corpus(400, 400), encode, 8 * LENGTH, LENGTH, Silent())
     part = text.first(3, 20)
     assert part.tokens.shape == (3, 20)
-    assert part.judged.shape == part.document.shape == (3, 19)
+    assert part.scored.shape == part.document.shape == (3, 19)
     assert part.fingerprint != text.fingerprint == text.first(8, LENGTH).fingerprint
 
 
-def test_bytes_are_those_of_the_judged_tokens():
+def test_bytes_are_those_of_the_scored_tokens():
     text = held_out(corpus(35, 35, 35), encode, LENGTH, LENGTH, Silent())
-    assert text.nbytes(lambda ids: "é" * len(ids)).tolist() == (2 * text.judged.sum(1)).tolist()
+    assert text.nbytes(lambda ids: "é" * len(ids)).tolist() == (2 * text.scored.sum(1)).tolist()
 
 
 def test_text_without_a_document_of_a_window_is_refused():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import click
 
+from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, config_options, print_json
 from bitquilt.cli.tables import figures_table, stdout_console
 from bitquilt.evaluation.config import BenchConfig
@@ -37,11 +39,7 @@ def bench(models: tuple[str, ...], config: BenchConfig, as_json: bool) -> None:
 
 
 def _print(found: BenchResult) -> None:
-    """One table a load, models side by side."""
-    from itertools import groupby
-
-    from bitquilt.allocation.budget import human
-
+    """Print one table for each load, models side by side."""
     console = stdout_console()
     told = all(speed.joules is not None for speed in found.speeds)
     for load, speeds in groupby(found.speeds, key=lambda speed: speed.load):

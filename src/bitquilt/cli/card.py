@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from bitquilt.cli.options import JSON, print_json
+from bitquilt.runtime.files import atomic_write
 
 FILES = click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 AGAINST = click.option(
@@ -56,7 +57,6 @@ def card(
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.report import card as cards
     from bitquilt.report import publish
-    from bitquilt.runtime.files import atomic_write
 
     model = publish.publication(models, against, repo, base_model)
     written = {"README.md": cards.model_card(model), **cards.modelfiles(model)}

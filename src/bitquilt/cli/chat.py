@@ -164,10 +164,10 @@ class Conversation:
         end = self._session.last
         if end is None:
             raise UserError("nothing has been answered yet; type a question first")
-        made = end.tokens + end.discarded_tokens
+        generated = end.tokens + end.discarded_tokens
         _note(
             f"{end.tokens} tokens, {end.thinking_tokens} of them reasoning, "
-            f"{made / max(self._seconds, 1e-9):.1f} tokens/s; {end.rollbacks} rollbacks; "
+            f"{generated / max(self._seconds, 1e-9):.1f} tokens/s; {end.rollbacks} rollbacks; "
             f"the conversation has {end.prompt_tokens + end.tokens} tokens, of which "
             f"{end.prefilled_tokens} were read for this answer"
         )

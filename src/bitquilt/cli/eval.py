@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, config_options, print_json
 from bitquilt.cli.tables import figures_table, stdout_console
 from bitquilt.evaluation.config import EvalConfig
@@ -90,7 +91,6 @@ def _print(found: Evaluation) -> None:
 
 def _print_file(console: Console, file: FileResult) -> None:
     """Print all figures of one file, a line for each domain."""
-    from bitquilt.allocation.budget import human
     from bitquilt.report.figures import HEADINGS
 
     title = f"{file.name}, {human(file.nbytes)}, {file.bits:.3f} bits, in {file.engine}"
@@ -104,7 +104,6 @@ def _print_file(console: Console, file: FileResult) -> None:
 
 def _overview(found: Evaluation) -> Table:
     """Make the table with one line for each file, the smallest first."""
-    from bitquilt.allocation.budget import human
     from bitquilt.report.figures import HEADINGS, number
 
     fields = ("kl", "agreement", "perplexity")

@@ -10,6 +10,7 @@ import click
 
 from bitquilt.cli.options import JSON, MODEL, config_options, print_json
 from bitquilt.config import PlanConfig
+from bitquilt.models.names import kind_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,17 +40,19 @@ def plan(model: str, config: PlanConfig, as_json: bool) -> None:
         _print(planned)
 
 
-def _print(made: Plan) -> None:
-    """The size, what it is made of, and the mix: no line is wider than a terminal of 80."""
+def _print(planned: Plan) -> None:
+    """Print the size, its parts, and the mix: no line is wider than a terminal of 80."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    total = made.layout.total_bytes
-    console.print(f"[bold]{made.target}[/bold]: {total:,} bytes, {made.bits:.3f} bits per weight\n")
-    if not made.layout.breakdown["tokenizer"]:
+    total = planned.layout.total_bytes
+    console.print(
+        f"[bold]{planned.target}[/bold]: {total:,} bytes, {planned.bits:.3f} bits per weight\n"
+    )
+    if not planned.layout.breakdown["tokenizer"]:
         console.print("Without its tokenizer, which a config alone does not tell the size of.\n")
-    console.print(_breakdown(made.layout.breakdown, total), "")
-    console.print(_mix(made.allocation), "")
+    console.print(_breakdown(planned.layout.breakdown, total), "")
+    console.print(_mix(planned.allocation), "")
 
 
 def _breakdown(parts: Mapping[str, int], total: int) -> Table:
@@ -68,10 +71,8 @@ def _mebibytes(nbytes: int) -> str:
 
 
 def _mix(allocation: Mapping[str, str]) -> Table:
-    """One row per kind of matrix: how many of them are on which type."""
+    """Make a table with a row for each kind of matrix: how many of them have which type."""
     from rich.table import Table
-
-    from bitquilt.models.names import kind_of
 
     qtypes: dict[str, Counter[str]] = {}
     for module, qtype in allocation.items():

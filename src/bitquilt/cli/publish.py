@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from bitquilt.allocation.budget import human
 from bitquilt.cli.card import AGAINST, BASE_MODEL, FILES, REPOSITORY
 from bitquilt.cli.options import JSON, print_json
 
@@ -37,7 +38,6 @@ def publish(
     bitquilt publish demo-4.5bit.gguf --against demo --repo me/demo-GGUF
     bitquilt publish demo-4.5bit.gguf --against demo --repo me/demo-GGUF --upload
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
-    from bitquilt.allocation.budget import human
     from bitquilt.report import publish as hub
     from bitquilt.runtime.progress import Progress
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, MODEL, config_options, print_json
 from bitquilt.config import QuantizeConfig
 from bitquilt.runtime.malloc import keep_freed_memory
@@ -39,12 +40,10 @@ def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
 
 
 def _print_table(result: QuantizeResult) -> None:
-    """The closing table: each file as torch reads it back, and as its own engine runs it."""
+    """Print the closing table: each file as torch reads it back, and as its own engine runs it."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
-
-    from bitquilt.allocation.budget import human
 
     table = Table(title=result.model, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column("file: mix", no_wrap=True)

@@ -1,4 +1,4 @@
-"""``bitquilt report``: one page about what was made, to read and to pass on."""
+"""``bitquilt report``: one page about quantized files, to read and to pass on."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def report(work_dir: str, output: str | None, png: bool, as_json: bool) -> None:
 
     path = Path(output) if output else Path(work_dir).resolve().parent
     path = path / "report.html" if path.is_dir() else path
-    made = page.make_report(work_dir)
-    page.write_page(made, path)
-    plots = page.write_plots(made, path) if png else []
+    contents = page.make_report(work_dir)
+    page.write_page(contents, path)
+    plots = page.write_plots(contents, path) if png else []
     if as_json:
         print_json({"page": str(path), "plots": [str(plot) for plot in plots]})
     else:

@@ -54,45 +54,45 @@ class Examiner:
         """Give the original's own figures, by domain."""
         return by_domain(self.measured([reference.own for reference in self._references]))
 
-    def read(self, candidate: ModelFile) -> list[TokenFigures]:
+    def read(self, file: ModelFile) -> list[TokenFigures]:
         """Run one file over every text."""
         windows = sum(len(reference.text.tokens) for reference in self._references)
         with (
-            self._progress.stage(f"Measuring {candidate.name}", windows),
-            self._student(candidate) as student,
+            self._progress.stage(f"Measuring {file.name}", windows),
+            self._student(file) as student,
         ):
             return [
                 one.compare(student(one.text.tokens), self._progress) for one in self._references
             ]
 
     def measured(self, found: Sequence[TokenFigures]) -> list[Measured]:
-        """Give the judged tokens of every text, with what a model made of them."""
+        """Give the scored tokens of every text, with what a model made of them."""
         texts = zip(self._references, found, self._nbytes, strict=True)
         return [Measured.of(*of_text) for of_text in texts]
 
-    def result(self, candidate: ModelFile, found: Sequence[TokenFigures]) -> FileResult:
+    def result(self, file: ModelFile, found: Sequence[TokenFigures]) -> FileResult:
         """Sum up what one file made of every text, check its engine, and ask it a few questions."""
         weights = sum(torch.Size(shape).numel() for shape in self._original.shapes.values())
         return FileResult(
-            name=candidate.name,
-            path=str(candidate.path),
-            nbytes=candidate.nbytes,
-            sha256=sha256(candidate.path),
-            bits=candidate.nbytes * 8 / weights,
-            engine=candidate.engine if _in_engine(candidate) else "torch",
+            name=file.name,
+            path=str(file.path),
+            nbytes=file.nbytes,
+            sha256=sha256(file.path),
+            bits=file.nbytes * 8 / weights,
+            engine=file.engine if _in_engine(file) else "torch",
             figures=by_domain(self.measured(found)),
-            check=self._check(candidate, found[0]),
-            samples=self._samples(candidate),
+            check=self._check(file, found[0]),
+            samples=self._samples(file),
         )
 
-    def _check(self, candidate: ModelFile, found: TokenFigures) -> EngineCheck:
+    def _check(self, file: ModelFile, found: TokenFigures) -> EngineCheck:
         """Compare a file in its engine and in torch with the original, and with each other."""
-        here = excerpt(self._references[0], candidate.target)
-        read = found.first(*candidate.target.noise_excerpt)
-        student, tokens = self._in_torch(candidate), here.text.tokens
+        here = excerpt(self._references[0], file.target)
+        read = found.first(*file.target.noise_excerpt)
+        student, tokens = self._in_torch(file), here.text.tokens
         hidden, head = student.last_hidden(tokens), student.head()
-        with candidate.opened(self._original, self._encode) as engine:
-            if _in_engine(candidate):
+        with file.opened(self._original, self._encode) as engine:
+            if _in_engine(file):
                 in_engine, in_torch = read, here.compare(logits(hidden, head))
             else:
                 in_engine, in_torch = here.compare(logits_in(engine, tokens)), read
@@ -102,20 +102,20 @@ class Examiner:
             in_torch=here.mean(in_torch.kl),
             apart=here.mean(in_engine.kl - in_torch.kl),
             between=here.mean(between.kl),
-            tokens=int(here.text.judged.sum()),
+            tokens=int(here.text.scored.sum()),
         )
 
-    def _samples(self, candidate: ModelFile) -> list[TextSample]:
+    def _samples(self, file: ModelFile) -> list[TextSample]:
         """Put a few questions to the file, and its answers beside those of the original."""
         if self._talk is None:
             return []
         asked, answers = self._talk.asked, self._talk.answers
         with (
-            self._progress.stage(f"Asking {candidate.name}", len(asked)),
-            self._speaking(candidate) as engine,
+            self._progress.stage(f"Asking {file.name}", len(asked)),
+            self._speaking(file) as engine,
         ):
             if engine.info.chat_template is None:
-                self._progress.say(f"{candidate.name} has no chat template, so nothing is asked")
+                self._progress.say(f"{file.name} has no chat template, so nothing is asked")
                 return []
             own = traces.greedy_answers(engine, asked, self._talk.config, self._progress)
         return [
@@ -124,33 +124,31 @@ class Examiner:
         ]
 
     @contextmanager
-    def _speaking(self, candidate: ModelFile) -> Iterator[Engine]:
+    def _speaking(self, file: ModelFile) -> Iterator[Engine]:
         """Open a file in an engine that is fast enough here to answer."""
-        if _in_engine(candidate):
-            with candidate.opened(self._original, self._encode) as engine:
+        if _in_engine(file):
+            with file.opened(self._original, self._encode) as engine:
                 yield engine
         else:
-            weights = candidate.target.read_weights(candidate.path)
+            weights = file.target.read_weights(file.path)
             with TorchEngine(replace(self._original, reader=weights.__getitem__)) as engine:
                 yield engine
 
     @contextmanager
-    def _student(self, candidate: ModelFile) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
+    def _student(self, file: ModelFile) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
         """Open a file as a function from windows [N, L] to the logits [L, V] of each."""
-        if _in_engine(candidate):
-            with candidate.opened(self._original, self._encode) as engine:
+        if _in_engine(file):
+            with file.opened(self._original, self._encode) as engine:
                 yield lambda tokens: require_finite(
-                    logits_in(engine, tokens), str(candidate.path), candidate.engine
+                    logits_in(engine, tokens), str(file.path), file.engine
                 )
         else:
-            model = self._in_torch(candidate)
-            yield lambda tokens: require_finite(
-                logits_of(model, tokens), str(candidate.path), "torch"
-            )
+            model = self._in_torch(file)
+            yield lambda tokens: require_finite(logits_of(model, tokens), str(file.path), "torch")
 
-    def _in_torch(self, candidate: ModelFile) -> BlockwiseModel:
+    def _in_torch(self, file: ModelFile) -> BlockwiseModel:
         """The weights read from a file, dequantized."""
-        weights = candidate.target.read_weights(candidate.path)
+        weights = file.target.read_weights(file.path)
         return BlockwiseModel(self._original, weights.__getitem__)
 
     @cached_property
@@ -164,6 +162,6 @@ class Examiner:
         return [reference.text.nbytes(tokenizer.decode) for reference in self._references]
 
 
-def _in_engine(candidate: ModelFile) -> bool:
+def _in_engine(file: ModelFile) -> bool:
     """Whether its engine is fast enough here to read everything."""
-    return candidate.target.engine_is_fast
+    return file.target.engine_is_fast

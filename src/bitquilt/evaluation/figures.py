@@ -1,6 +1,6 @@
 """What a model is like on a text, domain by domain, each figure with its 95 % interval.
 
-Letters: T judged tokens.
+Letters: T scored tokens.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class DomainFigures:
     bits_per_byte: Estimate
     """The bits that this model needs for a byte of the text."""
     tokens: int
-    """The number of tokens that were judged."""
+    """The number of tokens that were scored."""
     documents: int
     """The number of documents that they are from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The judged tokens of one text under one model; every array is [T]."""
+    """The scored tokens of one text under one model; every array is [T]."""
 
     kl: TokenValues
     agreement: TokenValues
@@ -67,15 +67,15 @@ class Measured:
 
     @classmethod
     def of(cls, reference: Reference, found: TokenFigures, nbytes: NDArray[np.int64]) -> Measured:
-        """Per-token figures [N, L − 1] without the tokens that are not judged.
+        """Per-token figures [N, L − 1] without the tokens that are not scored.
 
         Args:
             reference: the original on the same text.
             found: the model on it.
-            nbytes: of each window's judged tokens [N].
+            nbytes: of each window's scored tokens [N].
         """
         text = reference.text
-        kept = text.judged
+        kept = text.scored
         per_token = nbytes / np.maximum(kept.sum(1), 1)
         return cls(
             kl=found.kl[kept],

@@ -1,4 +1,4 @@
-"""A model file under judgement: what it is on disk, and its logits in an engine or in torch."""
+"""A model file to be measured: what it is on disk, and its logits in an engine or in torch."""
 
 from __future__ import annotations
 
@@ -123,5 +123,5 @@ def logits_in(engine: Engine, tokens: Tensor) -> Iterator[Tensor]:
 
 
 def logits_of(model: BlockwiseModel, tokens: Tensor) -> Iterator[Tensor]:
-    """The same in torch."""
+    """Logits [L, V] of each window of int64 [N, L], computed in torch."""
     return (window.float() for window in logits(model.last_hidden(tokens), model.head()))

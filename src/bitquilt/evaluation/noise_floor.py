@@ -89,14 +89,14 @@ def _unquantized(
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / f"original{target.suffix}"
         target.write(original, allocation, packed, path, "{}")
-        candidate = ModelFile(path, target, 0, path.name)
-        with candidate.opened(original, encode) as engine:
+        file = ModelFile(path, target, 0, path.name)
+        with file.opened(original, encode) as engine:
             student = logits_in(engine, reference.text.tokens)
-            return _floor(f"{qtype} in {candidate.engine}", reference, student)
+            return _floor(f"{qtype} in {file.engine}", reference, student)
 
 
 def _floor(name: str, reference: Reference, student: Iterator[Tensor]) -> NoiseFloor:
     found = reference.compare(student)
     return NoiseFloor(
-        name=name, kl=reference.mean(found.kl), tokens=int(reference.text.judged.sum())
+        name=name, kl=reference.mean(found.kl), tokens=int(reference.text.scored.sum())
     )

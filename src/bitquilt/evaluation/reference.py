@@ -1,6 +1,6 @@
 """The original on the texts it is a reference for, computed once and kept in a work directory.
 
-Letters: N windows, L tokens in a window, T judged tokens, D model width, V vocabulary.
+Letters: N windows, L tokens in a window, T scored tokens, D model width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Reference:
     own: TokenFigures
     """Its own figures: a divergence of zero, and what it makes of the text."""
     entropy: TokenValues
-    """Of its next-token distribution, nats, [N, L − 1]."""
+    """The entropy of its next-token distribution, nats, [N, L − 1]."""
 
     @classmethod
     def of(cls, original: OriginalModel, text: Text) -> Reference:
@@ -54,7 +54,7 @@ class Reference:
         return cls(text, teacher, zero_divergence(kept["correct"], kept["loss"]), kept["entropy"])
 
     def first(self, windows: int, tokens: int) -> Reference:
-        """The same on the first tokens of the first windows."""
+        """Give the reference on the first tokens of the first windows."""
         return Reference(
             self.text.first(windows, tokens),
             self.teacher.first(windows, tokens),
@@ -63,9 +63,9 @@ class Reference:
         )
 
     def mean(self, values: TokenValues) -> Estimate:
-        """Over the judged tokens of [N, L − 1]."""
+        """Average values [N, L − 1] over the scored tokens, with an interval."""
         text = self.text
-        return Documents.of(text.documents, text.domains).mean(values[text.judged])
+        return Documents.of(text.documents, text.domains).mean(values[text.scored])
 
     def compare(self, student: Iterator[Tensor], progress: Progress | None = None) -> TokenFigures:
         """Compare a model's logits, one [L, V] per window; ``progress`` advances after each."""
@@ -107,8 +107,9 @@ class Talk:
             ):
                 text, answers = traces.write_traces(engine, questions, asked, config, progress)
             work.save_json(name, answers)
-            judged = torch.from_numpy(text.judged)
-            work.save(name, {"tokens": text.tokens, "judged": judged}, {})
+            scored = torch.from_numpy(text.scored)
+            # named as in the work directories of earlier versions
+            work.save(name, {"tokens": text.tokens, "judged": scored}, {})
         kept = work.load(name)
         text = traces.text_of(kept["tokens"], kept["judged"].numpy())
         return cls(text, asked, work.load_json(name), config)

@@ -36,7 +36,7 @@ class EngineCheck:
     between: Estimate
     """The mean KL(torch ‖ engine): what the engine adds by its own arithmetic."""
     tokens: int
-    """The number of tokens that were judged."""
+    """The number of tokens that were scored."""
 
     @property
     def agree(self) -> bool:
@@ -97,7 +97,7 @@ class NoiseFloor:
     kl: Estimate
     """The mean KL from the original in float32."""
     tokens: int
-    """The number of tokens that were judged."""
+    """The number of tokens that were scored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,8 @@ class Evaluation:
         found: dict[str, Any] = to_json(self)
         for file, one in zip(found["files"], self.files, strict=True):
             file["check"]["agree"] = one.check.agree
-        for comparison, made in zip(found["comparisons"], self.comparisons, strict=True):
-            comparison["winner"] = made.winner
+        for entry, comparison in zip(found["comparisons"], self.comparisons, strict=True):
+            entry["winner"] = comparison.winner
         return found
 
 

@@ -160,11 +160,11 @@ def bench(
 class Runner:
     """One model in its engine."""
 
-    def __init__(self, candidate: ModelFile, documents: int) -> None:
+    def __init__(self, file: ModelFile, documents: int) -> None:
         """Start the engine; prompts are from this many documents of the held-out text."""
-        self._candidate = candidate
-        self._weights = sum(map(math.prod, candidate.shapes.values()))
-        self._engine = candidate.start()
+        self._file = file
+        self._weights = sum(map(math.prod, file.shapes.values()))
+        self._engine = file.start()
         texts = (document.text for document in corpus.bundled("held-out") if document.text)
         self._tokens = self._engine.tokenize("\n\n".join(islice(texts, documents)))
         self._next = 0
@@ -180,7 +180,7 @@ class Runner:
         longest = max(load.prompt + load.answer for load in loads)
         if longest > self._engine.info.context:
             raise UserError(
-                f"{self._candidate.path} has a context of {self._engine.info.context:,} tokens and "
+                f"{self._file.path} has a context of {self._engine.info.context:,} tokens and "
                 f"{longest:,} are asked for; give a shorter --prompt or --answer"
             )
 
@@ -229,10 +229,10 @@ class Runner:
             if run.joules is not None
         ]
         prompt_rate, answer_rate = statistics.median(prompts), statistics.median(answers)
-        nbytes = self._candidate.nbytes
+        nbytes = self._file.nbytes
         return Speed(
-            name=self._candidate.name,
-            engine=self._candidate.engine,
+            name=self._file.name,
+            engine=self._file.engine,
             nbytes=nbytes,
             load=load,
             prompt_rate=prompt_rate,

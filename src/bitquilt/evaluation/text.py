@@ -1,6 +1,6 @@
-"""The text that models are judged on: windows of tokens that know their documents and domains.
+"""The text that models are scored on: windows of tokens that know their documents and domains.
 
-Letters: N windows, L tokens in a window, T judged tokens.
+Letters: N windows, L tokens in a window, T scored tokens.
 """
 
 from __future__ import annotations
@@ -25,51 +25,51 @@ FEWEST_TOKENS = 32
 
 @dataclass(frozen=True)
 class Text:
-    """Windows, each of one domain; tokens after the first are predicted, and judged where marked.
+    """Windows, each of one domain; tokens after the first are predicted, and scored where marked.
 
     The document, rather than the token, is what intervals draw anew.
     """
 
     tokens: Tensor
     """int64 [N, L]."""
-    judged: NDArray[np.bool_]
+    scored: NDArray[np.bool_]
     """[N, L − 1]: whether the token after this one counts."""
     document: NDArray[np.int64]
     """[N, L − 1]."""
     domain: tuple[str, ...]
-    """Of each window."""
+    """The domain of each window."""
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all of it."""
         digest = hashlib.sha256(repr((self.tokens.shape, self.domain)).encode())
-        for part in (self.tokens.numpy(), self.judged, self.document):
+        for part in (self.tokens.numpy(), self.scored, self.document):
             digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()
 
     @property
     def documents(self) -> NDArray[np.int64]:
-        """The document of every judged token [T]."""
-        return self.document[self.judged]
+        """The document of every scored token [T]."""
+        return self.document[self.scored]
 
     @property
     def domains(self) -> NDArray[np.str_]:
-        """The domain of every judged token [T]."""
-        return np.repeat(np.array(self.domain), self.judged.sum(1))
+        """The domain of every scored token [T]."""
+        return np.repeat(np.array(self.domain), self.scored.sum(1))
 
     def first(self, windows: int, tokens: int) -> Text:
         """The first tokens of the first windows."""
         part = slice(windows), slice(tokens - 1)
         return Text(
             self.tokens[:windows, :tokens],
-            self.judged[part],
+            self.scored[part],
             self.document[part],
             self.domain[:windows],
         )
 
     def nbytes(self, decode: Callable[[Sequence[int]], str]) -> NDArray[np.int64]:
-        """Bytes of UTF-8 that the judged tokens of each window stand for [N]."""
-        pairs = zip(self.tokens[:, 1:].numpy(), self.judged, strict=True)
+        """Bytes of UTF-8 that the scored tokens of each window stand for [N]."""
+        pairs = zip(self.tokens[:, 1:].numpy(), self.scored, strict=True)
         return np.array([len(decode(window[kept].tolist()).encode()) for window, kept in pairs])
 
 

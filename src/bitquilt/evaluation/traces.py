@@ -50,7 +50,7 @@ def write_traces(
 
     Args:
         engine: has a chat template.
-        asked: questions to answer at random; only what the model wrote is judged.
+        asked: questions to answer at random; only what the model wrote is scored.
         shown: questions to answer greedily, as text; in the same batch, for a step of few rows
             takes as long as one of many.
         config: how long answers may be.
@@ -116,19 +116,19 @@ def _answered(
 
 
 def _text(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Text:
-    """One window a trace, as long as the longest; what follows a shorter one is not judged."""
+    """One window a trace, as long as the longest; what follows a shorter one is not scored."""
     length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     tokens = np.zeros((len(prompts), length), np.int64)
-    judged = np.zeros((len(prompts), length), bool)
+    scored = np.zeros((len(prompts), length), bool)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         end = len(prompt) + len(answer)
         tokens[row, :end] = prompt + answer
-        judged[row, len(prompt) : end] = True
-    return text_of(torch.from_numpy(tokens), judged[:, 1:])
+        scored[row, len(prompt) : end] = True
+    return text_of(torch.from_numpy(tokens), scored[:, 1:])
 
 
-def text_of(tokens: Tensor, judged: NDArray[np.bool_]) -> Text:
+def text_of(tokens: Tensor, scored: NDArray[np.bool_]) -> Text:
     """Traces as a text: every window [N, L] is a document of its own."""
     count, length = tokens.shape
     document = np.repeat(np.arange(count)[:, None], length - 1, axis=1)
-    return Text(tokens, judged, document, (DOMAIN,) * count)
+    return Text(tokens, scored, document, (DOMAIN,) * count)

@@ -11,7 +11,7 @@ LIBRARIES = ("torch", "transformers", "xllamacpp", "mlx-lm")
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python and the libraries that compute, as far as they are installed."""
+    """Give the versions of this package, Python and the libraries that compute, where installed."""
     found = {library: installed(library) for library in LIBRARIES}
     own = {"bitquilt": __version__, "python": platform.python_version()}
     return own | {library: number for library, number in found.items() if number}

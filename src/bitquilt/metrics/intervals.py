@@ -64,7 +64,7 @@ class Documents:
         )
 
     def ratio(self, values: Floats, sizes: Floats, level: float = LEVEL) -> Estimate:
-        """The same of the sum of values over the sum of sizes, both [T]."""
+        """Estimate the sum of values over the sum of sizes, both [T], with its interval."""
         mean, error, drawn = self._studentized(values, sizes)
         if math.isnan(error):
             return Estimate(mean, math.nan, math.nan)

@@ -145,7 +145,7 @@ def self_metrics(teacher: Teacher) -> Tensor:
 
 
 def _alone(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same of logits [T, V] and the tokens that came [T]; [3, T]."""
+    """Give the three figures for logits [T, V] and the tokens that came [T]; [3, T]."""
     log_p = logits.log_softmax(-1)
     entropy = -torch.linalg.vecdot(logits.softmax(-1), log_p)
     loss = -log_p.gather(-1, labels[:, None])[:, 0]

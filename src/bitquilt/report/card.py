@@ -26,7 +26,7 @@ COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_b
 class Publication:
     """What is to be published: files of one original, and where."""
 
-    candidates: Sequence[ModelFile]
+    files: Sequence[ModelFile]
     """The files."""
     original: Checkpoint
     """The model that they were made from."""
@@ -40,7 +40,7 @@ class Publication:
     @cached_property
     def evaluated(self) -> dict[str, Evaluation]:
         """What is known of files, by name: of these bytes, measured against this original."""
-        evaluations = {one.name: load_beside(one.path) for one in self.candidates}
+        evaluations = {one.name: load_beside(one.path) for one in self.files}
         return {
             name: evaluation
             for name, evaluation in evaluations.items()
@@ -55,7 +55,7 @@ def model_card(publication: Publication) -> str:
 
 def modelfiles(publication: Publication) -> dict[str, str]:
     """Name → content of an Ollama Modelfile for every GGUF file whose template Ollama can have."""
-    ggufs = [one for one in publication.candidates if one.target.ollama_runs]
+    ggufs = [one for one in publication.files if one.target.ollama_runs]
     found = {one.name: ollama.modelfile(publication.original, one.name) for one in ggufs}
     only = len(ggufs) == 1
     return {
@@ -81,7 +81,7 @@ def _metadata(publication: Publication) -> str:
 
 
 def _targets(publication: Publication) -> list[str]:
-    return sorted({candidate.target.name for candidate in publication.candidates})
+    return sorted({file.target.name for file in publication.files})
 
 
 def _text(publication: Publication) -> str:
@@ -90,11 +90,11 @@ def _text(publication: Publication) -> str:
         "title": publication.repository.rpartition("/")[2],
         "base": origin.hub_id,
         "original": origin.name,
-        "engines": " and ".join(dict.fromkeys(one.engine for one in publication.candidates)),
+        "engines": " and ".join(dict.fromkeys(one.engine for one in publication.files)),
         "licence": origin.licence_name,
         "non_commercial": origin.non_commercial,
         "gated": bool(publication.gate),
-        "files": [_file(one, found.get(one.name)) for one in publication.candidates],
+        "files": [_file(one, found.get(one.name)) for one in publication.files],
         "measured": _measured(found),
         "detailed": [_detailed(name, evaluation) for name, evaluation in found.items()],
         "snippets": _snippets(publication),
@@ -104,9 +104,9 @@ def _text(publication: Publication) -> str:
     return text
 
 
-def _file(candidate: ModelFile, evaluation: Evaluation | None) -> dict[str, str]:
+def _file(file: ModelFile, evaluation: Evaluation | None) -> dict[str, str]:
     """A row of the table; a file that was not evaluated has no figures, and says so."""
-    row = {"name": candidate.name, "bytes": f"{candidate.nbytes:,}"}
+    row = {"name": file.name, "bytes": f"{file.nbytes:,}"}
     if evaluation is None:
         unknown = dict.fromkeys(("bits", "agreement", "perplexity"), "")
         return {**row, **unknown, "kl": "not measured"}
@@ -150,15 +150,17 @@ def _detailed(name: str, evaluation: Evaluation) -> dict[str, Any]:
 def _snippets(publication: Publication) -> list[dict[str, str]]:
     """How each engine runs it."""
     repository, found = publication.repository, []
-    for candidate in publication.candidates:
-        target, name = candidate.target, candidate.name
+    for file in publication.files:
+        target, name = file.target, file.name
         title = target.engine if target.own_repository else f"{target.engine}, {name}"
         found.append({"name": title, "text": target.run_command(repository, name)})
     found.append({"name": "LM Studio", "text": f"lms get https://huggingface.co/{repository}"})
     name = repository.rpartition("/")[2].lower()
-    for file in modelfiles(publication):
-        text = f"ollama create {name} -f {file}\nollama run {name}"
-        found.append({"name": f"Ollama, in a folder with `{file}` and its GGUF file", "text": text})
+    for modelfile in modelfiles(publication):
+        text = f"ollama create {name} -f {modelfile}\nollama run {name}"
+        found.append(
+            {"name": f"Ollama, in a folder with `{modelfile}` and its GGUF file", "text": text}
+        )
     return found
 
 
@@ -166,9 +168,9 @@ def _commands(publication: Publication) -> list[str]:
     """What makes files of the same mixes again, from the recipes that are published with them."""
     reference = publication.origin.hub_id or publication.origin.name
     found = []
-    for candidate in publication.candidates:
-        recipe = candidate.target.recipe_path(candidate.path)
+    for file in publication.files:
+        recipe = file.target.recipe_path(file.path)
         if recipe.is_file():
-            asked = f"--recipe {recipe.name} --to {candidate.target}"
+            asked = f"--recipe {recipe.name} --to {file.target}"
             found.append(f"bitquilt quantize {reference} {asked}")
     return found

@@ -64,7 +64,7 @@ class Turns:
         return "".join(before + content + after for (before, after), content in parts)
 
     def go_template(self) -> str:
-        """The same in Go's template language, for a Modelfile."""
+        """Write the turns in Go's template language, for a Modelfile."""
         return (
             "{{ range .Messages }}"
             f'{{{{ if eq .Role "system" }}}}{self.before_system}{{{{ .Content }}}}'

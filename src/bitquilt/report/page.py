@@ -1,4 +1,4 @@
-"""One self-contained HTML page about what was made: no script, no request, readable anywhere."""
+"""One self-contained HTML page about quantized files: no script, no request, readable anywhere."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class Report:
 
 
 def make_report(work_dir: str | Path) -> Report:
-    """Everything that a work directory and the evaluations beside its files say.
+    """Gather what a work directory and the evaluations beside its files say.
 
     Raises:
-        UserError: it is no work directory, or nothing of what it made is left.
+        UserError: it is not a work directory, or none of its files is left.
     """
     work = Path(work_dir)
     files = load(work)
@@ -66,14 +66,14 @@ def make_report(work_dir: str | Path) -> Report:
     return Report(_html(files, settings, {plot.name: plot for plot in drawn}), drawn)
 
 
-def write_page(made: Report, path: Path) -> None:
+def write_page(report: Report, path: Path) -> None:
     """Put the page at a path, whole or not at all."""
     with atomic_write(path) as beside:
-        beside.write_text(made.html, encoding="utf-8")
+        beside.write_text(report.html, encoding="utf-8")
 
 
-def write_plots(made: Report, page: Path) -> list[Path]:
-    """The plots beside a page, as PNG in the colours of the day.
+def write_plots(report: Report, page: Path) -> list[Path]:
+    """Put the plots beside a page, as PNG in the colours of the day.
 
     Raises:
         UserError: resvg, which draws them, is not installed.
@@ -87,7 +87,7 @@ def write_plots(made: Report, page: Path) -> list[Path]:
         ) from None
     style = plots.standalone_css()
     paths = []
-    for plot in made.plots:
+    for plot in report.plots:
         paths.append(page.with_name(f"{page.stem}-{plot.name}.png"))
         with atomic_write(paths[-1]) as beside:
             beside.write_bytes(svg_to_bytes(plot.svg(style), zoom=PNG_ZOOM))
@@ -97,22 +97,22 @@ def write_plots(made: Report, page: Path) -> list[Path]:
 def _html(
     files: Sequence[OutputRecord], settings: Mapping[str, Any], drawn: Mapping[str, Plot]
 ) -> str:
-    evaluated = [made for made in files if made.evaluation]
+    evaluated = [record for record in files if record.evaluation]
     values = {
         "name": settings["model"],
         "style": stylesheet(),
         "lead": _lead(files),
         "measured_on": _measured_on(files),
-        "files": [_file(made) for made in files],
+        "files": [_file(record) for record in files],
         "pareto": drawn["pareto"].svg(),
         "parts": drawn["parts"].svg(),
         "search": drawn["search"].svg() if "search" in drawn else "",
-        "maps": [_map(made) for made in sorted(files, key=lambda made: made.kl.mean)],
+        "maps": [_map(record) for record in sorted(files, key=lambda record: record.kl.mean)],
         "byte_rows": _byte_rows(files),
-        "evaluations": [_evaluation(made) for made in evaluated],
+        "evaluations": [_evaluation(record) for record in evaluated],
         "noise": _noise(evaluated),
         "samples": _samples(evaluated),
-        "commands": list(dict.fromkeys(made.command for made in files)),
+        "commands": list(dict.fromkeys(record.command for record in files)),
         "facts": _facts(files, settings),
         "version": __version__,
     }
@@ -132,14 +132,14 @@ def _html(
 
 
 def stylesheet() -> str:
-    """Of the page, plots included."""
+    """Give the style sheet of the page, plots included."""
     ramp = [{"day": day, "night": night} for _, day, night in RAMP]
     style = environment().get_template("style.css")
     return style.render(ramp=ramp, plot_css=plots.css())
 
 
 def _lead(files: Sequence[OutputRecord]) -> str:
-    closest, smallest = min(files, key=lambda made: made.kl.mean), files[0]
+    closest, smallest = min(files, key=lambda record: record.kl.mean), files[0]
     count = f"{len(files)} files" if len(files) > 1 else "One file"
     if closest is smallest:
         return (
@@ -152,9 +152,9 @@ def _lead(files: Sequence[OutputRecord]) -> str:
 
 
 def _measured_on(files: Sequence[OutputRecord]) -> str:
-    """What text the figures of the first table are over; one sentence if they differ."""
-    texts = {made.name: text_read(made.evaluation) for made in files if made.evaluation}
-    without = [made.name for made in files if not made.evaluation]
+    """Name the text that the figures of the first table are over, or say that texts differ."""
+    texts = {record.name: text_read(record.evaluation) for record in files if record.evaluation}
+    without = [record.name for record in files if not record.evaluation]
     read = list(dict.fromkeys(texts.values()))
     if not without and len(read) == 1:
         return f"Measured on {read[0]}."
@@ -176,39 +176,39 @@ def _measured_on(files: Sequence[OutputRecord]) -> str:
     )
 
 
-def _file(made: OutputRecord) -> dict[str, Any]:
-    figures = made.measured.overall if made.measured else made.closing
+def _file(record: OutputRecord) -> dict[str, Any]:
+    figures = record.measured.overall if record.measured else record.closing
     return {
-        "name": made.name,
-        "size": human(made.nbytes),
-        "bits": f"{made.bits:.3f}",
-        "engine": made.engine,
+        "name": record.name,
+        "size": human(record.nbytes),
+        "bits": f"{record.bits:.3f}",
+        "engine": record.engine,
         "kl": figure_text(figures.kl, "kl"),
         "agreement": figure_text(figures.agreement, "agreement"),
         "perplexity": figure_text(figures.perplexity, "perplexity"),
     }
 
 
-def _map(made: OutputRecord) -> dict[str, Any]:
-    """Layers × kinds of matrix; what is outside the layers in a sentence."""
+def _map(record: OutputRecord) -> dict[str, Any]:
+    """Make a map, layers × kinds of matrix; what is outside the layers is in a sentence."""
     layers: dict[int, dict[str, str]] = {}
     outside = []
-    for module in made.allocation:
+    for module in record.allocation:
         layer = layer_of(module)
         if layer is not None:
             layers.setdefault(layer, {})[_short(module)] = module
         else:
             outside.append(
-                f"{kind_of(module)}: {made.allocation[module]}, {made.bits_of(module):.3g} bits"
+                f"{kind_of(module)}: {record.allocation[module]}, {record.bits_of(module):.3g} bits"
             )
     kinds = list(dict.fromkeys(name for row in layers.values() for name in row))
     rows = [
-        {"layer": layer, "cells": [_cell_of(made, row[name]) for name in kinds]}
+        {"layer": layer, "cells": [_cell_of(record, row[name]) for name in kinds]}
         for layer, row in sorted(layers.items())
     ]
-    counts = Counter(made.allocation.values()).most_common()
+    counts = Counter(record.allocation.values()).most_common()
     return {
-        "name": made.name,
+        "name": record.name,
         "types": ", ".join(f"{count} × {qtype}" for qtype, count in counts),
         "kinds": kinds,
         "rows": rows,
@@ -220,22 +220,22 @@ def _short(module: str) -> str:
     return kind_of(module).removesuffix("_proj")
 
 
-def _cell_of(made: OutputRecord, module: str) -> dict[str, str]:
-    bits = made.bits_of(module)
+def _cell_of(record: OutputRecord, module: str) -> dict[str, str]:
+    bits = record.bits_of(module)
     step = next(i for i, (below, _, _) in enumerate(RAMP) if bits < below)
     return {"css": f"b{step}", "bits": f"{bits:.3g}"}
 
 
 def _byte_rows(files: Sequence[OutputRecord]) -> list[dict[str, Any]]:
-    used = [part for part in PARTS if any(made.breakdown.get(part) for made in files)]
+    used = [part for part in PARTS if any(record.breakdown.get(part) for record in files)]
     return [
-        {"name": part, "numbers": [f"{made.breakdown.get(part, 0):,}" for made in files]}
+        {"name": part, "numbers": [f"{record.breakdown.get(part, 0):,}" for record in files]}
         for part in used
     ]
 
 
-def _evaluation(made: OutputRecord) -> dict[str, Any]:
-    found = made.measured
+def _evaluation(record: OutputRecord) -> dict[str, Any]:
+    found = record.measured
     assert found is not None
     rows = [
         {
@@ -245,7 +245,7 @@ def _evaluation(made: OutputRecord) -> dict[str, Any]:
         for field, heading in HEADINGS.items()
     ]
     return {
-        "name": made.name,
+        "name": record.name,
         "engine": found.engine,
         "domains": [domain.removeprefix("traces, ") for domain in found.figures],
         "rows": rows,
@@ -264,12 +264,12 @@ def _check_sentence(check: EngineCheck) -> str:
 
 
 def _noise(evaluated: Sequence[OutputRecord]) -> str:
-    """The floor under all figures, from every evaluation."""
+    """Say what noise is under all figures, from every evaluation."""
     floors = {
         floor.name: figure_text(floor.kl, "kl").value
-        for made in evaluated
-        if made.evaluation
-        for floor in made.evaluation.floors
+        for record in evaluated
+        if record.evaluation
+        for floor in record.evaluation.floors
     }
     said = ", ".join(f"{value} ({name})" for name, value in floors.items())
     return (
@@ -278,15 +278,15 @@ def _noise(evaluated: Sequence[OutputRecord]) -> str:
 
 
 def _samples(evaluated: Sequence[OutputRecord]) -> list[dict[str, Any]]:
-    """Of every file the answers that differ from the original's."""
+    """Give the answers of every file that differ from the original's."""
     found = []
-    for made in evaluated:
-        assert made.measured is not None
-        samples = made.measured.samples
+    for record in evaluated:
+        assert record.measured is not None
+        samples = record.measured.samples
         other = [_sample(one) for one in samples if one.original != one.answer]
         if samples:
             same = f"{len(samples) - len(other)} of {len(samples)} the same, word for word"
-            found.append({"name": made.name, "same": same, "samples": other})
+            found.append({"name": record.name, "same": same, "samples": other})
     return found
 
 
@@ -296,7 +296,7 @@ def _sample(sample: TextSample) -> dict[str, Any]:
 
 
 def differences(one: str, other: str) -> tuple[Markup, Markup]:
-    """Both texts as HTML, ``<del>`` around what only the first says, ``<ins>`` the second."""
+    """Give both texts as HTML, ``<del>`` around what only the first says, ``<ins>`` the second."""
     ours, theirs = (re.findall(r"\s+|\w+|[^\w\s]", text) for text in (one, other))
     matcher = difflib.SequenceMatcher(None, ours, theirs, autojunk=False)
     left, right = Markup(), Markup()
@@ -311,7 +311,7 @@ def differences(one: str, other: str) -> tuple[Markup, Markup]:
 
 
 def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Everything that the figures depend on."""
+    """List everything that the figures depend on."""
     facts = [
         ("model", settings["model"]),
         ("checkpoint, SHA-256", settings["checkpoint"]),
@@ -320,10 +320,10 @@ def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[t
         ("seeds", "in the commands; 0 where they name none"),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(settings["versions"].items()))),
     ]
-    for made in files:
-        if made.measured and made.evaluation:
-            versions = made.evaluation.versions
-            facts.append((f"{made.name}, SHA-256", made.measured.sha256))
-            facts.append(("held-out text, SHA-256", made.evaluation.text))
+    for record in files:
+        if record.measured and record.evaluation:
+            versions = record.evaluation.versions
+            facts.append((f"{record.name}, SHA-256", record.measured.sha256))
+            facts.append(("held-out text, SHA-256", record.evaluation.text))
             facts.append(("evaluated with", ", ".join(f"{k} {v}" for k, v in versions.items())))
     return list(dict.fromkeys(facts))

@@ -25,11 +25,11 @@ LETTER_WIDTH = 6.6
 LINE_HEIGHT, LABEL_GAP = 13, 9
 PLACES = (("start", 8, 4), ("end", -8, 4), ("start", 8, -9), ("end", -8, -9), ("start", 8, 17),
           ("end", -8, 17), ("start", 8, -22), ("end", -8, -22))  # fmt: skip
-"""Of a label beside its point: the end that is near it, and by how much it is away."""
+"""Where a label may be beside its point: the end that is near it, and how far away that is."""
 MB = 1e6
 
 PARTS = ("codes", "scales", "embedding", "norms", "tokenizer", "metadata", "padding")
-"""Of a file, in the order they are drawn."""
+"""The parts of a file, in the order they are drawn."""
 
 
 def environment() -> Environment:
@@ -46,12 +46,12 @@ def environment() -> Environment:
 
 
 def css() -> str:
-    """The style sheet of plots, in colours that the page's own defines."""
+    """Give the style sheet of plots, in colours that the page's own defines."""
     return environment().get_template("plot.css").render(parts=PARTS)
 
 
 def standalone_css() -> str:
-    """The same with the page's colours of the day put in, for a plot that stands alone."""
+    """Give the style sheet of a plot that stands alone, with the page's colours of the day."""
     page = environment().get_template("style.css").render(ramp=[], plot_css="")
     day = page.partition("@media")[0]
     colours = dict(re.findall(r"(--[\w-]+):\s*([^;]+);", day))
@@ -77,25 +77,25 @@ class Plot:
 
 
 def pareto_plot(files: Sequence[OutputRecord]) -> Plot:
-    """Mean KL with its interval against the file's size."""
-    sizes = [made.nbytes / MB for made in files]
-    kls = [value for made in files for value in _ends(made.kl)]
+    """Plot mean KL with its interval against the file's size."""
+    sizes = [record.nbytes / MB for record in files]
+    kls = [value for record in files for value in _ends(record.kl)]
     x = Linear(*span(sizes, 0.15), LEFT, WIDTH - RIGHT)
     y = Log(*log_span(kls), HEIGHT - BOTTOM, TOP)
     points = [
         {
-            "x": x(made.nbytes / MB),
-            "y": y(made.kl.mean),
-            "low": y(_ends(made.kl)[0]),
-            "high": y(_ends(made.kl)[-1]),
-            "label": made.label,
-            "target": made.target,
-            "best": _best(made, files),
+            "x": x(record.nbytes / MB),
+            "y": y(record.kl.mean),
+            "low": y(_ends(record.kl)[0]),
+            "high": y(_ends(record.kl)[-1]),
+            "label": record.label,
+            "target": record.target,
+            "best": _best(record, files),
         }
-        for made in files
+        for record in files
     ]
     title = "Mean KL divergence from the original against file size: " + "; ".join(
-        f"{made.name} {made.nbytes / MB:.2f} MB, {made.kl.mean:.3g}" for made in files
+        f"{record.name} {record.nbytes / MB:.2f} MB, {record.kl.mean:.3g}" for record in files
     )
     values = {
         "points": _labelled(points),
@@ -115,10 +115,12 @@ def _ends(kl: Estimate) -> tuple[float, ...]:
     return tuple(value for value in (kl.low, kl.mean, kl.high) if value > 0) or (1e-6,)
 
 
-def _best(made: OutputRecord, files: Sequence[OutputRecord]) -> bool:
+def _best(record: OutputRecord, files: Sequence[OutputRecord]) -> bool:
     """Whether no other file of its kind is as small and closer."""
     return not any(
-        other.target == made.target and other.nbytes <= made.nbytes and other.kl.mean < made.kl.mean
+        other.target == record.target
+        and other.nbytes <= record.nbytes
+        and other.kl.mean < record.kl.mean
         for other in files
     )
 
@@ -167,24 +169,24 @@ def _frame() -> dict[str, float]:
 
 
 def parts_plot(files: Sequence[OutputRecord]) -> Plot:
-    """Where the bytes of each file are, as one bar a file."""
+    """Plot where the bytes of each file are, one bar for each."""
     bar, gap = 24, 22
-    most = max(made.nbytes for made in files)
+    most = max(record.nbytes for record in files)
     x = Linear(0, most, 0, WIDTH)
     rows = []
-    for number, made in enumerate(files):
+    for number, record in enumerate(files):
         start, top = 0.0, number * (bar + gap) + 14
         pieces = []
         for part in PARTS:
-            nbytes = made.breakdown.get(part, 0)
+            nbytes = record.breakdown.get(part, 0)
             if nbytes:
                 width = x(start + nbytes) - x(start)
-                share = f"{nbytes / made.nbytes:.0%}"
+                share = f"{nbytes / record.nbytes:.0%}"
                 pieces.append({"x": x(start), "width": width, "part": part, "share": share})
             start += nbytes
-        label = f"{made.name}, {made.nbytes / MB:.2f} MB"
+        label = f"{record.name}, {record.nbytes / MB:.2f} MB"
         rows.append({"top": top, "label": label, "pieces": pieces})
-    used = [part for part in PARTS if any(made.breakdown.get(part) for made in files)]
+    used = [part for part in PARTS if any(record.breakdown.get(part) for record in files)]
     values = {"rows": rows, "bar": bar, "used": used, "bottom": len(rows) * (bar + gap) + 4}
     return Plot(
         "parts", "Where the bytes of each file are; the table below has the numbers", values
@@ -192,7 +194,7 @@ def parts_plot(files: Sequence[OutputRecord]) -> Plot:
 
 
 def search_plot(histories: Mapping[str, Path]) -> Plot | None:
-    """How the mixes that searches tried compare with their best so far; None if none ran.
+    """Plot how the mixes that searches tried compare with their best; None if none ran.
 
     Args:
         histories: target → what its search noted.

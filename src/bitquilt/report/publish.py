@@ -41,38 +41,39 @@ class RepositoryFile:
 
 
 def publication(
-    files: Sequence[str | Path], against: str, repository: str, base_model: str | None = None
+    paths: Sequence[str | Path], against: str, repository: str, base_model: str | None = None
 ) -> Publication:
-    """What is to be published.
+    """Say what is to be published.
 
     Args:
-        files: GGUF files, or one MLX directory.
+        paths: GGUF files, or one MLX directory.
         against: the original, which says on what terms.
         repository: ``user/name``.
         base_model: the original's hub id, where ``against`` is a copy of it.
 
     Raises:
-        UserError: no such files, both kinds, or no name that the hub takes.
+        UserError: a file does not exist or shares its name, formats do not go together, the hub
+            takes no such name, or a file is the original itself.
     """
-    candidates = [ModelFile.at(file) for file in files]
-    for name, times in Counter(candidate.name for candidate in candidates).items():
+    files = [ModelFile.at(path) for path in paths]
+    for name, times in Counter(file.name for file in files).items():
         if times > 1:
             raise UserError(f"{times} files are called {name}; a repository holds one of a name")
-    alone = [one.target for one in candidates if one.target.own_repository]
-    if alone and len(candidates) > 1:
+    alone = [one.target for one in files if one.target.own_repository]
+    if alone and len(files) > 1:
         raise UserError(
             f"an {alone[0].name.upper()} model is a repository of its own; publish it by itself, "
             "and files of other formats together"
         )
     for name in filter(None, (repository, base_model)):
         _check_id(name)
-    if any(Path(against).resolve() == candidate.path.resolve() for candidate in candidates):
+    if any(Path(against).resolve() == file.path.resolve() for file in files):
         raise UserError(f"{against} is the model itself; --against wants what it was made from")
     original = open_checkpoint(against)
     origin = PublishedOriginal.of(against, original, base_model)
     gate = origin.gate(HfApi())
     return Publication(
-        candidates=candidates, original=original, origin=origin, repository=repository, gate=gate
+        files=files, original=original, origin=origin, repository=repository, gate=gate
     )
 
 
@@ -89,10 +90,10 @@ def entries(publication: Publication) -> list[RepositoryFile]:
     """Everything that the repository is to hold."""
     found = [RepositoryFile("README.md", model_card(publication))]
     found += [RepositoryFile(name, text) for name, text in modelfiles(publication).items()]
-    for candidate in publication.candidates:
-        found += _files(candidate)
-        if candidate.name in publication.evaluated:
-            figures = path_beside(candidate.path)
+    for file in publication.files:
+        found += _files(file)
+        if file.name in publication.evaluated:
+            figures = path_beside(file.path)
             found.append(RepositoryFile(figures.name, figures))
     there = {entry.name for entry in found}
     return found + [
@@ -100,10 +101,10 @@ def entries(publication: Publication) -> list[RepositoryFile]:
     ]
 
 
-def _files(candidate: ModelFile) -> Iterator[RepositoryFile]:
+def _files(file: ModelFile) -> Iterator[RepositoryFile]:
     """A GGUF file with its recipe, or what is in an MLX directory."""
-    for file in candidate.target.files(candidate.path):
-        yield RepositoryFile(file.name, file)
+    for path in file.target.files(file.path):
+        yield RepositoryFile(path.name, path)
 
 
 def require_licence(publication: Publication) -> None:

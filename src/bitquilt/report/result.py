@@ -1,4 +1,4 @@
-"""What runs made, for people and programs."""
+"""The results of runs, for people and programs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class QuantizeResult:
 
     model: str
     original: Figures
-    """Of the full-precision model: its perplexity, and a KL of zero."""
+    """The figures of the full-precision model: its perplexity, and a KL of zero."""
     outputs: list[Output]
     seconds: float
 

@@ -1,4 +1,4 @@
-"""What runs made, written into their work directory for the report to find.
+"""The results of runs, written into their work directory for the report to find.
 
 ``made/<file>.json`` there is one file that ``quantize`` wrote: its allocation, where its bytes are,
 the closing figures, and the command.
@@ -30,7 +30,7 @@ RECORD_FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class OutputRecord:
-    """One file that was made, and what is known of it now."""
+    """One file that ``quantize`` wrote, and what is known of it now."""
 
     model: str
     """The original's name."""
@@ -109,7 +109,7 @@ class OutputRecord:
 
 
 def save(work: WorkDir, record: OutputRecord) -> None:
-    """Write the record of a file that was made into the run's work directory."""
+    """Write the record of a file into the run's work directory."""
     content = {"format": RECORD_FORMAT, **to_json(record)}
     del content["evaluation"]  # it is beside the file
     work.save_json(f"{FOLDER}/{record.name}", content)

@@ -32,7 +32,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Log:
-    """The same on a logarithmic scale; all values are positive."""
+    """Places on a logarithmic axis; all values are positive."""
 
     low: float
     high: float
@@ -62,7 +62,7 @@ def span(values: list[float], margin: float = 0.08) -> tuple[float, float]:
 
 
 def log_span(values: list[float], margin: float = 1.25) -> tuple[float, float]:
-    """The same for a logarithmic axis; at least a factor of three."""
+    """Ends of a logarithmic axis with some room beyond the values; at least a factor of three."""
     low, high = min(values) / margin, max(values) * margin
     widen = math.sqrt(max(1.0, 3 * low / high))
     return low / widen, high * widen

@@ -26,7 +26,7 @@ class Picks:
     right: NDArray[np.bool_]
     """Whether the likeliest ending is the right one."""
     right_by_byte: NDArray[np.bool_]
-    """The same with likelihoods over the bytes of the endings, so that short ones do not win."""
+    """Whether the ending likeliest per byte is right; short endings have no advantage then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class ChoiceScore:
     accuracy: Estimate
     """The share of items whose likeliest ending is the right one."""
     accuracy_by_byte: Estimate
-    """The same with likelihoods over the bytes of the endings."""
+    """The share of items whose ending likeliest per byte is the right one."""
 
 
 def pick(engine: Engine, items: Sequence[Choice], progress: Progress) -> Picks:

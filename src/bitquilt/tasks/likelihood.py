@@ -1,4 +1,4 @@
-"""How likely a model finds a continuation: what multiple-choice tasks are judged by.
+"""How likely a model finds a continuation: multiple-choice tasks are scored by it.
 
 Letters: L tokens in a window, V vocabulary.
 """
@@ -18,7 +18,7 @@ from bitquilt.runtime.progress import Progress
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of one continuation."""
+    """How likely one continuation is."""
 
     nats: float
     """log p(continuation | context)."""
@@ -27,7 +27,7 @@ class Likelihood:
 
 
 def encode_pair(engine: Engine, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of both, split where the context's own tokens end.
+    """Give the tokens of both, split where the context's own tokens end.
 
     Spaces between the two belong to the continuation, as lm-evaluation-harness has it: most
     tokenizers join a space with the word after it.
@@ -43,7 +43,7 @@ def encode_pair(engine: Engine, context: str, continuation: str) -> tuple[list[i
 def likelihoods(
     engine: Engine, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], progress: Progress
 ) -> list[Likelihood]:
-    """The likelihood of each continuation after its context, both as tokens.
+    """Give the likelihood of each continuation after its context, both as tokens.
 
     What is before the last token of a continuation is read once, whatever comes last: the four
     letters of a question with lettered answers cost one pass.
@@ -77,7 +77,7 @@ def likelihoods(
 
 
 def _likelihood(logits: NDArray[np.float32], tokens: Sequence[int]) -> Likelihood:
-    """Of tokens given the logits [len(tokens), V] before each; in float64, as sums are long."""
+    """Score tokens by the logits [len(tokens), V] before each; in float64, as sums are long."""
     wide = logits.astype(np.float64)
     top = wide.max(1, keepdims=True)
     totals = np.log(np.exp(wide - top).sum(1)) + top[:, 0]

@@ -14,12 +14,12 @@ import resource
 import sys
 
 SECONDS = 5
-"""Of processor time."""
+"""A program may take so many seconds of processor time."""
 MEMORY = 1 << 30
 REFUSED = ("ctypes.", "fcntl.", "os.", "pty.", "resource.", "shutil.", "socket.", "subprocess.")
 """Beginnings of the names of audit events (PEP 578)."""
 NEEDED = ("os.listdir", "os.scandir")
-"""Of these, by imports."""
+"""Imports need these, though they begin like refused ones."""
 
 
 def limit() -> None:

@@ -159,7 +159,7 @@ def _majority(answers: Answers) -> NDArray[np.bool_]:
 
 
 def _variances(values: NDArray[np.floating]) -> tuple[float, float]:
-    """Of [I, R]: between items, and within an item from run to run."""
+    """Give the variances of [I, R]: between items, and within an item from run to run."""
     items, repeats = values.shape
     if repeats == 1:  # of one run, what chance does within an item is p (1 − p) at most
         within = float(values.mean() * (1 - values.mean()))
