@@ -16,7 +16,7 @@ from tests.talk.book import END_TEXT, Book, Model, reciting
 
 CYCLE = "so we go round and round in one and the same circle; "
 LETTERS = "".join(random.Random(0).choices("abcdefgh", k=3000))
-DEFAULT = AnswerSettings(Sampling(), max_tokens=3000)
+DEFAULT = AnswerSettings(sampling=Sampling(), max_tokens=3000)
 
 
 def ask(

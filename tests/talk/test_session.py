@@ -10,7 +10,7 @@ from bitquilt.engines import Engine, Sampling, open_engine
 from bitquilt.errors import UserError
 from bitquilt.talk import Answer, AnswerSettings, End, Session, answer, compose, vote
 
-GREEDY = AnswerSettings(Sampling(), max_tokens=400)
+GREEDY = AnswerSettings(sampling=Sampling(), max_tokens=400)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_budget_gets_an_answer(engine: Engine) -> None:
     prompt = compose(engine, [{"role": "user", "content": "What is 3701 minus 685?"}])
     for budget in (0, 10, 40):
         *events, end = answer(
-            engine, prompt, AnswerSettings(Sampling(), max_tokens=400, think_budget=budget)
+            engine, prompt, AnswerSettings(sampling=Sampling(), max_tokens=400, think_budget=budget)
         )
         assert isinstance(end, End)
         assert end.closed == "budget"
@@ -77,7 +77,10 @@ def test_a_budget_gets_an_answer(engine: Engine) -> None:
 def test_votes(engine: Engine) -> None:
     prompt = compose(engine, [{"role": "user", "content": "What is 347 + 585?"}])
     votes = vote(
-        engine, prompt, AnswerSettings(Sampling(temperature=0.6, top_p=0.95), max_tokens=300), 5
+        engine,
+        prompt,
+        AnswerSettings(sampling=Sampling(temperature=0.6, top_p=0.95), max_tokens=300),
+        5,
     )
     assert votes.final == "932"
     assert votes.share >= 0.6

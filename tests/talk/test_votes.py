@@ -79,7 +79,7 @@ def coin(so_far: str) -> dict[str, float]:
 
 
 def test_samples_are_those_of_their_seeds_and_share_a_batch() -> None:
-    settings = AnswerSettings(Sampling(temperature=1.0, seed=10), max_tokens=100)
+    settings = AnswerSettings(sampling=Sampling(temperature=1.0, seed=10), max_tokens=100)
     engine = Book(coin)
     prompt = Prompt(engine.tokenize("|"), UP_TO_BOX, thinking=True)
     ended = []
@@ -89,13 +89,13 @@ def test_samples_are_those_of_their_seeds_and_share_a_batch() -> None:
     assert sum(votes.counts.values()) == 12
     assert votes.share == votes.counts[votes.final] / 12 == max(votes.counts.values()) / 12
     for seed in (10, 15):
-        alone = AnswerSettings(Sampling(temperature=1.0, seed=seed), max_tokens=100)
+        alone = AnswerSettings(sampling=Sampling(temperature=1.0, seed=seed), max_tokens=100)
         *_, one = answer(Book(coin), prompt, alone)
         assert one.reasoning == votes.samples[seed - 10].reasoning
 
 
 def test_samples_whose_thinking_is_closed_go_on_together() -> None:
-    settings = AnswerSettings(Sampling(temperature=1.0), max_tokens=100, think_budget=3)
+    settings = AnswerSettings(sampling=Sampling(temperature=1.0), max_tokens=100, think_budget=3)
     engine = Book(coin)
     prompt = Prompt(engine.tokenize("|"), UP_TO_BOX, thinking=True)
     votes = vote(engine, prompt, settings, 12)

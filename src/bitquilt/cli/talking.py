@@ -122,7 +122,7 @@ def settings(engine: Engine, given: dict[str, Any]) -> AnswerSettings:
 
     stated = {name: given[name] for name in SAMPLING if given[name] is not None}
     return AnswerSettings(
-        replace(engine.info.sampling, **stated),
+        sampling=replace(engine.info.sampling, **stated),
         max_tokens=given["max_tokens"],
         think_budget=given["think_budget"],
         stop=given["stop"],

@@ -66,7 +66,7 @@ def modelfiles(publication: Publication) -> dict[str, str]:
 
 
 def _metadata(publication: Publication) -> str:
-    """The front matter, as YAML."""
+    """Make the front matter, as YAML."""
     origin, targets = publication.origin, _targets(publication)
     fields: dict[str, Any] = {**origin.licence, **origin.passed_on}
     if origin.hub_id:
@@ -105,7 +105,7 @@ def _text(publication: Publication) -> str:
 
 
 def _file(file: ModelFile, evaluation: Evaluation | None) -> dict[str, str]:
-    """A row of the table; a file that was not evaluated has no figures, and says so."""
+    """Make a row of the table; a file that was not evaluated has no figures, and says so."""
     row = {"name": file.name, "bytes": f"{file.nbytes:,}"}
     if evaluation is None:
         unknown = dict.fromkeys(("bits", "agreement", "perplexity"), "")
@@ -117,7 +117,7 @@ def _file(file: ModelFile, evaluation: Evaluation | None) -> dict[str, str]:
 
 
 def _measured(found: Mapping[str, Evaluation]) -> str:
-    """Where the figures come from, and the noise under them."""
+    """Say where the figures come from, and how much noise is under them."""
     if not found:
         return "No file was evaluated; `bitquilt eval` does that."
     first = next(iter(found.values()))
@@ -148,7 +148,7 @@ def _detailed(name: str, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _snippets(publication: Publication) -> list[dict[str, str]]:
-    """How each engine runs it."""
+    """Show how each engine runs the files."""
     repository, found = publication.repository, []
     for file in publication.files:
         target, name = file.target, file.name
@@ -165,7 +165,7 @@ def _snippets(publication: Publication) -> list[dict[str, str]]:
 
 
 def _commands(publication: Publication) -> list[str]:
-    """What makes files of the same mixes again, from the recipes that are published with them."""
+    """List the commands that make files of the same mixes again, from the published recipes."""
     reference = publication.origin.hub_id or publication.origin.name
     found = []
     for file in publication.files:

@@ -102,7 +102,7 @@ def entries(publication: Publication) -> list[RepositoryFile]:
 
 
 def _files(file: ModelFile) -> Iterator[RepositoryFile]:
-    """A GGUF file with its recipe, or what is in an MLX directory."""
+    """List a GGUF file with its recipe, or what is in an MLX directory."""
     for path in file.target.files(file.path):
         yield RepositoryFile(path.name, path)
 

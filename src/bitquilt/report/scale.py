@@ -69,5 +69,5 @@ def log_span(values: list[float], margin: float = 1.25) -> tuple[float, float]:
 
 
 def short(value: float) -> str:
-    """A number as short as a tick's label should be."""
+    """Write a number as short as a tick's label should be."""
     return f"{value:.6g}"

@@ -131,7 +131,7 @@ class CompletionRequest(_Strict):
         stated = {name: value for name in names if (value := getattr(self, name)) is not None}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return AnswerSettings(
-            replace(info.sampling, **stated),
+            sampling=replace(info.sampling, **stated),
             max_tokens=min(self._limit() or most, most),
             think_budget=self._think_budget(),
             stop=stop,

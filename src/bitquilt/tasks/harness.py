@@ -36,7 +36,7 @@ NORMAL_95 = 1.96
 
 @cache
 def task_manager() -> TaskManager:
-    """The harness's index of its tasks, which takes seconds to make."""
+    """Give the harness's index of its tasks, which takes seconds to make."""
     return TaskManager()
 
 
@@ -155,12 +155,12 @@ class Harness(LM):  # type: ignore[misc]
         return encode_pair(self._engine, context, continuation)
 
     def _first(self) -> int:
-        """The token that stands before a text: the start token, or else the end's."""
+        """Give the token that stands before a text: the start token, or else the end's."""
         special = self._engine.info.special_tokens
         return self._engine.tokenize(special.get("bos_token") or special["eos_token"])[0]
 
     def _continued(self, asked: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
-        """A batch of answers; a row is dropped as soon as one of its stop strings is there."""
+        """Answer a batch; a row is dropped as soon as one of its stop strings is there."""
         stops = [_stops(settings) for _, settings in asked]
         requests = [self._request(context, settings) for context, settings in asked]
         said = [""] * len(asked)
@@ -191,6 +191,6 @@ def _stops(settings: dict[str, Any]) -> list[str]:
 
 
 def _end(text: str, stops: Sequence[str]) -> int | None:
-    """Where the first of the stop strings begins."""
+    """Find where the first of the stop strings begins; None without one."""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     return min(places, default=None)

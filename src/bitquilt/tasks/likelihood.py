@@ -88,7 +88,7 @@ def _likelihood(logits: NDArray[np.float32], tokens: Sequence[int]) -> Likelihoo
 def rolling(
     engine: Engine, tokens: Sequence[int], first: int
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """A long text as pairs that predict every token once, each with as much context as there is.
+    """Cut a text into pairs that predict every token once, each with all the context there is.
 
     Args:
         engine: the model, whose context bounds a pair.

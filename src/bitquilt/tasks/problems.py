@@ -100,7 +100,7 @@ def _boxing(engine: Engine, question: str) -> str:
 def converse(
     engine: Engine, questions: Sequence[str], manner: Manner, progress: Progress
 ) -> list[Reply]:
-    """Answers to every question in turn, each so many times with seeds of its own."""
+    """Give answers to every question in turn, each so many times with seeds of its own."""
     prompts = [
         compose(engine, [{"role": "user", "content": question}]).tokens for question in questions
     ]

@@ -197,7 +197,7 @@ def _manner(engine: Engine, config: TaskConfig, items: _Items, progress: Progres
 
 
 def _harness_tasks(names: Sequence[str]) -> list[str]:
-    """The tasks among them that are lm-evaluation-harness's.
+    """Give the tasks among them that are lm-evaluation-harness's.
 
     Raises:
         UserError: the harness has no such task, or is not installed.

@@ -75,7 +75,7 @@ class Metric:
 
 
 def score_problems(task: str, answers: Answers) -> ProblemScore:
-    """Figures of a task, each with its interval over items."""
+    """Give the figures of a task, each with its interval over items."""
     items, repeats = answers.right.shape
     # two items always right and two never (Agresti & Coull), or all wrong would look certain
     surely = np.repeat([[1.0], [1.0], [0.0], [0.0]], repeats, axis=1)
@@ -96,7 +96,7 @@ def score_problems(task: str, answers: Answers) -> ProblemScore:
 
 
 def compare_problems(first: Answers, second: Answers, wanted: float = 0.02) -> ProblemComparison:
-    """Two models on the same items, paired; and what it takes to see a difference of ``wanted``."""
+    """Compare two models on the same items; say what it takes to see a difference of ``wanted``."""
     items, repeats = first.right.shape
     difference = second.right.mean(1) - first.right.mean(1)
     both = (_variances(answers.right.astype(float))[1] for answers in (first, second))
@@ -113,7 +113,7 @@ def compare_problems(first: Answers, second: Answers, wanted: float = 0.02) -> P
 
 
 def paired_difference(difference: NDArray[np.floating]) -> Estimate:
-    """A mean difference over items [I] between −1 and 1, with its interval.
+    """Give a mean difference over items [I] between −1 and 1, with its interval.
 
     One item better and one worse are added (Bonett & Price 2012): models that agree on a few items
     are not surely equal.
@@ -141,7 +141,7 @@ def share(hits: NDArray[np.bool_]) -> Estimate:
 
 
 def _over_items(values: NDArray[np.floating]) -> Estimate:
-    """A mean of [I, R] and its interval over items."""
+    """Give a mean of [I, R] and its interval over items."""
     items, repeats = values.shape
     owner = np.repeat(np.arange(items), repeats)
     return Documents.of(owner, np.zeros_like(owner)).mean(values.ravel())

@@ -47,7 +47,7 @@ class Choice:
 
 
 def load_problems(name: str) -> list[Problem]:
-    """The problems of a task of :data:`PROBLEMS`.
+    """Load the problems of a task of :data:`PROBLEMS`.
 
     Raises:
         UserError: the package that has them is not installed.
@@ -56,7 +56,7 @@ def load_problems(name: str) -> list[Problem]:
 
 
 def load_programs(name: str) -> list[Program]:
-    """The functions of a task of :data:`PROGRAMS`.
+    """Load the functions of a task of :data:`PROGRAMS`.
 
     Raises:
         UserError: the package that has them is not installed.
@@ -65,7 +65,7 @@ def load_programs(name: str) -> list[Program]:
 
 
 def load_choices(name: str) -> list[Choice]:
-    """The items of a task of :data:`CHOICES`.
+    """Load the items of a task of :data:`CHOICES`.
 
     Raises:
         UserError: the package that has them is not installed.
