@@ -25,8 +25,11 @@ import xllamacpp
 from bitquilt import demo
 from bitquilt.engines import Engine, Sampling, open_engine
 from bitquilt.engines.llamacpp_backend import physical_cores
-from bitquilt.talk import AnswerSettings, End, Prompt, answer, compose
+from bitquilt.talk.events import End
+from bitquilt.talk.prompt import Prompt, compose
 from bitquilt.talk.reasoning import boxed
+from bitquilt.talk.sample import AnswerSettings
+from bitquilt.talk.session import answer
 from bitquilt.talk.votes import normalized
 
 RUNS, LENGTH = 5, 256

@@ -21,10 +21,13 @@ from bitquilt import (
 from bitquilt.cli.main import bitquilt as command_line
 from bitquilt.cli.options import config_options
 from bitquilt.runtime.options import Options, command
+from bitquilt.serve.config import ServeConfig
+from bitquilt.talk.config import AnswerConfig, RunConfig
 
 CONFIGS = (
     *(SearchConfig, PlanConfig, AllocationConfig, QuantizeConfig),
     *(EvalConfig, TraceConfig, TaskConfig, BenchConfig),
+    *(AnswerConfig, RunConfig, ServeConfig),
 )
 
 
@@ -63,6 +66,13 @@ def test_every_field_has_a_sentence(config):
             {"recipe": "Q4_K_M", "search": SearchConfig(tokens_per_second=1.0)},
             "leaves nothing to choose by speed",
         ),
+        (AnswerConfig, {"top_p": 1.5}, "--top-p 1.5 is greater than 1"),
+        (AnswerConfig, {"temperature": -1}, "--temperature -1 is less than 0"),
+        (AnswerConfig, {"repetition_penalty": 0.0}, "is not greater than 0"),
+        (AnswerConfig, {"stop": ["end", ""]}, "--stop is empty"),
+        (RunConfig, {"votes": 1}, "--votes 1 is less than 2"),
+        (ServeConfig, {"port": 65536}, "--port 65536 is greater than 65535"),
+        (ServeConfig, {"api_key": ""}, "the API key is empty"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(config, options, words):
@@ -100,20 +110,23 @@ def test_several_bits_each_once():
                 method="knapsack", tokens=1000, seconds=2.5, seed=3, tokens_per_second=40, ray=""
             ),
         ),
+        AnswerConfig(),
+        RunConfig(system="", top_p=0.5, frequency_penalty=-1.5, stop=["a, b", "--c"], votes=2),
+        ServeConfig(port=0, api_key="secret"),
     ],
 )
 def test_a_config_is_a_command_line_and_back(config):
-    words = shlex.split(command("quantize", "my model", config))
-    assert words[:3] == ["bitquilt", "quantize", "my model"]
+    words = shlex.split(command("verb", "my model", config))
+    assert words[:3] == ["bitquilt", "verb", "my model"]
     found = []
 
     @click.command()
     @click.argument("model")
-    @config_options(QuantizeConfig)
-    def quantize(model: str, config: QuantizeConfig) -> None:
+    @config_options(type(config))
+    def verb(model: str, config: Options) -> None:
         found.append(config)
 
-    quantize(words[2:], standalone_mode=False)
+    verb(words[2:], standalone_mode=False)
     assert found == [config]
 
 
@@ -126,6 +139,9 @@ def test_a_config_is_a_command_line_and_back(config):
         ("eval", EvalConfig),
         ("tasks", TaskConfig),
         ("bench", BenchConfig),
+        ("run", RunConfig),
+        ("chat", AnswerConfig),
+        ("serve", ServeConfig),
     ],
 )
 def test_a_verb_offers_each_option_of_its_config_with_its_sentence(verb, config):

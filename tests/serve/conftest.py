@@ -16,6 +16,7 @@ import uvicorn
 
 from bitquilt.engines import Engine, open_engine
 from bitquilt.serve.app import Server
+from bitquilt.serve.config import ServeConfig
 from tests.cli.conftest import demo_gguf
 
 __all__ = ["demo_gguf"]
@@ -49,7 +50,7 @@ class Running:
 @contextmanager
 def running(engine: Callable[[], Engine], name: str = "model", **options: int) -> Iterator[Running]:
     """Serve in a thread."""
-    server = Server(engine, name, api_key=KEY, **options)
+    server = Server(engine, name, ServeConfig(api_key=KEY, **options))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         config = uvicorn.Config(server.asgi, log_level="warning", lifespan="off")

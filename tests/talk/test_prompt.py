@@ -6,8 +6,7 @@ import pytest
 
 from bitquilt import demo
 from bitquilt.errors import UserError
-from bitquilt.talk import compose
-from bitquilt.talk.prompt import NO_SYSTEM, SYSTEM_PROMPTS, plain, render_prompt
+from bitquilt.talk.prompt import NO_SYSTEM, SYSTEM_PROMPTS, compose, plain, render_prompt
 from bitquilt.talk.reasoning import MAGISTRAL, PLAIN, THINK, UP_TO_BOX
 from tests.factories import CHAT_TEMPLATE, tiny_tokenizer
 from tests.talk.book import Book, reciting

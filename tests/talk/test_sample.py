@@ -9,9 +9,11 @@ import pytest
 
 from bitquilt.engines import Sampling
 from bitquilt.errors import UserError
-from bitquilt.talk import Answer, AnswerSettings, Closing, End, Event, Reasoning, Rollback, answer
+from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rollback
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.reasoning import MAGISTRAL, PLAIN, THINK, UP_TO_BOX, ReasoningStyle
+from bitquilt.talk.sample import AnswerSettings
+from bitquilt.talk.session import answer
 from tests.talk.book import END_TEXT, Book, Model, reciting
 
 CYCLE = "so we go round and round in one and the same circle; "

@@ -8,7 +8,11 @@ import pytest
 
 from bitquilt.engines import Engine, Sampling, open_engine
 from bitquilt.errors import UserError
-from bitquilt.talk import Answer, AnswerSettings, End, Session, answer, compose, vote
+from bitquilt.talk.events import Answer, End
+from bitquilt.talk.prompt import compose
+from bitquilt.talk.sample import AnswerSettings
+from bitquilt.talk.session import Session, answer
+from bitquilt.talk.votes import vote
 
 GREEDY = AnswerSettings(sampling=Sampling(), max_tokens=400)
 

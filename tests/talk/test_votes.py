@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from bitquilt.engines import Sampling
-from bitquilt.talk import AnswerSettings, End, answer, vote
+from bitquilt.talk.events import End
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.reasoning import UP_TO_BOX
-from bitquilt.talk.votes import normalized, tally
+from bitquilt.talk.sample import AnswerSettings
+from bitquilt.talk.session import answer
+from bitquilt.talk.votes import normalized, tally, vote
 from tests.progress import Recorded
 from tests.talk.book import Book
 

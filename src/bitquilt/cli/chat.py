@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import click
 
-from bitquilt.cli.options import MODEL
-from bitquilt.cli.talking import HIDE_THINKING, SYSTEM, Screen, answering, settings, system_prompt
+from bitquilt.cli.options import MODEL, config_options
+from bitquilt.cli.talking import Screen, settings, system_prompt
 from bitquilt.errors import EngineCrashedError, UserError
 from bitquilt.runtime.files import atomic_write, read_json
+from bitquilt.talk.config import AnswerConfig
 
 if TYPE_CHECKING:
-    from bitquilt.talk import Session
+    from bitquilt.talk.session import Session
 
 HELP = """\
 /system [TEXT]   show the system prompt, or set it ("" for none, or boxed, or magistral)
@@ -36,24 +37,22 @@ Alt-Enter begins a new line, Ctrl-C stops an answer."""
 
 @click.command()
 @MODEL
-@SYSTEM
-@HIDE_THINKING
-@answering
-def chat(model: str, system: str | None, hide_thinking: bool, **given: Any) -> None:
+@config_options(AnswerConfig)
+def chat(model: str, config: AnswerConfig) -> None:
     """Talk with MODEL in the terminal.
 
     MODEL is what `run` takes. Sampling settings that are not given are the model's own; a model
     that recommends none decodes greedily. In the conversation, /help lists the commands.
     """
     from bitquilt.engines import open_engine
-    from bitquilt.talk import Session
+    from bitquilt.talk.session import Session
 
     engine = open_engine(model)
-    session = Session(engine, settings(engine, given), system_prompt(system))
+    session = Session(engine, settings(engine, config), system_prompt(config.system))
     try:
         click.echo(f"{model} is ready. Type a question, or /help for the commands.", err=True)
         with _CtrlC() as ctrl_c:
-            talk = Conversation(model, session, hide_thinking, ctrl_c)
+            talk = Conversation(model, session, config.hide_thinking, ctrl_c)
             for line in _lines():
                 if not talk.take(line.strip()):
                     break

@@ -1,4 +1,4 @@
-"""Options of the command line, derived from the configs in :mod:`bitquilt.config`."""
+"""Options of the command line, derived from configs: see :mod:`bitquilt.runtime.options`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -104,7 +105,9 @@ def _click_options(config: type[Options], skip: Iterable[str]) -> Iterator[Calla
 
 def _facts(known: Option, hint: Any, default: Any) -> dict[str, Any]:
     """What click has to know of an option."""
-    facts: dict[str, Any] = {"help": known.help, "default": default}
+    facts: dict[str, Any] = {"help": known.help, "default": default, "metavar": known.metavar}
+    if known.repeated:
+        return facts | {"type": str, "multiple": True, "callback": _full}
     if default is dataclasses.MISSING:
         del facts["default"]
         facts["required"] = True
@@ -114,10 +117,11 @@ def _facts(known: Option, hint: Any, default: Any) -> dict[str, Any]:
         return facts | {"is_flag": True}
     if facts.get("default") is not None:
         facts["show_default"] = True
-    if known.metavar is not None:
-        facts["metavar"] = known.metavar
     if known.optional_value is not None:
         facts |= {"is_flag": False, "flag_value": known.optional_value}
+    if known.envvar is not None:
+        read = _from_environment(known.envvar)
+        facts |= {"envvar": known.envvar, "show_envvar": True, "callback": read}
     if known.many:
         facts["callback"] = _many(hint)
     else:
@@ -131,10 +135,29 @@ def _type(known: Option, hint: Any) -> Any:
     kinds = {hint, *get_args(hint)}
     if float in kinds:
         least = known.least if known.above is None else known.above
-        return Finite(min=least, min_open=known.above is not None)
+        return Finite(min=least, max=known.most, min_open=known.above is not None)
     if int in kinds:
-        return int if known.least is None else click.IntRange(min=int(known.least))
+        unlimited = known.least is None and known.most is None
+        return int if unlimited else click.IntRange(min=_whole(known.least), max=_whole(known.most))
     return str
+
+
+def _whole(limit: float | None) -> int | None:
+    return None if limit is None else int(limit)
+
+
+def _full(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an empty one among the texts of an option that is repeated."""
+    if "" in texts:
+        raise click.BadParameter("the text is empty")
+    return texts
+
+
+def _from_environment(
+    variable: str,
+) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """Read an empty variable too, which click takes for one that is not set."""
+    return lambda _, __, value: os.environ.get(variable) if value is None else value
 
 
 LISTS: dict[type, tuple[Callable[[str], Any], str]] = {

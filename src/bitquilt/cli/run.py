@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitquilt.cli.options import JSON, MODEL, print_json
-from bitquilt.cli.talking import HIDE_THINKING, SYSTEM, Screen, answering, settings, system_prompt
+from bitquilt.cli.options import JSON, MODEL, config_options, print_json
+from bitquilt.cli.talking import Screen, settings, system_prompt
 from bitquilt.errors import UserError
+from bitquilt.talk.config import RunConfig
 
 if TYPE_CHECKING:
     from bitquilt.engines import Engine
-    from bitquilt.talk import AnswerSettings, End, Prompt, Votes
+    from bitquilt.talk.events import End
+    from bitquilt.talk.prompt import Prompt
+    from bitquilt.talk.sample import AnswerSettings
+    from bitquilt.talk.votes import Votes
 
 NO_FINAL = 3
 """The exit code of --final-only and --votes where no answer is boxed."""
@@ -25,37 +29,9 @@ NO_FINAL = 3
 @click.command()
 @MODEL
 @click.argument("prompt", required=False)
-@SYSTEM
-@click.option(
-    "--no-chat-template",
-    is_flag=True,
-    help="Continue PROMPT as plain text, without the chat template.",
-)
-@click.option(
-    "--final-only",
-    is_flag=True,
-    help="Print only what is in the last box; without a box, the exit code is 3.",
-)
-@HIDE_THINKING
-@answering
-@click.option(
-    "--votes",
-    type=click.IntRange(min=2),
-    metavar="K",
-    help="Sample K answers at once and print the boxed answer that most of them have.",
-)
+@config_options(RunConfig)
 @JSON
-def run(
-    model: str,
-    prompt: str | None,
-    system: str | None,
-    no_chat_template: bool,
-    final_only: bool,
-    hide_thinking: bool,
-    votes: int | None,
-    as_json: bool,
-    **given: Any,
-) -> None:
+def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> None:
     """Ask MODEL a question and print the answer as it comes.
 
     Without PROMPT, the question is read from standard input. A GGUF file runs in llama.cpp, an MLX
@@ -64,24 +40,25 @@ def run(
     """
     from bitquilt.engines import open_engine
 
-    if no_chat_template and system is not None:
+    if config.no_chat_template and config.system is not None:
         raise click.UsageError("--system needs the chat template")
     text = prompt if prompt is not None else _piped()
     _require_utf8(text)
     with open_engine(model) as engine:
-        wanted = settings(engine, given)
-        put = _prompt(engine, text, system, no_chat_template)
+        wanted = settings(engine, config)
+        put = _prompt(engine, text, config)
         asked = {"model": model, "prompt": text}
         try:
-            if votes:
-                final = _vote(engine, put, wanted, votes, asked, as_json)
+            if config.votes:
+                final = _vote(engine, put, wanted, config.votes, asked, as_json)
             else:
-                screen = None if as_json or final_only else Screen(put.style, hide_thinking)
-                final = _ask(engine, put, wanted, asked, screen, as_json, final_only)
+                quiet = as_json or config.final_only
+                screen = None if quiet else Screen(put.style, config.hide_thinking)
+                final = _ask(engine, put, wanted, asked, screen, as_json, config.final_only)
         except KeyboardInterrupt:
             click.echo()
             sys.exit(130)
-    if final is None and (final_only or votes):
+    if final is None and (config.final_only or config.votes):
         click.echo(
             f"bitquilt: {model} gave no boxed answer; ask for one with --system boxed, or give it "
             "a --think-budget or more --max-tokens",
@@ -110,14 +87,13 @@ def _require_utf8(text: str) -> None:
         ) from None
 
 
-def _prompt(engine: Engine, text: str, system: str | None, no_chat_template: bool) -> Prompt:
-    from bitquilt.talk import compose
-    from bitquilt.talk.prompt import plain
+def _prompt(engine: Engine, text: str, config: RunConfig) -> Prompt:
+    from bitquilt.talk.prompt import compose, plain
 
-    if no_chat_template:
+    if config.no_chat_template:
         return plain(engine, text)
     messages = [{"role": "user", "content": text}]
-    if (said := system_prompt(system)) is not None:
+    if (said := system_prompt(config.system)) is not None:
         messages.insert(0, {"role": "system", "content": said})
     return compose(engine, messages)
 
@@ -132,7 +108,8 @@ def _ask(
     final_only: bool,
 ) -> str | None:
     """Ask once and print; returns what is in the box."""
-    from bitquilt.talk import End, answer
+    from bitquilt.talk.events import End
+    from bitquilt.talk.session import answer
 
     started = time.perf_counter()
     for event in answer(engine, prompt, settings):
@@ -157,7 +134,7 @@ def _vote(
 ) -> str | None:
     """Ask several times at once and print; returns what most samples agree on."""
     from bitquilt.runtime.progress import Progress
-    from bitquilt.talk import vote
+    from bitquilt.talk.votes import vote
 
     if settings.sampling.temperature == 0:
         raise UserError("greedy samples are all the same; add --temperature 0.6 to --votes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 from contextlib import suppress
@@ -13,63 +12,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.cli.options import MODEL
+from bitquilt.cli.options import MODEL, config_options
 from bitquilt.errors import UserError
+from bitquilt.serve.config import ServeConfig
 
 if TYPE_CHECKING:
     from bitquilt.serve.app import Server
 
 HOST = "127.0.0.1"
-KEY_VARIABLE = "BITQUILT_API_KEY"
 DRAIN_SECONDS = 3.0
 """When the server is told to stop, answers under way have this long to end."""
 
 
-def _api_key(_: click.Context, __: click.Parameter, key: str | None) -> str | None:
-    """The key; click takes an empty variable for one that is not set, so it is read again."""
-    return os.environ.get(KEY_VARIABLE) if key is None else key
-
-
 @click.command()
 @MODEL
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    help="The server listens on this port; 0 lets the system choose one.",
-)
-@click.option(
-    "--api-key",
-    envvar=KEY_VARIABLE,
-    show_envvar=True,
-    callback=_api_key,
-    help="Requests to the API must bring this key.  [default: they need none]",
-)
-@click.option(
-    "--parallel",
-    type=click.IntRange(min=1),
-    default=8,
-    show_default=True,
-    help="The server makes this many answers at a time, in one batch.",
-)
-@click.option(
-    "--queue",
-    type=click.IntRange(min=0),
-    default=32,
-    show_default=True,
-    help="This many more requests may wait; others are told to try again later.",
-)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="An answer has at most this many tokens, reasoning included.",
-)
-def serve(
-    model: str, port: int, api_key: str | None, parallel: int, queue: int, max_tokens: int
-) -> None:
+@config_options(ServeConfig)
+def serve(model: str, config: ServeConfig) -> None:
     """Serve MODEL by OpenAI's API, with a chat page.
 
     The server answers to this machine only. MODEL is what `run` takes. Requests may give
@@ -78,15 +36,9 @@ def serve(
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server
 
-    path, listening = Path(model), _listen(port)
-    server = Server(
-        partial(open_engine, model),
-        path.stem if path.is_file() else path.name,
-        api_key=api_key,
-        parallel=parallel,
-        queue=queue,
-        max_tokens=max_tokens,
-    )
+    path, listening = Path(model), _listen(config.port)
+    name = path.stem if path.is_file() else path.name
+    server = Server(partial(open_engine, model), name, config)
     try:
         listening.listen()
         address = f"http://{HOST}:{listening.getsockname()[1]}"

@@ -34,12 +34,20 @@ class Option:
     choices: tuple[str, ...] = ()
     many: bool = False
     """Whether several values can be given, with commas between them."""
+    repeated: bool = False
+    """Of many values, whether each has the flag before it instead, and there may be none."""
+    empty: bool = False
+    """Whether an empty text is a value, not a mistake."""
+    envvar: str | None = None
+    """The environment variable that holds the value where the flag is not given."""
     optional_value: str | None = None
     """What the flag alone means, where its value may be left out."""
     above: float | None = None
     """The value must be greater than this number."""
     least: float | None = None
     """The value must not be less than this number."""
+    most: float | None = None
+    """The value must not be greater than this number."""
 
     def flag_of(self, name: str) -> str:
         """The name on the command line of a field of this name."""
@@ -81,7 +89,7 @@ class Options:
                 value = (value,) if single else tuple(value)
                 object.__setattr__(self, field.name, value)
                 kinds = _element_types(hints[field.name])
-                if not value:
+                if not value and not known.repeated:
                     raise UserError(f"{flag} has no value; give one, or leave the option out")
             for each in value if known.many and value is not None else (value,):
                 _check_type(flag, each, kinds or _types(hints[field.name]))
@@ -121,7 +129,11 @@ class Options:
             known = field.metadata.get("option")
             if known is None or known.flag == "" or value == field.default:
                 continue
-            words.append(known.flag_of(field.name))
+            flag = known.flag_of(field.name)
+            if known.repeated:
+                words += [word for each in value for word in (flag, _word(each))]
+                continue
+            words.append(flag)
             if isinstance(value, tuple):
                 words.append(",".join(map(_word, value)))
             elif value is not True:
@@ -157,7 +169,7 @@ def _check_type(flag: str, value: Any, kinds: tuple[type, ...]) -> None:
 def _check(flag: str, value: Any, known: Option) -> None:
     if value is None:
         return
-    if value == "" and known.optional_value is None:
+    if value == "" and known.optional_value is None and not known.empty:
         raise UserError(f"{flag} is empty; give a value, or leave the option out")
     if known.choices and value not in known.choices:
         raise UserError(f"{flag} {value} is unknown; choose one of {', '.join(known.choices)}")
@@ -167,6 +179,8 @@ def _check(flag: str, value: Any, known: Option) -> None:
         raise UserError(f"{flag} {value} is not greater than {known.above:g}; give a larger number")
     if known.least is not None and not value >= known.least:
         raise UserError(f"{flag} {value} is less than {known.least:g}; give a larger number")
+    if known.most is not None and not value <= known.most:
+        raise UserError(f"{flag} {value} is greater than {known.most:g}; give a smaller number")
 
 
 def command(verb: str, model: str, config: Options) -> str:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitquilt.engines import Engine
-from bitquilt.errors import UserError
+from bitquilt.serve.config import ServeConfig
 from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.serve.metrics import Metrics
 from bitquilt.serve.requests import (
@@ -32,8 +32,8 @@ from bitquilt.serve.requests import (
 from bitquilt.serve.responses import ChatReply, TextReply
 from bitquilt.serve.scheduler import Prepare, Scheduler
 from bitquilt.serve.tools import writes_calls
-from bitquilt.talk import End, Event, compose
-from bitquilt.talk.prompt import plain
+from bitquilt.talk.events import End, Event
+from bitquilt.talk.prompt import compose, plain
 from bitquilt.talk.sample import Sample
 
 LOCAL = ("127.0.0.1", "localhost")
@@ -53,34 +53,20 @@ _T = TypeVar("_T")
 class Server:
     """One model, as an ASGI application."""
 
-    def __init__(
-        self,
-        open_engine: Callable[[], Engine],
-        name: str,
-        *,
-        api_key: str | None = None,
-        parallel: int = 8,
-        queue: int = 32,
-        max_tokens: int = 4096,
-    ) -> None:
+    def __init__(self, open_engine: Callable[[], Engine], name: str, config: ServeConfig) -> None:
         """Load the model.
 
         Args:
             open_engine: loads the model; called again after a crash of its engine.
             name: what the model is called in requests and answers.
-            api_key: every request must bring it; None where requests need none.
-            parallel: how many answers are made at a time.
-            queue: how many more requests may wait; the next one is refused with status 429.
-            max_tokens: the most tokens of one answer, also where a request gives no number.
+            config: whom to answer, and how much at a time; where to listen is up to the caller.
 
         Raises:
-            UserError: no request could bring that key, or the model cannot be loaded.
+            UserError: the model cannot be loaded.
         """
-        if api_key is not None:
-            _require_key(api_key)
-        self._name, self._key, self._most = name, api_key, max_tokens
+        self._name, self._key, self._most = name, config.api_key, config.max_tokens
         self._metrics = Metrics()
-        self.scheduler = Scheduler(open_engine, parallel, queue, self._metrics.ended)
+        self.scheduler = Scheduler(open_engine, config.parallel, config.queue, self._metrics.ended)
         self._metrics.watch(self.scheduler)
         self._most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * self.scheduler.info.context)
         app = Starlette(
@@ -281,15 +267,6 @@ async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _require_key(key: str) -> None:
-    """Refuse what an HTTP header cannot carry: an unset secret must not open the server."""
-    if not key or key != key.strip():
-        raise UserError(
-            f"the API key {'begins or ends with white space' if key.strip() else 'is empty'}; "
-            "set --api-key or BITQUILT_API_KEY to a secret, or leave both out to need no key"
-        )
 
 
 def _line(content: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from bitquilt.talk import End
+from bitquilt.talk.events import End
 
 if TYPE_CHECKING:
     from bitquilt.serve.scheduler import Scheduler

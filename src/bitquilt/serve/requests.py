@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bitquilt.engines import ModelInfo
+from bitquilt.models.chat_template import Message
 from bitquilt.serve.errors import RefusedError, invalid
-from bitquilt.talk import AnswerSettings, Message
 from bitquilt.talk.reasoning import style_of
+from bitquilt.talk.sample import AnswerSettings
 
 MAX_ROLLBACKS = AnswerSettings.max_rollbacks
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bitquilt.serve.tools import Call, CallReader
-from bitquilt.talk import Answer, Closing, End, Event, Reasoning, Rollback
+from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rollback
 
 Json = dict[str, Any]
 

@@ -26,7 +26,7 @@ from queue import Empty, SimpleQueue
 from bitquilt.engines import Engine, Stream
 from bitquilt.errors import EngineCrashedError, UserError
 from bitquilt.serve.errors import RefusedError, invalid
-from bitquilt.talk import Answer, End, Event, Reasoning
+from bitquilt.talk.events import Answer, End, Event, Reasoning
 from bitquilt.talk.sample import Sample
 
 JOIN_SECONDS = 5

@@ -46,7 +46,7 @@ class AnswerSettings:
 
     sampling: Sampling
     _: KW_ONLY
-    max_tokens: int = 4096
+    max_tokens: int
     """The most tokens of an answer, reasoning included; the model's context can allow fewer."""
     think_budget: int | None = None
     """The reasoning is closed after so many tokens; with a budget there always is an answer."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitquilt.runtime.options import Options, option
+from bitquilt.talk.config import ANSWER_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class TaskConfig(Options):
     )
     max_tokens: int = option(
         "An answer is cut after this many tokens, its reasoning included.",
-        default=4096,
+        default=ANSWER_TOKENS,
         metavar="N",
         least=1,
     )

@@ -1,0 +1,65 @@
+"""What a server can be asked for; cheap to import, for the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bitquilt.errors import UserError
+from bitquilt.runtime.options import Options, option
+from bitquilt.talk.config import ANSWER_TOKENS
+
+KEY_VARIABLE = "BITQUILT_API_KEY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(Options):
+    """Where a server listens, whom it answers, and how much at a time."""
+
+    port: int = option(
+        "The server listens on this port; 0 lets the system choose one.",
+        default=8080,
+        metavar="N",
+        least=0,
+        most=65535,
+    )
+    api_key: str | None = option(
+        "Requests to the API must bring this key.  [default: they need none]",
+        default=None,
+        metavar="KEY",
+        empty=True,  # refused below, in a sentence that names the variable too
+        envvar=KEY_VARIABLE,
+    )
+    parallel: int = option(
+        "The server makes this many answers at a time, in one batch.",
+        default=8,
+        metavar="N",
+        least=1,
+    )
+    queue: int = option(
+        "This many more requests may wait; others are told to try again later.",
+        default=32,
+        metavar="N",
+        least=0,
+    )
+    max_tokens: int = option(
+        "An answer has at most this many tokens, reasoning included, also where a request gives "
+        "no number.",
+        default=ANSWER_TOKENS,
+        metavar="N",
+        least=1,
+    )
+
+    def __post_init__(self) -> None:
+        """See :meth:`Options.__post_init__`; an unset secret must not open the server."""
+        super().__post_init__()
+        if self.api_key is not None:
+            _require_key(self.api_key)
+
+
+def _require_key(key: str) -> None:
+    """Refuse what an HTTP header cannot carry."""
+    if not key or key != key.strip():
+        raise UserError(
+            f"the API key {'begins or ends with white space' if key.strip() else 'is empty'}; "
+            f"set --api-key or {KEY_VARIABLE} to a secret, or leave both out to need no key"
+        )
