@@ -84,7 +84,7 @@ def _theirs(server: Any, prompt: Prompt) -> float:
 
 def _ours(engine: Engine, prompt: Prompt) -> float:
     started = time.perf_counter()
-    *_, end = answer(engine, prompt, AnswerSettings(Sampling(), max_tokens=LENGTH))
+    *_, end = answer(engine, prompt, AnswerSettings(sampling=Sampling(), max_tokens=LENGTH))
     assert isinstance(end, End)
     assert (end.tokens, end.rollbacks) == (LENGTH, 0), f"{end}: ask for another text"
     return LENGTH / (time.perf_counter() - started)
@@ -142,7 +142,7 @@ def _bare(server: Any, prompt: Prompt) -> tuple[str, bool, bool]:
 
 def _guarded(engine: Engine, prompt: Prompt) -> tuple[str, bool, bool]:
     sampling = replace(Sampling(), temperature=0.6, top_p=0.95)
-    settings = AnswerSettings(sampling, max_tokens=MAX_TOKENS, think_budget=THINK_BUDGET)
+    settings = AnswerSettings(sampling=sampling, max_tokens=MAX_TOKENS, think_budget=THINK_BUDGET)
     *_, end = answer(engine, prompt, settings)
     assert isinstance(end, End)
     ended = end.finish_reason == "stop" and end.closed is None

@@ -114,7 +114,7 @@ class Space:
     """What a search may choose from."""
 
     candidate_sets: CandidateSets
-    """The candidates of every matrix; their divergences are not known yet."""
+    """The candidates of every matrix; their predicted KL is not known yet."""
     capacity: int
     """Bytes that the matrices may take together: those of the largest mix within the budget."""
 
