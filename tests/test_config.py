@@ -20,6 +20,7 @@ from bitquilt import (
 )
 from bitquilt.cli.main import bitquilt as command_line
 from bitquilt.cli.options import config_options
+from bitquilt.report.config import CardConfig, PublishConfig, ReportConfig
 from bitquilt.runtime.options import Options, command
 from bitquilt.serve.config import ServeConfig
 from bitquilt.talk.config import AnswerConfig, RunConfig
@@ -28,6 +29,7 @@ CONFIGS = (
     *(SearchConfig, PlanConfig, AllocationConfig, QuantizeConfig),
     *(EvalConfig, TraceConfig, TaskConfig, BenchConfig),
     *(AnswerConfig, RunConfig, ServeConfig),
+    *(ReportConfig, CardConfig, PublishConfig),
 )
 
 
@@ -142,6 +144,9 @@ def test_a_config_is_a_command_line_and_back(config):
         ("run", RunConfig),
         ("chat", AnswerConfig),
         ("serve", ServeConfig),
+        ("report", ReportConfig),
+        ("card", CardConfig),
+        ("publish", PublishConfig),
     ],
 )
 def test_a_verb_offers_each_option_of_its_config_with_its_sentence(verb, config):

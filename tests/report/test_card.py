@@ -12,7 +12,8 @@ from bitquilt.calibration import corpus
 from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
-from bitquilt.report.card import model_card
+from bitquilt.report.card import Publication, model_card
+from bitquilt.report.config import PublicationConfig
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 from tests.report.conftest import evaluation
@@ -47,9 +48,14 @@ def files(tmp_path, original) -> list[Path]:
     return paths
 
 
+def publication(files: list[Path], original: Path) -> Publication:
+    config = PublicationConfig(against=original, repository="me/tiny-GGUF")
+    return publish.publication(files, config)
+
+
 @pytest.fixture
 def text(files, original) -> str:
-    return model_card(publish.publication(files, str(original), "me/tiny-GGUF"))
+    return model_card(publication(files, original))
 
 
 def test_metadata_is_what_the_hub_reads(text):
@@ -78,7 +84,7 @@ def test_only_measured_figures(text):
 
 def test_figures_against_another_original_are_not_used(files, original):
     save_beside(evaluation(files[0], 0.0355))
-    text = model_card(publish.publication(files, str(original), "me/tiny-GGUF"))
+    text = model_card(publication(files, original))
     assert "0.0355" not in text
 
 
@@ -88,7 +94,7 @@ def test_what_text_was_read_is_said(files, original):
     bundled = corpus.fingerprint(corpus.bundled("held-out"))
     found = replace(evaluation(files[1], 0.09), fingerprint=fingerprint, text=bundled)
     save_beside(found)
-    text = model_card(publish.publication(files, str(original), "me/tiny-GGUF"))
+    text = model_card(publication(files, original))
     assert "tiny-3bit.gguf: 65,774 tokens of 234 documents of bitquilt's held-out text" in text
     assert (
         f"tiny-4.5bit.gguf: 65,774 tokens of 234 documents of another text (SHA-256 {'e' * 12})"
@@ -98,7 +104,7 @@ def test_what_text_was_read_is_said(files, original):
 
 def test_figures_of_other_bytes_are_not_used(files, original):
     files[0].write_bytes(b"made again, evaluated before")
-    text = model_card(publish.publication(files, str(original), "me/tiny-GGUF"))
+    text = model_card(publication(files, original))
     assert "0.0355" not in text
     assert "No file was evaluated" in text
 

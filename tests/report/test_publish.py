@@ -15,6 +15,8 @@ from bitquilt.errors import UserError
 from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
+from bitquilt.report.card import Publication
+from bitquilt.report.config import PublicationConfig
 from tests.factories import tiny_checkpoint
 from tests.report.conftest import evaluation
 from tests.report.hub import Hub, running
@@ -52,20 +54,24 @@ def file(tmp_path, original) -> Path:
     return path
 
 
+def publication(files: list[Path], original: Path, repository: str = "me/tiny") -> Publication:
+    return publish.publication(files, PublicationConfig(against=original, repository=repository))
+
+
 def test_a_file_given_twice_is_refused(file, original):
     with pytest.raises(UserError, match="2 files are called tiny"):
-        publish.publication([file, file], str(original), "me/tiny")
+        publication([file, file], original)
 
 
 def test_figures_against_another_original_stay_at_home(file, original):
     save_beside(evaluation(file, 0.0355))
-    listed = publish.entries(publish.publication([file], str(original), "me/tiny"))
+    listed = publish.entries(publication([file], original))
     assert "tiny-4.5bit.gguf.eval.json" not in {entry.name for entry in listed}
 
 
 def test_an_original_that_is_the_file_itself_is_refused(file):
     with pytest.raises(UserError, match="is the model itself"):
-        publish.publication([file], str(file), "me/tiny")
+        publication([file], file)
 
 
 def run(hub: Hub, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -90,6 +96,19 @@ def test_nothing_leaves_without_upload(hub, file, original):
     assert said["uploaded"] is None
     assert said["files"]["tiny-4.5bit.gguf"] == 1800
     assert (hub.created, hub.uploads, hub.files) == ([], 0, {})
+
+
+def test_where_it_would_go_and_what_has_no_figures_is_said(hub, file, original):
+    other = file.with_name("tiny-3bit.gguf")
+    other.write_bytes(b"GGUF")
+    request = (file, other, "--against", original, "--repo", "me/tiny")
+    done = run(hub, *request)
+    assert done.returncode == 0, done.stderr
+    assert "This would go to the repository me/tiny, gated" in done.stdout
+    assert f"tiny-3bit.gguf was not evaluated against {original}" in done.stdout
+    assert "tiny-4.5bit.gguf was not evaluated" not in done.stdout
+    assert "to the private repository me/tiny, gated" in run(hub, *request, "--private").stdout
+    assert json.loads(run(hub, *request, "--json").stdout)["not_evaluated"] == [other.name]
 
 
 def test_upload_goes_on_where_it_was_stopped_and_keeps_the_originals_terms(hub, file, original):
@@ -135,12 +154,12 @@ def test_without_a_licence_nothing_is_passed_on(hub, file, original):
 def test_names_and_mixtures_that_the_hub_cannot_have(file, original, tmp_path):
     for name in ("tiny", "a/b/c", "me/ti ny"):
         with pytest.raises(UserError, match="is not a name on the hub"):
-            publish.publication([file], str(original), name)
+            publication([file], original, name)
     directory = tmp_path / "tiny-mlx"
     directory.mkdir()
     (directory / "config.json").write_text('{"quantization": {}}')
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
-        publish.publication([directory], str(original), "me/tiny")
+        publication([directory], original)
     (directory / "model.safetensors").touch()
     with pytest.raises(UserError, match="an MLX model is a repository of its own"):
-        publish.publication([file, directory], str(original), "me/tiny")
+        publication([file, directory], original)

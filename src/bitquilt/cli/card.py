@@ -6,46 +6,16 @@ from pathlib import Path
 
 import click
 
-from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.options import JSON, config_options, print_json
+from bitquilt.report.config import CardConfig
 from bitquilt.runtime.files import atomic_write
-
-FILES = click.argument("models", metavar="MODEL...", nargs=-1, required=True)
-AGAINST = click.option(
-    "--against", required=True, metavar="ORIGINAL", help="The model that MODEL was made from."
-)
-REPOSITORY = click.option(
-    "--repo",
-    required=True,
-    metavar="USER/NAME",
-    help="The repository on the hub that holds MODEL, or will.",
-)
-BASE_MODEL = click.option(
-    "--base-model",
-    metavar="USER/NAME",
-    help="The repository of ORIGINAL on the hub, if ORIGINAL is a copy on this machine.",
-)
 
 
 @click.command()
-@FILES
-@AGAINST
-@REPOSITORY
-@BASE_MODEL
-@click.option(
-    "-o",
-    "--output",
-    metavar="DIR",
-    help="Write the card and the Modelfiles into this directory instead.",
-)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@config_options(CardConfig)
 @JSON
-def card(
-    models: tuple[str, ...],
-    against: str,
-    repo: str,
-    base_model: str | None,
-    output: str | None,
-    as_json: bool,
-) -> None:
+def card(models: tuple[str, ...], config: CardConfig, as_json: bool) -> None:
     """Print the model card of a quantized MODEL.
 
     MODEL is one or more GGUF files, or one MLX directory. The card has the original's licence and
@@ -58,14 +28,14 @@ def card(
     from bitquilt.report import card as cards
     from bitquilt.report import publish
 
-    model = publish.publication(models, against, repo, base_model)
+    model = publish.publication(models, config)
     written = {"README.md": cards.model_card(model), **cards.modelfiles(model)}
     if as_json:
         print_json(written)
-    elif output is None:
+    elif config.output is None:
         click.echo(written["README.md"])
-    for name, text in written.items() if output else ():
-        path = Path(output or "") / name
+    for name, text in written.items() if config.output else ():
+        path = Path(config.output or "") / name
         with atomic_write(path) as beside:
             beside.write_text(text, encoding="utf-8")
         click.echo(str(path), err=as_json)

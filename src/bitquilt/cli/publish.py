@@ -5,29 +5,15 @@ from __future__ import annotations
 import click
 
 from bitquilt.allocation.budget import human
-from bitquilt.cli.card import AGAINST, BASE_MODEL, FILES, REPOSITORY
-from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.options import JSON, config_options, print_json
+from bitquilt.report.config import PublishConfig
 
 
 @click.command()
-@FILES
-@AGAINST
-@REPOSITORY
-@BASE_MODEL
-@click.option("--private", is_flag=True, help="Make a new repository private.")
-@click.option(
-    "--upload", is_flag=True, help="Upload; without this, only list what would be uploaded."
-)
+@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@config_options(PublishConfig)
 @JSON
-def publish(
-    models: tuple[str, ...],
-    against: str,
-    repo: str,
-    base_model: str | None,
-    private: bool,
-    upload: bool,
-    as_json: bool,
-) -> None:
+def publish(models: tuple[str, ...], config: PublishConfig, as_json: bool) -> None:
     """Upload MODEL to the hub with everything that belongs to it.
 
     That is its card, recipe, evaluation, Modelfile, and the original's licence. Without --upload
@@ -41,18 +27,24 @@ def publish(
     from bitquilt.report import publish as hub
     from bitquilt.runtime.progress import Progress
 
-    model = hub.publication(models, against, repo, base_model)
+    model = hub.publication(models, config)
     hub.require_licence(model)
     listed = {entry.name: entry.nbytes for entry in hub.entries(model)}
-    address = hub.upload(model, Progress(), private=private) if upload else None
+    address = hub.upload(model, Progress(), private=config.private) if config.upload else None
     if as_json:
-        print_json({"repo": repo, "gate": model.gate, "files": listed, "uploaded": address})
+        said = {"repo": model.repository, "gate": model.gate, "files": listed}
+        print_json({**said, "not_evaluated": model.not_evaluated, "uploaded": address})
         return
     for name, nbytes in listed.items():
         click.echo(f"{human(nbytes):>10}  {name}")
+    for name in model.not_evaluated:
+        click.echo(
+            f"{name} was not evaluated against {config.against}, so the card has no figures of it; "
+            "`bitquilt eval` measures them."
+        )
     gate = f", gated ({model.gate}) as the original is" if model.gate else ""
     if address:
         click.echo(f"Published at {address}{gate}.")
     else:
-        kind = "private repository " if private else ""
-        click.echo(f"This would go to the {kind}{repo}{gate}; add --upload to do it.")
+        kind = "private repository" if config.private else "repository"
+        click.echo(f"This would go to the {kind} {model.repository}{gate}; add --upload to do it.")

@@ -6,21 +6,15 @@ from pathlib import Path
 
 import click
 
-from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.options import JSON, config_options, print_json
+from bitquilt.report.config import ReportConfig
 
 
 @click.command()
 @click.argument("work_dir", metavar="WORKDIR")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    help="Write the page to this file, or into this directory.  [default: report.html beside "
-    "WORKDIR]",
-)
-@click.option("--png", is_flag=True, help="Write the plots beside the page as PNG, too.")
+@config_options(ReportConfig)
 @JSON
-def report(work_dir: str, output: str | None, png: bool, as_json: bool) -> None:
+def report(work_dir: str, config: ReportConfig, as_json: bool) -> None:
     """Write one HTML page about the files made with WORKDIR.
 
     \b
@@ -34,11 +28,11 @@ def report(work_dir: str, output: str | None, png: bool, as_json: bool) -> None:
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.report import page
 
-    path = Path(output) if output else Path(work_dir).resolve().parent
+    path = Path(config.output) if config.output else Path(work_dir).resolve().parent
     path = path / "report.html" if path.is_dir() else path
     contents = page.make_report(work_dir)
     page.write_page(contents, path)
-    plots = page.write_plots(contents, path) if png else []
+    plots = page.write_plots(contents, path) if config.png else []
     if as_json:
         print_json({"page": str(path), "plots": [str(plot) for plot in plots]})
     else:

@@ -47,6 +47,11 @@ class Publication:
             if evaluation and evaluation.fingerprint == self.original.fingerprint
         }
 
+    @property
+    def not_evaluated(self) -> list[str]:
+        """Name the files of which nothing is known."""
+        return [one.name for one in self.files if one.name not in self.evaluated]
+
 
 def model_card(publication: Publication) -> str:
     """README.md of the repository."""

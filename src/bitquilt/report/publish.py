@@ -20,6 +20,7 @@ from bitquilt.evaluation.eval_file import path_beside
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.models import open_checkpoint
 from bitquilt.report.card import Publication, model_card, modelfiles
+from bitquilt.report.config import PublicationConfig
 from bitquilt.report.origin import HUB_ERRORS, PublishedOriginal
 from bitquilt.runtime.progress import Progress
 
@@ -40,16 +41,12 @@ class RepositoryFile:
         return self.content.stat().st_size
 
 
-def publication(
-    paths: Sequence[str | Path], against: str, repository: str, base_model: str | None = None
-) -> Publication:
+def publication(paths: Sequence[str | Path], config: PublicationConfig) -> Publication:
     """Say what is to be published.
 
     Args:
         paths: GGUF files, or one MLX directory.
-        against: the original, which says on what terms.
-        repository: ``user/name``.
-        base_model: the original's hub id, where ``against`` is a copy of it.
+        config: the original, which says on what terms, and the repository.
 
     Raises:
         UserError: a file does not exist or shares its name, formats do not go together, the hub
@@ -65,15 +62,20 @@ def publication(
             f"an {alone[0].name.upper()} model is a repository of its own; publish it by itself, "
             "and files of other formats together"
         )
-    for name in filter(None, (repository, base_model)):
+    for name in filter(None, (config.repository, config.base_model)):
         _check_id(name)
+    against = str(config.against)
     if any(Path(against).resolve() == file.path.resolve() for file in files):
         raise UserError(f"{against} is the model itself; --against wants what it was made from")
     original = open_checkpoint(against)
-    origin = PublishedOriginal.of(against, original, base_model)
+    origin = PublishedOriginal.of(against, original, config.base_model)
     gate = origin.gate(HfApi())
     return Publication(
-        files=files, original=original, origin=origin, repository=repository, gate=gate
+        files=files,
+        original=original,
+        origin=origin,
+        repository=config.repository,
+        gate=gate,
     )
 
 
