@@ -29,6 +29,13 @@ def test_from_stdin_and_the_box_alone(capfd, monkeypatch, demo_gguf: Path) -> No
     assert capfd.readouterr().out == "932\n"
 
 
+def test_empty_stdin_is_said(capfd, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    assert invoke("run", "demo") == 2
+    said = capfd.readouterr().err
+    assert said == "bitquilt: standard input is empty; give PROMPT, or pipe a question in\n"
+
+
 def test_bytes_that_are_no_text_are_refused(capfd, demo_gguf: Path) -> None:
     assert invoke("run", demo_gguf, "hi \udcff") == 2
     assert "the prompt is not UTF-8" in capfd.readouterr().err

@@ -22,6 +22,7 @@ from bitquilt.evaluation.compare import evaluate
 from bitquilt.evaluation.config import EvalConfig, TraceConfig
 from bitquilt.evaluation.eval_file import load_beside, path_beside
 from bitquilt.evaluation.model_file import ModelFile, logits_in
+from bitquilt.evaluation.speed import bench
 from bitquilt.evaluation.text import held_out
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Silent
@@ -250,6 +251,36 @@ def test_a_file_given_twice_and_one_that_is_not_there_are_refused(files, tmp_pat
         ModelFile.several([files[0], files[0]])
     with pytest.raises(UserError, match="does not exist"):
         ModelFile.at(tmp_path / "nothing.gguf")
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_path_is_not_read_letter_by_letter(kind):
+    with pytest.raises(UserError, match=r"none\.gguf does not exist"):
+        evaluate(kind("none.gguf"), against="demo")
+    with pytest.raises(UserError, match=r"none\.gguf does not exist"):
+        bench(kind("none.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("demo", "demo is a model, not a quantized file of one"),
+        ("facebook/MobileLLM-R1-950M", "if it is a hub id, it names a model"),
+    ],
+)
+def test_a_model_that_is_no_quantized_file_is_named_as_such(name, words):
+    with pytest.raises(UserError, match=f"{words}.*`bitquilt quantize {name} --bits 4.5` makes"):
+        ModelFile.at(name)
+
+
+def test_a_directory_that_can_be_quantized_is_named_as_such(model):
+    with pytest.raises(UserError, match="is a model, not a quantized file"):
+        ModelFile.at(model.source)
+
+
+def test_a_file_of_nearly_the_name_is_suggested(files):
+    with pytest.raises(UserError, match=r"does not exist; did you mean .*eight\.gguf\?"):
+        ModelFile.at(files[0].with_name("eigth.gguf"))
 
 
 def test_a_file_and_a_directory_of_one_name_have_figures_of_their_own():

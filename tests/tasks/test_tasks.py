@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bitquilt.runtime.progress import Silent
 from bitquilt.tasks import task_data
 from bitquilt.tasks.choices import pick
 from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
+from bitquilt.tasks.run import run_tasks
 from bitquilt.tasks.task_data import Choice
 from tests.engines.conftest import ENGINES, open_in
 from tests.factories import tiny_checkpoint
@@ -168,3 +170,9 @@ def test_what_is_missing_or_without_effect_is_said(source, capfd, arguments, sen
     said = capfd.readouterr().err
     assert sentence in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_one_model_is_not_read_letter_by_letter(kind):
+    with pytest.raises(UserError, match=r"none\.gguf does not exist"):
+        run_tasks(kind("none.gguf"), tasks="demo", limit=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -59,7 +60,7 @@ def requests(config: PlanConfig) -> list[Request]:
     if config.recipe is not None and _is_file(config.recipe):
         recipe = recipes.read_recipe(Path(config.recipe))
     elif config.recipe is not None:
-        preset = _preset(str(config.recipe))
+        preset = _preset(str(config.recipe), config.to)
     allocating = config if isinstance(config, AllocationConfig) else None
     fast = allocating is not None and allocating.search.tokens_per_second is not None
     return [
@@ -100,11 +101,19 @@ def _is_file(mix: str | Path) -> bool:
     return Path(mix).suffix == ".json" or Path(mix).is_file()
 
 
-def _preset(name: str) -> str:
-    known = [preset for target in TARGETS for preset in presets.preset_names(target)]
-    if name not in known:
+def _preset(name: str, to: str) -> str:
+    """Return the name of a preset, which may be one of another format than ``to``."""
+    if not any(name in presets.preset_names(target) for target in TARGETS):
+        asked = [preset for t in parse_targets(to) for preset in presets.preset_names(t.name)]
+        by_lower = {preset.lower(): preset for preset in asked}
+        near = difflib.get_close_matches(name.lower(), by_lower, n=2)
+        hint = (
+            f"did you mean {' or '.join(by_lower[n] for n in near)}? The presets are"
+            if near
+            else "presets:"
+        )
         raise UserError(
-            f"{name} is neither a recipe file (.json) nor a preset; presets: {', '.join(known)}"
+            f"{name} is neither a recipe file (.json) nor a preset; {hint} {', '.join(asked)}"
         )
     return name
 

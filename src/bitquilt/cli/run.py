@@ -69,11 +69,13 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
 
 def _piped() -> str:
     """What standard input holds, if it is not a terminal and can be read."""
-    text = ""
+    text = None
     with suppress(OSError):
-        text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-    if not text.strip():
+        text = None if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    if text is None:
         raise click.MissingParameter(param_type="argument", param_hint="'PROMPT'")
+    if not text.strip():
+        raise UserError("standard input is empty; give PROMPT, or pipe a question in")
     return text
 
 

@@ -49,7 +49,7 @@ from bitquilt.targets import TARGETS
 
 
 def evaluate(
-    models: Sequence[str | Path],
+    models: str | Path | Sequence[str | Path],
     config: EvalConfig | None = None,
     *,
     progress: Progress | None = None,
@@ -57,10 +57,13 @@ def evaluate(
 ) -> Evaluation:
     """Measure model files against the original that they were made from.
 
-    The figures of each are also kept beside it, in ``<name>.eval.json``.
+    The original also writes reasoning about some questions of the text, on which the files are
+    measured too; that takes about 15 seconds for ``demo`` on two cores, longer for larger
+    models, and is kept for the next evaluation. The figures of each file are kept beside it, in
+    ``<name>.eval.json``.
 
     Args:
-        models: GGUF files and MLX directories, whoever made them.
+        models: GGUF files and MLX directories, whoever made them; one, or several.
         config: what they are measured against, and on what text.
         progress: where progress goes; stderr if not given.
         options: the fields of :class:`bitquilt.EvalConfig`, instead of a config.
@@ -101,7 +104,9 @@ def evaluate(
     )
 
 
-def _opened(models: Sequence[str | Path], config: EvalConfig) -> tuple[list[ModelFile], Checkpoint]:
+def _opened(
+    models: str | Path | Sequence[str | Path], config: EvalConfig
+) -> tuple[list[ModelFile], Checkpoint]:
     """Find the files and their original, and refuse before any work what cannot be measured.
 
     Raises:

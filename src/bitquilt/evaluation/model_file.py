@@ -20,6 +20,8 @@ from bitquilt.errors import UserError
 from bitquilt.metrics.kl import logits
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.sources.resolve import DEMO, may_be_hub_id, suggestion
+from bitquilt.runtime.files import each_path
 from bitquilt.targets import TARGETS, Target
 from bitquilt.targets.engine_check import SAMPLE
 
@@ -37,13 +39,13 @@ class ModelFile:
     """For tables."""
 
     @classmethod
-    def several(cls, references: Sequence[str | Path]) -> list[ModelFile]:
+    def several(cls, references: str | Path | Sequence[str | Path]) -> list[ModelFile]:
         """What paths hold; those with the same last part are called by their whole paths.
 
         Raises:
             UserError: a path holds no model, or is given twice.
         """
-        found = [cls.at(reference) for reference in references]
+        found = [cls.at(reference) for reference in each_path(references)]
         for path, times in Counter(one.path.resolve() for one in found).items():
             if times > 1:
                 raise UserError(f"{path} is given {times} times; give it once")
@@ -64,8 +66,16 @@ class ModelFile:
             if target.holds(path):
                 files = (file for file in [path, *path.rglob("*")] if file.is_file())
                 return cls(path, target, sum(file.stat().st_size for file in files), path.name)
+        makes = f"`bitquilt quantize {reference} --bits 4.5` makes one"
+        if str(reference) == DEMO or (path / "config.json").is_file():
+            raise UserError(f"{reference} is a model, not a quantized file of one; {makes}")
+        if may_be_hub_id(str(reference)):
+            raise UserError(
+                f"{reference} does not exist here; if it is a hub id, it names a model, not a "
+                f"quantized file of one, and {makes}"
+            )
         if not path.exists():
-            raise UserError(f"{reference} does not exist; give a GGUF file or an MLX directory")
+            raise UserError(f"{reference} does not exist{suggestion(path)}")
         raise UserError(
             f"{reference} is neither a GGUF file nor an MLX directory; give what `bitquilt "
             "quantize` wrote, or another file of these kinds"

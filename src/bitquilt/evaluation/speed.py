@@ -115,7 +115,7 @@ class BenchResult:
 
 
 def bench(
-    models: Sequence[str | Path],
+    models: str | Path | Sequence[str | Path],
     config: BenchConfig | None = None,
     *,
     progress: Progress | None = None,
@@ -124,7 +124,7 @@ def bench(
     """Measure models under every combination of prompt length and batch size.
 
     Args:
-        models: GGUF files and MLX directories.
+        models: GGUF files and MLX directories; one, or several.
         config: what is asked of the models, and how often.
         progress: where progress goes; stderr if not given.
         options: the fields of :class:`bitquilt.BenchConfig`, instead of a config.

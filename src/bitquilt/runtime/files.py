@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,11 @@ def _sentence(error: OSError, path: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{path} was not written: no write permission there; choose another directory"
     return f"{path} was not written: {error.strerror or error}; choose another directory"
+
+
+def each_path(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    """Return several paths as they are, and one path as a sequence; text has letters, not paths."""
+    return (paths,) if isinstance(paths, str | Path) else paths
 
 
 def read_json(path: Path, remedy: str = "download it again") -> dict[str, Any]:

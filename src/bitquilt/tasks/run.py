@@ -11,6 +11,7 @@ from typing import Any
 from bitquilt.engines import Engine, open_engine
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import Estimate
+from bitquilt.runtime.files import each_path
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.records import to_json
 from bitquilt.tasks import problems, programs
@@ -69,7 +70,7 @@ class TaskResults:
 
 
 def run_tasks(
-    models: Sequence[str | Path],
+    models: str | Path | Sequence[str | Path],
     config: TaskConfig | None = None,
     *,
     progress: Progress | None = None,
@@ -79,7 +80,7 @@ def run_tasks(
 
     Args:
         models: what :func:`bitquilt.engines.open_engine` takes: GGUF files, MLX directories, hub
-            ids, Hugging Face directories, or ``demo``.
+            ids, Hugging Face directories, or ``demo``; one, or several.
         config: which tasks, and how much of them.
         progress: where progress goes; stderr if not given.
         options: the fields of :class:`bitquilt.TaskConfig`, instead of a config.
@@ -95,7 +96,7 @@ def run_tasks(
     answered: list[_Answered] = []
     scores: list[ModelScores] = []
     manner: Manner | None = None
-    for model in map(str, models):
+    for model in map(str, each_path(models)):
         with open_engine(model) as engine:
             manner = manner or _manner(engine, config, items, progress)
             answered.append(_put(items, engine, Path(model).name, manner, progress))

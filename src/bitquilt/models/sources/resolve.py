@@ -49,13 +49,19 @@ def resolve(reference: str, *, weights: bool = True) -> Path:
     if path.is_file():
         return _file(path)
     if _looks_local(reference, path):
-        raise UserError(f"{reference} does not exist{_suggestion(path)}")
+        raise UserError(f"{reference} does not exist{suggestion(path)}")
     return _directory(_download(reference, weights))
 
 
 def on_hub(reference: str) -> bool:
     """Whether a reference that resolves names a model of the hub."""
     return reference != DEMO and not Path(reference).expanduser().exists()
+
+
+def may_be_hub_id(reference: str) -> bool:
+    """Say whether a reference has the form ``owner/name`` and is no path; the hub is not asked."""
+    path = Path(reference).expanduser()
+    return reference.count("/") == 1 and on_hub(reference) and not _looks_local(reference, path)
 
 
 def short_name(reference: str, path: Path) -> str:
@@ -107,7 +113,7 @@ def _looks_local(reference: str, path: Path) -> bool:
     )
 
 
-def _suggestion(path: Path) -> str:
+def suggestion(path: Path) -> str:
     """The entry of the nearest existing directory that resembles what was typed."""
     if not path.parent.is_dir():
         return f", nor does {path.parent}; check the path"
