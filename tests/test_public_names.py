@@ -53,3 +53,13 @@ def test_what_a_class_holds_is_public(name):
 def test_every_name_has_a_docstring():
     for name in bitquilt.__all__:
         assert inspect.getdoc(getattr(bitquilt, name)), name
+
+
+def test_names_of_talking_are_there() -> None:
+    """`bitquilt.talk` offers its names without importing them before they are needed."""
+    from bitquilt import talk
+
+    for name in talk.__all__:
+        assert name in {"Event", "Message"} or getattr(talk, name).__name__ == name
+    with pytest.raises(AttributeError):
+        _ = talk.nothing

@@ -1,5 +1,55 @@
 """Talking to a model: a conversation in, typed events out, and always an end.
 
-:class:`.session.Session` keeps a conversation, :func:`.session.answer` answers one prompt,
-:func:`.votes.vote` several times at once. What they can be asked for is in :mod:`.config`.
+:class:`Session` keeps a conversation, :func:`answer` answers one prompt, :func:`vote` several times
+at once. What the command line can ask for is in :mod:`.config`, which is cheap to import: the names
+here are imported when they are asked for.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitquilt.models.chat_template import Message as Message
+    from bitquilt.talk.events import Answer as Answer
+    from bitquilt.talk.events import Closing as Closing
+    from bitquilt.talk.events import End as End
+    from bitquilt.talk.events import Event as Event
+    from bitquilt.talk.events import Reasoning as Reasoning
+    from bitquilt.talk.events import Rollback as Rollback
+    from bitquilt.talk.prompt import Prompt as Prompt
+    from bitquilt.talk.prompt import compose as compose
+    from bitquilt.talk.sample import AnswerSettings as AnswerSettings
+    from bitquilt.talk.session import Session as Session
+    from bitquilt.talk.session import answer as answer
+    from bitquilt.talk.votes import Votes as Votes
+    from bitquilt.talk.votes import vote as vote
+
+_HOMES = {
+    "Answer": "bitquilt.talk.events",
+    "AnswerSettings": "bitquilt.talk.sample",
+    "Closing": "bitquilt.talk.events",
+    "End": "bitquilt.talk.events",
+    "Event": "bitquilt.talk.events",
+    "Message": "bitquilt.models.chat_template",
+    "Prompt": "bitquilt.talk.prompt",
+    "Reasoning": "bitquilt.talk.events",
+    "Rollback": "bitquilt.talk.events",
+    "Session": "bitquilt.talk.session",
+    "Votes": "bitquilt.talk.votes",
+    "answer": "bitquilt.talk.session",
+    "compose": "bitquilt.talk.prompt",
+    "vote": "bitquilt.talk.votes",
+}
+"""Public name → the module that defines it."""
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name when it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)
