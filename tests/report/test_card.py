@@ -14,9 +14,11 @@ from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
 from bitquilt.report.card import Publication, model_card
 from bitquilt.report.config import PublicationConfig
+from bitquilt.report.run_record import save
+from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
-from tests.report.conftest import evaluation
+from tests.report.conftest import SETTINGS, evaluation, record
 
 MATTER = """---
 license: {licence}
@@ -107,6 +109,26 @@ def test_figures_of_other_bytes_are_not_used(files, original):
     text = model_card(publication(files, original))
     assert "0.0355" not in text
     assert "No file was evaluated" in text
+
+
+def test_the_command_of_the_run_is_told_without_places_of_its_machine(files, original, tmp_path):
+    first, other = files
+    other.with_suffix(".recipe.json").write_text("{}")
+    command = f"bitquilt quantize {original} --bits 4.5 --output {tmp_path} --tune --ray ''"
+    made = replace(
+        record(first.resolve(), 0.03), nbytes=first.stat().st_size,
+        command=f"{command} --calibration '{tmp_path}/my text.txt' --seed 3",
+    )  # fmt: skip
+    with WorkDir(tmp_path / "tiny.work", SETTINGS) as work:
+        save(work, made)
+    text = model_card(publication(files, original))
+    name = publication(files, original).origin.name
+    told = f"bitquilt quantize {name} --bits 4.5 --tune --calibration 'my text.txt' --seed 3\n"
+    assert told in text
+    assert f"bitquilt quantize {name} --recipe tiny-3bit.recipe.json --to gguf\n" in text
+    assert str(tmp_path) not in text
+    first.write_bytes(b"another file")
+    assert "--seed 3" not in model_card(publication(files, original))
 
 
 def test_command_writes_card_and_modelfiles(files, original, tmp_path, capfd):

@@ -18,6 +18,7 @@ from bitquilt.report import ollama
 from bitquilt.report.figures import figure_text, text_read
 from bitquilt.report.origin import Gate, PublishedOriginal
 from bitquilt.report.plots import environment
+from bitquilt.report.run_record import published_command, record_beside
 
 COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_byte")
 
@@ -91,6 +92,7 @@ def _targets(publication: Publication) -> list[str]:
 
 def _text(publication: Publication) -> str:
     origin, found = publication.origin, publication.evaluated
+    made, commands = _commands(publication)
     values = {
         "title": publication.repository.rpartition("/")[2],
         "base": origin.hub_id,
@@ -103,7 +105,8 @@ def _text(publication: Publication) -> str:
         "measured": _measured(found),
         "detailed": [_detailed(name, evaluation) for name, evaluation in found.items()],
         "snippets": _snippets(publication),
-        "commands": _commands(publication),
+        "made": made,
+        "commands": commands,
     }
     text: str = environment().get_template("card.md").render(values)
     return text
@@ -169,13 +172,20 @@ def _snippets(publication: Publication) -> list[dict[str, str]]:
     return found
 
 
-def _commands(publication: Publication) -> list[str]:
-    """List the commands that make files of the same mixes again, from the published recipes."""
+def _commands(publication: Publication) -> tuple[list[str], list[str]]:
+    """List the commands that make the files again.
+
+    Returns:
+        those that made files, where a run's record is beside them; and for the other files those
+        that make their mixes again, from the published recipes.
+    """
     reference = publication.origin.hub_id or publication.origin.name
-    found = []
+    made, again = [], []
     for file in publication.files:
         recipe = file.target.recipe_path(file.path)
-        if recipe.is_file():
+        if (record := record_beside(file.path, file.nbytes)) is not None:
+            made.append(published_command(record.command, reference))
+        elif recipe.is_file():
             asked = f"--recipe {recipe.name} --to {file.target}"
-            found.append(f"bitquilt quantize {reference} {asked}")
-    return found
+            again.append(f"bitquilt quantize {reference} {asked}")
+    return list(dict.fromkeys(made)), again

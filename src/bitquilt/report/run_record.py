@@ -6,7 +6,9 @@ the closing figures, and the command.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,3 +143,46 @@ def load(work_dir: Path) -> list[OutputRecord]:
 
 
 _AGAIN = "run `bitquilt quantize` with this work directory again, which takes seconds"
+
+
+def record_beside(path: Path, nbytes: int) -> OutputRecord | None:
+    """Find the newest record of a file in the work directories beside it; None without one.
+
+    Args:
+        path: the file or directory.
+        nbytes: its size now; a record of another size is of an earlier file.
+    """
+    path = path.resolve()
+    found = path.parent.glob(f"*.work/{FOLDER}/{path.name}.json")
+    for kept in sorted(found, key=lambda one: one.stat().st_mtime, reverse=True):
+        with suppress(UserError):  # of another version
+            record = load_record(OutputRecord, kept, RECORD_FORMAT, _AGAIN)
+            if record.path == path and record.nbytes == nbytes:
+                return record
+    return None
+
+
+def published_command(command: str, reference: str) -> str:
+    """Give a record's command for other people: no folder of this machine is in it.
+
+    Args:
+        command: ``bitquilt quantize MODEL`` and options, as
+            :func:`bitquilt.runtime.options.command` writes them.
+        reference: what others call the model.
+    """
+    program, verb, _, *words = shlex.split(command)
+    kept: list[str] = []
+    while words:
+        flag = words.pop(0)
+        value = [words.pop(0)] if words and not words[0].startswith("--") else []
+        if flag in _FILES:
+            value = [Path(one).name for one in value]
+        if flag not in _PLACES:
+            kept += [flag, *value]
+    return shlex.join([program, verb, reference, *kept])
+
+
+_PLACES = ("--output", "--work-dir", "--ray")
+"""Options that say where the work is done, which changes nothing in the file."""
+_FILES = ("--recipe", "--calibration")
+"""Options whose value may be a path."""
