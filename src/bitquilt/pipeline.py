@@ -302,7 +302,9 @@ class Run(AbstractContextManager["Run"]):
         """Learn scales and norms by gradient descent, the codes as they are."""
         tokens = self.text.tuning
         assert tokens is not None
-        with self.progress.stage(f"Tuning for {plan.target}", distill.steps(len(tokens))):
+        with self.progress.stage(
+            f"Tuning for {plan.target}", distill.DEFAULT_SCHEDULE.steps(len(tokens))
+        ):
             tuned = distill.tune(
                 source.checkpoint,
                 decision.allocation,

@@ -105,7 +105,7 @@ def test_the_windows_set_apart_come_closer(tuned):
         before=0, after=0, source=case.checkpoint, rounded=case.packed, learned={}
     )
     assert result.after < 0.97 * result.before
-    assert len(case.steps) == distill.steps(WINDOWS)
+    assert len(case.steps) == distill.DEFAULT_SCHEDULE.steps(WINDOWS)
     assert f"{result.after:.4g} tuned" in case.said[0]
     assert case.kl(result) < 0.97 * case.kl(untuned)
 
@@ -206,7 +206,7 @@ def test_what_does_not_help_is_not_kept(tmp_path):
     result = case.tune(schedule=distill.TuningSchedule(rate=10.0))
     assert result.after == result.before
     assert "so they stay" in case.said[0]
-    assert len(case.steps) < distill.steps(WINDOWS)  # it stopped early
+    assert len(case.steps) < distill.DEFAULT_SCHEDULE.steps(WINDOWS)  # it stopped early
     assert result.packed("model.embed_tokens", "Q4_K") is case.packed("model.embed_tokens", "Q4_K")
     norm = "model.norm.weight"
     assert torch.equal(result.checkpoint.load(norm), case.checkpoint.load(norm))

@@ -94,11 +94,6 @@ class Tuned:
         return self.source.load(name) if weight is None else weight.float()
 
 
-def steps(windows: int) -> int:
-    """Return the most steps that :func:`tune` takes on so many windows."""
-    return DEFAULT_SCHEDULE.steps(windows)
-
-
 def tune(
     checkpoint: Checkpoint,
     allocation: Mapping[str, str],
@@ -116,8 +111,9 @@ def tune(
         packed: the matrices as they were rounded.
         teacher: the original on calibration text, of at least four windows, each read once; the
             first are set apart.
-        work: gets an artefact ``tuned/<allocation, matrices and text>``.
-        progress: advances after each step, at most :func:`steps` times; told what came of it.
+        work: gets an artefact ``tuned/<allocation, matrices, text and schedule>``.
+        progress: advances after each step, at most :meth:`TuningSchedule.steps` times; told what
+            came of it.
         schedule: how long and how fast.
     """
     artefact = f"tuned/{_key(allocation, packed, teacher.tokens, schedule)}"
