@@ -152,8 +152,8 @@ def test_the_engine_is_asked(wide, tmp_path, to, preset, engine):
     made = pipeline.quantize(source, **asked | {"engine_check": True})
     (output,) = made.outputs
     assert output.engine is not None
-    assert output.engine.engine == engine
-    assert output.engine.kl.mean < 0.1
+    assert output.engine.in_engine.engine == engine
+    assert output.engine.in_engine.kl.mean < 0.1
     assert "same tokens" in output.note
     assert json.loads(json.dumps(made.to_dict()))["outputs"][0]["path"] == str(output.path)
 

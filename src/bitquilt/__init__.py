@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from bitquilt.runtime.progress import Progress as Progress
     from bitquilt.runtime.progress import Silent as Silent
     from bitquilt.targets.base import Target as Target
+    from bitquilt.targets.engine_check import EngineExcerpt as EngineExcerpt
     from bitquilt.targets.layout import Layout as Layout
     from bitquilt.tasks.choices import ChoiceScore as ChoiceScore
     from bitquilt.tasks.config import TaskConfig as TaskConfig
@@ -84,6 +85,7 @@ _HOMES = {
     "DomainFigures": "bitquilt.evaluation.figures",
     "EngineCheck": "bitquilt.evaluation.results",
     "EngineCrashedError": "bitquilt.errors",
+    "EngineExcerpt": "bitquilt.targets.engine_check",
     "EngineMissingError": "bitquilt.errors",
     "Estimate": "bitquilt.metrics.kl",
     "EvalConfig": "bitquilt.evaluation.config",

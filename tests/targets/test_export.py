@@ -121,7 +121,9 @@ def test_the_engine_opens_the_file_by_its_temporary_name(case, target):
         pytest.importorskip("mlx_lm")
     exported = case.export(target, run_in_engine)
     assert exported.engine is not None, exported.note
-    assert exported.engine.kl.mean < 0.1
+    in_engine, in_torch = exported.engine.in_engine, exported.engine.in_torch
+    assert in_engine.kl.mean < 0.1
+    assert in_engine.tokens == in_torch.tokens <= exported.figures.tokens
 
 
 class Spoiled:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, config_options, print_json
-from bitquilt.cli.tables import figures_table, stdout_console
+from bitquilt.cli.tables import figure_cell, figures_table, name_cell, stdout_console
 from bitquilt.evaluation.config import EvalConfig
 from bitquilt.runtime.malloc import keep_freed_memory
 
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from bitquilt.evaluation.figures import DomainFigures
     from bitquilt.evaluation.results import Comparison, Evaluation, FileResult
-    from bitquilt.metrics.kl import Estimate
 
 TABLES = (
     ("kl", "kl_median", "kl_999"),
@@ -72,7 +73,7 @@ def _print(found: Evaluation) -> None:
     """Print all figures of each file, then what may be concluded."""
     console = stdout_console()
     for file in found.files:
-        _print_file(console, file)
+        _print_file(console, file, found.own)
         _print_check(console, file)
     if len(found.files) > 1:
         console.print("", _overview(found))
@@ -91,16 +92,21 @@ def _print(found: Evaluation) -> None:
     )
 
 
-def _print_file(console: Console, file: FileResult) -> None:
+def _print_file(console: Console, file: FileResult, own: Mapping[str, DomainFigures]) -> None:
     """Print all figures of one file, a line for each domain."""
     from bitquilt.report.figures import HEADINGS
 
     title = f"{file.name}, {human(file.nbytes)}, {file.bits:.3f} bits, in {file.engine}"
     console.print(f"[bold]{title}[/bold]")
     for fields in TABLES:
-        table = figures_table("", [HEADINGS[field] for field in fields])
+        with_own = "perplexity" in fields  # says little without the original's
+        headings = [HEADINGS[field] for field in fields]
+        table = figures_table("", [*headings, *["the original's perplexity"] * with_own])
         for domain, figures in file.figures.items():
-            table.add_row(domain, *(_cell(getattr(figures, field), field) for field in fields))
+            cells = [figure_cell(getattr(figures, field), field) for field in fields]
+            if with_own:
+                cells.append(figure_cell(own[domain].perplexity, "perplexity"))
+            table.add_row(domain, *cells)
         console.print(table)
 
 
@@ -109,14 +115,17 @@ def _overview(found: Evaluation) -> Table:
     from bitquilt.report.figures import HEADINGS, number
 
     fields = ("kl", "agreement", "perplexity")
-    table = figures_table("file", ("size", "bits", *(HEADINGS[field] for field in fields)))
+    headings = ("size", "bits", *(HEADINGS[field].replace(" top", "\ntop") for field in fields))
+    table = figures_table("file", headings, fold_first=True)
+    own = number(found.own_overall.perplexity.mean, "perplexity")
+    table.add_row(f"original: {found.original}", "", "", "", "", own)
     for file in sorted(found.files, key=lambda file: file.nbytes):
         figures = file.overall
         table.add_row(
-            file.name,
+            name_cell(file.name),
             human(file.nbytes),
             f"{file.bits:.3f}",
-            _cell(figures.kl, "kl"),
+            figure_cell(figures.kl, "kl"),
             number(figures.agreement.mean, "agreement"),
             number(figures.perplexity.mean, "perplexity"),
         )
@@ -145,11 +154,3 @@ def _verdict(comparison: Comparison) -> str:
     return (
         f"Of one size, {comparison.winner} is the closest to the original: its KL is below {leads}."
     )
-
-
-def _cell(estimate: Estimate, field: str) -> str:
-    """A value and its interval below it."""
-    from bitquilt.report.figures import figure_text
-
-    value, interval = figure_text(estimate, field)
-    return f"{value}\n{interval.replace(' ', '')}" if interval else value

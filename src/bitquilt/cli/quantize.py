@@ -8,11 +8,11 @@ import click
 
 from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, MODEL, config_options, print_json
+from bitquilt.cli.tables import figure_cell, figures_table, name_cell, stdout_console
 from bitquilt.config import QuantizeConfig
 from bitquilt.runtime.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
-    from bitquilt.metrics.teacher import Figures
     from bitquilt.report.result import QuantizeResult
 
 
@@ -40,38 +40,34 @@ def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
 
 
 def _print_table(result: QuantizeResult) -> None:
-    """Print the closing table: each file as torch reads it back, and as its own engine runs it."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
+    """Print the closing table, all of it on one text, and what each file's engine makes of it."""
+    from rich.text import Text
 
-    table = Table(title=result.model, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column("file: mix", no_wrap=True)
-    for column in ("size", "bits", "KL, nats/token", "top-1", "ppl"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_row("original", "", "", "", "", _perplexity(result.original))
-    for output in result.outputs:
-        size = (human(output.nbytes), f"{output.bits:.3f}")
-        table.add_row(f"{output.target}: {output.source}", *size, *_measured(output.figures))
-        if output.engine:
-            name = f"  in {output.engine.engine}"
-            table.add_row(name, "", "", *_measured(output.engine), style="dim")
-    console = Console(highlight=False)
-    console.print(table)
-    for output in result.outputs:
-        excerpt = f" ({output.engine.tokens:,} tokens)" if output.engine else ""
-        line = f"{output.path}: {output.note}{excerpt}"
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(
-        f"KL and top-1 agreement against the original, on {result.original.tokens:,} held-out "
-        f"tokens; intervals are 95 %. {result.seconds:.0f} s in all.",
-        soft_wrap=True,
+    from bitquilt.report.figures import number
+
+    table = figures_table(
+        "file", ("size", "bits", "KL,\nnats/token", "same\ntop-1", "perplexity"), fold_first=True
     )
-
-
-def _measured(figures: Figures) -> tuple[str, str, str]:
-    return str(figures.kl), f"{figures.agreement.mean:.1%}", _perplexity(figures)
-
-
-def _perplexity(figures: Figures) -> str:
-    return f"{figures.perplexity.mean:.3f}"
+    perplexity = number(result.original.perplexity.mean, "perplexity")
+    table.add_row(Text(f"original: {result.model}"), "", "", "", "", perplexity)
+    for output in result.outputs:
+        figures = output.figures
+        table.add_row(
+            Text.assemble(name_cell(output.path.name), (f"\nmix: {output.source}", "dim")),
+            human(output.nbytes),
+            f"{output.bits:.3f}",
+            figure_cell(figures.kl, "kl"),
+            number(figures.agreement.mean, "agreement"),
+            number(figures.perplexity.mean, "perplexity"),
+        )
+    console = stdout_console()
+    console.print(table)
+    console.print(
+        f"All figures are of {result.original.tokens:,} held-out tokens, computed by torch on the "
+        "weights read back from each file; KL and top-1 are against the original, intervals are "
+        "95 %.",
+        markup=False,
+    )
+    for output in result.outputs:
+        console.print(f"{output.path}: {output.note}.", markup=False)
+    console.print(f"It took {result.seconds:.0f} s.", markup=False)

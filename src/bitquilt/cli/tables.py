@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from bitquilt.metrics.kl import Estimate
+
+NAME_WIDTH = 20
+"""Columns that a file's name has in a table beside figures, in a terminal of 80."""
 
 
 def stdout_console() -> Console:
@@ -33,3 +39,16 @@ def figures_table(first: str, columns: Sequence[str], *, fold_first: bool = Fals
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
     return table
+
+
+def name_cell(name: str) -> str:
+    """Break a file's name after hyphens, where it is too long for a line of its cell."""
+    return "\n".join(textwrap.wrap(name, NAME_WIDTH))
+
+
+def figure_cell(estimate: Estimate, field: str) -> str:
+    """Write a value, and its interval below it."""
+    from bitquilt.report.figures import figure_text
+
+    value, interval = figure_text(estimate, field)
+    return f"{value}\n{interval.replace(' ', '')}" if interval else value

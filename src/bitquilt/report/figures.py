@@ -39,7 +39,11 @@ def number(value: float, field: str) -> str:
     """Write a figure with as many digits as it deserves."""
     if field in PERCENTAGES:
         return f"{value:.2%}"
-    return f"{value:.4f}" if field == "perplexity_ratio" else f"{value:.3g}"
+    if field == "perplexity_ratio":
+        return f"{value:.4f}"
+    if field == "perplexity":  # 26,907 rather than 2.69e+04
+        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+    return f"{value:.3g}"
 
 
 def figure_text(estimate: Estimate, field: str) -> FigureText:

@@ -9,6 +9,7 @@ from typing import Any
 from bitquilt.allocation.selection import Ranking
 from bitquilt.metrics.teacher import Figures
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.targets.engine_check import EngineExcerpt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,9 @@ class Output:
     """The allocations that it was chosen from, best first; none where a recipe said it all."""
     figures: Figures
     """Measured by torch on the weights read back from the file."""
-    engine: Figures | None
-    """Measured by the engine that runs the file, on fewer windows; None where it is missing."""
+    engine: EngineExcerpt | None
+    """The file in its engine and in torch, on the same excerpt of that text; None where it was
+    not run."""
     note: str
     """What the engine's check found, or why there was none."""
 

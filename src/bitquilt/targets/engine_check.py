@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,14 +22,37 @@ SAMPLE = "Hello, world! 347 + 585 = 932; naïve café — 你好 🙂\n\tdef f(x
 """Text whose tokens must be the same in the engine: digits, accents, other scripts, code."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineExcerpt:
+    """One file in its engine and in torch, on the same tokens: an excerpt of the closing text."""
+
+    in_engine: Figures
+    """Computed by the engine that runs the file."""
+    in_torch: Figures
+    """Computed by torch on the weights read back from the file."""
+
+    @property
+    def difference(self) -> float:
+        """By how much the engine's mean KL exceeds torch's, in nats per token."""
+        return self.in_engine.kl.mean - self.in_torch.kl.mean
+
+    def __str__(self) -> str:
+        engine, torch_ = self.in_engine, self.in_torch
+        return (
+            f"{engine.engine} loads it and reads text as the same tokens; on {engine.tokens:,} of "
+            f"the tokens its KL is {engine.kl.mean:.3g} nats/token there and "
+            f"{torch_.kl.mean:.3g} in torch, a difference of {self.difference:+.2g}"
+        )
+
+
 def run_in_engine(
     path: Path, target: Target, checkpoint: Checkpoint, teacher: Teacher, in_torch: TokenFigures
-) -> tuple[Figures | None, str]:
+) -> tuple[EngineExcerpt | None, str]:
     """Load a file in its engine, in a process of its own, and compare it with the original.
 
     Returns:
-        Its figures on an excerpt of the teacher's text, and what was checked; no figures, and
-        why, where the engine is not installed.
+        Its figures and torch's on an excerpt of the teacher's text, and a sentence about them; no
+        figures, and why, where the engine is not installed.
 
     Raises:
         UserError: the engine cannot load the file, reads text as other tokens, or computes
@@ -46,14 +70,15 @@ def run_in_engine(
                 )
             student = (torch.from_numpy(window) for window in engine.logits(excerpt.tokens.numpy()))
             checked = require_finite(student, str(path), name)
-            found = summarize(token_metrics(excerpt, checked), name)
+            in_engine = summarize(token_metrics(excerpt, checked), name)
     except EngineMissingError as missing:
         return None, f"not run: {missing}"
-    expected = float(in_torch.first(*target.check_excerpt).kl.mean())
-    if not found.kl.mean <= FAR * expected + NEAR:  # NaN is not, either
+    expected = summarize(in_torch.first(*target.check_excerpt), "torch")
+    if not in_engine.kl.mean <= FAR * expected.kl.mean + NEAR:  # NaN is not, either
         raise UserError(
             f"{path}: {name} computes something else than the file's weights say (KL "
-            f"{found.kl.mean:.3g} where torch has {expected:.3g}); please report this model"
+            f"{in_engine.kl.mean:.3g} nats/token where torch has {expected.kl.mean:.3g} on the "
+            "same tokens); please report this model"
         )
-    note = f"{name} loads it, reads the same tokens, and has KL {found.kl.mean:.3g}"
-    return found, f"{note} where torch has {expected:.3g}"
+    found = EngineExcerpt(in_engine=in_engine, in_torch=expected)
+    return found, str(found)

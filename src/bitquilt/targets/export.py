@@ -15,9 +15,10 @@ from bitquilt.qtypes.qtype import Allocation, PackedSource
 from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets.base import Target
+from bitquilt.targets.engine_check import EngineExcerpt
 
 RunInEngine = Callable[
-    [Path, Target, Checkpoint, Teacher, TokenFigures], tuple[Figures | None, str]
+    [Path, Target, Checkpoint, Teacher, TokenFigures], tuple[EngineExcerpt | None, str]
 ]
 """What :func:`bitquilt.targets.engine_check.run_in_engine` is."""
 
@@ -28,8 +29,8 @@ class Exported:
 
     figures: Figures
     """Measured by torch on the weights read back from the file."""
-    engine: Figures | None
-    """Measured by the engine that runs the file; None where it is not installed."""
+    engine: EngineExcerpt | None
+    """The file in its engine and in torch on the same tokens; None where it was not run."""
     note: str
     """What the check in the engine found, or why there was none."""
 

@@ -1,0 +1,45 @@
+"""What ``eval`` prints: the original's perplexity stands beside that of every file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from bitquilt.evaluation import compare
+from bitquilt.evaluation.results import Evaluation
+from tests.quick import invoke
+from tests.report.conftest import estimate, evaluation
+
+
+@pytest.fixture
+def found(tmp_path) -> Evaluation:
+    """An evaluation of two files; the original has perplexity 4.321."""
+    evaluations = []
+    for name in ("tiny-4.5bit.gguf", "a-model-of-a-long-name-4.5bit.gguf"):
+        (tmp_path / name).write_bytes(name.encode())
+        evaluations.append(evaluation(tmp_path / name, 0.0355))
+    one, other = evaluations
+    own = {name: replace(figures, perplexity=estimate(4.321)) for name, figures in one.own.items()}
+    return replace(one, own=own, files=[*one.files, *other.files])
+
+
+@pytest.fixture
+def printed(found, monkeypatch, capfd) -> str:
+    monkeypatch.setattr(compare, "evaluate", lambda *_: found)
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    return capfd.readouterr().out
+
+
+def test_the_originals_perplexity_is_in_every_table_with_a_perplexity(found, printed):
+    domains = len(found.own)
+    assert printed.count("4.321") == domains * len(found.files) + 1
+    overview = next(line for line in printed.splitlines() if "original: tiny" in line)
+    assert "4.321" in overview
+    assert "5.432" in printed
+
+
+def test_long_names_are_whole(printed):
+    words = printed.split()
+    assert {"a-model-of-a-long-", "name-4.5bit.gguf"} <= set(words)
+    assert "…" not in printed.split("KL is")[-1]

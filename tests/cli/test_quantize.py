@@ -1,0 +1,105 @@
+"""What ``quantize`` prints when it is done: all figures of one column are of one text."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bitquilt import EngineExcerpt, Estimate, Figures, Output, QuantizeResult, pipeline
+from tests.quick import invoke
+
+NAN = math.nan
+
+
+def figures(kl, perplexity, tokens, engine="torch") -> Figures:
+    return Figures(
+        kl=Estimate(kl, 0.8 * kl, 1.2 * kl),
+        agreement=Estimate(0.906, 0.89, 0.92),
+        perplexity=Estimate(perplexity, 0.9 * perplexity, 1.1 * perplexity),
+        engine=engine,
+        tokens=tokens,
+    )
+
+
+def output(name: str, engine: EngineExcerpt | None) -> Output:
+    return Output(
+        target="gguf",
+        path=Path("out") / name,
+        nbytes=7_380_000,
+        bits=4.5,
+        allocation={},
+        source="race",
+        rankings=(),
+        figures=figures(0.0388, 27.1, 8176),
+        engine=engine,
+        note="not run: no check was asked for" if engine is None else str(engine),
+    )
+
+
+def excerpt(in_engine: float, in_torch: float) -> EngineExcerpt:
+    return EngineExcerpt(
+        in_engine=figures(in_engine, 26_907.0, 1016, "llama.cpp"),
+        in_torch=figures(in_torch, 26_911.0, 1016),
+    )
+
+
+@pytest.fixture
+def printed(monkeypatch, capfd):
+    """Give what is printed about outputs, each run of spaces as one."""
+
+    def print_it(*outputs: Output, **changed: object) -> str:
+        result = QuantizeResult(
+            model="tiny",
+            original=figures(0.0, 25.6, 8176),
+            outputs=list(outputs),
+            seconds=225.0,
+        )
+        monkeypatch.setattr(pipeline, "quantize", lambda *_: replace(result, **changed))
+        assert invoke("quantize", "tiny", "--bits", "4.5") == 0
+        return capfd.readouterr().out
+
+    return print_it
+
+
+def test_no_column_holds_figures_of_another_text(printed):
+    text = printed(output("tiny-4.5bit.gguf", excerpt(0.0412, 0.0398)))
+    table, below = text.split("All figures")
+    assert "25.6" in table
+    assert "27.1" in table
+    for of_excerpt in ("26,907", "26,911", "0.0412", "0.0398", "llama.cpp"):
+        assert of_excerpt not in table
+    assert "perplexity" not in below
+    assert "of 8,176 held-out tokens" in below
+    assert (
+        "tiny-4.5bit.gguf: llama.cpp loads it and reads text as the same tokens; on 1,016 of the "
+        "tokens its KL is 0.0412 nats/token there and 0.0398 in torch, a difference of +0.0014."
+    ) in below
+
+
+def test_rows_are_named_by_file_and_fit_a_terminal(printed):
+    long = "SmolLM2-135M-Instruct-4.5bit.gguf"
+    text = printed(output("tiny-4.5bit.gguf", None), output(long, None))
+    table, below = text.split("All figures")
+    assert "tiny-4.5bit.gguf" in table
+    assert " SmolLM2-135M- " in table
+    assert " Instruct-4.5bit.gguf " in table
+    assert table.count("mix: race") == 2
+    assert "original: tiny" in table
+    assert max(map(len, table.splitlines())) <= 80
+    assert f"out/{long}: not run" in below
+
+
+def test_what_cannot_be_told_is_printed_as_it_is(printed):
+    unknown = figures(NAN, NAN, 75, "mlx-lm")
+    of_engine = EngineExcerpt(in_engine=unknown, in_torch=figures(0.08, 9.0, 75))
+    text = printed(replace(output("tiny.gguf", of_engine), figures=unknown))
+    assert "its KL is nan nats/token there and 0.08 in torch, a difference of +nan" in text
+
+
+def test_a_large_perplexity_has_its_digits(printed):
+    text = printed(replace(output("tiny.gguf", None), figures=figures(9.1, 26_907.4, 8176)))
+    assert "26,907" in text
+    assert "e+04" not in text
