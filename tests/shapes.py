@@ -53,7 +53,7 @@ def shaped_checkpoint(
         original_config=config,
         shapes=shapes,
         reader=_no_weights,
-        source_dtype="F32",
+        source_types={"F32": 1},
         tokenizer_dir=None,
         chat_template=None,
         generation_config={},

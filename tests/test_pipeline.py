@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from bitquilt.gguf.header import read_header
 from bitquilt.rounding import ROUNDING_VERSION
 from bitquilt.targets import GGUF, MLX
 from tests.factories import tiny_checkpoint
-from tests.quick import QUICK
+from tests.progress import Recorded
+from tests.quick import QUICK, invoke
 
 READERS = {"gguf": GGUF.read_weights, "mlx": MLX.read_weights}
 
@@ -216,6 +218,40 @@ def test_where_a_race_takes_too_long_scores_are_corrected_all_the_same(wide, tmp
     run = pipeline.Run(source, config, Silent())
     assert run.search.method == "knapsack"
     assert len(run.text.allocation.interactions) == budget.interactions
+
+
+def test_a_preset_does_not_speak_of_a_search(wide, tmp_path, capfd):
+    """A machine too slow for a race has nothing to say about it where nothing is searched."""
+    source, work = wide
+    slow = {"text_budget": replace(QUICK["text_budget"], races=0, search=5000)}
+    asked = QUICK | slow | {"recipe": "Q4_K_M", "output": tmp_path, "work_dir": work}
+    (output,) = pipeline.quantize(source, **asked).outputs
+    said = capfd.readouterr().err
+    for word in ("race", "knapsack", "search", "mix", "Measuring"):
+        assert word not in said, said
+    assert output.source == "Q4_K_M"
+    assert output.rankings == ()
+    pipeline.quantize(source, **asked | {"recipe": None, "bits": 4.5})
+    said = capfd.readouterr().err
+    assert "a race would take long" in said
+    assert "4.5bit for gguf: the mix of " in said
+
+
+def test_a_file_larger_than_its_quantized_source_is_told(wide, tmp_path, capfd):
+    source, work = wide
+    made = quantize(source, recipe="Q4_K_M", output=tmp_path, work_dir=work)[0].path
+    larger = "tiny-llama4_text-Q8_0.gguf will have [\\d,]+ bytes, and its source tiny-.*Q4_K_M.gguf"
+    assert invoke("plan", made, "--recipe", "Q8_0") == 0
+    assert re.search(larger, capfd.readouterr().err)
+    config = pipeline.QuantizeConfig(**QUICK, recipe="Q8_0", output=tmp_path)
+    lines = []
+    pipeline.Run(made, config, Recorded(lines=lines))
+    assert any(re.match(larger, line) for line in lines)
+    for smaller in (["--recipe", "Q3_K_M"], ["--bits", "3.5"]):
+        assert invoke("plan", made, *smaller) == 0
+        assert "its source" not in capfd.readouterr().err
+    assert invoke("plan", source, "--recipe", "Q8_0") == 0  # a source that has lost nothing
+    assert "its source" not in capfd.readouterr().err
 
 
 def test_a_failing_check_says_the_files_own_name(wide, tmp_path, monkeypatch):

@@ -201,12 +201,14 @@ class Run(AbstractContextManager["Run"]):
             for request in asked
             for target in parse_targets(config.to)
         ]
-        for note in self.plans[0].notes:
+        for note in dict.fromkeys(note for plan in self.plans for note in plan.notes):
             progress.say(note)
         weights = sum(rows * columns for rows, columns in self.checkpoint.matrices.values())
         on_gpu = compute_device().type != "cpu"
         self.budget = config.text_budget or text_budget(weights, on_gpu=on_gpu)
-        self.search = affordable_search(config.search, self.budget, progress)
+        self.search = config.search
+        if self._searches:
+            self.search = affordable_search(config.search, self.budget, progress)
         documents, repeated = calibration_documents(config.calibration, config.held_out)
         for name in repeated:
             progress.say(f"calibration document {name} repeats held-out text and is left out")
@@ -373,6 +375,11 @@ class Run(AbstractContextManager["Run"]):
             rankings=decision.rankings,
         )
 
+    @property
+    def _searches(self) -> bool:
+        """Whether any file has a mix to be found; recipes and presets alone say all of theirs."""
+        return any(plan.space is not None for plan in self.plans)
+
     def _draw_text(self, documents: Sequence[Document]) -> RunText:
         """Cut all windows now: too little text is refused before any work."""
         budget, config = self.budget, self.config
@@ -386,13 +393,14 @@ class Run(AbstractContextManager["Run"]):
         parts = [budget.held_out, budget.selection]
         held_out = token_windows(judges, encode, sum(parts), budget.window)
         closing, selection = held_out.split(parts)
-        try:
-            search = windows(self.search.windows(budget.search))
-        except UserError:
-            self.progress.say(
-                "there is little calibration text: the search reads what the rounding read"
-            )
-            search = calibration
+        search = calibration
+        if self._searches:
+            try:
+                search = windows(self.search.windows(budget.search))
+            except UserError:
+                self.progress.say(
+                    "there is little calibration text: the search reads what the rounding read"
+                )
         # where a race takes too long, the knapsack still has scores corrected for interactions
         interactions = budget.interactions if config.search.method == "race" else 0
         quantizing = config if isinstance(config, QuantizeConfig) else None

@@ -34,6 +34,7 @@ def test_stages_tokens_survivors_and_the_parent_at_the_end():
     assert calls[1:] == 2 * generation
     kl = [incumbent.kl for incumbent in incumbents]
     assert kl == sorted(kl, reverse=True)  # the measure has no noise, so elitism never loses
+    assert [incumbent.before for incumbent in incumbents] == [kl[0], *kl[:-1]]
 
 
 def test_finds_the_matrix_that_matters():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tests.allocation.synthetic import SEGMENTS, Synthetic
 from tests.progress import Recorded
 
 LENGTH = 64 * SEGMENTS + 1
+NUMBER = r"[\d.e-]+"
 
 
 class Measured:
@@ -52,7 +54,13 @@ def test_a_race_beats_the_knapsack_within_its_tokens(tmp_path):
     best = run.search()
     assert run.model.kl(best) < run.model.kl(exact)
     assert 100 * LENGTH < run.meter.tokens <= 400 * LENGTH
-    assert any("3bit: KL" in line and "s left at most" in line for line in run.said)
+    steps = [line for line in run.said if "s left at most" in line]
+    assert steps[0].startswith("3bit: the best mix so far stays the best; ")
+    better = (
+        rf"3bit: a mix of [\d,]+ bytes has KL {NUMBER} nats/token where the best before it has "
+        rf"{NUMBER} on the same text; "
+    )
+    assert any(re.match(better, line) for line in steps)
 
 
 def test_it_ends_when_its_tokens_are_spent(tmp_path):

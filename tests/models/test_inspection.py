@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
 
 import pytest
+from gguf import GGMLQuantizationType
 from rich.console import Console
 
 from bitquilt.cli.inspect import render
@@ -16,6 +18,7 @@ from bitquilt.models.chat_template import ChatTemplate
 from bitquilt.models.inspection import Inspection, inspect, inspection_of
 from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
 from tests.models.test_canonical import SIZES
+from tests.models.tiny_gguf import write_gguf
 
 
 @pytest.fixture
@@ -105,3 +108,28 @@ def test_as_json(tmp_path: Path) -> None:
     printed = json.loads(json.dumps(inspect(str(directory)).to_dict()))
     assert printed["canonical_architecture"] == "qwen3"
     assert {part["name"] for part in printed["parts"]} >= {"embedding", "attention", "mlp"}
+
+
+def printed(inspection: Inspection) -> str:
+    output = io.StringIO()
+    Console(file=output, width=120).print(render(inspection))
+    return output.getvalue()
+
+
+def test_types_are_told_by_bytes_with_llama_cpps_name(mobilellm: Inspection) -> None:
+    """A Q4_K_M file of a small model is mostly Q8_0 by bytes: its embedding."""
+    shares = {"Q8_0": 0.73, "Q4_K": 0.22, "Q6_K": 0.048, "F32": 0.002}
+    types = {qtype: round(share * mobilellm.bytes) for qtype, share in shares.items()}
+    found = dataclasses.replace(mobilellm, types=types, file_type="Q4_K_M")
+    assert "Q4_K_M: 73% Q8_0, 22% Q4_K, 5% Q6_K of the bytes" in printed(found)
+    assert "\nF32\n" in printed(mobilellm).replace(" ", "")
+
+
+def test_types_of_a_gguf_file(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "qwen3", hidden=64, heads=2, layers=1)
+    path = write_gguf(directory, tmp_path / "tiny.gguf", kind=GGMLQuantizationType.Q8_0)
+    found = inspect(str(path))
+    assert found.file_type == "mostly Q8_0"  # gguf-py states none
+    assert list(found.types) == ["Q8_0", "F32"]
+    assert sum(found.types.values()) == found.bytes
+    assert "mostly Q8_0: 99% Q8_0, 1% F32 of the bytes" in printed(found)

@@ -29,7 +29,7 @@ from bitquilt.allocation.meter import Limits, Meter
 from bitquilt.allocation.plan import Plan, Rivals, candidate_types, largest_preset
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import SearchTask, run_search
-from bitquilt.allocation.selection import Ranking, select_on_heldout
+from bitquilt.allocation.selection import Ranking, select_on_heldout, verdict
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Candidate, CandidateSets
 from bitquilt.allocation.speed_profile import SpeedLimit, speed_limit
@@ -139,12 +139,12 @@ class _Files:
         if limit is not None:
             self.plans = [limit.timed(plan) for plan in self.plans]
             rivals = [limit.fast_enough(rival) for rival in rivals]
-        evaluator, measure = self._evaluators()
         self._round(rivals)
         capacities = {plan.label: plan.space.capacity for plan in self.plans if plan.space}
         if not capacities:
             return [_as_planned(plan) for plan in self.plans]
 
+        evaluator, measure = self._evaluators()
         measurements = self._measurements(evaluator, measure)
         candidates = self._scored(measurements)
         space = AllocationSpace.of(candidates, limit.seconds if limit else math.inf)
@@ -289,8 +289,7 @@ class _Files:
             lambda windows: self.original.on(tokens[windows.start : windows.stop]),
             len(tokens),
         )
-        ranked = ", ".join(map(str, rankings))
-        self.progress.say(f"{plan.label}: on text that no search has read, {ranked}")
+        self.progress.say(f"{plan.label} for {plan.target}: {verdict(rankings)}")
         if limit is not None:
             rate = limit.predicted(named[best])
             self.progress.say(f"{plan.label}: {rate:.4g} tokens a second predicted")
@@ -299,7 +298,7 @@ class _Files:
 
 def _as_planned(plan: Plan) -> Decision:
     """The allocation of a plan that leaves nothing to decide."""
-    return Decision(plan.allocation, "recipe", ())
+    return Decision(plan.allocation, plan.preset or "recipe", ())
 
 
 def _key(tokens: Tensor, allocation: Allocation) -> str:

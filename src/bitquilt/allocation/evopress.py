@@ -64,7 +64,7 @@ def evolve(
 
     first = [random_vector(space, capacity, rng) for _ in range(schedule.offspring)]
     ((parent, kl),) = select(first, schedule.tokens[0], 1)
-    yield Incumbent(capacity, parent, kl)
+    yield Incumbent(capacity, parent, kl, before=kl)
     for _ in range(schedule.generations):
         candidates = _offspring(space, parent, capacity, schedule.offspring, rng)
         if not candidates:
@@ -72,8 +72,11 @@ def evolve(
         *early, last = zip(schedule.tokens, schedule.survivors, strict=True)
         for stage in early:
             candidates = [vector for vector, _ in select(candidates, *stage)]
-        ((parent, kl),) = select([*dict.fromkeys([*candidates, parent])], *last)
-        yield Incumbent(capacity, parent, kl)
+        finalists = [*dict.fromkeys([*candidates, parent])]
+        ranked = select(finalists, last[0], len(finalists))
+        before = dict(ranked)[parent]
+        parent, kl = ranked[0]
+        yield Incumbent(capacity, parent, kl, before)
 
 
 def _offspring(

@@ -149,6 +149,8 @@ class Plan:
     """All weights of the file's tensors."""
     space: Space | None = field(repr=False)
     """What a search may choose from; None where the recipe decides everything."""
+    preset: str | None = None
+    """The preset that the mix is, where that was asked for."""
     notes: tuple[str, ...] = ()
     """What of the request has no effect, and why: a sentence each."""
 
@@ -198,8 +200,27 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
         layout=layout,
         weights=weights,
         space=space,
-        notes=request.notes,
+        preset=request.preset,
+        notes=(*request.notes, *_larger_than_source(checkpoint, request, target, layout)),
     )
+
+
+def _larger_than_source(
+    checkpoint: Checkpoint, request: Request, target: Target, layout: Layout
+) -> list[str]:
+    """Say it where a file comes out no smaller than a source that is quantized already."""
+    source = checkpoint.gguf_source
+    if source is None or not checkpoint.quantized:
+        return []
+    before, after = source.stat().st_size, layout.total_bytes
+    if after < before:
+        return []
+    return [
+        f"{checkpoint.name}-{request.label}{target.suffix} will have {after:,} bytes, and its "
+        f"source {source.name}, which is quantized already, has {before:,}: a larger file is no "
+        "closer to the original than its source is; ask for a smaller one, or quantize the "
+        "original checkpoint"
+    ]
 
 
 def _space(

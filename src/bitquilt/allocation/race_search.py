@@ -95,16 +95,18 @@ class RaceSearch:
             best = self.best[capacity]
             candidates = [best, *self._draws(capacity, schedule.first_candidates, 1.0)]
             samples = self._observe(candidates, self._next_windows(schedule.first_windows))
-            yield Incumbent(capacity, best, float(samples[0].mean()))
+            kl = float(samples[0].mean())
+            yield Incumbent(capacity, best, kl, before=kl)
         self._learn(self._progress)
         going = list(self.capacities)
         while going:
             for capacity in list(going):
-                finished = self._round(capacity)
+                before, finished = self.best[capacity], self._round(capacity)
                 best = self.best[capacity]
                 if not self._worth_another(finished, best):
                     going.remove(capacity)
-                yield Incumbent(capacity, best, float(finished[best].mean()))
+                kls = (float(finished[vector].mean()) for vector in (best, before))
+                yield Incumbent(capacity, best, *kls)
 
     def _round(self, capacity: int) -> dict[AllocationVector, Float64Array]:
         """Race new proposals against the incumbent, on other text than the last race's.

@@ -54,12 +54,19 @@ def run_search(
     meter, history = measurements.meter, measurements.history
     meter.limit(limits)
     try:
-        for capacity, vector, kl in _incumbents(method, task, measurements, progress):
+        for capacity, vector, kl, before in _incumbents(method, task, measurements, progress):
+            changed = vector != best[capacity]
             best[capacity] = vector
             name, size = names[capacity], space.nbytes(vector)
             qtypes = " ".join(space.allocation(vector).values())
             history.write({"best": qtypes, "file": name, "bytes": size, "at": kl} | meter.spent)
-            progress.say(f"{name}: KL {kl:.4g} in {size:,} bytes; {meter.progress}")
+            news = "the best mix so far stays the best"
+            if changed:  # every race reads other text, so a KL alone says nothing
+                news = (
+                    f"a mix of {size:,} bytes has KL {kl:.3g} nats/token where the best before it "
+                    f"has {before:.3g} on the same text"
+                )
+            progress.say(f"{name}: {news}; {meter.progress}")
     except SpentError:
         progress.say("the search has used up its tokens or its time")
     except KeyboardInterrupt:

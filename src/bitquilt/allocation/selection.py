@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.allocation.racing import CLEARLY, Difference, by_segment
+from bitquilt.allocation.racing import Difference, by_segment
 from bitquilt.allocation.space import Float64Array
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.qtypes.qtype import Allocation
@@ -27,25 +28,45 @@ class Ranking:
     """Its KL on the text that decides, in nats per token."""
     behind: Difference
     """Its KL less that of the best."""
+    tokens: int
+    """Tokens of held-out text that the KL is the mean of."""
 
-    def __str__(self) -> str:
+    @property
+    def versus_best(self) -> str:
+        """How its KL compares with that of the best, in words."""
         if not self.behind.error:
-            return f"{self.name} {self.kl:.4g}"
+            return "the same"
         best = self.kl - self.behind.mean
-        more, error = (100 * x / best for x in (self.behind.mean, CLEARLY * self.behind.error))
-        return f"{self.name} {self.kl:.4g} ({more:.1f} ± {error:.1f} % behind)"
+        ratio = self.kl / best if best > 0 else math.inf
+        much = f"{ratio:.1f} times as much" if ratio >= 2 else f"{ratio - 1:.1%} more"
+        return much if self.behind.low > 0 else f"{much}, which may be chance"
 
 
-def rank(samples: Mapping[str, Float64Array]) -> list[Ranking]:
+def verdict(rankings: Sequence[Ranking]) -> str:
+    """Say in words which allocation is used, what its KL is, and how the others compare.
+
+    Args:
+        rankings: the allocations, best first.
+    """
+    best, *others = rankings
+    said = "".join(f"; {one.name} has {one.kl:.3g}, {one.versus_best}" for one in others)
+    return (
+        f"the mix of {best.name} is used: on {best.tokens:,} held-out tokens that no search has "
+        f"read, its KL is {best.kl:.3g} nats/token{said}"
+    )
+
+
+def rank(samples: Mapping[str, Float64Array], tokens: int) -> list[Ranking]:
     """Rank allocations by mean KL, best first; equals stay in their order.
 
     Args:
         samples: name → KL [n] at the same places of the text for all allocations.
+        tokens: of that text.
     """
     ranked = sorted(samples, key=lambda name: float(samples[name].mean()))
     best = samples[ranked[0]]
     return [
-        Ranking(name, float(samples[name].mean()), Difference.of(samples[name], best))
+        Ranking(name, float(samples[name].mean()), Difference.of(samples[name], best), tokens)
         for name in ranked
     ]
 
@@ -68,13 +89,14 @@ def select_on_heldout(
         the name of the best, and all of them ranked.
     """
     allocations, samples = list(named.values()), np.empty((len(named), 0))
-    read = 0
+    read = tokens = 0
     clear = False
     while read < windows and not clear:
         further = range(read, min(windows, max(2 * read, FIRST_RANKED)))
-        kl = by_segment(evaluator(teacher(further), allocations, range(len(further))))
-        samples = np.concatenate([samples, kl.reshape(len(allocations), -1)], 1)
-        read = further.stop
-        rankings = rank(dict(zip(named, samples, strict=True)))
+        kl = evaluator(teacher(further), allocations, range(len(further)))
+        further_samples = by_segment(kl).reshape(len(allocations), -1)
+        samples = np.concatenate([samples, further_samples], 1)
+        read, tokens = further.stop, tokens + kl[0].size
+        rankings = rank(dict(zip(named, samples, strict=True)), tokens)
         clear = all(one.behind.low > 0 or not one.behind.error for one in rankings[1:])
     return rankings[0].name, tuple(rankings)

@@ -54,6 +54,8 @@ class Incumbent(NamedTuple):
     vector: AllocationVector
     kl: float
     """Its KL on the text that it was last chosen on, in nats per token."""
+    before: float
+    """The KL of the best allocation before it, on the same text; its own where that is itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

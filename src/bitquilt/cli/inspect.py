@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from bitquilt.models.inspection import Inspection
 
 _MIB = 1 << 20
+_LEAST_SHARE = 0.005
+"""Types of a smaller share, those of norms, are not named."""
 
 
 @click.command()
@@ -57,8 +59,19 @@ def _header(found: Inspection) -> RenderableType:
     return Text.assemble(
         (found.name, "bold"),
         f"\n{architecture} · {found.parameters:,} parameters · {found.layers} layers "
-        f"· width {found.hidden_size} · context {found.context:,} · {found.dtype}",
+        f"· width {found.hidden_size} · context {found.context:,}\n{_types(found)}",
     )
+
+
+def _types(found: Inspection) -> str:
+    """Say what the weights are stored as: ``Q4_K_M: 60 % Q4_K, 40 % Q6_K of the bytes``."""
+    shares = {qtype: nbytes / found.bytes for qtype, nbytes in found.types.items()}
+    told = [f"{share:.0%} {qtype}" for qtype, share in shares.items() if share >= _LEAST_SHARE]
+    only = len(told) == 1
+    said = next(iter(shares)) if only else f"{', '.join(told)} of the bytes"
+    if found.file_type is None or (only and said == found.file_type):
+        return said
+    return f"{found.file_type}: {said}"
 
 
 def _table(found: Inspection) -> RenderableType:

@@ -31,7 +31,7 @@ def plan(model: str, config: PlanConfig, as_json: bool) -> None:
     from bitquilt.allocation import plan as planning
 
     plans = planning.plan(model, config)
-    for note in plans[0].notes:
+    for note in dict.fromkeys(note for planned in plans for note in planned.notes):
         click.echo(note, err=True)
     if as_json:
         print_json({"plans": [planned.to_dict() for planned in plans]})

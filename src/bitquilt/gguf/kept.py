@@ -6,10 +6,11 @@ from pathlib import Path
 
 from bitquilt.gguf.container import Metadata, read_pairs
 from bitquilt.gguf.dequantize import dequantize
+from bitquilt.gguf.file_type import FILE_TYPE
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.rope import ROPE_FREQS, RopeFactors
 
-_REPLACED = ("general.file_type", "general.quantization_version", "general.alignment")
+_REPLACED = (FILE_TYPE, "general.quantization_version", "general.alignment")
 _DROPPED_PREFIXES = ("split.", "quantize.", "bitquilt.")
 """About the source's own file or how it was quantized, untrue of the new one."""
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 EMBEDDING = "model.embed_tokens"
 HEAD = "lm_head"
+PLAIN_TYPES = frozenset(("F64", "F32", "F16", "BF16"))
+"""Storage types that weights lose nothing by which a quantized file could still have."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ class Checkpoint:
     """Every tensor, in model order: embedding, blocks, final norm, untied head."""
     reader: Callable[[str], torch.Tensor] = field(repr=False)
     """Tensor name → float32 tensor in canonical form; see :meth:`load`."""
-    source_dtype: str
-    """How the source stores its matrices: ``F32``, ``BF16``, ``F16``, or a GGUF type."""
+    source_types: dict[str, int]
+    """Storage type (``F32``, ``BF16``, ``F16``, or a GGUF type) → bytes of the source's tensors on
+    it, most first."""
     tokenizer_dir: Path | None
     """Directory with tokenizer.json and tokenizer_config.json; None for a config alone."""
     chat_template: str | None
@@ -62,6 +65,8 @@ class Checkpoint:
     """The GGUF file this came from; its header is preserved when a GGUF is written."""
     source_bytes: dict[str, int] = field(default_factory=dict, repr=False)
     """Bytes of every tensor in the source; 0 for a norm of ones that the rewrite added."""
+    file_type: str | None = None
+    """What llama.cpp calls a GGUF source as a whole: ``Q4_K_M``."""
 
     def load(self, name: str) -> torch.Tensor:
         """Read one tensor as float32, checked for shape and for NaN or infinity.
@@ -83,6 +88,16 @@ class Checkpoint:
             for name, shape in self.shapes.items()
             if len(shape) == 2 and name.endswith(".weight")
         }
+
+    @property
+    def source_dtype(self) -> str:
+        """The storage type of most of the source's bytes."""
+        return next(iter(self.source_types))
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the source is quantized already, so that it has lost accuracy before."""
+        return not self.source_types.keys() <= PLAIN_TYPES
 
     @property
     def layers(self) -> int:

@@ -35,8 +35,10 @@ class Inspection:
     """model_type that it is quantized and written as."""
     parameters: int
     bytes: int
-    dtype: str
-    """Storage type of most of its bytes."""
+    types: dict[str, int]
+    """Storage type → bytes of the tensors on it, most first."""
+    file_type: str | None
+    """What llama.cpp calls a GGUF file as a whole: ``Q4_K_M``; None for other sources."""
     context: int
     """Longest sequence in tokens."""
     layers: int
@@ -72,7 +74,8 @@ def inspection_of(checkpoint: Checkpoint) -> Inspection:
         canonical_architecture=checkpoint.config["model_type"],
         parameters=sum(part.parameters for part in parts),
         bytes=sum(part.bytes for part in parts),
-        dtype=checkpoint.source_dtype,
+        types=checkpoint.source_types,
+        file_type=checkpoint.file_type,
         context=checkpoint.config["max_position_embeddings"],
         layers=checkpoint.layers,
         hidden_size=checkpoint.config["hidden_size"],

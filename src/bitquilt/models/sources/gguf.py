@@ -11,6 +11,7 @@ import torch
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
 from bitquilt.gguf.dequantize import dequantize
+from bitquilt.gguf.file_type import file_type_name
 from bitquilt.gguf.header import GgufHeader, read_header
 from bitquilt.gguf.metadata import generation_config
 from bitquilt.gguf.tokenizer import tokenizer_directory
@@ -18,12 +19,10 @@ from bitquilt.models import canonical
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.chat_template import default_template
-from bitquilt.models.checkpoint import Checkpoint, Finding
+from bitquilt.models.checkpoint import PLAIN_TYPES, Checkpoint, Finding
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.gguf_config import config_of, hf_tensors
-from bitquilt.models.sources.tensors import checked, dominant_dtype
-
-_PLAIN = ("F32", "F16", "BF16")
+from bitquilt.models.sources.tensors import bytes_by_type, checked
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -40,6 +39,7 @@ def open_gguf(path: Path) -> Checkpoint:
     _compare(header, form.shapes, tensors)
     nbytes = {name: tensors[name].nbytes for name in form.shapes}
     dtypes = {name: tensors[name].type.name for name in form.shapes}
+    matrix_types = [dtypes[name] for name, shape in form.shapes.items() if len(shape) == 2]
     stated = header.metadata.get("tokenizer.chat_template")
     template = default_template(stated)
     own_fingerprint = checkpoint_fingerprint(form.config, form.shapes, [path])
@@ -49,7 +49,8 @@ def open_gguf(path: Path) -> Checkpoint:
         original_config=original,
         shapes=form.shapes,
         reader=_reader(header, form.shapes),
-        source_dtype=dominant_dtype(dtypes, nbytes),
+        source_types=bytes_by_type(dtypes, nbytes),
+        file_type=file_type_name(header.metadata, matrix_types),
         tokenizer_dir=tokenizer_directory(header, own_fingerprint),
         chat_template=template,
         generation_config=generation_config(header),
@@ -129,7 +130,7 @@ def _compare(
 
 def _quantized(dtypes: dict[str, str]) -> list[Finding]:
     """What the matrices are stored as, if that has already cost accuracy."""
-    lossy = sorted(set(dtypes.values()) - set(_PLAIN))
+    lossy = sorted(set(dtypes.values()) - PLAIN_TYPES)
     if not lossy:
         return []
     return [

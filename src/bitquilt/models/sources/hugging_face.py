@@ -19,7 +19,7 @@ from bitquilt.models.chat_template import default_template
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.sources import safetensors
-from bitquilt.models.sources.tensors import checked, dominant_dtype
+from bitquilt.models.sources.tensors import bytes_by_type, checked
 from bitquilt.runtime.files import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -60,7 +60,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         original_config=original,
         shapes=form.shapes,
         reader=_reader(form, stored),
-        source_dtype=dominant_dtype(dtypes, nbytes),
+        source_types=bytes_by_type(dtypes, nbytes),
         tokenizer_dir=directory,
         chat_template=template,
         generation_config=_generation_config(directory),
@@ -118,7 +118,7 @@ def open_config(config: dict[str, Any], name: str) -> Checkpoint:
         original_config=config,
         shapes=form.shapes,
         reader=no_weights,
-        source_dtype=dtype,
+        source_types={dtype: sum(nbytes.values())},
         tokenizer_dir=None,
         chat_template=None,
         generation_config={},

@@ -32,9 +32,9 @@ def checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], file: Path)
     return tensor
 
 
-def dominant_dtype(dtypes: dict[str, str], nbytes: dict[str, int]) -> str:
-    """The storage type that holds the most bytes."""
+def bytes_by_type(dtypes: dict[str, str], nbytes: dict[str, int]) -> dict[str, int]:
+    """Storage type → bytes of the tensors on it, most first."""
     total: Counter[str] = Counter()
     for name, dtype in dtypes.items():
         total[dtype] += nbytes[name]
-    return total.most_common(1)[0][0]
+    return dict(total.most_common())

@@ -26,6 +26,7 @@ from bitquilt.gguf.container import (
     encode_header,
     metadata_bytes,
 )
+from bitquilt.gguf.file_type import FILE_TYPE, file_type_of
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.kept import kept_metadata, source_rope_factors
 from bitquilt.gguf.rope import ROPE_FREQS, RopeFactors
@@ -46,14 +47,6 @@ from bitquilt.targets.layout import (
 )
 
 QUANTIZATION_VERSION = 2
-
-_FILE_TYPE_NAMES = {
-    "F32": "ALL_F32",
-    "Q3_K": "MOSTLY_Q3_K_M",
-    "Q4_K": "MOSTLY_Q4_K_M",
-    "Q5_K": "MOSTLY_Q5_K_M",
-}
-"""Those not called ``MOSTLY_`` and the type's name."""
 
 
 def plan_gguf(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
@@ -141,7 +134,7 @@ def _metadata(
 ) -> Metadata:
     """Return all pairs of the header; its length is the same for every allocation and recipe."""
     pairs = _model_metadata(checkpoint)
-    pairs["general.file_type"] = encode(int(_file_type(checkpoint, chosen)))
+    pairs[FILE_TYPE] = encode(int(_file_type(checkpoint, chosen)))
     pairs["general.quantization_version"] = encode(QUANTIZATION_VERSION)
     room = recipe_room(checkpoint) + padding
     return {**pairs, RECIPE_KEY: encode(padded_text(recipe_json, room, "the recipe"))}
@@ -175,8 +168,7 @@ def _file_type(checkpoint: Checkpoint, chosen: dict[str, QuantType]) -> LlamaFil
     for module, qtype in chosen.items():
         rows, columns = checkpoint.matrices[module]
         weights[qtype.name] += rows * columns
-    most = weights.most_common(1)[0][0]
-    return LlamaFileType[_FILE_TYPE_NAMES.get(most, f"MOSTLY_{most}")]
+    return file_type_of(weights.most_common(1)[0][0])
 
 
 def _modules(checkpoint: Checkpoint, factors: RopeFactors | None) -> list[str]:

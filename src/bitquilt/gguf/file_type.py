@@ -1,0 +1,40 @@
+"""``general.file_type``: what llama.cpp calls a file whose tensors have several types."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from gguf import LlamaFileType
+
+FILE_TYPE = "general.file_type"
+
+_NAMES = {
+    "F32": "ALL_F32",
+    "Q3_K": "MOSTLY_Q3_K_M",
+    "Q4_K": "MOSTLY_Q4_K_M",
+    "Q5_K": "MOSTLY_Q5_K_M",
+}
+"""Those not called ``MOSTLY_`` and the type's name."""
+
+
+def file_type_of(qtype: str) -> LlamaFileType:
+    """Give the file type of a file most of whose weights are on one type."""
+    return LlamaFileType[_NAMES.get(qtype, f"MOSTLY_{qtype}")]
+
+
+def file_type_name(metadata: Mapping[str, Any], qtypes: Iterable[str]) -> str:
+    """Name the file type as people know it: ``Q4_K_M``.
+
+    Args:
+        metadata: of the file, which says it as a rule.
+        qtypes: the types of its matrices; where the metadata says nothing, that of most of them
+            is named: ``mostly Q4_K``.
+    """
+    with suppress(KeyError, ValueError):
+        stated: str = LlamaFileType(int(metadata[FILE_TYPE]) & ~LlamaFileType.GUESSED).name
+        return stated.removeprefix("MOSTLY_").removeprefix("ALL_")
+    ((most, _),) = Counter(qtypes).most_common(1)
+    return f"mostly {most}"

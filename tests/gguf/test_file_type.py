@@ -1,0 +1,31 @@
+"""What a GGUF file is called as a whole, by its header or by most of its matrices."""
+
+from __future__ import annotations
+
+import pytest
+from gguf import LlamaFileType
+
+from bitquilt.gguf.file_type import file_type_name, file_type_of
+
+
+@pytest.mark.parametrize(
+    ("stated", "name"),
+    [
+        (LlamaFileType.MOSTLY_Q4_K_M, "Q4_K_M"),
+        (LlamaFileType.ALL_F32, "F32"),
+        (LlamaFileType.MOSTLY_IQ4_XS | LlamaFileType.GUESSED, "IQ4_XS"),
+    ],
+)
+def test_what_the_header_says(stated, name):
+    assert file_type_name({"general.file_type": int(stated)}, ["Q8_0"]) == name
+
+
+@pytest.mark.parametrize("metadata", [{}, {"general.file_type": 999}, {"general.file_type": "?"}])
+def test_where_the_header_says_nothing(metadata):
+    assert file_type_name(metadata, ["Q8_0", "Q4_K", "Q4_K"]) == "mostly Q4_K"
+
+
+def test_the_file_type_of_a_type():
+    assert file_type_of("Q4_K") is LlamaFileType.MOSTLY_Q4_K_M
+    assert file_type_of("F32") is LlamaFileType.ALL_F32
+    assert file_type_of("Q4_0") is LlamaFileType.MOSTLY_Q4_0
