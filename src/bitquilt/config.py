@@ -16,6 +16,7 @@ from bitquilt import targets
 from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.errors import UserError
 from bitquilt.rounding import METHODS
+from bitquilt.runtime.compute import device_option, threads_option
 from bitquilt.runtime.options import Options, option
 
 SEARCH_METHODS = ("race", "knapsack", "evopress")
@@ -112,6 +113,8 @@ class PlanConfig(Options):
         metavar="FILE|PRESET",
     )
     to: str = option("The output format.", default="gguf", choices=(*targets.TARGETS, targets.ALL))
+    device: str = device_option()
+    threads: int | None = threads_option()
 
     def __post_init__(self) -> None:
         """See :meth:`Options.__post_init__`; each number of bits is there once."""

@@ -54,7 +54,7 @@ from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers
 from bitquilt.rounding.tuning import distill
-from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.device import compute_device, computing
 from bitquilt.runtime.files import require_room
 from bitquilt.runtime.options import command
 from bitquilt.runtime.progress import Progress
@@ -87,9 +87,14 @@ def quantize(
     Raises:
         UserError: bad input, a budget that cannot be met, a full disk: one sentence.
     """
-    started = time.monotonic()
     config = QuantizeConfig.of(config, options)
-    run = Run(model, config, progress or Progress())
+    with computing(config.device, config.threads):
+        return _quantize(model, config, progress or Progress())
+
+
+def _quantize(model: str | Path, config: QuantizeConfig, progress: Progress) -> QuantizeResult:
+    started = time.monotonic()
+    run = Run(model, config, progress)
     paths = run.destinations()
     with run:
         bank = run.collect()
@@ -140,7 +145,12 @@ def search(
             f"{config.recipe} alone leaves nothing to search; give --bits or --size too, or see "
             f"what it says with: bitquilt plan {model} --recipe {config.recipe}"
         )
-    run = Run(model, config, progress or Progress())
+    with computing(config.device, config.threads):
+        return _search(model, config, progress or Progress())
+
+
+def _search(model: str | Path, config: AllocationConfig, progress: Progress) -> list[SearchResult]:
+    run = Run(model, config, progress)
     require_room(run.output, 0)
     with run:
         decisions = run.allocate(run.collect())

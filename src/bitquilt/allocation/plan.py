@@ -24,6 +24,7 @@ from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.runtime.device import computing
 from bitquilt.targets import TARGETS, Target, parse_targets
 from bitquilt.targets.layout import Layout
 
@@ -260,13 +261,14 @@ def plan(model: str | Path, config: PlanConfig | None = None, **options: Any) ->
         UserError: the model or the request makes no sense.
     """
     config = PlanConfig.of(config, options)
-    asked = requests(config)
-    checkpoint = open_checkpoint(model, weights=False)
-    return [
-        make_plan(checkpoint, request, target)
-        for request in asked
-        for target in parse_targets(config.to)
-    ]
+    with computing(config.device, config.threads):
+        asked = requests(config)
+        checkpoint = open_checkpoint(model, weights=False)
+        return [
+            make_plan(checkpoint, request, target)
+            for request in asked
+            for target in parse_targets(config.to)
+        ]
 
 
 Rivals = Mapping[str, Allocation]

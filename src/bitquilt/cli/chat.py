@@ -17,6 +17,7 @@ import click
 from bitquilt.cli.options import MODEL, config_options
 from bitquilt.cli.talking import Screen, settings, system_prompt
 from bitquilt.errors import EngineCrashedError, UserError
+from bitquilt.runtime.compute import asking
 from bitquilt.runtime.files import atomic_write, read_json
 from bitquilt.talk.config import AnswerConfig
 
@@ -47,12 +48,18 @@ def chat(model: str, config: AnswerConfig) -> None:
     from bitquilt.engines import open_engine
     from bitquilt.talk.session import Session
 
-    engine = open_engine(model)
-    session = Session(engine, settings(engine, config), system_prompt(config.system))
+    with asking(threads=config.threads):
+        engine = open_engine(model)
+        session = Session(engine, settings(engine, config), system_prompt(config.system))
+        _talk(model, session, config.hide_thinking)
+
+
+def _talk(model: str, session: Session, hide_thinking: bool) -> None:
+    """Talk until there is nothing more to say."""
     try:
         click.echo(f"{model} is ready. Type a question, or /help for the commands.", err=True)
         with _CtrlC() as ctrl_c:
-            talk = Conversation(model, session, config.hide_thinking, ctrl_c)
+            talk = Conversation(model, session, hide_thinking, ctrl_c)
             for line in _lines():
                 if not talk.take(line.strip()):
                     break

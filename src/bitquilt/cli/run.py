@@ -13,6 +13,7 @@ import click
 from bitquilt.cli.options import JSON, MODEL, config_options, print_json
 from bitquilt.cli.talking import Screen, settings, system_prompt
 from bitquilt.errors import UserError
+from bitquilt.runtime.compute import asking
 from bitquilt.talk.config import RunConfig
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
         raise click.UsageError("--system needs the chat template")
     text = prompt if prompt is not None else _piped()
     _require_utf8(text)
-    with open_engine(model) as engine:
+    with asking(threads=config.threads), open_engine(model) as engine:
         wanted = settings(engine, config)
         put = _prompt(engine, text, config)
         asked = {"model": model, "prompt": text}

@@ -14,6 +14,7 @@ import click
 
 from bitquilt.cli.options import MODEL, config_options
 from bitquilt.errors import UserError
+from bitquilt.runtime.compute import asking
 from bitquilt.serve.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -38,7 +39,13 @@ def serve(model: str, config: ServeConfig) -> None:
 
     path, listening = Path(model), _listen(config.port)
     name = path.stem if path.is_file() else path.name
-    server = Server(partial(open_engine, model), name, config)
+    with asking(threads=config.threads):
+        server = Server(partial(open_engine, model), name, config)
+        _serve(server, listening, model)
+
+
+def _serve(server: Server, listening: socket.socket, model: str) -> None:
+    """Listen until the server is told to stop."""
     try:
         listening.listen()
         address = f"http://{HOST}:{listening.getsockname()[1]}"

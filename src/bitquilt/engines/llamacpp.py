@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitquilt.engines.remote import RemoteEngine
+from bitquilt.runtime.compute import asked_threads
 
 
 def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None) -> RemoteEngine:
@@ -13,11 +14,11 @@ def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None
     Args:
         path: the file.
         exact: float32 KV cache and no flash attention, to compare with another engine.
-        threads: None for one per physical core.
+        threads: if not given, as many as were asked for, or one per physical core.
 
     Raises:
         EngineMissingError: xllamacpp is missing, of another version, or without the C API.
         UserError: llama.cpp refuses the file or crashes on it.
     """
-    options = {"path": str(path), "exact": exact, "threads": threads}
+    options = {"path": str(path), "exact": exact, "threads": threads or asked_threads()}
     return RemoteEngine("llama.cpp", options)

@@ -18,6 +18,7 @@ from bitquilt.engines.generation import Generation
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import HEAD, Checkpoint
+from bitquilt.runtime.compute import asked_threads
 
 
 class TorchEngine(HubTokenizer, Engine):
@@ -28,6 +29,8 @@ class TorchEngine(HubTokenizer, Engine):
             raise UserError(
                 f"{checkpoint.name} has no tokenizer; put tokenizer.json beside config.json"
             )
+        if (threads := asked_threads()) is not None:
+            torch.set_num_threads(threads)
         super().__init__(checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config)
         self.model = transformers_model(checkpoint)
         self._cache = DynamicCache()

@@ -42,6 +42,7 @@ from bitquilt.evaluation.versions import versions
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
@@ -71,9 +72,15 @@ def evaluate(
     Raises:
         UserError: bad input, an engine that is missing, a file of another model: one sentence.
     """
-    started = time.monotonic()
-    progress = progress or Progress()
     config = EvalConfig.of(config, options)
+    with computing(config.device, config.threads):
+        return _evaluate(models, config, progress or Progress())
+
+
+def _evaluate(
+    models: str | Path | Sequence[str | Path], config: EvalConfig, progress: Progress
+) -> Evaluation:
+    started = time.monotonic()
     files, original = _opened(models, config)
     documents = _documents(config)
     examiner, noise = _read_original(original, documents, files, config, progress)

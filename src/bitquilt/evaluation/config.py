@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitquilt.runtime.compute import device_option, threads_option
 from bitquilt.runtime.options import Options, option
 
 
@@ -50,6 +51,8 @@ class EvalConfig(Options):
         default=None,
         metavar="DIR",
     )
+    device: str = device_option()
+    threads: int | None = threads_option()
     traces: TraceConfig = dataclasses.field(default_factory=TraceConfig)
 
 
@@ -80,6 +83,7 @@ class BenchConfig(Options):
         metavar="N",
         least=1,
     )
+    threads: int | None = threads_option()
     documents: int = option(
         "The prompts are from this many documents of the held-out text.",
         default=40,

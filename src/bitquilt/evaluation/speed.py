@@ -22,6 +22,7 @@ from bitquilt.engines import GenerationRequest, Sampling
 from bitquilt.errors import UserError
 from bitquilt.evaluation.config import BenchConfig
 from bitquilt.evaluation.model_file import ModelFile
+from bitquilt.runtime.device import computing
 from bitquilt.runtime.hardware import Hardware, joules, resident_bytes
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.records import to_json
@@ -132,8 +133,14 @@ def bench(
     Raises:
         UserError: a model cannot be loaded, or its context is shorter than what is asked for.
     """
-    progress = progress or Progress()
     config = BenchConfig.of(config, options)
+    with computing("cpu", config.threads):
+        return _bench(models, config, progress or Progress())
+
+
+def _bench(
+    models: str | Path | Sequence[str | Path], config: BenchConfig, progress: Progress
+) -> BenchResult:
     files = ModelFile.several(models)
     loads = [
         Load(prompt=prompt, batch=batch, answer=config.answer)

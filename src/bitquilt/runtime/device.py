@@ -1,4 +1,4 @@
-"""The device that tensors are computed on, and the order of work on it."""
+"""The device that tensors are computed on, its threads, and the order of work on it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,55 @@ from contextlib import contextmanager
 
 import torch
 
+from bitquilt.errors import UserError
+from bitquilt.runtime.compute import asked_device, asking
+
 
 def compute_device() -> torch.device:
-    """Return the CUDA device if there is a GPU, else the CPU.
+    """Return the device that was asked for; if none was, CUDA if there is a GPU, else the CPU.
 
     Apple's Metal could run the rounding, which needs no float64, but nobody has tried it there.
     """
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = asked_device()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+@contextmanager
+def computing(device: str, threads: int | None) -> Iterator[None]:
+    """Within the block, compute on a device and in so many threads.
+
+    Args:
+        device: one of :data:`bitquilt.runtime.compute.DEVICES`.
+        threads: those of torch, and of llama.cpp; their own numbers with None.
+
+    Raises:
+        UserError: torch finds no such device.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        cause = (
+            "PyTorch finds no GPU that runs CUDA"
+            if torch.backends.cuda.is_built()
+            else "this PyTorch was built without CUDA"
+        )
+        raise UserError(f"--device cuda is not there: {cause}; leave --device out, or give cpu")
+    before = torch.get_num_threads()
+    with asking(device, threads):
+        torch.set_num_threads(threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def device_name() -> str:
+    """Return what is computed on, for people: the GPU's name, or the CPU and its threads."""
+    device = compute_device()
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"the CPU, in {threads} thread{'s' if threads > 1 else ''}"
 
 
 def record_event() -> torch.cuda.Event | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitquilt.errors import UserError
+from bitquilt.runtime.compute import threads_option
 from bitquilt.runtime.options import Options, option
 from bitquilt.talk.config import ANSWER_TOKENS
 
@@ -48,6 +49,7 @@ class ServeConfig(Options):
         metavar="N",
         least=1,
     )
+    threads: int | None = threads_option()
 
     def __post_init__(self) -> None:
         """See :meth:`Options.__post_init__`; an unset secret must not open the server."""

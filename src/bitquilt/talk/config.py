@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitquilt.runtime.compute import threads_option
 from bitquilt.runtime.options import Options, option
 
 ANSWER_TOKENS = 4096
@@ -83,6 +84,7 @@ class AnswerConfig(Options):
         many=True,
         repeated=True,
     )
+    threads: int | None = threads_option()
 
 
 @dataclass(frozen=True, kw_only=True)

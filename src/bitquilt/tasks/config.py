@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitquilt.runtime.compute import threads_option
 from bitquilt.runtime.options import Options, option
 from bitquilt.talk.config import ANSWER_TOKENS
 
@@ -41,3 +42,4 @@ class TaskConfig(Options):
         "Programs that a model writes may run here, locked down; humaneval needs it.",
         default=False,
     )
+    threads: int | None = threads_option()

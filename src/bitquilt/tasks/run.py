@@ -11,6 +11,7 @@ from typing import Any
 from bitquilt.engines import Engine, open_engine
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import Estimate
+from bitquilt.runtime.compute import asking
 from bitquilt.runtime.files import each_path
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.records import to_json
@@ -97,7 +98,7 @@ def run_tasks(
     scores: list[ModelScores] = []
     manner: Manner | None = None
     for model in map(str, each_path(models)):
-        with open_engine(model) as engine:
+        with asking(threads=config.threads), open_engine(model) as engine:
             manner = manner or _manner(engine, config, items, progress)
             answered.append(_put(items, engine, Path(model).name, manner, progress))
             metrics = _harness_metrics(engine, items.harness, config.limit, progress)
