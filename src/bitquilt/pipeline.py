@@ -109,12 +109,14 @@ def _quantize(model: str | Path, config: QuantizeConfig, progress: Progress) -> 
                 source = run.tune(plan, decision, source)
             outputs.append(run.export(plan, decision, source, teacher, path))
             run.record(outputs[-1], plan, decision, command("quantize", str(model), config))
-    seconds = time.monotonic() - started
+        in_all = run.work.seconds
     return QuantizeResult(
         model=run.checkpoint.name,
         original=original_figures(teacher),
         outputs=outputs,
-        seconds=seconds,
+        seconds=time.monotonic() - started,
+        work_dir=run.work.path,
+        seconds_in_all=in_all,
     )
 
 

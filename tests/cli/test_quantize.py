@@ -56,6 +56,8 @@ def printed(monkeypatch, capfd):
             original=figures(0.0, 25.6, 8176),
             outputs=list(outputs),
             seconds=225.0,
+            work_dir=Path("out/tiny.work"),
+            seconds_in_all=224.5,
         )
         monkeypatch.setattr(pipeline, "quantize", lambda *_: replace(result, **changed))
         assert invoke("quantize", "tiny", "--bits", "4.5") == 0
@@ -103,3 +105,10 @@ def test_a_large_perplexity_has_its_digits(printed):
     text = printed(replace(output("tiny.gguf", None), figures=figures(9.1, 26_907.4, 8176)))
     assert "26,907" in text
     assert "e+04" not in text
+
+
+def test_the_time_of_interrupted_runs_is_told_too(printed):
+    made = output("tiny.gguf", None)
+    assert printed(made).endswith("It took 225 s.\n")
+    resumed = printed(made, seconds=12.0, seconds_in_all=237.0)
+    assert resumed.endswith("It took 12 s, and 237 s in all runs with out/tiny.work together.\n")

@@ -60,3 +60,22 @@ def test_only_what_was_half_written_is_removed(tmp_path):
     with WorkDir(tmp_path, {}):
         pass
     assert {path.name for path in tmp_path.rglob(".*")} == {".git", ".gitignore", ".lock"}
+
+
+def test_the_time_of_all_runs_is_kept(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("bitquilt.runtime.workdir.time.monotonic", lambda: now)
+    with WorkDir(tmp_path / "w", {}) as work:
+        now += 40
+    assert work.seconds == 40
+    stopped = WorkDir(tmp_path / "w", {})
+    now += 30
+    stopped.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    killed = WorkDir(tmp_path / "w", {})
+    now += 20
+    killed.save("x", {"t": torch.arange(4)}, {})  # what is kept is kept with its time
+    killed._lock.close()
+    now += 1000
+    with WorkDir(tmp_path / "w", {}) as work:
+        now += 5
+        assert work.seconds == 40 + 30 + 20 + 5

@@ -70,4 +70,7 @@ def _print_table(result: QuantizeResult) -> None:
     )
     for output in result.outputs:
         console.print(f"{output.path}: {output.note}.", markup=False)
-    console.print(f"It took {result.seconds:.0f} s.", markup=False)
+    took = f"It took {result.seconds:.0f} s"
+    if result.seconds_in_all > result.seconds + 1:
+        took += f", and {result.seconds_in_all:.0f} s in all runs with {result.work_dir} together"
+    console.print(f"{took}.", markup=False)

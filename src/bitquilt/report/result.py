@@ -70,7 +70,13 @@ class QuantizeResult:
     """The figures of the full-precision model: its perplexity, and a KL of zero."""
     outputs: list[Output]
     seconds: float
+    """The time that this run took."""
+    work_dir: Path
+    """Where the stages keep their results."""
+    seconds_in_all: float
+    """The time that all runs on the work directory took, interrupted ones and this one."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        return asdict(self) | {"outputs": [output.to_dict() for output in self.outputs]}
+        outputs = [output.to_dict() for output in self.outputs]
+        return asdict(self) | {"outputs": outputs, "work_dir": str(self.work_dir)}

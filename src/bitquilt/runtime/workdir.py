@@ -10,8 +10,9 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -24,6 +25,8 @@ from bitquilt.errors import UserError
 from bitquilt.runtime.files import atomic_write, remove, require_room
 
 LOCK = ".lock"
+KEPT_SECONDS = 5.0
+"""How much of a run's time may be lost where it is killed."""
 
 Item = TypeVar("Item")
 
@@ -46,6 +49,8 @@ class WorkDir:
                 _refuse_other_settings(path, there, settings)
             _remove_half_written(path)
             self.save_json("settings", settings)
+            self._earlier: float = (self.load_json("time") or {"seconds": 0.0})["seconds"]
+            self._opened = self._kept = time.monotonic()
         except BaseException:
             self._lock.close()
             raise
@@ -59,6 +64,8 @@ class WorkDir:
         whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
         with atomic_write(self.path / f"{name}.safetensors") as temporary, _os_errors(temporary):
             save_file(whole, temporary, metadata=facts)
+        if time.monotonic() - self._kept > KEPT_SECONDS:
+            self._keep_time()
 
     def load(self, name: str) -> dict[str, Tensor]:
         """Read all tensors of an artefact."""
@@ -92,11 +99,22 @@ class WorkDir:
         file = self.path / f"{name}.json"
         return json.loads(file.read_text()) if file.exists() else None
 
+    @property
+    def seconds(self) -> float:
+        """Seconds that the directory was open in all runs together, interrupted ones and this."""
+        return self._earlier + time.monotonic() - self._opened
+
+    def _keep_time(self) -> None:
+        self.save_json("time", {"seconds": round(self.seconds, 1)})
+        self._kept = time.monotonic()
+
     def __enter__(self) -> WorkDir:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let another run use the directory."""
+        """Keep the time that was spent, and let another run use the directory."""
+        with suppress(UserError):  # a full disk is told by what failed on it
+            self._keep_time()
         self._lock.close()
 
 
