@@ -58,7 +58,8 @@ def by_ggml(model: str, directory: Path, mix: Allocation) -> Estimate:
                 return weight
             return peers.ggml(qtypes.get(mix[module]), weight, statistics.importance(module))
 
-        return summarize(weights_metrics(teacher, checkpoint, load), "torch").kl
+        found = weights_metrics(teacher, checkpoint, load)
+        return summarize(found, "torch", teacher.documents).kl
 
 
 if __name__ == "__main__":

@@ -25,7 +25,12 @@ from torch import Tensor
 from bitquilt import qtypes
 from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics
-from bitquilt.calibration.text import calibration_documents, encoder, token_windows
+from bitquilt.calibration.text import (
+    calibration_documents,
+    encoder,
+    labelled_windows,
+    token_windows,
+)
 from bitquilt.calibration.text_budget import WINDOW, text_budget
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import summarize, weights_metrics
@@ -58,13 +63,13 @@ class Bench:
         for method in METHODS:
             work = WorkDir(directory / method, {})
             self.banks[method] = LayerBank(checkpoint, work, method)
-        held_out = token_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
+        held_out = labelled_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
         for bank in self.banks.values():
             collect_statistics(
                 BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, Silent()
             )
         self.statistics = bank.statistics
-        self.teacher = OriginalModel(checkpoint, bank.work).on(held_out)
+        self.teacher = OriginalModel(checkpoint, bank.work).on(*held_out)
         self.blocks = [
             module for module in checkpoint.matrices if module.startswith("model.layers")
         ]
@@ -93,8 +98,9 @@ class Bench:
             module = name.removesuffix(".weight")
             return weights[module] if module in weights else self.checkpoint.load(name)
 
-        found = summarize(weights_metrics(self.teacher, self.checkpoint, load), "torch").kl
-        return found.mean, str(found)
+        found = weights_metrics(self.teacher, self.checkpoint, load)
+        kl = summarize(found, "torch", self.teacher.documents).kl
+        return kl.mean, str(kl)
 
     def ggml(self, qtype: QuantType, module: str) -> Tensor:
         """Round as llama-quantize does without an importance matrix."""

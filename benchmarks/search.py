@@ -270,7 +270,8 @@ def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Allocation) -> E
             module, weight = name.removesuffix(".weight"), checkpoint.load(name)
             return peers.mlx(qtypes.get(mix[module]), weight) if module in mix else weight
 
-        return summarize(weights_metrics(teacher, checkpoint, load), "torch").kl
+        found = weights_metrics(teacher, checkpoint, load)
+        return summarize(found, "torch", teacher.documents).kl
 
 
 if __name__ == "__main__":

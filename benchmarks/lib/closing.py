@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitquilt.calibration import corpus
-from bitquilt.calibration.text import encoder, token_windows
+from bitquilt.calibration.text import encoder, labelled_windows
 from bitquilt.calibration.text_budget import WINDOW, text_budget
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher
@@ -17,5 +17,8 @@ def closing_text(checkpoint: Checkpoint, work: WorkDir) -> Teacher:
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     budget = text_budget(weights, on_gpu=compute_device().type != "cpu")
     drawn = budget.held_out + budget.selection
-    tokens = token_windows(corpus.bundled("held-out"), encoder(checkpoint), drawn, WINDOW)
-    return OriginalModel(checkpoint, work).on(tokens[: budget.held_out])
+    tokens, owners = labelled_windows(
+        corpus.bundled("held-out"), encoder(checkpoint), drawn, WINDOW
+    )
+    own = slice(budget.held_out)
+    return OriginalModel(checkpoint, work).on(tokens[own], owners[own])

@@ -34,6 +34,7 @@ from bitquilt.calibration.text import (
     calibration_documents,
     encoder,
     held_out_documents,
+    labelled_windows,
     token_windows,
 )
 from bitquilt.calibration.text_budget import TextBudget, text_budget
@@ -178,6 +179,8 @@ class RunText:
     allocation: AllocationText
     closing: Tensor
     """Held-out text of the closing figures."""
+    closing_owners: Tensor
+    """The number of the document that each of its tokens is from, [N, L] too."""
     sequential: Tensor | None
     tuning: Tensor | None
 
@@ -288,7 +291,7 @@ class Run(AbstractContextManager["Run"]):
     def read_held_out(self) -> Teacher:
         """Run the original over the text of the closing figures."""
         with self.progress.stage("Reading held-out text", 1):
-            teacher = self.original.on(self.text.closing)
+            teacher = self.original.on(self.text.closing, self.text.closing_owners)
             self.progress.advance()
         return teacher
 
@@ -403,7 +406,7 @@ class Run(AbstractContextManager["Run"]):
         calibration = windows(budget.calibration)
         judges = held_out_documents(config.held_out)
         parts = [budget.held_out, budget.selection]
-        held_out = token_windows(judges, encode, sum(parts), budget.window)
+        held_out, owners = labelled_windows(judges, encode, sum(parts), budget.window)
         closing, selection = held_out.split(parts)
         search = calibration
         if self._searches:
@@ -422,6 +425,7 @@ class Run(AbstractContextManager["Run"]):
                 interactions=search[:interactions], search=search, selection=selection
             ),
             closing=closing,
+            closing_owners=owners[: budget.held_out],
             sequential=windows(budget.sequential) if quantizing and quantizing.sequential else None,
             tuning=windows(budget.tuning) if quantizing and quantizing.tune else None,
         )

@@ -113,25 +113,27 @@ def test_overlap_sees_wrapped_paragraphs_and_conversations():
 def test_windows_keep_proportions_and_domains_apart():
     code = [text(" ".join(map(str, range(i, i + 50))), "code") for i in range(1000, 1600, 50)]
     prose = [text(" ".join(map(str, range(200))), "prose")]
-    drawn = corpus.windows([*prose, *code], words, count=40, length=10)
+    drawn, owners = corpus.windows([*prose, *code], words, count=40, length=10)
     assert drawn.shape == (40, 10)
     assert drawn.dtype == np.int64
     is_code = drawn >= 1000
     assert (is_code.all(axis=1) | ~is_code.any(axis=1)).all()
     assert is_code.all(axis=1).sum() == 30
     assert len({tuple(row) for row in drawn}) == 40
+    # document 0 is the prose; the n-th of code has 50 numbers from 950 + 50 n on
+    assert (owners == np.where(is_code, (drawn - 950) // 50, 0)).all()
 
 
 def test_windows_depend_only_on_the_seed():
     documents = [text(" ".join(map(str, range(1000))))]
-    draw = [corpus.windows(documents, words, 20, 10, seed) for seed in (0, 0, 1)]
+    draw = [corpus.windows(documents, words, 20, 10, seed)[0] for seed in (0, 0, 1)]
     assert (draw[0] == draw[1]).all()
     assert (draw[0] != draw[2]).any()
 
 
 def test_windows_may_use_all_the_text_and_no_more():
     documents = [text("1 2 3 4 5 6 7", "a"), text("8 9 10 11", "b")]
-    assert sorted(corpus.windows(documents, words, 5, 2)[:, 0]) == [1, 3, 5, 8, 10]
+    assert sorted(corpus.windows(documents, words, 5, 2)[0][:, 0]) == [1, 3, 5, 8, 10]
     with pytest.raises(UserError, match="11 tokens, enough for 5 windows of 2, and 6 are needed"):
         corpus.windows(documents, words, 6, 2)
 

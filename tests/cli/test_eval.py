@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from bitquilt.evaluation import compare
+from bitquilt.evaluation.figures import DomainFigures
 from bitquilt.evaluation.results import Evaluation
+from bitquilt.metrics.kl import Estimate
 from tests.quick import invoke
 from tests.report.conftest import estimate, evaluation
 
@@ -22,6 +25,21 @@ def found(tmp_path) -> Evaluation:
     one, other = evaluations
     own = {name: replace(figures, perplexity=estimate(4.321)) for name, figures in one.own.items()}
     return replace(one, own=own, files=[*one.files, *other.files])
+
+
+def test_a_domain_of_few_documents_has_no_interval(found, monkeypatch, capfd):
+    few = {name: without_interval(figures) for name, figures in found.own.items()}
+    file = replace(found.files[0], figures=few)
+    monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, own=few, files=[file]))
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    said = capfd.readouterr().out
+    assert "no interval" in said.split("KL is")[0]
+    assert "code: too few documents for an interval (3; at least 5 are needed)" in said
+    assert "with a larger --tokens" in said
+
+
+def without_interval(figures: DomainFigures) -> DomainFigures:
+    return replace(figures, documents=3, kl=Estimate(0.249, math.nan, math.nan))
 
 
 @pytest.fixture

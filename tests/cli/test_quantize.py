@@ -21,6 +21,7 @@ def figures(kl, perplexity, tokens, engine="torch") -> Figures:
         perplexity=Estimate(perplexity, 0.9 * perplexity, 1.1 * perplexity),
         engine=engine,
         tokens=tokens,
+        documents=23,
     )
 
 
@@ -99,6 +100,24 @@ def test_what_cannot_be_told_is_printed_as_it_is(printed):
     of_engine = EngineExcerpt(in_engine=unknown, in_torch=figures(0.08, 9.0, 75))
     text = printed(replace(output("tiny.gguf", of_engine), figures=unknown))
     assert "its KL is nan nats/token there and 0.08 in torch, a difference of +nan" in text
+
+
+def test_a_closing_text_of_few_documents_has_no_interval(printed):
+    known = figures(0.249, 27.1, 96)
+    few = replace(
+        known,
+        kl=Estimate(0.249, NAN, NAN),
+        agreement=Estimate(0.9, NAN, NAN),
+        documents=3,
+    )
+    text = " ".join(printed(replace(output("tiny.gguf", None), figures=few), original=few).split())
+    assert "no interval" in text.split("All figures")[0]
+    assert "too few documents for an interval (3; at least 5 are needed)" in text
+    assert "give --held-out a text of more" in text
+    assert "95 %" not in text
+    assert "intervals are 95 %, over documents" in " ".join(
+        printed(output("tiny.gguf", None)).split()
+    )
 
 
 def test_a_large_perplexity_has_its_digits(printed):

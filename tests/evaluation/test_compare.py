@@ -26,6 +26,7 @@ from bitquilt.evaluation.speed import bench
 from bitquilt.evaluation.text import held_out
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Silent
+from bitquilt.runtime.records import to_json
 from bitquilt.targets import GGUF, MLX
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
@@ -170,9 +171,9 @@ def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp
             patch.setattr(f"bitquilt.evaluation.{work}", None)
         again = evaluate(files[:1], asked)
     assert again.floors == first.floors
-    assert again.files == first.files
+    assert to_json(again.files) == to_json(first.files)
     monkeypatch.setattr("bitquilt.evaluation.compare.__version__", "0.0.0")
-    assert evaluate(files[:1], asked).files == first.files
+    assert to_json(evaluate(files[:1], asked).files) == to_json(first.files)
     assert len(list((tmp_path / "bitquilt").iterdir())) == 2
 
 
@@ -222,7 +223,7 @@ def test_no_winner_among_equals(found):
 
 def test_figures_are_kept_beside_the_file_and_belong_to_its_bytes(found, files):
     (beside,) = load_beside(files[1]).files
-    assert beside == replace(found.files[1], path=None, samples=tuple(found.files[1].samples))
+    assert to_json(beside) == to_json(replace(found.files[1], path=None))  # NaN is not NaN
     path_beside(files[2]).write_text(path_beside(files[1]).read_text().replace("four", "again"))
     assert load_beside(files[2]).files[0].name == "again.gguf"  # the same bytes
     path_beside(files[0]).write_text(path_beside(files[1]).read_text())

@@ -108,6 +108,7 @@ def record(path: Path, kl: float) -> OutputRecord:
             perplexity=estimate(kl),
             engine="torch",
             tokens=512,
+            documents=12,
         ),
         command=f"bitquilt quantize tiny -o {path.parent}",
     )

@@ -186,42 +186,51 @@ def long_passages(document: Document) -> set[str]:
 # ---------------------------------------------------------------------------------- windows
 
 
+Integers = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+
+
 def windows(
     documents: Iterable[Document],
     encode: Callable[[Document], list[int]],
     count: int,
     length: int,
     seed: int = 0,
-) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+) -> tuple[Integers, Integers]:
     """Draw `count` disjoint windows of `length` tokens, domains in the proportions of the text.
 
-    Documents are joined within a domain, so no window crosses two domains. The order is mixed:
-    the first half of the windows is as representative as all of them.
+    Documents are joined within a domain, so no window crosses two domains, but several may be of
+    one document. The order is mixed: the first half of the windows is as representative as all of
+    them.
 
     Returns:
-        int64 [count, length].
+        the tokens, and the number of the document that each is from; both int64 [count, length].
 
     Raises:
         UserError: the documents have too few tokens.
     """
-    streams: dict[str, list[int]] = {}
-    for document in documents:
-        streams.setdefault(document.domain, []).extend(encode(document))
-    available = {domain: len(tokens) // length for domain, tokens in sorted(streams.items())}
+    streams: dict[str, tuple[list[int], list[int]]] = {}
+    for number, document in enumerate(documents):
+        ids = encode(document)
+        tokens, owners = streams.setdefault(document.domain, ([], []))
+        tokens += ids
+        owners += [number] * len(ids)
+    lengths = {domain: len(tokens) for domain, (tokens, _) in sorted(streams.items())}
+    available = {domain: tokens // length for domain, tokens in lengths.items()}
     total = sum(available.values())
     if total < count:
-        tokens = sum(map(len, streams.values()))
         raise UserError(
-            f"The text has {tokens} tokens, enough for {total} windows of {length}, "
+            f"The text has {sum(lengths.values())} tokens, enough for {total} windows of {length}, "
             f"and {count} are needed; give more text."
         )
     rng = np.random.default_rng(seed)
     chosen = []
     for domain, share in _shares(available, count).items():
         for start in rng.choice(available[domain], share, replace=False):
-            chosen.append(streams[domain][start * length : (start + 1) * length])
-    drawn = np.array(chosen, dtype=np.int64).reshape(count, length)
-    return rng.permutation(drawn)
+            part = slice(start * length, (start + 1) * length)
+            chosen.append([of_domain[part] for of_domain in streams[domain]])
+    drawn = np.array(chosen, dtype=np.int64).reshape(count, 2, length)
+    tokens, owners = rng.permutation(drawn).transpose(1, 0, 2)
+    return tokens, owners
 
 
 def _shares(available: dict[str, int], count: int) -> dict[str, int]:

@@ -101,8 +101,20 @@ def token_windows(documents: Sequence[Document], encode: Encode, count: int, len
 
     Only as many documents are tokenized as give several times the text that is needed.
     """
+    return labelled_windows(documents, encode, count, length)[0]
+
+
+def labelled_windows(
+    documents: Sequence[Document], encode: Encode, count: int, length: int
+) -> tuple[Tensor, Tensor]:
+    """Cut the windows of :func:`token_windows`, and tell the document of each of their tokens.
+
+    Returns:
+        tokens and numbers of documents, both int64 [count, length].
+    """
     chosen = _spread(documents, count * length * ENOUGH)
-    return torch.from_numpy(windows(chosen, encode, count, length))
+    tokens, owners = windows(chosen, encode, count, length)
+    return torch.from_numpy(tokens), torch.from_numpy(owners)
 
 
 def _spread(documents: Sequence[Document], characters: int) -> list[Document]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,8 @@ def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None
 
 def _print(found: Evaluation) -> None:
     """Print all figures of each file, then what may be concluded."""
+    from bitquilt.report.figures import lacks_documents
+
     console = stdout_console()
     for file in found.files:
         _print_file(console, file, found.own)
@@ -84,6 +87,8 @@ def _print(found: Evaluation) -> None:
         f"The KL of the original with nothing quantized, below which all is noise: {floors}.",
         markup=False,
     )
+    if lacking := lacks_documents(found.own):
+        console.print(lacking, markup=False)
     own = found.own_overall
     console.print(
         f"The text has {own.tokens:,} held-out tokens of {own.documents} documents; intervals are "
@@ -145,6 +150,8 @@ def _print_check(console: Console, file: FileResult) -> None:
 
 def _verdict(comparison: Comparison) -> str:
     names = " and ".join(comparison.names)
+    if any(math.isnan(lead.low) for lead in comparison.ahead):
+        return f"Of one size, {names}: there are too few documents to tell which is closer."
     if comparison.winner is None:
         return f"Of one size, {names}: the intervals do not tell which is closer to the original."
     leads = "; ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -43,6 +44,7 @@ def _print_table(result: QuantizeResult) -> None:
     """Print the closing table, all of it on one text, and what each file's engine makes of it."""
     from rich.text import Text
 
+    from bitquilt.metrics.intervals import too_few
     from bitquilt.report.figures import number
 
     table = figures_table(
@@ -62,10 +64,14 @@ def _print_table(result: QuantizeResult) -> None:
         )
     console = stdout_console()
     console.print(table)
+    own = result.original
+    intervals = "intervals are 95 %, over documents"
+    if math.isnan(own.agreement.low):
+        intervals = f"{too_few(own.documents)}: give --held-out a text of more"
     console.print(
-        f"All figures are of {result.original.tokens:,} held-out tokens, computed by torch on the "
-        "weights read back from each file; KL and top-1 are against the original, intervals are "
-        "95 %.",
+        f"All figures are of {own.tokens:,} held-out tokens of {own.documents} documents, computed "
+        "by torch on the weights read back from each file; KL and top-1 are against the original, "
+        f"{intervals}.",
         markup=False,
     )
     for output in result.outputs:

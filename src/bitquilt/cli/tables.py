@@ -51,4 +51,4 @@ def figure_cell(estimate: Estimate, field: str) -> str:
     from bitquilt.report.figures import figure_text
 
     value, interval = figure_text(estimate, field)
-    return f"{value}\n{interval.replace(' ', '')}" if interval else value
+    return f"{value}\n{interval.replace(' – ', '–')}"

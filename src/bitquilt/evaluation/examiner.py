@@ -98,10 +98,10 @@ class Examiner:
                 in_engine, in_torch = here.compare(logits_in(engine, tokens)), read
             between = compare(tokens, hidden, head, logits_in(engine, tokens))
         return EngineCheck(
-            in_engine=here.mean(in_engine.kl),
-            in_torch=here.mean(in_torch.kl),
+            in_engine=here.positive(in_engine.kl),
+            in_torch=here.positive(in_torch.kl),
             apart=here.mean(in_engine.kl - in_torch.kl),
-            between=here.mean(between.kl),
+            between=here.positive(between.kl),
             tokens=int(here.text.scored.sum()),
         )
 

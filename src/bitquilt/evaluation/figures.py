@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitquilt.evaluation.reference import Reference, TokenValues
-from bitquilt.metrics.intervals import Documents, through
+from bitquilt.metrics.intervals import Documents, exponential, through
 from bitquilt.metrics.kl import Estimate, TokenFigures
 
 UNCERTAIN = 0.2
@@ -97,14 +97,14 @@ class Measured:
         """All figures of these tokens."""
         documents = Documents.of(self.document, self.domain)
         return DomainFigures(
-            kl=documents.mean(self.kl),
+            kl=documents.positive(self.kl),
             kl_median=documents.quantile(self.kl, 0.5),
             kl_999=documents.quantile(self.kl, 0.999),
-            agreement=documents.mean(self.agreement),
-            flips=documents.mean(self.flips),
-            perplexity=through(documents.mean(self.loss), math.exp),
-            perplexity_ratio=through(documents.mean(self.excess), math.exp),
-            bits_per_byte=documents.ratio(self.loss / math.log(2), self.nbytes),
+            agreement=documents.share(self.agreement),
+            flips=documents.share(self.flips),
+            perplexity=through(documents.positive(self.loss), exponential),
+            perplexity_ratio=through(documents.mean(self.excess), exponential),
+            bits_per_byte=documents.positive(self.loss / math.log(2), self.nbytes),
             tokens=len(self.kl),
             documents=len(documents.stratum),
         )

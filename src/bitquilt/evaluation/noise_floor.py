@@ -98,5 +98,5 @@ def _unquantized(
 def _floor(name: str, reference: Reference, student: Iterator[Tensor]) -> NoiseFloor:
     found = reference.compare(student)
     return NoiseFloor(
-        name=name, kl=reference.mean(found.kl), tokens=int(reference.text.scored.sum())
+        name=name, kl=reference.positive(found.kl), tokens=int(reference.text.scored.sum())
     )

@@ -63,9 +63,16 @@ class Reference:
         )
 
     def mean(self, values: TokenValues) -> Estimate:
-        """Average values [N, L − 1] over the scored tokens, with an interval."""
-        text = self.text
-        return Documents.of(text.documents, text.domains).mean(values[text.scored])
+        """Average values [N, L − 1] of either sign over the scored tokens, with an interval."""
+        return self._documents.mean(values[self.text.scored])
+
+    def positive(self, values: TokenValues) -> Estimate:
+        """Average values [N, L − 1] that are not negative, with an interval that is not either."""
+        return self._documents.positive(values[self.text.scored])
+
+    @property
+    def _documents(self) -> Documents:
+        return Documents.of(self.text.documents, self.text.domains)
 
     def compare(self, student: Iterator[Tensor], progress: Progress | None = None) -> TokenFigures:
         """Compare a model's logits, one [L, V] per window; ``progress`` advances after each."""

@@ -3,8 +3,9 @@
 Means are ratio estimates over documents of different lengths. Their intervals come from the
 studentized bootstrap (Efron & Tibshirani 1993, ch. 12; Rao & Wu 1988 for drawing G − 1 of G), with
 neither end nearer than Student's t puts it. So they still cover with a dozen documents, where
-percentiles of resampled means do not (docs/decisions/intervals.md); quantiles invert the interval
-of a share (Woodruff 1952).
+percentiles of resampled means do not (docs/decisions/intervals.md). What cannot be negative has its
+interval on a log scale, a share has Wilson's, and quantiles invert the interval of a share
+(Woodruff 1952): no interval holds what its figure cannot be.
 
 Letters: T tokens, G documents, S strata (domains, each of the same weight), B resamples.
 """
@@ -12,11 +13,12 @@ Letters: T tokens, G documents, S strata (domains, each of the same weight), B r
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +28,36 @@ from bitquilt.metrics.kl import Estimate
 RESAMPLES = 2000
 LEVEL = 0.95
 FEWEST = 5
-"""Documents of one stratum below which no interval is given: nothing honest can be said."""
+"""Documents of one stratum below which no interval is given: nothing honest can be said. Documents
+of unlike lengths count as fewer (:func:`like_lengths`)."""
+LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.integer[Any]]
+
+
+class _Spread(NamedTuple):
+    """A ratio, and how far it may be off."""
+
+    ratio: float
+    error: float
+    """Its standard error; NaN where there are too few documents."""
+    freedom: float
+    """Degrees of freedom of that error."""
+    ratios: Floats
+    """Those of the resamples [≤ B] that have an error."""
+    errors: Floats
+
+    def reach(self, studentized: Floats, level: float) -> tuple[float, float]:
+        """How many standard errors the ends are below and above, by resamples [≤ B] of
+        (ratio − truth) / error: few documents seldom show how far out others lie, so neither is
+        nearer than Student's t.
+        """
+        plain = student(level, self.freedom)
+        if not len(studentized):
+            return plain, plain
+        low, high = np.quantile(studentized, [(1 - level) / 2, (1 + level) / 2])
+        return max(float(high), plain), max(float(-low), plain)
 
 
 @dataclass(frozen=True)
@@ -42,40 +70,59 @@ class Documents:
     """[G], 0 … S − 1."""
 
     @classmethod
-    def of(cls, documents: Ints, domains: Ints | NDArray[np.str_]) -> Documents:
-        """From any labels, one a token [T]; every domain becomes a stratum."""
+    def of(cls, documents: Ints, domains: Ints | NDArray[np.str_] | None = None) -> Documents:
+        """From any labels, one a token [T]; every domain becomes a stratum, if any are given."""
         _, first, of_token = np.unique(documents, return_index=True, return_inverse=True)
+        if domains is None:
+            return cls(of_token, np.zeros(len(first), np.int64))
         _, stratum = np.unique(domains[first], return_inverse=True)
         return cls(of_token, stratum)
 
-    @classmethod
-    def windows(cls, count: int, tokens: int) -> Documents:
-        """Windows of one text, each taken for a document of its own."""
-        return cls(np.repeat(np.arange(count), tokens), np.zeros(count, np.int64))
-
     def mean(self, values: Floats, level: float = LEVEL) -> Estimate:
-        """The mean of values [T], every stratum with the same weight, and its interval."""
-        found = self.ratio(values, np.ones(len(values)), level)
-        least, most = float(values.min()), float(values.max())  # no mean lies beyond them
-        return Estimate(
-            found.mean,
-            float(np.clip(found.low, least, most)),
-            float(np.clip(found.high, least, most)),
-        )
+        """The mean of values [T] of either sign, every stratum with the same weight."""
+        found = self._spread(values, np.ones(len(values)))
+        mean, error = found.ratio, found.error
+        if not error > 0:
+            return Estimate(mean, mean + error, mean + error)
+        below, above = found.reach((found.ratios - mean) / found.errors, level)
+        return Estimate(mean, mean - below * error, mean + above * error)
 
-    def ratio(self, values: Floats, sizes: Floats, level: float = LEVEL) -> Estimate:
-        """Estimate the sum of values over the sum of sizes, both [T], with its interval."""
-        mean, error, drawn = self._studentized(values, sizes)
+    def positive(self, values: Floats, sizes: Floats | None = None) -> Estimate:
+        """The mean of values [T] that are not negative, or the sum of them over that of ``sizes``.
+
+        The interval is made on a log scale, so that its low end is not negative either. Its high
+        end is not nearer than the resamples put it without a logarithm. What rounding has put
+        below zero is zero.
+        """
+        at_least = np.maximum(values, 0)
+        found = self._spread(at_least, np.ones(len(values)) if sizes is None else sizes)
+        mean, error = found.ratio, found.error
+        if not error > 0:
+            return Estimate(mean, mean + error, mean + error)
+        there = found.ratios > 0
+        ratios, errors = found.ratios[there], found.errors[there]
+        below, _ = found.reach(np.log(ratios / mean) * ratios / errors, LEVEL)
+        _, above = found.reach((ratios - mean) / errors, LEVEL)
+        relative = error / mean
+        longest = max(exponential(student(LEVEL, found.freedom) * relative), 1 + above * relative)
+        return Estimate(mean, mean * math.exp(-below * relative), mean * longest)
+
+    def share(self, hits: Floats) -> Estimate:
+        """The share of tokens where ``hits`` [T] is 1 rather than 0, with Wilson's interval.
+
+        It is for as many independent tokens as the error amounts to, never more than there are
+        (Korn & Graubard 1998).
+        """
+        found = self._spread(hits, np.ones(len(hits)))
+        mean, error = found.ratio, found.error
         if math.isnan(error):
             return Estimate(mean, math.nan, math.nan)
-        if error == 0.0:
-            return Estimate(mean, mean, mean)
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-        # few documents seldom show how far out others lie
-        plain = student(level, len(self.stratum) - len(self._draws))
-        return Estimate(
-            mean, float(mean - max(high, plain) * error), float(mean - min(low, -plain) * error)
-        )
+        count = min(len(hits), mean * (1 - mean) / error**2 if error else math.inf)
+        drawn = found.ratios
+        # as in Wilson's, the spread is that at the truth, which is the mean to a resample
+        alike = np.sqrt((drawn * (1 - drawn)).clip(0) / max(mean * (1 - mean), 1e-300))
+        below, above = found.reach((drawn - mean) / found.errors * alike, LEVEL)
+        return Estimate(mean, wilson(mean, count, below).low, wilson(mean, count, above).high)
 
     def quantile(self, values: Floats, share: float) -> Estimate:
         """The value that ``share`` of the tokens do not exceed, and its interval.
@@ -93,13 +140,15 @@ class Documents:
             return float(values[order[min(place, len(values) - 1)]])
 
         found = beyond(1 - share)
-        tail, error, drawn = self._studentized(values > found, np.ones(len(values)))
+        spread = self._spread(values > found, np.ones(len(values)))
+        tail, error = spread.ratio, spread.error
         if math.isnan(error) or tail == 0.0:
             return Estimate(found, math.nan, math.nan)
         if error == 0.0:
             return Estimate(found, found, found)
-        spread = math.exp(np.quantile(np.abs(drawn), LEVEL) * error / tail)
-        return Estimate(found, beyond((1 - share) * spread), beyond((1 - share) / spread))
+        drawn = np.abs(spread.ratios - tail) / spread.errors
+        times = exponential(np.quantile(drawn, LEVEL) * error / tail)
+        return Estimate(found, beyond((1 - share) * times), beyond((1 - share) / times))
 
     @cached_property
     def _draws(self) -> list[tuple[Ints, Floats]]:
@@ -121,35 +170,66 @@ class Documents:
         weights = values.astype(np.float64)
         return np.bincount(self.of_token, weights, minlength=len(self.stratum)).astype(np.float64)
 
-    def _studentized(
-        self, values: Floats | NDArray[np.bool_], sizes: Floats
-    ) -> tuple[float, float, Floats]:
-        """The ratio, its standard error, and (ratio − truth) / error as resampling finds it [≤ B].
-
-        ``values`` and ``sizes`` are [T].
-        """
-        total, size = self._sums(values), self._sums(sizes)
+    def _spread(self, values: Floats | NDArray[np.bool_], sizes: Floats) -> _Spread:
+        """The sum of values over the sum of sizes, both [T], a mean over strata."""
+        total, size, lengths = self._sums(values), self._sums(sizes), np.bincount(self.of_token)
         strata = [_ratios(total[own], size[own], drawn) for own, drawn in self._draws]
         means = np.mean([ratio for ratio, _ in strata], 0)
-        errors = np.sqrt(np.sum([variance for _, variance in strata], 0)) / len(strata)
+        variances = np.array([variance for _, variance in strata])
+        freedoms = np.array([like_lengths(lengths[own]) - 1 for own, _ in self._draws])
+        if freedoms.min() < FEWEST - 1 - 1e-9:
+            return _Spread(float(means[0]), math.nan, math.nan, means[:0], means[:0])
+        own = variances[:, 0]
+        # Satterthwaite 1946: a stratum with all of the error has all of the say
+        shared = own.sum() ** 2 / (own**2 / freedoms).sum() if own.any() else freedoms.sum()
+        errors = np.sqrt(variances.sum(0)) / len(strata)
         usable = errors[1:] > 0
-        drawn = (means[1:][usable] - means[0]) / errors[1:][usable]
-        return float(means[0]), float(errors[0]), drawn
+        return _Spread(
+            float(means[0]), float(errors[0]), float(shared), means[1:][usable], errors[1:][usable]
+        )
 
 
 def _ratios(sums: Floats, sizes: Floats, drawn: Floats) -> tuple[Floats, Floats]:
     """Ratios of sums [G] over sizes [G] and their linearized variances, one a row of ``drawn``."""
-    count = drawn.sum(1)
+    count = np.maximum(drawn.sum(1), 2)  # of one document the variance is 0
     drawn_size = drawn @ sizes
     ratios = drawn @ sums / drawn_size
-    if len(sums) < FEWEST:
-        return ratios, np.full(len(drawn), math.nan)
     crossed = ratios * (drawn @ (sums * sizes))
     squares = drawn @ sums**2 - 2 * crossed + ratios**2 * (drawn @ sizes**2)
     return ratios, squares.clip(0) * count / (count - 1) / drawn_size**2
 
 
-def student(level: float, freedom: int) -> float:
+def like_lengths(lengths: Ints) -> float:
+    """How many documents of one length tell as much as these [G] do (Kish 1965)."""
+    total = float(lengths.sum())
+    return total**2 / float((lengths.astype(np.float64) ** 2).sum())
+
+
+def too_few(documents: int) -> str:
+    """Say why a figure over so many documents has no interval; it ends or stands in a sentence."""
+    if documents < FEWEST:
+        return f"too few documents for an interval ({documents}; at least {FEWEST} are needed)"
+    return (
+        f"too few documents for an interval ({documents}, but so unlike in length that they count "
+        f"as fewer than the {FEWEST} that are needed)"
+    )
+
+
+def wilson(share: float, count: float, quantile: float) -> Estimate:
+    """A share of ``count`` independent trials with its interval, within 0 and 1 (Wilson 1927).
+
+    Args:
+        share: the share of hits.
+        count: of trials; it need not be whole.
+        quantile: how many standard errors the interval reaches.
+    """
+    more = quantile**2 / count
+    middle = (share + more / 2) / (1 + more)
+    half = quantile * math.sqrt(share * (1 - share) / count + more / (4 * count)) / (1 + more)
+    return Estimate(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)))
+
+
+def student(level: float, freedom: float) -> float:
     """What Student's t stays within that often either way, to 1 % from 4 degrees of freedom on.
 
     The first terms of Cornish and Fisher's series (Abramowitz & Stegun 1964, 26.7.5).
@@ -159,6 +239,11 @@ def student(level: float, freedom: int) -> float:
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + first / freedom + second / freedom**2 + third / freedom**3
+
+
+def exponential(exponent: float) -> float:
+    """Raise e to the power of a number; the largest float there is where that is beyond it."""
+    return math.exp(min(exponent, LARGEST_EXPONENT))
 
 
 def through(estimate: Estimate, increasing: Callable[[float], float]) -> Estimate:

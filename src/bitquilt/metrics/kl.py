@@ -38,15 +38,15 @@ class TokenFigures:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval; nan where there is too little to tell one from."""
+    """A mean with its 95 % interval; its ends are NaN where there is too little to tell them."""
 
     mean: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        if math.isnan(self.low):  # of too little to say
-            return f"{self.mean:.3g}"
+        if math.isnan(self.low):
+            return f"{self.mean:.3g} (no interval)"
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 

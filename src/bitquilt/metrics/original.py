@@ -31,11 +31,12 @@ class OriginalModel:
         """The output matrix, float32 [V, D] on the compute device; every text shares it."""
         return self._model.head()
 
-    def on(self, tokens: Tensor) -> Teacher:
+    def on(self, tokens: Tensor, owners: Tensor | None = None) -> Teacher:
         """Read windows of tokens, or take what an earlier run left of the same windows.
 
         Args:
             tokens: int64 [N, L].
+            owners: the number of the document that each token is from, for intervals.
 
         Raises:
             UserError: the model computes NaN, or the kept hidden states are of other tokens than
@@ -56,7 +57,7 @@ class OriginalModel:
                 f"{self.work.path / artefact}.safetensors was made from other text than its name "
                 "says; remove it and give the same command again"
             )
-        return Teacher(tokens, kept["hidden"].to(self._model.device), self.head)
+        return Teacher(tokens, kept["hidden"].to(self._model.device), self.head, owners)
 
 
 def tokens_key(tokens: Tensor) -> str:

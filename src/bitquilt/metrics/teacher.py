@@ -5,9 +5,8 @@ Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.errors import UserError
-from bitquilt.metrics.intervals import Documents, through
+from bitquilt.metrics.intervals import Documents, exponential, through
 from bitquilt.metrics.kl import Estimate, TokenFigures, compare, logits
 from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
@@ -31,14 +30,29 @@ class Teacher:
     """[N, L, D]."""
     head: Tensor
     """[V, D]."""
+    owners: Tensor | None = None
+    """The number of the document that each token is from [N, L]; None where nobody asks for
+    intervals, or every window is a document of its own."""
 
     def windows(self, which: slice) -> Teacher:
         """Give the teacher on some of the windows."""
-        return Teacher(self.tokens[which], self.hidden[which], self.head)
+        return self._part((which,))
 
     def first(self, windows: int, tokens: int) -> Teacher:
         """Give the teacher on the first tokens of the first windows."""
-        return Teacher(self.tokens[:windows, :tokens], self.hidden[:windows, :tokens], self.head)
+        return self._part((slice(windows), slice(tokens)))
+
+    def _part(self, part: tuple[slice, ...]) -> Teacher:
+        owners = None if self.owners is None else self.owners[part]
+        return Teacher(self.tokens[part], self.hidden[part], self.head, owners)
+
+    @property
+    def documents(self) -> Documents:
+        """The document of each predicted token, N · (L − 1) of them."""
+        if self.owners is not None:
+            return Documents.of(self.owners[:, 1:].ravel().numpy())
+        windows, tokens = self.tokens[:, 1:].shape
+        return Documents.of(np.repeat(np.arange(windows), tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +68,8 @@ class Figures:
     """What computed it."""
     tokens: int
     """Predicted tokens that the means are over."""
+    documents: int
+    """The number of documents that they are from."""
 
 
 def weights_metrics(
@@ -103,24 +119,22 @@ def token_metrics(teacher: Teacher, student: Iterator[Tensor]) -> TokenFigures:
     return compare(teacher.tokens, teacher.hidden, teacher.head, student)
 
 
-def summarize(found: TokenFigures, engine: str) -> Figures:
-    """Means with their intervals."""
-    windows = Documents.windows(*found.kl.shape)
-    kl, loss = windows.mean(found.kl.ravel()), windows.mean(found.loss.ravel())
+def summarize(found: TokenFigures, engine: str, documents: Documents) -> Figures:
+    """Means with their intervals over the documents that the tokens are from."""
     return Figures(
-        # of one token it is rounded, to −1e-7 at worst
-        kl=replace(kl, low=float(np.maximum(kl.low, 0.0))),
-        agreement=windows.mean(found.agreement.ravel()),
-        perplexity=through(loss, math.exp),
+        kl=documents.positive(found.kl.ravel()),
+        agreement=documents.share(found.agreement.ravel()),
+        perplexity=through(documents.positive(found.loss.ravel()), exponential),
         engine=engine,
         tokens=found.kl.size,
+        documents=len(documents.stratum),
     )
 
 
 def original_figures(teacher: Teacher) -> Figures:
     """Figures of the teacher itself: its perplexity, and a divergence of zero."""
     correct, loss, _ = self_metrics(teacher).numpy()
-    return summarize(zero_divergence(correct, loss), "torch")
+    return summarize(zero_divergence(correct, loss), "torch", teacher.documents)
 
 
 def zero_divergence(correct: NDArray[np.float32], loss: NDArray[np.float32]) -> TokenFigures:

@@ -15,7 +15,7 @@ from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.results import Evaluation
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.report import ollama
-from bitquilt.report.figures import figure_text, text_read
+from bitquilt.report.figures import figure_text, lacks_documents, text_read
 from bitquilt.report.origin import Gate, PublishedOriginal
 from bitquilt.report.plots import environment
 from bitquilt.report.run_record import published_command, record_beside
@@ -152,7 +152,8 @@ def _detailed(name: str, evaluation: Evaluation) -> dict[str, Any]:
         }
         for domain, figures in found.figures.items()
     ]
-    return {"name": name, "engine": found.engine, "rows": rows}
+    lacking = lacks_documents(found.figures)
+    return {"name": name, "engine": found.engine, "rows": rows, "lacking": lacking}
 
 
 def _snippets(publication: Publication) -> list[dict[str, str]]:

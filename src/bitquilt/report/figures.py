@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from bitquilt.calibration import corpus
+from bitquilt.evaluation.figures import DomainFigures
 from bitquilt.evaluation.results import Evaluation
+from bitquilt.metrics.intervals import too_few
 from bitquilt.metrics.kl import Estimate
 
 HEADINGS = {
@@ -20,6 +23,8 @@ HEADINGS = {
     "bits_per_byte": "bits per byte",
 }
 """A field of :class:`bitquilt.evaluation.figures.DomainFigures` → what tables call it."""
+NO_INTERVAL = "no interval"
+"""What stands for an interval that there is too little text for."""
 PERCENTAGES = ("agreement", "flips")
 """The fields that are shares."""
 
@@ -29,10 +34,10 @@ class FigureText(NamedTuple):
 
     value: str
     interval: str
-    """Its 95 % interval; empty where there are too few documents for one."""
+    """Its 95 % interval, or :data:`NO_INTERVAL`."""
 
     def __str__(self) -> str:
-        return f"{self.value} [{self.interval}]" if self.interval else self.value
+        return f"{self.value} [{self.interval}]"
 
 
 def number(value: float, field: str) -> str:
@@ -50,8 +55,24 @@ def figure_text(estimate: Estimate, field: str) -> FigureText:
     """Write a figure and its interval."""
     value = number(estimate.mean, field)
     if math.isnan(estimate.low):
-        return FigureText(value, "")
+        return FigureText(value, NO_INTERVAL)
     return FigureText(value, f"{number(estimate.low, field)} – {number(estimate.high, field)}")
+
+
+def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
+    """Say why figures, by domain, have no interval; the sentence is empty where all have one."""
+    few = [
+        f"{domain}: {too_few(own.documents)}"
+        for domain, own in figures.items()
+        if math.isnan(own.kl.low) and not (domain == "all" and len(figures) > 1)
+    ]
+    if not few:
+        return ""
+    among = "; what all domains have together depends on each" if "all" in figures else ""
+    return (
+        f"{'; '.join(few)}{among}. `bitquilt eval` reads more documents with a larger --tokens, as "
+        "long as the text has more, and another text with --text."
+    )
 
 
 def text_read(evaluation: Evaluation) -> str:

@@ -19,9 +19,10 @@ from bitquilt.allocation.budget import human
 from bitquilt.allocation.history import latest_histories
 from bitquilt.errors import UserError
 from bitquilt.evaluation.results import EngineCheck, TextSample
+from bitquilt.metrics.intervals import too_few
 from bitquilt.models.names import kind_of, layer_of
 from bitquilt.report import plots
-from bitquilt.report.figures import HEADINGS, figure_text, text_read
+from bitquilt.report.figures import HEADINGS, figure_text, lacks_documents, text_read
 from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.report.run_record import OutputRecord, load
 from bitquilt.runtime.files import atomic_write, read_json
@@ -166,9 +167,10 @@ def _measured_on(files: Sequence[OutputRecord]) -> str:
             f"{'; '.join(said)}. Run `bitquilt eval` on all files at once."
         )
     if len(without) == len(files):
+        few = [one.closing.documents for one in files if math.isnan(one.closing.kl.low)]
         return (
             "The figures are those that torch gave at the end of quantizing; `bitquilt eval` gives "
-            "better ones."
+            "better ones." + (f" They are over {too_few(min(few))}." if few else "")
         )
     return (
         f"The figures of {', '.join(without)} are those at the end of quantizing, on another text "
@@ -249,7 +251,7 @@ def _evaluation(record: OutputRecord) -> dict[str, Any]:
         "engine": found.engine,
         "domains": [domain.removeprefix("traces, ") for domain in found.figures],
         "rows": rows,
-        "check": _check_sentence(found.check),
+        "check": f"{_check_sentence(found.check)} {lacks_documents(found.figures)}".rstrip(),
     }
 
 

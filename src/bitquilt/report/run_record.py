@@ -26,7 +26,7 @@ from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import get_target
 
 FOLDER = "made"
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 """The version of the schema; a record of another is refused."""
 
 

@@ -70,10 +70,10 @@ def run_in_engine(
                 )
             student = (torch.from_numpy(window) for window in engine.logits(excerpt.tokens.numpy()))
             checked = require_finite(student, str(path), name)
-            in_engine = summarize(token_metrics(excerpt, checked), name)
+            in_engine = summarize(token_metrics(excerpt, checked), name, excerpt.documents)
     except EngineMissingError as missing:
         return None, f"not run: {missing}"
-    expected = summarize(in_torch.first(*target.check_excerpt), "torch")
+    expected = summarize(in_torch.first(*target.check_excerpt), "torch", excerpt.documents)
     if not in_engine.kl.mean <= FAR * expected.kl.mean + NEAR:  # NaN is not, either
         raise UserError(
             f"{path}: {name} computes something else than the file's weights say (KL "

@@ -92,7 +92,7 @@ def export(
     recipe = target.recipe_path(path)
     if not recipe.is_relative_to(path):
         write_recipe(recipe, recipe_json)
-    return Exported(figures=summarize(found, "torch"), engine=engine, note=note)
+    return Exported(figures=summarize(found, "torch", teacher.documents), engine=engine, note=note)
 
 
 def write_recipe(path: Path, recipe_json: str) -> None:

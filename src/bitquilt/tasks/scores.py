@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.metrics.intervals import LEVEL, Documents, student
+from bitquilt.metrics.intervals import LEVEL, Documents, student, wilson
 from bitquilt.metrics.kl import Estimate
 from bitquilt.tasks.problems import Answers
 
@@ -131,20 +131,13 @@ def share(hits: NDArray[np.bool_]) -> Estimate:
     items, _ = hits.shape
     mean, spread = float(hits.mean()), float(hits.mean(1).var(ddof=1)) if items > 1 else 0.0
     count = mean * (1 - mean) * items / spread if spread > 0 else items
-    middle = (mean + Z_95**2 / (2 * count)) / (1 + Z_95**2 / count)
-    half = (
-        Z_95
-        * math.sqrt(mean * (1 - mean) / count + Z_95**2 / (4 * count**2))
-        / (1 + Z_95**2 / count)
-    )
-    return Estimate(mean, max(0.0, middle - half), min(1.0, middle + half))
+    return wilson(mean, count, Z_95)
 
 
 def _over_items(values: NDArray[np.floating]) -> Estimate:
     """Give a mean of [I, R] and its interval over items."""
     items, repeats = values.shape
-    owner = np.repeat(np.arange(items), repeats)
-    return Documents.of(owner, np.zeros_like(owner)).mean(values.ravel())
+    return Documents.of(np.repeat(np.arange(items), repeats)).positive(values.ravel())
 
 
 def _majority(answers: Answers) -> NDArray[np.bool_]:

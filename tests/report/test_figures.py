@@ -1,0 +1,42 @@
+"""Figures as people read them: what has too few documents for an interval says so."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from bitquilt.metrics.kl import Estimate
+from bitquilt.report.figures import figure_text, lacks_documents
+from tests.report.conftest import figures
+
+
+def unknown(documents):
+    """Figures of so many documents, without intervals."""
+    found = figures(0.249)
+    return replace(found, documents=documents, kl=Estimate(0.249, math.nan, math.nan))
+
+
+def test_a_figure_without_an_interval_says_so():
+    assert str(figure_text(Estimate(0.249, math.nan, math.nan), "kl")) == "0.249 [no interval]"
+    assert str(figure_text(Estimate(0.249, 0.1, 0.6), "kl")) == "0.249 [0.1 – 0.6]"
+
+
+def test_domains_with_too_few_documents_are_named_with_what_would_be_enough():
+    found = {"all": unknown(43), "code": unknown(3), "prose": figures(0.2)}
+    said = lacks_documents(found)
+    assert said.startswith(
+        "code: too few documents for an interval (3; at least 5 are needed); what all domains "
+        "have together depends on each."
+    )
+    assert "all:" not in said
+    assert "prose" not in said
+    assert "--tokens" in said
+    assert "--text" in said
+
+
+def test_where_all_have_an_interval_nothing_is_said():
+    assert lacks_documents({"code": figures(0.2)}) == ""
+
+
+def test_a_text_of_one_domain():
+    assert lacks_documents({"text": unknown(1)}).startswith("text: too few documents")
