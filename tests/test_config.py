@@ -43,37 +43,49 @@ def test_every_field_has_a_sentence(config):
 @pytest.mark.parametrize(
     ("config", "options", "words"),
     [
-        (SearchConfig, {"method": "luck"}, "--search luck is unknown"),
-        (SearchConfig, {"scores": "felt"}, "--scores felt is unknown"),
-        (SearchConfig, {"seconds": float("nan")}, "--search-time nan is not a number"),
-        (SearchConfig, {"seconds": -1.0}, "--search-time -1.0 is less than 0"),
-        (SearchConfig, {"tokens_per_second": 0.0}, "is not greater than 0"),
+        (
+            SearchConfig,
+            {"method": "luck"},
+            "SearchConfig.method is 'luck', which is not one of race",
+        ),
+        (SearchConfig, {"scores": "felt"}, "SearchConfig.scores is 'felt', which is not"),
+        (
+            SearchConfig,
+            {"seconds": float("nan")},
+            "SearchConfig.seconds is nan, which is not a number",
+        ),
+        (
+            SearchConfig,
+            {"seconds": -1.0},
+            "SearchConfig.seconds is -1.0; give a number that is at least 0",
+        ),
+        (SearchConfig, {"tokens_per_second": 0.0}, "is 0.0; give a number that is greater than 0"),
         (SearchConfig, {"method": "evopress", "tokens_per_second": 1.0}, "knows no limit of speed"),
         (PlanConfig, {}, "how small"),
-        (PlanConfig, {"bits": []}, "--bits has no value"),
-        (PlanConfig, {"bits": "4.5"}, "--bits is '4.5', which is not a value of type float"),
+        (PlanConfig, {"bits": []}, "^bits has no value"),
+        (PlanConfig, {"bits": "4.5"}, "^bits is '4.5', which is not a value of type float"),
         (QuantizeConfig, {"bits": 4, "search": "knapsack"}, "not a value of type SearchConfig"),
-        (QuantizeConfig, {"bits": 4, "tune": 1}, "--tune is 1, which is not a value of type bool"),
-        (SearchConfig, {"seed": -1}, "--seed -1 is less than 0"),
-        (SearchConfig, {"tokens": 1.5}, "--search-tokens is 1.5"),
+        (QuantizeConfig, {"bits": 4, "tune": 1}, "^tune is 1, which is not a value of type bool"),
+        (SearchConfig, {"seed": -1}, "seed is -1; give"),
+        (SearchConfig, {"tokens": 1.5}, "SearchConfig.tokens is 1.5"),
         (PlanConfig, {"bits": 4.5, "size": "1MB"}, "two budgets"),
-        (PlanConfig, {"bits": 0}, "not between 0 and 32"),
-        (PlanConfig, {"bits": [4, 33]}, "--bits 33 is not between 0 and 32"),
-        (PlanConfig, {"bits": 4, "to": "onnx"}, "--to onnx is unknown"),
-        (QuantizeConfig, {"bits": 4, "rounding": "bset"}, "--rounding bset"),
-        (QuantizeConfig, {"bits": 4, "work_dir": ""}, "--work-dir is empty"),
-        (QuantizeConfig, {"bits": 4, "calibration": ""}, "--calibration is empty"),
+        (PlanConfig, {"bits": 0}, r"^bits is 0, which is not between 0 and 32; try bits=4\.5$"),
+        (PlanConfig, {"bits": [4, 33]}, "^bits is 33, which is not between 0 and 32"),
+        (PlanConfig, {"bits": 4, "to": "onnx"}, "^to is 'onnx', which is not one of"),
+        (QuantizeConfig, {"bits": 4, "rounding": "Gptq"}, "^rounding is 'Gptq', .* mean gptq"),
+        (QuantizeConfig, {"bits": 4, "work_dir": ""}, "^work_dir is empty"),
+        (QuantizeConfig, {"bits": 4, "calibration": ""}, "^calibration is empty"),
         (
             QuantizeConfig,
             {"recipe": "Q4_K_M", "search": SearchConfig(tokens_per_second=1.0)},
             "leaves nothing to choose by speed",
         ),
-        (AnswerConfig, {"top_p": 1.5}, "--top-p 1.5 is greater than 1"),
-        (AnswerConfig, {"temperature": -1}, "--temperature -1 is less than 0"),
-        (AnswerConfig, {"repetition_penalty": 0.0}, "is not greater than 0"),
-        (AnswerConfig, {"stop": ["end", ""]}, "--stop is empty"),
-        (RunConfig, {"votes": 1}, "--votes 1 is less than 2"),
-        (ServeConfig, {"port": 65536}, "--port 65536 is greater than 65535"),
+        (AnswerConfig, {"top_p": 1.5}, "^top_p is 1.5; give a number that is between 0 and 1"),
+        (AnswerConfig, {"temperature": -1}, "^temperature is -1; give"),
+        (AnswerConfig, {"repetition_penalty": 0.0}, "that is greater than 0"),
+        (AnswerConfig, {"stop": ["end", ""]}, "^stop is empty"),
+        (RunConfig, {"votes": 1}, "^votes is 1; give a number that is at least 2"),
+        (ServeConfig, {"port": 65536}, "^port is 65536; give a number that is between 0 and 65535"),
         (ServeConfig, {"api_key": ""}, "the API key is empty"),
     ],
 )
@@ -90,8 +102,12 @@ def test_a_config_or_its_fields():
         QuantizeConfig.of(PlanConfig(bits=4), {})
     with pytest.raises(UserError, match="were both given"):
         QuantizeConfig.of(config, {"bits": 4})
-    with pytest.raises(UserError, match="has no option bit; its options are bits"):
+    with pytest.raises(
+        UserError, match=r"no option bit; its options are bits.*did you mean bits\?"
+    ):
         QuantizeConfig.of(None, {"bit": 4})
+    with pytest.raises(UserError, match=r"but SearchConfig has; give search=SearchConfig\(ray=…\)"):
+        QuantizeConfig.of(None, {"bits": 4, "ray": ""})
 
 
 def test_several_bits_each_once():

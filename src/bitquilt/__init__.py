@@ -14,7 +14,9 @@ Everything that they take, return or raise can be imported from here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitquilt.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from bitquilt.allocation.plan import Plan as Plan
@@ -135,15 +137,4 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: torch takes seconds, ``--help`` must not."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    """The public names, for completion."""
-    return sorted(__all__)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

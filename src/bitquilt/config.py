@@ -83,8 +83,8 @@ class SearchConfig(Options):
         super().__post_init__()
         if self.method == "evopress" and self.tokens_per_second is not None:
             raise UserError(
-                "EvoPress knows no limit of speed; with --min-tokens-per-second give --search "
-                "race or knapsack"
+                "EvoPress knows no limit of speed; with --min-tokens-per-second give --search=race "
+                "or --search=knapsack"
             )
 
     def windows(self, usual: int) -> int:
@@ -123,11 +123,11 @@ class PlanConfig(Options):
             object.__setattr__(self, "bits", tuple(dict.fromkeys(self.bits)))
         for each in self.several_bits:
             if each is not None and not 0 < each <= 32:
-                raise UserError(f"--bits {each} is not between 0 and 32; try --bits 4.5")
+                raise UserError(f"--bits is {each}, which is not between 0 and 32; try --bits=4.5")
         if self.bits is not None and self.size is not None:
             raise UserError("--bits and --size are two budgets; give one of them")
         if self.bits is None and self.size is None and self.recipe is None:
-            raise UserError("how small? say --bits 4.5, --size 600MB or --recipe Q4_K_M")
+            raise UserError("how small? say --bits=4.5, --size=600MB or --recipe=Q4_K_M")
 
     @property
     def several_bits(self) -> tuple[float | None, ...]:

@@ -146,7 +146,7 @@ def search(
     if config.bits is None and config.size is None:
         raise UserError(
             f"{config.recipe} alone leaves nothing to search; give --bits or --size too, or see "
-            f"what it says with: bitquilt plan {model} --recipe {config.recipe}"
+            f"what it says with `bitquilt plan {model} --recipe {config.recipe}`"
         )
     with computing(config.device, config.threads):
         return _search(model, config, progress or Progress())

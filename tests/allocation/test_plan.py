@@ -150,17 +150,22 @@ def test_the_published_breakdown():
         ({"bits": 4, "size": "1MB"}, "two budgets"),
         ({"bits": 0}, "not between 0 and 32"),
         ({"bits": -1}, "not between 0 and 32"),
-        ({"bits": float("nan")}, "--bits nan is not a number"),
+        ({"bits": float("nan")}, "^bits is nan, which is not a number"),
         ({"bits": 33}, "not between 0 and 32"),
         ({"size": "big"}, "is not a size"),
         ({"bits": 4, "recipe": "Q4_K_M"}, "has a size of its own"),
         ({"recipe": "Q4_KM"}, "neither a recipe file .* presets are .*Q4_K_M"),
-        ({"recipe": "Q4_K_N"}, r"did you mean .*Q4_K_M\? The presets are (?!.*4bit-g64)"),
-        ({"recipe": "q4_k_m", "to": "both"}, r"did you mean Q4_K_M.*\? The presets are .*4bit-g64"),
-        ({"recipe": "small"}, "nor a preset; presets: .*Q4_K_M"),
+        ({"recipe": "Q4_K_N"}, r"the presets are (?!.*4bit-g64).*; did you mean Q4_K_[SM]\?$"),
+        ({"recipe": "q4-k-m", "to": "both"}, r"are .*4bit-g64.*; did you mean Q4_K_M\?$"),
+        ({"recipe": "4BIT_g64"}, r"^there is no preset 4BIT_g64; 4bit-g64 is a preset of MLX, not"),
+        ({"recipe": "4bit-g64"}, r"^4bit-g64 is a preset of MLX, not of GGUF; add to='mlx', or "),
+        ({"recipe": "small"}, "nor a preset; the presets are .*Q4_K_M.*[^?]$"),
         ({"recipe": "none.json"}, "cannot read the recipe none.json"),
-        ({"bits": 4, "to": "onnx"}, "choose one of gguf, mlx, both"),
-        ({"recipe": "Q4_K_M", "to": "mlx"}, 'no preset "Q4_K_M" for mlx'),
+        ({"bits": 4, "to": "onnx"}, "^to is 'onnx', which is not one of gguf, mlx, both"),
+        (
+            {"recipe": "Q4_K_M", "to": "mlx"},
+            "a preset of GGUF, not of MLX; add to='gguf'",
+        ),
         ({"recipe": "4bit-g64", "to": "both"}, 'no preset "4bit-g64" for gguf'),
     ],
 )
@@ -174,7 +179,7 @@ def test_nonsense_is_refused(tiny, asked, words):
 def test_what_is_offered_instead_of_an_impossible_budget_is_possible(tiny, asked, target):
     with pytest.raises(UserError, match="is too") as why:
         plan(tiny, to=target, **asked)
-    size, offered = re.search(r"--size (\d+) or --bits ([\d.]+)", str(why.value)).groups()
+    size, offered = re.search(r"size='(\d+)B' or bits=([\d.]+)", str(why.value)).groups()
     (by_size,) = plan(tiny, size=size, to=target)
     assert by_size.layout.total_bytes == int(size)
     plan(tiny, bits=float(offered), to=target)

@@ -134,7 +134,7 @@ class TestCommand:
         [
             (["--bits", "6", "--search", "evopress"], "EvoPress knows no limit of speed"),
             (["--recipe", "Q4_K_M"], "a recipe leaves nothing to choose by speed"),
-            (["--bits", "6", "--min-tokens-per-second", "0"], "not in the range"),
+            (["--bits", "6", "--min-tokens-per-second", "0"], "0 is not greater than 0"),
         ],
     )
     def test_what_makes_no_sense(self, tied, tmp_path, capfd, asked, words):

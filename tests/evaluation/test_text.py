@@ -67,5 +67,5 @@ def test_bytes_are_those_of_the_scored_tokens():
 
 
 def test_text_without_a_document_of_a_window_is_refused():
-    with pytest.raises(UserError, match=r"no 40 tokens of any domain; give more text with --text"):
+    with pytest.raises(UserError, match=r"no 40 tokens of any domain; give more text with text"):
         held_out(corpus(10, 20), encode, 400, LENGTH, Silent())

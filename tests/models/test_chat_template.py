@@ -120,7 +120,7 @@ def test_what_does_not_compile_is_a_sentence(template: object) -> None:
         ChatTemplate.compile(template, "m")
     assert "\n" not in str(it.value)
     assert it.value.reason
-    assert "--no-chat-template" in str(it.value)
+    assert "continue plain text with bitquilt.talk.plain" in str(it.value)
 
 
 FAILING = {

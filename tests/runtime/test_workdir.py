@@ -33,7 +33,7 @@ def test_a_part_of_an_artefact_comes_back_without_its_prefix(tmp_path):
 def test_other_settings_are_refused_by_name(tmp_path):
     with WorkDir(tmp_path / "w", {"calibration": "abc", "seed": 1}):
         pass
-    with pytest.raises(UserError, match=r"calibration: abc there, def now.*--work-dir"):
+    with pytest.raises(UserError, match=r"calibration: abc there, def now.*another with work_dir"):
         WorkDir(tmp_path / "w", {"calibration": "def", "seed": 1})
 
 

@@ -79,7 +79,7 @@ def affordable_search(config: SearchConfig, budget: TextBudget, progress: Progre
     if config.method == "race" and not budget.races:
         progress.say(
             "the mix is the exact knapsack's: on this machine a race would take long; "
-            f"--search-tokens {LEAST_RACED * budget.window} or more runs it"
+            f"--search-tokens={LEAST_RACED * budget.window} or more runs it"
         )
         config = replace(config, method="knapsack")
     if config.method == "evopress":  # has a schedule of its own

@@ -124,10 +124,10 @@ def _out_of_range(
         bits = math.ceil(least * 8 / weights * 1000) / 1000
         return (
             f"{human(budget)} is too small: {holding}the smallest possible {target} file has "
-            f"{least:,} bytes; ask for --size {least} or --bits {bits:g}, or more"
+            f"{least:,} bytes; ask for --size={least}B or --bits={bits:g}, or more"
         )
     bits = min(32.0, math.floor(most * 8 / weights * 1000) / 1000)
     return (
         f"{human(budget)} is too large: {holding}the largest possible {target} file has "
-        f"{most:,} bytes; ask for --size {most} or --bits {bits:g}, or less"
+        f"{most:,} bytes; ask for --size={most}B or --bits={bits:g}, or less"
     )

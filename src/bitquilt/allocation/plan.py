@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.device import computing
+from bitquilt.runtime.near import nearest
 from bitquilt.targets import TARGETS, Target, parse_targets
 from bitquilt.targets.layout import Layout
 
@@ -103,20 +103,25 @@ def _is_file(mix: str | Path) -> bool:
 
 
 def _preset(name: str, to: str) -> str:
-    """Return the name of a preset, which may be one of another format than ``to``."""
-    if not any(name in presets.preset_names(target) for target in TARGETS):
-        asked = [preset for t in parse_targets(to) for preset in presets.preset_names(t.name)]
-        by_lower = {preset.lower(): preset for preset in asked}
-        near = difflib.get_close_matches(name.lower(), by_lower, n=2)
-        hint = (
-            f"did you mean {' or '.join(by_lower[n] for n in near)}? The presets are"
-            if near
-            else "presets:"
-        )
+    """Return the name of a preset, which at least one of the formats ``to`` has."""
+    known = {target: presets.preset_names(target) for target in TARGETS}
+    asked = [preset for target in parse_targets(to) for preset in known[target.name]]
+    if name in asked:
+        return name
+    others = [preset for own in known.values() for preset in own]
+    meant = next(iter(nearest(name, asked) or nearest(name, others)), name)
+    having = next((target for target, own in known.items() if meant in own), None)
+    if meant in asked or having is None:
+        hint = f"; did you mean {meant}?" if meant in asked else ""
         raise UserError(
-            f"{name} is neither a recipe file (.json) nor a preset; {hint} {', '.join(asked)}"
+            f"{name} is neither a recipe file (.json) nor a preset; the presets are "
+            f"{', '.join(asked)}{hint}"
         )
-    return name
+    it_is = f"{name} is" if meant == name else f"there is no preset {name}; {meant} is"
+    raise UserError(
+        f"{it_is} a preset of {having.upper()}, not of {to.upper()}; add --to={having}, or choose "
+        f"one of {', '.join(asked)}"
+    )
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _connected(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise UserError("--ray needs Ray; pip install 'bitquilt[ray]'") from None
+        raise UserError("--ray needs Ray; install it with `pip install 'bitquilt[ray]'`") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it tells its makers
     if not ray.is_initialized():
         try:
@@ -140,7 +140,7 @@ def _connected(address: str) -> Any:
         except (ConnectionError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"no Ray cluster at {address}: {reason}; start one with ray start --head, or "
+                f"no Ray cluster at {address}: {reason}; start one with `ray start --head`, or "
                 "give --ray without an address"
             ) from None
     return ray

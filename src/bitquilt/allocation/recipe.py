@@ -19,7 +19,6 @@ rules said "grid" where they say "type" now.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections import Counter
@@ -33,6 +32,7 @@ from bitquilt.errors import UserError
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.runtime.near import did_you_mean
 from bitquilt.targets import TARGETS
 
 FORMAT = 2
@@ -244,13 +244,13 @@ def _check_rules(recipe: Recipe, names: Mapping[str, tuple[str, ...]], model: st
             parts = dict.fromkeys(gguf.split(".")[-1] for gguf, *_ in names.values())
             raise UserError(
                 f'{recipe.where}: the rule "{rule.match}" matches no matrix of {model}; its '
-                f"matrices are {', '.join(parts)}"
+                f"matrices are {', '.join(parts)}" + did_you_mean(rule.match, parts)
             )
 
 
 def _unknown_matrix(name: str, known: list[str], where: str) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f'{where} pins "{name}", which is not a matrix of this model; did you mean "{near[0]}"?'
+    near = did_you_mean(name, known) or f"; its matrices have names like {known[0]}"
+    return f'{where} pins "{name}", which is not a matrix of this model{near}'
 
 
 def _qtype_for(choice: QtypeChoice, module: str, columns: int, target: str, where: str) -> str:
@@ -270,7 +270,8 @@ def _decode(text: str, where: str) -> Mapping[str, Any]:
         data = json.loads(text, object_pairs_hook=lambda pairs: _unique(pairs, where))
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
+            'correct it, or begin with a file that holds {"default": "Q4_K"}'
         ) from error
     if not isinstance(data, dict):
         raise UserError(f'{where} must be a JSON object, e.g. {{"default": "Q4_K"}}')
@@ -291,6 +292,7 @@ def _check_keys(data: Mapping[str, Any], allowed: set[str], where: str) -> None:
     if unknown:
         raise UserError(
             f'{where} has an unknown key "{unknown[0]}"; the keys are {", ".join(sorted(allowed))}'
+            + did_you_mean(unknown[0], allowed)
         )
 
 
@@ -304,7 +306,7 @@ def _check_format(number: Any, where: str) -> None:
     if number > FORMAT:
         raise UserError(
             f"{where} has recipe format {number}, but this version of bitquilt reads format "
-            f"{FORMAT}; install a newer one with pip install --upgrade bitquilt"
+            f"{FORMAT}; install a newer one with `pip install --upgrade bitquilt`"
         )
     raise UserError(
         f"{where} has recipe format {number}, but this version of bitquilt reads format {FORMAT}; "

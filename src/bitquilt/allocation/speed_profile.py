@@ -76,8 +76,8 @@ class SpeedLimit:
         if most < self.rate:
             raise UserError(
                 f"{plan.label}: no mix of that size makes {self.rate:g} tokens a second on this "
-                f"machine, the fastest about {most:.3g}; ask for --min-tokens-per-second "
-                f"{0.95 * most:.3g}, or for a smaller file"
+                f"machine, the fastest about {most:.3g}; ask for "
+                f"--min-tokens-per-second={0.95 * most:.3g}, or for a smaller file"
             )
         return replace(plan, space=replace(plan.space, candidate_sets=sets))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from bitquilt.cli.card import card
 from bitquilt.cli.chat import chat
 from bitquilt.cli.eval import evaluate
 from bitquilt.cli.inspect import inspect
+from bitquilt.cli.options import options_of, print_json, printable
 from bitquilt.cli.plan import plan
 from bitquilt.cli.publish import publish
 from bitquilt.cli.quantize import quantize
@@ -25,7 +27,8 @@ from bitquilt.cli.run import run
 from bitquilt.cli.search import search
 from bitquilt.cli.serve import serve
 from bitquilt.cli.tasks import tasks
-from bitquilt.errors import UserError
+from bitquilt.errors import UserError, in_shell, named_by
+from bitquilt.runtime.quiet import quiet
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says where there is no room."""
@@ -67,20 +70,25 @@ def main(arguments: Sequence[str] | None = None, **beside: Any) -> None:
         beside: fields of configs; they hold where the command line says nothing.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    # what transformers warns of, `inspect` explains
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    verb = bitquilt.commands.get(words[0]) if words else None
+    quiet()
+    with named_by(partial(_named, verb)):
+        _run(words, partial(_leave, as_json=_wants_json(verb, words)), beside)
+
+
+def _run(words: list[str], leave: Callable[[str, int], None], beside: dict[str, Any]) -> None:
+    """Run a command; errors that are no bugs end the process with a sentence."""
     try:
         bitquilt(args=words, prog_name="bitquilt", standalone_mode=False, obj=beside)
     except UserError as error:
-        _leave(str(error), 2)
+        leave(str(error), 2)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
     except click.UsageError as error:
-        verb = error.ctx.command_path if error.ctx else "bitquilt"
-        _leave(f"{error.format_message().rstrip('.')}; see {verb} --help", 2)
+        leave(_usage(error), 2)
     except (KeyboardInterrupt, click.Abort):
-        _leave("stopped" + _going_on(words), 130)
+        leave("stopped" + _going_on(words), 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; there is nobody to tell
         sys.exit(141)
@@ -90,7 +98,29 @@ def main(arguments: Sequence[str] | None = None, **beside: Any) -> None:
         where = error.filename or "the output"
         with suppress(OSError):
             sys.stdout.close()  # else Python tries again at its end
-        _leave(f"{where} cannot be written: {error.strerror}; make room and try again", 2)
+        leave(f"{where} cannot be written: {error.strerror}; make room and try again", 2)
+
+
+def _usage(error: click.UsageError) -> str:
+    """The sentence of wrong use, and where to read more."""
+    said = error.format_message().rstrip(".")
+    more = f"see {error.ctx.command_path if error.ctx else 'bitquilt'} --help"
+    return f"{said} {more.capitalize()}" if said.endswith("?") else f"{said}; {more}"
+
+
+def _named(verb: click.Command | None, flag: str, value: str | None) -> str:
+    """Name an option in an error of a verb: that of another verb by its whole command."""
+    said = in_shell(flag, value)
+    having = [one for one in bitquilt.commands.values() if flag in options_of(one)]
+    if verb in having or verb is None or not having:
+        return said
+    return f"`bitquilt {having[0].name} {said}`"
+
+
+def _wants_json(verb: click.Command | None, words: Sequence[str]) -> bool:
+    """Tell whether ``--json`` was given to a verb that has it."""
+    given = takewhile(lambda word: word != "--", words)
+    return verb is not None and "--json" in options_of(verb) and "--json" in given
 
 
 def _going_on(arguments: Sequence[str]) -> str:
@@ -99,8 +129,10 @@ def _going_on(arguments: Sequence[str]) -> str:
     return "; the same command continues where it was" if kept else ""
 
 
-def _leave(sentence: str, code: int) -> None:
-    click.echo(f"bitquilt: {sentence}", err=True)
+def _leave(sentence: str, code: int, as_json: bool) -> None:
+    if as_json and not sys.stdout.closed:
+        print_json({"error": {"sentence": sentence, "code": code}})
+    click.echo(f"bitquilt: {printable(sentence)}", err=True)
     sys.exit(code)
 
 

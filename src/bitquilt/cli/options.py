@@ -14,25 +14,55 @@ import click
 from click.core import ParameterSource
 
 from bitquilt.runtime.files import nan_to_null
+from bitquilt.runtime.near import did_you_mean
 from bitquilt.runtime.options import Option, Options
 
 
-class Finite(click.FloatRange):
-    """A range without infinities and NaN, which no comparison keeps out of click's."""
+class Among(click.Choice[str]):
+    """Names to choose among; one that is nearly right is found."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        """See :class:`click.FloatRange`."""
-        number: float = super().convert(value, param, ctx)
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """See :class:`click.Choice`."""
+        refused = super().get_invalid_choice_message(value, ctx).rstrip(".")
+        return refused + did_you_mean(str(value), self.choices)
+
+
+class _InWords(click.ParamType[Any]):
+    """Numbers whose limits are said in words; no comparison keeps NaN out of click's ranges."""
+
+    known: Option
+    number: click.ParamType[Any]
+
+    def __init__(self, known: Option) -> None:
+        """Take the limits from an option."""
+        super().__init__()
+        self.known = known
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See :class:`click.ParamType`."""
+        number = self.number.convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
+            self.fail(f"{value} is not a finite number", param, ctx)
+        if not self.known.admits(number):
+            self.fail(f"{value} is not {self.known.limits}", param, ctx)
         return number
 
     def _describe_range(self) -> str:
-        """What help says of the range; click would write ``x<=None`` where there is none."""
-        unlimited = self.min is None and self.max is None
-        return "" if unlimited else str(super()._describe_range())
+        """What help says of the range: nothing where a smaller number would make no sense."""
+        natural = self.known.most is None and self.known.least in (None, 0, 1)
+        return "" if natural else self.known.limits
+
+
+class Whole(_InWords, click.IntRange):
+    """A whole number."""
+
+    number = click.INT
+
+
+class Finite(_InWords, click.FloatRange):
+    """A number that is not infinite."""
+
+    number = click.FLOAT
 
 
 DEFAULT = ParameterSource.DEFAULT
@@ -131,19 +161,11 @@ def _facts(known: Option, hint: Any, default: Any) -> dict[str, Any]:
 
 def _type(known: Option, hint: Any) -> Any:
     if known.choices:
-        return click.Choice(known.choices)
+        return Among(known.choices)
     kinds = {hint, *get_args(hint)}
     if float in kinds:
-        least = known.least if known.above is None else known.above
-        return Finite(min=least, max=known.most, min_open=known.above is not None)
-    if int in kinds:
-        unlimited = known.least is None and known.most is None
-        return int if unlimited else click.IntRange(min=_whole(known.least), max=_whole(known.most))
-    return str
-
-
-def _whole(limit: float | None) -> int | None:
-    return None if limit is None else int(limit)
+        return Finite(known)
+    return Whole(known) if int in kinds else str
 
 
 def _full(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -202,3 +224,20 @@ def _parameter(config: type[Options], name: str) -> str:
 def print_json(content: dict[str, Any]) -> None:
     """One object on stdout."""
     click.echo(json.dumps(nan_to_null(content), indent=2, ensure_ascii=False))
+
+
+def options_of(command: click.Command) -> set[str]:
+    """The options of a command, as they are typed."""
+    return {flag for parameter in command.params for flag in parameter.opts}
+
+
+_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+_CONTROLS = {**_PICTURES, 0x7F: "\u2421", **dict.fromkeys(range(0x80, 0xA0), "\ufffd")}
+
+
+def printable(text: str) -> str:
+    """Return text that a model or a file says, for a terminal: control characters as pictures.
+
+    Escape sequences would move the cursor, change the title or hide what stands there.
+    """
+    return text.replace("\r\n", "\n").translate(_CONTROLS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitquilt.cli.options import JSON, MODEL, config_options, print_json
+from bitquilt.cli.options import JSON, MODEL, config_options, print_json, printable
 from bitquilt.cli.talking import Screen, settings, system_prompt
 from bitquilt.errors import UserError
 from bitquilt.runtime.compute import asking
@@ -123,7 +123,7 @@ def _ask(
         figures = _figures(event, time.perf_counter() - started)
         print_json({**asked, **figures, "sampling": asdict(settings.sampling)})
     elif final_only and event.final is not None:
-        click.echo(event.final)
+        click.echo(printable(event.final))
     return event.final
 
 
@@ -155,8 +155,8 @@ def _vote(
         }
         print_json({**asked, **said, "sampling": asdict(settings.sampling)})
     elif votes.final is not None:
-        click.echo(votes.final)
-        click.echo(_tally(votes), err=True)
+        click.echo(printable(votes.final))
+        click.echo(printable(_tally(votes)), err=True)
     return votes.final
 
 

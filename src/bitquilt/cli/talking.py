@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bitquilt.cli.options import printable
+
 if TYPE_CHECKING:
     from bitquilt.engines import Engine
     from bitquilt.talk.config import AnswerConfig
@@ -66,6 +68,7 @@ class Screen:
     def _write(self, part: str, text: str) -> None:
         if part == "reasoning" and self._hide:
             return
+        text = printable(text)
         if part != self._part and self._part and self._tags:
             click.echo("\n")
         self._part, self._shown = part, True
@@ -75,7 +78,7 @@ class Screen:
 
     def _finish(self, end: End) -> None:
         if not self._shown:
-            click.echo(end.answer, nl=False)
+            click.echo(printable(end.answer), nl=False)
         click.echo()
         if end.finish_reason == "length":
             self._note(

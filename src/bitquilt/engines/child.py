@@ -54,7 +54,7 @@ def run_child(kind: str, options: str) -> None:
     try:
         backend = _load(kind, json.loads(options))
     except UserError as error:
-        send(answers, {"error": str(error), "missing": isinstance(error, EngineMissingError)})
+        send(answers, {"error": error.sentence, "missing": isinstance(error, EngineMissingError)})
         return
     send(answers, asdict(backend.info))
     requests: Queue[Packet | None] = Queue()
@@ -94,7 +94,7 @@ class _Service:
                     self._run_generation(self._generation)
             except UserError as error:
                 self._generation = None
-                self._send({"error": str(error)})
+                self._send({"error": error.sentence})
 
     def _obey(self, order: Packet) -> None:
         """Do what is asked, but leave the generation to run; orders to one that failed are void."""

@@ -201,7 +201,7 @@ def load_library() -> ctypes.CDLL:
     except (StopIteration, OSError, AttributeError) as error:
         raise EngineMissingError(
             f"xllamacpp {version} does not export llama.cpp's C API on this platform ({error}); "
-            f"pip install --force-reinstall xllamacpp=={PINNED} on Linux or macOS"
+            f"run `pip install --force-reinstall xllamacpp=={PINNED}` on Linux or macOS"
         ) from error
     _check(version, library.llama_model_default_params(), KNOWN_MODEL_DEFAULTS)
     _check(version, library.llama_context_default_params(), KNOWN_CONTEXT_DEFAULTS)
@@ -214,5 +214,5 @@ def _check(version: str, params: ctypes.Structure, known: dict[str, Any]) -> Non
             raise EngineMissingError(
                 f"xllamacpp {version} has another layout of llama.cpp's parameters ({field} reads "
                 f"{getattr(params, field)}, not {value}); "
-                f"pip install --force-reinstall xllamacpp=={PINNED}"
+                f"run `pip install --force-reinstall xllamacpp=={PINNED}`"
             )

@@ -20,8 +20,9 @@ from bitquilt.errors import UserError
 from bitquilt.metrics.kl import logits
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.models.sources.resolve import DEMO, may_be_hub_id, suggestion
+from bitquilt.models.sources.resolve import DEMO, may_be_hub_id
 from bitquilt.runtime.files import each_path
+from bitquilt.runtime.near import suggestion
 from bitquilt.targets import TARGETS, Target
 from bitquilt.targets.engine_check import SAMPLE
 

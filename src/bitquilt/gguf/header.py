@@ -92,7 +92,7 @@ def _refuse_parts(header: GgufHeader) -> None:
     if parts > 1 or _SPLIT.search(header.path.name):
         raise UserError(
             f"{header.path} is one part of a split GGUF model; merge the parts first with "
-            f"llama-gguf-split --merge {header.path} merged.gguf"
+            f"`llama-gguf-split --merge {header.path} merged.gguf`"
         )
 
 

@@ -108,7 +108,7 @@ def require_finite(student: Iterator[Tensor], name: str, engine: str) -> Iterato
             raise UserError(
                 f"{name}: {engine} computes NaN or infinity at token {token} of window {number}, "
                 "most often since 16-bit numbers overflow; quantize with other types, "
-                "`--recipe Q8_0` say, and report this model if that fails too"
+                "--recipe=Q8_0 say, and report this model if that fails too"
             )
         yield window
 

@@ -38,7 +38,7 @@ _MOST_BITS = 1 << 16
 _REASON_LENGTH = 300
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Names that messages give their reasoning; a template may read the first or the second."""
-_ADVICE = "continue plain text with bitquilt run --no-chat-template or POST /v1/completions"
+_ADVICE = "continue plain text with --no-chat-template"
 
 
 class ChatTemplateError(UserError):

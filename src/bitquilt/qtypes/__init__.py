@@ -24,11 +24,10 @@ which types of equal cost are listed.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from bitquilt.errors import UserError
 from bitquilt.qtypes import blocks32, floats, iq4, iquants, kquants, mlx_affine, mxfp4  # noqa: F401
 from bitquilt.qtypes.qtype import QuantType, registered
+from bitquilt.runtime.near import did_you_mean
 
 __all__ = ["for_width", "get", "names"]
 
@@ -42,11 +41,9 @@ def get(name: str) -> QuantType:
     qtypes = registered()
     if name in qtypes:
         return qtypes[name]
-    by_lower = {known.lower(): known for known in qtypes}
-    close = get_close_matches(name.lower(), by_lower, n=1, cutoff=0.0)
     raise UserError(
-        f"there is no type {name!r}; did you mean {by_lower[close[0]]}? "
-        f"Choose one of {', '.join(names())}"
+        f"there is no type {name!r}; the types are {', '.join(names())}"
+        + did_you_mean(name, qtypes)
     )
 
 

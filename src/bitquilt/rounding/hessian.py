@@ -141,7 +141,7 @@ def _factor(
     else:
         raise UserError(
             f"the Hessian of {name} does not factorize, not even damped by {damping / MORE:g} of "
-            "its mean diagonal; use other calibration text, or --rounding nearest"
+            "its mean diagonal; use other calibration text, or --rounding=nearest"
         )
     if damping > DAMPING:
         share = f"{damping:g} of its mean diagonal"

@@ -15,7 +15,8 @@ from dataclasses import MISSING, dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from bitquilt.errors import UserError
+from bitquilt.errors import KEYWORDS, UserError
+from bitquilt.runtime.near import did_you_mean
 
 Config = TypeVar("Config", bound="Options")
 
@@ -49,6 +50,23 @@ class Option:
     most: float | None = None
     """The value must not be greater than this number."""
 
+    @property
+    def limits(self) -> str:
+        """The limits of a number in words: ``at least 16``; empty where there are none."""
+        if self.least is not None and self.most is not None:
+            return f"between {self.least:g} and {self.most:g}"
+        if self.above is not None:
+            return f"greater than {self.above:g}"
+        return f"at least {self.least:g}" if self.least is not None else ""
+
+    def admits(self, number: float) -> bool:
+        """Tell whether a number is within the limits."""
+        return (
+            (self.above is None or number > self.above)
+            and (self.least is None or number >= self.least)
+            and (self.most is None or number <= self.most)
+        )
+
     def flag_of(self, name: str) -> str:
         """The name on the command line of a field of this name."""
         return self.flag or f"--{name.replace('_', '-')}"
@@ -69,8 +87,12 @@ class Options:
         known: dict[str, Option] = {}
         for base in reversed(cls.__mro__):
             for name, value in vars(base).get("__dataclass_fields__", vars(base)).items():
-                if isinstance(value, dataclasses.Field) and "option" in value.metadata:
-                    known[name] = value.metadata["option"]
+                if isinstance(value, dataclasses.Field):
+                    if "option" in value.metadata:
+                        known[name] = value.metadata["option"]
+                    _name_nested(value.default_factory)
+        for name, option in known.items():
+            _name(option.flag_of(name), name)
         lines = [f"    {name}: {option.help}" for name, option in known.items()]
         cls.__doc__ = "\n".join([f"{cls.__doc__}", "", "Attributes:", *lines])
 
@@ -113,8 +135,7 @@ class Options:
                 f"into the {cls.__name__}"
             )
         if unknown := sorted(options.keys() - {field.name for field in fields(cls)}):
-            known = ", ".join(field.name for field in fields(cls))
-            raise UserError(f"{cls.__name__} has no option {unknown[0]}; its options are {known}")
+            raise UserError(_unknown(cls, unknown[0]))
         if config is not None and not isinstance(config, cls):
             raise UserError(f"a {type(config).__name__} was given where a {cls.__name__} belongs")
         return cls(**options) if config is None else config
@@ -139,6 +160,35 @@ class Options:
             elif value is not True:
                 words.append(str(value))
         return words
+
+
+def _unknown(config: type[Options], name: str) -> str:
+    """Say that a config has no such field, and what may have been meant."""
+    own = [field.name for field in fields(config)]
+    for field, other in get_type_hints(config).items():
+        if isinstance(other, type) and issubclass(other, Options) and name in other.described():
+            return (
+                f"{config.__name__} has no option {name}, but {other.__name__} has; give "
+                f"{field}={other.__name__}({name}=…)"
+            )
+    return (
+        f"{config.__name__} has no option {name}; its options are {', '.join(own)}"
+        + did_you_mean(name, own)
+    )
+
+
+def _name(flag: str, field: str) -> None:
+    """Remember what an option is called in Python; two configs may have options of one name."""
+    if flag and KEYWORDS.setdefault(flag, field) != field:
+        KEYWORDS[flag] = field.rpartition(".")[2]
+
+
+def _name_nested(factory: Any) -> None:
+    """Name the options of a config that is a field of another by that config, too."""
+    if isinstance(factory, type) and issubclass(factory, Options):
+        for name, option in factory.described().items():
+            if KEYWORDS.get(flag := option.flag_of(name)) == name:
+                KEYWORDS[flag] = f"{factory.__name__}.{name}"
 
 
 def _word(value: Any) -> str:
@@ -172,15 +222,14 @@ def _check(flag: str, value: Any, known: Option) -> None:
     if value == "" and known.optional_value is None and not known.empty:
         raise UserError(f"{flag} is empty; give a value, or leave the option out")
     if known.choices and value not in known.choices:
-        raise UserError(f"{flag} {value} is unknown; choose one of {', '.join(known.choices)}")
+        raise UserError(
+            f"{flag} is {value!r}, which is not one of {', '.join(known.choices)}"
+            + did_you_mean(value, known.choices)
+        )
     if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{flag} nan is not a number; give a number")
-    if known.above is not None and not value > known.above:
-        raise UserError(f"{flag} {value} is not greater than {known.above:g}; give a larger number")
-    if known.least is not None and not value >= known.least:
-        raise UserError(f"{flag} {value} is less than {known.least:g}; give a larger number")
-    if known.most is not None and not value <= known.most:
-        raise UserError(f"{flag} {value} is greater than {known.most:g}; give a smaller number")
+        raise UserError(f"{flag} is nan, which is not a number; give a number")
+    if not known.admits(value):
+        raise UserError(f"{flag} is {value}; give a number that is {known.limits}")
 
 
 def command(verb: str, model: str, config: Options) -> str:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import rich.progress
 from rich.console import Console
 
+from bitquilt.errors import worded
 from bitquilt.runtime.malloc import trim
 
 LINE_SECONDS = 15.0
@@ -28,8 +29,8 @@ class Progress:
         self._advance: list[Callable[[int], None]] = []
 
     def say(self, line: str) -> None:
-        """Print one line."""
-        self.console.print(line, markup=False)
+        """Print one line; it names options as a :class:`~bitquilt.errors.UserError` does."""
+        self.console.print(worded(line), markup=False)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[None]:

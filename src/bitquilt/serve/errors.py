@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from bitquilt.errors import KEYWORDS, UserError, worded
+
 
 class RefusedError(Exception):
     """A request that gets an error instead of an answer."""
@@ -17,6 +19,19 @@ class RefusedError(Exception):
         """The body of the response, in the form of OpenAI's API."""
         said = {"message": self.sentence, "type": self.kind, "param": None, "code": self.status}
         return {"error": said}
+
+
+def for_clients(error: UserError) -> str:
+    """The sentence of an error of the model or its engine; options are fields of a request."""
+    return worded(error.sentence, _in_request)
+
+
+def _in_request(flag: str, value: str | None) -> str:
+    """Name an option as a field of a request: ``"max_tokens": 10``."""
+    if flag == "--no-chat-template":
+        return "POST /v1/completions"
+    field = f'"{KEYWORDS.get(flag, flag)}"'
+    return field if value is None else f"{field}: {value}"
 
 
 def invalid(sentence: str, status: int = 400) -> RefusedError:

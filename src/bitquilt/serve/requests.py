@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bitquilt.engines import ModelInfo
 from bitquilt.models.chat_template import Message
+from bitquilt.runtime.near import did_you_mean
 from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.talk.reasoning import style_of
 from bitquilt.talk.sample import AnswerSettings
@@ -208,7 +209,9 @@ def parse_request(kind: type[Body], body: bytes) -> Body:
         # of several alternatives that failed, the one that was read furthest was meant
         meant = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
         place = ".".join(str(step) for step in meant["loc"])
-        raise invalid(f"{place or 'the body'}: {meant['msg']}") from error
+        unknown = meant["type"] == "extra_forbidden" and len(meant["loc"]) == 1
+        hint = did_you_mean(place, kind.model_fields) if unknown else ""
+        raise invalid(f"{place or 'the body'}: {meant['msg']}{hint}") from error
 
 
 def check_model(asked: str | None, name: str) -> None:

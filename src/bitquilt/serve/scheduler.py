@@ -25,7 +25,7 @@ from queue import Empty, SimpleQueue
 
 from bitquilt.engines import Engine, Stream
 from bitquilt.errors import EngineCrashedError, UserError
-from bitquilt.serve.errors import RefusedError, invalid
+from bitquilt.serve.errors import RefusedError, for_clients, invalid
 from bitquilt.talk.events import Answer, End, Event, Reasoning
 from bitquilt.talk.sample import Sample
 
@@ -188,13 +188,15 @@ class Scheduler:
                 self._prepare(self._inbox.get())
                 while self._waiting and not self._closed:
                     self._batch(self._loaded())
+            except EngineCrashedError as error:
+                logging.getLogger(__name__).error(error.sentence)
+                self._fail(RefusedError(500, "server_error", f"the engine crashed; {RETRY}"))
+                self._reload()
             except UserError as error:
-                self._fail(str(error))
-                if isinstance(error, EngineCrashedError):
-                    self._reload()
+                self._fail(RefusedError(500, "server_error", for_clients(error)))
             except Exception:  # a bug must not leave everybody waiting
                 logging.getLogger(__name__).exception("an answer failed")
-                self._fail(f"the server failed; {RETRY}")
+                self._fail(RefusedError(500, "server_error", f"the server failed; {RETRY}"))
                 self._reload()
         if self._engine:
             self._engine.close()
@@ -241,7 +243,7 @@ class Scheduler:
             raise
         except UserError as error:
             self._waiting.pop()
-            pending.tell([invalid(str(error))])
+            pending.tell([invalid(for_clients(error))])
         except Exception:  # nothing was asked of the engine yet: the others can go on
             self._waiting.pop()
             logging.getLogger(__name__).exception("a request could not be prepared")
@@ -270,10 +272,10 @@ class Scheduler:
             if isinstance(event, End):
                 self._ended(event)
 
-    def _fail(self, sentence: str) -> None:
+    def _fail(self, error: RefusedError) -> None:
         """Refuse every request that was taken: the engine failed under them."""
         for pending in (*self._rows.values(), *self._waiting):
-            pending.tell([RefusedError(500, "server_error", sentence)])
+            pending.tell([error])
         self._rows.clear()
         self._waiting.clear()
 

@@ -7,7 +7,9 @@ here are imported when they are asked for.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitquilt.runtime.lazy import lazily
 
 if TYPE_CHECKING:
     from bitquilt.models.chat_template import Message as Message
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from bitquilt.talk.events import Rollback as Rollback
     from bitquilt.talk.prompt import Prompt as Prompt
     from bitquilt.talk.prompt import compose as compose
+    from bitquilt.talk.prompt import plain as plain
     from bitquilt.talk.sample import AnswerSettings as AnswerSettings
     from bitquilt.talk.session import Session as Session
     from bitquilt.talk.session import answer as answer
@@ -39,6 +42,7 @@ _HOMES = {
     "Votes": "bitquilt.talk.votes",
     "answer": "bitquilt.talk.session",
     "compose": "bitquilt.talk.prompt",
+    "plain": "bitquilt.talk.prompt",
     "vote": "bitquilt.talk.votes",
 }
 """Public name → the module that defines it."""
@@ -46,10 +50,4 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_HOMES[name]), name)
+__getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitquilt.errors import KEYWORDS
 from bitquilt.runtime.compute import threads_option
 from bitquilt.runtime.options import Options, option
 
@@ -104,3 +105,6 @@ class RunConfig(AnswerConfig):
         metavar="K",
         least=2,
     )
+
+
+KEYWORDS["--no-chat-template"] = "bitquilt.talk.plain"  # from Python, a function does it

@@ -81,8 +81,8 @@ def render_prompt(
     """
     if template is None:
         raise UserError(
-            "the model has no chat template, so it continues text only; "
-            "ask again with --no-chat-template"
+            "the model has no chat template, so it cannot hold a conversation; continue plain text "
+            "with --no-chat-template"
         )
     compiled = ChatTemplate.compile(template)
 

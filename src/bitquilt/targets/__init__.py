@@ -62,5 +62,5 @@ def parse_targets(to: str) -> list[Target]:
     if to == ALL:
         return list(TARGETS.values())
     if to not in TARGETS:
-        raise UserError(f"--to {to} is not a file format; choose {', '.join(TARGETS)} or {ALL}")
+        raise UserError(f"{to} is not a file format; choose {', '.join(TARGETS)} or {ALL}")
     return [TARGETS[to]]

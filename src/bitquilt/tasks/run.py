@@ -193,7 +193,7 @@ def _manner(engine: Engine, config: TaskConfig, items: _Items, progress: Progres
     if answers and config.repeats > 1 and sampling.temperature <= 0:
         progress.say(
             "the first model recommends no temperature, so all models say what is likeliest, the "
-            "same in every run; --repeats 1 tells as much"
+            "same in every run; --repeats=1 tells as much"
         )
     return Manner(config.repeats, config.max_tokens, sampling)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -18,6 +17,7 @@ from huggingface_hub.errors import (
 from bitquilt import demo
 from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
+from bitquilt.runtime.near import did_you_mean, suggestion
 
 DEMO = "demo"
 GGUF_MAGIC = b"GGUF"
@@ -48,6 +48,8 @@ def resolve(reference: str, *, weights: bool = True) -> Path:
         return _directory(path)
     if path.is_file():
         return _file(path)
+    if reference.casefold() == DEMO:
+        raise UserError(f"there is no model {reference}; did you mean {DEMO}?")
     if _looks_local(reference, path):
         raise UserError(f"{reference} does not exist{suggestion(path)}")
     return _directory(_download(reference, weights))
@@ -113,14 +115,6 @@ def _looks_local(reference: str, path: Path) -> bool:
     )
 
 
-def suggestion(path: Path) -> str:
-    """The entry of the nearest existing directory that resembles what was typed."""
-    if not path.parent.is_dir():
-        return f", nor does {path.parent}; check the path"
-    close = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=1)
-    return f"; did you mean {path.parent / close[0]}?" if close else "; check the path"
-
-
 def _download(repo: str, weights: bool) -> Path:
     unneeded = [*_UNNEEDED, *(() if weights else _WEIGHTS)]
     try:
@@ -132,14 +126,15 @@ def _download(repo: str, weights: bool) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(
-            f"there is no model {repo} on the hub and no such directory here; check the name, and "
-            "if it is private log in with `hf auth login`"
+            f"there is no model {repo} on the hub and no such directory here"
+            + (_near(repo) or "; check the name, and if it is private log in with `hf auth login`")
         ) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         raise UserError(_not_reached(repo)) from error
     except HFValidationError as error:
         raise UserError(
             f"{repo} is neither a path that exists nor a hub id such as Qwen/Qwen3-0.6B"
+            f"{_near(repo)}"
         ) from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -153,11 +148,15 @@ def _not_reached(repo: str) -> str:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
-        return (
-            f"{repo} is not in the local cache and HF_HUB_OFFLINE is set; unset it, or give the "
-            "directory of a copy"
+        return f"{repo} is not in the local cache and HF_HUB_OFFLINE is set" + (
+            _near(repo) or "; unset it, or give the directory of a copy"
         )
-    return (
-        f"{repo} is not in the local cache and the hub cannot be reached; check the network, or "
-        "give the directory of a copy"
+    return f"{repo} is not in the local cache and the hub cannot be reached" + (
+        _near(repo) or "; check the network, or give the directory of a copy"
     )
+
+
+def _near(reference: str) -> str:
+    """What may have been meant by a name without an owner: the demo, or what is here."""
+    here = (entry.name for entry in Path().iterdir())
+    return "" if "/" in reference else did_you_mean(reference, (DEMO, *here))
