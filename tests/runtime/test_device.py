@@ -15,7 +15,7 @@ from tests.quick import invoke
 
 def test_without_a_gpu_cuda_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    missing = r"--device cuda is not there: .*; leave --device out"
+    missing = r"device='cuda' is not there: .*; leave it out, or give device='cpu'"
     with pytest.raises(UserError, match=missing), computing("cuda", None):
         pass
     with computing("auto", None):
