@@ -79,7 +79,7 @@ def mixes(model):
 
 @pytest.mark.parametrize("at_once", [24, 72, 1 << 13])
 def test_equals_a_plain_pass_over_each_mix(model, mixes, monkeypatch, at_once):
-    monkeypatch.setattr(evaluator, "LOGIT_TOKENS", 10)
+    monkeypatch.setattr("bitquilt.models.blockwise.LOGIT_TOKENS", 10)
     evaluate = Evaluator(model.checkpoint, model.packed, tokens_at_once=at_once)
     found = evaluate(model.teacher, mixes, range(5))
     for kl, mix in zip(found, mixes, strict=True):

@@ -8,7 +8,7 @@ from bitquilt.metrics.kl import compare, logits, relative
 
 
 def test_figures_equal_torch(monkeypatch):
-    monkeypatch.setattr("bitquilt.metrics.kl.LOGIT_TOKENS", 5)
+    monkeypatch.setattr("bitquilt.models.blockwise.LOGIT_TOKENS", 5)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 50, (2, 12), generator=generator)
     teacher, student = torch.randn(2, 2, 12, 8, generator=generator)

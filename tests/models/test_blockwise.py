@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bitquilt.models import open_checkpoint
-from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.blockwise import BlockwiseModel, logit_tokens
 from tests.factories import tiny_checkpoint
 
 FAMILIES = ["llama4_text", "llama", "qwen2", "qwen3", "gemma3_text", "mistral"]
@@ -21,3 +21,11 @@ def test_logits_equal_transformers(family, tmp_path):
     with torch.no_grad():
         theirs = whole(tokens).logits
     assert (ours.cpu() - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "tokens"),
+    [(256, 256), (49_152, 256), (128_256, 128), (262_144, 64), (1 << 26, 1)],
+)
+def test_a_larger_vocabulary_has_logits_of_fewer_tokens(vocabulary, tokens):
+    assert logit_tokens(vocabulary) == tokens

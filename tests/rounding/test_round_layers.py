@@ -1,5 +1,7 @@
 """Rounding into the bank: what is rounded stays rounded, weighted by what reads it."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -97,6 +99,24 @@ def test_importance_is_what_reads_each_column(tmp_path, tied):
     qtype = qtypes.get("Q4_K")
     expected = qtype.pack(fit(qtype, weight, embedding.contiguous()))
     assert torch.equal(bank.packed("model.embed_tokens", "Q4_K")["data"], expected["data"])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", ["Q4_K", "IQ4_NL", "4bit-g64"])
+def test_a_table_rounded_in_parts_is_the_same_table(tmp_path, monkeypatch, tied, name):
+    whole = captured(tmp_path, tied=tied)
+    tables = {module: [name] for module in ("model.embed_tokens", "lm_head")[: 2 - tied]}
+    round_layers(whole, tables, Silent())
+    monkeypatch.setattr(round_layers_module, "TABLE_WEIGHTS", 40 * 256)
+    parts = LayerBank(whole.checkpoint, WorkDir(tmp_path / "parts", {}), "nearest")
+    shutil.copytree(whole.work.path / "hessians", parts.work.path / "hessians")
+    shutil.copy(whole.work.path / "gradients.safetensors", parts.work.path)
+    round_layers(parts, tables, Silent())
+    for module in tables:
+        for part, expected in whole.packed(module, name).items():
+            assert torch.equal(parts.packed(module, name)[part], expected)
+        (alone,), (together,) = parts.cells(module).values(), whole.cells(module).values()
+        assert alone.predicted_kl == pytest.approx(together.predicted_kl, rel=1e-6)
 
 
 def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path):

@@ -170,7 +170,7 @@ def test_an_engine_that_computes_nan_is_refused(case, monkeypatch, spoil):
     monkeypatch.setattr(
         type(GGUF), "open_engine", lambda self, path: Spoiled(opened(self, path), spoil)
     )
-    sentence = r"tiny\.gguf: llama\.cpp computes NaN or infinity at token \d+ of window 0.*quantize"
+    sentence = r"tiny\.gguf: llama\.cpp computes NaN or infinity at token \d+ of the text.*quantize"
     with pytest.raises(UserError, match=sentence):
         case.export(GGUF, run_in_engine)
     assert list(case.folder.iterdir()) == []

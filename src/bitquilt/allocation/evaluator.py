@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from bitquilt import qtypes
 from bitquilt.metrics.kl import relative
 from bitquilt.metrics.teacher import Teacher
-from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel, embedding_scale
+from bitquilt.models.blockwise import BlockwiseModel, embedding_scale, logit_tokens
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Allocation, PackedSource
@@ -267,8 +267,9 @@ def _kl(teacher: Tensor, teacher_head: Tensor, students: Sequence[Tensor], head:
         head: [V, D].
     """
     found = teacher.new_empty(len(students), len(teacher))
-    for start in range(0, len(teacher), LOGIT_TOKENS):
-        rows = slice(start, start + LOGIT_TOKENS)
+    at_once = logit_tokens(len(head))
+    for start in range(0, len(teacher), at_once):
+        rows = slice(start, start + at_once)
         logits = teacher[rows] @ teacher_head.T
         p, log_p = logits.softmax(-1), logits.log_softmax(-1)
         for own, student in zip(found, students, strict=True):

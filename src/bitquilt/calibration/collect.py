@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel, batches, embedding_scale
+from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale, logit_tokens
 from bitquilt.models.checkpoint import HEAD
 from bitquilt.models.names import block_path, in_block
 from bitquilt.runtime.progress import Progress
@@ -159,8 +159,9 @@ def _head_gradient(model: BlockwiseModel, hidden: Tensor) -> tuple[Tensor, Tenso
     fisher = torch.zeros(head.shape[0], device=head.device)
     gradient = torch.empty_like(hidden)
     flat, flat_gradient = hidden.flatten(0, 1), gradient.flatten(0, 1)  # [T, D]
-    for start in range(0, len(flat), LOGIT_TOKENS):
-        rows = slice(start, start + LOGIT_TOKENS)
+    at_once = logit_tokens(len(head))
+    for start in range(0, len(flat), at_once):
+        rows = slice(start, start + at_once)
         x = flat[rows].clone().requires_grad_()
         with torch.enable_grad():
             y = model.final_norm(x)

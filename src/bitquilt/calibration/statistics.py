@@ -47,18 +47,20 @@ class CalibrationStats:
             return self._gradients["columns"]
         return self.hessian(module).diagonal().contiguous()
 
-    def predicted_kl(self, module: str, error: Tensor, hessian: Tensor) -> float:
-        """Predict the KL, in nats per token, that an error [R, C] of one matrix costs.
+    def predicted_kl(
+        self, module: str, error: Tensor, hessian: Tensor, rows: slice = slice(None)
+    ) -> float:
+        """Predict the KL, in nats per token, that an error [R, C] in rows of one matrix costs.
 
         A tied embedding counts as what the first block reads and as the head.
         """
-        total = 0.0
+        gradients, total = self._gradients, 0.0
         if module == EMBEDDING:
-            total += embedding_kl(error, self._gradients["tokens"], self._gradients["columns"])
+            total += embedding_kl(error, gradients["tokens"][rows], gradients["columns"])
         if module == HEAD or (module == EMBEDDING and self.checkpoint.tied):
-            total += matrix_kl(error, hessian, self._gradients["head"])
+            total += matrix_kl(error, hessian, gradients["head"][rows])
         elif module != EMBEDDING:
-            total += matrix_kl(error, hessian, self._gradients[module])
+            total += matrix_kl(error, hessian, gradients[module][rows])
         return total
 
     def predicted_kl_of_rows(self, module: str, costs: Tensor) -> float:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitquilt.models.blockwise import LOGIT_TOKENS
+from bitquilt.models.blockwise import logit_tokens
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,22 @@ def compare(
         tokens: int64 [N, L].
         teacher: last hidden states [N, L, D] of the full-precision model.
         teacher_head: its output matrix [V, D].
-        student: the candidate's logits, one [L, V] per window.
+        student: the candidate's logits [n, V] of consecutive tokens, as many at a time as whoever
+            computes them likes, but of one window; those of its last token may be left out.
     """
+    predicted, at_once = tokens.shape[1] - 1, logit_tokens(len(teacher_head))
     # One array for all: small ones kept between the large logits would fragment the heap.
     found = np.empty((len(fields(TokenFigures)), *tokens[:, 1:].shape), np.float32)
-    for row, (window, hidden, logits) in enumerate(zip(tokens, teacher, student, strict=True)):
-        parts = [
-            _figures(h @ teacher_head.T, s, label)
-            for h, s, label in zip(
-                hidden[:-1].split(LOGIT_TOKENS),
-                logits[:-1].to(hidden.device).split(LOGIT_TOKENS),
-                window[1:].to(hidden.device).split(LOGIT_TOKENS),
-                strict=True,
-            )
-        ]
-        for column, kind in zip(found, zip(*parts, strict=True), strict=True):
-            column[row] = torch.cat(kind).float().cpu().numpy()
+    for row, (window, hidden) in enumerate(zip(tokens, teacher, strict=True)):
+        labels, done = window[1:].to(hidden.device), 0
+        while done < predicted:
+            given = next(student)[: predicted - done].to(hidden.device)
+            for own in given.split(at_once):
+                part = slice(done, done + len(own))
+                figures = _figures(hidden[part] @ teacher_head.T, own, labels[part])
+                for column, kind in zip(found, figures, strict=True):
+                    column[row, part] = kind.float().cpu().numpy()
+                done = part.stop
     return TokenFigures(*found)
 
 
@@ -107,6 +107,7 @@ def relative(p: Tensor, log_p: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logits(hidden: Tensor, head: Tensor) -> Iterator[Tensor]:
-    """Logits [L, V] of last hidden states [N, L, D], one window at a time."""
+    """Logits [n, V] that predict a next token, of last hidden states [N, L, D]; few at a time."""
     for window in hidden:
-        yield window @ head.T
+        for tokens in window[:-1].split(logit_tokens(len(head))):
+            yield tokens @ head.T

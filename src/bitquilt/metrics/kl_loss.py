@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint as recompute
 
 from bitquilt.metrics.teacher import Teacher
-from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel, embedding_scale
+from bitquilt.models.blockwise import BlockwiseModel, embedding_scale, logit_tokens
 from bitquilt.models.checkpoint import EMBEDDING
 
 
@@ -39,10 +39,11 @@ def kl_loss(model: BlockwiseModel, teacher: Teacher) -> Tensor:
         hidden = _recomputed(model.through, index, hidden)
     hidden = model.final_norm(hidden)
     head = table if checkpoint.tied else _recomputed(model.head)
+    at_once = logit_tokens(len(teacher.head))
     # [N, L, D] -> [T, D]
     pairs = zip(
-        hidden.flatten(0, 1).split(LOGIT_TOKENS),
-        teacher.hidden.flatten(0, 1).split(LOGIT_TOKENS),
+        hidden.flatten(0, 1).split(at_once),
+        teacher.hidden.flatten(0, 1).split(at_once),
         strict=True,
     )
     sums = [_recomputed(_summed_kl, own, head, theirs, teacher.head) for own, theirs in pairs]

@@ -16,8 +16,9 @@ from torch import Tensor
 from bitquilt.errors import UserError
 from bitquilt.metrics.intervals import Documents, exponential, through
 from bitquilt.metrics.kl import Estimate, TokenFigures, compare, logits
-from bitquilt.models.blockwise import LOGIT_TOKENS, BlockwiseModel
+from bitquilt.models.blockwise import BlockwiseModel, logit_tokens
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.malloc import trim
 
 
 @dataclass(frozen=True)
@@ -91,31 +92,34 @@ def weights_metrics(
     """
     student = BlockwiseModel(checkpoint, weights)
     hidden = student.last_hidden(teacher.tokens)
+    trim()  # logits come in blocks of other sizes than hidden states
     return token_metrics(teacher, require_finite(logits(hidden, student.head()), name, "torch"))
 
 
 def require_finite(student: Iterator[Tensor], name: str, engine: str) -> Iterator[Tensor]:
-    """Pass on the logits [L, V] of each window; NaN or infinity in any of them is an error.
+    """Pass on logits [n, V] of consecutive tokens; NaN or infinity in any of them is an error.
 
     No comparison catches them: each is false with NaN.
 
     Raises:
         UserError: the sentence names the model, the engine and the token.
     """
-    for number, window in enumerate(student):
-        if not torch.isfinite(window.sum()) and not (finite := torch.isfinite(window)).all():
-            token = int((~finite).any(-1).nonzero()[0])
+    seen = 0
+    for tokens in student:
+        if not torch.isfinite(tokens.sum()) and not (finite := torch.isfinite(tokens)).all():
+            first = seen + int((~finite).any(-1).nonzero()[0])
             raise UserError(
-                f"{name}: {engine} computes NaN or infinity at token {token} of window {number}, "
+                f"{name}: {engine} computes NaN or infinity at token {first} of the text, "
                 "most often since 16-bit numbers overflow; quantize with other types, "
                 "--recipe=Q8_0 say, and report this model if that fails too"
             )
-        yield window
+        seen += len(tokens)
+        yield tokens
 
 
 @torch.no_grad()
 def token_metrics(teacher: Teacher, student: Iterator[Tensor]) -> TokenFigures:
-    """Any model's logits, one [L, V] per window of the teacher's text, token by token."""
+    """Any model's logits on the teacher's text, as :func:`compare` takes them, token by token."""
     return compare(teacher.tokens, teacher.hidden, teacher.head, student)
 
 
@@ -147,12 +151,11 @@ def zero_divergence(correct: NDArray[np.float32], loss: NDArray[np.float32]) -> 
 def self_metrics(teacher: Teacher) -> Tensor:
     """Whether it prefers the true next token, its loss there and its entropy, [3, N, L − 1]."""
     found = torch.empty(3, *teacher.tokens[:, 1:].shape)
+    at_once = logit_tokens(len(teacher.head))
     for row, (hidden, tokens) in enumerate(zip(teacher.hidden, teacher.tokens, strict=True)):
         parts = [
             _alone(h @ teacher.head.T, labels.to(h.device))
-            for h, labels in zip(
-                hidden[:-1].split(LOGIT_TOKENS), tokens[1:].split(LOGIT_TOKENS), strict=True
-            )
+            for h, labels in zip(hidden[:-1].split(at_once), tokens[1:].split(at_once), strict=True)
         ]
         found[:, row] = torch.cat(parts, 1).cpu()
     return found

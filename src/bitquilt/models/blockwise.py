@@ -30,7 +30,9 @@ TensorReader = Callable[[str], Tensor]
 
 BATCH_TOKENS = 4096
 LOGIT_TOKENS = 256
-"""Tokens whose logits are in memory at once."""
+"""Tokens whose logits are in memory at once, at most."""
+LOGITS = 1 << 24
+"""Logits in memory at once, in each of the few tensors that a comparison takes."""
 
 
 class BlockwiseModel:
@@ -150,6 +152,12 @@ class BlockwiseModel:
     def head(self) -> Tensor:
         """The output matrix [V, D]: the embedding where it is tied."""
         return self._load(f"{EMBEDDING if self.checkpoint.tied else HEAD}.weight")
+
+
+def logit_tokens(vocabulary: int) -> int:
+    """Return of how many tokens the logits are in memory at once: fewer where there are more."""
+    fitting = max(1, LOGITS // vocabulary)
+    return min(LOGIT_TOKENS, 1 << (fitting.bit_length() - 1))
 
 
 def batches(hidden: Tensor) -> Iterator[slice]:

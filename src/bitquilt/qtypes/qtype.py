@@ -91,10 +91,14 @@ class QuantType(ABC):
         row_bytes = sum(part[0].nbytes for part in packed.values())
         columns = 8 * row_bytes // self.block_bits * self.block
 
-        def decode_rows(*parts: Tensor) -> Tensor:
-            return self.decode(self.unpack(dict(zip(packed, parts, strict=True))))
+        def decode_rows(into: Tensor, *parts: Tensor) -> None:
+            into.copy_(self.decode(self.unpack(dict(zip(packed, parts, strict=True)))))
 
-        return torch.cat(by_rows(decode_rows, columns, *packed.values()))
+        first = next(iter(packed.values()))
+        with torch.inference_mode(False):  # threads write into it that are outside of that mode
+            matrix = torch.empty(len(first), columns, device=first.device)
+        by_rows(decode_rows, columns, matrix, *packed.values())
+        return matrix
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The layer bank: every matrix on every candidate type, packed, with what each is expected to cost.
 
-Matrices that read one input are one artefact, ``rounded/<input>``: tensors under
-``<module>/<qtype>/<part>``, and as facts one :class:`BankCell` for each ``<module>/<qtype>``. The
-search knows these. What was polished for a file is beside it, ``polished/<input>``, so that a
-search that goes on later finds what the first one knew.
+Matrices that read one input and were rounded together are one artefact, ``rounded/<input>/<n>``:
+tensors under ``<module>/<qtype>/<part>``, and as facts one :class:`BankCell` for each
+``<module>/<qtype>``. The search knows these. What was polished for a file is beside it,
+``polished/<input>/<n>``, so that a search that goes on later finds what the first one knew.
 
 :mod:`bitquilt.rounding.round_layers` fills the bank.
 """
@@ -11,8 +11,9 @@ search that goes on later finds what the first one knew.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 
 from bitquilt.calibration.collect import input_of
 from bitquilt.calibration.statistics import CalibrationStats
@@ -59,11 +60,11 @@ class LayerBank:
 
     def cells(self, module: str, folder: str = ROUNDED) -> dict[str, BankCell]:
         """Return type name → what is known of a matrix on that type, for the types in the bank."""
-        facts = self.work.facts(f"{folder}/{input_of(module)}")
-        return {
-            qtype: BankCell(**json.loads(fact))
-            for qtype, fact in under(f"{module}/", facts).items()
-        }
+        found: dict[str, BankCell] = {}
+        for artefact in self._artefacts(folder, module):
+            facts = under(f"{module}/", self.work.facts(artefact))
+            found |= {qtype: BankCell(**json.loads(fact)) for qtype, fact in facts.items()}
+        return found
 
     def packed(self, module: str, qtype: str) -> Packed:
         """Return a matrix on a type as the search knows it."""
@@ -75,10 +76,21 @@ class LayerBank:
         return self._load(POLISHED if done else ROUNDED, module, qtype)
 
     def _load(self, folder: str, module: str, qtype: str) -> Packed:
-        return self.work.load_under(f"{folder}/{input_of(module)}", f"{module}/{qtype}/")
+        key = f"{module}/{qtype}"
+        for artefact in self._artefacts(folder, module):
+            if key in self.work.facts(artefact):
+                return self.work.load_under(artefact, f"{key}/")
+        raise KeyError(f"{folder}/{key} is not in the bank")
+
+    def _artefacts(self, folder: str, module: str) -> Iterator[str]:
+        """Yield the names of the artefacts of what reads the same input, in the order of adding."""
+        for number in count():
+            if not self.work.has(artefact := f"{folder}/{input_of(module)}/{number}"):
+                return
+            yield artefact
 
     def add(self, folder: str, matrices: Mapping[CellKey, tuple[Packed, BankCell]]) -> None:
-        """Put matrices into the bank; the artefact of each input is written anew.
+        """Put matrices into the bank, those of one input into one artefact more.
 
         Args:
             folder: ``ROUNDED`` or ``POLISHED``.
@@ -88,12 +100,11 @@ class LayerBank:
         for key in matrices:
             by_input.setdefault(input_of(key[0]), []).append(key)
         for owner, keys in by_input.items():
-            artefact = f"{folder}/{owner}"
-            tensors = self.work.load(artefact) if self.work.has(artefact) else {}
-            facts = self.work.facts(artefact)
+            tensors, facts = {}, {}
             for key in keys:
                 packed, cell = matrices[key]
                 name = "/".join(key)
                 tensors |= {f"{name}/{part}": tensor for part, tensor in packed.items()}
                 facts[name] = json.dumps(asdict(cell))
-            self.work.save(artefact, tensors, facts)
+            number = sum(1 for _ in self._artefacts(folder, owner))
+            self.work.save(f"{folder}/{owner}/{number}", tensors, facts)

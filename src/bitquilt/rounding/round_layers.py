@@ -38,6 +38,8 @@ from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.threads import BackgroundTask
 from bitquilt.runtime.transfer import moved
 
+TABLE_WEIGHTS = 1 << 24
+"""So many weights of an embedding or a head are rounded at once; it has no Hessian to share."""
 WEIGHT_BYTES, HESSIAN_BYTES = 4, 16
 """What a weight takes in memory, and an entry of a Hessian with its factors."""
 
@@ -222,16 +224,19 @@ class _Work:
         bank, statistics = self.bank, self.bank.statistics
         weight = bank.checkpoint.load(f"{module}.weight").to(compute_device())
         hessian, importance = statistics.hessian(module), statistics.importance(module)
-        done: dict[CellKey, PackedCell] = {}
         for name in names:
             qtype = qtypes.get(name)
-            packed = qtype.pack(fit(qtype, weight, importance))
-            error = qtype.dequantize(packed).sub_(weight)
-            predicted = statistics.predicted_kl(module, error, hessian)
+            parts, predicted = [], 0.0
+            for rows in _table_rows(*weight.shape):
+                parts.append(qtype.pack(fit(qtype, weight[rows], importance)))
+                error = qtype.dequantize(parts[-1]).sub_(weight[rows])
+                predicted += statistics.predicted_kl(module, error, hessian, rows)
+            packed = {part: torch.cat([some[part] for some in parts]) for part in parts[0]}
             cell = BankCell(predicted, bank.rounding, "nearest")
+            done: dict[CellKey, PackedCell] = {}
             self.background.do(_fetch, done, [(module, name)], [packed], [cell], record_event())
+            self.background.do(bank.add, ROUNDED, done)
             self.progress.advance()
-        self.background.do(bank.add, ROUNDED, done)
 
     def _call_on_jobs(
         self,
@@ -268,6 +273,13 @@ class _Work:
                 keys += [(module, name) for name in names]
                 jobs += [RoundingJob(weight, qtypes.get(name), place) for name in names]
         return keys, jobs, factor
+
+
+def _table_rows(rows: int, columns: int) -> Iterator[slice]:
+    """Cut a table into parts of about ``TABLE_WEIGHTS``: a power of two of rows, as by_rows cuts."""
+    step = 1 << (max(1, TABLE_WEIGHTS // columns).bit_length() - 1)
+    for start in range(0, rows, step):
+        yield slice(start, start + step)
 
 
 def _fetch(
