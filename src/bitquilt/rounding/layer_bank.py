@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 
+from torch import Tensor
+
 from bitquilt.calibration.collect import input_of
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.checkpoint import Checkpoint
@@ -100,7 +102,8 @@ class LayerBank:
         for key in matrices:
             by_input.setdefault(input_of(key[0]), []).append(key)
         for owner, keys in by_input.items():
-            tensors, facts = {}, {}
+            tensors: dict[str, Tensor] = {}
+            facts: dict[str, str] = {}
             for key in keys:
                 packed, cell = matrices[key]
                 name = "/".join(key)
