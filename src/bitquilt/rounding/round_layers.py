@@ -276,7 +276,7 @@ class _Work:
 
 
 def _table_rows(rows: int, columns: int) -> Iterator[slice]:
-    """Cut a table into parts of about ``TABLE_WEIGHTS``: a power of two of rows, as by_rows cuts."""
+    """Cut a table into parts of about ``TABLE_WEIGHTS``: powers of two of rows, as by_rows cuts."""
     step = 1 << (max(1, TABLE_WEIGHTS // columns).bit_length() - 1)
     for start in range(0, rows, step):
         yield slice(start, start + step)
