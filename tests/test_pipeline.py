@@ -220,6 +220,18 @@ def test_where_a_race_takes_too_long_scores_are_corrected_all_the_same(wide, tmp
     assert len(run.text.allocation.interactions) == budget.interactions
 
 
+def test_the_card_has_what_quantize_measured(wide, tmp_path, capfd):
+    source, _ = wide
+    (output,) = quantize(source, recipe="Q4_K_M", output=tmp_path, work_dir=tmp_path / "work")
+    capfd.readouterr()
+    assert invoke("card", output.path, "--against", source, "--repo", "me/tiny-GGUF") == 0
+    (row,) = [
+        line for line in capfd.readouterr().out.splitlines() if f"`{output.path.name}`" in line
+    ]
+    assert f"{output.figures.kl.mean:.3g}" in row
+    assert "not measured" not in row
+
+
 def test_a_preset_does_not_speak_of_a_search(wide, tmp_path, capfd):
     """A machine too slow for a race has nothing to say about it where nothing is searched."""
     source, work = wide

@@ -41,10 +41,7 @@ from bitquilt.calibration.text_budget import TextBudget, text_budget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.errors import UserError
 from bitquilt.metrics.original import OriginalModel
-from bitquilt.metrics.teacher import (
-    Teacher,
-    original_figures,
-)
+from bitquilt.metrics.teacher import Figures, Teacher, original_figures
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
@@ -101,6 +98,7 @@ def _quantize(model: str | Path, config: QuantizeConfig, progress: Progress) -> 
         bank = run.collect()
         decisions = run.allocate(bank)
         teacher = run.read_held_out()
+        original = original_figures(teacher)
         outputs = []
         for plan, decision, path in zip(run.plans, decisions, paths, strict=True):
             source = run.polish(plan, decision, bank)
@@ -109,11 +107,12 @@ def _quantize(model: str | Path, config: QuantizeConfig, progress: Progress) -> 
             if config.tune:
                 source = run.tune(plan, decision, source)
             outputs.append(run.export(plan, decision, source, teacher, path))
-            run.record(outputs[-1], plan, decision, command("quantize", str(model), config))
+            asked = command("quantize", str(model), config)
+            run.record(outputs[-1], plan, decision, original, asked)
         in_all = run.work.seconds
     return QuantizeResult(
         model=run.checkpoint.name,
-        original=original_figures(teacher),
+        original=original,
         outputs=outputs,
         seconds=time.monotonic() - started,
         work_dir=run.work.path,
@@ -363,7 +362,9 @@ class Run(AbstractContextManager["Run"]):
             note=exported.note,
         )
 
-    def record(self, output: Output, plan: Plan, decision: Decision, asked: str) -> None:
+    def record(
+        self, output: Output, plan: Plan, decision: Decision, original: Figures, asked: str
+    ) -> None:
         """Keep what was made for the report; where a speed was asked for, measure it."""
         if self.search.tokens_per_second is not None:
             rate = 1 / token_seconds(output.path)
@@ -371,7 +372,13 @@ class Run(AbstractContextManager["Run"]):
         layout = plan.target.plan(self.checkpoint, decision.allocation)
         breakdown = layout.filled(output.nbytes).breakdown
         made = OutputRecord.of(
-            output, model=self.checkpoint.name, breakdown=breakdown, command=asked
+            output,
+            model=self.checkpoint.name,
+            fingerprint=self.checkpoint.fingerprint,
+            original=original,
+            text=corpus.fingerprint(held_out_documents(self.config.held_out)),
+            breakdown=breakdown,
+            command=asked,
         )
         save(self.work, made)
 

@@ -110,6 +110,17 @@ def record(path: Path, kl: float) -> OutputRecord:
             tokens=512,
             documents=12,
         ),
+        original=teacher.Figures(
+            kl=estimate(0.0),
+            agreement=estimate(1.0),
+            perplexity=estimate(4.987),
+            engine="torch",
+            tokens=512,
+            documents=12,
+        ),
+        text="f" * 64,
+        fingerprint="c" * 64,
+        sha256=sha256(path),
         command=f"bitquilt quantize tiny -o {path.parent}",
     )
 

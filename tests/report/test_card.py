@@ -80,7 +80,7 @@ def test_only_measured_figures(text):
     rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
     assert "0.0355 [0.0284 – 0.0426]" in rows["`tiny-4.5bit.gguf`"]
     assert "not measured" in rows["`tiny-3bit.gguf`"]
-    assert "0." not in rows["`tiny-3bit.gguf`"].replace("tiny-3bit", "")
+    assert rows["`tiny-3bit.gguf`"].endswith("| not measured |  |  |  |")
     assert "BF16 in llama.cpp 3.3e-05" in text
 
 
@@ -97,30 +97,82 @@ def test_what_text_was_read_is_said(files, original):
     found = replace(evaluation(files[1], 0.09), fingerprint=fingerprint, text=bundled)
     save_beside(found)
     text = model_card(publication(files, original))
-    assert "tiny-3bit.gguf: 65,774 tokens of 234 documents of bitquilt's held-out text" in text
-    assert (
-        f"tiny-4.5bit.gguf: 65,774 tokens of 234 documents of another text (SHA-256 {'e' * 12})"
-        in text
-    )
+    other, bundled = text.split("## Files")[1].split("## Run it")[0].split("tiny-3bit.gguf")[:2]
+    assert f"65,774 tokens of 234 documents of another text (fingerprint {'e' * 12})" in other
+    assert "tiny-4.5bit.gguf" in other
+    assert "65,774 tokens of 234 documents of bitquilt's held-out text" in bundled
 
 
 def test_figures_of_other_bytes_are_not_used(files, original):
     files[0].write_bytes(b"made again, evaluated before")
     text = model_card(publication(files, original))
     assert "0.0355" not in text
-    assert "No file was evaluated" in text
+    assert "No figures are known of these files; `bitquilt eval` measures them." in text
+
+
+def made(file: Path, original: Path, folder: Path, **changed: object) -> None:
+    """Leave the record of a run that made a file in a work directory."""
+    noted = record(file.resolve(), 0.0388)
+    noted = replace(
+        noted,
+        nbytes=file.stat().st_size,
+        fingerprint=open_checkpoint(original).fingerprint,
+        **changed,
+    )
+    with WorkDir(folder, SETTINGS) as work:
+        save(work, noted)
+
+
+def test_what_quantize_measured_is_on_the_card(files, original, tmp_path, monkeypatch):
+    """By the hash of the file: it may have another name, or be elsewhere than its record."""
+    _, other = files
+    made(other, original, tmp_path / "tiny.work")
+    for moved in (other, other.with_name("renamed.gguf"), tmp_path / "far" / "away.gguf"):
+        moved.parent.mkdir(exist_ok=True)
+        other = other.rename(moved)
+        monkeypatch.chdir(tmp_path)
+        text = model_card(publication([other], original))
+        assert "not measured" not in text
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{other.name}`"))
+        assert "0.0388 [0.031 – 0.0466]" in row
+        assert row.endswith("| 4.987 |")  # the original's perplexity on that text
+        assert (
+            f"on 512 tokens of 12 documents of another text (fingerprint {'f' * 12}). "
+            "Measured by torch on the "
+            "weights read back from each file when `bitquilt quantize` wrote it."
+        ) in text
+
+
+def test_a_record_of_other_bytes_or_another_original_is_not_used(files, original, tmp_path):
+    _, other = files
+    made(other, original, tmp_path / "tiny.work", sha256="0" * 64)
+    assert "0.0388" not in model_card(publication([other], original))
+    made(other, original, tmp_path / "tiny.work")
+    assert "0.0388" in model_card(publication([other], original))
+    elsewhere = tiny_checkpoint(tmp_path / "elsewhere", layers=1, seed=1)
+    (elsewhere / "README.md").write_text(MATTER.format(licence="other"))
+    assert "0.0388" not in model_card(publication([other], elsewhere))
+
+
+def test_each_table_has_figures_of_one_text(files, original, tmp_path):
+    first, other = files
+    made(other, original, tmp_path / "tiny.work")
+    text = model_card(publication(files, original))
+    tables = text.split("## Files")[1].split("<details>")[0].split("| file |")[1:]
+    assert len(tables) == 2
+    for table, file, measured in zip(tables, files, ("0.0355", "0.0388"), strict=True):
+        assert f"`{file.name}`" in table
+        assert measured in table
+    assert "4.987" not in tables[0]
+    assert first.name not in tables[1]
 
 
 def test_the_command_of_the_run_is_told_without_places_of_its_machine(files, original, tmp_path):
     first, other = files
     other.with_suffix(".recipe.json").write_text("{}")
     command = f"bitquilt quantize {original} --bits 4.5 --output {tmp_path} --tune --ray ''"
-    made = replace(
-        record(first.resolve(), 0.03), nbytes=first.stat().st_size,
-        command=f"{command} --calibration '{tmp_path}/my text.txt' --seed 3",
-    )  # fmt: skip
-    with WorkDir(tmp_path / "tiny.work", SETTINGS) as work:
-        save(work, made)
+    command = f"{command} --calibration '{tmp_path}/my text.txt' --seed 3"
+    made(first, original, tmp_path / "tiny.work", command=command)
     text = model_card(publication(files, original))
     name = publication(files, original).origin.name
     told = f"bitquilt quantize {name} --bits 4.5 --tune --calibration 'my text.txt' --seed 3\n"

@@ -105,10 +105,10 @@ def test_where_it_would_go_and_what_has_no_figures_is_said(hub, file, original):
     done = run(hub, *request)
     assert done.returncode == 0, done.stderr
     assert "This would go to the repository me/tiny, gated" in done.stdout
-    assert f"tiny-3bit.gguf was not evaluated against {original}" in done.stdout
-    assert "tiny-4.5bit.gguf was not evaluated" not in done.stdout
+    assert f"tiny-3bit.gguf was not measured against {original}" in done.stdout
+    assert "tiny-4.5bit.gguf was not measured" not in done.stdout
     assert "to the private repository me/tiny, gated" in run(hub, *request, "--private").stdout
-    assert json.loads(run(hub, *request, "--json").stdout)["not_evaluated"] == [other.name]
+    assert json.loads(run(hub, *request, "--json").stdout)["not_measured"] == [other.name]
 
 
 def test_upload_goes_on_where_it_was_stopped_and_keeps_the_originals_terms(hub, file, original):

@@ -33,13 +33,13 @@ def publish(models: tuple[str, ...], config: PublishConfig, as_json: bool) -> No
     address = hub.upload(model, Progress(), private=config.private) if config.upload else None
     if as_json:
         said = {"repo": model.repository, "gate": model.gate, "files": listed}
-        print_json({**said, "not_evaluated": model.not_evaluated, "uploaded": address})
+        print_json({**said, "not_measured": model.not_measured, "uploaded": address})
         return
     for name, nbytes in listed.items():
         click.echo(f"{human(nbytes):>10}  {name}")
-    for name in model.not_evaluated:
+    for name in model.not_measured:
         click.echo(
-            f"{name} was not evaluated against {config.against}, so the card has no figures of it; "
+            f"{name} was not measured against {config.against}, so the card has no figures of it; "
             "`bitquilt eval` measures them."
         )
     gate = f", gated ({model.gate}) as the original is" if model.gate else ""

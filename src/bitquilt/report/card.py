@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +16,10 @@ from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.results import Evaluation
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.report import ollama
-from bitquilt.report.figures import figure_text, lacks_documents, text_read
+from bitquilt.report.figures import MeasuredFile, figure_text, lacks_documents
 from bitquilt.report.origin import Gate, PublishedOriginal
 from bitquilt.report.plots import environment
-from bitquilt.report.run_record import published_command, record_beside
+from bitquilt.report.run_record import OutputRecord, find_record, published_command
 
 COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_byte")
 
@@ -48,10 +49,26 @@ class Publication:
             if evaluation and evaluation.fingerprint == self.original.fingerprint
         }
 
+    @cached_property
+    def records(self) -> dict[str, OutputRecord]:
+        """What the runs noted that made files of this original, by the files' names."""
+        records = {one.name: find_record(one.path, one.nbytes) for one in self.files}
+        return {
+            name: record
+            for name, record in records.items()
+            if record and record.fingerprint == self.original.fingerprint
+        }
+
+    @cached_property
+    def figures(self) -> dict[str, MeasuredFile]:
+        """What was measured of files, by name: by ``eval``, else at the end of ``quantize``."""
+        made = {name: record.figures for name, record in self.records.items()}
+        return made | {name: MeasuredFile.of(one) for name, one in self.evaluated.items()}
+
     @property
-    def not_evaluated(self) -> list[str]:
-        """Name the files of which nothing is known."""
-        return [one.name for one in self.files if one.name not in self.evaluated]
+    def not_measured(self) -> list[str]:
+        """Name the files of which no figures are known."""
+        return [one.name for one in self.files if one.name not in self.figures]
 
 
 def model_card(publication: Publication) -> str:
@@ -101,8 +118,7 @@ def _text(publication: Publication) -> str:
         "licence": origin.licence_name,
         "non_commercial": origin.non_commercial,
         "gated": bool(publication.gate),
-        "files": [_file(one, found.get(one.name)) for one in publication.files],
-        "measured": _measured(found),
+        "tables": _tables(publication),
         "detailed": [_detailed(name, evaluation) for name, evaluation in found.items()],
         "snippets": _snippets(publication),
         "made": made,
@@ -112,34 +128,61 @@ def _text(publication: Publication) -> str:
     return text
 
 
-def _file(file: ModelFile, evaluation: Evaluation | None) -> dict[str, str]:
-    """Make a row of the table; a file that was not evaluated has no figures, and says so."""
-    row = {"name": file.name, "bytes": f"{file.nbytes:,}"}
-    if evaluation is None:
-        unknown = dict.fromkeys(("bits", "agreement", "perplexity"), "")
+def _tables(publication: Publication) -> list[dict[str, Any]]:
+    """Make a table for each text that files were measured on: figures of one text compare."""
+    on_text: dict[str, list[ModelFile]] = {}
+    for file in publication.files:
+        found = publication.figures.get(file.name)
+        on_text.setdefault(found.text if found else "", []).append(file)
+    return [
+        {
+            "files": [_file(publication, file) for file in files],
+            "measured": _measured(publication, files[0].name),
+        }
+        for files in on_text.values()
+    ]
+
+
+def _file(publication: Publication, file: ModelFile) -> dict[str, str]:
+    """Make a row of a table; a file that was not measured has no figures, and says so."""
+    found = publication.figures.get(file.name)
+    weights = sum(math.prod(shape) for shape in publication.original.shapes.values())
+    row = {
+        "name": file.name,
+        "bytes": f"{file.nbytes:,}",
+        "bits": f"{file.nbytes * 8 / weights:.3f}",
+    }
+    if found is None:
+        unknown = dict.fromkeys(("agreement", "perplexity", "own_perplexity"), "")
         return {**row, **unknown, "kl": "not measured"}
-    (found,) = evaluation.files
     fields = ("kl", "agreement", "perplexity")
-    cells = {name: str(figure_text(getattr(found.overall, name), name)) for name in fields}
-    return {**row, "bits": f"{found.bits:.3f}", **cells}
+    cells = {name: str(figure_text(getattr(found, name), name)) for name in fields}
+    own = figure_text(found.own_perplexity, "perplexity").value
+    return {**row, **cells, "own_perplexity": own}
 
 
-def _measured(found: Mapping[str, Evaluation]) -> str:
-    """Say where the figures come from, and how much noise is under them."""
-    if not found:
-        return "No file was evaluated; `bitquilt eval` does that."
-    first = next(iter(found.values()))
-    texts: dict[str, list[str]] = {}
-    for name, evaluation in found.items():
-        texts.setdefault(text_read(evaluation), []).append(name)
-    read = "; ".join(
-        f"{', '.join(names)}: {text}" if len(texts) > 1 else text for text, names in texts.items()
-    )
-    floors = "; ".join(f"{one.name} {figure_text(one.kl, 'kl').value}" for one in first.floors)
-    versions = ", ".join(f"{name} {version}" for name, version in first.versions.items())
+def _measured(publication: Publication, name: str) -> str:
+    """Say where a table's figures come from, and how much noise is under them.
+
+    Args:
+        publication: what is published.
+        name: one of the table's files.
+    """
+    found = publication.figures.get(name)
+    if found is None:
+        return "No figures are known of these files; `bitquilt eval` measures them."
+    what = "KL(original ‖ file) per token in nats, with 95 % intervals"
+    if not found.evaluated:
+        return (
+            f"{what}, on {found.text}. Measured by {found.engine} on the weights read back from "
+            f"each file when `bitquilt quantize` wrote it.{found.lacking}"
+        )
+    evaluation = publication.evaluated[name]
+    floors = "; ".join(f"{one.name} {figure_text(one.kl, 'kl').value}" for one in evaluation.floors)
+    versions = ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
     return (
-        f"KL(original ‖ file) per token in nats, with 95 % intervals over documents, on {read}. "
-        f"With nothing quantized it is {floors}. Measured by `bitquilt eval` with {versions}."
+        f"{what} over documents, on {found.text}. With nothing quantized it is {floors}. Measured "
+        f"by `bitquilt eval` with {versions}."
     )
 
 
@@ -184,7 +227,7 @@ def _commands(publication: Publication) -> tuple[list[str], list[str]]:
     made, again = [], []
     for file in publication.files:
         recipe = file.target.recipe_path(file.path)
-        if (record := record_beside(file.path, file.nbytes)) is not None:
+        if (record := publication.records.get(file.name)) is not None:
             made.append(published_command(record.command, reference))
         elif recipe.is_file():
             asked = f"--recipe {recipe.name} --to {file.target}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from bitquilt.calibration import corpus
@@ -75,10 +76,51 @@ def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
     )
 
 
-def text_read(evaluation: Evaluation) -> str:
-    """Say what text an evaluation is over."""
-    figures = evaluation.own_overall
-    count = f"{figures.tokens:,} tokens of {figures.documents} documents"
-    if evaluation.text == corpus.fingerprint(corpus.bundled("held-out")):
-        return f"{count} of bitquilt's held-out text, which it never calibrates on"
-    return f"{count} of another text (SHA-256 {evaluation.text[:12]})"
+@dataclass(frozen=True, kw_only=True)
+class MeasuredFile:
+    """What is known of one file, all of it on one text."""
+
+    kl: Estimate
+    """The mean KL(original ‖ file), in nats per token."""
+    agreement: Estimate
+    """The share of tokens where both prefer the same next token."""
+    perplexity: Estimate
+    """The perplexity of the text under the file."""
+    own_perplexity: Estimate
+    """The perplexity of the text under the original."""
+    engine: str
+    """What computed it."""
+    text: str
+    """The text, in words. Figures of files compare where this is the same."""
+    documents: int
+    """The number of documents that it is from."""
+    evaluated: bool
+    """Whether ``bitquilt eval`` measured it, and not ``quantize`` at its end."""
+
+    @classmethod
+    def of(cls, evaluation: Evaluation) -> MeasuredFile:
+        """Give the figures of the one file of an evaluation."""
+        (file,) = evaluation.files
+        own, overall, text = evaluation.own_overall, file.overall, text_name(evaluation.text)
+        return cls(
+            kl=overall.kl,
+            agreement=overall.agreement,
+            perplexity=overall.perplexity,
+            own_perplexity=own.perplexity,
+            engine=file.engine,
+            text=f"{own.tokens:,} tokens of {own.documents} documents of {text}",
+            documents=own.documents,
+            evaluated=True,
+        )
+
+    @property
+    def lacking(self) -> str:
+        """Why the figures have no interval, as a sentence; empty where they have one."""
+        return f" There are {too_few(self.documents)}." if math.isnan(self.kl.low) else ""
+
+
+def text_name(fingerprint: str) -> str:
+    """Say what text has a fingerprint, as :func:`bitquilt.calibration.corpus.fingerprint` does."""
+    if fingerprint == corpus.fingerprint(corpus.bundled("held-out")):
+        return "bitquilt's held-out text, which it never calibrates on"
+    return f"another text (fingerprint {fingerprint[:12]})"

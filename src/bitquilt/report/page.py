@@ -19,10 +19,9 @@ from bitquilt.allocation.budget import human
 from bitquilt.allocation.history import latest_histories
 from bitquilt.errors import UserError
 from bitquilt.evaluation.results import EngineCheck, TextSample
-from bitquilt.metrics.intervals import too_few
 from bitquilt.models.names import kind_of, layer_of
 from bitquilt.report import plots
-from bitquilt.report.figures import HEADINGS, figure_text, lacks_documents, text_read
+from bitquilt.report.figures import HEADINGS, figure_text, lacks_documents
 from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.report.run_record import OutputRecord, load
 from bitquilt.runtime.files import atomic_write, read_json
@@ -104,7 +103,8 @@ def _html(
         "style": stylesheet(),
         "lead": _lead(files),
         "measured_on": _measured_on(files),
-        "files": [_file(record) for record in files],
+        "texts": _texts(files),
+        "file_names": [record.name for record in files],
         "pareto": drawn["pareto"].svg(),
         "parts": drawn["parts"].svg(),
         "search": drawn["search"].svg() if "search" in drawn else "",
@@ -154,37 +154,45 @@ def _lead(files: Sequence[OutputRecord]) -> str:
 
 def _measured_on(files: Sequence[OutputRecord]) -> str:
     """Name the text that the figures of the first table are over, or say that texts differ."""
-    texts = {record.name: text_read(record.evaluation) for record in files if record.evaluation}
-    without = [record.name for record in files if not record.evaluation]
-    read = list(dict.fromkeys(texts.values()))
-    if not without and len(read) == 1:
-        return f"Measured on {read[0]}."
-    if len(read) > 1:
-        said = [f"{name} on {text}" for name, text in texts.items()]
-        said += [f"{name} at the end of quantizing" for name in without]
-        return (
-            "The files were not measured on the same text, so their figures do not compare: "
-            f"{'; '.join(said)}. Run `bitquilt eval` on all files at once."
-        )
-    if len(without) == len(files):
-        few = [one.closing.documents for one in files if math.isnan(one.closing.kl.low)]
-        return (
-            "The figures are those that torch gave at the end of quantizing; `bitquilt eval` gives "
-            "better ones." + (f" They are over {too_few(min(few))}." if few else "")
-        )
+    read = list(dict.fromkeys(_text_of(record) for record in files))
+    if len(read) == 1:
+        return f"Measured on {read[0]}.{files[0].figures.lacking}"
     return (
-        f"The figures of {', '.join(without)} are those at the end of quantizing, on another text "
-        "than the others; run `bitquilt eval` on all files to compare them."
+        "The files were not measured on the same text, so only figures below the same heading "
+        "compare; run `bitquilt eval` on all files at once."
     )
 
 
+def _text_of(record: OutputRecord) -> str:
+    """Say what a file was measured on, and where it was not `bitquilt eval`, by what."""
+    figures = record.figures
+    if figures.evaluated:
+        return figures.text
+    return f"{figures.text}, when `bitquilt quantize` wrote the file"
+
+
+def _texts(files: Sequence[OutputRecord]) -> list[dict[str, Any]]:
+    """Make the rows of the first table, text by text, each with the original's row."""
+    on_text: dict[str, list[OutputRecord]] = {}
+    for record in files:
+        on_text.setdefault(_text_of(record), []).append(record)
+    return [
+        {
+            "name": name if len(on_text) > 1 else "",
+            "own_perplexity": figure_text(records[0].figures.own_perplexity, "perplexity"),
+            "files": [_file(record) for record in records],
+        }
+        for name, records in on_text.items()
+    ]
+
+
 def _file(record: OutputRecord) -> dict[str, Any]:
-    figures = record.measured.overall if record.measured else record.closing
+    figures = record.figures
     return {
         "name": record.name,
         "size": human(record.nbytes),
         "bits": f"{record.bits:.3f}",
-        "engine": record.engine,
+        "engine": figures.engine,
         "kl": figure_text(figures.kl, "kl"),
         "agreement": figure_text(figures.agreement, "agreement"),
         "perplexity": figure_text(figures.perplexity, "perplexity"),

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from bitquilt import qtypes
 from bitquilt.errors import UserError
-from bitquilt.evaluation.eval_file import load_beside
+from bitquilt.evaluation.eval_file import load_beside, sha256
 from bitquilt.evaluation.results import Evaluation, FileResult
 from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.teacher import Figures
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.report.figures import MeasuredFile, text_name
 from bitquilt.report.result import Output
 from bitquilt.runtime.files import read_json
 from bitquilt.runtime.records import load_record, to_json
@@ -26,7 +27,7 @@ from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import get_target
 
 FOLDER = "made"
-RECORD_FORMAT = 2
+RECORD_FORMAT = 3
 """The version of the schema; a record of another is refused."""
 
 
@@ -50,6 +51,14 @@ class OutputRecord:
     """The file's bytes by kind."""
     closing: Figures
     """The figures at the end of ``quantize``."""
+    original: Figures
+    """The original's own figures on the same text: its perplexity."""
+    text: str
+    """The fingerprint of the documents that this text is from."""
+    fingerprint: str
+    """The fingerprint of the original."""
+    sha256: str
+    """The hash of the GGUF file, or of the MLX directory's model.safetensors."""
     command: str
     """The command line that makes the file again."""
     evaluation: Evaluation | None = None
@@ -57,13 +66,24 @@ class OutputRecord:
 
     @classmethod
     def of(
-        cls, output: Output, *, model: str, breakdown: Mapping[str, int], command: str
+        cls,
+        output: Output,
+        *,
+        model: str,
+        fingerprint: str,
+        original: Figures,
+        text: str,
+        breakdown: Mapping[str, int],
+        command: str,
     ) -> OutputRecord:
         """Make the record of a file that was just written.
 
         Args:
             output: the file.
             model: the original's name.
+            fingerprint: the original's fingerprint.
+            original: the original's own figures on the closing text.
+            text: the fingerprint of the documents of that text.
             breakdown: the file's bytes by kind.
             command: the command line that makes it again.
         """
@@ -76,6 +96,10 @@ class OutputRecord:
             allocation=output.allocation,
             breakdown=dict(breakdown),
             closing=output.figures,
+            original=original,
+            text=text,
+            fingerprint=fingerprint,
+            sha256=sha256(output.path),
             command=command,
         )
 
@@ -96,14 +120,27 @@ class OutputRecord:
         return self.evaluation.files[0] if self.evaluation else None
 
     @property
-    def engine(self) -> str:
-        """What computed the figures."""
-        return self.measured.engine if self.measured else self.closing.engine
+    def figures(self) -> MeasuredFile:
+        """What is known of the file: by the evaluation if there is one, else when it was made."""
+        if self.evaluation is not None:
+            return MeasuredFile.of(self.evaluation)
+        closing = self.closing
+        return MeasuredFile(
+            kl=closing.kl,
+            agreement=closing.agreement,
+            perplexity=closing.perplexity,
+            own_perplexity=self.original.perplexity,
+            engine=closing.engine,
+            text=f"{closing.tokens:,} tokens of {closing.documents} documents of "
+            f"{text_name(self.text)}",
+            documents=closing.documents,
+            evaluated=False,
+        )
 
     @property
     def kl(self) -> Estimate:
         """The mean KL: of the evaluation if there is one, else of the closing figures."""
-        return (self.measured.overall if self.measured else self.closing).kl
+        return self.figures.kl
 
     def bits_of(self, module: str) -> float:
         """Give the bits per weight of one matrix."""
@@ -145,21 +182,25 @@ def load(work_dir: Path) -> list[OutputRecord]:
 _AGAIN = "run `bitquilt quantize` with this work directory again, which takes seconds"
 
 
-def record_beside(path: Path, nbytes: int) -> OutputRecord | None:
-    """Find the newest record of a file in the work directories beside it; None without one.
+def find_record(path: Path, nbytes: int) -> OutputRecord | None:
+    """Find the newest record of a file by its hash; None without one.
+
+    The work directories beside the file and in the working directory are looked into. The file may
+    have another name than ``quantize`` gave it.
 
     Args:
         path: the file or directory.
-        nbytes: its size now; a record of another size is of an earlier file.
+        nbytes: its size; a record of another size is of another file, and nothing is hashed.
     """
-    path = path.resolve()
-    found = path.parent.glob(f"*.work/{FOLDER}/{path.name}.json")
+    folders = {path.resolve().parent, Path.cwd()}
+    found = [kept for folder in folders for kept in folder.glob(f"*/{FOLDER}/*.json")]
+    records = []
     for kept in sorted(found, key=lambda one: one.stat().st_mtime, reverse=True):
         with suppress(UserError):  # of another version
-            record = load_record(OutputRecord, kept, RECORD_FORMAT, _AGAIN)
-            if record.path == path and record.nbytes == nbytes:
-                return record
-    return None
+            records.append(load_record(OutputRecord, kept, RECORD_FORMAT, _AGAIN))
+    candidates = [record for record in records if record.nbytes == nbytes]
+    own = sha256(path) if candidates else ""
+    return next((record for record in candidates if record.sha256 == own), None)
 
 
 def published_command(command: str, reference: str) -> str:
