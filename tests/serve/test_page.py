@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from urllib.request import urlopen
 
 import pytest
 
-from tests.serve.conftest import KEY, Running
+from bitquilt.serve.app import page_policy
+from tests.serve.conftest import KEY, Running, running
+from tests.talk.book import Book, reciting
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -48,3 +51,67 @@ def test_a_conversation(demo: Running) -> None:
         browser.close()
     assert wrong == []
     assert all(url.startswith(demo.url) for url in asked)
+
+
+ANSWER = (
+    "## Steps\n\nIt is **bold** and <b>not</b> HTML <img src=x onerror=document.title='owned'>.\n\n"
+    "- one\n- two\n\n```python\nprint('<i>')\n```\n\n[a](javascript:alert(1)) and [b](https://b.org)"
+)
+WATCH = """() => {
+  const [said] = document.getElementsByClassName('markdown');
+  window.taken = 0;
+  new MutationObserver(all => all.forEach(one => one.removedNodes.forEach(node => {
+    window.taken += node.nodeName === 'H4' || node.nodeName === 'UL' && !!node.nextSibling;
+  }))).observe(said, { childList: true });
+}"""
+
+
+def test_an_answer_in_markdown() -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}|"
+    with (
+        running(lambda: Book(reciting(ANSWER), template)) as server,
+        playwright.sync_playwright() as started,
+    ):
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        playwright.expect.set_options(timeout=60_000)
+        context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        wrong, asked = [], []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(server.url)
+        page.get_by_text("Settings").click()
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_label("Temperature").fill("0")
+        page.get_by_label("Message").fill("Go")
+        page.get_by_label("Message").press("Enter")
+        log = page.get_by_role("log")
+        playwright.expect(log.get_by_role("heading", name="Steps")).to_be_visible()
+        page.evaluate(WATCH)
+        playwright.expect(log.get_by_role("link", name="b")).to_be_visible()
+        playwright.expect(log).to_have_attribute("aria-busy", "false")
+
+        assert page.evaluate("window.taken") == 0  # what stood stayed: nothing flickered
+        assert log.get_by_role("listitem").all_inner_texts() == ["one", "two"]
+        assert log.locator("pre code").inner_text() == "print('<i>')\n"
+        assert "<b>not</b> HTML <img" in log.inner_text()
+        assert log.get_by_role("link").evaluate_all("all => all.map(one => one.href)") == [
+            "https://b.org/"
+        ]
+        assert log.locator("b, img, script").count() == 0
+        log.get_by_role("button", name="Copy").click()
+        playwright.expect(log.get_by_role("button", name="Copied")).to_be_visible()
+        assert page.evaluate("navigator.clipboard.readText()") == "print('<i>')\n"
+        browser.close()
+    assert wrong == []
+    assert all(url.startswith(server.url) for url in asked)
+
+
+def test_the_page_may_run_no_script_but_its_own(demo: Running) -> None:
+    with urlopen(demo.url) as response:
+        policy, html = response.headers["Content-Security-Policy"], response.read()
+    assert policy == page_policy(html.decode())
+    assert "script-src 'sha256-" in policy
+    assert "unsafe-inline'; script-src" in policy  # of styles only
+    assert policy != page_policy(html.decode().replace("const talk", "let talk"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import hmac
 import json
 import time
@@ -14,17 +16,19 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitquilt.engines import Engine
 from bitquilt.serve.config import ServeConfig
 from bitquilt.serve.errors import RefusedError, invalid
+from bitquilt.serve.markdown import markdown_html
 from bitquilt.serve.metrics import Metrics
 from bitquilt.serve.requests import (
     ChatRequest,
     CompletionRequest,
+    MarkdownRequest,
     TextRequest,
     check_model,
     parse_request,
@@ -42,9 +46,17 @@ BYTES_PER_TOKEN, LEAST_BYTES = 64, 1 << 16
 """A body may have so many bytes per token of the context: text has about 4, and there is JSON
 around it."""
 PAGE = Path(__file__).with_name("page.html")
-PAGE_POLICY = (
-    "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-)
+
+
+def page_policy(page: str) -> str:
+    """Give the Content-Security-Policy under which a page runs its own script, and no other."""
+    script = page.partition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    )
+
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _T = TypeVar("_T")
@@ -64,6 +76,8 @@ class Server:
         Raises:
             UserError: the model cannot be loaded.
         """
+        self._html = PAGE.read_text(encoding="utf-8")
+        self._html_headers = {"Content-Security-Policy": page_policy(self._html)}
         self._name, self._key, self._most = name, config.api_key, config.max_tokens
         self._metrics = Metrics()
         self.scheduler = Scheduler(open_engine, config.parallel, config.queue, self._metrics.ended)
@@ -72,6 +86,7 @@ class Server:
         app = Starlette(
             routes=[
                 Route("/", self._page),
+                Route("/markdown", self._protected(self._markdown), methods=["POST"]),
                 Route("/health", self._health),
                 Route("/metrics", self._protected(self._figures)),
                 Route("/v1/models", self._protected(self._models)),
@@ -88,7 +103,13 @@ class Server:
 
     async def _page(self, request: Request) -> Response:
         self._check_host(request)
-        return FileResponse(PAGE, headers={"Content-Security-Policy": PAGE_POLICY})
+        return HTMLResponse(
+            self._html, headers={"Content-Security-Policy": page_policy(self._html)}
+        )
+
+    async def _markdown(self, request: Request) -> Response:
+        asked = parse_request(MarkdownRequest, await self._body(request))
+        return JSONResponse({"html": await asyncio.to_thread(markdown_html, asked.text)})
 
     async def _health(self, _: Request) -> Response:
         healthy = self.scheduler.healthy

@@ -18,7 +18,7 @@ from bitquilt.talk.sample import AnswerSettings
 
 MAX_ROLLBACKS = AnswerSettings.max_rollbacks
 
-Body = TypeVar("Body", bound="CompletionRequest")
+Body = TypeVar("Body", bound=BaseModel)
 
 
 class _Strict(BaseModel):
@@ -80,6 +80,12 @@ class ToolDefinition(_Strict):
 
     type: Literal["function"]
     function: FunctionDefinition
+
+
+class MarkdownRequest(_Strict):
+    """An answer, whole or as far as it has come, that the chat page shows."""
+
+    text: str
 
 
 class StreamOptions(_Strict):
