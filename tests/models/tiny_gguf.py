@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -31,13 +32,22 @@ def write_gguf(
     *,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     pre: str = "llama-bpe",
+    add_bos: bool | None = None,
+    general: Callable[[gguf.GGUFWriter], None] = lambda writer: None,
 ) -> Path:
-    """Convert a directory of ``tiny_checkpoint``; matrices take ``kind``, the rest F32."""
+    """Convert a directory of ``tiny_checkpoint``; matrices take ``kind``, the rest F32.
+
+    ``general`` writes more keys; without ``add_bos`` the file does not say whether a start token
+    is added.
+    """
     config = json.loads((directory / "config.json").read_text())
     arch = ARCHITECTURES[config["model_type"]]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
     _write_config(writer, config)
     _write_tokenizer(writer, directory, config, pre)
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
+    general(writer)
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
     for name, tensor in load_file(directory / "model.safetensors").items():
         tensor = _convert(name, tensor, config)

@@ -18,7 +18,7 @@ from bitquilt.report.run_record import save
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
-from tests.report.conftest import SETTINGS, evaluation, record
+from tests.report.conftest import SETTINGS, evaluation, quantized, record
 
 MATTER = """---
 license: {licence}
@@ -43,8 +43,8 @@ def original(tmp_path) -> Path:
 def files(tmp_path, original) -> list[Path]:
     """Two of them, the first evaluated."""
     paths = [tmp_path / "tiny-4.5bit.gguf", tmp_path / "tiny-3bit.gguf"]
-    for path in paths:
-        path.write_bytes(path.name.encode())
+    for path, qtype in zip(paths, ("Q8_0", "Q4_0"), strict=True):
+        quantized(original, path, qtype)
     fingerprint = open_checkpoint(original).fingerprint
     save_beside(replace(evaluation(paths[0], 0.0355), fingerprint=fingerprint))
     return paths
@@ -104,7 +104,7 @@ def test_what_text_was_read_is_said(files, original):
 
 
 def test_figures_of_other_bytes_are_not_used(files, original):
-    files[0].write_bytes(b"made again, evaluated before")
+    quantized(original, files[0], "Q6_K")  # made again, evaluated before
     text = model_card(publication(files, original))
     assert "0.0355" not in text
     assert "No figures are known of these files; `bitquilt eval` measures them." in text
@@ -179,7 +179,7 @@ def test_the_command_of_the_run_is_told_without_places_of_its_machine(files, ori
     assert told in text
     assert f"bitquilt quantize {name} --recipe tiny-3bit.recipe.json --to gguf\n" in text
     assert str(tmp_path) not in text
-    first.write_bytes(b"another file")
+    quantized(original, first, "Q4_0")
     assert "--seed 3" not in model_card(publication(files, original))
 
 

@@ -6,10 +6,13 @@ import re
 
 import pytest
 
+from bitquilt.engines import open_engine
 from bitquilt.models import open_checkpoint
 from bitquilt.report.ollama import modelfile, turns
-from bitquilt.talk.prompt import render_prompt
+from bitquilt.talk.prompt import compose, render_prompt
 from tests.factories import CHAT_TEMPLATE, tiny_checkpoint
+from tests.models.tiny_gguf import write_gguf
+from tests.report.conftest import quantized
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 CHATML = (
@@ -42,20 +45,21 @@ def test_translation_gives_the_same_text(template):
     found = turns(template, SPECIAL)
     assert found is not None
     for chat in CHATS:
-        meant = render_prompt(template, chat, SPECIAL).removeprefix("<s>")
+        meant = render_prompt(template, chat, SPECIAL)
         assert found.render(chat) == meant
         assert as_ollama(found.go_template(), found.default, chat) == meant
 
 
 def as_ollama(go: str, default: str | None, chat: list[dict[str, str]]) -> str:
     """Go's template language, as far as ours uses it, executed by rules written out by hand."""
-    inside = re.fullmatch(r"\{\{ range \.Messages \}\}(.*)\{\{ end \}\}\{\{ end \}\}", go, re.S)
-    pieces = re.split(r'\{\{ (?:if|else if) eq \.Role "(\w+)" \}\}', inside[1])
+    loop = r"(.*)\{\{ range \.Messages \}\}(.*)\{\{ end \}\}\{\{ end \}\}"
+    start, inside = re.fullmatch(loop, go, re.S).groups()
+    pieces = re.split(r'\{\{ (?:if|else if) eq \.Role "(\w+)" \}\}', inside)
     around = dict(zip(pieces[1::2], pieces[2::2], strict=True))
     if default is not None and chat[0]["role"] != "system":
         chat = [{"role": "system", "content": default}, *chat]
     parts = (around[one["role"]].split("{{ .Content }}") for one in chat)
-    return "".join(
+    return start + "".join(
         f"{before}{one['content']}{after}" for one, (before, after) in zip(chat, parts, strict=True)
     )
 
@@ -66,10 +70,55 @@ def test_what_is_more_than_text_around_messages_is_refused(template):
 
 
 def test_modelfile_has_the_default_system_message_and_all_stops(tmp_path):
-    text = modelfile(open_checkpoint(tiny_checkpoint(tmp_path, layers=1)), "tiny.gguf")
+    original = tiny_checkpoint(tmp_path, layers=1)
+    path = quantized(original, tmp_path / "tiny.gguf")
+    text = modelfile(open_checkpoint(original), path)
     assert text is not None
     assert text.startswith("FROM ./tiny.gguf\n")
     assert 'SYSTEM """Please reason step by step' in text
     stops = re.findall(r'PARAMETER stop "(.*)"', text)
     assert set(stops) == {"<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"}
     assert "PARAMETER num_ctx 1024" in text
+
+
+BARE = CHAT_TEMPLATE.replace("{{- bos_token }}", "")
+AS_SMOLLM = (  # its start token is the one that begins every turn
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ '<|begin_of_text|>system\n"
+    "You help.<|eot_id|>\n' }}{% endif %}{{ '<|begin_of_text|>' + m.role + '\n' + m.content + "
+    "'<|eot_id|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|begin_of_text|>assistant\n' }}"
+    "{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "add_bos", "pre", "possible"),
+    [
+        (CHAT_TEMPLATE, True, "llama-bpe", True),
+        (CHAT_TEMPLATE, False, "llama-bpe", True),
+        (CHAT_TEMPLATE, None, "llama-bpe", True),
+        (CHAT_TEMPLATE, None, "qwen2", True),
+        (BARE, True, "llama-bpe", False),
+        (BARE, False, "llama-bpe", True),
+        (BARE, None, "qwen2", True),
+        (BARE, None, "llama-bpe", False),
+        (AS_SMOLLM, False, "smollm", True),
+        (AS_SMOLLM, None, "smollm", True),
+        (AS_SMOLLM, True, "smollm", True),
+    ],
+)
+def test_ollama_reads_the_tokens_of_our_prompt(tmp_path, template, add_bos, pre, possible):
+    """Ollama renders, and llama.cpp tokenizes with a start token where the file asks for one."""
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    (directory / "chat_template.jinja").write_text(template)
+    path = write_gguf(directory, tmp_path / "tiny.gguf", pre=pre, add_bos=add_bos)
+    text = modelfile(open_checkpoint(path), path)
+    assert (text is not None) == possible
+    if text is None:  # a start token too many would come whatever the template is
+        return
+    go = re.search(r'TEMPLATE """(.*?)"""', text, re.S)[1]
+    default = re.search(r'SYSTEM """(.*?)"""', text, re.S)
+    with open_engine(path) as engine:
+        for chat in CHATS:
+            said = as_ollama(go, default and default[1], chat)
+            assert engine.tokenize(said, add_special=True) == compose(engine, chat).tokens

@@ -10,15 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from huggingface_hub.lfs import UploadInfo
 
 from bitquilt.errors import UserError
+from bitquilt.evaluation import eval_file
 from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.models import open_checkpoint
+from bitquilt.models.licence import NOTICES
 from bitquilt.report import publish
 from bitquilt.report.card import Publication
 from bitquilt.report.config import PublicationConfig
 from tests.factories import tiny_checkpoint
-from tests.report.conftest import evaluation
+from tests.quick import invoke
+from tests.report.conftest import evaluation, quantized
 from tests.report.hub import Hub, running
 
 MATTER = """---
@@ -47,7 +51,7 @@ def original(tmp_path) -> Path:
 @pytest.fixture
 def file(tmp_path, original) -> Path:
     path = tmp_path / "tiny-4.5bit.gguf"
-    path.write_bytes(b"GGUF, or so we say" * 100)
+    quantized(original, path)
     path.with_suffix(".recipe.json").write_text('{"default": "Q4_K"}')
     fingerprint = open_checkpoint(original).fingerprint
     save_beside(replace(evaluation(path, 0.0355), fingerprint=fingerprint))
@@ -94,13 +98,13 @@ def test_nothing_leaves_without_upload(hub, file, original):
     said = json.loads(done.stdout)
     assert said["gate"] == "manual"
     assert said["uploaded"] is None
-    assert said["files"]["tiny-4.5bit.gguf"] == 1800
+    assert said["files"]["tiny-4.5bit.gguf"] == file.stat().st_size
     assert (hub.created, hub.uploads, hub.files) == ([], 0, {})
 
 
 def test_where_it_would_go_and_what_has_no_figures_is_said(hub, file, original):
     other = file.with_name("tiny-3bit.gguf")
-    other.write_bytes(b"GGUF")
+    quantized(original, other)
     request = (file, other, "--against", original, "--repo", "me/tiny")
     done = run(hub, *request)
     assert done.returncode == 0, done.stderr
@@ -144,10 +148,14 @@ def test_a_hub_out_of_reach_asks_nobody_to_log_in(hub, file, original):
 
 def test_without_a_licence_nothing_is_passed_on(hub, file, original):
     (original / "README.md").unlink()
+    (original / "LICENSE").unlink()
     for upload in ((), ("--upload",)):
         done = run(hub, file, "--against", original, "--repo", "me/tiny", *upload)
         assert done.returncode == 2
-        assert "names no licence" in done.stderr
+        assert (
+            f"no licence was found in README.md, config.json or LICENSE in {original}"
+            in done.stderr
+        )
     assert hub.created == []
 
 
@@ -163,3 +171,89 @@ def test_names_and_mixtures_that_the_hub_cannot_have(file, original, tmp_path):
     (directory / "model.safetensors").touch()
     with pytest.raises(UserError, match="an MLX model is a repository of its own"):
         publication([file, directory], original)
+
+
+def test_an_original_that_the_file_was_not_made_from_is_refused(hub, file, original, tmp_path):
+    """As eval does: another width, and other values in the same shapes."""
+    for options, sentence in (
+        ({"hidden": 128}, "model.embed_tokens.weight is"),
+        ({"seed": 1}, "has the same shape there and other values"),
+    ):
+        other = tiny_checkpoint(tmp_path / "other", layers=1, **options)
+        (other / "README.md").write_text(MATTER)
+        for arguments in (("publish", file, "--upload"), ("card", file)):
+            assert invoke(*arguments, "--against", other, "--repo", "me/tiny") == 2
+        with pytest.raises(UserError, match=rf"was not made from tiny-llama4_text: .*{sentence}"):
+            publication([file], other)
+    assert hub.created == []
+
+
+def test_the_terms_are_told_with_where_they_were_read(file, original, capfd):
+    request = ("publish", file, "--against", original, "--repo", "me/tiny")
+    assert invoke(*request) == 0
+    said = capfd.readouterr().out
+    licence = original / "LICENSE"
+    assert (
+        "The licence is fair-noncommercial-research-license, stated in README.md; passed on with "
+        f"it: {licence}." in said
+    )
+    assert "so the card has no base_model; --base-model says it." in said
+    licence.unlink()
+    assert invoke(*request, "--base-model", "facebook/Tiny") == 0
+    said = capfd.readouterr().out
+    assert "The text of this licence was not found in README.md, config.json or LICENSE" in said
+    assert "base_model" not in said
+
+
+def test_gemmas_terms_go_along_with_their_notice(original, file, tmp_path, capfd):
+    (original / "README.md").unlink()
+    (original / "LICENSE").unlink()
+    source = tmp_path / "source" / "tiny.gguf"
+    source.parent.mkdir()
+    quantized(original, source, "F32")
+    (source.parent / "README.md").write_text(
+        "---\nlicense: gemma\nbase_model: google/gemma-3-270m\nextra_gated_prompt: Yes?\n---\n"
+    )
+    (source.parent / "GEMMA_TERMS.html").write_text("<p>Terms</p>")
+    request = (file, "--against", source, "--repo", "me/tiny")
+    assert invoke("publish", *request) == 0
+    said = capfd.readouterr().out
+    assert "The licence is gemma, stated in README.md; passed on with it: " in said
+    assert 'Every copy says so: "Gemma is provided under and subject to the Gemma Terms' in said
+    assert "was not found" not in said
+    out = tmp_path / "out"
+    assert invoke("card", *request, "-o", out) == 0
+    assert (out / "GEMMA_TERMS.html").read_text() == "<p>Terms</p>"
+    assert (out / "NOTICE").read_text() == f"{NOTICES['gemma']}\n"
+    card = (out / "README.md").read_text()
+    for line in ("license: gemma", "base_model: google/gemma-3-270m", "extra_gated_prompt: Yes?"):
+        assert f"\n{line}\n" in card
+    assert "\nbase_model_relation: quantized\n" in card
+    assert f"\n{NOTICES['gemma']}.\n" in card
+    assert "[GEMMA_TERMS.html](GEMMA_TERMS.html), [NOTICE](NOTICE)" in card
+
+
+def test_a_gguf_original_without_a_licence_is_not_passed_on(original, file, tmp_path, capfd):
+    (original / "README.md").unlink()
+    (original / "LICENSE").unlink()
+    source = tmp_path / "source" / "tiny.gguf"
+    source.parent.mkdir()
+    quantized(original, source, "F32")
+    assert invoke("publish", file, "--against", source, "--repo", "me/tiny") == 2
+    assert (
+        f"no licence was found in the header of {source}, or in README.md or LICENSE beside it, so "
+        "tiny may not be passed on; ask its authors, and put" in capfd.readouterr().err
+    )
+
+
+def test_a_file_is_hashed_once(hub, file, original, monkeypatch):
+    hashed = []
+    whole = UploadInfo.from_path
+    monkeypatch.setattr(UploadInfo, "from_path", lambda path: hashed.append(path) or whole(path))
+    monkeypatch.setattr(eval_file, "sha256", hashed.append)
+    model = publication([file], original)
+    assert set(model.evaluated) == {file.name}
+    operations = [publish.operation(model, entry) for entry in publish.entries(model)]
+    assert hashed.count(str(file)) == 1
+    assert file not in hashed
+    assert file.name in {one.path_in_repo for one in operations}

@@ -20,8 +20,8 @@ def card(models: tuple[str, ...], config: CardConfig, as_json: bool) -> None:
 
     MODEL is one or more GGUF files, or one MLX directory. The card has the original's licence and
     gate. It has the figures that `bitquilt eval` left beside each MODEL, or else those that
-    `bitquilt quantize` left in its work directory. With -o you also get a Modelfile, which Ollama
-    needs, for every GGUF file.
+    `bitquilt quantize` left in its work directory. With -o you also get the licence's text, and a
+    Modelfile, which Ollama needs, for every GGUF file.
 
     \b
     bitquilt card demo-4.5bit.gguf --against demo --repo me/demo-GGUF
@@ -35,8 +35,10 @@ def card(models: tuple[str, ...], config: CardConfig, as_json: bool) -> None:
         print_json(written)
     elif config.output is None:
         click.echo(written["README.md"])
-    for name, text in written.items() if config.output else ():
+    contents = {name: text.encode() for name, text in written.items()}
+    contents |= model.origin.terms.documents()
+    for name, content in contents.items() if config.output else ():
         path = Path(config.output or "") / name
         with atomic_write(path) as beside:
-            beside.write_text(text, encoding="utf-8")
+            beside.write_bytes(content)
         click.echo(str(path), err=as_json)

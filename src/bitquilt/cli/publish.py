@@ -33,10 +33,15 @@ def publish(models: tuple[str, ...], config: PublishConfig, as_json: bool) -> No
     address = hub.upload(model, Progress(), private=config.private) if config.upload else None
     if as_json:
         said = {"repo": model.repository, "gate": model.gate, "files": listed}
-        print_json({**said, "not_measured": model.not_measured, "uploaded": address})
+        terms = {**model.origin.terms.stated, "stated_in": model.origin.terms.stated_in}
+        print_json(
+            {**said, "licence": terms, "not_measured": model.not_measured, "uploaded": address}
+        )
         return
     for name, nbytes in listed.items():
         click.echo(f"{human(nbytes):>10}  {name}")
+    for sentence in hub.terms_said(model):
+        click.echo(sentence)
     for name in model.not_measured:
         click.echo(
             f"{name} was not measured against {config.against}, so the card has no figures of it; "

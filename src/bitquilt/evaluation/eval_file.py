@@ -30,8 +30,12 @@ def save_beside(evaluation: Evaluation) -> None:
             beside.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
-def load_beside(model: Path) -> Evaluation | None:
+def load_beside(model: Path, digest: str | None = None) -> Evaluation | None:
     """Give what :func:`save_beside` left for a file; None if nothing is there for these bytes.
+
+    Args:
+        model: the file.
+        digest: its :func:`sha256`, where that is known already.
 
     Raises:
         UserError: what is there is not JSON, or was written by another version.
@@ -43,7 +47,7 @@ def load_beside(model: Path) -> Evaluation | None:
     found = load_record(Evaluation, path, EVAL_FORMAT, remedy)
     if len(found.files) != 1 or not found.own or not found.files[0].figures:
         raise UserError(f"{path} does not hold the figures of one file; {remedy}")
-    return found if found.files[0].sha256 == sha256(model) else None
+    return found if found.files[0].sha256 == (digest or sha256(model)) else None
 
 
 def path_beside(model: Path) -> Path:
@@ -53,6 +57,10 @@ def path_beside(model: Path) -> Path:
 
 def sha256(model: Path) -> str:
     """Hash a GGUF file, or the weights of an MLX directory."""
-    weights = model / "model.safetensors" if model.is_dir() else model
-    with weights.open("rb") as file:
+    with weights_file(model).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_file(model: Path) -> Path:
+    """Give the file that has the weights: a GGUF file itself, or the one in an MLX directory."""
+    return model / "model.safetensors" if model.is_dir() else model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,9 @@ from bitquilt.runtime.files import each_path
 from bitquilt.runtime.near import suggestion
 from bitquilt.targets import TARGETS, Target
 from bitquilt.targets.engine_check import SAMPLE
+
+ALIKE = 0.5
+"""The least cosine of a matrix and the original's; signs alone have 0.8, unrelated ones 0."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,11 @@ class ModelFile:
     def check(self, original: Checkpoint) -> None:
         """Refuse a file that cannot have been made from the original.
 
+        Its tensors have to have the original's shapes, and the smallest matrix its values: whatever
+        a matrix is rounded to points where the original does.
+
         Raises:
-            UserError: a tensor has another shape, or is not there.
+            UserError: a tensor has another shape, is not there, or has nothing of the original.
         """
         own = self.shapes
         for name, shape in original.shapes.items():
@@ -106,6 +113,16 @@ class ModelFile:
                     f"{own.get(name, 'missing')} there and {shape} in the original; give the "
                     "original of this file to --against"
                 )
+        matrix = min(original.matrices, key=lambda one: math.prod(original.matrices[one]))
+        name = f"{matrix}.weight"
+        here = self.target.read_weights(self.path)[name].flatten()
+        alike = float(torch.cosine_similarity(here, original.load(name).flatten(), dim=0))
+        if alike < ALIKE:
+            raise UserError(
+                f"{self.path} was not made from {original.name}: {name} has the same shape there "
+                f"and other values (a cosine of {alike:.2f}); give the original of this file to "
+                "--against"
+            )
 
     def start(self) -> RemoteEngine:
         """The file in its engine, in a process of its own."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitquilt.gguf.container import Metadata, read_pairs
+from bitquilt.gguf.container import Metadata, encode, read_pairs
 from bitquilt.gguf.dequantize import dequantize
 from bitquilt.gguf.file_type import FILE_TYPE
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.rope import ROPE_FREQS, RopeFactors
+from bitquilt.gguf.tokenizer import adds_bos
 
 _REPLACED = (FILE_TYPE, "general.quantization_version", "general.alignment")
 _DROPPED_PREFIXES = ("split.", "quantize.", "bitquilt.")
@@ -18,15 +19,20 @@ _DROPPED_PREFIXES = ("split.", "quantize.", "bitquilt.")
 def kept_metadata(source: Path) -> Metadata:
     """Every pair of the source's header that still holds, byte for byte.
 
+    Whether a start token is added, which some files leave to their reader, is written out.
+
     Raises:
         UserError: the source is damaged.
     """
     header = read_header(source)
-    return {
+    kept = {
         key: value
         for key, value in read_pairs(source, header.container).items()
         if key not in _REPLACED and not key.startswith(_DROPPED_PREFIXES)
     }
+    if "tokenizer.ggml.tokens" in kept:  # engines differ in what they take an absent one for
+        kept.setdefault("tokenizer.ggml.add_bos_token", encode(adds_bos(header)))
+    return kept
 
 
 def source_rope_factors(source: Path) -> RopeFactors | None:

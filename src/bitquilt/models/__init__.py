@@ -13,13 +13,15 @@ model. A model that cannot be rewritten exactly is refused with a sentence.
     gguf_config.py      a config as GGUF's keys, and back
     chat_template.py    messages → the text that the model continues
     blockwise.py        forward passes with one block in memory at a time
-    audit.py, inspection.py, licence.py, fingerprint.py    what is worth knowing about a model
+    audit.py, inspection.py, fingerprint.py    what is worth knowing about a model
+    licence.py, licence_files.py    on what terms a model is passed on
 
 Reading a checkpoint needs torch and transformers, so their imports wait until one is opened.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +43,25 @@ def open_checkpoint(reference: str | Path, *, weights: bool = True) -> Checkpoin
     Raises:
         UserError: it cannot be found, read, or rewritten exactly.
     """
-    from bitquilt.models.sources import hugging_face, resolve
+    from bitquilt.models.sources import resolve
 
     path = resolve.resolve(str(reference), weights=weights)
+    opened = _opened(str(reference), path, weights)
+    return replace(opened, hub_id=resolve.hub_id(str(reference), path))
+
+
+def _opened(reference: str, path: Path, weights: bool) -> Checkpoint:
+    """Open what a reference resolved to."""
+    from bitquilt.models.sources import hugging_face, resolve
+
     if path.suffix == SUFFIX:
         from bitquilt.models.sources.gguf import open_gguf
 
         return open_gguf(path)
     if path.is_file():
         return hugging_face.open_config(read_json(path), path.resolve().parent.name)
-    name = resolve.short_name(str(reference), path)
-    if not weights and resolve.on_hub(str(reference)):
+    name = resolve.short_name(reference, path)
+    if not weights and resolve.on_hub(reference):
         return hugging_face.without_weights(path, name)
     return hugging_face.open_directory(path, name)
 

@@ -63,6 +63,10 @@ class Checkpoint:
     its bytes."""
     gguf_source: Path | None = None
     """The GGUF file this came from; its header is preserved when a GGUF is written."""
+    gguf_general: dict[str, Any] = field(default_factory=dict, repr=False)
+    """The ``general.*`` keys of that file: whose it is, and on what terms."""
+    hub_id: str | None = None
+    """The repository that it came from, ``owner/name`` on the hub; None if that is not known."""
     source_bytes: dict[str, int] = field(default_factory=dict, repr=False)
     """Bytes of every tensor in the source; 0 for a norm of ones that the rewrite added."""
     file_type: str | None = None

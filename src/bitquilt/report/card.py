@@ -9,9 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import CommitOperationAdd, ModelCardData
 
-from bitquilt.evaluation.eval_file import load_beside
+from bitquilt.evaluation.eval_file import load_beside, weights_file
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.results import Evaluation
 from bitquilt.models.checkpoint import Checkpoint
@@ -40,9 +40,18 @@ class Publication:
     """``auto`` or ``manual`` where the hub asks visitors something before they get the original."""
 
     @cached_property
+    def weights(self) -> dict[Path, CommitOperationAdd]:
+        """The files with weights, made ready to be uploaded, which hashes them: once is enough."""
+        paths = [weights_file(one.path) for one in self.files]
+        return {path: CommitOperationAdd(path.name, path) for path in paths}
+
+    def _digest(self, file: ModelFile) -> str:
+        return self.weights[weights_file(file.path)].upload_info.sha256.hex()
+
+    @cached_property
     def evaluated(self) -> dict[str, Evaluation]:
         """What is known of files, by name: of these bytes, measured against this original."""
-        evaluations = {one.name: load_beside(one.path) for one in self.files}
+        evaluations = {one.name: load_beside(one.path, self._digest(one)) for one in self.files}
         return {
             name: evaluation
             for name, evaluation in evaluations.items()
@@ -52,7 +61,9 @@ class Publication:
     @cached_property
     def records(self) -> dict[str, OutputRecord]:
         """What the runs noted that made files of this original, by the files' names."""
-        records = {one.name: find_record(one.path, one.nbytes) for one in self.files}
+        records = {
+            one.name: find_record(one.path, one.nbytes, self._digest(one)) for one in self.files
+        }
         return {
             name: record
             for name, record in records.items()
@@ -79,7 +90,7 @@ def model_card(publication: Publication) -> str:
 def modelfiles(publication: Publication) -> dict[str, str]:
     """Name → content of an Ollama Modelfile for every GGUF file whose template Ollama can have."""
     ggufs = [one for one in publication.files if one.target.ollama_runs]
-    found = {one.name: ollama.modelfile(publication.original, one.name) for one in ggufs}
+    found = {one.name: ollama.modelfile(publication.original, one.path) for one in ggufs}
     only = len(ggufs) == 1
     return {
         "Modelfile" if only else f"Modelfile-{Path(name).stem}": text
@@ -91,9 +102,7 @@ def modelfiles(publication: Publication) -> dict[str, str]:
 def _metadata(publication: Publication) -> str:
     """Make the front matter, as YAML."""
     origin, targets = publication.origin, _targets(publication)
-    fields: dict[str, Any] = {**origin.licence, **origin.passed_on}
-    if origin.hub_id:
-        fields |= {"base_model": origin.hub_id, "base_model_relation": "quantized"}
+    fields = dict(origin.terms.fields)
     fields.setdefault("pipeline_tag", "text-generation")
     data = ModelCardData(
         **fields,
@@ -115,8 +124,10 @@ def _text(publication: Publication) -> str:
         "base": origin.hub_id,
         "original": origin.name,
         "engines": " and ".join(dict.fromkeys(one.engine for one in publication.files)),
-        "licence": origin.licence_name,
-        "non_commercial": origin.non_commercial,
+        "licence": origin.terms.name,
+        "non_commercial": origin.terms.non_commercial,
+        "notice": origin.terms.notice,
+        "documents": sorted(origin.terms.documents()),
         "gated": bool(publication.gate),
         "tables": _tables(publication),
         "detailed": [_detailed(name, evaluation) for name, evaluation in found.items()],

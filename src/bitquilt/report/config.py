@@ -44,7 +44,7 @@ class CardConfig(PublicationConfig):
     """What ``bitquilt card`` can be asked for."""
 
     output: str | Path | None = option(
-        "The card is written into this directory, and the Modelfiles too.",
+        "The card is written into this directory, with the Modelfiles and the licence's text.",
         default=None,
         short="-o",
         metavar="DIR",

@@ -8,13 +8,17 @@ model's template; if it does not, there is no Modelfile rather than a wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
+from pathlib import Path
 
 from bitquilt.engines.engine import Sampling
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
+from bitquilt.gguf.header import read_header
+from bitquilt.gguf.tokenizer import adds_bos, start_token
 from bitquilt.models.chat_template import Message
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.talk.prompt import render_prompt
@@ -40,8 +44,10 @@ _TRIED: tuple[tuple[Message, ...], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Turns:
-    """The texts around messages; the start token is left out, for Ollama adds it by itself."""
+    """The texts around messages, without a start token that Ollama adds by itself."""
 
+    start: str
+    """The text before all messages."""
     before_system: str
     after_system: str
     before_user: str
@@ -61,12 +67,13 @@ class Turns:
             "assistant": ("", self.after_answer),
         }
         parts = ((around[message["role"]], message["content"]) for message in messages)
-        return "".join(before + content + after for (before, after), content in parts)
+        said = (before + content + after for (before, after), content in parts)
+        return self.start + "".join(said)
 
     def go_template(self) -> str:
         """Write the turns in Go's template language, for a Modelfile."""
         return (
-            "{{ range .Messages }}"
+            f"{self.start}{{{{ range .Messages }}}}"
             f'{{{{ if eq .Role "system" }}}}{self.before_system}{{{{ .Content }}}}'
             f"{self.after_system}"
             f'{{{{ else if eq .Role "user" }}}}{self.before_user}{{{{ .Content }}}}'
@@ -76,33 +83,61 @@ class Turns:
         )
 
 
-def turns(template: str, special_tokens: Mapping[str, str]) -> Turns | None:
-    """The texts that a chat template writes around messages; None if it does more than that."""
+def turns(template: str, special_tokens: Mapping[str, str], added: str = "") -> Turns | None:
+    """The texts that a chat template writes around messages; None if it does more than that.
+
+    Args:
+        template: Jinja source as models publish it.
+        special_tokens: ``bos_token`` and ``eos_token``, which templates write.
+        added: the start token, where Ollama puts it before any text; a template that does not
+            begin with it cannot be had without it, and there are no turns then.
+    """
 
     def put(messages: Sequence[Message]) -> str:
-        return render_prompt(template, messages, special_tokens).removeprefix(
-            special_tokens.get("bos_token", "")
-        )
+        text = render_prompt(template, messages, special_tokens)
+        if not text.startswith(added):
+            raise ValueError(f"the text does not begin with {added}")
+        return text.removeprefix(added)
 
-    try:
-        head, after_system, after_user, after_answer, _ = _between(put(_CONVERSATION))
-        first = put(_CONVERSATION[1:2]).partition(USER)[0]
-        default = None
-        before_user = first
-        if not after_system.endswith(first):  # there is a system message even where none is given
-            before_user = _common_end(after_system, after_answer)
-            default = first.removeprefix(head).removesuffix(after_system)
-        found = Turns(
-            before_system=head,
-            after_system=after_system.removesuffix(before_user),
-            before_user=before_user,
-            after_user=after_user,
-            after_answer=after_answer.removesuffix(before_user),
-            default=default,
-        )
-        same = all(found.render(messages) == put(messages) for messages in _TRIED)
-    except (UserError, ValueError):  # it refuses a conversation, or leaves a message out
-        return None
+    bos = special_tokens.get("bos_token", "")
+    for start in dict.fromkeys(("", bos)):
+        with suppress(UserError, ValueError):  # a conversation is refused, or a message left out
+            if found := _turns(put, start):
+                return found
+    return None
+
+
+def _turns(put: Callable[[Sequence[Message]], str], start: str) -> Turns | None:
+    """Find the turns of texts that all begin with ``start``; None where others come out.
+
+    Raises:
+        UserError: the template refuses a conversation.
+        ValueError: a text begins otherwise, or lacks a message.
+    """
+
+    def after_start(messages: Sequence[Message]) -> str:
+        text = put(messages)
+        if not text.startswith(start):
+            raise ValueError(f"the text does not begin with {start}")
+        return text.removeprefix(start)
+
+    head, after_system, after_user, after_answer, _ = _between(after_start(_CONVERSATION))
+    first = after_start(_CONVERSATION[1:2]).partition(USER)[0]
+    default = None
+    before_user = first
+    if not after_system.endswith(first):  # there is a system message even where none is given
+        before_user = _common_end(after_system, after_answer)
+        default = first.removeprefix(head).removesuffix(after_system)
+    found = Turns(
+        start=start,
+        before_system=head,
+        after_system=after_system.removesuffix(before_user),
+        before_user=before_user,
+        after_user=after_user,
+        after_answer=after_answer.removesuffix(before_user),
+        default=default,
+    )
+    same = all(found.render(messages) == put(messages) for messages in _TRIED)
     return found if same else None
 
 
@@ -125,7 +160,7 @@ def _common_end(one: str, other: str) -> str:
     return one[len(one) - length :]
 
 
-def modelfile(checkpoint: Checkpoint, file_name: str) -> str | None:
+def modelfile(checkpoint: Checkpoint, path: Path) -> str | None:
     """An Ollama Modelfile for a GGUF file of the checkpoint.
 
     Returns:
@@ -137,10 +172,12 @@ def modelfile(checkpoint: Checkpoint, file_name: str) -> str | None:
     tokenizer = HubTokenizer(
         checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config
     )
-    found = turns(checkpoint.chat_template, tokenizer.info.special_tokens)
+    header = read_header(path)
+    start = start_token(header) if adds_bos(header) else ""
+    found = turns(checkpoint.chat_template, tokenizer.info.special_tokens, start)
     if found is None:
         return None
-    lines = [f"FROM ./{file_name}", f'TEMPLATE """{found.go_template()}"""']
+    lines = [f"FROM ./{path.name}", f'TEMPLATE """{found.go_template()}"""']
     if found.default:
         lines.append(f'SYSTEM """{found.default}"""')
     context = min(CONTEXT, int(checkpoint.config["max_position_embeddings"]))

@@ -30,14 +30,14 @@ class RepositoryFile:
     """One file of the repository."""
 
     name: str
-    content: Path | str
-    """A file on disk, or text written for the repository."""
+    content: Path | bytes
+    """A file on disk, or what is written for the repository."""
 
     @property
     def nbytes(self) -> int:
         """Its size."""
-        if isinstance(self.content, str):
-            return len(self.content.encode())
+        if isinstance(self.content, bytes):
+            return len(self.content)
         return self.content.stat().st_size
 
 
@@ -50,7 +50,8 @@ def publication(paths: Sequence[str | Path], config: PublicationConfig) -> Publi
 
     Raises:
         UserError: a file does not exist or shares its name, formats do not go together, the hub
-            takes no such name, or a file is the original itself.
+            takes no such name, a file is the original itself or was not made from it, or the
+            original's card cannot be read.
     """
     files = [ModelFile.at(path) for path in paths]
     for name, times in Counter(file.name for file in files).items():
@@ -68,7 +69,9 @@ def publication(paths: Sequence[str | Path], config: PublicationConfig) -> Publi
     if any(Path(against).resolve() == file.path.resolve() for file in files):
         raise UserError(f"{against} is the model itself; --against wants what it was made from")
     original = open_checkpoint(against)
-    origin = PublishedOriginal.of(against, original, config.base_model)
+    for file in files:
+        file.check(original)
+    origin = PublishedOriginal.of(original, config.base_model)
     gate = origin.gate(HfApi())
     return Publication(
         files=files,
@@ -90,17 +93,16 @@ def _check_id(name: str) -> None:
 
 def entries(publication: Publication) -> list[RepositoryFile]:
     """Everything that the repository is to hold."""
-    found = [RepositoryFile("README.md", model_card(publication))]
-    found += [RepositoryFile(name, text) for name, text in modelfiles(publication).items()]
+    written = {"README.md": model_card(publication), **modelfiles(publication)}
+    found = [RepositoryFile(name, text.encode()) for name, text in written.items()]
     for file in publication.files:
         found += _files(file)
         if file.name in publication.evaluated:
             figures = path_beside(file.path)
             found.append(RepositoryFile(figures.name, figures))
     there = {entry.name for entry in found}
-    return found + [
-        RepositoryFile(f.name, f) for f in publication.origin.licence_files if f.name not in there
-    ]
+    documents = publication.origin.terms.documents().items()
+    return found + [RepositoryFile(name, text) for name, text in documents if name not in there]
 
 
 def _files(file: ModelFile) -> Iterator[RepositoryFile]:
@@ -115,11 +117,34 @@ def require_licence(publication: Publication) -> None:
     Raises:
         UserError: the original names no licence.
     """
-    if not publication.origin.licence:
+    terms = publication.origin.terms
+    if not terms.stated:
         raise UserError(
-            f"{publication.original.name} names no licence, so it may not be passed on; put a "
-            "README.md with its `license` beside the original"
+            f"no licence was found in {terms.searched}, so {publication.original.name} may not be "
+            "passed on; ask its authors, and put a README.md with its `license`, or its LICENSE, "
+            "beside the original"
         )
+
+
+def terms_said(publication: Publication) -> list[str]:
+    """Say on what terms the files go out, where that was read, and what is missing."""
+    origin, terms = publication.origin, publication.origin.terms
+    texts = ", ".join(str(path) for path in terms.texts.values())
+    passed = f"; passed on with it: {texts}" if texts else ""
+    said = [f"The licence is {terms.name}, stated in {terms.stated_in}{passed}."]
+    if terms.notice:
+        said.append(f'Every copy says so: "{terms.notice}".')
+    if terms.lacks_text:
+        said.append(
+            f"The text of this licence was not found in {terms.searched}; read whether a copy has "
+            "to have it, and put it there as LICENSE."
+        )
+    if "base_model" not in terms.fields:
+        said.append(
+            f"Where {origin.name} is on the hub is not known, so the card has no base_model; "
+            "--base-model says it."
+        )
+    return said
 
 
 def upload(publication: Publication, progress: Progress, *, private: bool = False) -> str:
@@ -138,7 +163,7 @@ def upload(publication: Publication, progress: Progress, *, private: bool = Fals
         with progress.stage(f"Uploading to {address}", 1):
             api.create_commit(
                 publication.repository,
-                [CommitOperationAdd(entry.name, _source(entry)) for entry in listed],
+                [operation(publication, entry) for entry in listed],
                 commit_message=f"{publication.original.name}, quantized with bitquilt",
             )
             progress.advance()
@@ -159,12 +184,14 @@ def upload(publication: Publication, progress: Progress, *, private: bool = Fals
     return str(address)
 
 
+def operation(publication: Publication, entry: RepositoryFile) -> CommitOperationAdd:
+    """Make a file ready to be uploaded; those with weights are, for they have been hashed."""
+    ready = publication.weights.get(entry.content) if isinstance(entry.content, Path) else None
+    return ready or CommitOperationAdd(entry.name, entry.content)
+
+
 def _refused(error: Exception) -> bool:
     """Whether who asked may not; the hub says that it knows no repository where one is hidden."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in (401, 403, 404)
     return isinstance(error, LocalTokenNotFoundError)
-
-
-def _source(entry: RepositoryFile) -> bytes | Path:
-    return entry.content.encode() if isinstance(entry.content, str) else entry.content

@@ -182,7 +182,7 @@ def load(work_dir: Path) -> list[OutputRecord]:
 _AGAIN = "run `bitquilt quantize` with this work directory again, which takes seconds"
 
 
-def find_record(path: Path, nbytes: int) -> OutputRecord | None:
+def find_record(path: Path, nbytes: int, digest: str | None = None) -> OutputRecord | None:
     """Find the newest record of a file by its hash; None without one.
 
     The work directories beside the file and in the working directory are looked into. The file may
@@ -191,6 +191,7 @@ def find_record(path: Path, nbytes: int) -> OutputRecord | None:
     Args:
         path: the file or directory.
         nbytes: its size; a record of another size is of another file, and nothing is hashed.
+        digest: its hash, where that is known already.
     """
     folders = {path.resolve().parent, Path.cwd()}
     found = [kept for folder in folders for kept in folder.glob(f"*/{FOLDER}/*.json")]
@@ -199,7 +200,9 @@ def find_record(path: Path, nbytes: int) -> OutputRecord | None:
         with suppress(UserError):  # of another version
             records.append(load_record(OutputRecord, kept, RECORD_FORMAT, _AGAIN))
     candidates = [record for record in records if record.nbytes == nbytes]
-    own = sha256(path) if candidates else ""
+    if not candidates:
+        return None
+    own = digest or sha256(path)
     return next((record for record in candidates if record.sha256 == own), None)
 
 

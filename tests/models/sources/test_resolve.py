@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import filter_repo_objects
 
 from bitquilt.errors import UserError
+from bitquilt.models.licence_files import TERMS
 from bitquilt.models.sources import resolve
-from bitquilt.targets.mlx.writing import COPIED_FILES
 
 
 @pytest.fixture
@@ -75,10 +75,11 @@ def test_a_plan_leaves_weights_on_the_hub(tmp_path: Path, hub: Any) -> None:
 
 def test_the_terms_of_a_model_come_with_it() -> None:
     """The model card states the licence; MLX directories carry its text on."""
-    published = {"README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "model.bin", "a.py"}
+    terms = {"LICENSE", "LICENSE.txt", "LICENCE.md", "NOTICE.txt", "USE_POLICY.md", "X_TERMS.html"}
+    published = {*terms, "README.md", "model.bin", "a.py"}
     fetched = set(filter_repo_objects(published, allow_patterns=list(resolve.HUB_FILES)))
     assert fetched == published - {"model.bin", "a.py"}
-    assert fetched - {"README.md"} <= set(COPIED_FILES)
+    assert fetched - {"README.md"} == {name for name in fetched if TERMS.fullmatch(name)}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,19 @@ Face tokenizer from these, and :func:`tokenizer_keys` writes one as these.
 from __future__ import annotations
 
 from bitquilt.gguf.tokenizer.conventions import SPLITTINGS
-from bitquilt.gguf.tokenizer.read import byte_level_tokenizer, tokenizer_directory
+from bitquilt.gguf.tokenizer.read import (
+    adds_bos,
+    byte_level_tokenizer,
+    start_token,
+    tokenizer_directory,
+)
 from bitquilt.gguf.tokenizer.write import tokenizer_keys
 
-__all__ = ["SPLITTINGS", "byte_level_tokenizer", "tokenizer_directory", "tokenizer_keys"]
+__all__ = [
+    "SPLITTINGS",
+    "adds_bos",
+    "byte_level_tokenizer",
+    "start_token",
+    "tokenizer_directory",
+    "tokenizer_keys",
+]

@@ -90,14 +90,33 @@ def byte_level_tokenizer(header: GgufHeader) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(_added(header))
-    bos = metadata.get("tokenizer.ggml.bos_token_id")
-    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", splitting.adds_bos):
+    if adds_bos(header):
+        bos = metadata["tokenizer.ggml.bos_token_id"]
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{tokens[bos]} $A",
             pair=f"{tokens[bos]} $A {tokens[bos]} $B:1",
             special_tokens=[(tokens[bos], bos)],
         )
     return tokenizer
+
+
+def adds_bos(header: GgufHeader) -> bool:
+    """Whether llama.cpp puts a beginning-of-text token before any text.
+
+    A file that does not say has what its kind of tokenizer does (``llama_vocab::impl::load``).
+    """
+    get = header.metadata.get
+    if get("tokenizer.ggml.bos_token_id") is None:
+        return False
+    splitting = SPLITTINGS.get(get("tokenizer.ggml.pre", "default"))
+    by_kind = get("tokenizer.ggml.model") == "llama" or (splitting and splitting.adds_bos)
+    return bool(get("tokenizer.ggml.add_bos_token", by_kind))
+
+
+def start_token(header: GgufHeader) -> str:
+    """The text of the beginning-of-text token; empty where there is none."""
+    bos = header.metadata.get("tokenizer.ggml.bos_token_id")
+    return "" if bos is None else str(header.metadata["tokenizer.ggml.tokens"][bos])
 
 
 def _added(header: GgufHeader) -> list[AddedToken]:

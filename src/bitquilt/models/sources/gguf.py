@@ -61,6 +61,7 @@ def open_gguf(path: Path) -> Checkpoint:
         ),
         fingerprint=own_fingerprint,
         gguf_source=path,
+        gguf_general={k: v for k, v in header.metadata.items() if k.startswith("general.")},
         source_bytes=nbytes,
     )
 

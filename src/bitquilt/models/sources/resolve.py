@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -22,7 +24,10 @@ from bitquilt.runtime.near import did_you_mean, suggestion
 DEMO = "demo"
 GGUF_MAGIC = b"GGUF"
 
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "README.md", "LICENSE*", "NOTICE")
+HUB_FILES = (
+    *("*.json", "*.safetensors", "*.jinja", "README.md"),
+    *("LICEN[CS]E*", "COPYING*", "*TERMS*", "NOTICE*", "USE_POLICY*"),
+)
 """Files of a hub repository that a checkpoint needs, or that say on what terms it is passed on."""
 _UNNEEDED = ("*/*", "consolidated*.safetensors")
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -64,6 +69,19 @@ def may_be_hub_id(reference: str) -> bool:
     """Say whether a reference has the form ``owner/name`` and is no path; the hub is not asked."""
     path = Path(reference).expanduser()
     return reference.count("/") == 1 and on_hub(reference) and not _looks_local(reference, path)
+
+
+def hub_id(reference: str, path: Path) -> str | None:
+    """The repository that a model came from: asked for by its id, or in Hugging Face's cache.
+
+    Args:
+        reference: what the user typed.
+        path: what it resolved to.
+    """
+    if on_hub(reference):
+        return reference
+    found = re.search(r"/models--([^/]+)/snapshots/", Path(os.path.abspath(path)).as_posix() + "/")
+    return found[1].replace("--", "/", 1) if found else None
 
 
 def short_name(reference: str, path: Path) -> str:

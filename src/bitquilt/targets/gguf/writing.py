@@ -35,7 +35,7 @@ from bitquilt.gguf.tokenizer import tokenizer_keys
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.models.gguf_config import gguf_keys, gguf_rope_factors
-from bitquilt.models.licence import licence
+from bitquilt.models.licence import base_model_keys, licence_keys
 from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource, QuantType
 from bitquilt.targets.destination import RECIPE_KEY
 from bitquilt.targets.layout import (
@@ -143,19 +143,19 @@ def _metadata(
 def _model_metadata(checkpoint: Checkpoint) -> Metadata:
     """Describe the model itself: as a GGUF source does, else anew."""
     if checkpoint.gguf_source is not None:
-        return kept_metadata(checkpoint.gguf_source)
+        missing = {**base_model_keys(checkpoint), **licence_keys(checkpoint)}
+        added = {key: encode(value) for key, value in missing.items()}
+        return kept_metadata(checkpoint.gguf_source) | added
     keys: dict[str, MetadataValue] = {
         "general.architecture": architecture_of(checkpoint.config).gguf_architecture,
         "general.type": "model",
         "general.name": checkpoint.name,
-        "general.base_model.count": 1,
-        "general.base_model.0.name": checkpoint.name,
+        **base_model_keys(checkpoint),
         **gguf_keys(checkpoint.config),
         **sampling_keys(checkpoint.generation_config),
     }
     if checkpoint.tokenizer_dir is not None:
-        if stated := licence(checkpoint.tokenizer_dir):
-            keys["general.license"] = stated
+        keys |= licence_keys(checkpoint)
         keys |= tokenizer_keys(
             checkpoint.tokenizer_dir, checkpoint.config, checkpoint.chat_template
         )

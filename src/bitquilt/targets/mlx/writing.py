@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from bitquilt import qtypes
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
-from bitquilt.models.licence import LICENCE_FILES
+from bitquilt.models.licence import terms_of
 from bitquilt.qtypes.qtype import Allocation, PackedSource, QuantType
 from bitquilt.targets.layout import (
     Layout,
@@ -46,7 +46,6 @@ COPIED_FILES = (
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
-    *LICENCE_FILES,
 )
 _DTYPES = {torch.uint32: "U32", torch.bfloat16: "BF16", torch.float32: "F32", torch.uint8: "U8"}
 
@@ -174,11 +173,13 @@ def _texts(
 
 
 def _copied(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Return the tokenizer's files and the licence: name → content."""
+    """Return the tokenizer's files and those that state the licence: name → content."""
     source = checkpoint.tokenizer_dir
     if source is None:
         return {}
-    return {name: (source / name).read_bytes() for name in COPIED_FILES if (source / name).exists()}
+    there = [name for name in COPIED_FILES if (source / name).exists()]
+    tokenizer = {name: (source / name).read_bytes() for name in there}
+    return {**tokenizer, **terms_of(checkpoint).documents()}
 
 
 def _write_weights(
