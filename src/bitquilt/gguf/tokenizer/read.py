@@ -109,7 +109,8 @@ def adds_bos(header: GgufHeader) -> bool:
     if get("tokenizer.ggml.bos_token_id") is None:
         return False
     splitting = SPLITTINGS.get(get("tokenizer.ggml.pre", "default"))
-    by_kind = get("tokenizer.ggml.model") == "llama" or (splitting and splitting.adds_bos)
+    byte_level = get("tokenizer.ggml.model") == "gpt2"
+    by_kind = splitting is not None and splitting.adds_bos if byte_level else True
     return bool(get("tokenizer.ggml.add_bos_token", by_kind))
 
 
