@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -99,6 +100,32 @@ def test_several_budgets_make_several_recipes(model, tmp_path, capfd):
     names = sorted(path.name for path in tmp_path.iterdir())
     assert len(names) == 4
     assert "tiny-llama4_text-5bit-gguf.recipe.json" in names
+
+
+def test_a_search_says_what_it_found_on_which_text(model, tmp_path, capfd):
+    source, work = model
+    assert invoke("search", source, "--bits", "4.5", "-o", tmp_path, "--work-dir", work) == 0
+    printed = capfd.readouterr()
+    number = r"[\d.e-]+"
+    assert re.search(
+        r"\.recipe\.json: the mix of \w+, for a file of [\d,]+ bytes; its KL is "
+        rf"{number} nats/token on 62 held-out tokens\n",
+        printed.out,
+    )
+    assert re.search(
+        r"4\.5bit for gguf: the mix of \w+ is used: on 62 held-out tokens that no search has read, "
+        rf"its KL is {number} nats/token; ",
+        printed.err,
+    )
+
+
+def test_options_of_a_search_beside_a_recipe_are_said_to_have_no_effect(model, tmp_path):
+    asked = QUICK | {"recipe": "Q4_K_M", "output": tmp_path}
+    for search, expected in ((SearchConfig(tokens=5000), 1), (SearchConfig(), 0)):
+        lines = []
+        config = pipeline.QuantizeConfig(**asked, search=search)
+        pipeline.Run(model[0], config, Recorded(lines=lines))
+        assert sum("leaves nothing to search" in line for line in lines) == expected
 
 
 def test_a_recipe_found_makes_the_file_that_quantize_makes(model, tmp_path):

@@ -61,3 +61,10 @@ def test_long_names_are_whole(printed):
     words = printed.split()
     assert {"a-model-of-a-long-", "name-4.5bit.gguf"} <= set(words)
     assert "…" not in printed.split("KL is")[-1]
+
+
+def test_figures_of_an_excerpt_have_their_unit_and_their_text(printed):
+    said = " ".join(printed.split())
+    assert "On 3,042 of the tokens its KL is 0.0355 nats/token in its engine and 0.0354 in" in said
+    assert "nats/token for BF16 in llama.cpp, on 3,042 tokens." in said
+    assert "KL is in nats per token" in said

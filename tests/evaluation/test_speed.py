@@ -97,3 +97,13 @@ def test_more_than_the_context_is_refused(files):
 def test_what_is_no_list_of_numbers_is_refused(files, value, sentence, capfd):
     assert invoke("bench", files[0], "--prompt", value) == 2
     assert sentence in capfd.readouterr().err
+
+
+def test_every_column_of_the_table_has_its_unit(found, monkeypatch, files, capfd):
+    monkeypatch.setattr("bitquilt.evaluation.speed.bench", lambda *_: found)
+    assert invoke("bench", *files) == 0
+    printed = capfd.readouterr().out
+    heading = printed[: printed.index("───")]
+    assert heading.count("tokens/s") == 2
+    row = next(line for line in printed.splitlines() if " ms " in line)
+    assert row.count(" ms ") == 2

@@ -79,7 +79,8 @@ def test_figures_are_those_that_were_measured(html):
     assert "0.0355" in text  # the evaluation, not the closing figure
     assert "0.0284 – 0.0426" in text
     assert "run `bitquilt eval` on all files" in text
-    assert "3.3e-05 (BF16 in llama.cpp)" in text
+    assert "3.3e-05 nats/token (BF16 in llama.cpp)" in text
+    assert "On 3,042 of the tokens its KL is 0.0355 nats/token in the engine" in text
     assert "0.0519" in text
 
 

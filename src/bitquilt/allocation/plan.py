@@ -18,7 +18,7 @@ from bitquilt.allocation.knapsack import fullest_nbytes
 from bitquilt.allocation.recipe import Recipe
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, CandidateSets, sizes_of
-from bitquilt.config import AllocationConfig, PlanConfig
+from bitquilt.config import AllocationConfig, PlanConfig, SearchConfig
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
@@ -40,6 +40,8 @@ class Request:
     """For file names: ``4.5bit``, ``600MB``, ``Q4_K_M``, the recipe's file name."""
     fast: bool = False
     """Whether speed matters too."""
+    searches: bool = False
+    """Whether something was said about how to search."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -47,6 +49,11 @@ class Request:
         if self.budget and self.recipe and (self.recipe.default or self.recipe.rules):
             where = self.recipe.where
             return (f"with a budget only the pins of {where} hold, not its default and rules",)
+        if self.budget is None and self.searches:
+            return (
+                "a recipe without a budget leaves nothing to search: the options of the search "
+                "have no effect",
+            )
         return ()
 
 
@@ -71,6 +78,7 @@ def requests(config: PlanConfig) -> list[Request]:
             preset=preset,
             label=_label(bits, config.size, config.recipe),
             fast=fast,
+            searches=allocating is not None and allocating.search != SearchConfig(),
         )
         for bits in config.several_bits
     ]

@@ -45,7 +45,7 @@ def _print(found: BenchResult) -> None:
     for load, speeds in groupby(found.speeds, key=lambda speed: speed.load):
         several = f"{load.batch} prompts" if load.batch > 1 else "one prompt"
         console.print(f"[bold]{several} of {load.prompt} tokens, {load.answer} answered[/bold]")
-        columns = ("prompt/s", "answer/s", "first", "late gap", "memory")
+        columns = ("prompt,\ntokens/s", "answer,\ntokens/s", "first\ntoken", "late gap", "memory")
         headings = (*columns, "J/token") if told else columns
         table = figures_table("file", headings, fold_first=True)
         for one in speeds:

@@ -82,7 +82,10 @@ def _print(found: Evaluation) -> None:
         console.print("", _overview(found))
     for comparison in found.comparisons:
         console.print(_verdict(comparison), markup=False)
-    floors = "; ".join(f"{floor.name} {floor.kl}" for floor in found.floors)
+    floors = "; ".join(
+        f"{floor.kl} nats/token for {floor.name}, on {floor.tokens:,} tokens"
+        for floor in found.floors
+    )
     console.print(
         f"The KL of the original with nothing quantized, below which all is noise: {floors}.",
         markup=False,
@@ -91,8 +94,8 @@ def _print(found: Evaluation) -> None:
         console.print(lacking, markup=False)
     own = found.own_overall
     console.print(
-        f"The text has {own.tokens:,} held-out tokens of {own.documents} documents; intervals are "
-        f"95 %, over documents. It took {found.seconds:.0f} s.",
+        f"The text has {own.tokens:,} held-out tokens of {own.documents} documents; KL is in "
+        f"nats per token, intervals are 95 %, over documents. It took {found.seconds:.0f} s.",
         markup=False,
     )
 
@@ -141,9 +144,9 @@ def _print_check(console: Console, file: FileResult) -> None:
     check = file.check
     verdict = "within" if check.agree else "more than"
     console.print(
-        f"On {check.tokens:,} tokens its KL is {check.in_engine.mean:.3g} in its engine and "
-        f"{check.in_torch.mean:.3g} in torch on the same weights: they are {check.apart} apart, "
-        f"{verdict} what the engine's own arithmetic adds, {check.between}.",
+        f"On {check.tokens:,} of the tokens its KL is {check.in_engine.mean:.3g} nats/token in its "
+        f"engine and {check.in_torch.mean:.3g} in torch on the same weights: they are "
+        f"{check.apart} apart, {verdict} what the engine's own arithmetic adds, {check.between}.",
         markup=False,
     )
 
@@ -155,7 +158,7 @@ def _verdict(comparison: Comparison) -> str:
     if comparison.winner is None:
         return f"Of one size, {names}: the intervals do not tell which is closer to the original."
     leads = "; ".join(
-        f"{name}'s by {lead}"
+        f"{name}'s by {lead} nats/token"
         for name, lead in zip(comparison.names[1:], comparison.ahead, strict=True)
     )
     return (

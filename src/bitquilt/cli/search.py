@@ -28,4 +28,8 @@ def search(model: str, config: AllocationConfig, as_json: bool) -> None:
         print_json({"recipes": [recipe.to_dict() for recipe in found]})
         return
     for recipe in found:
-        click.echo(f"{recipe.path}: {recipe.source}, for {recipe.nbytes:,} bytes")
+        best = recipe.rankings[0]
+        click.echo(
+            f"{recipe.path}: the mix of {recipe.source}, for a file of {recipe.nbytes:,} bytes; "
+            f"its KL is {best.kl:.3g} nats/token on {best.tokens:,} held-out tokens"
+        )

@@ -189,7 +189,10 @@ def _measured(publication: Publication, name: str) -> str:
             f"each file when `bitquilt quantize` wrote it.{found.lacking}"
         )
     evaluation = publication.evaluated[name]
-    floors = "; ".join(f"{one.name} {figure_text(one.kl, 'kl').value}" for one in evaluation.floors)
+    floors = "; ".join(
+        f"{figure_text(one.kl, 'kl').value} for {one.name}, on {one.tokens:,} tokens"
+        for one in evaluation.floors
+    )
     versions = ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
     return (
         f"{what} over documents, on {found.text}. With nothing quantized it is {floors}. Measured "

@@ -268,15 +268,15 @@ def _check_sentence(check: EngineCheck) -> str:
         figure_text(kl, "kl").value for kl in (check.in_engine, check.in_torch, check.between)
     )
     return (
-        f"On {check.tokens:,} tokens its KL is {in_engine} in the engine and {in_torch} in torch "
-        f"on the same weights; the engine's own arithmetic adds {between}."
+        f"On {check.tokens:,} of the tokens its KL is {in_engine} nats/token in the engine and "
+        f"{in_torch} in torch on the same weights; the engine's own arithmetic adds {between}."
     )
 
 
 def _noise(evaluated: Sequence[OutputRecord]) -> str:
     """Say what noise is under all figures, from every evaluation."""
     floors = {
-        floor.name: figure_text(floor.kl, "kl").value
+        floor.name: f"{figure_text(floor.kl, 'kl').value} nats/token"
         for record in evaluated
         if record.evaluation
         for floor in record.evaluation.floors

@@ -124,7 +124,8 @@ def tune(
         before, after = (float(handle.metadata()[name]) for name in ("before", "after"))
     outcome = f"{after:.4g} tuned" if after < before else "no better tuned, so they stay"
     progress.say(
-        f"KL on calibration text set apart: {before:.4g} with the scales as rounded, {outcome}"
+        f"KL on calibration text set apart: {before:.4g} nats/token with the scales as rounded, "
+        f"{outcome}"
     )
     return Tuned(
         before=before,
