@@ -151,7 +151,7 @@ def test_a_config_is_a_command_line_and_back(config):
 @pytest.mark.parametrize(
     ("verb", "config"),
     [
-        ("plan", PlanConfig),
+        ("plan", QuantizeConfig),
         ("search", AllocationConfig),
         ("quantize", QuantizeConfig),
         ("eval", EvalConfig),

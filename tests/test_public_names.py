@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import bitquilt
+import bitquilt.talk
 
 FUNCTIONS = [name for name in bitquilt.__all__ if inspect.isfunction(getattr(bitquilt, name))]
 
@@ -63,3 +64,13 @@ def test_names_of_talking_are_there() -> None:
         assert name in {"Event", "Message"} or getattr(talk, name).__name__ == name
     with pytest.raises(AttributeError):
         _ = talk.nothing
+
+
+@pytest.mark.parametrize("package", [bitquilt, bitquilt.talk], ids=lambda package: package.__name__)
+def test_dir_lists_what_a_package_offers_and_a_near_miss_is_told(package) -> None:
+    assert dir(package) == sorted(package.__all__)
+    assert {"quantize", "vote"} & set(dir(package))
+    with pytest.raises(AttributeError) as caught:
+        _ = package.quantise
+    assert caught.value.obj is package  # Python says "Did you mean" from these two
+    assert caught.value.name == "quantise"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bitquilt.config import SearchConfig as SearchConfig
     from bitquilt.errors import EngineCrashedError as EngineCrashedError
     from bitquilt.errors import EngineMissingError as EngineMissingError
+    from bitquilt.errors import PartlyRefusedError as PartlyRefusedError
     from bitquilt.errors import UserError as UserError
     from bitquilt.evaluation.compare import evaluate as evaluate
     from bitquilt.evaluation.config import BenchConfig as BenchConfig
@@ -104,6 +105,7 @@ _HOMES = {
     "ModelScores": "bitquilt.tasks.run",
     "NoiseFloor": "bitquilt.evaluation.results",
     "Output": "bitquilt.report.result",
+    "PartlyRefusedError": "bitquilt.errors",
     "Plan": "bitquilt.allocation.plan",
     "PlanConfig": "bitquilt.config",
     "ProblemComparison": "bitquilt.tasks.scores",

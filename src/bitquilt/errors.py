@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 Naming = Callable[[str, str | None], str]
 """(option of the command line, its value or None) → what a reader can type."""
@@ -85,6 +86,15 @@ class UserError(Exception):
     def sentence(self) -> str:
         """The sentence as it was raised, to be passed on to another process or reader."""
         return str(self.args[0]) if self.args else ""
+
+
+class PartlyRefusedError(UserError):
+    """Some of what was asked for cannot be made; the others were, and are here."""
+
+    def __init__(self, sentence: str, made: Any) -> None:
+        """Take what cannot be made and why, and what the function would have returned."""
+        super().__init__(sentence)
+        self.made = made
 
 
 class EngineCrashedError(UserError):

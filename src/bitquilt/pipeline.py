@@ -25,7 +25,7 @@ from bitquilt.allocation.allocate import (
     affordable_search,
     allocate,
 )
-from bitquilt.allocation.plan import Plan, make_plan, requests
+from bitquilt.allocation.plan import Plan, make_plans, requests
 from bitquilt.allocation.timing import token_seconds
 from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics
@@ -39,7 +39,7 @@ from bitquilt.calibration.text import (
 )
 from bitquilt.calibration.text_budget import TextBudget, text_budget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
-from bitquilt.errors import UserError
+from bitquilt.errors import PartlyRefusedError, UserError
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Figures, Teacher, original_figures
 from bitquilt.models import open_checkpoint
@@ -83,16 +83,20 @@ def quantize(
         options: fields of :class:`bitquilt.QuantizeConfig`, instead of a config.
 
     Raises:
-        UserError: bad input, a budget that cannot be met, a full disk: one sentence.
+        UserError: bad input, no budget that can be met, a full disk: one sentence.
+        PartlyRefusedError: some budgets or formats are impossible; it has the result of the others.
     """
     config = QuantizeConfig.of(config, options)
     with computing(config.device, config.threads):
-        return _quantize(model, config, progress or Progress())
+        run = Run(model, config, progress or Progress())
+        made = _quantize(run, config, command("quantize", str(model), config))
+    if run.refused:
+        raise PartlyRefusedError(run.refused, made)
+    return made
 
 
-def _quantize(model: str | Path, config: QuantizeConfig, progress: Progress) -> QuantizeResult:
+def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
     started = time.monotonic()
-    run = Run(model, config, progress)
     paths = run.destinations()
     with run:
         bank = run.collect()
@@ -107,7 +111,6 @@ def _quantize(model: str | Path, config: QuantizeConfig, progress: Progress) -> 
             if config.tune:
                 source = run.tune(plan, decision, source)
             outputs.append(run.export(plan, decision, source, teacher, path))
-            asked = command("quantize", str(model), config)
             run.record(outputs[-1], plan, decision, original, asked)
         in_all = run.work.seconds
     return QuantizeResult(
@@ -139,7 +142,8 @@ def search(
         one recipe per format and budget.
 
     Raises:
-        UserError: bad input, a budget that cannot be met, a full disk: one sentence.
+        UserError: bad input, no budget that can be met, a full disk: one sentence.
+        PartlyRefusedError: some budgets or formats are impossible; it has the result of the others.
     """
     config = AllocationConfig.of(config, options)
     if config.bits is None and config.size is None:
@@ -148,11 +152,14 @@ def search(
             f"what it says with `bitquilt plan {model} --recipe {config.recipe}`"
         )
     with computing(config.device, config.threads):
-        return _search(model, config, progress or Progress())
+        run = Run(model, config, progress or Progress())
+        made = _search(run)
+    if run.refused:
+        raise PartlyRefusedError(run.refused, made)
+    return made
 
 
-def _search(model: str | Path, config: AllocationConfig, progress: Progress) -> list[SearchResult]:
-    run = Run(model, config, progress)
+def _search(run: Run) -> list[SearchResult]:
     require_room(run.output, 0)
     with run:
         decisions = run.allocate(run.collect())
@@ -192,6 +199,8 @@ class Run(AbstractContextManager["Run"]):
     search: SearchConfig
     """How to search, with the tokens that this machine has time for."""
     plans: list[Plan]
+    refused: str
+    """Which files cannot be made, and why; empty if all can."""
     budget: TextBudget
     text: RunText
     work: WorkDir
@@ -210,11 +219,10 @@ class Run(AbstractContextManager["Run"]):
         self.config, self.progress = config, progress
         self.checkpoint = open_checkpoint(str(model))
         self.checkpoint.load("model.norm.weight")  # a config without weights is refused now
-        self.plans = [
-            make_plan(self.checkpoint, request, target)
-            for request in asked
-            for target in parse_targets(config.to)
-        ]
+        targets = parse_targets(config.to)
+        self.plans, self.refused = make_plans(self.checkpoint, asked, targets)
+        if self.refused:
+            progress.say(f"{self.refused}. The others are made")
         for note in dict.fromkeys(note for plan in self.plans for note in plan.notes):
             progress.say(note)
         weights = sum(rows * columns for rows, columns in self.checkpoint.matrices.values())

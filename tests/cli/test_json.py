@@ -60,3 +60,48 @@ def test_quantize_and_run(asked, model, tmp_path):
     answer = asked("run", output["path"], "What is 347 + 585?", "--max-tokens", "3")
     assert answer["prompt"] == "What is 347 + 585?"
     assert isinstance(answer["answer"], str)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("plan", "demo", "--bits", "many"), "Invalid value for '--bits'"),
+        (("plan", "demo", "--recipe", "q4_k_m"), "did you mean Q4_K_M?"),
+        (("inspect", "nowhere/at/all"), "nowhere/at/all does not exist"),
+        (("quantize", "demo"), "how small?"),
+        (("search", "demo", "--recipe", "Q4_K_M"), "leaves nothing to search"),
+        (("run", "no.gguf", "Hi"), "no.gguf does not exist"),
+        (("eval", "no.gguf", "--against", "demo"), "no.gguf does not exist"),
+        (("tasks", "no.gguf", "--tasks", "demo"), "no.gguf does not exist"),
+        (("bench", "no.gguf"), "no.gguf does not exist"),
+        (("report", "no.work"), "no.work is not a work directory"),
+        (("card", "no.gguf", "--against", "demo", "--repo", "a/b"), "no.gguf does not exist"),
+        (("publish", "no.gguf", "--against", "demo", "--repo", "a/b"), "no.gguf does not exist"),
+        (("plan",), "Missing argument 'MODEL'"),
+    ],
+)
+def test_errors_are_objects_too(capfd, arguments, said):
+    assert invoke(*arguments, "--json") == 2
+    printed = capfd.readouterr()
+    error = json.loads(printed.out)["error"]
+    assert said in error["sentence"]
+    assert error["code"] == 2
+    assert error["sentence"] in printed.err
+
+
+def test_every_verb_with_json_is_among_them():
+    from bitquilt.cli.main import bitquilt
+    from bitquilt.cli.options import options_of
+
+    having = {name for name, verb in bitquilt.commands.items() if "--json" in options_of(verb)}
+    mark = test_errors_are_objects_too.pytestmark[0]
+    assert having == {arguments[0] for arguments, _ in mark.args[1]}
+
+
+def test_a_part_that_cannot_be_made_is_in_the_object(capfd, model):
+    assert invoke("plan", model, "--bits", "1,6", "--json") == 2
+    printed = capfd.readouterr()
+    found = json.loads(printed.out)
+    assert [plan["target"] for plan in found["plans"]] == ["gguf"]
+    assert found["error"]["sentence"].startswith("1bit in gguf: ")
+    assert found["error"]["sentence"] in printed.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,8 +19,8 @@ from bitquilt.allocation.knapsack import fullest_nbytes
 from bitquilt.allocation.recipe import Recipe
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, CandidateSets, sizes_of
-from bitquilt.config import AllocationConfig, PlanConfig, SearchConfig
-from bitquilt.errors import UserError
+from bitquilt.config import AllocationConfig, PlanConfig, QuantizeConfig, SearchConfig
+from bitquilt.errors import PartlyRefusedError, UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
@@ -219,6 +220,33 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
     )
 
 
+def make_plans(
+    checkpoint: Checkpoint, asked: Sequence[Request], targets: Sequence[Target]
+) -> tuple[list[Plan], str]:
+    """Decide the sizes of all files that are possible.
+
+    Returns:
+        A plan per request and format, and a sentence on those that cannot be made; empty if all
+        can.
+
+    Raises:
+        UserError: none can be made.
+    """
+    plans: list[Plan] = []
+    refused: dict[str, list[str]] = {}
+    for request, target in itertools.product(asked, targets):
+        try:
+            plans.append(make_plan(checkpoint, request, target))
+        except UserError as error:
+            refused.setdefault(error.sentence, []).append(f"{request.label} in {target}")
+    if not plans and len(refused) == 1:
+        raise UserError(*refused)
+    sentence = ". ".join(f"{', '.join(which)}: {why}" for why, which in refused.items())
+    if not plans:
+        raise UserError(sentence)
+    return plans, sentence
+
+
 def _larger_than_source(
     checkpoint: Checkpoint, request: Request, target: Target, layout: Layout
 ) -> list[str]:
@@ -264,24 +292,25 @@ def plan(model: str | Path, config: PlanConfig | None = None, **options: Any) ->
 
     Args:
         model: hub id, Hugging Face directory, config.json, GGUF file, or ``demo``.
-        config: what is wanted.
-        options: fields of :class:`bitquilt.PlanConfig`, instead of a config.
+        config: what is wanted; that of a search or of :func:`bitquilt.quantize` will do.
+        options: fields of :class:`bitquilt.QuantizeConfig`, instead of a config.
 
     Returns:
         One plan per budget and format.
 
     Raises:
         UserError: the model or the request makes no sense.
+        PartlyRefusedError: some budgets or formats are impossible; it has the plans of the others.
     """
-    config = PlanConfig.of(config, options)
+    given = QuantizeConfig if config is None else PlanConfig
+    config = given.of(config, options)
     with computing(config.device, config.threads):
         asked = requests(config)
         checkpoint = open_checkpoint(model, weights=False)
-        return [
-            make_plan(checkpoint, request, target)
-            for request in asked
-            for target in parse_targets(config.to)
-        ]
+        plans, refused = make_plans(checkpoint, asked, parse_targets(config.to))
+    if refused:
+        raise PartlyRefusedError(refused, plans)
+    return plans
 
 
 Rivals = Mapping[str, Allocation]

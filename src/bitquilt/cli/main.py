@@ -18,7 +18,7 @@ from bitquilt.cli.card import card
 from bitquilt.cli.chat import chat
 from bitquilt.cli.eval import evaluate
 from bitquilt.cli.inspect import inspect
-from bitquilt.cli.options import options_of, print_json, printable
+from bitquilt.cli.options import error_object, options_of, print_json, printable
 from bitquilt.cli.plan import plan
 from bitquilt.cli.publish import publish
 from bitquilt.cli.quantize import quantize
@@ -27,7 +27,7 @@ from bitquilt.cli.run import run
 from bitquilt.cli.search import search
 from bitquilt.cli.serve import serve
 from bitquilt.cli.tasks import tasks
-from bitquilt.errors import UserError, in_shell, named_by
+from bitquilt.errors import PartlyRefusedError, UserError, in_shell, named_by
 from bitquilt.runtime.quiet import quiet
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -80,6 +80,8 @@ def _run(words: list[str], leave: Callable[[str, int], None], beside: dict[str, 
     """Run a command; errors that are no bugs end the process with a sentence."""
     try:
         bitquilt(args=words, prog_name="bitquilt", standalone_mode=False, obj=beside)
+    except PartlyRefusedError as error:
+        _leave(str(error), 2, as_json=False)  # the verb has printed the object
     except UserError as error:
         leave(str(error), 2)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -131,7 +133,7 @@ def _going_on(arguments: Sequence[str]) -> str:
 
 def _leave(sentence: str, code: int, as_json: bool) -> None:
     if as_json and not sys.stdout.closed:
-        print_json({"error": {"sentence": sentence, "code": code}})
+        print_json(error_object(sentence, code))
     click.echo(f"bitquilt: {printable(sentence)}", err=True)
     sys.exit(code)
 

@@ -8,11 +8,12 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
 
+from bitquilt.errors import PartlyRefusedError
 from bitquilt.runtime.files import nan_to_null
 from bitquilt.runtime.near import did_you_mean
 from bitquilt.runtime.options import Option, Options
@@ -64,6 +65,8 @@ class Finite(_InWords, click.FloatRange):
 
     number = click.FLOAT
 
+
+T = TypeVar("T")
 
 DEFAULT = ParameterSource.DEFAULT
 
@@ -219,6 +222,35 @@ def _nested(config: type[Options], name: str) -> type[Options] | None:
 def _parameter(config: type[Options], name: str) -> str:
     """The name by which click hands over a field: unlike those of other configs."""
     return f"{config.__name__.lower()}_{name}"
+
+
+def show(
+    work: Callable[[], T],
+    to_json: Callable[[T], dict[str, Any]],
+    to_people: Callable[[T], None],
+    as_json: bool,
+) -> None:
+    """Do some work and print its result, also where only a part of it could be done.
+
+    Raises:
+        PartlyRefusedError: what ``work`` raised, after the result was printed.
+    """
+    refused = None
+    try:
+        made = work()
+    except PartlyRefusedError as error:
+        made, refused = error.made, error
+    if as_json:
+        print_json(to_json(made) | (error_object(str(refused), 2) if refused else {}))
+    else:
+        to_people(made)
+    if refused:
+        raise refused
+
+
+def error_object(sentence: str, code: int) -> dict[str, Any]:
+    """What ``--json`` says of an error."""
+    return {"error": {"sentence": sentence, "code": code}}
 
 
 def print_json(content: dict[str, Any]) -> None:

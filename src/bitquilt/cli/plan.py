@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitquilt.cli.options import JSON, MODEL, config_options, print_json
-from bitquilt.config import PlanConfig
+from bitquilt.cli.options import JSON, MODEL, config_options, show
+from bitquilt.config import QuantizeConfig
 from bitquilt.models.names import kind_of
 
 if TYPE_CHECKING:
@@ -20,27 +20,42 @@ if TYPE_CHECKING:
 
 @click.command()
 @MODEL
-@config_options(PlanConfig)
+@config_options(QuantizeConfig)
 @JSON
-def plan(model: str, config: PlanConfig, as_json: bool) -> None:
+def plan(model: str, config: QuantizeConfig, as_json: bool) -> None:
     """Print the size and the mix of what `quantize` would write.
 
     MODEL may also be a config.json alone. With a budget, the size is final; the mix is a first
-    guess that `quantize` improves within it.
+    guess that `quantize` improves within it. All options of `quantize` may stay where they are:
+    those that change neither size nor mix have no effect here.
     """
     from bitquilt.allocation import plan as planning
 
-    plans = planning.plan(model, config)
+    show(
+        lambda: planning.plan(model, config),
+        _object,
+        _print,
+        as_json,
+    )
+
+
+def _object(plans: list[Plan]) -> dict[str, Any]:
+    _say_notes(plans)
+    return {"plans": [planned.to_dict() for planned in plans]}
+
+
+def _say_notes(plans: list[Plan]) -> None:
     for note in dict.fromkeys(note for planned in plans for note in planned.notes):
         click.echo(note, err=True)
-    if as_json:
-        print_json({"plans": [planned.to_dict() for planned in plans]})
-        return
+
+
+def _print(plans: list[Plan]) -> None:
+    _say_notes(plans)
     for planned in plans:
-        _print(planned)
+        _print_one(planned)
 
 
-def _print(planned: Plan) -> None:
+def _print_one(planned: Plan) -> None:
     """Print the size, its parts, and the mix: no line is wider than a terminal of 80."""
     from rich.console import Console
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.allocation.budget import human
-from bitquilt.cli.options import JSON, MODEL, config_options, print_json
+from bitquilt.cli.options import JSON, MODEL, config_options, show
 from bitquilt.cli.tables import figure_cell, figures_table, name_cell, stdout_console
 from bitquilt.config import QuantizeConfig
 from bitquilt.runtime.malloc import keep_freed_memory
@@ -33,11 +33,12 @@ def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
     from bitquilt import pipeline
 
     keep_freed_memory()
-    result = pipeline.quantize(model, config)
-    if as_json:
-        print_json(result.to_dict())
-    else:
-        _print_table(result)
+    show(
+        lambda: pipeline.quantize(model, config),
+        lambda result: result.to_dict(),
+        _print_table,
+        as_json,
+    )
 
 
 def _print_table(result: QuantizeResult) -> None:
@@ -67,7 +68,7 @@ def _print_table(result: QuantizeResult) -> None:
     own = result.original
     intervals = "intervals are 95 %, over documents"
     if math.isnan(own.agreement.low):
-        intervals = f"{too_few(own.documents)}: give --held-out a text of more"
+        intervals = too_few(own.documents)
     console.print(
         f"All figures are of {own.tokens:,} held-out tokens of {own.documents} documents, computed "
         "by torch on the weights read back from each file; KL and top-1 are against the original, "

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from bitquilt.cli.options import JSON, MODEL, config_options, print_json
+from bitquilt.cli.options import JSON, MODEL, config_options, show
 from bitquilt.config import AllocationConfig
 from bitquilt.runtime.malloc import keep_freed_memory
+
+if TYPE_CHECKING:
+    from bitquilt.report.result import SearchResult
 
 
 @click.command()
@@ -23,10 +28,15 @@ def search(model: str, config: AllocationConfig, as_json: bool) -> None:
     from bitquilt import pipeline
 
     keep_freed_memory()
-    found = pipeline.search(model, config)
-    if as_json:
-        print_json({"recipes": [recipe.to_dict() for recipe in found]})
-        return
+    show(
+        lambda: pipeline.search(model, config),
+        lambda found: {"recipes": [recipe.to_dict() for recipe in found]},
+        _print,
+        as_json,
+    )
+
+
+def _print(found: list[SearchResult]) -> None:
     for recipe in found:
         best = recipe.rankings[0]
         click.echo(

@@ -1,0 +1,37 @@
+"""Names that are nearly right are found."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitquilt.runtime.near import did_you_mean, nearest, suggestion
+
+PRESETS = ["Q4_K_S", "Q4_K_M", "Q5_K_M", "IQ4_XS", "4bit-g64"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("q4_k_m", ["Q4_K_M"]),
+        ("Q4-K-M", ["Q4_K_M"]),
+        ("iq4xs", ["IQ4_XS"]),
+        ("4BIT_G64", ["4bit-g64"]),
+        ("Q4_K_L", ["Q4_K_S", "Q4_K_M"]),
+        ("nothing like it", []),
+    ],
+)
+def test_nearest(typed, found):
+    assert sorted(nearest(typed, PRESETS, count=2)) == sorted(found)
+
+
+def test_the_end_of_a_sentence():
+    assert did_you_mean("q4_k_m", PRESETS) == "; did you mean Q4_K_M?"
+    assert did_you_mean("x", PRESETS) == ""
+
+
+def test_a_path(tmp_path):
+    (tmp_path / "Model-4.5bit.gguf").touch()
+    typed = tmp_path / "model_4.5bit.gguf"
+    assert suggestion(typed) == f"; did you mean {tmp_path / 'Model-4.5bit.gguf'}?"
+    assert suggestion(tmp_path / "zzz") == "; check the path"
+    assert "nor does" in suggestion(tmp_path / "a" / "b")
