@@ -66,7 +66,7 @@ class Finite(_InWords, click.FloatRange):
     number = click.FLOAT
 
 
-T = TypeVar("T")
+Made = TypeVar("Made")
 
 DEFAULT = ParameterSource.DEFAULT
 
@@ -225,9 +225,9 @@ def _parameter(config: type[Options], name: str) -> str:
 
 
 def show(
-    work: Callable[[], T],
-    to_json: Callable[[T], dict[str, Any]],
-    to_people: Callable[[T], None],
+    work: Callable[[], Made],
+    to_json: Callable[[Made], dict[str, Any]],
+    to_people: Callable[[Made], None],
     as_json: bool,
 ) -> None:
     """Do some work and print its result, also where only a part of it could be done.
