@@ -9,6 +9,7 @@ import torch
 from bitquilt import qtypes
 from bitquilt.allocation import evaluator
 from bitquilt.allocation.evaluator import Evaluator
+from bitquilt.errors import UserError
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import weights_metrics
 from bitquilt.models import open_checkpoint
@@ -168,3 +169,21 @@ def test_a_failing_measurement_of_the_noise_leaves_the_precision_as_it_was(
     with pytest.raises(MemoryError):
         evaluate.noise(model.teacher, mixes[3], [0])
     assert evaluate.precision == "medium"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    model = Model(tmp_path, "llama", layers=1)
+    sound = model.packed
+
+    def packed(module, qtype):
+        parts = sound(module, qtype)
+        if qtype == "Q4_0":
+            parts["data"].view(torch.float16)[0, 0] = value  # a scale
+        return parts
+
+    evaluator = Evaluator(model.checkpoint, packed)
+    mixes = [model.mix(), model.mix(mlp_down_proj="Q4_0")]
+    with pytest.raises(UserError, match=r"tiny-llama computes NaN .* on Q4_0 and Q8_0"):
+        evaluator(model.teacher, mixes, range(2))
+    assert np.isfinite(evaluator(model.teacher, mixes[:1], range(2))).all()

@@ -11,6 +11,7 @@ import torch
 from bitquilt import qtypes
 from bitquilt.allocation import interactions
 from bitquilt.allocation.space import AllocationSpace, Candidate
+from bitquilt.errors import UserError
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import weights_metrics
 from bitquilt.models import open_checkpoint
@@ -159,3 +160,17 @@ def test_what_is_known_well_is_believed():
         factors = interactions.sensitivity_corrections(samples, predicted, MODULES)
         found.append(factors[0] / np.median(factors))
     assert found[0] < 0.75 < found[1]
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    model = Rounded(tmp_path, "Q8_0", tied=True)
+    sound = model.packed
+
+    def packed(module, qtype):
+        parts = sound(module, qtype)
+        parts["data"].view(torch.float16)[0, 0] = torch.nan
+        return parts
+
+    model.packed = packed
+    with pytest.raises(UserError, match=r"tiny-llama computes NaN or infinity .* to Q8_0"):
+        model.attributions()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,20 @@ def test_noise_is_told():
     )
     assert calm < 0.08
     assert busy > 0.15
+
+
+def test_no_time_is_negative_however_busy_the_machine():
+    """Timings that say nothing: a Gaussian model of them has negative paces."""
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        machine = Machine(seed, 0.0)
+        runs = [
+            replace(machine.timed(machine.random_mix()), seconds=1e-3 * random.lognormal(0, 2.0))
+            for _ in range(12)
+        ]
+        model = SpeedModel.fit(runs)
+        assert model.base >= 0
+        assert min(model.paces.values()) > 0
 
 
 def test_choices_get_their_seconds():

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from bitquilt.engines import spoken
 from bitquilt.engines.backend import Logits
 from bitquilt.engines.engine import GeneratedToken, GenerationRequest, ModelInfo, Sampling
 from bitquilt.engines.generation import Generation
+from bitquilt.errors import UserError
 
 END, CONTROL = 256, 257
 
@@ -113,3 +116,62 @@ def test_a_dropped_row_is_continued_no_further() -> None:
             generation.close()
     assert said == ["ab", "abcd"]
     assert parrot.batches == [2, 2, 1, 1]
+
+
+class Overflowing(Parrot):
+    """The row of sentence 1 computes NaN after two tokens."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
+        self._broken = [prompt[0] == 1 for prompt in prompts]
+        self._steps = 0
+        return super().prefill(prompts, room)
+
+    def step(self, tokens: Sequence[int]) -> Logits:
+        logits = super().step(tokens)
+        self._steps += 1
+        if self._steps == 3:
+            logits[self._broken, 100] = np.nan
+        return logits
+
+    def retain(self, rows: Sequence[int]) -> None:
+        super().retain(rows)
+        self._broken = [self._broken[row] for row in rows]
+
+
+def test_a_row_without_numbers_ends_broken_and_the_others_go_on() -> None:
+    requests = [
+        GenerationRequest(tokens=[number], sampling=Sampling(), max_tokens=100)
+        for number in (0, 1, 2)
+    ]
+    said: list[list[GeneratedToken]] = [[], [], []]
+    for row, piece in Generation(Overflowing(b"one two", b"three", b"four"), requests):
+        said[row].append(piece)
+    assert ["".join(piece.text for piece in row) for row in said] == ["one two", "th", "four"]
+    assert [row[-1].ends for row in said] == [True, True, True]
+    assert [row[-1].broken for row in said] == [False, True, False]
+    assert not any(piece.broken for row in said for piece in row[:-1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_who_wants_all_rows_gets_an_error_that_names_the_model(value: float) -> None:
+    class Broken(Parrot):
+        def step(self, tokens: Sequence[int]) -> Logits:
+            return np.full_like(super().step(tokens), value)
+
+    request = GenerationRequest(tokens=[0], sampling=Sampling(temperature=1.0), max_tokens=9)
+    info = replace(Parrot.info, name="m.gguf")
+    with pytest.raises(
+        UserError, match=r"m\.gguf computes NaN or infinity"
+    ):
+        list(spoken(info, Generation(Broken(b"one"), [request])))
+
+
+def test_tokens_that_an_engine_forbids_are_no_error() -> None:
+    class Forbidding(Parrot):
+        def step(self, tokens: Sequence[int]) -> Logits:
+            logits = super().step(tokens)
+            logits[:, 7] = -np.inf
+            return logits
+
+    request = GenerationRequest(tokens=[0], sampling=Sampling(), max_tokens=9)
+    assert not any(piece.broken for _, piece in Generation(Forbidding(b"one"), [request]))

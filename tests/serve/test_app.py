@@ -274,3 +274,26 @@ def test_a_bug_in_preparing_harms_nobody_else(monkeypatch: pytest.MonkeyPatch) -
         assert post(server, json.dumps({"messages": QUESTION}).encode())[0] == 500
         assert post(server, b'{"prompt": "x|"}', "/v1/completions")[0] == 200
         assert server.scheduler._engine is kept
+
+
+def test_an_answer_of_no_numbers_is_refused_alone() -> None:
+    """The model overflows on one question; who asked another one at the same time is answered."""
+    slow = "a" * 3000
+
+    def model(so_far: str) -> dict[str, float]:
+        if "boom" in so_far and so_far.endswith("|aa"):
+            return {"a": float("nan")}
+        return reciting(slow)(so_far)
+
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}|"
+    options: Any = {"model": "model", "max_tokens": 3100, "extra_body": {"detect_loops": False}}
+    opened = running(lambda: Book(model, template), parallel=2, queue=2)
+    with opened as server, ThreadPoolExecutor() as pool:
+        ask = server.client.chat.completions.create
+        sound = pool.submit(ask, messages=[{"role": "user", "content": "hello"}], **options)
+        with pytest.raises(openai.InternalServerError, match="computes NaN or infinity") as refused:
+            ask(messages=[{"role": "user", "content": "boom"}], **options)
+        assert "Traceback" not in str(refused.value)
+        (choice,) = sound.result().choices
+        assert choice.message.content == slow
+        assert server.settles()

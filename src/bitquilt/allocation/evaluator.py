@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitquilt import qtypes
+from bitquilt.errors import UserError
 from bitquilt.metrics.kl import relative
-from bitquilt.metrics.teacher import Teacher
+from bitquilt.metrics.teacher import OTHER_TYPES, Teacher
 from bitquilt.models.blockwise import BlockwiseModel, embedding_scale, logit_tokens
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
@@ -85,6 +86,9 @@ class Evaluator:
 
         Returns:
             KL [K, N, L − 1], one figure per predicted token.
+
+        Raises:
+            UserError: a KL is NaN or infinite.
         """
         length, width = teacher.hidden.shape[1:]
         room = STATE_BYTES // (len(allocations) * length * width * 4)
@@ -94,7 +98,23 @@ class Evaluator:
                 self._on_windows(teacher, allocations, some)
                 for some in _batched(windows, max(1, most))
             ]
-        return np.concatenate(parts, axis=1)
+        found = np.concatenate(parts, axis=1)
+        self._require_finite(found, allocations)
+        return found
+
+    def _require_finite(self, kl: NDArray[np.float32], allocations: Sequence[Allocation]) -> None:
+        """Refuse NaN and infinity in KL [K, N, L − 1]: no comparison catches them.
+
+        Raises:
+            UserError: the sentence names the model and the types.
+        """
+        for own, allocation in zip(kl, allocations, strict=True):
+            if not np.isfinite(own).all():
+                types = " and ".join(sorted(set(allocation.values())))
+                raise UserError(
+                    f"{self._model.checkpoint.name} computes NaN or infinity with its matrices on "
+                    f"{types}, most often since their scales overflow float16; {OTHER_TYPES}"
+                )
 
     def noise(self, teacher: Teacher, allocation: Allocation, windows: Sequence[int]) -> float:
         """Return the relative error of an allocation's KL that fast products cause."""
@@ -104,7 +124,7 @@ class Evaluator:
             exact = float(self(teacher, [allocation], windows).mean())
         finally:
             self.precision = precision
-        return fast / exact - 1
+        return fast / exact - 1 if exact else 0.0
 
     def _on_windows(
         self, teacher: Teacher, allocations: Sequence[Allocation], windows: Sequence[int]

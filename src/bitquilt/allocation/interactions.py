@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import product
+from math import isfinite
 
 import numpy as np
 import torch
@@ -29,8 +30,9 @@ from bitquilt import qtypes
 from bitquilt.allocation.sensitivity import block
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, Float64Array
+from bitquilt.errors import UserError
 from bitquilt.metrics.kl_loss import kl_loss, reproducible_gradients
-from bitquilt.metrics.teacher import Teacher
+from bitquilt.metrics.teacher import OTHER_TYPES, Teacher
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import kind_of
@@ -87,6 +89,9 @@ def kl_attribution(
 
     Returns:
         [B, M], matrices in the order of the allocation.
+
+    Raises:
+        UserError: one is NaN or infinite.
     """
     model = BlockwiseModel(checkpoint)
     stretch = {m: torch.zeros((), device=model.device, requires_grad=True) for m in allocation}
@@ -108,6 +113,12 @@ def kl_attribution(
         with reproducible_gradients(model.device):
             slopes = torch.autograd.grad(kl_loss(model, batch), list(stretch.values()))
         found.append([0.5 * float(slope) for slope in slopes])
+        if not np.isfinite(found[-1]).all():
+            broken = next(m for m, own in zip(stretch, found[-1], strict=True) if not isfinite(own))
+            raise UserError(
+                f"{checkpoint.name} computes NaN or infinity where its matrices are quantized, "
+                f"{broken} to {allocation[broken]} among them; {OTHER_TYPES}"
+            )
         progress.advance()
     return np.array(found)
 

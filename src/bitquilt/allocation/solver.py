@@ -66,9 +66,10 @@ def least_seconds(space: AllocationSpace, capacity: int) -> float:
 def _bisected(space: AllocationSpace, capacity: int) -> list[AllocationVector]:
     """Return those allocations that are fast enough, of prices near the right one."""
     if (least := least_seconds(space, capacity)) > space.max_seconds:
+        left = max(0.0, space.max_seconds)
         raise UserError(
             f"no mix of that size is so fast: the matrices of the fastest take {least * 1e3:.3g} "
-            f"ms a token, and {space.max_seconds * 1e3:.3g} ms are left for them; ask for less "
+            f"ms a token, and {left * 1e3:.3g} ms are left for them; ask for less "
             "speed"
         )
     low = high = _spread(space.scores) / space.max_seconds / PRICE_STEP**5

@@ -24,6 +24,8 @@ the machine does. The evidence (MacKay 1992) chooses among them."""
 QTYPE_SPREAD, SHAPE_SPREAD = 1.0, 0.2
 """Prior spread of the paces of types around their mean, and of shapes around their type's, both
 relative to that mean."""
+LEAST_PACE = 0.1
+"""A type is at most ten times as fast as the mean: between 2 bits and 16 there is a factor of 8."""
 
 
 class TypedShape(NamedTuple):
@@ -74,9 +76,14 @@ class SpeedModel:
             ]
         )  # [n, p]
         expected = weights.sum(1) * pace
-        parts, left_out = _ridge(x / seconds[:, None], 1 - expected / seconds)
+        x, y = x / seconds[:, None], 1 - expected / seconds
+        parts, left_out = _ridge(x, y)
+        if parts[0] < 0:  # nothing takes less than no time: without a base the others fit best
+            parts, left_out = _ridge(x * (np.arange(x.shape[1]) > 0), y)
         base, qtypes, shapes = np.split(parts, [1, 1 + len(names)])
         own = pace * (1 + QTYPE_SPREAD * of_qtype @ qtypes + SHAPE_SPREAD * shapes)
+        # on a busy machine a Gaussian can be below what takes any time at all
+        own = np.maximum(own, LEAST_PACE * pace)
         paces = {c: float(p * c.rows * c.columns) for c, p in zip(cells, own, strict=True)}
         return cls(float(base[0] * seconds.mean()), paces, float(np.sqrt((left_out**2).mean())))
 

@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from bitquilt import qtypes
-from bitquilt.engines import Engine, GenerationRequest, Sampling, open_engine
+from bitquilt.engines import Engine, GenerationRequest, Sampling, open_engine, spoken
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Packed, PackedSource
 from bitquilt.rounding.nearest import fit
@@ -89,5 +89,5 @@ def _answer(engine: Engine, prompt: Sequence[int], tokens: int, seed: int) -> fl
     with engine.stream(
         [GenerationRequest(tokens=prompt, sampling=sampling, max_tokens=tokens)]
     ) as stream:
-        count = sum(1 for _ in stream)
+        count = sum(1 for _ in spoken(engine.info, stream))
     return (time.perf_counter() - started) / count

@@ -19,6 +19,7 @@ from bitquilt.engines.engine import (
     ModelInfo,
     Sampling,
     Stream,
+    spoken,
 )
 from bitquilt.gguf import SUFFIX
 from bitquilt.runtime.files import read_json
@@ -31,6 +32,7 @@ __all__ = [
     "Sampling",
     "Stream",
     "open_engine",
+    "spoken",
 ]
 
 

@@ -14,16 +14,18 @@ A stream continues several prompts, its rows. To whoever reads it, a row goes th
 
 A row is waiting until its prompt has been read, gives one :class:`GeneratedToken` after the other
 while it runs, and has ended once it gave a token that ``ends`` or the last of its ``max_tokens``,
-or was dropped. An engine in another process may be ahead of its reader, so tokens of a dropped row
-can still come; the reader leaves them out. The stream ends when all rows have ended; ``add()``
-opens it again.
+or was dropped. A row whose logits are no numbers ends with a token that is ``broken``. An engine in
+another process may be ahead of its reader, so tokens of a dropped row can still come; the reader
+leaves them out. The stream ends when all rows have ended; ``add()`` opens it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, Self
+
+from bitquilt.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +68,17 @@ class ModelInfo:
     """``bos_token`` and ``eos_token``, for the chat template."""
     sampling: Sampling
     """The settings that the model's authors recommend; greedy where they recommend none."""
+    name: str = field(default="the model", compare=False)
+    """What errors call it: its file, where it is one."""
+
+    @property
+    def broken(self) -> UserError:
+        """The error for logits that are NaN or infinite."""
+        return UserError(
+            f"{self.name} computes NaN or infinity instead of a next token, most often since "
+            "16-bit numbers overflow; quantize the model to other types, with --recipe=Q8_0 say, "
+            "and report it if that fails too"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +107,9 @@ class GeneratedToken:
     """Whether it is a control token; then the text is the token's name."""
     ends: bool = False
     """Whether the model ends its turn with it; then the text is what had been held back."""
+    broken: bool = False
+    """Whether the model computed NaN or infinity instead: then it is no token, and its row has
+    ended. The other rows go on."""
 
 
 class Stream(Protocol):
@@ -124,6 +140,18 @@ class Stream(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+def spoken(info: ModelInfo, stream: Stream) -> Generator[tuple[int, GeneratedToken], None, None]:
+    """Pass on the tokens of a stream.
+
+    Raises:
+        UserError: the model computes NaN or infinity in one of its rows.
+    """
+    for row, piece in stream:
+        if piece.broken:
+            raise info.broken
+        yield row, piece
 
 
 class Engine(Protocol):

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Self
 
+import numpy as np
+
 from bitquilt.engines.backend import Backend, Logits
 from bitquilt.engines.engine import GeneratedToken, GenerationRequest
 from bitquilt.engines.sampling import Sampler
@@ -98,6 +100,9 @@ class _Row:
 
     def say(self, logits: Logits) -> GeneratedToken:
         """Draw the next token."""
+        if not np.isfinite(logits.max()):  # of NaN or infinity; some engines forbid tokens by −inf
+            self.over = True
+            return GeneratedToken(self.tokens[-1], "", ends=True, broken=True)
         token = self._sampler.draw(logits)
         self.tokens.append(token)
         self.left -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitquilt.engines.remote import RemoteEngine
+from bitquilt.engines.weights import require_finite_weights
 from bitquilt.runtime.compute import asked_threads
 
 
@@ -18,7 +19,8 @@ def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None
 
     Raises:
         EngineMissingError: xllamacpp is missing, of another version, or without the C API.
-        UserError: llama.cpp refuses the file or crashes on it.
+        UserError: llama.cpp refuses the file or crashes on it, or its weights are NaN or infinite.
     """
+    require_finite_weights(path)
     options = {"path": str(path), "exact": exact, "threads": threads or asked_threads()}
     return RemoteEngine("llama.cpp", options)

@@ -6,6 +6,7 @@ import importlib.util
 from pathlib import Path
 
 from bitquilt.engines.remote import RemoteEngine
+from bitquilt.engines.weights import require_finite_weights
 from bitquilt.errors import EngineMissingError
 
 
@@ -14,10 +15,11 @@ def open_mlx(directory: Path) -> RemoteEngine:
 
     Raises:
         EngineMissingError: mlx-lm is not installed.
-        UserError: it refuses the directory, or crashes on it.
+        UserError: it refuses the directory or crashes on it, or its weights are NaN or infinite.
     """
     if importlib.util.find_spec("mlx_lm") is None:
         raise EngineMissingError(
             f"{directory} runs in mlx-lm, which is not installed; pip install 'bitquilt[mlx]'"
         )
+    require_finite_weights(directory)
     return RemoteEngine("mlx-lm", {"path": str(directory)})

@@ -59,7 +59,7 @@ class RemoteEngine(Engine):
             self.close()
             raise
         sampling = Sampling(**found.pop("sampling"))
-        self.info = ModelInfo(**found, sampling=sampling)
+        self.info = ModelInfo(**found | {"name": options["path"]}, sampling=sampling)
 
     @property
     def pid(self) -> int:

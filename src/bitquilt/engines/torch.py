@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -32,6 +33,7 @@ class TorchEngine(HubTokenizer, Engine):
         if (threads := asked_threads()) is not None:
             torch.set_num_threads(threads)
         super().__init__(checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config)
+        self.info = replace(self.info, name=checkpoint.name)
         self.model = transformers_model(checkpoint)
         self._cache = DynamicCache()
         self._held: list[int] = []

@@ -21,7 +21,7 @@ from platformdirs import user_cache_path
 from bitquilt import __version__
 from bitquilt.calibration import corpus
 from bitquilt.calibration.corpus import Document
-from bitquilt.calibration.text import encoder
+from bitquilt.calibration.text import Encode, encoder
 from bitquilt.calibration.text_budget import WINDOW
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.config import EvalConfig, TraceConfig
@@ -82,8 +82,10 @@ def _evaluate(
 ) -> Evaluation:
     started = time.monotonic()
     files, original = _opened(models, config)
-    documents = _documents(config)
-    examiner, noise = _read_original(original, documents, files, config, progress)
+    documents, encode = _documents(config), encoder(original)
+    for file in files:
+        file.try_out(original, encode)
+    examiner, noise = _read_original(original, documents, encode, files, config, progress)
     evaluation = Evaluation(
         original=original.name,
         fingerprint=original.fingerprint,
@@ -136,6 +138,7 @@ def _documents(config: EvalConfig) -> Sequence[Document]:
 def _read_original(
     original: Checkpoint,
     documents: Sequence[Document],
+    encode: Encode,
     files: Sequence[ModelFile],
     config: EvalConfig,
     progress: Progress,
@@ -145,7 +148,6 @@ def _read_original(
     Returns:
         what measures files against it, and what is noise.
     """
-    encode = encoder(original)
     with _work_dir(original, config) as work:
         texts = [held_out(documents, encode, config.tokens, WINDOW, progress)]
         talk = _talk(original, documents, config.traces, work, progress)

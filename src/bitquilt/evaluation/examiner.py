@@ -95,8 +95,8 @@ class Examiner:
             if _in_engine(file):
                 in_engine, in_torch = read, here.compare(logits(hidden, head))
             else:
-                in_engine, in_torch = here.compare(logits_in(engine, tokens)), read
-            between = compare(tokens, hidden, head, logits_in(engine, tokens))
+                in_engine, in_torch = here.compare(_checked(engine, file, tokens)), read
+            between = compare(tokens, hidden, head, _checked(engine, file, tokens))
         return EngineCheck(
             in_engine=here.positive(in_engine.kl),
             in_torch=here.positive(in_torch.kl),
@@ -139,9 +139,7 @@ class Examiner:
         """Open a file as a function from windows [N, L] to the logits [L, V] of each."""
         if _in_engine(file):
             with file.opened(self._original, self._encode) as engine:
-                yield lambda tokens: require_finite(
-                    logits_in(engine, tokens), str(file.path), file.engine
-                )
+                yield lambda tokens: _checked(engine, file, tokens)
         else:
             model = self._in_torch(file)
             yield lambda tokens: require_finite(logits_of(model, tokens), str(file.path), "torch")
@@ -160,6 +158,11 @@ class Examiner:
             original.tokenizer_dir, original.config, original.generation_config
         )
         return [reference.text.nbytes(tokenizer.decode) for reference in self._references]
+
+
+def _checked(engine: Engine, file: ModelFile, tokens: Tensor) -> Iterator[Tensor]:
+    """Logits [L, V] of each window [N, L] in a file's engine; NaN among them is an error."""
+    return require_finite(logits_in(engine, tokens), str(file.path), file.engine)
 
 
 def _in_engine(file: ModelFile) -> bool:

@@ -19,6 +19,7 @@ from bitquilt.engines import Engine
 from bitquilt.engines.remote import RemoteEngine
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import logits
+from bitquilt.metrics.teacher import require_finite
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.sources.resolve import DEMO, may_be_hub_id
@@ -123,6 +124,20 @@ class ModelFile:
                 f"and other values (a cosine of {alike:.2f}); give the original of this file to "
                 "--against"
             )
+
+    def try_out(self, original: Checkpoint, encode: Encode) -> None:
+        """Let the engine read a line, so that what cannot be measured is refused before long work.
+
+        Raises:
+            UserError: the engine is missing or refuses the file, reads text otherwise, or computes
+                NaN or infinity.
+        """
+        with self.opened(original, encode) as engine:
+            tokens = encode(Document("check", "sample", SAMPLE, None))
+            for _ in require_finite(
+                logits_in(engine, torch.tensor([tokens])), str(self.path), self.engine
+            ):
+                pass
 
     def start(self) -> RemoteEngine:
         """The file in its engine, in a process of its own."""

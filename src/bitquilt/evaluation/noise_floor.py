@@ -17,6 +17,7 @@ from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
 from bitquilt.evaluation.reference import Reference
 from bitquilt.evaluation.results import NoiseFloor
 from bitquilt.evaluation.versions import installed
+from bitquilt.metrics.teacher import require_finite
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
@@ -26,6 +27,10 @@ from bitquilt.targets import Target
 
 TORCH_EXCERPT = 24, 128
 """Windows, and tokens of each, that are read in bfloat16 in torch."""
+
+
+REPORT = "no file of this model can be measured; please report it"
+"""What to do about an original that computes NaN or infinity."""
 
 
 def floors(
@@ -72,7 +77,8 @@ def excerpt(reference: Reference, target: Target) -> Reference:
 def _half(original: Checkpoint, reference: Reference) -> NoiseFloor:
     """The original in bfloat16."""
     model = BlockwiseModel(original, dtype=torch.bfloat16)
-    return _floor("bfloat16 in torch", reference, logits_of(model, reference.text.tokens))
+    student = logits_of(model, reference.text.tokens)
+    return _floor(original, "bfloat16 in torch", reference, student)
 
 
 def _unquantized(
@@ -92,11 +98,14 @@ def _unquantized(
         file = ModelFile(path, target, 0, path.name)
         with file.opened(original, encode) as engine:
             student = logits_in(engine, reference.text.tokens)
-            return _floor(f"{qtype} in {file.engine}", reference, student)
+            return _floor(original, f"{qtype} in {file.engine}", reference, student)
 
 
-def _floor(name: str, reference: Reference, student: Iterator[Tensor]) -> NoiseFloor:
-    found = reference.compare(student)
+def _floor(
+    original: Checkpoint, name: str, reference: Reference, student: Iterator[Tensor]
+) -> NoiseFloor:
+    checked = require_finite(student, f"{original.name}, unquantized", name, REPORT)
+    found = reference.compare(checked)
     return NoiseFloor(
         name=name, kl=reference.positive(found.kl), tokens=int(reference.text.scored.sum())
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bitquilt.calibration import corpus
-from bitquilt.engines import GenerationRequest, Sampling
+from bitquilt.engines import GenerationRequest, Sampling, spoken
 from bitquilt.errors import UserError
 from bitquilt.evaluation.config import BenchConfig
 from bitquilt.evaluation.model_file import ModelFile
@@ -203,7 +203,7 @@ class Runner:
         times: list[list[float]] = [[] for _ in requests]
         energy, started = joules(), time.perf_counter()
         with self._engine.stream(requests) as stream:
-            for row, _ in stream:
+            for row, _ in spoken(self._engine.info, stream):
                 times[row].append(time.perf_counter() - started)
         ended = time.perf_counter() - started
         used = joules()

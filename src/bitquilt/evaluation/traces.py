@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.calibration.corpus import Document
-from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, Sampling
+from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, Sampling, spoken
 from bitquilt.evaluation.config import TraceConfig
 from bitquilt.evaluation.text import Text
 from bitquilt.runtime.progress import Progress
@@ -107,7 +107,7 @@ def _answered(
     answers: list[list[GeneratedToken]] = [[] for _ in requests]
     for start in range(0, len(requests), ROWS):
         with engine.stream(requests[start : start + ROWS]) as stream:
-            for row, piece in stream:
+            for row, piece in spoken(engine.info, stream):
                 answer = answers[start + row]
                 answer.append(piece)
                 if piece.ends or len(answer) == requests[start + row].max_tokens:

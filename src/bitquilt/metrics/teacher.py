@@ -96,7 +96,13 @@ def weights_metrics(
     return token_metrics(teacher, require_finite(logits(hidden, student.head()), name, "torch"))
 
 
-def require_finite(student: Iterator[Tensor], name: str, engine: str) -> Iterator[Tensor]:
+OTHER_TYPES = "quantize with other types, --recipe=Q8_0 say, and report this model if that fails too"
+"""What to do about a quantized model that computes NaN or infinity."""
+
+
+def require_finite(
+    student: Iterator[Tensor], name: str, engine: str, remedy: str = OTHER_TYPES
+) -> Iterator[Tensor]:
     """Pass on logits [n, V] of consecutive tokens; NaN or infinity in any of them is an error.
 
     No comparison catches them: each is false with NaN.
@@ -110,8 +116,7 @@ def require_finite(student: Iterator[Tensor], name: str, engine: str) -> Iterato
             first = seen + int((~finite).any(-1).nonzero()[0])
             raise UserError(
                 f"{name}: {engine} computes NaN or infinity at token {first} of the text, "
-                "most often since 16-bit numbers overflow; quantize with other types, "
-                "--recipe=Q8_0 say, and report this model if that fails too"
+                f"most often since 16-bit numbers overflow; {remedy}"
             )
         seen += len(tokens)
         yield tokens

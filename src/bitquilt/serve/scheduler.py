@@ -23,7 +23,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from bitquilt.engines import Engine, Stream
+from bitquilt.engines import Engine, GeneratedToken, Stream
 from bitquilt.errors import EngineCrashedError, UserError
 from bitquilt.serve.errors import RefusedError, for_clients, invalid
 from bitquilt.talk.events import Answer, End, Event, Reasoning
@@ -212,7 +212,7 @@ class Scheduler:
                         continue  # a token of a dropped row: the engine was a little ahead
                     assert pending.sample
                     pending.left -= 1
-                    self._tell(pending, pending.sample.push(piece))
+                    self._push(pending, piece)
                     if pending.sample.waiting and not pending.left:
                         self._tell(pending, pending.sample.ran_out())
                     if pending.abandoned or not pending.sample.waiting:
@@ -221,6 +221,15 @@ class Scheduler:
                         self._continue(pending, stream)
                     self._receive()
                     self._admit(stream)
+
+    def _push(self, pending: PendingAnswer, piece: GeneratedToken) -> None:
+        """Hand a token to its answer; one that is no number ends this answer alone."""
+        assert pending.sample
+        try:
+            self._tell(pending, pending.sample.push(piece))
+        except UserError as error:
+            pending.tell([RefusedError(500, "server_error", str(error))])
+            pending.abandoned = True
 
     def _receive(self) -> None:
         """Take the requests that came meanwhile."""

@@ -74,7 +74,7 @@ class Sample:
         """Whether more tokens of the present request are wanted."""
         self.prefilled = 0
         """How many prompt tokens the engine computed."""
-        self._prompt, self._settings = prompt, settings
+        self._prompt, self._settings, self._info = prompt, settings, engine.info
         self._closing = _Words(engine, prompt.style.closing)
         self._box = _Words(engine, BOX)
         self._room = min(settings.max_tokens, engine.info.context - len(prompt.tokens))
@@ -110,7 +110,13 @@ class Sample:
             yield from self._close("budget")
 
     def push(self, piece: GeneratedToken) -> Iterator[Event]:
-        """Take one token of the present request."""
+        """Take one token of the present request.
+
+        Raises:
+            UserError: the model computes NaN or infinity.
+        """
+        if piece.broken:
+            raise self._info.broken
         text = piece.text
         if piece.control and text not in self._prompt.style.tags:
             text = ""

@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from bitquilt.engines import Engine, GenerationRequest, Sampling
+from bitquilt.engines import Engine, GenerationRequest, Sampling, spoken
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.progress import Progress, Silent
@@ -165,7 +165,7 @@ class Harness(LM):  # type: ignore[misc]
         requests = [self._request(context, settings) for context, settings in asked]
         said = [""] * len(asked)
         with self._engine.stream(requests) as stream:
-            for row, piece in stream:
+            for row, piece in spoken(self._engine.info, stream):
                 if _end(said[row], stops[row]) is not None:
                     continue  # the engine was a little ahead
                 said[row] += "" if piece.control else piece.text

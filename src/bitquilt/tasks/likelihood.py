@@ -54,7 +54,8 @@ def likelihoods(
         progress: advances after each.
 
     Raises:
-        UserError: a pair is longer than the model's context, or one of the two is empty.
+        UserError: a pair is longer than the model's context, or one of the two is empty; the
+            model computes NaN or infinity.
     """
     read: dict[tuple[int, ...], list[int]] = {}
     for index, (context, continuation) in enumerate(pairs):
@@ -69,6 +70,8 @@ def likelihoods(
     found: dict[int, Likelihood] = {}
     for tokens, indices in read.items():
         (logits,) = engine.logits(np.array([tokens], dtype=np.int64))
+        if not np.isfinite(logits.max()):
+            raise engine.info.broken
         for index in indices:
             context, continuation = pairs[index]
             found[index] = _likelihood(logits[len(context) - 1 :], continuation)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.engines import Engine, GenerationRequest, Sampling
+from bitquilt.engines import Engine, GenerationRequest, Sampling, spoken
 from bitquilt.runtime.progress import Progress
 from bitquilt.talk.loop_detector import LoopDetector
 from bitquilt.talk.prompt import SYSTEM_PROMPTS, compose
@@ -139,7 +139,7 @@ def _batch(
     said = [Reply() for _ in requests]
     guards = [LoopDetector() for _ in requests]
     with engine.stream(requests) as stream:
-        for row, piece in stream:
+        for row, piece in spoken(engine.info, stream):
             one = said[row]
             if one.looping:
                 continue  # the engine was a little ahead

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bitquilt.errors import UserError
+from bitquilt.models.sources.tensors import all_finite
 from bitquilt.runtime.files import read_json
 
 INDEX = "model.safetensors.index.json"
@@ -118,6 +119,26 @@ def read_rows(name: str, stored: StoredTensor, rows: list[int]) -> torch.Tensor:
     with _open(stored.file) as handle:
         view = handle.get_slice(name)
         return torch.cat([view[row : row + 1].to(torch.float32) for row in rows])
+
+
+def broken_tensor_in(path: Path) -> str | None:
+    """Name the first tensor of a file with a NaN or infinite number; None where there is none.
+
+    Codes are whole numbers and are passed over; the exponents of MXFP4 and MXFP8 scales are bytes,
+    of which 255 is NaN (OCP Microscaling Formats 1.0, 5.4.1).
+
+    Raises:
+        UserError: the file is truncated or unreadable.
+    """
+    with _open(path) as handle:
+        for name in handle.offset_keys():
+            kind = handle.get_slice(name).get_dtype()
+            exponents = kind == "U8" and name.endswith(".scales")
+            if exponents and (handle.get_tensor(name) == 255).any():
+                return str(name)
+            if kind in _BYTES and not all_finite(handle.get_tensor(name)):
+                return str(name)
+    return None
 
 
 def _open(path: Path) -> Any:

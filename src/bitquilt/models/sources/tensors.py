@@ -20,16 +20,19 @@ def checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], file: Path)
         raise UserError(
             f"{name} in {file} is {list(tensor.shape)}, expected {list(shape)}; download it again"
         )
-    # one pass without a temporary: a sum is finite only if no addend is NaN or infinite
-    if torch.isfinite(tensor.sum()):
+    if all_finite(tensor):
         return tensor
     broken = tensor.numel() - int(torch.isfinite(tensor).sum())
-    if broken:
-        raise UserError(
-            f"{name} in {file} holds {broken} NaN or infinite values of {tensor.numel()}; the "
-            "checkpoint is damaged: download it again"
-        )
-    return tensor
+    raise UserError(
+        f"{name} in {file} holds {broken} NaN or infinite values of {tensor.numel()}; the "
+        "checkpoint is damaged: download it again"
+    )
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    # one pass without a temporary: a sum is finite only if no addend is NaN or infinite
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def bytes_by_type(dtypes: dict[str, str], nbytes: dict[str, int]) -> dict[str, int]:

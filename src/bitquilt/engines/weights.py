@@ -1,0 +1,34 @@
+"""Weights that are no numbers are refused before an engine is started on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitquilt.errors import UserError
+
+
+def require_finite_weights(path: Path) -> None:
+    """Refuse a GGUF file or an MLX directory with NaN or infinite scales or weights.
+
+    Of packed tensors only the scales are read, which takes as long as reading the file. A file
+    that cannot be read here is left to its engine.
+
+    Raises:
+        UserError: the sentence names the file and the tensor.
+    """
+    if path.is_dir():
+        from bitquilt.models.sources.safetensors import broken_tensor_in
+
+        broken = next(filter(None, map(broken_tensor_in, sorted(path.glob("*.safetensors")))), None)
+    else:
+        from bitquilt.gguf.finite import broken_tensor
+
+        try:
+            broken = broken_tensor(path)
+        except (ValueError, OSError):
+            return
+    if broken is not None:
+        raise UserError(
+            f"{broken} in {path} holds NaN or infinite numbers, with which a model says nothing; "
+            "the file is damaged: download it again, or make it again with `bitquilt quantize`"
+        )
