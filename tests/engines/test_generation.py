@@ -160,9 +160,7 @@ def test_who_wants_all_rows_gets_an_error_that_names_the_model(value: float) -> 
 
     request = GenerationRequest(tokens=[0], sampling=Sampling(temperature=1.0), max_tokens=9)
     info = replace(Parrot.info, name="m.gguf")
-    with pytest.raises(
-        UserError, match=r"m\.gguf computes NaN or infinity"
-    ):
+    with pytest.raises(UserError, match=r"m\.gguf computes NaN or infinity"):
         list(spoken(info, Generation(Broken(b"one"), [request])))
 
 

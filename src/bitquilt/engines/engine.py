@@ -76,8 +76,8 @@ class ModelInfo:
         """The error for logits that are NaN or infinite."""
         return UserError(
             f"{self.name} computes NaN or infinity instead of a next token, most often since "
-            "16-bit numbers overflow; quantize the model to other types, with --recipe=Q8_0 say, "
-            "and report it if that fails too"
+            "16-bit numbers overflow; quantize the original to other types, `bitquilt quantize "
+            "ORIGINAL --recipe Q8_0` say, and report this model if that fails too"
         )
 
 

@@ -96,7 +96,9 @@ def weights_metrics(
     return token_metrics(teacher, require_finite(logits(hidden, student.head()), name, "torch"))
 
 
-OTHER_TYPES = "quantize with other types, --recipe=Q8_0 say, and report this model if that fails too"
+OTHER_TYPES = (
+    "quantize with other types, --recipe=Q8_0 say, and report this model if that fails too"
+)
 """What to do about a quantized model that computes NaN or infinity."""
 
 

@@ -228,7 +228,7 @@ class Scheduler:
         try:
             self._tell(pending, pending.sample.push(piece))
         except UserError as error:
-            pending.tell([RefusedError(500, "server_error", str(error))])
+            pending.tell([RefusedError(500, "server_error", for_clients(error))])
             pending.abandoned = True
 
     def _receive(self) -> None:
