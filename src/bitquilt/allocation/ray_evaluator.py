@@ -136,7 +136,7 @@ def _connected(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it tells its makers
     if not ray.is_initialized():
         try:
-            ray.init(address or None, logging_level="warning", log_to_driver=False)
+            ray.init(address or None, logging_level="error", log_to_driver=False)
         except (ConnectionError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(

@@ -81,7 +81,7 @@ def _run(server: Server, listening: socket.socket) -> None:
             server.scheduler.drain(DRAIN_SECONDS)
             super().handle_exit(sig, frame)
 
-    config = uvicorn.Config(server.asgi, log_level="warning", access_log=False, lifespan="off")
+    config = uvicorn.Config(server.asgi, log_level="error", access_log=False, lifespan="off")
     # uvicorn raises the signal again when it is done; both kinds must arrive as KeyboardInterrupt
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):

@@ -16,7 +16,6 @@ VARIABLES = {
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
     "HF_HUB_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
-    "TOKENIZERS_PARALLELISM": "false",  # else tokenizers warns in every process that forks
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "GRPC_VERBOSITY": "NONE",
     "GLOG_minloglevel": "3",
