@@ -89,7 +89,7 @@ def test_more_than_the_context_is_refused(files):
 @pytest.mark.parametrize(
     ("value", "sentence"),
     [
-        ("0", "--prompt 0 is less than 1"),
+        ("0", "--prompt is 0; give a number that is at least 1"),
         ("many", "'many' is not a list of whole numbers like 128,512"),
         ("128,", "'128,' is not a list of whole numbers like 128,512"),
     ],
