@@ -97,14 +97,16 @@ class PlanConfig(Options):
     """How large the files are to be, and in which formats."""
 
     bits: float | Sequence[float] | None = option(
-        "The file has this many bits per weight over all weights, everything in the file counted. "
-        "Several numbers, with commas between them, give one result each.",
+        "The tensors have this many bits per weight, as llama.cpp and mlx-lm count them: the "
+        "tokenizer comes on top. Several numbers, with commas between them, give one result each.",
         default=None,
         metavar="BITS[,BITS…]",
         many=True,
     )
     size: str | None = option(
-        "The file has this size, like 600MB or 1.5GiB.", default=None, metavar="SIZE"
+        "Everything on disk together has this size, like 600MB or 1.5GiB.",
+        default=None,
+        metavar="SIZE",
     )
     recipe: str | Path | None = option(
         "A recipe file or a preset (Q4_K_M, 4bit-g64 …) says which type each matrix gets. With a "

@@ -61,7 +61,7 @@ from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 from bitquilt.targets.export import export, write_recipe
 
-WORK_FORMAT = 3
+WORK_FORMAT = 4
 """Version of what a work directory holds; an older one is refused."""
 
 
@@ -357,11 +357,13 @@ class Run(AbstractContextManager["Run"]):
             engine_check=run_in_engine if asked else None,
             progress=self.progress,
         )
+        layout = plan.layout_of(checkpoint, allocation)
         return Output(
             target=target.name,
             path=path,
-            nbytes=plan.layout.total_bytes,
-            bits=plan.bits,
+            nbytes=layout.total_bytes,
+            bits=layout.bits,
+            bits_on_disk=layout.bits_on_disk,
             allocation=dict(allocation),
             source=decision.source,
             rankings=decision.rankings,
@@ -377,8 +379,7 @@ class Run(AbstractContextManager["Run"]):
         if self.search.tokens_per_second is not None:
             rate = 1 / token_seconds(output.path)
             self.progress.say(f"{output.path}: {rate:.4g} tokens a second measured")
-        layout = plan.target.plan(self.checkpoint, decision.allocation)
-        breakdown = layout.filled(output.nbytes).breakdown
+        breakdown = plan.layout_of(self.checkpoint, decision.allocation).breakdown
         made = OutputRecord.of(
             output,
             model=self.checkpoint.name,
@@ -396,11 +397,13 @@ class Run(AbstractContextManager["Run"]):
         path = self.output / name
         recipe = recipes.from_allocation(decision.allocation, self.checkpoint)
         write_recipe(path, recipe.to_json())
+        layout = plan.layout_of(self.checkpoint, decision.allocation)
         return SearchResult(
             target=plan.target.name,
             path=path,
-            nbytes=plan.layout.total_bytes,
-            bits=plan.bits,
+            nbytes=layout.total_bytes,
+            bits=layout.bits,
+            bits_on_disk=layout.bits_on_disk,
             source=decision.source,
             rankings=decision.rankings,
         )

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from bitquilt import qtypes
+from bitquilt.allocation.budget import Budget
 from bitquilt.allocation.candidates import (
     CLOSE_TO_BUDGET,
     REACH_STEP,
@@ -17,6 +18,7 @@ from bitquilt.allocation.knapsack import fullest_nbytes, largest_nbytes, smalles
 from bitquilt.allocation.space import sizes_of
 from bitquilt.errors import UserError
 from bitquilt.targets import GGUF, get_target
+from bitquilt.targets.layout import Layout
 from tests.shapes import shaped_checkpoint
 
 FIXED = 10_000
@@ -31,9 +33,14 @@ def sets_of(checkpoint, target, bits, pins=None):
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     capacity = int(weights * bits / 8)
     cell = nbytes_in(checkpoint)
-    return candidate_sets(
-        checkpoint, get_target(target), pins or {}, cell, FIXED, capacity + FIXED
-    ), capacity
+    layout, budget = layout_of(checkpoint), Budget(size=capacity + FIXED)
+    sets = candidate_sets(checkpoint, get_target(target), pins or {}, cell, layout, budget)
+    return sets, capacity
+
+
+def layout_of(checkpoint):
+    """The layout of a file whose matrices take no bytes."""
+    return Layout(FIXED, {}, FIXED, {"norms": 0}, checkpoint.weights)
 
 
 def names(sets):
@@ -81,7 +88,9 @@ def test_the_others_are_near_what_a_pin_leaves_them():
     cell, pin = nbytes_in(checkpoint), {"model.embed_tokens": "F32"}
     others = [module for module in checkpoint.matrices if module not in pin]
     capacity = cell("model.embed_tokens", "F32") + sum(cell(module, "Q4_K") for module in others)
-    found = candidate_sets(checkpoint, GGUF, pin, cell, FIXED, capacity + FIXED)
+    found = candidate_sets(
+        checkpoint, GGUF, pin, cell, layout_of(checkpoint), Budget(size=capacity + FIXED)
+    )
     for module in others:
         bits = [qtypes.get(qtype).bits for qtype in names(found)[module]]
         assert min(bits) < 4.5 < max(bits) < 4.5 + GGUF.bits_reach[1] + REACH_STEP
@@ -91,8 +100,8 @@ def test_everything_may_be_pinned():
     checkpoint = shaped_checkpoint()
     pins = dict.fromkeys(checkpoint.matrices, "Q4_K")
     cell = nbytes_in(checkpoint)
-    budget = FIXED + sum(cell(module, "Q4_K") for module in pins)
-    assert names(candidate_sets(checkpoint, GGUF, pins, cell, FIXED, budget)) == {
+    budget = Budget(size=FIXED + sum(cell(module, "Q4_K") for module in pins))
+    assert names(candidate_sets(checkpoint, GGUF, pins, cell, layout_of(checkpoint), budget)) == {
         m: ["Q4_K"] for m in pins
     }
 
@@ -131,10 +140,14 @@ def test_budgets_that_no_file_has(bits, word, target):
         sets_of(checkpoint, target, bits)
     possible = int(re.search(r"--size (\d+)", str(why.value))[1])
     cell = nbytes_in(checkpoint)
-    candidate_sets(checkpoint, get_target(target), {}, cell, FIXED, possible)
+    candidate_sets(
+        checkpoint, get_target(target), {}, cell, layout_of(checkpoint), Budget(size=possible)
+    )
     beyond = possible + (1 if word == "large" else -1)
     with pytest.raises(UserError, match="is too"):
-        candidate_sets(checkpoint, get_target(target), {}, cell, FIXED, beyond)
+        candidate_sets(
+            checkpoint, get_target(target), {}, cell, layout_of(checkpoint), Budget(size=beyond)
+        )
 
 
 def test_pins_are_named_when_they_are_in_the_way():

@@ -57,6 +57,12 @@ def test_the_originals_perplexity_is_in_every_table_with_a_perplexity(found, pri
     assert "5.432" in printed
 
 
+def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(printed):
+    title = "on disk, 4.500 bits per weight (5.250 with everything on disk), in llama.cpp"
+    assert printed.count(title) == 2
+    assert "Bits are per weight: of the tensors, and in brackets of everything on disk." in printed
+
+
 def test_long_names_are_whole(printed):
     words = printed.split()
     assert {"a-model-of-a-long-", "name-4.5bit.gguf"} <= set(words)

@@ -42,6 +42,9 @@ def test_plan(asked, model):
         assert sum(plan["breakdown"].values()) == plan["bytes"]
         assert len(plan["allocation"]) == 8
         assert plan["tokenizer_counted"]
+        parts = [plan["breakdown"][part] for part in ("norms", "embedding", "codes", "scales")]
+        assert plan["bits"] / plan["bits_on_disk"] == pytest.approx(sum(parts) / plan["bytes"])
+        assert 4.4 < plan["bits"] <= 4.5 < plan["bits_on_disk"]
 
 
 def test_plan_of_a_config_alone_says_that_the_tokenizer_is_not_counted(asked, model, capfd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def output(name: str, engine: EngineExcerpt | None) -> Output:
         path=Path("out") / name,
         nbytes=7_380_000,
         bits=4.5,
+        bits_on_disk=4.71,
         allocation={},
         source="race",
         rankings=(),
@@ -80,6 +82,12 @@ def test_no_column_holds_figures_of_another_text(printed):
         "tiny-4.5bit.gguf: llama.cpp loads it and reads text as the same tokens; on 1,016 of the "
         "tokens its KL is 0.0412 nats/token there and 0.0398 in torch, a difference of +0.0014."
     ) in below
+
+
+def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(printed):
+    table, below = printed(output("tiny-4.5bit.gguf", None)).split("All figures")
+    assert re.search(r"7\.38 MB +4\.500 .*\n.* \(4\.71\) ", table)
+    assert "Bits are per weight: of the tensors, and in brackets of everything on disk" in below
 
 
 def test_rows_are_named_by_file_and_fit_a_terminal(printed):

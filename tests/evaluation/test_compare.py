@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 from transformers import AutoTokenizer
 
 from bitquilt.calibration import corpus
@@ -140,6 +141,15 @@ def test_domains_traces_and_uncertain_tokens_apart(found):
     for domain, figures in found.own.items():
         assert figures.kl.mean == 0.0, domain
         assert figures.perplexity_ratio.mean == 1.0
+
+
+def test_bits_are_those_that_llama_cpp_counts(found, files):
+    """As llama-quantize's BPW: the data of all tensors over all their numbers."""
+    for file, path in zip(found.files, files, strict=True):
+        tensors = GGUFReader(path).tensors
+        count = sum(int(tensor.n_elements) for tensor in tensors)
+        assert file.bits == sum(int(tensor.n_bytes) for tensor in tensors) * 8 / count
+        assert file.bits_on_disk == path.stat().st_size * 8 / count
 
 
 def test_more_bits_are_closer(found):

@@ -82,6 +82,7 @@ def evaluation(path: Path, kl: float) -> Evaluation:
         nbytes=1000,
         sha256=sha256(path),
         bits=4.5,
+        bits_on_disk=5.25,
         engine="llama.cpp",
         figures=by_domain,
         check=EngineCheck(
@@ -113,6 +114,7 @@ def record(path: Path, kl: float) -> OutputRecord:
         target="gguf",
         nbytes=1000,
         bits=4.5,
+        bits_on_disk=5.25,
         allocation=MIX,
         breakdown=BREAKDOWN,
         closing=teacher.Figures(

@@ -61,6 +61,11 @@ def text(files, original) -> str:
     return model_card(publication(files, original))
 
 
+def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(text):
+    assert "| file | bytes on disk | bits per weight | … of everything on disk |" in text
+    assert "| 4.500 | 5.250 |" in text
+
+
 def test_metadata_is_what_the_hub_reads(text):
     data = ModelCard(text).data.to_dict()
     assert data["license"] == "other"

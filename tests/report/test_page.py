@@ -84,6 +84,10 @@ def test_figures_are_those_that_were_measured(html):
     assert "0.0519" in text
 
 
+def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(html):
+    assert "4.500<small>5.250 with everything on disk</small>" in html
+
+
 def test_map_has_the_bits_of_every_matrix(html):
     text = Outline(html).text
     for bits in ("4.5", "2.56", "3.44", "8.5"):

@@ -10,6 +10,7 @@ from pathlib import Path
 import gguf as reference
 import pytest
 import torch
+from gguf import GGUFReader
 
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
@@ -43,6 +44,15 @@ def test_plan_is_the_size_on_disk(
     assert path.stat().st_size == layout.total_bytes
     assert layout.total_bytes == layout.fixed_bytes + sum(layout.tensor_bytes.values())
     assert layout.total_bytes == sum(layout.breakdown.values())
+
+
+def test_bits_are_those_of_the_tensors_that_gguf_reads(model: Model, tmp_path: Path) -> None:
+    """As llama-quantize's BPW counts them: no alignment, nothing of the header."""
+    layout = GGUF.plan(model.checkpoint, write(model, MIXES[-1], tmp_path / "model.gguf"))
+    tensors = GGUFReader(tmp_path / "model.gguf").tensors
+    nbytes = sum(int(tensor.n_bytes) for tensor in tensors)
+    assert layout.bits == nbytes * 8 / sum(int(tensor.n_elements) for tensor in tensors)
+    assert GGUF.data_bytes(tmp_path / "model.gguf") == nbytes
 
 
 def test_sizes_are_additive(model: Model) -> None:

@@ -51,6 +51,15 @@ def test_sizes_are_additive(model: Model) -> None:
     assert len({layout.fixed_bytes for layout in layouts}) == 1
 
 
+def test_bits_are_those_that_mlx_lm_counts(model: Model, tmp_path: Path) -> None:
+    utils = pytest.importorskip("mlx_lm.utils")
+    layout = MLX.plan(model.checkpoint, write(model, MIXES[1], tmp_path / "model"))
+    loaded, _ = utils.load_model(tmp_path / "model")
+    assert layout.bits == pytest.approx(utils.compute_bits_per_weight(loaded), rel=1e-12)
+    assert MLX.data_bytes(tmp_path / "model") * 8 / layout.weights == layout.bits
+    assert layout.bits_on_disk == layout.total_bytes * 8 / layout.weights
+
+
 def test_same_inputs_same_bytes(model: Model, tmp_path: Path) -> None:
     write(model, MIXES[3], tmp_path / "a")
     write(model, MIXES[3], tmp_path / "b")

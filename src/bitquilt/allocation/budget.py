@@ -1,11 +1,15 @@
-"""The size that the user asks for: bits per weight or bytes, of the whole file."""
+"""The size that the user asks for: bits per weight of the tensors, or bytes on disk."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bitquilt.errors import UserError
+
+if TYPE_CHECKING:
+    from bitquilt.targets.layout import Layout
 
 _UNITS = {
     "": 1,
@@ -16,24 +20,45 @@ _UNITS = {
     "KIB": 2**10,
     "MIB": 2**20,
     "GIB": 2**30,
+    "TB": 10**12,
+    "TIB": 2**40,
 }
+_LEAST_FILE = 10_000
+"""Bytes that no model file is smaller than: the room for its recipe alone takes 4096."""
+_LEAST_MB = 10
+"""A smaller number without a unit is more likely to be of gigabytes than of megabytes."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """An exact limit for the file, given one way or the other."""
+    """An exact limit, given one way or the other."""
 
     bits: float | None = None
-    """Bits per weight over all weights of the file's tensors, everything in the file counted."""
+    """Bits per weight of all tensors; neither tokenizer nor metadata count."""
     size: int | None = None
-    """Bytes of the file."""
+    """Bytes of everything on disk."""
+
+    def __str__(self) -> str:
+        return f"--bits {self.bits:.12g}" if self.size is None else human(self.size)
 
     def nbytes(self, weights: int) -> int:
-        """Return the limit in bytes for a model of that many weights."""
+        """Return the limit in bytes for a model of that many weights.
+
+        The bytes are those of the tensors where bits are given, else of everything on disk.
+        """
         if self.size is not None:
             return self.size
         assert self.bits is not None
         return int(self.bits * weights / 8)
+
+    def capacity(self, layout: Layout) -> int:
+        """Return the bytes that the matrices may take together.
+
+        Args:
+            layout: says what a file has beside its matrices.
+        """
+        beside = layout.norm_bytes if self.size is None else layout.fixed_bytes
+        return self.nbytes(layout.weights) - beside
 
 
 def parse_size(text: str) -> int:
@@ -42,18 +67,25 @@ def parse_size(text: str) -> int:
     Raises:
         UserError: the text is not a size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]?i?B?)\s*", text, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
     unit = match.group(2).upper() if match else None
-    if match and unit in {"K", "M", "G", "KI", "MI", "GI"}:
+    if unit and not unit.endswith("B"):
         unit += "B"
     if match is None or unit not in _UNITS or float(match.group(1)) <= 0:
         raise UserError(f"{text!r} is not a size; write it like 600MB or 1.5GiB")
-    return int(float(match.group(1)) * _UNITS[unit])
+    number = match.group(1)
+    if not unit and float(number) < _LEAST_FILE:
+        meant = f"{number}{'MB' if float(number) >= _LEAST_MB else 'GB'}"
+        raise UserError(
+            f"--size {number} without a unit is {number} bytes, and no model is so small; did you "
+            f"mean {meant}?"
+        )
+    return int(float(number) * _UNITS[unit])
 
 
 def human(nbytes: float) -> str:
     """Write bytes for people, in the decimal units that disks and hubs use."""
-    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if nbytes >= factor:
             return f"{nbytes / factor:.2f} {unit}"
     return f"{nbytes:.0f} B"

@@ -11,18 +11,19 @@ import math
 from collections.abc import Callable, Mapping
 
 from bitquilt import qtypes
-from bitquilt.allocation.budget import human
+from bitquilt.allocation.budget import Budget
 from bitquilt.allocation.knapsack import fullest_nbytes, largest_nbytes, smallest_nbytes
 from bitquilt.allocation.space import Candidate, CandidateSets, sizes_of
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.targets import Target
+from bitquilt.targets.layout import Layout, bits_per_weight
 
 REACH_STEP = 0.5
 """Bits by which the reach grows where it is not enough."""
 CLOSE_TO_BUDGET = 0.005
-"""A file is smaller than its budget by no more than this share of it, where any mix is."""
+"""A file takes less than its budget by no more than this share of it, where any mix does."""
 TypeBytes = Callable[[str, str], int]
 """(module path, type name) → bytes in the file, alignment included."""
 
@@ -32,8 +33,8 @@ def candidate_sets(
     target: Target,
     pins: Mapping[str, str],
     nbytes: TypeBytes,
-    fixed: int,
-    budget: int,
+    layout: Layout,
+    budget: Budget,
     fast: bool = False,
 ) -> CandidateSets:
     """Return the candidates of every matrix with their sizes; predicted KLs are still zero.
@@ -43,8 +44,8 @@ def candidate_sets(
         target: the output format.
         pins: matrices whose type is given.
         nbytes: the bytes of a matrix on a type.
-        fixed: bytes of the file that belong to no matrix.
-        budget: bytes that the whole file may take.
+        layout: says what the file has beside its matrices.
+        budget: what is asked for.
         fast: whether speed matters too; no type is left out as superseded then.
 
     Raises:
@@ -64,14 +65,22 @@ def candidate_sets(
             for module, shape in checkpoint.matrices.items()
         }
 
-    capacity = budget - fixed
+    capacity = budget.capacity(layout)
     bits = _free_bits(checkpoint, pins, nbytes, capacity)
     widest = sizes_of(within(math.inf, math.inf))
-    least, most = fixed + smallest_nbytes(widest), fixed + largest_nbytes(widest)
-    if not least <= budget <= most:
-        weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-        raise UserError(_out_of_range(target, budget, least, most, weights, bool(pins)))
-    enough = capacity - CLOSE_TO_BUDGET * budget
+    least, most = smallest_nbytes(widest), largest_nbytes(widest)
+    holding = "with the recipe's pins " if pins else ""
+    if capacity < least:
+        raise UserError(
+            f"{budget} is too small: {holding}the smallest possible {target} file has "
+            f"{_offered(layout, least, math.ceil)}, or more"
+        )
+    if capacity > most:
+        raise UserError(
+            f"{budget} is too large: {holding}the largest possible {target} file has "
+            f"{_offered(layout, most, math.floor)}, or less"
+        )
+    enough = capacity - CLOSE_TO_BUDGET * budget.nbytes(layout.weights)
     if fullest_nbytes(widest, capacity) < enough:
         enough = 0.0  # no mix comes close, so any will do
     reach = itertools.count(0, REACH_STEP)
@@ -115,19 +124,15 @@ def _qtypes(fitting: list[QuantType], low: float, high: float, pin: str | None) 
     return reach or [min(fitting, key=lambda qtype: max(low - qtype.bits, qtype.bits - high))]
 
 
-def _out_of_range(
-    target: Target, budget: int, least: int, most: int, weights: int, pinned: bool
-) -> str:
-    """Say what is possible in the user's terms: bytes and bits of the whole file."""
-    holding = "with the recipe's pins " if pinned else ""
-    if budget < least:
-        bits = math.ceil(least * 8 / weights * 1000) / 1000
-        return (
-            f"{human(budget)} is too small: {holding}the smallest possible {target} file has "
-            f"{least:,} bytes; ask for --size={least}B or --bits={bits:g}, or more"
-        )
-    bits = min(32.0, math.floor(most * 8 / weights * 1000) / 1000)
-    return (
-        f"{human(budget)} is too large: {holding}the largest possible {target} file has "
-        f"{most:,} bytes; ask for --size={most}B or --bits={bits:g}, or less"
-    )
+def _offered(layout: Layout, matrices: int, whole: Callable[[float], int]) -> str:
+    """Say how large a file with that many bytes of matrices is, and how to ask for it.
+
+    Args:
+        layout: says what the file has beside its matrices.
+        matrices: their bytes.
+        whole: rounds bits to the side on which they are possible.
+    """
+    size = layout.fixed_bytes + matrices
+    exact = bits_per_weight(layout.norm_bytes + matrices, layout.weights)
+    bits = min(32.0, whole(exact * 1000) / 1000)
+    return f"{size:,} bytes; ask for --size={size}B or --bits={bits:g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -160,8 +159,6 @@ class Plan:
     """Module path → type name. Where there is a budget this is a first guess of the same size."""
     layout: Layout
     """The layout of the file; where a mix is a little smaller, padding makes up for it."""
-    weights: int
-    """All weights of the file's tensors."""
     space: Space | None = field(repr=False)
     """What a search may choose from; None where the recipe decides everything."""
     preset: str | None = None
@@ -171,8 +168,17 @@ class Plan:
 
     @property
     def bits(self) -> float:
-        """Bits per weight, everything in the file counted."""
-        return self.layout.total_bytes * 8 / self.weights
+        """Bits per weight of the tensors, on this allocation."""
+        return self.layout.bits
+
+    @property
+    def bits_on_disk(self) -> float:
+        """Bits per weight of everything on disk."""
+        return self.layout.bits_on_disk
+
+    def layout_of(self, checkpoint: Checkpoint, allocation: Allocation) -> Layout:
+        """Give the layout of the file on another allocation, padded to the planned size."""
+        return self.target.plan(checkpoint, allocation).filled(self.layout.total_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -180,6 +186,7 @@ class Plan:
             "target": self.target.name,
             "bytes": self.layout.total_bytes,
             "bits": self.bits,
+            "bits_on_disk": self.bits_on_disk,
             "breakdown": self.layout.breakdown,
             "tokenizer_counted": self.layout.breakdown["tokenizer"] > 0,
             "allocation": self.allocation,
@@ -194,11 +201,10 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
     Raises:
         UserError: the budget cannot be met, the recipe does not suit the model.
     """
-    weights = sum(math.prod(shape) for shape in checkpoint.shapes.values())
     space = None
     if request.budget is not None:
         pins = recipes.pins(request.recipe, checkpoint, target.name) if request.recipe else {}
-        space = _space(checkpoint, target, pins, request.budget.nbytes(weights), request.fast)
+        space = _space(checkpoint, target, pins, request.budget, request.fast)
         guess = AllocationSpace.of(sensitivity.prior(checkpoint, space.candidate_sets))
         allocation = guess.allocation(solve(guess, space.capacity))
     elif request.recipe is not None:
@@ -213,7 +219,6 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
         label=request.label,
         allocation=allocation,
         layout=layout,
-        weights=weights,
         space=space,
         preset=request.preset,
         notes=(*request.notes, *_larger_than_source(checkpoint, request, target, layout)),
@@ -266,15 +271,16 @@ def _larger_than_source(
 
 
 def _space(
-    checkpoint: Checkpoint, target: Target, pins: Mapping[str, str], budget: int, fast: bool
+    checkpoint: Checkpoint, target: Target, pins: Mapping[str, str], budget: Budget, fast: bool
 ) -> Space:
-    """The candidates that bring a whole file to ``budget`` bytes."""
-    everything_f32 = dict.fromkeys(checkpoint.matrices, "F32")
-    fixed = target.plan(checkpoint, everything_f32).fixed_bytes
-    found = candidate_sets(
-        checkpoint, target, pins, cell_bytes(checkpoint, target), fixed, budget, fast
-    )
-    return Space(found, fullest_nbytes(sizes_of(found), budget - fixed))
+    """The candidates that bring a file to its budget."""
+    layout = target.plan(checkpoint, {**dict.fromkeys(checkpoint.matrices, "BF16"), **pins})
+    nbytes = cell_bytes(checkpoint, target)
+    found = candidate_sets(checkpoint, target, pins, nbytes, layout, budget, fast)
+    # norms are wider in some formats where the embedding may be, so bits are of the widest ones
+    widest = {module: max(own, key=lambda c: c.nbytes).qtype for module, own in found.items()}
+    capacity = budget.capacity(target.plan(checkpoint, widest))
+    return Space(found, fullest_nbytes(sizes_of(found), capacity))
 
 
 def cell_bytes(checkpoint: Checkpoint, target: Target) -> TypeBytes:

@@ -10,7 +10,15 @@ import click
 
 from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, config_options, print_json
-from bitquilt.cli.tables import figure_cell, figures_table, name_cell, stdout_console
+from bitquilt.cli.tables import (
+    SIZE_HEADINGS,
+    SIZE_NOTE,
+    figure_cell,
+    figures_table,
+    name_cell,
+    size_cells,
+    stdout_console,
+)
 from bitquilt.evaluation.config import EvalConfig
 from bitquilt.runtime.malloc import keep_freed_memory
 
@@ -80,6 +88,7 @@ def _print(found: Evaluation) -> None:
         _print_check(console, file)
     if len(found.files) > 1:
         console.print("", _overview(found))
+        console.print(SIZE_NOTE)
     for comparison in found.comparisons:
         console.print(_verdict(comparison), markup=False)
     floors = "; ".join(
@@ -104,7 +113,10 @@ def _print_file(console: Console, file: FileResult, own: Mapping[str, DomainFigu
     """Print all figures of one file, a line for each domain."""
     from bitquilt.report.figures import HEADINGS
 
-    title = f"{file.name}, {human(file.nbytes)}, {file.bits:.3f} bits, in {file.engine}"
+    title = (
+        f"{file.name}, {human(file.nbytes)} on disk, {file.bits:.3f} bits per weight "
+        f"({file.bits_on_disk:.3f} with everything on disk), in {file.engine}"
+    )
     console.print(f"[bold]{title}[/bold]")
     for fields in TABLES:
         with_own = "perplexity" in fields  # says little without the original's
@@ -123,7 +135,7 @@ def _overview(found: Evaluation) -> Table:
     from bitquilt.report.figures import HEADINGS, number
 
     fields = ("kl", "agreement", "perplexity")
-    headings = ("size", "bits", *(HEADINGS[field].replace(" top", "\ntop") for field in fields))
+    headings = (*SIZE_HEADINGS, *(HEADINGS[field].replace(" top", "\ntop") for field in fields))
     table = figures_table("file", headings, fold_first=True)
     own = number(found.own_overall.perplexity.mean, "perplexity")
     table.add_row(f"original: {found.original}", "", "", "", "", own)
@@ -131,8 +143,7 @@ def _overview(found: Evaluation) -> Table:
         figures = file.overall
         table.add_row(
             name_cell(file.name),
-            human(file.nbytes),
-            f"{file.bits:.3f}",
+            *size_cells(file.nbytes, file.bits, file.bits_on_disk),
             figure_cell(figures.kl, "kl"),
             number(figures.agreement.mean, "agreement"),
             number(figures.perplexity.mean, "perplexity"),

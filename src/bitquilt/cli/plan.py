@@ -62,7 +62,8 @@ def _print_one(planned: Plan) -> None:
     console = Console(highlight=False)
     total = planned.layout.total_bytes
     console.print(
-        f"[bold]{planned.target}[/bold]: {total:,} bytes, {planned.bits:.3f} bits per weight\n"
+        f"[bold]{planned.target}[/bold]: {total:,} bytes on disk, {planned.bits:.3f} bits per "
+        f"weight\n({planned.bits_on_disk:.3f} bits per weight with everything on disk counted)\n"
     )
     if not planned.layout.breakdown["tokenizer"]:
         console.print("Without its tokenizer, which a config alone does not tell the size of.\n")

@@ -7,9 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, MODEL, config_options, show
-from bitquilt.cli.tables import figure_cell, figures_table, name_cell, stdout_console
+from bitquilt.cli.tables import (
+    SIZE_HEADINGS,
+    SIZE_NOTE,
+    figure_cell,
+    figures_table,
+    name_cell,
+    size_cells,
+    stdout_console,
+)
 from bitquilt.config import QuantizeConfig
 from bitquilt.runtime.malloc import keep_freed_memory
 
@@ -49,7 +56,7 @@ def _print_table(result: QuantizeResult) -> None:
     from bitquilt.report.figures import number
 
     table = figures_table(
-        "file", ("size", "bits", "KL,\nnats/token", "same\ntop-1", "perplexity"), fold_first=True
+        "file", (*SIZE_HEADINGS, "KL,\nnats/token", "same\ntop-1", "perplexity"), fold_first=True
     )
     perplexity = number(result.original.perplexity.mean, "perplexity")
     table.add_row(Text(f"original: {result.model}"), "", "", "", "", perplexity)
@@ -57,8 +64,7 @@ def _print_table(result: QuantizeResult) -> None:
         figures = output.figures
         table.add_row(
             Text.assemble(name_cell(output.path.name), (f"\nmix: {output.source}", "dim")),
-            human(output.nbytes),
-            f"{output.bits:.3f}",
+            *size_cells(output.nbytes, output.bits, output.bits_on_disk),
             figure_cell(figures.kl, "kl"),
             number(figures.agreement.mean, "agreement"),
             number(figures.perplexity.mean, "perplexity"),
@@ -72,7 +78,7 @@ def _print_table(result: QuantizeResult) -> None:
     console.print(
         f"All figures are of {own.tokens:,} held-out tokens of {own.documents} documents, computed "
         "by torch on the weights read back from each file; KL and top-1 are against the original, "
-        f"{intervals}.",
+        f"{intervals}. {SIZE_NOTE}",
         markup=False,
     )
     for output in result.outputs:

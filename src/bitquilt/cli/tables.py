@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bitquilt.allocation.budget import human
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -14,6 +16,22 @@ if TYPE_CHECKING:
 
 NAME_WIDTH = 20
 """Columns that a file's name has in a table beside figures, in a terminal of 80."""
+
+
+SIZE_HEADINGS = ("size", "bits\n(disk)")
+"""The headings of :func:`size_cells`."""
+SIZE_NOTE = "Bits are per weight: of the tensors, and in brackets of everything on disk."
+
+
+def size_cells(nbytes: int, bits: float, bits_on_disk: float) -> tuple[str, str]:
+    """Write the size of a file: everything on disk, and the bits of its tensors.
+
+    Args:
+        nbytes: everything on disk.
+        bits: bits per weight of the tensors.
+        bits_on_disk: bits per weight of everything on disk.
+    """
+    return human(nbytes), f"{bits:.3f}\n({bits_on_disk:.2f})"
 
 
 def stdout_console() -> Console:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from bitquilt.metrics.teacher import require_finite
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
+from bitquilt.targets.layout import bits_per_weight
 
 
 class Examiner:
@@ -72,13 +72,14 @@ class Examiner:
 
     def result(self, file: ModelFile, found: Sequence[TokenFigures]) -> FileResult:
         """Sum up what one file made of every text, check its engine, and ask it a few questions."""
-        weights = sum(torch.Size(shape).numel() for shape in self._original.shapes.values())
+        weights = self._original.weights
         return FileResult(
             name=file.name,
             path=str(file.path),
             nbytes=file.nbytes,
             sha256=sha256(file.path),
-            bits=file.nbytes * 8 / weights,
+            bits=bits_per_weight(file.tensor_bytes, weights),
+            bits_on_disk=bits_per_weight(file.nbytes, weights),
             engine=file.engine if _in_engine(file) else "torch",
             figures=by_domain(self.measured(found)),
             check=self._check(file, found[0]),

@@ -93,6 +93,11 @@ class ModelFile:
         return self.target.engine
 
     @property
+    def tensor_bytes(self) -> int:
+        """The data of its tensors, none of them read."""
+        return self.target.data_bytes(self.path)
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Its tensors by canonical name, none of them read."""
         return self.target.shapes(self.path)

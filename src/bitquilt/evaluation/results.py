@@ -72,7 +72,9 @@ class FileResult:
     sha256: str
     """The hash of the GGUF file, or of the MLX directory's model.safetensors."""
     bits: float
-    """Bits per weight, everything in the file counted."""
+    """Bits per weight of the tensors, as llama.cpp and mlx-lm count them."""
+    bits_on_disk: float
+    """Bits per weight of everything on disk, tokenizer and metadata too."""
     engine: str
     """What computed the figures."""
     figures: Mapping[str, DomainFigures]

@@ -6,6 +6,7 @@ every engine runs, tensors loaded one at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,6 +93,11 @@ class Checkpoint:
             for name, shape in self.shapes.items()
             if len(shape) == 2 and name.endswith(".weight")
         }
+
+    @cached_property
+    def weights(self) -> int:
+        """The weights of all tensors, norms and biases too."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def source_dtype(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from bitquilt.report.figures import MeasuredFile, figure_text, lacks_documents
 from bitquilt.report.origin import Gate, PublishedOriginal
 from bitquilt.report.plots import environment
 from bitquilt.report.run_record import OutputRecord, find_record, published_command
+from bitquilt.targets.layout import bits_per_weight
 
 COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_byte")
 
@@ -157,11 +157,12 @@ def _tables(publication: Publication) -> list[dict[str, Any]]:
 def _file(publication: Publication, file: ModelFile) -> dict[str, str]:
     """Make a row of a table; a file that was not measured has no figures, and says so."""
     found = publication.figures.get(file.name)
-    weights = sum(math.prod(shape) for shape in publication.original.shapes.values())
+    weights = publication.original.weights
     row = {
         "name": file.name,
         "bytes": f"{file.nbytes:,}",
-        "bits": f"{file.nbytes * 8 / weights:.3f}",
+        "bits": f"{bits_per_weight(file.tensor_bytes, weights):.3f}",
+        "bits_on_disk": f"{bits_per_weight(file.nbytes, weights):.3f}",
     }
     if found is None:
         unknown = dict.fromkeys(("agreement", "perplexity", "own_perplexity"), "")

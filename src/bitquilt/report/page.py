@@ -192,6 +192,7 @@ def _file(record: OutputRecord) -> dict[str, Any]:
         "name": record.name,
         "size": human(record.nbytes),
         "bits": f"{record.bits:.3f}",
+        "bits_on_disk": f"{record.bits_on_disk:.3f} with everything on disk",
         "engine": figures.engine,
         "kl": figure_text(figures.kl, "kl"),
         "agreement": figure_text(figures.agreement, "agreement"),

@@ -22,7 +22,9 @@ class SearchResult:
     nbytes: int
     """The size of that file."""
     bits: float
-    """Bits per weight of that file, everything in it counted."""
+    """Bits per weight of that file's tensors."""
+    bits_on_disk: float
+    """Bits per weight of everything that file has on disk."""
     source: str
     """Where the allocation comes from: a search method, a preset's name, or ``recipe``."""
     rankings: tuple[Ranking, ...]
@@ -42,7 +44,9 @@ class Output:
     path: Path
     nbytes: int
     bits: float
-    """Bits per weight, everything in the file counted."""
+    """Bits per weight of the tensors, as llama.cpp and mlx-lm count them."""
+    bits_on_disk: float
+    """Bits per weight of everything on disk, tokenizer and metadata too."""
     allocation: Allocation
     source: str
     """Where the allocation comes from: a search method, a preset's name, or ``recipe``."""

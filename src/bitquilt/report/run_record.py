@@ -27,7 +27,7 @@ from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import get_target
 
 FOLDER = "made"
-RECORD_FORMAT = 3
+RECORD_FORMAT = 4
 """The version of the schema; a record of another is refused."""
 
 
@@ -44,7 +44,9 @@ class OutputRecord:
     nbytes: int
     """The size on disk, everything counted."""
     bits: float
-    """Bits per weight, everything in the file counted."""
+    """Bits per weight of the tensors."""
+    bits_on_disk: float
+    """Bits per weight of everything on disk."""
     allocation: Allocation
     """Module path → type name."""
     breakdown: Mapping[str, int]
@@ -93,6 +95,7 @@ class OutputRecord:
             target=output.target,
             nbytes=output.nbytes,
             bits=output.bits,
+            bits_on_disk=output.bits_on_disk,
             allocation=output.allocation,
             breakdown=dict(breakdown),
             closing=output.figures,

@@ -148,6 +148,10 @@ class Target(ABC):
         """Return the shapes of a model file's tensors by canonical name; none of them is read."""
 
     @abstractmethod
+    def data_bytes(self, path: Path) -> int:
+        """Return the bytes that the data of a model file's tensors take; none of them is read."""
+
+    @abstractmethod
     def files(self, path: Path) -> list[Path]:
         """Return the files of a model and its recipe, as a repository of the hub has them."""
 

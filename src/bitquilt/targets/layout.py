@@ -21,6 +21,8 @@ from bitquilt.qtypes.qtype import Allocation, QuantType
 RECIPE_BASE_ROOM = 4096
 RECIPE_ENTRY_ROOM = 40
 
+_DATA_PARTS = ("norms", "embedding", "codes", "scales")
+"""The parts of a file that are the data of tensors."""
 _SCALE_SECTIONS = frozenset({"d", "dmin", "m", "scales", "scales_h", "scales_l"})
 
 
@@ -36,12 +38,42 @@ class Layout:
     breakdown: dict[str, int]
     """Kind → its bytes, for people; they add up to the total. The kinds are metadata, tokenizer,
     norms, embedding, codes, scales and padding."""
+    weights: int
+    """All weights of the model's tensors."""
+
+    @property
+    def norm_bytes(self) -> int:
+        """The data of the tensors that are not matrices."""
+        return self.breakdown["norms"]
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight of the tensors."""
+        return bits_per_weight(sum(self.breakdown[part] for part in _DATA_PARTS), self.weights)
+
+    @property
+    def bits_on_disk(self) -> float:
+        """Bits per weight of everything on disk."""
+        return bits_per_weight(self.total_bytes, self.weights)
 
     def filled(self, total_bytes: int) -> Layout:
         """Return this layout with padding up to ``total_bytes``, as ``Target.write`` adds it."""
         padding = self.breakdown["padding"] + total_bytes - self.total_bytes
         breakdown = {**self.breakdown, "padding": padding}
         return replace(self, total_bytes=total_bytes, breakdown=breakdown)
+
+
+def bits_per_weight(nbytes: int, weights: int) -> float:
+    """Return the bits per weight of that many bytes.
+
+    Of the data of all tensors it is what ``llama-quantize`` calls BPW and what mlx-lm's
+    ``compute_bits_per_weight`` returns.
+
+    Args:
+        nbytes: the data of all tensors, scales included; or everything on disk.
+        weights: the weights of all tensors, norms included.
+    """
+    return nbytes * 8 / weights
 
 
 def qtypes_of(checkpoint: Checkpoint, allocation: Allocation, target: str) -> dict[str, QuantType]:

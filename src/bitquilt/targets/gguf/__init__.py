@@ -85,6 +85,11 @@ class _Gguf(Target):
 
         return open_checkpoint(path).shapes
 
+    def data_bytes(self, path: Path) -> int:
+        from bitquilt.gguf.header import read_header
+
+        return sum(tensor.nbytes for tensor in read_header(path).tensors.values())
+
     def files(self, path: Path) -> list[Path]:
         return [file for file in (path, self.recipe_path(path)) if file.is_file()]
 

@@ -78,7 +78,7 @@ def plan_gguf(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
         "scales": scales,
     }
     breakdown = {**parts, "padding": total - sum(parts.values())}
-    return Layout(total, tensor_bytes, fixed, breakdown)
+    return Layout(total, tensor_bytes, fixed, breakdown, checkpoint.weights)
 
 
 def write_gguf(

@@ -99,6 +99,11 @@ class _Mlx(Target):
         plain = {key: value for key, value in config.items() if key not in QUANTIZED}
         return from_config(plain, path.name).shapes
 
+    def data_bytes(self, path: Path) -> int:
+        from bitquilt.targets.mlx.writing import data_bytes
+
+        return data_bytes(path)
+
     def files(self, path: Path) -> list[Path]:
         inside = (file for file in sorted(path.iterdir()) if file.name != "README.md")
         return [file for file in inside if file.is_file()]

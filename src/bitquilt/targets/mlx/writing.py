@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,7 +78,8 @@ def plan_mlx(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
         "scales": scales,
         "padding": slack,
     }
-    return Layout(fixed + sum(tensor_bytes.values()), tensor_bytes, fixed, breakdown)
+    total = fixed + sum(tensor_bytes.values())
+    return Layout(total, tensor_bytes, fixed, breakdown, checkpoint.weights)
 
 
 def write_mlx(
@@ -127,6 +129,14 @@ def check_mlx(
                 raise UserError(f"{path}: {name} has another shape or dtype than was meant")
             if _raw(found) != _raw(tensor):
                 raise UserError(f"{path}: the bytes of {name} differ from what was written")
+
+
+def data_bytes(directory: Path) -> int:
+    """Count the bytes of model.safetensors that are no header, which has its length before it."""
+    path = directory / WEIGHTS_FILE
+    with open(path, "rb") as file:
+        (header,) = struct.unpack("<Q", file.read(8))
+    return path.stat().st_size - 8 - int(header)
 
 
 class MlxWeights(Mapping[str, torch.Tensor]):
