@@ -138,7 +138,7 @@ def test_budgets_that_no_file_has(bits, word, target):
     checkpoint = shaped_checkpoint()
     with pytest.raises(UserError, match=rf"too {word}: the \w+ possible {target}") as why:
         sets_of(checkpoint, target, bits)
-    possible = int(re.search(r"--size (\d+)", str(why.value))[1])
+    possible = int(re.search(r"size='(\d+)B'", str(why.value))[1])
     cell = nbytes_in(checkpoint)
     candidate_sets(
         checkpoint, get_target(target), {}, cell, layout_of(checkpoint), Budget(size=possible)

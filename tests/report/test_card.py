@@ -17,6 +17,7 @@ from bitquilt.report.card import Publication, model_card
 from bitquilt.report.config import PublicationConfig
 from bitquilt.report.run_record import save
 from bitquilt.runtime.workdir import WorkDir
+from bitquilt.targets import GGUF
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 from tests.report.conftest import SETTINGS, evaluation, quantized, record
@@ -61,9 +62,12 @@ def text(files, original) -> str:
     return model_card(publication(files, original))
 
 
-def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(text):
+def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(text, files, original):
     assert "| file | bytes on disk | bits per weight | … of everything on disk |" in text
-    assert "| 4.500 | 5.250 |" in text
+    weights = open_checkpoint(original).weights
+    for file in files:
+        bits = [nbytes * 8 / weights for nbytes in (GGUF.data_bytes(file), file.stat().st_size)]
+        assert f"| {bits[0]:.3f} | {bits[1]:.3f} |" in text
 
 
 def test_metadata_is_what_the_hub_reads(text):

@@ -39,7 +39,7 @@ class Budget:
     """Bytes of everything on disk."""
 
     def __str__(self) -> str:
-        return f"--bits {self.bits:.12g}" if self.size is None else human(self.size)
+        return f"--bits={self.bits:.12g}" if self.size is None else human(self.size)
 
     def nbytes(self, weights: int) -> int:
         """Return the limit in bytes for a model of that many weights.
@@ -77,8 +77,8 @@ def parse_size(text: str) -> int:
     if not unit and float(number) < _LEAST_FILE:
         meant = f"{number}{'MB' if float(number) >= _LEAST_MB else 'GB'}"
         raise UserError(
-            f"--size {number} without a unit is {number} bytes, and no model is so small; did you "
-            f"mean {meant}?"
+            f"--size={number} has no unit and means {number} bytes, and no model is so small; did "
+            f"you mean {meant}?"
         )
     return int(float(number) * _UNITS[unit])
 
