@@ -5,10 +5,15 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bitquilt.cli.talking import Screen
+from bitquilt.talk import votes
+from bitquilt.talk.events import Answer, End
+from bitquilt.talk.reasoning import PLAIN
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 
@@ -75,6 +80,62 @@ def test_votes(capfd, demo_gguf: Path) -> None:
     said = capfd.readouterr()
     assert said.out == "932\n"
     assert said.err.endswith("\n4 of 4 (100%)\n")
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Make ``--votes`` get these answers, without a model that has to think of them."""
+
+    def give(*texts: str) -> None:
+        one = End(
+            finish_reason="stop",
+            reasoning="",
+            answer="",
+            final=None,
+            closed=None,
+            rollbacks=0,
+            prompt_tokens=1,
+            prefilled_tokens=1,
+            tokens=1,
+            thinking_tokens=0,
+            discarded_tokens=0,
+        )
+        ends = [replace(one, answer=text) for text in texts]
+        monkeypatch.setattr(votes, "vote", lambda *_: votes.tally(ends))
+
+    return give
+
+
+def test_votes_without_a_box_are_of_last_lines_and_it_is_said(capfd, demo_gguf, answers) -> None:
+    answers("so\nEast", "east", "West", "")
+    assert invoke("run", demo_gguf, "Where?", "--votes", "4") == 0
+    said = capfd.readouterr()
+    assert said.out == "East\n"
+    assert said.err.endswith(
+        "no answer is in a box, so the last lines of the answers vote\n"
+        "2 of 4 (50%); West: 1, no answer: 1\n"
+    )
+    assert invoke("run", demo_gguf, "Where?", "--votes", "4", "--json") == 0
+    assert json.loads(capfd.readouterr().out)["counted"] == "last line"
+    answers("", "")
+    assert invoke("run", demo_gguf, "Where?", "--votes", "2") == 3
+    assert "gave no answer; ask for one with --system boxed" in capfd.readouterr().err
+
+
+def test_control_characters_of_a_model_are_shown_and_not_obeyed(capfd) -> None:
+    screen = Screen(PLAIN, hide_thinking=False)
+    for piece in ("a\x1b", "]0;title\x07\x1b[2J", "\tb\r\n\x9b31m\x7f"):
+        screen.show(Answer(piece))
+    said = capfd.readouterr().out
+    assert said == "a␛]0;title␇␛[2J\tb\n\ufffd31m␡"
+
+
+def test_control_characters_of_a_vote(capfd, demo_gguf, answers) -> None:
+    answers("\x1b[2Jx", "\x1b[2Jx", "\x1b[31my")
+    assert invoke("run", demo_gguf, "Where?", "--votes", "3") == 0
+    said = capfd.readouterr()
+    assert "\x1b[2J" not in said.out + said.err
+    assert said.out == "␛[2Jx\n"
 
 
 def test_plain_text_and_no_system_prompt(capfd, demo_gguf: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bitquilt.engines import Sampling
@@ -67,6 +69,18 @@ def test_tally() -> None:
     assert votes.counts == {"1,000": 3, "7": 2}
     assert tally([end("2"), end("1")]).final == "2"
     assert tally([end(None), end("")]).final is None
+    assert votes.counted == "box"
+
+
+def test_without_a_box_the_last_lines_vote() -> None:
+    said = ["It is\n**East**\n", "east", "so:\nWest\n\n", " EAST ", ""]
+    ends = [replace(end(None), answer=text) for text in said]
+    cut = [replace(one, finish_reason="length") for one in ends[2:3]]
+    votes = tally(ends + cut)
+    assert (votes.final, votes.counted, votes.share) == ("East", "last line", 3 / 6)
+    assert votes.counts == {"East": 3, "West": 1}
+    assert tally([*ends, end("7")]).counts == {"7": 1}
+    assert tally(cut).final is None
 
 
 def coin(so_far: str) -> dict[str, float]:

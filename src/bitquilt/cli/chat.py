@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import click
 
-from bitquilt.cli.options import MODEL, config_options
+from bitquilt.cli.options import MODEL, config_options, printable
 from bitquilt.cli.talking import Screen, settings, system_prompt
 from bitquilt.errors import EngineCrashedError, UserError
 from bitquilt.runtime.compute import asking
@@ -194,7 +194,7 @@ def _is_message(message: object) -> bool:
 
 
 def _note(text: str) -> None:
-    click.echo(click.style(f"[{text}]", dim=True), err=True)
+    click.echo(click.style(f"[{printable(text)}]", dim=True), err=True)
 
 
 def _lines() -> Iterator[str]:

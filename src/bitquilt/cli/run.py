@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bitquilt.talk.votes import Votes
 
 NO_FINAL = 3
-"""The exit code of --final-only and --votes where no answer is boxed."""
+"""The exit code of --final-only where no answer is boxed, and of --votes where there is none."""
 
 
 @click.command()
@@ -61,8 +61,8 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
             sys.exit(130)
     if final is None and (config.final_only or config.votes):
         click.echo(
-            f"bitquilt: {model} gave no boxed answer; ask for one with --system boxed, or give it "
-            "a --think-budget or more --max-tokens",
+            f"bitquilt: {model} gave no {'answer' if config.votes else 'boxed answer'}; ask for "
+            "one with --system boxed, or give it a --think-budget or more --max-tokens",
             err=True,
         )
         sys.exit(NO_FINAL)
@@ -148,6 +148,7 @@ def _vote(
     if as_json:
         said = {
             "final": votes.final,
+            "counted": votes.counted,
             "share": votes.share,
             "counts": votes.counts,
             "seconds": round(time.perf_counter() - started, 3),
@@ -156,6 +157,8 @@ def _vote(
         print_json({**asked, **said, "sampling": asdict(settings.sampling)})
     elif votes.final is not None:
         click.echo(printable(votes.final))
+        if votes.counted == "last line":
+            click.echo("no answer is in a box, so the last lines of the answers vote", err=True)
         click.echo(printable(_tally(votes)), err=True)
     return votes.final
 
@@ -165,7 +168,8 @@ def _tally(votes: Votes) -> str:
     count = len(votes.samples)
     first, *others = votes.counts.items()
     silent = count - sum(votes.counts.values())
-    rest = [*others, *([("no boxed answer", silent)] if silent else [])]
+    nothing = "no boxed answer" if votes.counted == "box" else "no answer"
+    rest = [*others, *([(nothing, silent)] if silent else [])]
     said = f"{first[1]} of {count} ({votes.share:.0%})"
     return "; ".join([said, ", ".join(f"{answer}: {n}" for answer, n in rest)] if rest else [said])
 

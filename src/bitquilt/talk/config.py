@@ -100,7 +100,8 @@ class RunConfig(AnswerConfig):
         default=False,
     )
     votes: int | None = option(
-        "K answers are sampled at once, and the boxed answer that most of them have is printed.",
+        "K answers are sampled at once, and the boxed answer that most of them have is printed. "
+        "Where none has a box, their last lines vote.",
         default=None,
         metavar="K",
         least=2,

@@ -1,10 +1,11 @@
-"""Several samples at once, and the boxed answer that most of them have."""
+"""Several samples at once, and the answer that most of them have, boxed or on the last line."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from bitquilt.engines import Engine
 from bitquilt.runtime.progress import Progress
@@ -13,16 +14,20 @@ from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.sample import AnswerSettings, Sample
 from bitquilt.talk.session import continued
 
+Counted = Literal["box", "last line"]
+
 
 @dataclass(frozen=True)
 class Votes:
-    """The samples and their boxed answers."""
+    """The samples and their answers."""
 
     final: str | None
     """The answer that most samples agree on, as the first of them wrote it; of two with as many
-    votes, the earlier one. None where no sample has a boxed answer."""
+    votes, the earlier one. None where no sample has an answer."""
+    counted: Counted
+    """Where the answers are: on the last line where no sample has a box."""
     share: float
-    """The share of ``final`` in all samples, those without a boxed answer included."""
+    """The share of ``final`` in all samples, those without an answer included."""
     counts: dict[str, int]
     """The number of samples per answer, the most frequent first."""
     samples: list[End]
@@ -39,7 +44,7 @@ def vote(
 
     Args:
         engine: reads the prompt once.
-        prompt: asks for a boxed answer.
+        prompt: best asks for a boxed answer.
         settings: the settings of every sample; the first has their seed.
         count: the number of samples.
         progress: advances as each sample ends.
@@ -54,15 +59,26 @@ def vote(
 
 
 def tally(samples: list[End]) -> Votes:
-    """Count the boxed answers; those that differ only in spelling are one."""
+    """Count the answers; those that differ only in spelling are one.
+
+    Where no sample has a box, the last lines are the answers of those that ended by themselves.
+    """
+    boxed = any(sample.final for sample in samples)
     put: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for sample in samples:
-        if sample.final:
-            counts[put.setdefault(normalized(sample.final), sample.final)] += 1
+        if said := sample.final if boxed else _last_line(sample):
+            counts[put.setdefault(normalized(said), said)] += 1
     ranked = dict(counts.most_common())
     final = next(iter(ranked), None)
-    return Votes(final, ranked[final] / len(samples) if final else 0.0, ranked, samples)
+    share = ranked[final] / len(samples) if final else 0.0
+    return Votes(final, "box" if boxed else "last line", share, ranked, samples)
+
+
+def _last_line(sample: End) -> str | None:
+    """The last line of an answer, without the marks of Markdown; None if it was cut before."""
+    lines = sample.answer.split("\n") if sample.finish_reason == "stop" else []
+    return next((line for each in reversed(lines) if (line := each.strip("*_`# \t"))), None)
 
 
 def normalized(answer: str) -> str:
