@@ -121,6 +121,7 @@ def test_a_closing_text_of_few_documents_has_no_interval(printed):
     text = " ".join(printed(replace(output("tiny.gguf", None), figures=few), original=few).split())
     assert "no interval" in text.split("All figures")[0]
     assert "too few documents for an interval (3; at least 5 are needed)" in text
+    assert "`bitquilt eval` reads more of them" in text
     assert "95 %" not in text
     assert "intervals are 95 %, over documents" in " ".join(
         printed(output("tiny.gguf", None)).split()

@@ -121,6 +121,15 @@ def test_rounding_below_zero_is_zero():
     assert (found.mean, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.filterwarnings("error")
+def test_documents_without_a_byte_are_no_warning():
+    """An answer of an end token alone."""
+    sizes = np.repeat([0.0, 0.0, 0.0, 0.0, 3.0, 4.0], 5)
+    found = documents(6, 5).positive(np.full(30, 2.0), sizes)
+    assert found.mean == pytest.approx(60 / 35)
+    assert 0 <= found.low <= found.mean <= found.high
+
+
 def test_the_interval_of_the_issue():
     """A KL of 0.249 had a low end of 0.00001, bits per byte one of −0.14."""
     random = np.random.default_rng(0)

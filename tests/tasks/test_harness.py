@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 
 from bitquilt.runtime.progress import Silent
-from bitquilt.tasks.harness import Harness
+from bitquilt.tasks.harness import Harness, estimate_of
 
 ITEMS = (
     {"question": "def wrap(self,", "endings": [" text", " chunks"], "label": 0},
@@ -108,3 +109,22 @@ def test_answers_end_before_the_first_stop_string(harness):
     stop = whole[3:5]
     asked = [instance("generate_until", "def wrap(", {**settings, "until": [stop]})] * 2
     assert harness.generate_until(asked) == [whole[: whole.index(stop)]] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "low", "high"),
+    [
+        ("acc", 0.95, 0.0487, 0.764, 0.991),  # 19 of 20, by hand: Wilson's
+        ("exact_match", 1.0, 0.0, 0.839, 1.0),  # 20 of 20
+        ("acc_norm", 0.0, 0.0, 0.0, 0.161),
+        ("word_perplexity", 2.0, 2.0, 2 * math.exp(-1.96), 2 * math.exp(1.96)),
+        ("bleu", 0.5, 1.0, -1.46, 2.46),  # what it can be is not known here
+    ],
+)
+def test_an_interval_holds_nothing_that_its_metric_cannot_be(name, value, error, low, high):
+    found = estimate_of(name, value, error, items=20)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_a_metric_without_an_error_has_no_interval():
+    assert str(estimate_of("acc", 0.5, math.nan, 20)) == "0.5 (no interval)"

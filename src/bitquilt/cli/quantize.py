@@ -74,10 +74,10 @@ def _print_table(result: QuantizeResult) -> None:
     own = result.original
     intervals = "intervals are 95 %, over documents"
     if math.isnan(own.agreement.low):
-        intervals = too_few(own.documents)
+        intervals = f"{too_few(own.documents)}; `bitquilt eval` reads more of them"
     console.print(
         f"All figures are of {own.tokens:,} held-out tokens of {own.documents} documents, computed "
-        "by torch on the weights read back from each file; KL and top-1 are against the original, "
+        "by torch on the weights read back from each file; KL and top-1 are against the original; "
         f"{intervals}. {SIZE_NOTE}",
         markup=False,
     )

@@ -206,7 +206,7 @@ class Runner:
             for row, _ in spoken(self._engine.info, stream):
                 times[row].append(time.perf_counter() - started)
         ended = time.perf_counter() - started
-        used = joules()
+        used = joules()  # less than before where the counter has begun anew
         first = max(row[0] for row in times)
         return TimedRun(
             prompt_tokens=stream.prefilled,
@@ -214,7 +214,7 @@ class Runner:
             answer_tokens=sum(moment > first for row in times for moment in row),
             rest=ended - first,
             gaps=tuple(later - earlier for row in times for earlier, later in pairwise(row)),
-            joules=None if used is None or energy is None else used - energy,
+            joules=None if used is None or energy is None or used < energy else used - energy,
             resident=resident_bytes(self._engine.pid),
         )
 

@@ -193,6 +193,7 @@ def _ratios(sums: Floats, sizes: Floats, drawn: Floats) -> tuple[Floats, Floats]
     """Ratios of sums [G] over sizes [G] and their linearized variances, one a row of ``drawn``."""
     count = np.maximum(drawn.sum(1), 2)  # of one document the variance is 0
     drawn_size = drawn @ sizes
+    drawn_size[drawn_size == 0] = math.nan  # an answer of an end token alone is no text
     ratios = drawn @ sums / drawn_size
     crossed = ratios * (drawn @ (sums * sizes))
     squares = drawn @ sums**2 - 2 * crossed + ratios**2 * (drawn @ sizes**2)

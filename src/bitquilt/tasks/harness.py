@@ -20,6 +20,7 @@ from lm_eval.tasks import TaskManager
 
 from bitquilt.engines import Engine, GenerationRequest, Sampling, spoken
 from bitquilt.errors import UserError
+from bitquilt.metrics.intervals import exponential, wilson
 from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.progress import Progress, Silent
 from bitquilt.talk.prompt import render_prompt
@@ -32,6 +33,10 @@ MAX_TOKENS = 256
 BOOTSTRAP_RESAMPLES = 1000
 """The harness draws so many samples for the error of a metric that is not a mean."""
 NORMAL_95 = 1.96
+SHARES = ("acc", "em", "exact_match", "f1", "mc1", "mc2", "pass")
+"""How the names of metrics begin that are between 0 and 1."""
+POSITIVE = ("perplexity", "bits_per_byte")
+"""What is in the names of metrics that are positive."""
 
 
 @cache
@@ -74,21 +79,45 @@ def metrics(
                 "its data come from the hub, once with a network and then from the cache"
             ) from error
         for task, values in results["results"].items():
-            found += _metrics(task, values)
+            found += _metrics(task, values, _items(results, task))
     return tuple(found)
 
 
-def _metrics(task: str, values: dict[str, Any]) -> list[Metric]:
+def _items(results: dict[str, Any], task: str) -> int:
+    """How many items a task had; at least one."""
+    return max(1, int(results.get("n-samples", {}).get(task, {}).get("effective", 1)))
+
+
+def _metrics(task: str, values: dict[str, Any], items: int) -> list[Metric]:
     """Join a task's values with their errors: ``acc,none`` with ``acc_stderr,none``, and so on."""
     found = []
     for key, value in values.items():
         name, _, how = key.partition(",")
         if how and isinstance(value, float | int) and not name.endswith("_stderr"):
             error = values.get(f"{name}_stderr,{how}")
-            half = NORMAL_95 * error if isinstance(error, float | int) else math.nan
+            known = float(error) if isinstance(error, float | int) else math.nan
             label = name if how == "none" else f"{name} ({how})"
-            found.append(Metric(task, label, Estimate(value, value - half, value + half)))
+            found.append(Metric(task, label, estimate_of(name, float(value), known, items)))
     return found
+
+
+def estimate_of(name: str, value: float, error: float, items: int) -> Estimate:
+    """Give a metric of the harness with its 95 % interval, which holds nothing that it cannot be.
+
+    Args:
+        name: the metric's.
+        value: the metric.
+        error: its standard error; NaN where the harness gives none.
+        items: what it is over.
+    """
+    if math.isnan(error):
+        return Estimate(value, math.nan, math.nan)
+    if name.startswith(SHARES) and 0 <= value <= 1:
+        return wilson(value, value * (1 - value) / error**2 if error else items, NORMAL_95)
+    if any(word in name for word in POSITIVE) and value > 0:
+        times = exponential(NORMAL_95 * error / value)
+        return Estimate(value, value / times, value * times)
+    return Estimate(value, value - NORMAL_95 * error, value + NORMAL_95 * error)
 
 
 class Harness(LM):  # type: ignore[misc]
