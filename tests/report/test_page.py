@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from bitquilt.errors import UserError
-from bitquilt.evaluation.eval_file import save_beside
+from bitquilt.evaluation.eval_file import save_beside, sha256
 from bitquilt.report import page
 from bitquilt.report.run_record import load
 from tests.quick import invoke
 from tests.report.conftest import evaluation, write_history
 
-VOID = {"meta", "link", "br", "img", "circle", "rect", "path", "polyline"}
+VOID = {"meta", "link", "br", "img", "circle", "path", "polyline"}
 
 
 class Outline(HTMLParser):
@@ -78,7 +78,7 @@ def test_figures_are_those_that_were_measured(html):
     text = Outline(html).text
     assert "0.0355" in text  # the evaluation, not the closing figure
     assert "0.0284 – 0.0426" in text
-    assert "run `bitquilt eval` on all files" in text
+    assert "run bitquilt eval on all files" in text
     assert "3.3e-05 nats/token (BF16 in llama.cpp)" in text
     assert "On 3,042 of the tokens its KL is 0.0355 nats/token in the engine" in text
     assert "0.0519" in text
@@ -116,6 +116,39 @@ def test_plots_are_well_formed_alone_and_have_no_colour_left_open(work):
         assert "aria-label" in svg
 
 
+@pytest.mark.parametrize(
+    ("name", "x_title", "y_title", "legend"),
+    [
+        (
+            "pareto",
+            "size on disk, MB",
+            "mean KL, nats per token",
+            ["by bitquilt, for llama.cpp", "95 % interval"],
+        ),
+        ("parts", "size on disk, MB", "", ["codes", "scales", "embedding", "norms", "tokenizer"]),
+        (
+            "search",
+            "tokens read by the search, millions",
+            "KL ÷ KL of the first mix",
+            ["one measurement of a mix", "the best mix so far, gguf"],
+        ),
+    ],
+)
+def test_plots_have_axes_units_and_a_legend_alone_too(work, name, x_title, y_title, legend):
+    """PNG is drawn from the same SVG."""
+    write_history(work)
+    (plot,) = [one for one in page.make_report(work).plots if one.name == name]
+    for style in ("", page.plots.standalone_css()):
+        texts = list(ET.fromstring(plot.svg(style)).iter("{http://www.w3.org/2000/svg}text"))
+        shown = [(one.get("class"), one.text) for one in texts]
+        assert [text for kind, text in shown if kind == "axis-title"] == [
+            title for title in (x_title, y_title) if title
+        ]
+        assert [text for kind, text in shown if kind == "legend"] == legend
+        height = float(ET.fromstring(plot.svg(style)).get("viewBox", "").split()[3])
+        assert all(0 < float(one.get("y", "0")) < height for one in texts)
+
+
 def test_png(work, tmp_path):
     pytest.importorskip("resvg_py", reason="resvg is not installed")
     (pareto, parts) = page.write_plots(page.make_report(work), tmp_path / "out.html")
@@ -149,9 +182,57 @@ def test_a_directory_is_never_replaced_by_the_page(work, tmp_path, capfd):
     assert (place / "mine.txt").read_text() == "mine"
 
 
+def test_the_kl_is_what_a_phone_shows_first(html):
+    """It is in the first sentence, and beside the name of each file."""
+    head = html[: html.index("<nav")]
+    assert "tiny-4.5bit.gguf: a mean KL of 0.0355 nats per token from the original" in head
+    headings = files_table(html)[0]
+    assert headings[:3] == ["file", "mean KL,nats per token", "size"]
+
+
+def test_cells_of_the_map_name_their_types_on_hover_and_for_screen_readers(html):
+    cell = re.search(r'<td class="b\d" title="([^"]*)">(.*?)</td>', html)
+    assert cell is not None
+    assert cell[1] == "model.layers.0.mlp.down_proj: IQ2_S, 2.56 bits per weight"
+    assert cell[2] == '2.56<span class="aside"> IQ2_S</span>'
+    legend = html[html.index('aria-label="Types of') :].partition("</ul>")[0]
+    for said in ("Q6_K: 6.56 bits", "IQ2_S: 2.56 bits", "Q8_0: 8.5 bits"):
+        assert said in legend
+    colours = dict(re.findall(r'swatch (b\d)"></span>(\w+):', legend))
+    assert colours[cell[0][11:13]] == "IQ2_S"
+
+
+def test_commands_in_sentences_are_code_and_no_backtick_is_left(html):
+    assert "<code>bitquilt eval</code>" in html
+    assert "`" not in Outline(html).text
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("run `a <b>` & go", "run <code>a &lt;b&gt;</code> &amp; go"),
+        ("one ` alone", "one ` alone"),
+        ("`a` and `b`", "<code>a</code> and <code>b</code>"),
+    ],
+)
+def test_backticks_become_code(sentence, expected):
+    assert page.plots.code_marked(sentence) == expected
+
+
+def test_windows_are_words_and_hashes_have_their_true_names(work, html):
+    text = Outline(html).text
+    assert "4 windows of 32 tokens for the Hessians, the first 2 of them for the gradients" in text
+    terms = re.findall("<dt>(.*?)</dt><dd>([^<]*)</dd>", html)
+    own = sha256(work.parent / "tiny-4.5bit.gguf")
+    assert ("SHA-256 of tiny-4.5bit.gguf", own) in terms
+    assert ("fingerprint of the calibration text", "d" * 64) in terms
+    assert all(value != "c" * 64 for term, value in terms if "SHA-256" in term)
+
+
 def files_table(html: str) -> list[list[str]]:
     """The cells of the table of files, a list for each row."""
-    table = html[html.index("<table>") : html.index("</table>") + len("</table>")]
+    table = html[html.index("<table ") : html.index("</table>") + len("</table>")]
+    table = table.replace("<br>", "")
     return [["".join(cell.itertext()) for cell in row] for row in ET.fromstring(table).iter("tr")]
 
 
@@ -163,8 +244,7 @@ def test_figures_of_one_text_stand_below_its_name(work, html):
     assert evaluated[0] == "tiny-4.5bit.gguf"
     assert second == [
         f"on 512 tokens of 12 documents of another text (fingerprint {'f' * 12}), when "
-        "`bitquilt quantize` wrote "
-        "the file"
+        "bitquilt quantize wrote the file"
     ]
     assert closing[0] == "tiny-Q4_K_M.gguf"
     assert (own[0], own[4][:5]) == ("the original", "5.432")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,20 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from bitquilt import __version__
+from bitquilt import __version__, qtypes
 from bitquilt.allocation.budget import human
 from bitquilt.allocation.history import latest_histories
+from bitquilt.allocation.selection import verdict
 from bitquilt.errors import UserError
 from bitquilt.evaluation.results import EngineCheck, TextSample
 from bitquilt.models.names import kind_of, layer_of
 from bitquilt.report import plots
 from bitquilt.report.figures import HEADINGS, figure_text, lacks_documents
+from bitquilt.report.peers import FrontPoint, compared, peers_beside
 from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.report.run_record import OutputRecord, load
 from bitquilt.runtime.files import atomic_write, read_json
+from bitquilt.targets import TARGETS
 
 PNG_ZOOM = 3
 """Pixels per unit of a plot's view box."""
@@ -60,10 +63,13 @@ def make_report(work_dir: str | Path) -> Report:
     work = Path(work_dir)
     files = load(work)
     settings = read_json(work / "settings.json")
-    drawn = [plots.pareto_plot(files), plots.parts_plot(files)]
+    on_one_text = compared(files)
+    points = [*map(FrontPoint.of, on_one_text), *peers_beside(on_one_text)]
+    drawn = [plots.pareto_plot(points), plots.parts_plot(files)]
     if (searched := plots.search_plot(latest_histories(work))) is not None:
         drawn.append(searched)
-    return Report(_html(files, settings, {plot.name: plot for plot in drawn}), drawn)
+    html = _html(files, points, settings, {plot.name: plot for plot in drawn})
+    return Report(html, drawn)
 
 
 def write_page(report: Report, path: Path) -> None:
@@ -95,7 +101,10 @@ def write_plots(report: Report, page: Path) -> list[Path]:
 
 
 def _html(
-    files: Sequence[OutputRecord], settings: Mapping[str, Any], drawn: Mapping[str, Plot]
+    files: Sequence[OutputRecord],
+    points: Sequence[FrontPoint],
+    settings: Mapping[str, Any],
+    drawn: Mapping[str, Plot],
 ) -> str:
     evaluated = [record for record in files if record.evaluation]
     values = {
@@ -106,6 +115,8 @@ def _html(
         "texts": _texts(files),
         "file_names": [record.name for record in files],
         "pareto": drawn["pareto"].svg(),
+        "front_notes": _front_notes(files, points),
+        "mixes": _mixes(files),
         "parts": drawn["parts"].svg(),
         "search": drawn["search"].svg() if "search" in drawn else "",
         "maps": [_map(record) for record in sorted(files, key=lambda record: record.kl.mean)],
@@ -140,16 +151,46 @@ def stylesheet() -> str:
 
 
 def _lead(files: Sequence[OutputRecord]) -> str:
-    closest, smallest = min(files, key=lambda record: record.kl.mean), files[0]
-    count = f"{len(files)} files" if len(files) > 1 else "One file"
-    if closest is smallest:
-        return (
-            f"{count}. {closest.name}: {human(closest.nbytes)}, {closest.bits:.2f} bits per weight."
-        )
+    """Say which file is the closest to the original, and how close it is."""
+    on_one_text = compared(files)
+    closest = min(on_one_text, key=lambda record: record.kl.mean)
+    kl = f"a mean KL of {figure_text(closest.kl, 'kl').value} nats per token from the original"
+    if len(files) == 1:
+        return f"{closest.name}: {kl}, {human(closest.nbytes)}, {closest.bits:.2f} bits per weight."
+    among = "" if len(on_one_text) == len(files) else " of those measured on the same text"
     return (
-        f"{count}, from {human(smallest.nbytes)} to {human(files[-1].nbytes)}; the closest to the "
-        f"original is {closest.name}, {human(closest.nbytes)}."
+        f"{len(files)} files, from {human(files[0].nbytes)} to {human(files[-1].nbytes)}. The "
+        f"closest{among} is {closest.name}: {kl}, {human(closest.nbytes)}."
     )
+
+
+def _front_notes(files: Sequence[OutputRecord], points: Sequence[FrontPoint]) -> list[str]:
+    """Say what the plot of KL against size shows, what it does not, and how to add to it."""
+    notes = []
+    if presets := [point.label for point in points if point.is_preset]:
+        is_one, mix = ("is a preset", "mix") if len(presets) == 1 else ("are presets", "mixes")
+        notes.append(f"{', '.join(presets)} {is_one}: the engine's own {mix}, rounded by bitquilt.")
+    shown = {point.name for point in points}
+    if left_out := [record.name for record in files if record.name not in shown]:
+        notes.append(f"Not shown, since measured on another text: {', '.join(left_out)}.")
+    if theirs := [point.name for point in points if not point.ours]:
+        notes.append(f"Made by others, and measured on the same text: {', '.join(theirs)}.")
+        return notes
+    names = shlex.join(record.name for record in files)
+    engines = " or ".join(TARGETS[name].presets for name in dict.fromkeys(r.target for r in files))
+    notes.append(
+        f"What {engines} would make of these bytes was not measured here. To see it, put such a "
+        f"file beside these, run `bitquilt eval {names} PEER --against {files[0].model}`, and "
+        "make this page again."
+    )
+    return notes
+
+
+def _mixes(files: Sequence[OutputRecord]) -> list[tuple[str, str]]:
+    """Give file → what the mixes of other methods and presets would do at its bytes."""
+    ranked = [record for record in files if len(record.rankings) > 1]
+    said = [(record.name, verdict(record.rankings)) for record in ranked]
+    return [(name, f"{text[0].upper()}{text[1:]}.") for name, text in said]
 
 
 def _measured_on(files: Sequence[OutputRecord]) -> str:
@@ -217,10 +258,9 @@ def _map(record: OutputRecord) -> dict[str, Any]:
         {"layer": layer, "cells": [_cell_of(record, row[name]) for name in kinds]}
         for layer, row in sorted(layers.items())
     ]
-    counts = Counter(record.allocation.values()).most_common()
     return {
         "name": record.name,
-        "types": ", ".join(f"{count} × {qtype}" for qtype, count in counts),
+        "types": _types_of(record),
         "kinds": kinds,
         "rows": rows,
         "outside": "; ".join(outside),
@@ -231,10 +271,34 @@ def _short(module: str) -> str:
     return kind_of(module).removesuffix("_proj")
 
 
+def _types_of(record: OutputRecord) -> list[dict[str, str]]:
+    """List the types of a file, the most frequent first: the map's legend."""
+    counts = Counter(record.allocation.values()).most_common()
+    bits = {qtype: qtypes.get(qtype).bits for qtype, _ in counts}
+    return [
+        {
+            "name": qtype,
+            "css": _colour(bits[qtype]),
+            "text": f"{qtype}: {bits[qtype]:.3g} bits",
+            "count": f"{count} × {qtype}",
+        }
+        for qtype, count in counts
+    ]
+
+
 def _cell_of(record: OutputRecord, module: str) -> dict[str, str]:
-    bits = record.bits_of(module)
-    step = next(i for i, (below, _, _) in enumerate(RAMP) if bits < below)
-    return {"css": f"b{step}", "bits": f"{bits:.3g}"}
+    bits, qtype = record.bits_of(module), record.allocation[module]
+    return {
+        "css": _colour(bits),
+        "bits": f"{bits:.3g}",
+        "qtype": qtype,
+        "said": f"{module}: {qtype}, {bits:.3g} bits per weight",
+    }
+
+
+def _colour(bits: float) -> str:
+    """Give the class of a cell with so many bits."""
+    return f"b{next(i for i, (below, _, _) in enumerate(RAMP) if bits < below)}"
 
 
 def _byte_rows(files: Sequence[OutputRecord]) -> list[dict[str, Any]]:
@@ -323,18 +387,24 @@ def differences(one: str, other: str) -> tuple[Markup, Markup]:
 
 def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List everything that the figures depend on."""
+    windows = settings["windows"]
     facts = [
         ("model", settings["model"]),
-        ("checkpoint, SHA-256", settings["checkpoint"]),
-        ("calibration text, SHA-256", settings["calibration"]),
-        ("windows read", json.dumps(settings["windows"])),
+        ("fingerprint of the model (of its config, shapes and some bytes)", settings["checkpoint"]),
+        ("fingerprint of the calibration text", settings["calibration"]),
+        (
+            "calibration text read",
+            f"{windows['calibration']} windows of {windows['window']} tokens for the Hessians, "
+            f"the first {windows['gradients']} of them for the gradients",
+        ),
         ("seeds", "in the commands; 0 where they name none"),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(settings["versions"].items()))),
     ]
     for record in files:
-        if record.measured and record.evaluation:
+        weights = f"{record.name}/model.safetensors" if record.path.is_dir() else record.name
+        facts.append((f"SHA-256 of {weights}", record.sha256))
+        if record.evaluation:
             versions = record.evaluation.versions
-            facts.append((f"{record.name}, SHA-256", record.measured.sha256))
-            facts.append(("held-out text, SHA-256", record.evaluation.text))
+            facts.append(("fingerprint of the held-out text", record.evaluation.text))
             facts.append(("evaluated with", ", ".join(f"{k} {v}" for k, v in versions.items())))
     return list(dict.fromkeys(facts))

@@ -5,6 +5,7 @@ Sizes are in the units of a view box 420 wide, chosen so that text is readable o
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +13,26 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 from bitquilt.allocation.history import read_history
 from bitquilt.metrics.kl import Estimate
+from bitquilt.report.figures import figure_text
+from bitquilt.report.peers import FrontPoint
 from bitquilt.report.run_record import OutputRecord
 from bitquilt.report.scale import Linear, Log, log_span, short, span
 from bitquilt.targets import TARGETS
 
 WIDTH, HEIGHT = 420, 300
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 40
-LETTER_WIDTH = 6.6
-LINE_HEIGHT, LABEL_GAP = 13, 9
+LEFT, RIGHT, TOP, BOTTOM = 48, 12, 22, 42
+LETTER_WIDTH = 7.8
+LINE_HEIGHT, LABEL_GAP = 14, 9
+LEGEND_GAP, LEGEND_LINE, SECOND_COLUMN = 14, 19, 236
 PLACES = (("start", 8, 4), ("end", -8, 4), ("start", 8, -9), ("end", -8, -9), ("start", 8, 17),
           ("end", -8, 17), ("start", 8, -22), ("end", -8, -22))  # fmt: skip
 """Where a label may be beside its point: the end that is near it, and how far away that is."""
+AXIS_HEIGHT = 38
+"""What ticks and title of an axis take below a plot."""
 MB = 1e6
 
 PARTS = ("codes", "scales", "embedding", "norms", "tokenizer", "metadata", "padding")
@@ -42,7 +49,13 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     found.filters["short"] = short
+    found.filters["code"] = code_marked
     return found
+
+
+def code_marked(text: str) -> Markup:
+    """Give a sentence as HTML; what stands between backticks is code."""
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
 def css() -> str:
@@ -72,42 +85,95 @@ class Plot:
         """The SVG element, with a style sheet of its own if it stands alone."""
         template = environment().get_template(f"{self.name}.svg")
         return template.render(
-            width=WIDTH, height=HEIGHT, title=self.title, style=style, name=self.name, **self.values
+            width=WIDTH, title=self.title, style=style, name=self.name, **self.values
         )
 
 
-def pareto_plot(files: Sequence[OutputRecord]) -> Plot:
-    """Plot mean KL with its interval against the file's size."""
-    sizes = [record.nbytes / MB for record in files]
-    kls = [value for record in files for value in _ends(record.kl)]
+def pareto_plot(files: Sequence[FrontPoint]) -> Plot:
+    """Plot mean KL with its interval against the file's size; all were measured on one text."""
+    sizes = [file.nbytes / MB for file in files]
+    kls = [value for file in files for value in _ends(file.kl)]
     x = Linear(*span(sizes, 0.15), LEFT, WIDTH - RIGHT)
     y = Log(*log_span(kls), HEIGHT - BOTTOM, TOP)
     points = [
         {
-            "x": x(record.nbytes / MB),
-            "y": y(record.kl.mean),
-            "low": y(_ends(record.kl)[0]),
-            "high": y(_ends(record.kl)[-1]),
-            "label": record.label,
-            "target": record.target,
-            "best": _best(record, files),
+            "x": x(file.nbytes / MB),
+            "y": y(file.kl.mean),
+            "low": y(_ends(file.kl)[0]),
+            "high": y(_ends(file.kl)[-1]),
+            "label": file.label,
+            "said": _said(file),
+            "target": file.target,
+            "ours": file.ours,
+            "best": _best(file, files),
         }
-        for record in files
+        for file in files
     ]
     title = "Mean KL divergence from the original against file size: " + "; ".join(
-        f"{record.name} {record.nbytes / MB:.2f} MB, {record.kl.mean:.3g}" for record in files
+        map(_said, files)
     )
+    frontiers = [
+        [point for point in points if point["target"] == target and point["best"]]
+        for target in TARGETS
+    ]
+    entries = _front_entries(files, points, any(len(line) > 1 for line in frontiers))
     values = {
         "points": _labelled(points),
-        "frontiers": [
-            [point for point in points if point["target"] == target and point["best"]]
-            for target in TARGETS
-        ],
+        "frontiers": frontiers,
         "x_ticks": [(x(tick), short(tick)) for tick in x.ticks()],
         "y_ticks": [(y(tick), short(tick)) for tick in y.ticks()],
         "frame": _frame(),
+        **_legend(entries, HEIGHT),
     }
     return Plot("pareto", title, values)
+
+
+def _said(file: FrontPoint) -> str:
+    """Say in words what a point shows."""
+    return f"{file.name}, {file.nbytes / MB:.2f} MB, KL {figure_text(file.kl, 'kl')} nats per token"
+
+
+def _front_entries(
+    files: Sequence[FrontPoint], points: Sequence[Mapping[str, Any]], lines: bool
+) -> list[tuple[str, str]]:
+    """List the marks of the plot of KL against size: classes, and what they stand for."""
+    entries = []
+    for target in TARGETS.values():
+        shown = [file.ours for file in files if file.target == target.name]
+        if True in shown:
+            entries.append((f"{target} ours", f"by bitquilt, for {target.engine}"))
+        if False in shown:
+            entries.append((f"{target} theirs", f"by others, for {target.engine}"))
+    if behind := [point for point in points if not point["best"]]:
+        kind = "ours" if behind[0]["ours"] else "theirs"
+        entries.append(
+            (f"{behind[0]['target']} {kind} behind", "hollow: another as small is closer")
+        )
+    if lines:
+        entries.append(("frontier", "the closest at each size"))
+    if not all(math.isnan(file.kl.low) for file in files):
+        entries.append(("interval", "95 % interval"))
+    return entries
+
+
+def _legend(entries: Sequence[tuple[str, str]], top: float) -> dict[str, Any]:
+    """Place a legend in two columns below a plot, and give the height of both.
+
+    Args:
+        entries: classes of a mark, and what the mark stands for.
+        top: where the plot ends.
+    """
+    rows = -(-len(entries) // 2)
+    placed = [
+        {
+            "x": 10 + (n // rows) * SECOND_COLUMN,
+            "y": top + LEGEND_GAP + (n % rows) * LEGEND_LINE,
+            "mark": mark,
+            "text": text,
+        }
+        for n, (mark, text) in enumerate(entries)
+    ]
+    return {"legend": placed, "height": round(top + LEGEND_GAP + rows * LEGEND_LINE, 1)}
 
 
 def _ends(kl: Estimate) -> tuple[float, ...]:
@@ -115,12 +181,10 @@ def _ends(kl: Estimate) -> tuple[float, ...]:
     return tuple(value for value in (kl.low, kl.mean, kl.high) if value > 0) or (1e-6,)
 
 
-def _best(record: OutputRecord, files: Sequence[OutputRecord]) -> bool:
+def _best(file: FrontPoint, files: Sequence[FrontPoint]) -> bool:
     """Whether no other file of its kind is as small and closer."""
     return not any(
-        other.target == record.target
-        and other.nbytes <= record.nbytes
-        and other.kl.mean < record.kl.mean
+        other.target == file.target and other.nbytes <= file.nbytes and other.kl.mean < file.kl.mean
         for other in files
     )
 
@@ -187,10 +251,19 @@ def parts_plot(files: Sequence[OutputRecord]) -> Plot:
         label = f"{record.name}, {record.nbytes / MB:.2f} MB"
         rows.append({"top": top, "label": label, "pieces": pieces})
     used = [part for part in PARTS if any(record.breakdown.get(part) for record in files)]
-    values = {"rows": rows, "bar": bar, "used": used, "bottom": len(rows) * (bar + gap) + 4}
-    return Plot(
-        "parts", "Where the bytes of each file are; the table below has the numbers", values
+    bottom = len(rows) * (bar + gap) + 4
+    megabytes = Linear(0, most / MB, 0, WIDTH)
+    values = {
+        "rows": rows,
+        "bar": bar,
+        "bottom": bottom,
+        "x_ticks": [(megabytes(tick), short(tick)) for tick in megabytes.ticks()],
+        **_legend([(f"part {part}", part) for part in used], bottom + AXIS_HEIGHT),
+    }
+    title = (
+        "Where the bytes of each file are: size on disk in MB, by kind; the table below has them"
     )
+    return Plot("parts", title, values)
 
 
 def search_plot(histories: Mapping[str, Path]) -> Plot | None:
@@ -227,6 +300,13 @@ def search_plot(histories: Mapping[str, Path]) -> Plot | None:
         "x_ticks": [(x(tick), short(tick)) for tick in x.ticks()],
         "y_ticks": [(y(tick), short(tick)) for tick in y.ticks()],
         "frame": _frame(),
+        **_legend(
+            [
+                ("tried", "one measurement of a mix"),
+                *((f"best {target}", f"the best mix so far, {target}") for target in histories),
+            ],
+            HEIGHT,
+        ),
     }
     title = f"The search: KL of {len(tried):,} measurements, and of the best mix so far"
     return Plot("search", title, values)

@@ -7,12 +7,13 @@ the closing figures, and the command.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitquilt import qtypes
+from bitquilt.allocation.selection import Ranking
 from bitquilt.errors import UserError
 from bitquilt.evaluation.eval_file import load_beside, sha256
 from bitquilt.evaluation.results import Evaluation, FileResult
@@ -63,6 +64,8 @@ class OutputRecord:
     """The hash of the GGUF file, or of the MLX directory's model.safetensors."""
     command: str
     """The command line that makes the file again."""
+    rankings: Sequence[Ranking] = ()
+    """The mixes that its own was chosen from, best first, on text that no search has read."""
     evaluation: Evaluation | None = None
     """What ``bitquilt eval`` found; None if it was not asked, or about other bytes."""
 
@@ -104,6 +107,7 @@ class OutputRecord:
             fingerprint=fingerprint,
             sha256=sha256(output.path),
             command=command,
+            rankings=output.rankings,
         )
 
     @property
