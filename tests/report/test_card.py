@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from bitquilt.calibration import corpus
 from bitquilt.evaluation.eval_file import save_beside
+from bitquilt.metrics.kl import Estimate
 from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
 from bitquilt.report.card import Publication, model_card
@@ -151,6 +153,19 @@ def test_what_quantize_measured_is_on_the_card(files, original, tmp_path, monkey
             "Measured by torch on the "
             "weights read back from each file when `bitquilt quantize` wrote it."
         ) in text
+
+
+def test_a_card_does_not_speak_of_intervals_that_there_are_not(files, original, tmp_path):
+    _, other = files
+    folder = tmp_path / "tiny.work"
+    made(other, original, folder)
+    assert "with 95 % intervals over documents, on" in model_card(publication([other], original))
+    closing = record(other, 0.0388).closing
+    few = replace(closing, kl=Estimate(0.0388, math.nan, math.nan), documents=3)
+    made(other, original, folder, closing=few)
+    text = model_card(publication([other], original))
+    assert "95 %" not in text
+    assert "There are too few documents for an interval (3; at least 5 are needed)." in text
 
 
 def test_a_record_of_other_bytes_or_another_original_is_not_used(files, original, tmp_path):

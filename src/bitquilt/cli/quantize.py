@@ -59,7 +59,7 @@ def _print_table(result: QuantizeResult) -> None:
         "file", (*SIZE_HEADINGS, "KL,\nnats/token", "same\ntop-1", "perplexity"), fold_first=True
     )
     perplexity = number(result.original.perplexity.mean, "perplexity")
-    table.add_row(Text(f"original: {result.model}"), "", "", "", "", perplexity)
+    table.add_row(Text(f"original:\n{name_cell(result.model)}"), "", "", "", "", perplexity)
     for output in result.outputs:
         figures = output.figures
         table.add_row(

@@ -183,11 +183,12 @@ def _measured(publication: Publication, name: str) -> str:
     found = publication.figures.get(name)
     if found is None:
         return "No figures are known of these files; `bitquilt eval` measures them."
-    what = "KL(original ‖ file) per token in nats, with 95 % intervals"
+    what = "KL(original ‖ file) per token in nats"
     if not found.evaluated:
+        intervals = "" if found.lacking else ", with 95 % intervals over documents"
         return (
-            f"{what}, on {found.text}. Measured by {found.engine} on the weights read back from "
-            f"each file when `bitquilt quantize` wrote it.{found.lacking}"
+            f"{what}{intervals}, on {found.text}. Measured by {found.engine} on the weights read "
+            f"back from each file when `bitquilt quantize` wrote it.{found.lacking}"
         )
     evaluation = publication.evaluated[name]
     floors = "; ".join(
@@ -196,8 +197,8 @@ def _measured(publication: Publication, name: str) -> str:
     )
     versions = ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
     return (
-        f"{what} over documents, on {found.text}. With nothing quantized it is {floors}. Measured "
-        f"by `bitquilt eval` with {versions}."
+        f"{what}, with 95 % intervals over documents, on {found.text}. With nothing quantized it "
+        f"is {floors}. Measured by `bitquilt eval` with {versions}."
     )
 
 
