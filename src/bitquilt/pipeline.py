@@ -406,6 +406,7 @@ class Run(AbstractContextManager["Run"]):
             bits_on_disk=layout.bits_on_disk,
             source=decision.source,
             rankings=decision.rankings,
+            work_dir=self.work.path,
         )
 
     @property

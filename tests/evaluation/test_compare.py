@@ -26,6 +26,7 @@ from bitquilt.evaluation.model_file import ModelFile, logits_in
 from bitquilt.evaluation.speed import bench
 from bitquilt.evaluation.text import held_out
 from bitquilt.models import open_checkpoint
+from bitquilt.runtime.leftovers import find_leftovers
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.records import to_json
 from bitquilt.targets import GGUF, MLX
@@ -150,6 +151,12 @@ def test_bits_are_those_that_llama_cpp_counts(found, files):
         count = sum(int(tensor.n_elements) for tensor in tensors)
         assert file.bits == sum(int(tensor.n_bytes) for tensor in tensors) * 8 / count
         assert file.bits_on_disk == path.stat().st_size * 8 / count
+
+
+def test_clean_knows_all_that_is_kept(found, folder):
+    (kept,) = find_leftovers(folder / "work", ())
+    assert kept.kind == "what eval keeps of tiny-llama4_text"
+    assert kept.foreign == ()
 
 
 def test_more_bits_are_closer(found):

@@ -16,6 +16,7 @@ from bitquilt import __version__
 from bitquilt.cli.bench import bench
 from bitquilt.cli.card import card
 from bitquilt.cli.chat import chat
+from bitquilt.cli.clean import clean
 from bitquilt.cli.eval import evaluate
 from bitquilt.cli.inspect import inspect
 from bitquilt.cli.options import error_object, options_of, print_json, printable
@@ -58,6 +59,7 @@ for verb in (
     report,
     card,
     publish,
+    clean,
 ):
     bitquilt.add_command(verb)
 

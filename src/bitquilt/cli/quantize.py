@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bitquilt.cli.clean import work_dir_told
 from bitquilt.cli.options import JSON, MODEL, config_options, show
 from bitquilt.cli.tables import (
     SIZE_HEADINGS,
@@ -87,3 +88,4 @@ def _print_table(result: QuantizeResult) -> None:
     if result.seconds_in_all > result.seconds + 1:
         took += f", and {result.seconds_in_all:.0f} s in all runs with {result.work_dir} together"
     console.print(f"{took}.", markup=False)
+    console.print(work_dir_told(result.work_dir), markup=False)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bitquilt.cli.clean import work_dir_told
 from bitquilt.cli.options import JSON, MODEL, config_options, show
 from bitquilt.config import AllocationConfig
 from bitquilt.runtime.malloc import keep_freed_memory
@@ -43,3 +44,5 @@ def _print(found: list[SearchResult]) -> None:
             f"{recipe.path}: the mix of {recipe.source}, for a file of {recipe.nbytes:,} bytes; "
             f"its KL is {best.kl:.3g} nats/token on {best.tokens:,} held-out tokens"
         )
+    for work_dir in dict.fromkeys(recipe.work_dir for recipe in found):
+        click.echo(work_dir_told(work_dir))

@@ -29,10 +29,12 @@ class SearchResult:
     """Where the allocation comes from: a search method, a preset's name, or ``recipe``."""
     rankings: tuple[Ranking, ...]
     """The allocations that it was chosen from, best first."""
+    work_dir: Path
+    """Where the stages keep their results."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        return asdict(self) | {"path": str(self.path)}
+        return asdict(self) | {"path": str(self.path), "work_dir": str(self.work_dir)}
 
 
 @dataclass(frozen=True, kw_only=True)

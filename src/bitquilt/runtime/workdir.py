@@ -167,6 +167,29 @@ def _refuse_other_settings(path: Path, there: dict[str, Any], here: dict[str, An
         )
 
 
+def in_use(path: Path) -> bool:
+    """Say whether a run is working in a directory."""
+    try:
+        with locked(path):
+            return False
+    except UserError:
+        return True
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep runs out of a work directory meanwhile; one that no run ever locked needs no lock.
+
+    Raises:
+        UserError: a run is using it.
+    """
+    if not (path / LOCK).is_file() or (path / LOCK).is_symlink():
+        yield
+        return
+    with _lock(path):
+        yield
+
+
 def _lock(path: Path) -> IO[str]:
     handle = (path / LOCK).open("w")
     try:
