@@ -80,6 +80,7 @@ def test_quantize_and_run(asked, model, tmp_path):
         (("report", "no.work"), "no.work is not a work directory"),
         (("card", "no.gguf", "--against", "demo", "--repo", "a/b"), "no.gguf does not exist"),
         (("publish", "no.gguf", "--against", "demo", "--repo", "a/b"), "no.gguf does not exist"),
+        (("clean", "nowhere"), "nowhere is no directory"),
         (("plan",), "Missing argument 'MODEL'"),
     ],
 )
