@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 
@@ -107,3 +108,16 @@ def test_every_column_of_the_table_has_its_unit(found, monkeypatch, files, capfd
     assert heading.count("tokens/s") == 2
     row = next(line for line in printed.splitlines() if " ms " in line)
     assert row.count(" ms ") == 2
+
+
+def test_bench_of_the_demo_runs_in_torch(capfd):
+    options = ("--prompt", "8", "--batch", "1,2", "--answer", "16", "--rounds", "1")
+    assert invoke("bench", "demo", *options, "--json") == 0
+    speeds = json.loads(capfd.readouterr().out)["speeds"]
+    assert [(one["name"], one["engine"], one["load"]["batch"]) for one in speeds] == [
+        ("demo", "torch", 1),
+        ("demo", "torch", 2),
+    ]
+    assert all(one["answer_rate"] > 0 and one["resident"] > one["nbytes"] > 5e7 for one in speeds)
+    assert invoke("bench", "demo", "demo", *options) == 2
+    assert "is given 2 times" in capfd.readouterr().err

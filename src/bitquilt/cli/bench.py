@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 def bench(models: tuple[str, ...], config: BenchConfig, as_json: bool) -> None:
     """Measure how fast each MODEL runs on this machine.
 
-    MODEL is a GGUF file or an MLX directory. Models take turns, so that whatever else the machine
-    does disturbs all of them alike. Speeds are shown beside what the machine can do at best.
+    MODEL is what `run` takes: what is neither a GGUF file nor an MLX directory runs in PyTorch, in
+    float32. Models take turns, so that whatever else the machine does disturbs all of them alike.
+    Speeds are shown beside what the machine can do at best.
 
     \b
     bitquilt bench demo-4.5bit.gguf demo-Q4_K_M.gguf --batch 1,8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Self
@@ -37,6 +38,11 @@ class TorchEngine(HubTokenizer, Engine):
         self.model = transformers_model(checkpoint)
         self._cache = DynamicCache()
         self._held: list[int] = []
+
+    @property
+    def pid(self) -> int:
+        """The number of this process, for whoever measures what the model takes."""
+        return os.getpid()
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
         """See :class:`~bitquilt.engines.engine.Engine`."""

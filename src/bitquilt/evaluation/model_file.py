@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,12 +52,7 @@ class ModelFile:
         Raises:
             UserError: a path holds no model, or is given twice.
         """
-        found = [cls.at(reference) for reference in each_path(references)]
-        for path, times in Counter(one.path.resolve() for one in found).items():
-            if times > 1:
-                raise UserError(f"{path} is given {times} times; give it once")
-        count = Counter(one.name for one in found)
-        return [replace(one, name=str(one.path)) if count[one.name] > 1 else one for one in found]
+        return told_apart([cls.at(reference) for reference in each_path(references)])
 
     @classmethod
     def at(cls, reference: str | Path) -> ModelFile:
@@ -163,6 +159,19 @@ class ModelFile:
                     "own tokenizer; give the original of this file to --against"
                 )
             yield engine
+
+
+def told_apart(models: Sequence[Any]) -> list[Any]:
+    """Models with names that differ: their whole paths where their last parts are the same.
+
+    Raises:
+        UserError: one is given twice.
+    """
+    for path, times in Counter(one.path.resolve() for one in models).items():
+        if times > 1:
+            raise UserError(f"{path} is given {times} times; give it once")
+    count = Counter(one.name for one in models)
+    return [replace(one, name=str(one.path)) if count[one.name] > 1 else one for one in models]
 
 
 def logits_in(engine: Engine, tokens: Tensor) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ from bitquilt.engines import GenerationRequest, Sampling, spoken
 from bitquilt.errors import UserError
 from bitquilt.evaluation.config import BenchConfig
 from bitquilt.evaluation.model_file import ModelFile
+from bitquilt.evaluation.whole_model import WholeModel, models_at
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.hardware import Hardware, joules, resident_bytes
 from bitquilt.runtime.progress import Progress
@@ -72,7 +73,7 @@ class Speed:
     engine: str
     """The engine that ran the model."""
     nbytes: int
-    """The size on disk."""
+    """The size on disk; of a whole model, that of its float32 weights in memory."""
     load: Load
     """What was asked of it."""
     prompt_rate: float
@@ -125,7 +126,8 @@ def bench(
     """Measure models under every combination of prompt length and batch size.
 
     Args:
-        models: GGUF files and MLX directories; one, or several.
+        models: GGUF files, MLX directories, and whole models, which PyTorch runs in float32; one,
+            or several.
         config: what is asked of the models, and how often.
         progress: where progress goes; stderr if not given.
         options: the fields of :class:`bitquilt.BenchConfig`, instead of a config.
@@ -141,7 +143,7 @@ def bench(
 def _bench(
     models: str | Path | Sequence[str | Path], config: BenchConfig, progress: Progress
 ) -> BenchResult:
-    files = ModelFile.several(models)
+    files = models_at(models)
     loads = [
         Load(prompt=prompt, batch=batch, answer=config.answer)
         for prompt, batch in product(config.prompt, config.batch)
@@ -167,7 +169,7 @@ def _bench(
 class Runner:
     """One model in its engine."""
 
-    def __init__(self, file: ModelFile, documents: int) -> None:
+    def __init__(self, file: ModelFile | WholeModel, documents: int) -> None:
         """Start the engine; prompts are from this many documents of the held-out text."""
         self._file = file
         self._weights = sum(map(math.prod, file.shapes.values()))
