@@ -45,7 +45,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bitquilt, "quantize", on_little_text(bitquilt.quantize, QUICK))
     monkeypatch.setattr(bitquilt, "search", on_little_text(bitquilt.search, SEARCH))
     monkeypatch.setattr(
-        bitquilt, "evaluate", partial(bitquilt.evaluate, traces=TraceConfig(count=2, tokens=12))
+        bitquilt, "evaluate", partial(bitquilt.evaluate, traces=TraceConfig(count=2, shown=1))
     )
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.chdir(tmp_path)

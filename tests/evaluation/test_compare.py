@@ -35,7 +35,7 @@ from tests.quick import invoke
 from tests.targets.conftest import Model
 
 TOKENS = 5120
-TRACES = TraceConfig(count=6, tokens=12)
+TRACES = TraceConfig(count=6, shown=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -184,7 +184,7 @@ def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp
     asked = EvalConfig(against=str(model.source), text=text, tokens=TOKENS, traces=TRACES)
     first = evaluate(files[:1], asked)
     with monkeypatch.context() as patch:
-        for work in ("noise_floor._half", "noise_floor._unquantized", "traces.write_traces"):
+        for work in ("noise_floor._half", "noise_floor._unquantized", "reference.TorchEngine"):
             patch.setattr(f"bitquilt.evaluation.{work}", None)
         again = evaluate(files[:1], asked)
     assert again.floors == first.floors
@@ -253,8 +253,8 @@ def test_figures_are_kept_beside_the_file_and_belong_to_its_bytes(found, files):
         ("", "cannot be read as JSON"),
         ("[]", "does not hold a JSON object"),
         ('{"rows": []}', "was written by another version of bitquilt"),
-        ('{"format": 1, "original": 3}', "cannot be used: original is not of type str"),
-        ('{"format": 1, "original": "x"}', "cannot be used: fingerprint is missing"),
+        ('{"format": 2, "original": 3}', "cannot be used: original is not of type str"),
+        ('{"format": 2, "original": "x"}', "cannot be used: fingerprint is missing"),
     ],
 )
 def test_figures_that_cannot_be_read_are_one_sentence(tmp_path, content, sentence):

@@ -57,9 +57,9 @@ class _Eval(click.Command):
 def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None:
     """Measure how far each MODEL is from its original.
 
-    MODEL is a GGUF file or an MLX directory. The original also writes reasoning about some
-    questions, on which each MODEL is measured too: about 15 seconds for `demo` on two
-    cores, longer for larger models. It is kept for the next evaluation.
+    MODEL is a GGUF file or an MLX directory. The original also answers some of the text's
+    questions, and each MODEL is measured on its answers too. What the original writes and what it
+    makes of the text is kept for the next evaluation, so a command that was stopped continues.
 
     \b
     bitquilt eval demo-4.5bit.gguf --against demo

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -36,6 +37,9 @@ class TorchEngine(HubTokenizer, Engine):
         super().__init__(checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config)
         self.info = replace(self.info, name=checkpoint.name)
         self.model = transformers_model(checkpoint)
+        # transformers 5.24 warns of the name that it had before
+        named = inspect.signature(self.model.forward).parameters
+        self._cache_name = "cache" if "cache" in named else "past_key_values"
         self._cache = DynamicCache()
         self._held: list[int] = []
 
@@ -85,9 +89,9 @@ class TorchEngine(HubTokenizer, Engine):
         self._mask = pad(self._mask, (0, 1), value=1)
         output = self.model(
             torch.tensor(tokens)[:, None],
-            past_key_values=self._rows,
             attention_mask=self._mask,
             position_ids=self._positions[:, None],
+            **{self._cache_name: self._rows},
         )
         self._positions = self._positions + 1
         if self._rows is self._cache:
@@ -111,7 +115,10 @@ class TorchEngine(HubTokenizer, Engine):
     def _read(self, tokens: Sequence[int]) -> Logits:
         """Append tokens; returns logits after the last one, float32 [1, V]."""
         output = self.model(
-            torch.tensor([tokens]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
+            torch.tensor([tokens]),
+            use_cache=True,
+            logits_to_keep=1,
+            **{self._cache_name: self._cache},
         )
         self._held += tokens
         logits: Logits = output.logits[:, -1].numpy()

@@ -24,7 +24,7 @@ from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import Encode, encoder
 from bitquilt.calibration.text_budget import WINDOW
 from bitquilt.evaluation import traces
-from bitquilt.evaluation.config import EvalConfig, TraceConfig
+from bitquilt.evaluation.config import EvalConfig
 from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.evaluation.examiner import Examiner
 from bitquilt.evaluation.figures import Measured
@@ -58,10 +58,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure model files against the original that they were made from.
 
-    The original also writes reasoning about some questions of the text, on which the files are
-    measured too; that takes about 15 seconds for ``demo`` on two cores, longer for larger
-    models, and is kept for the next evaluation. The figures of each file are kept beside it, in
-    ``<name>.eval.json``.
+    The original also answers some questions of the text, on which the files are measured too.
+    What it writes and what it makes of the text is kept for the next evaluation, answer by answer.
+    The figures of each file are kept beside it, in ``<name>.eval.json``.
 
     Args:
         models: GGUF files and MLX directories, whoever made them; one, or several.
@@ -100,9 +99,9 @@ def _evaluate(
     results: list[FileResult] = []
     measured: list[Measured] = []
     for file in files:
-        found = examiner.read(file)
-        results.append(examiner.result(file, found))
-        measured.append(examiner.measured(found)[0])
+        result, of_text = examiner.examine(file)
+        results.append(result)
+        measured.append(of_text)
         seconds = time.monotonic() - started
         save_beside(replace(evaluation, files=results[-1:], seconds=seconds))
     return replace(
@@ -150,14 +149,13 @@ def _read_original(
     """
     with _work_dir(original, config) as work:
         texts = [held_out(documents, encode, config.tokens, WINDOW, progress)]
-        talk = _talk(original, documents, config.traces, work, progress)
+        talk = _talk(original, documents, config, work, progress)
         if talk is not None:
-            texts.append(talk.traces)
-        references, model = [], OriginalModel(original, work)
-        with progress.stage(f"Running {original.name}", len(texts)):
-            for text in texts:
-                references.append(Reference.of(model, text))
-                progress.advance()
+            texts.append(talk.drawn)
+        model = OriginalModel(original, work)
+        tokens = sum(text.tokens.numel() for text in texts)
+        with progress.stage(f"{original.name} reads", tokens * original.weights_per_token):
+            references = [Reference.of(model, text, progress.advance) for text in texts]
         targets = [t for t in TARGETS.values() if any(file.target is t for file in files)]
         noise = floors(original, references[0], targets, encode, work, progress)
     return Examiner(original, references, talk, encode, progress), noise
@@ -185,16 +183,25 @@ def _cache(settings: dict[str, Any]) -> Path:
 def _talk(
     original: Checkpoint,
     documents: Sequence[Document],
-    config: TraceConfig,
+    config: EvalConfig,
     work: WorkDir,
     progress: Progress,
 ) -> Talk | None:
-    """Let the original reason, if it has a chat template and the text has questions."""
-    asked = traces.questions(documents, config.count)
+    """Let the original answer, if it has a chat template and the text has questions."""
+    count, length = config.traces.within(config.tokens)
+    if count == 0:
+        return None
+    asked = traces.questions(documents, count)
     if original.chat_template is None:
-        progress.say(f"{original.name} has no chat template, so it writes no reasoning traces")
+        progress.say(
+            f"{original.name} has no chat template, so it is asked nothing: files are measured on "
+            "the text alone"
+        )
         return None
     if not asked:
-        progress.say("the text has no conversations, so there are no reasoning traces")
+        progress.say(
+            "the text has no conversations, so nothing is asked: files are measured on the text "
+            "alone"
+        )
         return None
-    return Talk.of(original, asked, config, work, progress)
+    return Talk.of(original, asked, config.traces, length, work, progress)

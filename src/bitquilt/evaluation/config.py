@@ -10,15 +10,28 @@ from pathlib import Path
 from bitquilt.runtime.compute import device_option, threads_option
 from bitquilt.runtime.options import Options, option
 
+ANSWERED = 1 / 8
+"""The original writes answers of about so many tokens for each token of the text that is read."""
+FEWEST, MOST = 8, 32
+"""Answers, where no number is asked for: what intervals need, and what they gain little beyond."""
+SHORTEST, LONGEST = 16, 256
+"""Tokens that an answer may have before it is cut."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TraceConfig(Options):
-    """How much reasoning the original writes about the text's questions."""
+    """How many of the text's questions the original answers."""
 
-    count: int = option(
-        "The original answers this many of the questions at random.", default=32, flag="", least=1
+    count: int | None = option(
+        "The original answers N of the text's questions at random, and each MODEL is measured on "
+        "these answers too; those of a model that reasons are called reasoning traces. 0 leaves "
+        "them out, and the questions that ORIGINAL and MODEL answer side by side.  [default: 8 to "
+        "32, with at most an eighth of --tokens in all]",
+        default=None,
+        flag="--traces",
+        metavar="N",
+        least=0,
     )
-    tokens: int = option("An answer is cut after this many tokens.", default=256, flag="", least=1)
     shown: int = option(
         "The original and the files answer this many of the questions greedily, for people to read "
         "side by side.",
@@ -26,6 +39,16 @@ class TraceConfig(Options):
         flag="",
         least=0,
     )
+
+    def within(self, tokens: int) -> tuple[int, int]:
+        """Give how many answers are drawn, and after how many tokens each is cut.
+
+        Args:
+            tokens: those of the text that is read.
+        """
+        share = round(tokens * ANSWERED)
+        length = min(max(share // FEWEST, SHORTEST), LONGEST)
+        return min(share // length, MOST) if self.count is None else self.count, length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +66,11 @@ class EvalConfig(Options):
         metavar="FILE",
     )
     tokens: int = option(
-        "About this many tokens of the text are read.", default=65_536, metavar="N", least=1024
+        "About this many tokens of the text are read; answers, noise and the check of the engine "
+        "are shares of it.",
+        default=65_536,
+        metavar="N",
+        least=1024,
     )
     work_dir: str | Path | None = option(
         "The original's answers are kept in this directory for the next evaluation.  [default: "

@@ -5,7 +5,7 @@ Letters: N windows, L tokens in a window, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -21,9 +21,9 @@ from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.eval_file import sha256
 from bitquilt.evaluation.figures import DomainFigures, Measured, by_domain
-from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
+from bitquilt.evaluation.model_file import ModelFile, counted, logits_in, logits_of
 from bitquilt.evaluation.noise_floor import excerpt
-from bitquilt.evaluation.reference import Reference, Talk
+from bitquilt.evaluation.reference import WRITING, Reference, Talk
 from bitquilt.evaluation.results import EngineCheck, FileResult, TextSample
 from bitquilt.metrics.kl import TokenFigures, compare, logits
 from bitquilt.metrics.teacher import require_finite
@@ -54,26 +54,18 @@ class Examiner:
         """Give the original's own figures, by domain."""
         return by_domain(self.measured([reference.own for reference in self._references]))
 
-    def read(self, file: ModelFile) -> list[TokenFigures]:
-        """Run one file over every text."""
-        windows = sum(len(reference.text.tokens) for reference in self._references)
-        with (
-            self._progress.stage(f"Measuring {file.name}", windows),
-            self._student(file) as student,
-        ):
-            return [
-                one.compare(student(one.text.tokens), self._progress) for one in self._references
-            ]
+    def examine(self, file: ModelFile) -> tuple[FileResult, Measured]:
+        """Run one file over every text, check its engine, and put a few questions to it.
 
-    def measured(self, found: Sequence[TokenFigures]) -> list[Measured]:
-        """Give the scored tokens of every text, with what a model made of them."""
-        texts = zip(self._references, found, self._nbytes, strict=True)
-        return [Measured.of(*of_text) for of_text in texts]
-
-    def result(self, file: ModelFile, found: Sequence[TokenFigures]) -> FileResult:
-        """Sum up what one file made of every text, check its engine, and ask it a few questions."""
-        weights = self._original.weights
-        return FileResult(
+        Returns:
+            the result, and the figures of every held-out token.
+        """
+        with file.opened(self._original, self._encode) as engine:
+            with self._progress.stage(f"Measuring {file.name}", self._work(file)):
+                figures, check = self._read(file, engine)
+            samples = self._samples(file, engine)
+        measured, weights = self.measured(figures), self._original.weights
+        result = FileResult(
             name=file.name,
             path=str(file.path),
             nbytes=file.nbytes,
@@ -81,74 +73,104 @@ class Examiner:
             bits=bits_per_weight(file.tensor_bytes, weights),
             bits_on_disk=bits_per_weight(file.nbytes, weights),
             engine=file.engine if _in_engine(file) else "torch",
-            figures=by_domain(self.measured(found)),
-            check=self._check(file, found[0]),
-            samples=self._samples(file),
+            figures=by_domain(measured),
+            check=check,
+            samples=samples,
         )
+        return result, measured[0]
 
-    def _check(self, file: ModelFile, found: TokenFigures) -> EngineCheck:
-        """Compare a file in its engine and in torch with the original, and with each other."""
-        here = excerpt(self._references[0], file.target)
-        read = found.first(*file.target.noise_excerpt)
-        student, tokens = self._in_torch(file), here.text.tokens
-        hidden, head = student.last_hidden(tokens), student.head()
-        with file.opened(self._original, self._encode) as engine:
-            if _in_engine(file):
-                in_engine, in_torch = read, here.compare(logits(hidden, head))
-            else:
-                in_engine, in_torch = here.compare(_checked(engine, file, tokens)), read
-            between = compare(tokens, hidden, head, _checked(engine, file, tokens))
-        return EngineCheck(
-            in_engine=here.positive(in_engine.kl),
-            in_torch=here.positive(in_torch.kl),
-            apart=here.mean(in_engine.kl - in_torch.kl),
+    def measured(self, found: Sequence[TokenFigures]) -> list[Measured]:
+        """Give the scored tokens of every text, with what a model made of them."""
+        texts = zip(self._references, found, self._nbytes, strict=True)
+        return [Measured.of(*of_text) for of_text in texts]
+
+    def _read(self, file: ModelFile, engine: Engine) -> tuple[list[TokenFigures], EngineCheck]:
+        """Compare a file with the original, and its engine with torch on an excerpt.
+
+        All texts are read by the engine, or by torch where the engine is slow here; it then reads
+        the excerpt alone.
+        """
+        here, name = excerpt(self._references[0], file.target), str(file.path)
+        tokens, advance = here.text.tokens, self._progress.advance
+        weights = file.target.read_weights(file.path)
+        model = BlockwiseModel(self._original, weights.__getitem__)
+        hidden, head = model.last_hidden(tokens, advance), model.head()
+        between = _Between(tokens, hidden, head)
+
+        def in_engine(reference: Reference) -> TokenFigures:
+            student = logits_in(engine, reference.text.tokens)
+            work = self._original.weights_per_token + reference.comparing
+            finite = require_finite(counted(student, work, advance), name, file.engine)
+            return reference.compare(between.passing(finite))
+
+        def in_torch(reference: Reference, student: Iterator[Tensor]) -> TokenFigures:
+            work = head.numel() + reference.comparing
+            finite = require_finite(counted(student, work, advance), name, "torch")
+            return reference.compare(finite)
+
+        torch_here = in_torch(here, logits(hidden, head))
+        if _in_engine(file):
+            found = [in_engine(reference) for reference in self._references]
+            engine_here = found[0].first(*file.target.noise_excerpt)
+        else:
+            found = [
+                in_torch(reference, logits_of(model, reference.text.tokens, advance))
+                for reference in self._references
+            ]
+            engine_here = in_engine(here)
+        check = EngineCheck(
+            in_engine=here.positive(engine_here.kl),
+            in_torch=here.positive(torch_here.kl),
+            apart=here.mean(engine_here.kl - torch_here.kl),
             between=here.positive(between.kl),
             tokens=int(here.text.scored.sum()),
         )
+        return found, check
 
-    def _samples(self, file: ModelFile) -> list[TextSample]:
+    def _work(self, file: ModelFile) -> int:
+        """Give the tokens × weights of :meth:`_read`."""
+        texts = sum(reference.text.tokens.numel() for reference in self._references)
+        again = excerpt(self._references[0], file.target).text.tokens.numel()
+        times = 1 if _in_engine(file) else 2
+        per_token = self._original.weights_per_token + self._references[0].comparing
+        return (texts + again * times) * per_token
+
+    def _samples(self, file: ModelFile, engine: Engine) -> list[TextSample]:
         """Put a few questions to the file, and its answers beside those of the original."""
-        if self._talk is None:
+        if self._talk is None or not self._talk.asked:
             return []
-        asked, answers = self._talk.asked, self._talk.answers
+        if engine.info.chat_template is None:
+            self._progress.say(f"{file.name} has no chat template, so nothing is asked")
+            return []
+        asked, length = self._talk.asked, self._talk.length
+        weights = self._original.weights_per_token * WRITING
+        own: dict[int, str] = {}
         with (
-            self._progress.stage(f"Asking {file.name}", len(asked)),
-            self._speaking(file) as engine,
+            self._progress.stage(f"{file.name} answers", len(asked) * length * weights),
+            self._speaking(file, engine) as speaker,
         ):
-            if engine.info.chat_template is None:
-                self._progress.say(f"{file.name} has no chat template, so nothing is asked")
-                return []
-            own = traces.greedy_answers(engine, asked, self._talk.config, self._progress)
+            traces.write_answers(
+                speaker,
+                [traces.likeliest(traces.prompt_of(speaker, one), length) for one in asked],
+                lambda number, answer: own.update({number: answer.text}),
+                lambda tokens: self._progress.advance(tokens * weights),
+            )
         return [
-            TextSample(question=question, original=original, answer=answer)
-            for question, original, answer in zip(asked, answers, own, strict=True)
+            TextSample(question=question, original=original, answer=own[number])
+            for number, (question, original) in enumerate(
+                zip(asked, self._talk.answers, strict=True)
+            )
         ]
 
     @contextmanager
-    def _speaking(self, file: ModelFile) -> Iterator[Engine]:
-        """Open a file in an engine that is fast enough here to answer."""
+    def _speaking(self, file: ModelFile, engine: Engine) -> Iterator[Engine]:
+        """Give the engine of a file, or torch with its weights where that is faster here."""
         if _in_engine(file):
-            with file.opened(self._original, self._encode) as engine:
-                yield engine
-        else:
-            weights = file.target.read_weights(file.path)
-            with TorchEngine(replace(self._original, reader=weights.__getitem__)) as engine:
-                yield engine
-
-    @contextmanager
-    def _student(self, file: ModelFile) -> Iterator[Callable[[Tensor], Iterator[Tensor]]]:
-        """Open a file as a function from windows [N, L] to the logits [L, V] of each."""
-        if _in_engine(file):
-            with file.opened(self._original, self._encode) as engine:
-                yield lambda tokens: _checked(engine, file, tokens)
-        else:
-            model = self._in_torch(file)
-            yield lambda tokens: require_finite(logits_of(model, tokens), str(file.path), "torch")
-
-    def _in_torch(self, file: ModelFile) -> BlockwiseModel:
-        """The weights read from a file, dequantized."""
+            yield engine
+            return
         weights = file.target.read_weights(file.path)
-        return BlockwiseModel(self._original, weights.__getitem__)
+        with TorchEngine(replace(self._original, reader=weights.__getitem__)) as in_torch:
+            yield in_torch
 
     @cached_property
     def _nbytes(self) -> list[NDArray[np.int64]]:
@@ -161,11 +183,30 @@ class Examiner:
         return [reference.text.nbytes(tokenizer.decode) for reference in self._references]
 
 
-def _checked(engine: Engine, file: ModelFile, tokens: Tensor) -> Iterator[Tensor]:
-    """Logits [L, V] of each window [N, L] in a file's engine; NaN among them is an error."""
-    return require_finite(logits_in(engine, tokens), str(file.path), file.engine)
-
-
 def _in_engine(file: ModelFile) -> bool:
     """Whether its engine is fast enough here to read everything."""
     return file.target.engine_is_fast
+
+
+class _Between:
+    """Compares an engine with torch on an excerpt of a text, while the engine's logits pass by."""
+
+    def __init__(self, tokens: Tensor, hidden: Tensor, head: Tensor) -> None:
+        """The excerpt [N, L], and what torch made of it: hidden states [N, L, D], head [V, D]."""
+        self._torch = tokens, hidden, head
+        self._found: list[NDArray[np.float32]] = []
+
+    def passing(self, engine: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Pass on the logits of windows, of which the first begin with those of the excerpt."""
+        tokens, hidden, head = self._torch
+        for window in engine:
+            if (row := len(self._found)) < len(tokens):
+                one, own = slice(row, row + 1), window[: tokens.shape[1]]
+                found = compare(tokens[one], hidden[one], head, iter([own]))
+                self._found.append(found.kl)
+            yield window
+
+    @property
+    def kl(self) -> NDArray[np.float32]:
+        """KL(torch ‖ engine) of every predicted token of the excerpt [N, L − 1]."""
+        return np.concatenate(self._found)

@@ -17,7 +17,7 @@ from bitquilt.metrics.intervals import Documents, exponential, through
 from bitquilt.metrics.kl import Estimate, TokenFigures
 
 UNCERTAIN = 0.2
-"""The share of a trace's tokens that are told apart: those where the original is least certain.
+"""The share of the answers' tokens that are told apart: those where the original is least certain.
 They decide where the reasoning goes (Wang et al. 2025, Beyond the 80/20 Rule)."""
 
 
@@ -111,18 +111,21 @@ class Measured:
 
 
 def by_domain(texts: Sequence[Measured]) -> dict[str, DomainFigures]:
-    """``all`` held-out domains with equal weight, then each; traces, and their uncertain tokens."""
+    """``all`` held-out domains with equal weight, then each; the original's answers, and their
+    uncertain tokens.
+    """
     found = {}
-    held_out, *traces = texts
+    held_out, *answers = texts
     names = sorted(set(held_out.domain.tolist()))
     if len(names) > 1:
         found["all"] = held_out.figures()
     for name in names:
         found[name] = held_out.where(held_out.domain == name).figures()
-    for text in traces:
-        found["traces"] = text.figures()
+    for text in answers:
+        name = str(text.domain[0])  # traces, or answers
+        found[name] = text.figures()
         least_certain = text.entropy >= np.quantile(text.entropy, 1 - UNCERTAIN)
-        found["traces, uncertain"] = text.where(least_certain).figures()
+        found[f"{name}, uncertain"] = text.where(least_certain).figures()
     return found
 
 

@@ -21,7 +21,7 @@ from bitquilt.engines.remote import RemoteEngine
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import logits
 from bitquilt.metrics.teacher import require_finite
-from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.sources.resolve import DEMO, may_be_hub_id
 from bitquilt.runtime.files import each_path
@@ -179,6 +179,17 @@ def logits_in(engine: Engine, tokens: Tensor) -> Iterator[Tensor]:
     return (torch.from_numpy(window) for window in engine.logits(tokens.numpy()))
 
 
-def logits_of(model: BlockwiseModel, tokens: Tensor) -> Iterator[Tensor]:
-    """Logits [L, V] of each window of int64 [N, L], computed in torch."""
-    return (window.float() for window in logits(model.last_hidden(tokens), model.head()))
+def logits_of(model: BlockwiseModel, tokens: Tensor, advance: Advance = ignore) -> Iterator[Tensor]:
+    """Logits [n, V] that predict a next token of int64 [N, L], computed in torch, few at a time.
+
+    ``advance`` is told of tokens × weights up to the head.
+    """
+    hidden = model.last_hidden(tokens, advance)
+    return (window.float() for window in logits(hidden, model.head()))
+
+
+def counted(student: Iterator[Tensor], weights: int, advance: Advance) -> Iterator[Tensor]:
+    """Pass on logits [n, V] of consecutive tokens; ``advance`` is told of tokens × ``weights``."""
+    for tokens in student:
+        advance(len(tokens) * weights)
+        yield tokens

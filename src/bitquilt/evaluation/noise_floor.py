@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from bitquilt.calibration.text import Encode
-from bitquilt.evaluation.model_file import ModelFile, logits_in, logits_of
+from bitquilt.evaluation.model_file import ModelFile, counted, logits_in, logits_of
 from bitquilt.evaluation.reference import Reference
 from bitquilt.evaluation.results import NoiseFloor
 from bitquilt.evaluation.versions import installed
 from bitquilt.metrics.teacher import require_finite
-from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.blockwise import Advance, BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.records import from_json, to_json
@@ -52,20 +52,22 @@ def floors(
         progress: where progress goes.
     """
     found = []
-    with progress.stage("Measuring noise", 1 + len(targets)):
-        for target in (None, *targets):
-            library = target.packages[-1] if target else "torch"
-            # where a library is missing, its engine says so
-            key = f"noise/{library}-{installed(library)}-{reference.text.fingerprint[:16]}"
-            if (kept := work.load_json(key)) is None:
+    for target in (None, *targets):
+        library = target.packages[-1] if target else "torch"
+        # where a library is missing, its engine says so
+        key = f"noise/{library}-{installed(library)}-{reference.text.fingerprint[:16]}"
+        if (kept := work.load_json(key)) is None:
+            part = excerpt(reference, target) if target else reference.first(*TORCH_EXCERPT)
+            total = part.text.tokens.numel() * (original.weights_per_token + part.comparing)
+            title = f"Measuring noise in {target.engine if target else 'bfloat16'}"
+            with progress.stage(title, total):
                 if target is None:
-                    floor = _half(original, reference.first(*TORCH_EXCERPT))
+                    floor = _half(original, part, progress.advance)
                 else:
-                    floor = _unquantized(original, excerpt(reference, target), target, encode)
-                kept = to_json(floor)
-                work.save_json(key, kept)
-            found.append(from_json(NoiseFloor, kept))
-            progress.advance()
+                    floor = _unquantized(original, part, target, encode, progress.advance)
+            kept = to_json(floor)
+            work.save_json(key, kept)
+        found.append(from_json(NoiseFloor, kept))
     return found
 
 
@@ -74,15 +76,16 @@ def excerpt(reference: Reference, target: Target) -> Reference:
     return reference.first(*target.noise_excerpt)
 
 
-def _half(original: Checkpoint, reference: Reference) -> NoiseFloor:
+def _half(original: Checkpoint, reference: Reference, advance: Advance) -> NoiseFloor:
     """The original in bfloat16."""
     model = BlockwiseModel(original, dtype=torch.bfloat16)
-    student = logits_of(model, reference.text.tokens)
-    return _floor(original, "bfloat16 in torch", reference, student)
+    student = logits_of(model, reference.text.tokens, advance)
+    weights = original.head_weights + reference.comparing
+    return _floor(original, "bfloat16 in torch", reference, counted(student, weights, advance))
 
 
 def _unquantized(
-    original: Checkpoint, reference: Reference, target: Target, encode: Encode
+    original: Checkpoint, reference: Reference, target: Target, encode: Encode, advance: Advance
 ) -> NoiseFloor:
     """The original's weights as they are, in a file for the engine."""
     qtype = "BF16" if original.source_dtype == "BF16" else "F32"
@@ -98,7 +101,9 @@ def _unquantized(
         file = ModelFile(path, target, 0, path.name)
         with file.opened(original, encode) as engine:
             student = logits_in(engine, reference.text.tokens)
-            return _floor(original, f"{qtype} in {file.engine}", reference, student)
+            weights = original.weights_per_token + reference.comparing
+            name = f"{qtype} in {file.engine}"
+            return _floor(original, name, reference, counted(student, weights, advance))
 
 
 def _floor(

@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitquilt.engines import GenerationRequest
+from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.config import TraceConfig
@@ -23,12 +24,15 @@ from bitquilt.metrics.intervals import Documents
 from bitquilt.metrics.kl import Estimate, TokenFigures
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher, self_metrics, token_metrics, zero_divergence
+from bitquilt.models.blockwise import Advance, ignore
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
 TokenValues = NDArray[np.float32]
 """One number for each token."""
+WRITING = 3
+"""A token that is written takes as long as so many that are read: weights serve a few rows only."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,17 @@ class Reference:
     """The entropy of its next-token distribution, nats, [N, L − 1]."""
 
     @classmethod
-    def of(cls, original: OriginalModel, text: Text) -> Reference:
-        """Run the original over a text, or take what an earlier run left."""
-        teacher, work = original.on(text.tokens), original.work
+    def of(cls, original: OriginalModel, text: Text, advance: Advance = ignore) -> Reference:
+        """Run the original over a text, or take what an earlier run left.
+
+        ``advance`` is told of tokens × weights as they are done.
+        """
+        teacher, work = original.on(text.tokens, advance=advance), original.work
         artefact = f"reference/{text.fingerprint[:16]}"
         if not work.has(artefact):
-            figures = zip(("correct", "loss", "entropy"), self_metrics(teacher), strict=True)
+            figures = zip(
+                ("correct", "loss", "entropy"), self_metrics(teacher, advance), strict=True
+            )
             work.save(artefact, dict(figures), {})
         kept = {name: tensor.numpy() for name, tensor in work.load(artefact).items()}
         return cls(text, teacher, zero_divergence(kept["correct"], kept["loss"]), kept["entropy"])
@@ -74,25 +83,30 @@ class Reference:
     def _documents(self) -> Documents:
         return Documents.of(self.text.documents, self.text.domains)
 
-    def compare(self, student: Iterator[Tensor], progress: Progress | None = None) -> TokenFigures:
-        """Compare a model's logits, one [L, V] per window; ``progress`` advances after each."""
-        return token_metrics(
-            self.teacher, student if progress is None else _counted(student, progress)
-        )
+    @property
+    def comparing(self) -> int:
+        """The weights that comparing a token's logits takes as long as: the original's own logits,
+        and passes over the vocabulary.
+        """
+        return 2 * self.teacher.head.numel()
+
+    def compare(self, student: Iterator[Tensor]) -> TokenFigures:
+        """Compare a model's logits, one [L, V] per window."""
+        return token_metrics(self.teacher, student)
 
 
 @dataclass(frozen=True)
 class Talk:
     """What the original answers when it is asked."""
 
-    traces: Text
-    """The answers at temperature 1."""
+    drawn: Text
+    """The answers at temperature 1, of the domain ``traces`` or ``answers``."""
     asked: list[str]
     """A few of the questions."""
     answers: list[str]
     """The greedy answers to these."""
-    config: TraceConfig
-    """How much was asked."""
+    length: int
+    """All answers were cut after this many tokens."""
 
     @classmethod
     def of(
@@ -100,29 +114,59 @@ class Talk:
         checkpoint: Checkpoint,
         questions: Sequence[str],
         config: TraceConfig,
+        length: int,
         work: WorkDir,
         progress: Progress,
     ) -> Talk:
-        """Ask the original, or take what an earlier run left."""
-        wanted = json.dumps([questions, config.tokens, config.shown])
-        key = hashlib.sha256(wanted.encode()).hexdigest()[:16]
-        name, asked = f"talk/{key}", list(questions[: config.shown])
-        if not work.has(name):
-            with (
-                progress.stage("Writing reasoning traces", len(questions) + len(asked)),
-                TorchEngine(checkpoint) as engine,
-            ):
-                text, answers = traces.write_traces(engine, questions, asked, config, progress)
-            work.save_json(name, answers)
-            scored = torch.from_numpy(text.scored)
-            # named as in the work directories of earlier versions
-            work.save(name, {"tokens": text.tokens, "judged": scored}, {})
-        kept = work.load(name)
-        text = traces.text_of(kept["tokens"], kept["judged"].numpy())
-        return cls(text, asked, work.load_json(name), config)
+        """Ask the original, or take what an earlier run left; answers are kept one by one.
+
+        Args:
+            checkpoint: the original; it has a chat template.
+            questions: all are answered at random, the first of them greedily too.
+            config: says how many are.
+            length: answers are cut after this many tokens.
+            work: keeps the answers.
+            progress: where progress goes.
+        """
+        directory = checkpoint.tokenizer_dir
+        assert directory is not None  # it has encoded the text
+        tokenizer = HubTokenizer(directory, checkpoint.config, checkpoint.generation_config)
+        asked = list(questions[: config.shown])
+        prompts = [traces.prompt_of(tokenizer, question) for question in questions]
+        requests = [traces.at_random(prompt, n, length) for n, prompt in enumerate(prompts)]
+        requests += [traces.likeliest(prompt, length) for prompt in prompts[: len(asked)]]
+        domain = traces.domain_of(tokenizer.info, questions[0])
+        answers = _answers(checkpoint, requests, domain, work, progress)
+        own = [answer.tokens for answer in answers[: len(prompts)]]
+        said = [answer.text for answer in answers[len(prompts) :]]
+        return cls(traces.as_text(prompts, own, domain), asked, said, length)
 
 
-def _counted(student: Iterator[Tensor], progress: Progress) -> Iterator[Tensor]:
-    for window in student:
-        yield window
-        progress.advance()
+def _answers(
+    checkpoint: Checkpoint,
+    requests: Sequence[GenerationRequest],
+    domain: str,
+    work: WorkDir,
+    progress: Progress,
+) -> list[traces.WrittenAnswer]:
+    """Give the original's answers: those that are kept, and those that it still has to write."""
+    names = [f"answers/{_digest(request)}" for request in requests]
+    missing = [n for n, name in enumerate(names) if work.load_json(name) is None]
+    if missing:
+        what = "reasoning traces" if domain == traces.TRACES else "answers"
+        weights = checkpoint.weights_per_token * WRITING
+        total = sum(requests[n].max_tokens for n in missing) * weights
+
+        def keep(number: int, answer: traces.WrittenAnswer) -> None:
+            work.save_json(names[missing[number]], asdict(answer))
+
+        title = f"{checkpoint.name} writes {len(missing)} {what}"
+        with progress.stage(title, total), TorchEngine(checkpoint) as engine:
+            wanted = [requests[n] for n in missing]
+            traces.write_answers(engine, wanted, keep, lambda n: progress.advance(n * weights))
+    return [traces.WrittenAnswer(**work.load_json(name)) for name in names]
+
+
+def _digest(request: GenerationRequest) -> str:
+    wanted = json.dumps(asdict(request), sort_keys=True)
+    return hashlib.sha256(wanted.encode()).hexdigest()[:16]

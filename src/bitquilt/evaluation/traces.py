@@ -1,31 +1,41 @@
-"""Reasoning traces that the original writes itself: what a thinking model spends its tokens on.
+"""Answers that the original writes itself: reasoning traces, if it is a model that reasons.
 
 They are drawn at temperature 1 and from the whole vocabulary, so that the mean divergence on them
 times their length is the divergence between whole answers: KL of sequences is the expectation,
 under the original, of the sum over tokens.
 
-Letters: N traces, L tokens in the longest.
+Letters: N answers, L tokens in the longest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.calibration.corpus import Document
-from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, Sampling, spoken
-from bitquilt.evaluation.config import TraceConfig
+from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, ModelInfo, Sampling, spoken
+from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.evaluation.text import Text
-from bitquilt.runtime.progress import Progress
 from bitquilt.talk.prompt import render_prompt
+from bitquilt.talk.reasoning import PLAIN, style_of
 
-DOMAIN = "traces"
-ROWS = 36
-"""Answers that are written at once."""
+TRACES, ANSWERS = "traces", "answers"
+"""What answers are called: those of a model that reasons, and others."""
+ROWS = 12
+"""Answers that are written at once; a run that is stopped loses those. Three times as many would
+take two thirds of the time for each."""
+
+
+@dataclass(frozen=True)
+class WrittenAnswer:
+    """What a model said to one question."""
+
+    tokens: list[int]
+    text: str
 
 
 def questions(documents: Sequence[Document], count: int) -> list[str]:
@@ -39,84 +49,71 @@ def questions(documents: Sequence[Document], count: int) -> list[str]:
     return [asked[i * len(asked) // count] for i in range(count)] if len(asked) > count else asked
 
 
-def write_traces(
+def prompt_of(model: Engine | HubTokenizer, question: str) -> list[int]:
+    """Give the prompt of a question, by the model's chat template."""
+    return model.tokenize(_rendered(model.info, question), add_special=False)
+
+
+def _rendered(info: ModelInfo, question: str) -> str:
+    message = {"role": "user", "content": question}
+    return render_prompt(info.chat_template, [message], info.special_tokens)
+
+
+def domain_of(info: ModelInfo, question: str) -> str:
+    """Tell what a model's answers are called: ``traces`` where it reasons, else ``answers``."""
+    style = style_of(info.chat_template, _rendered(info, question))
+    return ANSWERS if style == PLAIN else TRACES
+
+
+def at_random(tokens: list[int], seed: int, length: int) -> GenerationRequest:
+    """Ask for an answer at temperature 1."""
+    return GenerationRequest(
+        tokens=tokens, sampling=Sampling(temperature=1.0, seed=seed), max_tokens=length
+    )
+
+
+def likeliest(tokens: list[int], length: int) -> GenerationRequest:
+    """Ask for the greedy answer."""
+    return GenerationRequest(tokens=tokens, sampling=Sampling(temperature=0.0), max_tokens=length)
+
+
+def write_answers(
     engine: Engine,
-    asked: Sequence[str],
-    shown: Sequence[str],
-    config: TraceConfig,
-    progress: Progress,
-) -> tuple[Text, list[str]]:
-    """Let a model answer at temperature 1, seeded, and give its likeliest answers.
+    requests: Sequence[GenerationRequest],
+    done: Callable[[int, WrittenAnswer], None],
+    advance: Callable[[int], None],
+) -> None:
+    """Let a model answer, a few requests at once.
 
     Args:
-        engine: has a chat template.
-        asked: questions to answer at random; only what the model wrote is scored.
-        shown: questions to answer greedily, as text; in the same batch, for a step of few rows
-            takes as long as one of many.
-        config: how long answers may be.
-        progress: advances after each answer.
+        engine: the model.
+        requests: the prompts, and how they are answered.
+        done: is told the number of each request and its answer, as soon as it is complete.
+        advance: is told of tokens: one by one, and of those that an answer need not have.
     """
-    prompts = _prompts(engine, asked)
-    requests = _drawn(prompts, config.tokens) + _likeliest(_prompts(engine, shown), config.tokens)
-    answers = _answered(engine, requests, progress)
-    own = [[piece.token for piece in answer] for answer in answers[: len(asked)]]
-    return _text(prompts, own), [_said(answer) for answer in answers[len(asked) :]]
-
-
-def greedy_answers(
-    engine: Engine, asked: Sequence[str], config: TraceConfig, progress: Progress
-) -> list[str]:
-    """Give a model's likeliest answers to the questions, as text."""
-    requests = _likeliest(_prompts(engine, asked), config.tokens)
-    return [_said(answer) for answer in _answered(engine, requests, progress)]
-
-
-def _drawn(prompts: Sequence[list[int]], tokens: int) -> list[GenerationRequest]:
-    """Ask at temperature 1; the seed is the prompt's number."""
-    return [
-        GenerationRequest(
-            tokens=prompt, sampling=Sampling(temperature=1.0, seed=seed), max_tokens=tokens
-        )
-        for seed, prompt in enumerate(prompts)
-    ]
-
-
-def _likeliest(prompts: Sequence[list[int]], tokens: int) -> list[GenerationRequest]:
-    return [
-        GenerationRequest(tokens=prompt, sampling=Sampling(temperature=0.0), max_tokens=tokens)
-        for prompt in prompts
-    ]
-
-
-def _said(answer: Sequence[GeneratedToken]) -> str:
-    return "".join(piece.text for piece in answer if not piece.control)
-
-
-def _prompts(engine: Engine, asked: Sequence[str]) -> list[list[int]]:
-    info = engine.info
-    chats = ([{"role": "user", "content": question}] for question in asked)
-    return [
-        engine.tokenize(render_prompt(info.chat_template, c, info.special_tokens)) for c in chats
-    ]
-
-
-def _answered(
-    engine: Engine, requests: Sequence[GenerationRequest], progress: Progress
-) -> list[list[GeneratedToken]]:
-    """What the model says to each, in batches."""
-    answers: list[list[GeneratedToken]] = [[] for _ in requests]
     for start in range(0, len(requests), ROWS):
-        with engine.stream(requests[start : start + ROWS]) as stream:
+        batch = requests[start : start + ROWS]
+        said: list[list[GeneratedToken]] = [[] for _ in batch]
+        with engine.stream(batch) as stream:
             for row, piece in spoken(engine.info, stream):
-                answer = answers[start + row]
-                answer.append(piece)
-                if piece.ends or len(answer) == requests[start + row].max_tokens:
-                    progress.advance()
-    return answers
+                said[row].append(piece)
+                advance(1)
+                left = batch[row].max_tokens - len(said[row])
+                if piece.ends or left == 0:
+                    advance(left)
+                    done(start + row, _whole(said[row]))
 
 
-def _text(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Text:
-    """One window a trace, as long as the longest; what follows a shorter one is not scored."""
+def _whole(pieces: Sequence[GeneratedToken]) -> WrittenAnswer:
+    text = "".join(piece.text for piece in pieces if not piece.control)
+    return WrittenAnswer([piece.token for piece in pieces], text)
+
+
+def as_text(prompts: Sequence[list[int]], answers: Sequence[list[int]], domain: str) -> Text:
+    """Answers as a text: each is a window and a document of its own, as long as the longest.
+
+    Only what the model wrote is scored: neither the prompt, nor what follows a shorter answer.
+    """
     length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     tokens = np.zeros((len(prompts), length), np.int64)
     scored = np.zeros((len(prompts), length), bool)
@@ -124,11 +121,6 @@ def _text(prompts: Sequence[list[int]], answers: Sequence[list[int]]) -> Text:
         end = len(prompt) + len(answer)
         tokens[row, :end] = prompt + answer
         scored[row, len(prompt) : end] = True
-    return text_of(torch.from_numpy(tokens), scored[:, 1:])
-
-
-def text_of(tokens: Tensor, scored: NDArray[np.bool_]) -> Text:
-    """Traces as a text: every window [N, L] is a document of its own."""
-    count, length = tokens.shape
-    document = np.repeat(np.arange(count)[:, None], length - 1, axis=1)
-    return Text(tokens, scored, document, (DOMAIN,) * count)
+    document = np.repeat(np.arange(len(prompts))[:, None], length - 1, axis=1)
+    of_tokens: Tensor = torch.from_numpy(tokens)
+    return Text(of_tokens, scored[:, 1:], document, (domain,) * len(prompts))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
-from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.workdir import WorkDir
 
@@ -31,12 +31,15 @@ class OriginalModel:
         """The output matrix, float32 [V, D] on the compute device; every text shares it."""
         return self._model.head()
 
-    def on(self, tokens: Tensor, owners: Tensor | None = None) -> Teacher:
+    def on(
+        self, tokens: Tensor, owners: Tensor | None = None, advance: Advance = ignore
+    ) -> Teacher:
         """Read windows of tokens, or take what an earlier run left of the same windows.
 
         Args:
             tokens: int64 [N, L].
             owners: the number of the document that each token is from, for intervals.
+            advance: is told of tokens × weights as they are done.
 
         Raises:
             UserError: the model computes NaN, or the kept hidden states are of other tokens than
@@ -44,7 +47,7 @@ class OriginalModel:
         """
         artefact = f"teacher/{tokens_key(tokens)}"
         if not self.work.has(artefact):
-            hidden = self._model.last_hidden(tokens)
+            hidden = self._model.last_hidden(tokens, advance)
             if not torch.isfinite(hidden).all():
                 raise UserError(
                     f"{self.checkpoint.name} itself computes NaN or infinity; its weights are "

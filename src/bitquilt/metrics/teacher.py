@@ -16,7 +16,7 @@ from torch import Tensor
 from bitquilt.errors import UserError
 from bitquilt.metrics.intervals import Documents, exponential, through
 from bitquilt.metrics.kl import Estimate, TokenFigures, compare, logits
-from bitquilt.models.blockwise import BlockwiseModel, logit_tokens
+from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore, logit_tokens
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.malloc import trim
 
@@ -155,8 +155,11 @@ def zero_divergence(correct: NDArray[np.float32], loss: NDArray[np.float32]) -> 
 
 
 @torch.no_grad()
-def self_metrics(teacher: Teacher) -> Tensor:
-    """Whether it prefers the true next token, its loss there and its entropy, [3, N, L − 1]."""
+def self_metrics(teacher: Teacher, advance: Advance = ignore) -> Tensor:
+    """Whether it prefers the true next token, its loss there and its entropy, [3, N, L − 1].
+
+    ``advance`` is told of tokens × weights of the head as they are done.
+    """
     found = torch.empty(3, *teacher.tokens[:, 1:].shape)
     at_once = logit_tokens(len(teacher.head))
     for row, (hidden, tokens) in enumerate(zip(teacher.hidden, teacher.tokens, strict=True)):
@@ -165,6 +168,7 @@ def self_metrics(teacher: Teacher) -> Tensor:
             for h, labels in zip(hidden[:-1].split(at_once), tokens[1:].split(at_once), strict=True)
         ]
         found[:, row] = torch.cat(parts, 1).cpu()
+        advance(len(tokens) * teacher.head.numel())
     return found
 
 

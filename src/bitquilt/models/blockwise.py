@@ -27,12 +27,18 @@ from bitquilt.runtime.device import compute_device
 
 TensorReader = Callable[[str], Tensor]
 """Canonical tensor name → float32 tensor."""
+Advance = Callable[[int], None]
+"""Is told how much work was done: tokens × weights that they were multiplied with."""
 
 BATCH_TOKENS = 4096
 LOGIT_TOKENS = 256
 """Tokens whose logits are in memory at once, at most."""
 LOGITS = 1 << 24
 """Logits in memory at once, in each of the few tensors that a comparison takes."""
+
+
+def ignore(work: int) -> None:
+    """Tell nobody of the work that was done."""
 
 
 class BlockwiseModel:
@@ -117,10 +123,15 @@ class BlockwiseModel:
         out: Tensor = block(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return out
 
-    def run_all(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Do as :meth:`run` does, in place over all windows [N, L, D], a few at a time."""
+    def run_all(self, block: nn.Module, hidden: Tensor, advance: Advance = ignore) -> Tensor:
+        """Do as :meth:`run` does, in place over all windows [N, L, D], a few at a time.
+
+        ``advance`` is told after each few by how many tokens × weights of the block.
+        """
+        weights = sum(weight.numel() for weight in block.parameters())
         for rows in batches(hidden):
             hidden[rows] = self.run(block, hidden[rows])
+            advance(hidden[rows, :, 0].numel() * weights)
         return hidden
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -129,11 +140,14 @@ class BlockwiseModel:
         return hidden * embedding_scale(self.checkpoint.config)
 
     @torch.no_grad()
-    def last_hidden(self, tokens: Tensor) -> Tensor:
-        """Tokens [N, L] → hidden states [N, L, D] as the head sees them (final norm applied)."""
+    def last_hidden(self, tokens: Tensor, advance: Advance = ignore) -> Tensor:
+        """Tokens [N, L] → hidden states [N, L, D] as the head sees them (final norm applied).
+
+        ``advance`` is told of tokens × weights as they are done.
+        """
         hidden = self.embed(tokens)
         for index in range(self.checkpoint.layers):
-            hidden = self.run_all(self.block(index), hidden)
+            hidden = self.run_all(self.block(index), hidden, advance)
         return self.final_norm(hidden)
 
     @cached_property

@@ -100,6 +100,16 @@ class Checkpoint:
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
+    def head_weights(self) -> int:
+        """The number of weights of the output head, which is the embedding where it is tied."""
+        return math.prod(self.shapes[f"{EMBEDDING if self.tied else HEAD}.weight"])
+
+    @property
+    def weights_per_token(self) -> int:
+        """The number of weights that a token is multiplied with on its way to its logits."""
+        return self.weights - (0 if self.tied else self.head_weights)
+
+    @property
     def source_dtype(self) -> str:
         """The storage type of most of the source's bytes."""
         return next(iter(self.source_types))
