@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from math import nan
 
 import pytest
 
 from bitquilt.allocation.history import history_path, latest_histories
+from bitquilt.metrics.kl import Estimate
 from bitquilt.report import plots
+from bitquilt.report.peers import FrontPoint
 
 
 def test_a_search_is_told_in_comparable_steps():
@@ -46,3 +50,39 @@ def test_searches_for_two_targets_are_told_apart_and_their_labels_too(tmp_path):
     assert labels.keys() == {"4.5bit, gguf 0.50", "4.5bit, mlx 0.90"}
     one, other = labels.values()
     assert abs(one - other) >= plots.LINE_HEIGHT
+
+
+def test_the_legend_of_the_front_names_every_mark_and_fits():
+    point = FrontPoint(
+        name="a", label="a", target="gguf", nbytes=10, kl=Estimate(0.1, 0.05, 0.2), ours=True
+    )
+    worse = replace(point, nbytes=20, kl=Estimate(0.2, 0.1, 0.3))
+    better = replace(point, nbytes=30, kl=Estimate(0.05, 0.02, 0.1))
+    files = [
+        replace(one, target=target, ours=ours)
+        for one in (point, worse, better)
+        for target in ("gguf", "mlx")
+        for ours in (True, False)
+    ]
+    legend = plots.pareto_plot(files).values["legend"]
+    assert [entry["text"] for entry in legend] == [
+        "by bitquilt, for llama.cpp",
+        "by others, for llama.cpp",
+        "by bitquilt, for mlx-lm",
+        "by others, for mlx-lm",
+        "hollow: not the closest",
+        "the closest at each size",
+        "95 % interval",
+    ]
+    columns = sorted({entry["x"] for entry in legend})
+    ends = [*columns[1:], plots.WIDTH]
+    for entry in legend:
+        assert entry["x"] + 13 + 6.5 * len(entry["text"]) < ends[columns.index(entry["x"])]
+
+
+def test_what_is_not_there_is_not_in_the_legend():
+    alone = FrontPoint(
+        name="a", label="a", target="mlx", nbytes=10, kl=Estimate(0.1, nan, nan), ours=True
+    )
+    legend = plots.pareto_plot([alone]).values["legend"]
+    assert [entry["text"] for entry in legend] == ["by bitquilt, for mlx-lm"]

@@ -177,11 +177,12 @@ def _front_notes(files: Sequence[OutputRecord], points: Sequence[FrontPoint]) ->
         notes.append(f"Made by others, and measured on the same text: {', '.join(theirs)}.")
         return notes
     names = shlex.join(record.name for record in files)
+    original = shlex.quote(shlex.split(files[0].command)[2])
     engines = " or ".join(TARGETS[name].presets for name in dict.fromkeys(r.target for r in files))
     notes.append(
         f"What {engines} would make of these bytes was not measured here. To see it, put such a "
-        f"file beside these, run `bitquilt eval {names} PEER --against {files[0].model}`, and "
-        "make this page again."
+        f"file beside these, run `bitquilt eval {names} PEER --against {original}` there, and make "
+        "this page again."
     )
     return notes
 

@@ -146,9 +146,7 @@ def _front_entries(
             entries.append((f"{target} theirs", f"by others, for {target.engine}"))
     if behind := [point for point in points if not point["best"]]:
         kind = "ours" if behind[0]["ours"] else "theirs"
-        entries.append(
-            (f"{behind[0]['target']} {kind} behind", "hollow: another as small is closer")
-        )
+        entries.append((f"{behind[0]['target']} {kind} behind", "hollow: not the closest"))
     if lines:
         entries.append(("frontier", "the closest at each size"))
     if not all(math.isnan(file.kl.low) for file in files):
