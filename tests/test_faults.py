@@ -139,7 +139,7 @@ def test_weights_that_are_no_numbers(model, tmp_path, refused, value):
         (["--to", "onnx"], ["'onnx' is not one of", "gguf"]),
         (["--recipe", "Q4_K_M", "--to", "mlx"], ["Q4_K_M", "4bit-g64"]),
         (["--recipe", "mine.yaml"], ["mine.yaml is neither a recipe file"]),
-        (["--recipe", "none.json"], ["cannot read the recipe none.json"]),
+        (["--recipe", "none.json"], ["the recipe none.json does not exist"]),
         (["--calibration", "none.txt"], ["none.txt", "check the path"]),
         (["--calibration", "words.docx"], ["words.docx", ".txt"]),
         (["--fast"], ["No such option", "--help"]),

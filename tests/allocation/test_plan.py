@@ -161,7 +161,7 @@ def test_the_published_breakdown():
         ({"recipe": "4BIT_g64"}, r"^there is no preset 4BIT_g64; 4bit-g64 is a preset of MLX, not"),
         ({"recipe": "4bit-g64"}, r"^4bit-g64 is a preset of MLX, not of GGUF; add to='mlx', or "),
         ({"recipe": "small"}, "nor a preset; the presets are .*Q4_K_M.*[^?]$"),
-        ({"recipe": "none.json"}, "cannot read the recipe none.json"),
+        ({"recipe": "none.json"}, "the recipe none.json does not exist; check the path"),
         ({"bits": 4, "to": "onnx"}, "^to is 'onnx', which is not one of gguf, mlx, both"),
         (
             {"recipe": "Q4_K_M", "to": "mlx"},

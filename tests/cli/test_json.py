@@ -77,7 +77,7 @@ def test_quantize_and_run(asked, model, tmp_path):
         (("eval", "no.gguf", "--against", "demo"), "no.gguf does not exist"),
         (("tasks", "no.gguf", "--tasks", "demo"), "no.gguf does not exist"),
         (("bench", "no.gguf"), "no.gguf does not exist"),
-        (("report", "no.work"), "no.work is not a work directory"),
+        (("report", "no.work"), "no.work does not exist; check the path"),
         (("card", "no.gguf", "--against", "demo", "--repo", "a/b"), "no.gguf does not exist"),
         (("publish", "no.gguf", "--against", "demo", "--repo", "a/b"), "no.gguf does not exist"),
         (("clean", "nowhere"), "nowhere is no directory"),

@@ -32,7 +32,7 @@ from bitquilt.errors import UserError
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
-from bitquilt.runtime.near import did_you_mean
+from bitquilt.runtime.near import did_you_mean, suggestion
 from bitquilt.targets import TARGETS
 
 FORMAT = 2
@@ -80,6 +80,8 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UserError(f"the recipe {path} does not exist{suggestion(path)}") from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(

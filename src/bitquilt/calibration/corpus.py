@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bitquilt.errors import UserError
+from bitquilt.runtime.near import suggestion
 
 DATA = Path(__file__).parent / "data"
 LONG_LINE = 80
@@ -95,6 +96,8 @@ def _decompressed(path: Path) -> str:
             data: bytes = file.read()
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise UserError(f"{path} can't be decompressed ({error}); compress it again.") from error
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist{suggestion(path)}") from error
     except OSError as error:
         raise UserError(
             f"{path} can't be read ({error.strerror}); check the path of the text."

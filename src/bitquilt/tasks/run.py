@@ -13,6 +13,7 @@ from bitquilt.errors import UserError
 from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.compute import asking
 from bitquilt.runtime.files import each_path
+from bitquilt.runtime.near import did_you_mean
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.records import to_json
 from bitquilt.tasks import problems, programs
@@ -212,14 +213,21 @@ def _harness_tasks(names: Sequence[str]) -> list[str]:
         from bitquilt.tasks import harness
     except ImportError:
         raise UserError(
-            f"there is no task {others[0]}; choose among {', '.join(ours)}, or install "
-            "lm-evaluation-harness for its tasks: pip install 'bitquilt[tasks]'"
+            f"there is no task {others[0]}"
+            + (
+                did_you_mean(others[0], ours)
+                or f"; choose among {', '.join(ours)}, or install lm-evaluation-harness for its "
+                "tasks: `pip install 'bitquilt[tasks]'`"
+            )
         ) from None
     for name in others:
         if not harness.task_manager().match_tasks([name]):
             raise UserError(
-                f"there is no task {name}; choose among {', '.join(ours)}, or what "
-                "lm_eval ls tasks prints"
+                f"there is no task {name}"
+                + (
+                    did_you_mean(name, (*ours, *harness.task_manager().all_tasks))
+                    or f"; choose among {', '.join(ours)}, or what `lm_eval ls tasks` prints"
+                )
             )
     return others
 
