@@ -231,6 +231,13 @@ def test_intervals_cover_where_lengths_differ():
     assert 0.90 <= hits / tried <= 0.99
 
 
+def test_what_few_tokens_exceed_has_no_interval():
+    """Of 800 tokens the largest may be below what one in a thousand exceeds."""
+    few = np.random.default_rng(0).lognormal(size=(40, 20))
+    assert math.isnan(documents(40, 20).quantile(few.ravel(), 0.999).low)
+    assert not math.isnan(documents(40, 20).quantile(few.ravel(), 0.9).low)
+
+
 @pytest.mark.parametrize("share", [0.5, 0.99])
 def test_intervals_cover_a_known_quantile(share):
     random = np.random.default_rng(0)

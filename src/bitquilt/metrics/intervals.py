@@ -30,6 +30,8 @@ LEVEL = 0.95
 FEWEST = 5
 """Documents of one stratum below which no interval is given: nothing honest can be said. Documents
 of unlike lengths count as fewer (:func:`like_lengths`)."""
+FEWEST_BEYOND = 10
+"""Tokens that have to exceed a quantile, or it has no interval: its end might be beyond them all."""
 LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 Floats = NDArray[np.floating[Any]]
@@ -142,9 +144,9 @@ class Documents:
         found = beyond(1 - share)
         spread = self._spread(values > found, np.ones(len(values)))
         tail, error = spread.ratio, spread.error
-        if math.isnan(error) or tail == 0.0:
+        if math.isnan(error) or (1 - share) * len(values) < FEWEST_BEYOND:
             return Estimate(found, math.nan, math.nan)
-        if error == 0.0:
+        if error == 0.0 or tail == 0.0:
             return Estimate(found, found, found)
         drawn = np.abs(spread.ratios - tail) / spread.errors
         times = exponential(np.quantile(drawn, LEVEL) * error / tail)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from bitquilt.calibration import corpus
 from bitquilt.evaluation.figures import DomainFigures
 from bitquilt.evaluation.results import Evaluation
-from bitquilt.metrics.intervals import too_few
+from bitquilt.metrics.intervals import FEWEST_BEYOND, too_few
 from bitquilt.metrics.kl import Estimate
 
 HEADINGS = {
@@ -26,6 +26,8 @@ HEADINGS = {
 """A field of :class:`bitquilt.evaluation.figures.DomainFigures` → what tables call it."""
 NO_INTERVAL = "no interval"
 """What stands for an interval that there is too little text for."""
+RARE = 1000 * FEWEST_BEYOND
+"""Tokens that an interval of the value that one in a thousand exceeds needs."""
 PERCENTAGES = ("agreement", "flips")
 """The fields that are shares."""
 
@@ -67,12 +69,20 @@ def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
         for domain, own in figures.items()
         if math.isnan(own.kl.low) and not (domain == "all" and len(figures) > 1)
     ]
-    if not few:
+    if few and "all" in figures:
+        few.append("what all domains have together depends on each")
+    rare = [
+        f"{domain}: too few tokens for that of the 99.9 % ({own.tokens:,}; at least {RARE:,} are "
+        "needed)"
+        for domain, own in figures.items()
+        if own.tokens < RARE and not math.isnan(own.kl.low)
+    ]
+    if not few and not rare:
         return ""
-    among = "; what all domains have together depends on each" if "all" in figures else ""
     return (
-        f"{'; '.join(few)}{among}. `bitquilt eval` reads more documents with a larger --tokens, as "
-        "long as the text has more, and another text with --text."
+        f"Where there is no interval: {'; '.join(few + rare)}. `bitquilt eval` reads more "
+        "documents with a larger --tokens, as long as the text has more, and another text with "
+        "--text."
     )
 
 
