@@ -31,7 +31,7 @@ FEWEST = 5
 """Documents of one stratum below which no interval is given: nothing honest can be said. Documents
 of unlike lengths count as fewer (:func:`like_lengths`)."""
 FEWEST_BEYOND = 10
-"""Tokens that have to exceed a quantile, or it has no interval: its end might be beyond them all."""
+"""Tokens that have to exceed a quantile, or it has no interval: its end may be beyond them all."""
 LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 Floats = NDArray[np.floating[Any]]
