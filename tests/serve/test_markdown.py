@@ -65,6 +65,11 @@ def test_what_models_write_is_rendered():
     assert "print('<b>')\n" in found.text
 
 
+def test_headings_stand_below_those_of_the_page():
+    found = Elements(markdown_html("# a\n## b\n### c\n#### d\n##### e\n###### f"))
+    assert found.tags == ["h3", "h3", "h4", "h5", "h6", "h6"]
+
+
 def test_links_learn_nothing_of_the_page():
     (link,) = [part for part in markdown_html("<https://x.org>").split("<") if part[:2] == "a "]
     assert 'rel="noopener noreferrer"' in link

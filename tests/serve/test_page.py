@@ -61,7 +61,7 @@ WATCH = """() => {
   const [said] = document.getElementsByClassName('markdown');
   window.taken = 0;
   new MutationObserver(all => all.forEach(one => one.removedNodes.forEach(node => {
-    window.taken += node.nodeName === 'H4' || node.nodeName === 'UL' && !!node.nextSibling;
+    window.taken += node.nodeName === 'H3' || node.nodeName === 'UL' && !!node.nextSibling;
   }))).observe(said, { childList: true });
 }"""
 

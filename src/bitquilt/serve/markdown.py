@@ -18,9 +18,8 @@ from markdown_it.utils import EnvType, OptionsDict
 
 ESCAPED = "`*_~#|<>$.+-"
 r"""Characters that lose a backslash before them; with others it is TeX: ``\(``, ``\[``, ``\{``."""
-TOP_HEADING = 3
-"""The level of a heading with one #: the page has a heading above each message."""
-LOWEST_HEADING = 6
+HIGHEST_HEADING, LOWEST_HEADING = 3, 6
+"""Levels of headings in an answer: the page has one of level 2 above each message."""
 
 
 def markdown_html(text: str) -> str:
@@ -95,7 +94,7 @@ def _heading(
     renderer: RendererHTML, tokens: Sequence[Token], index: int, options: OptionsDict, _: EnvType
 ) -> str:
     """Put an answer's headings below those of the page."""
-    level = min(int(tokens[index].tag[1]) + TOP_HEADING - 1, LOWEST_HEADING)
+    level = min(max(int(tokens[index].tag[1]) + 1, HIGHEST_HEADING), LOWEST_HEADING)
     return f"<h{level}>" if tokens[index].nesting > 0 else f"</h{level}>\n"
 
 
