@@ -25,9 +25,9 @@ def cache(tmp_path, monkeypatch) -> Path:
     """The user's cache, with what eval keeps and a tokenizer."""
     path = tmp_path / "cache"
     monkeypatch.setattr(leftovers, "user_cache_path", lambda name: path)
-    tokenizer = path / "tokenizers" / f"{'f' * 32}-2"
-    tokenizer.mkdir(parents=True)
-    (tokenizer / "tokenizer.json").write_text("{}")
+    for name in (f"{'f' * 32}-2", f".{'e' * 32}-2.part"):
+        (path / "tokenizers" / name).mkdir(parents=True)
+        (path / "tokenizers" / name / "tokenizer.json").write_text("{}")
     work(path / "tiny-abc", EVAL)
     return path
 
@@ -61,7 +61,7 @@ def test_it_lists_and_removes_only_with_yes(here, cache, capfd):
     said = capfd.readouterr().out
     assert "out/tiny.work: the work directory of tiny, last written" in said
     assert f"{cache}/tiny-abc: what eval keeps of tiny" in said
-    assert "-2: a tokenizer from a GGUF file" in said
+    assert f"{cache}/tokenizers: the tokenizers of GGUF files (2), last written" in said
     assert "Nothing was removed; --yes removes these" in said
     assert tree(here) == before
     assert invoke("clean", "--yes") == 0

@@ -33,7 +33,7 @@ _FOLDERS = (
     *("search", "made", "reference", "noise", "talk"),
 )
 _ARTEFACT = re.compile(r"[^.].*\.(safetensors|json|jsonl)|\..*\.part|\.tmp.{6}")
-_TOKENIZER = re.compile(r"[0-9a-f]{32}(-\d+)?")
+_TOKENIZER = re.compile(r"\.?[0-9a-f]{32}(-\d+)?(\.part)?")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -139,13 +139,21 @@ def _in_directory(directory: Path, outputs: Sequence[str], depth: int) -> Iterat
 
 
 def _tokenizers(directory: Path) -> Iterator[Leftover]:
-    """Yield the tokenizers that were rebuilt from GGUF files."""
+    """Yield the tokenizers that were rebuilt from GGUF files, as one."""
+    if not directory.is_dir() or directory.is_symlink():
+        return
+    ours: list[Path] = []
+    foreign: list[Path] = []
     for path in _entries(directory):
-        if _TOKENIZER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            known = [entry for entry in _entries(path) if entry.name in _TOKENIZER_FILES]
-            ours = [file for file in known if file.is_file() and not file.is_symlink()]
-            foreign = sorted(set(_entries(path)) - set(ours))
-            yield _leftover(path, "a tokenizer from a GGUF file", ours, foreign, busy=False)
+        made = _TOKENIZER.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        for file in _entries(path) if made else [path]:
+            known = made and file.name in _TOKENIZER_FILES and not file.is_symlink()
+            (ours if known else foreign).append(file)
+    count = len({file.parent for file in ours})
+    if ours:
+        yield _leftover(
+            directory, f"the tokenizers of GGUF files ({count})", ours, foreign, busy=False
+        )
 
 
 def _kind_of_work(directory: Path) -> str | None:
