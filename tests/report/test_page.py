@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -82,6 +83,14 @@ def test_figures_are_those_that_were_measured(html):
     assert "3.3e-05 nats/token (BF16 in llama.cpp)" in text
     assert "On 3,042 of the tokens its KL is 0.0355 nats/token in the engine" in text
     assert "0.0519" in text
+
+
+def test_records_from_before_bits_were_of_the_tensors_are_refused(work):
+    kept = next((work / "made").glob("*.json"))
+    content = json.loads(kept.read_text())
+    kept.write_text(json.dumps(content | {"format": content["format"] - 1}))
+    with pytest.raises(UserError, match=r"another version of bitquilt.*quantize.*again"):
+        page.make_report(work)
 
 
 def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(html):
