@@ -91,7 +91,7 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name, content, said):
 
 
 def test_missing_file_is_named():
-    with pytest.raises(UserError, match="nowhere.txt does not exist"):
+    with pytest.raises(UserError, match=r"nowhere\.txt does not exist"):
         corpus.from_file(Path("nowhere.txt"))
 
 

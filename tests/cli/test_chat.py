@@ -38,6 +38,17 @@ def talk(capfd, monkeypatch, demo_gguf: Path):
     return say
 
 
+def test_advice_is_what_chat_can_follow(capfd, monkeypatch, tmp_path: Path) -> None:
+    """`run` has the option that continues plain text, so its whole command is named."""
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    (directory / "chat_template.jinja").write_text("{{ none + 'x' }}")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi"))
+    assert invoke("chat", directory) == 0
+    assert "continue plain text with `bitquilt run --no-chat-template`]" in capfd.readouterr().err
+    assert invoke("run", directory, "Hi") == 2
+    assert capfd.readouterr().err.endswith("continue plain text with --no-chat-template\n")
+
+
 def test_a_conversation(talk) -> None:
     out, err = talk("What is 12 + 30?", "/stats", "What is 5 + 9?", "/quit", "What is 1 + 1?")
     assert re.findall(r"boxed\{(\d+)\}", out) == ["42", "14"]
