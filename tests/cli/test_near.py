@@ -15,6 +15,7 @@ from tests.quick import invoke
     [
         (("quantise", "demo"), "Did you mean 'quantize'? See bitquilt --help"),
         (("plan", "demo", "--bitts", "4"), "Did you mean"),
+        (("chat", "demo", "--votes", "3"), "'--votes' here, but `bitquilt run` has it; see"),
         (("plan", "demo", "--bits", "4", "--to", "GGUF"), "did you mean gguf? See bitquilt plan"),
         (("quantize", "demo", "--bits", "4", "--search", "Knapsak"), "did you mean knapsack?"),
         (("plan", "demo", "--recipe", "q4-k-m"), "; did you mean Q4_K_M?"),

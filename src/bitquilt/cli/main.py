@@ -108,6 +108,8 @@ def _run(words: list[str], leave: Callable[[str, int], None], beside: dict[str, 
 def _usage(error: click.UsageError) -> str:
     """The sentence of wrong use, and where to read more."""
     said = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption) and (others := _having(error.option_name)):
+        said = f"No such option '{error.option_name}' here, but `bitquilt {others[0].name}` has it"
     more = f"see {error.ctx.command_path if error.ctx else 'bitquilt'} --help"
     return f"{said} {more.capitalize()}" if said.endswith("?") else f"{said}; {more}"
 
@@ -115,10 +117,15 @@ def _usage(error: click.UsageError) -> str:
 def _named(verb: click.Command | None, flag: str, value: str | None) -> str:
     """Name an option in an error of a verb: that of another verb by its whole command."""
     said = in_shell(flag, value)
-    having = [one for one in bitquilt.commands.values() if flag in options_of(one)]
+    having = _having(flag)
     if verb in having or verb is None or not having:
         return said
     return f"`bitquilt {having[0].name} {said}`"
+
+
+def _having(flag: str) -> list[click.Command]:
+    """The verbs that have an option."""
+    return [verb for verb in bitquilt.commands.values() if flag in options_of(verb)]
 
 
 def _wants_json(verb: click.Command | None, words: Sequence[str]) -> bool:
