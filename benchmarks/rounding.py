@@ -28,7 +28,7 @@ from bitquilt.calibration.collect import collect_statistics
 from bitquilt.calibration.text import (
     calibration_documents,
     encoder,
-    labelled_windows,
+    judging_windows,
     token_windows,
 )
 from bitquilt.calibration.text_budget import WINDOW, text_budget
@@ -63,7 +63,7 @@ class Bench:
         for method in METHODS:
             work = WorkDir(directory / method, {})
             self.banks[method] = LayerBank(checkpoint, work, method)
-        held_out = labelled_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
+        held_out = judging_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
         for bank in self.banks.values():
             collect_statistics(
                 BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, Silent()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bitquilt.calibration import corpus
-from bitquilt.calibration.text import encoder, labelled_windows
+from bitquilt.calibration.text import encoder, judging_windows
 from bitquilt.calibration.text_budget import WINDOW, text_budget
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher
@@ -17,8 +17,6 @@ def closing_text(checkpoint: Checkpoint, work: WorkDir) -> Teacher:
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     budget = text_budget(weights, on_gpu=compute_device().type != "cpu")
     drawn = budget.held_out + budget.selection
-    tokens, owners = labelled_windows(
-        corpus.bundled("held-out"), encoder(checkpoint), drawn, WINDOW
-    )
+    tokens, owners = judging_windows(corpus.bundled("held-out"), encoder(checkpoint), drawn, WINDOW)
     own = slice(budget.held_out)
     return OriginalModel(checkpoint, work).on(tokens[own], owners[own])

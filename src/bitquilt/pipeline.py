@@ -34,7 +34,7 @@ from bitquilt.calibration.text import (
     calibration_documents,
     encoder,
     held_out_documents,
-    labelled_windows,
+    judging_windows,
     token_windows,
 )
 from bitquilt.calibration.text_budget import TextBudget, text_budget
@@ -425,7 +425,7 @@ class Run(AbstractContextManager["Run"]):
         calibration = windows(budget.calibration)
         judges = held_out_documents(config.held_out)
         parts = [budget.held_out, budget.selection]
-        held_out, owners = labelled_windows(judges, encode, sum(parts), budget.window)
+        held_out, owners = judging_windows(judges, encode, sum(parts), budget.window)
         closing, selection = held_out.split(parts)
         search = calibration
         if self._searches:

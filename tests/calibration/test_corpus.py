@@ -124,6 +124,18 @@ def test_windows_keep_proportions_and_domains_apart():
     assert (owners == np.where(is_code, (drawn - 950) // 50, 0)).all()
 
 
+def test_windows_that_judge_begin_in_as_many_documents_as_there_are():
+    """One long document, many short ones: windows drawn plainly are nearly all of the long one."""
+    documents = [text(" ".join(["0"] * 4000)), *(text(" ".join(["1"] * 100)) for _ in range(20))]
+    for seed in range(5):
+        plainly, apart = (
+            corpus.windows(documents, words, 12, 100, seed, apart=wish)[1] for wish in (False, True)
+        )
+        assert len(np.unique(apart)) == 12 > len(np.unique(plainly))
+    every = corpus.windows(documents, words, 60, 100, apart=True)[1]
+    assert (np.bincount(every.ravel()) == [4000] + 20 * [100]).all()
+
+
 def test_windows_depend_only_on_the_seed():
     documents = [text(" ".join(map(str, range(1000))))]
     draw = [corpus.windows(documents, words, 20, 10, seed)[0] for seed in (0, 0, 1)]

@@ -198,12 +198,14 @@ def windows(
     count: int,
     length: int,
     seed: int = 0,
+    *,
+    apart: bool = False,
 ) -> tuple[Integers, Integers]:
     """Draw `count` disjoint windows of `length` tokens, domains in the proportions of the text.
 
     Documents are joined within a domain, so no window crosses two domains, but several may be of
-    one document. The order is mixed: the first half of the windows is as representative as all of
-    them.
+    one document, unless there are enough others and ``apart`` asks for them. The order is mixed:
+    the first half of the windows is as representative as all of them.
 
     Returns:
         the tokens, and the number of the document that each is from; both int64 [count, length].
@@ -228,12 +230,27 @@ def windows(
     rng = np.random.default_rng(seed)
     chosen = []
     for domain, share in _shares(available, count).items():
-        for start in rng.choice(available[domain], share, replace=False):
+        order = rng.choice(available[domain], available[domain] if apart else share, replace=False)
+        if apart:
+            order = _first_of_each(order, streams[domain][1][::length])[:share]
+        for start in order:
             part = slice(start * length, (start + 1) * length)
             chosen.append([of_domain[part] for of_domain in streams[domain]])
     drawn = np.array(chosen, dtype=np.int64).reshape(count, 2, length)
     tokens, owners = rng.permutation(drawn).transpose(1, 0, 2)
     return tokens, owners
+
+
+def _first_of_each(windows: Integers, documents: Sequence[int]) -> Integers:
+    """Windows in an order where the first of each document come before all others of any.
+
+    Args:
+        windows: numbers of windows, in any order.
+        documents: the document that each window begins in.
+    """
+    begun = np.array(documents)[windows]
+    firsts = np.sort(np.unique(begun, return_index=True)[1])
+    return np.concatenate([windows[firsts], np.delete(windows, firsts)])
 
 
 def _shares(available: dict[str, int], count: int) -> dict[str, int]:

@@ -101,19 +101,22 @@ def token_windows(documents: Sequence[Document], encode: Encode, count: int, len
 
     Only as many documents are tokenized as give several times the text that is needed.
     """
-    return labelled_windows(documents, encode, count, length)[0]
+    chosen = _spread(documents, count * length * ENOUGH)
+    return torch.from_numpy(windows(chosen, encode, count, length)[0])
 
 
-def labelled_windows(
+def judging_windows(
     documents: Sequence[Document], encode: Encode, count: int, length: int
 ) -> tuple[Tensor, Tensor]:
-    """Cut the windows of :func:`token_windows`, and tell the document of each of their tokens.
+    """Cut windows of as many documents as there are, and tell the document of each token.
+
+    Tokens of one document hang together: the more documents, the more the text says.
 
     Returns:
         tokens and numbers of documents, both int64 [count, length].
     """
-    chosen = _spread(documents, count * length * ENOUGH)
-    tokens, owners = windows(chosen, encode, count, length)
+    chosen = _spread(documents, 4 * count * length * ENOUGH)  # there are few long documents
+    tokens, owners = windows(chosen, encode, count, length, apart=True)
     return torch.from_numpy(tokens), torch.from_numpy(owners)
 
 
