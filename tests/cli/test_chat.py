@@ -93,8 +93,8 @@ def test_a_crash_loses_no_conversation(talk, monkeypatch) -> None:
     """The first engine is killed under the second question; the third is answered by another."""
     opened = []
 
-    def open_and_remember(path: Path):
-        opened.append(llamacpp.open_llamacpp(path))
+    def open_and_remember(path: str):
+        opened.append(llamacpp.open_llamacpp(Path(path)))
         return opened[-1]
 
     def ask_and_kill(self: chat_module.Conversation, _: str) -> None:
