@@ -274,6 +274,7 @@ def test_one_text_is_named_above_the_table(work):
 @pytest.mark.parametrize("made_by_us", [True, False])
 def test_nothing_to_report_is_one_sentence(work, tmp_path: Path, made_by_us):
     directory = work if made_by_us else tmp_path / "elsewhere"
+    directory.mkdir(exist_ok=True)
     for path in work.parent.glob("*.gguf"):
         path.unlink()
     sentence = "no file that is still" if made_by_us else "is not a work directory of"
