@@ -74,3 +74,29 @@ def test_figures_of_an_excerpt_have_their_unit_and_their_text(printed):
     assert "On 3,042 of the tokens its KL is 0.0355 nats/token in its engine and 0.0354 in" in said
     assert "nats/token for BF16 in llama.cpp, on 3,042 tokens." in said
     assert "KL is in nats per token" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("traces", "the reasoning"), ("answers", "the text"), (None, None)]
+)
+def test_what_was_asked_is_told_by_its_name(found, name, kind, monkeypatch, capfd):
+    """Reasoning is not spoken of where the model does not reason."""
+    of_traces = found.own["traces"]
+    own = {domain: figures for domain, figures in found.own.items() if domain != "traces"}
+    if name is not None:
+        own[name] = replace(of_traces, tokens=1024, documents=8)
+    files = [replace(file, figures=own) for file in found.files]
+    monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, own=own, files=files))
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    said = " ".join(capfd.readouterr().out.split())
+    sentence = f"“{name}” is {kind} of 8 answers that the original wrote itself, 1,024 tokens;"
+    assert (sentence in said) == (name is not None)
+    assert ("reasoning" in said) == (name == "traces")
+
+
+def test_help_says_what_traces_are_and_what_bounds_them(capfd):
+    assert invoke("eval", "--help") == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "--traces N The original answers N of the text's questions at random" in said
+    assert "0 leaves them out" in said
+    assert "at most an eighth of --tokens in all" in said

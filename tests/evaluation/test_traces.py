@@ -129,7 +129,7 @@ def test_an_answer_is_kept_when_it_is_done(checkpoint, tmp_path, monkeypatch):
         patch.setattr(TorchEngine, "stream", broken)
         with pytest.raises(KeyboardInterrupt):
             asked(checkpoint, tmp_path / "work", Silent())
-    assert len(list((tmp_path / "work" / "answers").iterdir())) == 4
+    assert len(list((tmp_path / "work" / "talk").iterdir())) == 4
     told = Told()
     again = asked(checkpoint, tmp_path / "work", told)
     assert told.stages[0][0].endswith("writes 3 reasoning traces")

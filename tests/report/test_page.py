@@ -93,6 +93,16 @@ def test_records_from_before_bits_were_of_the_tensors_are_refused(work):
         page.make_report(work)
 
 
+def test_answers_are_called_reasoning_only_where_the_model_reasons(work, html):
+    assert "“traces” is the reasoning of" in html
+    for path in work.parent.glob("*.eval.json"):
+        path.write_text(path.read_text("utf-8").replace('"traces"', '"answers"'), "utf-8")
+    told = page.make_report(work).html
+    assert "“answers” is the text of" in told
+    assert "reasoning" not in told
+    assert "traces" not in told
+
+
 def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(html):
     assert "4.500<small>5.250 with everything on disk</small>" in html
 

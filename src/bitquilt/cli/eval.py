@@ -80,7 +80,7 @@ def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None
 
 def _print(found: Evaluation) -> None:
     """Print all figures of each file, then what may be concluded."""
-    from bitquilt.report.figures import lacks_documents
+    from bitquilt.report.figures import answers_read, lacks_documents
 
     console = stdout_console()
     for file in found.files:
@@ -101,6 +101,8 @@ def _print(found: Evaluation) -> None:
     )
     if lacking := lacks_documents(found.own):
         console.print(lacking, markup=False)
+    if asked := answers_read(found.own):
+        console.print(asked, markup=False)
     own = found.own_overall
     console.print(
         f"The text has {own.tokens:,} held-out tokens of {own.documents} documents; KL is in "

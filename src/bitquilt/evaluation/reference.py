@@ -150,7 +150,7 @@ def _answers(
     progress: Progress,
 ) -> list[traces.WrittenAnswer]:
     """Give the original's answers: those that are kept, and those that it still has to write."""
-    names = [f"answers/{_digest(request)}" for request in requests]
+    names = [f"talk/{_digest(request)}" for request in requests]
     missing = [n for n, name in enumerate(names) if work.load_json(name) is None]
     if missing:
         what = "reasoning traces" if domain == traces.TRACES else "answers"

@@ -62,6 +62,22 @@ def figure_text(estimate: Estimate, field: str) -> FigureText:
     return FigureText(value, f"{number(estimate.low, field)} – {number(estimate.high, field)}")
 
 
+def answers_read(figures: Mapping[str, DomainFigures]) -> str:
+    """Say what the answers are that files were measured on; nothing where they were on none.
+
+    Args:
+        figures: of a model by domain.
+    """
+    for name, kind in (("traces", "the reasoning"), ("answers", "the text")):
+        if (found := figures.get(name)) is not None:
+            return (
+                f"“{name}” is {kind} of {found.documents} answers that the original wrote itself, "
+                f"{found.tokens:,} tokens; “uncertain” is the fifth of them with the highest "
+                "entropy."
+            )
+    return ""
+
+
 def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
     """Say why figures, by domain, have no interval; the sentence is empty where all have one."""
     few = [

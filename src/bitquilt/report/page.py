@@ -22,7 +22,7 @@ from bitquilt.errors import UserError
 from bitquilt.evaluation.results import EngineCheck, TextSample
 from bitquilt.models.names import kind_of, layer_of
 from bitquilt.report import plots
-from bitquilt.report.figures import HEADINGS, figure_text, lacks_documents
+from bitquilt.report.figures import HEADINGS, answers_read, figure_text, lacks_documents
 from bitquilt.report.peers import FrontPoint, compared, peers_beside
 from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.report.run_record import OutputRecord, load
@@ -122,6 +122,7 @@ def _html(
         "maps": [_map(record) for record in sorted(files, key=lambda record: record.kl.mean)],
         "byte_rows": _byte_rows(files),
         "evaluations": [_evaluation(record) for record in evaluated],
+        "asked": " ".join(dict.fromkeys(map(_answers_read, evaluated))),
         "noise": _noise(evaluated),
         "samples": _samples(evaluated),
         "commands": list(dict.fromkeys(record.command for record in files)),
@@ -310,6 +311,12 @@ def _byte_rows(files: Sequence[OutputRecord]) -> list[dict[str, Any]]:
     ]
 
 
+def _answers_read(record: OutputRecord) -> str:
+    """Say what the answers are that a file was measured on; nothing where it was on none."""
+    found = record.evaluation
+    return answers_read(found.own) if found else ""
+
+
 def _evaluation(record: OutputRecord) -> dict[str, Any]:
     found = record.measured
     assert found is not None
@@ -323,7 +330,7 @@ def _evaluation(record: OutputRecord) -> dict[str, Any]:
     return {
         "name": record.name,
         "engine": found.engine,
-        "domains": [domain.removeprefix("traces, ") for domain in found.figures],
+        "domains": [domain.rpartition(", ")[2] for domain in found.figures],
         "rows": rows,
         "check": f"{_check_sentence(found.check)} {lacks_documents(found.figures)}".rstrip(),
     }
