@@ -6,15 +6,15 @@ from bitquilt.runtime.progress import Silent
 
 
 class Recorded(Silent):
-    """Keeps a 1 for every step, and every line."""
+    """Keeps the units of every advance, and every line."""
 
-    def __init__(self, steps: list[int] | None = None, lines: list[str] | None = None) -> None:
+    def __init__(self, steps: list[float] | None = None, lines: list[str] | None = None) -> None:
         super().__init__()
         self.steps = [] if steps is None else steps
         self.lines = [] if lines is None else lines
 
-    def advance(self, steps: int = 1) -> None:
-        self.steps.extend([1] * steps)
+    def advance(self, units: float = 1) -> None:
+        self.steps.append(units)
 
     def say(self, line: str) -> None:
         self.lines.append(line)

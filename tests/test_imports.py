@@ -31,6 +31,7 @@ ORDER = (
     "rounding",
     "config",
     "allocation",
+    "forecast",
     "evaluation",
     "tasks",
     "report",

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from bitquilt.evaluation.speed import Load as Load
     from bitquilt.evaluation.speed import Speed as Speed
     from bitquilt.evaluation.speed import bench as bench
+    from bitquilt.forecast.disk import DiskUse as DiskUse
+    from bitquilt.forecast.estimate import Forecast as Forecast
+    from bitquilt.forecast.estimate import estimate as estimate
     from bitquilt.metrics.kl import Estimate as Estimate
     from bitquilt.metrics.teacher import Figures as Figures
     from bitquilt.models.checkpoint import Finding as Finding
@@ -61,6 +64,7 @@ if TYPE_CHECKING:
     from bitquilt.report.result import QuantizeResult as QuantizeResult
     from bitquilt.report.result import SearchResult as SearchResult
     from bitquilt.runtime.hardware import Hardware as Hardware
+    from bitquilt.runtime.job import ExpectedStage as ExpectedStage
     from bitquilt.runtime.progress import Progress as Progress
     from bitquilt.runtime.progress import Silent as Silent
     from bitquilt.targets.base import Target as Target
@@ -85,6 +89,7 @@ _HOMES = {
     "ChoiceScore": "bitquilt.tasks.choices",
     "Comparison": "bitquilt.evaluation.results",
     "Difference": "bitquilt.allocation.racing",
+    "DiskUse": "bitquilt.forecast.disk",
     "DomainFigures": "bitquilt.evaluation.figures",
     "EngineCheck": "bitquilt.evaluation.results",
     "EngineCrashedError": "bitquilt.errors",
@@ -93,9 +98,11 @@ _HOMES = {
     "Estimate": "bitquilt.metrics.kl",
     "EvalConfig": "bitquilt.evaluation.config",
     "Evaluation": "bitquilt.evaluation.results",
+    "ExpectedStage": "bitquilt.runtime.job",
     "Figures": "bitquilt.metrics.teacher",
     "FileResult": "bitquilt.evaluation.results",
     "Finding": "bitquilt.models.checkpoint",
+    "Forecast": "bitquilt.forecast.estimate",
     "Hardware": "bitquilt.runtime.hardware",
     "Inspection": "bitquilt.models.inspection",
     "Layout": "bitquilt.targets.layout",
@@ -127,6 +134,7 @@ _HOMES = {
     "TraceConfig": "bitquilt.evaluation.config",
     "UserError": "bitquilt.errors",
     "bench": "bitquilt.evaluation.speed",
+    "estimate": "bitquilt.forecast.estimate",
     "evaluate": "bitquilt.evaluation.compare",
     "inspect": "bitquilt.models.inspection",
     "plan": "bitquilt.allocation.plan",

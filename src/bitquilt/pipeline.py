@@ -28,7 +28,7 @@ from bitquilt.allocation.allocate import (
 from bitquilt.allocation.plan import Plan, make_plans, requests
 from bitquilt.allocation.timing import token_seconds
 from bitquilt.calibration import corpus
-from bitquilt.calibration.collect import collect_statistics
+from bitquilt.calibration.collect import collect_statistics, collection_work
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import (
     calibration_documents,
@@ -37,9 +37,11 @@ from bitquilt.calibration.text import (
     judging_windows,
     token_windows,
 )
-from bitquilt.calibration.text_budget import TextBudget, text_budget
+from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.errors import PartlyRefusedError, UserError
+from bitquilt.forecast.estimate import Forecast, budget_of, forecast_of
+from bitquilt.forecast.work import RunWork
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Figures, Teacher, original_figures
 from bitquilt.models import open_checkpoint
@@ -50,9 +52,9 @@ from bitquilt.report.result import Output, QuantizeResult, SearchResult
 from bitquilt.report.run_record import OutputRecord, save
 from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.rounding.round_layers import polish_layers
+from bitquilt.rounding.round_layers import polish_layers, polishing_work
 from bitquilt.rounding.tuning import distill
-from bitquilt.runtime.device import compute_device, computing
+from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import require_room
 from bitquilt.runtime.options import command
 from bitquilt.runtime.progress import Progress
@@ -102,7 +104,7 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
         bank = run.collect()
         decisions = run.allocate(bank)
         teacher = run.read_held_out()
-        original = original_figures(teacher)
+        original = run.original_figures(teacher)
         outputs = []
         for plan, decision, path in zip(run.plans, decisions, paths, strict=True):
             source = run.polish(plan, decision, bank)
@@ -208,6 +210,8 @@ class Run(AbstractContextManager["Run"]):
     original: OriginalModel
     """The full-precision model on the texts that it was asked to read."""
     progress: Progress
+    forecast: Forecast
+    """What it will take; its lines were said."""
 
     def __init__(self, model: str | Path, config: AllocationConfig, progress: Progress) -> None:
         """Read what a run needs. Everything that can be refused before the work is refused here.
@@ -225,9 +229,7 @@ class Run(AbstractContextManager["Run"]):
             progress.say(f"{self.refused}. The others are made")
         for note in dict.fromkeys(note for plan in self.plans for note in plan.notes):
             progress.say(note)
-        weights = sum(rows * columns for rows, columns in self.checkpoint.matrices.values())
-        on_gpu = compute_device().type != "cpu"
-        self.budget = config.text_budget or text_budget(weights, on_gpu=on_gpu)
+        self.budget = budget_of(self.checkpoint, config)
         self.search = config.search
         if self._searches:
             self.search = affordable_search(config.search, self.budget, progress)
@@ -237,11 +239,13 @@ class Run(AbstractContextManager["Run"]):
         self.text = self._draw_text(documents)
         self._settings = self._settings_of(documents)
         self.output = Path(config.output)
+        self.forecast = self._forecast()
 
     def __enter__(self) -> Self:
-        """Open the work directory."""
+        """Open the work directory, and begin the job whose stages follow."""
         directory = self.config.work_dir or self.output / f"{self.checkpoint.name}.work"
         with ExitStack() as stack:
+            stack.enter_context(self.progress.job(self.forecast.stages))
             self.work = stack.enter_context(WorkDir(Path(directory), self._settings))
             self.original = OriginalModel(self.checkpoint, self.work)
             self._open = stack.pop_all()
@@ -272,13 +276,11 @@ class Run(AbstractContextManager["Run"]):
 
     def collect(self) -> LayerBank:
         """Collect what the calibration text says of every matrix, and open the layer bank."""
-        with self.progress.stage("Reading calibration text", 2 * self.checkpoint.layers + 1):
+        tokens, gradients = self.text.calibration, self.budget.gradients
+        work = collection_work(self.checkpoint, len(tokens), gradients)
+        with self.progress.stage("Reading calibration text", work, "calibration"):
             collect_statistics(
-                BlockwiseModel(self.checkpoint),
-                self.text.calibration,
-                self.budget.gradients,
-                self.work,
-                self.progress,
+                BlockwiseModel(self.checkpoint), tokens, gradients, self.work, self.progress
             )
         return LayerBank(self.checkpoint, self.work, self.config.rounding)
 
@@ -297,22 +299,31 @@ class Run(AbstractContextManager["Run"]):
 
     def read_held_out(self) -> Teacher:
         """Run the original over the text of the closing figures."""
-        with self.progress.stage("Reading held-out text", 1):
-            teacher = self.original.on(self.text.closing, self.text.closing_owners)
+        tokens, owners = self.text.closing, self.text.closing_owners
+        work = tokens.numel() * self.checkpoint.block_weights
+        with self.progress.stage("Reading held-out text", work, "closing text"):
+            return self.original.on(tokens, owners, self.progress.advance)
+
+    def original_figures(self, teacher: Teacher) -> Figures:
+        """Measure the original on the text of the closing figures."""
+        with self.progress.stage("Measuring the original", 1, "original"):
+            found = original_figures(teacher)
             self.progress.advance()
-        return teacher
+        return found
 
     def polish(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
         """Bring the matrices that were chosen to the rounding that was asked for."""
         chosen = {module: [qtype] for module, qtype in decision.allocation.items()}
-        with self.progress.stage(f"Polishing for {plan.target}", len(chosen)):
+        work = polishing_work(bank, chosen)
+        with self.progress.stage(f"Polishing for {plan.target}", work, "polishing"):
             polish_layers(bank, chosen, self.progress)
         return Source(bank.checkpoint, bank.polished)
 
     def correct(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
         """Round every block again for what the quantized blocks before it give it."""
         assert self.text.sequential is not None
-        with self.progress.stage(f"Correcting for {plan.target}", self.checkpoint.layers):
+        layers = self.checkpoint.layers
+        with self.progress.stage(f"Correcting for {plan.target}", layers, "sequential"):
             corrected = sequential_pass.round_sequentially(
                 bank,
                 decision.allocation,
@@ -326,9 +337,8 @@ class Run(AbstractContextManager["Run"]):
         """Learn scales and norms by gradient descent, the codes as they are."""
         tokens = self.text.tuning
         assert tokens is not None
-        with self.progress.stage(
-            f"Tuning for {plan.target}", distill.DEFAULT_SCHEDULE.steps(len(tokens))
-        ):
+        steps = distill.DEFAULT_SCHEDULE.steps(len(tokens))
+        with self.progress.stage(f"Tuning for {plan.target}", steps, "tuning"):
             tuned = distill.tune(
                 source.checkpoint,
                 decision.allocation,
@@ -413,6 +423,26 @@ class Run(AbstractContextManager["Run"]):
     def _searches(self) -> bool:
         """Whether any file has a mix to be found; recipes and presets alone say all of theirs."""
         return any(plan.space is not None for plan in self.plans)
+
+    def _forecast(self) -> Forecast:
+        """Say what the run will take.
+
+        Raises:
+            UserError: a disk has no room for it.
+        """
+        found = forecast_of(
+            RunWork(
+                checkpoint=self.checkpoint,
+                plans=self.plans,
+                config=self.config,
+                budget=self.budget,
+                search=self.search,
+            )
+        )
+        for line in found.lines:
+            self.progress.say(line)
+        found.disk.require_room()
+        return found
 
     def _draw_text(self, documents: Sequence[Document]) -> RunText:
         """Cut all windows now: too little text is refused before any work."""

@@ -41,7 +41,7 @@ def test_the_best_on_held_out_text_is_used(monkeypatch, better):
         noise = np.random.default_rng(0).random((len(windows), 64), np.float32)
         return np.array([level[mix["m"]] + noise for mix in mixes])
 
-    best, rankings = select_on_heldout(standing, evaluator, lambda _: None, 4)
+    best, rankings = select_on_heldout(standing, evaluator, lambda _: None, 4, Silent())
     assert best == better
     assert rankings[0].name == better
     assert len(rankings) == 3
@@ -61,7 +61,8 @@ def test_no_more_is_read_than_it_takes(behind, expected):
         noise = np.random.default_rng(part).random((len(mixes), len(part), 64), np.float32)
         return noise + np.array([mix["m"] for mix in mixes]).reshape(-1, 1, 1)
 
-    select_on_heldout(standing, evaluator, teacher, 40)
+    select_on_heldout(standing, evaluator, teacher, 40, Recorded(steps := []))
+    assert sum(steps) == expected
     assert read == list(range(expected))
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bitquilt.calibration.collect import collect_statistics, input_of, sample
+from bitquilt.calibration.collect import collect_statistics, collection_work, input_of, sample
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import HEAD
@@ -24,7 +24,7 @@ def captured(tmp_path):
     work = WorkDir(tmp_path / "work", {})
     steps = []
     collect_statistics(BlockwiseModel(checkpoint), tokens, 2, work, Recorded(steps))
-    assert len(steps) == 2 * checkpoint.layers + 1
+    assert sum(steps) == pytest.approx(collection_work(checkpoint, len(tokens), 2))
     whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return checkpoint, whole, tokens, work
 

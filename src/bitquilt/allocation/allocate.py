@@ -24,6 +24,7 @@ from torch import Tensor
 from bitquilt.allocation import interactions, sensitivity
 from bitquilt.allocation.advice import knee_note
 from bitquilt.allocation.evaluator import PRODUCTS, Evaluator
+from bitquilt.allocation.evopress import EvoPressSchedule
 from bitquilt.allocation.history import History, history_path
 from bitquilt.allocation.measurements import Measurements
 from bitquilt.allocation.meter import Limits, Meter
@@ -40,7 +41,7 @@ from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.rounding.round_layers import round_layers
+from bitquilt.rounding.round_layers import round_layers, rounding_work
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import Target
 
@@ -185,8 +186,8 @@ class _Files:
     def _round(self, rivals: Sequence[Rivals]) -> None:
         """Round everything that any of the files may be made of."""
         candidates = candidate_types(self.plans, rivals, self.bank.checkpoint)
-        steps = sum(map(len, candidates.values()))
-        with self.progress.stage(f"Rounding for {self.target}", steps):
+        work = rounding_work(self.bank, candidates)
+        with self.progress.stage(f"Rounding for {self.target}", work, "rounding"):
             round_layers(self.bank, candidates, self.progress)
 
     def _measurements(
@@ -200,9 +201,9 @@ class _Files:
 
         @cache
         def teacher() -> Teacher:
-            with self.progress.stage("Reading text to search on", 1):
-                read = self.original.on(self.text.search)
-                self.progress.advance()
+            work = self.text.search.numel() * self.bank.checkpoint.block_weights
+            with self.progress.stage("Reading text to search on", work, "search text"):
+                read = self.original.on(self.text.search, advance=self.progress.advance)
             if evaluator.precision != "highest":
                 noise = evaluator.noise(read, self.plans[0].allocation, [0])
                 kind = PRODUCTS[evaluator.precision]
@@ -231,7 +232,8 @@ class _Files:
         sets = {module: list(own.values()) for module, own in together.items()}
         if self.config.scores == "predicted":
             return sensitivity.predicted(self.bank, sets)
-        with self.progress.stage("Measuring each matrix alone", sum(map(len, sets.values()))):
+        cells = sum(map(len, sets.values()))
+        with self.progress.stage("Measuring each matrix alone", cells, "scores"):
             return sensitivity.measured(sets, measurements, self.progress)
 
     def _corrected(self, space: AllocationSpace, capacities: Sequence[int]) -> AllocationSpace:
@@ -247,7 +249,7 @@ class _Files:
             name = f"attribution/{_key(tokens, allocation)}"
             if (known := bank.work.load_json(name)) is None:
                 batches = math.ceil(len(tokens) / interactions.ATTRIBUTION_BATCH)
-                with progress.stage("Measuring matrices together", batches + 1):
+                with progress.stage("Measuring matrices together", batches + 1, "interactions"):
                     teacher = self.original.on(tokens)
                     progress.advance()
                     known = interactions.kl_attribution(
@@ -282,7 +284,9 @@ class _Files:
             seconds=math.inf if config.seconds is None else config.seconds,
         )
         task = SearchTask(space, capacities, config.seed)
-        return run_search(config.method, task, measurements, limits, self.progress)
+        tokens = config.tokens or EvoPressSchedule().token_forwards * len(set(capacities.values()))
+        with self.progress.stage(f"Searching for {self.target}", tokens, "search"):
+            return run_search(config.method, task, measurements, limits, self.progress)
 
     def _select(
         self,
@@ -293,12 +297,14 @@ class _Files:
     ) -> Decision:
         """The best of a file's allocations on held-out text, and a word about it."""
         tokens = self.text.selection
-        best, rankings = select_on_heldout(
-            named,
-            evaluator,
-            lambda windows: self.original.on(tokens[windows.start : windows.stop]),
-            len(tokens),
-        )
+        with self.progress.stage(f"Selecting for {self.target}", len(tokens), "selection"):
+            best, rankings = select_on_heldout(
+                named,
+                evaluator,
+                lambda windows: self.original.on(tokens[windows.start : windows.stop]),
+                len(tokens),
+                self.progress,
+            )
         self.progress.say(f"{plan.label} for {plan.target}: {verdict(rankings)}")
         if limit is not None:
             rate = limit.predicted(named[best])

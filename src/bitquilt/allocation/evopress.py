@@ -33,6 +33,13 @@ class EvoPressSchedule:
     survivors: tuple[int, ...] = (16, 4, 1)
     """Offspring that each stage of selection keeps."""
 
+    @property
+    def token_forwards(self) -> int:
+        """The tokens that are read in all, each offspring's counted: its authors' 59 million."""
+        reading = (self.offspring, *(count + 1 for count in self.survivors[:-1]))
+        generation = sum(a * b for a, b in zip(reading, self.tokens, strict=True))
+        return self.offspring * self.tokens[0] + self.generations * generation
+
 
 def evolve(
     space: AllocationSpace,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -13,7 +13,12 @@ from bitquilt.allocation.measurements import Measurements
 from bitquilt.allocation.meter import Limits, SpentError
 from bitquilt.allocation.race_search import RaceSearch
 from bitquilt.allocation.solver import solve
-from bitquilt.allocation.space import AllocationSpace, AllocationVector, Incumbent
+from bitquilt.allocation.space import (
+    AllocationSpace,
+    AllocationVector,
+    Float64Array,
+    Incumbent,
+)
 from bitquilt.runtime.progress import Progress
 
 
@@ -43,7 +48,7 @@ def run_search(
         task: what is searched for.
         measurements: gives the KL of allocations, and counts.
         limits: where to end at the latest.
-        progress: told how it goes.
+        progress: told how it goes; advances by the tokens that are read.
 
     Returns:
         Name of a file → the best allocation found, which is the exact knapsack's before the search
@@ -78,7 +83,15 @@ def _incumbents(
     method: str, task: SearchTask, measurements: Measurements, progress: Progress
 ) -> Iterator[Incumbent]:
     """Yield the steps of a method."""
-    evaluate, rng = measurements.of(task.space), np.random.default_rng(task.seed)
+    rng = np.random.default_rng(task.seed)
+    measure, meter = measurements.of(task.space), measurements.meter
+
+    def evaluate(vectors: Sequence[AllocationVector], windows: Sequence[int]) -> Float64Array:
+        before = meter.tokens
+        samples = measure(vectors, windows)
+        progress.advance(meter.tokens - before)
+        return samples
+
     capacities = list(dict.fromkeys(task.capacities.values()))
     if method == "race":
         windows = measurements.windows

@@ -13,6 +13,7 @@ from bitquilt.allocation.racing import Difference, by_segment
 from bitquilt.allocation.space import Float64Array
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.runtime.progress import Progress
 
 FIRST_RANKED = 4
 """Windows after which allocations are ranked for the first time, and then at twice as many."""
@@ -76,6 +77,7 @@ def select_on_heldout(
     evaluator: Callable[[Teacher, Sequence[Allocation], Sequence[int]], NDArray[np.float32]],
     teacher: Callable[[range], Teacher],
     windows: int,
+    progress: Progress,
 ) -> tuple[str, tuple[Ranking, ...]]:
     """Find the best allocation on held-out text, of which no more is read than it takes.
 
@@ -84,6 +86,7 @@ def select_on_heldout(
         evaluator: gives the KL of allocations on a teacher's windows.
         teacher: reads some of the windows with the original.
         windows: how many there are.
+        progress: advances by the windows that were read.
 
     Returns:
         the name of the best, and all of them ranked.
@@ -97,6 +100,7 @@ def select_on_heldout(
         further_samples = by_segment(kl).reshape(len(allocations), -1)
         samples = np.concatenate([samples, further_samples], 1)
         read, tokens = further.stop, tokens + kl[0].size
+        progress.advance(len(further))
         rankings = rank(dict(zip(named, samples, strict=True)), tokens)
         clear = all(one.behind.low > 0 or not one.behind.error for one in rankings[1:])
     return rankings[0].name, tuple(rankings)

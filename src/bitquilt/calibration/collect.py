@@ -18,13 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale, logit_tokens
-from bitquilt.models.checkpoint import HEAD
+from bitquilt.models.checkpoint import HEAD, Checkpoint
 from bitquilt.models.names import block_path, in_block
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
 SLABS = 4
 """A second moment is symmetric: cut into so many slabs, it takes five of eight products."""
+BACKWARD = 2.0
+"""What a window takes forward and back through a block, in windows that go forward only and leave
+their Hessians."""
 SHARED_INPUTS = {
     "self_attn.k_proj": "self_attn.q_proj",
     "self_attn.v_proj": "self_attn.q_proj",
@@ -56,32 +59,45 @@ def collect_statistics(
         tokens: int64 [N, L].
         gradient_windows: how many of them, the first, are read backward.
         work: where artefacts go.
-        progress: advances after each block of each pass (2 × layers + 1 times in all).
+        progress: advances after each block of each pass, by :func:`collection_work` in all.
     """
     if work.has("gradients"):
+        progress.advance(collection_work(model.checkpoint, len(tokens), gradient_windows))
         return
+    backward = BACKWARD * gradient_windows
     kept: list[Tensor] = []  # what each block reads, for the windows of the backward pass
     hidden = model.embed(tokens)
     with torch.no_grad():
         for index in range(model.checkpoint.layers):
             kept.append(hidden[:gradient_windows].clone())
             _forward(model, index, hidden, work)
-            progress.advance()
+            progress.advance(len(tokens))
         if not work.has("hessians/head"):
             work.save("hessians/head", {HEAD: second_moment(model.final_norm(hidden)).cpu()}, {})
     gradient, head = _head_gradient(model, hidden[:gradient_windows])
-    progress.advance()
+    progress.advance(backward * _head_in_blocks(model.checkpoint))
     moments = {
         "head": head,
         "tokens": torch.bincount(tokens.flatten(), minlength=len(head)) / tokens.numel(),
     }
     for index in reversed(range(model.checkpoint.layers)):
         gradient = _backward(model, index, kept.pop(), gradient, moments)
-        progress.advance()
+        progress.advance(backward)
     # y = scale · E[token]: the gradient of the table is scale times that of its output
     scale = embedding_scale(model.checkpoint.config)
     moments["columns"] = (scale * gradient).flatten(0, 1).square().mean(0)
     work.save("gradients", {name: t.cpu() for name, t in moments.items()}, {})
+
+
+def collection_work(checkpoint: Checkpoint, windows: int, gradient_windows: int) -> float:
+    """Return what both passes take, in windows that go forward through one block."""
+    backward = BACKWARD * gradient_windows * (checkpoint.layers + _head_in_blocks(checkpoint))
+    return windows * checkpoint.layers + backward
+
+
+def _head_in_blocks(checkpoint: Checkpoint) -> float:
+    """Return how many blocks have as many weights as the output matrix."""
+    return checkpoint.head_weights * checkpoint.layers / checkpoint.block_weights
 
 
 def _forward(model: BlockwiseModel, index: int, hidden: Tensor, work: WorkDir) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bitquilt.allocation.plan import Plan
+    from bitquilt.forecast.estimate import Forecast
 
 
 @click.command()
@@ -26,33 +27,39 @@ def plan(model: str, config: QuantizeConfig, as_json: bool) -> None:
     """Print the size and the mix of what `quantize` would write.
 
     MODEL may also be a config.json alone. With a budget, the size is final; the mix is a first
-    guess that `quantize` improves within it. All options of `quantize` may stay where they are:
-    those that change neither size nor mix have no effect here.
+    guess that `quantize` improves within it. Time, memory and disk are estimated for this machine.
+    All options of `quantize` may stay where they are.
     """
     from bitquilt.allocation import plan as planning
+    from bitquilt.forecast.estimate import estimate
 
     show(
         lambda: planning.plan(model, config),
-        _object,
-        _print,
+        lambda plans: _object(plans, estimate(model, config)),
+        lambda plans: _print(plans, estimate(model, config)),
         as_json,
     )
 
 
-def _object(plans: list[Plan]) -> dict[str, Any]:
-    _say_notes(plans)
-    return {"plans": [planned.to_dict() for planned in plans]}
+def _object(plans: list[Plan], forecast: Forecast) -> dict[str, Any]:
+    _say_notes(plans, forecast)
+    return {"plans": [planned.to_dict() for planned in plans], "forecast": forecast.to_dict()}
 
 
-def _say_notes(plans: list[Plan]) -> None:
-    for note in dict.fromkeys(note for planned in plans for note in planned.notes):
+def _say_notes(plans: list[Plan], forecast: Forecast) -> None:
+    notes = dict.fromkeys(note for planned in plans for note in planned.notes)
+    for note in [*notes, *filter(None, [forecast.disk.lacking])]:
         click.echo(note, err=True)
 
 
-def _print(plans: list[Plan]) -> None:
-    _say_notes(plans)
+def _print(plans: list[Plan], forecast: Forecast) -> None:
+    from bitquilt.cli.tables import stdout_console
+
+    _say_notes(plans, forecast)
     for planned in plans:
         _print_one(planned)
+    for line in forecast.lines:
+        stdout_console().print(line, markup=False, soft_wrap=False)
 
 
 def _print_one(planned: Plan) -> None:

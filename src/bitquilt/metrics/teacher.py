@@ -78,6 +78,7 @@ def weights_metrics(
     checkpoint: Checkpoint,
     weights: Callable[[str], Tensor],
     name: str = "the model",
+    advance: Advance = ignore,
 ) -> TokenFigures:
     """The model with other weights, those of a written file say, token by token.
 
@@ -86,14 +87,21 @@ def weights_metrics(
         checkpoint: the model's shape.
         weights: canonical tensor name → float32 tensor.
         name: what errors call the model, its file say.
+        advance: is told of tokens × weights as they are done, those of both heads too.
 
     Raises:
         UserError: a logit is NaN or infinite.
     """
     student = BlockwiseModel(checkpoint, weights)
-    hidden = student.last_hidden(teacher.tokens)
+    hidden = student.last_hidden(teacher.tokens, advance)
     trim()  # logits come in blocks of other sizes than hidden states
-    return token_metrics(teacher, require_finite(logits(hidden, student.head()), name, "torch"))
+
+    def told() -> Iterator[Tensor]:
+        for tokens in logits(hidden, student.head()):
+            advance(2 * len(tokens) * teacher.head.numel())
+            yield tokens
+
+    return token_metrics(teacher, require_finite(told(), name, "torch"))
 
 
 OTHER_TYPES = (

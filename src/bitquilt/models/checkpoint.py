@@ -110,6 +110,11 @@ class Checkpoint:
         return self.weights - (0 if self.tied else self.head_weights)
 
     @property
+    def block_weights(self) -> int:
+        """The number of weights of all blocks, and of the final norm."""
+        return self.weights_per_token - self.head_weights
+
+    @property
     def source_dtype(self) -> str:
         """The storage type of most of the source's bytes."""
         return next(iter(self.source_types))

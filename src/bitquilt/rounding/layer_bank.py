@@ -11,6 +11,7 @@ tensors under ``<module>/<qtype>/<part>``, and as facts one :class:`BankCell` fo
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -59,6 +60,10 @@ class LayerBank:
         self.work = work
         self.statistics = CalibrationStats(checkpoint, work)
         self.rounding = rounding
+
+    def weights(self, module: str) -> int:
+        """Return the number of a matrix's weights."""
+        return math.prod(self.checkpoint.matrices[module])
 
     def cells(self, module: str, folder: str = ROUNDED) -> dict[str, BankCell]:
         """Return type name → what is known of a matrix on that type, for the types in the bank."""

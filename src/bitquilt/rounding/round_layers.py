@@ -21,6 +21,7 @@ from bitquilt.calibration.collect import input_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.qtypes.qtype import Packed
 from bitquilt.rounding import kernels
+from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
 from bitquilt.rounding.hessian import COLUMN_GROUP, Factor, factorize
 from bitquilt.rounding.layer_bank import (
     POLISHED,
@@ -78,19 +79,14 @@ def round_layers(
     Args:
         bank: where the matrices go.
         candidates: what to round.
-        progress: advances once for each (matrix, type); told by name what could not be rounded as
-            usual.
+        progress: advances by :func:`rounding_work` in all; told by name what could not be rounded
+            as usual.
         memory: how much is in memory at once; as the device has room, if not given.
 
     Raises:
         UserError: a matrix does not fit its type, or its Hessian holds numbers that are not finite.
     """
-    missing: dict[str, dict[str, list[str]]] = {}
-    for module, names in candidates.items():
-        have = bank.cells(module).keys()
-        progress.advance(len(have & set(names)))
-        if new := [name for name in names if name not in have]:
-            missing.setdefault(input_of(module), {})[module] = new
+    missing = _missing(bank, candidates)
     if missing and bank.rounding != "nearest":
         _say_if_kernels_are_missing(progress)
     alone = [owner for owner in missing if not _takes_feedback(bank, owner)]
@@ -112,9 +108,49 @@ def polish_layers(
     Args:
         bank: has all that was chosen.
         chosen: what to polish.
-        progress: advances once for each (matrix, type).
+        progress: advances by :func:`polishing_work` in all.
         memory: how much is in memory at once; as the device has room, if not given.
     """
+    rough = _unpolished(bank, chosen)
+    with BackgroundTask() as background:
+        work = _Work(bank, progress, background, memory or _memory_of_device())
+        for owners in work.batches(rough):
+            work.polish_inputs(owners, rough)
+            _free_memory()
+
+
+def rounding_work(bank: LayerBank, candidates: Candidates) -> float:
+    """Return by how much :func:`round_layers` is going to advance: what is there costs nothing."""
+    return sum(
+        rounding_seconds(name, bank.weights(module), table=module in (EMBEDDING, HEAD))
+        for readers in _missing(bank, candidates).values()
+        for module, names in readers.items()
+        for name in names
+    )
+
+
+def polishing_work(bank: LayerBank, chosen: Candidates) -> float:
+    """Return by how much :func:`polish_layers` is going to advance."""
+    return sum(
+        polishing_seconds(name, bank.weights(module))
+        for readers in _unpolished(bank, chosen).values()
+        for module, names in readers.items()
+        for name in names
+    )
+
+
+def _missing(bank: LayerBank, candidates: Candidates) -> dict[str, dict[str, list[str]]]:
+    """Return by input what the bank does not have yet."""
+    missing: dict[str, dict[str, list[str]]] = {}
+    for module, names in candidates.items():
+        have = bank.cells(module).keys()
+        if new := [name for name in names if name not in have]:
+            missing.setdefault(input_of(module), {})[module] = new
+    return missing
+
+
+def _unpolished(bank: LayerBank, chosen: Candidates) -> dict[str, dict[str, list[str]]]:
+    """Return by input what can be polished and is not yet."""
     rough: dict[str, dict[str, list[str]]] = {}
     for module, names in chosen.items():
         owner, have = input_of(module), bank.cells(module, POLISHED)
@@ -127,12 +163,7 @@ def polish_layers(
         ]
         if left:
             rough.setdefault(owner, {})[module] = left
-        progress.advance(len(set(names) - set(left)))
-    with BackgroundTask() as background:
-        work = _Work(bank, progress, background, memory or _memory_of_device())
-        for owners in work.batches(rough):
-            work.polish_inputs(owners, rough)
-            _free_memory()
+    return rough
 
 
 def _say_if_kernels_are_missing(progress: Progress) -> None:
@@ -231,12 +262,13 @@ class _Work:
                 parts.append(qtype.pack(fit(qtype, weight[rows], importance)))
                 error = qtype.dequantize(parts[-1]).sub_(weight[rows])
                 predicted += statistics.predicted_kl(module, error, hessian, rows)
+                table = module in (EMBEDDING, HEAD)
+                self.progress.advance(rounding_seconds(name, error.numel(), table=table))
             packed = {part: torch.cat([some[part] for some in parts]) for part in parts[0]}
             cell = BankCell(predicted, bank.rounding, "nearest")
             done: dict[CellKey, PackedCell] = {}
             self.background.do(_fetch, done, [(module, name)], [packed], [cell], record_event())
             self.background.do(bank.add, ROUNDED, done)
-            self.progress.advance()
 
     def _call_on_jobs(
         self,
@@ -256,7 +288,8 @@ class _Work:
             own = [keys[i] for i in part]
             packed, cells = zip(*function(own, [jobs[i] for i in part], factor), strict=True)
             self.background.do(_fetch, done, own, packed, cells, record_event())
-            self.progress.advance(len(own))
+            cost = rounding_seconds if folder == ROUNDED else polishing_seconds
+            self.progress.advance(sum(cost(name, self.bank.weights(m)) for m, name in own))
         self.background.do(self.bank.add, folder, done)
 
     def _jobs(

@@ -1,58 +1,153 @@
-"""Progress on stderr: bars on a terminal, plain lines elsewhere, nothing on stdout ever.
+"""Progress on stderr: one bar on a terminal, plain lines elsewhere, nothing on stdout ever.
 
-One object is the only channel for what a run has to tell. Whoever works in a stage calls
-:meth:`Progress.advance`; whoever has a sentence to say calls :meth:`Progress.say`.
+One object is the only channel for what a run has to tell. Whoever knows what a whole job will take
+opens :meth:`Progress.job`; whoever works in a stage calls :meth:`Progress.advance`; whoever has a
+sentence to say calls :meth:`Progress.say`.
 """
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import rich.progress
 from rich.console import Console
 
-from bitquilt.errors import worded
+from bitquilt.runtime.job import ExpectedStage, Job
 from bitquilt.runtime.malloc import trim
 
 LINE_SECONDS = 15.0
-"""Off a terminal, a stage says how far it is at most this often."""
+"""Off a terminal, it is said how far a job or a stage is at most this often."""
+BAR_SECONDS = 0.25
+"""On a terminal, the bar of a job moves this often."""
 
 
 class Progress:
-    """Tells what is going on: stages, how far each one is, and sentences."""
+    """Tells what is going on: a job and its stages, how far they are, and sentences."""
 
     def __init__(self) -> None:
         """Write to stderr."""
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._advance: list[Callable[[int], None]] = []
+        self._advance: list[Callable[[float], None]] = []
+        self._titles: list[str] = []
+        self._job: Job | None = None
+        self._lock = threading.Lock()
 
     def say(self, line: str) -> None:
-        """Print one line; it names options as a :class:`~bitquilt.errors.UserError` does."""
-        self.console.print(worded(line), markup=False)
+        """Print one line."""
+        self.console.print(line, markup=False)
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[None]:
-        """Show a stage of ``total`` steps while the block runs, and its seconds afterwards."""
+    def job(self, expected: Sequence[ExpectedStage]) -> Iterator[None]:
+        """Show one bar, or lines, for all stages while the block runs, and the time left.
+
+        Stages that nobody expected have a place in it, too. A job within a job is part of it.
+
+        Args:
+            expected: the stages in their order, with the seconds that they are expected to take.
+        """
+        if self._job is not None:
+            yield
+            return
+        self._job = Job(expected, time.monotonic())
+        shown = self._job_bar if self.console.is_terminal else self._job_lines
+        try:
+            with shown():
+                yield
+        finally:
+            self._job = None
+
+    def time_left(self) -> tuple[float, float] | None:
+        """Return the share of the job that is done and the seconds left; None without a job."""
+        if self._job is None:
+            return None
+        with self._lock:
+            now = time.monotonic()
+            return self._job.share(now), self._job.left(now)
+
+    @contextmanager
+    def stage(self, title: str, total: float, kind: str = "") -> Iterator[None]:
+        """Show a stage of ``total`` units while the block runs, and its seconds afterwards.
+
+        Args:
+            title: what is done, for people.
+            total: how many units :meth:`advance` is going to count. Each takes about as long.
+            kind: under which kind a job expects it.
+        """
         trim()  # what the stage before left is of other sizes
         started = time.monotonic()
-        shown = self._bar if self.console.is_terminal else self._lines
-        with shown(title, total) as advance:
+        with self._shown(title, total, kind) as advance:
             self._advance.append(advance)
+            self._titles.append(title)
             try:
                 yield
             finally:
+                self._titles.pop()
                 self._advance.pop()
         self.say(f"{title}: {time.monotonic() - started:.0f} s")
 
-    def advance(self, steps: int = 1) -> None:
-        """Count steps of the innermost stage; without a stage nothing is counted."""
+    def advance(self, units: float = 1) -> None:
+        """Count units of the innermost stage; without a stage nothing is counted."""
         if self._advance:
-            self._advance[-1](steps)
+            self._advance[-1](units)
+
+    def _shown(
+        self, title: str, total: float, kind: str
+    ) -> AbstractContextManager[Callable[[float], None]]:
+        if self._job is not None:
+            return self._in_job(self._job, total, kind)
+        return (self._bar if self.console.is_terminal else self._lines)(title, total)
 
     @contextmanager
-    def _bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def _in_job(self, job: Job, total: float, kind: str) -> Iterator[Callable[[float], None]]:
+        """A stage as part of a job; what is shown of it is shown by the job."""
+        with self._lock:
+            job.begin(kind, total, time.monotonic())
+
+        def advance(units: float) -> None:
+            with self._lock:
+                job.advance(units, time.monotonic())
+
+        try:
+            yield advance
+        finally:
+            with self._lock:
+                job.end(time.monotonic())
+
+    @contextmanager
+    def _job_bar(self) -> Iterator[None]:
+        columns = (
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.BarColumn(),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.fields[left]}"),
+        )
+        with rich.progress.Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task("", total=1.0, left="")
+
+            def show() -> None:
+                if (now := self.time_left()) is not None:
+                    share, left = now
+                    title = self._titles[-1] if self._titles else ""
+                    bar.update(task, completed=share, description=title, left=f"{clock(left)} left")
+
+            with _every(BAR_SECONDS, show):
+                yield
+
+    @contextmanager
+    def _job_lines(self) -> Iterator[None]:
+        def show() -> None:
+            if (now := self.time_left()) is not None and self._titles:
+                share, left = now
+                self.say(f"{self._titles[-1]}: {share:.0%} of all is done, {clock(left)} left")
+
+        with _every(LINE_SECONDS, show):
+            yield
+
+    @contextmanager
+    def _bar(self, title: str, total: float) -> Iterator[Callable[[float], None]]:
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
@@ -61,18 +156,18 @@ class Progress:
         )
         with rich.progress.Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(title, total=total)
-            yield lambda steps: bar.advance(task, steps)
+            yield lambda units: bar.advance(task, units)
 
     @contextmanager
-    def _lines(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
-        done, said = 0, time.monotonic()
+    def _lines(self, title: str, total: float) -> Iterator[Callable[[float], None]]:
+        done, said = 0.0, time.monotonic()
 
-        def advance(steps: int) -> None:
+        def advance(units: float) -> None:
             nonlocal done, said
-            done += steps
+            done += units
             if time.monotonic() - said > LINE_SECONDS:
                 said = time.monotonic()
-                self.say(f"{title}: {done} of {total}")
+                self.say(f"{title}: {done:.0f} of {total:.0f}")
 
         yield advance
 
@@ -84,3 +179,29 @@ class Silent(Progress):
         """Tell nobody."""
         super().__init__()
         self.console.quiet = True
+
+
+def clock(seconds: float) -> str:
+    """Write seconds for people, as ``45 s``, ``12 min`` or ``1 h 5 min``."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def _every(seconds: float, show: Callable[[], None]) -> Iterator[None]:
+    """While the block runs, call something every so many seconds, in a thread of its own."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(seconds):
+            show()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

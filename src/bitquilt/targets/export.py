@@ -17,6 +17,8 @@ from bitquilt.runtime.progress import Progress
 from bitquilt.targets.base import Target
 from bitquilt.targets.engine_check import EngineExcerpt
 
+CHECKING = 1.3
+"""What checking a file takes, its bytes read back too, in passes over the text alone."""
 RunInEngine = Callable[
     [Path, Target, Checkpoint, Teacher, TokenFigures], tuple[EngineExcerpt | None, str]
 ]
@@ -71,22 +73,23 @@ def export(
     target.refuse_overwrite(path, checkpoint)
     with atomic_write(path) as beside:
         try:
-            with progress.stage(f"Writing {path}", 1):
+            with progress.stage(f"Writing {path}", 1, "writing"):
                 padding = total_bytes - target.plan(checkpoint, allocation).total_bytes
                 target.write_new(checkpoint, allocation, packed, beside, recipe_json, padding)
                 progress.advance()
-            with progress.stage(f"Checking {path}", 3):
+            tokens, head = teacher.tokens.numel(), teacher.head.numel()
+            reading = (checkpoint.weights_per_token + head) * tokens
+            with progress.stage(f"Checking {path}", CHECKING * reading, "checking"):
                 target.check(beside, checkpoint, allocation, packed)
-                progress.advance()
-                found = weights_metrics(
-                    teacher, checkpoint, target.read_weights(beside).__getitem__, name=str(path)
-                )
-                progress.advance()
-                engine, note = None, "not run: no check was asked for"
-                if engine_check is not None:
+                progress.advance((CHECKING - 1) * reading)
+                weights = target.read_weights(beside).__getitem__
+                found = weights_metrics(teacher, checkpoint, weights, str(path), progress.advance)
+            engine, note = None, "not run: no check was asked for"
+            if engine_check is not None:
+                with progress.stage(f"Running {path} in {target.engine}", 1, "engine"):
                     engine, note = engine_check(beside, target, checkpoint, teacher, found)
-                note = note.replace(str(beside), str(path))
-                progress.advance()
+                    progress.advance()
+            note = note.replace(str(beside), str(path))
         except UserError as error:  # people know the file by its own name
             raise type(error)(str(error).replace(str(beside), str(path))) from error
     recipe = target.recipe_path(path)

@@ -1,0 +1,118 @@
+"""The bytes that a run writes, and whether the disks have room for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitquilt import qtypes
+from bitquilt.allocation.budget import human
+from bitquilt.calibration.collect import input_of
+from bitquilt.errors import UserError
+from bitquilt.forecast.work import RunWork
+from bitquilt.models.checkpoint import EMBEDDING, HEAD
+from bitquilt.models.names import layer_of
+from bitquilt.rounding.layer_bank import POLISHED
+
+FLOAT, TOKEN = 4, 8
+SPARE = 16 << 20
+"""Bytes for histories, gradients and the file system's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskUse:
+    """Bytes that are to be written, beside what is there already."""
+
+    work_dir: Path
+    work_bytes: int
+    """Into the work directory."""
+    output: Path
+    output_bytes: int
+    """Into the directory of the results."""
+
+    def require_room(self) -> None:
+        """Refuse a run that the disks cannot hold.
+
+        Raises:
+            UserError: a disk is too small.
+        """
+        if sentence := self.lacking:
+            raise UserError(sentence)
+
+    @property
+    def lacking(self) -> str:
+        """Say which disk is too small; empty where none is. Two directories may be on one disk."""
+        needs: dict[int, list[tuple[Path, int]]] = {}
+        for path, nbytes in ((self.work_dir, self.work_bytes), (self.output, self.output_bytes)):
+            needs.setdefault(_device(path), []).append((path, nbytes))
+        for parts in needs.values():
+            needed = sum(nbytes for _, nbytes in parts)
+            free = shutil.disk_usage(_existing(parts[0][0])).free
+            if needed > free:
+                where = " and ".join(f"{path} ({human(nbytes)})" for path, nbytes in parts)
+                return (
+                    f"the disk has {human(free)} free, and {human(needed)} are needed there for "
+                    f"{where}; free space, or choose other directories with --work-dir and "
+                    "--output"
+                )
+        return ""
+
+
+def disk_use(work: RunWork) -> DiskUse:
+    """Add up what a run is going to write."""
+    quantizing = work.quantizing is not None
+    return DiskUse(
+        work_dir=work.work_dir,
+        work_bytes=SPARE + sum(_work_bytes(work)),
+        output=Path(work.config.output),
+        output_bytes=sum(plan.layout.total_bytes for plan in work.plans) if quantizing else SPARE,
+    )
+
+
+def _work_bytes(work: RunWork) -> Iterable[int]:
+    """Yield the bytes of each kind of artefact."""
+    checkpoint, budget = work.checkpoint, work.budget
+    for module, (_, columns) in checkpoint.matrices.items():
+        layer = layer_of(module)
+        if layer is not None and input_of(module) == module and not work.has(f"hessians/{layer}"):
+            yield FLOAT * columns**2
+    if not work.has("hessians/head"):
+        yield FLOAT * int(checkpoint.config["hidden_size"]) ** 2
+    for target in work.targets:
+        for module, name in work.to_round(target):
+            yield qtypes.get(name).nbytes(*checkpoint.matrices[module])
+    window = budget.window * (FLOAT * int(checkpoint.config["hidden_size"]) + TOKEN)
+    windows = sum(work.interactions(target) > 0 for target in work.targets) * budget.interactions
+    if any(plan.space for plan in work.plans):
+        windows += budget.selection + (budget.search if work.search.method != "knapsack" else 0)
+    if (config := work.quantizing) is not None:
+        windows += budget.held_out + (budget.tuning if config.tune else 0)
+        if work.config.rounding == "full":
+            yield from _again(work, 1 + config.sequential)
+    there = sum(file.stat().st_size for file in (work.work_dir / "teacher").glob("*"))
+    yield max(0, windows * window - there)
+
+
+def _again(work: RunWork, times: int) -> Iterable[int]:
+    """Yield the bytes of matrices that are polished, and those that are rounded again."""
+    for plan in work.plans:
+        for module, name in plan.allocation.items():
+            inside = module not in (EMBEDDING, HEAD)
+            if inside and not (work.work_dir / POLISHED / input_of(module)).exists():
+                yield times * qtypes.get(name).nbytes(*work.checkpoint.matrices[module])
+
+
+def _device(path: Path) -> int:
+    """Return the number of the disk that a path is on, or will be."""
+    return _existing(path).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
+    """Return the nearest directory above that is there."""
+    path = Path(os.path.abspath(path))
+    while not path.exists():
+        path = path.parent
+    return path

@@ -1,0 +1,113 @@
+"""The forecast of a run: what it computes on, what it reads, and what it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bitquilt.allocation.allocate import affordable_search
+from bitquilt.allocation.budget import human
+from bitquilt.allocation.plan import make_plans, requests
+from bitquilt.calibration.text_budget import TextBudget, text_budget
+from bitquilt.config import AllocationConfig, PlanConfig, QuantizeConfig
+from bitquilt.forecast.disk import DiskUse, disk_use
+from bitquilt.forecast.machine import machine_speed
+from bitquilt.forecast.memory import peak_bytes
+from bitquilt.forecast.stages import StageSeconds
+from bitquilt.forecast.work import RunWork
+from bitquilt.models import open_checkpoint
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.device import compute_device, computing, device_name
+from bitquilt.runtime.job import ExpectedStage
+from bitquilt.runtime.progress import Silent, clock
+from bitquilt.targets import parse_targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What one run will take on this machine: time to within a half, memory to within a third."""
+
+    device: str
+    """What is computed on, for people."""
+    tokens: Mapping[str, int]
+    """Stage → tokens of text that it reads."""
+    stages: Sequence[ExpectedStage] = field(repr=False)
+    """The stages in their order, with their seconds."""
+    memory: int
+    """Bytes at the peak."""
+    disk: DiskUse
+    """Bytes that are written, beside what is there already."""
+
+    @property
+    def seconds(self) -> float:
+        """The time of the whole run."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def lines(self) -> Iterator[str]:
+        """Say it in sentences."""
+        parts = [f"{name} {count:,}" for name, count in self.tokens.items()]
+        yield f"It computes on {self.device}. Tokens of text that it reads: {', '.join(parts)}."
+        yield (
+            f"It takes about {clock(self.seconds)} and {human(self.memory)} of memory. It writes "
+            f"{human(self.disk.work_bytes)} into {self.disk.work_dir} and "
+            f"{human(self.disk.output_bytes)} into {self.disk.output}."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "device": self.device,
+            "tokens": dict(self.tokens),
+            "seconds": round(self.seconds, 1),
+            "memory_bytes": self.memory,
+            "work_dir": str(self.disk.work_dir),
+            "work_bytes": self.disk.work_bytes,
+            "output": str(self.disk.output),
+            "output_bytes": self.disk.output_bytes,
+        }
+
+
+def forecast_of(work: RunWork) -> Forecast:
+    """Estimate a run whose plans are made; the machine is measured for about half a second."""
+    return Forecast(
+        device=device_name(),
+        tokens=work.tokens,
+        stages=StageSeconds(work, machine_speed(work.checkpoint)).stages(),
+        memory=peak_bytes(work),
+        disk=disk_use(work),
+    )
+
+
+def estimate(model: str | Path, config: PlanConfig | None = None, **options: Any) -> Forecast:
+    """Estimate what :func:`bitquilt.quantize` would take here, without any of its work.
+
+    Args:
+        model: hub id, Hugging Face directory, config.json, GGUF file, or ``demo``.
+        config: what is wanted.
+        options: fields of :class:`bitquilt.QuantizeConfig`, instead of a config.
+
+    Raises:
+        UserError: the model or the request makes no sense.
+    """
+    config = QuantizeConfig.of(None, options) if config is None else config
+    if not isinstance(config, AllocationConfig):
+        shared = {name: getattr(config, name) for name in vars(config)}
+        config = QuantizeConfig(**shared)
+    with computing(config.device, config.threads):
+        checkpoint = open_checkpoint(model, weights=False)
+        plans, _ = make_plans(checkpoint, requests(config), parse_targets(config.to))
+        budget = budget_of(checkpoint, config)
+        search = affordable_search(config.search, budget, Silent())
+        return forecast_of(
+            RunWork(checkpoint=checkpoint, plans=plans, config=config, budget=budget, search=search)
+        )
+
+
+def budget_of(checkpoint: Checkpoint, config: AllocationConfig) -> TextBudget:
+    """Return how much text each stage reads, on the device that is computed on."""
+    weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
+    on_gpu = compute_device().type != "cpu"
+    return config.text_budget or text_budget(weights, on_gpu=on_gpu)

@@ -1,0 +1,96 @@
+"""How fast this machine is at what a run does, measured in a fraction of a second.
+
+Letters: L tokens in a window, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bitquilt import qtypes
+from bitquilt.calibration.text_budget import WINDOW
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.rounding.nearest import fit
+from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.threads import in_threads
+
+PROBE_SECONDS = 0.05
+"""How long each speed is measured at most, but once at least."""
+PROBE_ROWS = 8192
+"""Rows of the output matrix that are measured; a large vocabulary takes as many times as long."""
+PROBE_TYPE, PROBE_SHAPE, PROBE_NANOSECONDS = "Q4_K", (256, 1024), 253.0
+"""A fit that is timed, and what each of its weights took in one thread of the machine that the
+table of :mod:`.stages` is from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSpeed:
+    """What one model takes on this machine."""
+
+    block: float
+    """Seconds that a token takes forward through one block."""
+    head: float
+    """Seconds that a token takes to logits and their softmax."""
+    rounding: float
+    """Seconds that one thread takes for what takes one on the machine of the table."""
+    threads: int
+    """Threads of torch."""
+    on_gpu: bool
+
+
+def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
+    """Time one window through one block, its logits, and one small fit; no weight is read."""
+    with torch.inference_mode():
+        block, head = _block_seconds(checkpoint), _head_seconds(checkpoint)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(PROBE_SHAPE, generator=generator)
+    qtype, importance = qtypes.get(PROBE_TYPE), torch.ones(PROBE_SHAPE[1])
+    seconds = _seconds(lambda: in_threads(lambda rows: fit(qtype, rows, importance), [weight]))
+    device = compute_device()
+    return MachineSpeed(
+        block=block,
+        head=head,
+        rounding=seconds / (weight.numel() * PROBE_NANOSECONDS * 1e-9),
+        threads=torch.get_num_threads(),
+        on_gpu=device.type != "cpu",
+    )
+
+
+def _block_seconds(checkpoint: Checkpoint) -> float:
+    model = BlockwiseModel(checkpoint, lambda name: torch.full(checkpoint.shapes[name], 0.01))
+    block = model.block(0)
+    width = checkpoint.config["hidden_size"]
+    hidden = torch.ones(1, WINDOW, width, device=model.device)
+    return _seconds(lambda: model.run(block, hidden)) / WINDOW
+
+
+def _head_seconds(checkpoint: Checkpoint) -> float:
+    config, device = checkpoint.config, compute_device()
+    rows = min(PROBE_ROWS, config["vocab_size"])
+    head = torch.full((rows, config["hidden_size"]), 0.01, device=device)
+    hidden = torch.ones(256, config["hidden_size"], device=device)
+    seconds = _seconds(lambda: (hidden @ head.T).softmax(-1))
+    share: float = config["vocab_size"] / rows
+    return seconds / len(hidden) * share
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Return the shortest time that some work takes, of as many as there is time for."""
+    work()  # the first time, memory and threads are set up
+    best, started = float("inf"), time.perf_counter()
+    while time.perf_counter() - started < PROBE_SECONDS:
+        begun = time.perf_counter()
+        work()
+        _synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return best
+
+
+def _synchronize() -> None:
+    if compute_device().type == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,146 @@
+"""The memory that a run takes at its peak: the largest of its stages.
+
+One pure function adds up what each stage holds at once, from the constants of the code that holds
+it. It is right to about a third (docs/decisions/forecast.md): the C library keeps freed blocks.
+
+Letters: D model width, I width of the MLP, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from bitquilt.allocation.evaluator import AT_ONCE, DECODED_BYTES
+from bitquilt.allocation.race_search import RaceSchedule
+from bitquilt.calibration.collect import input_of
+from bitquilt.forecast.work import RunWork
+from bitquilt.models.blockwise import BATCH_TOKENS, LOGITS, logit_tokens
+from bitquilt.models.checkpoint import EMBEDDING, HEAD
+from bitquilt.models.names import layer_of
+from bitquilt.rounding.round_layers import (
+    CPU_MEMORY,
+    HESSIAN_BYTES,
+    TABLE_WEIGHTS,
+    WEIGHT_BYTES,
+)
+from bitquilt.rounding.row_batches import DEFAULT_SIZES
+
+PROGRAM = 450_000_000
+"""Bytes of Python, torch, transformers and the tokenizer."""
+FLOAT = 4
+CELL_BYTES, BUSY_BYTES, FIT_BYTES = 16, 24, 48
+"""What a weight takes that is rounded with its input's others, what it takes more while a thread is
+busy with it, and what it takes while the scales of a table are fitted."""
+LOGIT_COPIES, LOGIT_GRADIENTS = 6, 10
+"""Tensors as large as the logits where they are compared, and where gradients go back."""
+TABLE_COPIES = 4
+"""Embeddings that attributions hold: exact, rounded, their difference, the gradient."""
+
+
+def peak_bytes(work: RunWork) -> int:
+    """Return about how many bytes of main memory a run holds at once, where there is no GPU."""
+    parts = stage_bytes(work)
+    return PROGRAM + max(parts.values())
+
+
+def stage_bytes(work: RunWork) -> dict[str, int]:
+    """Return kind of a stage → bytes beside :data:`PROGRAM` that it holds at once."""
+    checkpoint, budget, config = work.checkpoint, work.budget, work.checkpoint.config
+    width, vocabulary = int(config["hidden_size"]), int(config["vocab_size"])
+    table = FLOAT * width * vocabulary
+    logits = FLOAT * min(LOGITS, logit_tokens(vocabulary) * vocabulary)
+    token = FLOAT * width
+    block = FLOAT * max(
+        sum(work.weights(module) for module in checkpoint.matrices if layer_of(module) == layer)
+        for layer in range(checkpoint.layers)
+    )
+    activations = BATCH_TOKENS * FLOAT * (4 * int(config["intermediate_size"]) + 10 * width)
+    hessians = FLOAT * max(
+        sum(
+            checkpoint.matrices[module][1] ** 2
+            for module in checkpoint.matrices
+            if layer_of(module) == layer and input_of(module) == module
+        )
+        for layer in range(checkpoint.layers)
+    )
+    window = budget.window * token
+    gradients = budget.gradients * window * (checkpoint.layers + 2)
+    found = {
+        "calibration": max(
+            table + budget.calibration * window,
+            budget.calibration * window + gradients + block + 2 * activations + hessians,
+            gradients + table + LOGIT_COPIES * logits,
+        ),
+        "rounding": _rounding(work, table),
+    }
+    held_out = budget.held_out * window
+    if any(plan.space for plan in work.plans):
+        texts = max(budget.search if work.search.method != "knapsack" else 0, budget.selection)
+        found["search"] = (
+            table
+            + _decoded(work)
+            + texts * window
+            + _states(work, window)
+            + activations
+            + LOGIT_COPIES * logits
+        )
+    if any(work.interactions(target) for target in work.targets):
+        reading = work.budget.interactions * window + 2 * window * checkpoint.layers
+        found["interactions"] = (
+            TABLE_COPIES * table + table + reading + 3 * block + LOGIT_GRADIENTS * logits
+        )
+    if work.quantizing is not None:
+        found["checking"] = 3 * table + 2 * held_out + activations + block + LOGIT_COPIES * logits
+        if work.quantizing.tune:
+            kept = budget.tuning * window
+            found["tuning"] = TABLE_COPIES * table + table + kept + LOGIT_GRADIENTS * logits
+    return found
+
+
+def _rounding(work: RunWork, table: int) -> int:
+    """Bytes of rounding: of the table, or of the inputs that go together."""
+    cells = {"table": 0, "blocks": 0}
+    for target in work.targets:
+        candidates = work.candidates[target.name]
+        inside = sum(
+            work.weights(m) * len(names)
+            for m, names in candidates.items()
+            if m not in (EMBEDDING, HEAD)
+        )
+        cells["blocks"] = max(cells["blocks"], min(inside, CPU_MEMORY.cell_weights))
+        tables = [work.weights(m) for m in candidates if m in (EMBEDDING, HEAD)]
+        cells["table"] = max(cells["table"], *tables)
+    packed = 2 * cells["table"]  # at most two bytes a weight, as written and as put together
+    of_table = table + packed + FIT_BYTES * min(cells["table"], TABLE_WEIGHTS)
+    shapes = work.checkpoint.matrices.items()
+    whole = sum(
+        WEIGHT_BYTES * work.weights(module)
+        + (HESSIAN_BYTES * shape[1] ** 2 if input_of(module) == module else 0)
+        for module, shape in shapes
+        if module not in (EMBEDDING, HEAD)
+    )
+    busy = min(cells["blocks"], torch.get_num_threads() * DEFAULT_SIZES.cpu)
+    inputs = min(whole, CPU_MEMORY.input_bytes)
+    return max(of_table, inputs + CELL_BYTES * cells["blocks"] + BUSY_BYTES * busy)
+
+
+def _decoded(work: RunWork) -> int:
+    """Bytes of decoded matrices that the evaluator keeps."""
+    needed = 0
+    for target in work.targets:
+        candidates = work.candidates[target.name].items()
+        weights = sum(
+            work.weights(m) * (len(names) if work.search.method != "knapsack" else 2)
+            for m, names in candidates
+        )
+        needed = max(needed, FLOAT * weights)
+    return min(DECODED_BYTES, needed)
+
+
+def _states(work: RunWork, window: int) -> int:
+    """Bytes of hidden states of the mixes that are measured at once, before and after a block."""
+    mixes = RaceSchedule().first_candidates + 1 if work.search.method != "knapsack" else 3
+    windows = math.ceil(AT_ONCE["cpu"] / work.budget.window)
+    return 2 * mixes * windows * window

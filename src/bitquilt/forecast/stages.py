@@ -1,0 +1,188 @@
+"""The seconds that each stage of a run is expected to take on this machine.
+
+Passes are counted in tokens through blocks, whose time :mod:`.machine` measures; the factors are
+from the runs in docs/decisions/forecast.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+from bitquilt.allocation.evopress import EvoPressSchedule
+from bitquilt.allocation.plan import Plan
+from bitquilt.allocation.sensitivity import ALONE_WINDOWS
+from bitquilt.forecast.machine import MachineSpeed
+from bitquilt.forecast.work import RunWork
+from bitquilt.models.checkpoint import EMBEDDING, HEAD
+from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
+from bitquilt.runtime.job import ExpectedStage
+from bitquilt.targets import Target
+
+COLLECTION, BACKWARD, ATTRIBUTION, SEQUENTIAL = 1.2, 3.0, 8.5, 6.0
+"""What a pass takes in passes forward: with Hessians, with gradients of inputs, with gradients of
+weights too, and in two streams that stop at each input."""
+KL_HEADS, GRADIENT_HEADS = 3.0, 8.0
+"""What a token's KL takes in logits with their softmax, and with gradients of both."""
+SHARING = 0.75
+"""What a mix takes of a pass forward where many are measured: they share what is alike."""
+SELECTED_RACE, SELECTED_KNAPSACK = 0.6, 0.2
+"""The share of the text for selection that is read: it stops when one mix is clearly best."""
+THREADS_HELP = 0.3
+"""Rounding takes as long as one thread would, divided by this power of the number of threads."""
+GPU_ROUNDS, GPU_STARTS = 0.08, 3.0
+"""What a GPU takes of the seconds of one thread, and until its kernels are compiled."""
+DECODING, CHECKING, WRITING = 8e-9, 20e-9, 8e-9
+"""Seconds that a weight takes to be decoded, to be checked in a file and to be written."""
+STARTING, ENGINE, ENGINE_BYTES = 1.0, 3.0, 1e9
+"""Seconds until the first block is loaded, until an engine runs, and the bytes that it loads in a
+second."""
+
+
+class StageSeconds:
+    """The stages of one run on one machine."""
+
+    def __init__(self, work: RunWork, speed: MachineSpeed) -> None:
+        self._work, self._speed = work, speed
+
+    def stages(self) -> list[ExpectedStage]:
+        """List the stages in the order in which they come."""
+        return [ExpectedStage(kind, seconds) for kind, seconds in self._all()]
+
+    def _all(self) -> Iterator[tuple[str, float]]:
+        work = self._work
+        yield "calibration", STARTING if work.collected else self._calibration()
+        for target in work.targets:
+            yield "rounding", self._rounded(target)
+            yield from self._deciding(target)
+        if work.quantizing is None:
+            return
+        yield "closing text", self._forward(work.budget.held_out)
+        closing = work.budget.held_out * work.budget.window
+        yield "original", closing * 2 * self._speed.head
+        for plan in work.plans:
+            yield from self._finishing(plan)
+
+    def _deciding(self, target: Target) -> Iterator[tuple[str, float]]:
+        """The stages that decide the mixes of one format."""
+        work, budget, search = self._work, self._work.budget, self._work.search
+        capacities = work.capacities(target)
+        if not capacities:
+            return
+        if search.scores == "measured":
+            cells = sum(map(len, work.candidates[target.name].values()))
+            yield "search text", self._search_text(target)
+            yield "scores", self._measured(cells * ALONE_WINDOWS * budget.window)
+        for _ in range(capacities if work.interactions(target) else 0):
+            yield "interactions", self._attribution(work.interactions(target))
+        if search.method != "knapsack":
+            if search.scores != "measured":
+                yield "search text", self._search_text(target)
+            yield "search", self._search(capacities)
+        for plan in work.of(target):
+            if plan.space:
+                exact = search.method == "knapsack"
+                mixes = 2 if exact else 3
+                windows = budget.selection * (SELECTED_KNAPSACK if exact else SELECTED_RACE)
+                read = self._forward(windows) + self._measured(windows * budget.window * mixes)
+                yield "selection", read
+
+    def _finishing(self, plan: Plan) -> Iterator[tuple[str, float]]:
+        """The stages that make one file."""
+        work, quantizing = self._work, self._work.quantizing
+        assert quantizing is not None
+        weights = sum(map(work.weights, work.checkpoint.matrices))
+        yield "polishing", self._polished(plan)
+        if quantizing.sequential:
+            again = sum(
+                rounding_seconds(qtype, work.weights(module), table=False)
+                for module, qtype in plan.allocation.items()
+                if module not in (EMBEDDING, HEAD)
+            )
+            passes = SEQUENTIAL * self._forward(work.budget.sequential)
+            yield "sequential", passes + self._rounding(again) + self._polished(plan)
+        if quantizing.tune:
+            tokens = work.tokens["tuning"]
+            yield "tuning", self._gradients(tokens, tokens / work.budget.window / 8)
+        yield "writing", weights * WRITING
+        closing = work.budget.held_out
+        kl = closing * work.budget.window * KL_HEADS * self._speed.head
+        yield "checking", self._forward(closing) + kl + weights * CHECKING
+        if quantizing.engine_check:
+            if not _installed(plan.target):
+                yield "engine", 0.0
+                return
+            yield "engine", ENGINE + plan.layout.total_bytes / ENGINE_BYTES
+
+    def _search_text(self, target: Target) -> float:
+        """Seconds of the text that all formats search on, which the first of them reads."""
+        first = next(t for t in self._work.targets if self._work.capacities(t))
+        return self._forward(self._work.budget.search) if target is first else 0.0
+
+    def _forward(self, windows: float) -> float:
+        """Seconds of some windows through all blocks."""
+        tokens = windows * self._work.budget.window
+        return tokens * self._work.checkpoint.layers * self._speed.block
+
+    def _calibration(self) -> float:
+        budget = self._work.budget
+        logits = budget.gradients * budget.window * 2 * KL_HEADS * self._speed.head
+        passes = COLLECTION * self._forward(budget.calibration)
+        return STARTING + passes + BACKWARD * self._forward(budget.gradients) + logits
+
+    def _gradients(self, tokens: float, batches: float) -> float:
+        weights = sum(map(self._work.weights, self._work.checkpoint.matrices))
+        through = tokens * self._work.checkpoint.layers * self._speed.block * ATTRIBUTION
+        logits = tokens * GRADIENT_HEADS * self._speed.head
+        return through + logits + batches * 2 * weights * DECODING
+
+    def _attribution(self, windows: int) -> float:
+        tokens = windows * self._work.budget.window
+        return self._forward(windows) + self._gradients(tokens, windows / 2)
+
+    def _measured(self, tokens: float) -> float:
+        """Seconds of so many token-forwards of mixes, with their KL."""
+        through = self._work.checkpoint.layers * self._speed.block
+        return tokens * (through + KL_HEADS * self._speed.head)
+
+    def _search(self, capacities: int) -> float:
+        search = self._work.search
+        tokens = float(search.tokens or 0)
+        if search.method == "evopress" and search.tokens is None:
+            tokens = float(EvoPressSchedule().token_forwards * capacities)
+        seconds = SHARING * self._measured(tokens)
+        return seconds if search.seconds is None else min(seconds, search.seconds)
+
+    def _rounded(self, target: Target) -> float:
+        work = self._work
+        return self._rounding(
+            sum(
+                rounding_seconds(name, work.weights(m), table=m in (EMBEDDING, HEAD))
+                for m, name in work.to_round(target)
+            )
+        )
+
+    def _polished(self, plan: Plan) -> float:
+        work = self._work
+        if work.config.rounding != "full":
+            return 0.0
+        inside = {m: q for m, q in plan.allocation.items() if m not in (EMBEDDING, HEAD)}
+        return self._rounding(
+            sum(polishing_seconds(qtype, work.weights(m)) for m, qtype in inside.items())
+        )
+
+    def _rounding(self, seconds: float) -> float:
+        """Turn seconds of the table's thread into seconds here."""
+        speed = self._speed
+        if speed.on_gpu:
+            return GPU_STARTS * (seconds > 0) + seconds * GPU_ROUNDS
+        faster: float = speed.threads**THREADS_HELP
+        return seconds * speed.rounding / faster
+
+
+def _installed(target: Target) -> bool:
+    """Tell whether the engine of a format can be asked."""
+    try:
+        return all(map(version, target.packages))
+    except PackageNotFoundError:
+        return False

@@ -1,0 +1,131 @@
+"""What there is to do in one run, and what of it a work directory has already."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import safetensors
+
+from bitquilt.allocation.plan import Plan, candidate_types, largest_preset
+from bitquilt.calibration.text_budget import LEAST_INTERACTIONS, TextBudget
+from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.rounding.layer_bank import ROUNDED
+from bitquilt.rounding.tuning.distill import DEFAULT_SCHEDULE
+from bitquilt.targets import Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunWork:
+    """One run: what is asked for, and the directory that it works in."""
+
+    checkpoint: Checkpoint
+    plans: list[Plan]
+    config: AllocationConfig
+    budget: TextBudget
+    search: SearchConfig
+    """How to search, with the tokens that this machine has time for."""
+
+    @property
+    def work_dir(self) -> Path:
+        """Where the stages keep their results."""
+        own = self.config.work_dir
+        return Path(own or Path(self.config.output) / f"{self.checkpoint.name}.work")
+
+    @property
+    def quantizing(self) -> QuantizeConfig | None:
+        """The config where files are written; None where there will be recipes only."""
+        return self.config if isinstance(self.config, QuantizeConfig) else None
+
+    @property
+    def targets(self) -> list[Target]:
+        """The formats, in the order in which they are decided."""
+        return list(dict.fromkeys(plan.target for plan in self.plans))
+
+    def of(self, target: Target) -> list[Plan]:
+        """The planned files of one format."""
+        return [plan for plan in self.plans if plan.target is target]
+
+    @cached_property
+    def candidates(self) -> Mapping[str, Mapping[str, list[str]]]:
+        """Format → matrix → types that it is rounded to."""
+        found = {}
+        for target in self.targets:
+            plans = self.of(target)
+            rivals = [largest_preset(plan, self.checkpoint) for plan in plans]
+            found[target.name] = candidate_types(plans, rivals, self.checkpoint)
+        return found
+
+    def to_round(self, target: Target) -> Iterator[tuple[str, str]]:
+        """Yield (matrix, type) that neither an earlier run nor an earlier format has rounded."""
+        earlier = [self.candidates[t.name] for t in self.targets[: self.targets.index(target)]]
+        for module, names in self.candidates[target.name].items():
+            for name in names:
+                if f"{module}/{name}" not in self._rounded and not any(
+                    name in own[module] for own in earlier
+                ):
+                    yield module, name
+
+    def weights(self, module: str) -> int:
+        """The number of a matrix's weights."""
+        return math.prod(self.checkpoint.matrices[module])
+
+    @property
+    def collected(self) -> bool:
+        """Whether the calibration text has been read."""
+        return self.has("gradients")
+
+    def capacities(self, target: Target) -> int:
+        """How many different sizes of a format are searched for."""
+        return len({plan.space.capacity for plan in self.of(target) if plan.space})
+
+    def interactions(self, target: Target) -> int:
+        """Windows that each of them measures its interactions on."""
+        several, windows = self.capacities(target), self.budget.interactions
+        if not several or not windows or self.search.method != "race":
+            return 0
+        return (
+            0 if self.search.scores == "measured" else max(LEAST_INTERACTIONS, windows // several)
+        )
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Stage → tokens that it reads, for people; stages that read none are left out."""
+        budget, quantizing, window = self.budget, self.quantizing, self.budget.window
+        windows = Counter[str]()
+        windows["calibration"] = budget.calibration
+        windows["gradients"] = budget.gradients
+        for target in self.targets:
+            windows["interactions"] += self.interactions(target) * self.capacities(target)
+        tokens = {name: count * window for name, count in windows.items() if count}
+        searched = sum(self.capacities(target) > 0 for target in self.targets)
+        if searched and self.search.method != "knapsack" and self.search.tokens:
+            tokens["search"] = searched * self.search.tokens
+        if any(plan.space for plan in self.plans):
+            tokens["selection"] = budget.selection * window
+        if quantizing:
+            tokens["closing figures"] = budget.held_out * window
+        if quantizing and quantizing.sequential:
+            tokens["sequential correction"] = budget.sequential * window
+        if quantizing and quantizing.tune:
+            steps = DEFAULT_SCHEDULE.steps(budget.tuning) * DEFAULT_SCHEDULE.batch
+            tokens["tuning"] = steps * window
+        return tokens
+
+    def has(self, name: str) -> bool:
+        """Whether the work directory has an artefact."""
+        return (self.work_dir / f"{name}.safetensors").exists()
+
+    @cached_property
+    def _rounded(self) -> frozenset[str]:
+        """``<matrix>/<type>`` of all that is in the layer bank."""
+        found: set[str] = set()
+        for file in (self.work_dir / ROUNDED).rglob("*.safetensors"):
+            with safetensors.safe_open(file, framework="pt") as handle:
+                found |= set(handle.metadata())
+        return frozenset(found)

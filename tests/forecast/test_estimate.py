@@ -1,0 +1,133 @@
+"""What a run will take, told before it, and the stages that it then has."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import namedtuple
+from contextlib import contextmanager
+
+import pytest
+
+import bitquilt
+from bitquilt import QuantizeConfig, SearchConfig, UserError
+from bitquilt.forecast import disk
+from bitquilt.runtime.progress import Silent
+from tests.factories import tiny_checkpoint
+from tests.quick import QUICK, invoke
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+class Kinds(Silent):
+    """Keeps the kinds of the stages, and what was said."""
+
+    def __init__(self):
+        super().__init__()
+        self.kinds, self.lines, self.units, self.open = [], [], [], []
+
+    @contextmanager
+    def stage(self, title, total, kind=""):
+        self.kinds.append(kind)
+        self.units.append([total, 0.0])
+        self.open.append(self.units[-1])
+        with super().stage(title, total, kind):
+            yield
+        self.open.pop()
+
+    def advance(self, units=1):
+        if self.open:
+            self.open[-1][1] += units
+        super().advance(units)
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize("method", ["race", "knapsack"])
+@pytest.mark.parametrize("extra", [{}, {"sequential": True, "tune": True}])
+def test_every_stage_of_a_run_was_expected_in_its_order(model, tmp_path, method, extra):
+    progress = Kinds()
+    config = QuantizeConfig(
+        **QUICK, **extra, bits=5.5, to="both", search=SearchConfig(method=method), output=tmp_path
+    )
+    expected = [stage.kind for stage in bitquilt.estimate(model, config).stages]
+    bitquilt.quantize(model, config, progress=progress)
+    assert sorted(progress.kinds) == sorted(expected)
+    assert "" not in progress.kinds
+    for kind, (total, done) in zip(progress.kinds, progress.units, strict=True):
+        kept = kind == "search text" and not done  # the other format has read it
+        if kind not in ("search", "selection", "tuning") and not kept:  # these may end early
+            assert done == pytest.approx(total, rel=0.05), kind
+
+
+def test_quantize_begins_with_what_it_will_take(model, tmp_path):
+    progress = Kinds()
+    bitquilt.quantize(
+        model, **QUICK, recipe="Q4_K_M", output=tmp_path, threads=1, progress=progress
+    )
+    first, second = progress.lines[:2]
+    assert first == (
+        "It computes on the CPU, in 1 thread. Tokens of text that it reads: calibration 128, "
+        "gradients 64, closing figures 64."
+    )
+    pattern = (
+        r"It takes about \d+ s and \d+\.\d+ [MG]B of memory\. It writes .*B into .*\.work and "
+    )
+    assert re.match(pattern, second)
+    assert str(tmp_path) in second
+
+
+def test_what_is_there_already_costs_nothing_again(model, tmp_path):
+    config = QuantizeConfig(**QUICK, recipe="Q4_K_M", output=tmp_path)
+    before = bitquilt.estimate(model, config)
+    bitquilt.quantize(model, config, progress=Silent())
+    after = bitquilt.estimate(model, config)
+    written = sum(f.stat().st_size for f in tmp_path.glob("*.work/**/*") if f.is_file())
+    assert before.disk.work_bytes - disk.SPARE == pytest.approx(written, rel=0.1)
+    assert after.disk.work_bytes == disk.SPARE
+    seconds = {stage.kind: stage.seconds for stage in after.stages}
+    assert seconds["rounding"] == 0
+
+
+def test_a_full_disk_is_refused_in_one_sentence_before_the_work(
+    model, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**9, 10**9 - 2 * 10**7, 2 * 10**7))
+    assert invoke("quantize", model, "--bits", "5", "-o", tmp_path) == 2
+    *_, sentence = capfd.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"bitquilt: the disk has 20\.00 MB free, and .*MB are needed there for .*\.work \(.*\) and "
+        r".* \(.*\); free space, or choose other directories with --work-dir and --output",
+        sentence,
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_disks_are_asked_one_by_one(tmp_path, monkeypatch):
+    use = disk.DiskUse(
+        work_dir=tmp_path / "a", work_bytes=70, output=tmp_path / "b", output_bytes=70
+    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(100, 0, 100))
+    with pytest.raises(UserError, match="140 B are needed"):
+        use.require_room()
+    monkeypatch.setattr(disk, "_device", lambda path: path.name)
+    use.require_room()
+
+
+def test_plan_tells_it_too(model, capfd):
+    assert invoke("plan", model, "--bits", "5", "--threads", "1") == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "It computes on the CPU, in 1 thread." in said
+    assert re.search(r"It takes about \d+ s and \d+\.\d+ [MG]B of memory", said)
+    assert invoke("plan", model, "--bits", "5", "--json") == 0
+    forecast = json.loads(capfd.readouterr().out)["forecast"]
+    assert {"device", "tokens", "seconds", "memory_bytes", "work_bytes", "output_bytes"} <= {
+        *forecast
+    }

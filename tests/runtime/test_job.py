@@ -1,0 +1,82 @@
+"""The time that is left of a job: told before, corrected on the way."""
+
+from __future__ import annotations
+
+import pytest
+
+from bitquilt.runtime.job import ExpectedStage, Job
+
+
+def job(**seconds: float) -> Job:
+    return Job([ExpectedStage(kind, taken) for kind, taken in seconds.items()], 0.0)
+
+
+def test_before_the_first_stage_the_forecast_is_all_there_is():
+    assert job(read=10, round=30).left(0.0) == pytest.approx(40)
+
+
+def test_a_stage_that_keeps_its_time_leaves_the_others():
+    running = job(read=10, round=30)
+    running.begin("read", 2, 0.0)
+    running.advance(1, 5.0)
+    assert running.left(5.0) == pytest.approx(35)
+    assert running.share(5.0) == pytest.approx(5 / 40)
+    running.end(10.0)
+    assert running.left(10.0) == pytest.approx(30)
+
+
+def test_on_a_machine_half_as_fast_everything_takes_twice_as_long():
+    running = job(read=100, round=300)
+    running.begin("read", 10, 0.0)
+    for step in range(1, 11):
+        running.advance(1, 20.0 * step)
+    running.end(200.0)
+    running.begin("round", 10, 200.0)
+    assert running.left(200.0) == pytest.approx(600, rel=0.15)
+    running.advance(5, 500.0)
+    assert running.left(500.0) == pytest.approx(300, rel=0.1)
+
+
+def test_an_error_says_most_of_stages_of_the_same_kind():
+    running = Job([ExpectedStage(kind, 100.0) for kind in ("a", "b", "a", "b")], 0.0)
+    for kind, start, end in (("a", 0.0, 300.0), ("b", 300.0, 400.0)):
+        running.begin(kind, 1, start)
+        running.end(end)
+    assert running.left(400.0) == pytest.approx(300 + 100, rel=0.1)
+
+
+def test_between_two_advances_time_passes_but_never_runs_out():
+    running = job(check=10)
+    running.begin("check", 1, 0.0)
+    assert running.left(4.0) == pytest.approx(6)
+    assert 0 < running.left(12.0) < 2
+    assert 0 < running.left(60.0) < 2
+
+
+def test_stages_that_are_not_needed_cost_nothing():
+    running = job(read=10, search=1000, write=5)
+    running.begin("read", 1, 0.0)
+    running.end(0.1)  # an earlier run has read it
+    running.begin("write", 1, 0.1)
+    assert running.left(0.1) < 5
+
+
+def test_a_stage_that_nobody_expected_is_told_by_its_own_speed():
+    running = job(write=5)
+    running.begin("surprise", 10, 0.0)
+    running.advance(2, 4.0)
+    assert running.left(4.0) == pytest.approx(16 + 5, rel=0.05)
+    running.end(20.0)
+    assert running.left(20.0) == pytest.approx(5)
+
+
+def test_a_stage_within_another_takes_none_of_its_time():
+    running = job(text=10, search=40, write=5)
+    running.begin("search", 4, 0.0)
+    running.advance(1, 10.0)
+    running.begin("text", 1, 10.0)
+    assert running.left(10.0) == pytest.approx(30 + 5, rel=0.05)  # it came late, and is not counted
+    running.end(50.0)
+    assert running.left(50.0) == pytest.approx(30 + 5, rel=0.05)
+    running.advance(1, 60.0)
+    assert running.left(60.0) == pytest.approx(20 + 5, rel=0.05)
