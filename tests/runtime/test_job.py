@@ -41,6 +41,7 @@ def test_an_error_says_most_of_stages_of_the_same_kind():
     running = Job([ExpectedStage(kind, 100.0) for kind in ("a", "b", "a", "b")], 0.0)
     for kind, start, end in (("a", 0.0, 300.0), ("b", 300.0, 400.0)):
         running.begin(kind, 1, start)
+        running.advance(1, end)
         running.end(end)
     assert running.left(400.0) == pytest.approx(300 + 100, rel=0.1)
 
@@ -56,9 +57,29 @@ def test_between_two_advances_time_passes_but_never_runs_out():
 def test_stages_that_are_not_needed_cost_nothing():
     running = job(read=10, search=1000, write=5)
     running.begin("read", 1, 0.0)
-    running.end(0.1)  # an earlier run has read it
+    running.end(0.1)  # an earlier run has read it: that says nothing of this machine
     running.begin("write", 1, 0.1)
-    assert running.left(0.1) < 5
+    assert running.left(0.1) == pytest.approx(5)
+
+
+def test_an_error_says_more_of_stages_that_are_alike():
+    stages = [("round", "r"), ("read", "p"), ("polish", "r"), ("check", "p")]
+    running = Job([ExpectedStage(kind, 100.0, like) for kind, like in stages], 0.0)
+    for kind, start, end in (("round", 0.0, 300.0), ("read", 300.0, 400.0)):
+        running.begin(kind, 1, start)
+        running.advance(1, end)
+        running.end(end)
+    assert running.left(400.0) == pytest.approx(300 + 100, rel=0.1)
+    running.begin("polish", 1, 400.0)
+    assert running.left(400.0) > 350
+
+
+def test_a_search_that_is_settled_early_does_not_make_the_machine_fast():
+    running = job(search=100, write=50)
+    running.begin("search", 100, 0.0)
+    running.advance(40, 40.0)
+    running.end(40.0)
+    assert running.left(40.0) == pytest.approx(50, rel=0.05)
 
 
 def test_a_stage_that_nobody_expected_is_told_by_its_own_speed():

@@ -19,7 +19,7 @@ from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.threads import in_threads
 
-PROBE_SECONDS = 0.05
+PROBE_SECONDS = 0.1
 """How long each speed is measured at most, but once at least."""
 PROBE_ROWS = 8192
 """Rows of the output matrix that are measured; a large vocabulary takes as many times as long."""

@@ -24,6 +24,10 @@ COLLECTION, BACKWARD, ATTRIBUTION, SEQUENTIAL = 1.2, 3.0, 8.5, 6.0
 weights too, and in two streams that stop at each input."""
 KL_HEADS, GRADIENT_HEADS = 3.0, 8.0
 """What a token's KL takes in logits with their softmax, and with gradients of both."""
+ROUNDING = ("rounding", "polishing")
+"""Stages whose speed goes with that of rounding; that of all others goes with passes."""
+SETTLED = 0.85
+"""The share of its tokens after which a race is settled, as a mean."""
 SHARING = 0.75
 """What a mix takes of a pass forward where many are measured: they share what is alike."""
 SELECTED_RACE, SELECTED_KNAPSACK = 0.6, 0.2
@@ -47,7 +51,10 @@ class StageSeconds:
 
     def stages(self) -> list[ExpectedStage]:
         """List the stages in the order in which they come."""
-        return [ExpectedStage(kind, seconds) for kind, seconds in self._all()]
+        return [
+            ExpectedStage(kind, seconds, "rounding" if kind in ROUNDING else "passes")
+            for kind, seconds in self._all()
+        ]
 
     def _all(self) -> Iterator[tuple[str, float]]:
         work = self._work
@@ -150,7 +157,8 @@ class StageSeconds:
         tokens = float(search.tokens or 0)
         if search.method == "evopress" and search.tokens is None:
             tokens = float(EvoPressSchedule().token_forwards * capacities)
-        seconds = SHARING * self._measured(tokens)
+        settled = SETTLED if search.method == "race" else 1.0
+        seconds = settled * SHARING * self._measured(tokens)
         return seconds if search.seconds is None else min(seconds, search.seconds)
 
     def _rounded(self, target: Target) -> float:

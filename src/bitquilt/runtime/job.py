@@ -4,12 +4,11 @@ Nothing here reads a clock or prints: :class:`bitquilt.runtime.progress.Progress
 
 The time left is what is left of this stage, by its own speed as far as that can be told and by the
 forecast before, and of the later ones the forecast, corrected by how wrong it was so far: of stages
-of the same kind above all.
+that are alike above all, and of those of the same kind.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,8 +16,8 @@ TRUSTED = 0.2
 """The share of a stage after which its own speed counts as much as the forecast."""
 DOUBT = 0.05
 """Errors of the forecast count as if this share of the job had been as expected."""
-OWN_KIND = 1.5
-"""How much more the error of stages of one kind says of the next of them than all errors say."""
+ALIKE = 1.5
+"""How much more the error of stages that are alike says of the next of them than all errors say."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +28,8 @@ class ExpectedStage:
     """What it does, as :meth:`Progress.stage` is told; several stages may do the same."""
     seconds: float
     """What it is expected to take on this machine."""
+    like: str = ""
+    """What its speed goes with: stages that are alike are wrong alike."""
 
 
 @dataclass
@@ -36,6 +37,7 @@ class _Open:
     """A stage that has begun; the ones within it are not part of it."""
 
     kind: str
+    like: str
     expected: float
     total: float
     done: float = 0.0
@@ -59,24 +61,23 @@ class Job:
     """The time when the job began."""
     _coming: list[ExpectedStage] = field(init=False)
     _open: list[_Open] = field(init=False, default_factory=list)
-    _taken: dict[str, list[float]] = field(init=False)
-    """Kind → seconds taken and seconds expected, of what is done."""
+    _taken: list[_Taken] = field(init=False, default_factory=list)
+    """What has ended."""
     _now: float = field(init=False)
 
     def __post_init__(self) -> None:
         """Begin before the first stage."""
         self._coming = list(self.expected)
-        self._taken = defaultdict(lambda: [0.0, 0.0])
         self._now = self.started
 
     def begin(self, kind: str, total: float, now: float) -> None:
         """Begin a stage of ``total`` units; what was to come before it is not needed any more."""
         self._pass(now)
-        seconds = 0.0
+        seconds, like = 0.0, ""
         kinds = [stage.kind for stage in self._coming]
         if kind in kinds:
             place = kinds.index(kind)
-            seconds = self._coming[place].seconds
+            seconds, like = self._coming[place].seconds, self._coming[place].like
             # a stage within another comes early: the others are still to come
             self._coming = (
                 self._coming[place + 1 :]
@@ -86,7 +87,7 @@ class Job:
                     *self._coming[place + 1 :],
                 ]
             )
-        self._open.append(_Open(kind, seconds, total))
+        self._open.append(_Open(kind, like, seconds, total))
 
     def advance(self, units: float, now: float) -> None:
         """Count units of the innermost stage."""
@@ -99,14 +100,12 @@ class Job:
         """End the innermost stage."""
         self._pass(now)
         stage = self._open.pop()
-        if stage.expected:
-            self._taken[stage.kind][0] += stage.seconds
-            self._taken[stage.kind][1] += stage.expected
+        self._taken.append(_Taken.of(stage))
 
     def left(self, now: float) -> float:
         """Return the seconds that the job is expected to take from now on."""
         self._pass(now)
-        later = sum(stage.seconds * self._error(stage.kind) for stage in self._coming)
+        later = sum(stage.seconds * self._error(stage.kind, stage.like) for stage in self._coming)
         return later + sum(map(self._left_of, self._open))
 
     def share(self, now: float) -> float:
@@ -124,7 +123,7 @@ class Job:
     def _left_of(self, stage: _Open) -> float:
         """Return the seconds that are left of a stage."""
         share = stage.share
-        forecast = stage.expected * self._error(stage.kind) * (1 - share)
+        forecast = stage.expected * self._error(stage.kind, stage.like) * (1 - share)
         if not share:
             own, trust = 0.0, 0.0
         else:
@@ -136,20 +135,34 @@ class Job:
         # between two advances time passes, and the later the next one is the less is known of it
         return max(left - stage.since, 0.1 * min(left, stage.since))
 
-    def _error(self, kind: str) -> float:
+    def _error(self, kind: str, like: str) -> float:
         """Return what stages of a kind take over what they were expected to take."""
-        taken: dict[str, float] = defaultdict(float)
-        expected: dict[str, float] = defaultdict(float)
-        for known, (seconds, foreseen) in self._taken.items():
-            taken[known] += seconds
-            expected[known] += foreseen
-        for stage in self._open:
-            if stage.expected and stage.share:
-                taken[stage.kind] += stage.seconds - stage.since
-                expected[stage.kind] += stage.expected * stage.share
         doubt = DOUBT * sum(stage.seconds for stage in self.expected)
         if not doubt:
             return 1.0
-        overall = (sum(taken.values()) + doubt) / (sum(expected.values()) + doubt)
-        weight = doubt / OWN_KIND
-        return (taken[kind] + weight * overall) / (expected[kind] + weight)
+        known = [*self._taken, *(_Taken.of(stage) for stage in self._open)]
+        error = 1.0
+        for some, weight in (
+            (known, doubt),
+            ([taken for taken in known if taken.like == like], doubt / ALIKE),
+            ([taken for taken in known if taken.kind == kind], doubt),
+        ):
+            seconds = sum(taken.seconds for taken in some) + weight * error
+            error = seconds / (sum(taken.expected for taken in some) + weight)
+        return error
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a stage took so far, and what so much of it was expected to take."""
+
+    kind: str
+    like: str
+    seconds: float
+    expected: float
+
+    @classmethod
+    def of(cls, stage: _Open) -> _Taken:
+        """Count what is done; a stage that ends early, or was done before, says nothing of more."""
+        seconds = stage.seconds - stage.since if stage.share and stage.expected else 0.0
+        return cls(stage.kind, stage.like, seconds, stage.expected * stage.share)
