@@ -16,7 +16,7 @@ TRUSTED = 0.2
 """The share of a stage after which its own speed counts as much as the forecast."""
 DOUBT = 0.05
 """Errors of the forecast count as if this share of the job had been as expected."""
-ALIKE = 1.5
+LIKENESS = 1.5
 """How much more the error of stages that are alike says of the next of them than all errors say."""
 
 
@@ -144,7 +144,7 @@ class Job:
         error = 1.0
         for some, weight in (
             (known, doubt),
-            ([taken for taken in known if taken.like == like], doubt / ALIKE),
+            ([taken for taken in known if taken.like == like], doubt / LIKENESS),
             ([taken for taken in known if taken.kind == kind], doubt),
         ):
             seconds = sum(taken.seconds for taken in some) + weight * error
