@@ -104,7 +104,8 @@ def test_what_is_planned_is_on_disk(request, tmp_path, model, to, asked, recipe)
         if planned.space is None:
             assert output.allocation == planned.allocation
     if "bits" in asked:
-        assert all(0.995 * asked["bits"] <= planned.bits <= asked["bits"] for planned in plans)
+        # the seven matrices of one tiny block come in large steps
+        assert all(0.98 * asked["bits"] <= planned.bits <= asked["bits"] for planned in plans)
         assert all(output.bits <= asked["bits"] for output in made)
     if "size" in asked:
         for output in made:
@@ -173,7 +174,8 @@ def test_the_engine_is_asked(wide, tmp_path, to, preset, engine):
 @pytest.mark.parametrize("to", ["gguf", "mlx"])
 def test_refined_and_tuned_files_are_ordinary_and_closer(wide, tmp_path, to):
     source, work = wide
-    asked = {"bits": 4.5, "to": to, "work_dir": work}
+    text = replace(QUICK["text_budget"], held_out=16)
+    asked = {"bits": 4.5, "to": to, "work_dir": work, "text_budget": text}
     (plain,) = quantize(source, output=tmp_path / "plain", **asked)
     (better,) = quantize(source, output=tmp_path / "better", sequential=True, tune=True, **asked)
     assert better.nbytes == plain.nbytes
