@@ -1,6 +1,9 @@
-"""Progress for tests: one that keeps what it is told, and one that must have nothing to say."""
+"""Progress for tests: some that keep what they are told, and one that must have nothing to say."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from bitquilt.runtime.progress import Silent
 
@@ -25,3 +28,32 @@ class Speechless(Recorded):
 
     def say(self, line: str) -> None:
         raise AssertionError(line)
+
+
+class Kinds(Silent):
+    """Keeps the kinds of stages, their units, and every line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: list[str] = []
+        self.lines: list[str] = []
+        self.units: list[list[float]] = []
+        """Of each stage, how many were announced and how many were counted."""
+        self._unfinished: list[list[float]] = []
+
+    @contextmanager
+    def stage(self, title: str, total: float, kind: str = "") -> Iterator[None]:
+        self.kinds.append(kind)
+        self.units.append([total, 0.0])
+        self._unfinished.append(self.units[-1])
+        with super().stage(title, total, kind):
+            yield
+        self._unfinished.pop()
+
+    def advance(self, units: float = 1) -> None:
+        if self._unfinished:
+            self._unfinished[-1][1] += units
+        super().advance(units)
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)

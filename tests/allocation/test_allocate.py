@@ -12,6 +12,7 @@ import pytest
 
 from bitquilt import PlanConfig, SearchConfig, Silent, pipeline
 from bitquilt.allocation.allocate import affordable_search
+from bitquilt.allocation.evaluator import Evaluator
 from bitquilt.allocation.plan import largest_preset, make_plan, requests
 from bitquilt.allocation.selection import select_on_heldout
 from bitquilt.models import open_checkpoint
@@ -175,3 +176,25 @@ def test_a_preset_alone_leaves_nothing_to_search(model, tmp_path, capfd):
     assert invoke("search", model[0], "--recipe", "Q4_K_M", "-o", tmp_path) == 2
     assert "Q4_K_M alone leaves nothing to search; give --bits" in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("noise", "precision"), [(0.04, "medium"), (231.2, "highest")])
+def test_products_that_compute_something_else_are_given_up(
+    model, tmp_path, monkeypatch, noise, precision
+):
+    """Seen: bfloat16 on one machine moved KL by 23,120 %, and the search went on with it."""
+    source, _ = model
+    used, lines = [], []
+    measure = Evaluator.__call__
+
+    def watched(self, *asked):
+        used.append(self.precision)
+        return measure(self, *asked)
+
+    monkeypatch.setattr("bitquilt.allocation.evaluator.fast_precision", lambda _: "medium")
+    monkeypatch.setattr(Evaluator, "noise", lambda *_: noise)
+    monkeypatch.setattr(Evaluator, "__call__", watched)
+    pipeline.search(source, bits=3.7, output=tmp_path, progress=Recorded(lines=lines), **SEARCH)
+    assert set(used) == {precision}
+    (line,) = (line for line in lines if "products in bfloat16" in line)
+    assert line.startswith("the search multiplies in float32") == (precision == "highest")

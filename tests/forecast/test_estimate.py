@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections import namedtuple
-from contextlib import contextmanager
 
 import pytest
 
@@ -15,6 +14,7 @@ from bitquilt import QuantizeConfig, SearchConfig, UserError
 from bitquilt.forecast import disk
 from bitquilt.runtime.progress import Silent
 from tests.factories import tiny_checkpoint
+from tests.progress import Kinds
 from tests.quick import QUICK, invoke
 
 Usage = namedtuple("Usage", "total used free")
@@ -23,31 +23,6 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-class Kinds(Silent):
-    """Keeps the kinds of the stages, and what was said."""
-
-    def __init__(self):
-        super().__init__()
-        self.kinds, self.lines, self.units, self.open = [], [], [], []
-
-    @contextmanager
-    def stage(self, title, total, kind=""):
-        self.kinds.append(kind)
-        self.units.append([total, 0.0])
-        self.open.append(self.units[-1])
-        with super().stage(title, total, kind):
-            yield
-        self.open.pop()
-
-    def advance(self, units=1):
-        if self.open:
-            self.open[-1][1] += units
-        super().advance(units)
-
-    def say(self, line):
-        self.lines.append(line)
 
 
 @pytest.mark.parametrize("method", ["race", "knapsack"])

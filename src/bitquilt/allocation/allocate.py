@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bitquilt.allocation import interactions, sensitivity
 from bitquilt.allocation.advice import knee_note
-from bitquilt.allocation.evaluator import PRODUCTS, Evaluator
+from bitquilt.allocation.evaluator import PRODUCTS, ROUGH, Evaluator
 from bitquilt.allocation.evopress import EvoPressSchedule
 from bitquilt.allocation.history import History, history_path
 from bitquilt.allocation.measurements import Measurements
@@ -207,9 +207,13 @@ class _Files:
             if evaluator.precision != "highest":
                 noise = evaluator.noise(read, self.plans[0].allocation, [0])
                 kind = PRODUCTS[evaluator.precision]
-                self.progress.say(
-                    f"the search multiplies in {kind}, which moves KL by {noise:+.2%}"
-                )
+                told = f"products in {kind} move the KL of a mix by {noise:+.2%}"
+                if abs(noise) <= ROUGH:
+                    self.progress.say(f"the search multiplies in {kind}: {told}")
+                else:
+                    self.progress.say(f"the search multiplies in float32: {told}")
+                    for each in (evaluator, measure):
+                        each.multiply_exactly()
             return read
 
         windows, window_tokens = self.text.search.shape

@@ -40,6 +40,9 @@ DECODED_BYTES = 2 << 30
 """Bytes of decoded matrices that are kept for the next time; on a GPU a quarter of its memory."""
 PRODUCTS = {"highest": "float32", "high": "TF32", "medium": "bfloat16"}
 """torch's words → what the inputs of matrix products are rounded to."""
+ROUGH = 0.05
+"""The relative error of KL from which on fast products are given up; some builds of PyTorch compute
+something else altogether in bfloat16."""
 AT_ONCE = {"cpu": 1 << 13, "cuda": 1 << 16}
 """Tokens that go through a block at once; with fewer, a GPU spends its time waiting."""
 
@@ -115,6 +118,10 @@ class Evaluator:
                     f"{self._model.checkpoint.name} computes NaN or infinity with its matrices on "
                     f"{types}, most often since their scales overflow float16; {OTHER_TYPES}"
                 )
+
+    def multiply_exactly(self) -> None:
+        """Multiply in float32 from now on."""
+        self.precision = "highest"
 
     def noise(self, teacher: Teacher, allocation: Allocation, windows: Sequence[int]) -> float:
         """Return the relative error of an allocation's KL that fast products cause."""

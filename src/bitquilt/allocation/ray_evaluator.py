@@ -73,15 +73,16 @@ class RayEvaluator:
         )
         resources = {"num_gpus": size} if kind == "GPU" else {"num_cpus": size}
         self._task = self._ray.remote(_kl).options(max_retries=RETRIES, **resources)
-        self._model = self._ray.put(self._shipped(checkpoint, precision))
+        self._shipped = _ship(self._ray, checkpoint, precision)
+        self._model = self._ray.put(self._shipped)
         self._packed = packed
         self._cells: dict[tuple[str, str], Ref] = {}
         self._teacher: Teacher | None = None
 
-    def _shipped(self, checkpoint: Checkpoint, precision: str) -> _Shipped:
-        others = checkpoint.shapes.keys() - {f"{module}.weight" for module in checkpoint.matrices}
-        plain = {name: self._ray.put(_Sent.of(checkpoint.load(name))) for name in sorted(others)}
-        return _Shipped(replace(checkpoint, reader=_no_file), plain, precision)
+    def multiply_exactly(self) -> None:
+        """Let workers multiply in float32 from now on."""
+        self._shipped = replace(self._shipped, precision="highest")
+        self._model = self._ray.put(self._shipped)
 
     def __call__(
         self, teacher: Teacher, allocations: Sequence[Allocation], windows: Sequence[int]
@@ -125,6 +126,13 @@ class RayEvaluator:
                 parts = self._packed(*cell).items()
                 self._cells[cell] = self._ray.put({name: _Sent.of(part) for name, part in parts})
         return {module: self._cells[module, qtype] for module, qtype in allocation.items()}
+
+
+def _ship(ray: Any, checkpoint: Checkpoint, precision: str) -> _Shipped:
+    """Put what is not a matrix where workers find it."""
+    others = checkpoint.shapes.keys() - {f"{module}.weight" for module in checkpoint.matrices}
+    plain = {name: ray.put(_Sent.of(checkpoint.load(name))) for name in sorted(others)}
+    return _Shipped(replace(checkpoint, reader=_no_file), plain, precision)
 
 
 def _connected(address: str) -> Any:

@@ -27,6 +27,7 @@ from bitquilt.evaluation import traces
 from bitquilt.evaluation.config import EvalConfig
 from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.evaluation.examiner import Examiner
+from bitquilt.evaluation.expected import expected_stages
 from bitquilt.evaluation.figures import Measured
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.noise_floor import floors
@@ -39,6 +40,7 @@ from bitquilt.evaluation.results import (
 )
 from bitquilt.evaluation.text import held_out
 from bitquilt.evaluation.versions import versions
+from bitquilt.forecast.machine import machine_speed
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
@@ -81,6 +83,19 @@ def _evaluate(
 ) -> Evaluation:
     started = time.monotonic()
     files, original = _opened(models, config)
+    expected = expected_stages(original, files, config, machine_speed(original))
+    with progress.job(expected):
+        return _measured(files, original, config, progress, started)
+
+
+def _measured(
+    files: Sequence[ModelFile],
+    original: Checkpoint,
+    config: EvalConfig,
+    progress: Progress,
+    started: float,
+) -> Evaluation:
+    """Run the original over the text, and measure each file against it."""
     documents, encode = _documents(config), encoder(original)
     for file in files:
         file.try_out(original, encode)
@@ -154,7 +169,8 @@ def _read_original(
             texts.append(talk.drawn)
         model = OriginalModel(original, work)
         tokens = sum(text.tokens.numel() for text in texts)
-        with progress.stage(f"{original.name} reads", tokens * original.weights_per_token):
+        reading = tokens * original.weights_per_token
+        with progress.stage(f"{original.name} reads", reading, "reading"):
             references = [Reference.of(model, text, progress.advance) for text in texts]
         targets = [t for t in TARGETS.values() if any(file.target is t for file in files)]
         noise = floors(original, references[0], targets, encode, work, progress)

@@ -61,7 +61,7 @@ class Examiner:
             the result, and the figures of every held-out token.
         """
         with file.opened(self._original, self._encode) as engine:
-            with self._progress.stage(f"Measuring {file.name}", self._work(file)):
+            with self._progress.stage(f"Measuring {file.name}", self._work(file), "file"):
                 figures, check = self._read(file, engine)
             samples = self._samples(file, engine)
         measured, weights = self.measured(figures), self._original.weights
@@ -146,7 +146,7 @@ class Examiner:
         weights = self._original.weights_per_token * WRITING
         own: dict[int, str] = {}
         with (
-            self._progress.stage(f"{file.name} answers", len(asked) * length * weights),
+            self._progress.stage(f"{file.name} answers", len(asked) * length * weights, "answers"),
             self._speaking(file, engine) as speaker,
         ):
             traces.write_answers(

@@ -60,7 +60,7 @@ def floors(
             part = excerpt(reference, target) if target else reference.first(*TORCH_EXCERPT)
             total = part.text.tokens.numel() * (original.weights_per_token + part.comparing)
             title = f"Measuring noise in {target.engine if target else 'bfloat16'}"
-            with progress.stage(title, total):
+            with progress.stage(title, total, "noise"):
                 if target is None:
                     floor = _half(original, part, progress.advance)
                 else:

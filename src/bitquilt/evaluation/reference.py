@@ -161,7 +161,7 @@ def _answers(
             work.save_json(names[missing[number]], asdict(answer))
 
         title = f"{checkpoint.name} writes {len(missing)} {what}"
-        with progress.stage(title, total), TorchEngine(checkpoint) as engine:
+        with progress.stage(title, total, "writing"), TorchEngine(checkpoint) as engine:
             wanted = [requests[n] for n in missing]
             traces.write_answers(engine, wanted, keep, lambda n: progress.advance(n * weights))
     return [traces.WrittenAnswer(**work.load_json(name)) for name in names]
