@@ -128,7 +128,7 @@ def test_python_and_the_shell_read_their_own_words(capfd):
         PlanConfig(bits=0)
     assert invoke("plan", "demo", "--bits", "0") == 2
     assert capfd.readouterr().err.endswith("try --bits 4.5\n")
-    with pytest.raises(UserError, match=r"say bits=4\.5, size='600MB' or recipe='Q4_K_M'"):
+    with pytest.raises(UserError, match=r"give bits=4\.5, size='600MB' or recipe='Q4_K_M'"):
         plan("demo")
 
 

@@ -258,7 +258,7 @@ def test_a_preset_does_not_speak_of_a_search(wide, tmp_path, capfd):
     pipeline.quantize(source, **asked | {"recipe": None, "bits": 4.5})
     said = capfd.readouterr().err
     assert "a race would take long" in said
-    assert "4.5bit for gguf: the mix of " in said
+    assert "4.5bit for gguf: the types of " in said
 
 
 def test_a_file_larger_than_its_quantized_source_is_told(wide, tmp_path, capfd):

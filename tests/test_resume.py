@@ -86,10 +86,10 @@ def test_other_settings_are_refused_by_name(run, model, tmp_path):
     (tmp_path / "mine.txt").write_text("Other words for the calibration. " * 100)
     code, said = run(quantize(model, tmp_path, "--calibration", str(tmp_path / "mine.txt")))
     assert code == 2
-    assert "work of other settings (calibration: " in said
+    assert "results of other settings (calibration: " in said
     assert said.count("\n") == 1
     other = tiny_checkpoint(tmp_path, layers=1, seed=1)
     code, said = run(quantize(other, tmp_path))
     assert code == 2
-    assert "work of other settings (checkpoint: " in said
+    assert "results of other settings (checkpoint: " in said
     assert "Traceback" not in said

@@ -32,21 +32,21 @@ class SearchConfig(Options):
     """How the allocation of a budget is searched for."""
 
     method: str = option(
-        "How to find the mix. race: mixes that a prediction proposes race on measured KL. "
-        "knapsack: the exact optimum of the scores. evopress: EvoPress, which takes 59 million "
-        "token-forwards.",
+        "How the types of the matrices are chosen. race: the choices that a prediction proposes "
+        "compete on measured KL. knapsack: the choice with the best sum of scores, without a "
+        "search. evopress: EvoPress, which runs 59 million tokens through the model.",
         default="race",
         flag="--search",
         choices=SEARCH_METHODS,
     )
     scores: str = option(
-        "Where the scores of single matrices come from. predicted: one pass over text. measured: "
-        "each matrix is measured by itself.",
+        "Where the scores of the types of each matrix come from. predicted: from one pass over "
+        "text. measured: each matrix is quantized alone and measured.",
         default="predicted",
         choices=SCORES,
     )
     tokens: int | None = option(
-        "The search measures mixes on at most this many token-forwards; scores take more. If not "
+        "The search runs at most this many tokens through the model; scores take more. If not "
         "given, the model's size decides.",
         default=None,
         flag="--search-tokens",
@@ -64,15 +64,16 @@ class SearchConfig(Options):
         "The search draws random numbers from this seed.", default=0, metavar="N", least=0
     )
     tokens_per_second: float | None = option(
-        "Every file reaches this speed on this machine, as bitquilt bench measures an answer.",
+        "Every file writes at least this many tokens per second on this machine, measured as "
+        "`bitquilt bench` measures an answer.",
         default=None,
         flag="--min-tokens-per-second",
         metavar="X",
         above=0,
     )
     ray: str | None = option(
-        "The machines of a Ray cluster measure mixes: the cluster at this address, the one that "
-        "runs here, or a new one. This needs the extra ray.",
+        "The search measures on all machines of a Ray cluster: the cluster at ADDRESS; without "
+        "ADDRESS, the one that runs here, or else a new one. This needs the extra ray.",
         default=None,
         metavar="[ADDRESS]",
         optional_value="",
@@ -83,8 +84,8 @@ class SearchConfig(Options):
         super().__post_init__()
         if self.method == "evopress" and self.tokens_per_second is not None:
             raise UserError(
-                "EvoPress knows no limit of speed; with --min-tokens-per-second give --search=race "
-                "or --search=knapsack"
+                "EvoPress cannot keep to a speed; with --min-tokens-per-second, give "
+                "--search=race or --search=knapsack"
             )
 
     def windows(self, usual: int) -> int:
@@ -97,8 +98,8 @@ class PlanConfig(Options):
     """How large the files are to be, and in which formats."""
 
     bits: float | Sequence[float] | None = option(
-        "The tensors have this many bits per weight, as llama.cpp and mlx-lm count them: the "
-        "tokenizer comes on top. Several numbers, with commas between them, give one result each.",
+        "The tensors get this many bits per weight, as llama.cpp and mlx-lm count them; the "
+        "tokenizer comes on top. Several numbers, separated by commas, give one result each.",
         default=None,
         metavar="BITS[,BITS…]",
         many=True,
@@ -109,8 +110,8 @@ class PlanConfig(Options):
         metavar="SIZE",
     )
     recipe: str | Path | None = option(
-        "A recipe file or a preset (Q4_K_M, 4bit-g64 …) says which type each matrix gets. With a "
-        "budget, only the file's pins hold.",
+        "A recipe file or a preset (Q4_K_M, 4bit-g64 …) says which type each matrix gets. With "
+        "--bits or --size, only the file's pins apply.",
         default=None,
         metavar="FILE|PRESET",
     )
@@ -127,9 +128,11 @@ class PlanConfig(Options):
             if each is not None and not 0 < each <= 32:
                 raise UserError(f"--bits is {each}, which is not between 0 and 32; try --bits=4.5")
         if self.bits is not None and self.size is not None:
-            raise UserError("--bits and --size are two budgets; give one of them")
+            raise UserError("--bits and --size both set the size; give only one of them")
         if self.bits is None and self.size is None and self.recipe is None:
-            raise UserError("how small? say --bits=4.5, --size=600MB or --recipe=Q4_K_M")
+            raise UserError(
+                "how small should it be? give --bits=4.5, --size=600MB or --recipe=Q4_K_M"
+            )
 
     @property
     def several_bits(self) -> tuple[float | None, ...]:
@@ -145,7 +148,7 @@ class AllocationConfig(PlanConfig):
         "Everything is written into this directory.", default=".", short="-o", metavar="DIR"
     )
     calibration: str | Path | None = option(
-        "This text calibrates instead of the bundled text (.txt or .jsonl).",
+        "The rounding is calibrated on this text instead of the bundled text (.txt or .jsonl).",
         default=None,
         metavar="FILE",
     )
@@ -168,7 +171,7 @@ class AllocationConfig(PlanConfig):
         flag="",
     )
     held_out: str | Path | None = option(
-        "This text judges instead of the bundled held-out text (.txt or .jsonl).",
+        "Files are measured on this text instead of the bundled held-out text (.txt or .jsonl).",
         default=None,
         flag="",
     )
@@ -179,7 +182,7 @@ class AllocationConfig(PlanConfig):
         budget = self.bits is not None or self.size is not None
         if self.search.tokens_per_second is not None and not budget:
             raise UserError(
-                "a recipe leaves nothing to choose by speed; with --min-tokens-per-second give "
+                "a recipe leaves nothing to choose by speed; with --min-tokens-per-second, give "
                 "--bits or --size"
             )
 
@@ -189,7 +192,7 @@ class QuantizeConfig(AllocationConfig):
     """What :func:`bitquilt.quantize` can be asked for."""
 
     sequential: bool = option(
-        "Each block is rounded again for the inputs that the quantized blocks before it give it "
+        "Each block is rounded again to make up for the errors of the quantized blocks before it "
         "(GPTAQ).",
         default=False,
     )

@@ -226,7 +226,7 @@ class Run(AbstractContextManager["Run"]):
         targets = parse_targets(config.to)
         self.plans, self.refused = make_plans(self.checkpoint, asked, targets)
         if self.refused:
-            progress.say(f"{self.refused}. The others are made")
+            progress.say(f"{self.refused}. The others will be made")
         for note in dict.fromkeys(note for plan in self.plans for note in plan.notes):
             progress.say(note)
         self.budget = budget_of(self.checkpoint, config)
@@ -463,7 +463,8 @@ class Run(AbstractContextManager["Run"]):
                 search = windows(self.search.windows(budget.search))
             except UserError:
                 self.progress.say(
-                    "there is little calibration text: the search reads what the rounding read"
+                    "there is little calibration text, so the search reads the same text as the "
+                    "rounding"
                 )
         # where a race takes too long, the knapsack still has scores corrected for interactions
         interactions = budget.interactions if config.search.method == "race" else 0

@@ -70,8 +70,9 @@ def test_a_front_is_the_exact_knapsack_at_every_step():
 def test_below_the_knee_the_halving_and_a_better_budget_are_told():
     said = advice.knee_note(ten_matrices(STEEP), 2 * WEIGHTS // 8, LAYOUT)
     assert re.fullmatch(
-        r"2\.25 bits are below the knee: the predicted KL halves with every 0\.\d+ bits more; at "
-        r"3\.25 bits \(17\.00 kB on disk\) it is 0\.16 instead of 10 nats/token",
+        r"2\.25 bits are below the knee, where size matters most: every 0\.\d+ bits more "
+        r"halve the predicted KL; at 3\.25 bits \(17\.00 kB on disk\) "
+        r"it is 0\.16 instead of 10 nats/token",
         said,
     )
 
@@ -93,8 +94,8 @@ def test_what_tokenizer_and_metadata_leave_of_a_size_is_told(tiny, capfd):
     said = capfd.readouterr().err
     assert said.count("tokenizer and metadata take") == 1  # the same for both formats
     found = re.search(
-        r"of 400\.00 kB, tokenizer and metadata take [\d.]+ kB in gguf and [\d.]+ kB in mlx; the "
-        r"weights get ([\d.]+) bits in gguf and ([\d.]+) bits in mlx",
+        r"of 400\.00 kB, the tokenizer and metadata take [\d.]+ kB in gguf and [\d.]+ kB in mlx; "
+        r"that leaves the weights ([\d.]+) bits in gguf and ([\d.]+) bits in mlx",
         said,
     )
     planned = plan(tiny, size="400kB", to="both")

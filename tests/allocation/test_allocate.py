@@ -110,13 +110,13 @@ def test_a_search_says_what_it_found_on_which_text(model, tmp_path, capfd):
     printed = capfd.readouterr()
     number = r"[\d.e-]+"
     assert re.search(
-        r"\.recipe\.json: the mix of \w+, for a file of [\d,]+ bytes; its KL is "
+        r"\.recipe\.json: the types of \w+, for a file of [\d,]+ bytes; their KL is "
         rf"{number} nats/token on 62 held-out tokens\n",
         printed.out,
     )
     assert re.search(
-        r"4\.5bit for gguf: the mix of \w+ is used: on 62 held-out tokens that no search has read, "
-        rf"its KL is {number} nats/token; ",
+        r"4\.5bit for gguf: the types of \w+ are used: on 62 held-out tokens that the search has "
+        rf"not read, their KL is {number} nats/token; ",
         printed.err,
     )
 

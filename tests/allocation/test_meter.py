@@ -60,4 +60,4 @@ def test_progress_is_the_sooner_of_both_limits(clock):
     with meter.measuring(1):
         clock[0] += 2.0
     meter.charge(5, 0)
-    assert meter.progress == "500 of 1,000 tokens, 10 s left at most"
+    assert meter.progress == "500 of 1,000 tokens, at most 10 s left"

@@ -123,7 +123,7 @@ class Killer(threading.Thread):
 def test_one_killed_and_the_same_recipe(run, cluster, tmp_path):
     said = []
     remote = RayEvaluator(run.checkpoint, run.packed, "", "highest", Recorded(lines=said), cpus=1)
-    assert said == ["Ray: 2 workers on 1 machine measure mixes"]
+    assert said == ["Ray: 2 workers on 1 machine measure mixes of types"]
     local = Evaluator(run.checkpoint, run.packed)
     local.precision = "highest"
     killer = Killer()

@@ -54,10 +54,10 @@ def test_a_race_beats_the_knapsack_within_its_tokens(tmp_path):
     best = run.search()
     assert run.model.kl(best) < run.model.kl(exact)
     assert 100 * LENGTH < run.meter.tokens <= 400 * LENGTH
-    steps = [line for line in run.said if "s left at most" in line]
-    assert steps[0].startswith("3bit: the best mix so far stays the best; ")
+    steps = [line for line in run.said if "s left" in line]
+    assert steps[0].startswith("3bit: the best mix of types so far stays the best; ")
     better = (
-        rf"3bit: a mix of [\d,]+ bytes has KL {NUMBER} nats/token where the best before it has "
+        rf"3bit: a mix of types of [\d,]+ bytes has KL {NUMBER} nats/token; the best before it has "
         rf"{NUMBER} on the same text; "
     )
     assert any(re.match(better, line) for line in steps)
@@ -81,7 +81,7 @@ def test_stopped_it_keeps_the_best_and_goes_on_later(tmp_path, stop_after):
     stopped = Measured(tmp_path, stop_after)
     kept = stopped.search()
     assert stopped.model.space.nbytes(kept) <= stopped.model.capacity
-    assert "searches on" in stopped.said[-1]
+    assert "continues the search" in stopped.said[-1]
     resumed, undisturbed = Measured(tmp_path), Measured(tmp_path / "other")
     assert resumed.search() == undisturbed.search()
     assert resumed.asked <= undisturbed.asked - stop_after

@@ -101,7 +101,7 @@ def test_the_fastest_is_found_and_less_is_refused():
     assert least_seconds(space, capacity) == pytest.approx(least)
     just = AllocationSpace.of(sets, least * 1.0001)
     assert just.fast_enough(solve(just, capacity))
-    with pytest.raises(UserError, match="no mix of that size is so fast"):
+    with pytest.raises(UserError, match="no file of that size is that fast"):
         solve(AllocationSpace.of(sets, least * 0.99), capacity)
 
 

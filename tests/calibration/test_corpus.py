@@ -146,7 +146,9 @@ def test_windows_depend_only_on_the_seed():
 def test_windows_may_use_all_the_text_and_no_more():
     documents = [text("1 2 3 4 5 6 7", "a"), text("8 9 10 11", "b")]
     assert sorted(corpus.windows(documents, words, 5, 2)[0][:, 0]) == [1, 3, 5, 8, 10]
-    with pytest.raises(UserError, match="11 tokens, enough for 5 windows of 2, and 6 are needed"):
+    with pytest.raises(
+        UserError, match="11 tokens, enough for 5 windows of 2 tokens, but 6 windows are needed"
+    ):
         corpus.windows(documents, words, 6, 2)
 
 

@@ -52,7 +52,7 @@ def test_advice_is_what_chat_can_follow(capfd, monkeypatch, tmp_path: Path) -> N
 def test_a_conversation(talk) -> None:
     out, err = talk("What is 12 + 30?", "/stats", "What is 5 + 9?", "/quit", "What is 1 + 1?")
     assert re.findall(r"boxed\{(\d+)\}", out) == ["42", "14"]
-    assert re.search(r"\d+ tokens, \d+ of them reasoning, [\d.]+ tokens/s; 0 rollbacks", err)
+    assert re.search(r"\d+ tokens, \d+ of them reasoning, [\d.]+ tokens/s; 0 loops taken back", err)
 
 
 def test_commands(talk, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_commands(talk, tmp_path: Path) -> None:
         "[nothing has been asked yet",
         "[/nonsense is not a command",
         f"[{kept} cannot be read as JSON: [Errno 2] No such file or directory: '{kept}'",
-        "[the name of a file is missing",
+        "[the file's name is missing",
         f"[the conversation was saved to {kept}]",
         "[this is a new conversation]",
         "[the conversation has 1 question and its answer]",
@@ -105,7 +105,7 @@ def test_a_crash_loses_no_conversation(talk, monkeypatch) -> None:
     monkeypatch.setattr(chat_module.Conversation, "_reset", ask_and_kill)
     out, err = talk("What is 12 + 30?", "/reset", "What is 5 + 9?", "/regenerate")
     assert "crashed" in err
-    assert "the conversation is still there" in err
+    assert "the conversation is kept" in err
     assert re.findall(r"boxed\{(\d+)\}", out) == ["42", "14"]
     assert len(opened) == 2
 

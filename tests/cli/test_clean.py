@@ -60,7 +60,7 @@ def test_it_lists_and_removes_only_with_yes(here, cache, capfd):
     assert invoke("clean") == 0
     said = capfd.readouterr().out
     assert "out/tiny.work: the work directory of tiny, last written" in said
-    assert f"{cache}/tiny-abc: what eval keeps of tiny" in said
+    assert f"{cache}/tiny-abc: what eval keeps about tiny" in said
     assert f"{cache}/tokenizers: the tokenizers of GGUF files (2), last written" in said
     assert "Nothing was removed; --yes removes these" in said
     assert tree(here) == before
@@ -70,7 +70,7 @@ def test_it_lists_and_removes_only_with_yes(here, cache, capfd):
     assert tree(cache) == set()
     assert not made.exists()
     assert invoke("clean") == 0
-    assert f"Nothing that bitquilt left is in {here} and the cache." in capfd.readouterr().out
+    assert f"bitquilt left nothing in {here} and the cache." in capfd.readouterr().out
 
 
 def test_a_directory_that_is_named_is_all_that_is_looked_at(here, cache, capfd):
@@ -85,7 +85,7 @@ def test_a_directory_that_is_named_is_all_that_is_looked_at(here, cache, capfd):
     assert other.exists()
     assert tree(cache)
     assert invoke("clean", "nowhere") == 2
-    assert "nowhere is no directory" in capfd.readouterr().err
+    assert "nowhere is not a directory" in capfd.readouterr().err
 
 
 def test_the_answer_no_keeps_everything(here, cache, monkeypatch):
@@ -159,7 +159,7 @@ def test_what_a_killed_run_was_writing_goes_when_it_is_old(here, cache, capfd):
         os.utime(here / name, (time.time() - 3600,) * 2)
     assert invoke("clean", here, "--yes") == 0
     said = capfd.readouterr().out
-    assert "what a run that was killed was writing, last written 1 hour ago" in said
+    assert "half-written by a run that was killed, last written 1 hour ago" in said
     assert tree(here) == {".other.part", "mine.gguf.part"}
 
 
@@ -173,7 +173,7 @@ def test_quantize_and_search_say_how_their_directory_is_removed_and_it_is(here, 
     ):
         assert invoke(*verb) == 0
         said = capfd.readouterr().out
-        assert f"The work directory my out/{model.name}.work has " in said
+        assert f"The work directory my out/{model.name}.work takes " in said
         assert f"To remove it: bitquilt clean 'my out/{model.name}.work'" in said
     assert invoke("clean", f"my out/{model.name}.work", "--yes") == 0
     said = capfd.readouterr().out

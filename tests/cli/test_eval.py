@@ -60,7 +60,10 @@ def test_the_originals_perplexity_is_in_every_table_with_a_perplexity(found, pri
 def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(printed):
     title = "on disk, 4.500 bits per weight (5.250 with everything on disk), in llama.cpp"
     assert printed.count(title) == 2
-    assert "Bits are per weight: of the tensors, and in brackets of everything on disk." in printed
+    assert (
+        "Bits are bits per weight of the tensors and, in brackets, of everything on disk."
+        in printed
+    )
 
 
 def test_long_names_are_whole(printed):
@@ -71,7 +74,10 @@ def test_long_names_are_whole(printed):
 
 def test_figures_of_an_excerpt_have_their_unit_and_their_text(printed):
     said = " ".join(printed.split())
-    assert "On 3,042 of the tokens its KL is 0.0355 nats/token in its engine and 0.0354 in" in said
+    assert (
+        "On 3,042 of the tokens, the file's KL is 0.0355 nats/token in its engine and 0.0354 in"
+        in said
+    )
     assert "nats/token for BF16 in llama.cpp, on 3,042 tokens." in said
     assert "KL is in nats per token" in said
 

@@ -52,7 +52,7 @@ def test_plan_of_a_config_alone_says_that_the_tokenizer_is_not_counted(asked, mo
     plans = asked(*request)["plans"]
     assert [plan["tokenizer_counted"] for plan in plans] == [False, False]
     assert invoke(*request) == 0
-    assert capfd.readouterr().out.count("Without its tokenizer") == 2
+    assert capfd.readouterr().out.count("The tokenizer is not included") == 2
 
 
 def test_quantize_and_run(asked, model, tmp_path):
@@ -71,7 +71,7 @@ def test_quantize_and_run(asked, model, tmp_path):
         (("plan", "demo", "--bits", "many"), "Invalid value for '--bits'"),
         (("plan", "demo", "--recipe", "q4_k_m"), "did you mean Q4_K_M?"),
         (("inspect", "nowhere/at/all"), "nowhere/at/all does not exist"),
-        (("quantize", "demo"), "how small?"),
+        (("quantize", "demo"), "how small should it be?"),
         (("search", "demo", "--recipe", "Q4_K_M"), "leaves nothing to search"),
         (("run", "no.gguf", "Hi"), "no.gguf does not exist"),
         (("eval", "no.gguf", "--against", "demo"), "no.gguf does not exist"),
@@ -80,7 +80,7 @@ def test_quantize_and_run(asked, model, tmp_path):
         (("report", "no.work"), "no.work does not exist; check the path"),
         (("card", "no.gguf", "--against", "demo", "--repo", "a/b"), "no.gguf does not exist"),
         (("publish", "no.gguf", "--against", "demo", "--repo", "a/b"), "no.gguf does not exist"),
-        (("clean", "nowhere"), "nowhere is no directory"),
+        (("clean", "nowhere"), "nowhere is not a directory"),
         (("plan",), "Missing argument 'MODEL'"),
     ],
 )

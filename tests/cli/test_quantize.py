@@ -79,15 +79,17 @@ def test_no_column_holds_figures_of_another_text(printed):
     assert "perplexity" not in below
     assert "of 8,176 held-out tokens" in below
     assert (
-        "tiny-4.5bit.gguf: llama.cpp loads it and reads text as the same tokens; on 1,016 of the "
-        "tokens its KL is 0.0412 nats/token there and 0.0398 in torch, a difference of +0.0014."
+        "tiny-4.5bit.gguf: llama.cpp loads it and splits text into the same tokens; on 1,016 of "
+        "the tokens its KL is 0.0412 nats/token there and 0.0398 in torch, a difference of +0.0014."
     ) in below
 
 
 def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(printed):
     table, below = printed(output("tiny-4.5bit.gguf", None)).split("All figures")
     assert re.search(r"7\.38 MB +4\.500 .*\n.* \(4\.71\) ", table)
-    assert "Bits are per weight: of the tensors, and in brackets of everything on disk" in below
+    assert (
+        "Bits are bits per weight of the tensors and, in brackets, of everything on disk" in below
+    )
 
 
 def test_rows_are_named_by_file_and_fit_a_terminal(printed):
@@ -97,7 +99,7 @@ def test_rows_are_named_by_file_and_fit_a_terminal(printed):
     assert "tiny-4.5bit.gguf" in table
     assert " SmolLM2-135M- " in table
     assert " Instruct-4.5bit.gguf " in table
-    assert table.count("mix: race") == 2
+    assert table.count("types: race") == 2
     assert "  original: " in table
     assert "  tiny  " in table
     assert max(map(len, table.splitlines())) <= 80

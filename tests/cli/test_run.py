@@ -151,7 +151,7 @@ def test_plain_text_and_no_system_prompt(capfd, demo_gguf: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--votes", "3", *GREEDY), "greedy samples are all the same"),
+        (("--votes", "3", *GREEDY), "all greedy answers are the same"),
         (("--no-chat-template", "--system", "x"), "--system needs the chat template"),
         (("--stop", ""), "the text is empty"),
         (("--min-p", "2"), "Invalid value for '--min-p'"),

@@ -155,7 +155,7 @@ def test_bits_are_those_that_llama_cpp_counts(found, files):
 
 def test_clean_knows_all_that_is_kept(found, folder):
     (kept,) = find_leftovers(folder / "work", ())
-    assert kept.kind == "what eval keeps of tiny-llama4_text"
+    assert kept.kind == "what eval keeps about tiny-llama4_text"
     assert kept.foreign == ()
 
 

@@ -50,7 +50,7 @@ def test_a_domain_that_is_too_short_is_said():
     documents = corpus(400) + corpus(39, domain="code")
     text = held_out(documents, encode, 4 * LENGTH, LENGTH, Recorded(lines=said))
     assert set(text.domain) == {"prose"}
-    assert said == ["the text holds less than 40 tokens of code, which is left out"]
+    assert said == ["the text has fewer than 40 tokens of code, which is left out"]
 
 
 def test_the_first_windows_are_the_text_itself():
@@ -67,5 +67,7 @@ def test_bytes_are_those_of_the_scored_tokens():
 
 
 def test_text_without_a_document_of_a_window_is_refused():
-    with pytest.raises(UserError, match=r"no 40 tokens of any domain; give more text with text"):
+    with pytest.raises(
+        UserError, match=r"fewer than 40 tokens of each domain; give more text with text"
+    ):
         held_out(corpus(10, 20), encode, 400, LENGTH, Silent())

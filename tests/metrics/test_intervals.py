@@ -79,7 +79,7 @@ def test_documents_of_unlike_lengths_count_as_fewer():
 
 def test_what_is_said_of_too_few_documents():
     assert too_few(3) == "too few documents for an interval (3; at least 5 are needed)"
-    assert "6, but so unlike in length that they count as fewer than the 5" in too_few(6)
+    assert "6, but of such different lengths that they count as fewer than the 5" in too_few(6)
 
 
 def test_one_domain_without_enough_documents_leaves_all_without_an_interval():

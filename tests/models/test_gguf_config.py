@@ -112,5 +112,5 @@ def test_context_ends_where_a_window_would_matter() -> None:
 def test_gemma3_as_llamacpp_does_not_run_it(field: str, value: object) -> None:
     gemma = config("gemma3_text", query_pre_attn_scalar=64)
     assert gguf_keys(gemma)["gemma3.rope.freq_base"] == 1e6
-    with pytest.raises(UserError, match="write MLX instead"):
+    with pytest.raises(UserError, match="give to='mlx'"):
         gguf_keys({**gemma, field: value})

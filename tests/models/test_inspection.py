@@ -40,7 +40,7 @@ def test_sizes_by_part(mobilellm: Inspection) -> None:
 @pytest.mark.parametrize(
     ("subject", "words"),
     [
-        ("num_local_experts", "rewritten, exactly, to qwen3"),
+        ("num_local_experts", "rewrites it as qwen3, which computes the same"),
         ("intermediate_size_mlp", "one SwiGLU, 2048 wide"),
         ("no_rope_layers", "22 flags for 15 layers"),
         ("attn_scale", "0.1 has no effect"),

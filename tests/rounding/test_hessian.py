@@ -67,7 +67,7 @@ def test_a_hessian_that_is_not_finite_is_refused_by_name(wrong):
 def test_a_hessian_that_never_factorizes_is_refused_by_name():
     """Damping, which is a share of the mean diagonal, cannot reach the other numbers."""
     hessian = torch.eye(32) + 1e12 * (torch.ones(32, 32) - torch.eye(32))
-    with pytest.raises(UserError, match=r"the Hessian of mine does not factorize, not even"):
+    with pytest.raises(UserError, match=r"the Hessian of mine cannot be factorized, even"):
         factorize(hessian.unsqueeze(0), ["mine"], Silent())
 
 

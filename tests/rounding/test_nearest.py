@@ -88,7 +88,7 @@ def test_rows_can_be_permuted_before_or_after(qtype):
 def test_weights_out_of_range_are_refused(qtype, largest):
     weight = awkward_matrix()
     weight[5, 7] = largest
-    with pytest.raises(UserError, match=f"{qtype.name} .* put this matrix on BF16"):
+    with pytest.raises(UserError, match=f"{qtype.name} .* give this matrix the type BF16"):
         fit(qtype, weight, None)
 
 
@@ -106,7 +106,7 @@ def test_large_weights_are_refused_or_held(qtype, largest):
 
 
 def test_a_float_out_of_range_is_refused():
-    with pytest.raises(UserError, match="put this matrix on F32"):
+    with pytest.raises(UserError, match="give this matrix the type F32"):
         fit(qtypes.get("BF16"), torch.tensor([[3.4028e38]]), None)
 
 

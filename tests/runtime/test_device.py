@@ -15,7 +15,7 @@ from tests.quick import invoke
 
 def test_without_a_gpu_cuda_is_refused_in_a_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    missing = r"device='cuda' is not there: .*; leave it out, or give device='cpu'"
+    missing = r"device='cuda' is not available: .*; leave it out, or give device='cpu'"
     with pytest.raises(UserError, match=missing), computing("cuda", None):
         pass
     with computing("auto", None):
@@ -57,7 +57,7 @@ def test_every_verb_that_computes_refuses_a_device_that_is_not_there(capfd, monk
     assert invoke(verb, "demo", "--bits", "5", "--device", "cuda") == 2
     said = capfd.readouterr()
     assert said.out == ""
-    assert said.err.startswith("bitquilt: --device cuda is not there")
+    assert said.err.startswith("bitquilt: --device cuda is not available")
     assert said.err.count("\n") == 1
 
 

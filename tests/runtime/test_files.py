@@ -152,7 +152,7 @@ def test_a_file_never_takes_the_place_of_a_directory(tmp_path, name):
 def test_room_is_known_beforehand(tmp_path):
     require_room(tmp_path / "new", 1)
     assert (tmp_path / "new").is_dir()
-    with pytest.raises(UserError, match=r"bytes free and 1,[0,]+ are needed; free space"):
+    with pytest.raises(UserError, match=r"bytes free, but 1,[0,]+ are needed; free space"):
         require_room(tmp_path, 10**30)
 
 

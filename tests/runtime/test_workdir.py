@@ -39,7 +39,7 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 def test_somebody_elses_directory_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(UserError, match="not empty and not ours"):
+    with pytest.raises(UserError, match="has files that bitquilt did not write"):
         WorkDir(tmp_path, {})
 
 

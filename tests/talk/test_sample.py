@@ -72,7 +72,7 @@ def test_limits() -> None:
     assert (end.answer, end.finish_reason) == ("Bec", "length")
     _, end, _ = ask(reciting("Because."), PLAIN, context=9)
     assert (end.answer, end.finish_reason) == ("Beca", "length")
-    with pytest.raises(UserError, match="5 tokens long and the model reads 5"):
+    with pytest.raises(UserError, match="5 tokens long, but the model can read only 5"):
         ask(reciting("Because."), PLAIN, context=5)
 
 

@@ -91,5 +91,5 @@ def test_votes(engine: Engine) -> None:
 
 
 def test_a_conversation_too_long_is_one_sentence(engine: Engine) -> None:
-    with pytest.raises(UserError, match="the model reads 2,048"):
+    with pytest.raises(UserError, match="the model can read only 2,048"):
         ask(Session(engine, GREEDY), "one two three " * 1000)

@@ -55,7 +55,9 @@ def overhead_note(checkpoint: Checkpoint, size: int, target: Target) -> str:
     }
     taken = " and ".join(f"{human(nbytes)} in {name}" for name, nbytes in overheads.items())
     bits = " and ".join(f"{bits:.2f} bits in {name}" for name, bits in left.items())
-    return f"of {human(size)}, tokenizer and metadata take {taken}; the weights get {bits}"
+    return (
+        f"of {human(size)}, the tokenizer and metadata take {taken}; that leaves the weights {bits}"
+    )
 
 
 def front(space: AllocationSpace, capacity: int, step: int) -> list[float]:
@@ -110,7 +112,7 @@ def knee_note(space: AllocationSpace, capacity: int, layout: Layout) -> str:
     halving = STEP_BITS / math.log2(kls[0] / kls[1])
     more = layout.fixed_bytes + capacity + steps * step
     return (
-        f"{bits:.2f} bits are below the knee: the predicted KL halves with every {halving:.2f} "
-        f"bits more; at {bits + steps * STEP_BITS:.2f} bits ({human(more)} on disk) it is "
-        f"{kls[steps]:.2g} instead of {kls[0]:.2g} nats/token"
+        f"{bits:.2f} bits are below the knee, where size matters most: every {halving:.2f} bits "
+        f"more halve the predicted KL; at {bits + steps * STEP_BITS:.2f} bits ({human(more)} on "
+        f"disk) it is {kls[steps]:.2g} instead of {kls[0]:.2g} nats/token"
     )

@@ -80,8 +80,8 @@ def affordable_search(config: SearchConfig, budget: TextBudget, progress: Progre
         return config
     if config.method == "race" and not budget.races:
         progress.say(
-            "the mix is the exact knapsack's: on this machine a race would take long; "
-            f"--search-tokens={LEAST_RACED * budget.window} or more runs it"
+            "the types are chosen by the exact knapsack, as a race would take long on this "
+            f"machine; --search-tokens={LEAST_RACED * budget.window} or more runs the race"
         )
         config = replace(config, method="knapsack")
     if config.method == "evopress":  # has a schedule of its own
@@ -207,11 +207,11 @@ class _Files:
             if evaluator.precision != "highest":
                 noise = evaluator.noise(read, self.plans[0].allocation, [0])
                 kind = PRODUCTS[evaluator.precision]
-                told = f"products in {kind} move the KL of a mix by {noise:+.2%}"
+                told = f"products in {kind} change the KL by {noise:+.2%}"
                 if abs(noise) <= ROUGH:
-                    self.progress.say(f"the search multiplies in {kind}: {told}")
+                    self.progress.say(f"the search multiplies matrices in {kind}: {told}")
                 else:
-                    self.progress.say(f"the search multiplies in float32: {told}")
+                    self.progress.say(f"the search multiplies matrices in float32: {told}")
                     for each in (evaluator, measure):
                         each.multiply_exactly()
             return read

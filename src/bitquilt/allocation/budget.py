@@ -77,8 +77,8 @@ def parse_size(text: str) -> int:
     if not unit and float(number) < _LEAST_FILE:
         meant = f"{number}{'MB' if float(number) >= _LEAST_MB else 'GB'}"
         raise UserError(
-            f"--size={number} has no unit and means {number} bytes, and no model is so small; did "
-            f"you mean {meant}?"
+            f"--size={number} has no unit, so it means {number} bytes, and no model is that "
+            f"small; did you mean {meant}?"
         )
     return int(float(number) * _UNITS[unit])
 

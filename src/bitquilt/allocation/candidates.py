@@ -73,12 +73,12 @@ def candidate_sets(
     if capacity < least:
         raise UserError(
             f"{budget} is too small: {holding}the smallest possible {target} file has "
-            f"{_offered(layout, least, math.ceil)}, or more"
+            f"{_offered(layout, least, math.ceil)} or more"
         )
     if capacity > most:
         raise UserError(
             f"{budget} is too large: {holding}the largest possible {target} file has "
-            f"{_offered(layout, most, math.floor)}, or less"
+            f"{_offered(layout, most, math.floor)} or less"
         )
     enough = capacity - CLOSE_TO_BUDGET * budget.nbytes(layout.weights)
     if fullest_nbytes(widest, capacity) < enough:

@@ -115,8 +115,8 @@ class Evaluator:
             if not np.isfinite(own).all():
                 types = " and ".join(sorted(set(allocation.values())))
                 raise UserError(
-                    f"{self._model.checkpoint.name} computes NaN or infinity with its matrices on "
-                    f"{types}, most often since their scales overflow float16; {OTHER_TYPES}"
+                    f"{self._model.checkpoint.name} computes NaN or infinity with its matrices in "
+                    f"{types}, usually because their scales overflow float16; {OTHER_TYPES}"
                 )
 
     def multiply_exactly(self) -> None:

@@ -116,8 +116,8 @@ def kl_attribution(
         if not np.isfinite(found[-1]).all():
             broken = next(m for m, own in zip(stretch, found[-1], strict=True) if not isfinite(own))
             raise UserError(
-                f"{checkpoint.name} computes NaN or infinity where its matrices are quantized, "
-                f"{broken} to {allocation[broken]} among them; {OTHER_TYPES}"
+                f"{checkpoint.name} computes NaN or infinity once its matrices are quantized, for "
+                f"example {broken} to {allocation[broken]}; {OTHER_TYPES}"
             )
         progress.advance()
     return np.array(found)

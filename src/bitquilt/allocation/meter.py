@@ -64,7 +64,7 @@ class Meter:
         """Tokens spent and time left, for people."""
         tokens, seconds = self._limits.tokens - self.tokens, self._limits.seconds - self.seconds
         left = min(tokens * self._window_seconds / self.window_tokens, seconds)
-        return f"{self.tokens:,} of {self._limits.tokens:,} tokens, {left:.0f} s left at most"
+        return f"{self.tokens:,} of {self._limits.tokens:,} tokens, at most {left:.0f} s left"
 
     @property
     def _window_seconds(self) -> float:

@@ -49,11 +49,18 @@ class Request:
         """What of the request has no effect, and why."""
         if self.budget and self.recipe and (self.recipe.default or self.recipe.rules):
             where = self.recipe.where
-            return (f"with a budget only the pins of {where} hold, not its default and rules",)
+            return (
+                (
+                    f"with --bits or --size, only the pins of {where} apply; its default and rules "
+                    "have no effect"
+                ),
+            )
         if self.budget is None and self.searches:
             return (
-                "a recipe without a budget leaves nothing to search: the options of the search "
-                "have no effect",
+                (
+                    "a recipe without --bits or --size leaves nothing to search, so the search "
+                    "options have no effect"
+                ),
             )
         return ()
 
@@ -90,7 +97,7 @@ def _budget(bits: float | None, size: str | None, preset: str | None) -> Budget 
         return None
     if preset is not None:
         raise UserError(
-            f"preset {preset} has a size of its own; leave out the budget or the preset"
+            f"preset {preset} decides the size itself; leave out the preset, or --bits and --size"
         )
     return Budget(bits=bits) if bits is not None else Budget(size=parse_size(str(size)))
 
@@ -276,10 +283,9 @@ def _larger_than_source(
     if after < before:
         return []
     return [
-        f"{checkpoint.name}-{request.label}{target.suffix} will have {after:,} bytes, and its "
-        f"source {source.name}, which is quantized already, has {before:,}: a larger file is no "
-        "closer to the original than its source is; ask for a smaller one, or quantize the "
-        "original checkpoint"
+        f"{checkpoint.name}-{request.label}{target.suffix} will have {after:,} bytes, its source "
+        f"{source.name} has {before:,} and is already quantized: a larger file cannot be closer to "
+        "the original than its source; ask for a smaller one, or quantize the original checkpoint"
     ]
 
 

@@ -161,10 +161,13 @@ class RaceSearch:
         self._surrogate, scores, learned = Surrogate.fit(self._parts, self._observations)
         self._trusted = learned.rank >= self._schedule.least_rank
         count = len(self._observations)
-        progress.say(f"{count} mixes measured; scores predict their KL with {scores}")
-        progress.say(f"a surrogate that learns from the other mixes predicts it with {learned}")
+        progress.say(f"{count} mixes of types were measured; scores predict their KL with {scores}")
+        progress.say(f"a model that learns from the other mixes predicts it with {learned}")
         if not self._trusted:
-            progress.say("neither is reliable enough, so the search tries random level swaps next")
+            progress.say(
+                "neither is reliable enough, so the search next tries random exchanges of bits "
+                "between matrices"
+            )
 
     def _proposals(self, capacity: int) -> list[AllocationVector]:
         best, count = self.best[capacity], self._schedule.proposals

@@ -69,7 +69,8 @@ class RayEvaluator:
         kind, size = _worker(nodes, cpus)
         total = int(self._ray.cluster_resources().get(kind, 0) // size)
         progress.say(
-            f"Ray: {_count(total, 'worker')} on {_count(len(nodes), 'machine')} measure mixes"
+            f"Ray: {_count(total, 'worker')} on {_count(len(nodes), 'machine')} measure mixes of "
+            "types"
         )
         resources = {"num_gpus": size} if kind == "GPU" else {"num_cpus": size}
         self._task = self._ray.remote(_kl).options(max_retries=RETRIES, **resources)
@@ -105,8 +106,8 @@ class RayEvaluator:
         except self._ray.exceptions.RayError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"Ray could not measure a mix: {reason}; make sure that every machine has "
-                "this version of bitquilt and memory enough, and give the same command again"
+                f"Ray could not measure a mix of types: {reason}; make sure that every machine "
+                "has this version of bitquilt and enough memory, and give the same command again"
             ) from error
         except KeyboardInterrupt:
             for task in tasks:
@@ -148,8 +149,8 @@ def _connected(address: str) -> Any:
         except (ConnectionError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"no Ray cluster at {address}: {reason}; start one with `ray start --head`, or "
-                "give --ray without an address"
+                f"there is no Ray cluster at {address}: {reason}; start one with `ray start "
+                "--head`, or give --ray without an address"
             ) from None
     return ray
 

@@ -144,8 +144,8 @@ def resolve_recipe(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[
         choice = next(matching, recipe.default)
         if choice is None:
             raise UserError(
-                f'{recipe.where} gives {module} no type; add a "default", or ask for a size with '
-                "--bits or --size"
+                f'{recipe.where} does not give {module} a type; add a "default", or ask for a size '
+                "with --bits or --size"
             )
         allocation[module] = _qtype_for(choice, module, columns, target, recipe.where)
     return allocation
@@ -211,9 +211,9 @@ def require_fit(qtype: str, module: str, columns: int, target: str, where: str) 
     if target not in found.targets:
         other = ", ".join(sorted(found.targets))
         raise UserError(
-            f"{where} asks for {qtype} on {module}, but {target} files cannot hold it "
-            f"(it is a type of {other}); choose one of {fitting}, or name one type per "
-            f"target: {_per_target('…')}"
+            f"{where} asks for {qtype} on {module}, but {target} files cannot hold it (it is a "
+            f"type of {other}); choose one of {fitting}, or name one type for each format: "
+            f"{_per_target('…')}"
         )
     if not found.fits(columns):
         raise UserError(
@@ -312,7 +312,7 @@ def _check_format(number: Any, where: str) -> None:
         )
     raise UserError(
         f"{where} has recipe format {number}, but this version of bitquilt reads format {FORMAT}; "
-        f'rename "grid" to "type" in all rules, and say "format": {FORMAT}'
+        f'rename "grid" to "type" in all rules, and write "format": {FORMAT}'
     )
 
 

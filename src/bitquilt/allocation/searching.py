@@ -65,17 +65,20 @@ def run_search(
             name, size = names[capacity], space.nbytes(vector)
             qtypes = " ".join(space.allocation(vector).values())
             history.write({"best": qtypes, "file": name, "bytes": size, "at": kl} | meter.spent)
-            news = "the best mix so far stays the best"
+            news = "the best mix of types so far stays the best"
             if changed:  # every race reads other text, so a KL alone says nothing
                 news = (
-                    f"a mix of {size:,} bytes has KL {kl:.3g} nats/token where the best before it "
-                    f"has {before:.3g} on the same text"
+                    f"a mix of types of {size:,} bytes has KL {kl:.3g} nats/token; the best "
+                    f"before it has {before:.3g} on the same text"
                 )
             progress.say(f"{name}: {news}; {meter.progress}")
     except SpentError:
         progress.say("the search has used up its tokens or its time")
     except KeyboardInterrupt:
-        progress.say("stopped: the best mixes so far are kept, and the same command searches on")
+        progress.say(
+            "stopped: the best mixes of types so far are kept, and the same command continues the "
+            "search"
+        )
     return {name: best[capacity] for name, capacity in task.capacities.items()}
 
 

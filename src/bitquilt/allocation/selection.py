@@ -52,8 +52,8 @@ def verdict(rankings: Sequence[Ranking]) -> str:
     best, *others = rankings
     said = "".join(f"; {one.name} has {one.kl:.3g}, {one.versus_best}" for one in others)
     return (
-        f"the mix of {best.name} is used: on {best.tokens:,} held-out tokens that no search has "
-        f"read, its KL is {best.kl:.3g} nats/token{said}"
+        f"the types of {best.name} are used: on {best.tokens:,} held-out tokens that the search "
+        f"has not read, their KL is {best.kl:.3g} nats/token{said}"
     )
 
 

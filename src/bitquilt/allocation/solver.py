@@ -68,9 +68,9 @@ def _bisected(space: AllocationSpace, capacity: int) -> list[AllocationVector]:
     if (least := least_seconds(space, capacity)) > space.max_seconds:
         left = max(0.0, space.max_seconds)
         raise UserError(
-            f"no mix of that size is so fast: the matrices of the fastest take {least * 1e3:.3g} "
-            f"ms a token, and {left * 1e3:.3g} ms are left for them; ask for less "
-            "speed"
+            "no file of that size is that fast: the matrices of the fastest take "
+            f"{least * 1e3:.3g} ms per token, and only {left * 1e3:.3g} ms are left for them; ask "
+            "for a lower speed"
         )
     low = high = _spread(space.scores) / space.max_seconds / PRICE_STEP**5
     while not space.fast_enough(found := _priced(space, capacity, high)):

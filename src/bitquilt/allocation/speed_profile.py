@@ -75,8 +75,8 @@ class SpeedLimit:
         most = 1 / (self.model.base + least_seconds(AllocationSpace.of(sets), plan.space.capacity))
         if most < self.rate:
             raise UserError(
-                f"{plan.label}: no mix of that size makes {self.rate:g} tokens a second on this "
-                f"machine, the fastest about {most:.3g}; ask for "
+                f"{plan.label}: no file of that size reaches {self.rate:g} tokens a second on "
+                f"this machine, where the fastest reaches about {most:.3g}; ask for "
                 f"--min-tokens-per-second={0.95 * most:.3g}, or for a smaller file"
             )
         return replace(plan, space=replace(plan.space, candidate_sets=sets))
@@ -138,7 +138,8 @@ def speed_limit(
     )
     if model.error > schedule.most_error:
         progress.say(
-            "this machine does too much else to be timed well; types will be timed again next time"
+            "this machine was too busy for reliable timings, so the types will be timed again "
+            "next time"
         )
     elif files:
         with atomic_write(kept) as beside:

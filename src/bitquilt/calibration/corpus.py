@@ -81,11 +81,10 @@ def from_file(path: Path) -> list[Document]:
         ]
     else:
         raise UserError(
-            f"{path} is neither .txt nor .jsonl (optionally .gz or .xz); "
-            "rename or convert the calibration text."
+            f"{path} is neither .txt nor .jsonl (optionally .gz or .xz); rename or convert the text"
         )
     if not documents:
-        raise UserError(f"{path} holds no text; give a file with documents in it.")
+        raise UserError(f"{path} holds no text; give a file with documents in it")
     return documents
 
 
@@ -95,18 +94,18 @@ def _decompressed(path: Path) -> str:
         with openers.get(path.suffix, open)(path, "rb") as file:
             data: bytes = file.read()
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} can't be decompressed ({error}); compress it again.") from error
+        raise UserError(f"{path} can't be decompressed ({error}); compress it again") from error
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist{suggestion(path)}") from error
     except OSError as error:
         raise UserError(
-            f"{path} can't be read ({error.strerror}); check the path of the text."
+            f"{path} can't be read ({error.strerror}); check the path of the text"
         ) from error
     try:
         return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text.") from error
+        raise UserError(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text") from error
 
 
 def _user_document(line: str, path: Path, number: int) -> Document:
@@ -114,15 +113,15 @@ def _user_document(line: str, path: Path, number: int) -> Document:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}, line {number}: not JSON ({error.msg}); write one JSON object a line."
+            f"{path}, line {number}: not JSON ({error.msg}); write one JSON object per line"
         ) from error
     text, messages = (
         (record.get("text"), record.get("messages")) if isinstance(record, dict) else (None, None)
     )
     if isinstance(text, str) == _are_messages(messages):
         raise UserError(
-            f"{path}, line {number}: give either `text` (a string) or `messages` "
-            "(a list of objects with `role` and `content`)."
+            f"{path}, line {number}: give either `text` (a string) or `messages` (a list of "
+            "objects with `role` and `content`)"
         )
     return _document(record, source=f"{path.name}#{number}")
 
@@ -224,8 +223,8 @@ def windows(
     total = sum(available.values())
     if total < count:
         raise UserError(
-            f"The text has {sum(lengths.values())} tokens, enough for {total} windows of {length}, "
-            f"and {count} are needed; give more text."
+            f"the text has {sum(lengths.values())} tokens, enough for {total} windows of {length} "
+            f"tokens, but {count} windows are needed; give more text"
         )
     rng = np.random.default_rng(seed)
     chosen = []

@@ -47,7 +47,8 @@ def encoder(checkpoint: Checkpoint) -> Encode:
         if (largest := max(ids, default=0)) >= rows:
             raise UserError(
                 f"the tokenizer in {checkpoint.tokenizer_dir} gives the id {largest}, but "
-                f"{checkpoint.name} has {rows} embeddings; the tokenizer belongs to another model"
+                f"{checkpoint.name} has {rows} embeddings; the tokenizer belongs to another "
+                "model: put the model's own there"
             )
         return ids
 

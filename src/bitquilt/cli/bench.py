@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 def bench(models: tuple[str, ...], config: BenchConfig, as_json: bool) -> None:
     """Measure how fast each MODEL runs on this machine.
 
-    MODEL is what `run` takes: what is neither a GGUF file nor an MLX directory runs in PyTorch, in
-    float32. Models take turns, so that whatever else the machine does disturbs all of them alike.
-    Speeds are shown beside what the machine can do at best.
+    MODEL is what `run` takes. GGUF files run in llama.cpp, MLX directories in mlx-lm, and anything
+    else in PyTorch, in float32. The models take turns, so that other work on this machine slows all
+    of them alike. Each speed is shown with the share of the machine's best that it reaches.
 
     \b
     bitquilt bench demo-4.5bit.gguf demo-Q4_K_M.gguf --batch 1,8
@@ -45,7 +45,9 @@ def _print(found: BenchResult) -> None:
     told = all(speed.joules is not None for speed in found.speeds)
     for load, speeds in groupby(found.speeds, key=lambda speed: speed.load):
         several = f"{load.batch} prompts" if load.batch > 1 else "one prompt"
-        console.print(f"[bold]{several} of {load.prompt} tokens, {load.answer} answered[/bold]")
+        console.print(
+            f"[bold]{several} of {load.prompt} tokens, answers of {load.answer} tokens[/bold]"
+        )
         columns = ("prompt,\ntokens/s", "answer,\ntokens/s", "first\ntoken", "late gap", "memory")
         headings = (*columns, "J/token") if told else columns
         table = figures_table("file", headings, fold_first=True)
@@ -64,9 +66,9 @@ def _print(found: BenchResult) -> None:
     console.print(
         f"{machine.name}, {machine.cores} cores: {machine.bandwidth / 1e9:.1f} GB/s from memory, "
         f"{machine.flops / 1e9:.0f} GFLOP/s in float32. The percentage below a prompt's speed is "
-        "the share of these operations that it uses; the one below an answer's speed is the share "
-        "of memory's bandwidth. One in twenty gaps between tokens is longer than the late gap. "
+        "the share of those operations that it uses; the one below an answer's speed is its "
+        "share of the bandwidth. One in twenty gaps between tokens is longer than the late gap. "
         f"Figures are medians of {found.rounds} turns."
-        + ("" if told else " This system does not tell the energy that it uses."),
+        + ("" if told else " Energy is not shown, since this system does not report it."),
         markup=False,
     )

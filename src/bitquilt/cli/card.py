@@ -18,10 +18,10 @@ from bitquilt.runtime.files import atomic_write
 def card(models: tuple[str, ...], config: CardConfig, as_json: bool) -> None:
     """Print the model card of a quantized MODEL.
 
-    MODEL is one or more GGUF files, or one MLX directory. The card has the original's licence and
-    gate. It has the figures that `bitquilt eval` left beside each MODEL, or else those that
-    `bitquilt quantize` left in its work directory. With -o you also get the licence's text, and a
-    Modelfile, which Ollama needs, for every GGUF file.
+    MODEL is one or more GGUF files, or one MLX directory. The card repeats the original's licence
+    and gate. It shows the figures that `bitquilt eval` left beside each MODEL, or else those that
+    `bitquilt quantize` left in its work directory. With -o you also get the licence's text and, for
+    Ollama, a Modelfile for every GGUF file.
 
     \b
     bitquilt card demo-4.5bit.gguf --against demo --repo me/demo-GGUF

@@ -42,7 +42,7 @@ Alt-Enter begins a new line, Ctrl-C stops an answer."""
 def chat(model: str, config: AnswerConfig) -> None:
     """Talk with MODEL in the terminal.
 
-    MODEL is what `run` takes. Sampling settings that are not given are the model's own; a model
+    MODEL is what `run` takes. Sampling settings that you leave out are the model's own; a model
     that recommends none decodes greedily. In the conversation, /help lists the commands.
     """
     from bitquilt.engines import open_engine
@@ -112,7 +112,7 @@ class Conversation:
                 screen.show(event)
                 if self._ctrl_c.pressed:
                     click.echo()
-                    _note("the answer was stopped and is left out; /regenerate asks again")
+                    _note("the answer was stopped and is not kept; /regenerate asks again")
                     return
         self._seconds = time.perf_counter() - started
 
@@ -122,7 +122,7 @@ class Conversation:
 
         self._session.engine.close()
         self._session.engine = open_engine(self._model)
-        _note("the engine was started again; the conversation is still there")
+        _note("the engine was restarted; the conversation is kept")
 
     def _system(self, text: str) -> None:
         if text:
@@ -173,15 +173,15 @@ class Conversation:
         generated = end.tokens + end.discarded_tokens
         _note(
             f"{end.tokens} tokens, {end.thinking_tokens} of them reasoning, "
-            f"{generated / max(self._seconds, 1e-9):.1f} tokens/s; {end.rollbacks} rollbacks; "
-            f"the conversation has {end.prompt_tokens + end.tokens} tokens, of which "
-            f"{end.prefilled_tokens} were read for this answer"
+            f"{generated / max(self._seconds, 1e-9):.1f} tokens/s; {end.rollbacks} loops taken "
+            f"back; the conversation has {end.prompt_tokens + end.tokens} tokens, and "
+            f"{end.prefilled_tokens} of them were read for this answer"
         )
 
 
 def _path(name: str, usage: str) -> Path:
     if not name:
-        raise UserError(f"the name of a file is missing; type {usage}")
+        raise UserError(f"the file's name is missing; type {usage}")
     return Path(name).expanduser()
 
 

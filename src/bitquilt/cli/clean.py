@@ -21,15 +21,17 @@ BESIDE = (".recipe.json", ".eval.json")
 
 @click.command()
 @click.argument("directory", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
-@click.option("--yes", is_flag=True, help="Nothing is asked: what is listed is removed.")
+@click.option(
+    "--yes", is_flag=True, help="Everything that is listed is removed, without a question."
+)
 @JSON
 def clean(directory: Path | None, yes: bool, as_json: bool) -> None:
     """List what bitquilt left on the disk, and remove it if you agree.
 
-    That is work directories in DIR and up to two folders below, which make further files of a
-    model quick, and what killed runs were writing. Without DIR it is those in the present
-    directory, and in your cache what `eval` keeps of originals and the tokenizers of GGUF files.
-    Models, recipes, figures and files that bitquilt did not write stay.
+    In DIR and up to two folders below it, these are work directories, with which further files of a
+    model are quick to make, and files that killed runs left half-written. Without DIR, they are
+    those of the current directory and, in your cache, what `eval` keeps about originals and the
+    tokenizers of GGUF files. Models, recipes, figures, and files that bitquilt did not write stay.
 
     \b
     bitquilt clean
@@ -55,15 +57,15 @@ def work_dir_told(path: Path) -> str:
     from bitquilt.runtime.leftovers import directory_bytes
 
     return (
-        f"The work directory {path} has {human(directory_bytes(path))}; it makes further files of "
-        f"this model quick. To remove it: bitquilt clean {shlex.quote(str(path))}"
+        f"The work directory {path} takes {human(directory_bytes(path))}; with it, further files "
+        f"of this model are quick to make. To remove it: bitquilt clean {shlex.quote(str(path))}"
     )
 
 
 def _list(found: list[Leftover], directory: Path | None) -> None:
     where = directory or f"{Path.cwd()} and the cache"
     if not found:
-        click.echo(f"Nothing that bitquilt left is in {where}.")
+        click.echo(f"bitquilt left nothing in {where}.")
     for one in found:
         used = "; a run is using it, so it stays" if one.in_use else ""
         age = _age(one.seconds)

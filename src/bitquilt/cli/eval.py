@@ -43,8 +43,8 @@ class _Eval(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if any(argument.partition("=")[0] == "--tasks" for argument in args):
             raise click.UsageError(
-                "eval reads tokens of held-out text; problems are put to models by `bitquilt tasks "
-                "MODEL... --tasks NAME,…`",
+                "eval measures on text; to see how many problems a model solves, use `bitquilt "
+                "tasks MODEL... --tasks NAME,…`",
                 ctx,
             )
         return super().parse_args(ctx, args)
@@ -58,8 +58,9 @@ def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None
     """Measure how far each MODEL is from its original.
 
     MODEL is a GGUF file or an MLX directory. The original also answers some of the text's
-    questions, and each MODEL is measured on its answers too. What the original writes and what it
-    makes of the text is kept for the next evaluation, so a command that was stopped continues.
+    questions, and each MODEL is measured on these answers too. The original's answers and
+    predictions are kept for the next evaluation. A command that was stopped continues when you give
+    it again.
 
     \b
     bitquilt eval demo-4.5bit.gguf --against demo
@@ -96,7 +97,8 @@ def _print(found: Evaluation) -> None:
         for floor in found.floors
     )
     console.print(
-        f"The KL of the original with nothing quantized, below which all is noise: {floors}.",
+        "Even with nothing quantized the original has this KL, and anything below it is noise: "
+        f"{floors}.",
         markup=False,
     )
     if lacking := lacks_documents(found.own):
@@ -105,8 +107,8 @@ def _print(found: Evaluation) -> None:
         console.print(asked, markup=False)
     own = found.own_overall
     console.print(
-        f"The text has {own.tokens:,} held-out tokens of {own.documents} documents; KL is in "
-        f"nats per token, intervals are 95 %, over documents. It took {found.seconds:.0f} s.",
+        f"The figures are of {own.tokens:,} held-out tokens of {own.documents} documents; KL is "
+        f"in nats per token; intervals are 95 %, over documents. It took {found.seconds:.0f} s.",
         markup=False,
     )
 
@@ -157,9 +159,10 @@ def _print_check(console: Console, file: FileResult) -> None:
     check = file.check
     verdict = "within" if check.agree else "more than"
     console.print(
-        f"On {check.tokens:,} of the tokens its KL is {check.in_engine.mean:.3g} nats/token in its "
-        f"engine and {check.in_torch.mean:.3g} in torch on the same weights: they are "
-        f"{check.apart} apart, {verdict} what the engine's own arithmetic adds, {check.between}.",
+        f"On {check.tokens:,} of the tokens, the file's KL is {check.in_engine.mean:.3g} "
+        f"nats/token in its engine and {check.in_torch.mean:.3g} in torch with the same weights. "
+        f"They are {check.apart} apart, {verdict} what the engine's own arithmetic adds, "
+        f"{check.between}.",
         markup=False,
     )
 
@@ -167,13 +170,20 @@ def _print_check(console: Console, file: FileResult) -> None:
 def _verdict(comparison: Comparison) -> str:
     names = " and ".join(comparison.names)
     if any(math.isnan(lead.low) for lead in comparison.ahead):
-        return f"Of one size, {names}: there are too few documents to tell which is closer."
+        return (
+            f"{names} have the same size; there are too few documents to tell which is closer to "
+            "the original."
+        )
     if comparison.winner is None:
-        return f"Of one size, {names}: the intervals do not tell which is closer to the original."
+        return (
+            f"{names} have the same size; the intervals do not tell which is closer to the "
+            "original."
+        )
     leads = "; ".join(
         f"{name}'s by {lead} nats/token"
         for name, lead in zip(comparison.names[1:], comparison.ahead, strict=True)
     )
     return (
-        f"Of one size, {comparison.winner} is the closest to the original: its KL is below {leads}."
+        f"Of the files of its size, {comparison.winner} is the closest to the original: its KL is "
+        f"below {leads}."
     )

@@ -22,7 +22,7 @@ _LEAST_SHARE = 0.005
 @MODEL
 @JSON
 def inspect(model: str, as_json: bool) -> None:
-    """Say what MODEL is, what is odd about it, and what it costs.
+    """Show what MODEL is, where its bytes are, and what is unusual.
 
     \b
     bitquilt inspect facebook/MobileLLM-R1-950M

@@ -137,7 +137,7 @@ def _wants_json(verb: click.Command | None, words: Sequence[str]) -> bool:
 def _going_on(arguments: Sequence[str]) -> str:
     """What to expect of the same command, where it keeps what it did."""
     kept = {"quantize", "search", "eval", "publish"} & set(arguments[:1])
-    return "; the same command continues where it was" if kept else ""
+    return "; the same command continues where it stopped" if kept else ""
 
 
 def _leave(sentence: str, code: int, as_json: bool) -> None:

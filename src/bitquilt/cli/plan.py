@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 @config_options(QuantizeConfig)
 @JSON
 def plan(model: str, config: QuantizeConfig, as_json: bool) -> None:
-    """Print the size and the mix of what `quantize` would write.
+    """Print the exact size and the types that `quantize` would write.
 
-    MODEL may also be a config.json alone. With a budget, the size is final; the mix is a first
-    guess that `quantize` improves within it. Time, memory and disk are estimated for this machine.
-    All options of `quantize` may stay where they are.
+    MODEL may also be a config.json alone. With --bits or --size, the size is final; the types are a
+    first guess that `quantize` improves within that size. Time, memory and disk are estimates for
+    this machine. You can keep all options of `quantize`.
     """
     from bitquilt.allocation import plan as planning
     from bitquilt.forecast.estimate import estimate
@@ -73,7 +73,9 @@ def _print_one(planned: Plan) -> None:
         f"weight\n({planned.bits_on_disk:.3f} bits per weight with everything on disk counted)\n"
     )
     if not planned.layout.breakdown["tokenizer"]:
-        console.print("Without its tokenizer, which a config alone does not tell the size of.\n")
+        console.print(
+            "The tokenizer is not included: a config.json alone does not tell its size.\n"
+        )
     console.print(_breakdown(planned.layout.breakdown, total), "")
     console.print(_mix(planned.allocation), "")
 

@@ -16,9 +16,9 @@ from bitquilt.report.config import PublishConfig
 def publish(models: tuple[str, ...], config: PublishConfig, as_json: bool) -> None:
     """Upload MODEL to the hub with everything that belongs to it.
 
-    That is its card, recipe, evaluation, Modelfile, and the original's licence. Without --upload
-    nothing leaves this machine. An upload that was stopped continues with the same command. The
-    token is the one of `hf auth login`, or HF_TOKEN.
+    That is its card, recipe, evaluation, Modelfile, and the original's licence. Without --upload,
+    nothing leaves this machine. If an upload is stopped, give the same command again to continue.
+    The token is the one of `hf auth login`, or HF_TOKEN.
 
     \b
     bitquilt publish demo-4.5bit.gguf --against demo --repo me/demo-GGUF
@@ -44,12 +44,14 @@ def publish(models: tuple[str, ...], config: PublishConfig, as_json: bool) -> No
         click.echo(sentence)
     for name in model.not_measured:
         click.echo(
-            f"{name} was not measured against {config.against}, so the card has no figures of it; "
-            "`bitquilt eval` measures them."
+            f"{name} was not measured against {config.against}, so the card has no figures for "
+            "it; `bitquilt eval` measures it."
         )
     gate = f", gated ({model.gate}) as the original is" if model.gate else ""
     if address:
         click.echo(f"Published at {address}{gate}.")
     else:
         kind = "private repository" if config.private else "repository"
-        click.echo(f"This would go to the {kind} {model.repository}{gate}; add --upload to do it.")
+        click.echo(
+            f"This would go to the {kind} {model.repository}{gate}; to upload it, add --upload."
+        )

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @config_options(QuantizeConfig)
 @JSON
 def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
-    """Round MODEL to an exact size and measure what that costs.
+    """Quantize MODEL to an exact size and measure what it loses.
 
     \b
     bitquilt quantize demo --bits 4.5
@@ -64,7 +64,7 @@ def _print_table(result: QuantizeResult) -> None:
     for output in result.outputs:
         figures = output.figures
         table.add_row(
-            Text.assemble(name_cell(output.path.name), (f"\nmix: {output.source}", "dim")),
+            Text.assemble(name_cell(output.path.name), (f"\ntypes: {output.source}", "dim")),
             *size_cells(output.nbytes, output.bits, output.bits_on_disk),
             figure_cell(figures.kl, "kl"),
             number(figures.agreement.mean, "agreement"),

@@ -24,7 +24,7 @@ def report(work_dir: str, config: ReportConfig, as_json: bool) -> None:
 
     WORKDIR is the work directory that `bitquilt quantize` left. The page shows size against
     divergence, the bits of every matrix, the evaluations that `bitquilt eval` left beside the
-    files, and what it takes to make the files again. It needs no network and runs no script.
+    files, and the commands that make the files again. It needs no network and runs no script.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.report import page
 

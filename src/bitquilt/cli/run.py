@@ -37,12 +37,14 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
 
     Without PROMPT, the question is read from standard input. A GGUF file runs in llama.cpp, an MLX
     directory in mlx-lm, and anything else that `quantize` takes in PyTorch. Sampling settings that
-    are not given are the model's own; a model that recommends none decodes greedily.
+    you leave out are the model's own; a model that recommends none decodes greedily.
     """
     from bitquilt.engines import open_engine
 
     if config.no_chat_template and config.system is not None:
-        raise click.UsageError("--system needs the chat template")
+        raise click.UsageError(
+            "--system needs the chat template; leave out --system or --no-chat-template"
+        )
     text = prompt if prompt is not None else _piped()
     _require_utf8(text)
     with asking(threads=config.threads), open_engine(model) as engine:
@@ -62,7 +64,7 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
     if final is None and (config.final_only or config.votes):
         click.echo(
             f"bitquilt: {model} gave no {'answer' if config.votes else 'boxed answer'}; ask for "
-            "one with --system boxed, or give it a --think-budget or more --max-tokens",
+            "one with --system boxed, set a --think-budget, or raise --max-tokens",
             err=True,
         )
         sys.exit(NO_FINAL)
@@ -140,7 +142,9 @@ def _vote(
     from bitquilt.talk.votes import vote
 
     if settings.sampling.temperature == 0:
-        raise UserError("greedy samples are all the same; add --temperature 0.6 to --votes")
+        raise UserError(
+            "all greedy answers are the same, so --votes needs a temperature; add --temperature=0.6"
+        )
     started = time.perf_counter()
     progress = Progress()
     with progress.stage("Sampling", count):

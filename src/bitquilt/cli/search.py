@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @config_options(AllocationConfig)
 @JSON
 def search(model: str, config: AllocationConfig, as_json: bool) -> None:
-    """Find the mix that quantize would use, and write it as a recipe.
+    """Choose the type of each matrix as quantize would; write a recipe.
 
     \b
     bitquilt search demo --bits 4.5
@@ -41,8 +41,8 @@ def _print(found: list[SearchResult]) -> None:
     for recipe in found:
         best = recipe.rankings[0]
         click.echo(
-            f"{recipe.path}: the mix of {recipe.source}, for a file of {recipe.nbytes:,} bytes; "
-            f"its KL is {best.kl:.3g} nats/token on {best.tokens:,} held-out tokens"
+            f"{recipe.path}: the types of {recipe.source}, for a file of {recipe.nbytes:,} bytes; "
+            f"their KL is {best.kl:.3g} nats/token on {best.tokens:,} held-out tokens"
         )
     for work_dir in dict.fromkeys(recipe.work_dir for recipe in found):
         click.echo(work_dir_told(work_dir))

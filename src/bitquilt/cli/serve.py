@@ -29,10 +29,10 @@ DRAIN_SECONDS = 3.0
 @MODEL
 @config_options(ServeConfig)
 def serve(model: str, config: ServeConfig) -> None:
-    """Serve MODEL by OpenAI's API, with a chat page.
+    """Serve MODEL through OpenAI's API, with a chat page.
 
-    The server answers to this machine only. MODEL is what `run` takes. Requests may give
-    `think_budget` and `detect_loops` beside the fields of OpenAI's API. Ctrl-C stops the server.
+    Only this machine can reach the server. MODEL is what `run` takes. Besides the fields of
+    OpenAI's API, requests may have `think_budget` and `detect_loops`. Ctrl-C stops the server.
     """
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server

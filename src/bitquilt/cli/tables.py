@@ -20,7 +20,7 @@ NAME_WIDTH = 20
 
 SIZE_HEADINGS = ("size", "bits\n(disk)")
 """The headings of :func:`size_cells`."""
-SIZE_NOTE = "Bits are per weight: of the tensors, and in brackets of everything on disk."
+SIZE_NOTE = "Bits are bits per weight of the tensors and, in brackets, of everything on disk."
 
 
 def size_cells(nbytes: int, bits: float, bits_on_disk: float) -> tuple[str, str]:

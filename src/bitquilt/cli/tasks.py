@@ -123,13 +123,13 @@ def _against(first: str, one: ModelScores) -> Iterator[str]:
 
 def _points(difference: Estimate) -> str:
     low, high = 100 * difference.low, 100 * difference.high
-    verdict = "" if low > 0 or high < 0 else ", no difference beyond doubt"
+    verdict = "" if low > 0 or high < 0 else ", which may be chance"
     return f"{100 * difference.mean:+.1f} points [{low:+.1f}, {high:+.1f}]{verdict}"
 
 
 def _needed(compared: ProblemComparison, repeats: int) -> str:
-    wanted = f"To see {100 * compared.wanted:.0f} points four times in five takes"
+    wanted = f"To see a difference of {100 * compared.wanted:.0f} points four times in five takes"
     if compared.repeats is not None:
         least = "at least " if repeats == 1 else ""  # one run does not tell chance from items
         return f"{wanted} {least}{compared.repeats:,} answers to each of these problems."
-    return f"{wanted} {compared.items:,} problems: more answers to these do not help."
+    return f"{wanted} {compared.items:,} problems; more answers to these would not help."

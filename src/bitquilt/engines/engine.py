@@ -75,9 +75,9 @@ class ModelInfo:
     def broken(self) -> UserError:
         """The error for logits that are NaN or infinite."""
         return UserError(
-            f"{self.name} computes NaN or infinity instead of a next token, most often since "
-            "16-bit numbers overflow; quantize the original to other types, `bitquilt quantize "
-            "ORIGINAL --recipe Q8_0` say, and report this model if that fails too"
+            f"{self.name} computes NaN or infinity instead of a next token, usually because "
+            "16-bit numbers overflow; quantize the original to other types, for example with "
+            "`bitquilt quantize ORIGINAL --recipe Q8_0`, and report this model if that fails too"
         )
 
 

@@ -189,8 +189,8 @@ def load_library() -> ctypes.CDLL:
         version = "none"
     if found is None or version != PINNED:
         raise EngineMissingError(
-            f"llama.cpp is run through xllamacpp {PINNED}, and {version} is installed; "
-            f"pip install xllamacpp=={PINNED}"
+            f"bitquilt runs llama.cpp through xllamacpp {PINNED}, but {version} is installed; run "
+            f"`pip install xllamacpp=={PINNED}`"
         )
     folder = Path((found.submodule_search_locations or [""])[0])
     try:
@@ -212,7 +212,7 @@ def _check(version: str, params: ctypes.Structure, known: dict[str, Any]) -> Non
     for field, value in known.items():
         if getattr(params, field) != value:
             raise EngineMissingError(
-                f"xllamacpp {version} has another layout of llama.cpp's parameters ({field} reads "
-                f"{getattr(params, field)}, not {value}); "
-                f"run `pip install --force-reinstall xllamacpp=={PINNED}`"
+                f"xllamacpp {version} lays out llama.cpp's parameters differently ({field} reads "
+                f"{getattr(params, field)}, not {value}); run `pip install --force-reinstall "
+                f"xllamacpp=={PINNED}`"
             )

@@ -29,6 +29,7 @@ def require_finite_weights(path: Path) -> None:
             return
     if broken is not None:
         raise UserError(
-            f"{broken} in {path} holds NaN or infinite numbers, with which a model says nothing; "
-            "the file is damaged: download it again, or make it again with `bitquilt quantize`"
+            f"{broken} in {path} holds NaN or infinite numbers, with which the model cannot "
+            "answer; the file is damaged: download it again, or make it again with `bitquilt "
+            "quantize`"
         )

@@ -210,14 +210,14 @@ def _talk(
     asked = traces.questions(documents, count)
     if original.chat_template is None:
         progress.say(
-            f"{original.name} has no chat template, so it is asked nothing: files are measured on "
-            "the text alone"
+            f"{original.name} has no chat template, so it cannot be asked questions: files are "
+            "measured on the text alone"
         )
         return None
     if not asked:
         progress.say(
-            "the text has no conversations, so nothing is asked: files are measured on the text "
-            "alone"
+            "the text has no conversations, so there are no questions to ask: files are measured "
+            "on the text alone"
         )
         return None
     return Talk.of(original, asked, config.traces, length, work, progress)

@@ -23,10 +23,10 @@ class TraceConfig(Options):
     """How many of the text's questions the original answers."""
 
     count: int | None = option(
-        "The original answers N of the text's questions at random, and each MODEL is measured on "
-        "these answers too; those of a model that reasons are called reasoning traces. 0 leaves "
-        "them out, and the questions that ORIGINAL and MODEL answer side by side.  [default: 8 to "
-        "32, with at most an eighth of --tokens in all]",
+        "The original answers this many of the text's questions, with sampling, and each MODEL is "
+        "measured on these answers too; those of a model that reasons are called reasoning "
+        "traces. 0 leaves out these answers, and the ones that ORIGINAL and MODEL give side by "
+        "side.  [default: 8 to 32, with at most an eighth of --tokens in all]",
         default=None,
         flag="--traces",
         metavar="N",
@@ -61,13 +61,13 @@ class EvalConfig(Options):
         metavar="ORIGINAL",
     )
     text: str | Path | None = option(
-        "These documents are read instead of the bundled held-out text (.txt or .jsonl).",
+        "Files are measured on this text instead of the bundled held-out text (.txt or .jsonl).",
         default=None,
         metavar="FILE",
     )
     tokens: int = option(
-        "About this many tokens of the text are read; answers, noise and the check of the engine "
-        "are shares of it.",
+        "About this many tokens of the text are read. The answers, the noise and the check of the "
+        "engine take shares of this number.",
         default=65_536,
         metavar="N",
         least=1024,
@@ -88,21 +88,21 @@ class BenchConfig(Options):
     """What is asked of models to measure how fast they are."""
 
     prompt: Sequence[int] = option(
-        "Prompts have these numbers of tokens.",
+        "Prompts of these numbers of tokens are timed.",
         default=(128, 1024),
         metavar="N,N…",
         many=True,
         least=1,
     )
     batch: Sequence[int] = option(
-        "These numbers of prompts are continued at once.",
+        "These numbers of prompts are answered at once, as one batch.",
         default=(1, 4),
         metavar="N,N…",
         many=True,
         least=1,
     )
     answer: int = option(  # tokens reach us in bursts: fewer say nothing of speed
-        "An answer has this many tokens.", default=64, metavar="N", least=16
+        "Every answer has this many tokens.", default=64, metavar="N", least=16
     )
     rounds: int = option(
         "Each model has this many turns; figures are medians over them.",

@@ -140,7 +140,7 @@ class Examiner:
         if self._talk is None or not self._talk.asked:
             return []
         if engine.info.chat_template is None:
-            self._progress.say(f"{file.name} has no chat template, so nothing is asked")
+            self._progress.say(f"{file.name} has no chat template, so it cannot be asked questions")
             return []
         asked, length = self._talk.asked, self._talk.length
         weights = self._original.weights_per_token * WRITING

@@ -122,7 +122,7 @@ class ModelFile:
         if alike < ALIKE:
             raise UserError(
                 f"{self.path} was not made from {original.name}: {name} has the same shape there "
-                f"and other values (a cosine of {alike:.2f}); give the original of this file to "
+                f"but other values (a cosine of {alike:.2f}); give the original of this file to "
                 "--against"
             )
 
@@ -155,8 +155,9 @@ class ModelFile:
             ours = encode(Document("check", "sample", SAMPLE, None))
             if engine.tokenize(SAMPLE, add_special=True) != ours:
                 raise UserError(
-                    f"{self.path}: {self.engine} reads text as other tokens than {original.name}'s "
-                    "own tokenizer; give the original of this file to --against"
+                    f"{self.path}: {self.engine} splits text into other tokens than "
+                    f"{original.name}'s own tokenizer does; give the original of this file to "
+                    "--against"
                 )
             yield engine
 

@@ -189,7 +189,7 @@ class Runner:
         longest = max(load.prompt + load.answer for load in loads)
         if longest > self._engine.info.context:
             raise UserError(
-                f"{self._file.path} has a context of {self._engine.info.context:,} tokens and "
+                f"{self._file.path} has a context of {self._engine.info.context:,} tokens, but "
                 f"{longest:,} are asked for; give a shorter --prompt or --answer"
             )
 

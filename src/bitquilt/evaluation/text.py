@@ -103,11 +103,11 @@ def held_out(
         pieces = _spread_evenly([_pieces(n, encode(d), length) for n, d in own])
         filled = [(ids, labels, domain) for ids, labels in _filled(pieces, per_domain, length)]
         if not filled:
-            progress.say(f"the text holds less than {length} tokens of {domain}, which is left out")
+            progress.say(f"the text has fewer than {length} tokens of {domain}, which is left out")
         windows += filled
     if not windows:
         raise UserError(
-            f"the text holds no {length} tokens of any domain; give more text with --text"
+            f"the text has fewer than {length} tokens of each domain; give more text with --text"
         )
     mixed = [windows[i] for i in np.random.default_rng(0).permutation(len(windows))]
     labels = np.array([window[1] for window in mixed])

@@ -102,7 +102,7 @@ def read_container(path: Path) -> Container:
             except struct.error as error:
                 raise ValueError("it ends within its header") from error
             except RecursionError as error:
-                raise ValueError("it has arrays within arrays without end") from error
+                raise ValueError("it nests arrays too deeply") from error
 
 
 def read_pairs(path: Path, container: Container) -> Metadata:
@@ -197,7 +197,7 @@ def _parse(cursor: _Cursor) -> Container:
     cursor.at = len(_MAGIC)
     version, tensors, pairs = cursor.take("I"), cursor.take("Q"), cursor.take("Q")
     if version not in _VERSIONS:
-        raise ValueError(f"it has GGUF version {version}, and 2 and 3 are known")
+        raise ValueError(f"its GGUF version is {version}, and only 2 and 3 are known")
     metadata, spans = {}, {}
     for _ in range(pairs):
         key, start = cursor.string(), cursor.at
@@ -210,7 +210,7 @@ def _parse(cursor: _Cursor) -> Container:
         table[name] = sizes, gguf.GGMLQuantizationType(cursor.take("I")), cursor.take("Q")
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0:
-        raise ValueError(f"it aligns its tensors to {alignment!r}")
+        raise ValueError(f"it aligns its tensors to {alignment!r}, which is not a number of bytes")
     start = aligned(cursor.at, alignment)
     found = {
         name: _tensor(name, sizes, kind, start + offset, len(cursor.data))

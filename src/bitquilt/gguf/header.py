@@ -65,7 +65,7 @@ class GgufHeader:
         if len(set(value)) != 1:
             raise UserError(
                 f"{self.path} has {self.architecture}.{key} differing between layers, which "
-                "bitquilt cannot express; quantize another model"
+                "bitquilt does not support; quantize another model"
             )
         return int(value[0])
 

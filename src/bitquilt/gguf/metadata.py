@@ -77,8 +77,8 @@ def read_hyperparameters(header: GgufHeader) -> Hyperparameters:
     head_dim = header.get("attention.key_length", width // heads)
     if header.get("attention.value_length", head_dim) != head_dim:
         raise UserError(
-            f"{header.path} has values of another width than its keys "
-            f"({header.architecture}.attention.value_length), which bitquilt cannot express; "
+            f"{header.path} has attention values and keys of different widths "
+            f"({header.architecture}.attention.value_length), which bitquilt does not support; "
             "quantize another model"
         )
     return Hyperparameters(

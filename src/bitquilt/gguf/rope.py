@@ -52,8 +52,8 @@ def rope_keys(parameters: RopeParameters) -> dict[str, MetadataValue]:
     if kind == "yarn":
         return _yarn_keys(parameters)
     raise UserError(
-        f"rope_scaling of type {kind} has no exact GGUF form; "
-        "write MLX instead, or remove it from config.json to run without it"
+        f"rope_scaling of type {kind} cannot be written exactly as GGUF; give --to=mlx, or remove "
+        "it from config.json to run without it"
     )
 
 
@@ -62,7 +62,8 @@ def _yarn_keys(parameters: RopeParameters) -> dict[str, MetadataValue]:
     odd += [k for k in ("attention_factor", "mscale", "mscale_all_dim") if parameters.get(k)]
     if odd:
         raise UserError(
-            f"rope_scaling.{odd[0]} of this YaRN model has no exact GGUF form; write MLX instead"
+            f"rope_scaling.{odd[0]} of this YaRN model cannot be written exactly as GGUF; give "
+            "--to=mlx"
         )
     return {
         "rope.scaling.type": "yarn",
@@ -81,9 +82,9 @@ def read_rope(header: GgufHeader, head_dim: int) -> RopeParameters:
     rotary = header.get("rope.dimension_count", head_dim)
     if rotary != head_dim:
         raise UserError(
-            f"{header.path} turns {rotary} of {head_dim} dimensions of a head "
+            f"{header.path} applies RoPE to {rotary} of the {head_dim} dimensions of a head "
             f"({header.architecture}.rope.dimension_count), and bitquilt reads only models that "
-            "turn all of them; quantize another model"
+            "apply it to all of them; quantize another model"
         )
     theta = float(header.get("rope.freq_base", _DEFAULT_THETA))
     if ROPE_FREQS in header.tensors:
@@ -98,8 +99,8 @@ def _read_scaling(header: GgufHeader) -> RopeParameters:
     if kind not in ("linear", "yarn"):
         raise UserError(
             f"{header.path} scales RoPE by {kind} ({header.architecture}.rope.scaling.type), and "
-            "bitquilt reads none, linear, yarn and Llama 3's rope_freqs; quantize from the Hugging "
-            "Face checkpoint"
+            "bitquilt reads only none, linear, yarn and Llama 3's rope_freqs; quantize from the "
+            "Hugging Face checkpoint"
         )
     scaling = {"rope_type": kind, "factor": float(header.required("rope.scaling.factor"))}
     if kind == "yarn":
@@ -139,7 +140,7 @@ def _read_llama3(header: GgufHeader, theta: float, head_dim: int) -> RopeParamet
     assert expected is not None
     if expected.shape != found.shape or not np.allclose(expected, found, rtol=1e-3):
         raise UserError(
-            f"{header.path} has RoPE factors ({ROPE_FREQS}) that Llama 3's scaling does not give; "
-            "quantize from the Hugging Face checkpoint"
+            f"{header.path} has RoPE factors ({ROPE_FREQS}) that do not follow from Llama 3's "
+            "scaling; quantize from the Hugging Face checkpoint"
         )
     return scaling

@@ -213,8 +213,8 @@ def too_few(documents: int) -> str:
     if documents < FEWEST:
         return f"too few documents for an interval ({documents}; at least {FEWEST} are needed)"
     return (
-        f"too few documents for an interval ({documents}, but so unlike in length that they count "
-        f"as fewer than the {FEWEST} that are needed)"
+        f"too few documents for an interval ({documents}, but of such different lengths that they "
+        f"count as fewer than the {FEWEST} that are needed)"
     )
 
 

@@ -105,7 +105,7 @@ def weights_metrics(
 
 
 OTHER_TYPES = (
-    "quantize with other types, --recipe=Q8_0 say, and report this model if that fails too"
+    "quantize with other types, for example --recipe=Q8_0, and report this model if that fails too"
 )
 """What to do about a quantized model that computes NaN or infinity."""
 
@@ -125,8 +125,8 @@ def require_finite(
         if not torch.isfinite(tokens.sum()) and not (finite := torch.isfinite(tokens)).all():
             first = seen + int((~finite).any(-1).nonzero()[0])
             raise UserError(
-                f"{name}: {engine} computes NaN or infinity at token {first} of the text, "
-                f"most often since 16-bit numbers overflow; {remedy}"
+                f"{name}: {engine} computes NaN or infinity at token {first} of the text, usually "
+                f"because 16-bit numbers overflow; {remedy}"
             )
         seen += len(tokens)
         yield tokens

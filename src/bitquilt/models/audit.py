@@ -51,10 +51,10 @@ def audit_template(template: str | None, where: str | None) -> tuple[Finding, ..
 
 def _about(template: str | None, where: str | None) -> str:
     if template is None:
-        without = "the model continues text and takes no messages"
+        without = "the model continues plain text and cannot chat"
         if where is None:
             return f"There is none; {without}"
-        return f"What {where} has is neither a text nor several with a default, so {without}"
+        return f"The one in {where} is neither a text nor a list with a default, so {without}"
     try:
         compiled = ChatTemplate.compile(template)
     except ChatTemplateError as error:
@@ -132,8 +132,8 @@ def _tied_head(config: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> list[
     return [
         Finding(
             "tie_word_embeddings",
-            f"The embedding is the output head too, and {share:.0%} of the weights: its type "
-            "counts twice.",
+            f"The embedding is also the output head, and {share:.0%} of the weights, so its "
+            "type matters twice.",
         )
     ]
 
@@ -147,8 +147,8 @@ def _narrow_rows(shapes: dict[str, tuple[int, ...]]) -> list[Finding]:
     return [
         Finding(
             "hidden_size",
-            f"{len(narrow)} of {len(matrices)} matrices have rows whose length ({widths}) is not a "
-            f"multiple of {QK_K}: they take types of 32-blocks (Q4_0, IQ4_NL, Q8_0 …), not "
-            "K-quants.",
+            f"{len(narrow)} of {len(matrices)} matrices have rows whose length ({widths}) is not "
+            f"a multiple of {QK_K}: they can take types with blocks of 32 (Q4_0, IQ4_NL, Q8_0 …), "
+            "but not K-quants.",
         )
     ]

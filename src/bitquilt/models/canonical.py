@@ -69,8 +69,8 @@ def text_config(config: ModelConfig) -> ModelConfig:
         model_type = text["model_type"]
     if model_type not in REWRITES and model_type not in ARCHITECTURES:
         raise UserError(
-            f"model_type {model_type} is not an architecture that bitquilt can rewrite exactly; "
-            f"it works on {WORKS}"
+            f"model_type {model_type} is not an architecture that bitquilt supports; it works on "
+            f"{WORKS}"
         )
     for field in QUANTIZED:
         if config.get(field) or text.get(field):
@@ -110,6 +110,6 @@ def _refuse(config: ModelConfig, conditions: Iterable[Condition]) -> None:
     failed = first_failed(config, conditions)
     if failed is not None:
         raise UserError(
-            f"{failed.field} = {config.get(failed.field)} in a {config['model_type']} model has no "
-            f"exact canonical form: {failed.because}; bitquilt works on {WORKS}"
+            f"{failed.field} = {config.get(failed.field)} in a {config['model_type']} model is "
+            f"not supported: {failed.because}; bitquilt works on {WORKS}"
         )

@@ -272,7 +272,9 @@ def _require_room(characters: int) -> None:
 
 def _require_public(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"it stores {name!r} in a namespace, and names there begin otherwise")
+        raise SecurityError(
+            f"it stores {name!r} in a namespace, where names must begin differently"
+        )
 
 
 def _reason(error: Exception) -> str:

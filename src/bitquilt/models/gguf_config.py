@@ -22,8 +22,8 @@ def gguf_keys(config: ModelConfig) -> dict[str, MetadataValue]:
     failed = first_failed(config, family.gguf_conditions)
     if failed is not None:
         raise UserError(
-            f"{failed.field} = {config.get(failed.field)} in a {family.model_type} model has no "
-            f"exact GGUF form: {failed.because}; write MLX instead"
+            f"{failed.field} = {config.get(failed.field)} in a {family.model_type} model cannot "
+            f"be written exactly as GGUF: {failed.because}; give --to=mlx"
         )
     hyperparameters = Hyperparameters(
         context_length=_context_length(config, family),
@@ -50,8 +50,8 @@ def gguf_rope_factors(config: ModelConfig) -> RopeFactors | None:
     factors = rope_factors(rope(config), head_dim(config))
     if factors is not None and not architecture_of(config).reads_rope_freqs:
         raise UserError(
-            f"llama.cpp reads Llama 3 RoPE scaling for llama models only, not for "
-            f"{config['model_type']}; write MLX instead"
+            "llama.cpp reads Llama 3 RoPE scaling for llama models only, not for "
+            f"{config['model_type']}; give --to=mlx"
         )
     return factors
 
@@ -119,8 +119,8 @@ def _refuse_other_models(header: GgufHeader) -> None:
     experts = header.get("expert_count", 0)
     if experts:
         raise UserError(
-            f"{header.path} is a mixture of {experts} experts, and bitquilt reads dense models; "
-            "quantize another model"
+            f"{header.path} is a mixture of {experts} experts, and bitquilt reads only dense "
+            "models; quantize another model"
         )
     if "token_embd.weight" not in header.tensors:
         raise UserError(

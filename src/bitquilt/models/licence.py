@@ -147,8 +147,8 @@ def _of_gguf(checkpoint: Checkpoint, source: Path) -> Terms:
     theirs, ours = card.get("license"), header["license"]
     if theirs and ours and str(theirs).lower() != str(ours).lower():
         problem = (
-            f"the README.md beside {source} says that its licence is {theirs}, and its header says "
-            f"{ours}; take away or mend the README.md"
+            f"the README.md beside {source} says that its licence is {theirs}, but its header "
+            f"says {ours}; correct or remove the README.md"
         )
         card = {}
     return _terms(
@@ -213,7 +213,8 @@ def card_metadata(directory: Path) -> dict[str, Any]:
     except Exception as error:  # huggingface_hub and its YAML have no common class
         reason = " ".join(str(error).split())
         raise UserError(
-            f"the front matter of {card} cannot be read ({reason}), and it has the licence; mend it"
+            f"the front matter of {card} may state the licence but cannot be read ({reason}); "
+            "correct it"
         ) from error
     return found
 

@@ -140,12 +140,12 @@ def _factor(
         damping *= MORE
     else:
         raise UserError(
-            f"the Hessian of {name} does not factorize, not even damped by {damping / MORE:g} of "
-            "its mean diagonal; use other calibration text, or --rounding=nearest"
+            f"the Hessian of {name} cannot be factorized, even when damped by {damping / MORE:g} "
+            "of its mean diagonal; use other calibration text, or --rounding=nearest"
         )
     if damping > DAMPING:
         share = f"{damping:g} of its mean diagonal"
-        progress.say(f"the Hessian of {name} does not factorize; damped by {share}")
+        progress.say(f"the Hessian of {name} could not be factorized, so it was damped by {share}")
     damped = hessian.clone()
     damped.diagonal().copy_(turned.diagonal().flip(0))
     upper = lower.float().flip(0, 1)

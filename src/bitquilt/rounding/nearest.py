@@ -38,8 +38,8 @@ def fit(qtype: QuantType, weight: Tensor, importance: Tensor | None) -> Unpacked
     if not _held(qtype, fields, largest):
         wider = "F32" if qtype.name == "BF16" else "BF16"
         raise UserError(
-            f"{qtype.name} cannot hold a weight as large as {largest:.3g}; "
-            f"put this matrix on {wider}"
+            f"{qtype.name} cannot hold a weight as large as {largest:.3g}; give this matrix the "
+            f"type {wider}"
         )
     return fields
 

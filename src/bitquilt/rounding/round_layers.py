@@ -172,7 +172,7 @@ def _say_if_kernels_are_missing(progress: Progress) -> None:
         return
     if cause not in _reported:
         _reported.add(cause)
-        instead = "torch's operations round instead, in half as much time again"
+        instead = "rounding uses torch's operations instead, and takes half as long again"
         progress.say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
 
 

@@ -21,8 +21,8 @@ DEVICES = ("auto", "cpu", "cuda")
 def device_option() -> Any:
     """Make the field ``device`` of a config whose command computes in torch."""
     return option(
-        "The tensors are computed on this device. auto: on a GPU that runs CUDA if there is one, "
-        "else on the CPU.",
+        "PyTorch computes on this device. auto: a GPU that runs CUDA if there is one, else the "
+        "CPU.",
         default="auto",
         choices=DEVICES,
     )
@@ -31,8 +31,8 @@ def device_option() -> Any:
 def threads_option() -> Any:
     """Make the field ``threads`` of a config whose command computes in torch or in llama.cpp."""
     return option(
-        "PyTorch and llama.cpp compute in this many threads; mlx-lm decides for itself.  "
-        "[default: one for each core]",
+        "PyTorch and llama.cpp use this many threads; mlx-lm decides for itself.  [default: one "
+        "for each core]",
         default=None,
         metavar="N",
         least=1,

@@ -39,7 +39,9 @@ def computing(device: str, threads: int | None) -> Iterator[None]:
             if torch.backends.cuda.is_built()
             else "this PyTorch was built without CUDA"
         )
-        raise UserError(f"--device=cuda is not there: {cause}; leave it out, or give --device=cpu")
+        raise UserError(
+            f"--device=cuda is not available: {cause}; leave it out, or give --device=cpu"
+        )
     before = torch.get_num_threads()
     with asking(device, threads):
         torch.set_num_threads(threads or before)

@@ -102,8 +102,8 @@ def require_room(directory: Path, nbytes: int) -> None:
         raise UserError(_sentence(error, directory)) from error
     if free < nbytes:
         raise UserError(
-            f"{directory} has {free:,} bytes free and {nbytes:,} are needed; free space or choose "
-            "another directory"
+            f"{directory} has {free:,} bytes free, but {nbytes:,} are needed; free space or "
+            "choose another directory"
         )
 
 

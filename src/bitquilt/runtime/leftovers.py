@@ -80,7 +80,9 @@ def find_leftovers(directory: Path | None, outputs: Sequence[str]) -> list[Lefto
     """
     where = Path() if directory is None else directory
     if not where.is_dir():
-        raise UserError(f"{where} is no directory; give one that `quantize` or `search` wrote into")
+        raise UserError(
+            f"{where} is not a directory; give one that `quantize` or `search` wrote into"
+        )
     found = list(_in_directory(where, outputs, DEPTH))
     if directory is None:
         cache = user_cache_path("bitquilt")
@@ -131,7 +133,7 @@ def _in_directory(directory: Path, outputs: Sequence[str], depth: int) -> Iterat
             continue
         if _half_written(path.name, outputs):
             inside = _files_of(path)
-            kind = "what a run that was killed was writing"
+            kind = "half-written by a run that was killed"
             part = _leftover(path, kind, inside, [], busy=False)
             yield _leftover(path, kind, inside, [], busy=part.seconds < RECENT)
         elif depth and path.is_dir() and not path.name.startswith("."):
@@ -164,7 +166,7 @@ def _kind_of_work(directory: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if made and "evaluation of" in settings:
-        return f"what eval keeps of {settings['evaluation of']}"
+        return f"what eval keeps about {settings['evaluation of']}"
     return f"the work directory of {settings['model']}" if made and "model" in settings else None
 
 

@@ -133,7 +133,8 @@ def _refuse_foreign(path: Path) -> None:
     ours = not path.exists() or (path / "settings.json").exists()
     if not ours and {entry.name for entry in path.iterdir()} - begun:
         raise UserError(
-            f"work directory {path} is not empty and not ours; choose another with --work-dir"
+            f"work directory {path} has files that bitquilt did not write; choose another with "
+            "--work-dir"
         )
 
 
@@ -162,8 +163,8 @@ def _refuse_other_settings(path: Path, there: dict[str, Any], here: dict[str, An
     if differing:
         what = "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in differing)
         raise UserError(
-            f"work directory {path} holds work of other settings ({what}); "
-            "choose another with --work-dir, or remove it"
+            f"work directory {path} holds results of other settings ({what}); choose another with "
+            "--work-dir, or remove it"
         )
 
 

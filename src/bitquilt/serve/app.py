@@ -191,8 +191,9 @@ class Server:
             body += piece
             if len(body) > self._most_bytes:
                 raise invalid(
-                    f"the request is longer than {self._most_bytes:,} bytes, and this model reads "
-                    f"{self.scheduler.info.context:,} tokens; ask something shorter",
+                    f"the request is longer than {self._most_bytes:,} bytes, more than this model "
+                    f"can read with its context of {self.scheduler.info.context:,} tokens; send a "
+                    "shorter one",
                     413,
                 )
         return bytes(body)
@@ -217,7 +218,7 @@ class Server:
 
     def _check_host(self, request: Request) -> None:
         if request.url.hostname not in LOCAL:
-            raise invalid(f"this server answers to the names {' and '.join(LOCAL)} only", 403)
+            raise invalid(f"this server answers only to the host names {' and '.join(LOCAL)}", 403)
 
 
 class _Counted:

@@ -24,14 +24,14 @@ class ServeConfig(Options):
         most=65535,
     )
     api_key: str | None = option(
-        "Requests to the API must bring this key.  [default: they need none]",
+        "Requests to the API must have this key.  [default: they need none]",
         default=None,
         metavar="KEY",
         empty=True,  # refused below, in a sentence that names the variable too
         envvar=KEY_VARIABLE,
     )
     parallel: int = option(
-        "The server makes this many answers at a time, in one batch.",
+        "The server writes up to this many answers at once, in one batch.",
         default=8,
         metavar="N",
         least=1,
@@ -43,8 +43,8 @@ class ServeConfig(Options):
         least=0,
     )
     max_tokens: int = option(
-        "An answer has at most this many tokens, reasoning included, also where a request gives "
-        "no number.",
+        "An answer has at most this many tokens, reasoning included, even if a request sets no "
+        "limit.",
         default=ANSWER_TOKENS,
         metavar="N",
         least=1,

@@ -125,7 +125,7 @@ class CompletionRequest(_Strict):
     @classmethod
     def _few(cls, stop: str | list[str] | None) -> str | list[str] | None:
         if isinstance(stop, list) and len(stop) > 16:
-            raise ValueError("at most 16 texts can end an answer")
+            raise ValueError("at most 16 stop texts can be given")
         return stop
 
     def settings(self, info: ModelInfo, most: int) -> AnswerSettings:

@@ -150,7 +150,8 @@ class Scheduler:
             raise RefusedError(
                 429,
                 "rate_limit_error",
-                f"{self.parallel} answers are being made and {self.queue} requests wait; {RETRY}",
+                f"{self.parallel} answers are being written and {self.queue} requests are "
+                f"waiting; {RETRY}",
             )
         pending = PendingAnswer(prepare)
         self._pending.add(pending)

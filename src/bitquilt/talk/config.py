@@ -43,7 +43,7 @@ class AnswerConfig(Options):
         least=0,
     )
     min_p: float | None = option(
-        "Tokens are dropped that are less likely than this fraction of the likeliest one.",
+        "Tokens that are less likely than this fraction of the likeliest one are dropped.",
         default=None,
         metavar="X",
         least=0,
@@ -56,12 +56,14 @@ class AnswerConfig(Options):
         above=0,
     )
     frequency_penalty: float | None = option(
-        "A token's logit loses this for each time that the model said it.",
+        "This is subtracted from a token's logit each time that the model has said the token.",
         default=None,
         metavar="X",
     )
     presence_penalty: float | None = option(
-        "The logits of all tokens that the model said lose this.", default=None, metavar="X"
+        "This is subtracted once from the logits of all tokens that the model has said.",
+        default=None,
+        metavar="X",
     )
     seed: int = option(
         "The same seed and settings give the same answer.", default=0, metavar="N", least=0
@@ -96,12 +98,12 @@ class RunConfig(AnswerConfig):
         "PROMPT is continued as plain text, without the chat template.", default=False
     )
     final_only: bool = option(
-        "Only what is in the last box is printed; without a box, the exit code is 3.",
+        "Only what the last box of the answer holds is printed; without a box, the exit code is 3.",
         default=False,
     )
     votes: int | None = option(
-        "K answers are sampled at once, and the boxed answer that most of them have is printed. "
-        "Where none has a box, their last lines vote.",
+        "K answers are sampled at once, and the boxed result that most of them have is printed. "
+        "If none has a box, their last lines vote.",
         default=None,
         metavar="K",
         least=2,

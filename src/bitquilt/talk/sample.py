@@ -80,8 +80,8 @@ class Sample:
         self._room = min(settings.max_tokens, engine.info.context - len(prompt.tokens))
         if self._room < 1:
             raise UserError(
-                f"the conversation is {len(prompt.tokens):,} tokens long and the model reads "
-                f"{engine.info.context:,}; ask something shorter, or begin anew"
+                f"the conversation is {len(prompt.tokens):,} tokens long, but the model can "
+                f"read only {engine.info.context:,}; ask something shorter, or begin a new one"
             )
         self._budget = _thinking_room(settings.think_budget, self._room, len(self._closing.tokens))
         self._legs = self._rollbacks = self._rollbacks_here = self._discarded = 0

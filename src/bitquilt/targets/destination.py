@@ -26,7 +26,7 @@ def check_file(path: Path, source: Path | None) -> None:
         raise UserError(f"{path} is the model itself; give another -o, or move it")
     if not _has_recipe(path):
         raise UserError(
-            f"{path} is there and bitquilt did not write it; give another -o, or move it"
+            f"{path} exists, and bitquilt did not write it; give another -o, or move it"
         )
 
 

@@ -39,8 +39,8 @@ class EngineExcerpt:
     def __str__(self) -> str:
         engine, torch_ = self.in_engine, self.in_torch
         return (
-            f"{engine.engine} loads it and reads text as the same tokens; on {engine.tokens:,} of "
-            f"the tokens its KL is {engine.kl.mean:.3g} nats/token there and "
+            f"{engine.engine} loads it and splits text into the same tokens; on {engine.tokens:,} "
+            f"of the tokens its KL is {engine.kl.mean:.3g} nats/token there and "
             f"{torch_.kl.mean:.3g} in torch, a difference of {self.difference:+.2g}"
         )
 
@@ -65,8 +65,8 @@ def run_in_engine(
             ours, theirs = encoder(checkpoint)(sample), engine.tokenize(SAMPLE, add_special=True)
             if theirs != ours:
                 raise UserError(
-                    f"{path}: {name} reads text as other tokens than {checkpoint.name}'s own "
-                    f"tokenizer ({theirs[:8]}… for {ours[:8]}…); please report this model"
+                    f"{path}: {name} splits text into other tokens than {checkpoint.name}'s own "
+                    f"tokenizer does ({theirs[:8]}… for {ours[:8]}…); please report this model"
                 )
             student = (torch.from_numpy(window) for window in engine.logits(excerpt.tokens.numpy()))
             checked = require_finite(student, str(path), name)
@@ -76,7 +76,7 @@ def run_in_engine(
     expected = summarize(in_torch.first(*target.check_excerpt), "torch", excerpt.documents)
     if not in_engine.kl.mean <= FAR * expected.kl.mean + NEAR:  # NaN is not, either
         raise UserError(
-            f"{path}: {name} computes something else than the file's weights say (KL "
+            f"{path}: {name} does not compute what the file's weights say (KL "
             f"{in_engine.kl.mean:.3g} nats/token where torch has {expected.kl.mean:.3g} on the "
             "same tokens); please report this model"
         )

@@ -115,7 +115,9 @@ def padded_text(text: str, room: int, what: str) -> str:
     """
     length = len(text.encode())
     if length > room:
-        raise UserError(f"{what} takes {length:,} bytes where {room:,} are kept for it; shorten it")
+        raise UserError(
+            f"{what} takes {length:,} bytes, but only {room:,} are reserved for it; shorten it"
+        )
     return text + " " * (room - length)
 
 

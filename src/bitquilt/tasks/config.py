@@ -27,7 +27,7 @@ class TaskConfig(Options):
         least=1,
     )
     limit: int | None = option(
-        "Only this many items of each task are used, the first.",
+        "Only the first N items of each task are used.",
         default=None,
         metavar="N",
         least=1,
@@ -39,7 +39,7 @@ class TaskConfig(Options):
         least=1,
     )
     run_code: bool = option(
-        "Programs that a model writes may run here, locked down; humaneval needs it.",
+        "Programs that a model writes may run on this machine, locked down; humaneval needs this.",
         default=False,
     )
     threads: int | None = threads_option()

@@ -75,8 +75,8 @@ def metrics(
         except Exception as error:  # whatever a task's own code and its data come to
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"lm-evaluation-harness cannot run {name}: {type(error).__name__}: {reason}; "
-                "its data come from the hub, once with a network and then from the cache"
+                f"lm-evaluation-harness cannot run {name}: {type(error).__name__}: {reason}; its "
+                "data comes from the hub, so the first time needs a network"
             ) from error
         for task, values in results["results"].items():
             found += _metrics(task, values, _items(results, task))

@@ -119,7 +119,7 @@ def _check(config: TaskConfig) -> None:
         if name in PROGRAMS and not config.run_code:
             raise UserError(
                 f"the task {name} runs programs that models write; --run-code allows it, in a "
-                "process of its own without files, network and other processes"
+                "process of its own that cannot reach files, the network or other processes"
             )
     if config.run_code and not any(name in PROGRAMS for name in config.tasks):
         raise UserError(
@@ -193,8 +193,8 @@ def _manner(engine: Engine, config: TaskConfig, items: _Items, progress: Progres
     answers = items.problems or items.programs
     if answers and config.repeats > 1 and sampling.temperature <= 0:
         progress.say(
-            "the first model recommends no temperature, so all models say what is likeliest, the "
-            "same in every run; --repeats=1 tells as much"
+            "the first model recommends no temperature, so all models answer greedily, with the "
+            "same answer every time; --repeats=1 tells as much"
         )
     return Manner(config.repeats, config.max_tokens, sampling)
 

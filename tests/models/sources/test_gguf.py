@@ -137,7 +137,7 @@ def test_tokenizer_directory_is_whole(tiny: Path) -> None:
 
 def test_unknown_pre_tokenizer(tiny: Path) -> None:
     path = write_gguf(tiny, tiny / "tiny.gguf", pre="chatglm-bpe")
-    with pytest.raises(UserError, match="chatglm-bpe; bitquilt knows default, gpt-2"):
+    with pytest.raises(UserError, match="chatglm-bpe, and bitquilt knows only default, gpt-2"):
         open_checkpoint(path)
 
 

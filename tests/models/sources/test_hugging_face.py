@@ -248,8 +248,8 @@ def test_the_text_half_of_a_multimodal_model(
 @pytest.mark.parametrize(
     ("stated", "said"),
     [
-        (5, "neither a text nor several with a default"),
-        ([{"template": "t"}], "neither a text nor several with a default"),
+        (5, "neither a text nor a list with a default"),
+        ([{"template": "t"}], "neither a text nor a list with a default"),
         ({"default": "{{ none + 'x' }}"}, "refuses a question without a system message"),
         ("{% nonsense %}", "cannot be rendered"),
         ("{% for m in messages %}" * 30 + "{% endfor %}" * 30, "cannot be rendered"),

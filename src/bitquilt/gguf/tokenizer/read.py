@@ -52,8 +52,9 @@ def tokenizer_directory(header: GgufHeader, fingerprint: str) -> Path:
     rebuild = {"gpt2": byte_level_tokenizer, "llama": _sentencepiece_tokenizer}.get(str(kind))
     if rebuild is None:
         raise UserError(
-            f"{header.path} has a tokenizer of kind {kind}, and bitquilt rebuilds gpt2 (byte-level "
-            "BPE) and llama (SentencePiece); quantize from the Hugging Face checkpoint"
+            f"{header.path} has a tokenizer of kind {kind}, and bitquilt can rebuild only gpt2 "
+            "(byte-level BPE) and llama (SentencePiece); quantize from the Hugging Face "
+            "checkpoint"
         )
     with atomic_write(directory) as part:
         part.mkdir()
@@ -72,7 +73,7 @@ def byte_level_tokenizer(header: GgufHeader) -> Tokenizer:
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if pre not in SPLITTINGS:
         raise UserError(
-            f"{header.path} splits text by the pre-tokenizer {pre}; bitquilt knows "
+            f"{header.path} has the pre-tokenizer {pre}, and bitquilt knows only "
             f"{', '.join(SPLITTINGS)}; quantize from the Hugging Face checkpoint"
         )
     splitting = SPLITTINGS[pre]

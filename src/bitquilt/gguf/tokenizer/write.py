@@ -85,8 +85,8 @@ def _refuse_other_models(files: _Files) -> None:
     kind = type(files.loaded.model).__name__
     if kind != "BPE":
         raise UserError(
-            f"{files.path} is a {kind} tokenizer; GGUF files are written for byte-level "
-            "and SentencePiece BPE, so write MLX instead"
+            f"{files.path} is a {kind} tokenizer; a GGUF file needs byte-level or SentencePiece "
+            "BPE, so give --to=mlx"
         )
 
 
@@ -107,9 +107,9 @@ def _pre_tokenizer_name(files: _Files) -> str:
     if key not in PRE_TOKENIZERS:
         known = ", ".join(dict.fromkeys(PRE_TOKENIZERS.values()))
         raise UserError(
-            f"{files.path} splits text by {' then '.join(steps) or 'nothing'}"
-            f"{', whole words first' if key[1] else ''}, which llama.cpp has no name for that "
-            f"bitquilt knows ({known}); write MLX instead"
+            f"{files.path} splits text by "
+            f"{' then '.join(steps) or 'nothing'}{', whole words first' if key[1] else ''}, for "
+            f"which bitquilt knows no name in llama.cpp (it knows {known}); give --to=mlx"
         )
     return PRE_TOKENIZERS[key]
 
@@ -192,7 +192,7 @@ def _check_id(files: _Files, text: str, index: int, size: int) -> None:
     if index >= size:
         raise UserError(
             f"{files.path} gives {text!r} the id {index}, but the model has {size} embeddings; "
-            "the tokenizer belongs to another model"
+            "the tokenizer belongs to another model: put the model's own there"
         )
 
 

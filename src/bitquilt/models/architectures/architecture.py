@@ -101,8 +101,8 @@ class Architecture:
         found = known.get(stem[block.end() :] if block else stem)
         if found is None:
             raise UserError(
-                f"the GGUF tensor {gguf_name} has no place in {self.model_type}, and bitquilt "
-                "reads plain dense models; quantize another model"
+                f"the GGUF tensor {gguf_name} does not belong to a plain dense {self.model_type} "
+                "model, and bitquilt reads no others; quantize another model"
             )
         return f"{block_path(int(block[1]))}.{found}{suffix}" if block else f"{found}{suffix}"
 

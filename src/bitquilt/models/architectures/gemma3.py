@@ -30,7 +30,7 @@ def _full_on_every_sixth(config: ModelConfig) -> bool:
 
 
 _LAYER_TYPES = Condition(
-    "layer_types", _full_on_every_sixth, "engines attend fully on every sixth layer"
+    "layer_types", _full_on_every_sixth, "engines use full attention on every sixth layer"
 )
 _UNCAPPED_ATTENTION = Condition(
     "attn_logit_softcapping",
@@ -87,7 +87,7 @@ GEMMA3 = Architecture(
         Condition(
             "use_bidirectional_attention",
             lambda c: not c.get("use_bidirectional_attention"),
-            "engines attend causally",
+            "engines attend to earlier tokens only",
         ),
         _UNCAPPED_ATTENTION,
         _UNCAPPED_LOGITS,

@@ -104,8 +104,9 @@ def _no_experts(original: ModelConfig) -> list[Finding]:
     return [
         Finding(
             "num_local_experts",
-            "Without experts, llama.cpp refuses llama4 (“model cannot have zero experts”); the "
-            f"model is rewritten, exactly, to {target}: q and k rows reordered, {norm}.",
+            "Without experts, llama.cpp refuses llama4 (“model cannot have zero experts”); so "
+            f"bitquilt rewrites it as {target}, which computes the same: q and k rows are "
+            f"reordered, {norm}.",
         )
     ]
 
@@ -116,9 +117,9 @@ def _mlp_widths(original: ModelConfig) -> list[Finding]:
     return [
         Finding(
             "intermediate_size_mlp",
-            f"The MLP is one SwiGLU, {original['intermediate_size_mlp']} wide as its tensors are; "
-            f"intermediate_size = {original.get('intermediate_size')} would be the width of "
-            "experts, and there are none.",
+            f"The MLP is one SwiGLU of width {original['intermediate_size_mlp']}, like its "
+            f"tensors; intermediate_size = {original.get('intermediate_size')} would be the width "
+            "of experts, and there are none.",
         )
     ]
 
@@ -127,10 +128,10 @@ def _odd_flags(original: ModelConfig) -> list[Finding]:
     flags, layers = original.get("no_rope_layers"), original.get("num_hidden_layers", 0)
     if not flags:
         return []
-    message = "One flag per layer where 1 means RoPE is on, against the name; all are 1."
+    message = "One flag per layer; in spite of the name, 1 means that RoPE is on, and all are 1."
     if len(flags) > layers:
         message += (
-            f" The list has {len(flags)} flags for {layers} layers: the rest mean nothing, though "
+            f" The list has {len(flags)} flags for {layers} layers: the rest have no effect, but "
             "transformers 5 refuses to load such a config."
         )
     return [Finding("no_rope_layers", message)]
@@ -154,8 +155,8 @@ def _missing_moe_layers(original: ModelConfig) -> list[Finding]:
     return [
         Finding(
             "moe_layers",
-            "Missing, which transformers takes for experts in every layer; with zero experts every "
-            "layer is dense, as the tensors are.",
+            "It is missing, so transformers would expect experts in every layer; with zero "
+            "experts every layer is dense, like the tensors.",
         )
     ]
 
@@ -165,14 +166,14 @@ _CONDITIONS = (
     Condition(
         "no_rope_layers",
         lambda c: len(flags := _rope_flags(c)) == c["num_hidden_layers"] and all(flags),
-        "every layer needs the flag 1, RoPE on; an empty list means off on every "
+        "every layer needs the flag 1 (RoPE on); an empty list turns RoPE off on every "
         "no_rope_layer_interval-th layer",
     ),
     no_bias("qwen3"),
     Condition(
         "rope_parameters",
         lambda c: rope_type(c) == "default",
-        "scaled RoPE has not been shown to be equal",
+        "scaled RoPE has not been shown to compute the same in both",
     ),
     Condition(
         "attention_chunk_size",

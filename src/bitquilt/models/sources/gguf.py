@@ -119,7 +119,7 @@ def _compare(
     if missing or extra:
         kind, example = ("lacks", min(missing)) if missing else ("has an unexpected", min(extra))
         raise UserError(
-            f"{header.path} {kind} {example}, against its own metadata; download it again"
+            f"{header.path} {kind} {example}, which contradicts its own metadata; download it again"
         )
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
@@ -137,7 +137,7 @@ def _quantized(dtypes: dict[str, str]) -> list[Finding]:
     return [
         Finding(
             "quantization",
-            f"The source is quantized already ({', '.join(lossy)}); whatever is made from it is "
-            "measured against that, and the original checkpoint would be a better start.",
+            f"The source is already quantized ({', '.join(lossy)}), and files made from it are "
+            "measured against it; the original checkpoint would be a better start.",
         )
     ]

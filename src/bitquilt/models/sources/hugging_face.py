@@ -108,8 +108,8 @@ def open_config(config: dict[str, Any], name: str) -> Checkpoint:
 
     def no_weights(tensor: str) -> torch.Tensor:
         raise UserError(
-            f"{name} is a config without weights, so {tensor} cannot be read; "
-            "plan works on a config, everything else needs the safetensors files"
+            f"{name} is a config without weights, so {tensor} cannot be read; only plan works on "
+            "a config, everything else needs the safetensors files"
         )
 
     return Checkpoint(

@@ -97,7 +97,7 @@ def _directory(path: Path) -> Path:
     ggufs = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
     if ggufs:
         raise UserError(
-            f"{path} has no config.json but GGUF files; give one of them: {path / ggufs[0]}"
+            f"{path} has GGUF files but no config.json; give one of the files: {path / ggufs[0]}"
         )
     raise UserError(
         f"{path} has no config.json, so it is not a Hugging Face model directory; give the "

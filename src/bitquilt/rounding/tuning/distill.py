@@ -122,10 +122,14 @@ def tune(
         work.save(artefact, learned, {"before": repr(before), "after": repr(after)})
     with work.open(artefact) as handle:
         before, after = (float(handle.metadata()[name]) for name in ("before", "after"))
-    outcome = f"{after:.4g} tuned" if after < before else "no better tuned, so they stay"
+    outcome = (
+        f"{after:.4g} after it"
+        if after < before
+        else "no lower after it, so they stay as they were"
+    )
     progress.say(
-        f"KL on calibration text set apart: {before:.4g} nats/token with the scales as rounded, "
-        f"{outcome}"
+        f"KL on calibration text that was set apart: {before:.4g} nats/token before tuning the "
+        f"scales, {outcome}"
     )
     return Tuned(
         before=before,

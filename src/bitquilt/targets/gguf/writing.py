@@ -119,12 +119,14 @@ def check_gguf(
     infos = _tensor_infos(checkpoint, chosen, factors)
     found = read_header(path).tensors
     if odd := sorted(set(found) ^ {info.name for info in infos}):
-        raise UserError(f"{path}: the tensor {odd[0]} is missing or was not meant; write it again")
+        raise UserError(
+            f"{path}: the tensor {odd[0]} is missing or unexpected; write the file again"
+        )
     stored = np.memmap(path, np.uint8, "r")
     for info, meant in zip(infos, _tensor_data(checkpoint, chosen, packed, factors), strict=True):
         tensor = found[info.name]
         if (tensor.shape, tensor.type) != (info.shape, info.type):
-            raise UserError(f"{path}: {info.name} has another shape or type than was meant")
+            raise UserError(f"{path}: {info.name} has another shape or type than planned")
         if stored[tensor.offset : tensor.offset + tensor.nbytes].tobytes() != meant.tobytes():
             raise UserError(f"{path}: the bytes of {info.name} differ from what was written")
 

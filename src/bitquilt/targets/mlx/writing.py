@@ -119,14 +119,14 @@ def check_mlx(
     path = directory / WEIGHTS_FILE
     with _open(path) as file:
         if odd := sorted(set(file.keys()) ^ set(meant)):
-            raise UserError(f"{path}: {odd[0]} is missing or was not meant; write it again")
+            raise UserError(f"{path}: {odd[0]} is missing or unexpected; write the file again")
         for name, tensor in _tensors(checkpoint, chosen, packed):
             found = file.get_tensor(name)
             if (_DTYPES.get(found.dtype), tuple(found.shape)) != (
                 meant[name].dtype,
                 meant[name].shape,
             ):
-                raise UserError(f"{path}: {name} has another shape or dtype than was meant")
+                raise UserError(f"{path}: {name} has another shape or dtype than planned")
             if _raw(found) != _raw(tensor):
                 raise UserError(f"{path}: the bytes of {name} differ from what was written")
 
