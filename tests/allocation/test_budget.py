@@ -38,7 +38,7 @@ def test_no_sizes(text):
     ("text", "meant"), [("600", "600MB"), ("1.5", "1.5GB"), ("9999", "9999MB")]
 )
 def test_a_number_without_a_unit_that_no_model_is_so_small_as(text, meant):
-    words = f"{text}'? has no unit and means {text} bytes, .* did you mean {meant}\\?"
+    words = f"{text}'? has no unit, so it means {text} bytes, .* did you mean {meant}\\?"
     with pytest.raises(UserError, match=words):
         parse_size(text)
 

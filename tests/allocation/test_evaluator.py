@@ -184,6 +184,6 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
 
     evaluator = Evaluator(model.checkpoint, packed)
     mixes = [model.mix(), model.mix(mlp_down_proj="Q4_0")]
-    with pytest.raises(UserError, match=r"tiny-llama computes NaN .* on Q4_0 and Q8_0"):
+    with pytest.raises(UserError, match=r"tiny-llama computes NaN .* in Q4_0 and Q8_0"):
         evaluator(model.teacher, mixes, range(2))
     assert np.isfinite(evaluator(model.teacher, mixes[:1], range(2))).all()

@@ -205,7 +205,7 @@ def test_what_is_no_recipe_is_refused(source: str, words: list[str]) -> None:
         (
             {"rules": [{"match": "attn", "type": "Q6_K"}]},
             "gguf",
-            ["model.embed_tokens no type", "default"],
+            ["does not give model.embed_tokens a type", "default"],
         ),
         (
             {"default": "Q4_K"},
@@ -245,7 +245,7 @@ def test_a_search_sees_a_recipes_typing_errors_too() -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.json: No such file"):
+    with pytest.raises(UserError, match=r"none\.json does not exist"):
         read_recipe(tmp_path / "none.json")
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"GGUF\xff\xfe")

@@ -40,7 +40,7 @@ def test_the_verdict_names_text_unit_and_what_may_be_chance():
 
 def test_the_verdict_on_equals_and_on_one_alone():
     alone = verdict([ranking("knapsack", 0.1702, 0.0)])
-    assert alone.endswith("its KL is 0.17 nats/token")
+    assert alone.endswith("their KL is 0.17 nats/token")
     equals = verdict([ranking("race", 0.1702, 0.0), ranking("knapsack", 0.1702, 0.0)])
     assert equals.endswith("; knapsack has 0.17, the same")
     assert "inf" not in verdict([ranking("a", 0.0, 0.0, 0.0), ranking("b", 0.0, 0.0, 0.0)])

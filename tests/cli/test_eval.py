@@ -103,6 +103,8 @@ def test_what_was_asked_is_told_by_its_name(found, name, kind, monkeypatch, capf
 def test_help_says_what_traces_are_and_what_bounds_them(capfd):
     assert invoke("eval", "--help") == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert "--traces N The original answers N of the text's questions at random" in said
-    assert "0 leaves them out" in said
+    assert (
+        "--traces N The original answers N of the text's questions, with random sampling," in said
+    )
+    assert "0 leaves out these answers" in said
     assert "at most an eighth of --tokens in all" in said

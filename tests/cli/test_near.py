@@ -68,7 +68,7 @@ def test_help_says_limits_in_words_where_they_help(capfd):
     said = ""
     for verb in ("run", "quantize", "serve", "eval", "bench", "tasks"):
         assert invoke(verb, "--help") == 0
-        said += capfd.readouterr().out
+        said += " ".join(capfd.readouterr().out.split())
     assert not re.search(r"x ?[<>]|[<>]=? ?x", said)
     assert "[between 0 and 1]" in said
     assert "at least 1024]" in said

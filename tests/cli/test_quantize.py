@@ -139,6 +139,6 @@ def test_a_large_perplexity_has_its_digits(printed):
 
 def test_the_time_of_interrupted_runs_is_told_too(printed):
     made = output("tiny.gguf", None)
-    assert printed(made).endswith("It took 225 s.\n")
+    assert "It took 225 s.\n" in printed(made)
     resumed = printed(made, seconds=12.0, seconds_in_all=237.0)
-    assert resumed.endswith("It took 12 s, and 237 s in all runs with out/tiny.work together.\n")
+    assert "It took 12 s, and 237 s in all runs with out/tiny.work together.\n" in resumed

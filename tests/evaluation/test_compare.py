@@ -325,7 +325,7 @@ def test_a_file_of_another_model_is_refused_before_any_work(files, tmp_path):
     with pytest.raises(UserError, match=sentence):
         evaluate(files[:1], against="demo", work_dir=tmp_path / "work")
     twin = tiny_checkpoint(tmp_path, seed=1)
-    with pytest.raises(UserError, match="has the same shape there and other values"):
+    with pytest.raises(UserError, match="has the same shape there but other values"):
         evaluate(files[:1], against=str(twin), work_dir=tmp_path / "work")
     assert not (tmp_path / "work").exists()
 

@@ -83,7 +83,7 @@ def test_resident_memory_is_that_of_the_process():
 
 
 def test_more_than_the_context_is_refused(files):
-    with pytest.raises(UserError, match="a context of 1,024 tokens and 1,100 are asked for"):
+    with pytest.raises(UserError, match="a context of 1,024 tokens, but 1,100 are asked for"):
         bench(files[:1], prompt=[1000], batch=[1], answer=100, rounds=1)
 
 

@@ -38,7 +38,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="bitquilt")
 def bitquilt() -> None:
-    """Mixed-precision GGUF and MLX models of an exact size, running in stock engines.
+    """Make mixed-precision GGUF and MLX models of an exact size, which stock engines run.
 
     MODEL is a hub id, a Hugging Face directory, a GGUF file, or `demo`, the small reasoning model
     that comes with the package.

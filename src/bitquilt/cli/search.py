@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @config_options(AllocationConfig)
 @JSON
 def search(model: str, config: AllocationConfig, as_json: bool) -> None:
-    """Choose the type of each matrix as quantize would; write a recipe.
+    """Choose types as quantize would, and write them as a recipe.
 
     \b
     bitquilt search demo --bits 4.5

@@ -23,7 +23,7 @@ class TraceConfig(Options):
     """How many of the text's questions the original answers."""
 
     count: int | None = option(
-        "The original answers this many of the text's questions, with sampling, and each MODEL is "
+        "The original answers N of the text's questions, with random sampling, and each MODEL is "
         "measured on these answers too; those of a model that reasons are called reasoning "
         "traces. 0 leaves out these answers, and the ones that ORIGINAL and MODEL give side by "
         "side.  [default: 8 to 32, with at most an eighth of --tokens in all]",
