@@ -14,7 +14,7 @@ from tests.quick import command
 KILLS = (
     "settings.json",
     "head.safetensors",
-    "model.layers.0.self_attn.q_proj.safetensors",
+    "model.layers.0.self_attn.q_proj/0.safetensors",
     "teacher/*.safetensors",
     ("teacher/*.safetensors", 2),
     "tiny-llama4_text-4.5bit.gguf",

@@ -211,7 +211,7 @@ class Run(AbstractContextManager["Run"]):
     """The full-precision model on the texts that it was asked to read."""
     progress: Progress
     forecast: Forecast
-    """What it will take; its lines were said."""
+    """What it will take; its lines are said when the work directory is open."""
 
     def __init__(self, model: str | Path, config: AllocationConfig, progress: Progress) -> None:
         """Read what a run needs. Everything that can be refused before the work is refused here.
@@ -247,6 +247,8 @@ class Run(AbstractContextManager["Run"]):
         with ExitStack() as stack:
             stack.enter_context(self.progress.job(self.forecast.stages))
             self.work = stack.enter_context(WorkDir(Path(directory), self._settings))
+            for line in self.forecast.lines:
+                self.progress.say(line)
             self.original = OriginalModel(self.checkpoint, self.work)
             self._open = stack.pop_all()
         return self
@@ -425,7 +427,7 @@ class Run(AbstractContextManager["Run"]):
         return any(plan.space is not None for plan in self.plans)
 
     def _forecast(self) -> Forecast:
-        """Say what the run will take.
+        """Estimate what the run will take.
 
         Raises:
             UserError: a disk has no room for it.
@@ -439,8 +441,6 @@ class Run(AbstractContextManager["Run"]):
                 search=self.search,
             )
         )
-        for line in found.lines:
-            self.progress.say(line)
         found.disk.require_room()
         return found
 

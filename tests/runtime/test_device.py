@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -33,12 +35,13 @@ def test_the_cpu_can_be_asked_for_beside_a_gpu(monkeypatch):
 def test_threads_are_those_of_torch_and_of_llamacpp_and_only_within(monkeypatch):
     opened = []
     monkeypatch.setattr(llamacpp, "RemoteEngine", lambda _, options: opened.append(options))
+    monkeypatch.setattr(llamacpp, "require_finite_weights", lambda _: None)
     before = torch.get_num_threads()
     with computing("auto", 3):
         assert torch.get_num_threads() == 3
         assert device_name() == "the CPU, in 3 threads" or compute_device().type == "cuda"
-        llamacpp.open_llamacpp("model.gguf")
-    llamacpp.open_llamacpp("model.gguf")
+        llamacpp.open_llamacpp(Path("model.gguf"))
+    llamacpp.open_llamacpp(Path("model.gguf"))
     assert torch.get_num_threads() == before
     assert [options["threads"] for options in opened] == [3, None]
 

@@ -179,4 +179,4 @@ def test_a_full_disk_under_the_work_directory(small_disk):
         assert not work.has("large")
         assert work.has("small")
     names = {path.name for path in (small_disk / "work").iterdir()}
-    assert names == {".lock", "settings.json", "small.safetensors"}
+    assert names == {".lock", "settings.json", "time.json", "small.safetensors"}

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from bitquilt.runtime.quiet import VARIABLES
+
 SOURCES = Path(__file__).parents[2] / "src"
 
 PROVOKED = {
@@ -38,7 +40,7 @@ PROVOKED = {
 
 def said(code: str, *flags: str, **variables: str) -> str:
     """What Python prints on standard error when it runs some code."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONWARNINGS",)}
+    inherited = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     environment = inherited | {"PYTHONPATH": str(SOURCES)} | variables
     command = [sys.executable, *flags, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
