@@ -197,4 +197,4 @@ def test_products_that_compute_something_else_are_given_up(
     pipeline.search(source, bits=3.7, output=tmp_path, progress=Recorded(lines=lines), **SEARCH)
     assert set(used) == {precision}
     (line,) = (line for line in lines if "products in bfloat16" in line)
-    assert line.startswith("the search multiplies in float32") == (precision == "highest")
+    assert line.startswith("the search multiplies matrices in float32") == (precision == "highest")

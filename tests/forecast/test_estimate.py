@@ -78,7 +78,7 @@ def test_a_full_disk_is_refused_in_one_sentence_before_the_work(
     assert invoke("quantize", model, "--bits", "5", "-o", tmp_path) == 2
     *_, sentence = capfd.readouterr().err.splitlines()
     assert re.fullmatch(
-        r"bitquilt: the disk has 20\.00 MB free, and .*MB are needed there for .*\.work \(.*\) and "
+        r"bitquilt: the disk has 20\.00 MB free, but .*MB are needed there for .*\.work \(.*\) and "
         r".* \(.*\); free space, or choose other directories with --work-dir and --output",
         sentence,
     )

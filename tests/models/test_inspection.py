@@ -41,7 +41,7 @@ def test_sizes_by_part(mobilellm: Inspection) -> None:
     ("subject", "words"),
     [
         ("num_local_experts", "rewrites it as qwen3, which computes the same"),
-        ("intermediate_size_mlp", "one SwiGLU, 2048 wide"),
+        ("intermediate_size_mlp", "one SwiGLU of width 2048"),
         ("no_rope_layers", "22 flags for 15 layers"),
         ("attn_scale", "0.1 has no effect"),
         ("num_key_value_heads", "9 query heads share 3 KV heads"),

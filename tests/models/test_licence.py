@@ -75,9 +75,9 @@ def test_the_card_of_a_directory_gives_the_key_of_the_header(directory, card, ex
 
 def test_front_matter_that_cannot_be_read_is_one_sentence(directory):
     (directory / "README.md").write_text("---\nlicense: [mit\n---\n")
-    with pytest.raises(UserError, match=r"README\.md cannot be read .*mend it"):
+    with pytest.raises(UserError, match=r"README\.md cannot be read .*correct it"):
         card_metadata(directory)
-    assert "mend it" in terms_of(open_checkpoint(directory)).problem
+    assert "correct it" in terms_of(open_checkpoint(directory)).problem
 
 
 def test_a_gated_licence_keeps_its_name_its_questions_and_its_text(directory):
@@ -175,7 +175,7 @@ def test_a_header_and_a_card_that_contradict_each_other_are_told(make_gguf, tmp_
     assert terms_of(checkpoint).problem is None
     card.write_text("---\nlicense: mit\n---\n")
     terms = terms_of(checkpoint)
-    assert "says that its licence is mit, and its header says gemma" in terms.problem
+    assert "says that its licence is mit, but its header says gemma" in terms.problem
     assert terms.name == "gemma"
 
 

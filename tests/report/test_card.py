@@ -119,7 +119,7 @@ def test_figures_of_other_bytes_are_not_used(files, original):
     quantized(original, files[0], "Q6_K")  # made again, evaluated before
     text = model_card(publication(files, original))
     assert "0.0355" not in text
-    assert "No figures are known of these files; `bitquilt eval` measures them." in text
+    assert "These files were not measured; `bitquilt eval` measures them." in text
 
 
 def made(file: Path, original: Path, folder: Path, **changed: object) -> None:

@@ -25,8 +25,8 @@ def test_domains_with_too_few_documents_are_named_with_what_would_be_enough():
     found = {"all": unknown(43), "code": unknown(3), "prose": figures(0.2)}
     said = lacks_documents(found)
     assert said.startswith(
-        "Where there is no interval: code: too few documents for an interval (3; at least 5 are "
-        "needed); what all domains have together depends on each."
+        "Some figures have no interval: code: too few documents for an interval (3; at least 5 are "
+        "needed); an interval over all domains needs one in each domain."
     )
     assert "all:" not in said
     assert "prose" not in said
@@ -44,5 +44,8 @@ def test_a_text_of_one_domain():
 
 def test_a_rare_quantile_takes_more_tokens():
     said = lacks_documents({"traces": replace(figures(0.2), tokens=3104)})
-    assert "traces: too few tokens for that of the 99.9 % (3,104; at least 10,000 are" in said
+    assert (
+        "traces: too few tokens for the interval of the 99.9 % KL (3,104; at least 10,000 are"
+        in said
+    )
     assert "documents for" not in said

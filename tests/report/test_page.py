@@ -81,7 +81,7 @@ def test_figures_are_those_that_were_measured(html):
     assert "0.0284 – 0.0426" in text
     assert "run bitquilt eval on all files" in text
     assert "3.3e-05 nats/token (BF16 in llama.cpp)" in text
-    assert "On 3,042 of the tokens its KL is 0.0355 nats/token in the engine" in text
+    assert "On 3,042 of the tokens, the file's KL is 0.0355 nats/token in the engine" in text
     assert "0.0519" in text
 
 
@@ -149,7 +149,7 @@ def test_plots_are_well_formed_alone_and_have_no_colour_left_open(work):
             "search",
             "tokens read by the search, millions",
             "KL ÷ KL of the first mix",
-            ["one measurement of a mix", "the best mix so far, gguf"],
+            ["one measured mix of types", "the best mix of types so far, gguf"],
         ),
     ],
 )
@@ -287,6 +287,6 @@ def test_nothing_to_report_is_one_sentence(work, tmp_path: Path, made_by_us):
     directory.mkdir(exist_ok=True)
     for path in work.parent.glob("*.gguf"):
         path.unlink()
-    sentence = "no file that is still" if made_by_us else "is not a work directory of"
+    sentence = "no longer has a file where" if made_by_us else "is not a work directory of"
     with pytest.raises(UserError, match=sentence):
         page.make_report(directory)

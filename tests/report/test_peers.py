@@ -60,7 +60,7 @@ def test_figures_of_other_bytes_or_of_a_file_that_is_gone_are_none(work):
 
 def test_where_nothing_was_measured_the_page_says_how(work):
     html = page.make_report(work).html
-    assert "What llama.cpp would make of these bytes was not measured here" in html
+    assert "No file that llama.cpp made at these sizes was measured here" in html
     assert (
         "<code>bitquilt eval tiny-4.5bit.gguf tiny-Q4_K_M.gguf PEER --against tiny</code>" in html
     )
@@ -80,12 +80,12 @@ def test_points_are_of_one_text_and_the_others_are_named(work):
     """Of two texts with a file each, the evaluation's is shown."""
     assert [one.label for one in compared(load(work))] == ["4.5bit"]
     html = page.make_report(work).html
-    assert "Not shown, since measured on another text: tiny-Q4_K_M.gguf." in html
+    assert "Not shown, because they were measured on another text: tiny-Q4_K_M.gguf." in html
     save_beside(evaluation(work.parent / "tiny-Q4_K_M.gguf", 0.05))
     assert len(compared(load(work))) == 2
     html = page.make_report(work).html
     assert "Not shown" not in html
-    assert "Q4_K_M is a preset: the engine&#39;s own mix, rounded by bitquilt." in html
+    assert "Q4_K_M is a preset: the engine&#39;s own choice of types, rounded by bitquilt." in html
 
 
 def test_the_mixes_that_lost_are_told_with_their_text(work):
@@ -98,6 +98,6 @@ def test_the_mixes_that_lost_are_told_with_their_text(work):
         save(directory, replace(record(path, 0.03), rankings=rankings))
     html = page.make_report(work).html
     assert (
-        "The mix of race is used: on 4,088 held-out tokens that no search has read, its KL is 0.1 "
-        "nats/token; Q4_K_M has 0.14, 40.0% more."
+        "The types of race are used: on 4,088 held-out tokens that the search has not "
+        "read, their KL is 0.1 nats/token; Q4_K_M has 0.14, 40.0% more."
     ) in html

@@ -142,7 +142,7 @@ def test_a_hub_out_of_reach_asks_nobody_to_log_in(hub, file, original):
     hub.url = "http://127.0.0.1:9"
     done = run(hub, file, "--against", original, "--repo", "me/tiny", "--upload")
     assert done.returncode == 2
-    assert "see that the hub can be reached" in done.stderr
+    assert "check that the hub can be reached" in done.stderr
     assert "log in" not in done.stderr
 
 
@@ -161,7 +161,7 @@ def test_without_a_licence_nothing_is_passed_on(hub, file, original):
 
 def test_names_and_mixtures_that_the_hub_cannot_have(file, original, tmp_path):
     for name in ("tiny", "a/b/c", "me/ti ny"):
-        with pytest.raises(UserError, match="is not a name on the hub"):
+        with pytest.raises(UserError, match="is not a valid name of a hub repository"):
             publication([file], original, name)
     directory = tmp_path / "tiny-mlx"
     directory.mkdir()
@@ -169,7 +169,7 @@ def test_names_and_mixtures_that_the_hub_cannot_have(file, original, tmp_path):
     with pytest.raises(UserError, match=r"has no model\.safetensors"):
         publication([directory], original)
     (directory / "model.safetensors").touch()
-    with pytest.raises(UserError, match="an MLX model is a repository of its own"):
+    with pytest.raises(UserError, match="an MLX model needs a repository of its own"):
         publication([file, directory], original)
 
 
@@ -177,7 +177,7 @@ def test_an_original_that_the_file_was_not_made_from_is_refused(hub, file, origi
     """As eval does: another width, and other values in the same shapes."""
     for options, sentence in (
         ({"hidden": 128}, "model.embed_tokens.weight is"),
-        ({"seed": 1}, "has the same shape there and other values"),
+        ({"seed": 1}, "has the same shape there but other values"),
     ):
         other = tiny_checkpoint(tmp_path / "other", layers=1, **options)
         (other / "README.md").write_text(MATTER)
@@ -197,7 +197,7 @@ def test_the_terms_are_told_with_where_they_were_read(file, original, capfd):
         "The licence is fair-noncommercial-research-license, stated in README.md; passed on with "
         f"it: {licence}." in said
     )
-    assert "so the card has no base_model; --base-model says it." in said
+    assert "so the card has no base_model; name the repository with --base-model." in said
     licence.unlink()
     assert invoke(*request, "--base-model", "facebook/Tiny") == 0
     said = capfd.readouterr().out
@@ -219,7 +219,10 @@ def test_gemmas_terms_go_along_with_their_notice(original, file, tmp_path, capfd
     assert invoke("publish", *request) == 0
     said = capfd.readouterr().out
     assert "The licence is gemma, stated in README.md; passed on with it: " in said
-    assert 'Every copy says so: "Gemma is provided under and subject to the Gemma Terms' in said
+    assert (
+        'Every copy has this notice: "Gemma is provided under and subject to the Gemma Terms'
+        in said
+    )
     assert "was not found" not in said
     out = tmp_path / "out"
     assert invoke("card", *request, "-o", out) == 0

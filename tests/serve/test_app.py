@@ -126,7 +126,7 @@ def test_models_and_health_and_metrics(demo: Running) -> None:
     [
         ({"messages": []}, 400, "messages: "),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "'text'"),
-        ({"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "context of 2,048"),
+        ({"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "can read only 2,048"),
         ({"messages": [{"role": "user", "content": "w" * 1_000_000}]}, 413, "131,072 bytes"),
         ({"temprature": 1}, 400, "temprature: "),
         ({"temperature": "hot"}, 400, "temperature: "),

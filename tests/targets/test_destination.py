@@ -25,7 +25,7 @@ def test_only_a_file_with_our_recipe_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "tiny-4.5bit.gguf"
     check_file(path, None)
     path.write_text("precious")
-    with pytest.raises(UserError, match=r"4\.5bit\.gguf is there .* give another -o, or move it"):
+    with pytest.raises(UserError, match=r"4\.5bit\.gguf exists, .* give another -o, or move it"):
         check_file(path, None)
     write_gguf(path, "general.name")
     with pytest.raises(UserError, match="bitquilt did not write it"):

@@ -161,7 +161,7 @@ def test_command(source, tmp_path, capfd):
             ("eval", "--tasks", "demo", "--limit", "3"),
             "`bitquilt tasks MODEL... --tasks NAME,…`",
         ),
-        (("eval", "--tasks=demo", "--tokens", "2048"), "eval reads tokens of held-out text"),
+        (("eval", "--tasks=demo", "--tokens", "2048"), "eval measures on text"),
     ],
 )
 def test_what_is_missing_or_without_effect_is_said(source, capfd, arguments, sentence):

@@ -54,7 +54,7 @@ class DiskUse:
             if needed > free:
                 where = " and ".join(f"{path} ({human(nbytes)})" for path, nbytes in parts)
                 return (
-                    f"the disk has {human(free)} free, and {human(needed)} are needed there for "
+                    f"the disk has {human(free)} free, but {human(needed)} are needed there for "
                     f"{where}; free space, or choose other directories with --work-dir and "
                     "--output"
                 )

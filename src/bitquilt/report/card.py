@@ -182,7 +182,7 @@ def _measured(publication: Publication, name: str) -> str:
     """
     found = publication.figures.get(name)
     if found is None:
-        return "No figures are known of these files; `bitquilt eval` measures them."
+        return "These files were not measured; `bitquilt eval` measures them."
     what = "KL(original ‖ file) per token in nats"
     if not found.evaluated:
         intervals = "" if found.lacking else ", with 95 % intervals over documents"

@@ -19,7 +19,7 @@ class ReportConfig(Options):
         short="-o",
         metavar="FILE",
     )
-    png: bool = option("The plots are written beside the page as PNG, too.", default=False)
+    png: bool = option("The plots are also written as PNG files beside the page.", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,9 @@ class PublicationConfig(Options):
         metavar="ORIGINAL",
     )
     repository: str = option(
-        "This repository on the hub holds MODEL, or will.", flag="--repo", metavar="USER/NAME"
+        "This repository on the hub holds MODEL, or will hold it.",
+        flag="--repo",
+        metavar="USER/NAME",
     )
     base_model: str | None = option(
         "ORIGINAL is a copy of this repository on the hub.", default=None, metavar="USER/NAME"
@@ -55,7 +57,7 @@ class CardConfig(PublicationConfig):
 class PublishConfig(PublicationConfig):
     """What ``bitquilt publish`` can be asked for."""
 
-    private: bool = option("A repository that is new becomes private.", default=False)
+    private: bool = option("If the repository is new, it becomes private.", default=False)
     upload: bool = option(
         "The files are uploaded; without this, they are only listed.", default=False
     )

@@ -86,19 +86,18 @@ def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
         if math.isnan(own.kl.low) and not (domain == "all" and len(figures) > 1)
     ]
     if few and "all" in figures:
-        few.append("what all domains have together depends on each")
+        few.append("an interval over all domains needs one in each domain")
     rare = [
-        f"{domain}: too few tokens for that of the 99.9 % ({own.tokens:,}; at least {RARE:,} are "
-        "needed)"
+        f"{domain}: too few tokens for the interval of the 99.9 % KL ({own.tokens:,}; at least "
+        f"{RARE:,} are needed)"
         for domain, own in figures.items()
         if own.tokens < RARE and not math.isnan(own.kl.low)
     ]
     if not few and not rare:
         return ""
     return (
-        f"Where there is no interval: {'; '.join(few + rare)}. `bitquilt eval` reads more "
-        "documents with a larger --tokens, as long as the text has more, and another text with "
-        "--text."
+        f"Some figures have no interval: {'; '.join(few + rare)}. `bitquilt eval` reads more of "
+        "the text with a larger --tokens, and another text with --text."
     )
 
 

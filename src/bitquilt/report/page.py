@@ -169,11 +169,15 @@ def _front_notes(files: Sequence[OutputRecord], points: Sequence[FrontPoint]) ->
     """Say what the plot of KL against size shows, what it does not, and how to add to it."""
     notes = []
     if presets := [point.label for point in points if point.is_preset]:
-        is_one, mix = ("is a preset", "mix") if len(presets) == 1 else ("are presets", "mixes")
-        notes.append(f"{', '.join(presets)} {is_one}: the engine's own {mix}, rounded by bitquilt.")
+        is_one = "is a preset" if len(presets) == 1 else "are presets"
+        notes.append(
+            f"{', '.join(presets)} {is_one}: the engine's own choice of types, rounded by bitquilt."
+        )
     shown = {point.name for point in points}
     if left_out := [record.name for record in files if record.name not in shown]:
-        notes.append(f"Not shown, since measured on another text: {', '.join(left_out)}.")
+        notes.append(
+            f"Not shown, because they were measured on another text: {', '.join(left_out)}."
+        )
     if theirs := [point.name for point in points if not point.ours]:
         notes.append(f"Made by others, and measured on the same text: {', '.join(theirs)}.")
         return notes
@@ -181,9 +185,9 @@ def _front_notes(files: Sequence[OutputRecord], points: Sequence[FrontPoint]) ->
     original = shlex.quote(shlex.split(files[0].command)[2])
     engines = " or ".join(TARGETS[name].presets for name in dict.fromkeys(r.target for r in files))
     notes.append(
-        f"What {engines} would make of these bytes was not measured here. To see it, put such a "
-        f"file beside these, run `bitquilt eval {names} PEER --against {original}` there, and make "
-        "this page again."
+        f"No file that {engines} made at these sizes was measured here. To compare with one, put "
+        f"it beside these files, run `bitquilt eval {names} PEER --against {original}` there, and "
+        "make this page again."
     )
     return notes
 
@@ -201,8 +205,8 @@ def _measured_on(files: Sequence[OutputRecord]) -> str:
     if len(read) == 1:
         return f"Measured on {read[0]}.{files[0].figures.lacking}"
     return (
-        "The files were not measured on the same text, so only figures below the same heading "
-        "compare; run `bitquilt eval` on all files at once."
+        "The files were not measured on the same text, so compare only figures below the same "
+        "heading, or run `bitquilt eval` on all files at once."
     )
 
 
@@ -341,8 +345,9 @@ def _check_sentence(check: EngineCheck) -> str:
         figure_text(kl, "kl").value for kl in (check.in_engine, check.in_torch, check.between)
     )
     return (
-        f"On {check.tokens:,} of the tokens its KL is {in_engine} nats/token in the engine and "
-        f"{in_torch} in torch on the same weights; the engine's own arithmetic adds {between}."
+        f"On {check.tokens:,} of the tokens, the file's KL is {in_engine} nats/token in the "
+        f"engine and {in_torch} in torch with the same weights; the engine's own arithmetic adds "
+        f"{between}."
     )
 
 
@@ -356,7 +361,8 @@ def _noise(evaluated: Sequence[OutputRecord]) -> str:
     }
     said = ", ".join(f"{value} ({name})" for name, value in floors.items())
     return (
-        f"With nothing quantized, the mean KL from the original is {said}: less than that is noise."
+        f"Even with nothing quantized, the mean KL from the original is {said}; anything below "
+        "that is noise."
     )
 
 
@@ -368,7 +374,9 @@ def _samples(evaluated: Sequence[OutputRecord]) -> list[dict[str, Any]]:
         samples = record.measured.samples
         other = [_sample(one) for one in samples if one.original != one.answer]
         if samples:
-            same = f"{len(samples) - len(other)} of {len(samples)} the same, word for word"
+            same = (
+                f"{len(samples) - len(other)} of {len(samples)} answers are the same, word for word"
+            )
             found.append({"name": record.name, "same": same, "samples": other})
     return found
 
@@ -398,14 +406,14 @@ def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[t
     windows = settings["windows"]
     facts = [
         ("model", settings["model"]),
-        ("fingerprint of the model (of its config, shapes and some bytes)", settings["checkpoint"]),
+        ("fingerprint of the model (its config, shapes and some bytes)", settings["checkpoint"]),
         ("fingerprint of the calibration text", settings["calibration"]),
         (
             "calibration text read",
             f"{windows['calibration']} windows of {windows['window']} tokens for the Hessians, "
             f"the first {windows['gradients']} of them for the gradients",
         ),
-        ("seeds", "in the commands; 0 where they name none"),
+        ("seeds", "as in the commands; 0 if they name none"),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(settings["versions"].items()))),
     ]
     for record in files:

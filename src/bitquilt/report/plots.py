@@ -300,13 +300,16 @@ def search_plot(histories: Mapping[str, Path]) -> Plot | None:
         "frame": _frame(),
         **_legend(
             [
-                ("tried", "one measurement of a mix"),
-                *((f"best {target}", f"the best mix so far, {target}") for target in histories),
+                ("tried", "one measured mix of types"),
+                *(
+                    (f"best {target}", f"the best mix of types so far, {target}")
+                    for target in histories
+                ),
             ],
             HEIGHT,
         ),
     }
-    title = f"The search: KL of {len(tried):,} measurements, and of the best mix so far"
+    title = f"The search: KL of {len(tried):,} measurements, and of the best mix of types so far"
     return Plot("search", title, values)
 
 

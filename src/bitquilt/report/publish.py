@@ -56,18 +56,22 @@ def publication(paths: Sequence[str | Path], config: PublicationConfig) -> Publi
     files = [ModelFile.at(path) for path in paths]
     for name, times in Counter(file.name for file in files).items():
         if times > 1:
-            raise UserError(f"{times} files are called {name}; a repository holds one of a name")
+            raise UserError(
+                f"{times} files are called {name}; a repository can hold only one file of each name"
+            )
     alone = [one.target for one in files if one.target.own_repository]
     if alone and len(files) > 1:
         raise UserError(
-            f"an {alone[0].name.upper()} model is a repository of its own; publish it by itself, "
-            "and files of other formats together"
+            f"an {alone[0].name.upper()} model needs a repository of its own; publish it without "
+            "the other files"
         )
     for name in filter(None, (config.repository, config.base_model)):
         _check_id(name)
     against = str(config.against)
     if any(Path(against).resolve() == file.path.resolve() for file in files):
-        raise UserError(f"{against} is the model itself; --against wants what it was made from")
+        raise UserError(
+            f"{against} is the model itself; give --against the original that it was made from"
+        )
     original = open_checkpoint(against)
     for file in files:
         file.check(original)
@@ -88,7 +92,9 @@ def _check_id(name: str) -> None:
         if name.count("/") != 1:
             raise HFValidationError("it has no owner")
     except HFValidationError as error:
-        raise UserError(f"{name} is not a name on the hub ({error}); give user/name") from error
+        raise UserError(
+            f"{name} is not a valid name of a hub repository ({error}); give user/name"
+        ) from error
 
 
 def entries(publication: Publication) -> list[RepositoryFile]:
@@ -133,16 +139,16 @@ def terms_said(publication: Publication) -> list[str]:
     passed = f"; passed on with it: {texts}" if texts else ""
     said = [f"The licence is {terms.name}, stated in {terms.stated_in}{passed}."]
     if terms.notice:
-        said.append(f'Every copy says so: "{terms.notice}".')
+        said.append(f'Every copy has this notice: "{terms.notice}".')
     if terms.lacks_text:
         said.append(
-            f"The text of this licence was not found in {terms.searched}; read whether a copy has "
-            "to have it, and put it there as LICENSE."
+            f"The text of this licence was not found in {terms.searched}; if copies must include "
+            "it, put it there as LICENSE."
         )
     if "base_model" not in terms.fields:
         said.append(
-            f"Where {origin.name} is on the hub is not known, so the card has no base_model; "
-            "--base-model says it."
+            f"It is not known where {origin.name} is on the hub, so the card has no base_model; "
+            "name the repository with --base-model."
         )
     return said
 
@@ -170,7 +176,9 @@ def upload(publication: Publication, progress: Progress, *, private: bool = Fals
     except HUB_ERRORS as error:
         reason = str(error).strip().partition("\n")[0]
         advice = (
-            "log in with `hf auth login`" if _refused(error) else "see that the hub can be reached"
+            "log in with `hf auth login`"
+            if _refused(error)
+            else "check that the hub can be reached"
         )
         raise UserError(
             f"{publication.repository} was not published: {reason}; {advice}, and give the same "
@@ -179,7 +187,8 @@ def upload(publication: Publication, progress: Progress, *, private: bool = Fals
     except ValueError as error:  # what huggingface_hub makes of a card that the hub refuses
         reason = " ".join(str(error).split())
         raise UserError(
-            f"{publication.repository} was not published: {reason}; mend the original's README.md"
+            f"{publication.repository} was not published: {reason}; correct the original's "
+            "README.md"
         ) from error
     return str(address)
 

@@ -175,15 +175,15 @@ def load(work_dir: Path) -> list[OutputRecord]:
     if not settings.is_file() or "model" not in read_json(settings, _AGAIN):
         raise UserError(  # `bitquilt eval` keeps another kind
             f"{work_dir} is not a work directory of `bitquilt quantize`; give the one that it "
-            "left, <output>/<model>.work unless --work-dir said otherwise"
+            "left: <output>/<model>.work, or what --work-dir named"
         )
     paths = sorted((work_dir / FOLDER).glob("*.json"))
     records = [load_record(OutputRecord, path, RECORD_FORMAT, _AGAIN) for path in paths]
     there = [record for record in records if record.path.exists()]
     if not there:
         raise UserError(
-            f"{work_dir} knows of no file that is still where it was written; run `bitquilt "
-            "quantize` with it again, which takes seconds"
+            f"{work_dir} no longer has a file where it was written; run `bitquilt quantize` with "
+            "this work directory again, which takes seconds"
         )
     evaluated = [replace(record, evaluation=load_beside(record.path)) for record in there]
     return sorted(evaluated, key=lambda record: (record.nbytes, record.name))

@@ -136,7 +136,7 @@ def test_files_and_directories_of_other_kinds(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"without the extension \.gguf"):
         resolve.resolve(str(tmp_path / "weights"))
-    with pytest.raises(UserError, match=r"has no config\.json but GGUF files"):
+    with pytest.raises(UserError, match=r"has GGUF files but no config\.json"):
         resolve.resolve(str(tmp_path))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not a Hugging Face model directory"):
