@@ -20,13 +20,17 @@ def missing(name: str) -> str:
 def test_no_xllamacpp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(EngineMissingError, match=r"none is installed; run `pip install xllamacpp=="):
+    with pytest.raises(
+        EngineMissingError, match=r"none is installed; run `pip install xllamacpp=="
+    ):
         llama_api.load_library()
 
 
 def test_another_xllamacpp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "0.2.0")
-    with pytest.raises(EngineMissingError, match=r"0\.2\.0 is installed; run `pip install xllamacpp=="):
+    with pytest.raises(
+        EngineMissingError, match=r"0\.2\.0 is installed; run `pip install xllamacpp=="
+    ):
         llama_api.load_library()
 
 

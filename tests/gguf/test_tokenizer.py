@@ -161,7 +161,9 @@ def test_another_conversion_does_not_take_what_an_older_one_kept(
 
 
 def test_unknown_splitting_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"splits text by regex \[a-z\]\+, for which bitquilt knows no"):
+    with pytest.raises(
+        UserError, match=r"splits text by regex \[a-z\]\+, for which bitquilt knows no"
+    ):
         write_with(byte_level(on_regex("[a-z]+")), tmp_path)
 
 

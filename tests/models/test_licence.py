@@ -75,7 +75,9 @@ def test_the_card_of_a_directory_gives_the_key_of_the_header(directory, card, ex
 
 def test_front_matter_that_cannot_be_read_is_one_sentence(directory):
     (directory / "README.md").write_text("---\nlicense: [mit\n---\n")
-    with pytest.raises(UserError, match=r"README\.md cannot be read .*correct it"):
+    with pytest.raises(
+        UserError, match=r"README\.md, which states the licence, cannot be read .*correct it"
+    ):
         card_metadata(directory)
     assert "correct it" in terms_of(open_checkpoint(directory)).problem
 

@@ -213,7 +213,7 @@ def card_metadata(directory: Path) -> dict[str, Any]:
     except Exception as error:  # huggingface_hub and its YAML have no common class
         reason = " ".join(str(error).split())
         raise UserError(
-            f"the front matter of {card} may state the licence but cannot be read ({reason}); "
+            f"the front matter of {card}, which states the licence, cannot be read ({reason}); "
             "correct it"
         ) from error
     return found
