@@ -251,31 +251,52 @@ def test_a_preset_does_not_speak_of_a_search(wide, tmp_path, capfd):
     asked = QUICK | slow | {"recipe": "Q4_K_M", "output": tmp_path, "work_dir": work}
     (output,) = pipeline.quantize(source, **asked).outputs
     said = capfd.readouterr().err
-    for word in ("race", "knapsack", "search", "mix", "Measuring"):
+    for word in ("race", "knapsack", "search", "mix", "Measuring matrices"):
         assert word not in said, said
     assert output.source == "Q4_K_M"
     assert output.rankings == ()
     pipeline.quantize(source, **asked | {"recipe": None, "bits": 4.5})
     said = capfd.readouterr().err
     assert "a race would take long" in said
-    assert "4.5bit for gguf: the types of " in said
+    assert "4.5bit for gguf, before polishing: the types of " in said
 
 
 def test_a_file_larger_than_its_quantized_source_is_told(wide, tmp_path, capfd):
     source, work = wide
     made = quantize(source, recipe="Q4_K_M", output=tmp_path, work_dir=work)[0].path
-    larger = "tiny-llama4_text-Q8_0.gguf will have [\\d,]+ bytes, and its source tiny-.*Q4_K_M.gguf"
+    larger = "tiny-llama4_text-Q8_0.gguf will have [\\d,]+ bytes, its source tiny-.*Q4_K_M.gguf"
     assert invoke("plan", made, "--recipe", "Q8_0") == 0
     assert re.search(larger, capfd.readouterr().err)
     config = pipeline.QuantizeConfig(**QUICK, recipe="Q8_0", output=tmp_path)
     lines = []
     pipeline.Run(made, config, Recorded(lines=lines))
     assert any(re.match(larger, line) for line in lines)
+    assert any(
+        "source is quantized already" in line or "already quantized (" in line for line in lines
+    )
     for smaller in (["--recipe", "Q3_K_M"], ["--bits", "3.5"]):
         assert invoke("plan", made, *smaller) == 0
         assert "its source" not in capfd.readouterr().err
     assert invoke("plan", source, "--recipe", "Q8_0") == 0  # a source that has lost nothing
     assert "its source" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["output", "work_dir"])
+def test_a_file_where_a_directory_belongs_is_refused_before_anything_is_said(
+    wide, tmp_path, option
+):
+    source, _ = wide
+    (tmp_path / "mine").write_text("mine")
+    lines = []
+    with pytest.raises(UserError, match=f"mine is a file, not a directory.*{option}"):
+        quantize(
+            source,
+            **{"output": tmp_path, option: tmp_path / "mine"},
+            recipe="Q4_K_M",
+            progress=Recorded(lines=lines),
+        )
+    assert not lines
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_a_failing_check_says_the_files_own_name(wide, tmp_path, monkeypatch):

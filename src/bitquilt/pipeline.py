@@ -39,6 +39,7 @@ from bitquilt.calibration.text import (
 )
 from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
+from bitquilt.engines.weights import require_finite_weights
 from bitquilt.errors import PartlyRefusedError, UserError
 from bitquilt.forecast.estimate import Forecast, budget_of, forecast_of
 from bitquilt.forecast.work import RunWork
@@ -55,7 +56,7 @@ from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, polishing_work
 from bitquilt.rounding.tuning import distill
 from bitquilt.runtime.device import computing
-from bitquilt.runtime.files import require_room
+from bitquilt.runtime.files import refuse_file, require_room
 from bitquilt.runtime.options import command
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
@@ -117,6 +118,7 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
         in_all = run.work.seconds
     return QuantizeResult(
         model=run.checkpoint.name,
+        stored_as=run.checkpoint.file_type or run.checkpoint.source_dtype,
         original=original,
         outputs=outputs,
         seconds=time.monotonic() - started,
@@ -221,13 +223,20 @@ class Run(AbstractContextManager["Run"]):
         """
         asked = requests(config)
         self.config, self.progress = config, progress
+        self.output = Path(config.output)
+        refuse_file(self.output, "--output")
+        if config.work_dir is not None:
+            refuse_file(Path(config.work_dir), "--work-dir")
         self.checkpoint = open_checkpoint(str(model))
         self.checkpoint.load("model.norm.weight")  # a config without weights is refused now
+        if self.checkpoint.gguf_source is not None:
+            require_finite_weights(self.checkpoint.gguf_source)
         targets = parse_targets(config.to)
         self.plans, self.refused = make_plans(self.checkpoint, asked, targets)
         if self.refused:
             progress.say(f"{self.refused}. The others will be made")
-        for note in dict.fromkeys(note for plan in self.plans for note in plan.notes):
+        lost = [f.message for f in self.checkpoint.findings if f.subject == "quantization"]
+        for note in dict.fromkeys([*lost, *(note for plan in self.plans for note in plan.notes)]):
             progress.say(note)
         self.budget = budget_of(self.checkpoint, config)
         self.search = config.search
@@ -238,7 +247,6 @@ class Run(AbstractContextManager["Run"]):
             progress.say(f"calibration document {name} repeats held-out text and is left out")
         self.text = self._draw_text(documents)
         self._settings = self._settings_of(documents)
-        self.output = Path(config.output)
         self.forecast = self._forecast()
 
     def __enter__(self) -> Self:

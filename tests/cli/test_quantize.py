@@ -55,6 +55,7 @@ def printed(monkeypatch, capfd):
 
     def print_it(*outputs: Output, **changed: object) -> str:
         result = QuantizeResult(
+            stored_as="BF16",
             model="tiny",
             original=figures(0.0, 25.6, 8176),
             outputs=list(outputs),
@@ -100,7 +101,7 @@ def test_rows_are_named_by_file_and_fit_a_terminal(printed):
     assert " SmolLM2-135M- " in table
     assert " Instruct-4.5bit.gguf " in table
     assert table.count("types: race") == 2
-    assert "  original: " in table
+    assert "  original:" in table
     assert "  tiny  " in table
     assert max(map(len, table.splitlines())) <= 80
     assert f"out/{long}: not run" in below

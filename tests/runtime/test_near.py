@@ -31,6 +31,7 @@ def test_the_end_of_a_sentence():
 
 def test_a_path(tmp_path):
     (tmp_path / "Model-4.5bit.gguf").touch()
+    (tmp_path / ".model_4.5bit.gguf.part").touch()  # half-written
     typed = tmp_path / "model_4.5bit.gguf"
     assert suggestion(typed) == f"; did you mean {tmp_path / 'Model-4.5bit.gguf'}?"
     assert suggestion(tmp_path / "zzz") == "; check the path"

@@ -309,7 +309,8 @@ class _Files:
                 len(tokens),
                 self.progress,
             )
-        self.progress.say(f"{plan.label} for {plan.target}: {verdict(rankings)}")
+        before = ", before polishing" if self.bank.rounding == "full" else ""
+        self.progress.say(f"{plan.label} for {plan.target}{before}: {verdict(rankings)}")
         if limit is not None:
             rate = limit.predicted(named[best])
             self.progress.say(f"{plan.label}: {rate:.4g} tokens a second predicted")

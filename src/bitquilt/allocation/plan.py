@@ -135,7 +135,7 @@ def _preset(name: str, to: str) -> str:
         )
     it_is = f"{name} is" if meant == name else f"there is no preset {name}; {meant} is"
     raise UserError(
-        f"{it_is} a preset of {having.upper()}, not of {to.upper()}; add --to={having}, or choose "
+        f"{it_is} a preset of {having.upper()}, not of {to.upper()}; use --to={having}, or choose "
         f"one of {', '.join(asked)}"
     )
 

@@ -60,7 +60,9 @@ def _print_table(result: QuantizeResult) -> None:
         "file", (*SIZE_HEADINGS, "KL,\nnats/token", "same\ntop-1", "perplexity"), fold_first=True
     )
     perplexity = number(result.original.perplexity.mean, "perplexity")
-    table.add_row(Text(f"original:\n{name_cell(result.model)}"), "", "", "", "", perplexity)
+    stored_as = (f"\nstored as {result.stored_as}", "dim")
+    original = Text.assemble("original:\n", name_cell(result.model), stored_as)
+    table.add_row(original, "", "", "", "", perplexity)
     for output in result.outputs:
         figures = output.figures
         table.add_row(

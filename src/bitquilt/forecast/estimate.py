@@ -50,10 +50,12 @@ class Forecast:
         """Say it in sentences."""
         parts = [f"{name} {count:,}" for name, count in self.tokens.items()]
         yield f"It computes on {self.device}. Tokens of text that it reads: {', '.join(parts)}."
+        output = str(self.disk.output)
         yield (
-            f"It takes about {clock(self.seconds)} and {human(self.memory)} of memory. It writes "
-            f"{human(self.disk.work_bytes)} into {self.disk.work_dir} and "
-            f"{human(self.disk.output_bytes)} into {self.disk.output}."
+            f"With this machine as busy as it is now, it takes about {clock(self.seconds)} and "
+            f"{human(self.memory)} of memory. It writes {human(self.disk.work_bytes)} into "
+            f"{self.disk.work_dir} and {human(self.disk.output_bytes)} into "
+            f"{'this directory' if output == '.' else output}."
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -72,6 +72,8 @@ class QuantizeResult:
     """What :func:`bitquilt.quantize` did."""
 
     model: str
+    stored_as: str
+    """What the original is stored as: ``BF16``, or ``Q4_1`` where it is quantized itself."""
     original: Figures
     """The figures of the full-precision model: its perplexity, and a KL of zero."""
     outputs: list[Output]

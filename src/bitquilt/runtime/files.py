@@ -107,6 +107,20 @@ def require_room(directory: Path, nbytes: int) -> None:
         )
 
 
+def refuse_file(directory: Path, option: str) -> None:
+    """Refuse a file where a directory belongs.
+
+    Args:
+        directory: may be missing.
+        option: what names it.
+
+    Raises:
+        UserError: a file is there.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file, not a directory; choose another with {option}")
+
+
 def _flush(path: Path) -> None:
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         with file.open("rb") as handle:

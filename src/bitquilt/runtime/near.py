@@ -34,7 +34,8 @@ def suggestion(path: Path) -> str:
     """Say which entry of the directory resembles a path that does not exist."""
     if not path.parent.is_dir():
         return f", nor does {path.parent}; check the path"
-    near = nearest(path.name, (entry.name for entry in path.parent.iterdir()))
+    there = (entry.name for entry in path.parent.iterdir())
+    near = nearest(path.name, (name for name in there if not name.startswith(".")))
     return f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
 
 
