@@ -115,8 +115,8 @@ def test_a_search_says_what_it_found_on_which_text(model, tmp_path, capfd):
         printed.out,
     )
     assert re.search(
-        r"4\.5bit for gguf: the types of \w+ are used: on 62 held-out tokens that the search has "
-        rf"not read, their KL is {number} nats/token; ",
+        r"4\.5bit for gguf, before polishing: the types of \w+ are used: on 62 held-out tokens "
+        rf"that the search has not read, their KL is {number} nats/token; ",
         printed.err,
     )
 

@@ -10,6 +10,7 @@ import pytest
 from bitquilt import qtypes
 from bitquilt.allocation import timing
 from bitquilt.allocation.timing import TimingSchedule, random_weights, token_seconds
+from bitquilt.engines import GeneratedToken
 from tests.shapes import shaped_checkpoint
 
 
@@ -41,7 +42,7 @@ class Clockwork:
         (request,) = requests
         self.asked.append(request)
         self.now += self._seconds[len(self.asked) - 1]
-        yield range(request.max_tokens)
+        yield [(0, GeneratedToken(n, "")) for n in range(request.max_tokens)]
 
 
 def test_the_middle_answer_counts_and_the_first_does_not(monkeypatch):

@@ -46,9 +46,9 @@ class Told(Silent):
         self.stages: list[tuple[str, int]] = []
         self.steps: list[int] = []
 
-    def stage(self, title, total):
+    def stage(self, title, total, kind=""):
         self.stages.append((title, total))
-        return super().stage(title, total)
+        return super().stage(title, total, kind)
 
     def advance(self, steps=1):
         self.steps.append(steps)
