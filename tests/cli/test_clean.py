@@ -88,6 +88,18 @@ def test_a_directory_that_is_named_is_all_that_is_looked_at(here, cache, capfd):
     assert "nowhere is not a directory" in capfd.readouterr().err
 
 
+def test_the_age_is_that_of_the_newest_file_and_looking_touches_nothing(here, cache, capfd):
+    made = work(here / "tiny.work")
+    for file in (one for one in made.rglob("*") if one.is_file()):
+        hours = 1 if file.name == ".lock" else 5
+        os.utime(file, (time.time() - hours * 3600,) * 2)
+    before = {one: one.lstat().st_mtime_ns for one in [made, *made.rglob("*")]}
+    for _ in range(2):
+        assert invoke("clean", made) == 0
+        assert "tiny, last written 5 hours ago" in capfd.readouterr().out
+        assert {one: one.lstat().st_mtime_ns for one in [made, *made.rglob("*")]} == before
+
+
 def test_the_answer_no_keeps_everything(here, cache, monkeypatch):
     made = work(here / "tiny.work")
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)

@@ -51,7 +51,7 @@ class Leftover:
     nbytes: int
     """The size of what is removed."""
     seconds: float
-    """The time since it was last written to."""
+    """The time since a file of it other than the lock was last written to."""
     in_use: bool
     """Whether a run is working on it; it stays then."""
 
@@ -199,7 +199,8 @@ def _leftover(
     path: Path, kind: str, ours: Sequence[Path], foreign: Sequence[Path], *, busy: bool
 ) -> Leftover:
     facts = [file.lstat() for file in ours]
-    newest = max((fact.st_mtime for fact in facts), default=path.lstat().st_mtime)
+    written = [fact.st_mtime for file, fact in zip(ours, facts, strict=True) if file.name != LOCK]
+    newest = max(written, default=path.lstat().st_mtime)
     return Leftover(
         path=path,
         kind=kind,

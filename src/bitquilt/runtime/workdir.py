@@ -192,7 +192,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _lock(path: Path) -> IO[str]:
-    handle = (path / LOCK).open("w")
+    handle = (path / LOCK).open("a")  # unlike "w", leaves its time as it is
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
