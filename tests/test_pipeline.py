@@ -281,6 +281,23 @@ def test_a_file_larger_than_its_quantized_source_is_told(wide, tmp_path, capfd):
     assert "its source" not in capfd.readouterr().err
 
 
+def test_a_file_is_not_filled_where_more_bytes_bring_nothing(wide, tmp_path):
+    """On the types that a quantized source has already nothing is lost."""
+    source, work = wide
+    made = quantize(source, recipe="Q4_K_M", output=tmp_path, work_dir=work)[0]
+    lines = []
+    (again,) = quantize(
+        made.path,
+        bits=7,
+        output=tmp_path / "again",
+        search=pipeline.SearchConfig(method="knapsack"),
+        progress=Recorded(lines=lines),
+    )
+    (planned,) = plan(made.path, bits=7)
+    assert again.nbytes == size_on_disk(again.path) < 0.98 * planned.layout.total_bytes
+    assert any("as more bytes would bring nothing" in line for line in lines)
+
+
 @pytest.mark.parametrize("option", ["output", "work_dir"])
 def test_a_file_where_a_directory_belongs_is_refused_before_anything_is_said(
     wide, tmp_path, option

@@ -25,6 +25,7 @@ from bitquilt.allocation.allocate import (
     affordable_search,
     allocate,
 )
+from bitquilt.allocation.budget import human
 from bitquilt.allocation.plan import Plan, make_plans, requests
 from bitquilt.allocation.timing import token_seconds
 from bitquilt.calibration import corpus
@@ -64,6 +65,8 @@ from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 from bitquilt.targets.export import export, write_recipe
 
+FILLING = 0.02
+"""The share of a file that may be filling, so that it has the size that was asked for."""
 WORK_FORMAT = 4
 """Version of what a work directory holds; an older one is refused."""
 
@@ -299,13 +302,30 @@ class Run(AbstractContextManager["Run"]):
         decisions = allocate(
             self.plans, bank, self.original, self.text.allocation, self.search, self.progress
         )
-        if self.search.tokens_per_second is not None:
-            # a limit of speed may leave much of the bytes unused
-            self.plans = [
-                replace(plan, layout=plan.target.plan(self.checkpoint, decision.allocation))
-                for plan, decision in zip(self.plans, decisions, strict=True)
-            ]
+        self.plans = [
+            self._without_filling(plan, decision)
+            for plan, decision in zip(self.plans, decisions, strict=True)
+        ]
         return decisions
+
+    def _without_filling(self, plan: Plan, decision: Decision) -> Plan:
+        """Plan a smaller file where the types leave bytes of its size unused.
+
+        A limit of speed does that, and a source that is quantized itself: on the types that it has
+        already nothing is lost, and more bits bring nothing.
+        """
+        layout = plan.target.plan(self.checkpoint, decision.allocation)
+        unused = plan.layout.total_bytes - layout.total_bytes
+        limited = self.search.tokens_per_second is not None
+        if not limited and unused <= FILLING * plan.layout.total_bytes:
+            return plan
+        if not limited:
+            self.progress.say(
+                f"{plan.label} for {plan.target}: the best types take {human(layout.total_bytes)} "
+                f"of {human(plan.layout.total_bytes)}; the file is that small, as more bytes would "
+                "bring nothing"
+            )
+        return replace(plan, layout=layout)
 
     def read_held_out(self) -> Teacher:
         """Run the original over the text of the closing figures."""

@@ -33,7 +33,7 @@ Advance = Callable[[int], None]
 BATCH_TOKENS = 4096
 LOGIT_TOKENS = 256
 """Tokens whose logits are in memory at once, at most."""
-LOGITS = 1 << 24
+LOGITS = 1 << 23
 """Logits in memory at once, in each of the few tensors that a comparison takes."""
 
 
