@@ -122,6 +122,16 @@ def test_votes_without_a_box_are_of_last_lines_and_it_is_said(capfd, demo_gguf, 
     assert "gave no answer; ask for one with --system boxed" in capfd.readouterr().err
 
 
+def test_votes_that_do_not_agree_have_no_winner(capfd, demo_gguf, answers) -> None:
+    answers("East", "West", "")
+    assert invoke("run", demo_gguf, "Where?", "--votes", "3") == 0
+    said = capfd.readouterr()
+    assert said.out == "East\n"
+    assert said.err.endswith(
+        "no two answers agree, and the first is printed; East: 1, West: 1, no answer: 1\n"
+    )
+
+
 def test_control_characters_of_a_model_are_shown_and_not_obeyed(capfd) -> None:
     screen = Screen(PLAIN, hide_thinking=False)
     for piece in ("a\x1b", "]0;title\x07\x1b[2J", "\tb\r\n\x9b31m\x7f"):

@@ -54,8 +54,8 @@ def files(tmp_path, original) -> list[Path]:
     return paths
 
 
-def publication(files: list[Path], original: Path) -> Publication:
-    config = PublicationConfig(against=original, repository="me/tiny-GGUF")
+def publication(files: list[Path], original: Path, **more: str) -> Publication:
+    config = PublicationConfig(against=original, repository="me/tiny-GGUF", **more)
     return publish.publication(files, config)
 
 
@@ -216,3 +216,15 @@ def test_command_writes_card_and_modelfiles(files, original, tmp_path, capfd):
     names = {path.name for path in out.iterdir()}
     assert names == {"README.md", "Modelfile-tiny-4.5bit", "Modelfile-tiny-3bit"}
     assert "FROM ./tiny-3bit.gguf" in (out / "Modelfile-tiny-3bit").read_text()
+
+
+def test_an_original_that_is_quantized_itself_is_told_and_made_from_again(original, tmp_path):
+    """Even with the hub id of what it once was: the file is what KL is the distance to."""
+    source = quantized(original, tmp_path / "tiny.Q4_0.gguf", "Q4_0")
+    file = quantized(source, tmp_path / "tiny-q8.gguf", "Q8_0")
+    (tmp_path / "tiny-q8.recipe.json").write_text('{"default": "Q8_0"}')
+    text = model_card(publication([file], source, base_model="maker/tiny"))
+    assert "`tiny.Q4_0.gguf`, which is quantized to Q4_0 itself: KL is the distance from" in text
+    assert "bitquilt quantize tiny.Q4_0.gguf --recipe tiny-q8.recipe.json --to gguf" in text
+    plain = model_card(publication([quantized(original, tmp_path / "plain.gguf")], original))
+    assert "itself: KL" not in plain

@@ -174,6 +174,11 @@ def _tally(votes: Votes) -> str:
     silent = count - sum(votes.counts.values())
     nothing = "no boxed answer" if votes.counted == "box" else "no answer"
     rest = [*others, *([(nothing, silent)] if silent else [])]
+    if first[1] == 1 and count > 1:
+        every = ", ".join(f"{answer}: {n}" for answer, n in [first, *rest])
+        cut = sum(end.finish_reason == "length" for end in votes.samples)
+        more = f"; {cut} of {count} answers were cut, a larger --max-tokens may help" if cut else ""
+        return f"no two answers agree, and the first is printed; {every}{more}"
     said = f"{first[1]} of {count} ({votes.share:.0%})"
     return "; ".join([said, ", ".join(f"{answer}: {n}" for answer, n in rest)] if rest else [said])
 

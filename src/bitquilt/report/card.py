@@ -123,6 +123,8 @@ def _text(publication: Publication) -> str:
         "title": publication.repository.rpartition("/")[2],
         "base": origin.hub_id,
         "original": origin.name,
+        "source": origin.file,
+        "stored_as": origin.stored_as,
         "engines": " and ".join(dict.fromkeys(one.engine for one in publication.files)),
         "licence": origin.terms.name,
         "non_commercial": origin.terms.non_commercial,
@@ -239,7 +241,8 @@ def _commands(publication: Publication) -> tuple[list[str], list[str]]:
         those that made files, where a run's record is beside them; and for the other files those
         that make their mixes again, from the published recipes.
     """
-    reference = publication.origin.hub_id or publication.origin.name
+    origin = publication.origin
+    reference = origin.file or origin.hub_id or origin.name
     made, again = [], []
     for file in publication.files:
         recipe = file.target.recipe_path(file.path)

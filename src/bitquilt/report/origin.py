@@ -29,6 +29,10 @@ class PublishedOriginal:
     """The repository that it is published in; None if it is not known."""
     terms: Terms
     """On what terms it may be passed on."""
+    file: str | None = None
+    """The name of the GGUF file that it was read from, if it was one."""
+    stored_as: str | None = None
+    """What that file is quantized to, if it is: divergences are from it, not from what it was."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, hub_id: str | None) -> PublishedOriginal:
@@ -48,7 +52,10 @@ class PublishedOriginal:
         if hub_id:
             base = {"base_model": hub_id, "base_model_relation": RELATION}
             terms = replace(terms, fields={**terms.fields, **base})
-        return cls(checkpoint.name, placed.hub_id, terms)
+        file = checkpoint.gguf_source.name if checkpoint.gguf_source else None
+        kind = checkpoint.file_type or checkpoint.source_dtype
+        stored_as = kind if checkpoint.quantized else None
+        return cls(checkpoint.name, placed.hub_id, terms, file, stored_as)
 
     @property
     def questions(self) -> dict[str, Any]:
