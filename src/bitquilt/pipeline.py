@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -25,8 +25,7 @@ from bitquilt.allocation.allocate import (
     affordable_search,
     allocate,
 )
-from bitquilt.allocation.budget import human
-from bitquilt.allocation.plan import Plan, make_plans, requests
+from bitquilt.allocation.plan import Plan, make_plans, requests, without_filling
 from bitquilt.allocation.timing import token_seconds
 from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics, collection_work
@@ -65,8 +64,6 @@ from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 from bitquilt.targets.export import export, write_recipe
 
-FILLING = 0.02
-"""The share of a file that may be filling, so that it has the size that was asked for."""
 WORK_FORMAT = 4
 """Version of what a work directory holds; an older one is refused."""
 
@@ -228,8 +225,7 @@ class Run(AbstractContextManager["Run"]):
         self.config, self.progress = config, progress
         self.output = Path(config.output)
         refuse_file(self.output, "--output")
-        if config.work_dir is not None:
-            refuse_file(Path(config.work_dir), "--work-dir")
+        refuse_file(Path(config.work_dir or config.output), "--work-dir")
         self.checkpoint = open_checkpoint(str(model))
         self.checkpoint.load("model.norm.weight")  # a config without weights is refused now
         if self.checkpoint.gguf_source is not None:
@@ -302,30 +298,12 @@ class Run(AbstractContextManager["Run"]):
         decisions = allocate(
             self.plans, bank, self.original, self.text.allocation, self.search, self.progress
         )
+        limited = self.search.tokens_per_second is not None
         self.plans = [
-            self._without_filling(plan, decision)
+            without_filling(plan, self.checkpoint, decision.allocation, limited, self.progress)
             for plan, decision in zip(self.plans, decisions, strict=True)
         ]
         return decisions
-
-    def _without_filling(self, plan: Plan, decision: Decision) -> Plan:
-        """Plan a smaller file where the types leave bytes of its size unused.
-
-        A limit of speed does that, and a source that is quantized itself: on the types that it has
-        already nothing is lost, and more bits bring nothing.
-        """
-        layout = plan.target.plan(self.checkpoint, decision.allocation)
-        unused = plan.layout.total_bytes - layout.total_bytes
-        limited = self.search.tokens_per_second is not None
-        if not limited and unused <= FILLING * plan.layout.total_bytes:
-            return plan
-        if not limited:
-            self.progress.say(
-                f"{plan.label} for {plan.target}: the best types take {human(layout.total_bytes)} "
-                f"of {human(plan.layout.total_bytes)}; the file is that small, as more bytes would "
-                "bring nothing"
-            )
-        return replace(plan, layout=layout)
 
     def read_held_out(self) -> Teacher:
         """Run the original over the text of the closing figures."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bitquilt import qtypes
 from bitquilt.allocation import presets, sensitivity
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.advice import overhead_note
-from bitquilt.allocation.budget import Budget, parse_size
+from bitquilt.allocation.budget import Budget, human, parse_size
 from bitquilt.allocation.candidates import TypeBytes, candidate_sets
 from bitquilt.allocation.knapsack import fullest_nbytes
 from bitquilt.allocation.recipe import Recipe
@@ -26,8 +26,12 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.near import nearest
+from bitquilt.runtime.progress import Progress
 from bitquilt.targets import TARGETS, Target, parse_targets
 from bitquilt.targets.layout import Layout
+
+FILLING = 0.02
+"""The share of a file that may be filling, so that it has the size that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +203,34 @@ class Plan:
             "tokenizer_counted": self.layout.breakdown["tokenizer"] > 0,
             "allocation": self.allocation,
         }
+
+
+def without_filling(
+    plan: Plan, checkpoint: Checkpoint, allocation: Allocation, limited: bool, progress: Progress
+) -> Plan:
+    """Plan a smaller file where types leave more bytes of its size unused than filling may take.
+
+    A limit of speed does that, and a source that is quantized itself: on the types that it has
+    already nothing is lost, and more bits bring nothing.
+
+    Args:
+        plan: the file.
+        checkpoint: the model.
+        allocation: the types that were found for it.
+        limited: whether speed is limited; then no byte is filling.
+        progress: told that a file is smaller, if not for its speed.
+    """
+    layout = plan.target.plan(checkpoint, allocation)
+    unused = plan.layout.total_bytes - layout.total_bytes
+    if not limited and unused <= FILLING * plan.layout.total_bytes:
+        return plan
+    if not limited:
+        small, large = human(layout.total_bytes), human(plan.layout.total_bytes)
+        progress.say(
+            f"{plan.label} for {plan.target}: the best types take {small} of {large}; the file is "
+            "that small, as more bytes would bring nothing"
+        )
+    return replace(plan, layout=layout)
 
 
 def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
