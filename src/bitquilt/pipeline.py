@@ -118,7 +118,7 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
         in_all = run.work.seconds
     return QuantizeResult(
         model=run.checkpoint.name,
-        stored_as=run.checkpoint.file_type or run.checkpoint.source_dtype,
+        stored_as=run.checkpoint.stored_as,
         original=original,
         outputs=outputs,
         seconds=time.monotonic() - started,

@@ -120,6 +120,11 @@ class Checkpoint:
         return next(iter(self.source_types))
 
     @property
+    def stored_as(self) -> str:
+        """What the source is stored as, in a word: ``BF16``, or ``Q4_K_M`` if it is quantized."""
+        return self.file_type or self.source_dtype
+
+    @property
     def quantized(self) -> bool:
         """Whether the source is quantized already, so that it has lost accuracy before."""
         return not self.source_types.keys() <= PLAIN_TYPES

@@ -20,6 +20,15 @@ DEVICE_WEIGHTS = 1 << 24
 """Weights that go through at a time on any other device, where only memory counts."""
 
 
+def rows_within(weights: int, columns: int) -> int:
+    """Return how many rows have at most so many weights, and at least one.
+
+    It is a power of two: matrices put together in multiples of 32 rows are cut as they would be
+    alone, and parts of one matrix as the whole.
+    """
+    return 1 << (max(1, weights // columns).bit_length() - 1)
+
+
 def by_rows(
     work: Callable[..., RowsResult], columns: int, *parts: Tensor, cpu_chunk: int = CPU_WEIGHTS
 ) -> list[RowsResult]:
@@ -35,9 +44,7 @@ def by_rows(
         What ``work`` returned, in the order of the rows.
     """
     on_cpu = parts[0].device.type == "cpu"
-    most = max(1, (cpu_chunk if on_cpu else DEVICE_WEIGHTS) // columns)
-    # a power of two: matrices put together in multiples of 32 rows are cut as they would be alone
-    rows = 1 << (most.bit_length() - 1)
+    rows = rows_within(cpu_chunk if on_cpu else DEVICE_WEIGHTS, columns)
     chunks = [torch.split(part, rows) for part in parts]
     if not on_cpu:
         return [work(*rows) for rows in zip(*chunks, strict=True)]

@@ -53,8 +53,7 @@ class PublishedOriginal:
             base = {"base_model": hub_id, "base_model_relation": RELATION}
             terms = replace(terms, fields={**terms.fields, **base})
         file = checkpoint.gguf_source.name if checkpoint.gguf_source else None
-        kind = checkpoint.file_type or checkpoint.source_dtype
-        stored_as = kind if checkpoint.quantized else None
+        stored_as = checkpoint.stored_as if checkpoint.quantized else None
         return cls(checkpoint.name, placed.hub_id, terms, file, stored_as)
 
     @property

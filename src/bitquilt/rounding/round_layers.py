@@ -20,6 +20,7 @@ from bitquilt import qtypes
 from bitquilt.calibration.collect import input_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.qtypes.qtype import Packed
+from bitquilt.qtypes.rows import rows_within
 from bitquilt.rounding import kernels
 from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
 from bitquilt.rounding.hessian import COLUMN_GROUP, Factor, factorize
@@ -309,8 +310,8 @@ class _Work:
 
 
 def _table_rows(rows: int, columns: int) -> Iterator[slice]:
-    """Cut a table into parts of about ``TABLE_WEIGHTS``: powers of two of rows, as by_rows cuts."""
-    step = 1 << (max(1, TABLE_WEIGHTS // columns).bit_length() - 1)
+    """Cut a table into parts of about ``TABLE_WEIGHTS``, between rows that ``by_rows`` cuts too."""
+    step = rows_within(TABLE_WEIGHTS, columns)
     for start in range(0, rows, step):
         yield slice(start, start + step)
 
