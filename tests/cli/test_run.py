@@ -5,17 +5,17 @@ from __future__ import annotations
 import io
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bitquilt.cli.talking import Screen
 from bitquilt.talk import votes
-from bitquilt.talk.events import Answer, End
+from bitquilt.talk.events import Answer
 from bitquilt.talk.reasoning import PLAIN
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
+from tests.talk.ends import ended
 
 QUESTION = "What is 347 + 585?"
 GREEDY = ("--temperature", "0")
@@ -87,20 +87,7 @@ def answers(monkeypatch):
     """Make ``--votes`` get these answers, without a model that has to think of them."""
 
     def give(*texts: str) -> None:
-        one = End(
-            finish_reason="stop",
-            reasoning="",
-            answer="",
-            final=None,
-            closed=None,
-            rollbacks=0,
-            prompt_tokens=1,
-            prefilled_tokens=1,
-            tokens=1,
-            thinking_tokens=0,
-            discarded_tokens=0,
-        )
-        ends = [replace(one, answer=text) for text in texts]
+        ends = [ended(answer=text) for text in texts]
         monkeypatch.setattr(votes, "vote", lambda *_: votes.tally(ends))
 
     return give

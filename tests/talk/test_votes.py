@@ -15,6 +15,7 @@ from bitquilt.talk.session import answer
 from bitquilt.talk.votes import normalized, tally, vote
 from tests.progress import Recorded
 from tests.talk.book import Book
+from tests.talk.ends import ended
 
 
 @pytest.mark.parametrize(
@@ -48,19 +49,7 @@ def test_different_answers(one: str, other: str) -> None:
 
 
 def end(final: str | None) -> End:
-    return End(
-        finish_reason="stop",
-        reasoning="",
-        answer="",
-        final=final,
-        closed=None,
-        rollbacks=0,
-        prompt_tokens=1,
-        prefilled_tokens=1,
-        tokens=1,
-        thinking_tokens=0,
-        discarded_tokens=0,
-    )
+    return ended(final=final)
 
 
 def test_tally() -> None:
