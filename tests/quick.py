@@ -56,14 +56,20 @@ SEARCH = {name: value for name, value in QUICK.items() if name != "engine_check"
 """Those of them that ``search`` takes."""
 
 
-def command(arguments: list[str], log: Path, die_at: str | tuple[str, int] | None = None) -> None:
+def command(
+    arguments: list[str],
+    log: Path,
+    die_at: str | tuple[str, int] | None = None,
+    by: signal.Signals = signal.SIGKILL,
+) -> None:
     """Run ``bitquilt`` with these arguments, its output in ``log``.
 
     Args:
         arguments: of the command line.
         log: gets standard output and error.
-        die_at: SIGKILL this process when it is about to put a file or directory that matches
+        die_at: send this process a signal when it is about to put a file or directory that matches
             this pattern in its place, for the first time or the n-th.
+        by: which signal.
     """
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -77,7 +83,7 @@ def command(arguments: list[str], log: Path, die_at: str | tuple[str, int] | Non
         if pattern is not None and Path(target).match(pattern):
             times -= 1
             if times == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), by)
         replace(source, target)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -35,8 +35,8 @@ def run(tmp_path_factory):
     context.set_forkserver_preload(["tests.quick"])
     log = tmp_path_factory.mktemp("log") / "log"
 
-    def run(arguments, die_at=None):
-        process = context.Process(target=command, args=(arguments, log, die_at))
+    def run(arguments, die_at=None, by=signal.SIGKILL):
+        process = context.Process(target=command, args=(arguments, log, die_at, by))
         process.start()
         process.join()
         return process.exitcode, log.read_text()
@@ -78,6 +78,19 @@ def test_killed_again_and_again(run, model, tmp_path):
     assert code == 0, said
     assert made(killed) == made(undisturbed)
     assert hidden(killed) == {".lock"}
+
+
+def test_sigterm_leaves_nothing_half_written_and_says_what_continues(run, model, tmp_path):
+    for stop in ("head.safetensors", "tiny-llama4_text-4.5bit.gguf"):
+        code, said = run(quantize(model, tmp_path), die_at=stop, by=signal.SIGTERM)
+        assert code == 143, said
+        last = said.splitlines()[-1]
+        assert last == ("bitquilt: stopped by SIGTERM; the same command continues where it stopped")
+        assert "Traceback" not in said
+        assert hidden(tmp_path) == {".lock"}
+        assert not list(tmp_path.glob("*.gguf"))
+    code, said = run(quantize(model, tmp_path))
+    assert code == 0, said
 
 
 def test_other_settings_are_refused_by_name(run, model, tmp_path):

@@ -109,7 +109,7 @@ class RayEvaluator:
                 f"Ray could not measure a mix of types: {reason}; make sure that every machine "
                 "has this version of bitquilt and enough memory, and give the same command again"
             ) from error
-        except KeyboardInterrupt:
+        except BaseException:  # Ctrl-C and SIGTERM: nobody waits for the others
             for task in tasks:
                 self._ray.cancel(task)
             raise

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -74,8 +76,30 @@ def main(arguments: Sequence[str] | None = None, **beside: Any) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     verb = bitquilt.commands.get(words[0]) if words else None
     quiet()
-    with named_by(partial(_named, verb)):
+    with named_by(partial(_named, verb)), _raising_sigterm():
         _run(words, partial(_leave, as_json=_wants_json(verb, words)), beside)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came. Unlike Ctrl-C, it never ends a search or an answer only."""
+
+
+@contextmanager
+def _raising_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does, so that nothing is left half-written."""
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield  # whoever called us has other plans
+        return
+
+    def stop(*_: object) -> None:
+        raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(words: list[str], leave: Callable[[str, int], None], beside: dict[str, Any]) -> None:
@@ -93,6 +117,8 @@ def _run(words: list[str], leave: Callable[[str, int], None], beside: dict[str, 
         leave(_usage(error), 2)
     except (KeyboardInterrupt, click.Abort):
         leave("stopped" + _going_on(words), 130)
+    except _TerminatedError:
+        leave("stopped by SIGTERM" + _going_on(words), 128 + signal.SIGTERM)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output went away; there is nobody to tell
         sys.exit(141)
