@@ -42,7 +42,7 @@ from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.engines.weights import require_finite_weights
 from bitquilt.errors import PartlyRefusedError, UserError
 from bitquilt.forecast.estimate import Forecast, budget_of, forecast_of
-from bitquilt.forecast.work import RunWork
+from bitquilt.forecast.work import RunWork, work_directory
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Figures, Teacher, original_figures
 from bitquilt.models import open_checkpoint
@@ -59,7 +59,7 @@ from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import refuse_file, require_room
 from bitquilt.runtime.options import command
 from bitquilt.runtime.progress import Progress
-from bitquilt.runtime.workdir import WorkDir
+from bitquilt.runtime.workdir import WorkDir, refuse_unusable
 from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 from bitquilt.targets.export import export, write_recipe
@@ -225,8 +225,9 @@ class Run(AbstractContextManager["Run"]):
         self.config, self.progress = config, progress
         self.output = Path(config.output)
         refuse_file(self.output, "--output")
-        refuse_file(Path(config.work_dir or config.output), "--work-dir")
         self.checkpoint = open_checkpoint(str(model))
+        self._work_dir = work_directory(self.checkpoint, config)
+        refuse_unusable(self._work_dir)
         self.checkpoint.load("model.norm.weight")  # a config without weights is refused now
         if self.checkpoint.gguf_source is not None:
             require_finite_weights(self.checkpoint.gguf_source)
@@ -250,10 +251,9 @@ class Run(AbstractContextManager["Run"]):
 
     def __enter__(self) -> Self:
         """Open the work directory, and begin the job whose stages follow."""
-        directory = self.config.work_dir or self.output / f"{self.checkpoint.name}.work"
         with ExitStack() as stack:
-            stack.enter_context(self.progress.job(self.forecast.stages))
-            self.work = stack.enter_context(WorkDir(Path(directory), self._settings))
+            stack.enter_context(self.progress.job(self.forecast.stages, self.forecast.before))
+            self.work = stack.enter_context(WorkDir(self._work_dir, self._settings))
             for line in self.forecast.lines:
                 self.progress.say(line)
             self.original = OriginalModel(self.checkpoint, self.work)

@@ -13,6 +13,7 @@ from bitquilt.allocation.measurements import Measurements
 from bitquilt.allocation.meter import Limits, Meter
 from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.solver import solve
+from bitquilt.allocation.space import Incumbent
 from tests.allocation.synthetic import SEGMENTS, Synthetic
 from tests.progress import Recorded
 
@@ -86,6 +87,60 @@ def test_stopped_it_keeps_the_best_and_goes_on_later(tmp_path, stop_after):
     assert resumed.search() == undisturbed.search()
     assert resumed.asked <= undisturbed.asked - stop_after
     assert resumed.meter.tokens == undisturbed.meter.tokens
+
+
+def test_what_was_measured_before_is_not_told_as_fast_work(tmp_path):
+    class Units(Recorded):
+        def __init__(self):
+            super().__init__()
+            self.skipped = 0
+
+        def skip(self, units):
+            self.skipped += units
+
+    told = []
+    for stop_after in (3, None):
+        run, progress = Measured(tmp_path, stop_after), Units()
+        run_search("race", run.task, run.measurements, Limits(400 * LENGTH), progress)
+        told.append((progress.skipped, sum(progress.steps), run.meter.tokens))
+    (skipped, stopped, _), (again, rest, tokens) = told
+    assert skipped == 0
+    assert again == stopped > 0
+    assert again + rest == tokens
+
+
+class Expected(Recorded):
+    """Keeps what further tokens were expected, beside those that were read."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def expect(self, further):
+        self.told.append((sum(self.steps), further))
+
+
+def test_a_race_that_is_settled_expects_no_more_tokens(tmp_path):
+    run, progress = Measured(tmp_path), Expected()
+    run_search("race", run.task, run.measurements, Limits(400 * LENGTH), progress)
+    assert run.meter.tokens < 300 * LENGTH
+    assert progress.told[-1] == (run.meter.tokens, 0)
+
+
+def test_a_race_expects_a_round_for_each_rival_as_far_as_its_tokens_go(tmp_path, monkeypatch):
+    steps = [(100, None), (250, 2), (600, 9), (700, 0)]
+
+    def incumbents(method, task, measurements, progress):
+        for tokens, rivals in steps:
+            progress.advance(tokens - measurements.meter.tokens)
+            measurements.meter.tokens = tokens
+            exact = solve(task.space, run.model.capacity)
+            yield Incumbent(run.model.capacity, exact, 1.0, 1.0, rivals)
+
+    monkeypatch.setattr("bitquilt.allocation.searching._incumbents", incumbents)
+    run, progress = Measured(tmp_path), Expected()
+    run_search("race", run.task, run.measurements, Limits(1000), progress)
+    assert progress.told == [(250, 2 * 150), (600, 1000 - 600), (700, 0)]
 
 
 def test_the_history_says_how_it_went(tmp_path):

@@ -13,6 +13,7 @@ import bitquilt
 from bitquilt import QuantizeConfig, SearchConfig, UserError
 from bitquilt.forecast import disk
 from bitquilt.runtime.progress import Silent
+from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
 from tests.progress import Kinds
 from tests.quick import QUICK, invoke
@@ -70,6 +71,42 @@ def test_what_is_there_already_costs_nothing_again(model, tmp_path):
     assert after.disk.work_bytes == disk.SPARE
     seconds = {stage.kind: stage.seconds for stage in after.stages}
     assert seconds["rounding"] == 0
+    assert before.before == 0
+    assert after.before > 0
+    assert after.before + after.seconds == pytest.approx(before.seconds, rel=0.5)  # timed twice
+
+
+def test_a_continued_run_counts_the_whole_job(model, tmp_path):
+    class Asked(Silent):
+        shares: list[float]
+
+        def say(self, line):
+            if "It computes on" in line:
+                self.shares.append(self.time_left()[0])
+
+    progress = Asked()
+    progress.shares = []
+    for _ in range(2):
+        bitquilt.quantize(model, **QUICK, recipe="Q4_K_M", output=tmp_path, progress=progress)
+    assert progress.shares[0] < 0.02
+    assert progress.shares[1] > 0.05
+
+
+def test_a_work_directory_in_use_is_refused_before_the_machine_is_measured(
+    model, tmp_path, capfd, monkeypatch
+):
+    def measured(_):
+        raise AssertionError
+
+    monkeypatch.setattr("bitquilt.forecast.estimate.machine_speed", measured)
+    with WorkDir(tmp_path / "w", {}):
+        asked = ["quantize", model, "--bits", "5", "-o", tmp_path, "--work-dir", tmp_path / "w"]
+        assert invoke(*asked) == 2
+    assert re.fullmatch(
+        r"bitquilt: work directory .*/w is in use by another run; wait for it, or choose another "
+        r"with --work-dir\n",
+        capfd.readouterr().err,
+    )
 
 
 def test_a_full_disk_is_refused_in_one_sentence_before_the_work(

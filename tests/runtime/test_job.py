@@ -101,3 +101,56 @@ def test_a_stage_within_another_takes_none_of_its_time():
     assert running.left(50.0) == pytest.approx(30 + 5, rel=0.05)
     running.advance(1, 60.0)
     assert running.left(60.0) == pytest.approx(20 + 5, rel=0.05)
+
+
+def test_the_share_is_that_of_the_whole_job_with_what_earlier_runs_did():
+    running = Job([ExpectedStage("round", 60.0)], 0.0, before=40.0)
+    assert running.share(0.0) == pytest.approx(0.4)
+    running.begin("round", 60, 0.0)
+    running.advance(30, 30.0)
+    assert running.share(30.0) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_stage_that_has_nothing_left_to_do_counts_as_done(begun):
+    running = job(read=40, write=60)
+    if begun:
+        running.begin("read", 1, 0.0)
+        running.end(0.0)
+    running.begin("write", 1, 0.0)
+    assert running.share(0.0) == pytest.approx(0.4)
+    assert running.left(0.0) == pytest.approx(60)
+
+
+def test_units_that_an_earlier_run_did_count_and_do_not_make_the_machine_fast():
+    running = job(search=100)
+    running.begin("search", 1000, 0.0)
+    running.skip(600, 1.0)
+    assert running.left(1.0) == pytest.approx(40, rel=0.05)
+    assert running.share(1.0) == pytest.approx(0.6, abs=0.02)
+    running.advance(200, 21.0)
+    assert running.left(21.0) == pytest.approx(20, rel=0.05)
+
+
+def test_a_stage_that_turns_out_longer_takes_longer_and_the_share_stays():
+    running = job(search=100)
+    running.begin("search", 1000, 0.0)
+    running.advance(500, 50.0)
+    before = running.share(50.0)
+    running.expect(1500, 50.0)
+    assert running.left(50.0) == pytest.approx(150, rel=0.05)
+    assert running.share(50.0) == before == pytest.approx(0.5)
+    running.expect(100, 50.0)
+    assert running.left(50.0) == pytest.approx(10, rel=0.05)
+    assert running.share(50.0) == pytest.approx(5 / 6, rel=0.05)
+
+
+def test_the_share_never_decreases():
+    running = job(read=10, write=10)
+    running.begin("read", 10, 0.0)
+    running.advance(9, 9.0)
+    before = running.share(9.0)
+    running.begin("surprise", 10, 9.0)
+    running.advance(1, 29.0)
+    assert running.left(29.0) > 100
+    assert running.share(29.0) >= before

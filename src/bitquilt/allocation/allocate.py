@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from bitquilt.allocation.history import History, history_path
 from bitquilt.allocation.measurements import Measurements
 from bitquilt.allocation.meter import Limits, Meter
 from bitquilt.allocation.plan import Plan, Rivals, candidate_types, largest_preset
+from bitquilt.allocation.race_search import SETTLED
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.selection import Ranking, select_on_heldout, verdict
@@ -250,7 +251,7 @@ class _Files:
         bank, progress = self.bank, self.progress
 
         def attribution(allocation: Allocation) -> NDArray[np.float64]:
-            name = f"attribution/{_key(tokens, allocation)}"
+            name = f"attribution/{_key(tokens, [*allocation.items()])}"
             if (known := bank.work.load_json(name)) is None:
                 batches = math.ceil(len(tokens) / interactions.ATTRIBUTION_BATCH)
                 with progress.stage("Measuring matrices together", batches + 1, "interactions"):
@@ -289,7 +290,8 @@ class _Files:
         )
         task = SearchTask(space, capacities, config.seed)
         tokens = config.tokens or EvoPressSchedule().token_forwards * len(set(capacities.values()))
-        with self.progress.stage(f"Searching for {self.target}", tokens, "search"):
+        expected = tokens * SETTLED if config.method == "race" else tokens
+        with self.progress.stage(f"Searching for {self.target}", expected, "search"):
             return run_search(config.method, task, measurements, limits, self.progress)
 
     def _select(
@@ -300,15 +302,8 @@ class _Files:
         limit: SpeedLimit | None,
     ) -> Decision:
         """The best of a file's allocations on held-out text, and a word about it."""
-        tokens = self.text.selection
-        with self.progress.stage(f"Selecting for {self.target}", len(tokens), "selection"):
-            best, rankings = select_on_heldout(
-                named,
-                evaluator,
-                lambda windows: self.original.on(tokens[windows.start : windows.stop]),
-                len(tokens),
-                self.progress,
-            )
+        rankings = self._ranked(named, evaluator)
+        best = rankings[0].name
         before = ", before polishing" if self.bank.rounding == "full" else ""
         self.progress.say(f"{plan.label} for {plan.target}{before}: {verdict(rankings)}")
         if limit is not None:
@@ -316,14 +311,31 @@ class _Files:
             self.progress.say(f"{plan.label}: {rate:.4g} tokens a second predicted")
         return Decision(named[best], best, rankings)
 
+    def _ranked(self, named: Mapping[str, Allocation], evaluator: Evaluator) -> tuple[Ranking, ...]:
+        """Allocations, best first; what an earlier run found on the same text is kept."""
+        tokens, work = self.text.selection, self.bank.work
+        name = f"selection/{_key(tokens, [[name, [*own.items()]] for name, own in named.items()])}"
+        if (known := work.load_json(name)) is not None:
+            return tuple(Ranking.from_dict(one) for one in known)
+        with self.progress.stage(f"Selecting for {self.target}", len(tokens), "selection"):
+            rankings = select_on_heldout(
+                named,
+                evaluator,
+                lambda windows: self.original.on(tokens[windows.start : windows.stop]),
+                len(tokens),
+                self.progress,
+            )
+        work.save_json(name, [asdict(ranking) for ranking in rankings])
+        return rankings
+
 
 def _as_planned(plan: Plan) -> Decision:
     """The allocation of a plan that leaves nothing to decide."""
     return Decision(plan.allocation, plan.preset or "recipe", ())
 
 
-def _key(tokens: Tensor, allocation: Allocation) -> str:
-    """A name for a text, and an allocation on it."""
+def _key(tokens: Tensor, measured: Sequence[object]) -> str:
+    """A name for a text, and what is measured on it."""
     digest = hashlib.sha256(tokens.numpy().tobytes())
-    digest.update(json.dumps(list(allocation.items())).encode())
+    digest.update(json.dumps(measured).encode())
     return digest.hexdigest()[:16]

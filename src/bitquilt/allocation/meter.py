@@ -38,6 +38,8 @@ class Meter:
         """
         self.tokens = 0
         """Token-forwards needed so far, remembered ones too."""
+        self.remembered = 0
+        """Those of them that an earlier search had measured."""
         self.window_tokens = window_tokens
         """Tokens of a window."""
         self._started = time.monotonic()
@@ -60,9 +62,14 @@ class Meter:
         return {"tokens": self.tokens, "seconds": round(self.seconds, 1)}
 
     @property
+    def tokens_left(self) -> float:
+        """Token-forwards that may still be needed, by the limit."""
+        return self._limits.tokens - self.tokens
+
+    @property
     def progress(self) -> str:
         """Tokens spent and time left, for people."""
-        tokens, seconds = self._limits.tokens - self.tokens, self._limits.seconds - self.seconds
+        tokens, seconds = self.tokens_left, self._limits.seconds - self.seconds
         left = min(tokens * self._window_seconds / self.window_tokens, seconds)
         return f"{self.tokens:,} of {self._limits.tokens:,} tokens, at most {left:.0f} s left"
 
@@ -86,6 +93,7 @@ class Meter:
         if tokens > self._limits.tokens or late:
             raise SpentError
         self.tokens = tokens
+        self.remembered += max(0, wanted - missing) * self.window_tokens
 
     @contextmanager
     def measuring(self, windows: int) -> Iterator[None]:

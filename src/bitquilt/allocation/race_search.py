@@ -24,6 +24,10 @@ from bitquilt.allocation.space import AllocationSpace, AllocationVector, Float64
 from bitquilt.allocation.surrogate import Observation, Parts, Surrogate
 from bitquilt.runtime.progress import Progress, Silent
 
+SETTLED = 0.85
+"""The share of its tokens that a race search takes, as a mean: it is over when it is settled, or
+when they are spent."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RaceSchedule:
@@ -103,10 +107,12 @@ class RaceSearch:
             for capacity in list(going):
                 before, finished = self.best[capacity], self._round(capacity)
                 best = self.best[capacity]
+                rivals = len(finished) - 1
                 if not self._worth_another(finished, best):
                     going.remove(capacity)
+                    rivals = 0
                 kls = (float(finished[vector].mean()) for vector in (best, before))
-                yield Incumbent(capacity, best, *kls)
+                yield Incumbent(capacity, best, *kls, rivals)
 
     def _round(self, capacity: int) -> dict[AllocationVector, Float64Array]:
         """Race new proposals against the incumbent, on other text than the last race's.

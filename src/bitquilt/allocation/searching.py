@@ -10,7 +10,7 @@ import numpy as np
 
 from bitquilt.allocation.evopress import EvoPressSchedule, evolve
 from bitquilt.allocation.measurements import Measurements
-from bitquilt.allocation.meter import Limits, SpentError
+from bitquilt.allocation.meter import Limits, Meter, SpentError
 from bitquilt.allocation.race_search import RaceSearch
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import (
@@ -58,8 +58,11 @@ def run_search(
     best = {capacity: solve(space, capacity) for capacity in names}
     meter, history = measurements.meter, measurements.history
     meter.limit(limits)
+    outlook = _Outlook(len(best), meter, progress)
     try:
-        for capacity, vector, kl, before in _incumbents(method, task, measurements, progress):
+        for step in _incumbents(method, task, measurements, progress):
+            outlook.update(step)
+            capacity, vector, kl, before, _ = step
             changed = vector != best[capacity]
             best[capacity] = vector
             name, size = names[capacity], space.nbytes(vector)
@@ -82,6 +85,30 @@ def run_search(
     return {name: best[capacity] for name, capacity in task.capacities.items()}
 
 
+class _Outlook:
+    """Tells how many tokens a search will still read, from where its races stand.
+
+    A capacity takes as many further rounds as its last one left rivals, each as long as that one
+    was: rivals that are close to each other are proposed again until the text tells them apart, and
+    when few are left a round has little to read (docs/decisions/forecast.md).
+    """
+
+    def __init__(self, capacities: int, meter: Meter, progress: Progress) -> None:
+        self._capacities, self._meter, self._progress = capacities, meter, progress
+        self._further: dict[int, int] = {}
+        self._spent = meter.tokens
+
+    def update(self, step: Incumbent) -> None:
+        """Learn from a step."""
+        spent, self._spent = self._spent, self._meter.tokens
+        if step.rivals is None:
+            return
+        self._further[step.capacity] = step.rivals * (self._meter.tokens - spent)
+        if len(self._further) == self._capacities:
+            further = sum(self._further.values())
+            self._progress.expect(min(further, self._meter.tokens_left))
+
+
 def _incumbents(
     method: str, task: SearchTask, measurements: Measurements, progress: Progress
 ) -> Iterator[Incumbent]:
@@ -90,9 +117,11 @@ def _incumbents(
     measure, meter = measurements.of(task.space), measurements.meter
 
     def evaluate(vectors: Sequence[AllocationVector], windows: Sequence[int]) -> Float64Array:
-        before = meter.tokens
+        before, remembered = meter.tokens, meter.remembered
         samples = measure(vectors, windows)
-        progress.advance(meter.tokens - before)
+        known = meter.remembered - remembered
+        progress.skip(known)
+        progress.advance(meter.tokens - before - known)
         return samples
 
     capacities = list(dict.fromkeys(task.capacities.values()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,11 @@ class Ranking:
     """Its KL less that of the best."""
     tokens: int
     """Tokens of held-out text that the KL is the mean of."""
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Ranking:
+        """Make it from what :func:`dataclasses.asdict` made of one."""
+        return cls(**{**fields, "behind": Difference(**fields["behind"])})
 
     @property
     def versus_best(self) -> str:
@@ -78,7 +84,7 @@ def select_on_heldout(
     teacher: Callable[[range], Teacher],
     windows: int,
     progress: Progress,
-) -> tuple[str, tuple[Ranking, ...]]:
+) -> tuple[Ranking, ...]:
     """Find the best allocation on held-out text, of which no more is read than it takes.
 
     Args:
@@ -89,7 +95,7 @@ def select_on_heldout(
         progress: advances by the windows that were read.
 
     Returns:
-        the name of the best, and all of them ranked.
+        all of them, best first.
     """
     allocations, samples = list(named.values()), np.empty((len(named), 0))
     read = tokens = 0
@@ -103,4 +109,4 @@ def select_on_heldout(
         progress.advance(len(further))
         rankings = rank(dict(zip(named, samples, strict=True)), tokens)
         clear = all(one.behind.low > 0 or not one.behind.error for one in rankings[1:])
-    return rankings[0].name, tuple(rankings)
+    return tuple(rankings)

@@ -56,6 +56,9 @@ class Incumbent(NamedTuple):
     """Its KL on the text that it was last chosen on, in nats per token."""
     before: float
     """The KL of the best allocation before it, on the same text; its own where that is itself."""
+    rivals: int | None = None
+    """How many others its race has left that may yet be better, 0 where the search is settled; None
+    where a search cannot tell."""
 
 
 @dataclass(frozen=True, kw_only=True)

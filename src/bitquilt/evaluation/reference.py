@@ -155,13 +155,17 @@ def _answers(
     if missing:
         what = "reasoning traces" if domain == traces.TRACES else "answers"
         weights = checkpoint.weights_per_token * WRITING
-        total = sum(requests[n].max_tokens for n in missing) * weights
+        total, left = (
+            sum(request.max_tokens for request in some) * weights
+            for some in (requests, [requests[n] for n in missing])
+        )
 
         def keep(number: int, answer: traces.WrittenAnswer) -> None:
             work.save_json(names[missing[number]], asdict(answer))
 
         title = f"{checkpoint.name} writes {len(missing)} {what}"
         with progress.stage(title, total, "writing"), TorchEngine(checkpoint) as engine:
+            progress.skip(total - left)
             wanted = [requests[n] for n in missing]
             traces.write_answers(engine, wanted, keep, lambda n: progress.advance(n * weights))
     return [traces.WrittenAnswer(**work.load_json(name)) for name in names]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Forecast:
     """Stage → tokens of text that it reads."""
     stages: Sequence[ExpectedStage] = field(repr=False)
     """The stages in their order, with their seconds."""
+    before: float
+    """The seconds that were to be added if earlier runs had left nothing."""
     memory: int
     """Bytes at the peak."""
     disk: DiskUse
@@ -74,10 +76,14 @@ class Forecast:
 
 def forecast_of(work: RunWork) -> Forecast:
     """Estimate a run whose plans are made; the machine is measured for about half a second."""
+    speed = machine_speed(work.checkpoint)
+    stages = StageSeconds(work, speed).stages()
+    whole = StageSeconds(replace(work, afresh=True), speed).stages()
     return Forecast(
         device=device_name(),
         tokens=work.tokens,
-        stages=StageSeconds(work, machine_speed(work.checkpoint)).stages(),
+        stages=stages,
+        before=sum(stage.seconds for stage in whole) - sum(stage.seconds for stage in stages),
         memory=peak_bytes(work),
         disk=disk_use(work),
     )

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from bitquilt.allocation.evopress import EvoPressSchedule
 from bitquilt.allocation.plan import Plan
+from bitquilt.allocation.race_search import SETTLED
 from bitquilt.allocation.sensitivity import ALONE_WINDOWS
 from bitquilt.forecast.machine import MachineSpeed
 from bitquilt.forecast.work import RunWork
@@ -26,8 +27,6 @@ KL_HEADS, GRADIENT_HEADS = 3.0, 8.0
 """What a token's KL takes in logits with their softmax, and with gradients of both."""
 ROUNDING = ("rounding", "polishing")
 """Stages whose speed goes with that of rounding; that of all others goes with passes."""
-SETTLED = 0.85
-"""The share of its tokens after which a race is settled, as a mean."""
 SHARING = 0.75
 """What a mix takes of a pass forward where many are measured: they share what is alike."""
 SELECTED_RACE, SELECTED_KNAPSACK = 0.6, 0.2

@@ -20,6 +20,11 @@ from bitquilt.rounding.tuning.distill import DEFAULT_SCHEDULE
 from bitquilt.targets import Target
 
 
+def work_directory(checkpoint: Checkpoint, config: AllocationConfig) -> Path:
+    """Return where a run keeps its stages' results."""
+    return Path(config.work_dir or Path(config.output) / f"{checkpoint.name}.work")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunWork:
     """One run: what is asked for, and the directory that it works in."""
@@ -30,12 +35,13 @@ class RunWork:
     budget: TextBudget
     search: SearchConfig
     """How to search, with the tokens that this machine has time for."""
+    afresh: bool = False
+    """Whether the work directory is taken to be empty."""
 
     @property
     def work_dir(self) -> Path:
         """Where the stages keep their results."""
-        own = self.config.work_dir
-        return Path(own or Path(self.config.output) / f"{self.checkpoint.name}.work")
+        return work_directory(self.checkpoint, self.config)
 
     @property
     def quantizing(self) -> QuantizeConfig | None:
@@ -119,12 +125,14 @@ class RunWork:
 
     def has(self, name: str) -> bool:
         """Whether the work directory has an artefact."""
-        return (self.work_dir / f"{name}.safetensors").exists()
+        return not self.afresh and (self.work_dir / f"{name}.safetensors").exists()
 
     @cached_property
     def _rounded(self) -> frozenset[str]:
         """``<matrix>/<type>`` of all that is in the layer bank."""
         found: set[str] = set()
+        if self.afresh:
+            return frozenset()
         for file in (self.work_dir / ROUNDED).rglob("*.safetensors"):
             with safetensors.safe_open(file, framework="pt") as handle:
                 found |= set(handle.metadata())

@@ -59,11 +59,15 @@ class Job:
     expected: Sequence[ExpectedStage]
     started: float
     """The time when the job began."""
+    before: float = 0.0
+    """The seconds of this machine that earlier runs of the same job have done the work of."""
     _coming: list[ExpectedStage] = field(init=False)
     _open: list[_Open] = field(init=False, default_factory=list)
     _taken: list[_Taken] = field(init=False, default_factory=list)
     """What has ended."""
     _now: float = field(init=False)
+    _most: float = field(init=False, default=0.0)
+    """The largest share that was told."""
 
     def __post_init__(self) -> None:
         """Begin before the first stage."""
@@ -71,22 +75,19 @@ class Job:
         self._now = self.started
 
     def begin(self, kind: str, total: float, now: float) -> None:
-        """Begin a stage of ``total`` units; what was to come before it is not needed any more."""
+        """Begin a stage of ``total`` units; what was to come before it has been done before."""
         self._pass(now)
         seconds, like = 0.0, ""
         kinds = [stage.kind for stage in self._coming]
         if kind in kinds:
             place = kinds.index(kind)
             seconds, like = self._coming[place].seconds, self._coming[place].like
-            # a stage within another comes early: the others are still to come
-            self._coming = (
-                self._coming[place + 1 :]
-                if not self._open
-                else [
-                    *self._coming[:place],
-                    *self._coming[place + 1 :],
-                ]
-            )
+            passed, later = self._coming[:place], self._coming[place + 1 :]
+            if self._open:  # a stage within another comes early: the others are still to come
+                later = [*passed, *later]
+            else:
+                self.before += sum(stage.seconds for stage in passed)
+            self._coming = later
         self._open.append(_Open(kind, like, seconds, total))
 
     def advance(self, units: float, now: float) -> None:
@@ -96,10 +97,29 @@ class Job:
             self._open[-1].done += units
             self._open[-1].since = 0.0
 
+    def skip(self, units: float, now: float) -> None:
+        """Take units out of the innermost stage that an earlier run has done."""
+        self._pass(now)
+        if self._open and (stage := self._open[-1]).total > 0:
+            seconds = stage.expected * min(1.0, units / stage.total)
+            self.before += seconds
+            stage.expected -= seconds
+            stage.total = max(0.0, stage.total - units)
+
+    def expect(self, further: float, now: float) -> None:
+        """Expect so many more units of the innermost stage, each as long as was thought."""
+        self._pass(now)
+        if self._open and (stage := self._open[-1]).total > 0:
+            total = stage.done + further
+            stage.expected *= total / stage.total
+            stage.total = total
+
     def end(self, now: float) -> None:
         """End the innermost stage."""
         self._pass(now)
         stage = self._open.pop()
+        if not stage.done:  # there was nothing left to do
+            self.before += max(0.0, stage.expected - stage.seconds)
         self._taken.append(_Taken.of(stage))
 
     def left(self, now: float) -> float:
@@ -109,9 +129,13 @@ class Job:
         return later + sum(map(self._left_of, self._open))
 
     def share(self, now: float) -> float:
-        """Return how much of the job's time has passed, from 0 to 1."""
-        spent, left = now - self.started, self.left(now)
-        return spent / (spent + left) if spent + left > 0 else 1.0
+        """Return how much of the job is done, from 0 to 1: never less than it was before.
+
+        The job is all of it, with what earlier runs have done.
+        """
+        spent, left = self.before + now - self.started, self.left(now)
+        self._most = max(self._most, spent / (spent + left) if spent + left > 0 else 1.0)
+        return self._most
 
     def _pass(self, now: float) -> None:
         """Let time pass: the innermost stage has it."""

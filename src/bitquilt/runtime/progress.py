@@ -40,18 +40,19 @@ class Progress:
         self.console.print(line, markup=False)
 
     @contextmanager
-    def job(self, expected: Sequence[ExpectedStage]) -> Iterator[None]:
+    def job(self, expected: Sequence[ExpectedStage], before: float = 0.0) -> Iterator[None]:
         """Show one bar, or lines, for all stages while the block runs, and the time left.
 
         Stages that nobody expected have a place in it, too. A job within a job is part of it.
 
         Args:
             expected: the stages in their order, with the seconds that they are expected to take.
+            before: the seconds that would have to be added if earlier runs had done nothing.
         """
         if self._job is not None:
             yield
             return
-        self._job = Job(expected, time.monotonic())
+        self._job = Job(expected, time.monotonic(), before)
         shown = self._job_bar if self.console.is_terminal else self._job_lines
         try:
             with shown():
@@ -92,6 +93,18 @@ class Progress:
         """Count units of the innermost stage; without a stage nothing is counted."""
         if self._advance:
             self._advance[-1](units)
+
+    def skip(self, units: float) -> None:
+        """Take units out of the innermost stage of a job: an earlier run has done them."""
+        if self._job is not None:
+            with self._lock:
+                self._job.skip(units, time.monotonic())
+
+    def expect(self, further: float) -> None:
+        """Expect so many more units of the innermost stage of a job than were counted so far."""
+        if self._job is not None:
+            with self._lock:
+                self._job.expect(further, time.monotonic())
 
     def _shown(
         self, title: str, total: float, kind: str

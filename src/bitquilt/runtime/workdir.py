@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitquilt.errors import UserError
-from bitquilt.runtime.files import atomic_write, remove, require_room
+from bitquilt.runtime.files import atomic_write, refuse_file, remove, require_room
 
 LOCK = ".lock"
 KEPT_SECONDS = 5.0
@@ -125,10 +125,20 @@ def under(prefix: str, items: Mapping[str, Item]) -> dict[str, Item]:
     }
 
 
+def refuse_unusable(path: Path) -> None:
+    """Refuse now a work directory that a run would refuse after it has measured the machine.
+
+    Raises:
+        UserError: it is not ours, or another run is using it.
+    """
+    _refuse_foreign(path)
+    with locked(path):
+        pass
+
+
 def _refuse_foreign(path: Path) -> None:
     """Refuse a file, and a directory with something in it that no run of ours put there."""
-    if path.exists() and not path.is_dir():
-        raise UserError(f"work directory {path} is a file; choose another with --work-dir")
+    refuse_file(path, "--work-dir")
     begun = {LOCK, ".settings.json.part"}  # what a run killed in its first moment leaves
     ours = not path.exists() or (path / "settings.json").exists()
     if not ours and {entry.name for entry in path.iterdir()} - begun:
