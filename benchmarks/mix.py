@@ -4,7 +4,8 @@
 
 Prints mean KL with its 95 % interval, on the same windows, of what llama-quantize makes (its mix,
 ggml's rounding, an importance matrix from our calibration text), of its mix rounded by us, and of
-our mix rounded by us; and the share that ours has of theirs.
+our mix rounded by us; and the share that ours has of theirs. Text of domains that the calibration
+text has none of has a line of its own.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from torch import Tensor
 
 from bitquilt import qtypes, quantize
 from bitquilt.calibration.statistics import CalibrationStats
-from bitquilt.metrics.kl import Estimate
-from bitquilt.metrics.teacher import summarize, weights_metrics
+from bitquilt.metrics.teacher import HeldOutFigures, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.workdir import WorkDir
 
 
 def main() -> None:
-    """Print one line per preset."""
+    """Print one line per preset and kind of text."""
     model = sys.argv[1] if len(sys.argv) > 1 else "demo"
     presets = sys.argv[2:] or ["Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M"]
     columns = ("llama.cpp", "its mix, our rounding", "ours")
-    print(f"{'preset':8} {'bytes':>12} {'bits':>6}  {''.join(f'{c:28}' for c in columns)} share")
+    about = f"{'preset':8} {'bytes':>12} {'bits':>6}  {'text':6}"
+    print(f"{about}  {''.join(f'{c:28}' for c in columns)} share")
     with tempfile.TemporaryDirectory() as directory:
         there = {"output": directory, "work_dir": Path(directory) / "work"}
         for preset in presets:
@@ -40,17 +41,21 @@ def main() -> None:
             ours = quantize(model, size=f"{mix.nbytes}B", **there).outputs[0]
             assert ours.nbytes <= mix.nbytes
             theirs = by_ggml(model, there["work_dir"], mix.allocation)
-            found = "".join(f"{kl!s:28}" for kl in (theirs, mix.figures.kl, ours.figures.kl))
-            share = ours.figures.kl.mean / theirs.mean
-            print(f"{preset:8} {ours.nbytes:12,} {ours.bits:6.3f}  {found} {share:.3f}", flush=True)
+            about = f"{preset:8} {ours.nbytes:12,} {ours.bits:6.3f}"
+            made = (theirs, mix.figures, ours.figures)
+            for kind in theirs.kinds:
+                found = [figures.kinds[kind].kl for figures in made]
+                cells = "".join(f"{kl!s:28}" for kl in found)
+                share = found[-1].mean / found[0].mean
+                print(f"{about}  {kind:6}  {cells} {share:.3f}", flush=True)
 
 
-def by_ggml(model: str, directory: Path, mix: Allocation) -> Estimate:
+def by_ggml(model: str, directory: Path, mix: Allocation) -> HeldOutFigures:
     """A mix with every matrix rounded by ggml, on the windows that the run was measured on."""
     checkpoint = open_checkpoint(model)
     with WorkDir(directory, json.loads((directory / "settings.json").read_text())) as work:
         statistics = CalibrationStats(checkpoint, work)
-        teacher = closing_text(checkpoint, work)
+        closing = closing_text(checkpoint, work)
 
         def load(name: str) -> Tensor:
             module, weight = name.removesuffix(".weight"), checkpoint.load(name)
@@ -58,8 +63,7 @@ def by_ggml(model: str, directory: Path, mix: Allocation) -> Estimate:
                 return weight
             return peers.ggml(qtypes.get(mix[module]), weight, statistics.importance(module))
 
-        found = weights_metrics(teacher, checkpoint, load)
-        return summarize(found, "torch", teacher.documents).kl
+        return closing.figures(weights_metrics(closing.teacher, checkpoint, load), "torch")
 
 
 if __name__ == "__main__":

@@ -47,12 +47,18 @@ from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, AllocationVector
 from bitquilt.calibration import corpus
-from bitquilt.calibration.text import calibration_documents, encoder, token_windows
+from bitquilt.calibration.text import (
+    calibration_documents,
+    encoder,
+    mixed_windows,
+    races_and_selection,
+    search_documents,
+    token_windows,
+)
 from bitquilt.calibration.text_budget import WINDOW, text_budget
 from bitquilt.config import EVOPRESS_WINDOWS, PlanConfig, SearchConfig
-from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.original import OriginalModel
-from bitquilt.metrics.teacher import summarize, weights_metrics
+from bitquilt.metrics.teacher import HeldOutFigures, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
@@ -142,9 +148,9 @@ class Bench:
         self.windows = self.much.search if quick else EVOPRESS_WINDOWS
         self.bank = LayerBank(self.checkpoint, work, "full")
         self.held_out = HELD_OUT_QUICK if quick else HELD_OUT
-        encode, (documents, _) = encoder(self.checkpoint), calibration_documents(None)
-        searched = token_windows(documents, encode, self.windows, WINDOW)
-        together = token_windows(documents, encode, self.much.search, WINDOW)[
+        encode, (documents, _) = encoder(self.checkpoint), races_and_selection(search_documents())
+        searched = mixed_windows((), documents, encode, self.windows, WINDOW)
+        together = mixed_windows((), documents, encode, self.much.search, WINDOW)[
             : self.much.interactions
         ]
         held_out = token_windows(corpus.bundled("held-out"), encode, self.held_out, WINDOW)
@@ -243,13 +249,15 @@ def mlx(model: str, there: dict[str, Any]) -> None:
     checkpoint = open_checkpoint(model)
     mixes = {name: presets.preset(name, checkpoint, "mlx") for name in ("mixed_3_6", "mixed_4_6")}
     mixes["dynamic_quant"] = by_dynamic_quant(model, there)
-    print(f"{'mlx-lm':14} {'bytes':>10}  {'KL':28}{'ours':28}share")
+    print(f"{'mlx-lm':14} {'bytes':>10}  {'text':6}  {'KL':28}{'ours':28}share")
     for name, mix in mixes.items():
         size = MLX.plan(checkpoint, mix).total_bytes
-        ours = pipeline.quantize(model, size=f"{size}B", to="mlx", **there).outputs[0].figures.kl
+        ours = pipeline.quantize(model, size=f"{size}B", to="mlx", **there).outputs[0].figures
         theirs = rounded_by_mlx(checkpoint, there["work_dir"], mix)
-        share = ours.mean / theirs.mean
-        print(f"{name:14} {size:10,}  {theirs!s:28}{ours!s:28}{share:.3f}", flush=True)
+        for kind, figures in theirs.kinds.items():
+            kl, own = figures.kl, ours.kinds[kind].kl
+            share = own.mean / kl.mean
+            print(f"{name:14} {size:10,}  {kind:6}  {kl!s:28}{own!s:28}{share:.3f}", flush=True)
 
 
 def by_dynamic_quant(model: str, there: dict[str, Any]) -> dict[str, str]:
@@ -264,17 +272,16 @@ def by_dynamic_quant(model: str, there: dict[str, Any]) -> dict[str, str]:
     return dynamic_quant.allocation(original, tokens, 4.5)
 
 
-def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Allocation) -> Estimate:
+def rounded_by_mlx(checkpoint: Checkpoint, work_dir: Path, mix: Allocation) -> HeldOutFigures:
     """A mix with every matrix rounded by mlx, on the windows of the closing figures."""
     with WorkDir(work_dir, json.loads((work_dir / "settings.json").read_text())) as work:
-        teacher = closing_text(checkpoint, work)
+        closing = closing_text(checkpoint, work)
 
         def load(name: str) -> Tensor:
             module, weight = name.removesuffix(".weight"), checkpoint.load(name)
             return peers.mlx(qtypes.get(mix[module]), weight) if module in mix else weight
 
-        found = weights_metrics(teacher, checkpoint, load)
-        return summarize(found, "torch", teacher.documents).kl
+        return closing.figures(weights_metrics(closing.teacher, checkpoint, load), "torch")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import signal
+import string
 import tempfile
 import textwrap
 from pathlib import Path
@@ -27,11 +28,14 @@ TEXTS = {"calibration": inspect.getsource(textwrap), "held-out": inspect.getsour
 _FOLDER = Path(tempfile.mkdtemp(prefix="quick-"))
 
 
-def _document(name: str, module: ModuleType) -> Path:
-    """A file of one document: the source of a module."""
+def _documents(name: str, **modules: ModuleType) -> Path:
+    """A file of a document of each domain: the source of a module."""
     path = _FOLDER / f"{name}.jsonl"
-    line = {"domain": "code", "source": name, "text": inspect.getsource(module)}
-    path.write_text(json.dumps(line), "utf-8")
+    lines = [
+        {"domain": domain, "source": name, "text": inspect.getsource(module)}
+        for domain, module in modules.items()
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)), "utf-8")
     return path
 
 
@@ -48,8 +52,8 @@ QUICK = {
         races=100,
         window=32,
     ),
-    "calibration": _document("calibration", textwrap),
-    "held_out": _document("held-out", shlex),
+    "calibration": _documents("calibration", code=textwrap),
+    "held_out": _documents("held-out", code=shlex, other=string),
     "engine_check": False,
 }
 SEARCH = {name: value for name, value in QUICK.items() if name != "engine_check"}

@@ -35,6 +35,7 @@ ORDER = (
     "evaluation",
     "tasks",
     "report",
+    "run_text",
     "pipeline",
     "cli",
     "__main__",

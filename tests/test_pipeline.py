@@ -183,7 +183,7 @@ def test_refined_and_tuned_files_are_ordinary_and_closer(wide, tmp_path, to):
     ours, theirs = (READERS[to](output.path) for output in (plain, better))
     assert ours.keys() == theirs.keys()
     assert any(not torch.equal(weight, theirs[name]) for name, weight in ours.items())
-    assert better.figures.kl.mean < 1.1 * plain.figures.kl.mean
+    assert better.figures.headline.kl.mean < 1.1 * plain.figures.headline.kl.mean
 
 
 def test_an_unknown_rounding_is_refused(wide, tmp_path):
@@ -237,11 +237,12 @@ def test_the_card_has_what_quantize_measured(wide, tmp_path, capfd):
     (output,) = quantize(source, recipe="Q4_K_M", output=tmp_path, work_dir=tmp_path / "work")
     capfd.readouterr()
     assert invoke("card", output.path, "--against", source, "--repo", "me/tiny-GGUF") == 0
-    (row,) = [
-        line for line in capfd.readouterr().out.splitlines() if f"`{output.path.name}`" in line
-    ]
-    assert f"{output.figures.kl.mean:.3g}" in row
-    assert "not measured" not in row
+    card = capfd.readouterr().out
+    first, second = card[card.index(f"| `{output.path.name}`") :].splitlines()[:2]
+    unlike, like = output.figures.kinds.values()
+    assert f"| on unlike text | {unlike.kl.mean:.3g} [" in first
+    assert f"| on like text | {like.kl.mean:.3g} [" in second
+    assert "not measured" not in card
 
 
 def test_a_preset_does_not_speak_of_a_search(wide, tmp_path, capfd):

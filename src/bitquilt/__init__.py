@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from bitquilt.forecast.estimate import estimate as estimate
     from bitquilt.metrics.kl import Estimate as Estimate
     from bitquilt.metrics.teacher import Figures as Figures
+    from bitquilt.metrics.teacher import HeldOutFigures as HeldOutFigures
     from bitquilt.models.checkpoint import Finding as Finding
     from bitquilt.models.inspection import Inspection as Inspection
     from bitquilt.models.inspection import ModelPart as ModelPart
@@ -104,6 +105,7 @@ _HOMES = {
     "Finding": "bitquilt.models.checkpoint",
     "Forecast": "bitquilt.forecast.estimate",
     "Hardware": "bitquilt.runtime.hardware",
+    "HeldOutFigures": "bitquilt.metrics.teacher",
     "Inspection": "bitquilt.models.inspection",
     "Layout": "bitquilt.targets.layout",
     "Load": "bitquilt.evaluation.speed",

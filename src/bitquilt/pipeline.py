@@ -9,18 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
 
 from bitquilt import __version__
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.allocate import (
-    AllocationText,
     Decision,
     affordable_search,
     allocate,
@@ -30,13 +27,7 @@ from bitquilt.allocation.timing import token_seconds
 from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics, collection_work
 from bitquilt.calibration.corpus import Document
-from bitquilt.calibration.text import (
-    calibration_documents,
-    encoder,
-    held_out_documents,
-    judging_windows,
-    token_windows,
-)
+from bitquilt.calibration.text import calibration_documents, held_out_documents
 from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.engines.weights import require_finite_weights
@@ -44,7 +35,7 @@ from bitquilt.errors import PartlyRefusedError, UserError
 from bitquilt.forecast.estimate import Forecast, budget_of, forecast_of
 from bitquilt.forecast.work import RunWork, work_directory
 from bitquilt.metrics.original import OriginalModel
-from bitquilt.metrics.teacher import Figures, Teacher, original_figures
+from bitquilt.metrics.teacher import ClosingTeacher, HeldOutFigures
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
@@ -55,6 +46,7 @@ from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, polishing_work
 from bitquilt.rounding.tuning import distill
+from bitquilt.run_text import RunText, draw_text
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import refuse_file, require_room
 from bitquilt.runtime.options import command
@@ -64,7 +56,7 @@ from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 from bitquilt.targets.export import export, write_recipe
 
-WORK_FORMAT = 4
+WORK_FORMAT = 5
 """Version of what a work directory holds; an older one is refused."""
 
 
@@ -104,8 +96,8 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
     with run:
         bank = run.collect()
         decisions = run.allocate(bank)
-        teacher = run.read_held_out()
-        original = run.original_figures(teacher)
+        closing = run.read_held_out()
+        original = run.original_figures(closing)
         outputs = []
         for plan, decision, path in zip(run.plans, decisions, paths, strict=True):
             source = run.polish(plan, decision, bank)
@@ -113,7 +105,7 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
                 source = run.correct(plan, decision, bank)
             if config.tune:
                 source = run.tune(plan, decision, source)
-            outputs.append(run.export(plan, decision, source, teacher, path))
+            outputs.append(run.export(plan, decision, source, closing, path))
             run.record(outputs[-1], plan, decision, original, asked)
         in_all = run.work.seconds
     return QuantizeResult(
@@ -181,20 +173,6 @@ class Source(NamedTuple):
     packed: PackedSource
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunText:
-    """The windows of tokens that the stages read, each int64 [N, L]; drawn before any work."""
-
-    calibration: Tensor
-    allocation: AllocationText
-    closing: Tensor
-    """Held-out text of the closing figures."""
-    closing_owners: Tensor
-    """The number of the document that each of its tokens is from, [N, L] too."""
-    sequential: Tensor | None
-    tuning: Tensor | None
-
-
 class Run(AbstractContextManager["Run"]):
     """One command on one model: what it needs, and its stages."""
 
@@ -245,7 +223,10 @@ class Run(AbstractContextManager["Run"]):
         documents, repeated = calibration_documents(config.calibration, config.held_out)
         for name in repeated:
             progress.say(f"calibration document {name} repeats held-out text and is left out")
-        self.text = self._draw_text(documents)
+        searching = self.search if self._searches else None
+        self.text = draw_text(
+            self.checkpoint, documents, config, searching, self.budget, progress.say
+        )
         self._settings = self._settings_of(documents)
         self.forecast = self._forecast()
 
@@ -305,17 +286,18 @@ class Run(AbstractContextManager["Run"]):
         ]
         return decisions
 
-    def read_held_out(self) -> Teacher:
+    def read_held_out(self) -> ClosingTeacher:
         """Run the original over the text of the closing figures."""
-        tokens, owners = self.text.closing, self.text.closing_owners
-        work = tokens.numel() * self.checkpoint.block_weights
+        text = self.text.closing
+        work = text.tokens.numel() * self.checkpoint.block_weights
         with self.progress.stage("Reading held-out text", work, "closing text"):
-            return self.original.on(tokens, owners, self.progress.advance)
+            teacher = self.original.on(text.tokens, text.owners, self.progress.advance)
+        return ClosingTeacher(teacher, text.unlike)
 
-    def original_figures(self, teacher: Teacher) -> Figures:
+    def original_figures(self, closing: ClosingTeacher) -> HeldOutFigures:
         """Measure the original on the text of the closing figures."""
         with self.progress.stage("Measuring the original", 1, "original"):
-            found = original_figures(teacher)
+            found = closing.original_figures()
             self.progress.advance()
         return found
 
@@ -358,7 +340,7 @@ class Run(AbstractContextManager["Run"]):
         return Source(tuned.checkpoint, tuned.packed)
 
     def export(
-        self, plan: Plan, decision: Decision, source: Source, teacher: Teacher, path: Path
+        self, plan: Plan, decision: Decision, source: Source, closing: ClosingTeacher, path: Path
     ) -> Output:
         """Write one file, measured in torch and in its own engine."""
         asked = isinstance(self.config, QuantizeConfig) and self.config.engine_check
@@ -371,7 +353,7 @@ class Run(AbstractContextManager["Run"]):
             path,
             recipe_json=recipes.from_allocation(allocation, checkpoint).to_json(),
             total_bytes=plan.layout.total_bytes,
-            teacher=teacher,
+            closing=closing,
             engine_check=run_in_engine if asked else None,
             progress=self.progress,
         )
@@ -391,7 +373,7 @@ class Run(AbstractContextManager["Run"]):
         )
 
     def record(
-        self, output: Output, plan: Plan, decision: Decision, original: Figures, asked: str
+        self, output: Output, plan: Plan, decision: Decision, original: HeldOutFigures, asked: str
     ) -> None:
         """Keep what was made for the report; where a speed was asked for, measure it."""
         if self.search.tokens_per_second is not None:
@@ -445,46 +427,11 @@ class Run(AbstractContextManager["Run"]):
                 config=self.config,
                 budget=self.budget,
                 search=self.search,
+                closing=len(self.text.closing.tokens),
             )
         )
         found.disk.require_room()
         return found
-
-    def _draw_text(self, documents: Sequence[Document]) -> RunText:
-        """Cut all windows now: too little text is refused before any work."""
-        budget, config = self.budget, self.config
-        encode = encoder(self.checkpoint)
-
-        def windows(count: int) -> Tensor:
-            return token_windows(documents, encode, count, budget.window)
-
-        calibration = windows(budget.calibration)
-        judges = held_out_documents(config.held_out)
-        parts = [budget.held_out, budget.selection]
-        held_out, owners = judging_windows(judges, encode, sum(parts), budget.window)
-        closing, selection = held_out.split(parts)
-        search = calibration
-        if self._searches:
-            try:
-                search = windows(self.search.windows(budget.search))
-            except UserError:
-                self.progress.say(
-                    "there is little calibration text, so the search reads the same text as the "
-                    "rounding"
-                )
-        # where a race takes too long, the knapsack still has scores corrected for interactions
-        interactions = budget.interactions if config.search.method == "race" else 0
-        quantizing = config if isinstance(config, QuantizeConfig) else None
-        return RunText(
-            calibration=calibration,
-            allocation=AllocationText(
-                interactions=search[:interactions], search=search, selection=selection
-            ),
-            closing=closing,
-            closing_owners=owners[: budget.held_out],
-            sequential=windows(budget.sequential) if quantizing and quantizing.sequential else None,
-            tuning=windows(budget.tuning) if quantizing and quantizing.tune else None,
-        )
 
     def _settings_of(self, documents: Sequence[Document]) -> dict[str, Any]:
         """All that statistics and bank depend on."""

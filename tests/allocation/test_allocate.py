@@ -14,7 +14,7 @@ from bitquilt import PlanConfig, SearchConfig, Silent, pipeline
 from bitquilt.allocation.allocate import affordable_search
 from bitquilt.allocation.evaluator import Evaluator
 from bitquilt.allocation.plan import largest_preset, make_plan, requests
-from bitquilt.allocation.selection import select_on_heldout
+from bitquilt.allocation.selection import select_best
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import GGUF
 from tests.factories import tiny_checkpoint
@@ -34,7 +34,7 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.parametrize("better", ["race", "knapsack", "Q4_K_S"])
-def test_the_best_on_held_out_text_is_used(monkeypatch, better):
+def test_the_best_on_unread_text_is_used(monkeypatch, better):
     level = {"race": 1.1, "knapsack": 1.2, "Q4_K_S": 1.3} | {better: 1.0}
     standing = {name: {"m": name} for name in level}
 
@@ -42,7 +42,7 @@ def test_the_best_on_held_out_text_is_used(monkeypatch, better):
         noise = np.random.default_rng(0).random((len(windows), 64), np.float32)
         return np.array([level[mix["m"]] + noise for mix in mixes])
 
-    rankings = select_on_heldout(standing, evaluator, lambda _: None, 4, Silent())
+    rankings = select_best(standing, evaluator, lambda _: None, 4, Silent())
     assert rankings[0].name == better
     assert len(rankings) == 3
 
@@ -61,7 +61,7 @@ def test_no_more_is_read_than_it_takes(behind, expected):
         noise = np.random.default_rng(part).random((len(mixes), len(part), 64), np.float32)
         return noise + np.array([mix["m"] for mix in mixes]).reshape(-1, 1, 1)
 
-    select_on_heldout(standing, evaluator, teacher, 40, Recorded(steps := []))
+    select_best(standing, evaluator, teacher, 40, Recorded(steps := []))
     assert sum(steps) == expected
     assert read == list(range(expected))
 
@@ -124,11 +124,11 @@ def test_a_search_says_what_it_found_on_which_text(model, tmp_path, capfd):
     number = r"[\d.e-]+"
     assert re.search(
         r"\.recipe\.json: the types of \w+, for a file of [\d,]+ bytes; their KL is "
-        rf"{number} nats/token on 62 held-out tokens\n",
+        rf"{number} nats/token on 62 tokens that the search has not read\n",
         printed.out,
     )
     assert re.search(
-        r"4\.5bit for gguf, before polishing: the types of \w+ are used: on 62 held-out tokens "
+        r"4\.5bit for gguf, before polishing: the types of \w+ are used: on 62 tokens "
         rf"that the search has not read, their KL is {number} nats/token; ",
         printed.err,
     )

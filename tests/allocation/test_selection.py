@@ -32,7 +32,7 @@ def test_the_verdict_names_text_unit_and_what_may_be_chance():
         ]
     )
     assert said == (
-        "the types of race are used: on 2,044 held-out tokens that the search has not read, their "
+        "the types of race are used: on 2,044 tokens that the search has not read, their "
         "KL is 0.17 nats/token; knapsack has 0.174, 2.0% more, which may be chance; evopress has "
         "0.185, 9.0% more; Q3_K_M has 0.371, 2.2 times as much"
     )

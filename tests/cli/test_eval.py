@@ -9,10 +9,10 @@ import pytest
 
 from bitquilt.evaluation import compare
 from bitquilt.evaluation.figures import DomainFigures
-from bitquilt.evaluation.results import Evaluation
+from bitquilt.evaluation.results import Comparison, Evaluation
 from bitquilt.metrics.kl import Estimate
 from tests.quick import invoke
-from tests.report.conftest import estimate, evaluation
+from tests.report.conftest import estimate, evaluation, figures
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def found(tmp_path) -> Evaluation:
         (tmp_path / name).write_bytes(name.encode())
         evaluations.append(evaluation(tmp_path / name, 0.0355))
     one, other = evaluations
-    own = {name: replace(figures, perplexity=estimate(4.321)) for name, figures in one.own.items()}
+    own = {name: replace(each, perplexity=estimate(4.321)) for name, each in one.own.items()}
     return replace(one, own=own, files=[*one.files, *other.files])
 
 
 def test_a_domain_of_few_documents_has_no_interval(found, monkeypatch, capfd):
-    few = {name: without_interval(figures) for name, figures in found.own.items()}
+    few = {name: without_interval(each) for name, each in found.own.items()}
     file = replace(found.files[0], figures=few)
     monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, own=few, files=[file]))
     assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
@@ -38,8 +38,8 @@ def test_a_domain_of_few_documents_has_no_interval(found, monkeypatch, capfd):
     assert "with a larger --tokens" in said
 
 
-def without_interval(figures: DomainFigures) -> DomainFigures:
-    return replace(figures, documents=3, kl=Estimate(0.249, math.nan, math.nan))
+def without_interval(known: DomainFigures) -> DomainFigures:
+    return replace(known, documents=3, kl=Estimate(0.249, math.nan, math.nan))
 
 
 @pytest.fixture
@@ -51,9 +51,12 @@ def printed(found, monkeypatch, capfd) -> str:
 
 def test_the_originals_perplexity_is_in_every_table_with_a_perplexity(found, printed):
     domains = len(found.own)
-    assert printed.count("4.321") == domains * len(found.files) + 1
-    overview = next(line for line in printed.splitlines() if "original: tiny" in line)
-    assert "4.321" in overview
+    assert printed.count("4.321") == domains * len(found.files) + 2  # kinds
+    overview = printed[printed.index("original: tiny") :].splitlines()
+    assert [line.split() for line in overview[1:3]] == [
+        ["on", "unlike", "text", "4.321"],
+        ["on", "like", "text", "4.321"],
+    ]
     assert "5.432" in printed
 
 
@@ -88,7 +91,7 @@ def test_figures_of_an_excerpt_have_their_unit_and_their_text(printed):
 def test_what_was_asked_is_told_by_its_name(found, name, kind, monkeypatch, capfd):
     """Reasoning is not spoken of where the model does not reason."""
     of_traces = found.own["traces"]
-    own = {domain: figures for domain, figures in found.own.items() if domain != "traces"}
+    own = {domain: each for domain, each in found.own.items() if domain != "traces"}
     if name is not None:
         own[name] = replace(of_traces, tokens=1024, documents=8)
     files = [replace(file, figures=own) for file in found.files]
@@ -108,3 +111,51 @@ def test_help_says_what_traces_are_and_what_bounds_them(capfd):
     )
     assert "0 leaves out these answers" in said
     assert "at most an eighth of --tokens in all" in said
+
+
+def test_both_kinds_of_text_have_their_rows(printed):
+    """In the tables of a file, and in the one with a line for each file."""
+    lines = [line.split() for line in printed.splitlines()]
+    assert sum(line[:4] == ["on", "unlike", "text", "0.0355"] for line in lines) == 4
+    assert sum(line[:4] == ["on", "like", "text", "0.0118"] for line in lines) == 4
+    assert (
+        "The figures are of 65,774 held-out tokens of 234 documents unlike bitquilt's calibration "
+        "text and 65,774 held-out tokens of 234 documents like bitquilt's calibration text;"
+    ) in printed
+    assert "Unlike text is of domains that the calibration text has none of" in printed
+
+
+def test_files_of_one_size_are_compared_on_unlike_text(found, monkeypatch, capfd):
+    names = [file.name for file in found.files]
+    comparison = Comparison(names=names, ahead=[estimate(0.01)])
+    monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, comparisons=[comparison]))
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    assert (
+        "tiny-4.5bit.gguf is the closest to the original on text unlike the calibration text: its "
+        "KL is below"
+    ) in capfd.readouterr().out
+
+
+def test_many_domains_have_one_line_each_the_worst_first(found, monkeypatch, capfd):
+    domains = {f"domain{n}": figures(n / 100) for n in range(1, 9)}
+    own = found.own | domains
+    files = [replace(found.files[0], figures=own)]
+    monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, own=own, files=files))
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    printed = capfd.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line.strip().startswith("domain")]
+    assert rows[0][:3] == ["domain,", "worst", "first"]
+    assert [row[:2] for row in rows[1:3]] == [["domain8", "0.08"], ["domain7", "0.07"]]
+    assert len(rows) == 9
+
+
+def test_a_text_whose_kind_nobody_knows_has_one_row(found, monkeypatch, capfd):
+    own = {"all": found.own["unlike"], "code": found.own["code"]}
+    files = [replace(file, figures=own) for file in found.files]
+    monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, own=own, files=files))
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    printed = capfd.readouterr().out
+    assert "unlike" not in printed
+    assert "The figures are of 65,774 held-out tokens of 234 documents; KL is" in printed
+    overview = printed[printed.index("original: tiny") :].split("\n")[0]
+    assert overview.split()[-1] == "5.432"

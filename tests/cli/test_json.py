@@ -59,7 +59,7 @@ def test_quantize_and_run(asked, model, tmp_path):
     result = asked("quantize", model, "--recipe", "Q8_0", "-o", tmp_path)
     (output,) = result["outputs"]
     assert output["path"] == str(tmp_path / "tiny-llama4_text-Q8_0.gguf")
-    assert output["figures"]["kl"]["mean"] < 0.1
+    assert output["figures"]["unlike"]["kl"]["mean"] < 0.1
     answer = asked("run", output["path"], "What is 347 + 585?", "--max-tokens", "3")
     assert answer["prompt"] == "What is 347 + 585?"
     assert isinstance(answer["answer"], str)

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from bitquilt import EngineExcerpt, Estimate, Figures, Output, QuantizeResult, pipeline
+from bitquilt import (
+    EngineExcerpt,
+    Estimate,
+    Figures,
+    HeldOutFigures,
+    Output,
+    QuantizeResult,
+    pipeline,
+)
 from tests.quick import invoke
 
 NAN = math.nan
@@ -26,6 +34,13 @@ def figures(kl, perplexity, tokens, engine="torch") -> Figures:
     )
 
 
+def both(kl, perplexity, tokens) -> HeldOutFigures:
+    """Figures on unlike text; on like text the KL is a third, the perplexity a half."""
+    return HeldOutFigures(
+        unlike=figures(kl, perplexity, tokens), like=figures(kl / 3, perplexity / 2, tokens)
+    )
+
+
 def output(name: str, engine: EngineExcerpt | None) -> Output:
     return Output(
         target="gguf",
@@ -36,7 +51,7 @@ def output(name: str, engine: EngineExcerpt | None) -> Output:
         allocation={},
         source="race",
         rankings=(),
-        figures=figures(0.0388, 27.1, 8176),
+        figures=both(0.0388, 27.1, 8176),
         engine=engine,
         note="not run: no check was asked for" if engine is None else str(engine),
     )
@@ -57,7 +72,7 @@ def printed(monkeypatch, capfd):
         result = QuantizeResult(
             stored_as="BF16",
             model="tiny",
-            original=figures(0.0, 25.6, 8176),
+            original=both(0.0, 25.6, 8176),
             outputs=list(outputs),
             seconds=225.0,
             work_dir=Path("out/tiny.work"),
@@ -78,7 +93,10 @@ def test_no_column_holds_figures_of_another_text(printed):
     for of_excerpt in ("26,907", "26,911", "0.0412", "0.0398", "llama.cpp"):
         assert of_excerpt not in table
     assert "perplexity" not in below
-    assert "of 8,176 held-out tokens" in below
+    assert (
+        "of held-out text, 8,176 tokens of 23 documents unlike the calibration text and 8,176 "
+        "tokens of 23 documents like the calibration text, computed" in below
+    )
     assert (
         "tiny-4.5bit.gguf: llama.cpp loads it and splits text into the same tokens; on 1,016 of "
         "the tokens its KL is 0.0412 nats/token there and 0.0398 in torch, a difference of +0.0014."
@@ -101,8 +119,7 @@ def test_rows_are_named_by_file_and_fit_a_terminal(printed):
     assert " SmolLM2-135M- " in table
     assert " Instruct-4.5bit.gguf " in table
     assert table.count("types: race") == 2
-    assert "  original:" in table
-    assert "  tiny  " in table
+    assert " original:" in table
     assert max(map(len, table.splitlines())) <= 80
     assert f"out/{long}: not run" in below
 
@@ -110,7 +127,9 @@ def test_rows_are_named_by_file_and_fit_a_terminal(printed):
 def test_what_cannot_be_told_is_printed_as_it_is(printed):
     unknown = figures(NAN, NAN, 75, "mlx-lm")
     of_engine = EngineExcerpt(in_engine=unknown, in_torch=figures(0.08, 9.0, 75))
-    text = printed(replace(output("tiny.gguf", of_engine), figures=unknown))
+    text = printed(
+        replace(output("tiny.gguf", of_engine), figures=HeldOutFigures(unlike=unknown, like=None))
+    )
     assert "its KL is nan nats/token there and 0.08 in torch, a difference of +nan" in text
 
 
@@ -122,7 +141,9 @@ def test_a_closing_text_of_few_documents_has_no_interval(printed):
         agreement=Estimate(0.9, NAN, NAN),
         documents=3,
     )
-    text = " ".join(printed(replace(output("tiny.gguf", None), figures=few), original=few).split())
+    of_few = HeldOutFigures(unlike=few, like=None)
+    made = replace(output("tiny.gguf", None), figures=of_few)
+    text = " ".join(printed(made, original=of_few).split())
     assert "no interval" in text.split("All figures")[0]
     assert "too few documents for an interval (3; at least 5 are needed)" in text
     assert "`bitquilt eval` reads more of them" in text
@@ -133,7 +154,7 @@ def test_a_closing_text_of_few_documents_has_no_interval(printed):
 
 
 def test_a_large_perplexity_has_its_digits(printed):
-    text = printed(replace(output("tiny.gguf", None), figures=figures(9.1, 26_907.4, 8176)))
+    text = printed(replace(output("tiny.gguf", None), figures=both(9.1, 26_907.4, 8176)))
     assert "26,907" in text
     assert "e+04" not in text
 
@@ -143,3 +164,31 @@ def test_the_time_of_interrupted_runs_is_told_too(printed):
     assert "It took 225 s.\n" in printed(made)
     resumed = printed(made, seconds=12.0, seconds_in_all=237.0)
     assert "It took 12 s, and 237 s in all runs with out/tiny.work together.\n" in resumed
+
+
+def rows(text: str) -> list[list[str]]:
+    """The words of each line of the table."""
+    return [line.split() for line in text.split("All figures")[0].splitlines()]
+
+
+def test_both_kinds_of_text_have_their_rows(printed):
+    text = printed(output("tiny-4.5bit.gguf", None))
+    found = rows(text)
+    name = next(n for n, row in enumerate(found) if "tiny-4.5bit.gguf" in row)
+    unlike, _, like, _ = found[name + 2 : name + 6]
+    assert unlike == ["on", "unlike", "text", "0.0388", "90.60%", "27.1"]
+    assert like == ["on", "like", "text", "0.0129", "90.60%", "13.55"]
+    assert ["on", "unlike", "text", "25.6"] in found[:name]
+    assert ["on", "like", "text", "12.8"] in found[:name]
+    assert (
+        "Unlike text is of domains that the calibration text has none of; like text is of its "
+        "domains." in text
+    )
+
+
+def test_where_there_is_one_kind_of_text_the_other_is_said_to_be_missing(printed):
+    only = HeldOutFigures(unlike=None, like=figures(0.0388, 27.1, 8176))
+    text = printed(replace(output("tiny.gguf", None), figures=only), original=only)
+    assert ["on", "like", "text", "0.0388", "90.60%", "27.1"] in rows(text)
+    assert "on unlike" not in text
+    assert "There is no held-out text unlike the calibration text." in text

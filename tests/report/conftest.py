@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,12 @@ def figures(kl: float) -> DomainFigures:
 
 
 def evaluation(path: Path, kl: float) -> Evaluation:
-    by_domain = {"all": figures(kl), "code": figures(2 * kl), "traces": figures(kl / 20)}
+    by_domain = {
+        "unlike": figures(kl),
+        "like": figures(kl / 3),
+        "code": figures(2 * kl),
+        "traces": figures(kl / 20),
+    }
     sample = TextSample(
         question="What is <2> + 2?", original="It is 4, surely.", answer="It is 5, surely."
     )
@@ -107,6 +113,22 @@ def evaluation(path: Path, kl: float) -> Evaluation:
     )
 
 
+def closing(kl: float, perplexity: float) -> teacher.HeldOutFigures:
+    """Figures of quantize's end: on like text the KL is half of that on unlike text, and the
+    perplexity a third more.
+    """
+    unlike = teacher.Figures(
+        kl=estimate(kl),
+        agreement=estimate(kl),
+        perplexity=estimate(perplexity),
+        engine="torch",
+        tokens=512,
+        documents=12,
+    )
+    like = replace(unlike, kl=estimate(kl / 2), perplexity=estimate(perplexity * 4 / 3))
+    return teacher.HeldOutFigures(unlike=unlike, like=like)
+
+
 def record(path: Path, kl: float) -> OutputRecord:
     return OutputRecord(
         model="tiny",
@@ -117,22 +139,8 @@ def record(path: Path, kl: float) -> OutputRecord:
         bits_on_disk=5.25,
         allocation=MIX,
         breakdown=BREAKDOWN,
-        closing=teacher.Figures(
-            kl=estimate(kl),
-            agreement=estimate(kl),
-            perplexity=estimate(kl),
-            engine="torch",
-            tokens=512,
-            documents=12,
-        ),
-        original=teacher.Figures(
-            kl=estimate(0.0),
-            agreement=estimate(1.0),
-            perplexity=estimate(4.987),
-            engine="torch",
-            tokens=512,
-            documents=12,
-        ),
+        closing=closing(kl, perplexity=kl),
+        original=closing(0.0, perplexity=4.987),
         text="f" * 64,
         fingerprint="c" * 64,
         sha256=sha256(path),

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from bitquilt.calibration import corpus
 from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.metrics.kl import Estimate
+from bitquilt.metrics.teacher import HeldOutFigures
 from bitquilt.models import open_checkpoint
 from bitquilt.report import publish
 from bitquilt.report.card import Publication, model_card
@@ -110,9 +111,13 @@ def test_what_text_was_read_is_said(files, original):
     save_beside(found)
     text = model_card(publication(files, original))
     other, bundled = text.split("## Files")[1].split("## Run it")[0].split("tiny-3bit.gguf")[:2]
-    assert f"65,774 tokens of 234 documents of another text (fingerprint {'e' * 12})" in other
+    read = (
+        "65,774 tokens of 234 documents unlike the calibration text and 65,774 tokens of 234 "
+        "documents like the calibration text, of"
+    )
+    assert f"{read} another text (fingerprint {'e' * 12})" in other
     assert "tiny-4.5bit.gguf" in other
-    assert "65,774 tokens of 234 documents of bitquilt's held-out text" in bundled
+    assert f"{read} bitquilt's held-out text" in bundled
 
 
 def test_figures_of_other_bytes_are_not_used(files, original):
@@ -122,9 +127,16 @@ def test_figures_of_other_bytes_are_not_used(files, original):
     assert "These files were not measured; `bitquilt eval` measures them." in text
 
 
-def made(file: Path, original: Path, folder: Path, **changed: object) -> None:
+def made(
+    file: Path,
+    original: Path,
+    folder: Path,
+    original_figures: HeldOutFigures | None = None,
+    **changed: object,
+) -> None:
     """Leave the record of a run that made a file in a work directory."""
     noted = record(file.resolve(), 0.0388)
+    noted = replace(noted, original=original_figures or noted.original)
     noted = replace(
         noted,
         nbytes=file.stat().st_size,
@@ -145,11 +157,14 @@ def test_what_quantize_measured_is_on_the_card(files, original, tmp_path, monkey
         monkeypatch.chdir(tmp_path)
         text = model_card(publication([other], original))
         assert "not measured" not in text
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{other.name}`"))
-        assert "0.0388 [0.031 – 0.0466]" in row
+        row, below = text[text.index(f"| `{other.name}`") :].splitlines()[:2]
+        assert "| on unlike text | 0.0388 [0.031 – 0.0466] |" in row
         assert row.endswith("| 4.987 |")  # the original's perplexity on that text
+        assert below.startswith("|  |  |  |  | on like text | 0.0194 [")
+        assert below.endswith("| 6.649 |")
         assert (
-            f"on 512 tokens of 12 documents of another text (fingerprint {'f' * 12}). "
+            "on 512 tokens of 12 documents unlike the calibration text and 512 tokens of 12 "
+            f"documents like the calibration text, of another text (fingerprint {'f' * 12}). "
             "Measured by torch on the "
             "weights read back from each file when `bitquilt quantize` wrote it."
         ) in text
@@ -160,12 +175,17 @@ def test_a_card_does_not_speak_of_intervals_that_there_are_not(files, original, 
     folder = tmp_path / "tiny.work"
     made(other, original, folder)
     assert "with 95 % intervals over documents, on" in model_card(publication([other], original))
-    closing = record(other, 0.0388).closing
-    few = replace(closing, kl=Estimate(0.0388, math.nan, math.nan), documents=3)
-    made(other, original, folder, closing=few)
+    noted = record(other, 0.0388)
+    few = replace(noted.closing.unlike, kl=Estimate(0.0388, math.nan, math.nan))
+    of_few = HeldOutFigures(unlike=few, like=None)
+    own = HeldOutFigures(unlike=replace(noted.original.unlike, documents=3), like=None)
+    made(other, original, folder, closing=of_few, original_figures=own)
     text = model_card(publication([other], original))
     assert "95 %" not in text
-    assert "There are too few documents for an interval (3; at least 5 are needed)." in text
+    assert (
+        "There are too few documents for an interval (3; at least 5 are needed) unlike the "
+        "calibration text."
+    ) in text
 
 
 def test_a_record_of_other_bytes_or_another_original_is_not_used(files, original, tmp_path):
@@ -228,3 +248,15 @@ def test_an_original_that_is_quantized_itself_is_told_and_made_from_again(origin
     assert "bitquilt quantize tiny.Q4_0.gguf --recipe tiny-q8.recipe.json --to gguf" in text
     plain = model_card(publication([quantized(original, tmp_path / "plain.gguf")], original))
     assert "itself: KL" not in plain
+
+
+def test_the_first_sentence_has_the_kl_on_both_kinds_of_text(text):
+    lead = text.split("## Files")[0]
+    assert (
+        "`tiny-4.5bit.gguf` has a mean KL of 0.0355 nats per token from the original on text "
+        "unlike the calibration text (0.0118 on text like it)."
+    ) in lead
+    assert (
+        "Unlike text is of domains that the calibration text has none of; like text is of its "
+        "domains." in text
+    )

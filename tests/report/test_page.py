@@ -204,9 +204,12 @@ def test_a_directory_is_never_replaced_by_the_page(work, tmp_path, capfd):
 def test_the_kl_is_what_a_phone_shows_first(html):
     """It is in the first sentence, and beside the name of each file."""
     head = html[: html.index("<nav")]
-    assert "tiny-4.5bit.gguf: a mean KL of 0.0355 nats per token from the original" in head
+    assert (
+        "tiny-4.5bit.gguf: a mean KL of 0.0355 nats per token from the original on text unlike "
+        "the calibration text (0.0118 on text like it)"
+    ) in head
     headings = files_table(html)[0]
-    assert headings[:3] == ["file", "mean KL,nats per token", "size"]
+    assert headings[:3] == ["file", "mean KL,nats per token", "text"]
 
 
 def test_cells_of_the_map_name_their_types_on_hover_and_for_screen_readers(html):
@@ -258,23 +261,49 @@ def files_table(html: str) -> list[list[str]]:
 def test_figures_of_one_text_stand_below_its_name(work, html):
     """Those of quantize's end are of another text than an evaluation's."""
     assert "not measured on the same text" in html
-    _, first, own, evaluated, second, own_closing, closing = files_table(html)
-    assert first == [f"on 65,774 tokens of 234 documents of another text (fingerprint {'e' * 12})"]
-    assert evaluated[0] == "tiny-4.5bit.gguf"
-    assert second == [
-        f"on 512 tokens of 12 documents of another text (fingerprint {'f' * 12}), when "
-        "bitquilt quantize wrote the file"
+    rows = files_table(html)
+    headings = [row for row in rows if len(row) == 1]
+    assert headings == [
+        [
+            "on 65,774 tokens of 234 documents unlike the calibration text and 65,774 tokens of "
+            "234 documents like the calibration text, of another text (fingerprint "
+            f"{'e' * 12})"
+        ],
+        [
+            "on 512 tokens of 12 documents unlike the calibration text and 512 tokens of 12 "
+            f"documents like the calibration text, of another text (fingerprint {'f' * 12}), when "
+            "bitquilt quantize wrote the file"
+        ],
     ]
+    _, _, own, _, evaluated, _, _, own_closing, _, closing, _ = rows
+    assert evaluated[0] == "tiny-4.5bit.gguf"
     assert closing[0] == "tiny-Q4_K_M.gguf"
-    assert (own[0], own[4][:5]) == ("the original", "5.432")
-    assert (own_closing[0], own_closing[4][:5]) == ("the original", "4.987")
+    assert (own[0], own[5][:5]) == ("the original", "5.432")
+    assert (own_closing[0], own_closing[5][:5]) == ("the original", "4.987")
+
+
+def test_both_kinds_of_text_have_a_row(work):
+    (work.parent / "tiny-4.5bit.gguf").unlink()
+    _, own, own_like, unlike, like = files_table(page.make_report(work).html)
+    assert own[0] == "the original"
+    assert own_like[:3] == ["", "on like text", ""]  # the name is in the row above
+    assert unlike[0] == "tiny-Q4_K_M.gguf"
+    assert (unlike[1][:6], unlike[2]) == ("0.0519", "on unlike text")
+    assert (like[0][:6], like[1]) == ("0.0260", "on like text")
+
+
+def test_the_plot_says_which_text_its_kl_is_of(html):
+    assert "KL is that on unlike text. Unlike text is of domains that the calibration" in html
 
 
 def test_one_text_is_named_above_the_table(work):
     save_beside(evaluation(work.parent / "tiny-Q4_K_M.gguf", 0.05))
     html = page.make_report(work).html
-    assert "Measured on 65,774 tokens of 234 documents of another text (fingerprint" in html
-    assert [row[0] for row in files_table(html)[1:]] == [
+    assert (
+        "Measured on 65,774 tokens of 234 documents unlike the calibration text and 65,774 tokens "
+        "of 234 documents like the calibration text, of another text (fingerprint"
+    ) in html
+    assert [row[0] for row in files_table(html)[1::2]] == [
         "the original",
         "tiny-4.5bit.gguf",
         "tiny-Q4_K_M.gguf",

@@ -10,7 +10,7 @@ import torch
 
 from bitquilt.errors import UserError
 from bitquilt.metrics.original import OriginalModel
-from bitquilt.metrics.teacher import original_figures, weights_metrics
+from bitquilt.metrics.teacher import ClosingTeacher, weights_metrics
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import GGUF, MLX
@@ -33,7 +33,7 @@ class Case:
         self.model, self.folder = model, folder / "out"
         tokens = torch.from_numpy(np.random.default_rng(0).integers(0, VOCABULARY, (8, 32)))
         with WorkDir(folder / "work", {}) as work:
-            self.teacher = OriginalModel(model.checkpoint, work).on(tokens)
+            self.closing = ClosingTeacher(OriginalModel(model.checkpoint, work).on(tokens), 5)
 
     def path(self, target):
         return self.folder / f"tiny{target.suffix}"
@@ -48,7 +48,7 @@ class Case:
             self.path(target),
             recipe_json=recipe,
             total_bytes=target.plan(self.model.checkpoint, allocation).total_bytes,
-            teacher=self.teacher,
+            closing=self.closing,
             engine_check=check,
             progress=Progress(),
         )
@@ -123,7 +123,10 @@ def test_the_engine_opens_the_file_by_its_temporary_name(case, target):
     assert exported.engine is not None, exported.note
     in_engine, in_torch = exported.engine.in_engine, exported.engine.in_torch
     assert in_engine.kl.mean < 0.1
-    assert in_engine.tokens == in_torch.tokens <= exported.figures.tokens
+    kinds = exported.figures.kinds
+    assert list(kinds) == ["unlike", "like"]
+    assert [one.tokens for one in kinds.values()] == [5 * 31, 3 * 31]
+    assert in_engine.tokens == in_torch.tokens <= 8 * 31
 
 
 class Spoiled:
@@ -186,5 +189,5 @@ def test_weights_that_compute_nan_are_refused(case):
         return weight
 
     with pytest.raises(UserError, match=r"model\.gguf: torch computes NaN or infinity at token 0"):
-        weights_metrics(case.teacher, checkpoint, weights, "model.gguf")
-    assert original_figures(case.teacher).perplexity.mean > 0
+        weights_metrics(case.closing.teacher, checkpoint, weights, "model.gguf")
+    assert case.closing.original_figures().headline.perplexity.mean > 0

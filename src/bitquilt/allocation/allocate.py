@@ -32,7 +32,7 @@ from bitquilt.allocation.plan import Plan, Rivals, candidate_types, largest_pres
 from bitquilt.allocation.race_search import SETTLED
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import SearchTask, run_search
-from bitquilt.allocation.selection import Ranking, select_on_heldout, verdict
+from bitquilt.allocation.selection import Ranking, select_best, verdict
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Candidate, CandidateSets
 from bitquilt.allocation.speed_profile import SpeedLimit, speed_limit
@@ -52,11 +52,13 @@ class AllocationText:
     """Windows of tokens for what is decided here, each int64 [N, L]."""
 
     interactions: Tensor
-    """Calibration text that says what matrices cost together; none where there is no time."""
+    """Text that says what matrices cost together, the first of the next; none where there is no
+    time."""
     search: Tensor
-    """Calibration text that allocations are measured on."""
+    """Text that allocations are measured on; what of it is bundled is of domains that nothing was
+    calibrated on."""
     selection: Tensor
-    """Held-out text that decides between the allocations."""
+    """Other documents of such text, which decide between the allocations."""
 
 
 class Decision(NamedTuple):
@@ -301,7 +303,7 @@ class _Files:
         evaluator: Evaluator,
         limit: SpeedLimit | None,
     ) -> Decision:
-        """The best of a file's allocations on held-out text, and a word about it."""
+        """The best of a file's allocations on the text for that, and a word about it."""
         rankings = self._ranked(named, evaluator)
         best = rankings[0].name
         before = ", before polishing" if self.bank.rounding == "full" else ""
@@ -318,7 +320,7 @@ class _Files:
         if (known := work.load_json(name)) is not None:
             return tuple(Ranking.from_dict(one) for one in known)
         with self.progress.stage(f"Selecting for {self.target}", len(tokens), "selection"):
-            rankings = select_on_heldout(
+            rankings = select_best(
                 named,
                 evaluator,
                 lambda windows: self.original.on(tokens[windows.start : windows.stop]),

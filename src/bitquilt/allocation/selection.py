@@ -31,7 +31,7 @@ class Ranking:
     behind: Difference
     """Its KL less that of the best."""
     tokens: int
-    """Tokens of held-out text that the KL is the mean of."""
+    """Tokens of that text that the KL is the mean of."""
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Ranking:
@@ -58,8 +58,8 @@ def verdict(rankings: Sequence[Ranking]) -> str:
     best, *others = rankings
     said = "".join(f"; {one.name} has {one.kl:.3g}, {one.versus_best}" for one in others)
     return (
-        f"the types of {best.name} are used: on {best.tokens:,} held-out tokens that the search "
-        f"has not read, their KL is {best.kl:.3g} nats/token{said}"
+        f"the types of {best.name} are used: on {best.tokens:,} tokens that the search has "
+        f"not read, their KL is {best.kl:.3g} nats/token{said}"
     )
 
 
@@ -78,14 +78,14 @@ def rank(samples: Mapping[str, Float64Array], tokens: int) -> list[Ranking]:
     ]
 
 
-def select_on_heldout(
+def select_best(
     named: Mapping[str, Allocation],
     evaluator: Callable[[Teacher, Sequence[Allocation], Sequence[int]], NDArray[np.float32]],
     teacher: Callable[[range], Teacher],
     windows: int,
     progress: Progress,
 ) -> tuple[Ranking, ...]:
-    """Find the best allocation on held-out text, of which no more is read than it takes.
+    """Find the best allocation on text for that, of which no more is read than it takes.
 
     Args:
         named: name → allocation.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
@@ -17,6 +20,9 @@ from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 
 Encode = Callable[[Document], list[int]]
+KINDS = ("unlike", "like")
+"""The kinds of held-out text: of domains that the calibration text has none of, and of its domains.
+The first is the headline, since people use models on text that nobody calibrated on."""
 ENOUGH = 16
 """Characters that are tokenized for each token needed: three or four times as many as it takes."""
 
@@ -97,6 +103,16 @@ def calibration_documents(
     return without_overlap(documents, held_out_documents(held_out))
 
 
+def search_documents(held_out: str | Path | None = None) -> list[Document]:
+    """The bundled documents that types are chosen on, less those that repeat a user's held-out
+    text. No calibration text is of their domains.
+    """
+    documents = bundled("calibration")
+    if held_out is None:
+        return documents
+    return without_overlap(documents, held_out_documents(held_out))[0]
+
+
 def token_windows(documents: Sequence[Document], encode: Encode, count: int, length: int) -> Tensor:
     """Cut int64 [count, length] windows from documents, spread over all of them.
 
@@ -119,6 +135,98 @@ def judging_windows(
     chosen = _spread(documents, 4 * count * length * ENOUGH)  # there are few long documents
     tokens, owners = windows(chosen, encode, count, length, apart=True)
     return torch.from_numpy(tokens), torch.from_numpy(owners)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutText:
+    """Windows of held-out text of two kinds, both int64 [N, L]; those of unlike text are first."""
+
+    tokens: Tensor
+    owners: Tensor
+    """The number of the document that each token is from, counted within its kind."""
+    unlike: int
+    """How many of the windows are of domains that the calibration text has none of; the others are
+    of its domains."""
+
+
+def held_out_windows(
+    documents: Sequence[Document],
+    calibration: Sequence[Document],
+    encode: Encode,
+    count: int,
+    length: int,
+) -> tuple[HeldOutText, str]:
+    """Cut windows of held-out text, of each kind as many.
+
+    Args:
+        documents: the held-out text.
+        calibration: what the model is calibrated on; its domains tell the kinds apart.
+        encode: the tokenizer.
+        count: windows of each kind; a kind with less text than that is left out.
+        length: of a window.
+
+    Returns:
+        the windows, and why there are none of a kind; empty where there are of both.
+
+    Raises:
+        UserError: neither kind has enough text.
+    """
+    unlike, like = KINDS
+    calibrated = {document.domain for document in calibration}
+    kinds: dict[str, list[Document]] = {unlike: [], like: []}
+    for document in documents:
+        kinds[like if document.domain in calibrated else unlike].append(document)
+    drawn: dict[str, tuple[Tensor, Tensor]] = {}
+    missing: list[UserError] = []
+    for kind, own in kinds.items():
+        try:
+            drawn[kind] = judging_windows(own, encode, count, length)
+        except UserError as error:
+            missing.append(error)
+    if not drawn:
+        raise missing[not kinds[unlike]]
+    tokens, owners = (torch.cat(of_kinds) for of_kinds in zip(*drawn.values(), strict=True))
+    text = HeldOutText(tokens=tokens, owners=owners, unlike=count if unlike in drawn else 0)
+    return text, "".join(_lacking(kind, bool(kinds[kind])) for kind in kinds if kind not in drawn)
+
+
+def _lacking(kind: str, some: bool) -> str:
+    """Say why files are not measured on one kind of text."""
+    held_out = "too little of the held-out text" if some else "no held-out text"
+    return f"files are not measured on text {kind} the calibration text: {held_out} is of this kind"
+
+
+def races_and_selection(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:
+    """Every domain's documents in two lists: two thirds for races, one for the selection."""
+    domains: dict[str, list[Document]] = {}
+    for document in documents:
+        domains.setdefault(document.domain, []).append(document)
+    races = [d for own in domains.values() for n, d in enumerate(own) if n % 3 != 2]
+    return races, [d for own in domains.values() for d in own[2::3]]
+
+
+def mixed_windows(
+    users: Sequence[Document],
+    bundled: Sequence[Document],
+    encode: Encode,
+    count: int,
+    length: int,
+) -> Tensor:
+    """Cut int64 [count, length] windows of many documents, in an order that is mixed.
+
+    Half of them are from a user's documents, if these have as much.
+
+    Raises:
+        UserError: the bundled documents have too little.
+    """
+    parts = []
+    if users:
+        with suppress(UserError):
+            parts.append(judging_windows(users, encode, count // 2, length)[0])
+    missing = count - sum(map(len, parts))
+    parts.append(judging_windows(bundled, encode, missing, length)[0])
+    order = np.random.default_rng(0).permutation(count)
+    return torch.cat(parts)[torch.from_numpy(order)]
 
 
 def _spread(documents: Sequence[Document], characters: int) -> list[Document]:

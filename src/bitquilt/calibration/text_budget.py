@@ -26,7 +26,7 @@ class TextBudget:
     gradients: int
     """The backward pass; the first of the calibration windows."""
     held_out: int
-    """The closing figures."""
+    """The closing figures; as many again where there is held-out text of the other kind."""
     sequential: int
     """Sequential correction; the first of the calibration text."""
     tuning: int
@@ -34,9 +34,9 @@ class TextBudget:
     interactions: int
     """What matrices cost together, at one budget; 0 where there is no time for any."""
     search: int
-    """Windows of calibration text that mixes are measured on."""
+    """Windows of text that mixes are measured on."""
     selection: int
-    """Held-out text that decides between a few mixes; none of it is in the closing figures."""
+    """Text that decides between a few mixes: neither the search nor the closing figures read it."""
     races: int
     """Windows that a search reads in all, every mix's counted; 0 where there is no time for one."""
     window: int = WINDOW

@@ -15,6 +15,8 @@ from bitquilt.cli.tables import (
     SIZE_NOTE,
     figure_cell,
     figures_table,
+    kind_cells,
+    kind_rows,
     name_cell,
     size_cells,
     stdout_console,
@@ -35,6 +37,8 @@ TABLES = (
     ("perplexity", "perplexity_ratio", "bits_per_byte"),
 )
 """Figures side by side; one table with all of them is too wide for a terminal of 80."""
+MANY = 6
+"""Domains beyond which each has a line in one table, rather than a few in every table."""
 
 
 class _Eval(click.Command):
@@ -81,7 +85,8 @@ def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None
 
 def _print(found: Evaluation) -> None:
     """Print all figures of each file, then what may be concluded."""
-    from bitquilt.report.figures import answers_read, lacks_documents
+    from bitquilt.calibration.text import KINDS
+    from bitquilt.report.figures import answers_read, kinds_note, lacks_documents
 
     console = stdout_console()
     for file in found.files:
@@ -90,8 +95,10 @@ def _print(found: Evaluation) -> None:
     if len(found.files) > 1:
         console.print("", _overview(found))
         console.print(SIZE_NOTE)
+    kinds = [kind for kind in KINDS if kind in found.own]
+    alike = f" on text {kinds[0]} the calibration text" if kinds else ""
     for comparison in found.comparisons:
-        console.print(_verdict(comparison), markup=False)
+        console.print(_verdict(comparison, alike), markup=False)
     floors = "; ".join(
         f"{floor.kl} nats/token for {floor.name}, on {floor.tokens:,} tokens"
         for floor in found.floors
@@ -105,53 +112,68 @@ def _print(found: Evaluation) -> None:
         console.print(lacking, markup=False)
     if asked := answers_read(found.own):
         console.print(asked, markup=False)
-    own = found.own_overall
+    read = [(found.own[kind], f" {kind} bitquilt's calibration text") for kind in kinds]
+    tokens = " and ".join(
+        f"{one.tokens:,} held-out tokens of {one.documents} documents{which}"
+        for one, which in read or [(found.own_overall, "")]
+    )
+    note = f"{kinds_note(kinds)} " if kinds else ""
     console.print(
-        f"The figures are of {own.tokens:,} held-out tokens of {own.documents} documents; KL is "
-        f"in nats per token; intervals are 95 %, over documents. It took {found.seconds:.0f} s.",
+        f"The figures are of {tokens}; KL is in nats per token; intervals are 95 %, over "
+        f"documents. {note}It took {found.seconds:.0f} s.",
         markup=False,
     )
 
 
 def _print_file(console: Console, file: FileResult, own: Mapping[str, DomainFigures]) -> None:
-    """Print all figures of one file, a line for each domain."""
-    from bitquilt.report.figures import HEADINGS
+    """Print all figures of one file, a line for each kind of text and each domain; where there are
+    many domains, they have one table with a few figures, the worst first.
+    """
+    from bitquilt.evaluation.figures import domains_of
+    from bitquilt.report.figures import HEADINGS, kind_label, number
 
     title = (
         f"{file.name}, {human(file.nbytes)} on disk, {file.bits:.3f} bits per weight "
         f"({file.bits_on_disk:.3f} with everything on disk), in {file.engine}"
     )
     console.print(f"[bold]{title}[/bold]")
+    domains = domains_of(file.figures)
+    many = domains if len(domains) > MANY else []
     for fields in TABLES:
         with_own = "perplexity" in fields  # says little without the original's
         headings = [HEADINGS[field] for field in fields]
         table = figures_table("", [*headings, *["the original's perplexity"] * with_own])
-        for domain, figures in file.figures.items():
+        for name, figures in file.figures.items():
+            if name in many:
+                continue
             cells = [figure_cell(getattr(figures, field), field) for field in fields]
             if with_own:
-                cells.append(figure_cell(own[domain].perplexity, "perplexity"))
-            table.add_row(domain, *cells)
+                cells.append(figure_cell(own[name].perplexity, "perplexity"))
+            table.add_row(kind_label(name) or name, *cells)
+        console.print(table)
+    if many:
+        few = ("kl", "agreement", "flips", "perplexity_ratio")
+        table = figures_table("domain, worst first", [HEADINGS[field] for field in few])
+        for name in sorted(many, key=lambda name: -file.figures[name].kl.mean):
+            figures = file.figures[name]
+            table.add_row(name, *(number(getattr(figures, field).mean, field) for field in few))
         console.print(table)
 
 
 def _overview(found: Evaluation) -> Table:
     """Make the table with one line for each file, the smallest first."""
+    from bitquilt.calibration.text import KINDS
     from bitquilt.report.figures import HEADINGS, number
 
     fields = ("kl", "agreement", "perplexity")
     headings = (*SIZE_HEADINGS, *(HEADINGS[field].replace(" top", "\ntop") for field in fields))
     table = figures_table("file", headings, fold_first=True)
-    own = number(found.own_overall.perplexity.mean, "perplexity")
-    table.add_row(f"original: {found.original}", "", "", "", "", own)
+    kinds = [kind for kind in KINDS if kind in found.own] or [next(iter(found.own))]
+    own = {k: ("", "", number(found.own[k].perplexity.mean, "perplexity")) for k in kinds}
+    kind_rows(table, (f"original: {found.original}", "", ""), own)
     for file in sorted(found.files, key=lambda file: file.nbytes):
-        figures = file.overall
-        table.add_row(
-            name_cell(file.name),
-            *size_cells(file.nbytes, file.bits, file.bits_on_disk),
-            figure_cell(figures.kl, "kl"),
-            number(figures.agreement.mean, "agreement"),
-            number(figures.perplexity.mean, "perplexity"),
-        )
+        about = name_cell(file.name), *size_cells(file.nbytes, file.bits, file.bits_on_disk)
+        kind_rows(table, about, {kind: kind_cells(file.figures[kind]) for kind in kinds})
     return table
 
 
@@ -167,23 +189,24 @@ def _print_check(console: Console, file: FileResult) -> None:
     )
 
 
-def _verdict(comparison: Comparison) -> str:
+def _verdict(comparison: Comparison, alike: str) -> str:
+    """Say which of several files of one size is the closest; ``alike`` names the text."""
     names = " and ".join(comparison.names)
     if any(math.isnan(lead.low) for lead in comparison.ahead):
         return (
             f"{names} have the same size; there are too few documents to tell which is closer to "
-            "the original."
+            f"the original{alike}."
         )
     if comparison.winner is None:
         return (
             f"{names} have the same size; the intervals do not tell which is closer to the "
-            "original."
+            f"original{alike}."
         )
     leads = "; ".join(
         f"{name}'s by {lead} nats/token"
         for name, lead in zip(comparison.names[1:], comparison.ahead, strict=True)
     )
     return (
-        f"Of the files of its size, {comparison.winner} is the closest to the original: its KL is "
-        f"below {leads}."
+        f"Of the files of its size, {comparison.winner} is the closest to the original{alike}: "
+        f"its KL is below {leads}."
     )

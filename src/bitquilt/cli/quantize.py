@@ -12,8 +12,9 @@ from bitquilt.cli.options import JSON, MODEL, config_options, show
 from bitquilt.cli.tables import (
     SIZE_HEADINGS,
     SIZE_NOTE,
-    figure_cell,
     figures_table,
+    kind_cells,
+    kind_rows,
     name_cell,
     size_cells,
     stdout_console,
@@ -50,38 +51,38 @@ def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
 
 
 def _print_table(result: QuantizeResult) -> None:
-    """Print the closing table, all of it on one text, and what each file's engine makes of it."""
+    """Print the closing table, and what each file's engine makes of a part of its text."""
     from rich.text import Text
 
     from bitquilt.metrics.intervals import too_few
-    from bitquilt.report.figures import number
+    from bitquilt.report.figures import kinds_note, number
 
     table = figures_table(
         "file", (*SIZE_HEADINGS, "KL,\nnats/token", "same\ntop-1", "perplexity"), fold_first=True
     )
-    perplexity = number(result.original.perplexity.mean, "perplexity")
+    own = result.original.kinds
     stored_as = (f"\nstored as {result.stored_as}", "dim")
     original = Text.assemble("original:\n", name_cell(result.model), stored_as)
-    table.add_row(original, "", "", "", "", perplexity)
+    only = {k: ("", "", number(one.perplexity.mean, "perplexity")) for k, one in own.items()}
+    kind_rows(table, (original, "", ""), only)
     for output in result.outputs:
-        figures = output.figures
-        table.add_row(
-            Text.assemble(name_cell(output.path.name), (f"\ntypes: {output.source}", "dim")),
-            *size_cells(output.nbytes, output.bits, output.bits_on_disk),
-            figure_cell(figures.kl, "kl"),
-            number(figures.agreement.mean, "agreement"),
-            number(figures.perplexity.mean, "perplexity"),
-        )
+        name = Text.assemble(name_cell(output.path.name), (f"\ntypes: {output.source}", "dim"))
+        size = size_cells(output.nbytes, output.bits, output.bits_on_disk)
+        cells = {kind: kind_cells(one) for kind, one in output.figures.kinds.items()}
+        kind_rows(table, (name, *size), cells)
     console = stdout_console()
     console.print(table)
-    own = result.original
     intervals = "intervals are 95 %, over documents"
-    if math.isnan(own.agreement.low):
-        intervals = f"{too_few(own.documents)}; `bitquilt eval` reads more of them"
+    if few := [one for one in own.values() if math.isnan(one.agreement.low)]:
+        intervals = f"{too_few(few[0].documents)}; `bitquilt eval` reads more of them"
+    read = " and ".join(
+        f"{one.tokens:,} tokens of {one.documents} documents {kind} the calibration text"
+        for kind, one in own.items()
+    )
     console.print(
-        f"All figures are of {own.tokens:,} held-out tokens of {own.documents} documents, computed "
-        "by torch on the weights read back from each file; KL and top-1 are against the original; "
-        f"{intervals}. {SIZE_NOTE}",
+        f"All figures are of held-out text, {read}, computed by torch on the weights read back "
+        f"from each file; KL and top-1 are against the original; {intervals}. {kinds_note(own)} "
+        f"{SIZE_NOTE}",
         markup=False,
     )
     for output in result.outputs:

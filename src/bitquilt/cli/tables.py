@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bitquilt.allocation.budget import human
 
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from bitquilt.evaluation.figures import DomainFigures
     from bitquilt.metrics.kl import Estimate
+    from bitquilt.metrics.teacher import Figures
 
 NAME_WIDTH = 20
 """Columns that a file's name has in a table beside figures, in a terminal of 80."""
@@ -52,11 +54,46 @@ def figures_table(first: str, columns: Sequence[str], *, fold_first: bool = Fals
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column(first, no_wrap=not fold_first, overflow="fold" if fold_first else "ellipsis")
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
     return table
+
+
+def kind_rows(
+    table: Table,
+    about: Sequence[Any],
+    kinds: Mapping[str, tuple[str, str, str]],
+) -> None:
+    """Add the rows of a file: what it is, and below that its figures on each kind of text.
+
+    Args:
+        table: has a column for the name, two for :func:`size_cells`, and those of the figures.
+        about: the first three cells.
+        kinds: the kind of text → the cells of its KL, agreement and perplexity. Where there is one
+            without a name, they stand in the file's own row.
+    """
+    from bitquilt.report.figures import kind_label
+
+    labels = {kind: kind_label(kind) for kind in kinds}
+    if list(labels.values()) == [""]:
+        table.add_row(*about, *next(iter(kinds.values())))
+        return
+    table.add_row(*about)
+    for kind, cells in kinds.items():
+        table.add_row(f"  {labels[kind]}", "", "", *cells)
+
+
+def kind_cells(figures: Figures | DomainFigures) -> tuple[str, str, str]:
+    """Write the KL with its interval, the agreement and the perplexity of one kind of text."""
+    from bitquilt.report.figures import number
+
+    return (
+        figure_cell(figures.kl, "kl"),
+        number(figures.agreement.mean, "agreement"),
+        number(figures.perplexity.mean, "perplexity"),
+    )
 
 
 def name_cell(name: str) -> str:

@@ -96,10 +96,12 @@ def _measured(
     started: float,
 ) -> Evaluation:
     """Run the original over the text, and measure each file against it."""
-    documents, encode = _documents(config), encoder(original)
+    documents, encode, calibrated = _documents(config), encoder(original), _calibrated(config)
     for file in files:
         file.try_out(original, encode)
-    examiner, noise = _read_original(original, documents, encode, files, config, progress)
+    examiner, noise = _read_original(
+        original, documents, calibrated, encode, files, config, progress
+    )
     evaluation = Evaluation(
         original=original.name,
         fingerprint=original.fingerprint,
@@ -149,9 +151,19 @@ def _documents(config: EvalConfig) -> Sequence[Document]:
     return corpus.from_file(Path(config.text)) if config.text else corpus.bundled("held-out")
 
 
+def _calibrated(config: EvalConfig) -> frozenset[str] | None:
+    """Give the domains that a file was calibrated on, if it was on the bundled text; None where a
+    user's text is read, whose domains nobody can compare with them.
+    """
+    if config.text is not None:
+        return None
+    return frozenset(document.domain for document in corpus.bundled("calibration"))
+
+
 def _read_original(
     original: Checkpoint,
     documents: Sequence[Document],
+    calibrated: frozenset[str] | None,
     encode: Encode,
     files: Sequence[ModelFile],
     config: EvalConfig,
@@ -163,7 +175,7 @@ def _read_original(
         what measures files against it, and what is noise.
     """
     with _work_dir(original, config) as work:
-        texts = [held_out(documents, encode, config.tokens, WINDOW, progress)]
+        texts = [held_out(documents, encode, config.tokens, WINDOW, progress, calibrated or ())]
         talk = _talk(original, documents, config, work, progress)
         if talk is not None:
             texts.append(talk.drawn)
@@ -174,7 +186,7 @@ def _read_original(
             references = [Reference.of(model, text, progress.advance) for text in texts]
         targets = [t for t in TARGETS.values() if any(file.target is t for file in files)]
         noise = floors(original, references[0], targets, encode, work, progress)
-    return Examiner(original, references, talk, encode, progress), noise
+    return Examiner(original, references, calibrated, talk, encode, progress), noise
 
 
 def _work_dir(original: Checkpoint, config: EvalConfig) -> WorkDir:

@@ -16,7 +16,7 @@ from bitquilt.evaluation.results import Evaluation
 from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.records import load_record
 
-EVAL_FORMAT = 2
+EVAL_FORMAT = 3
 """The version of the schema; a file of another is refused."""
 
 

@@ -5,7 +5,7 @@ Letters: N windows, L tokens in a window, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -40,25 +40,28 @@ class Examiner:
         self,
         original: Checkpoint,
         references: Sequence[Reference],
+        calibrated: Collection[str] | None,
         talk: Talk | None,
         encode: Encode,
         progress: Progress,
     ) -> None:
         self._original = original
         self._references = references
+        self._calibrated = calibrated
         self._talk = talk
         self._progress = progress
         self._encode = encode
 
     def original_figures(self) -> dict[str, DomainFigures]:
         """Give the original's own figures, by domain."""
-        return by_domain(self.measured([reference.own for reference in self._references]))
+        own = self.measured([reference.own for reference in self._references])
+        return by_domain(own, self._calibrated)
 
     def examine(self, file: ModelFile) -> tuple[FileResult, Measured]:
         """Run one file over every text, check its engine, and put a few questions to it.
 
         Returns:
-            the result, and the figures of every held-out token.
+            the result, and the figures of every token of the text that files are compared by.
         """
         with file.opened(self._original, self._encode) as engine:
             with self._progress.stage(f"Measuring {file.name}", self._work(file), "file"):
@@ -73,11 +76,13 @@ class Examiner:
             bits=bits_per_weight(file.tensor_bytes, weights),
             bits_on_disk=bits_per_weight(file.nbytes, weights),
             engine=file.engine if _in_engine(file) else "torch",
-            figures=by_domain(measured),
+            figures=by_domain(measured, self._calibrated),
             check=check,
             samples=samples,
         )
-        return result, measured[0]
+        if self._calibrated is None:
+            return result, measured[0]
+        return result, next(iter(measured[0].by_kind(self._calibrated).values()))
 
     def measured(self, found: Sequence[TokenFigures]) -> list[Measured]:
         """Give the scored tokens of every text, with what a model made of them."""

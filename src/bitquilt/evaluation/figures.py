@@ -6,13 +6,15 @@ Letters: T scored tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitquilt.calibration.text import KINDS
 from bitquilt.evaluation.reference import Reference, TokenValues
+from bitquilt.evaluation.traces import ANSWERS, TRACES
 from bitquilt.metrics.intervals import Documents, exponential, through
 from bitquilt.metrics.kl import Estimate, TokenFigures
 
@@ -23,7 +25,7 @@ They decide where the reasoning goes (Wang et al. 2025, Beyond the 80/20 Rule)."
 
 @dataclass(frozen=True, kw_only=True)
 class DomainFigures:
-    """Means and quantiles over the tokens of one domain, or of all with equal weight."""
+    """Means and quantiles over the tokens of one domain, or of several."""
 
     kl: Estimate
     """The mean KL(original ‖ this), in nats per token."""
@@ -93,9 +95,14 @@ class Measured:
         """Some of the tokens."""
         return Measured(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
 
-    def figures(self) -> DomainFigures:
-        """All figures of these tokens."""
-        documents = Documents.of(self.document, self.domain)
+    def figures(self, *, domains_apart: bool = True) -> DomainFigures:
+        """All figures of these tokens.
+
+        Args:
+            domains_apart: whether domains are strata of equal weight, which takes documents enough
+                in each of them, rather than all documents drawn from one.
+        """
+        documents = Documents.of(self.document, self.domain if domains_apart else None)
         return DomainFigures(
             kl=documents.positive(self.kl),
             kl_median=documents.quantile(self.kl, 0.5),
@@ -109,15 +116,34 @@ class Measured:
             documents=len(documents.stratum),
         )
 
+    def by_kind(self, calibrated: Collection[str]) -> dict[str, Measured]:
+        """``unlike`` and ``like``: the tokens of domains that are not and that are ``calibrated``;
+        a kind of which there are none is left out.
+        """
+        like = np.isin(self.domain, list(calibrated))
+        kinds = zip(KINDS, (~like, like), strict=True)
+        return {kind: self.where(kept) for kind, kept in kinds if kept.any()}
 
-def by_domain(texts: Sequence[Measured]) -> dict[str, DomainFigures]:
-    """``all`` held-out domains with equal weight, then each; the original's answers, and their
-    uncertain tokens.
+
+def by_domain(
+    texts: Sequence[Measured], calibrated: Collection[str] | None = None
+) -> dict[str, DomainFigures]:
+    """Figures of each kind of held-out text, and of each domain; of the original's answers, and of
+    their uncertain tokens.
+
+    Args:
+        texts: the held-out text, then the answers, if there are any.
+        calibrated: the domains of the calibration text, which tell the kinds ``unlike`` and
+            ``like`` apart; None where nobody knows them: then there is ``all``, in which domains
+            have equal weight, unless there is only one.
     """
     found = {}
     held_out, *answers = texts
     names = sorted(set(held_out.domain.tolist()))
-    if len(names) > 1:
+    if calibrated is not None:
+        for kind, text in held_out.by_kind(calibrated).items():
+            found[kind] = text.figures(domains_apart=False)
+    elif len(names) > 1:
         found["all"] = held_out.figures()
     for name in names:
         found[name] = held_out.where(held_out.domain == name).figures()
@@ -127,6 +153,13 @@ def by_domain(texts: Sequence[Measured]) -> dict[str, DomainFigures]:
         least_certain = text.entropy >= np.quantile(text.entropy, 1 - UNCERTAIN)
         found[f"{name}, uncertain"] = text.where(least_certain).figures()
     return found
+
+
+def domains_of(names: Collection[str]) -> list[str]:
+    """Give those of the names that :func:`by_domain` uses that are domains of held-out text."""
+    answers = (TRACES, ANSWERS)
+    others = {"all", *KINDS, *answers, *(f"{name}, uncertain" for name in answers)}
+    return [name for name in names if name not in others]
 
 
 def difference(

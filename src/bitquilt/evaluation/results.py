@@ -86,7 +86,9 @@ class FileResult:
 
     @property
     def overall(self) -> DomainFigures:
-        """The figures over all held-out domains."""
+        """The figures that files are compared by: on text unlike the bundled calibration text, or,
+        of another text, over all its domains.
+        """
         return next(iter(self.figures.values()))
 
 
@@ -143,7 +145,7 @@ class Evaluation:
 
     @property
     def own_overall(self) -> DomainFigures:
-        """The original's own figures over all held-out domains."""
+        """The original's own figures on the text that files are compared by."""
         return next(iter(self.own.values()))
 
     def to_dict(self) -> dict[str, Any]:
@@ -163,7 +165,7 @@ def same_size_comparisons(
 
     Args:
         files: the files.
-        measured: their held-out tokens, in the same order.
+        measured: their tokens of the text that files are compared by, in the same order.
     """
     pairs = sorted(zip(files, measured, strict=True), key=lambda pair: pair[0].nbytes)
     found, group = [], pairs[:1]

@@ -6,7 +6,7 @@ Letters: N windows, L tokens in a window, T scored tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,9 +79,11 @@ def held_out(
     tokens: int,
     length: int,
     progress: Progress,
+    calibrated: Collection[str] = (),
 ) -> Text:
-    """About ``tokens`` tokens of the documents: domains get the same share, and so do, within a
-    domain, its documents as far as they are long enough.
+    """About ``tokens`` tokens of the documents: text of domains that are calibrated on and other
+    text get the same share, and so do, within each, its domains, and within a domain its documents
+    as far as they are long enough.
 
     Equal shares give the narrowest honest intervals: what is drawn anew is the document.
 
@@ -91,15 +93,19 @@ def held_out(
         tokens: about how many to read.
         length: of a window.
         progress: told of domains that do not fill one.
+        calibrated: the domains of the calibration text, as far as they are known.
 
     Raises:
         UserError: no domain fills a window.
     """
     domains = sorted({document.domain for document in documents})
-    per_domain = max(1, round(tokens / length / len(domains)))
+    like = sum(domain in calibrated for domain in domains)
+    kinds = (like > 0) + (like < len(domains))
     windows: list[tuple[list[int], list[int], str]] = []
     for domain in domains:
         own = [(n, d) for n, d in enumerate(documents) if d.domain == domain]
+        alike = like if domain in calibrated else len(domains) - like
+        per_domain = max(1, round(tokens / length / kinds / alike))
         pieces = _spread_evenly([_pieces(n, encode(d), length) for n, d in own])
         filled = [(ids, labels, domain) for ids, labels in _filled(pieces, per_domain, length)]
         if not filled:

@@ -89,7 +89,7 @@ def _work_bytes(work: RunWork) -> Iterable[int]:
     if any(plan.space for plan in work.plans):
         windows += budget.selection + (budget.search if work.search.method != "knapsack" else 0)
     if (config := work.quantizing) is not None:
-        windows += budget.held_out + (budget.tuning if config.tune else 0)
+        windows += work.closing + (budget.tuning if config.tune else 0)
         if work.config.rounding == "full":
             yield from _again(work, 1 + config.sequential)
     there = sum(file.stat().st_size for file in (work.work_dir / "teacher").glob("*"))

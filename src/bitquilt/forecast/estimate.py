@@ -110,7 +110,14 @@ def estimate(model: str | Path, config: PlanConfig | None = None, **options: Any
         budget = budget_of(checkpoint, config)
         search = affordable_search(config.search, budget, Silent())
         return forecast_of(
-            RunWork(checkpoint=checkpoint, plans=plans, config=config, budget=budget, search=search)
+            RunWork(
+                checkpoint=checkpoint,
+                plans=plans,
+                config=config,
+                budget=budget,
+                search=search,
+                closing=2 * budget.held_out,  # the text, not read here, may lack one of the kinds
+            )
         )
 
 

@@ -75,7 +75,7 @@ def stage_bytes(work: RunWork) -> dict[str, int]:
         ),
         "rounding": _rounding(work, table),
     }
-    held_out = budget.held_out * window
+    held_out = work.closing * window
     if any(plan.space for plan in work.plans):
         texts = max(budget.search if work.search.method != "knapsack" else 0, budget.selection)
         found["search"] = (

@@ -63,8 +63,8 @@ class StageSeconds:
             yield from self._deciding(target)
         if work.quantizing is None:
             return
-        yield "closing text", self._forward(work.budget.held_out)
-        closing = work.budget.held_out * work.budget.window
+        yield "closing text", self._forward(work.closing)
+        closing = work.closing * work.budget.window
         yield "original", closing * 2 * self._speed.head
         for plan in work.plans:
             yield from self._finishing(plan)
@@ -111,7 +111,7 @@ class StageSeconds:
             tokens = work.tokens["tuning"]
             yield "tuning", self._gradients(tokens, tokens / work.budget.window / 8)
         yield "writing", weights * WRITING
-        closing = work.budget.held_out
+        closing = work.closing
         kl = closing * work.budget.window * KL_HEADS * self._speed.head
         yield "checking", self._forward(closing) + kl + weights * CHECKING
         if quantizing.engine_check:

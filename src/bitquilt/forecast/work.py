@@ -35,6 +35,8 @@ class RunWork:
     budget: TextBudget
     search: SearchConfig
     """How to search, with the tokens that this machine has time for."""
+    closing: int
+    """Windows of the closing figures, of both kinds of held-out text."""
     afresh: bool = False
     """Whether the work directory is taken to be empty."""
 
@@ -115,7 +117,7 @@ class RunWork:
         if any(plan.space for plan in self.plans):
             tokens["selection"] = budget.selection * window
         if quantizing:
-            tokens["closing figures"] = budget.held_out * window
+            tokens["closing figures"] = self.closing * window
         if quantizing and quantizing.sequential:
             tokens["sequential correction"] = budget.sequential * window
         if quantizing and quantizing.tune:

@@ -32,8 +32,14 @@ class TokenFigures:
 
     def first(self, windows: int, tokens: int) -> TokenFigures:
         """Those of the first tokens of the first windows."""
-        rows, columns = slice(windows), slice(tokens - 1)
-        return TokenFigures(*(getattr(self, f.name)[rows, columns] for f in fields(self)))
+        return self._part((slice(windows), slice(tokens - 1)))
+
+    def windows(self, which: slice) -> TokenFigures:
+        """Those of some of the windows."""
+        return self._part((which,))
+
+    def _part(self, part: tuple[slice, ...]) -> TokenFigures:
+        return TokenFigures(*(getattr(self, f.name)[part] for f in fields(self)))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitquilt.calibration.text import KINDS
 from bitquilt.errors import UserError
 from bitquilt.metrics.intervals import Documents, exponential, through
 from bitquilt.metrics.kl import Estimate, TokenFigures, compare, logits
@@ -58,7 +59,7 @@ class Teacher:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What a model is like on held-out text; intervals are 95 %."""
+    """What a model is like on one held-out text; intervals are 95 %."""
 
     kl: Estimate
     """KL(original ‖ this), nats per token."""
@@ -71,6 +72,52 @@ class Figures:
     """Predicted tokens that the means are over."""
     documents: int
     """The number of documents that they are from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutFigures:
+    """What a model is like on held-out text of two kinds; at least one of them was read."""
+
+    unlike: Figures | None
+    """On domains that the calibration text has none of: what people will use the model on."""
+    like: Figures | None
+    """On other documents of the domains of the calibration text."""
+
+    @property
+    def kinds(self) -> dict[str, Figures]:
+        """Give the kinds that were read, ``unlike`` first."""
+        both = zip(KINDS, (self.unlike, self.like), strict=True)
+        return {kind: figures for kind, figures in both if figures is not None}
+
+    @property
+    def headline(self) -> Figures:
+        """Give the figures that files are compared by: those on unlike text, if it was read."""
+        return next(iter(self.kinds.values()))
+
+
+@dataclass(frozen=True)
+class ClosingTeacher:
+    """The full-precision model on the text of the closing figures."""
+
+    teacher: Teacher
+    unlike: int
+    """How many of its windows, the first ones, are unlike the calibration text."""
+
+    def figures(self, found: TokenFigures, engine: str) -> HeldOutFigures:
+        """Means with their intervals for each kind of text, of a model's figures on all of it."""
+
+        def of(windows: slice) -> Figures | None:
+            part = self.teacher.windows(windows)
+            if not len(part.tokens):
+                return None
+            return summarize(found.windows(windows), engine, part.documents)
+
+        return HeldOutFigures(unlike=of(slice(self.unlike)), like=of(slice(self.unlike, None)))
+
+    def original_figures(self) -> HeldOutFigures:
+        """Figures of the original itself: its perplexity, and a divergence of zero."""
+        correct, loss, _ = self_metrics(self.teacher).numpy()
+        return self.figures(zero_divergence(correct, loss), "torch")
 
 
 def weights_metrics(
@@ -148,12 +195,6 @@ def summarize(found: TokenFigures, engine: str, documents: Documents) -> Figures
         tokens=found.kl.size,
         documents=len(documents.stratum),
     )
-
-
-def original_figures(teacher: Teacher) -> Figures:
-    """Figures of the teacher itself: its perplexity, and a divergence of zero."""
-    correct, loss, _ = self_metrics(teacher).numpy()
-    return summarize(zero_divergence(correct, loss), "torch", teacher.documents)
 
 
 def zero_divergence(correct: NDArray[np.float32], loss: NDArray[np.float32]) -> TokenFigures:

@@ -15,7 +15,13 @@ from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.results import Evaluation
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.report import ollama
-from bitquilt.report.figures import MeasuredFile, figure_text, lacks_documents
+from bitquilt.report.figures import (
+    MeasuredFile,
+    figure_text,
+    kind_label,
+    kinds_note,
+    lacks_documents,
+)
 from bitquilt.report.origin import Gate, PublishedOriginal
 from bitquilt.report.plots import environment
 from bitquilt.report.run_record import OutputRecord, find_record, published_command
@@ -131,6 +137,7 @@ def _text(publication: Publication) -> str:
         "notice": origin.terms.notice,
         "documents": sorted(origin.terms.documents()),
         "gated": bool(publication.gate),
+        "lead": _lead(publication),
         "tables": _tables(publication),
         "detailed": [_detailed(name, evaluation) for name, evaluation in found.items()],
         "snippets": _snippets(publication),
@@ -149,30 +156,49 @@ def _tables(publication: Publication) -> list[dict[str, Any]]:
         on_text.setdefault(found.text if found else "", []).append(file)
     return [
         {
-            "files": [_file(publication, file) for file in files],
+            "files": [row for file in files for row in _rows(publication, file)],
             "measured": _measured(publication, files[0].name),
         }
         for files in on_text.values()
     ]
 
 
-def _file(publication: Publication, file: ModelFile) -> dict[str, str]:
-    """Make a row of a table; a file that was not measured has no figures, and says so."""
+def _rows(publication: Publication, file: ModelFile) -> list[dict[str, str]]:
+    """Make the rows of a file, one for each kind of text; where it was not measured, one that has
+    no figures, and says so.
+    """
     found = publication.figures.get(file.name)
     weights = publication.original.weights
-    row = {
-        "name": file.name,
+    about = {
+        "name": f"`{file.name}`",
         "bytes": f"{file.nbytes:,}",
         "bits": f"{bits_per_weight(file.tensor_bytes, weights):.3f}",
         "bits_on_disk": f"{bits_per_weight(file.nbytes, weights):.3f}",
     }
     if found is None:
-        unknown = dict.fromkeys(("agreement", "perplexity", "own_perplexity"), "")
-        return {**row, **unknown, "kl": "not measured"}
-    fields = ("kl", "agreement", "perplexity")
-    cells = {name: str(figure_text(getattr(found, name), name)) for name in fields}
-    own = figure_text(found.own_perplexity, "perplexity").value
-    return {**row, **cells, "own_perplexity": own}
+        unknown = dict.fromkeys(("text", "agreement", "perplexity", "own_perplexity"), "")
+        return [{**about, **unknown, "kl": "not measured"}]
+    rows = []
+    for kind, figures in found.kinds.items():
+        own = figure_text(figures.own_perplexity, "perplexity").value
+        cells = {
+            name: str(figure_text(getattr(figures, name), name))
+            for name in ("kl", "agreement", "perplexity")
+        }
+        rows.append({**about, "text": kind_label(kind), **cells, "own_perplexity": own})
+        about = dict.fromkeys(about, "")
+    return rows
+
+
+def _lead(publication: Publication) -> str:
+    """Say how close the closest file is to the original; nothing where none was measured."""
+    if not publication.figures:
+        return ""
+    texts = [found.text for found in publication.figures.values()]
+    on_text = max(texts, key=texts.count)
+    measured = {n: one for n, one in publication.figures.items() if one.text == on_text}
+    closest = min(measured, key=lambda name: measured[name].kl.mean)
+    return f"`{closest}` has {measured[closest].told}."
 
 
 def _measured(publication: Publication, name: str) -> str:
@@ -185,12 +211,13 @@ def _measured(publication: Publication, name: str) -> str:
     found = publication.figures.get(name)
     if found is None:
         return "These files were not measured; `bitquilt eval` measures them."
+    note = f" {kinds_note(found.kinds)}".rstrip()
     what = "KL(original ‖ file) per token in nats"
     if not found.evaluated:
         intervals = "" if found.lacking else ", with 95 % intervals over documents"
         return (
             f"{what}{intervals}, on {found.text}. Measured by {found.engine} on the weights read "
-            f"back from each file when `bitquilt quantize` wrote it.{found.lacking}"
+            f"back from each file when `bitquilt quantize` wrote it.{found.lacking}{note}"
         )
     evaluation = publication.evaluated[name]
     floors = "; ".join(
@@ -200,7 +227,7 @@ def _measured(publication: Publication, name: str) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
     return (
         f"{what}, with 95 % intervals over documents, on {found.text}. With nothing quantized it "
-        f"is {floors}. Measured by `bitquilt eval` with {versions}."
+        f"is {floors}. Measured by `bitquilt eval` with {versions}.{note}"
     )
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from bitquilt.calibration import corpus
+from bitquilt.calibration.text import KINDS
 from bitquilt.evaluation.figures import DomainFigures
 from bitquilt.evaluation.results import Evaluation
 from bitquilt.metrics.intervals import FEWEST_BEYOND, too_few
 from bitquilt.metrics.kl import Estimate
+from bitquilt.metrics.teacher import Figures
 
 HEADINGS = {
     "kl": "KL, mean",
@@ -28,6 +30,8 @@ NO_INTERVAL = "no interval"
 """What stands for an interval that there is too little text for."""
 RARE = 1000 * FEWEST_BEYOND
 """Tokens that an interval of the value that one in a thousand exceeds needs."""
+LISTED = 4
+"""Domains that lack an interval are listed together if they are more than these."""
 PERCENTAGES = ("agreement", "flips")
 """The fields that are shares."""
 
@@ -80,19 +84,31 @@ def answers_read(figures: Mapping[str, DomainFigures]) -> str:
 
 def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
     """Say why figures, by domain, have no interval; the sentence is empty where all have one."""
-    few = [
-        f"{domain}: {too_few(own.documents)}"
-        for domain, own in figures.items()
-        if math.isnan(own.kl.low) and not (domain == "all" and len(figures) > 1)
+    without = [
+        name
+        for name, own in figures.items()
+        if math.isnan(own.kl.low) and not (name == "all" and len(figures) > 1)
     ]
+    few = [f"{name}: {too_few(figures[name].documents)}" for name in without]
+    if len(few) > LISTED:
+        few = [f"too few documents for an interval in each of {', '.join(without)}"]
     if few and "all" in figures:
         few.append("an interval over all domains needs one in each domain")
-    rare = [
-        f"{domain}: too few tokens for the interval of the 99.9 % KL ({own.tokens:,}; at least "
-        f"{RARE:,} are needed)"
-        for domain, own in figures.items()
+    scarce = {
+        name: own.tokens
+        for name, own in figures.items()
         if own.tokens < RARE and not math.isnan(own.kl.low)
+    }
+    rare = [
+        f"{name}: too few tokens for the interval of the 99.9 % KL ({tokens:,}; at least "
+        f"{RARE:,} are needed)"
+        for name, tokens in scarce.items()
     ]
+    if len(rare) > LISTED:
+        rare = [
+            f"too few tokens for the interval of the 99.9 % KL ({RARE:,} are needed) in each of "
+            f"{', '.join(scarce)}"
+        ]
     if not few and not rare:
         return ""
     return (
@@ -102,8 +118,8 @@ def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuredFile:
-    """What is known of one file, all of it on one text."""
+class KindFigures:
+    """A file on one kind of text, beside its original."""
 
     kl: Estimate
     """The mean KL(original ‖ file), in nats per token."""
@@ -113,12 +129,35 @@ class MeasuredFile:
     """The perplexity of the text under the file."""
     own_perplexity: Estimate
     """The perplexity of the text under the original."""
+    tokens: int
+    """The number of tokens that were scored."""
+    documents: int
+    """The number of documents that they are from."""
+
+    @classmethod
+    def of(cls, file: Figures | DomainFigures, own: Figures | DomainFigures) -> KindFigures:
+        """Put the figures of a file and of its original, on the same text, together."""
+        return cls(
+            kl=file.kl,
+            agreement=file.agreement,
+            perplexity=file.perplexity,
+            own_perplexity=own.perplexity,
+            tokens=own.tokens,
+            documents=own.documents,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredFile:
+    """What is known of one file, all of it on one text."""
+
+    kinds: Mapping[str, KindFigures]
+    """``unlike`` and ``like`` the calibration text, as far as they were read; or one of another
+    name, where nobody knows which of them it is. Files are compared by the first."""
     engine: str
     """What computed it."""
-    text: str
-    """The text, in words. Figures of files compare where this is the same."""
-    documents: int
-    """The number of documents that it is from."""
+    source: str
+    """Where the text is from, in words."""
     evaluated: bool
     """Whether ``bitquilt eval`` measured it, and not ``quantize`` at its end."""
 
@@ -126,22 +165,86 @@ class MeasuredFile:
     def of(cls, evaluation: Evaluation) -> MeasuredFile:
         """Give the figures of the one file of an evaluation."""
         (file,) = evaluation.files
-        own, overall, text = evaluation.own_overall, file.overall, text_name(evaluation.text)
+        first = next(iter(file.figures))
+        names = [kind for kind in KINDS if kind in file.figures] if first in KINDS else [first]
         return cls(
-            kl=overall.kl,
-            agreement=overall.agreement,
-            perplexity=overall.perplexity,
-            own_perplexity=own.perplexity,
+            kinds={
+                name: KindFigures.of(file.figures[name], evaluation.own[name]) for name in names
+            },
             engine=file.engine,
-            text=f"{own.tokens:,} tokens of {own.documents} documents of {text}",
-            documents=own.documents,
+            source=text_name(evaluation.text),
             evaluated=True,
         )
 
     @property
+    def headline(self) -> KindFigures:
+        """The figures that files are compared by."""
+        return next(iter(self.kinds.values()))
+
+    @property
+    def kl(self) -> Estimate:
+        """The mean KL that files are compared by."""
+        return self.headline.kl
+
+    @property
+    def text(self) -> str:
+        """The text, in words. Figures of files compare where this is the same."""
+        return f"{self._read} of {self.source}"
+
+    @property
+    def _read(self) -> str:
+        parts = [
+            f"{one.tokens:,} tokens of {one.documents} documents{_alike(kind)}"
+            for kind, one in self.kinds.items()
+        ]
+        return " and ".join(parts) + "," * (len(parts) > 1)
+
+    @property
     def lacking(self) -> str:
-        """Why the figures have no interval, as a sentence; empty where they have one."""
-        return f" There are {too_few(self.documents)}." if math.isnan(self.kl.low) else ""
+        """Why figures have no interval, as a sentence; empty where they have one."""
+        return "".join(
+            f" There are {too_few(one.documents)}{_alike(kind)}."
+            for kind, one in self.kinds.items()
+            if math.isnan(one.kl.low)
+        )
+
+    @property
+    def told(self) -> str:
+        """The KL on each kind of text, in words, the headline first."""
+        first, *others = self.kinds.items()
+        said = f"a mean KL of {_value(first[1])} nats per token from the original"
+        if first[0] in KINDS:
+            said += f" on text {first[0]} the calibration text"
+        return said + "".join(f" ({_value(one)} on text {kind} it)" for kind, one in others)
+
+
+def _value(figures: KindFigures) -> str:
+    return figure_text(figures.kl, "kl").value
+
+
+def _alike(kind: str) -> str:
+    return f" {kind} the calibration text" if kind in KINDS else ""
+
+
+def kind_label(kind: str) -> str:
+    """Say in a table which text a row is about; nothing where there is only one and it has no
+    name.
+    """
+    return f"on {kind} text" if kind in KINDS else ""
+
+
+def kinds_note(kinds: Collection[str]) -> str:
+    """Say below a table what the kinds of text in its rows are; nothing where they have no name."""
+    named = [kind for kind in KINDS if kind in kinds]
+    if not named:
+        return ""
+    if len(named) == 1:
+        (other,) = set(KINDS) - set(named)
+        return f"There is no held-out text {other} the calibration text."
+    return (
+        "Unlike text is of domains that the calibration text has none of; like text is of its "
+        "domains."
+    )
 
 
 def text_name(fingerprint: str) -> str:

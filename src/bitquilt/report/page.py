@@ -22,13 +22,22 @@ from bitquilt.errors import UserError
 from bitquilt.evaluation.results import EngineCheck, TextSample
 from bitquilt.models.names import kind_of, layer_of
 from bitquilt.report import plots
-from bitquilt.report.figures import HEADINGS, answers_read, figure_text, lacks_documents
+from bitquilt.report.figures import (
+    HEADINGS,
+    answers_read,
+    figure_text,
+    kind_label,
+    kinds_note,
+    lacks_documents,
+)
 from bitquilt.report.peers import FrontPoint, compared, peers_beside
 from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.report.run_record import OutputRecord, load
 from bitquilt.runtime.files import atomic_write, read_json
 from bitquilt.targets import TARGETS
 
+KIND_FIELDS = ("kl", "agreement", "perplexity")
+"""What the first table has of each kind of text."""
 PNG_ZOOM = 3
 """Pixels per unit of a plot's view box."""
 
@@ -155,7 +164,7 @@ def _lead(files: Sequence[OutputRecord]) -> str:
     """Say which file is the closest to the original, and how close it is."""
     on_one_text = compared(files)
     closest = min(on_one_text, key=lambda record: record.kl.mean)
-    kl = f"a mean KL of {figure_text(closest.kl, 'kl').value} nats per token from the original"
+    kl = closest.figures.told
     if len(files) == 1:
         return f"{closest.name}: {kl}, {human(closest.nbytes)}, {closest.bits:.2f} bits per weight."
     among = "" if len(on_one_text) == len(files) else " of those measured on the same text"
@@ -168,6 +177,9 @@ def _lead(files: Sequence[OutputRecord]) -> str:
 def _front_notes(files: Sequence[OutputRecord], points: Sequence[FrontPoint]) -> list[str]:
     """Say what the plot of KL against size shows, what it does not, and how to add to it."""
     notes = []
+    kinds = compared(files)[0].figures.kinds
+    if note := kinds_note(kinds):
+        notes.append(f"KL is that {kind_label(next(iter(kinds)))}. {note}")
     if presets := [point.label for point in points if point.is_preset]:
         is_one = "is a preset" if len(presets) == 1 else "are presets"
         notes.append(
@@ -226,7 +238,13 @@ def _texts(files: Sequence[OutputRecord]) -> list[dict[str, Any]]:
     return [
         {
             "name": name if len(on_text) > 1 else "",
-            "own_perplexity": figure_text(records[0].figures.own_perplexity, "perplexity"),
+            "own": [
+                {
+                    "kind": kind_label(kind),
+                    "perplexity": figure_text(one.own_perplexity, "perplexity"),
+                }
+                for kind, one in records[0].figures.kinds.items()
+            ],
             "files": [_file(record) for record in records],
         }
         for name, records in on_text.items()
@@ -241,9 +259,11 @@ def _file(record: OutputRecord) -> dict[str, Any]:
         "bits": f"{record.bits:.3f}",
         "bits_on_disk": f"{record.bits_on_disk:.3f} with everything on disk",
         "engine": figures.engine,
-        "kl": figure_text(figures.kl, "kl"),
-        "agreement": figure_text(figures.agreement, "agreement"),
-        "perplexity": figure_text(figures.perplexity, "perplexity"),
+        "kinds": [
+            {"kind": kind_label(kind)}
+            | {name: figure_text(getattr(one, name), name) for name in KIND_FIELDS}
+            for kind, one in figures.kinds.items()
+        ],
     }
 
 
@@ -326,15 +346,15 @@ def _evaluation(record: OutputRecord) -> dict[str, Any]:
     assert found is not None
     rows = [
         {
-            "label": heading,
-            "cells": [figure_text(getattr(f, field), field) for f in found.figures.values()],
+            "label": name,
+            "cells": [figure_text(getattr(figures, field), field) for field in HEADINGS],
         }
-        for field, heading in HEADINGS.items()
+        for name, figures in found.figures.items()
     ]
     return {
         "name": record.name,
         "engine": found.engine,
-        "domains": [domain.rpartition(", ")[2] for domain in found.figures],
+        "headings": list(HEADINGS.values()),
         "rows": rows,
         "check": f"{_check_sentence(found.check)} {lacks_documents(found.figures)}".rstrip(),
     }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitquilt.allocation.selection import Ranking
-from bitquilt.metrics.teacher import Figures
+from bitquilt.metrics.teacher import HeldOutFigures
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.targets.engine_check import EngineExcerpt
 
@@ -54,11 +54,11 @@ class Output:
     """Where the allocation comes from: a search method, a preset's name, or ``recipe``."""
     rankings: tuple[Ranking, ...]
     """The allocations that it was chosen from, best first; none where a recipe said it all."""
-    figures: Figures
+    figures: HeldOutFigures
     """Measured by torch on the weights read back from the file."""
     engine: EngineExcerpt | None
-    """The file in its engine and in torch, on the same excerpt of that text; None where it was
-    not run."""
+    """The file in its engine and in torch, on the same excerpt of that text, of the kind
+    that is the headline; None where it was not run."""
     note: str
     """What the engine's check found, or why there was none."""
 
@@ -74,7 +74,7 @@ class QuantizeResult:
     model: str
     stored_as: str
     """What the original is stored as: ``BF16``, or ``Q4_1`` where it is quantized itself."""
-    original: Figures
+    original: HeldOutFigures
     """The figures of the full-precision model: its perplexity, and a KL of zero."""
     outputs: list[Output]
     seconds: float

@@ -18,9 +18,9 @@ from bitquilt.errors import UserError
 from bitquilt.evaluation.eval_file import load_beside, sha256
 from bitquilt.evaluation.results import Evaluation, FileResult
 from bitquilt.metrics.kl import Estimate
-from bitquilt.metrics.teacher import Figures
+from bitquilt.metrics.teacher import HeldOutFigures
 from bitquilt.qtypes.qtype import Allocation
-from bitquilt.report.figures import MeasuredFile, text_name
+from bitquilt.report.figures import KindFigures, MeasuredFile, text_name
 from bitquilt.report.result import Output
 from bitquilt.runtime.files import read_json
 from bitquilt.runtime.near import suggestion
@@ -29,7 +29,7 @@ from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import get_target
 
 FOLDER = "made"
-RECORD_FORMAT = 4
+RECORD_FORMAT = 5
 """The version of the schema; a record of another is refused."""
 
 
@@ -53,9 +53,9 @@ class OutputRecord:
     """Module path → type name."""
     breakdown: Mapping[str, int]
     """The file's bytes by kind."""
-    closing: Figures
+    closing: HeldOutFigures
     """The figures at the end of ``quantize``."""
-    original: Figures
+    original: HeldOutFigures
     """The original's own figures on the same text: its perplexity."""
     text: str
     """The fingerprint of the documents that this text is from."""
@@ -77,7 +77,7 @@ class OutputRecord:
         *,
         model: str,
         fingerprint: str,
-        original: Figures,
+        original: HeldOutFigures,
         text: str,
         breakdown: Mapping[str, int],
         command: str,
@@ -132,22 +132,19 @@ class OutputRecord:
         """What is known of the file: by the evaluation if there is one, else when it was made."""
         if self.evaluation is not None:
             return MeasuredFile.of(self.evaluation)
-        closing = self.closing
+        own = self.original.kinds
         return MeasuredFile(
-            kl=closing.kl,
-            agreement=closing.agreement,
-            perplexity=closing.perplexity,
-            own_perplexity=self.original.perplexity,
-            engine=closing.engine,
-            text=f"{closing.tokens:,} tokens of {closing.documents} documents of "
-            f"{text_name(self.text)}",
-            documents=closing.documents,
+            kinds={k: KindFigures.of(f, own[k]) for k, f in self.closing.kinds.items()},
+            engine=self.closing.headline.engine,
+            source=text_name(self.text),
             evaluated=False,
         )
 
     @property
     def kl(self) -> Estimate:
-        """The mean KL: of the evaluation if there is one, else of the closing figures."""
+        """The mean KL that files are compared by: of the evaluation if there is one, else of the
+        closing figures.
+        """
         return self.figures.kl
 
     def bits_of(self, module: str) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bitquilt.errors import UserError
 from bitquilt.metrics.kl import TokenFigures
-from bitquilt.metrics.teacher import Figures, Teacher, summarize, weights_metrics
+from bitquilt.metrics.teacher import ClosingTeacher, HeldOutFigures, Teacher, weights_metrics
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation, PackedSource
 from bitquilt.runtime.files import atomic_write
@@ -29,7 +29,7 @@ RunInEngine = Callable[
 class Exported:
     """What is known of a model file that was written."""
 
-    figures: Figures
+    figures: HeldOutFigures
     """Measured by torch on the weights read back from the file."""
     engine: EngineExcerpt | None
     """The file in its engine and in torch on the same tokens; None where it was not run."""
@@ -46,7 +46,7 @@ def export(
     *,
     recipe_json: str,
     total_bytes: int,
-    teacher: Teacher,
+    closing: ClosingTeacher,
     engine_check: RunInEngine | None,
     progress: Progress,
 ) -> Exported:
@@ -63,7 +63,7 @@ def export(
         path: where the file or directory goes.
         recipe_json: stored in the file, and beside it where the format has no place for people.
         total_bytes: the exact size of the result; padding makes up for a smaller allocation.
-        teacher: the original on held-out text.
+        closing: the original on held-out text.
         engine_check: runs the file in its engine; None: it is not run.
         progress: told how it goes.
 
@@ -71,6 +71,7 @@ def export(
         UserError: the file cannot be written, or a check failed.
     """
     target.refuse_overwrite(path, checkpoint)
+    teacher = closing.teacher
     with atomic_write(path) as beside:
         try:
             with progress.stage(f"Writing {path}", 1, "writing"):
@@ -95,7 +96,7 @@ def export(
     recipe = target.recipe_path(path)
     if not recipe.is_relative_to(path):
         write_recipe(recipe, recipe_json)
-    return Exported(figures=summarize(found, "torch", teacher.documents), engine=engine, note=note)
+    return Exported(figures=closing.figures(found, "torch"), engine=engine, note=note)
 
 
 def write_recipe(path: Path, recipe_json: str) -> None:
