@@ -158,4 +158,4 @@ def test_a_text_whose_kind_nobody_knows_has_one_row(found, monkeypatch, capfd):
     assert "unlike" not in printed
     assert "The figures are of 65,774 held-out tokens of 234 documents; KL is" in printed
     overview = printed[printed.index("original: tiny") :].split("\n")[0]
-    assert overview.split()[-1] == "5.432"
+    assert overview.split()[-1] == "4.321"
