@@ -253,8 +253,8 @@ def test_figures_are_kept_beside_the_file_and_belong_to_its_bytes(found, files):
         ("", "cannot be read as JSON"),
         ("[]", "does not hold a JSON object"),
         ('{"rows": []}', "was written by another version of bitquilt"),
-        ('{"format": 2, "original": 3}', "cannot be used: original is not of type str"),
-        ('{"format": 2, "original": "x"}', "cannot be used: fingerprint is missing"),
+        ('{"format": 3, "original": 3}', "cannot be used: original is not of type str"),
+        ('{"format": 3, "original": "x"}', "cannot be used: fingerprint is missing"),
     ],
 )
 def test_figures_that_cannot_be_read_are_one_sentence(tmp_path, content, sentence):

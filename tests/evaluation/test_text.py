@@ -45,6 +45,13 @@ def test_domains_get_the_same_share():
     assert sorted(text.domain) == ["code"] * 5 + ["prose"] * 5
 
 
+def test_text_like_the_calibration_text_and_unlike_it_get_the_same_share():
+    documents = [one for name in ("code", "prose", "law") for one in corpus(4000, domain=name)]
+    tokens = 8 * LENGTH
+    text = held_out(documents, encode, tokens, LENGTH, Silent(), {"code", "prose"})
+    assert sorted(text.domain) == ["code"] * 2 + ["law"] * 4 + ["prose"] * 2
+
+
 def test_a_domain_that_is_too_short_is_said():
     said = []
     documents = corpus(400) + corpus(39, domain="code")
