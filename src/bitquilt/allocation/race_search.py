@@ -111,8 +111,8 @@ class RaceSearch:
                 if not self._worth_another(finished, best):
                     going.remove(capacity)
                     rivals = 0
-                kls = (float(finished[vector].mean()) for vector in (best, before))
-                yield Incumbent(capacity, best, *kls, rivals)
+                kl, kl_before = (float(finished[vector].mean()) for vector in (best, before))
+                yield Incumbent(capacity, best, kl, kl_before, rivals)
 
     def _round(self, capacity: int) -> dict[AllocationVector, Float64Array]:
         """Race new proposals against the incumbent, on other text than the last race's.
