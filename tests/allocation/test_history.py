@@ -11,7 +11,7 @@ from bitquilt.allocation.history import History, history_path, latest_histories,
 
 @pytest.fixture
 def path(tmp_path):
-    return history_path(tmp_path, "gguf", 16)
+    return history_path(tmp_path, "gguf", "16")
 
 
 def test_what_is_added_is_known_now_and_next_time(path):
@@ -47,8 +47,8 @@ def test_nothing_is_written_before_there_is_something(path):
 
 
 def test_each_target_has_the_history_that_was_written_to_last(tmp_path):
-    for target, windows in (("gguf", 16), ("mlx", 16), ("gguf", 64)):
-        History(history_path(tmp_path, target, windows)).write({})
+    for target, text in (("gguf", "16"), ("mlx", "16"), ("gguf", "64")):
+        History(history_path(tmp_path, target, text)).write({})
     assert latest_histories(tmp_path).keys() == {"gguf", "mlx"}
 
 

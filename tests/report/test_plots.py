@@ -41,7 +41,7 @@ def test_searches_for_two_targets_are_told_apart_and_their_labels_too(tmp_path):
             {"mix": "B", "windows": [0], "kl": [[kl]], "tokens": 2},
             {"best": "B", "file": "4.5bit", "tokens": 2},
         ]
-        histories[target] = history_path(tmp_path, target, 64)
+        histories[target] = history_path(tmp_path, target, "64")
         histories[target].parent.mkdir(exist_ok=True)
         histories[target].write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert latest_histories(tmp_path) == histories

@@ -38,7 +38,7 @@ from bitquilt.allocation.space import AllocationSpace, AllocationVector, Candida
 from bitquilt.allocation.speed_profile import SpeedLimit, speed_limit
 from bitquilt.calibration.text_budget import LEAST_INTERACTIONS, LEAST_RACED, TextBudget
 from bitquilt.config import SearchConfig
-from bitquilt.metrics.original import OriginalModel
+from bitquilt.metrics.original import OriginalModel, tokens_key
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import LayerBank
@@ -220,7 +220,8 @@ class _Files:
             return read
 
         windows, window_tokens = self.text.search.shape
-        history = History(history_path(self.bank.work.path, self.target.name, windows))
+        text = tokens_key(self.text.search)[:8]  # it depends on a user's held-out text too
+        history = History(history_path(self.bank.work.path, self.target.name, text))
         return Measurements(
             lambda allocations, which: measure(teacher(), allocations, which),
             windows,

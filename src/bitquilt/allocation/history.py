@@ -66,15 +66,15 @@ class History:
         self._begun = True
 
 
-def history_path(work: Path, target: str, windows: int) -> Path:
-    """Return the history file of a search for a target on so many windows.
+def history_path(work: Path, target: str, text: str) -> Path:
+    """Return the history file of a search for a target on a text.
 
     Args:
         work: the work directory.
         target: the name of the target.
-        windows: the number of windows that the search may read.
+        text: a name for the windows that the search may read.
     """
-    return work / "search" / f"history-{target}-{windows}.jsonl"
+    return work / "search" / f"history-{target}-{text}.jsonl"
 
 
 def latest_histories(work: Path) -> dict[str, Path]:
