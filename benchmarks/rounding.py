@@ -4,9 +4,9 @@
 
 All matrices of the blocks go onto one type. With GGUF types the embedding has Q6_K, in each side's
 own rounding. With MLX types it has the same type, as ``mlx_lm.convert -q`` gives it, or 6 bits
-beside mlx-lm's gptq, which gives it those. Each line has the mean KL on held-out text with its 95 %
-interval, that KL as a part of the first line's, and the seconds of rounding. AutoRound has a line
-where it is installed; it tunes for minutes to hours without a GPU.
+beside mlx-lm's gptq, which gives it those. Each line has the mean KL on each kind of held-out text
+with its 95 % interval, that KL as a part of the first line's, and the seconds of rounding.
+AutoRound has a line where it is installed; it tunes for minutes to hours without a GPU.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from bitquilt.calibration.collect import collect_statistics
 from bitquilt.calibration.text import (
     calibration_documents,
     encoder,
-    judging_windows,
+    held_out_windows,
     token_windows,
 )
 from bitquilt.calibration.text_budget import WINDOW, text_budget
+from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.original import OriginalModel
-from bitquilt.metrics.teacher import summarize, weights_metrics
+from bitquilt.metrics.teacher import ClosingTeacher, weights_metrics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
@@ -63,13 +64,16 @@ class Bench:
         for method in METHODS:
             work = WorkDir(directory / method, {})
             self.banks[method] = LayerBank(checkpoint, work, method)
-        held_out = judging_windows(corpus.bundled("held-out"), encode, HELD_OUT, WINDOW)
+        held_out, _ = held_out_windows(
+            corpus.bundled("held-out"), documents, encode, HELD_OUT, WINDOW
+        )
         for bank in self.banks.values():
             collect_statistics(
                 BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, Silent()
             )
         self.statistics = bank.statistics
-        self.teacher = OriginalModel(checkpoint, bank.work).on(*held_out)
+        teacher = OriginalModel(checkpoint, bank.work).on(held_out.tokens, held_out.owners)
+        self.closing = ClosingTeacher(teacher, held_out.unlike)
         self.blocks = [
             module for module in checkpoint.matrices if module.startswith("model.layers")
         ]
@@ -91,16 +95,16 @@ class Bench:
         polish_layers(bank, wanted, Silent())
         return {m: on.dequantize(bank.polished(m, on.name)) for m, on in allocation.items()}
 
-    def kl(self, weights: Weights) -> tuple[float, str]:
-        """Return the mean KL, and the same as text with its interval."""
+    def kl(self, weights: Weights) -> dict[str, Estimate]:
+        """Return the mean KL on each kind of text."""
 
         def load(name: str) -> Tensor:
             module = name.removesuffix(".weight")
             return weights[module] if module in weights else self.checkpoint.load(name)
 
-        found = weights_metrics(self.teacher, self.checkpoint, load)
-        kl = summarize(found, "torch", self.teacher.documents).kl
-        return kl.mean, str(kl)
+        found = weights_metrics(self.closing.teacher, self.checkpoint, load)
+        kinds = self.closing.figures(found, "torch").kinds
+        return {kind: figures.kl for kind, figures in kinds.items()}
 
     def ggml(self, qtype: QuantType, module: str) -> Tensor:
         """Round as llama-quantize does without an importance matrix."""
@@ -179,9 +183,13 @@ def main() -> None:
                 started = time.monotonic()
                 made = weights()
                 seconds = time.monotonic() - started
-                mean, text = bench.kl(made)
-                first = first or mean
-                print(f"  {label:30}{text:30}{mean / first:7.3f}{seconds:8.1f} s", flush=True)
+                found = bench.kl(made)
+                first = first or found
+                cells = "".join(
+                    f"{kind:8}{kl!s:30}{kl.mean / first[kind].mean:7.3f}   "
+                    for kind, kl in found.items()
+                )
+                print(f"  {label:30}{cells}{seconds:8.1f} s", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT / 1e9
     print(f"peak memory {peak:.2f} GB")
 
