@@ -123,13 +123,13 @@ def test_a_search_says_what_it_found_on_which_text(model, tmp_path, capfd):
     printed = capfd.readouterr()
     number = r"[\d.e-]+"
     assert re.search(
-        r"\.recipe\.json: the types of \w+, for a file of [\d,]+ bytes; their KL is "
+        r"\.recipe\.json: the types of \w+, for a file of [\d,]+ bytes; their selection KL is "
         rf"{number} nats/token on 62 tokens that the search has not read\n",
         printed.out,
     )
     assert re.search(
         r"4\.5bit for gguf, before polishing: the types of \w+ are used: on 62 tokens "
-        rf"that the search has not read, their KL is {number} nats/token; ",
+        rf"that the search has not read, their selection KL is {number} nats/token; ",
         printed.err,
     )
 

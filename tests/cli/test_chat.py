@@ -186,3 +186,26 @@ def test_a_template_that_fails_is_one_note(capfd, monkeypatch, tmp_path: Path) -
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\nHello again\n/quit"))
     assert invoke("chat", directory, *GREEDY) == 0
     assert capfd.readouterr().err.count("[the chat template of the model cannot be read") == 2
+
+
+def test_what_is_typed_during_an_answer_is_not_shown_and_not_lost(monkeypatch):
+    ours, theirs = pty.openpty()
+    try:
+        with os.fdopen(theirs, "r", closefd=False) as terminal:
+            monkeypatch.setattr(sys, "stdin", terminal)
+            with chat_module.typed_unseen():
+                os.write(ours, b"next question\n")
+                assert not select.select([ours], [], [], 0.2)[0]
+            os.write(ours, b"seen\n")
+            assert select.select([ours], [], [], 2)[0]
+            assert os.read(ours, 100).startswith(b"seen")
+            assert terminal.readline() == "next question\n"
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_pipe_has_no_echo_to_switch_off(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("question"))
+    with chat_module.typed_unseen():
+        pass

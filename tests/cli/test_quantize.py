@@ -99,8 +99,10 @@ def test_no_column_holds_figures_of_another_text(printed):
     )
     assert (
         "tiny-4.5bit.gguf: llama.cpp loads it and splits text into the same tokens; on 1,016 of "
-        "the tokens its KL is 0.0412 nats/token there and 0.0398 in torch, a difference of +0.0014."
+        "the tokens its excerpt KL is 0.0412 nats/token there and 0.0398 in torch, a difference of "
+        "+0.0014."
     ) in below
+    assert "This is the closing KL; a selection KL is of a mix before it was polished" in below
 
 
 def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(printed):
@@ -130,7 +132,7 @@ def test_what_cannot_be_told_is_printed_as_it_is(printed):
     text = printed(
         replace(output("tiny.gguf", of_engine), figures=HeldOutFigures(unlike=unknown, like=None))
     )
-    assert "its KL is nan nats/token there and 0.08 in torch, a difference of +nan" in text
+    assert "its excerpt KL is nan nats/token there and 0.08 in torch, a difference of +nan" in text
 
 
 def test_a_closing_text_of_few_documents_has_no_interval(printed):

@@ -25,6 +25,12 @@ def test_where_the_header_says_nothing(metadata):
     assert file_type_name(metadata, ["Q8_0", "Q4_K", "Q4_K"]) == "mostly Q4_K"
 
 
+def test_a_mix_of_our_own_is_called_a_mix():
+    ours = {"general.file_type": int(LlamaFileType.MOSTLY_Q5_0), "bitquilt.recipe": "{}"}
+    assert file_type_name(ours, ["Q5_0", "Q8_0", "Q5_0"]) == "a mix of types"
+    assert file_type_name(ours, ["Q5_0", "Q5_0"]) == "Q5_0"
+
+
 def test_the_file_type_of_a_type():
     assert file_type_of("Q4_K") is LlamaFileType.MOSTLY_Q4_K_M
     assert file_type_of("F32") is LlamaFileType.ALL_F32

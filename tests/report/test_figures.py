@@ -30,7 +30,11 @@ def test_domains_with_too_few_documents_are_named_with_what_would_be_enough():
     )
     assert "all:" not in said
     assert "prose" not in said
-    assert "--tokens" in said
+    # three of code have to become five, and 10,000 tokens of each tell the 99.9 %
+    tokens = sum(found[name].tokens for name in ("code", "prose"))
+    rare = max(10_000 / found[name].tokens for name in ("code", "prose"))
+    enough = 1024 * math.ceil(max(5 / 3, rare) * tokens / 1024)
+    assert f"a larger --tokens (about {enough:,} may be enough)" in said
     assert "--text" in said
 
 
@@ -49,3 +53,4 @@ def test_a_rare_quantile_takes_more_tokens():
         in said
     )
     assert "documents for" not in said
+    assert "a larger --tokens, and another" in said  # answers are as many as --traces says

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bitquilt.errors import UserError
 from bitquilt.evaluation.eval_file import save_beside, sha256
+from bitquilt.metrics.kl import Estimate
 from bitquilt.report import page
 from bitquilt.report.run_record import load
 from tests.quick import invoke
@@ -319,3 +322,38 @@ def test_nothing_to_report_is_one_sentence(work, tmp_path: Path, made_by_us):
     sentence = "no longer has a file where" if made_by_us else "is not a work directory of"
     with pytest.raises(UserError, match=sentence):
         page.make_report(directory)
+
+
+@pytest.mark.parametrize(
+    ("highs", "said"),
+    [
+        ((0.05, 0.09), " b.gguf may be as close: intervals do not tell them apart."),
+        ((0.05, 0.3), " b.gguf may be as close: intervals do not tell them apart."),
+        ((math.nan, math.nan), " b.gguf may be as close: intervals do not tell them apart."),
+        ((0.02, 0.09), ""),
+    ],
+)
+def test_the_lead_says_where_closest_is_not_sure(monkeypatch, highs, said):
+    kls = (Estimate(0.01, 0.005, highs[0]), Estimate(0.06, 0.04, highs[1]))
+    files = [
+        SimpleNamespace(name=name, kl=kl, nbytes=1000, figures=SimpleNamespace(told="near"))
+        for name, kl in zip(("a.gguf", "b.gguf"), kls, strict=True)
+    ]
+    monkeypatch.setattr(page, "compared", lambda records: records)
+    lead = page._lead(files)
+    assert "The closest is a.gguf: near, 1.00 kB." in lead
+    assert lead.endswith(f"1.00 kB.{said}")
+
+
+def test_on_a_phone_every_figure_of_a_file_has_its_name(html):
+    cells = re.findall(r'<td data-label="([^"]+)">', html)
+    assert set(cells) == {
+        "mean KL, nats per token",
+        "text",
+        "size",
+        "same top-1",
+        "perplexity",
+        "bits per weight",
+        "engine",
+    }
+    assert "content: attr(data-label)" in html

@@ -234,6 +234,14 @@ def test_gemmas_terms_go_along_with_their_notice(original, file, tmp_path, capfd
     assert "\nbase_model_relation: quantized\n" in card
     assert f"\n{NOTICES['gemma']}.\n" in card
     assert "[GEMMA_TERMS.html](GEMMA_TERMS.html), [NOTICE](NOTICE)" in card
+    (source.parent / "GEMMA_TERMS.html").unlink()
+    capfd.readouterr()
+    assert invoke("publish", *request) == 2
+    (sentence,) = capfd.readouterr().err.splitlines()[-1:]
+    assert sentence.startswith(
+        "bitquilt: every copy of tiny must come with the text of its licence, gemma, which was not "
+    )
+    assert sentence.endswith("; put it there as LICENSE")
 
 
 def test_a_gguf_original_without_a_licence_is_not_passed_on(original, file, tmp_path, capfd):

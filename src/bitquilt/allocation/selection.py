@@ -59,7 +59,7 @@ def verdict(rankings: Sequence[Ranking]) -> str:
     said = "".join(f"; {one.name} has {one.kl:.3g}, {one.versus_best}" for one in others)
     return (
         f"the types of {best.name} are used: on {best.tokens:,} tokens that the search has "
-        f"not read, their KL is {best.kl:.3g} nats/token{said}"
+        f"not read, their selection KL is {best.kl:.3g} nats/token{said}"
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -107,7 +108,7 @@ class Conversation:
         self._asked, started = text, time.perf_counter()
         screen = Screen(self._session.prompt(text).style, self._hide)
         self._ctrl_c.pressed = 0
-        with closing(self._session.ask(text)) as events:
+        with typed_unseen(), closing(self._session.ask(text)) as events:
             for event in events:
                 screen.show(event)
                 if self._ctrl_c.pressed:
@@ -225,6 +226,26 @@ def _lines() -> Iterator[str]:
             continue
         except EOFError:
             return
+
+
+@contextmanager
+def typed_unseen() -> Iterator[None]:
+    """Keep what is typed meanwhile off the screen, where it would mix with the answer.
+
+    It stays in the terminal's buffer, and stands on the next line to be typed.
+    """
+    if not sys.stdin.isatty():
+        yield
+        return
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
+    unseen = [*before]
+    unseen[3] &= ~termios.ECHO
+    termios.tcsetattr(terminal, termios.TCSADRAIN, unseen)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 class _CtrlC:

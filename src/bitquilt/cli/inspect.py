@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from bitquilt.models.inspection import Inspection
 
-_MIB = 1 << 20
+_MB = 10**6
 _LEAST_SHARE = 0.005
 """Types of a smaller share, those of norms, are not named."""
 
@@ -78,7 +78,7 @@ def _table(found: Inspection) -> RenderableType:
     from rich.table import Table
 
     table = Table("part", box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("tensors", "parameters", "share", "MiB"):
+    for column in ("tensors", "parameters", "share", "MB"):
         table.add_column(column, justify="right")
     for part in found.parts:
         if part.name == "head" and found.tied:
@@ -86,8 +86,8 @@ def _table(found: Inspection) -> RenderableType:
             continue
         share = f"{part.parameters / found.parameters:.1%}"
         table.add_row(
-            part.name, str(part.tensors), f"{part.parameters:,}", share, f"{part.bytes / _MIB:.1f}"
+            part.name, str(part.tensors), f"{part.parameters:,}", share, f"{part.bytes / _MB:.1f}"
         )
     total = sum(part.tensors for part in found.parts)
-    table.add_row("all", str(total), f"{found.parameters:,}", "", f"{found.bytes / _MIB:.1f}")
+    table.add_row("all", str(total), f"{found.parameters:,}", "", f"{found.bytes / _MB:.1f}")
     return table

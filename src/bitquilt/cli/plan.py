@@ -84,15 +84,15 @@ def _breakdown(parts: Mapping[str, int], total: int) -> Table:
     from rich.table import Table
 
     table = Table("part", box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("bytes", "MiB", "share"):
+    for column in ("bytes", "MB", "share"):
         table.add_column(column, justify="right")
     for part, nbytes in parts.items():
-        table.add_row(part, f"{nbytes:,}", _mebibytes(nbytes), f"{nbytes / total:.1%}")
+        table.add_row(part, f"{nbytes:,}", _megabytes(nbytes), f"{nbytes / total:.1%}")
     return table
 
 
-def _mebibytes(nbytes: int) -> str:
-    return f"{nbytes / 2**20:.{0 if nbytes >= 10 * 2**20 else 1}f}"
+def _megabytes(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.{0 if nbytes >= 1e7 else 1}f}"
 
 
 def _mix(allocation: Mapping[str, str]) -> Table:

@@ -81,8 +81,9 @@ def _print_table(result: QuantizeResult) -> None:
     )
     console.print(
         f"All figures are of held-out text, {read}, computed by torch on the weights read back "
-        f"from each file; KL and top-1 are against the original; {intervals}. {kinds_note(own)} "
-        f"{SIZE_NOTE}",
+        f"from each file; KL and top-1 are against the original; {intervals}. "
+        "This is the closing KL; a selection KL is of a mix before it was polished, and an excerpt "
+        f"KL of a part of the text, so none compares with it. {kinds_note(own)} {SIZE_NOTE}",
         markup=False,
     )
     for output in result.outputs:

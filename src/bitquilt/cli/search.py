@@ -42,7 +42,7 @@ def _print(found: list[SearchResult]) -> None:
         best = recipe.rankings[0]
         click.echo(
             f"{recipe.path}: the types of {recipe.source}, for a file of {recipe.nbytes:,} bytes; "
-            f"their KL is {best.kl:.3g} nats/token on {best.tokens:,} tokens that the "
+            f"their selection KL is {best.kl:.3g} nats/token on {best.tokens:,} tokens that the "
             "search has not read"
         )
     for work_dir in dict.fromkeys(recipe.work_dir for recipe in found):

@@ -10,6 +10,10 @@ from typing import Any
 from gguf import LlamaFileType
 
 FILE_TYPE = "general.file_type"
+RECIPE = "bitquilt.recipe"
+"""What bitquilt's files have; their file type is that of most weights, which names no mix."""
+MIX = "a mix of types"
+"""What a file of bitquilt's own with several types is called."""
 
 _NAMES = {
     "F32": "ALL_F32",
@@ -29,12 +33,16 @@ def file_type_name(metadata: Mapping[str, Any], qtypes: Iterable[str]) -> str:
     """Name the file type as people know it: ``Q4_K_M``.
 
     Args:
-        metadata: of the file, which says it as a rule.
+        metadata: of the file, which says it as a rule. Of a file of bitquilt's own with several
+            types it says only which is on most weights; that is a mix.
         qtypes: the types of its matrices; where the metadata says nothing, that of most of them
             is named: ``mostly Q4_K``.
     """
+    counts = Counter(qtypes)
+    if RECIPE in metadata and len(counts) > 1:
+        return MIX
     with suppress(KeyError, ValueError):
         stated: str = LlamaFileType(int(metadata[FILE_TYPE]) & ~LlamaFileType.GUESSED).name
         return stated.removeprefix("MOSTLY_").removeprefix("ALL_")
-    ((most, _),) = Counter(qtypes).most_common(1)
+    ((most, _),) = counts.most_common(1)
     return f"mostly {most}"

@@ -98,6 +98,14 @@ class Terms:
         )
         return own and not any(map(is_licence, self.texts))
 
+    @property
+    def lacks_agreement(self) -> bool:
+        """Whether every copy must come with the licence's text, and it is not there.
+
+        That is what the terms of Gemma (3.1) and Llama (1.b) ask for.
+        """
+        return self.notice is not None and self.lacks_text
+
     def documents(self) -> dict[str, bytes]:
         """Read the files that go with every copy: name → content."""
         found = {name: path.read_bytes() for name, path in self.texts.items()}

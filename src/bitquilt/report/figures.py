@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from bitquilt.calibration import corpus
 from bitquilt.calibration.text import KINDS
-from bitquilt.evaluation.figures import DomainFigures
+from bitquilt.evaluation.figures import DomainFigures, domains_of
 from bitquilt.evaluation.results import Evaluation
-from bitquilt.metrics.intervals import FEWEST_BEYOND, too_few
+from bitquilt.metrics.intervals import FEWEST, FEWEST_BEYOND, too_few
 from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.teacher import Figures
 
@@ -32,6 +32,8 @@ RARE = 1000 * FEWEST_BEYOND
 """Tokens that an interval of the value that one in a thousand exceeds needs."""
 LISTED = 4
 """Domains that lack an interval are listed together if they are more than these."""
+TOKEN_STEP = 1024
+"""Tokens that would be enough are told in steps of so many."""
 PERCENTAGES = ("agreement", "flips")
 """The fields that are shares."""
 
@@ -113,8 +115,25 @@ def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
         return ""
     return (
         f"Some figures have no interval: {'; '.join(few + rare)}. `bitquilt eval` reads more of "
-        "the text with a larger --tokens, and another text with --text."
+        f"the text with a larger --tokens{_enough_tokens(figures)}, and another text with --text."
     )
+
+
+def _enough_tokens(figures: Mapping[str, DomainFigures]) -> str:
+    """Say about how many tokens would give intervals; empty where only answers lack them.
+
+    A text has tokens of each domain, and documents, in the same shares however much is read.
+    """
+    domains = [figures[name] for name in domains_of(figures)]
+    needed = [
+        max(FEWEST / own.documents, RARE / own.tokens)
+        for own in domains
+        if math.isnan(own.kl.low) or own.tokens < RARE
+    ]
+    if not needed:
+        return ""
+    tokens = TOKEN_STEP * math.ceil(max(needed) * sum(own.tokens for own in domains) / TOKEN_STEP)
+    return f" (about {tokens:,} may be enough)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -161,17 +161,27 @@ def stylesheet() -> str:
 
 
 def _lead(files: Sequence[OutputRecord]) -> str:
-    """Say which file is the closest to the original, and how close it is."""
+    """Say which file is the closest to the original, how close it is, and whether that is sure."""
     on_one_text = compared(files)
     closest = min(on_one_text, key=lambda record: record.kl.mean)
     kl = closest.figures.told
     if len(files) == 1:
         return f"{closest.name}: {kl}, {human(closest.nbytes)}, {closest.bits:.2f} bits per weight."
     among = "" if len(on_one_text) == len(files) else " of those measured on the same text"
-    return (
+    lead = (
         f"{len(files)} files, from {human(files[0].nbytes)} to {human(files[-1].nbytes)}. The "
         f"closest{among} is {closest.name}: {kl}, {human(closest.nbytes)}."
     )
+    rivals = [one.name for one in on_one_text if one is not closest and _overlap(one, closest)]
+    if rivals:
+        lead += f" {' and '.join(rivals)} may be as close: intervals do not tell them apart."
+    return lead
+
+
+def _overlap(one: OutputRecord, closest: OutputRecord) -> bool:
+    """Whether the KL of a file may be as low as that of the closest; without intervals it may."""
+    apart: bool = one.kl.low > closest.kl.high
+    return not apart
 
 
 def _front_notes(files: Sequence[OutputRecord], points: Sequence[FrontPoint]) -> list[str]:

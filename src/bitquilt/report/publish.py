@@ -121,9 +121,15 @@ def require_licence(publication: Publication) -> None:
     """Refuse what nobody may pass on.
 
     Raises:
-        UserError: the original names no licence.
+        UserError: the original names no licence, or one whose text must go with every copy and
+            is not there.
     """
     terms = publication.origin.terms
+    if terms.lacks_agreement:
+        raise UserError(
+            f"every copy of {publication.original.name} must come with the text of its licence, "
+            f"{terms.name}, which was not found in {terms.searched}; put it there as LICENSE"
+        )
     if not terms.stated:
         raise UserError(
             f"no licence was found in {terms.searched}, so {publication.original.name} may not be "
@@ -157,7 +163,7 @@ def upload(publication: Publication, progress: Progress, *, private: bool = Fals
     """Make the repository, gate it as the original is, and upload; gives its address.
 
     Raises:
-        UserError: the original names no licence, the hub refuses or does not answer.
+        UserError: what :func:`require_licence` refuses; the hub refuses or does not answer.
     """
     require_licence(publication)
     api = HfApi()

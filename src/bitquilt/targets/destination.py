@@ -6,8 +6,9 @@ from pathlib import Path
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import read_container
+from bitquilt.gguf.file_type import RECIPE
 
-RECIPE_KEY = "bitquilt.recipe"
+RECIPE_KEY = RECIPE
 """The metadata of every GGUF file that bitquilt writes has it."""
 
 

@@ -40,7 +40,7 @@ class EngineExcerpt:
         engine, torch_ = self.in_engine, self.in_torch
         return (
             f"{engine.engine} loads it and splits text into the same tokens; on {engine.tokens:,} "
-            f"of the tokens its KL is {engine.kl.mean:.3g} nats/token there and "
+            f"of the tokens its excerpt KL is {engine.kl.mean:.3g} nats/token there and "
             f"{torch_.kl.mean:.3g} in torch, a difference of {self.difference:+.2g}"
         )
 
