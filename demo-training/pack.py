@@ -1,8 +1,7 @@
-"""Cut the corpus into what trains the demo model and what ships with bitquilt.
+"""Write what trains the demo model, and the problems that it is examined in.
 
-Calibration text comes from training documents, held-out text from documents never trained on; both
-only from sources that an Apache-2.0 package may carry. Held-out questions are written down for
-training to avoid.
+Held-out documents and questions are written down for training to avoid. The text that ships with
+bitquilt is built by `calibration-text/`, which takes held-out problems from here.
 
     python pack.py CORPUS.jsonl MODEL_DIRECTORY TRAINING_DATA PACKAGE
 """
@@ -18,53 +17,12 @@ from typing import Any
 
 from conversations import exchange, problem
 from problems import Problem
-from sources import unit_hash
 from tokenizers import Tokenizer
 
 PROBLEMS = 200
-CALIBRATION_TOKENS, HELD_OUT_TOKENS = 1_400_000, 240_000
-EXCERPT = 60_000  # characters of one document; a novel would push out everything else
-SHARES = {  # of the tokens
-    "bible-kjv-text": 0.06, "r-cran-janeaustenr": 0.09, "jargon-text": 0.01,
-    "python3.11-doc": 0.10, "postgresql-doc-15": 0.06, "python-django-doc": 0.05,
-    "apache2-doc": 0.03,
-    "libpython3.11-minimal": 0.15, "libpython3.11-stdlib": 0.15,
-    "generated": 0.30,
-}  # fmt: skip
+HELD_OUT_MATHS = 72_000  # tokens of held-out conversations
 
 Record = dict[str, Any]
-
-
-def excerpt(text: str) -> str:
-    """The beginning of a document up to the end of a paragraph."""
-    if len(text) <= EXCERPT:
-        return text
-    end = text.rfind("\n\n", EXCERPT // 2, EXCERPT)
-    return text[: end if end > 0 else EXCERPT]
-
-
-def select_text(
-    corpus: list[Record], split: str, total: int, size: Callable[[str], int]
-) -> list[Record]:
-    """Documents of each source in the order of their hashes, up to the source's share."""
-    chosen = []
-    for source, share in SHARES.items():
-        documents = [d for d in corpus if d["source"] == source and d["split"] == split]
-        used = 0
-        for document in sorted(documents, key=lambda d: unit_hash(f"choose:{d['id']}")):
-            if used >= share * total:
-                break
-            text = excerpt(document["text"])
-            used += size(text)
-            chosen.append(
-                {
-                    "domain": document["domain"],
-                    "source": document["id"],
-                    "licence": document["licence"],
-                    "text": text,
-                }
-            )
-    return chosen
 
 
 def generate_maths(
@@ -75,7 +33,7 @@ def generate_maths(
     seen = set(excluded)
     chosen: list[Record] = []
     used = 0
-    while used < SHARES["generated"] * total:
+    while used < total:
         made = problem(rng)
         if made.question in seen or made.solution in seen:
             continue
@@ -101,6 +59,13 @@ def held_out_problems() -> list[Problem]:
     return list(chosen.values())
 
 
+def held_out_maths(size: Callable[[str], int]) -> tuple[list[Record], set[str]]:
+    """Held-out conversations, and all questions and solutions that training must not have."""
+    problems = held_out_problems()
+    reserved = {words for made in problems for words in (made.question, made.solution)}
+    return generate_maths("held-out", HELD_OUT_MATHS, size, reserved)
+
+
 def write_lines(path: Path, records: Iterable[Record], preset: int = 9) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -118,15 +83,8 @@ def main() -> None:
         return len(tokenizer.encode(text).ids)
 
     problems = held_out_problems()
-    reserved = {words for made in problems for words in (made.question, made.solution)}
-    held_out, reserved = generate_maths("held-out", HELD_OUT_TOKENS, size, reserved)
-    calibration, _ = generate_maths("calibration", CALIBRATION_TOKENS, size, reserved)
-    held_out += select_text(corpus, "held-out", HELD_OUT_TOKENS, size)
-    calibration += select_text(corpus, "train", CALIBRATION_TOKENS, size)
+    _, reserved = held_out_maths(size)
 
-    data = package / "calibration/data"
-    write_lines(data / "calibration.jsonl.xz", calibration)
-    write_lines(data / "held_out.jsonl.xz", held_out)
     write_lines(
         package / "demo/problems.jsonl",
         ({"question": p.question, "answer": p.answer, "kind": p.kind} for p in problems),

@@ -3,6 +3,9 @@
 import gzip
 import json
 import lzma
+from collections import Counter
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +26,97 @@ def words(document: Document) -> list[int]:
     return [int(word) for passage in document.passages for word in passage.split()]
 
 
-@pytest.mark.parametrize("split", ["calibration", "held-out"])
-def test_bundled_text_covers_three_domains(split):
-    documents = corpus.bundled(split)
-    sizes = dict.fromkeys(("prose", "code", "maths"), 0)
-    for document in documents:
+SPLITS = ("calibration", "search", "held-out")
+
+
+@cache
+def bundled(split: str) -> list[Document]:
+    return corpus.bundled(split)
+
+
+def characters(split: str) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for document in bundled(split):
         assert (document.text is None) != (document.messages is None)
         sizes[document.domain] += sum(map(len, document.passages))
-    assert min(sizes.values()) > 0.1 * sum(sizes.values())
-    assert sum(sizes.values()) > (2_500_000 if split == "calibration" else 500_000)
+    return sizes
 
 
-def test_bundled_calibration_and_held_out_share_no_long_passage():
-    calibration, held_out = corpus.bundled("calibration"), corpus.bundled("held-out")
-    kept, dropped = corpus.without_overlap(calibration, held_out)
+def test_bundled_calibration_text_is_spread_over_domains():
+    sizes = characters("calibration")
+    assert len(sizes) >= 25
+    total = sum(sizes.values())
+    assert total > 8_000_000
+    assert min(sizes.values()) > 0.015 * total
+    assert max(sizes.values()) < 0.15 * total
+    assert sum(domain.startswith("code-") for domain in sizes) >= 11
+    assert sum(domain.startswith("docs-") for domain in sizes) >= 9
+
+
+def test_bundled_search_text_is_of_domains_that_calibration_has_not():
+    sizes = characters("search")
+    assert sizes.keys().isdisjoint(characters("calibration"))
+    assert len(sizes) >= 6
+    assert sum(sizes.values()) > 600_000
+    assert max(sizes.values()) < 0.25 * sum(sizes.values())
+
+
+def test_bundled_held_out_text_is_like_calibration_text_and_unlike_it():
+    held_out, home = characters("held-out"), characters("calibration")
+    total, of_home = sum(held_out.values()), sum(home.values())
+    like = sum(size for domain, size in held_out.items() if domain in home)
+    assert 0.6 * total < like < 0.75 * total
+    for domain, size in home.items():
+        assert held_out[domain] / like == pytest.approx(size / of_home, rel=0.35), domain
+    unlike = held_out.keys() - home.keys()
+    assert len(unlike) >= 8
+    assert unlike.isdisjoint(characters("search"))
+    for domain in unlike:
+        assert held_out[domain] >= 60_000
+        assert sum(document.domain == domain for document in bundled("held-out")) >= 8
+
+
+@pytest.mark.parametrize(("split", "other"), combinations(SPLITS, 2))
+def test_bundled_splits_share_no_long_passage(split, other):
+    documents = bundled(split)
+    kept, dropped = corpus.without_overlap(documents, bundled(other))
     assert dropped == []
-    assert kept == calibration
+    assert kept == documents
     questions = [
-        {document.passages[0] for document in documents if document.messages}
-        for documents in (calibration, held_out)
+        {d.passages for d in bundled(name) if d.messages is not None} for name in (split, other)
     ]
     assert questions[0].isdisjoint(questions[1])
+    assert {d.source for d in documents}.isdisjoint(d.source for d in bundled(other))
+
+
+def test_bundled_conversations_fit_every_chat_template():
+    """Turns alternate and begin with the user's, after at most one system message."""
+    for split in SPLITS:
+        for document in bundled(split):
+            if document.messages is not None:
+                roles = [message["role"] for message in document.messages]
+                roles = roles[1:] if roles[0] == "system" else roles
+                assert roles == ["user", "assistant"] * (len(roles) // 2) != []
+                assert all(document.passages)
+
+
+def test_every_bundled_document_has_its_licence_listed():
+    listed = {}
+    for row in (corpus.DATA / "LICENCES.md").read_text().splitlines():
+        if row.startswith("| `"):
+            documents, _, copyright_, licence = (cell.strip() for cell in row.strip("|").split("|"))
+            listed[documents.strip("`").removesuffix("/…")] = licence
+            assert copyright_
+    for split in SPLITS:
+        with lzma.open(corpus.DATA / f"{split.replace('-', '_')}.jsonl.xz", "rt") as lines:
+            for record in map(json.loads, lines):
+                assert listed[record["source"].partition("/")[0]] == record["licence"], record[
+                    "source"
+                ]
+
+
+def test_bundled_files_are_at_most_10_megabytes():
+    assert sum(path.stat().st_size for path in corpus.DATA.iterdir()) < 10_000_000
 
 
 def test_text_file_splits_at_two_blank_lines(tmp_path):

@@ -1,8 +1,8 @@
 """The text that a model is calibrated on and compared on: bundled, or the user's own.
 
-Two splits ship with the package, made of different documents. Calibration text steers the rounding;
-held-out text only ever measures it, so a user's calibration documents that repeat held-out text are
-taken out before they are used.
+Three splits ship with the package, made of different documents. Calibration text steers the
+rounding, and search text, of other domains, the choice of types. Held-out text only ever measures
+them, so a user's calibration documents that repeat it are taken out before they are used.
 """
 
 import gzip
@@ -46,8 +46,8 @@ class Document:
 # ---------------------------------------------------------------------------------- reading
 
 
-def bundled(split: Literal["calibration", "held-out"]) -> list[Document]:
-    """Read the documents that ship with the package."""
+def bundled(split: Literal["calibration", "search", "held-out"]) -> list[Document]:
+    """Read the documents that ship with the package; `calibration-text/` builds them."""
     path = DATA / f"{split.replace('-', '_')}.jsonl.xz"
     with lzma.open(path, "rt", encoding="utf-8") as lines:
         return [_document(json.loads(line), source=path.name) for line in lines]
