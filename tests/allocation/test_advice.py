@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bitquilt import pipeline
+from bitquilt import SearchConfig, pipeline
 from bitquilt.allocation import advice
 from bitquilt.allocation.plan import plan
 from bitquilt.allocation.space import AllocationSpace
@@ -61,9 +61,9 @@ def test_a_front_is_the_exact_knapsack_at_every_step():
     space, step = ten_matrices(USUAL), int(0.25 * WEIGHTS / 8)
     found = advice.front(space, 3 * WEIGHTS // 8, step)
     assert len(found) == advice.STEPS + 1
-    assert found[0] == pytest.approx(10 * USUAL[3])
-    assert found[2] == pytest.approx(10 * USUAL[3.5])
-    assert found[4] == pytest.approx(10 * USUAL[4])
+    assert found[0].kl == pytest.approx(10 * USUAL[3])
+    assert found[2].kl == pytest.approx(10 * USUAL[3.5])
+    assert found[4].kl == pytest.approx(10 * USUAL[4])
     assert len(advice.front(space, int(4.6 * WEIGHTS / 8), step)) == 2  # the space ends at 5 bits
 
 
@@ -80,6 +80,11 @@ def test_below_the_knee_the_halving_and_a_better_budget_are_told():
 @pytest.mark.parametrize(("kls", "bits"), [(USUAL, 2), (USUAL, 3.3), (STEEP, 3), (STEEP, 4.9)])
 def test_above_the_knee_nothing_is_said(kls, bits):
     assert advice.knee_note(ten_matrices(kls), int(bits * WEIGHTS / 8), LAYOUT) == ""
+
+
+def test_bits_are_those_that_the_best_mix_takes_not_those_that_it_may():
+    said = advice.knee_note(ten_matrices(STEEP), int(2.04 * WEIGHTS / 8), LAYOUT)
+    assert said.startswith("2.25 bits are below the knee")  # no matrix can have 2.4 of them
 
 
 def test_under_a_limit_of_speed_nothing_is_said():
@@ -111,6 +116,8 @@ def test_bits_and_large_files_have_no_note_on_overhead(tiny):
 def test_a_search_says_which_budgets_are_below_the_knee(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(advice, "STEEP", 0.0)  # every front is steep
     progress = Recorded()
-    pipeline.search(tiny, **SEARCH, bits=4.5, output=tmp_path, progress=progress)
+    asked = SEARCH | {"bits": 4.5, "search": SearchConfig(method="knapsack"), "output": tmp_path}
+    (found,) = pipeline.search(tiny, **asked, progress=progress)
     (said,) = [line for line in progress.lines if "below the knee" in line]
-    assert said.startswith("4.5bit for gguf: 4.49 bits are below the knee")
+    assert found.source == "knapsack"
+    assert said.startswith(f"4.5bit for gguf: {found.bits:.2f} bits are below the knee")

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import pairwise
+from typing import NamedTuple
 
 from bitquilt.allocation.budget import human
 from bitquilt.allocation.knapsack import KnapsackTable, largest_nbytes
@@ -60,8 +61,17 @@ def overhead_note(checkpoint: Checkpoint, size: int, target: Target) -> str:
     )
 
 
-def front(space: AllocationSpace, capacity: int, step: int) -> list[float]:
-    """Return the least predicted KL at a capacity, a step above it, two steps …
+class FrontMix(NamedTuple):
+    """The mix of the least predicted KL at a capacity."""
+
+    kl: float
+    """Its predicted KL, in nats per token."""
+    nbytes: int
+    """What its matrices take, which may be less than they may."""
+
+
+def front(space: AllocationSpace, capacity: int, step: int) -> list[FrontMix]:
+    """Return the best mix at a capacity, a step above it, two steps …
 
     Args:
         space: what may be chosen, scored. A limit of speed is not regarded.
@@ -72,7 +82,8 @@ def front(space: AllocationSpace, capacity: int, step: int) -> list[float]:
     most = largest_nbytes(space.sizes)
     capacities = [capacity + n * step for n in range(STEPS + 1) if capacity + n * step <= most]
     table = KnapsackTable(space.scores, space.sizes, capacities[-1])
-    return [chosen_sum(space.scores, table.solve(each)) for each in capacities]
+    chosen = [table.solve(each) for each in capacities]
+    return [FrontMix(chosen_sum(space.scores, one), space.nbytes(one)) for one in chosen]
 
 
 def knee(kls: Sequence[float], step_bits: float = STEP_BITS) -> int:
@@ -105,14 +116,18 @@ def knee_note(space: AllocationSpace, capacity: int, layout: Layout) -> str:
     step = int(STEP_BITS * layout.weights / 8)
     if not math.isinf(space.max_seconds) or capacity + step > largest_nbytes(space.sizes):
         return ""
-    kls = front(space, capacity, step)
+    mixes = front(space, capacity, step)
+    kls = [mix.kl for mix in mixes]
     if (steps := knee(kls)) == 0:
         return ""
-    bits = bits_per_weight(layout.norm_bytes + capacity, layout.weights)
+    bits, more_bits = (
+        bits_per_weight(layout.norm_bytes + mix.nbytes, layout.weights)
+        for mix in (mixes[0], mixes[steps])
+    )
     halving = STEP_BITS / math.log2(kls[0] / kls[1])
-    more = layout.fixed_bytes + capacity + steps * step
+    more = layout.fixed_bytes + mixes[steps].nbytes
     return (
         f"{bits:.2f} bits are below the knee, where size matters most: every {halving:.2f} bits "
-        f"more halve the predicted KL; at {bits + steps * STEP_BITS:.2f} bits ({human(more)} on "
+        f"more halve the predicted KL; at {more_bits:.2f} bits ({human(more)} on "
         f"disk) it is {kls[steps]:.2g} instead of {kls[0]:.2g} nats/token"
     )

@@ -13,6 +13,7 @@ import math
 import torch
 
 from bitquilt.allocation.evaluator import AT_ONCE, DECODED_BYTES
+from bitquilt.allocation.plan import largest_preset
 from bitquilt.allocation.race_search import RaceSchedule
 from bitquilt.calibration.collect import input_of
 from bitquilt.forecast.work import RunWork
@@ -127,15 +128,20 @@ def _rounding(work: RunWork, table: int) -> int:
 
 
 def _decoded(work: RunWork) -> int:
-    """Bytes of decoded matrices that the evaluator keeps."""
+    """Bytes of decoded matrices that the evaluator keeps.
+
+    A search measures every candidate. Without one, only the mix of the knapsack and the largest
+    preset are read: about the planned mix's types, where these differ two of a matrix.
+    """
     needed = 0
     for target in work.targets:
-        candidates = work.candidates[target.name].items()
-        weights = sum(
-            work.weights(m) * (len(names) if work.search.method != "knapsack" else 2)
-            for m, names in candidates
-        )
-        needed = max(needed, FLOAT * weights)
+        types = work.candidates[target.name]
+        if work.search.method == "knapsack":
+            plans = [plan for plan in work.of(target) if plan.space]
+            rivals = [own for p in plans for own in largest_preset(p, work.checkpoint).values()]
+            read = [*(plan.allocation for plan in plans), *rivals]
+            types = {m: list({mix[m] for mix in read}) for m in types}
+        needed = max(needed, FLOAT * sum(work.weights(m) * len(own) for m, own in types.items()))
     return min(DECODED_BYTES, needed)
 
 
