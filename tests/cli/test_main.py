@@ -91,7 +91,8 @@ def test_plan_prints_the_published_breakdown(capfd):
     said = capfd.readouterr()
     assert said.err == ""
     rows = {line.split()[0]: line.split() for line in said.out.splitlines() if line.strip()}
-    assert [rows[part][2] for part in ("embedding", "codes", "scales")] == ["752", "359", "45"]
+    assert rows["part"] == ["part", "bytes", "MB", "share"]  # 752, 359 and 45 MiB
+    assert [rows[part][2] for part in ("embedding", "codes", "scales")] == ["788", "377", "47"]
     assert rows["v_proj"][1:] == ["21", "×", "4bit-g64,", "1", "×", "8bit-g64"]
 
 
