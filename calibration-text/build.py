@@ -336,7 +336,7 @@ def main() -> None:
             for split in sorted({r["split"] for r in made})
         ), flush=True)  # fmt: skip
     for split, documents in without_repeats(records).items():
-        documents.sort(key=lambda d: (d["domain"], unit_hash(d["source"])))
+        documents.sort(key=lambda d: unit_hash(d["source"]))  # the first few are a mix, too
         path = DATA / f"{split.replace('-', '_')}.jsonl.xz"
         pack.write_lines(path, documents)
         print(split, len(documents), sum(map(size_of, documents)), path.stat().st_size)

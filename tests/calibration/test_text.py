@@ -6,8 +6,8 @@ from collections import Counter
 
 import torch
 
-from bitquilt.calibration.corpus import Document
-from bitquilt.calibration.text import token_windows
+from bitquilt.calibration.corpus import Document, bundled
+from bitquilt.calibration.text import search_documents, token_windows
 
 
 def text(content: str, domain: str = "text") -> Document:
@@ -43,3 +43,7 @@ def test_few_documents_are_read_and_every_domain_in_proportion():
     assert 40 * 10 * 16 <= sum(read.values()) < everything / 8
     assert 0.7 < read["prose"] / sum(read.values()) < 0.8
     assert torch.equal(first, token_windows([*prose, *code], encode, count=40, length=10))
+
+
+def test_types_are_chosen_on_the_bundled_search_text():
+    assert search_documents() == bundled("search")

@@ -52,6 +52,13 @@ def test_text_like_the_calibration_text_and_unlike_it_get_the_same_share():
     assert sorted(text.domain) == ["code"] * 2 + ["law"] * 4 + ["prose"] * 2
 
 
+def test_fewer_windows_than_domains_are_of_every_so_many_of_them():
+    names = [f"domain-{letter}" for letter in "abcdefghi"]
+    documents = [one for name in names for one in corpus(400, domain=name)]
+    text = held_out(documents, encode, 6 * LENGTH, LENGTH, Silent(), names[:6])
+    assert sorted(text.domain) == [f"domain-{letter}" for letter in "bdfghi"]
+
+
 def test_a_domain_that_is_too_short_is_said():
     said = []
     documents = corpus(400) + corpus(39, domain="code")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitquilt.calibration.corpus import Document
 from bitquilt.engines import ModelInfo, Sampling
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
@@ -137,3 +138,22 @@ def test_an_answer_is_kept_when_it_is_done(checkpoint, tmp_path, monkeypatch):
     assert again.answers == whole.answers
     monkeypatch.setattr(reference, "TorchEngine", None)
     assert asked(checkpoint, tmp_path / "work", Silent()).answers == whole.answers
+
+
+def test_questions_are_what_conversations_begin_with():
+    """A later question needs what was said before it, and so does one after a system message."""
+
+    def conversation(*said: tuple[str, str]) -> Document:
+        messages = tuple({"role": role, "content": content} for role, content in said)
+        return Document("chat", "s", None, messages)
+
+    documents = [
+        conversation(
+            ("user", "One?"), ("assistant", "1"), ("user", "And then?"), ("assistant", "2")
+        ),
+        conversation(("system", "You have tools."), ("user", "Two?"), ("assistant", "{}")),
+        Document("prose", "s", "Three?", None),
+        *(conversation(("user", f"{n}?"), ("assistant", "yes")) for n in range(4, 10)),
+    ]
+    assert traces.questions(documents, 9) == ["One?", "4?", "5?", "6?", "7?", "8?", "9?"]
+    assert traces.questions(documents, 3) == ["One?", "5?", "7?"]

@@ -107,7 +107,7 @@ def search_documents(held_out: str | Path | None = None) -> list[Document]:
     """The bundled documents that types are chosen on, less those that repeat a user's held-out
     text. No calibration text is of their domains.
     """
-    documents = bundled("calibration")  # the split "search" as soon as it is there
+    documents = bundled("search")
     if held_out is None:
         return documents
     return without_overlap(documents, held_out_documents(held_out))[0]

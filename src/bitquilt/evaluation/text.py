@@ -82,8 +82,8 @@ def held_out(
     calibrated: Collection[str] = (),
 ) -> Text:
     """About ``tokens`` tokens of the documents: text of domains that are calibrated on and other
-    text get the same share, and so do, within each, its domains, and within a domain its documents
-    as far as they are long enough.
+    text get the same share, and so do, within each, its domains as far as there is a window for
+    each, and within a domain its documents as far as they are long enough.
 
     Equal shares give the narrowest honest intervals: what is drawn anew is the document.
 
@@ -98,16 +98,14 @@ def held_out(
     Raises:
         UserError: no domain fills a window.
     """
-    domains = sorted({document.domain for document in documents})
-    like = sum(domain in calibrated for domain in domains)
-    kinds = (like > 0) + (like < len(domains))
+    domains = {document.domain for document in documents}
+    like, unlike = sorted(domains & set(calibrated)), sorted(domains - set(calibrated))
+    each = max(1, round(tokens / length / (bool(like) + bool(unlike))))
     windows: list[tuple[list[int], list[int], str]] = []
-    for domain in domains:
+    for domain, count in [*_shared(like, each), *_shared(unlike, each)]:
         own = [(n, d) for n, d in enumerate(documents) if d.domain == domain]
-        alike = like if domain in calibrated else len(domains) - like
-        per_domain = max(1, round(tokens / length / kinds / alike))
         pieces = _spread_evenly([_pieces(n, encode(d), length) for n, d in own])
-        filled = [(ids, labels, domain) for ids, labels in _filled(pieces, per_domain, length)]
+        filled = [(ids, labels, domain) for ids, labels in _filled(pieces, count, length)]
         if not filled:
             progress.say(f"the text has fewer than {length} tokens of {domain}, which is left out")
         windows += filled
@@ -123,6 +121,13 @@ def held_out(
         labels[:, 1:],
         tuple(window[2] for window in mixed),
     )
+
+
+def _shared(domains: Sequence[str], windows: int) -> list[tuple[str, int]]:
+    """Windows for each domain; if there are fewer than domains, every so many domains have one."""
+    ends = [windows * place // max(1, len(domains)) for place in range(len(domains) + 1)]
+    shares = zip(domains, ends, ends[1:], strict=False)
+    return [(domain, end - begin) for domain, begin, end in shares if end > begin]
 
 
 Piece = tuple[int, list[int]]

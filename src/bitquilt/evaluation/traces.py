@@ -39,12 +39,14 @@ class WrittenAnswer:
 
 
 def questions(documents: Sequence[Document], count: int) -> list[str]:
-    """Give what users ask in the documents' conversations, ``count`` spread over all of them."""
+    """Give what the documents' conversations begin with, ``count`` spread over all of them.
+
+    What is said later, or after a system message, is no question by itself.
+    """
     asked = [
-        message["content"]
+        document.messages[0]["content"]
         for document in documents
-        for message in (document.messages or ())
-        if message["role"] == "user"
+        if document.messages and document.messages[0]["role"] == "user"
     ]
     return [asked[i * len(asked) // count] for i in range(count)] if len(asked) > count else asked
 
