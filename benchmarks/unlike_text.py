@@ -1,0 +1,168 @@
+"""KL on text of a domain that the calibration text has none of, ours beside the engines' own tools.
+
+    python benchmarks/unlike_text.py [--model MODEL] [--mixes PRESET…] [TYPE[:EMBEDDING]…]
+
+The domains of the bundled calibration text are dealt into four groups, or as many as ``--folds``
+says. Each group is left out once: the model is calibrated on the other groups, and held-out
+documents of the domains of that group judge. So every domain is left out exactly once, with a
+quarter of the others; domains like it, other languages say, may be among those that are read.
+
+With a type, all matrices of the blocks are on it, and the embedding on Q6_K or 6bit-g64 if no other
+is named, on both sides. The peer rounds GGUF types as llama-quantize does, with the importance
+matrix of the same tokens, and MLX types as ``mlx_lm.convert -q`` does. With a preset, the peer has
+that mix, and we have the mix that ``bitquilt quantize`` finds for its bytes where the text of the
+other groups is given as ``--calibration``; half of what its search reads is of that text, too.
+
+A row is a domain: the KL of both with 95 % intervals, and their share. The last rows have the
+mean of the shares and the worst one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from lib.bench import Bench, Weights
+from numpy.typing import NDArray
+
+from bitquilt import qtypes, quantize
+from bitquilt.allocation import presets
+from bitquilt.calibration import corpus
+from bitquilt.calibration.corpus import Document
+from bitquilt.calibration.text import encoder, judging_windows
+from bitquilt.metrics.intervals import Documents
+from bitquilt.models import open_checkpoint
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.runtime.progress import Silent
+from bitquilt.runtime.workdir import WorkDir
+from bitquilt.targets import get_target
+
+WINDOW = 256
+Row = tuple[NDArray[np.float32], NDArray[np.float32], Documents]
+"""KL of each token of a domain, ours and theirs, and the documents of the tokens."""
+Rows = dict[str, Row]
+"""Domain → what was measured on it."""
+
+
+def main() -> None:
+    """Print a table for every type and every preset."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--windows", type=int, default=8, help=f"of {WINDOW} tokens, per domain")
+    parser.add_argument("--mixes", nargs="*", default=[])
+    parser.add_argument("types", nargs="*", default=["Q2_K", "Q3_K", "Q4_K", "4bit-g64"])
+    asked = parser.parse_args()
+    checkpoint = open_checkpoint(asked.model)
+    tables: dict[str, Rows] = {name: {} for name in [*asked.types, *asked.mixes]}
+    for number in range(asked.folds):
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory() as directory:
+            fold = Fold(checkpoint, Path(directory), number, asked.folds, asked.windows)
+            for name in asked.types:
+                tables[name] |= fold.rows(*fold.uniform(*name.split(":")))
+            for name in asked.mixes:
+                tables[name] |= fold.rows(*fold.mixed(asked.model, name))
+        took = time.monotonic() - started
+        print(f"group {number + 1} of {asked.folds}: {took:.0f} s", file=sys.stderr, flush=True)
+    for name, rows in tables.items():
+        print_table(f"{checkpoint.name}, {name}", rows)
+
+
+class Fold:
+    """A model calibrated on the domains of the other groups and judged on those of one."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, directory: Path, number: int, folds: int, windows: int
+    ) -> None:
+        self.directory = directory
+        documents = corpus.bundled("calibration")
+        domains = sorted({document.domain for document in documents})
+        self.left_out = domains[number::folds]
+        self.documents = [d for d in documents if d.domain not in self.left_out]
+        encode, held_out = encoder(checkpoint), corpus.bundled("held-out")
+        judging = [
+            judging_windows([d for d in held_out if d.domain == own], encode, windows, WINDOW)
+            for own in self.left_out
+        ]
+        tokens, owners = (torch.cat(parts) for parts in zip(*judging, strict=True))
+        self.bench = Bench(checkpoint, directory, self.documents, (tokens, owners), ["full"])
+
+    def uniform(self, name: str, embedding: str | None = None) -> tuple[Weights, Weights]:
+        """Put all matrices of the blocks on one type, by us and by the peer."""
+        qtype, mlx = qtypes.get(name), "mlx" in qtypes.get(name).targets
+        same = qtypes.get(embedding or ("6bit-g64" if mlx else "Q6_K"))
+        way = self.bench.mlx if mlx else self.bench.ggml_with_imatrix
+        return self.bench.ours(qtype, same, "full"), self.bench.theirs(qtype, same, way)
+
+    def mixed(self, model: str, preset: str) -> tuple[Weights, Weights]:
+        """Find a mix of the bytes of a preset, and let the peer round the preset."""
+        bench, checkpoint = self.bench, self.bench.checkpoint
+        format_ = "gguf" if preset in presets.preset_names("gguf") else "mlx"
+        mix = presets.preset(preset, checkpoint, format_)
+        text, work_dir = self.directory / "calibration.jsonl", self.directory / "work"
+        write(text, self.documents)
+        made = quantize(
+            model,
+            size=f"{get_target(format_).plan(checkpoint, mix).total_bytes}B",
+            to=format_,
+            calibration=text,
+            output=self.directory / preset,
+            work_dir=work_dir,
+            progress=Silent(),
+        ).outputs[0]
+        with WorkDir(work_dir, json.loads((work_dir / "settings.json").read_text())) as work:
+            bank = LayerBank(checkpoint, work, "full")
+            ours = {
+                module: qtypes.get(name).dequantize(bank.polished(module, name))
+                for module, name in made.allocation.items()
+            }
+        way = bench.mlx if format_ == "mlx" else bench.ggml_with_imatrix
+        return ours, {module: way(qtypes.get(name), module) for module, name in mix.items()}
+
+    def rows(self, ours: Weights, theirs: Weights) -> Iterator[tuple[str, Row]]:
+        """Measure both on each left-out domain."""
+        owners = self.bench.teacher.owners
+        assert owners is not None
+        each = len(owners) // len(self.left_out)
+        found = [self.bench.measured(weights).kl for weights in (ours, theirs)]
+        for index, domain in enumerate(self.left_out):
+            own = slice(index * each, (index + 1) * each)
+            documents = Documents.of(owners[own, 1:].ravel().numpy())
+            yield domain, (found[0][own].ravel(), found[1][own].ravel(), documents)
+
+
+def write(path: Path, documents: list[Document]) -> None:
+    """Write documents as a user would give them."""
+    lines = (
+        {key: value for key, value in asdict(document).items() if value is not None}
+        for document in documents
+    )
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def print_table(title: str, rows: Rows) -> None:
+    """Print a row per domain, and what they come to."""
+    print(f"\n{title}\n  {'left-out domain':18}{'ours':32}{'theirs':32}share")
+    shares = {}
+    for domain, (ours, theirs, documents) in sorted(rows.items()):
+        kl = [f"{documents.positive(values)!s:32}" for values in (ours, theirs)]
+        shares[domain] = documents.positive(ours, theirs)
+        print(f"  {domain:18}{''.join(kl)}{shares[domain]}")
+    means = {domain: share.mean for domain, share in shares.items()}
+    worst = max(means, key=lambda domain: means[domain])
+    print(f"  {'mean share':82}{np.mean([*means.values()]):.3f}")
+    print(f"  {'worst share':82}{means[worst]:.3f} ({worst})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
