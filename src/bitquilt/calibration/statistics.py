@@ -47,6 +47,10 @@ class CalibrationStats:
             return self._gradients["columns"]
         return self.hessian(module).diagonal().contiguous()
 
+    def outputs(self, module: str) -> Tensor | None:
+        """Return the mean of g gᵀ, [R, R], of the gradients at a matrix's outputs, if known."""
+        return None
+
     def predicted_kl(
         self, module: str, error: Tensor, hessian: Tensor, rows: slice = slice(None)
     ) -> float:

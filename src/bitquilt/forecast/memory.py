@@ -20,6 +20,7 @@ from bitquilt.forecast.work import RunWork
 from bitquilt.models.blockwise import BATCH_TOKENS, LOGITS, logit_tokens
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.models.names import layer_of
+from bitquilt.rounding.output_feedback import OUTPUT_BYTES
 from bitquilt.rounding.round_layers import (
     CPU_MEMORY,
     HESSIAN_BYTES,
@@ -118,6 +119,7 @@ def _rounding(work: RunWork, table: int) -> int:
     shapes = work.checkpoint.matrices.items()
     whole = sum(
         WEIGHT_BYTES * work.weights(module)
+        + OUTPUT_BYTES * shape[0] ** 2
         + (HESSIAN_BYTES * shape[1] ** 2 if input_of(module) == module else 0)
         for module, shape in shapes
         if module not in (EMBEDDING, HEAD)

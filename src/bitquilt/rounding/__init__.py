@@ -10,7 +10,8 @@ scales (tuning).
     row_batches.py         rows of many matrices computed as one batch
     nearest.py, fits/      scales by importance, nearest codes: one fit for each family of types
     hessian.py             Hessians ordered, damped and factorized
-    gptq.py                error feedback
+    gptq.py                error feedback between columns
+    output_feedback.py     error feedback between rows
     coordinate_descent.py, scale_refit.py    polishing
     group_quantizer.py, codebooks.py, tables.py    nearest codes under a metric
     kernels.py, kernels.cu the same on a GPU
@@ -22,6 +23,6 @@ METHODS = ("nearest", "gptq", "full")
 """Nearest rounding; GPTQ's error feedback where it is better; and this polished by coordinate
 descent and a refit of the scales."""
 
-ROUNDING_VERSION = 7
+ROUNDING_VERSION = 8
 """Raised when matrices come out with other bytes or are stored otherwise: a work directory of
 another version is refused."""

@@ -112,7 +112,7 @@ def factorize(hessians: Tensor, names: Sequence[str], progress: Progress) -> Fac
             it is damped.
     """
     for hessian, name in zip(hessians, names, strict=True):
-        _refuse_what_is_not_finite(hessian, name)
+        refuse_what_is_not_finite(hessian, f"the Hessian of {name}")
     importance = torch.unflatten(_diagonal(hessians), 1, (-1, COLUMN_GROUP)).sum(2)
     groups = importance.argsort(dim=1, descending=True, stable=True)
     ordered = _take(_take(hessians, groups).mT, groups)
@@ -157,11 +157,12 @@ def _factor(
     return damped, upper, carry, triangles
 
 
-def _refuse_what_is_not_finite(hessian: Tensor, name: str) -> None:
-    wrong = int((~hessian.isfinite()).sum())
+def refuse_what_is_not_finite(moment: Tensor, name: str) -> None:
+    """Raise a UserError that names a second moment which holds infinite numbers or NaN."""
+    wrong = int((~moment.isfinite()).sum())
     if wrong:
         raise UserError(
-            f"{wrong} of the {hessian.numel()} numbers in the Hessian of {name} are not finite: "
+            f"{wrong} of the {moment.numel()} numbers in {name} are not finite: "
             "the model overflowed on the calibration text; check the checkpoint's weights, or "
             "give other text with --calibration and an empty --work-dir"
         )

@@ -7,7 +7,6 @@ with the same bytes. Only what the bank does not have yet is rounded.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from bitquilt.rounding.layer_bank import (
     LayerBank,
 )
 from bitquilt.rounding.nearest import fit
+from bitquilt.rounding.output_feedback import OUTPUT_BYTES, OutputFactor, factorize_outputs
 from bitquilt.rounding.round_matrices import RoundingJob, kind_of_qtype, polish, round_once
 from bitquilt.runtime.device import compute_device, record_event
 from bitquilt.runtime.malloc import trim
@@ -205,15 +205,15 @@ class _Work:
     def batches(self, owners: Iterable[str]) -> Iterator[list[str]]:
         """Group inputs of equal width, as many at a time as memory is meant for."""
         shapes = self.bank.checkpoint.matrices
-        read = Counter[str]()
-        for module, shape in shapes.items():
-            read[input_of(module)] += math.prod(shape)
+        reads = Counter[str]()  # bytes of the matrices that read an input
+        for module, (rows, columns) in shapes.items():
+            reads[input_of(module)] += WEIGHT_BYTES * rows * columns + OUTPUT_BYTES * rows**2
 
         def width(owner: str) -> int:
             return shapes[owner][1]
 
         def nbytes(owner: str) -> int:
-            return WEIGHT_BYTES * read[owner] + HESSIAN_BYTES * width(owner) ** 2
+            return reads[owner] + HESSIAN_BYTES * width(owner) ** 2
 
         for _, own in groupby(sorted(owners, key=width), width):
             yield from _split_by_size(own, nbytes, self.memory.input_bytes)
@@ -304,9 +304,17 @@ class _Work:
         for place, owner in enumerate(owners):
             for module, names in wanted[owner].items():
                 weight = bank.checkpoint.load(f"{module}.weight").to(device)
+                outputs = self._outputs(module)
                 keys += [(module, name) for name in names]
-                jobs += [RoundingJob(weight, qtypes.get(name), place) for name in names]
+                jobs += [RoundingJob(weight, qtypes.get(name), place, outputs) for name in names]
         return keys, jobs, factor
+
+    def _outputs(self, module: str) -> OutputFactor | None:
+        """Factorize the output gradients of a matrix, once for all its types."""
+        if self.bank.rounding == "nearest":
+            return None
+        moment = self.bank.statistics.outputs(module)
+        return None if moment is None else factorize_outputs(moment.to(compute_device()), module)
 
 
 def _table_rows(rows: int, columns: int) -> Iterator[slice]:

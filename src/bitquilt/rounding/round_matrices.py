@@ -2,8 +2,11 @@
 
 Two steps. :func:`round_once` fits scales by importance and codes by GPTQ under the input's Hessian.
 :func:`polish` improves the result by coordinate descent and a refit of the scales. What the Hessian
-says is no better than nearest rounding is not used. Rows of different matrices, types and layers
-go through in one batch (:mod:`.row_batches`): they share all but their levels and Hessians.
+says is no better than nearest rounding is not used. Where the second moment of a matrix's output
+gradients is known, both go through it chunk by chunk (:mod:`.output_feedback`), so that rows make
+up for the errors of others: the same chunk of all matrices at a time. Rows of different matrices,
+types and layers go through in one batch (:mod:`.row_batches`): they share all but their levels and
+Hessians.
 
 Letters: R rows of a matrix, C columns, L inputs, N rows of each in a batch, G = C / 8 groups of
 columns, K numbers that code one.
@@ -14,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import repeat
 from operator import itemgetter
 
 import torch
@@ -26,6 +30,7 @@ from bitquilt.rounding.gptq import gptq
 from bitquilt.rounding.group_quantizer import GroupQuantizer, group_quantizer_of
 from bitquilt.rounding.hessian import Factor, take_groups
 from bitquilt.rounding.nearest import fit
+from bitquilt.rounding.output_feedback import ChunkedMatrix, OutputFactor
 from bitquilt.rounding.row_batches import (
     DEFAULT_SIZES,
     BatchSizes,
@@ -39,6 +44,7 @@ from bitquilt.rounding.row_batches import (
     unbatch_rows,
 )
 from bitquilt.rounding.scale_refit import refit
+from bitquilt.runtime.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,8 @@ class RoundingJob:
     qtype: QuantType
     input: int = 0
     """Which of the factor's inputs the matrix reads."""
+    outputs: OutputFactor | None = None
+    """Of its output gradients; without it, rows do not make up for each other."""
 
 
 def round_matrices(
@@ -83,14 +91,18 @@ def round_once(
         feedback: whether to try GPTQ.
         sizes: how many rows go through together.
     """
-    plain = factor.natural.diagonal(dim1=1, dim2=2)
-    matrices = _nearest(jobs, factor.importance if feedback else plain)
     inputs = [job.input for job in jobs]
-    nearest = map_batches(matrices, inputs, partial(_measured, factor), sizes)
     if not feedback:
-        return nearest
-    by_gptq = _by_kind(matrices, inputs, partial(_by_gptq, factor), factor, sizes)
-    return [_cheaper(*pair) for pair in zip(nearest, by_gptq, strict=True)]
+        matrices = _nearest(jobs, factor.natural.diagonal(dim1=1, dim2=2))
+        return map_batches(matrices, inputs, partial(_measured, factor), sizes)
+
+    def one_chunk(jobs: Sequence[RoundingJob], _: object) -> list[RoundedRows]:
+        matrices, inputs = _nearest(jobs, factor.importance), [job.input for job in jobs]
+        nearest = map_batches(matrices, inputs, partial(_measured, factor), sizes)
+        by_gptq = _by_kind(matrices, inputs, partial(_by_gptq, factor), factor, sizes)
+        return [_cheaper(*pair) for pair in zip(nearest, by_gptq, strict=True)]
+
+    return _by_chunks(jobs, None, one_chunk)
 
 
 def polish(
@@ -101,15 +113,53 @@ def polish(
 ) -> list[RoundedRows]:
     """Descend, refit the scales, and descend again; none of these makes a row worse.
 
+    Where output gradients are known, a row is judged by what it is to be, given all the others.
+
     Args:
         jobs: matrices of equal width.
         rounded: what :func:`round_once` made of them.
         factor: of the inputs that they read.
         sizes: how many rows go through together.
     """
-    matrices = [Rows(job.qtype, job.weight, own) for job, own in zip(jobs, rounded, strict=True)]
-    inputs = [job.input for job in jobs]
-    return _by_kind(matrices, inputs, partial(_polished, factor), factor, sizes)
+
+    def one_chunk(jobs: Sequence[RoundingJob], own: Sequence[Unpacked]) -> list[RoundedRows]:
+        matrices = [Rows(job.qtype, job.weight, rows) for job, rows in zip(jobs, own, strict=True)]
+        inputs = [job.input for job in jobs]
+        return _by_kind(matrices, inputs, partial(_polished, factor), factor, sizes)
+
+    return _by_chunks(jobs, rounded, one_chunk)
+
+
+def _by_chunks(
+    jobs: Sequence[RoundingJob],
+    before: Sequence[Unpacked] | None,
+    function: Callable[[Sequence[RoundingJob], Sequence[Unpacked]], list[RoundedRows]],
+) -> list[RoundedRows]:
+    """Call a function on the first chunk of all jobs, then on the second of those that have one, …
+
+    Args:
+        jobs: whole matrices.
+        before: what they were rounded to, if the function polishes.
+        function: rounds matrices which stand for one chunk of each of some jobs.
+    """
+    matrices = [
+        ChunkedMatrix(job.weight, job.qtype, job.outputs, before[i] if before is not None else None)
+        for i, job in enumerate(jobs)
+    ]
+    on_cpu = bool(jobs) and jobs[0].weight.device.type == "cpu"
+    each = in_threads if on_cpu else map
+    for chunk in range(max((matrix.count for matrix in matrices), default=0)):
+        own = [i for i, matrix in enumerate(matrices) if chunk < matrix.count]
+        some = [matrices[i] for i in own]
+        targets = each(ChunkedMatrix.target, some, repeat(chunk))
+        chunks = [
+            replace(jobs[i], weight=target, outputs=None)
+            for i, target in zip(own, targets, strict=True)
+        ]
+        fields = [matrix.rounded(chunk) for matrix in some if before is not None]
+        done = function(chunks, fields)
+        list(each(ChunkedMatrix.keep, some, repeat(chunk), done))
+    return [matrix.result() for matrix in matrices]
 
 
 def _cheaper(nearest: RoundedRows, other: RoundedRows) -> RoundedRows:

@@ -1,0 +1,196 @@
+"""Feedback between outputs: rows of a matrix make up for the errors of rows rounded before them.
+
+Per token, the Hessian of the KL in the weights of one matrix is about B ⊗ A, with A the second
+moment of its inputs and B = E[g gᵀ] that of the gradients at its outputs (K-FAC, Martens & Grosse
+2015). So an error E costs ½ tr(B E A Eᵀ), and rows interact as columns do (YAQA, Tseng et al. 2025,
+arXiv 2505.22988). With B = V Vᵀ, V upper triangular, and rows cut into chunks k, that is the sum of
+
+    ½ ‖V_kkᵀ (E_k − S_k) A^½‖²   with   S_k = −V_kk⁻ᵀ Σ_{i<k} V_ikᵀ E_i:
+
+the k-th chunk is rounded as if W_k + S_k were its weights, which is LDLQ (Chee et al. 2023) with
+chunks of rows for columns. Once all are rounded, the best E_k for the others' errors is
+−B_kk⁻¹ Σ_{i≠k} B_ki E_i.
+
+Within a chunk, rows are rounded independently.
+
+Letters: R rows of a matrix, C columns, n rows of one chunk, a rows of those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bitquilt.qtypes.qtype import QuantType, Unpacked
+from bitquilt.rounding.hessian import refuse_what_is_not_finite
+from bitquilt.rounding.row_batches import TILE, RoundedRows
+
+CHUNKS = 8
+"""A matrix is cut into so many, if it has rows enough: sixteen gain little and take longer."""
+TRUST = 0.7
+"""Off-diagonals of B count for this part of themselves: B is learned from few tokens."""
+OUTPUT_DAMPING = 0.03
+"""This part of the mean diagonal is added to it (docs/decisions/output-feedback.md)."""
+OUTPUT_BYTES = 8
+"""What an entry of B takes in memory, with all that is worked out of it."""
+
+
+@dataclass(frozen=True)
+class OutputFactor:
+    """The second moment of a matrix's output gradients, ordered, damped and factorized."""
+
+    order: Tensor
+    """int64 [R]: the i-th row to be rounded is row ``order[i]``, important ones first."""
+    moment: Tensor
+    """B, damped, in that order, float32 [R, R]."""
+
+    @cached_property
+    def chunks(self) -> Sequence[slice]:
+        """Which places of the order each chunk has: whole tiles, but for the last."""
+        rows = len(self.order)
+        tiles = max(1, rows // TILE)
+        count = min(CHUNKS, tiles)
+        edges = [TILE * (tiles * c // count) for c in range(count)]
+        return [slice(*edge) for edge in pairwise([*edges, rows])]
+
+    @property
+    def forward(self) -> Sequence[Tensor]:
+        """−V_kk⁻ᵀ V_ikᵀ for all i < k, float32 [n, a] of each chunk: errors → what is added."""
+        return self._in_turn[0]
+
+    @property
+    def shares(self) -> Tensor:
+        """What of a row's error counts if later chunks make up for it, float32 [R].
+
+        It is the diagonal of V_kk V_kkᵀ as a part of that of B.
+        """
+        return self._in_turn[1]
+
+    @cached_property
+    def given_all(self) -> Sequence[Tensor]:
+        """−B_kk⁻¹ B_ki, and 0 for i = k, float32 [n, R] of each chunk: errors → what is added."""
+        found = []
+        for own in self.chunks:
+            others = self.moment[own].double()
+            lower = torch.linalg.cholesky(others[:, own])
+            others[:, own] = 0
+            found.append(-torch.cholesky_solve(others, lower).float())
+        return found
+
+    @cached_property
+    def _in_turn(self) -> tuple[Sequence[Tensor], Tensor]:
+        """Factorize B = V Vᵀ: the last row first, as it is turned round."""
+        upper = torch.linalg.cholesky(self.moment.double().flip(0, 1)).flip(0, 1)
+        links, left = [], []
+        for own in self.chunks:
+            block, before = upper[own, own], upper[: own.start, own]
+            links.append(-torch.linalg.solve_triangular(block.mT, before.mT, upper=False).float())
+            left.append(block.square().sum(1))
+        return links, (torch.cat(left) / self.moment.diagonal()).float()
+
+
+def factorize_outputs(moment: Tensor, name: str) -> OutputFactor:
+    """Order and damp a second moment of output gradients.
+
+    Args:
+        moment: B, float32 [R, R].
+        name: whose outputs they are.
+
+    Raises:
+        UserError: it holds numbers that are not finite.
+    """
+    refuse_what_is_not_finite(moment, f"the output gradients of {name}")
+    own = moment.diagonal().double()
+    mean = own.mean()
+    if not mean > torch.finfo(torch.float32).tiny:  # outputs that nothing depends on
+        mean = torch.ones_like(mean)
+    order = own.argsort(descending=True, stable=True)
+    ordered = moment[order][:, order].mul_(TRUST)
+    ordered.diagonal().copy_(own[order] + OUTPUT_DAMPING * mean)
+    return OutputFactor(order, ordered)
+
+
+@dataclass
+class ChunkedMatrix:
+    """A matrix that is rounded, or polished, chunk by chunk. Without B it is one chunk."""
+
+    weight: Tensor
+    """float32 [R, C]."""
+    qtype: QuantType
+    outputs: OutputFactor | None
+    fields: Unpacked | None = None
+    """What it was rounded to, if it is polished now."""
+    _done: list[RoundedRows] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Work out what chunks have in common, which threads would do twice."""
+        self._links: Sequence[Tensor] = []
+        if self.outputs is not None:
+            polishes = self.fields is not None
+            self._links = self.outputs.given_all if polishes else self.outputs.forward
+        if self.count > 1:  # E in the order of rounding
+            self._errors = torch.zeros_like(self.weight)
+            if self.outputs is not None and self.fields is not None:
+                torch.sub(self.qtype.decode(self.fields), self.weight, out=self._errors)
+                self._errors = self._errors[self.outputs.order]
+
+    @property
+    def count(self) -> int:
+        """How many chunks there are."""
+        return 1 if self.outputs is None else len(self.outputs.chunks)
+
+    def target(self, chunk: int) -> Tensor:
+        """Return what to round instead of a chunk's weights, float32 [n, C]."""
+        if self.outputs is None or self.count == 1:
+            return self._rows(self.weight, chunk)
+        link = self._links[chunk]
+        return torch.addmm(self._rows(self.weight, chunk), link, self._errors[: link.shape[1]])
+
+    def rounded(self, chunk: int) -> Unpacked:
+        """Return what a chunk that is polished was rounded to."""
+        assert self.fields is not None
+        return {name: self._rows(one, chunk) for name, one in self.fields.items()}
+
+    def keep(self, chunk: int, rounded: RoundedRows) -> None:
+        """Take what a chunk became; chunks come in their order."""
+        self._done.append(rounded)
+        if self.outputs is not None and self.count > 1:
+            levels = self.qtype.decode(rounded.fields)
+            torch.sub(
+                levels,
+                self._rows(self.weight, chunk),
+                out=self._errors[self.outputs.chunks[chunk]],
+            )
+
+    def result(self) -> RoundedRows:
+        """Return all rows in the matrix's own order.
+
+        A row's cost is that of its target, times the share that later chunks leave of it, so that
+        ½ Σ_r B_rr cost_r is the KL that the whole error costs, as far as rows of one chunk do not
+        interact.
+        """
+        first, *_ = self._done
+        if self.outputs is None:
+            return first
+        natural = self.outputs.order.argsort()
+        fields = {
+            name: torch.cat([one.fields[name] for one in self._done])[natural]
+            for name in first.fields
+        }
+        costs = [one.costs for one in self._done if one.costs is not None]
+        # a matrix is said to have feedback where some of its rows do
+        methods = {one.method for one in self._done}
+        method = first.method if len(methods) == 1 else (methods - {"nearest"}).pop()
+        whole = (torch.cat(costs) * self.outputs.shares)[natural] if costs else None
+        return replace(first, fields=fields, method=method, costs=whole)
+
+    def _rows(self, rows: Tensor, chunk: int) -> Tensor:
+        """Take a chunk of rows [R, …]."""
+        if self.outputs is None:
+            return rows
+        return rows[self.outputs.order[self.outputs.chunks[chunk]]]
