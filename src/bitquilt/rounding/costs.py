@@ -11,16 +11,19 @@ from bitquilt.qtypes.mlx_affine import Affine
 
 TABLE = 0.45
 """What a weight of an embedding or a head costs of one in a block: it takes no error feedback."""
+LINKED_ROUNDING, LINKED_POLISHING = 1.2, 2.0
+"""How many times as long rounding and polishing take in a block as the table says, which is of rows
+that do not make up for each other (docs/decisions/output-feedback.md)."""
 
 
 def rounding_seconds(qtype_name: str, weights: int, table: bool = False) -> float:
     """Return the seconds that one thread takes to round so many weights to a type."""
-    return weights * _nanoseconds(qtype_name)[0] * 1e-9 * (TABLE if table else 1.0)
+    return weights * _nanoseconds(qtype_name)[0] * 1e-9 * (TABLE if table else LINKED_ROUNDING)
 
 
 def polishing_seconds(qtype_name: str, weights: int) -> float:
     """Return the seconds that one thread takes to polish them."""
-    return weights * _nanoseconds(qtype_name)[1] * 1e-9
+    return weights * _nanoseconds(qtype_name)[1] * 1e-9 * LINKED_POLISHING
 
 
 def _nanoseconds(qtype_name: str) -> tuple[float, float]:
