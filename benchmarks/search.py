@@ -48,6 +48,7 @@ from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, AllocationVector
 from bitquilt.calibration import corpus
 from bitquilt.calibration.text import (
+    budget_for,
     calibration_documents,
     encoder,
     mixed_windows,
@@ -55,7 +56,7 @@ from bitquilt.calibration.text import (
     search_documents,
     token_windows,
 )
-from bitquilt.calibration.text_budget import WINDOW, text_budget
+from bitquilt.calibration.text_budget import WINDOW
 from bitquilt.config import EVOPRESS_WINDOWS, PlanConfig, SearchConfig
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import HeldOutFigures, weights_metrics
@@ -63,7 +64,6 @@ from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.hardware import rate
 from bitquilt.runtime.malloc import keep_freed_memory
 from bitquilt.runtime.progress import Silent
@@ -142,9 +142,7 @@ class Bench:
     def __init__(self, model: str, work: WorkDir, quick: bool) -> None:
         self.work, self.checkpoint = work, open_checkpoint(model)
         self.schedule = QUICK if quick else EvoPressSchedule()
-        matrices = self.checkpoint.matrices.values()
-        weights = sum(rows * columns for rows, columns in matrices)
-        self.much = text_budget(weights, on_gpu=compute_device().type != "cpu")
+        self.much = budget_for(self.checkpoint)
         self.windows = self.much.search if quick else EVOPRESS_WINDOWS
         self.bank = LayerBank(self.checkpoint, work, "full")
         self.held_out = HELD_OUT_QUICK if quick else HELD_OUT
@@ -192,8 +190,8 @@ class Bench:
 
     @property
     def before(self) -> int:
-        """Token-forwards of statistics and scores; a backward pass counts as two."""
-        read = self.much.calibration + 3 * self.much.gradients
+        """Token-forwards of statistics and scores; a pass back counts as four."""
+        read = 5 * self.much.calibration
         return WINDOW * (read + ATTRIBUTION_PASSES * self.much.interactions)
 
 

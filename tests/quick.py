@@ -42,9 +42,7 @@ def _documents(name: str, **modules: ModuleType) -> Path:
 QUICK = {
     "text_budget": TextBudget(
         calibration=4,
-        gradients=2,
         held_out=2,
-        sequential=4,
         tuning=16,
         interactions=4,
         search=4,

@@ -199,8 +199,7 @@ def test_a_work_directory_of_another_rounding_is_refused(wide, tmp_path):
         quantize(source, bits=4.5, output=tmp_path, work_dir=work, rounding="gptq")
 
 
-@pytest.mark.parametrize("option", ["sequential", "tune"])
-def test_too_little_text_is_refused_before_the_work(wide, tmp_path, monkeypatch, option):
+def test_too_little_text_is_refused_before_the_work(wide, tmp_path, monkeypatch):
     """More windows are learned from than are calibrated on; a short text has none for them."""
 
     def begun(*_):
@@ -208,9 +207,9 @@ def test_too_little_text_is_refused_before_the_work(wide, tmp_path, monkeypatch,
 
     monkeypatch.setattr(pipeline, "collect_statistics", begun)
     source, _ = wide
-    text = replace(QUICK["text_budget"], sequential=5000, tuning=5000)
+    text = replace(QUICK["text_budget"], tuning=5000)
     with pytest.raises(UserError, match="give more text"):
-        quantize(source, bits=4.5, output=tmp_path, text_budget=text, **{option: True})
+        quantize(source, bits=4.5, output=tmp_path, text_budget=text, tune=True)
     assert list(tmp_path.iterdir()) == []
 
 

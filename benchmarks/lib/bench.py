@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bitquilt.calibration.collect import collect_statistics
+from bitquilt.calibration.collect import collect_statistics, input_of
 from bitquilt.calibration.corpus import Document
-from bitquilt.calibration.text import encoder, token_windows
-from bitquilt.calibration.text_budget import WINDOW, text_budget
+from bitquilt.calibration.text import budget_for, calibration_windows, encoder
+from bitquilt.calibration.text_budget import WINDOW
 from bitquilt.metrics.kl import TokenFigures
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import weights_metrics
@@ -22,6 +22,7 @@ from bitquilt.rounding.round_layers import polish_layers, round_layers
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from lib import autoround, peers
+from lib.plain_moments import plain_moments
 
 Weights = dict[str, Tensor]
 """Module path → the matrix as an engine would have it."""
@@ -48,17 +49,16 @@ class Bench:
             methods: of rounding, each with a bank.
         """
         self.checkpoint = checkpoint
-        much = text_budget(sum(rows * columns for rows, columns in checkpoint.matrices.values()))
-        self.tokens = token_windows(documents, encoder(checkpoint), much.calibration, WINDOW)
+        much = budget_for(checkpoint)
+        encode = encoder(checkpoint)
+        self.tokens, folds = calibration_windows(documents, encode, much.calibration, WINDOW)
+        self.plain = plain_moments(checkpoint, self.tokens)
         self.banks = {}
         for method in methods:
             work = WorkDir(directory / method, {})
             self.banks[method] = LayerBank(checkpoint, work, method)
         for bank in self.banks.values():
-            collect_statistics(
-                BlockwiseModel(checkpoint), self.tokens, much.gradients, bank.work, Silent()
-            )
-        self.statistics = bank.statistics
+            collect_statistics(BlockwiseModel(checkpoint), self.tokens, folds, bank.work, Silent())
         self.teacher = OriginalModel(checkpoint, bank.work).on(*held_out)
         self.blocks = [
             module for module in checkpoint.matrices if module.startswith("model.layers")
@@ -96,13 +96,13 @@ class Bench:
 
     def ggml_with_imatrix(self, qtype: QuantType, module: str) -> Tensor:
         """Round as llama-quantize does with an importance matrix from our calibration text."""
-        return peers.ggml(qtype, self._weight(module), self.statistics.importance(module))
+        return peers.ggml(qtype, self._weight(module), self.plain[input_of(module)].diagonal().contiguous())
 
     def toolkit(self, qtype: QuantType, module: str) -> Tensor:
         """Round by plain GPTQ as the GPTQ + GGUF toolkit does; the embedding is ggml's there."""
         if module == EMBEDDING:
             return self.ggml_with_imatrix(qtype, module)
-        return peers.plain_gptq(qtype, self._weight(module), self.statistics.hessian(module))
+        return peers.plain_gptq(qtype, self._weight(module), self.plain[input_of(module)])
 
     def mlx(self, qtype: QuantType, module: str) -> Tensor:
         """Round as ``mlx_lm.convert -q`` does."""
@@ -112,7 +112,7 @@ class Bench:
         """Round one matrix as mlx-lm's gptq does, on our Hessian."""
         if module == EMBEDDING:
             return self.mlx(qtype, module)
-        return peers.mlx_gptq(qtype, self._weight(module), self.statistics.hessian(module))
+        return peers.mlx_gptq(qtype, self._weight(module), self.plain[input_of(module)])
 
     def auto_round(self, qtype: QuantType, embedding: QuantType) -> Weights:
         """Round as AutoRound does on our text; the embedding as the file's own tools do."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics
-from bitquilt.calibration.text import encoder, token_windows
+from bitquilt.calibration.text import calibration_windows, encoder
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
@@ -31,7 +31,9 @@ def captured(shape: str, windows: int) -> Iterator[tuple[Checkpoint, Tensor, Wor
             model = str(Path(directory) / "random")
             write_random(Path(model))
         checkpoint = open_checkpoint(model)
-        text = token_windows(corpus.bundled("calibration"), encoder(checkpoint), windows, WINDOW)
+        text, folds = calibration_windows(
+            corpus.bundled("calibration"), encoder(checkpoint), windows, WINDOW
+        )
         with WorkDir(Path(directory) / "work", {}) as work:
-            collect_statistics(BlockwiseModel(checkpoint), text, 1, work, Silent())
+            collect_statistics(BlockwiseModel(checkpoint), text, folds, work, Silent())
             yield checkpoint, text, work

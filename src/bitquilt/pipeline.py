@@ -266,11 +266,11 @@ class Run(AbstractContextManager["Run"]):
 
     def collect(self) -> LayerBank:
         """Collect what the calibration text says of every matrix, and open the layer bank."""
-        tokens, gradients = self.text.calibration, self.budget.gradients
-        work = collection_work(self.checkpoint, len(tokens), gradients)
+        tokens, folds = self.text.calibration, self.text.folds
+        work = collection_work(self.checkpoint, len(tokens))
         with self.progress.stage("Reading calibration text", work, "calibration"):
             collect_statistics(
-                BlockwiseModel(self.checkpoint), tokens, gradients, self.work, self.progress
+                BlockwiseModel(self.checkpoint), tokens, folds, self.work, self.progress
             )
         return LayerBank(self.checkpoint, self.work, self.config.rounding)
 
@@ -311,13 +311,12 @@ class Run(AbstractContextManager["Run"]):
 
     def correct(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
         """Round every block again for what the quantized blocks before it give it."""
-        assert self.text.sequential is not None
         layers = self.checkpoint.layers
         with self.progress.stage(f"Correcting for {plan.target}", layers, "sequential"):
             corrected = sequential_pass.round_sequentially(
                 bank,
                 decision.allocation,
-                self.text.sequential,
+                self.text.calibration,
                 self.config.rounding,
                 self.progress,
             )

@@ -12,6 +12,7 @@ from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import (
     Encode,
     HeldOutText,
+    calibration_windows,
     encoder,
     held_out_documents,
     held_out_windows,
@@ -31,10 +32,11 @@ class RunText:
     """The windows of tokens that the stages read, each int64 [N, L]; drawn before any work."""
 
     calibration: Tensor
+    folds: Tensor
+    """The fold that each window of calibration text is of, int64 [N]."""
     allocation: AllocationText
     closing: HeldOutText
     """Held-out text of the closing figures."""
-    sequential: Tensor | None
     tuning: Tensor | None
 
 
@@ -64,7 +66,7 @@ def draw_text(
     def windows(count: int) -> Tensor:
         return token_windows(documents, encode, count, budget.window)
 
-    calibration = windows(budget.calibration)
+    calibration, folds = calibration_windows(documents, encode, budget.calibration, budget.window)
     held_out = held_out_documents(config.held_out)
     closing, lacking = held_out_windows(held_out, documents, encode, budget.held_out, budget.window)
     quantizing = config if isinstance(config, QuantizeConfig) else None
@@ -74,11 +76,11 @@ def draw_text(
     users = documents if config.calibration is not None else ()
     return RunText(
         calibration=calibration,
+        folds=folds,
         allocation=AllocationText(interactions=none, search=none, selection=none)
         if search is None
         else _allocation_text(users, calibration, config, search, budget, encode, say),
         closing=closing,
-        sequential=windows(budget.sequential) if quantizing and quantizing.sequential else None,
         tuning=windows(budget.tuning) if quantizing and quantizing.tune else None,
     )
 

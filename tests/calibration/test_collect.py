@@ -4,7 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bitquilt.calibration import collect
 from bitquilt.calibration.collect import collect_statistics, collection_work, input_of, sample
+from bitquilt.calibration.shrinkage import shrink
+from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import HEAD
@@ -16,6 +19,9 @@ from tests.progress import Recorded
 WINDOWS, LENGTH = 3, 16
 
 
+FOLDS = torch.tensor([0, 2, 0])
+
+
 @pytest.fixture
 def captured(tmp_path):
     directory = tiny_checkpoint(tmp_path, "qwen3")
@@ -23,39 +29,82 @@ def captured(tmp_path):
     tokens = torch.randint(3, 200, (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(0))
     work = WorkDir(tmp_path / "work", {})
     steps = []
-    collect_statistics(BlockwiseModel(checkpoint), tokens, 2, work, Recorded(steps))
-    assert sum(steps) == pytest.approx(collection_work(checkpoint, len(tokens), 2))
+    collect_statistics(BlockwiseModel(checkpoint), tokens, FOLDS, work, Recorded(steps))
+    assert sum(steps) == pytest.approx(collection_work(checkpoint, len(tokens)))
     whole = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    return checkpoint, whole, tokens, work
+    return checkpoint, whole, tokens[FOLDS.argsort(stable=True)], work
 
 
-def test_hessians_are_the_input_moments(captured):
-    checkpoint, whole, tokens, work = captured
-    inputs = {}
+def inputs_and_gradients(whole, tokens):
+    """What every linear layer reads and the gradient at its output, by autograd, [T, .] each."""
+    inputs, gradients = {}, {}
+
+    def watch(name):
+        def hook(_, args, output):
+            inputs[name] = args[0].detach().flatten(0, 1)
+            output.register_hook(lambda g: gradients.__setitem__(name, g.flatten(0, 1)))
+
+        return hook
+
     for name, module in whole.named_modules():
         if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(
-                lambda _, args, name=name: inputs.__setitem__(name, args[0].flatten(0, 1))
-            )
-    with torch.no_grad():
-        whole(tokens)
-    for module in checkpoint.matrices:
-        if not module.startswith("model.layers"):
-            continue
-        saved = work.load(f"hessians/{module.split('.')[2]}")[input_of(module)]
+            module.register_forward_hook(watch(name))
+    logits = whole(tokens).logits.flatten(0, 1)
+    labels = sample(logits.detach().softmax(-1), torch.Generator().manual_seed(0))
+    torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum").backward()
+    return inputs, gradients
+
+
+def test_hessians_are_input_moments_weighted_by_squared_gradients(captured):
+    checkpoint, whole, tokens, work = captured
+    inputs, gradients = inputs_and_gradients(whole, tokens)
+    blocks = [module for module in checkpoint.matrices if module.startswith("model.layers")]
+    for module in blocks:
+        readers = [other for other in blocks if input_of(other) == input_of(module)]
+        weights = sum(gradients[reader].square().sum(1, keepdim=True) for reader in readers)
         x = inputs[module]
-        torch.testing.assert_close(saved, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+        artefact = f"hessians/{module.split('.')[2]}"
+        share = float(work.facts(artefact)[input_of(module)])
+        expected = shrink((weights * x).T @ x / weights.sum(), share)
+        torch.testing.assert_close(
+            work.load(artefact)[input_of(module)], expected, rtol=1e-2, atol=1e-4
+        )
     x = inputs["lm_head"]
     torch.testing.assert_close(
         work.load("hessians/head")[HEAD], x.T @ x / len(x), rtol=1e-4, atol=1e-5
     )
 
 
+def test_moments_of_output_gradients_are_those_of_autograd(captured, monkeypatch):
+    checkpoint, whole, tokens, work = captured
+    _, gradients = inputs_and_gradients(whole, tokens)
+    statistics = CalibrationStats(checkpoint, work)
+    diagonals = work.load("gradients")
+    for module in checkpoint.matrices:
+        if not module.startswith("model.layers"):
+            assert statistics.outputs(module) is None
+            continue
+        g = gradients[module]
+        moment = statistics.outputs(module)
+        torch.testing.assert_close(moment, g.T @ g / len(g), rtol=1e-2, atol=1e-6)
+        torch.testing.assert_close(diagonals[module], moment.diagonal(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_matrix_of_many_outputs_has_no_moment_of_their_gradients(captured, tmp_path, monkeypatch):
+    checkpoint, _, tokens, _ = captured
+    module = "model.layers.0.mlp.down_proj"
+    monkeypatch.setattr(collect, "OUTPUTS", checkpoint.matrices[module][0] - 1)
+    work = WorkDir(tmp_path / "few", {})
+    collect_statistics(BlockwiseModel(checkpoint), tokens, FOLDS, work, Silent())
+    assert CalibrationStats(checkpoint, work).outputs(module) is None
+    assert module in work.load("gradients")
+
+
 def test_head_fisher_and_token_shares(captured):
     _, whole, tokens, work = captured
     gradients = work.load("gradients")
     with torch.no_grad():
-        p = whole(tokens[:2]).logits.softmax(-1)
+        p = whole(tokens).logits.softmax(-1)
     torch.testing.assert_close(gradients["head"], (p * (1 - p)).mean((0, 1)), rtol=1e-3, atol=1e-7)
     assert gradients["tokens"].sum() == pytest.approx(1.0)
 
@@ -68,37 +117,12 @@ def test_samples_follow_the_distribution():
     assert shares[1] == 0
 
 
-def test_gradients_are_the_mean_squares_of_autograd(captured):
-    """The same sampled labels, through the whole model at once."""
-    checkpoint, whole, tokens, work = captured
-    gradients = work.load("gradients")
-    tokens = tokens[:2]
-    seen = {}
-
-    def watch(name):
-        def hook(_, __, output):
-            output.register_hook(lambda g: seen.__setitem__(name, g.flatten(0, 1)))
-
-        return hook
-
-    for name, module in whole.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(watch(name))
-    logits = whole(tokens).logits.flatten(0, 1)
-    generator = torch.Generator().manual_seed(0)
-    labels = sample(logits.detach().softmax(-1), generator)
-    torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="sum").backward()
-    for module in checkpoint.matrices:
-        if module.startswith("model.layers"):
-            expected = seen[module].square().mean(0)
-            torch.testing.assert_close(gradients[module], expected, rtol=1e-2, atol=1e-6)
-
-
 def test_an_interrupted_pass_ends_with_the_same_moments(captured, tmp_path):
     checkpoint, _, tokens, work = captured
     again = WorkDir(tmp_path / "again", {})
-    again.save("hessians/0", work.load("hessians/0"), {})
-    collect_statistics(BlockwiseModel(checkpoint), tokens, 2, again, Silent())
-    for artefact in ("hessians/1", "hessians/head", "gradients"):
+    for artefact in ("hessians/1", "outputs/1"):
+        again.save(artefact, work.load(artefact), {})
+    collect_statistics(BlockwiseModel(checkpoint), tokens, FOLDS.sort()[0], again, Silent())
+    for artefact in ("hessians/0", "outputs/0", "hessians/head", "gradients"):
         for name, tensor in work.load(artefact).items():
             assert torch.equal(tensor, again.load(artefact)[name])

@@ -51,7 +51,7 @@ def test_quantize_begins_with_what_it_will_take(model, tmp_path):
     first, second = progress.lines[:2]
     assert first == (
         "It computes on the CPU, in 1 thread. Tokens of text that it reads: calibration 128, "
-        "gradients 64, closing figures 128."
+        "closing figures 128."
     )
     pattern = (
         r"With this machine as busy as it is now, it takes about \d+ s and \d+\.\d+ [MG]B of "

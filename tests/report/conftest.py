@@ -39,7 +39,7 @@ SETTINGS = {
     "model": "tiny",
     "checkpoint": "c" * 64,
     "calibration": "d" * 64,
-    "windows": {"calibration": 4, "gradients": 2, "window": 32},
+    "windows": {"calibration": 4, "window": 32},
     "rounding": ["full", 1],
     "versions": {"bitquilt": "0.1.0", "torch": "2.13.0"},
 }

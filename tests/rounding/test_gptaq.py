@@ -30,8 +30,13 @@ def least_squares(weight, x, seen, wanted):
     return torch.linalg.lstsq(rows, goals).solution.T
 
 
+def counted(x, seen, lacking):
+    """Every token counts alike, and no Hessian was shrunk."""
+    return Drift.of(x, seen, lacking, torch.ones(len(x)), 1.0)
+
+
 def halves_of(*text):
-    return tuple(Drift.of(*(rows.tensor_split(2)[half] for rows in text)) for half in (0, 1))
+    return tuple(counted(*(rows.tensor_split(2)[half] for rows in text)) for half in (0, 1))
 
 
 def correct(weight, halves):
@@ -41,7 +46,7 @@ def correct(weight, halves):
 
 def test_halves_that_agree_correct_all_the_way_to_least_squares(text):
     weight, x, seen, lacking = text
-    drift = Drift.of(x, seen, lacking)
+    drift = counted(x, seen, lacking)
     best = least_squares(weight, x, seen, x @ weight.T + lacking)
     found = correct(weight, (drift, drift)).double()
     torch.testing.assert_close(found, best, rtol=1e-3, atol=1e-4)
@@ -68,7 +73,7 @@ def test_noise_is_not_followed(text):
 def test_excess_is_that_of_the_outputs(text):
     weight, x, seen, lacking = (tensor.double() for tensor in text)
     other = weight + 0.1 * weights(ROWS, COLUMNS, seed=5)
-    drift = Drift.of(x, seen, lacking)
+    drift = counted(x, seen, lacking)
 
     def error(matrix):
         return (x @ weight.T + lacking - seen @ matrix.T).square().sum() / TOKENS
@@ -79,7 +84,7 @@ def test_excess_is_that_of_the_outputs(text):
 
 def test_sums_add_up(text):
     weight, x, seen, lacking = text
-    whole, (first, second) = Drift.of(x, seen, lacking), halves_of(x, seen, lacking)
+    whole, (first, second) = counted(x, seen, lacking), halves_of(x, seen, lacking)
     torch.testing.assert_close((first + second).shift(weight), whole.shift(weight))
     torch.testing.assert_close((first + second).second_moment, whole.second_moment)
 

@@ -25,7 +25,13 @@ def captured(tmp_path, rounding="nearest", **shape):
     checkpoint = open_checkpoint(tiny_checkpoint(tmp_path, "llama4_text", **shape))
     work = WorkDir(tmp_path / "work", {})
     tokens = torch.randint(3, 200, (2, 16), generator=torch.Generator().manual_seed(0))
-    collect_statistics(BlockwiseModel(checkpoint), tokens, 1, work, Silent())
+    collect_statistics(
+        BlockwiseModel(checkpoint),
+        tokens,
+        torch.zeros(len(tokens), dtype=torch.int64),
+        work,
+        Silent(),
+    )
     return LayerBank(checkpoint, work, rounding)
 
 

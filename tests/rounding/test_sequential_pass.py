@@ -28,7 +28,13 @@ def made(tmp_path, family="qwen3", rounding="gptq"):
     directory = tiny_checkpoint(tmp_path, family, hidden=64, heads=2)
     checkpoint = open_checkpoint(directory)
     work = WorkDir(tmp_path / "work", {})
-    collect_statistics(BlockwiseModel(checkpoint), TOKENS, 1, work, Silent())
+    collect_statistics(
+        BlockwiseModel(checkpoint),
+        TOKENS,
+        torch.zeros(len(TOKENS), dtype=torch.int64),
+        work,
+        Silent(),
+    )
     bank = LayerBank(checkpoint, work, rounding)
     allocation = dict.fromkeys(checkpoint.matrices, "3bit-g64") | {EMBEDDING: "F32"}
     cells = {module: [qtype] for module, qtype in allocation.items()}
@@ -125,7 +131,7 @@ def test_other_mixes_and_other_text_have_artefacts_of_their_own(tiny, sequential
 def test_what_serves_worse_than_the_banks_rounding_is_not_kept(tiny, monkeypatch):
     bank, allocation, _ = tiny
     monkeypatch.setattr(sequential_pass, "corrected", lambda weight, *_: -weight)
-    sequential = run(bank, allocation, TOKENS[1:])
+    sequential = run(bank, allocation, TOKENS.flip(0))
     assert {kept for layer in (0, 1) for kept in kept_roundings(sequential, layer).values()} == {
         "bank"
     }
@@ -184,12 +190,25 @@ def test_moments_are_those_of_whole_models(tmp_path, family):
         model.run_all(model.block(0), model.embed(TOKENS)) for model in (original, quantized)
     )
     plain = architecture_of(checkpoint.config).plain_residual
-    pair = sequential_pass._Pair(1, (original.block(1), quantized.block(1)), streams, plain)
+    weights = torch.rand(TOKENS.numel(), generator=torch.Generator().manual_seed(5))
+
+    class Counted:
+        """Tokens of different weights, and a Hessian of which a quarter was not trusted."""
+
+        def token_weights(self, owner):
+            return weights
+
+        def shrunk_by(self, owner):
+            return 0.25
+
+    blocks = original.block(1), quantized.block(1)
+    pair = sequential_pass._Pair(1, blocks, streams, plain, Counted())
     first, second = pair.drifts(module)
     found = first + second
     lacking = torch.zeros(len(x), 1) if family == "gemma3_text" else stream - there
-    expected = Drift.of(x, seen, lacking)
-    assert first.tokens == second.tokens == TOKENS.numel() // 2
+    expected = Drift.of(x, seen, lacking, weights, 0.75)
+    assert first.weight + second.weight == pytest.approx(float(weights.sum()))
+    assert found.kept == 0.75
     for part in ("hessian", "inputs", "stream"):
         torch.testing.assert_close(
             getattr(found, part), getattr(expected, part), rtol=1e-3, atol=1e-3

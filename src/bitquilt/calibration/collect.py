@@ -1,33 +1,37 @@
 """Collection of statistics: second moments of the inputs and of the gradients of every matrix.
 
-One streamed pass forward collects, for each distinct input X of a block, H = XᵀX / tokens; its
-diagonal is the importance matrix of llama.cpp. One streamed pass backward collects, for each
-output y, E[g²] with g = ∂(−log p(label))/∂y and labels that the model itself samples: the diagonal
-of the Fisher information (K-FAC, Martens & Grosse 2015). Together they say how far a rounding
-error moves the model's distribution, with no forward per candidate.
+One streamed pass forward keeps what every block reads. One pass backward takes, for each output
+y of a matrix, its gradient g = ∂(−log p(label))/∂y, with labels that the model itself samples, and
+sums for each distinct input x of a block H = Σ ‖g‖² x xᵀ / Σ ‖g‖², and for each matrix of a block
+B = E[g gᵀ]. Their product is the Fisher information as K-FAC takes it (Martens & Grosse 2015), with
+each token counted for what its outputs matter: half the trace of B ΔW H ΔWᵀ is the KL that a
+rounding error ΔW costs, with no forward per candidate. The diagonal of H is the importance matrix
+of llama.cpp, weighted.
 
 Letters: N windows, L tokens in a window, T = N·L tokens, D model width, V vocabulary, R outputs
-and C inputs of a matrix.
+and C inputs of a matrix, F folds of the text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from bitquilt.calibration.shrinkage import FOLDS, Moments
 from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale, logit_tokens
 from bitquilt.models.checkpoint import HEAD, Checkpoint
-from bitquilt.models.names import block_path, in_block
+from bitquilt.models.names import block_path, in_block, layer_of
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
 SLABS = 4
 """A second moment is symmetric: cut into so many slabs, it takes five of eight products."""
-BACKWARD = 2.0
-"""What a window takes forward and back through a block, in windows that go forward only and leave
-their Hessians."""
+BACKWARD = 4.0
+"""What a window takes back through a block, its moments summed, in windows that go forward."""
+OUTPUTS = 2048
+"""Matrices with at most so many outputs have a B; of others only its diagonal is kept."""
 SHARED_INPUTS = {
     "self_attn.k_proj": "self_attn.q_proj",
     "self_attn.v_proj": "self_attn.q_proj",
@@ -45,54 +49,69 @@ def input_of(module: str) -> str:
 
 
 def collect_statistics(
-    model: BlockwiseModel, tokens: Tensor, gradient_windows: int, work: WorkDir, progress: Progress
+    model: BlockwiseModel, tokens: Tensor, folds: Tensor, work: WorkDir, progress: Progress
 ) -> None:
     """Run both passes and leave their statistics in the work directory.
 
-    ``hessians/<block>`` holds one [C, C] per distinct input, ``hessians/head`` that of the head;
-    ``gradients`` holds one [R] per matrix of a block, and for the embedding ``tokens`` [V] (share
-    of each token in the text), ``columns`` [D] (of its outputs) and ``head`` [V] (of the logits).
-    Blocks that are already there are passed over without collecting.
+    ``hessians/<block>`` holds one [C, C] per distinct input, shrunk as far as the folds of the text
+    disagree (:mod:`.shrinkage`), ``hessians/head`` that of the head; ``outputs/<block>`` holds one
+    B [R, R] per matrix with few outputs; ``weights/<block>`` holds ‖g‖² of each token [T] for each
+    input, in the order of the windows as given; ``gradients`` holds the diagonal of B [R] of every
+    matrix of a block, and for the embedding ``tokens`` [V] (share of each token in the text),
+    ``columns`` [D] (of its outputs) and ``head`` [V] (of the logits).
 
     Args:
         model: the full-precision model.
         tokens: int64 [N, L].
-        gradient_windows: how many of them, the first, are read backward.
+        folds: the fold that each window is of, int64 [N], below ``FOLDS``.
         work: where artefacts go.
         progress: advances after each block of each pass, by :func:`collection_work` in all.
     """
     if work.has("gradients"):
-        progress.advance(collection_work(model.checkpoint, len(tokens), gradient_windows))
+        progress.advance(collection_work(model.checkpoint, len(tokens)))
         return
-    backward = BACKWARD * gradient_windows
-    kept: list[Tensor] = []  # what each block reads, for the windows of the backward pass
+    order = folds.argsort(stable=True)  # windows of one fold stand together
+    place = order.argsort()  # where each window went
+    tokens, counts = tokens[order], torch.bincount(folds, minlength=FOLDS)
+    kept: list[Tensor] = []  # what each block reads
     hidden = model.embed(tokens)
     with torch.no_grad():
         for index in range(model.checkpoint.layers):
-            kept.append(hidden[:gradient_windows].clone())
-            _forward(model, index, hidden, work)
+            kept.append(hidden.clone())
+            model.run_all(model.block(index), hidden)
             progress.advance(len(tokens))
         if not work.has("hessians/head"):
             work.save("hessians/head", {HEAD: second_moment(model.final_norm(hidden)).cpu()}, {})
-    gradient, head = _head_gradient(model, hidden[:gradient_windows])
+    gradient, head = _head_gradient(model, hidden)
+    backward = BACKWARD * len(tokens)
     progress.advance(backward * _head_in_blocks(model.checkpoint))
-    moments = {
+    diagonals = {
         "head": head,
         "tokens": torch.bincount(tokens.flatten(), minlength=len(head)) / tokens.numel(),
     }
     for index in reversed(range(model.checkpoint.layers)):
-        gradient = _backward(model, index, kept.pop(), gradient, moments)
+        sums = BlockSums(index, wanted=not work.has(f"outputs/{index}"))
+        gradient = _backward(model, index, kept.pop(), gradient, counts.tolist(), sums)
+        sums.save(place, diagonals, work)
         progress.advance(backward)
     # y = scale · E[token]: the gradient of the table is scale times that of its output
     scale = embedding_scale(model.checkpoint.config)
-    moments["columns"] = (scale * gradient).flatten(0, 1).square().mean(0)
-    work.save("gradients", {name: t.cpu() for name, t in moments.items()}, {})
+    diagonals["columns"] = (scale * gradient).flatten(0, 1).square().mean(0)
+    work.save("gradients", {name: t.cpu() for name, t in diagonals.items()}, {})
 
 
-def collection_work(checkpoint: Checkpoint, windows: int, gradient_windows: int) -> float:
+def collection_work(checkpoint: Checkpoint, windows: int) -> float:
     """Return what both passes take, in windows that go forward through one block."""
-    backward = BACKWARD * gradient_windows * (checkpoint.layers + _head_in_blocks(checkpoint))
-    return windows * checkpoint.layers + backward
+    backward = BACKWARD * (checkpoint.layers + _head_in_blocks(checkpoint))
+    return windows * (checkpoint.layers + backward)
+
+
+def output_weights(checkpoint: Checkpoint, layer: int) -> int:
+    """Return how many numbers the second moments of one block's output gradients have."""
+    outputs = [
+        rows for module, (rows, _) in checkpoint.matrices.items() if layer_of(module) == layer
+    ]
+    return sum(rows**2 for rows in outputs if rows <= OUTPUTS)
 
 
 def _head_in_blocks(checkpoint: Checkpoint) -> float:
@@ -100,35 +119,10 @@ def _head_in_blocks(checkpoint: Checkpoint) -> float:
     return checkpoint.head_weights * checkpoint.layers / checkpoint.block_weights
 
 
-def _forward(model: BlockwiseModel, index: int, hidden: Tensor, work: WorkDir) -> None:
-    """Move hidden states [N, L, D] through a block in place, collecting its Hessians."""
-    block = model.block(index)
-    artefact = f"hessians/{index}"
-    if work.has(artefact):
-        model.run_all(block, hidden)
-        return
-    hessians: dict[str, Tensor] = {}
-    hooks = [
-        linear.register_forward_pre_hook(_adder(hessians, name))
-        for name, linear in linears(block, index)
-        if input_of(name) == name
-    ]
-    model.run_all(block, hidden)
-    for hook in hooks:
-        hook.remove()
-    tokens = hidden.shape[0] * hidden.shape[1]
-    moments = {name: _mirrored(h).div_(tokens).cpu() for name, h in hessians.items()}
-    work.save(artefact, moments, {})
-
-
-def _adder(hessians: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor]], None]:
-    def add(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        x = inputs[0].flatten(0, -2)  # [n, L, C] → [T, C]
-        hessian = hessians.setdefault(name, x.new_zeros(x.shape[1], x.shape[1]))
-        for own, on in _slabs(x.shape[1]):
-            hessian[own, on].addmm_(x[:, own].T, x[:, on])
-
-    return add
+def _add_moment(moment: Tensor, x: Tensor) -> None:
+    """Add xᵀ x of rows [T, C] to a moment [C, C], which :func:`_mirrored` then completes."""
+    for own, on in _slabs(x.shape[1]):
+        moment[own, on].addmm_(x[:, own].T, x[:, on])
 
 
 def _slabs(columns: int) -> Iterator[tuple[slice, slice]]:
@@ -138,11 +132,11 @@ def _slabs(columns: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, start + step), slice(start, None)
 
 
-def _mirrored(hessian: Tensor) -> Tensor:
-    """Fill in what :func:`_adder` left out from the other side of the diagonal."""
-    for own, _ in _slabs(len(hessian)):
-        hessian[own.stop :, own] = hessian[own, own.stop :].T
-    return hessian
+def _mirrored(moment: Tensor) -> Tensor:
+    """Fill in what :func:`_add_moment` left out from the other side of the diagonal."""
+    for own, _ in _slabs(len(moment)):
+        moment[own.stop :, own] = moment[own, own.stop :].T
+    return moment
 
 
 def second_moment(x: Tensor) -> Tensor:
@@ -198,31 +192,123 @@ def sample(p: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _backward(
-    model: BlockwiseModel, index: int, inputs: Tensor, gradient: Tensor, moments: dict[str, Tensor]
+    model: BlockwiseModel,
+    index: int,
+    inputs: Tensor,
+    gradient: Tensor,
+    counts: Iterable[int],
+    sums: BlockSums,
 ) -> Tensor:
-    """Move gradients [n, L, D] back through a block, adding E[g²] [R] of each linear's output."""
+    """Move gradients [N, L, D] back through a block, and sum its moments.
+
+    Args:
+        model: the full-precision model.
+        index: of the block.
+        inputs: what it reads [N, L, D], fold by fold.
+        gradient: at its output [N, L, D].
+        counts: windows of each fold.
+        sums: what was summed, which is nothing yet.
+
+    Returns:
+        the gradients at its input [N, L, D].
+    """
     block = model.block(index)
-    tokens = inputs.shape[0] * inputs.shape[1]
     before = torch.empty_like(gradient)
-
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
-        def add(g: Tensor) -> None:
-            square = g.flatten(0, -2).square().sum(0) / tokens
-            moments[name] = moments[name] + square if name in moments else square
-
-        def hook(_: nn.Module, __: tuple[Tensor], output: Tensor) -> None:
-            output.register_hook(add)
-
-        return hook
-
-    hooks = [linear.register_forward_hook(watch(name)) for name, linear in linears(block, index)]
-    for rows in batches(inputs):
-        x = inputs[rows].clone().requires_grad_()
-        with torch.enable_grad():
-            y = model.run(block, x)
-        y.backward(gradient[rows])
-        assert x.grad is not None
-        before[rows] = x.grad
+    hooks = [
+        linear.register_forward_hook(sums.watch(name)) for name, linear in linears(block, index)
+    ]
+    for fold, windows in enumerate(_folds(counts)):
+        for rows in batches(inputs[windows]):
+            x = inputs[windows][rows].clone().requires_grad_()
+            with torch.enable_grad():
+                y = model.run(block, x)
+            y.backward(gradient[windows][rows])
+            assert x.grad is not None
+            before[windows][rows] = x.grad
+            sums.add(fold)
     for hook in hooks:
         hook.remove()
     return before
+
+
+def _folds(counts: Iterable[int]) -> Iterator[slice]:
+    """Yield which windows each fold has, where they stand fold by fold."""
+    start = 0
+    for count in counts:
+        yield slice(start, start + count)
+        start += count
+
+
+class BlockSums:
+    """Sums the moments of one block's inputs and output gradients, batch by batch."""
+
+    def __init__(self, index: int, wanted: bool) -> None:
+        """``wanted`` is false where only the diagonals are: the rest is there from before."""
+        self._index, self._wanted = index, wanted
+        self._tokens = 0
+        self._inputs: dict[str, Tensor] = {}  # of the batch at hand, [T, C]
+        self._squares: dict[str, Tensor] = {}  # Σ g² over the readers of an input, [T]
+        self._hessians: dict[str, Moments] = {}
+        self._outputs: dict[str, Tensor] = {}
+        self._diagonals: dict[str, Tensor] = {}
+        self._weights: dict[str, list[Tensor]] = {}
+
+    def watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
+        """Return a hook on a linear layer's forward pass."""
+
+        def hook(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+            self._inputs[input_of(name)] = inputs[0].detach().flatten(0, -2)  # [n, L, C] → [T, C]
+            output.register_hook(lambda g: self._gradient(name, g.flatten(0, -2)))
+
+        return hook
+
+    def _gradient(self, name: str, g: Tensor) -> None:
+        """Take the gradient [T, R] of a linear layer's output."""
+        square, owner = g.square(), input_of(name)
+        self._diagonals[name] = self._diagonals.get(name, 0) + square.sum(0)
+        self._squares[owner] = self._squares.get(owner, 0) + square.sum(1)
+        if self._wanted and g.shape[1] <= OUTPUTS:
+            if name not in self._outputs:
+                self._outputs[name] = g.new_zeros(g.shape[1], g.shape[1])
+            _add_moment(self._outputs[name], g)
+
+    def add(self, fold: int) -> None:
+        """Add the batch that has gone back, which is of one fold."""
+        self._tokens += len(next(iter(self._inputs.values())))
+        if self._wanted:
+            for name, x in self._inputs.items():
+                moments = self._hessians.setdefault(name, Moments(x))
+                square = self._squares[name]
+                _add_moment(moments.sums[fold], x * square.sqrt().unsqueeze(1))
+                moments.weights[fold] += float(square.double().sum())
+                self._weights.setdefault(name, []).append(square)
+        self._inputs.clear()
+        self._squares.clear()
+
+    def save(self, place: Tensor, diagonals: dict[str, Tensor], work: WorkDir) -> None:
+        """Leave what was summed in the work directory, and E[g²] [R] with the diagonals.
+
+        Args:
+            place: where each window of the text stands among those that were read, int64 [N].
+            diagonals: of every matrix.
+            work: where the other moments go.
+        """
+        tokens = self._tokens
+        diagonals |= {name: total / tokens for name, total in self._diagonals.items()}
+        if not self._wanted:
+            return
+        hessians, facts = {}, {}
+        for name, moments in self._hessians.items():
+            for total in moments.sums:
+                _mirrored(total)
+            hessian, share = moments.shrunk()
+            hessians[name], facts[name] = hessian.cpu(), f"{share:g}"
+        work.save(f"hessians/{self._index}", hessians, facts)
+        outputs = {name: _mirrored(b).div_(tokens).cpu() for name, b in self._outputs.items()}
+        weights = {
+            # [T] -> [N, L], in the order of the text, and back
+            name: torch.cat(parts).unflatten(0, (len(place), -1))[place].flatten().cpu()
+            for name, parts in self._weights.items()
+        }
+        work.save(f"weights/{self._index}", weights, {})
+        work.save(f"outputs/{self._index}", outputs, {})

@@ -27,7 +27,8 @@ class CalibrationStats:
     def hessian(self, module: str) -> Tensor:
         """Return the mean of x xᵀ, [C, C], over the calibration tokens at a matrix's input.
 
-        For the embedding it is the head's, which a tied embedding is.
+        In a block, tokens count for the squared gradients of what reads the input, and the
+        off-diagonals are shrunk. For the embedding it is the head's, which a tied embedding is.
         """
         if module in (EMBEDDING, HEAD):
             artefact, key = "hessians/head", HEAD
@@ -36,6 +37,29 @@ class CalibrationStats:
         with self.work.open(artefact) as handle:
             hessian: Tensor = handle.get_tensor(key)
             return hessian
+
+    def outputs(self, module: str) -> Tensor | None:
+        """Return E[g gᵀ], [R, R], of the gradients at a matrix's output.
+
+        None for the embedding, the head, and matrices of more than ``OUTPUTS`` outputs.
+        """
+        if (layer := layer_of(module)) is None:
+            return None
+        with self.work.open(f"outputs/{layer}") as handle:
+            if module not in handle.keys():  # noqa: SIM118
+                return None
+            moment: Tensor = handle.get_tensor(module)
+            return moment
+
+    def token_weights(self, owner: str) -> Tensor:
+        """Return what each token of the calibration text counts for at an input, [T]."""
+        with self.work.open(f"weights/{layer_of(owner)}") as handle:
+            weights: Tensor = handle.get_tensor(owner)
+            return weights
+
+    def shrunk_by(self, owner: str) -> float:
+        """Return the share that was taken from the off-diagonals of an input's Hessian."""
+        return float(self.work.facts(f"hessians/{layer_of(owner)}")[owner])
 
     def importance(self, module: str) -> Tensor:
         """Return what an error in each column of a matrix counts for, [C].
@@ -46,10 +70,6 @@ class CalibrationStats:
         if module == EMBEDDING and not self.checkpoint.tied:
             return self._gradients["columns"]
         return self.hessian(module).diagonal().contiguous()
-
-    def outputs(self, module: str) -> Tensor | None:
-        """Return the mean of g gᵀ, [R, R], of the gradients at a matrix's outputs, if known."""
-        return None
 
     def predicted_kl(
         self, module: str, error: Tensor, hessian: Tensor, rows: slice = slice(None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from bitquilt.calibration.corpus import Document, bundled, from_file, windows, without_overlap
+from bitquilt.calibration.shrinkage import FOLDS
+from bitquilt.calibration.text_budget import TextBudget, text_budget
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.runtime.device import compute_device
 
 Encode = Callable[[Document], list[int]]
 KINDS = ("unlike", "like")
@@ -25,6 +29,13 @@ KINDS = ("unlike", "like")
 The first is the headline, since people use models on text that nobody calibrated on."""
 ENOUGH = 16
 """Characters that are tokenized for each token needed: three or four times as many as it takes."""
+
+
+def budget_for(checkpoint: Checkpoint) -> TextBudget:
+    """Return the budget for a model on the device that is computed on."""
+    weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
+    hidden = checkpoint.layers * int(checkpoint.config["hidden_size"])
+    return text_budget(weights, hidden, on_gpu=compute_device().type != "cpu")
 
 
 def encoder(checkpoint: Checkpoint) -> Encode:
@@ -120,6 +131,26 @@ def token_windows(documents: Sequence[Document], encode: Encode, count: int, len
     """
     chosen = _spread(documents, count * length * ENOUGH)
     return torch.from_numpy(windows(chosen, encode, count, length)[0])
+
+
+def calibration_windows(
+    documents: Sequence[Document], encode: Encode, count: int, length: int
+) -> tuple[Tensor, Tensor]:
+    """Cut windows as :func:`token_windows` does, and deal them into folds of other text each.
+
+    Folds differ in their domains where there are enough, else in their documents.
+
+    Returns:
+        tokens int64 [count, length], and the fold of each window int64 [count].
+    """
+    chosen = _spread(documents, count * length * ENOUGH)
+    tokens, owners = windows(chosen, encode, count, length)
+    domains = [chosen[first].domain for first in owners[:, 0]]
+    groups = domains if len(set(domains)) >= FOLDS else owners[:, 0].tolist()
+    # in the order of their text, the most first: each fold gets about as much
+    ranks = {group: rank for rank, (group, _) in enumerate(Counter(groups).most_common())}
+    folds = torch.tensor([ranks[group] % FOLDS for group in groups], dtype=torch.int64)
+    return torch.from_numpy(tokens), folds
 
 
 def judging_windows(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 WINDOW = 512
 """Tokens that a window has."""
+KEPT = 20 << 30
+"""Bytes of a GPU's memory for what the blocks read of the calibration text."""
 LEAST_RACED = 240
 """Windows that a search reads before it has learnt anything."""
 LEAST_INTERACTIONS = 8
@@ -22,13 +24,9 @@ class TextBudget:
     """Windows read by each stage."""
 
     calibration: int
-    """Hessians and importance."""
-    gradients: int
-    """The backward pass; the first of the calibration windows."""
+    """Hessians and gradients: read forward and back; and the sequential correction."""
     held_out: int
     """The closing figures; as many again where there is held-out text of the other kind."""
-    sequential: int
-    """Sequential correction; the first of the calibration text."""
     tuning: int
     """Tuning of scales; the first of the calibration text, each read once."""
     interactions: int
@@ -44,12 +42,18 @@ class TextBudget:
 
     def of_statistics(self) -> dict[str, int]:
         """What the statistics of a work directory depend on; other artefacts are named by text."""
-        names = ("calibration", "gradients", "window")
+        names = ("calibration", "window")
         return {name: getattr(self, name) for name in names}
 
 
-def text_budget(parameters: int, on_gpu: bool = False) -> TextBudget:
-    """The budget for a model of that many parameters; a GPU has more time for races."""
+def text_budget(parameters: int, hidden: int, on_gpu: bool = False) -> TextBudget:
+    """The budget for one model; a GPU has more time for statistics and for races.
+
+    Args:
+        parameters: weights of the model.
+        hidden: numbers that its blocks read of one token: layers × width.
+        on_gpu: whether a GPU does the work.
+    """
     teraflop = 2e-12 * parameters * WINDOW
 
     def windows(budget: float, least: int, most: int) -> int:
@@ -58,11 +62,10 @@ def text_budget(parameters: int, on_gpu: bool = False) -> TextBudget:
     races = windows(900, 0, 880) if on_gpu else windows(6, 0, 480)
     races = races if races >= LEAST_RACED else 0
     interactions = windows(120 if on_gpu else 0.6, 0, 16)
+    kept = KEPT // (4 * hidden * WINDOW)
     return TextBudget(
-        calibration=windows(3, 12, 24),
-        gradients=4,
+        calibration=max(12, min(512, kept)) if on_gpu else windows(2.5, 12, 48),
         held_out=windows(1, 8, 16),
-        sequential=windows(10, 24, 96),
         tuning=windows(1000, 128, 2112),
         interactions=interactions if interactions >= LEAST_INTERACTIONS else 0,
         search=128 if on_gpu else 64,

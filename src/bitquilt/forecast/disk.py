@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bitquilt import qtypes
 from bitquilt.allocation.budget import human
-from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.collect import input_of, output_weights
 from bitquilt.errors import UserError
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
@@ -79,6 +79,9 @@ def _work_bytes(work: RunWork) -> Iterable[int]:
         layer = layer_of(module)
         if layer is not None and input_of(module) == module and not work.has(f"hessians/{layer}"):
             yield FLOAT * columns**2
+    for layer in range(checkpoint.layers):
+        if not work.has(f"outputs/{layer}"):
+            yield FLOAT * output_weights(checkpoint, layer)
     if not work.has("hessians/head"):
         yield FLOAT * int(checkpoint.config["hidden_size"]) ** 2
     for target in work.targets:

@@ -10,7 +10,8 @@ from typing import Any
 from bitquilt.allocation.allocate import affordable_search
 from bitquilt.allocation.budget import human
 from bitquilt.allocation.plan import make_plans, requests
-from bitquilt.calibration.text_budget import TextBudget, text_budget
+from bitquilt.calibration.text import budget_for
+from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.config import AllocationConfig, PlanConfig, QuantizeConfig
 from bitquilt.forecast.disk import DiskUse, disk_use
 from bitquilt.forecast.machine import machine_speed
@@ -19,7 +20,7 @@ from bitquilt.forecast.stages import StageSeconds
 from bitquilt.forecast.work import RunWork
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.runtime.device import compute_device, computing, device_name
+from bitquilt.runtime.device import computing, device_name
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.runtime.progress import Silent, clock
 from bitquilt.targets import parse_targets
@@ -123,6 +124,4 @@ def estimate(model: str | Path, config: PlanConfig | None = None, **options: Any
 
 def budget_of(checkpoint: Checkpoint, config: AllocationConfig) -> TextBudget:
     """Return how much text each stage reads, on the device that is computed on."""
-    weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
-    on_gpu = compute_device().type != "cpu"
-    return config.text_budget or text_budget(weights, on_gpu=on_gpu)
+    return config.text_budget or budget_for(checkpoint)

@@ -15,7 +15,8 @@ import torch
 from bitquilt.allocation.evaluator import AT_ONCE, DECODED_BYTES
 from bitquilt.allocation.plan import largest_preset
 from bitquilt.allocation.race_search import RaceSchedule
-from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.collect import input_of, output_weights
+from bitquilt.calibration.shrinkage import FOLDS
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.blockwise import BATCH_TOKENS, LOGITS, logit_tokens
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
@@ -67,13 +68,13 @@ def stage_bytes(work: RunWork) -> dict[str, int]:
         )
         for layer in range(checkpoint.layers)
     )
+    outputs = FLOAT * max(output_weights(checkpoint, layer) for layer in range(checkpoint.layers))
     window = budget.window * token
-    gradients = budget.gradients * window * (checkpoint.layers + 2)
+    kept = budget.calibration * window * (checkpoint.layers + 3)
     found = {
         "calibration": max(
-            table + budget.calibration * window,
-            budget.calibration * window + gradients + block + 2 * activations + hessians,
-            gradients + table + LOGIT_COPIES * logits,
+            kept + block + 2 * activations + 2 * FOLDS * hessians + outputs,
+            kept + table + LOGIT_COPIES * logits,
         ),
         "rounding": _rounding(work, table),
     }

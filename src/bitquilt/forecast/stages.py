@@ -13,6 +13,7 @@ from bitquilt.allocation.evopress import EvoPressSchedule
 from bitquilt.allocation.plan import Plan
 from bitquilt.allocation.race_search import SETTLED
 from bitquilt.allocation.sensitivity import ALONE_WINDOWS
+from bitquilt.calibration.collect import BACKWARD
 from bitquilt.forecast.machine import MachineSpeed
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
@@ -20,9 +21,9 @@ from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.targets import Target
 
-COLLECTION, BACKWARD, ATTRIBUTION, SEQUENTIAL = 1.2, 3.0, 8.5, 6.0
-"""What a pass takes in passes forward: with Hessians, with gradients of inputs, with gradients of
-weights too, and in two streams that stop at each input."""
+COLLECTION, ATTRIBUTION, SEQUENTIAL = 1 + BACKWARD, 8.5, 6.0
+"""What a pass takes in passes forward: there and back with all moments, with gradients of weights
+too, and in two streams that stop at each input."""
 KL_HEADS, GRADIENT_HEADS = 3.0, 8.0
 """What a token's KL takes in logits with their softmax, and with gradients of both."""
 ROUNDING = ("rounding", "polishing")
@@ -105,7 +106,7 @@ class StageSeconds:
                 for module, qtype in plan.allocation.items()
                 if module not in (EMBEDDING, HEAD)
             )
-            passes = SEQUENTIAL * self._forward(work.budget.sequential)
+            passes = SEQUENTIAL * self._forward(work.budget.calibration)
             yield "sequential", passes + self._rounding(again) + self._polished(plan)
         if quantizing.tune:
             tokens = work.tokens["tuning"]
@@ -132,9 +133,8 @@ class StageSeconds:
 
     def _calibration(self) -> float:
         budget = self._work.budget
-        logits = budget.gradients * budget.window * 2 * KL_HEADS * self._speed.head
-        passes = COLLECTION * self._forward(budget.calibration)
-        return STARTING + passes + BACKWARD * self._forward(budget.gradients) + logits
+        logits = budget.calibration * budget.window * 2 * KL_HEADS * self._speed.head
+        return STARTING + COLLECTION * self._forward(budget.calibration) + logits
 
     def _gradients(self, tokens: float, batches: float) -> float:
         weights = sum(map(self._work.weights, self._work.checkpoint.matrices))

@@ -107,7 +107,6 @@ class RunWork:
         budget, quantizing, window = self.budget, self.quantizing, self.budget.window
         windows = Counter[str]()
         windows["calibration"] = budget.calibration
-        windows["gradients"] = budget.gradients
         for target in self.targets:
             windows["interactions"] += self.interactions(target) * self.capacities(target)
         tokens = {name: count * window for name, count in windows.items() if count}
@@ -119,7 +118,7 @@ class RunWork:
         if quantizing:
             tokens["closing figures"] = self.closing * window
         if quantizing and quantizing.sequential:
-            tokens["sequential correction"] = budget.sequential * window
+            tokens["sequential correction"] = budget.calibration * window
         if quantizing and quantizing.tune:
             steps = DEFAULT_SCHEDULE.steps(budget.tuning) * DEFAULT_SCHEDULE.batch
             tokens["tuning"] = steps * window

@@ -3,8 +3,9 @@
 Rounding upstream turns a matrix's input x into x̂, and the residual stream h that its output is
 added to into ĥ. The rounded matrix V is then wanted to give V x̂ = W x + (h − ĥ): the output of the
 full-precision model and, where it is added to the stream, what the stream lacks. In least squares
-V = W + S Ĥ⁻¹, with Ĥ = E[x̂ x̂ᵀ] and S = W E[(x − x̂) x̂ᵀ] + E[(h − ĥ) x̂ᵀ]. The term of x − x̂ is
-that of GPTAQ (Li et al. 2025) and Qronos (Zhang et al. 2025).
+V = W + S Ĥ⁻¹, with Ĥ = E[x̂ x̂ᵀ], S = W E[(x − x̂) x̂ᵀ] + E[(h − ĥ) x̂ᵀ], and tokens counted as those
+of the bank's Hessians are. The term of x − x̂ is that of GPTAQ (Li et al. 2025) and Qronos (Zhang et
+al. 2025).
 
 The text is a sample: of S Ĥ⁻¹, as much is added as two halves of the text agree on.
 
@@ -19,35 +20,48 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bitquilt.calibration.shrinkage import shrink
 from bitquilt.rounding.hessian import Factor
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How one input and the residual stream differ between two models, summed over tokens."""
+    """How one input and the residual stream differ between two models, summed over tokens.
+
+    Each token counts for its weight w, as in the original's own Hessian.
+    """
 
     hessian: Tensor
-    """Σ x̂ x̂ᵀ, [C, C]."""
+    """Σ w x̂ x̂ᵀ, [C, C]."""
     inputs: Tensor
-    """Σ (x − x̂) x̂ᵀ, [C, C]."""
+    """Σ w (x − x̂) x̂ᵀ, [C, C]."""
     stream: Tensor
-    """Σ (h − ĥ) x̂ᵀ, [R, C]; zero where the output is not what is added to the stream."""
-    tokens: int
+    """Σ w (h − ĥ) x̂ᵀ, [R, C]; zero where the output is not what is added to the stream."""
+    weight: float
+    """Σ w."""
+    kept: float = 1.0
+    """What the bank left of the off-diagonals of its Hessian, where other text disagreed."""
 
     @classmethod
-    def of(cls, original: Tensor, quantized: Tensor, lacking: Tensor) -> Drift:
+    def of(
+        cls, original: Tensor, quantized: Tensor, lacking: Tensor, weights: Tensor, kept: float
+    ) -> Drift:
         """Sum over a few tokens.
 
         Args:
             original: x, [T, C].
             quantized: x̂, [T, C].
             lacking: h − ĥ, [T, R].
+            weights: w, [T].
+            kept: the share of off-diagonals.
         """
+        weighted = quantized * weights.unsqueeze(1)
         return cls(
-            quantized.T @ quantized,
-            (original - quantized).T @ quantized,
-            lacking.T @ quantized,
-            len(quantized),
+            quantized.T @ weighted,
+            (original - quantized).T @ weighted,
+            lacking.T @ weighted,
+            float(weights.double().sum()),
+            kept,
         )
 
     def __add__(self, other: Drift) -> Drift:
@@ -55,17 +69,18 @@ class Drift:
             self.hessian + other.hessian,
             self.inputs + other.inputs,
             self.stream + other.stream,
-            self.tokens + other.tokens,
+            self.weight + other.weight,
+            self.kept,
         )
 
     @property
     def second_moment(self) -> Tensor:
         """The second moment Ĥ of the quantized model's inputs, [C, C]."""
-        return self.hessian / self.tokens
+        return shrink(self.hessian / self.weight, 1 - self.kept)
 
     def shift(self, weight: Tensor) -> Tensor:
         """Return S, [R, C]: E[(what V = W leaves wanting) x̂ᵀ]."""
-        return (weight @ self.inputs + self.stream) / self.tokens
+        return (weight @ self.inputs + self.stream) / self.weight
 
     def excess(self, error: Tensor, weight: Tensor) -> float:
         """Return how much more E‖W x + (h − ĥ) − V x̂‖² is with V = W + error than with V = W.

@@ -22,14 +22,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bitquilt.calibration.shrinkage import DAMPING
 from bitquilt.errors import UserError
 from bitquilt.runtime.progress import Progress
 
 COLUMN_GROUP = 8
 COLUMN_BLOCK = 128
 """Columns between two large products: what lies between is done in small steps."""
-DAMPING = 0.03
-"""This part of the mean diagonal is added to it: the text is a sample (docs/decisions/gptq.md)."""
 MORE = 10.0
 """Damping is multiplied by this while a Hessian does not factorize."""
 ATTEMPTS = 8

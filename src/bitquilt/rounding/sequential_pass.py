@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from bitquilt import qtypes
 from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.blockwise import BlockwiseModel, batches
 from bitquilt.models.names import in_block, layer_of
@@ -106,7 +107,7 @@ def round_sequentially(
     Args:
         bank: the matrices as rounded one by one.
         allocation: the decided mix, for every matrix of the checkpoint.
-        tokens: int64 [N, L], calibration text, of at least two windows.
+        tokens: int64 [N, L], the text that the bank's statistics are of, of at least two windows.
         rounding: one of :data:`bitquilt.rounding.METHODS`.
         progress: advances after each block; told by name what could not be rounded as usual.
     """
@@ -118,7 +119,8 @@ def round_sequentially(
     for layer in range(bank.checkpoint.layers):
         before = original.block(layer)
         if not sequential.done(layer):
-            pair = _Pair(layer, (before, quantized.block(layer)), streams, plain)
+            blocks = (before, quantized.block(layer))
+            pair = _Pair(layer, blocks, streams, plain, bank.statistics)
             _correct_block(sequential, pair, rounding, progress)
         original.run_all(before, streams[0])
         quantized.run_all(quantized.block(layer), streams[1])
@@ -142,6 +144,7 @@ class _Pair:
         blocks: tuple[nn.Module, nn.Module],
         streams: tuple[Tensor, Tensor],
         plain_residual: bool,
+        statistics: CalibrationStats,
     ) -> None:
         """Take a block.
 
@@ -150,8 +153,10 @@ class _Pair:
             blocks: one-block models, both with the original weights.
             streams: hidden states [N, L, D] before it, original and quantized.
             plain_residual: whether the outputs of :data:`ADDED` are added as they are.
+            statistics: say what each token counts for.
         """
         self.layer = layer
+        self._statistics = statistics
         self._plain_residual = plain_residual
         self._blocks = blocks
         self._streams = streams
@@ -166,11 +171,17 @@ class _Pair:
 
     def drifts(self, module: str) -> tuple[Drift, Drift]:
         """Return how what a matrix reads drifts, over either half of the windows."""
-        first, second = zip(*(stream.tensor_split(2) for stream in self._streams), strict=True)
+        there = self._streams[0]
+        # [T] -> [N, L]
+        weights = self._statistics.token_weights(module).to(there).unflatten(0, there.shape[:2])
+        parts = (part.tensor_split(2) for part in (*self._streams, weights))
+        first, second = zip(*parts, strict=True)
         return self._drift(module, first), self._drift(module, second)
 
-    def _drift(self, module: str, streams: tuple[Tensor, ...]) -> Drift:
-        """Return how it drifts over some windows."""
+    def _drift(self, module: str, parts: tuple[Tensor, ...]) -> Drift:
+        """Return how it drifts over some windows of both streams, with the weights of tokens."""
+        *streams, weights = parts
+        kept = 1 - self._statistics.shrunk_by(module)
         reads = [(block, _linear(block, module)) for block in self._blocks]
         added = module.endswith(ADDED) and self._plain_residual
 
@@ -178,7 +189,8 @@ class _Pair:
             (x, h), (seen, there) = (
                 _read(*read, stream[rows]) for read, stream in zip(reads, streams, strict=True)
             )
-            return Drift.of(x, seen, h - there if added else h.new_zeros(len(h), 1))
+            lacking = h - there if added else h.new_zeros(len(h), 1)
+            return Drift.of(x, seen, lacking, weights[rows].flatten(), kept)
 
         return reduce(add, map(of, batches(streams[0])))
 

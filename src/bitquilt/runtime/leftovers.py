@@ -29,8 +29,8 @@ RECENT = 600.0
 
 _SINGLE = (LOCK, "settings.json", "time.json", "gradients.safetensors")
 _FOLDERS = (
-    *("hessians", "rounded", "polished", "sequential", "tuned", "teacher", "attribution"),
-    *("search", "selection", "made", "reference", "noise", "talk"),
+    *("hessians", "outputs", "weights", "rounded", "polished", "sequential", "tuned"),
+    *("teacher", "attribution", "search", "selection", "made", "reference", "noise", "talk"),
 )
 _ARTEFACT = re.compile(r"[^.].*\.(safetensors|json|jsonl)|\..*\.part|\.tmp.{6}")
 _TOKENIZER = re.compile(r"\.?[0-9a-f]{32}(-\d+)?(\.part)?")
