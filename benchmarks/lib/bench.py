@@ -96,7 +96,9 @@ class Bench:
 
     def ggml_with_imatrix(self, qtype: QuantType, module: str) -> Tensor:
         """Round as llama-quantize does with an importance matrix from our calibration text."""
-        return peers.ggml(qtype, self._weight(module), self.plain[input_of(module)].diagonal().contiguous())
+        return peers.ggml(
+            qtype, self._weight(module), self.plain[input_of(module)].diagonal().contiguous()
+        )
 
     def toolkit(self, qtype: QuantType, module: str) -> Tensor:
         """Round by plain GPTQ as the GPTQ + GGUF toolkit does; the embedding is ggml's there."""

@@ -79,7 +79,7 @@ def test_excess_is_that_of_the_outputs(text):
         return (x @ weight.T + lacking - seen @ matrix.T).square().sum() / TOKENS
 
     expected = error(other) - error(weight)
-    assert drift.excess(other - weight, weight) == pytest.approx(expected.item(), rel=1e-9)
+    assert drift.excess(other - weight, weight, None) == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_sums_add_up(text):
