@@ -56,7 +56,7 @@ from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 from bitquilt.targets.export import export, write_recipe
 
-WORK_FORMAT = 5
+WORK_FORMAT = 6
 """Version of what a work directory holds; an older one is refused."""
 
 

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from bitquilt.calibration.shrinkage import shrink
 from bitquilt.rounding.hessian import Factor
+from bitquilt.rounding.output_feedback import OutputFactor
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,19 @@ class Drift:
         """Return S, [R, C]: E[(what V = W leaves wanting) x̂ᵀ]."""
         return (weight @ self.inputs + self.stream) / self.weight
 
-    def excess(self, error: Tensor, weight: Tensor) -> float:
+    def excess(self, error: Tensor, weight: Tensor, outputs: OutputFactor | None) -> float:
         """Return how much more E‖W x + (h − ĥ) − V x̂‖² is with V = W + error than with V = W.
+
+        The norm is that of the second moment of the output's gradients, where it is known.
 
         Args:
             error: V − W, [R, C].
             weight: W, [R, C].
+            outputs: of the output's gradients.
         """
         gradient = error @ self.second_moment - 2 * self.shift(weight)
+        if outputs is not None:
+            gradient, error = outputs.moment @ gradient[outputs.order], error[outputs.order]
         return float((gradient * error).sum())
 
 

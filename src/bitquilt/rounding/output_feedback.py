@@ -26,9 +26,11 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.rounding.hessian import refuse_what_is_not_finite
 from bitquilt.rounding.row_batches import TILE, RoundedRows
+from bitquilt.runtime.device import compute_device
 
 CHUNKS = 8
 """A matrix is cut into so many, if it has rows enough: sixteen gain little and take longer."""
@@ -113,6 +115,12 @@ def factorize_outputs(moment: Tensor, name: str) -> OutputFactor:
     ordered = moment[order][:, order].mul_(TRUST)
     ordered.diagonal().copy_(own[order] + OUTPUT_DAMPING * mean)
     return OutputFactor(order, ordered)
+
+
+def outputs_of(statistics: CalibrationStats, module: str) -> OutputFactor | None:
+    """Factorize the output gradients of a matrix, on the device; None where they are not known."""
+    moment = statistics.outputs(module)
+    return None if moment is None else factorize_outputs(moment.to(compute_device()), module)
 
 
 @dataclass

@@ -32,7 +32,7 @@ from bitquilt.rounding.layer_bank import (
     LayerBank,
 )
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.output_feedback import OUTPUT_BYTES, OutputFactor, factorize_outputs
+from bitquilt.rounding.output_feedback import OUTPUT_BYTES, outputs_of
 from bitquilt.rounding.round_matrices import RoundingJob, kind_of_qtype, polish, round_once
 from bitquilt.runtime.device import compute_device, record_event
 from bitquilt.runtime.malloc import trim
@@ -304,17 +304,11 @@ class _Work:
         for place, owner in enumerate(owners):
             for module, names in wanted[owner].items():
                 weight = bank.checkpoint.load(f"{module}.weight").to(device)
-                outputs = self._outputs(module)
+                feedback = bank.rounding != "nearest"
+                outputs = outputs_of(bank.statistics, module) if feedback else None
                 keys += [(module, name) for name in names]
                 jobs += [RoundingJob(weight, qtypes.get(name), place, outputs) for name in names]
         return keys, jobs, factor
-
-    def _outputs(self, module: str) -> OutputFactor | None:
-        """Factorize the output gradients of a matrix, once for all its types."""
-        if self.bank.rounding == "nearest":
-            return None
-        moment = self.bank.statistics.outputs(module)
-        return None if moment is None else factorize_outputs(moment.to(compute_device()), module)
 
 
 def _table_rows(rows: int, columns: int) -> Iterator[slice]:

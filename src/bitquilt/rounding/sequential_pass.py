@@ -36,10 +36,11 @@ from bitquilt.models.architectures import architecture_of
 from bitquilt.models.blockwise import BlockwiseModel, batches
 from bitquilt.models.names import in_block, layer_of
 from bitquilt.qtypes.floats import Float
-from bitquilt.qtypes.qtype import Allocation, Packed, QuantType
+from bitquilt.qtypes.qtype import Allocation, Packed
 from bitquilt.rounding.gptaq import Drift, corrected
 from bitquilt.rounding.hessian import factorize
 from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.rounding.output_feedback import outputs_of
 from bitquilt.rounding.round_matrices import RoundingJob, round_matrices
 from bitquilt.runtime.progress import Progress
 
@@ -251,6 +252,7 @@ def _correct_block(
             RoundingJob(
                 corrected(pair.weight(module), halves, factor),
                 qtypes.get(sequential.allocation[module]),
+                outputs=outputs_of(sequential.bank.statistics, module),
             )
             for module in modules
         ]
@@ -261,22 +263,25 @@ def _correct_block(
                 "bank": sequential.bank.polished(module, job.qtype.name),
                 "corrected": job.qtype.pack(one.fields),
             }
-            facts[module] = _choose(job.qtype, choices, pair, module, drift)
+            facts[module] = _choose(job, choices, pair, module, drift)
             kept = choices[facts[module]]
             parts |= {f"{module}/{part}": tensor.cpu() for part, tensor in kept.items()}
     sequential.bank.work.save(sequential.artefact(pair.layer), parts, facts)
 
 
 def _choose(
-    qtype: QuantType, choices: Mapping[str, Packed], pair: _Pair, module: str, drift: Drift
+    job: RoundingJob, choices: Mapping[str, Packed], pair: _Pair, module: str, drift: Drift
 ) -> str:
     """Put the rounding that comes closest to the original's outputs into the quantized block.
 
     Returns:
         its key; the first of equals.
     """
-    weight = pair.weight(module)
+    weight, qtype = pair.weight(module), job.qtype
     matrices = {key: qtype.dequantize(packed).to(weight.device) for key, packed in choices.items()}
-    best = min(matrices, key=lambda key: drift.excess(matrices[key] - weight, weight))
+    excess = {
+        key: drift.excess(matrix - weight, weight, job.outputs) for key, matrix in matrices.items()
+    }
+    best = min(excess, key=lambda key: excess[key])
     pair.replace(module, matrices[best])
     return best
