@@ -1,12 +1,14 @@
 """Compare rounding alone: every type, ours and its peers', on the same text.
 
-    python benchmarks/rounding.py [--model MODEL] [TYPE…]
+    python benchmarks/rounding.py [--model MODEL] [--tune N] [TYPE…]
 
 All matrices of the blocks go onto one type. With GGUF types the embedding has Q6_K, in each side's
-own rounding. With MLX types it has the same type, as ``mlx_lm.convert -q`` gives it, or 6 bits
-beside mlx-lm's gptq, which gives it those. Each line has the mean KL on each kind of held-out text
-with its 95 % interval, that KL as a part of the first line's, and the seconds of rounding.
-AutoRound has a line where it is installed; it tunes for minutes to hours without a GPU.
+own rounding. With MLX types it has the same type, as ``mlx_lm.convert -q`` gives it, and then 6
+bits, as mlx-lm's gptq gives it, beside all that have the same bytes. Each line has the mean KL on
+each kind of held-out text with its 95 % interval, that KL as a part of the first line's, and the
+seconds of rounding. AutoRound has a line where it is installed; it tunes for minutes to hours
+without a GPU. With ``--tune N``, mlx-lm's DWQ and our tuning read N windows of calibration text,
+which takes mlx hours without a GPU.
 """
 
 from __future__ import annotations
@@ -20,11 +22,18 @@ from pathlib import Path
 
 from lib import autoround
 from lib.bench import Bench, Weights
+from lib.original import unquantized
 from lib.timed import MAXRSS_UNIT
+from torch import Tensor
 
 from bitquilt import qtypes
 from bitquilt.calibration import corpus
-from bitquilt.calibration.text import calibration_documents, encoder, held_out_windows
+from bitquilt.calibration.text import (
+    calibration_documents,
+    encoder,
+    held_out_windows,
+    token_windows,
+)
 from bitquilt.calibration.text_budget import WINDOW
 from bitquilt.metrics.teacher import ClosingTeacher
 from bitquilt.models import open_checkpoint
@@ -35,34 +44,52 @@ from bitquilt.rounding import METHODS
 HELD_OUT = 32
 
 
-def lines(bench: Bench, qtype: QuantType) -> Iterator[tuple[str, Callable[[], Weights]]]:
+def lines(
+    bench: Bench, qtype: QuantType, original: Path | None, tuning: Tensor | None
+) -> Iterator[tuple[str, Callable[[], Weights]]]:
     """Yield what is measured on a type; shares are of the first line."""
-    if "mlx" in qtype.targets:
-        yield "mlx-lm convert -q", lambda: bench.theirs(qtype, qtype, bench.mlx)
-        same = qtype
-    else:
-        same = qtypes.get("Q6_K")
-        yield (
-            "ggml, importance matrix",
-            lambda: bench.theirs(qtype, same, bench.ggml_with_imatrix),
-        )
-        yield "ggml", lambda: bench.theirs(qtype, same, bench.ggml)
+    if original is not None and "mlx" in qtype.targets:
+        yield from mlx_lines(bench, qtype, original, tuning)
+        return
+    six = qtypes.get("Q6_K")
+    yield "ggml, importance matrix", lambda: bench.theirs(qtype, six, bench.ggml_with_imatrix)
+    yield "ggml", lambda: bench.theirs(qtype, six, bench.ggml)
     if isinstance(qtype, (WithMins, Signed)):
-        yield "plain GPTQ (toolkit's)", lambda: bench.theirs(qtype, same, bench.toolkit)
+        yield "plain GPTQ (toolkit's)", lambda: bench.theirs(qtype, six, bench.toolkit)
     if qtype.name in autoround.SCHEMES and autoround.installed():
-        yield "AutoRound", lambda: bench.auto_round(qtype, same)
+        yield "AutoRound", lambda: bench.auto_round(qtype, six)
     for method in METHODS:
-        yield f"ours, {method}", lambda method=method: bench.ours(qtype, same, method)
+        yield f"ours, {method}", lambda method=method: bench.ours(qtype, six, method)
+
+
+def mlx_lines(
+    bench: Bench, qtype: QuantType, original: Path, tuning: Tensor | None
+) -> Iterator[tuple[str, Callable[[], Weights]]]:
+    """Yield what is measured on a type of MLX files, first with the embedding on it, too."""
+    from lib import dwq
+
+    yield "mlx-lm convert -q", lambda: bench.theirs(qtype, qtype, bench.mlx)
+    for method in METHODS:
+        yield f"ours, {method}", lambda method=method: bench.ours(qtype, qtype, method)
+    six = qtypes.get("6bit-g64")
+    yield "6-bit embedding: mlx-lm", lambda: bench.theirs(qtype, six, bench.mlx)
     if qtype.name in ("2bit-g64", "4bit-g64", "8bit-g64"):
-        six = qtypes.get("6bit-g64")
-        yield "mlx-lm gptq, 6-bit embedding", lambda: bench.theirs(qtype, six, bench.mlx_gptq)
-        yield "ours, full, the same", lambda: bench.ours(qtype, six, "full")
+        yield "… mlx-lm gptq", lambda: bench.theirs(qtype, six, bench.mlx_gptq)
+    if qtype.name == "4bit-g64":
+        yield "… mlx-lm dynamic_quant", lambda: bench.dynamic_quant(qtype, six, original)
+    if qtype.name in autoround.SCHEMES and autoround.installed():
+        yield "… AutoRound", lambda: bench.auto_round(qtype, six)
+    yield "… ours, full", lambda: bench.ours(qtype, six, "full")
+    if tuning is not None:
+        yield "… mlx-lm DWQ", lambda: dwq.rounded(original, qtype, six, tuning)
+        yield "… ours, full, tuned", lambda: bench.tuned(qtype, six, tuning)
 
 
 def main() -> None:
     """Print a few lines for each type."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--tune", type=int, default=0, metavar="N")
     parser.add_argument("types", nargs="*", default=[*qtypes.names("gguf"), *qtypes.names("mlx")])
     asked = parser.parse_args()
     if not autoround.installed():
@@ -76,13 +103,19 @@ def main() -> None:
         text = (held_out.tokens, held_out.owners)
         bench = Bench(checkpoint, Path(directory), documents, text, METHODS)
         closing = ClosingTeacher(bench.teacher, held_out.unlike)
+        original = None
+        if any(name in qtypes.names("mlx") for name in asked.types):
+            original = unquantized(asked.model, Path(directory) / "original")
+        tuning = None
+        if asked.tune:
+            tuning = token_windows(documents, encoder(checkpoint), asked.tune, WINDOW)
         for name in dict.fromkeys(asked.types):
             qtype = qtypes.get(name)
             if name in ("BF16", "F32"):
                 continue
             print(f"{name} ({qtype.bits:.4g} bits)")
             first = None
-            for label, weights in lines(bench, qtype):
+            for label, weights in lines(bench, qtype, original, tuning):
                 started = time.monotonic()
                 made = weights()
                 seconds = time.monotonic() - started

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from lib import peers
 from lib.closing import closing_text
+from lib.original import unquantized
 from torch import Tensor
 
 from bitquilt import pipeline, qtypes
@@ -262,9 +263,7 @@ def by_dynamic_quant(model: str, there: dict[str, Any]) -> dict[str, str]:
     """What mlx-lm's dynamic_quant makes of the unquantized model, asked for 4.5 bits."""
     from lib import dynamic_quant
 
-    recipe = Path(there["output"]) / "original.json"
-    recipe.write_text(json.dumps({"default": "F32"}))
-    original = pipeline.quantize(model, recipe=recipe, to="mlx", **there).outputs[0].path
+    original = unquantized(model, Path(there["output"]) / "original")
     documents, _ = calibration_documents(None)
     tokens = token_windows(documents, encoder(open_checkpoint(model)), 24, WINDOW)
     return dynamic_quant.allocation(original, tokens, 4.5)

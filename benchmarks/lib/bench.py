@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from bitquilt import qtypes
 from bitquilt.calibration.collect import collect_statistics, input_of
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import budget_for, calibration_windows, encoder
@@ -19,13 +20,14 @@ from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, round_layers
+from bitquilt.rounding.tuning import distill
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from lib import autoround, peers
 from lib.plain_moments import plain_moments
 
 Weights = dict[str, Tensor]
-"""Module path → the matrix as an engine would have it."""
+"""Module path → the matrix as an engine would have it, and norms where they change."""
 
 
 class Bench:
@@ -115,6 +117,34 @@ class Bench:
         if module == EMBEDDING:
             return self.mlx(qtype, module)
         return peers.mlx_gptq(qtype, self._weight(module), self.plain[input_of(module)])
+
+    def dynamic_quant(self, qtype: QuantType, embedding: QuantType, original: Path) -> Weights:
+        """Round as ``mlx_lm.dynamic_quant`` does, asked for the bits that these types make."""
+        from lib import dynamic_quant
+
+        weights = {
+            module: rows * columns for module, (rows, columns) in self.checkpoint.matrices.items()
+        }
+        bits = qtype.bits * sum(weights[m] for m in self.blocks)
+        bits += embedding.bits * weights[EMBEDDING]
+        target = bits / sum(weights.values())
+        mix = dynamic_quant.allocation(original, self.tokens, target)
+        return {module: self.mlx(qtypes.get(name), module) for module, name in mix.items()}
+
+    def tuned(self, qtype: QuantType, embedding: QuantType, tokens: Tensor) -> Weights:
+        """Round every matrix with our bank, and tune scales and norms on windows of text."""
+        self.ours(qtype, embedding, "full")
+        bank = self.banks["full"]
+        allocation = dict.fromkeys(self.blocks, qtype.name) | {EMBEDDING: embedding.name}
+        teacher = OriginalModel(self.checkpoint, bank.work).on(tokens)
+        made = distill.tune(
+            self.checkpoint, allocation, bank.polished, teacher, bank.work, Silent()
+        )
+        norms = [name for name in self.checkpoint.shapes if name.endswith("norm.weight")]
+        weights = {name.removesuffix(".weight"): made.checkpoint.load(name) for name in norms}
+        for module, name in allocation.items():
+            weights[module] = qtypes.get(name).dequantize(made.packed(module, name))
+        return weights
 
     def auto_round(self, qtype: QuantType, embedding: QuantType) -> Weights:
         """Round as AutoRound does on our text; the embedding as the file's own tools do."""
