@@ -13,7 +13,7 @@ matrix of the same tokens, and MLX types as ``mlx_lm.convert -q`` does. With a p
 that mix, and we have the mix that ``bitquilt quantize`` finds for its bytes where the text of the
 other groups is given as ``--calibration``; half of what its search reads is of that text, too.
 
-A row is a domain: the KL of both with 95 % intervals, and their share. The last rows have the
+A row is a domain: the KL of both with 95 % intervals, and their share. The last row has the
 mean of the shares and the worst one.
 """
 
@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -65,15 +63,14 @@ def main() -> None:
     checkpoint = open_checkpoint(asked.model)
     tables: dict[str, Rows] = {name: {} for name in [*asked.types, *asked.mixes]}
     for number in range(asked.folds):
-        started = time.monotonic()
         with tempfile.TemporaryDirectory() as directory:
             fold = Fold(checkpoint, Path(directory), number, asked.folds, asked.windows)
-            for name in asked.types:
-                tables[name] |= fold.rows(*fold.uniform(*name.split(":")))
-            for name in asked.mixes:
-                tables[name] |= fold.rows(*fold.mixed(asked.model, name))
-        took = time.monotonic() - started
-        print(f"group {number + 1} of {asked.folds}: {took:.0f} s", file=sys.stderr, flush=True)
+            for name, rows in tables.items():
+                mixed = name in asked.mixes
+                made = fold.mixed(asked.model, name) if mixed else fold.uniform(*name.split(":"))
+                rows |= fold.rows(*made)
+                if number + 1 < asked.folds:  # hours may pass, so what is known is told
+                    print(f"{name}, after group {number + 1}: {summary(rows)}", flush=True)
     for name, rows in tables.items():
         print_table(f"{checkpoint.name}, {name}", rows)
 
@@ -152,16 +149,19 @@ def write(path: Path, documents: list[Document]) -> None:
 
 def print_table(title: str, rows: Rows) -> None:
     """Print a row per domain, and what they come to."""
-    print(f"\n{title}\n  {'left-out domain':18}{'ours':32}{'theirs':32}share")
-    shares = {}
+    print(f"\n{title}\n  {'left-out domain':18}{'ours':30}{'theirs':30}share")
     for domain, (ours, theirs, documents) in sorted(rows.items()):
-        kl = [f"{documents.positive(values)!s:32}" for values in (ours, theirs)]
-        shares[domain] = documents.positive(ours, theirs)
-        print(f"  {domain:18}{''.join(kl)}{shares[domain]}")
-    means = {domain: share.mean for domain, share in shares.items()}
-    worst = max(means, key=lambda domain: means[domain])
-    print(f"  {'mean share':82}{np.mean([*means.values()]):.3f}")
-    print(f"  {'worst share':82}{means[worst]:.3f} ({worst})", flush=True)
+        kl = "".join(f"{documents.positive(values)!s:30}" for values in (ours, theirs))
+        print(f"  {domain:18}{kl}{documents.positive(ours, theirs)}")
+    print(f"  {summary(rows)}", flush=True)
+
+
+def summary(rows: Rows) -> str:
+    """Say what the domains come to."""
+    shares = {domain: ours.sum() / theirs.sum() for domain, (ours, theirs, _) in rows.items()}
+    worst = max(shares, key=lambda domain: shares[domain])
+    mean = sum(shares.values()) / len(shares)
+    return f"mean share {mean:.3f}, worst share {shares[worst]:.3f} ({worst})"
 
 
 if __name__ == "__main__":
