@@ -120,7 +120,7 @@ def test_samples_follow_the_distribution():
 def test_an_interrupted_pass_ends_with_the_same_moments(captured, tmp_path):
     checkpoint, _, tokens, work = captured
     again = WorkDir(tmp_path / "again", {})
-    for artefact in ("hessians/1", "outputs/1"):
+    for artefact in ("hessians/1", "outputs/1", "weights/1"):
         again.save(artefact, work.load(artefact), {})
     collect_statistics(BlockwiseModel(checkpoint), tokens, FOLDS.sort()[0], again, Silent())
     for artefact in ("hessians/0", "outputs/0", "hessians/head", "gradients"):

@@ -90,7 +90,7 @@ def collect_statistics(
         "tokens": torch.bincount(tokens.flatten(), minlength=len(head)) / tokens.numel(),
     }
     for index in reversed(range(model.checkpoint.layers)):
-        sums = BlockSums(index, wanted=not work.has(f"outputs/{index}"))
+        sums = BlockSums(index, wanted=not work.has(f"weights/{index}"))
         gradient = _backward(model, index, kept.pop(), gradient, counts.tolist(), sums)
         sums.save(place, diagonals, work)
         progress.advance(backward)
@@ -310,5 +310,6 @@ class BlockSums:
             name: torch.cat(parts).unflatten(0, (len(place), -1))[place].flatten().cpu()
             for name, parts in self._weights.items()
         }
+        if outputs:  # of wide matrices alone there are none
+            work.save(f"outputs/{self._index}", outputs, {})
         work.save(f"weights/{self._index}", weights, {})
-        work.save(f"outputs/{self._index}", outputs, {})

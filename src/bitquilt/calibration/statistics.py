@@ -43,9 +43,10 @@ class CalibrationStats:
 
         None for the embedding, the head, and matrices of more than ``OUTPUTS`` outputs.
         """
-        if (layer := layer_of(module)) is None:
+        layer = layer_of(module)
+        if layer is None or not self.work.has(artefact := f"outputs/{layer}"):
             return None
-        with self.work.open(f"outputs/{layer}") as handle:
+        with self.work.open(artefact) as handle:
             if module not in handle.keys():  # noqa: SIM118
                 return None
             moment: Tensor = handle.get_tensor(module)

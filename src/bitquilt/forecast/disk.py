@@ -80,7 +80,7 @@ def _work_bytes(work: RunWork) -> Iterable[int]:
         if layer is not None and input_of(module) == module and not work.has(f"hessians/{layer}"):
             yield FLOAT * columns**2
     for layer in range(checkpoint.layers):
-        if not work.has(f"outputs/{layer}"):
+        if not work.has(f"weights/{layer}"):
             yield FLOAT * output_weights(checkpoint, layer)
     if not work.has("hessians/head"):
         yield FLOAT * int(checkpoint.config["hidden_size"]) ** 2
