@@ -440,8 +440,8 @@ def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[t
         ("fingerprint of the calibration text", settings["calibration"]),
         (
             "calibration text read",
-            f"{windows['calibration']} windows of {windows['window']} tokens for the Hessians, "
-            f"the first {windows['gradients']} of them for the gradients",
+            f"{windows['calibration']} windows of {windows['window']} tokens, "
+            "for the Hessians and the gradients alike",
         ),
         ("seeds", "as in the commands; 0 if they name none"),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(settings["versions"].items()))),
