@@ -9,6 +9,7 @@ import numpy as np
 
 from bitquilt.engines import GenerationRequest, ModelInfo, Sampling
 from bitquilt.engines.backend import Logits
+from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.generation import Generation
 
 END, OPEN, CLOSE, OTHER = 256, 257, 258, 259
@@ -51,6 +52,14 @@ class Book:
 
     def ends_turn(self, token: int) -> bool:
         return token == END
+
+    @property
+    def grammars(self) -> Grammars:
+        pieces = [bytes([token]) for token in range(END)] + [
+            b"<end>",
+            *map(str.encode, CONTROL.values()),
+        ]
+        return Grammars.of(pieces, [END, *CONTROL], [END], self.tokenize)
 
     def logits(self, tokens: Any) -> Iterator[Logits]:
         raise NotImplementedError

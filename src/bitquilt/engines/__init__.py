@@ -19,6 +19,7 @@ from bitquilt.engines.engine import (
     ModelInfo,
     Sampling,
     Stream,
+    require_spoken,
     spoken,
 )
 from bitquilt.gguf import SUFFIX
@@ -32,6 +33,7 @@ __all__ = [
     "Sampling",
     "Stream",
     "open_engine",
+    "require_spoken",
     "spoken",
 ]
 

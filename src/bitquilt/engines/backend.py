@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo
 
 Logits = npt.NDArray[np.float32]
@@ -36,6 +37,11 @@ class Backend(Protocol):
 
     def ends_turn(self, token: int) -> bool:
         """Tell whether the model ends its turn with this token."""
+        ...
+
+    @property
+    def grammars(self) -> Grammars:
+        """What grammars are compiled by, for this model's tokens."""
         ...
 
     def window(self, tokens: Sequence[int]) -> Logits:

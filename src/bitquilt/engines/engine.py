@@ -14,7 +14,8 @@ A stream continues several prompts, its rows. To whoever reads it, a row goes th
 
 A row is waiting until its prompt has been read, gives one :class:`GeneratedToken` after the other
 while it runs, and has ended once it gave a token that ``ends`` or the last of its ``max_tokens``,
-or was dropped. A row whose logits are no numbers ends with a token that is ``broken``. An engine in
+or was dropped. A row whose logits are no numbers ends with a token that is ``broken``, one whose
+grammar cannot be followed with a token that has a ``problem``. An engine in
 another process may be ahead of its reader, so tokens of a dropped row can still come; the reader
 leaves them out. The stream ends when all rows have ended; ``add()`` opens it again.
 """
@@ -94,6 +95,9 @@ class GenerationRequest:
     """How many of the last ``tokens`` are the model's own; two of the penalties count only them."""
     avoid: Sequence[int] = ()
     """A continuation that is made unlikely, token by token for as long as the model follows it."""
+    grammar: str | None = None
+    """What the model says, from the first of its own tokens on, follows this grammar, which
+    :mod:`bitquilt.talk.grammar` writes; None lets it say anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,9 @@ class GeneratedToken:
     broken: bool = False
     """Whether the model computed NaN or infinity instead: then it is no token, and its row has
     ended. The other rows go on."""
+    problem: str | None = None
+    """Why the row's grammar cannot be followed: then it is no token either, and the row has
+    ended."""
 
 
 class Stream(Protocol):
@@ -142,15 +149,29 @@ class Stream(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+def require_spoken(info: ModelInfo, piece: GeneratedToken) -> None:
+    """Check that a row said a token, rather than why it ended without one.
+
+    Raises:
+        UserError: the model computes NaN or infinity, or the row's grammar cannot be followed.
+    """
+    if piece.broken:
+        raise info.broken
+    if piece.problem is not None:
+        raise UserError(
+            f"the grammar or schema cannot be followed to its end: {piece.problem}; simplify it"
+        )
+
+
 def spoken(info: ModelInfo, stream: Stream) -> Generator[tuple[int, GeneratedToken], None, None]:
     """Pass on the tokens of a stream.
 
     Raises:
-        UserError: the model computes NaN or infinity in one of its rows.
+        UserError: the model computes NaN or infinity in one of its rows, or a row's grammar cannot
+            be followed.
     """
     for row, piece in stream:
-        if piece.broken:
-            raise info.broken
+        require_spoken(info, piece)
         yield row, piece
 
 

@@ -19,6 +19,7 @@ from typing import Self
 import numpy as np
 
 from bitquilt.engines.backend import Backend, Logits
+from bitquilt.engines.constraint import Constraint, ConstraintError
 from bitquilt.engines.engine import GeneratedToken, GenerationRequest
 from bitquilt.engines.sampling import Sampler
 
@@ -95,7 +96,8 @@ class _Row:
         """The prompt, and what the model has said since."""
         self.left = request.max_tokens
         self._backend = backend
-        self._sampler = Sampler(request)
+        self._problem: str | None = None
+        self._sampler = Sampler(request, self._constraint(request))
         self._text = _TextStream(backend, request.tokens[-1])
 
     def say(self, logits: Logits) -> GeneratedToken:
@@ -103,7 +105,13 @@ class _Row:
         if not np.isfinite(logits.max()):  # of NaN or infinity; some engines forbid tokens by −inf
             self.over = True
             return GeneratedToken(self.tokens[-1], "", ends=True, broken=True)
-        token = self._sampler.draw(logits)
+        try:
+            if self._problem:
+                raise ConstraintError(self._problem)
+            token = self._sampler.draw(logits)
+        except ConstraintError as error:
+            self.over = True
+            return GeneratedToken(self.tokens[-1], "", ends=True, problem=str(error))
         self.tokens.append(token)
         self.left -= 1
         if self._backend.ends_turn(token):
@@ -115,6 +123,17 @@ class _Row:
         if self.over and name is None:
             text += self._text.rest()
         return GeneratedToken(token, text, control=name is not None)
+
+    def _constraint(self, request: GenerationRequest) -> Constraint | None:
+        """The state of the grammar after what was said; a grammar that fails ends this row only."""
+        if request.grammar is None:
+            return None
+        own = request.tokens[len(request.tokens) - request.said :]
+        try:
+            return self._backend.grammars.constraint(request.grammar, own)
+        except ConstraintError as error:
+            self._problem = str(error)
+            return None
 
 
 class _TextStream:

@@ -18,6 +18,8 @@ from bitquilt.errors import EngineMissingError
 PINNED = "2026.10.11549"
 TYPE_F32 = 0
 FLASH_ATTENTION_OFF = 0
+CONTROL, USER_DEFINED = 1 << 3, 1 << 4
+"""Of enum llama_token_attr."""
 
 Token = c_int32
 LogCallback = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
@@ -164,6 +166,11 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_vocab_eos": (Token, [c_void_p]),
     "llama_vocab_is_control": (c_bool, [c_void_p, Token]),
     "llama_vocab_get_text": (c_char_p, [c_void_p, Token]),
+    "llama_vocab_get_attr": (c_int32, [c_void_p, Token]),
+    "llama_token_to_piece": (
+        c_int32,
+        [c_void_p, Token, c_char_p, c_int32, c_int32, c_bool],
+    ),
     "llama_vocab_is_eog": (c_bool, [c_void_p, Token]),
     "llama_tokenize": (
         c_int32,

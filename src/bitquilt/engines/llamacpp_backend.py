@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from bitquilt.engines import llama_api
 from bitquilt.engines.backend import Logits, common_prefix
+from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.errors import UserError
 from bitquilt.gguf.sampling import SAMPLING_KEYS
@@ -100,6 +102,32 @@ class LlamaCppBackend:
     def ends_turn(self, token: int) -> bool:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         return bool(self._api.llama_vocab_is_eog(self._vocab, token))
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
+        return Grammars.of(
+            [self._piece(token) for token in range(self.info.vocabulary)],
+            special=list(filter(self._is_special, range(self.info.vocabulary))),
+            ends=list(filter(self.ends_turn, range(self.info.vocabulary))),
+            tokenize=lambda text: self.tokenize(text, add_special=False),
+        )
+
+    def _piece(self, token: int) -> bytes:
+        room = 64
+        while True:
+            text = ctypes.create_string_buffer(room)
+            count = self._api.llama_token_to_piece(self._vocab, token, text, room, 0, True)
+            if count >= 0:
+                return text.raw[:count]
+            room = -count
+
+    def _is_special(self, token: int) -> bool:
+        """Tell whether a token is a mark rather than text: a control token, or a tag."""
+        text: bytes = self._api.llama_vocab_get_text(self._vocab, token)
+        tag = text.startswith(b"<") and text.endswith(b">") and len(text) > 2
+        stated = self._api.llama_vocab_get_attr(self._vocab, token)
+        return bool(stated & llama_api.CONTROL or (tag and stated & llama_api.USER_DEFINED))
 
     def window(self, tokens: Sequence[int]) -> Logits:
         """See :class:`~bitquilt.engines.backend.Backend`."""

@@ -1,9 +1,9 @@
 """Drawing the next token, the same for every engine.
 
 Logits go through these steps, in this order: repetition penalty, frequency and presence penalties,
-what the request avoids, temperature, top-k, top-p, min-p. From the temperature on, this is the
-order of transformers and vLLM, for which the authors of models state their settings; llama.cpp
-applies the temperature last. Letters: V vocabulary, C candidates.
+what the request avoids, its grammar, temperature, top-k, top-p, min-p. From the temperature on,
+this is the order of transformers and vLLM, for which the authors of models state their settings;
+llama.cpp applies the temperature last. Letters: V vocabulary, C candidates.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitquilt.engines.backend import Logits
+from bitquilt.engines.constraint import Constraint
 from bitquilt.engines.engine import GenerationRequest, Sampling
 
 AVOIDING = 4.0
@@ -29,24 +30,39 @@ Ids = npt.NDArray[np.intp]
 class Sampler:
     """Draws the tokens of one continuation; the same request and logits give the same tokens."""
 
-    def __init__(self, request: GenerationRequest) -> None:
+    def __init__(self, request: GenerationRequest, constraint: Constraint | None = None) -> None:
+        """Begin the continuation that a request asks for, with the state of its grammar."""
         self._settings = request.sampling
+        self._constraint = constraint
         self._random = np.random.default_rng(request.sampling.seed)
         self._avoid = list(request.avoid)
         self._penalties = _Penalties(request) if _penalizes(request.sampling) else None
 
     def draw(self, logits: Logits) -> int:
-        """Draw the next token for float32 [V] logits."""
+        """Draw the next token for float32 [V] logits.
+
+        Raises:
+            ConstraintError: the grammar cannot be followed.
+        """
         if self._penalties:
             logits = self._penalties.apply(logits)
         if self._avoid:
             logits = logits.copy()
             logits[self._avoid[0]] -= AVOIDING
-        token = self._pick(logits)
+        token = self._pick_allowed(logits)
         if self._penalties:
             self._penalties.count(token)
         if self._avoid:
             self._avoid = self._avoid[1:] if token == self._avoid[0] else []
+        return token
+
+    def _pick_allowed(self, logits: Logits) -> int:
+        """Draw among the tokens that the grammar allows; where they are few, that is quick."""
+        if self._constraint is None:
+            return self._pick(logits)
+        allowed = self._constraint.allowed()
+        token = int(allowed[self._pick(logits[allowed])])
+        self._constraint.take(token)
         return token
 
     def _pick(self, logits: Logits) -> int:

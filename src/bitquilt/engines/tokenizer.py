@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llguidance import LLTokenizer
 from transformers import AutoTokenizer
 
+from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import default_template
@@ -55,6 +58,14 @@ class HubTokenizer:
     def ends_turn(self, token: int) -> bool:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         return token in self._ends
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
+        backend = self._tokenizer.backend_tokenizer
+        size = max(self.info.vocabulary, backend.get_vocab_size())
+        tokenizer = LLTokenizer(backend.to_str(), n_vocab=size, eos_token=sorted(self._ends))
+        return Grammars(tokenizer, self.info.vocabulary)
 
     def _special_tokens(self) -> dict[str, str]:
         named = {role: getattr(self._tokenizer, role) for role in ("bos_token", "eos_token")}

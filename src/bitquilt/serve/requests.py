@@ -13,6 +13,7 @@ from bitquilt.engines import ModelInfo
 from bitquilt.models.chat_template import Message
 from bitquilt.runtime.near import did_you_mean
 from bitquilt.serve.errors import RefusedError, invalid
+from bitquilt.serve.structured import Structured
 from bitquilt.talk.reasoning import style_of
 from bitquilt.talk.sample import AnswerSettings
 
@@ -94,7 +95,7 @@ class StreamOptions(_Strict):
     include_usage: bool = False
 
 
-class CompletionRequest(_Strict):
+class CompletionRequest(Structured, _Strict):
     """The fields of every request for text.
 
     Fields of OpenAI's API that change no answer are accepted and ignored.
@@ -144,6 +145,7 @@ class CompletionRequest(_Strict):
             think_budget=self._think_budget(),
             stop=stop,
             max_rollbacks=MAX_ROLLBACKS if self.detect_loops else None,
+            grammar=self.answer_grammar(),
         )
 
     def _limit(self) -> int | None:
@@ -165,7 +167,6 @@ class ChatRequest(CompletionRequest):
     tools: list[ToolDefinition] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[Literal["type"], Literal["text"]] | None = None
 
     def conversation(self, template: str | None) -> list[Message]:
         """The messages in the form that a chat template takes.

@@ -22,12 +22,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
-from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, Sampling
+from bitquilt.engines import (
+    Engine,
+    GeneratedToken,
+    GenerationRequest,
+    Sampling,
+    require_spoken,
+)
 from bitquilt.errors import UserError
 from bitquilt.talk.events import Closing, ClosingReason, End, Event, Rollback
+from bitquilt.talk.grammar import beside_reasoning
 from bitquilt.talk.loop_detector import Loop, LoopDetector
 from bitquilt.talk.prompt import Prompt
-from bitquilt.talk.reasoning import BOX, boxed
+from bitquilt.talk.reasoning import BOX, PLAIN, boxed
 from bitquilt.talk.transcript import Transcript
 
 ANSWER_ROOM = 256
@@ -54,6 +61,9 @@ class AnswerSettings:
     """The answer ends before the first of these texts; the reasoning may contain them."""
     max_rollbacks: int | None = 3
     """After so many rollbacks the reasoning is closed; None lets the model repeat itself."""
+    grammar: str | None = None
+    """The answer follows this grammar, one of :mod:`.grammar`; reasoning between tags is free.
+    A model that reasons up to a box does not reason then, for nothing else ends its reasoning."""
 
 
 class Sample:
@@ -74,6 +84,11 @@ class Sample:
         """Whether more tokens of the present request are wanted."""
         self.prefilled = 0
         """How many prompt tokens the engine computed."""
+        self._grammar = settings.grammar
+        if settings.grammar is not None:
+            if prompt.style.boxed:
+                prompt = replace(prompt, style=PLAIN, thinking=False)
+            self._grammar = beside_reasoning(engine, prompt, settings.grammar)
         self._prompt, self._settings, self._info = prompt, settings, engine.info
         self._closing = _Words(engine, prompt.style.closing)
         self._box = _Words(engine, BOX)
@@ -102,6 +117,7 @@ class Sample:
             max_tokens=left if self._box_at is None else min(left, BOX_ROOM),
             said=len(self._said),
             avoid=self._avoid,
+            grammar=self._grammar,
         )
 
     def begin(self) -> Iterator[Event]:
@@ -113,10 +129,9 @@ class Sample:
         """Take one token of the present request.
 
         Raises:
-            UserError: the model computes NaN or infinity.
+            UserError: the model computes NaN or infinity, or the grammar cannot be followed.
         """
-        if piece.broken:
-            raise self._info.broken
+        require_spoken(self._info, piece)
         text = piece.text
         if piece.control and text not in self._prompt.style.tags:
             text = ""

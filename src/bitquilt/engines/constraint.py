@@ -1,0 +1,139 @@
+"""Answers that follow a grammar: which tokens may come next, by llguidance.
+
+A grammar is one of llguidance's own, as :mod:`bitquilt.talk.grammar` writes them. Here it becomes
+the set of tokens that the sampler chooses from, and follows what was chosen. Letters: V vocabulary,
+A allowed tokens.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+COMPILED = 16
+"""So many grammars stay compiled: an answer has several legs, and clients repeat their schemas."""
+
+
+class ConstraintError(Exception):
+    """A grammar became too large to follow, or what was said before does not follow it."""
+
+
+class Grammars:
+    """Compiles grammars for the tokens of one model."""
+
+    def __init__(self, tokenizer: LLTokenizer, vocabulary: int) -> None:
+        """Take llguidance's view of the model's tokens, and their number V."""
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+
+    @classmethod
+    def of(
+        cls,
+        pieces: Sequence[bytes],
+        special: Sequence[int],
+        ends: Sequence[int],
+        tokenize: Callable[[str], list[int]],
+    ) -> Grammars:
+        """Compile for tokens that are listed.
+
+        Args:
+            pieces: the bytes of each of the V tokens.
+            special: tokens that are no text, whatever their bytes are.
+            ends: tokens that end a turn; not empty.
+            tokenize: text to tokens, so that the model's own tokens say what the grammar forces.
+        """
+        listed = _Listed(pieces, special, ends[0], tokenize)
+        tokenizer = LLTokenizer(TokenizerWrapper(listed), n_vocab=len(pieces), eos_token=list(ends))
+        return cls(tokenizer, len(pieces))
+
+    def constraint(self, grammar: str, said: Sequence[int]) -> Constraint:
+        """Begin to follow a grammar.
+
+        Args:
+            grammar: in llguidance's JSON.
+            said: the tokens that the model has said already.
+
+        Raises:
+            ConstraintError: the grammar cannot be compiled, or these tokens do not follow it.
+        """
+        matcher = self._compiled.pop(grammar, None)
+        if matcher is None:
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
+            _require_sound(matcher)
+        self._compiled[grammar] = matcher
+        if len(self._compiled) > COMPILED:
+            self._compiled.popitem(last=False)
+        begun = Constraint(matcher.deep_copy(), self._vocabulary)
+        for token in said:
+            begun.take(token)
+        return begun
+
+
+class _Listed:
+    """Tokens in the form that llguidance reads them from."""
+
+    bos_token_id = None
+
+    def __init__(
+        self,
+        pieces: Sequence[bytes],
+        special: Sequence[int],
+        end: int,
+        tokenize: Callable[[str], list[int]],
+    ) -> None:
+        self.tokens, self.special_token_ids, self.eos_token_id = list(pieces), list(special), end
+        self._tokenize = tokenize
+        self._by_piece = {piece: token for token, piece in enumerate(pieces)}
+        self._longest = max(map(len, pieces))
+
+    def __call__(self, text: bytes) -> list[int]:
+        tokens = self._tokenize(text.decode())
+        if b"".join(self.tokens[token] for token in tokens) == text:
+            return tokens
+        return self._greedy(text)  # a tokenizer that puts a space before every text
+
+    def _greedy(self, text: bytes) -> list[int]:
+        found = []
+        while text:
+            ends = range(min(self._longest, len(text)), 0, -1)
+            end = next(end for end in ends if text[:end] in self._by_piece)
+            found.append(self._by_piece[text[:end]])
+            text = text[end:]
+        return found
+
+
+class Constraint:
+    """The state of one grammar in one answer."""
+
+    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+        self._matcher, self._vocabulary = matcher, vocabulary
+        self._bits = np.zeros((vocabulary + 31) // 32, dtype=np.int32)
+
+    def allowed(self) -> npt.NDArray[np.intp]:
+        """Return the tokens that may come next, int [A], in order; A is not 0.
+
+        Raises:
+            ConstraintError: the grammar became too large.
+        """
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        _require_sound(self._matcher)
+        bits = np.unpackbits(self._bits.view(np.uint8), count=self._vocabulary, bitorder="little")
+        return np.flatnonzero(bits)
+
+    def take(self, token: int) -> None:
+        """Take note of one more token.
+
+        Raises:
+            ConstraintError: the token does not follow the grammar.
+        """
+        self._matcher.consume_token(token)
+        _require_sound(self._matcher)
+
+
+def _require_sound(matcher: LLMatcher) -> None:
+    if matcher.is_error():
+        raise ConstraintError(matcher.get_error().strip().partition("\n")[0])
