@@ -31,6 +31,7 @@ ORDER = (
     "rounding",
     "config",
     "allocation",
+    "streaming",
     "forecast",
     "evaluation",
     "tasks",

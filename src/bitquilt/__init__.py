@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bitquilt.allocation.space import Candidate as Candidate
     from bitquilt.calibration.text_budget import TextBudget as TextBudget
     from bitquilt.config import AllocationConfig as AllocationConfig
+    from bitquilt.config import ImatrixConfig as ImatrixConfig
     from bitquilt.config import PlanConfig as PlanConfig
     from bitquilt.config import QuantizeConfig as QuantizeConfig
     from bitquilt.config import SearchConfig as SearchConfig
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
     from bitquilt.forecast.disk import DiskUse as DiskUse
     from bitquilt.forecast.estimate import Forecast as Forecast
     from bitquilt.forecast.estimate import estimate as estimate
+    from bitquilt.gguf.imatrix import ImportanceEntry as ImportanceEntry
+    from bitquilt.gguf.imatrix import ImportanceMatrix as ImportanceMatrix
     from bitquilt.metrics.kl import Estimate as Estimate
     from bitquilt.metrics.teacher import Figures as Figures
     from bitquilt.metrics.teacher import HeldOutFigures as HeldOutFigures
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from bitquilt.runtime.job import ExpectedStage as ExpectedStage
     from bitquilt.runtime.progress import Progress as Progress
     from bitquilt.runtime.progress import Silent as Silent
+    from bitquilt.streaming.make_imatrix import make_imatrix as make_imatrix
     from bitquilt.targets.base import Target as Target
     from bitquilt.targets.engine_check import EngineExcerpt as EngineExcerpt
     from bitquilt.targets.layout import Layout as Layout
@@ -106,6 +110,9 @@ _HOMES = {
     "Forecast": "bitquilt.forecast.estimate",
     "Hardware": "bitquilt.runtime.hardware",
     "HeldOutFigures": "bitquilt.metrics.teacher",
+    "ImatrixConfig": "bitquilt.config",
+    "ImportanceEntry": "bitquilt.gguf.imatrix",
+    "ImportanceMatrix": "bitquilt.gguf.imatrix",
     "Inspection": "bitquilt.models.inspection",
     "Layout": "bitquilt.targets.layout",
     "Load": "bitquilt.evaluation.speed",
@@ -139,6 +146,7 @@ _HOMES = {
     "estimate": "bitquilt.forecast.estimate",
     "evaluate": "bitquilt.evaluation.compare",
     "inspect": "bitquilt.models.inspection",
+    "make_imatrix": "bitquilt.streaming.make_imatrix",
     "plan": "bitquilt.allocation.plan",
     "quantize": "bitquilt.pipeline",
     "run_tasks": "bitquilt.tasks.run",

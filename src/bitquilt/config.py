@@ -205,3 +205,28 @@ class QuantizeConfig(AllocationConfig):
         default=True,
         flag="",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixConfig(Options):
+    """What :func:`bitquilt.make_imatrix` can be asked for."""
+
+    output: str | Path = option(
+        "The importance matrix is written to this file: as GGUF, or in the older form if the name "
+        "ends with .dat.",
+        default="imatrix.gguf",
+        short="-o",
+        metavar="FILE",
+    )
+    calibration: str | Path | None = option(
+        "The model reads this text instead of the bundled text (.txt or .jsonl).",
+        default=None,
+        metavar="FILE",
+    )
+    device: str = device_option()
+    threads: int | None = threads_option()
+    text_budget: TextBudget | None = option(
+        "The model reads this much text. If not given, the model's size decides.",
+        default=None,
+        flag="",
+    )

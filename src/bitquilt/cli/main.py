@@ -20,6 +20,7 @@ from bitquilt.cli.card import card
 from bitquilt.cli.chat import chat
 from bitquilt.cli.clean import clean
 from bitquilt.cli.eval import evaluate
+from bitquilt.cli.imatrix import imatrix
 from bitquilt.cli.inspect import inspect
 from bitquilt.cli.options import error_object, options_of, print_json, printable
 from bitquilt.cli.plan import plan
@@ -51,6 +52,7 @@ for verb in (
     quantize,
     search,
     plan,
+    imatrix,
     inspect,
     run,
     chat,

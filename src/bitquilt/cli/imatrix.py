@@ -1,0 +1,44 @@
+"""``bitquilt imatrix``: an importance matrix for any tool that takes llama.cpp's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bitquilt.cli.options import JSON, MODEL, config_options, show
+from bitquilt.config import ImatrixConfig
+from bitquilt.runtime.malloc import keep_freed_memory
+
+
+@click.command()
+@MODEL
+@config_options(ImatrixConfig)
+@JSON
+def imatrix(model: str, config: ImatrixConfig, as_json: bool) -> None:
+    """Write what the matrices of MODEL read as an importance matrix.
+
+    \b
+    bitquilt imatrix demo
+    bitquilt imatrix Qwen/Qwen3-0.6B --calibration mine.txt -o qwen3.gguf
+
+    The file is like that of llama-imatrix, so llama-quantize takes it too, and
+    `bitquilt quantize --imatrix` takes either.
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    from bitquilt.streaming import make_imatrix
+
+    keep_freed_memory()
+    path = Path(config.output)
+    show(
+        lambda: make_imatrix.make_imatrix(model, config),
+        lambda made: {
+            "path": str(path),
+            "entries": len(made.entries),
+            "tokens": made.chunks * made.chunk_size,
+        },
+        lambda made: click.echo(
+            f"{path}: importance of {len(made.entries)} matrices, from "
+            f"{made.chunks * made.chunk_size:,} tokens"
+        ),
+        as_json,
+    )
