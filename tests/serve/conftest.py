@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import socket
 import threading
 import time
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -47,8 +50,20 @@ class Running:
         return False
 
 
+def post(
+    server: Running, body: bytes, path: str = "/v1/chat/completions", **headers: str
+) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    given = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    connection.request("POST", path, body, {**given, **headers})
+    response = connection.getresponse()
+    status, said = response.status, json.loads(response.read())
+    connection.close()
+    return status, said
+
+
 @contextmanager
-def running(engine: Callable[[], Engine], name: str = "model", **options: int) -> Iterator[Running]:
+def running(engine: Callable[[], Engine], name: str = "model", **options: Any) -> Iterator[Running]:
     """Serve in a thread."""
     server = Server(engine, name, ServeConfig(api_key=KEY, **options))
     with socket.socket() as listening:

@@ -20,7 +20,6 @@ from bitquilt.serve.config import ServeConfig
 if TYPE_CHECKING:
     from bitquilt.serve.app import Server
 
-HOST = "127.0.0.1"
 DRAIN_SECONDS = 3.0
 """When the server is told to stop, answers under way have this long to end."""
 
@@ -31,13 +30,14 @@ DRAIN_SECONDS = 3.0
 def serve(model: str, config: ServeConfig) -> None:
     """Serve MODEL through OpenAI's API, with a chat page.
 
-    Only this machine can reach the server. MODEL is what `run` takes. Besides the fields of
-    OpenAI's API, requests may have `think_budget` and `detect_loops`. Ctrl-C stops the server.
+    Only this machine can reach the server, unless --host says otherwise. MODEL is what `run` takes.
+    Besides the fields of OpenAI's API, requests may have `think_budget` and `detect_loops`. Ctrl-C
+    stops the server.
     """
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server
 
-    path, listening = Path(model), _listen(config.port)
+    path, listening = Path(model), _listen(config.host, config.port)
     name = path.stem if path.is_file() else path.name
     with asking(threads=config.threads):
         server = Server(partial(open_engine, model), name, config)
@@ -48,26 +48,30 @@ def _serve(server: Server, listening: socket.socket, model: str) -> None:
     """Listen until the server is told to stop."""
     try:
         listening.listen()
-        address = f"http://{HOST}:{listening.getsockname()[1]}"
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         click.echo(f"{model} is at {address}, and for programs at {address}/v1", err=True)
         _run(server, listening)
     finally:
         server.scheduler.close()
 
 
-def _listen(port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
     """Take the port, before the model is loaded.
 
     Raises:
-        UserError: another program has it, or the system forbids it.
+        UserError: another program has it, the system forbids it, or the machine has no such
+            address.
     """
-    listening = socket.socket()
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((HOST, port))
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
     except OSError as error:
         raise UserError(
-            f"the server cannot listen on port {port}: {error.strerror}; choose another with --port"
+            f"the server cannot listen on port {port} of {host}: {error.strerror}; choose another "
+            "with --port or --host"
         ) from error
     return listening
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -139,6 +139,15 @@ def default_template(stated: object) -> str | None:
     if isinstance(stated, dict):
         stated = stated.get("default")
     return stated if isinstance(stated, str) and stated else None
+
+
+@lru_cache(maxsize=64)
+def template_variables(source: str) -> frozenset[str]:
+    """The names that a template reads of what it is given; none if it cannot be compiled."""
+    try:
+        return frozenset(meta.find_undeclared_variables(_environment().parse(source)))
+    except Exception:  # whoever renders it is told why
+        return frozenset()
 
 
 class _Generation(Extension):

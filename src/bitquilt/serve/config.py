@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bitquilt.errors import UserError
@@ -22,6 +23,27 @@ class ServeConfig(Options):
         metavar="N",
         least=0,
         most=65535,
+    )
+    host: str = option(
+        "The server listens on this address; 0.0.0.0 lets other machines reach it.",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+    )
+    allow_host: Sequence[str] = option(
+        "Requests may call the server by this host name, too; the option can be repeated, and * "
+        "allows all.  [default: this machine's names, and addresses]",
+        default=(),
+        metavar="NAME",
+        many=True,
+        repeated=True,
+    )
+    allow_origin: Sequence[str] = option(
+        "Web pages of this origin, such as https://chat.example, may use the server; the option "
+        "can be repeated, and * allows all.  [default: pages of this machine]",
+        default=(),
+        metavar="ORIGIN",
+        many=True,
+        repeated=True,
     )
     api_key: str | None = option(
         "Requests to the API must have this key.  [default: they need none]",
@@ -48,6 +70,10 @@ class ServeConfig(Options):
         default=ANSWER_TOKENS,
         metavar="N",
         least=1,
+    )
+    strict: bool = option(
+        "Fields of requests that mean nothing to the server are refused and not ignored.",
+        default=False,
     )
     threads: int | None = threads_option()
 

@@ -17,8 +17,7 @@ class RefusedError(Exception):
 
     def to_dict(self) -> dict[str, Any]:
         """The body of the response, in the form of OpenAI's API."""
-        said = {"message": self.sentence, "type": self.kind, "param": None, "code": self.status}
-        return {"error": said}
+        return {"error": {"message": self.sentence, "type": self.kind, "code": self.status}}
 
 
 def for_clients(error: UserError) -> str:

@@ -1,73 +1,54 @@
-"""The bodies of requests, checked strictly, and what the engine is asked in their place."""
+"""The bodies of requests in OpenAI's API, and what the engine is asked in their place.
+
+What OpenAI, vLLM and llama.cpp take is taken. A field that none of them has is left out, and the
+client is told: a misspelt setting would go unnoticed otherwise. A server may also refuse it.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import logging
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError, field_validator
+from pydantic import model_validator as validator
 
 from bitquilt.engines import ModelInfo
-from bitquilt.models.chat_template import Message
+from bitquilt.models.chat_template import Message, template_variables
 from bitquilt.runtime.near import did_you_mean
 from bitquilt.serve.errors import RefusedError, invalid
+from bitquilt.serve.messages import ChatMessage, Lenient
 from bitquilt.serve.structured import Structured
-from bitquilt.talk.reasoning import style_of
+from bitquilt.talk.prompt import Turn
+from bitquilt.talk.reasoning import PLAIN, style_of
 from bitquilt.talk.sample import AnswerSettings
 
 MAX_ROLLBACKS = AnswerSettings.max_rollbacks
+MOST_ANSWERS = 256
+"""One request may want so many answers: prompts, times ``n``."""
+MOST_STOPS = 16
+TOLD_FIELDS, TOLD_LENGTH = 16, 64
+"""So many unknown fields are named in the header of a response, each by so many characters."""
+SEEDS = 1 << 63
 
-Body = TypeVar("Body", bound=BaseModel)
+Body = TypeVar("Body", bound=Lenient)
 
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextPart(_Strict):
-    """A part of a message's content; only text is understood."""
-
-    type: Literal["text"]
-    text: str
-
-
-class CalledFunction(_Strict):
-    """A function with its arguments, which are JSON in a string."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(_Strict):
-    """A call that the model made in an earlier turn."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: CalledFunction
+IDLE = frozenset(
+    (
+        *("audio", "include", "metadata", "modalities", "prediction", "prompt_cache_key"),
+        *("prompt_cache_retention", "safety_identifier", "service_tier", "store", "truncation"),
+        *("user", "verbosity", "web_search_options"),  # OpenAI's
+        *("add_special_tokens", "cache_salt", "priority", "request_id", "skip_special_tokens"),
+        *("best_of", "spaces_between_special_tokens"),  # vLLM's
+        *("cache_prompt", "id_slot", "return_progress", "timings_per_token"),  # llama.cpp's
+    )
+)
+"""Fields of OpenAI's API, vLLM's and llama.cpp's that change no answer of this server."""
 
 
-class ChatMessage(_Strict):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    name: str | None = None
-    refusal: None = None
-
-    @property
-    def text(self) -> str:
-        """All of the content."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
-class FunctionDefinition(_Strict):
+class FunctionDefinition(Lenient):
     """The function that a tool calls."""
 
     name: str
@@ -76,97 +57,140 @@ class FunctionDefinition(_Strict):
     strict: bool | None = None
 
 
-class ToolDefinition(_Strict):
+class ToolDefinition(Lenient):
     """A tool that the model may call."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: FunctionDefinition
 
 
-class MarkdownRequest(_Strict):
+class MarkdownRequest(Lenient):
     """An answer, whole or as far as it has come, that the chat page shows."""
 
     text: str
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Lenient):
     """How an answer is streamed."""
 
     include_usage: bool = False
 
 
-class CompletionRequest(Structured, _Strict):
-    """The fields of every request for text.
+class CompletionRequest(Structured):
+    """The fields of every request for text."""
 
-    Fields of OpenAI's API that change no answer are accepted and ignored.
-    """
+    model_config = ConfigDict(extra="allow")
 
     model: str | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions = Field(default_factory=StreamOptions)
+    n: int = Field(1, ge=1, le=MOST_ANSWERS)
     temperature: float | None = Field(None, ge=0, le=100)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"),
+    )
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
     presence_penalty: float | None = Field(None, ge=-100, le=100)
-    seed: int | None = Field(None, ge=0, lt=1 << 63)
-    max_tokens: int | None = Field(None, ge=1)
-    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
+    max_tokens: int | None = Field(
+        None, ge=-1, validation_alias=AliasChoices("max_tokens", "n_predict")
+    )
+    stop: list[str] = Field(default_factory=list, max_length=MOST_STOPS)
     detect_loops: bool = True
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before")
     @classmethod
-    def _few(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(stop, list) and len(stop) > 16:
-            raise ValueError("at most 16 stop texts can be given")
-        return stop
+    def _many(cls, stop: Any) -> Any:
+        return [stop] if isinstance(stop, str) else stop
 
-    def settings(self, info: ModelInfo, most: int) -> AnswerSettings:
-        """How to answer; what the request leaves out is the model's own recommendation.
+    @property
+    def unknown(self) -> list[str]:
+        """The names of fields that mean nothing here."""
+        return sorted(set(self.model_extra or ()) - IDLE)
+
+    def settings(self, info: ModelInfo, most: int) -> list[AnswerSettings]:
+        """How to answer, ``n`` times; what is left out is the model's own recommendation.
 
         Args:
             info: the model.
             most: the most tokens that one answer may have.
         """
-        names = ("temperature", "top_p", "top_k", "min_p", "seed", *PENALTIES)
-        stated = {name: value for name in names if (value := getattr(self, name)) is not None}
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return AnswerSettings(
-            sampling=replace(info.sampling, **stated),
-            max_tokens=min(self._limit() or most, most),
-            think_budget=self._think_budget(),
-            stop=stop,
+        stated = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+        if self.top_k == -1:  # vLLM's word for no limit
+            stated["top_k"] = 0
+        # -1 is llama.cpp's word for another seed each time
+        seed = random.getrandbits(31) if self.seed in (None, -1) else self.seed % SEEDS
+        wanted = self._limit()
+        settings = AnswerSettings(
+            sampling=replace(info.sampling, **stated, seed=seed),
+            max_tokens=most if wanted is None or wanted < 0 else min(wanted, most),
+            think_budget=self._think_budget(info.chat_template),
+            stop=self.stop,
             max_rollbacks=MAX_ROLLBACKS if self.detect_loops else None,
             grammar=self.answer_grammar(),
         )
+        return [
+            replace(settings, sampling=replace(settings.sampling, seed=seed + number))
+            for number in range(self.n)
+        ]
 
     def _limit(self) -> int | None:
         return self.max_tokens
 
-    def _think_budget(self) -> int | None:
+    def _think_budget(self, template: str | None) -> int | None:
         return None
 
 
-PENALTIES = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""What chat templates call the variable that turns thinking on and off."""
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+)
 
 
 class ChatRequest(CompletionRequest):
     """``POST /v1/chat/completions``."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    think_budget: int | None = Field(None, ge=0)
-    tools: list[ToolDefinition] | None = None
-    tool_choice: Literal["auto", "none"] | None = None
-    parallel_tool_calls: bool | None = None
+    max_completion_tokens: int | None = Field(None, ge=-1)
+    think_budget: int | None = Field(
+        None,
+        ge=0,
+        validation_alias=AliasChoices("think_budget", "thinking_budget", "thinking_token_budget"),
+    )
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """What else the chat template is given."""
+    enable_thinking: bool | None = None
+    thinking: dict[str, Any] = Field(default_factory=dict)
+    reasoning_effort: str | None = None
+    reasoning: dict[str, Any] = Field(default_factory=dict)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    tools: list[ToolDefinition] = Field(default_factory=list)
+    tool_choice: Literal["auto", "none"] = "auto"
+    parallel_tool_calls: bool = True
+
+    @validator(mode="before")
+    @classmethod
+    def _from_functions(cls, fields: Any) -> Any:
+        """Read tools as OpenAI's API had them before they were called so."""
+        if isinstance(fields, dict) and isinstance(known := fields.get("functions"), list):
+            fields = {"tools": [{"function": one} for one in known], **fields}
+            del fields["functions"]
+        return fields
 
     def conversation(self, template: str | None) -> list[Message]:
         """The messages in the form that a chat template takes.
@@ -174,7 +198,42 @@ class ChatRequest(CompletionRequest):
         A model that does not mark its reasoning gets it back as part of what it said.
         """
         unmarked = not style_of(template, "").tags
-        return [_message(message, unmarked) for message in self.messages]
+        said = [message.for_template(unmarked) for message in self.messages]
+        last = self.messages[-1]
+        empty = last.role == "assistant" and not (last.content or last.tool_calls)
+        return said[:-1] if empty and len(said) > 1 else said  # a place for the answer
+
+    def turn(self) -> Turn:
+        """How the prompt ends: a last message of the assistant is continued if nothing is said."""
+        last = self.messages[-1]
+        begun = last.role == "assistant" and bool(last.content) and not last.tool_calls
+        continued = self.continue_final_message
+        if continued is None:
+            continued = begun and self.add_generation_prompt is None
+        variables: dict[str, Any] = {}
+        if (effort := self._effort()) is not None:
+            variables["reasoning_effort"] = effort
+        if (thinks := self._thinks()) is not None:
+            variables |= dict.fromkeys(THINKING_SWITCHES, thinks)
+        if self.documents is not None:
+            variables["documents"] = self.documents
+        return Turn(
+            opened=self.add_generation_prompt is not False,
+            continued=continued,
+            variables=variables | self.chat_template_kwargs,
+        )
+
+    def _effort(self) -> str | None:
+        effort = self.reasoning_effort or self.reasoning.get("effort")
+        return effort if isinstance(effort, str) else None
+
+    def _thinks(self) -> bool | None:
+        """Whether the model shall think; None leaves it to its template."""
+        stated = [self.chat_template_kwargs.get(name) for name in THINKING_SWITCHES]
+        stated += [self.enable_thinking, self.reasoning.get("enabled")]
+        if self._effort() == "none" or self.thinking.get("type") == "disabled":
+            stated.append(False)
+        return next((value for value in stated if isinstance(value, bool)), None)
 
     def offered(self, template: str | None) -> list[dict[str, Any]]:
         """The tools that the model may call.
@@ -189,36 +248,81 @@ class ChatRequest(CompletionRequest):
         return [tool.model_dump(exclude_none=True) for tool in self.tools]
 
     def _limit(self) -> int | None:
-        return self.max_completion_tokens or self.max_tokens
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def _think_budget(self) -> int | None:
-        return self.think_budget
+    def _think_budget(self, template: str | None) -> int | None:
+        """The budget; none is left where a model shall not think whose template has no switch."""
+        if self._thinks() is not False or template is None:
+            return self.think_budget
+        switched = template_variables(template) & set(THINKING_SWITCHES)
+        return self.think_budget if switched or style_of(template, template) == PLAIN else 0
 
 
 class TextRequest(CompletionRequest):
     """``POST /v1/completions``."""
 
-    prompt: str = Field(min_length=1)
-    best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
-    suffix: None = None
+    prompt: list[str] | list[list[int]] = Field(min_length=1)
+    """Texts, or the ids of their tokens."""
+    echo: bool = False
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _prompts(cls, prompt: Any) -> Any:
+        """Read one prompt as a list of one."""
+        one = isinstance(prompt, str) or (
+            isinstance(prompt, list) and prompt and isinstance(prompt[0], int)
+        )
+        return [prompt] if one else prompt
+
+    @validator(mode="after")
+    def _few(self) -> TextRequest:
+        if not all(self.prompt):
+            raise ValueError("a prompt is empty")
+        if len(self.prompt) * self.n > MOST_ANSWERS:
+            raise ValueError(f"at most {MOST_ANSWERS} answers can be wanted at once")
+        return self
 
 
-def parse_request(kind: type[Body], body: bytes) -> Body:
+def parse_request(kind: type[Body], body: bytes, strict: bool = False) -> Body:
     """Read a request's body.
 
+    Args:
+        kind: of the request.
+        body: JSON.
+        strict: whether a field that means nothing here is refused.
+
     Raises:
-        RefusedError: it is not JSON, or it has a field or a value that is not understood.
+        RefusedError: it is not JSON, or it has a value that is not understood.
     """
     try:
-        return kind.model_validate_json(body)
+        asked = kind.model_validate_json(body)
     except ValidationError as error:
         # of several alternatives that failed, the one that was read furthest was meant
         meant = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
         place = ".".join(str(step) for step in meant["loc"])
-        unknown = meant["type"] == "extra_forbidden" and len(meant["loc"]) == 1
-        hint = did_you_mean(place, kind.model_fields) if unknown else ""
-        raise invalid(f"{place or 'the body'}: {meant['msg']}{hint}") from error
+        said = str(meant["ctx"]["error"]) if meant["type"] == "value_error" else meant["msg"]
+        raise invalid(f"{place or 'the body'}: {said}") from error
+    if unknown := getattr(asked, "unknown", ()):
+        near = did_you_mean(unknown[0], kind.model_fields)
+        if strict:
+            raise invalid(f"{_shown(unknown[0])}: this server has no such field{near}")
+        names = ", ".join(map(_shown, unknown))
+        logging.getLogger(__name__).warning(
+            "a request has fields that mean nothing here, which are ignored: %s%s", names, near
+        )
+    return asked
+
+
+def ignored_header(unknown: Sequence[str]) -> Mapping[str, str]:
+    """The header that tells a client which of its fields were ignored; none for none."""
+    names = [_shown(name) for name in unknown[:TOLD_FIELDS]]
+    return {"Bitquilt-Ignored": ", ".join(names)} if names else {}
+
+
+def _shown(name: str) -> str:
+    """A stranger's name, safe for a header and a log."""
+    plain = name.isascii() and name.isprintable()
+    return (name if plain else ascii(name))[:TOLD_LENGTH]
 
 
 def check_model(asked: str | None, name: str) -> None:
@@ -227,29 +331,3 @@ def check_model(asked: str | None, name: str) -> None:
         raise RefusedError(
             404, "invalid_request_error", f"this server has no model {asked!r}; ask for {name!r}"
         )
-
-
-def _message(message: ChatMessage, unmarked: bool) -> Message:
-    role = "system" if message.role == "developer" else message.role
-    put: dict[str, Any] = {"role": role, "content": message.text}
-    if message.reasoning_content:
-        if unmarked:
-            put["content"] = message.reasoning_content + message.text
-        else:
-            put["reasoning_content"] = message.reasoning_content
-    if message.tool_calls:
-        put["tool_calls"] = [_call(call) for call in message.tool_calls]
-    for name in ("name", "tool_call_id"):
-        if (value := getattr(message, name)) is not None:
-            put[name] = value
-    return put
-
-
-def _call(call: ToolCall) -> Mapping[str, Any]:
-    """A tool call for a template, which writes the arguments as JSON itself."""
-    try:
-        arguments = json.loads(call.function.arguments)
-    except ValueError as error:
-        raise invalid(f"the arguments of tool call {call.id!r} are not JSON: {error}") from error
-    function = {"name": call.function.name, "arguments": arguments}
-    return {"id": call.id, "type": "function", "function": function}

@@ -1,17 +1,20 @@
-"""Answers in the form of OpenAI's API: chunks of a stream from events, or one reply from the end.
+"""Answers in the form of OpenAI's API: chunks of a stream from events, or one reply from the ends.
 
 Fields that this API does not have are under ``bitquilt``: rollbacks and closings as they happen,
-and how the answer ended.
+and how the answer ended. Clients send messages back as they got them, so a message has no empty
+fields; in chunks, ``finish_reason`` is null up to the end, which clients wait for.
 """
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from bitquilt.serve.errors import RefusedError
 from bitquilt.serve.tools import Call, CallReader
 from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rollback
 
@@ -19,125 +22,169 @@ Json = dict[str, Any]
 
 FINISH = {"stop": "stop", "length": "length", "loop": "length"}
 """OpenAI's word for each way to end. It has none for a loop; a looping answer was cut off too."""
+EVENT_STREAM = "text/event-stream"
 
 
-class ChatReply:
+def sse(content: Json, event: str | None = None) -> str:
+    """One server-sent event."""
+    head = f"event: {event}\n" if event else ""
+    return f"{head}data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+class _Reply:
+    """What chat and plain text have in common."""
+
+    media_type = EVENT_STREAM
+
+    def __init__(self, prefix: str, kind: str, model: str, with_usage: bool) -> None:
+        self._head: Json = {
+            "id": f"{prefix}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": model,
+            "object": kind,
+        }
+        self._with_usage = with_usage
+
+    def last(self, ends: Mapping[int, End]) -> Iterator[str]:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        if self._with_usage:
+            yield sse({**self._head, "choices": [], "usage": usage(ends)})
+        yield "data: [DONE]\n\n"
+
+    def failed(self, error: RefusedError) -> str:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        return sse(error.to_dict())
+
+    def _whole(self, choices: list[Json], ends: Mapping[int, End], kind: str) -> Json:
+        more = {"usage": usage(ends), "bitquilt": end_fields(ends[0])}
+        return {**self._head, "object": kind, "choices": choices, **more}
+
+    def _chunk(self, index: int, said: Json, finish: str | None = None, **more: Any) -> str:
+        choice = {"index": index, **said, "finish_reason": finish}
+        return sse({**self._head, "choices": [choice], **more})
+
+
+class ChatReply(_Reply):
     """``/v1/chat/completions``."""
 
-    def __init__(self, model: str, tools: bool) -> None:
-        """Begin a reply; with ``tools``, calls are looked for in the answer."""
-        self._head = _head("chatcmpl", model)
+    def __init__(self, model: str, tools: bool, with_usage: bool, answers: int) -> None:
+        """Begin a reply; with ``tools``, calls are looked for in the answers."""
+        super().__init__("chatcmpl", "chat.completion.chunk", model, with_usage)
+        self._choices = [_ChatChoice(tools) for _ in range(answers)]
+        self._tools = tools
+
+    def first(self) -> Iterator[str]:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        for index in range(len(self._choices)):
+            yield self._chunk(index, {"delta": {"role": "assistant", "content": ""}})
+
+    def told(self, index: int, event: Event) -> Iterator[str]:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        for delta, finish, more in self._choices[index].deltas(event):
+            yield self._chunk(index, {"delta": delta}, finish, **more)
+
+    def whole(self, ends: Mapping[int, End]) -> Json:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        choices = [{"index": index, **self._choice(end)} for index, end in sorted(ends.items())]
+        return self._whole(choices, ends, "chat.completion")
+
+    def _choice(self, end: End) -> Json:
+        reader = CallReader()
+        parts = [*reader.push(end.answer), *reader.rest()] if self._tools else [end.answer]
+        calls = [part for part in parts if isinstance(part, Call)]
+        said = "".join(part for part in parts if isinstance(part, str))
+        message: Json = {"role": "assistant", "content": said}
+        if end.reasoning:
+            message["reasoning_content"] = end.reasoning
+        if calls:
+            message["content"] = said.strip()
+            message["tool_calls"] = [_call(call) for call in calls]
+        finish = "tool_calls" if calls else FINISH[end.finish_reason]
+        return {"message": message, "finish_reason": finish}
+
+
+class _ChatChoice:
+    """One answer of a stream, as changes to a message."""
+
+    def __init__(self, tools: bool) -> None:
         self._tools = tools
         self._reader = CallReader()
         self._calls = 0
         self._content = False
 
-    def first(self) -> Json:
-        """The chunk before all others."""
-        return self._chunk({"role": "assistant", "content": ""})
-
-    def chunks(self, event: Event) -> Iterator[Json]:
-        """The chunks that tell an event."""
+    def deltas(self, event: Event) -> Iterator[tuple[Json, str | None, Json]]:
+        """The changes that tell an event, with how the answer ended, and with fields of ours."""
         match event:
             case Reasoning(text):
-                yield self._chunk({"reasoning_content": text})
+                yield {"reasoning_content": text}, None, {}
             case Answer(text):
                 yield from self._say(self._reader.push(text) if self._tools else [text])
             case Rollback():
                 # every client has heard what is taken back; our page can remove it
-                yield self._chunk({}, bitquilt={"rollback": asdict(event)})
+                yield {}, None, {"bitquilt": {"rollback": asdict(event)}}
                 self._reader = CallReader()
                 list(self._reader.push(event.answer))
             case Closing(reason):
-                yield self._chunk({}, bitquilt={"closing": reason})
+                yield {}, None, {"bitquilt": {"closing": reason}}
             case End():
                 yield from self._say(self._reader.rest())
                 if not (self._content or self._calls):
                     # no answer could be told apart, so everything is the answer
                     yield from self._say([event.answer] if event.answer else [])
                 finish = "tool_calls" if self._calls else FINISH[event.finish_reason]
-                yield self._chunk({}, finish, bitquilt=end_fields(event))
+                yield {}, finish, {"bitquilt": end_fields(event)}
 
-    def usage(self, end: End) -> Json:
-        """The last chunk, with the usage, for requests that want it."""
-        return {**self._head, "choices": [], "usage": usage(end)}
-
-    def whole(self, end: End) -> Json:
-        """The whole answer in one reply."""
-        reader = CallReader()
-        parts = [*reader.push(end.answer), *reader.rest()] if self._tools else [end.answer]
-        calls = [part for part in parts if isinstance(part, Call)]
-        message: Json = {
-            "role": "assistant",
-            "content": "".join(part for part in parts if isinstance(part, str)),
-            "reasoning_content": end.reasoning or None,
-        }
-        if calls:
-            message["content"] = message["content"].strip() or None
-            message["tool_calls"] = [_call(call) for call in calls]
-        finish = "tool_calls" if calls else FINISH[end.finish_reason]
-        return {
-            **self._head,
-            "object": "chat.completion",
-            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-            "usage": usage(end),
-            "bitquilt": end_fields(end),
-        }
-
-    def _say(self, parts: Any) -> Iterator[Json]:
+    def _say(self, parts: Any) -> Iterator[tuple[Json, None, Json]]:
         for part in parts:
             if isinstance(part, Call):
-                yield self._chunk({"tool_calls": [{"index": self._calls, **_call(part)}]})
+                yield {"tool_calls": [{"index": self._calls, **_call(part)}]}, None, {}
                 self._calls += 1
             elif self._content or not self._tools or part.strip():
                 self._content = True
-                yield self._chunk({"content": part})
-
-    def _chunk(self, delta: Json, finish: str | None = None, **more: Any) -> Json:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish}
-        return {**self._head, "object": "chat.completion.chunk", "choices": [choice], **more}
+                yield {"content": part}, None, {}
 
 
-class TextReply:
+class TextReply(_Reply):
     """``/v1/completions``."""
 
-    def __init__(self, model: str) -> None:
-        self._head = {**_head("cmpl", model), "object": "text_completion"}
+    def __init__(self, model: str, with_usage: bool) -> None:
+        super().__init__("cmpl", "text_completion", model, with_usage)
 
-    def first(self) -> None:
+    def first(self) -> Iterator[str]:
         """Nothing: no chunk comes before the text."""
+        return iter(())
 
-    def chunks(self, event: Event) -> Iterator[Json]:
-        """The chunks that tell an event."""
+    def told(self, index: int, event: Event) -> Iterator[str]:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
         match event:
             case Answer(text):
-                yield self._choice(text)
+                yield self._chunk(index, {"text": text})
             case Rollback():
-                yield self._choice("", bitquilt={"rollback": asdict(event)})
+                said = {"rollback": asdict(event)}
+                yield self._chunk(index, {"text": ""}, bitquilt=said)
             case End():
-                yield self._choice("", FINISH[event.finish_reason], bitquilt=end_fields(event))
+                finish = FINISH[event.finish_reason]
+                yield self._chunk(index, {"text": ""}, finish, bitquilt=end_fields(event))
 
-    def usage(self, end: End) -> Json:
-        """The last chunk, with the usage, for requests that want it."""
-        return {**self._head, "choices": [], "usage": usage(end)}
-
-    def whole(self, end: End) -> Json:
-        """The whole answer in one reply."""
-        more = {"usage": usage(end), "bitquilt": end_fields(end)}
-        return self._choice(end.answer, FINISH[end.finish_reason], **more)
-
-    def _choice(self, text: str, finish: str | None = None, **more: Any) -> Json:
-        choice = {"index": 0, "text": text, "finish_reason": finish, "logprobs": None}
-        return {**self._head, "choices": [choice], **more}
+    def whole(self, ends: Mapping[int, End]) -> Json:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        choices = [
+            {"index": index, "text": end.answer, "finish_reason": FINISH[end.finish_reason]}
+            for index, end in sorted(ends.items())
+        ]
+        return self._whole(choices, ends, "text_completion")
 
 
-def usage(end: End) -> Json:
+def usage(ends: Mapping[int, End]) -> Json:
     """The numbers of tokens in OpenAI's form; tokens that were taken back do not count."""
+    prompts = sum(end.prompt_tokens for end in ends.values())
+    said = sum(end.tokens for end in ends.values())
+    thought = sum(end.thinking_tokens for end in ends.values())
     return {
-        "prompt_tokens": end.prompt_tokens,
-        "completion_tokens": end.tokens,
-        "total_tokens": end.prompt_tokens + end.tokens,
-        "completion_tokens_details": {"reasoning_tokens": end.thinking_tokens},
+        "prompt_tokens": prompts,
+        "completion_tokens": said,
+        "total_tokens": prompts + said,
+        "completion_tokens_details": {"reasoning_tokens": thought},
     }
 
 
@@ -145,10 +192,6 @@ def end_fields(end: End) -> Json:
     """How an answer ended, for ``bitquilt``."""
     names = ("finish_reason", "final", "closed", "rollbacks", "discarded_tokens")
     return {name: getattr(end, name) for name in names}
-
-
-def _head(prefix: str, model: str) -> Json:
-    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
 def _call(call: Call) -> Json:

@@ -1,16 +1,18 @@
-"""One engine for many requests: each joins the batch that is under way, or waits for its turn.
+"""One engine for many requests: their answers join the batch that is under way, or wait.
 
 The engine belongs to one thread. Callers live in an event loop. Requests go to the thread through a
-queue, and events come back through each request's :class:`PendingAnswer`:
+queue, and events come back through each :class:`PendingRequest`, which wants one answer or several:
 
     answer() ──> _inbox ── _prepare() ──> _waiting ── _admit() ──> _rows ── End ──> gone
                                │                                    │ ^
                                └─ refused ──> gone                  └─┘ next leg: _continue()
 
+Everything about a request is checked in ``_prepare()``, before the first of its answers joins.
 ``_rows`` holds the answers of the open stream by row, at most ``parallel`` of them. Each leg has a
 row of its own, so an answer moves to another row after a rollback. A caller who leaves sets
-``abandoned``; the thread drops the answer when it meets it next. If the engine fails, ``_fail()``
-refuses everything in ``_waiting`` and ``_rows``.
+``abandoned``; the thread drops the answers when it meets them next. What fails in one answer ends
+its request alone; if the engine fails, ``_fail()`` refuses everything in ``_waiting`` and
+``_rows``.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from bitquilt.engines import Engine, GeneratedToken, Stream
@@ -33,58 +36,85 @@ JOIN_SECONDS = 5
 """``close()`` waits so long for the thread to end."""
 RETRY = "try again in a moment"
 SHUTTING_DOWN = RefusedError(503, "server_error", f"the server is shutting down; {RETRY}")
+CRASHED = RefusedError(500, "server_error", f"the engine crashed; {RETRY}")
+FAILED = RefusedError(500, "server_error", f"the server failed; {RETRY}")
 
-Prepare = Callable[[Engine], Sample]
-"""Makes a sample of a request, with the engine to tokenize its prompt; raises UserError."""
+Prepare = Callable[[Engine], Sequence[Sample]]
+"""Makes the samples of a request, with the engine to tokenize its prompts; raises UserError."""
 
 
-class PendingAnswer:
-    """One answer, between the thread that makes it and the caller who waits for it."""
+class PendingRequest:
+    """A request, between the thread that makes its answers and the caller who waits for them."""
 
     def __init__(self, prepare: Prepare) -> None:
         """Make it in the event loop where :meth:`events` is awaited."""
         self.prepare = prepare
-        self.sample: Sample | None = None
-        self.left = 0
-        """How many tokens its present row can still bring."""
         self.abandoned = False
-        """Whether the caller has left."""
+        """Whether nobody wants the answers any more."""
+        self.running = 0
+        """How many of its answers are being made."""
+        self.answers = 1
+        """How many it wants; known once it is prepared."""
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
-        self._told: deque[Event | RefusedError] = deque()
+        self._told: deque[tuple[int, Event] | RefusedError] = deque()
 
-    def tell(self, events: Iterable[Event | RefusedError]) -> None:
-        """Hand events over, from the engine's thread."""
-        self._told.extend(events)
+    def tell(self, index: int, events: Iterable[Event]) -> None:
+        """Hand over events of one of the answers, from the engine's thread."""
+        self._told.extend((index, event) for event in events)
+        self._wake()
+
+    def refuse(self, error: RefusedError) -> None:
+        """End the request with an error, from any thread."""
+        self.abandoned = True
+        self._told.append(error)
+        self._wake()
+
+    def _wake(self) -> None:
         with suppress(RuntimeError):  # the loop is gone, and whoever waited with it
             self._loop.call_soon_threadsafe(self._ready.set)
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """All events up to the end; text that has piled up comes in one piece.
+    async def events(self) -> AsyncGenerator[tuple[int, Event], None]:
+        """All events up to the end of the last answer; text that has piled up comes in one piece.
 
         Raises:
-            RefusedError: the answer cannot be made, or not to its end.
+            RefusedError: an answer cannot be made, or not to its end.
         """
-        while True:
+        ended = 0
+        while ended < self.answers:
             await self._ready.wait()
             self._ready.clear()
             while self._told:
-                event = self._told.popleft()
-                if isinstance(event, RefusedError):
-                    raise event
+                told = self._told.popleft()
+                if isinstance(told, RefusedError):
+                    raise told.with_traceback(None)  # some are raised again and again
+                index, event = told
                 if isinstance(event, Reasoning | Answer):
-                    event = type(event)(event.text + self._more(type(event)))
-                yield event
-                if isinstance(event, End):
-                    return
+                    event = type(event)(event.text + self._more(index, type(event)))
+                ended += isinstance(event, End)
+                yield index, event
 
-    def _more(self, kind: type[Event]) -> str:
+    def _more(self, index: int, kind: type[Event]) -> str:
         text = ""
-        while self._told and isinstance(event := self._told[0], kind):
+        while self._told and not isinstance(told := self._told[0], RefusedError):
+            event = told[1]
+            if told[0] != index or not isinstance(event, kind):
+                break
             assert isinstance(event, Reasoning | Answer)
             self._told.popleft()
             text += event.text
         return text
+
+
+@dataclass(eq=False)
+class PendingAnswer:
+    """One answer of a request."""
+
+    request: PendingRequest
+    index: int
+    sample: Sample
+    left: int = 0
+    """How many tokens its present row can still bring."""
 
 
 class Scheduler:
@@ -113,8 +143,8 @@ class Scheduler:
         self.info = self._engine.info
         self.parallel, self.queue = parallel, queue
         self._ended = ended
-        self._inbox: SimpleQueue[PendingAnswer | None] = SimpleQueue()
-        self._pending: set[PendingAnswer] = set()
+        self._inbox: SimpleQueue[PendingRequest | None] = SimpleQueue()
+        self._pending: set[PendingRequest] = set()
         """Every request whose caller is still there; only the event loop changes it."""
         # Only the thread touches these, the state of what it has taken from the inbox:
         self._waiting: deque[PendingAnswer] = deque()
@@ -131,15 +161,18 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """How many requests wait for their turn."""
-        return max(0, len(self._pending) - len(self._rows))
+        return sum(not request.running for request in tuple(self._pending))
 
     @property
     def healthy(self) -> bool:
         """Whether a request could be answered now."""
         return self._engine is not None and not self._leaving
 
-    async def answer(self, prepare: Prepare) -> AsyncGenerator[Event, None]:
+    async def answer(self, prepare: Prepare) -> AsyncGenerator[tuple[int, Event], None]:
         """Answer one request; close the iterator to stop before the end.
+
+        Returns:
+            Events, each with the index of the sample that it belongs to.
 
         Raises:
             RefusedError: the request is bad, there are too many requests, or the engine failed.
@@ -153,7 +186,7 @@ class Scheduler:
                 f"{self.parallel} answers are being written and {self.queue} requests are "
                 f"waiting; {RETRY}",
             )
-        pending = PendingAnswer(prepare)
+        pending = PendingRequest(prepare)
         self._pending.add(pending)
         self._inbox.put(pending)
         try:
@@ -179,8 +212,7 @@ class Scheduler:
 
     def _cut(self) -> None:
         for pending in list(self._pending):
-            pending.tell([SHUTTING_DOWN])
-            pending.abandoned = True
+            pending.refuse(SHUTTING_DOWN)
 
     def _run(self) -> None:
         """Make answers until the scheduler is closed; this is the thread."""
@@ -191,13 +223,13 @@ class Scheduler:
                     self._batch(self._loaded())
             except EngineCrashedError as error:
                 logging.getLogger(__name__).error(error.sentence)
-                self._fail(RefusedError(500, "server_error", f"the engine crashed; {RETRY}"))
+                self._fail(CRASHED)
                 self._reload()
             except UserError as error:
                 self._fail(RefusedError(500, "server_error", for_clients(error)))
             except Exception:  # a bug must not leave everybody waiting
                 logging.getLogger(__name__).exception("an answer failed")
-                self._fail(RefusedError(500, "server_error", f"the server failed; {RETRY}"))
+                self._fail(FAILED)
                 self._reload()
         if self._engine:
             self._engine.close()
@@ -208,29 +240,37 @@ class Scheduler:
             self._admit(stream)
             while self._rows:
                 for row, piece in stream:
-                    pending = self._rows.get(row)
-                    if pending is None:
-                        continue  # a token of a dropped row: the engine was a little ahead
-                    assert pending.sample
-                    pending.left -= 1
-                    self._push(pending, piece)
-                    if pending.sample.waiting and not pending.left:
-                        self._tell(pending, pending.sample.ran_out())
-                    if pending.abandoned or not pending.sample.waiting:
-                        stream.drop(row)
-                        del self._rows[row]
-                        self._continue(pending, stream)
+                    if row in self._rows:  # else it was dropped: the engine was a little ahead
+                        self._push(row, piece, stream)
                     self._receive()
                     self._admit(stream)
 
-    def _push(self, pending: PendingAnswer, piece: GeneratedToken) -> None:
-        """Hand a token to its answer; one that is no number ends this answer alone."""
-        assert pending.sample
-        try:
+    def _push(self, row: int, piece: GeneratedToken, stream: Stream) -> None:
+        """Hand a token to its answer."""
+        pending = self._rows[row]
+        pending.left -= 1
+        with self._alone(pending):
             self._tell(pending, pending.sample.push(piece))
+            if pending.sample.waiting and not pending.left:
+                self._tell(pending, pending.sample.ran_out())
+        if pending.request.abandoned or not pending.sample.waiting:
+            stream.drop(row)
+            del self._rows[row]
+            pending.request.running -= 1
+            self._continue(pending, stream)
+
+    @contextmanager
+    def _alone(self, pending: PendingAnswer) -> Iterator[None]:
+        """Let an exception end the request of this answer, and no other."""
+        try:
+            yield
+        except EngineCrashedError:
+            raise
         except UserError as error:
-            pending.tell([RefusedError(500, "server_error", for_clients(error))])
-            pending.abandoned = True
+            pending.request.refuse(RefusedError(500, "server_error", for_clients(error)))
+        except Exception:
+            logging.getLogger(__name__).exception("an answer failed")
+            pending.request.refuse(FAILED)
 
     def _receive(self) -> None:
         """Take the requests that came meanwhile."""
@@ -238,54 +278,65 @@ class Scheduler:
             while True:
                 self._prepare(self._inbox.get_nowait())
 
-    def _prepare(self, pending: PendingAnswer | None) -> None:
-        """Prepare a request and let it wait for its turn, or refuse it."""
-        if pending is None:
+    def _prepare(self, request: PendingRequest | None) -> None:
+        """Prepare all answers of a request and let them wait for their turn, or refuse it."""
+        if request is None:
             self._closed = True
             return
-        if pending.abandoned:
+        if request.abandoned:
             return
-        self._waiting.append(pending)
-        engine = self._loaded()
         try:
-            pending.sample = pending.prepare(engine)
+            engine = self._loaded()
+        except UserError as error:
+            request.refuse(RefusedError(500, "server_error", for_clients(error)))
+            return
+        try:
+            samples = request.prepare(engine)
         except EngineCrashedError:
+            request.refuse(CRASHED)
             raise
         except UserError as error:
-            self._waiting.pop()
-            pending.tell([invalid(for_clients(error))])
+            request.refuse(invalid(for_clients(error)))
+        except RefusedError as error:
+            request.refuse(error)
         except Exception:  # nothing was asked of the engine yet: the others can go on
-            self._waiting.pop()
             logging.getLogger(__name__).exception("a request could not be prepared")
-            pending.tell([RefusedError(500, "server_error", f"the server failed; {RETRY}")])
+            request.refuse(FAILED)
+        else:
+            request.answers = len(samples)
+            self._waiting += [PendingAnswer(request, *pair) for pair in enumerate(samples)]
 
     def _admit(self, stream: Stream) -> None:
-        """Begin answers for which there is room."""
+        """Begin answers for which there is room, of requests that have the fewest before others."""
         while self._waiting and len(self._rows) < self.parallel:
-            pending = self._waiting.popleft()
-            assert pending.sample
-            self._tell(pending, pending.sample.begin())
+            pending = min(self._waiting, key=lambda one: one.request.running)
+            self._waiting.remove(pending)
+            with self._alone(pending):
+                self._tell(pending, pending.sample.begin())
             self._continue(pending, stream)
 
     def _continue(self, pending: PendingAnswer, stream: Stream) -> None:
         """Continue an answer that has not ended, in a new row."""
-        assert pending.sample
-        if not (pending.abandoned or pending.sample.ended):
+        if pending.request.abandoned or pending.sample.ended:
+            return
+        with self._alone(pending):
             request = pending.sample.request()
             pending.left = request.max_tokens
             self._rows[stream.add(request)] = pending
+            pending.request.running += 1
 
     def _tell(self, pending: PendingAnswer, events: Iterable[Event]) -> None:
         said = list(events)
-        pending.tell(said)
+        pending.request.tell(pending.index, said)
         for event in said:
             if isinstance(event, End):
                 self._ended(event)
 
     def _fail(self, error: RefusedError) -> None:
         """Refuse every request that was taken: the engine failed under them."""
-        for pending in (*self._rows.values(), *self._waiting):
-            pending.tell([error])
+        for request in {one.request for one in (*self._rows.values(), *self._waiting)}:
+            request.refuse(error)
+            request.running = 0
         self._rows.clear()
         self._waiting.clear()
 

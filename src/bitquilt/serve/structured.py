@@ -5,38 +5,36 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from bitquilt.errors import UserError
 from bitquilt.serve.errors import for_clients, invalid
+from bitquilt.serve.messages import Lenient
 from bitquilt.talk.grammar import choice_grammar, json_grammar, regex_grammar, text_grammar
 
 Schema = dict[str, Any]
 ANY_OBJECT: Schema = {"type": "object"}
 
 
-class NamedSchema(BaseModel):
+class NamedSchema(Lenient):
     """A JSON schema as OpenAI's API wraps it."""
 
-    model_config = ConfigDict(extra="ignore")
     name: str | None = None
     schema_: Schema | None = Field(default=None, alias="schema")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Lenient):
     """``response_format``: text, any JSON object, or JSON of a schema."""
 
-    model_config = ConfigDict(extra="ignore")
     type: str = "text"
     json_schema: NamedSchema | None = None
     schema_: Schema | None = Field(default=None, alias="schema")
     """llama.cpp takes one beside ``json_object``."""
 
 
-class StructuredOutputs(BaseModel):
+class StructuredOutputs(Lenient):
     """vLLM's ``structured_outputs``."""
 
-    model_config = ConfigDict(extra="ignore")
     json_: Schema | str | None = Field(default=None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
@@ -44,7 +42,7 @@ class StructuredOutputs(BaseModel):
     json_object: bool | None = None
 
 
-class Structured(BaseModel):
+class Structured(Lenient):
     """The fields of a request that say what its answer has to be."""
 
     response_format: ResponseFormat | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bitquilt.engines import Engine
 from bitquilt.errors import UserError
@@ -37,29 +37,102 @@ class Prompt:
     """Whether the model begins inside its reasoning."""
 
 
-def compose(engine: Engine, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Prompt:
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """How the prompt of a conversation ends, and what its template is told."""
+
+    opened: bool = True
+    """Whether the prompt goes on to where the assistant's answer begins."""
+    continued: bool = False
+    """Whether the last message is the assistant's beginning of the answer, to be gone on with."""
+    variables: Mapping[str, object] = field(default_factory=dict)
+    """What else the template can read, like ``enable_thinking``."""
+
+
+NEXT = Turn()
+"""The answer to the last message begins."""
+_MARK = "\ue000continued\ue001"
+"""Follows the last message where it is continued, to find its end in the rendered text."""
+_RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
+
+
+def compose(
+    engine: Engine, messages: Sequence[Message], tools: Sequence[Tool] = (), turn: Turn = NEXT
+) -> Prompt:
     """The prompt for a conversation, by the model's chat template.
 
     Raises:
         UserError: the model has no template, or the template refuses the messages.
     """
-    template, special = engine.info.chat_template, engine.info.special_tokens
-    text = render_prompt(template, messages, special, tools)
-    before = render_prompt(template, messages, special, tools, add_generation_prompt=False)
-    turn = text[len(before) :] if text.startswith(before) else ""
+    template = engine.info.chat_template
+    special = {**_own(turn.variables), **engine.info.special_tokens}
+    if turn.continued:
+        before = render_prompt(template, messages[:-1], special, tools, add_generation_prompt=False)
+        text = _up_to_mark(
+            render_prompt(
+                template,
+                [*messages[:-1], _marked(messages[-1])],
+                special,
+                tools,
+                add_generation_prompt=False,
+            )
+        )
+    else:
+        text = render_prompt(template, messages, special, tools, add_generation_prompt=turn.opened)
+        before = render_prompt(template, messages, special, tools, add_generation_prompt=False)
+    begun = text[len(before) :] if text.startswith(before) else ""
     style = style_of(template, text)
-    return Prompt(engine.tokenize(text), style, opened_by(turn, style))
+    return Prompt(engine.tokenize(text), style, opened_by(begun, style))
 
 
-def plain(engine: Engine, text: str) -> Prompt:
-    """The prompt for plain text, which is continued as it is; nothing in it marks reasoning."""
-    return Prompt(engine.tokenize(text, add_special=True), PLAIN, thinking=False)
+def plain(engine: Engine, text: str | Sequence[int]) -> Prompt:
+    """The prompt for plain text, which is continued as it is; nothing in it marks reasoning.
+
+    Args:
+        engine: turns text into tokens.
+        text: the text, or its tokens.
+
+    Raises:
+        UserError: a token is none of the model's.
+    """
+    if isinstance(text, str):
+        return Prompt(engine.tokenize(text, add_special=True), PLAIN, thinking=False)
+    size = engine.info.vocabulary
+    if foreign := [token for token in text if not 0 <= token < size]:
+        raise UserError(
+            f"the prompt has the token {foreign[0]}, but the model's are from 0 to {size - 1}; use "
+            "the model's own tokenizer"
+        )
+    return Prompt(list(text), PLAIN, thinking=False)
+
+
+def _own(variables: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in variables.items() if name not in _RESERVED}
+
+
+def _marked(message: Message) -> Message:
+    return {**message, "content": f"{message['content']}{_MARK}"}
+
+
+def _up_to_mark(text: str) -> str:
+    """The rendered conversation up to the end of its last message.
+
+    Raises:
+        UserError: the template leaves the last message out.
+    """
+    before, mark, _ = text.rpartition(_MARK)
+    if not mark:
+        raise UserError(
+            "the chat template of the model leaves the last message out, so it cannot be "
+            "continued; end the conversation with a message of the user"
+        )
+    return before
 
 
 def render_prompt(
     template: str | None,
     messages: Sequence[Message],
-    special_tokens: Mapping[str, str],
+    special_tokens: Mapping[str, object],
     tools: Sequence[Tool] = (),
     *,
     add_generation_prompt: bool = True,
@@ -72,7 +145,8 @@ def render_prompt(
     Args:
         template: Jinja source as models publish it.
         messages: the conversation so far.
-        special_tokens: ``bos_token`` and ``eos_token``, which templates write.
+        special_tokens: ``bos_token`` and ``eos_token``, which templates write, and whatever else
+            the template can read.
         tools: functions that the model may call.
         add_generation_prompt: go on to where the assistant's answer begins.
 
@@ -95,7 +169,7 @@ def render_prompt(
     emptied = put(messages, add_generation_prompt)
     if len(without) <= len(emptied):
         return without
-    bos = special_tokens.get("bos_token", "")
+    bos = str(special_tokens.get("bos_token", ""))
     with suppress(ChatTemplateError):  # some refuse a conversation without a user
         turn = put([NO_SYSTEM], False)
         if emptied.startswith(turn) and turn.startswith(bos):
