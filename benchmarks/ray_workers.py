@@ -19,7 +19,6 @@ import ray
 import torch
 from lib.captured import WINDOW, captured
 
-from bitquilt.allocation.evaluator import fast_precision
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher
@@ -27,6 +26,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import round_layers
+from bitquilt.runtime.products import fast_precision
 from bitquilt.runtime.progress import Progress, Silent
 
 QTYPES = ("Q4_0", "Q8_0")

@@ -23,7 +23,8 @@ FOLDS = torch.tensor([0, 2, 0])
 
 
 @pytest.fixture
-def captured(tmp_path):
+def captured(tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "fast_precision", lambda _: "highest")
     directory = tiny_checkpoint(tmp_path, "qwen3")
     checkpoint = open_checkpoint(directory)
     tokens = torch.randint(3, 200, (WINDOWS, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -126,3 +127,23 @@ def test_an_interrupted_pass_ends_with_the_same_moments(captured, tmp_path):
     for artefact in ("hessians/0", "outputs/0", "hessians/head", "gradients"):
         for name, tensor in work.load(artefact).items():
             assert torch.equal(tensor, again.load(artefact)[name])
+
+
+@pytest.mark.parametrize(("rough", "precision"), [(0.1, "medium"), (0.0, "highest")])
+def test_fast_products_are_given_up_where_they_compute_something_else(
+    captured, tmp_path, monkeypatch, rough, precision
+):
+    checkpoint, _, tokens, _ = captured
+    used, lines = [], []
+    monkeypatch.setattr(collect, "fast_precision", lambda _: "medium")
+    monkeypatch.setattr(collect, "ROUGH_OUTPUT", rough)
+    monkeypatch.setattr(
+        collect, "_collect", lambda *_: used.append(torch.get_float32_matmul_precision())
+    )
+    progress = Recorded(lines=lines)
+    collect_statistics(
+        BlockwiseModel(checkpoint), tokens, FOLDS, WorkDir(tmp_path / "new", {}), progress
+    )
+    assert used == [precision]
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert any("products in bfloat16" in line for line in lines) == (precision == "highest")

@@ -15,7 +15,7 @@ from tests.factories import tiny_checkpoint
 from tests.progress import Kinds
 from tests.targets.conftest import Model
 
-STATED = MachineSpeed(block=1e-5, head=1e-5, rounding=1.0, threads=1, on_gpu=False)
+STATED = MachineSpeed(block=1e-5, fast_block=1e-5, head=1e-5, rounding=1.0, threads=1, on_gpu=False)
 
 
 @pytest.mark.parametrize("answers", [3, 0])

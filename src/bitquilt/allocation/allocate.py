@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bitquilt.allocation import interactions, sensitivity
 from bitquilt.allocation.advice import knee_note
-from bitquilt.allocation.evaluator import PRODUCTS, ROUGH, Evaluator
+from bitquilt.allocation.evaluator import ROUGH, Evaluator
 from bitquilt.allocation.evopress import EvoPressSchedule
 from bitquilt.allocation.history import History, history_path
 from bitquilt.allocation.measurements import Measurements
@@ -43,6 +43,7 @@ from bitquilt.metrics.teacher import Teacher
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import round_layers, rounding_work
+from bitquilt.runtime.products import PRODUCTS
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import Target
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -33,13 +32,12 @@ from bitquilt.models.blockwise import BlockwiseModel, embedding_scale, logit_tok
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Allocation, PackedSource
+from bitquilt.runtime.products import fast_precision, multiplying
 
 STATE_BYTES = 1 << 30
 """Bytes of hidden states, of all allocations, that are in memory at once."""
 DECODED_BYTES = 2 << 30
 """Bytes of decoded matrices that are kept for the next time; on a GPU a quarter of its memory."""
-PRODUCTS = {"highest": "float32", "high": "TF32", "medium": "bfloat16"}
-"""torch's words → what the inputs of matrix products are rounded to."""
 ROUGH = 0.05
 """The relative error of KL from which on fast products are given up; some builds of PyTorch compute
 something else altogether in bfloat16."""
@@ -69,7 +67,7 @@ class Evaluator:
         self._model = _Stacked(checkpoint, _Decoded(packed, decoded_bytes))
         self._at_once = tokens_at_once or AT_ONCE[self._model.device.type]
         self.precision = fast_precision(self._model.device)
-        """How matrices are multiplied: one of :data:`PRODUCTS`."""
+        """How matrices are multiplied: one of :data:`bitquilt.runtime.products.PRODUCTS`."""
         self._blocks = [
             [module for module in checkpoint.matrices if layer_of(module) == index]
             for index in range(checkpoint.layers)
@@ -96,7 +94,7 @@ class Evaluator:
         length, width = teacher.hidden.shape[1:]
         room = STATE_BYTES // (len(allocations) * length * width * 4)
         most = min(room, self._at_once // length)
-        with _products(self.precision):
+        with multiplying(self.precision):
             parts = [
                 self._on_windows(teacher, allocations, some)
                 for some in _batched(windows, max(1, most))
@@ -302,25 +300,6 @@ def _kl(teacher: Tensor, teacher_head: Tensor, students: Sequence[Tensor], head:
         for own, student in zip(found, students, strict=True):
             own[rows] = relative(p, log_p, (student[rows] @ head.T).sub_(logits))[1]
     return found
-
-
-def fast_precision(device: torch.device) -> str:
-    """Return how to multiply float32 matrices on a device: one of :data:`PRODUCTS`."""
-    if device.type == "cuda":
-        return "high"
-    can = torch.cpu.get_capabilities()
-    return "medium" if can.get("amx_bf16") or can.get("avx512_bf16") else "highest"
-
-
-@contextmanager
-def _products(precision: str) -> Iterator[None]:
-    """Multiply float32 matrices in this precision within the body."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _batched(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -57,7 +57,7 @@ class RayEvaluator:
             checkpoint: the model.
             packed: its matrices on the types that allocations will name.
             address: the address of a cluster; if empty, the one that runs here, or else a new one.
-            precision: how workers multiply, one of :data:`.evaluator.PRODUCTS`.
+            precision: how workers multiply, one of :data:`bitquilt.runtime.products.PRODUCTS`.
             progress: told what the cluster has.
             cpus: cores that a worker takes where there are no GPUs.
 

@@ -23,6 +23,7 @@ from bitquilt.calibration.shrinkage import FOLDS, Moments
 from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale, logit_tokens
 from bitquilt.models.checkpoint import HEAD, Checkpoint
 from bitquilt.models.names import block_path, in_block, layer_of
+from bitquilt.runtime.products import PRODUCTS, fast_precision, multiplying
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
@@ -30,6 +31,8 @@ SLABS = 4
 """A second moment is symmetric: cut into so many slabs, it takes five of eight products."""
 BACKWARD = 4.0
 """What a window takes back through a block, its moments summed, in windows that go forward."""
+ROUGH_OUTPUT = 0.05
+"""The relative error of a block's output from which on fast products are given up."""
 OUTPUTS = 2048
 """Matrices with at most so many outputs have a B; of others only its diagonal is kept."""
 SHARED_INPUTS = {
@@ -70,6 +73,34 @@ def collect_statistics(
     if work.has("gradients"):
         progress.advance(collection_work(model.checkpoint, len(tokens)))
         return
+    precision = _precision(model, tokens[:1], progress)
+    with multiplying(precision):
+        _collect(model, tokens, folds, work, progress)
+
+
+def _precision(model: BlockwiseModel, tokens: Tensor, progress: Progress) -> str:
+    """Return how to multiply: fast where the first block does nearly the same to [1, L] tokens."""
+    fast = fast_precision(model.device)
+    if fast == "highest":
+        return fast
+    hidden, block = model.embed(tokens), model.block(0)
+    with torch.no_grad():
+        exact = model.run(block, hidden)
+        with multiplying(fast):
+            error = (model.run(block, hidden) - exact).norm() / (exact - hidden).norm()
+    if error <= ROUGH_OUTPUT:
+        return fast
+    progress.say(
+        f"the statistics multiply matrices in float32: products in {PRODUCTS[fast]} change what "
+        f"the first block adds by {float(error):.0%}"
+    )
+    return "highest"
+
+
+def _collect(
+    model: BlockwiseModel, tokens: Tensor, folds: Tensor, work: WorkDir, progress: Progress
+) -> None:
+    """Do as :func:`collect_statistics` says."""
     order = folds.argsort(stable=True)  # windows of one fold stand together
     place = order.argsort()  # where each window went
     tokens, counts = tokens[order], torch.bincount(folds, minlength=FOLDS)

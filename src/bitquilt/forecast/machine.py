@@ -17,6 +17,7 @@ from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.products import fast_precision, multiplying
 from bitquilt.runtime.threads import in_threads
 
 PROBE_SECONDS = 0.1
@@ -34,6 +35,8 @@ class MachineSpeed:
 
     block: float
     """Seconds that a token takes forward through one block."""
+    fast_block: float
+    """The same with the fastest products of the device."""
     head: float
     """Seconds that a token takes to logits and their softmax."""
     rounding: float
@@ -47,6 +50,8 @@ def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
     """Time one window through one block, its logits, and one small fit; no weight is read."""
     with torch.inference_mode():
         block, head = _block_seconds(checkpoint), _head_seconds(checkpoint)
+        with multiplying(fast_precision(compute_device())):
+            fast_block = _block_seconds(checkpoint)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(PROBE_SHAPE, generator=generator)
     qtype, importance = qtypes.get(PROBE_TYPE), torch.ones(PROBE_SHAPE[1])
@@ -54,6 +59,7 @@ def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
     device = compute_device()
     return MachineSpeed(
         block=block,
+        fast_block=fast_block,
         head=head,
         rounding=seconds / (weight.numel() * PROBE_NANOSECONDS * 1e-9),
         threads=torch.get_num_threads(),

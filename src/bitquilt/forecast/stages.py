@@ -134,7 +134,8 @@ class StageSeconds:
     def _calibration(self) -> float:
         budget = self._work.budget
         logits = budget.calibration * budget.window * 2 * KL_HEADS * self._speed.head
-        return STARTING + COLLECTION * self._forward(budget.calibration) + logits
+        passes = budget.calibration * budget.window * COLLECTION * self._speed.fast_block
+        return STARTING + self._work.checkpoint.layers * passes + logits
 
     def _gradients(self, tokens: float, batches: float) -> float:
         weights = sum(map(self._work.weights, self._work.checkpoint.matrices))
