@@ -7,7 +7,7 @@ own rounding. With MLX types it has the same type, as ``mlx_lm.convert -q`` give
 bits, as mlx-lm's gptq gives it, beside all that have the same bytes. Each line has the mean KL on
 each kind of held-out text with its 95 % interval, that KL as a part of the first line's, and the
 seconds of rounding. AutoRound has a line where it is installed; it tunes for minutes to hours
-without a GPU. With ``--tune N``, mlx-lm's DWQ and our tuning read N windows of calibration text,
+without a GPU. With ``--tune N``, mlx-lm's DWQ and our tuning read N windows of text,
 which takes mlx hours without a GPU.
 """
 
@@ -32,7 +32,7 @@ from bitquilt.calibration.text import (
     calibration_documents,
     encoder,
     held_out_windows,
-    token_windows,
+    tuning_windows,
 )
 from bitquilt.calibration.text_budget import WINDOW
 from bitquilt.metrics.teacher import ClosingTeacher
@@ -40,6 +40,7 @@ from bitquilt.models import open_checkpoint
 from bitquilt.qtypes.kquants import Signed, WithMins
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding import METHODS
+from bitquilt.rounding.tuning import distill
 
 HELD_OUT = 32
 
@@ -60,6 +61,8 @@ def lines(
         yield "AutoRound", lambda: bench.auto_round(qtype, six)
     for method in METHODS:
         yield f"ours, {method}", lambda method=method: bench.ours(qtype, six, method)
+    if tuning is not None:
+        yield "ours, full, tuned", lambda: bench.tuned(qtype, six, tuning)
 
 
 def mlx_lines(
@@ -108,7 +111,9 @@ def main() -> None:
             original = unquantized(asked.model, Path(directory) / "original")
         tuning = None
         if asked.tune:
-            tuning = token_windows(documents, encoder(checkpoint), asked.tune, WINDOW)
+            apart = distill.DEFAULT_SCHEDULE.set_apart(asked.tune)
+            search, encode = corpus.bundled("search"), encoder(checkpoint)
+            tuning = tuning_windows(documents, search, encode, apart, asked.tune, WINDOW)
         for name in dict.fromkeys(asked.types):
             qtype = qtypes.get(name)
             if name in ("BF16", "F32"):

@@ -39,4 +39,4 @@ def plain_moments(checkpoint: Checkpoint, tokens: Tensor) -> PlainMoments:
         for hook in hooks:
             hook.remove()
     moments[HEAD] = moments[EMBEDDING] = second_moment(model.final_norm(hidden))
-    return moments
+    return {name: moment.cpu() for name, moment in moments.items()}

@@ -19,12 +19,13 @@ from bitquilt.calibration.text import (
     mixed_windows,
     races_and_selection,
     search_documents,
-    token_windows,
+    tuning_windows,
 )
 from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.rounding.tuning.distill import DEFAULT_SCHEDULE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,6 @@ def draw_text(
     """
     encode = encoder(checkpoint)
 
-    def windows(count: int) -> Tensor:
-        return token_windows(documents, encode, count, budget.window)
-
     calibration, folds = calibration_windows(documents, encode, budget.calibration, budget.window)
     held_out = held_out_documents(config.held_out)
     closing, lacking = held_out_windows(held_out, documents, encode, budget.held_out, budget.window)
@@ -81,8 +79,19 @@ def draw_text(
         if search is None
         else _allocation_text(users, calibration, config, search, budget, encode, say),
         closing=closing,
-        tuning=windows(budget.tuning) if quantizing and quantizing.tune else None,
+        tuning=_tuning_text(documents, config, budget, encode)
+        if quantizing and quantizing.tune
+        else None,
     )
+
+
+def _tuning_text(
+    documents: Sequence[Document], config: AllocationConfig, budget: TextBudget, encode: Encode
+) -> Tensor:
+    """Cut the windows that scales are tuned on, and those of other domains that end the tuning."""
+    others = search_documents(config.held_out)
+    apart = DEFAULT_SCHEDULE.set_apart(budget.tuning)
+    return tuning_windows(documents, others, encode, apart, budget.tuning, budget.window)
 
 
 def _allocation_text(

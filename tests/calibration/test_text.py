@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 
 from bitquilt.calibration.corpus import Document, bundled
-from bitquilt.calibration.text import search_documents, token_windows
+from bitquilt.calibration.text import search_documents, token_windows, tuning_windows
 
 
 def text(content: str, domain: str = "text") -> Document:
@@ -47,3 +47,20 @@ def test_few_documents_are_read_and_every_domain_in_proportion():
 
 def test_types_are_chosen_on_the_bundled_search_text():
     assert search_documents() == bundled("search")
+
+
+OWN, OTHER = text(" ".join(["1"] * 400), "prose"), " ".join(["2"] * 200)
+
+
+def test_tuning_stops_by_text_of_other_domains():
+    others = [text(OTHER, f"domain {n % 2}") for n in range(6)]
+    drawn = tuning_windows([OWN], others, numbers, apart=2, count=6, length=16)
+    assert drawn.shape == (6, 16)
+    assert (drawn[:2] == 2).any(dim=1).all()
+    assert not (drawn[2:] == 2).any()
+
+
+def test_where_there_is_no_other_text_calibration_text_ends_the_tuning():
+    drawn = tuning_windows([OWN], [], numbers, apart=2, count=6, length=16)
+    assert drawn.shape == (6, 16)
+    assert not (drawn == 2).any()

@@ -236,6 +236,36 @@ def races_and_selection(documents: Sequence[Document]) -> tuple[list[Document], 
     return races, [d for own in domains.values() for d in own[2::3]]
 
 
+def tuning_windows(
+    documents: Sequence[Document],
+    search: Sequence[Document],
+    encode: Encode,
+    apart: int,
+    count: int,
+    length: int,
+) -> Tensor:
+    """Cut int64 [count, length] windows to tune on; the first of them say when to stop.
+
+    Args:
+        documents: the calibration text.
+        search: documents of other domains, which the windows set apart are from; with too few of
+            them, all windows are of calibration text.
+        encode: splits text into tokens.
+        apart: windows that are set apart.
+        count: windows in all.
+        length: tokens of a window.
+
+    Raises:
+        UserError: there is too little calibration text.
+    """
+    try:
+        others = mixed_windows((), races_and_selection(search)[0], encode, apart, length)
+    except UserError:
+        return token_windows(documents, encode, count, length)
+    own = token_windows(documents, encode, count - apart, length)
+    return torch.cat([others, own])
+
+
 def mixed_windows(
     users: Sequence[Document],
     bundled: Sequence[Document],

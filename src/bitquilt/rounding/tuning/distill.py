@@ -1,8 +1,8 @@
 """Distillation: gradient descent on KL(original ‖ mix) over scales and norms, on calibration text.
 
-Some windows are set apart: what was best on them is kept, and the mix as it was rounded if nothing
-was better. Held-out text plays no part, so the closing figures stay honest. mlx-lm's DWQ does the
-same for MLX's scales and biases.
+Some windows, of domains that the calibration text has none of, are set apart: what was best on them
+is kept, and the mix as it was rounded if nothing was better. Held-out text plays no part, so the
+closing figures stay honest. mlx-lm's DWQ does the same for MLX's scales and biases.
 
 Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
 """
@@ -109,8 +109,8 @@ def tune(
         checkpoint: the original.
         allocation: module path → type name, for every matrix.
         packed: the matrices as they were rounded.
-        teacher: the original on calibration text, of at least four windows, each read once; the
-            first are set apart.
+        teacher: the original on text to tune on, of at least four windows, each read once; the
+            first are set apart (:func:`bitquilt.calibration.text.tuning_windows`).
         work: gets an artefact ``tuned/<allocation, matrices, text and schedule>``.
         progress: advances after each step, at most :meth:`TuningSchedule.steps` times; told what
             came of it.
@@ -128,7 +128,7 @@ def tune(
         else "no lower after it, so they stay as they were"
     )
     progress.say(
-        f"KL on calibration text that was set apart: {before:.4g} nats/token before tuning the "
+        f"KL on text that was set apart: {before:.4g} nats/token before tuning the "
         f"scales, {outcome}"
     )
     return Tuned(
