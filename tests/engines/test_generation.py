@@ -173,3 +173,50 @@ def test_tokens_that_an_engine_forbids_are_no_error() -> None:
 
     request = GenerationRequest(tokens=[0], sampling=Sampling(), max_tokens=9)
     assert not any(piece.broken for _, piece in Generation(Forbidding(b"one"), [request]))
+
+
+def test_what_fails_in_drawing_ends_its_row_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    sound = GenerationRequest(tokens=[0], sampling=Sampling(), max_tokens=9)
+    foreign = replace(sound, logit_bias=[(9999, 1.0)])  # fails when the token is drawn
+    unseeded = replace(sound, sampling=Sampling(temperature=1.0, seed=-1))  # and before
+    pieces = list(Generation(Parrot(b"one"), [foreign, sound, unseeded]))
+    assert "".join(piece.text for row, piece in pieces if row == 1) == "one"
+    for row in (0, 2):
+        (piece,) = (piece for index, piece in pieces if index == row)
+        assert piece.ends
+        assert piece.problem
+        assert "could not be drawn" in piece.problem
+    assert "IndexError" in capfd.readouterr().err
+
+
+class Small(Parrot):
+    """A model that has no room for some prompts, and forgets everything when it is full."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
+        if any(len(prompt) > 3 and prompt[-1] == 9 for prompt in prompts):
+            self._rows = []
+            raise UserError("it does not fit")
+        done = [max(0, len(prompt) - 1) for prompt in prompts]
+        self._rows = [
+            iter([*self._sentences[p[0]], END][d:]) for p, d in zip(prompts, done, strict=True)
+        ]
+        return self.step([]), len(prompts)
+
+
+def test_a_prompt_that_does_not_fit_ends_its_row_alone() -> None:
+    sound = GenerationRequest(tokens=[0], sampling=Sampling(), max_tokens=9)
+    large = replace(sound, tokens=[0, 0, 0, 9])
+    other = replace(sound, tokens=[1])
+    generation = Generation(Small(b"first", b"other"), [sound])
+    said: dict[int, str] = {}
+    problems = []
+    for row, piece in generation:
+        said[row] = said.get(row, "") + piece.text
+        problems += [(row, piece.problem)] if piece.problem else []
+        if said == {0: "fi"}:
+            generation.add(large)
+            generation.add(other)
+    assert problems == [(1, "it does not fit")]
+    assert (said[0], said[2]) == ("first", "other")
+    pieces = list(Generation(Small(b"x"), [large]))
+    assert [piece.problem for _, piece in pieces] == ["it does not fit"]

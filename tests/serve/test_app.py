@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+from bitquilt.talk.sample import Sample
 from tests.serve.conftest import KEY, Running, post, running
 from tests.talk.book import Book, reciting
 
@@ -285,3 +286,37 @@ def test_an_answer_of_no_numbers_is_refused_alone() -> None:
         (choice,) = sound.result().choices
         assert choice.message.content == slow
         assert server.settles()
+
+
+@pytest.mark.parametrize("where", ["push", "begin", "request"])
+def test_a_bug_in_one_answer_ends_its_request_alone(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """An exception in what is done for one answer, while another one is under way."""
+    sound = getattr(Sample, where)
+
+    def buggy(self: Sample, *args: Any) -> Any:
+        if self._settings.max_tokens == 77:
+            raise LookupError(where)
+        return sound(self, *args)
+
+    monkeypatch.setattr(Sample, where, buggy)
+    opened = []
+
+    def engine() -> Book:
+        opened.append(Book(reciting("Hello " * 1500), CALLING, context=100_000))
+        return opened[-1]
+
+    text = {"prompt": "x|", "max_tokens": 8000, "detect_loops": False}
+    with running(engine, max_tokens=10_000) as server, ThreadPoolExecutor(1) as pool:
+        other = pool.submit(post, server, json.dumps(text).encode(), "/v1/completions")
+        assert server.within(20, lambda: server.scheduler.running == 1)
+        for stream in (False, True):
+            bad = {"messages": QUESTION, "max_tokens": 77, "n": 2, "stream": stream}
+            found, said = post(server, json.dumps(bad).encode())
+            assert found == 500
+            assert "try again" in said["error"]["message"]
+        status, answered = other.result()
+        assert (status, len(answered["choices"][0]["text"])) == (200, 8000)
+        assert server.settles()
+    assert len(opened) == 1

@@ -19,6 +19,7 @@ from bitquilt.engines.engine import (
     ModelInfo,
     Sampling,
     Stream,
+    TokenScore,
     require_spoken,
     spoken,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ModelInfo",
     "Sampling",
     "Stream",
+    "TokenScore",
     "open_engine",
     "require_spoken",
     "spoken",

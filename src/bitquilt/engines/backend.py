@@ -6,7 +6,7 @@ Letters: B rows, L tokens in a window, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -46,6 +46,10 @@ class Backend(Protocol):
 
     def window(self, tokens: Sequence[int]) -> Logits:
         """Read tokens in an empty context; logits after each of them, float32 [L, V]."""
+        ...
+
+    def read(self, tokens: Sequence[int]) -> Iterator[Logits]:
+        """Read tokens as ``window`` does; logits after each, a few rows at a time."""
         ...
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:

@@ -7,6 +7,7 @@ is answered as ``{"error": sentence}``; any other ends the process, and the last
 standard error says why.
 
     {"do": "tokenize", "text", "add_special"}  ──> {"tokens"}, also while a generation runs
+    {"do": "decode", "tokens"}                 ──> {"text"}, likewise
     {"do": "logits", "tokens"}                 ──> {"shape"} and float32 [L, V]
     {"do": "stream", "requests"}               ──> {"said", "prefilled", "ended"}, again and again
     {"do": "add", "request"}, {"do": "drop", "row"}: the generation that runs, which goes on
@@ -25,14 +26,14 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, astuple
+from dataclasses import asdict
 from queue import Queue
 from typing import Any, BinaryIO
 
 from bitquilt.engines.backend import Backend
 from bitquilt.engines.engine import GenerationRequest, Sampling
 from bitquilt.engines.generation import Generation
-from bitquilt.engines.wire import Packet, receive, send
+from bitquilt.engines.wire import Packet, packed_token, receive, send
 from bitquilt.errors import EngineMissingError, UserError
 
 BACKENDS = {
@@ -101,6 +102,8 @@ class _Service:
         if order["do"] == "tokenize":
             tokens = self._backend.tokenize(order["text"], order["add_special"])
             self._send({"tokens": tokens})
+        elif order["do"] == "decode":
+            self._send({"text": self._backend.decode(order["tokens"])})
         elif order["do"] == "logits":
             send(self._answers, {}, self._backend.window(order["tokens"]))
         elif order["do"] == "stream":
@@ -117,7 +120,7 @@ class _Service:
         said: list[tuple[Any, ...]] = []
         sent = time.monotonic()
         for row, piece in generation:
-            said.append((row, *astuple(piece)))
+            said.append((row, *packed_token(piece)))
             if time.monotonic() - sent > MESSAGE_SECONDS:
                 self._send({"said": said, "prefilled": generation.prefilled, "ended": 0})
                 said, sent = [], time.monotonic()

@@ -14,10 +14,10 @@ A stream continues several prompts, its rows. To whoever reads it, a row goes th
 
 A row is waiting until its prompt has been read, gives one :class:`GeneratedToken` after the other
 while it runs, and has ended once it gave a token that ``ends`` or the last of its ``max_tokens``,
-or was dropped. A row whose logits are no numbers ends with a token that is ``broken``, one whose
-grammar cannot be followed with a token that has a ``problem``. An engine in
-another process may be ahead of its reader, so tokens of a dropped row can still come; the reader
-leaves them out. The stream ends when all rows have ended; ``add()`` opens it again.
+or was dropped. A row whose logits are no numbers ends with a token that is ``broken``, one that
+cannot go on for another reason with a token that has a ``problem``. An engine in another process
+may be ahead of its reader, so tokens of a dropped row can still come; the reader leaves them out.
+The stream ends when all rows have ended; ``add()`` opens it again.
 """
 
 from __future__ import annotations
@@ -95,9 +95,29 @@ class GenerationRequest:
     """How many of the last ``tokens`` are the model's own; two of the penalties count only them."""
     avoid: Sequence[int] = ()
     """A continuation that is made unlikely, token by token for as long as the model follows it."""
+    logit_bias: Sequence[tuple[int, float]] = ()
+    """Tokens, and what is added to their logits."""
+    scores: int | None = None
+    """Tell the log-probability of each token that the model says, and those of so many of the
+    likeliest; None for neither."""
+    score_prompt: bool = False
+    """Tell those of the prompt's tokens, too."""
     grammar: str | None = None
     """What the model says, from the first of its own tokens on, follows this grammar, which
     :mod:`bitquilt.talk.grammar` writes; None lets it say anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely a token was, before temperature, penalties and filters."""
+
+    token: int
+    text: str
+    """The token alone as text; the name of a control token."""
+    logprob: float
+    """The natural logarithm of its probability."""
+    top: Sequence[tuple[int, str, float]] = ()
+    """Token, text and log-probability of the likeliest tokens, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +135,11 @@ class GeneratedToken:
     """Whether the model computed NaN or infinity instead: then it is no token, and its row has
     ended. The other rows go on."""
     problem: str | None = None
-    """Why the row's grammar cannot be followed: then it is no token either, and the row has
+    """Why the row cannot go on, in a sentence: then it is no token either, and the row has
     ended."""
+    score: TokenScore | None = None
+    prompt: Sequence[TokenScore] = ()
+    """Of the prompt's tokens but the first, with the first token of a row."""
 
 
 class Stream(Protocol):
@@ -153,22 +176,19 @@ def require_spoken(info: ModelInfo, piece: GeneratedToken) -> None:
     """Check that a row said a token, rather than why it ended without one.
 
     Raises:
-        UserError: the model computes NaN or infinity, or the row's grammar cannot be followed.
+        UserError: the model computes NaN or infinity, or the row has a problem.
     """
     if piece.broken:
         raise info.broken
     if piece.problem is not None:
-        raise UserError(
-            f"the grammar or schema cannot be followed to its end: {piece.problem}; simplify it"
-        )
+        raise UserError(piece.problem)
 
 
 def spoken(info: ModelInfo, stream: Stream) -> Generator[tuple[int, GeneratedToken], None, None]:
     """Pass on the tokens of a stream.
 
     Raises:
-        UserError: the model computes NaN or infinity in one of its rows, or a row's grammar cannot
-            be followed.
+        UserError: the model computes NaN or infinity in one of its rows, or a row has a problem.
     """
     for row, piece in stream:
         require_spoken(info, piece)
@@ -190,6 +210,10 @@ class Engine(Protocol):
             add_special: add what the tokenizer puts around plain text, such as a start token; a
                 chat template has written that already.
         """
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Token ids to text without control tokens, also while a stream is open."""
         ...
 
     def logits(self, tokens: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:

@@ -14,14 +14,17 @@ was dropped before it joined is read with the others, and says nothing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from traceback import print_exc
 from typing import Self
 
 import numpy as np
 
 from bitquilt.engines.backend import Backend, Logits
-from bitquilt.engines.constraint import Constraint, ConstraintError
-from bitquilt.engines.engine import GeneratedToken, GenerationRequest
-from bitquilt.engines.sampling import Sampler
+from bitquilt.engines.constraint import ConstraintError
+from bitquilt.engines.engine import GeneratedToken, GenerationRequest, TokenScore
+from bitquilt.engines.sampling import Sampler, token_score
+from bitquilt.errors import UserError
 
 
 class Generation:
@@ -33,6 +36,8 @@ class Generation:
         self._count = 0
         self._running: list[_Row] = []
         self._joining: list[_Row] = []
+        self._failed: list[tuple[int, GeneratedToken]] = []
+        """What to say of rows that could not join."""
         for request in requests:
             self.add(request)
 
@@ -48,17 +53,37 @@ class Generation:
                 if len(self._running) < len(before):
                     self._backend.retain([i for i, row in enumerate(before) if not row.over])
                 logits = self._backend.step([row.tokens[-1] for row in self._running])
+            yield from self._failed
+            self._failed.clear()
             for row, its_logits in zip(self._running, logits, strict=True):
                 if not row.over:
                     yield row.index, row.say(its_logits)
 
-    def _join(self) -> Logits:
-        """Let new rows in: all rows are read, of which the running ones lack their last token."""
-        known = len(self._running)
-        self._running += self._joining
-        self._joining = []
-        room = max(row.left for row in self._running)
-        logits, prefilled = self._backend.prefill([row.tokens for row in self._running], room)
+    def _join(self) -> Logits | tuple[()]:
+        """Let new rows in: all rows are read, of which the running ones lack their last token.
+
+        If that fails, the new rows are let in one by one, and those for which it fails are over.
+        """
+        joining, self._joining = self._joining, []
+        for row in joining:
+            row.score_prompt()
+        try:
+            return self._prefill([*self._running, *joining], len(self._running))
+        except UserError:
+            for row in joining:
+                try:
+                    logits = self._prefill([*self._running, row], len(self._running))
+                except UserError as error:
+                    self._failed.append(row.fail(error.sentence))
+        if self._failed and self._running:  # a failure leaves the context empty
+            logits = self._prefill(self._running, len(self._running))
+        return logits if self._running else ()
+
+    def _prefill(self, rows: list[_Row], known: int) -> Logits:
+        """Read rows, the first of which were known before; then they run."""
+        room = max(row.left for row in rows)
+        logits, prefilled = self._backend.prefill([row.tokens for row in rows], room)
+        self._running = rows
         self.prefilled += max(0, prefilled - known)
         return logits
 
@@ -87,7 +112,7 @@ class Generation:
 
 
 class _Row:
-    """One prompt that is continued."""
+    """One prompt that is continued. What fails in it ends this row only."""
 
     def __init__(self, backend: Backend, index: int, request: GenerationRequest) -> None:
         self.index = index
@@ -96,44 +121,74 @@ class _Row:
         """The prompt, and what the model has said since."""
         self.left = request.max_tokens
         self._backend = backend
+        self._request = request
         self._problem: str | None = None
-        self._sampler = Sampler(request, self._constraint(request))
+        self._prompt: list[TokenScore] = []
+        """What is still to be told of the prompt."""
         self._text = _TextStream(backend, request.tokens[-1])
+        with self._told():
+            own = request.tokens[len(request.tokens) - request.said :]
+            grammar = request.grammar
+            constraint = None if grammar is None else backend.grammars.constraint(grammar, own)
+            self._sampler = Sampler(request, constraint)
+
+    def score_prompt(self) -> None:
+        """Find out how likely the prompt was, if that is asked for."""
+        if self._request.score_prompt and not self.over:
+            with self._told():
+                tokens, top = self._request.tokens, self._request.scores or 0
+                after = (row for rows in self._backend.read(tokens[:-1]) for row in rows)
+                pairs = zip(tokens[1:], after, strict=True) if len(tokens) > 1 else ()
+                self._prompt = [token_score(self._backend, row, t, top) for t, row in pairs]
+
+    def fail(self, sentence: str) -> tuple[int, GeneratedToken]:
+        """End the row; returns what to say of it."""
+        self.over = True
+        return self.index, GeneratedToken(self.tokens[-1], "", ends=True, problem=sentence)
 
     def say(self, logits: Logits) -> GeneratedToken:
         """Draw the next token."""
         if not np.isfinite(logits.max()):  # of NaN or infinity; some engines forbid tokens by −inf
             self.over = True
             return GeneratedToken(self.tokens[-1], "", ends=True, broken=True)
-        try:
-            if self._problem:
-                raise ConstraintError(self._problem)
-            token = self._sampler.draw(logits)
-        except ConstraintError as error:
-            self.over = True
-            return GeneratedToken(self.tokens[-1], "", ends=True, problem=str(error))
+        with self._told():
+            if self._problem is None:
+                return self._say(logits)
+        assert self._problem is not None
+        return self.fail(self._problem)[1]
+
+    def _say(self, logits: Logits) -> GeneratedToken:
+        score, prompt = None, self._prompt
+        token = self._sampler.draw(logits)
+        if self._request.scores is not None:
+            score = token_score(self._backend, logits, token, self._request.scores)
+        self._prompt = []
         self.tokens.append(token)
         self.left -= 1
         if self._backend.ends_turn(token):
             self.over = True
-            return GeneratedToken(token, self._text.rest(), control=False, ends=True)
+            return GeneratedToken(token, self._text.rest(), ends=True, prompt=prompt)
         name = self._backend.control_text(token)
         text = self._text.push(token) if name is None else name
         self.over = self.over or self.left == 0
         if self.over and name is None:
             text += self._text.rest()
-        return GeneratedToken(token, text, control=name is not None)
+        return GeneratedToken(token, text, name is not None, score=score, prompt=prompt)
 
-    def _constraint(self, request: GenerationRequest) -> Constraint | None:
-        """The state of the grammar after what was said; a grammar that fails ends this row only."""
-        if request.grammar is None:
-            return None
-        own = request.tokens[len(request.tokens) - request.said :]
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Keep what fails as the row's problem."""
         try:
-            return self._backend.grammars.constraint(request.grammar, own)
+            yield
         except ConstraintError as error:
-            self._problem = str(error)
-            return None
+            why = "the grammar or schema cannot be followed to its end"
+            self._problem = f"{why}: {error}; simplify it"
+        except UserError as error:
+            self._problem = error.sentence
+        except Exception as error:
+            print_exc()  # to the engine's log
+            why = f"{type(error).__name__}: {error}".partition("\n")[0]
+            self._problem = f"the next token could not be drawn: {why}; report this request"
 
 
 class _TextStream:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,13 +131,15 @@ class LlamaCppBackend:
 
     def window(self, tokens: Sequence[int]) -> Logits:
         """See :class:`~bitquilt.engines.backend.Backend`."""
+        return np.concatenate([logits.copy() for logits in self.read(tokens)])
+
+    def read(self, tokens: Sequence[int]) -> Iterator[Logits]:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
         self._reserve(1, len(tokens))
         self._forget(range(len(self._held)))
-        rows = []
         for chunk in _chunks(tokens):
-            rows.append(self._decode(chunk, [0] * len(chunk), range(len(chunk))).copy())
+            yield self._decode(chunk, [0] * len(chunk), range(len(chunk)))
             self._held[0] += chunk
-        return np.concatenate(rows)
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         """See :class:`~bitquilt.engines.backend.Backend`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,12 @@ class MlxBackend(HubTokenizer):
 
     def window(self, tokens: Sequence[int]) -> Logits:
         """See :class:`~bitquilt.engines.backend.Backend`."""
+        return np.concatenate(list(self.read(tokens)))
+
+    def read(self, tokens: Sequence[int]) -> Iterator[Logits]:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
         self._keep(0)
-        return np.concatenate([_floats(logits) for logits in self._read(tokens)])
+        yield from map(_floats, self._read(tokens))
 
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         """See :class:`~bitquilt.engines.backend.Backend`; the caches grow by themselves."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bitquilt.engines.engine import Engine, GeneratedToken, GenerationRequest, ModelInfo, Sampling
-from bitquilt.engines.wire import Packet, receive, send
+from bitquilt.engines.wire import Packet, receive, send, unpacked_token
 from bitquilt.errors import EngineCrashedError, EngineMissingError, UserError
 
 EXIT_SECONDS = 10
@@ -69,9 +69,18 @@ class RemoteEngine(Engine):
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See :class:`~bitquilt.engines.engine.Engine`."""
         self._send({"do": "tokenize", "text": text, "add_special": add_special})
-        while "tokens" not in (answer := self._receive()[0]):
+        return list(self._answer("tokens"))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """See :class:`~bitquilt.engines.engine.Engine`."""
+        self._send({"do": "decode", "tokens": list(tokens)})
+        return str(self._answer("text"))
+
+    def _answer(self, field: str) -> Any:
+        """Wait for an answer that has this field; what a stream says meanwhile is kept."""
+        while field not in (answer := self._receive()[0]):
             self._early.append(answer)
-        return list(answer["tokens"])
+        return answer[field]
 
     def logits(self, tokens: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:
         """See :class:`~bitquilt.engines.engine.Engine`."""
@@ -164,7 +173,7 @@ class RemoteStream:
         while not self._done:
             message = self._next()
             for row, *fields in message["said"]:
-                yield row, GeneratedToken(*fields)
+                yield row, unpacked_token(fields)
 
     def add(self, request: GenerationRequest) -> int:
         """See :class:`~bitquilt.engines.engine.Stream`."""

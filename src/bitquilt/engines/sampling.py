@@ -13,15 +13,18 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from bitquilt.engines.backend import Logits
+from bitquilt.engines.backend import Backend, Logits
 from bitquilt.engines.constraint import Constraint
-from bitquilt.engines.engine import GenerationRequest, Sampling
+from bitquilt.engines.engine import GenerationRequest, Sampling, TokenScore
 
 AVOIDING = 4.0
 """Nats that each token of an avoided continuation loses, for as long as the model follows it."""
 MARGINS = (8.0, 32.0, np.inf)
 """How far below the likeliest token candidates are looked for, in nats: sorting a vocabulary of
 128k for every token would take longer than a small model does."""
+
+LEAST_LOGPROB = -9999.0
+"""Stands for the logarithm of 0, which JSON cannot write, as in OpenAI's API."""
 
 Doubles = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.intp]
@@ -37,6 +40,8 @@ class Sampler:
         self._random = np.random.default_rng(request.sampling.seed)
         self._avoid = list(request.avoid)
         self._penalties = _Penalties(request) if _penalizes(request.sampling) else None
+        self._biased = np.array([token for token, _ in request.logit_bias], dtype=np.intp)
+        self._bias = np.array([bias for _, bias in request.logit_bias], dtype=np.float32)
 
     def draw(self, logits: Logits) -> int:
         """Draw the next token for float32 [V] logits.
@@ -46,6 +51,9 @@ class Sampler:
         """
         if self._penalties:
             logits = self._penalties.apply(logits)
+        if len(self._biased):
+            logits = logits.copy()
+            np.add.at(logits, self._biased, self._bias)
         if self._avoid:
             logits = logits.copy()
             logits[self._avoid[0]] -= AVOIDING
@@ -71,6 +79,37 @@ class Sampler:
         ids, weights = candidates(logits, self._settings)
         reached = np.cumsum(weights)
         return int(ids[np.searchsorted(reached, self._random.random() * reached[-1], "right")])
+
+
+def token_score(backend: Backend, logits: Logits, token: int, top: int) -> TokenScore:
+    """How likely a token was.
+
+    Args:
+        backend: knows the tokens' texts.
+        logits: float32 [V], as the model computed them.
+        token: that was drawn, or stands in the prompt.
+        top: so many of the likeliest tokens are told with it.
+
+    Raises:
+        UserError: the logits are NaN or infinite.
+    """
+    highest = float(logits.max())
+    if not np.isfinite(highest):
+        raise backend.info.broken
+    total = highest + float(np.log(np.exp(logits - highest).sum(dtype=np.float64)))
+    ids = np.argpartition(-logits, min(top, len(logits) - 1))[:top] if top else ()
+    likeliest = sorted((-float(logits[one]), int(one)) for one in ids)
+
+    def text(one: int) -> str:
+        name = backend.control_text(one)
+        return backend.decode([one]) if name is None else name
+
+    return TokenScore(
+        token,
+        text(token),
+        max(float(logits[token]) - total, LEAST_LOGPROB),
+        [(one, text(one), max(-value - total, LEAST_LOGPROB)) for value, one in likeliest],
+    )
 
 
 def candidates(logits: Logits, settings: Sampling) -> tuple[Ids, Doubles]:

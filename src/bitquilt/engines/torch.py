@@ -67,6 +67,10 @@ class TorchEngine(HubTokenizer, Engine):
         rows: Logits = self.model(torch.tensor([tokens])).logits[0].numpy()
         return rows
 
+    def read(self, tokens: Sequence[int]) -> Iterator[Logits]:
+        """See :class:`~bitquilt.engines.backend.Backend`; all at once."""
+        yield self.window(tokens)
+
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], room: int) -> tuple[Logits, int]:
         """See :class:`~bitquilt.engines.backend.Backend`; the caches grow by themselves."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import astuple
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+
+from bitquilt.engines.engine import GeneratedToken, TokenScore
 
 Packet = dict[str, Any]
 """The JSON of one message; ``shape`` announces float32 values behind it."""
@@ -42,3 +46,28 @@ def receive(stream: BinaryIO) -> tuple[Packet, npt.NDArray[np.float32] | None]:
             raise EOFError
         view = view[count:]
     return message, array
+
+
+def packed_token(piece: GeneratedToken) -> tuple[Any, ...]:
+    """A token for a message; most are but a number and a text."""
+    if not (piece.control or piece.ends or piece.problem or piece.score or piece.prompt):
+        return piece.token, piece.text
+    return astuple(piece)
+
+
+def unpacked_token(fields: Sequence[Any]) -> GeneratedToken:
+    """The token of a message."""
+    if len(fields) == 2:
+        return GeneratedToken(*fields)
+    *plain, score, prompt = fields
+    token, text, control, ends, broken, problem = plain
+    return GeneratedToken(
+        token,
+        text,
+        control,
+        ends,
+        broken,
+        problem,
+        score=TokenScore(*score) if score else None,
+        prompt=[TokenScore(*one) for one in prompt],
+    )

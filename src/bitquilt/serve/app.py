@@ -169,11 +169,15 @@ class Server:
         check_model(asked.model, self._name)
         settings = asked.settings(self.scheduler.info, self._most)
 
+        reply = TextReply(self._name, asked.stream_options.include_usage)
+
         def prepare(engine: Engine) -> Sequence[Sample]:
             prompts = [plain(engine, prompt) for prompt in asked.prompt]
+            if asked.echo:
+                said = [p if isinstance(p, str) else engine.decode(p) for p in asked.prompt]
+                reply.echo = dict(enumerate(text for text in said for _ in settings))
             return [Sample(engine, prompt, one) for prompt in prompts for one in settings]
 
-        reply = TextReply(self._name, asked.stream_options.include_usage)
         return await self._answer(request, asked, prepare, reply)
 
     async def _answer(

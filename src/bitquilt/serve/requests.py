@@ -29,6 +29,9 @@ MAX_ROLLBACKS = AnswerSettings.max_rollbacks
 MOST_ANSWERS = 256
 """One request may want so many answers: prompts, times ``n``."""
 MOST_STOPS = 16
+MOST_LOGPROBS = 20
+FORBIDDING = -100.0
+"""A bias that no token survives."""
 TOLD_FIELDS, TOLD_LENGTH = 16, 64
 """So many unknown fields are named in the header of a response, each by so many characters."""
 SEEDS = 1 << 63
@@ -102,12 +105,25 @@ class CompletionRequest(Structured):
         None, ge=-1, validation_alias=AliasChoices("max_tokens", "n_predict")
     )
     stop: list[str] = Field(default_factory=list, max_length=MOST_STOPS)
+    logit_bias: dict[int, float] = Field(default_factory=dict)
     detect_loops: bool = True
 
     @field_validator("stop", mode="before")
     @classmethod
     def _many(cls, stop: Any) -> Any:
         return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _pairs(cls, bias: Any) -> Any:
+        """Read llama.cpp's pairs, too; its false forbids a token."""
+        if isinstance(bias, dict):
+            bias = list(bias.items())
+        if not isinstance(bias, list) or not all(isinstance(p, list | tuple) for p in bias):
+            return bias
+        if any(len(pair) != 2 for pair in bias):
+            raise ValueError("a bias is a token and a number")
+        return {token: FORBIDDING if value is False else value for token, value in bias}
 
     @property
     def unknown(self) -> list[str]:
@@ -120,7 +136,14 @@ class CompletionRequest(Structured):
         Args:
             info: the model.
             most: the most tokens that one answer may have.
+
+        Raises:
+            RefusedError: a token of ``logit_bias`` is none of the model's.
         """
+        if foreign := [token for token in self.logit_bias if not 0 <= token < info.vocabulary]:
+            raise invalid(
+                f"logit_bias: the token {foreign[0]} is none of the model's {info.vocabulary:,}"
+            )
         stated = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
         if self.top_k == -1:  # vLLM's word for no limit
             stated["top_k"] = 0
@@ -134,6 +157,9 @@ class CompletionRequest(Structured):
             stop=self.stop,
             max_rollbacks=MAX_ROLLBACKS if self.detect_loops else None,
             grammar=self.answer_grammar(),
+            logit_bias=tuple(self.logit_bias.items()),
+            scores=self._scores(),
+            score_prompt=self._scores_prompt(),
         )
         return [
             replace(settings, sampling=replace(settings.sampling, seed=seed + number))
@@ -145,6 +171,13 @@ class CompletionRequest(Structured):
 
     def _think_budget(self, template: str | None) -> int | None:
         return None
+
+    def _scores(self) -> int | None:
+        """How many of the likeliest tokens are told with each; None for no scores."""
+        return None
+
+    def _scores_prompt(self) -> bool:
+        return False
 
 
 THINKING_SWITCHES = ("enable_thinking", "thinking")
@@ -176,6 +209,8 @@ class ChatRequest(CompletionRequest):
     thinking: dict[str, Any] = Field(default_factory=dict)
     reasoning_effort: str | None = None
     reasoning: dict[str, Any] = Field(default_factory=dict)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
@@ -257,6 +292,9 @@ class ChatRequest(CompletionRequest):
         switched = template_variables(template) & set(THINKING_SWITCHES)
         return self.think_budget if switched or style_of(template, template) == PLAIN else 0
 
+    def _scores(self) -> int | None:
+        return self.top_logprobs if self.logprobs or self.top_logprobs else None
+
 
 class TextRequest(CompletionRequest):
     """``POST /v1/completions``."""
@@ -264,6 +302,7 @@ class TextRequest(CompletionRequest):
     prompt: list[str] | list[list[int]] = Field(min_length=1)
     """Texts, or the ids of their tokens."""
     echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -281,6 +320,12 @@ class TextRequest(CompletionRequest):
         if len(self.prompt) * self.n > MOST_ANSWERS:
             raise ValueError(f"at most {MOST_ANSWERS} answers can be wanted at once")
         return self
+
+    def _scores(self) -> int | None:
+        return self.logprobs
+
+    def _scores_prompt(self) -> bool:
+        return self.echo and self.logprobs is not None
 
 
 def parse_request(kind: type[Body], body: bytes, strict: bool = False) -> Body:

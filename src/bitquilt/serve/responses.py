@@ -15,8 +15,9 @@ from dataclasses import asdict
 from typing import Any
 
 from bitquilt.serve.errors import RefusedError
+from bitquilt.serve.logprobs import chat_logprobs, text_logprobs
 from bitquilt.serve.tools import Call, CallReader
-from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rollback
+from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rollback, Scored
 
 Json = dict[str, Any]
 
@@ -80,12 +81,14 @@ class ChatReply(_Reply):
 
     def told(self, index: int, event: Event) -> Iterator[str]:
         """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        if isinstance(event, Scored):
+            yield self._chunk(index, {"delta": {}, "logprobs": chat_logprobs(event.scores)})
         for delta, finish, more in self._choices[index].deltas(event):
             yield self._chunk(index, {"delta": delta}, finish, **more)
 
     def whole(self, ends: Mapping[int, End]) -> Json:
         """See :class:`~bitquilt.serve.answering.ReplyForm`."""
-        choices = [{"index": index, **self._choice(end)} for index, end in sorted(ends.items())]
+        choices = [{"index": index, **self._choice(end)} for index, end in _ordered(ends)]
         return self._whole(choices, ends, "chat.completion")
 
     def _choice(self, end: End) -> Json:
@@ -100,7 +103,8 @@ class ChatReply(_Reply):
             message["content"] = said.strip()
             message["tool_calls"] = [_call(call) for call in calls]
         finish = "tool_calls" if calls else FINISH[end.finish_reason]
-        return {"message": message, "finish_reason": finish}
+        scored = {"logprobs": chat_logprobs(end.scores)} if end.scores else {}
+        return {"message": message, "finish_reason": finish, **scored}
 
 
 class _ChatChoice:
@@ -149,16 +153,25 @@ class TextReply(_Reply):
 
     def __init__(self, model: str, with_usage: bool) -> None:
         super().__init__("cmpl", "text_completion", model, with_usage)
+        self.echo: dict[int, str] = {}
+        """Number of an answer → the prompt that it begins with; filled in before the first
+        event."""
+        self._lengths: dict[int, int] = {}
 
     def first(self) -> Iterator[str]:
-        """Nothing: no chunk comes before the text."""
-        return iter(())
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        for index, prompt in self.echo.items():
+            yield self._chunk(index, {"text": prompt})
 
     def told(self, index: int, event: Event) -> Iterator[str]:
         """See :class:`~bitquilt.serve.answering.ReplyForm`."""
         match event:
             case Answer(text):
                 yield self._chunk(index, {"text": text})
+            case Scored(scores):
+                offset = self._lengths.get(index, len(self.echo.get(index, "")))
+                self._lengths[index] = offset + sum(len(score.text) for score in scores)
+                yield self._chunk(index, {"text": "", "logprobs": text_logprobs(scores, offset)})
             case Rollback():
                 said = {"rollback": asdict(event)}
                 yield self._chunk(index, {"text": ""}, bitquilt=said)
@@ -168,11 +181,23 @@ class TextReply(_Reply):
 
     def whole(self, ends: Mapping[int, End]) -> Json:
         """See :class:`~bitquilt.serve.answering.ReplyForm`."""
-        choices = [
-            {"index": index, "text": end.answer, "finish_reason": FINISH[end.finish_reason]}
-            for index, end in sorted(ends.items())
-        ]
+        choices = [{"index": index, **self._choice(index, end)} for index, end in _ordered(ends)]
         return self._whole(choices, ends, "text_completion")
+
+    def _choice(self, index: int, end: End) -> Json:
+        prompt = self.echo.get(index)
+        said: Json = {"text": (prompt or "") + end.answer}
+        said["finish_reason"] = FINISH[end.finish_reason]
+        if end.prompt_scores or end.scores:
+            told = sum(len(score.text) for score in end.prompt_scores)
+            first = None if prompt is None else prompt[: max(0, len(prompt) - told)]
+            scores = [*end.prompt_scores, *end.scores]
+            said["logprobs"] = text_logprobs(scores, 0, first)
+        return said
+
+
+def _ordered(ends: Mapping[int, End]) -> list[tuple[int, End]]:
+    return sorted(ends.items(), key=lambda pair: pair[0])
 
 
 def usage(ends: Mapping[int, End]) -> Json:

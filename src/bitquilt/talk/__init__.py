@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from bitquilt.talk.events import Event as Event
     from bitquilt.talk.events import Reasoning as Reasoning
     from bitquilt.talk.events import Rollback as Rollback
+    from bitquilt.talk.events import Scored as Scored
     from bitquilt.talk.prompt import Prompt as Prompt
+    from bitquilt.talk.prompt import Turn as Turn
     from bitquilt.talk.prompt import compose as compose
     from bitquilt.talk.prompt import plain as plain
     from bitquilt.talk.sample import AnswerSettings as AnswerSettings
@@ -38,7 +40,9 @@ _HOMES = {
     "Prompt": "bitquilt.talk.prompt",
     "Reasoning": "bitquilt.talk.events",
     "Rollback": "bitquilt.talk.events",
+    "Scored": "bitquilt.talk.events",
     "Session": "bitquilt.talk.session",
+    "Turn": "bitquilt.talk.prompt",
     "Votes": "bitquilt.talk.votes",
     "answer": "bitquilt.talk.session",
     "compose": "bitquilt.talk.prompt",

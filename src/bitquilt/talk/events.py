@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from bitquilt.engines import TokenScore
 
 ClosingReason = Literal["budget", "loop", "silence"]
 """The thinking budget was spent; the model kept repeating itself; it ended without an answer."""
@@ -42,6 +45,13 @@ class Closing:
     reason: ClosingReason
 
 
+@dataclass(frozen=True)
+class Scored:
+    """How likely the next tokens of the answer were; comes behind their text, if asked for."""
+
+    scores: Sequence[TokenScore]
+
+
 @dataclass(frozen=True, kw_only=True)
 class End:
     """The whole answer; the last event of every answer."""
@@ -72,5 +82,10 @@ class End:
     discarded_tokens: int
     """How many tokens were taken back in rollbacks; ``tokens`` does not count them."""
 
+    scores: Sequence[TokenScore] = ()
+    """How likely the answer's tokens were, if asked for."""
+    prompt_scores: Sequence[TokenScore] = ()
+    """How likely the prompt's tokens were, but for the first, if asked for."""
 
-Event = Reasoning | Answer | Rollback | Closing | End
+
+Event = Reasoning | Answer | Scored | Rollback | Closing | End

@@ -27,10 +27,11 @@ from bitquilt.engines import (
     GeneratedToken,
     GenerationRequest,
     Sampling,
+    TokenScore,
     require_spoken,
 )
 from bitquilt.errors import UserError
-from bitquilt.talk.events import Closing, ClosingReason, End, Event, Rollback
+from bitquilt.talk.events import Closing, ClosingReason, End, Event, Rollback, Scored
 from bitquilt.talk.grammar import beside_reasoning
 from bitquilt.talk.loop_detector import Loop, LoopDetector
 from bitquilt.talk.prompt import Prompt
@@ -65,6 +66,13 @@ class AnswerSettings:
     """The answer follows this grammar, one of :mod:`.grammar`; reasoning between tags is free.
     A model that reasons up to a box does not reason then, for nothing else ends its reasoning."""
 
+    logit_bias: Sequence[tuple[int, float]] = ()
+    """Tokens, and what is added to their logits."""
+    scores: int | None = None
+    """Tell how likely the answer's tokens were, with so many of the likeliest; None for not."""
+    score_prompt: bool = False
+    """Tell how likely the prompt's tokens were, too."""
+
 
 class Sample:
     """One answer in the making.
@@ -93,7 +101,7 @@ class Sample:
         self._closing = _Words(engine, prompt.style.closing)
         self._box = _Words(engine, BOX)
         self._room = min(settings.max_tokens, engine.info.context - len(prompt.tokens))
-        if self._room < 1:
+        if engine.info.context <= len(prompt.tokens) and settings.max_tokens:
             raise UserError(
                 f"the conversation is {len(prompt.tokens):,} tokens long, but the model can "
                 f"read only {engine.info.context:,}; ask something shorter, or begin a new one"
@@ -104,6 +112,9 @@ class Sample:
         self._closed: ClosingReason | None = None
         self._box_at: int | None = None
         self._floor = 0
+        self._scores: dict[int, TokenScore] = {}
+        """Place of a token of the answer → how likely it was."""
+        self._prompt_scores: Sequence[TokenScore] = ()
         self._restart([])
 
     def request(self) -> GenerationRequest:
@@ -114,15 +125,20 @@ class Sample:
         return GenerationRequest(
             tokens=[*self._prompt.tokens, *(token for token, _ in self._said)],
             sampling=replace(sampling, seed=sampling.seed + leg * LEG_SEEDS),
-            max_tokens=left if self._box_at is None else min(left, BOX_ROOM),
+            max_tokens=max(1, left if self._box_at is None else min(left, BOX_ROOM)),
             said=len(self._said),
             avoid=self._avoid,
             grammar=self._grammar,
+            logit_bias=self._settings.logit_bias,
+            scores=self._settings.scores,
+            score_prompt=self._settings.score_prompt and not leg,
         )
 
     def begin(self) -> Iterator[Event]:
         """Prepare the first request: with a budget of 0, the reasoning is closed at once."""
-        if self._spent():
+        if not (self._room or self._settings.score_prompt):
+            yield from self._end("length")
+        elif self._spent():
             yield from self._close("budget")
 
     def push(self, piece: GeneratedToken) -> Iterator[Event]:
@@ -132,6 +148,11 @@ class Sample:
             UserError: the model computes NaN or infinity, or the grammar cannot be followed.
         """
         require_spoken(self._info, piece)
+        if piece.prompt:
+            self._prompt_scores = piece.prompt
+        if not self._room:  # only the prompt was to be scored
+            yield from self._end("length")
+            return
         text = piece.text
         if piece.control and text not in self._prompt.style.tags:
             text = ""
@@ -139,8 +160,12 @@ class Sample:
             yield from self._transcript.push(text)
             yield from self._turn_ended()
             return
+        if scored := piece.score if not self._transcript.thinking else None:
+            self._scores[len(self._said)] = scored
         loop, events = self._take(piece.token, text)
         yield from events
+        if scored:
+            yield Scored([scored])
         if self._transcript.stopped:
             yield from self._end("stop")
         elif self._box_at is not None:
@@ -221,11 +246,14 @@ class Sample:
             tokens=len(self._said),
             thinking_tokens=self._thinking_tokens,
             discarded_tokens=self._discarded,
+            scores=[score for _, score in sorted(self._scores.items())],
+            prompt_scores=self._prompt_scores,
         )
         yield self.ended
 
     def _restart(self, said: Sequence[tuple[int, str]]) -> None:
         """Begin again with these tokens and their texts."""
+        self._scores = {at: score for at, score in self._scores.items() if at < len(said)}
         self._said: list[tuple[int, str]] = []
         style, settings = self._prompt.style, self._settings
         self._transcript = Transcript(style, self._prompt.thinking, settings.stop)
