@@ -17,9 +17,12 @@ from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import GGUF
+from tests.cli.conftest import demo_gguf
 from tests.engines.conftest import divergence, generated, original_logits
 from tests.factories import tiny_tokenizer
 from tests.targets.conftest import Model
+
+__all__ = ["demo_gguf"]
 
 EXACT = 1e-3
 GELU_TABLE = 5e-3
@@ -163,3 +166,12 @@ def test_a_crash_is_one_sentence(make_model: Callable[..., Model], tmp_path: Pat
         engine._process.wait()
         with pytest.raises(UserError, match="crashed"):
             engine.tokenize("hello")
+
+
+def test_spaces_before_punctuation_are_kept(demo_gguf: Path) -> None:
+    """llama.cpp's detokenizer drops them, and the comma with them where it comes alone."""
+    text = 'x , y . z ? { "a" : 1 , "b" : [ ] } do n\'t'
+    with open_engine(demo_gguf) as engine:
+        tokens = engine.tokenize(text)
+        assert engine.decode(tokens) == text
+        assert "".join(engine.decode([token]) for token in tokens) == text

@@ -176,10 +176,6 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
         c_int32,
         [c_void_p, c_char_p, c_int32, POINTER(Token), c_int32, c_bool, c_bool],
     ),
-    "llama_detokenize": (
-        c_int32,
-        [c_void_p, POINTER(Token), c_int32, c_char_p, c_int32, c_bool, c_bool],
-    ),
 }
 
 

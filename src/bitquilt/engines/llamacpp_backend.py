@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,16 +82,15 @@ class LlamaCppBackend:
         return list(tokens[:count])
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """See :class:`~bitquilt.engines.backend.Backend`."""
-        ids = (llama_api.Token * len(tokens))(*tokens)
-        room = 64 * max(1, len(tokens))
-        while True:
-            text = ctypes.create_string_buffer(room)
-            count = self._api.llama_detokenize(self._vocab, ids, len(ids), text, room, True, False)
-            if count >= 0:
-                return text.raw[:count].decode(errors="replace")
-            room = -count
+        """See :class:`~bitquilt.engines.backend.Backend`.
 
+        llama.cpp's own detokenizer takes spaces out, before commas for example, for many models;
+        what a token adds to a text is not what it is decoded to then.
+        """
+        pieces = (self._piece(token) for token in tokens if self.control_text(token) is None)
+        return b"".join(pieces).decode(errors="replace")
+
+    @lru_cache(maxsize=1 << 16)  # noqa: B019
     def control_text(self, token: int) -> str | None:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         if not self._api.llama_vocab_is_control(self._vocab, token):
@@ -113,6 +112,7 @@ class LlamaCppBackend:
             tokenize=lambda text: self.tokenize(text, add_special=False),
         )
 
+    @lru_cache(maxsize=1 << 16)  # noqa: B019 (the backend lives as long as its process)
     def _piece(self, token: int) -> bytes:
         room = 64
         while True:
