@@ -3,9 +3,9 @@
     python benchmarks/mix.py [MODEL] [PRESET…]
 
 Prints mean KL with its 95 % interval, on the same windows, of what llama-quantize makes (its mix,
-ggml's rounding, an importance matrix of the tokens that we calibrate on), of its mix rounded by us, and of
-our mix rounded by us; and the share that ours has of theirs. Text of domains that the calibration
-text has none of has a line of its own.
+ggml's rounding, an importance matrix of the tokens that we calibrate on), of its mix rounded by us,
+and of our mix rounded by us; and the share that ours has of theirs. Text of domains that the
+calibration text has none of has a line of its own.
 """
 
 from __future__ import annotations
