@@ -99,3 +99,9 @@ def test_forced_text_is_spelled_where_the_tokenizer_adds_a_space() -> None:
         constraint.take(int(token))
         tokens.append(int(token))
     assert tokens == [258, 258]
+
+
+def test_text_is_told_to_the_letter(engine: Engine) -> None:
+    """Some tokenizers leave out spaces before punctuation when they turn tokens to text."""
+    (row,) = said(engine, asked(regex_grammar(r"a , b \. c ! d \? it 's")))
+    assert text(row) == "a , b . c ! d ? it 's"

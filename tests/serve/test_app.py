@@ -121,7 +121,7 @@ def test_models_and_health_and_metrics(demo: Running) -> None:
         ({"n": 0}, 400, "n: "),
         ({"n": 1000}, 400, "n: "),
         ({"model": "gpt-4"}, 404, "ask for 'demo'"),
-        ({"tools": [TOOL]}, 400, "takes no tools"),
+        ({"tools": [TOOL]}, 400, "takes none"),
     ],
 )
 def test_bad_requests_are_told_why(

@@ -1,58 +1,197 @@
-"""Tool calls: found however the text is cut, and only where they are calls."""
+"""Tools over HTTP: offered, called, forced, refused, and told of in histories."""
 
 from __future__ import annotations
 
-import itertools
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import openai
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from bitquilt.serve.tools import Call, CallReader
+from tests.serve.conftest import Running, running
+from tests.talk import book
+from tests.talk.book import Book, reciting
 
-CALL = '<tool_call>{"name": "f", "arguments": {"x": "</tool"}}</tool_call>'
-TEXT = f"a < b {CALL} and {CALL}<tool_"
+BODY = "{{ tools | tojson if tools else '' }}{% for m in messages %}{{ m.content }}{% endfor %}|"
+USER: Any = [{"role": "user", "content": "1 + 1"}]
+PARAMETERS = {
+    "type": "object",
+    "properties": {"a": {"type": "integer"}, "why": {"type": "string"}},
+    "required": ["a", "why"],
+    "additionalProperties": False,
+}
+ADD: Any = {"type": "function", "function": {"name": "add", "parameters": PARAMETERS}}
+NOW: Any = {"type": "function", "function": {"name": "now"}}
+ARGUMENTS = {"a": 1, "why": "a </tool_call> b"}
+TEXT = json.dumps(ARGUMENTS)
+NAMED = f'{{"name": "add", "arguments": {TEXT}}}'
+WAYS = {
+    "Hermes": ("<tool_call>", f"<tool_call>\n{NAMED}\n</tool_call>"),
+    "Qwen3-Coder": (
+        "<tool_call> <function=f>",
+        "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=why>\n"
+        "a </tool_call> b\n</parameter>\n</function>\n</tool_call>",
+    ),
+    "Llama 3": ("<|python_tag|>", f'{{"name": "add", "parameters": {TEXT}}}'),
+    "Mistral": ("[TOOL_CALLS]", f"[TOOL_CALLS][{NAMED}]"),
+    "Mistral 11": ("[TOOL_CALLS] [ARGS]", f"[TOOL_CALLS]add[ARGS]{TEXT}"),
+    "FunctionGemma": (
+        "<start_function_call>",
+        "<start_function_call>call:add{a:1,why:<escape>a </tool_call> b<escape>}"
+        "<end_function_call>",
+    ),
+    "Granite 3": ("<|tool_call|>", f"<|tool_call|>[{NAMED}]"),
+    "Phi-4": ("<|tool|> <|/tool_call|>", f"<|tool_call|>[{NAMED}]<|/tool_call|>"),
+}
 
 
-def read(pieces: list[str]) -> list[str | Call]:
-    reader = CallReader()
-    parts = [part for piece in pieces for part in reader.push(piece)]
-    return [*parts, *reader.rest()]
+@contextmanager
+def saying(*texts: str, sign: str) -> Iterator[Running]:
+    template = BODY[:-1] + "{# " + sign + " #}~"  # some families write the bar
+    with running(lambda: Book(reciting(*texts, after="~"), template)) as server:
+        yield server
 
 
-def joined(parts: list[str | Call]) -> list[str | Call]:
-    """Neighbouring texts as one."""
-    found: list[str | Call] = []
-    for part in parts:
-        if found and isinstance(part, str) and isinstance(found[-1], str):
-            found[-1] += part
-        else:
-            found.append(part)
-    return found
+def called(server: Running, stream: bool = False, **asked: Any) -> tuple[list[Any], str, str]:
+    """The calls of an answer, its text, and how it ended."""
+    create = server.client.chat.completions.create
+    reply: Any = create(
+        model="model", stream=stream, **{"messages": USER, "tools": [ADD, NOW], **asked}
+    )
+    if not stream:
+        (choice,) = reply.choices
+        message = choice.message
+        return message.tool_calls or [], message.content or "", choice.finish_reason
+    deltas = [(chunk.choices[0].delta, chunk.choices[0].finish_reason) for chunk in reply]
+    calls = [call for delta, _ in deltas for call in delta.tool_calls or []]
+    return calls, "".join(delta.content or "" for delta, _ in deltas), deltas[-1][1]
 
 
-@given(st.lists(st.integers(0, len(TEXT))))
-def test_it_does_not_matter_how_the_text_is_cut(places: list[int]) -> None:
-    ends = [0, *sorted(places), len(TEXT)]
-    pieces = [TEXT[a:b] for a, b in itertools.pairwise(ends)]
-    call = Call("f", json.dumps({"x": "</tool"}))
-    assert joined(read(pieces)) == ["a < b ", call, " and ", call, "<tool_"]
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_calls_of_every_family_come_as_calls(way: str, stream: bool) -> None:
+    sign, text = WAYS[way]
+    with saying(text, sign=sign) as server:
+        (call,), said, finish = called(server, stream)
+    assert call.function.name == "add"
+    assert json.loads(call.function.arguments) == ARGUMENTS
+    assert re.fullmatch(r"[0-9A-Za-z]{9}", call.id)
+    assert (said, finish) == ("", "tool_calls")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "add"}}], ids=["any", "named"]
+)
+def test_a_forced_call_is_one_in_the_familys_own_notation(way: str, choice: Any) -> None:
+    sign, text = WAYS[way]
+    with saying("Two, I think.", text, sign=sign) as server:
+        assert called(server)[1] == "Two, I think."
+        (call,), said, finish = called(server, tool_choice=choice, parallel_tool_calls=False)
+    assert call.function.name == "add"
+    assert json.loads(call.function.arguments) == ARGUMENTS
+    assert (said, finish) == ("", "tool_calls")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_call_is_forced_from_a_model_that_knows_nothing(way: str) -> None:
+    letters = 'abc 1,2{}"' + "\n<>:[]/=_|"
+    values = {letter: 1.0 + place % 7 for place, letter in enumerate(letters)}
+    properties = {"a": {"type": "integer", "maximum": 99}, "on": {"type": "boolean"}}
+    parameters = {"type": "object", "properties": properties, "required": ["a"]}
+    tool = {
+        "function": {"name": "add", "parameters": {**parameters, "additionalProperties": False}}
+    }
+    template = BODY[:-1] + "{# " + WAYS[way][0] + " #}|"
+    with running(lambda: Book(lambda _: values, template)) as server:
+        (call,), _, _ = called(
+            server, tools=[tool], tool_choice="required", temperature=1.0, seed=3, max_tokens=900
+        )
+    assert type(json.loads(call.function.arguments)["a"]) is int
+
+
+def test_control_tokens_mark_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(book.CONTROL, book.OTHER, "[TOOL_CALLS]")
+    call = f"[TOOL_CALLS][{NAMED}]"
+    with saying(f"So.{call}", call, sign="[TOOL_CALLS]") as server:
+        (call,), said, _ = called(server)
+        assert (call.function.name, said) == ("add", "So.")
+        assert "[TOOL_CALLS]" not in called(server, tools=openai.omit)[1]
+        (call,), _, _ = called(server, tool_choice="required")
+        assert json.loads(call.function.arguments) == ARGUMENTS
+
+
+def test_a_format_leaves_the_way_to_a_call_open() -> None:
+    sign, text = WAYS["Hermes"]
+    formatted = {"response_format": {"type": "json_object"}}
+    with saying(text, '{"a": 1}', sign=sign) as server:
+        assert called(server, **formatted)[0][0].function.name == "add"
+        assert called(server, tools=openai.omit, **formatted)[1] == '{"a": 1}'
+        assert called(server, tool_choice="none", **formatted)[1] == '{"a": 1}'
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("asked", "why"),
     [
-        "<tool_call>no JSON</tool_call>",
-        '<tool_call>{"arguments": {}}</tool_call>',
-        '<tool_call>{"name": "f", "arguments": 3}</tool_call>',
-        "<tool_call>[1]</tool_call>",
-        "<tool_call>cut off",
+        ({"tool_choice": {"type": "function", "function": {"name": "sub"}}}, "'sub', which is not"),
+        ({"tool_choice": "always"}, "'always' is unknown"),
+        ({"tool_choice": "required", "tools": []}, "there are no tools"),
+        (
+            {
+                "tool_choice": "required",
+                "tools": [
+                    {
+                        "type": "function",
+                        "function": {"name": "f", "parameters": {"unevaluatedItems": False}},
+                    }
+                ],
+            },
+            "unevaluatedItems",
+        ),
     ],
 )
-def test_what_is_no_call_stays_text(text: str) -> None:
-    assert joined(read([text])) == [text]
+def test_a_choice_that_makes_no_sense_is_refused(asked: dict[str, Any], why: str) -> None:
+    with (
+        saying("Hi.", sign="<tool_call>") as server,
+        pytest.raises(openai.BadRequestError, match=why),
+    ):
+        called(server, **asked)
 
 
-def test_the_last_tag_may_be_missing() -> None:
-    assert read(['<tool_call>{"name": "f"}']) == [Call("f", "{}")]
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% for m in messages %}{{ m.content }}{% endfor %}|", "takes none"),
+        (BODY, "Hermes, Qwen"),
+    ],
+)
+def test_tools_are_refused_where_the_way_to_call_is_unknown(template: str, why: str) -> None:
+    with running(lambda: Book(reciting("Hi."), template)) as server:
+        with pytest.raises(openai.BadRequestError, match=why):
+            called(server)
+        assert called(server, tool_choice="none")[1] == "Hi."
+        assert called(server, tools=openai.omit)[1] == "Hi."
+
+
+INSISTS = (
+    "{{ tools | tojson if tools else '' }}{% for m in messages %}{% for c in m.tool_calls or [] %}"
+    "{% if c.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif %}"
+    "{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}{{ m.content }}"
+    "{% endfor %}{# <tool_call> #}|"
+)
+
+
+def test_ids_come_back_where_a_template_insists_on_nine_characters() -> None:
+    with running(lambda: Book(reciting(WAYS["Hermes"][1]), INSISTS)) as server:
+        (call,), _, _ = called(server)
+        for name in (call.id, "call_0123456789abcdef"):
+            told = {"id": name, "type": "function", "function": call.function.model_dump()}
+            history = [
+                *USER,
+                {"role": "assistant", "content": None, "tool_calls": [told]},
+                {"role": "tool", "tool_call_id": name, "content": "2"},
+            ]
+            assert called(server, messages=history)[0]

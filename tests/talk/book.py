@@ -101,11 +101,11 @@ class Book:
         pass
 
 
-def reciting(*texts: str) -> Model:
+def reciting(*texts: str, after: str = "|") -> Model:
     """A model that says one text after each prompt that ends in ``|``, one more sure the first."""
 
     def model(so_far: str) -> dict[str, float]:
-        said = so_far.rpartition("|")[2]
+        said = so_far.rpartition(after)[2]
         following = {}
         for sureness, text in zip(range(len(texts), 0, -1), texts, strict=True):
             if (text + END_TEXT).startswith(said) and len(said) <= len(text):

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from bitquilt.errors import UserError
 
@@ -69,6 +69,8 @@ class ModelInfo:
     """``bos_token`` and ``eos_token``, for the chat template."""
     sampling: Sampling
     """The settings that the model's authors recommend; greedy where they recommend none."""
+    response_template: dict[str, Any] | None = None
+    """What the tokenizer says that answers are made of, for transformers' parser."""
     name: str = field(default="the model", compare=False)
     """What errors call it: its file, where it is one."""
 

@@ -38,6 +38,7 @@ class HubTokenizer:
             chat_template=default_template(self._tokenizer.chat_template),
             special_tokens=self._special_tokens(),
             sampling=recommended_sampling(generation),
+            response_template=self._tokenizer.response_template,
         )
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:

@@ -36,7 +36,6 @@ from bitquilt.serve.requests import (
 )
 from bitquilt.serve.responses import ChatReply, TextReply
 from bitquilt.serve.scheduler import Prepare, Scheduler
-from bitquilt.serve.tools import writes_calls
 from bitquilt.talk.prompt import compose, plain
 from bitquilt.talk.sample import Sample
 
@@ -153,15 +152,14 @@ class Server:
         check_model(asked.model, self._name)
         info = self.scheduler.info
         messages = asked.conversation(info.chat_template)
-        tools = asked.offered(info.chat_template)
+        tools = asked.offered(info)
         settings, turn = asked.settings(info, self._most), asked.turn()
 
         def prepare(engine: Engine) -> Sequence[Sample]:
-            prompt = compose(engine, messages, tools, turn)
-            return [Sample(engine, prompt, one) for one in settings]
+            prompt = compose(engine, messages, tools.tools, turn)
+            return [Sample(engine, prompt, tools.settings(engine, one)) for one in settings]
 
-        calls = bool(tools) and writes_calls(info.chat_template)
-        reply = ChatReply(self._name, calls, asked.stream_options.include_usage, asked.n)
+        reply = ChatReply(self._name, tools, asked.stream_options.include_usage, asked.n)
         return await self._answer(request, asked, prepare, reply)
 
     async def _complete(self, request: Request) -> Response:

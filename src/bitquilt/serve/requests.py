@@ -21,6 +21,7 @@ from bitquilt.runtime.near import did_you_mean
 from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.serve.messages import ChatMessage, Lenient
 from bitquilt.serve.structured import Structured
+from bitquilt.serve.tools import Offer, offer
 from bitquilt.talk.prompt import Turn
 from bitquilt.talk.reasoning import PLAIN, style_of
 from bitquilt.talk.sample import AnswerSettings
@@ -215,7 +216,7 @@ class ChatRequest(CompletionRequest):
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
     tools: list[ToolDefinition] = Field(default_factory=list)
-    tool_choice: Literal["auto", "none"] = "auto"
+    tool_choice: Any = "auto"
     parallel_tool_calls: bool = True
 
     @validator(mode="before")
@@ -270,17 +271,14 @@ class ChatRequest(CompletionRequest):
             stated.append(False)
         return next((value for value in stated if isinstance(value, bool)), None)
 
-    def offered(self, template: str | None) -> list[dict[str, Any]]:
+    def offered(self, info: ModelInfo) -> Offer:
         """The tools that the model may call.
 
         Raises:
-            RefusedError: the model's template has no place for tools.
+            RefusedError: ``tool_choice`` makes no sense, or the model's way to call is unknown.
         """
-        if not self.tools or self.tool_choice == "none":
-            return []
-        if "tools" not in (template or ""):
-            raise invalid("the chat template of this model takes no tools; ask without them")
-        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+        tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        return offer(info, tools, self.tool_choice)
 
     def _limit(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens

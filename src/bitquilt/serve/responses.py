@@ -16,8 +16,9 @@ from typing import Any
 
 from bitquilt.serve.errors import RefusedError
 from bitquilt.serve.logprobs import chat_logprobs, text_logprobs
-from bitquilt.serve.tools import Call, CallReader
+from bitquilt.serve.tools import Offer, call_fields
 from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rollback, Scored
+from bitquilt.talk.tool_calls import Call
 
 Json = dict[str, Any]
 
@@ -68,8 +69,8 @@ class _Reply:
 class ChatReply(_Reply):
     """``/v1/chat/completions``."""
 
-    def __init__(self, model: str, tools: bool, with_usage: bool, answers: int) -> None:
-        """Begin a reply; with ``tools``, calls are looked for in the answers."""
+    def __init__(self, model: str, tools: Offer, with_usage: bool, answers: int) -> None:
+        """Begin a reply; calls of ``tools`` are looked for in the answers."""
         super().__init__("chatcmpl", "chat.completion.chunk", model, with_usage)
         self._choices = [_ChatChoice(tools) for _ in range(answers)]
         self._tools = tools
@@ -92,8 +93,8 @@ class ChatReply(_Reply):
         return self._whole(choices, ends, "chat.completion")
 
     def _choice(self, end: End) -> Json:
-        reader = CallReader()
-        parts = [*reader.push(end.answer), *reader.rest()] if self._tools else [end.answer]
+        reader = self._tools.reader()
+        parts = [*reader.push(end.answer), *reader.rest()]
         calls = [part for part in parts if isinstance(part, Call)]
         said = "".join(part for part in parts if isinstance(part, str))
         message: Json = {"role": "assistant", "content": said}
@@ -101,7 +102,7 @@ class ChatReply(_Reply):
             message["reasoning_content"] = end.reasoning
         if calls:
             message["content"] = said.strip()
-            message["tool_calls"] = [_call(call) for call in calls]
+            message["tool_calls"] = [call_fields(call) for call in calls]
         finish = "tool_calls" if calls else FINISH[end.finish_reason]
         scored = {"logprobs": chat_logprobs(end.scores)} if end.scores else {}
         return {"message": message, "finish_reason": finish, **scored}
@@ -110,9 +111,9 @@ class ChatReply(_Reply):
 class _ChatChoice:
     """One answer of a stream, as changes to a message."""
 
-    def __init__(self, tools: bool) -> None:
+    def __init__(self, tools: Offer) -> None:
         self._tools = tools
-        self._reader = CallReader()
+        self._reader = tools.reader()
         self._calls = 0
         self._content = False
 
@@ -122,11 +123,11 @@ class _ChatChoice:
             case Reasoning(text):
                 yield {"reasoning_content": text}, None, {}
             case Answer(text):
-                yield from self._say(self._reader.push(text) if self._tools else [text])
+                yield from self._say(self._reader.push(text))
             case Rollback():
                 # every client has heard what is taken back; our page can remove it
                 yield {}, None, {"bitquilt": {"rollback": asdict(event)}}
-                self._reader = CallReader()
+                self._reader = self._tools.reader()
                 list(self._reader.push(event.answer))
             case Closing(reason):
                 yield {}, None, {"bitquilt": {"closing": reason}}
@@ -141,9 +142,9 @@ class _ChatChoice:
     def _say(self, parts: Any) -> Iterator[tuple[Json, None, Json]]:
         for part in parts:
             if isinstance(part, Call):
-                yield {"tool_calls": [{"index": self._calls, **_call(part)}]}, None, {}
+                yield {"tool_calls": [{"index": self._calls, **call_fields(part)}]}, None, {}
                 self._calls += 1
-            elif self._content or not self._tools or part.strip():
+            elif self._content or not self._tools.tools or part.strip():
                 self._content = True
                 yield {"content": part}, None, {}
 
@@ -217,8 +218,3 @@ def end_fields(end: End) -> Json:
     """How an answer ended, for ``bitquilt``."""
     names = ("finish_reason", "final", "closed", "rollbacks", "discarded_tokens")
     return {name: getattr(end, name) for name in names}
-
-
-def _call(call: Call) -> Json:
-    function = {"name": call.name, "arguments": call.arguments}
-    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}

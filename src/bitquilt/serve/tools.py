@@ -1,75 +1,126 @@
-"""Tool calls in an answer: JSON between ``<tool_call>`` tags, as Hermes and Qwen write them."""
+"""Tools that a request offers: which the model may or has to call, and how its calls are read."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import secrets
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from bitquilt.talk.reasoning import overlap
+from bitquilt.engines import Engine, ModelInfo
+from bitquilt.models.chat_template import Tool
+from bitquilt.serve.errors import invalid
+from bitquilt.talk.grammar import either
+from bitquilt.talk.sample import AnswerSettings
+from bitquilt.talk.tool_calls import FAMILIES, AnswerReader, Call, ToolStyle, call_style
+from bitquilt.talk.tool_calls.forced import call_grammar
 
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
-
-
-@dataclass(frozen=True)
-class Call:
-    """A function that the model wants called."""
-
-    name: str
-    arguments: str
-    """A JSON object."""
-
-
-def writes_calls(template: str | None) -> bool:
-    """Whether a model's chat template teaches it these tags."""
-    return OPEN in (template or "")
+FORCED = ("required", "any")
+"""Words of OpenAI and Mistral for a call of any tool."""
+ID_LENGTH = 9
+"""Mistral's templates take ids of nine letters and digits only, and nobody minds them."""
 
 
-class CallReader:
-    """Takes calls out of a stream of text; everything else stays text."""
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """The tools of one request."""
 
-    def __init__(self) -> None:
-        self._held = ""
+    tools: Sequence[Tool] = ()
+    """What the chat template is told of."""
+    style: ToolStyle | None = None
+    """How the model writes calls; None where there are no tools."""
+    forced: Sequence[Tool] = ()
+    """The model has to call one of these, if there are any."""
+
+    def settings(self, engine: Engine, settings: AnswerSettings) -> AnswerSettings:
+        """How to answer, so that a forced call is one, and a format leaves the way to a call open.
+
+        Raises:
+            UserError: calls of this model cannot be forced, or a schema cannot be followed.
+        """
+        if self.style is None:
+            return settings
+        if self.forced:
+            return replace(settings, grammar=call_grammar(engine, self.style, self.forced))
+        if settings.grammar is None or self.style.force is None:
+            return settings
+        calls = call_grammar(engine, self.style, self.tools)
+        return replace(settings, grammar=either(settings.grammar, calls))
+
+    def reader(self) -> AnswerReader:
+        """Begin to read an answer."""
+        return self.style.reader(self.tools) if self.style else _Text()
+
+
+NO_TOOLS = Offer()
+
+
+class _Text:
+    """Reads answers of models that were offered no tools."""
 
     def push(self, text: str) -> Iterator[str | Call]:
-        """Take more of the answer; returns the text and the calls that are certain by now."""
-        self._held += text
-        while True:
-            start = self._held.find(OPEN)
-            if start < 0:
-                keep = overlap(self._held, OPEN)
-                yield from _some(self._held[: len(self._held) - keep])
-                self._held = self._held[len(self._held) - keep :]
-                return
-            yield from _some(self._held[:start])
-            self._held = self._held[start:]
-            end = self._held.find(CLOSE)
-            if end < 0:
-                return
-            written, self._held = self._held[: end + len(CLOSE)], self._held[end + len(CLOSE) :]
-            yield call(written[len(OPEN) : -len(CLOSE)]) or written
+        yield text
 
     def rest(self) -> Iterator[str | Call]:
-        """End the answer; returns what was held back. Some models leave the last tag out."""
-        held, self._held = self._held, ""
-        if held.startswith(OPEN) and (found := call(held[len(OPEN) :])):
-            yield found
-        else:
-            yield from _some(held)
+        return iter(())
 
 
-def call(written: str) -> Call | None:
-    """The call between two tags, if the text is ``{"name": …, "arguments": {…}}``."""
-    try:
-        said = json.loads(written)
-        name, arguments = said["name"], said.get("arguments", {})
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return None
-    return Call(name, json.dumps(arguments, ensure_ascii=False))
+def offer(info: ModelInfo, tools: Sequence[Tool], choice: Any) -> Offer:
+    """The tools that a model may call.
+
+    Args:
+        info: the model.
+        tools: what the request offers.
+        choice: OpenAI's ``tool_choice``: a word, or an object that names a function.
+
+    Raises:
+        RefusedError: the choice makes no sense, or the model's way to call is unknown.
+    """
+    forced = _forced(tools, choice)
+    if not tools or choice == "none":
+        return NO_TOOLS
+    template = info.chat_template or ""
+    if "tools" not in template:
+        raise invalid("tools: the chat template of this model takes none; ask without them")
+    style = call_style(info)
+    if style is None:
+        raise invalid(
+            "tools: the chat template of this model does not say how the model calls them in a "
+            f"way that this server knows, which are those of {FAMILIES}; ask without tools"
+        )
+    return Offer(tools=tools, style=style, forced=forced)
 
 
-def _some(text: str) -> Iterator[str]:
-    if text:
-        yield text
+def _forced(tools: Sequence[Tool], choice: Any) -> list[Tool]:
+    """The tools of which one has to be called."""
+    if choice in ("auto", "none", None):
+        return []
+    names = [tool["function"]["name"] for tool in tools]
+    wanted = names if choice in FORCED else _named(choice)
+    if missing := [name for name in wanted if name not in names]:
+        raise invalid(f"tool_choice names {missing[0]!r}, which is not among the tools; offer it")
+    if not wanted:
+        raise invalid(f"tool_choice is {choice!r}, but there are no tools; offer some")
+    return [tool for tool in tools if tool["function"]["name"] in wanted]
+
+
+def _named(choice: Any) -> list[str]:
+    """The names in a ``tool_choice`` that is an object, of any of OpenAI's APIs."""
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else choice.get("name")
+        if isinstance(name, str):
+            return [name]
+    raise invalid(
+        f"tool_choice {choice!r} is unknown; it is auto, none, required, or an object that names a "
+        "function"
+    )
+
+
+def call_fields(call: Call) -> dict[str, Any]:
+    """A call in the form of OpenAI's API, with an id of its own."""
+    function = {"name": call.name, "arguments": call.arguments}
+    letters = string.ascii_letters + string.digits
+    name = "".join(secrets.choice(letters) for _ in range(ID_LENGTH))
+    return {"id": name, "type": "function", "function": function}

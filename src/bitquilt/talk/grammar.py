@@ -15,11 +15,11 @@ from llguidance import LLMatcher, grammar_from, regex_to_lark
 
 from bitquilt.engines import Engine
 from bitquilt.errors import UserError
-from bitquilt.talk.prompt import Prompt
+from bitquilt.talk.reasoning import ReasoningStyle
 
-WHITE_SPACE = r" ?|\n {0,40}"
-"""White space between the parts of JSON: indented or on one line. Small models fill an answer with
-white space where a grammar lets them."""
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+"""JSON on one line, as chat templates write it: small models fill an answer with white space where
+a grammar lets them, and never come to its end."""
 _REASON_LENGTH = 200
 
 
@@ -29,11 +29,11 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
     Raises:
         UserError: the schema is wrong, or has keywords that a grammar cannot express.
     """
-    options: Any = {"whitespace_pattern": WHITE_SPACE}
     if not isinstance(schema, Mapping):
         raise _refused("JSON schema", "it is no JSON object")
+    style: Any = JSON_STYLE
     try:
-        grammar = LLMatcher.grammar_from_json_schema(dict(schema), overrides=options)
+        grammar = LLMatcher.grammar_from_json_schema(dict(schema), overrides=style)
     except ValueError as error:
         raise _refused("JSON schema", str(error)) from error
     return _checked("JSON schema", grammar)
@@ -49,7 +49,7 @@ def regex_grammar(pattern: str) -> str:
         lark = f"start: /{regex_to_lark(pattern, use_ascii='')}/"
     except ValueError as error:
         raise _refused("regular expression", str(error)) from error
-    return _checked("regular expression", LLMatcher.grammar_from_lark(lark))
+    return _checked("regular expression", _wrapped(lark))
 
 
 def choice_grammar(texts: Sequence[str]) -> str:
@@ -61,7 +61,7 @@ def choice_grammar(texts: Sequence[str]) -> str:
     if not texts:
         raise _refused("choice", "there is nothing to choose from")
     lark = "start: " + " | ".join(map(quoted, texts))
-    return _checked("choice", LLMatcher.grammar_from_lark(lark))
+    return _checked("choice", _wrapped(lark))
 
 
 def text_grammar(grammar: str) -> str:
@@ -71,10 +71,10 @@ def text_grammar(grammar: str) -> str:
         UserError: it is neither, or is wrong.
     """
     try:
-        found = grammar_from("grammar", grammar)
+        lark = grammar_from("grammar", grammar)
     except ValueError as error:
         raise _refused("grammar", str(error)) from error
-    return _checked("grammar", found)
+    return _checked("grammar", _wrapped(lark))
 
 
 def lark_grammar(lark: str) -> str:
@@ -83,22 +83,55 @@ def lark_grammar(lark: str) -> str:
     Raises:
         UserError: a schema in it is wrong, or has keywords that a grammar cannot express.
     """
-    return _checked("JSON schema of a tool", LLMatcher.grammar_from_lark(lark))
+    return _checked("JSON schema of a tool", _wrapped(lark))
 
 
-def beside_reasoning(engine: Engine, prompt: Prompt, grammar: str) -> str:
-    """The grammar of an answer and of the reasoning before it, which may say anything."""
-    opens, closes = prompt.style.opens, prompt.style.closes
-    if not (prompt.style.tags and opens and closes):
+def either(one: str, other: str) -> str:
+    """The grammar of answers that follow one grammar or the other."""
+    return _around("start: @one | @other", one=one, other=other)
+
+
+def beside_reasoning(engine: Engine, style: ReasoningStyle, thinking: bool, grammar: str) -> str:
+    """The grammar of an answer and of the reasoning before it, which may say anything.
+
+    Args:
+        engine: of the model.
+        style: how the model marks its reasoning.
+        thinking: whether it begins inside it.
+        grammar: of the answer.
+    """
+    opens, closes = style.opens, style.closes
+    if not (style.tags and opens and closes):
         return grammar
-    close = mark(engine, closes)
-    free = f"FREE {close}" if close.startswith("<[") else "free"
-    reasoning = f"{free} GAP" if prompt.thinking else f"({mark(engine, opens)} {free} GAP)?"
-    lark = f"start: {reasoning} @answer\n" + r"GAP: /\n{0,2}/" + "\n"
+    free, rule = text_until(mark(engine, closes), "reasoning")
+    before = f"{free} GAP" if thinking else f"({mark(engine, opens)} {free} GAP)?"
+    lines = (f"start: {before} @answer", r"GAP: /\n{0,2}/", rule)
+    return _around("\n".join(lines), answer=grammar)
+
+
+def text_until(end: str, name: str) -> tuple[str, str]:
+    """Any text up to a mark, and the mark, in Lark.
+
+    Args:
+        end: the mark, as :func:`mark` or :func:`quoted` writes it.
+        name: of a rule for it, in small letters.
+
+    Returns:
+        What stands for it in other rules, and the rule.
+    """
     anything = r"/(.|\n)*/"
-    lark += f"FREE: {anything}" if free != "free" else f"free[suffix={close}]: {anything}"
-    (answer,) = json.loads(grammar)["grammars"]
-    return json.dumps({"grammars": [{"lark_grammar": lark}, {**answer, "name": "answer"}]})
+    if end.startswith("<["):
+        return f"{name.upper()} {end}", f"{name.upper()}: {anything}"
+    return name, f"{name}[suffix={end}]: {anything}"
+
+
+def _around(lark: str, **grammars: str) -> str:
+    """A grammar that speaks of others by their names."""
+    known: list[dict[str, Any]] = [{"lark_grammar": lark}]
+    for name, grammar in grammars.items():
+        first, *others = json.loads(grammar)["grammars"]
+        known += [{**first, "name": name}, *others]
+    return json.dumps({"grammars": known})
 
 
 def mark(engine: Engine, tag: str) -> str:
@@ -110,6 +143,10 @@ def mark(engine: Engine, tag: str) -> str:
 def quoted(text: str) -> str:
     """A text in Lark."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def _wrapped(lark: str) -> str:
+    return json.dumps({"grammars": [{"lark_grammar": lark}]})
 
 
 def _checked(kind: str, grammar: str) -> str:

@@ -10,6 +10,8 @@ from bitquilt.engines import Engine
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError, Message, Tool
 from bitquilt.talk.reasoning import PLAIN, ReasoningStyle, opened_by, style_of
+from bitquilt.talk.tool_calls import call_style
+from bitquilt.talk.tool_calls.history import for_template
 
 NO_SYSTEM: Message = {"role": "system", "content": ""}
 SYSTEM_PROMPTS = {
@@ -35,6 +37,8 @@ class Prompt:
     style: ReasoningStyle
     thinking: bool
     """Whether the model begins inside its reasoning."""
+    marks: tuple[str, ...] = ()
+    """Control tokens in these texts are part of the answer: they mark tool calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,8 @@ def compose(
         UserError: the model has no template, or the template refuses the messages.
     """
     template = engine.info.chat_template
+    if template is not None:
+        messages = for_template(template, messages, tools, engine.info.special_tokens)
     special = {**_own(turn.variables), **engine.info.special_tokens}
     if turn.continued:
         before = render_prompt(template, messages[:-1], special, tools, add_generation_prompt=False)
@@ -82,7 +88,9 @@ def compose(
         before = render_prompt(template, messages, special, tools, add_generation_prompt=False)
     begun = text[len(before) :] if text.startswith(before) else ""
     style = style_of(template, text)
-    return Prompt(engine.tokenize(text), style, opened_by(begun, style))
+    calls = call_style(engine.info) if tools else None
+    marks = calls.marks if calls else ()
+    return Prompt(engine.tokenize(text), style, opened_by(begun, style), marks)
 
 
 def plain(engine: Engine, text: str | Sequence[int]) -> Prompt:

@@ -92,11 +92,14 @@ class Sample:
         """Whether more tokens of the present request are wanted."""
         self.prefilled = 0
         """How many prompt tokens the engine computed."""
+        self._marks = (*prompt.style.tags, *prompt.marks)
         self._grammar = settings.grammar
         if settings.grammar is not None:
             if prompt.style.boxed:
                 prompt = replace(prompt, style=PLAIN, thinking=False)
-            self._grammar = beside_reasoning(engine, prompt, settings.grammar)
+            self._grammar = beside_reasoning(
+                engine, prompt.style, prompt.thinking, settings.grammar
+            )
         self._prompt, self._settings, self._info = prompt, settings, engine.info
         self._closing = _Words(engine, prompt.style.closing)
         self._box = _Words(engine, BOX)
@@ -154,7 +157,7 @@ class Sample:
             yield from self._end("length")
             return
         text = piece.text
-        if piece.control and text not in self._prompt.style.tags:
+        if piece.control and not any(text in mark for mark in self._marks):
             text = ""
         if piece.ends:
             yield from self._transcript.push(text)
