@@ -18,25 +18,32 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bitquilt.engines import Engine
+from bitquilt.errors import UserError
 from bitquilt.serve.access import Access, read_body
 from bitquilt.serve.answering import Events, ReplyForm, respond
 from bitquilt.serve.config import ServeConfig
-from bitquilt.serve.errors import RefusedError, invalid
+from bitquilt.serve.errors import RefusedError, for_clients, invalid
 from bitquilt.serve.markdown import markdown_html
 from bitquilt.serve.metrics import Metrics
+from bitquilt.serve.ollama import API_VERSION, OllamaReply, OllamaRequest, listed, shown
+from bitquilt.serve.openai_responses import Conversations, ResponsesReply, ResponsesRequest
 from bitquilt.serve.requests import (
     Body,
     ChatRequest,
     CompletionRequest,
+    DetokenizeRequest,
     MarkdownRequest,
+    ModelRequest,
     TextRequest,
+    TokenizeRequest,
     check_model,
     ignored_header,
     parse_request,
 )
-from bitquilt.serve.responses import ChatReply, TextReply
+from bitquilt.serve.responses import ChatReply, Json, TextReply
 from bitquilt.serve.scheduler import Prepare, Scheduler
-from bitquilt.talk.prompt import compose, plain
+from bitquilt.serve.tools import NO_TOOLS, Offer
+from bitquilt.talk.prompt import compose, plain, require_tokens
 from bitquilt.talk.sample import Sample
 
 BYTES_PER_TOKEN, LEAST_BYTES = 64, 1 << 16
@@ -79,12 +86,14 @@ class Server:
         self._metrics = Metrics()
         self.scheduler = Scheduler(open_engine, config.parallel, config.queue, self._metrics.ended)
         self._metrics.watch(self.scheduler)
+        self._conversations = Conversations()
         self._most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * self.scheduler.info.context)
         app = Starlette(
             routes=self._routes(),
             middleware=[self._access.middleware()],
             exception_handlers={
                 RefusedError: _refused,
+                UserError: _user_error,
                 HTTPException: _http_error,
                 Exception: _failed,
             },
@@ -92,24 +101,32 @@ class Server:
         self.asgi = _Counted(app, self._metrics)
 
     def _routes(self) -> list[Route]:
-        """All paths; those of the API are also there without ``/v1``, as in llama.cpp."""
-        posts = {
-            "/chat/completions": self._chat,
-            "/completions": self._complete,
-        }
-        gets = {"/models": self._models, "/models/{model:path}": self._model}
+        """All paths; those of OpenAI's API are also there without ``/v1``, as in llama.cpp."""
+        openai: list[tuple[str, str, Endpoint]] = [
+            ("POST", "/chat/completions", self._chat),
+            ("POST", "/completions", self._complete),
+            ("POST", "/responses", self._respond),
+            ("GET", "/models", self._models),
+            ("GET", "/models/{model:path}", self._model),
+        ]
+        others: list[tuple[str, str, Endpoint]] = [
+            ("POST", "/markdown", self._markdown),
+            ("GET", "/metrics", self._figures),
+            ("POST", "/tokenize", self._tokenize),
+            ("POST", "/detokenize", self._detokenize),
+            ("POST", "/api/chat", self._ollama_chat),
+            ("POST", "/api/generate", self._ollama_generate),
+            ("POST", "/api/show", self._ollama_show),
+            ("GET", "/api/tags", self._ollama_tags),
+            ("GET", "/api/ps", self._ollama_tags),
+            ("GET", "/api/version", self._ollama_version),
+        ]
+        open_to_all = [(path, self._health) for path in ("/health", "/v1/health")]
+        known = [*others, *((m, pre + path, e) for pre in ("/v1", "") for m, path, e in openai)]
         return [
             Route("/", self._page),
-            Route("/markdown", self._protected(self._markdown), methods=["POST"]),
-            Route("/health", self._health),
-            Route("/v1/health", self._health),
-            Route("/metrics", self._protected(self._figures)),
-            *(
-                Route(prefix + path, self._protected(endpoint), methods=[method])
-                for prefix in ("/v1", "")
-                for method, known in (("POST", posts), ("GET", gets))
-                for path, endpoint in known.items()
-            ),
+            *(Route(path, endpoint) for path, endpoint in open_to_all),
+            *(Route(path, self._protected(e), methods=[method]) for method, path, e in known),
         ]
 
     async def _page(self, request: Request) -> Response:
@@ -149,6 +166,86 @@ class Server:
 
     async def _chat(self, request: Request) -> Response:
         asked = await self._read(ChatRequest, request)
+        with_usage = asked.stream_options.include_usage
+        return await self._converse(
+            request, asked, lambda tools: ChatReply(self._name, tools, with_usage, asked.n)
+        )
+
+    async def _respond(self, request: Request) -> Response:
+        asked = await self._read(ResponsesRequest, request)
+        before = self._conversations.before(asked.previous_response_id)
+        chat = parse_request(ChatRequest, asked.for_chat(before), self._strict)
+        said = [*before, *asked.messages()]
+
+        def keep(name: str, answer: list[Json]) -> None:
+            if asked.store:
+                self._conversations.keep(name, [*said, *answer])
+
+        return await self._converse(
+            request, chat, lambda tools: ResponsesReply(self._name, asked, tools, keep)
+        )
+
+    async def _ollama_chat(self, request: Request) -> Response:
+        asked = await self._read(OllamaRequest, request)
+        if not asked.messages:
+            return self._ollama_loaded(asked)
+        chat = parse_request(ChatRequest, asked.for_chat(), self._strict)
+        return await self._converse(
+            request, chat, lambda tools: OllamaReply(self._name, True, tools)
+        )
+
+    async def _ollama_generate(self, request: Request) -> Response:
+        asked = await self._read(OllamaRequest, request)
+        if not asked.prompt:
+            return self._ollama_loaded(asked)
+        if asked.raw:
+            text = parse_request(TextRequest, asked.for_generate(), self._strict)
+            reply = OllamaReply(self._name, False, NO_TOOLS)
+            return await self._continue(request, text, reply)
+        chat = parse_request(ChatRequest, asked.for_generate(), self._strict)
+        return await self._converse(
+            request, chat, lambda tools: OllamaReply(self._name, False, tools)
+        )
+
+    def _ollama_loaded(self, asked: OllamaRequest) -> Response:
+        """Answer a request that asks nothing: the model is loaded."""
+        return JSONResponse(OllamaReply(self._name, bool(asked.messages), NO_TOOLS).loaded())
+
+    async def _ollama_tags(self, _: Request) -> Response:
+        return JSONResponse({"models": [listed(self._name)]})
+
+    async def _ollama_version(self, _: Request) -> Response:
+        return JSONResponse({"version": API_VERSION})
+
+    async def _ollama_show(self, request: Request) -> Response:
+        asked = await self._read(ModelRequest, request)
+        check_model(asked.model or asked.name, self._name)
+        return JSONResponse(shown(self.scheduler.info))
+
+    async def _tokenize(self, request: Request) -> Response:
+        asked = await self._read(TokenizeRequest, request)
+        template, context = self.scheduler.info.chat_template, self.scheduler.info.context
+
+        def work(engine: Engine) -> list[int]:
+            if asked.messages:
+                said = asked.conversation(template)
+                return compose(engine, said, turn=asked.turn()).tokens
+            text, add_special = asked.text()
+            return engine.tokenize(text, add_special=add_special)
+
+        tokens = await self.scheduler.ask(work)
+        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": context})
+
+    async def _detokenize(self, request: Request) -> Response:
+        asked = await self._read(DetokenizeRequest, request)
+        require_tokens(self.scheduler.info, asked.tokens)
+        text = await self.scheduler.ask(lambda engine: engine.decode(asked.tokens))
+        return JSONResponse({"content": text, "prompt": text})
+
+    async def _converse(
+        self, request: Request, asked: ChatRequest, reply: Callable[[Offer], ReplyForm]
+    ) -> Response:
+        """Answer a request of chat, in the form of any API."""
         check_model(asked.model, self._name)
         info = self.scheduler.info
         messages = asked.conversation(info.chat_template)
@@ -159,19 +256,23 @@ class Server:
             prompt = compose(engine, messages, tools.tools, turn)
             return [Sample(engine, prompt, tools.settings(engine, one)) for one in settings]
 
-        reply = ChatReply(self._name, tools, asked.stream_options.include_usage, asked.n)
-        return await self._answer(request, asked, prepare, reply)
+        return await self._answer(request, asked, prepare, reply(tools))
 
     async def _complete(self, request: Request) -> Response:
         asked = await self._read(TextRequest, request)
+        reply = TextReply(self._name, asked.stream_options.include_usage)
+        return await self._continue(request, asked, reply)
+
+    async def _continue(
+        self, request: Request, asked: TextRequest, reply: TextReply | OllamaReply
+    ) -> Response:
+        """Answer a request for plain text, in the form of any API."""
         check_model(asked.model, self._name)
         settings = asked.settings(self.scheduler.info, self._most)
 
-        reply = TextReply(self._name, asked.stream_options.include_usage)
-
         def prepare(engine: Engine) -> Sequence[Sample]:
             prompts = [plain(engine, prompt) for prompt in asked.prompt]
-            if asked.echo:
+            if asked.echo and isinstance(reply, TextReply):
                 said = [p if isinstance(p, str) else engine.decode(p) for p in asked.prompt]
                 reply.echo = dict(enumerate(text for text in said for _ in settings))
             return [Sample(engine, prompt, one) for prompt in prompts for one in settings]
@@ -225,10 +326,17 @@ class _Counted:
         await self._app(scope, receive, counted if scope["type"] == "http" else send)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     headers = {"Retry-After": "1"} if error.status in (429, 503) else None
-    return JSONResponse(error.to_dict(), error.status, headers)
+    ollama = request.url.path.startswith("/api/")  # whose clients read an error as a text
+    said = {"error": error.sentence} if ollama else error.to_dict()
+    return JSONResponse(said, error.status, headers)
+
+
+async def _user_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, UserError)
+    return await _refused(request, invalid(for_clients(error)))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -294,6 +294,37 @@ class ChatRequest(CompletionRequest):
         return self.top_logprobs if self.logprobs or self.top_logprobs else None
 
 
+class TokenizeRequest(ChatRequest):
+    """``POST /tokenize``, as in vLLM, and as in llama.cpp."""
+
+    messages: list[ChatMessage] = Field(default_factory=list)
+    prompt: str | None = None
+    content: str = ""
+    add_special_tokens: bool = True
+    """What vLLM does with a prompt."""
+    add_special: bool = False
+    """What llama.cpp does with content."""
+
+    def text(self) -> tuple[str, bool]:
+        """The text, and whether special tokens are put around it."""
+        if self.prompt is not None:
+            return self.prompt, self.add_special_tokens
+        return self.content, self.add_special
+
+
+class DetokenizeRequest(Lenient):
+    """``POST /detokenize``, as in vLLM and in llama.cpp."""
+
+    tokens: list[int]
+
+
+class ModelRequest(Lenient):
+    """A request about a model, by one of two names of the field."""
+
+    model: str | None = None
+    name: str | None = None
+
+
 class TextRequest(CompletionRequest):
     """``POST /v1/completions``."""
 
@@ -326,19 +357,22 @@ class TextRequest(CompletionRequest):
         return self.echo and self.logprobs is not None
 
 
-def parse_request(kind: type[Body], body: bytes, strict: bool = False) -> Body:
+def parse_request(kind: type[Body], body: bytes | Mapping[str, Any], strict: bool = False) -> Body:
     """Read a request's body.
 
     Args:
         kind: of the request.
-        body: JSON.
+        body: JSON, or the fields that it stands for.
         strict: whether a field that means nothing here is refused.
 
     Raises:
         RefusedError: it is not JSON, or it has a value that is not understood.
     """
     try:
-        asked = kind.model_validate_json(body)
+        if isinstance(body, bytes):
+            asked = kind.model_validate_json(body)
+        else:
+            asked = kind.model_validate(body)
     except ValidationError as error:
         # of several alternatives that failed, the one that was read furthest was meant
         meant = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
@@ -346,14 +380,19 @@ def parse_request(kind: type[Body], body: bytes, strict: bool = False) -> Body:
         said = str(meant["ctx"]["error"]) if meant["type"] == "value_error" else meant["msg"]
         raise invalid(f"{place or 'the body'}: {said}") from error
     if unknown := getattr(asked, "unknown", ()):
-        near = did_you_mean(unknown[0], kind.model_fields)
-        if strict:
-            raise invalid(f"{_shown(unknown[0])}: this server has no such field{near}")
-        names = ", ".join(map(_shown, unknown))
-        logging.getLogger(__name__).warning(
-            "a request has fields that mean nothing here, which are ignored: %s%s", names, near
-        )
+        _tell(unknown, kind, strict)
     return asked
+
+
+def _tell(unknown: Sequence[str], kind: type[Body], strict: bool) -> None:
+    """Log, or refuse, the names of fields that mean nothing here."""
+    near = did_you_mean(unknown[0], kind.model_fields)
+    if strict:
+        raise invalid(f"{_shown(unknown[0])}: this server has no such field{near}")
+    names = ", ".join(map(_shown, unknown))
+    logging.getLogger(__name__).warning(
+        "a request has fields that mean nothing here, which are ignored: %s%s", names, near
+    )
 
 
 def ignored_header(unknown: Sequence[str]) -> Mapping[str, str]:
@@ -369,8 +408,9 @@ def _shown(name: str) -> str:
 
 
 def check_model(asked: str | None, name: str) -> None:
-    """Refuse a request for another model."""
-    if asked not in (None, name):
-        raise RefusedError(
-            404, "invalid_request_error", f"this server has no model {asked!r}; ask for {name!r}"
-        )
+    """Refuse a request for another model; Ollama's clients name the version, too."""
+    if asked is None or asked.removesuffix(":latest") in ("", name):
+        return
+    raise RefusedError(
+        404, "invalid_request_error", f"this server has no model {asked!r}; ask for {name!r}"
+    )

@@ -16,8 +16,9 @@ from typing import Any
 
 from bitquilt.serve.errors import RefusedError
 from bitquilt.serve.logprobs import chat_logprobs, text_logprobs
+from bitquilt.serve.parts import AnswerParts, Thought
 from bitquilt.serve.tools import Offer, call_fields
-from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rollback, Scored
+from bitquilt.talk.events import Answer, Closing, End, Event, Rollback, Scored
 from bitquilt.talk.tool_calls import Call
 
 Json = dict[str, Any]
@@ -93,17 +94,17 @@ class ChatReply(_Reply):
         return self._whole(choices, ends, "chat.completion")
 
     def _choice(self, end: End) -> Json:
-        reader = self._tools.reader()
-        parts = [*reader.push(end.answer), *reader.rest()]
-        calls = [part for part in parts if isinstance(part, Call)]
-        said = "".join(part for part in parts if isinstance(part, str))
-        message: Json = {"role": "assistant", "content": said}
-        if end.reasoning:
-            message["reasoning_content"] = end.reasoning
-        if calls:
-            message["content"] = said.strip()
-            message["tool_calls"] = [call_fields(call) for call in calls]
-        finish = "tool_calls" if calls else FINISH[end.finish_reason]
+        parts = AnswerParts(self._tools).whole(end)
+        message: Json = {"role": "assistant", "content": ""}
+        for part in parts:
+            match part:
+                case Thought(text):
+                    message["reasoning_content"] = text
+                case Call():
+                    message.setdefault("tool_calls", []).append(call_fields(part))
+                case str():
+                    message["content"] = part
+        finish = "tool_calls" if "tool_calls" in message else FINISH[end.finish_reason]
         scored = {"logprobs": chat_logprobs(end.scores)} if end.scores else {}
         return {"message": message, "finish_reason": finish, **scored}
 
@@ -112,41 +113,29 @@ class _ChatChoice:
     """One answer of a stream, as changes to a message."""
 
     def __init__(self, tools: Offer) -> None:
-        self._tools = tools
-        self._reader = tools.reader()
+        self._parts = AnswerParts(tools)
         self._calls = 0
-        self._content = False
 
     def deltas(self, event: Event) -> Iterator[tuple[Json, str | None, Json]]:
         """The changes that tell an event, with how the answer ended, and with fields of ours."""
+        for part in self._parts.take(event):
+            match part:
+                case Thought(text):
+                    yield {"reasoning_content": text}, None, {}
+                case Call():
+                    call = {"index": self._calls, **call_fields(part)}
+                    self._calls += 1
+                    yield {"tool_calls": [call]}, None, {}
+                case str():
+                    yield {"content": part}, None, {}
         match event:
-            case Reasoning(text):
-                yield {"reasoning_content": text}, None, {}
-            case Answer(text):
-                yield from self._say(self._reader.push(text))
-            case Rollback():
-                # every client has heard what is taken back; our page can remove it
+            case Rollback():  # every client has heard what is taken back; our page can remove it
                 yield {}, None, {"bitquilt": {"rollback": asdict(event)}}
-                self._reader = self._tools.reader()
-                list(self._reader.push(event.answer))
             case Closing(reason):
                 yield {}, None, {"bitquilt": {"closing": reason}}
             case End():
-                yield from self._say(self._reader.rest())
-                if not (self._content or self._calls):
-                    # no answer could be told apart, so everything is the answer
-                    yield from self._say([event.answer] if event.answer else [])
                 finish = "tool_calls" if self._calls else FINISH[event.finish_reason]
                 yield {}, finish, {"bitquilt": end_fields(event)}
-
-    def _say(self, parts: Any) -> Iterator[tuple[Json, None, Json]]:
-        for part in parts:
-            if isinstance(part, Call):
-                yield {"tool_calls": [{"index": self._calls, **call_fields(part)}]}, None, {}
-                self._calls += 1
-            elif self._content or not self._tools.tools or part.strip():
-                self._content = True
-                yield {"content": part}, None, {}
 
 
 class TextReply(_Reply):

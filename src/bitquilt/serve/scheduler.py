@@ -25,6 +25,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequen
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import TypeVar
 
 from bitquilt.engines import Engine, GeneratedToken, Stream
 from bitquilt.errors import EngineCrashedError, UserError
@@ -39,6 +40,7 @@ SHUTTING_DOWN = RefusedError(503, "server_error", f"the server is shutting down;
 CRASHED = RefusedError(500, "server_error", f"the engine crashed; {RETRY}")
 FAILED = RefusedError(500, "server_error", f"the server failed; {RETRY}")
 
+Asked = TypeVar("Asked")
 Prepare = Callable[[Engine], Sequence[Sample]]
 """Makes the samples of a request, with the engine to tokenize its prompts; raises UserError."""
 
@@ -53,11 +55,15 @@ class PendingRequest:
         """Whether nobody wants the answers any more."""
         self.running = 0
         """How many of its answers are being made."""
-        self.answers = 1
-        """How many it wants; known once it is prepared."""
+        self._answers = 1
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._told: deque[tuple[int, Event] | RefusedError] = deque()
+
+    def expect(self, answers: int) -> None:
+        """Take note of how many answers it wants, which is known once it is prepared."""
+        self._answers = answers
+        self._wake()
 
     def tell(self, index: int, events: Iterable[Event]) -> None:
         """Hand over events of one of the answers, from the engine's thread."""
@@ -81,7 +87,7 @@ class PendingRequest:
             RefusedError: an answer cannot be made, or not to its end.
         """
         ended = 0
-        while ended < self.answers:
+        while ended < self._answers:
             await self._ready.wait()
             self._ready.clear()
             while self._told:
@@ -196,6 +202,22 @@ class Scheduler:
             pending.abandoned = True
             self._pending.remove(pending)
 
+    async def ask(self, work: Callable[[Engine], Asked]) -> Asked:
+        """Have the engine's thread do something short between two tokens; returns its result.
+
+        Raises:
+            RefusedError: as :meth:`answer`.
+        """
+        found: list[Asked] = []
+
+        def prepare(engine: Engine) -> Sequence[Sample]:
+            found.append(work(engine))
+            return []
+
+        async for _ in self.answer(prepare):
+            raise AssertionError("no answer was asked for")
+        return found[0]
+
     def drain(self, seconds: float) -> None:
         """Refuse new requests, and cut answers that have not ended in so many seconds."""
         self._leaving = True
@@ -303,7 +325,7 @@ class Scheduler:
             logging.getLogger(__name__).exception("a request could not be prepared")
             request.refuse(FAILED)
         else:
-            request.answers = len(samples)
+            request.expect(len(samples))
             self._waiting += [PendingAnswer(request, *pair) for pair in enumerate(samples)]
 
     def _admit(self, stream: Stream) -> None:

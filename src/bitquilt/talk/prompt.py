@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from bitquilt.engines import Engine
+from bitquilt.engines import Engine, ModelInfo
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError, Message, Tool
 from bitquilt.talk.reasoning import PLAIN, ReasoningStyle, opened_by, style_of
@@ -105,13 +105,21 @@ def plain(engine: Engine, text: str | Sequence[int]) -> Prompt:
     """
     if isinstance(text, str):
         return Prompt(engine.tokenize(text, add_special=True), PLAIN, thinking=False)
-    size = engine.info.vocabulary
-    if foreign := [token for token in text if not 0 <= token < size]:
-        raise UserError(
-            f"the prompt has the token {foreign[0]}, but the model's are from 0 to {size - 1}; use "
-            "the model's own tokenizer"
-        )
+    require_tokens(engine.info, text)
     return Prompt(list(text), PLAIN, thinking=False)
+
+
+def require_tokens(info: ModelInfo, tokens: Sequence[int]) -> None:
+    """Check that tokens are a model's own; engines crash on others.
+
+    Raises:
+        UserError: one of them is not.
+    """
+    if foreign := [token for token in tokens if not 0 <= token < info.vocabulary]:
+        raise UserError(
+            f"the token {foreign[0]} is none of the model's, which are from 0 to "
+            f"{info.vocabulary - 1}; use the model's own tokenizer for the prompt"
+        )
 
 
 def _own(variables: Mapping[str, object]) -> dict[str, object]:

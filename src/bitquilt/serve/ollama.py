@@ -1,0 +1,213 @@
+"""Ollama's API, for clients that speak only that: requests of chat or plain text in other words.
+
+Source: ``docs/api.md`` of ollama. Durations are nanoseconds; a stream is a JSON object a line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from bitquilt.engines import ModelInfo
+from bitquilt.serve.errors import RefusedError
+from bitquilt.serve.messages import Lenient
+from bitquilt.serve.parts import AnswerParts, SpokenPart, Thought
+from bitquilt.serve.responses import FINISH, Json
+from bitquilt.serve.tools import Offer
+from bitquilt.talk.events import End, Event
+from bitquilt.talk.reasoning import PLAIN, style_of
+from bitquilt.talk.tool_calls import Call, call_style
+
+API_VERSION = "0.13.0"
+"""The version of ollama whose API this is; clients refuse those that they find too old."""
+OPTIONS = {"num_predict": "max_tokens"}
+"""Ollama's names of settings → those of OpenAI's API, where they differ."""
+IDLE_OPTIONS = frozenset(
+    (
+        *("f16_kv", "low_vram", "main_gpu", "num_batch", "num_ctx", "num_gpu", "num_keep"),
+        *("num_thread", "numa", "penalize_newline", "repeat_last_n", "use_mlock", "use_mmap"),
+    )
+)
+"""Settings of ollama's that are of its own way to run a model."""
+
+
+class OllamaRequest(Lenient):
+    """The fields of ``/api/chat`` and ``/api/generate``; those of chat are passed on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    stream: bool = True
+    options: dict[str, Any] = Field(default_factory=dict)
+    format: str | dict[str, Any] = ""
+    think: bool | str | None = None
+    keep_alive: Any = None
+    messages: list[dict[str, Any]] = Field(default_factory=list)
+    prompt: str = ""
+    system: str = ""
+    raw: bool = False
+    images: list[Any] = Field(default_factory=list)
+    context: Any = None
+    """Tokens of the conversation before, which ollama itself does not recommend any more."""
+
+    def for_chat(self) -> Json:
+        """The fields of the request for chat."""
+        fields = {**self._settings(), "messages": [_message(one) for one in self.messages]}
+        if isinstance(self.think, bool):
+            fields["enable_thinking"] = self.think
+        elif self.think:
+            fields["reasoning_effort"] = self.think
+        return fields
+
+    def for_generate(self) -> Json:
+        """The fields of the request for chat with one question, or for plain text if ``raw``."""
+        if self.raw:
+            return {**self._settings(), "prompt": self.prompt}
+        question = {"role": "user", "content": self.prompt, "images": self.images}
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        asked = self.model_copy(update={"messages": [*system, question]})
+        return asked.for_chat()
+
+    def _settings(self) -> Json:
+        options = {n: v for n, v in self.options.items() if n not in IDLE_OPTIONS}
+        settings = {OPTIONS.get(name, name): value for name, value in options.items()}
+        if isinstance(limit := settings.get("max_tokens"), int) and limit < 0:
+            del settings["max_tokens"]
+        if self.format == "json":
+            settings["response_format"] = {"type": "json_object"}
+        elif self.format:
+            settings["json_schema"] = self.format
+        return {**(self.model_extra or {}), **settings, "stream": self.stream}
+
+
+def _message(message: Json) -> Json:
+    """A message of ollama's as one of chat; an image becomes a part, which is refused by name."""
+    content: Any = message.get("content")
+    if message.get("images"):
+        content = [{"type": "text", "text": content}, {"type": "image"}]
+    names = {"tool_name": "name"}
+    return {**{names.get(n, n): v for n, v in message.items()}, "content": content}
+
+
+class OllamaReply:
+    """The answer to ``/api/chat`` or ``/api/generate``."""
+
+    media_type = "application/x-ndjson"
+
+    def __init__(self, model: str, chat: bool, tools: Offer) -> None:
+        """Begin a reply, with messages for ``chat``; calls of ``tools`` are looked for."""
+        self._model, self._chat = model, chat
+        self._parts = AnswerParts(tools)
+        self._started = self._began = time.monotonic_ns()
+
+    def first(self) -> Iterator[str]:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        self._began = time.monotonic_ns()
+        return iter(())
+
+    def told(self, index: int, event: Event) -> Iterator[str]:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        for part in self._parts.take(event):
+            yield _line({**self._said([part]), "done": False})
+
+    def last(self, ends: Mapping[int, End]) -> Iterator[str]:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        yield _line({**self._said([]), **self._done(ends[0])})
+
+    def failed(self, error: RefusedError) -> str:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        return _line({"error": error.sentence})
+
+    def whole(self, ends: Mapping[int, End]) -> Json:
+        """See :class:`~bitquilt.serve.answering.ReplyForm`."""
+        return {**self._said(self._parts.whole(ends[0])), **self._done(ends[0])}
+
+    def loaded(self) -> Json:
+        """What is said to a request without a question, which only loads the model."""
+        return {**self._said([]), "done": True, "done_reason": "load"}
+
+    def _said(self, parts: list[SpokenPart]) -> Json:
+        text = "".join(part for part in parts if isinstance(part, str))
+        thoughts = "".join(part.text for part in parts if isinstance(part, Thought))
+        thinking = {"thinking": thoughts} if thoughts else {}
+        calls = [_call(part) for part in parts if isinstance(part, Call)]
+        head = {"model": self._model, "created_at": datetime.now(UTC).isoformat()}
+        if not self._chat:
+            return {**head, "response": text, **thinking}
+        message: Json = {"role": "assistant", "content": text, **thinking}
+        if calls:
+            message["tool_calls"] = calls
+        return {**head, "message": message}
+
+    def _done(self, end: End) -> Json:
+        now = time.monotonic_ns()
+        return {
+            "done": True,
+            "done_reason": FINISH[end.finish_reason],
+            "total_duration": now - self._started,
+            "load_duration": 0,
+            "prompt_eval_count": end.prompt_tokens,
+            "prompt_eval_duration": self._began - self._started,
+            "eval_count": end.tokens,
+            "eval_duration": now - self._began,
+        }
+
+
+def _call(call: Call) -> Json:
+    return {"function": {"name": call.name, "arguments": json.loads(call.arguments)}}
+
+
+def _line(content: Json) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def listed(name: str) -> Json:
+    """A model as ``/api/tags`` and ``/api/ps`` list it; what the server does not know is empty."""
+    since = datetime.now(UTC).isoformat()
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": since,
+        "expires_at": since,
+        "size": 0,
+        "size_vram": 0,
+        "digest": hashlib.sha256(name.encode()).hexdigest(),
+        "details": DETAILS,
+    }
+
+
+DETAILS: Json = {
+    "parent_model": "",
+    "format": "gguf",
+    "family": "bitquilt",
+    "families": ["bitquilt"],
+    "parameter_size": "",
+    "quantization_level": "",
+}
+
+
+def shown(info: ModelInfo) -> Json:
+    """A model as ``/api/show`` describes it."""
+    template = info.chat_template or ""
+    capabilities = ["completion"]
+    if call_style(info) and "tools" in template:
+        capabilities.append("tools")
+    if style_of(template, template) != PLAIN:
+        capabilities.append("thinking")
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": info.chat_template or "",
+        "details": DETAILS,
+        "model_info": {
+            "general.architecture": "bitquilt",
+            "bitquilt.context_length": info.context,
+            "bitquilt.vocab_size": info.vocabulary,
+        },
+        "capabilities": capabilities,
+    }
