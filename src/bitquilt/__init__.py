@@ -72,6 +72,10 @@ if TYPE_CHECKING:
     from bitquilt.runtime.progress import Progress as Progress
     from bitquilt.runtime.progress import Silent as Silent
     from bitquilt.streaming.make_imatrix import make_imatrix as make_imatrix
+    from bitquilt.streaming.quantize_gguf import GgufPlan as GgufPlan
+    from bitquilt.streaming.quantize_gguf import GgufResult as GgufResult
+    from bitquilt.streaming.quantize_gguf import plan_gguf_files as plan_gguf_files
+    from bitquilt.streaming.quantize_gguf import quantize_gguf as quantize_gguf
     from bitquilt.targets.base import Target as Target
     from bitquilt.targets.engine_check import EngineExcerpt as EngineExcerpt
     from bitquilt.targets.layout import Layout as Layout
@@ -108,6 +112,8 @@ _HOMES = {
     "FileResult": "bitquilt.evaluation.results",
     "Finding": "bitquilt.models.checkpoint",
     "Forecast": "bitquilt.forecast.estimate",
+    "GgufPlan": "bitquilt.streaming.quantize_gguf",
+    "GgufResult": "bitquilt.streaming.quantize_gguf",
     "Hardware": "bitquilt.runtime.hardware",
     "HeldOutFigures": "bitquilt.metrics.teacher",
     "ImatrixConfig": "bitquilt.config",
@@ -148,7 +154,9 @@ _HOMES = {
     "inspect": "bitquilt.models.inspection",
     "make_imatrix": "bitquilt.streaming.make_imatrix",
     "plan": "bitquilt.allocation.plan",
+    "plan_gguf_files": "bitquilt.streaming.quantize_gguf",
     "quantize": "bitquilt.pipeline",
+    "quantize_gguf": "bitquilt.streaming.quantize_gguf",
     "run_tasks": "bitquilt.tasks.run",
     "search": "bitquilt.pipeline",
 }

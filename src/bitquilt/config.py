@@ -189,8 +189,15 @@ class AllocationConfig(PlanConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig(AllocationConfig):
-    """What :func:`bitquilt.quantize` can be asked for."""
+    """What :func:`bitquilt.quantize` and :func:`bitquilt.quantize_gguf` can be asked for."""
 
+    imatrix: str | Path | None = option(
+        "A GGUF file, of whatever architecture and size, is quantized with this importance matrix, "
+        "as llama-imatrix or `bitquilt imatrix` writes it: tensor by tensor, without running the "
+        "model and without measuring the result.",
+        default=None,
+        metavar="FILE",
+    )
     sequential: bool = option(
         "Each block is rounded again to make up for the errors of the quantized blocks before it "
         "(GPTAQ).",
@@ -205,6 +212,23 @@ class QuantizeConfig(AllocationConfig):
         default=True,
         flag="",
     )
+
+    def __post_init__(self) -> None:
+        """See :meth:`Options.__post_init__`; what needs a run of the model excludes --imatrix."""
+        super().__post_init__()
+        if self.imatrix is None:
+            return
+        if self.to != targets.GGUF.name:
+            raise UserError("--imatrix makes GGUF files alone; leave out --to")
+        taken = {"imatrix", "bits", "size", "recipe", "to", "output", "threads"}
+        for one in (self.search, self):
+            for name, known in one.described().items():
+                default = type(one).__dataclass_fields__[name].default
+                if name not in taken and known.flag != "" and getattr(one, name) != default:
+                    raise UserError(
+                        f"with --imatrix the model is not run, so {known.flag_of(name)} has no "
+                        "effect; leave out one of them"
+                    )
 
 
 @dataclass(frozen=True, kw_only=True)

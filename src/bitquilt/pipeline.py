@@ -82,6 +82,8 @@ def quantize(
         PartlyRefusedError: some budgets or formats are impossible; it has the result of the others.
     """
     config = QuantizeConfig.of(config, options)
+    if config.imatrix is not None:
+        raise UserError("from Python, use --imatrix with `bitquilt.quantize_gguf`")
     with computing(config.device, config.threads):
         run = Run(model, config, progress or Progress())
         made = _quantize(run, config, command("quantize", str(model), config))

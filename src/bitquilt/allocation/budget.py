@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitquilt.errors import UserError
@@ -81,6 +82,18 @@ def parse_size(text: str) -> int:
             f"small; did you mean {meant}?"
         )
     return int(float(number) * _UNITS[unit])
+
+
+def label_of(bits: float | None, size: str | None, recipe: str | Path | None) -> str:
+    """What file names say of a request; budgets that differ have labels that differ."""
+    parts = []
+    if bits is not None:
+        parts.append(f"{bits:.12g}bit")
+    if size is not None:
+        parts.append(size.replace(" ", ""))
+    if recipe is not None:
+        parts.append(Path(recipe).name.removesuffix(".json"))
+    return "-".join(parts)
 
 
 def human(nbytes: float) -> str:

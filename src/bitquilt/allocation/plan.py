@@ -13,7 +13,7 @@ from bitquilt import qtypes
 from bitquilt.allocation import presets, sensitivity
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.advice import overhead_note
-from bitquilt.allocation.budget import Budget, human, parse_size
+from bitquilt.allocation.budget import Budget, human, label_of, parse_size
 from bitquilt.allocation.candidates import TypeBytes, candidate_sets
 from bitquilt.allocation.knapsack import fullest_nbytes
 from bitquilt.allocation.recipe import Recipe
@@ -88,7 +88,7 @@ def requests(config: PlanConfig) -> list[Request]:
             budget=_budget(bits, config.size, preset),
             recipe=recipe,
             preset=preset,
-            label=_label(bits, config.size, config.recipe),
+            label=label_of(bits, config.size, config.recipe),
             fast=fast,
             searches=allocating is not None and allocating.search != SearchConfig(),
         )
@@ -104,18 +104,6 @@ def _budget(bits: float | None, size: str | None, preset: str | None) -> Budget 
             f"preset {preset} decides the size itself; leave out the preset, or --bits and --size"
         )
     return Budget(bits=bits) if bits is not None else Budget(size=parse_size(str(size)))
-
-
-def _label(bits: float | None, size: str | None, recipe: str | Path | None) -> str:
-    """What file names say of a request; budgets that differ have labels that differ."""
-    parts = []
-    if bits is not None:
-        parts.append(f"{bits:.12g}bit")
-    if size is not None:
-        parts.append(size.replace(" ", ""))
-    if recipe is not None:
-        parts.append(Path(recipe).name.removesuffix(".json"))
-    return "-".join(parts)
 
 
 def _is_file(mix: str | Path) -> bool:
@@ -361,6 +349,8 @@ def plan(model: str | Path, config: PlanConfig | None = None, **options: Any) ->
     """
     given = QuantizeConfig if config is None else PlanConfig
     config = given.of(config, options)
+    if isinstance(config, QuantizeConfig) and config.imatrix is not None:
+        raise UserError("from Python, plan --imatrix with `bitquilt.plan_gguf_files`")
     with computing(config.device, config.threads):
         asked = requests(config)
         checkpoint = open_checkpoint(model, weights=False)

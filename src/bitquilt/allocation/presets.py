@@ -2,127 +2,40 @@
 
 People compare a searched mix with them, and can ask for them by name.
 
-llama.cpp's rules are those of ``llama_tensor_get_type`` in its ``src/llama-quant.cpp``, for dense
-models and with an importance matrix, which bitquilt always has. mlx-lm's are those of
+llama.cpp's rules are in :mod:`.llama_cpp`. mlx-lm's are those of
 ``mlx_lm.convert``: one type throughout, or ``mixed_quant_predicate_builder``'s two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from bitquilt import qtypes
+from bitquilt.allocation.llama_cpp import (
+    ATTN_OUT,
+    ATTN_V,
+    FALLBACK,
+    FFN_DOWN,
+    LLAMA_CPP,
+    Block,
+    PresetRule,
+    more_bits,
+)
 from bitquilt.allocation.recipe import require_fit
 from bitquilt.errors import UserError
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
-from bitquilt.models.names import layer_of
+from bitquilt.models.names import in_block, layer_of
 from bitquilt.qtypes.mlx_affine import Affine
 from bitquilt.targets import get_target
 
-
-@dataclass(frozen=True)
-class Block:
-    """What the rules depend on: which block, of how many, how much keys and values are shared."""
-
-    layer: int
-    layers: int
-    sharing: int
-    """Query heads per key and value head."""
-
-
-Where = Callable[[Block], bool]
-
-
-def everywhere(block: Block) -> bool:
-    """Accept every block."""
-    return True
-
-
-def first(count: int) -> Where:
-    """Return a test for the first ``count`` blocks."""
-    return lambda block: block.layer < count
-
-
-def first_part(parts: int) -> Where:
-    """Return a test for the first 1/parts of the blocks, rounded down."""
-    return lambda block: block.layer < block.layers // parts
-
-
-def widely_shared(block: Block) -> bool:
-    """Accept a block where four or more query heads share a key and value head: v is small."""
-    return block.sharing >= 4
-
-
-def more_bits(block: Block) -> bool:
-    """Accept the first and the last eighth of the blocks, and every third one between them."""
-    eighth = block.layers // 8
-    inside = block.layer - eighth
-    return inside < 0 or block.layer >= 7 * block.layers // 8 or inside % 3 == 2
-
-
-@dataclass(frozen=True)
-class PresetRule:
-    """One of llama.cpp's presets: a type, and exceptions of which the first that applies wins."""
-
-    base: str
-    exceptions: tuple[tuple[str, Where, str], ...] = ()
-    """Each is a matrix within the block, the blocks that it holds for, and the type."""
-
-
-ATTN_V, ATTN_OUT, FFN_DOWN = "self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"
-
-LLAMA_CPP: dict[str, PresetRule] = {
-    "Q2_K": PresetRule(
-        "Q2_K",
-        (
-            (ATTN_V, widely_shared, "Q4_K"),
-            (ATTN_V, everywhere, "Q3_K"),
-            (ATTN_OUT, everywhere, "Q3_K"),
-            (FFN_DOWN, everywhere, "Q3_K"),
-        ),
-    ),
-    "Q3_K_S": PresetRule("Q3_K"),
-    "Q3_K_M": PresetRule(
-        "Q3_K",
-        (
-            (ATTN_V, first(2), "Q5_K"),
-            (ATTN_V, everywhere, "Q4_K"),
-            (ATTN_OUT, everywhere, "Q4_K"),
-            (FFN_DOWN, first_part(16), "Q5_K"),
-            (FFN_DOWN, everywhere, "Q4_K"),
-        ),
-    ),
-    "Q3_K_L": PresetRule(
-        "Q3_K",
-        (
-            (ATTN_V, everywhere, "Q5_K"),
-            (ATTN_OUT, everywhere, "Q5_K"),
-            (FFN_DOWN, everywhere, "Q5_K"),
-        ),
-    ),
-    "IQ4_XS": PresetRule("IQ4_XS", ((ATTN_V, widely_shared, "Q5_K"),)),
-    "Q4_0": PresetRule("Q4_0", ((FFN_DOWN, first_part(8), "Q4_1"),)),
-    "IQ4_NL": PresetRule("IQ4_NL", ((ATTN_V, widely_shared, "Q5_K"),)),
-    "Q4_K_S": PresetRule("Q4_K", ((ATTN_V, first(4), "Q5_K"), (FFN_DOWN, first_part(8), "Q5_K"))),
-    "Q4_K_M": PresetRule("Q4_K", ((ATTN_V, more_bits, "Q6_K"), (FFN_DOWN, more_bits, "Q6_K"))),
-    "Q5_K_S": PresetRule("Q5_K"),
-    "Q5_K_M": PresetRule("Q5_K", ((ATTN_V, more_bits, "Q6_K"), (FFN_DOWN, more_bits, "Q6_K"))),
-    "Q6_K": PresetRule("Q6_K"),
-    "Q8_0": PresetRule("Q8_0"),
+KINDS_OF = {
+    "self_attn.v_proj": ATTN_V,
+    "self_attn.o_proj": ATTN_OUT,
+    "mlp.down_proj": FFN_DOWN,
 }
-
-FALLBACK = {
-    "Q2_K": "Q4_0",
-    "Q3_K": "Q4_0",
-    "IQ4_XS": "IQ4_NL",
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-}
-"""Block of 256 → block of 32, for rows that 256 does not divide (``tensor_type_fallback``)."""
+"""Matrix within a block → the kind that llama.cpp's rules know it as."""
 
 MLX_MIXED = {
     "mixed_2_6": ("2bit-g64", "6bit-g64"),
@@ -188,12 +101,13 @@ def _head_qtype(base: str, columns: int) -> str:
 def _block_qtype(rule: PresetRule, checkpoint: Checkpoint, module: str) -> str:
     block = _block(checkpoint, module)
     qtype = rule.base
+    kind = KINDS_OF.get(in_block(module))
     for part, where, other in rule.exceptions:
-        if module.endswith(part) and where(block):
+        if kind == part and where(block):
             qtype = other
             break
     is_70b = architecture_of(checkpoint.config).is_70b
-    if module.endswith(ATTN_V) and qtype in ("Q3_K", "Q4_K") and is_70b(checkpoint.config):
+    if kind == ATTN_V and qtype in ("Q3_K", "Q4_K") and is_70b(checkpoint.config):
         return "Q5_K"
     return qtype
 
@@ -211,7 +125,8 @@ def _mixed_qtype(low: str, high: str, checkpoint: Checkpoint, module: str) -> st
         return high
     if module == EMBEDDING:
         return low
-    raised = module.endswith((ATTN_V, FFN_DOWN)) and more_bits(_block(checkpoint, module))
+    kind = KINDS_OF.get(in_block(module))
+    raised = kind in (ATTN_V, FFN_DOWN) and more_bits(_block(checkpoint, module))
     return high if raised else low
 
 

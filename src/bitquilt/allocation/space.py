@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.qtypes.qtype import Allocation
+if TYPE_CHECKING:
+    from bitquilt.qtypes.qtype import Allocation
 
 Float64Array = NDArray[np.float64]
 

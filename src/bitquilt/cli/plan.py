@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from bitquilt.allocation.plan import Plan
     from bitquilt.forecast.estimate import Forecast
+    from bitquilt.streaming.quantize_gguf import GgufPlan
 
 
 @click.command()
@@ -29,7 +30,13 @@ def plan(model: str, config: QuantizeConfig, as_json: bool) -> None:
     MODEL may also be a config.json alone. With --bits or --size, the size is final; the types are a
     first guess that `quantize` improves within that size. Time, memory and disk are estimates for
     this machine. You can keep all options of `quantize`.
+
+    With --imatrix, the types are those that `quantize` will write: this reads a sample of the
+    model, and is not free.
     """
+    if config.imatrix is not None:
+        _plan_gguf(model, config, as_json)
+        return
     from bitquilt.allocation import plan as planning
     from bitquilt.forecast.estimate import estimate
 
@@ -39,6 +46,27 @@ def plan(model: str, config: QuantizeConfig, as_json: bool) -> None:
         lambda plans: _print(plans, estimate(model, config)),
         as_json,
     )
+
+
+def _plan_gguf(model: str, config: QuantizeConfig, as_json: bool) -> None:
+    """Plan what `quantize` makes of a GGUF file as a stream."""
+    from bitquilt.streaming.quantize_gguf import plan_gguf_files
+
+    show(
+        lambda: plan_gguf_files(model, config),
+        lambda plans: {"plans": [planned.to_dict() for planned in plans]},
+        _print_gguf,
+        as_json,
+    )
+
+
+def _print_gguf(plans: list[GgufPlan]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for planned in plans:
+        console.print(f"{planned.nbytes:,} bytes on disk, {planned.bits:.3f} bits per weight\n")
+        console.print(_mix(planned.types), "")
 
 
 def _object(plans: list[Plan], forecast: Forecast) -> dict[str, Any]:
@@ -101,7 +129,8 @@ def _mix(allocation: Mapping[str, str]) -> Table:
 
     qtypes: dict[str, Counter[str]] = {}
     for module, qtype in allocation.items():
-        qtypes.setdefault(kind_of(module), Counter())[qtype] += 1
+        kind = kind_of(module.removesuffix(".weight"))
+        qtypes.setdefault(kind, Counter())[qtype] += 1
     table = Table("matrix", "types", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name, found in qtypes.items():
         table.add_row(name, ", ".join(f"{count} × {qtype}" for qtype, count in found.most_common()))

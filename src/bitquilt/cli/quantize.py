@@ -24,6 +24,7 @@ from bitquilt.runtime.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     from bitquilt.report.result import QuantizeResult
+    from bitquilt.streaming.quantize_gguf import GgufResult
 
 
 @click.command()
@@ -38,7 +39,11 @@ def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
     bitquilt quantize facebook/MobileLLM-R1-950M --size 600MB --to gguf
     bitquilt quantize demo --bits 3,3.5,4,4.5,5 --to both
     bitquilt quantize ./my-model --recipe Q4_K_M --to gguf
+    bitquilt quantize model-BF16.gguf --imatrix imatrix.gguf --size 20GB
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    if config.imatrix is not None:
+        _quantize_gguf(model, config, as_json)
+        return
     from bitquilt import pipeline
 
     keep_freed_memory()
@@ -48,6 +53,30 @@ def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
         _print_table,
         as_json,
     )
+
+
+def _quantize_gguf(model: str, config: QuantizeConfig, as_json: bool) -> None:
+    """Quantize a GGUF file as a stream; neither torch nor the model is loaded for it."""
+    from bitquilt.streaming.quantize_gguf import quantize_gguf
+
+    show(
+        lambda: quantize_gguf(model, config),
+        lambda made: {"outputs": [one.to_dict() for one in made]},
+        _print_streamed,
+        as_json,
+    )
+
+
+def _print_streamed(made: list[GgufResult]) -> None:
+    for one in made:
+        plan = one.plan
+        said = f"{', '.join(map(str, one.paths))}: {plan.nbytes:,} bytes, {plan.bits:.3f} bits per "
+        said += f"weight; rounded and written in {one.seconds:.0f} s"
+        if plan.predicted_kl is not None:
+            said += f"; the predicted KL is {plan.predicted_kl:.3g} nats/token"
+        click.echo(said)
+    first, against = made[0].paths[0], made[0].source
+    click.echo(f"Nothing was measured: `bitquilt eval {first} --against {against}` does.")
 
 
 def _print_table(result: QuantizeResult) -> None:

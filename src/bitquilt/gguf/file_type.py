@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from gguf import LlamaFileType
+
+from bitquilt.gguf.container import Metadata
 
 FILE_TYPE = "general.file_type"
 RECIPE = "bitquilt.recipe"
 """What bitquilt's files have; their file type is that of most weights, which names no mix."""
 MIX = "a mix of types"
 """What a file of bitquilt's own with several types is called."""
+
+_REPLACED = (FILE_TYPE, "general.quantization_version", "general.alignment")
+_DROPPED_PREFIXES = ("split.", "quantize.", "bitquilt.")
+"""About the source's own file or how it was quantized, untrue of the new one."""
 
 _NAMES = {
     "F32": "ALL_F32",
@@ -46,3 +54,23 @@ def file_type_name(metadata: Mapping[str, Any], qtypes: Iterable[str]) -> str:
         return stated.removeprefix("MOSTLY_").removeprefix("ALL_")
     ((most, _),) = counts.most_common(1)
     return f"mostly {most}"
+
+
+def model_name(path: Path) -> str:
+    """The file's name without its ending and without the type that it is quantized to."""
+    return re.sub(r"[.-](I?Q\d\w*|UD-\w+|BF16|F16|F32)$", "", path.stem, flags=re.IGNORECASE)
+
+
+def without_file_facts(pairs: Metadata, *, parted: bool = False) -> Metadata:
+    """Return what still holds of a header's pairs in a file that is quantized otherwise.
+
+    Args:
+        pairs: of the source.
+        parted: whether the new file is in the same parts.
+    """
+    dropped = _DROPPED_PREFIXES[parted:]
+    return {
+        key: value
+        for key, value in pairs.items()
+        if key not in _REPLACED and not key.startswith(dropped)
+    }

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bitquilt.errors import UserError
+from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.container import Container, GgufTensor, read_container
 
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_SPLIT = re.compile(r"-\d{5}-of-(?P<count>\d{5})\.gguf$")
 
 
 @dataclass(frozen=True)
@@ -76,15 +77,61 @@ def read_header(path: Path) -> GgufHeader:
     Raises:
         UserError: the file is damaged, truncated, one part of several, or no model.
     """
+    header = _read(path)
+    _refuse_parts(header)
+    _refuse_other_kinds(header)
+    return header
+
+
+def read_parts(path: Path) -> list[GgufHeader]:
+    """Read the headers of all files of a model: one, or the parts of a split one in their order.
+
+    Args:
+        path: the model's file, or any of its parts.
+
+    Raises:
+        UserError: a part is damaged or missing, or the file is no model.
+    """
+    header = _read(path)
+    split = _SPLIT.search(path.name)
+    headers = [header]
+    if split is not None:
+        count = int(split["count"])
+        places = [path.with_name(part_name(path.name, n, count)) for n in range(count)]
+        if missing := [place for place in places if not place.is_file()]:
+            raise UserError(
+                f"{path} is one of {count} parts of a model, and {missing[0].name} is missing; "
+                "put all parts into one directory"
+            )
+        headers = [_read(place) for place in places]
+    elif header.metadata.get("split.count", 1) > 1:
+        raise UserError(
+            f"{path} is one part of a split model, and its name does not say which; name it as "
+            "llama.cpp does, like model-00001-of-00003.gguf"
+        )
+    _refuse_other_kinds(headers[0])
+    return headers
+
+
+def part_name(name: str, index: int, count: int) -> str:
+    """Name part ``index``, counted from 0, of a model in ``count`` parts, as llama.cpp does.
+
+    Args:
+        name: of the whole model, or of one of its parts.
+        index: of the part.
+        count: how many there are; the name of the only one is that of the model.
+    """
+    stem = _SPLIT.sub("", name).removesuffix(SUFFIX)
+    return f"{stem}{SUFFIX}" if count == 1 else f"{stem}-{index + 1:05}-of-{count:05}{SUFFIX}"
+
+
+def _read(path: Path) -> GgufHeader:
     try:
-        header = GgufHeader(path, read_container(path))
+        return GgufHeader(path, read_container(path))
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as GGUF: {error}; it is truncated or damaged: download it again"
         ) from error
-    _refuse_parts(header)
-    _refuse_other_kinds(header)
-    return header
 
 
 def _refuse_parts(header: GgufHeader) -> None:

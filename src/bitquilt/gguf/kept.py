@@ -6,14 +6,10 @@ from pathlib import Path
 
 from bitquilt.gguf.container import Metadata, encode, read_pairs
 from bitquilt.gguf.dequantize import dequantize
-from bitquilt.gguf.file_type import FILE_TYPE
+from bitquilt.gguf.file_type import without_file_facts
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.rope import ROPE_FREQS, RopeFactors
 from bitquilt.gguf.tokenizer import adds_bos
-
-_REPLACED = (FILE_TYPE, "general.quantization_version", "general.alignment")
-_DROPPED_PREFIXES = ("split.", "quantize.", "bitquilt.")
-"""About the source's own file or how it was quantized, untrue of the new one."""
 
 
 def kept_metadata(source: Path) -> Metadata:
@@ -25,11 +21,7 @@ def kept_metadata(source: Path) -> Metadata:
         UserError: the source is damaged.
     """
     header = read_header(source)
-    kept = {
-        key: value
-        for key, value in read_pairs(source, header.container).items()
-        if key not in _REPLACED and not key.startswith(_DROPPED_PREFIXES)
-    }
+    kept = without_file_facts(read_pairs(source, header.container))
     if "tokenizer.ggml.tokens" in kept:  # engines differ in what they take an absent one for
         kept.setdefault("tokenizer.ggml.add_bos_token", encode(adds_bos(header)))
     return kept

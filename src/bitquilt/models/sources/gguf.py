@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
 from bitquilt.gguf.dequantize import dequantize
-from bitquilt.gguf.file_type import file_type_name
+from bitquilt.gguf.file_type import file_type_name, model_name
 from bitquilt.gguf.header import GgufHeader, read_header
 from bitquilt.gguf.metadata import generation_config
 from bitquilt.gguf.tokenizer import tokenizer_directory
@@ -92,11 +91,6 @@ class GgufWeights(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-def model_name(path: Path) -> str:
-    """The file's name without its ending and without the type that it is quantized to."""
-    return re.sub(r"[.-](I?Q\d\w*|UD-\w+|BF16|F16|F32)$", "", path.stem, flags=re.IGNORECASE)
 
 
 def _reader(
