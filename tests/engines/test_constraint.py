@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from bitquilt.engines import Engine, GeneratedToken, GenerationRequest, Sampling
@@ -95,7 +96,9 @@ def test_forced_text_is_spelled_where_the_tokenizer_adds_a_space() -> None:
     constraint = grammars.constraint(regex_grammar("abab"), [])
     tokens = []
     for _ in range(2):
-        (token,) = constraint.allowed()
+        allowed, _ = constraint.narrow(np.zeros(259, dtype=np.float32))
+        assert allowed is not None
+        (token,) = allowed
         constraint.take(int(token))
         tokens.append(int(token))
     assert tokens == [258, 258]

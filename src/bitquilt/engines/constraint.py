@@ -17,6 +17,9 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 COMPILED = 16
 """So many grammars stay compiled: an answer has several legs, and clients repeat their schemas."""
 
+FEW = 8
+"""A list of tokens is quicker than a mask for less than this part of the vocabulary."""
+
 
 class ConstraintError(Exception):
     """A grammar became too large to follow, or what was said before does not follow it."""
@@ -67,7 +70,7 @@ class Grammars:
         self._compiled[grammar] = matcher
         if len(self._compiled) > COMPILED:
             self._compiled.popitem(last=False)
-        begun = Constraint(matcher.deep_copy(), self._vocabulary)
+        begun = Constraint(matcher.deep_copy(), self._vocabulary, self._tokenizer.vocab_size)
         for token in said:
             begun.take(token)
         return begun
@@ -109,20 +112,41 @@ class _Listed:
 class Constraint:
     """The state of one grammar in one answer."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: int, size: int) -> None:
+        """Take a matcher, V, and how many tokens the matcher knows: V or more."""
         self._matcher, self._vocabulary = matcher, vocabulary
-        self._bits = np.zeros((vocabulary + 31) // 32, dtype=np.int32)
+        self._bits = np.zeros((size + 31) // 32, dtype=np.uint32)
+        self._address = self._bits.ctypes.data
 
-    def allowed(self) -> npt.NDArray[np.intp]:
-        """Return the tokens that may come next, int [A], in order; A is not 0.
+    def narrow(
+        self, logits: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.intp] | None, npt.NDArray[np.float32]]:
+        """Leave the tokens that may come next.
+
+        Args:
+            logits: float32 [V].
+
+        Returns:
+            The tokens, int [A], and their logits, float32 [A]; or where they are many, None, and
+            logits [V] that are −∞ for all others.
 
         Raises:
             ConstraintError: the grammar became too large.
         """
-        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
         _require_sound(self._matcher)
-        bits = np.unpackbits(self._bits.view(np.uint8), count=self._vocabulary, bitorder="little")
-        return np.flatnonzero(bits)
+        if int(np.bitwise_count(self._bits).sum()) * FEW > self._vocabulary:
+            some = np.unpackbits(self._bits.view(np.uint8), bitorder="little").view(np.bool_)
+            return None, np.where(some[: self._vocabulary], logits, np.float32(-np.inf))
+        words = np.flatnonzero(self._bits)
+        ones = np.unpackbits(self._bits[words].view(np.uint8), bitorder="little").reshape(-1, 32)
+        rows, places = np.nonzero(ones)
+        tokens = words[rows] * 32 + places
+        if len(tokens) == 0 or tokens[-1] >= self._vocabulary:  # a tokenizer can have more
+            tokens = tokens[tokens < self._vocabulary]
+            if len(tokens) == 0:
+                raise ConstraintError("none of the model's tokens may come next")
+        return tokens, logits[tokens]
 
     def take(self, token: int) -> None:
         """Take note of one more token.

@@ -68,8 +68,10 @@ class Sampler:
         """Draw among the tokens that the grammar allows; where they are few, that is quick."""
         if self._constraint is None:
             return self._pick(logits)
-        allowed = self._constraint.allowed()
-        token = int(allowed[self._pick(logits[allowed])])
+        allowed, logits = self._constraint.narrow(logits)
+        token = self._pick(logits)
+        if allowed is not None:
+            token = int(allowed[token])
         self._constraint.take(token)
         return token
 
