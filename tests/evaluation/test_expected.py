@@ -8,14 +8,14 @@ from bitquilt.evaluation.compare import evaluate
 from bitquilt.evaluation.config import EvalConfig, TraceConfig
 from bitquilt.evaluation.expected import expected_stages
 from bitquilt.evaluation.model_file import ModelFile
-from bitquilt.forecast.machine import MachineSpeed
+from bitquilt.forecast.machine import PassSpeed
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import GGUF
 from tests.factories import tiny_checkpoint
 from tests.progress import Kinds
 from tests.targets.conftest import Model
 
-STATED = MachineSpeed(block=1e-5, fast_block=1e-5, head=1e-5, rounding=1.0, threads=1, on_gpu=False)
+STATED = PassSpeed(block=1e-5, fast_block=1e-5, head=1e-5)
 
 
 @pytest.mark.parametrize("answers", [3, 0])

@@ -40,7 +40,7 @@ from bitquilt.evaluation.results import (
 )
 from bitquilt.evaluation.text import held_out
 from bitquilt.evaluation.versions import versions
-from bitquilt.forecast.machine import machine_speed
+from bitquilt.forecast.machine import pass_speed
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
@@ -83,7 +83,7 @@ def _evaluate(
 ) -> Evaluation:
     started = time.monotonic()
     files, original = _opened(models, config)
-    expected = expected_stages(original, files, config, machine_speed(original))
+    expected = expected_stages(original, files, config, pass_speed(original))
     with progress.job(expected):
         return _measured(files, original, config, progress, started)
 

@@ -14,13 +14,13 @@ from bitquilt.evaluation.config import EvalConfig
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.noise_floor import TORCH_EXCERPT
 from bitquilt.evaluation.reference import WRITING
-from bitquilt.forecast.machine import MachineSpeed
+from bitquilt.forecast.machine import PassSpeed
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.job import ExpectedStage
 
 
 def expected_stages(
-    original: Checkpoint, files: Sequence[ModelFile], config: EvalConfig, speed: MachineSpeed
+    original: Checkpoint, files: Sequence[ModelFile], config: EvalConfig, speed: PassSpeed
 ) -> list[ExpectedStage]:
     """Give the stages of an evaluation of which nothing is kept yet, in their order."""
     through = original.layers * speed.block + speed.head

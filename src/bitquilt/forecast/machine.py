@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -30,8 +30,8 @@ table of :mod:`.stages` is from."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MachineSpeed:
-    """What one model takes on this machine."""
+class PassSpeed:
+    """What passes through one model take on this machine."""
 
     block: float
     """Seconds that a token takes forward through one block."""
@@ -39,6 +39,12 @@ class MachineSpeed:
     """The same with the fastest products of the device."""
     head: float
     """Seconds that a token takes to logits and their softmax."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSpeed(PassSpeed):
+    """What one model takes on this machine."""
+
     rounding: float
     """Seconds that one thread takes for what takes one on the machine of the table."""
     threads: int
@@ -46,24 +52,26 @@ class MachineSpeed:
     on_gpu: bool
 
 
-def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
-    """Time one window through one block, its logits, and one small fit; no weight is read."""
+def pass_speed(checkpoint: Checkpoint) -> PassSpeed:
+    """Time one window through one block, and its logits; no weight is read."""
     with torch.inference_mode():
         block, head = _block_seconds(checkpoint), _head_seconds(checkpoint)
         with multiplying(fast_precision(compute_device())):
             fast_block = _block_seconds(checkpoint)
+    return PassSpeed(block=block, fast_block=fast_block, head=head)
+
+
+def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
+    """Time the passes, and one small fit; no weight is read."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(PROBE_SHAPE, generator=generator)
     qtype, importance = qtypes.get(PROBE_TYPE), torch.ones(PROBE_SHAPE[1])
     seconds = _seconds(lambda: in_threads(lambda rows: fit(qtype, rows, importance), [weight]))
-    device = compute_device()
     return MachineSpeed(
-        block=block,
-        fast_block=fast_block,
-        head=head,
+        **asdict(pass_speed(checkpoint)),
         rounding=seconds / (weight.numel() * PROBE_NANOSECONDS * 1e-9),
         threads=torch.get_num_threads(),
-        on_gpu=device.type != "cpu",
+        on_gpu=compute_device().type != "cpu",
     )
 
 
