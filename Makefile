@@ -14,7 +14,7 @@ BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_NAME := $(DEMO_DIR)/demo-$(DEMO_BITS)bit
 
-.PHONY: help setup demo test lint format bench docs package
+.PHONY: help setup demo test clients lint format bench docs package
 
 help:    ## list the targets
 	@sed -n 's/^\([a-z]*\): .*## /\1\t/p' Makefile
@@ -29,6 +29,10 @@ demo: $(INSTALLED) ## quantize the embedded model as GGUF and MLX, and ask each 
 # On two cores llama.cpp's spinning threads starve each other unless they are told to sleep.
 test: $(INSTALLED) ## all tests
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+
+clients: $(INSTALLED) ## tests of the server with large client libraries, which it installs
+	$(BIN)/python -m pip install --quiet --group clients
+	$(BIN)/python -m pytest tests/serve/test_clients.py
 
 lint: $(INSTALLED) ## style, formatting, types, and whether docs/cli.md is what --help says
 	$(BIN)/ruff check .

@@ -22,20 +22,18 @@ THOUGHT, HELLO, SUM = "<think>Hm.</think>\n\n", "Hello.", "It is 3."
 
 
 def agent(so_far: str) -> dict[str, float]:
-    """Say hello, call a tool that is there, tell what it returned, or fill in a form."""
+    """Say hello, call a tool that is there, tell what it returned, or fill in a form; surely."""
     prompt, _, said = so_far.rpartition("|")
-    forms = [CALL.replace("add", name) for name in ("Person", "final_result") if name in prompt]
-    forms = [form.replace('{"a": 1, "b": 2}', PERSON) for form in forms]
-    if forms:
-        texts = forms
-    elif "<tool>" in prompt:
+    named = [CALL.replace("add", name) for name in ("Person", "final_result") if name in prompt]
+    forms = [form.replace('{"a": 1, "b": 2}', PERSON) for form in named]
+    if "<tool>" in prompt:
         texts = [SUM]
     elif "<tool_call>" in prompt:
-        texts = [CALL]
+        texts = forms or [CALL]
     else:
         thought = "" if "<quiet>" in prompt else THOUGHT
         texts = [thought + HELLO, thought + PERSON, PERSON]
-    return reciting(*texts)("|" + said)
+    return {text: 100 * sure for text, sure in reciting(*texts)("|" + said).items()}
 
 
 def add(a: int, b: int) -> int:
