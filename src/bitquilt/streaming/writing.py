@@ -166,15 +166,15 @@ def recipe_text(mix: Mix) -> str:
     return json.dumps({"default": default, "pin": pins}, ensure_ascii=False, separators=(",", ":"))
 
 
-Piece = tuple[int, bytes]
+FilePiece = tuple[int, bytes]
 """How many weights the next bytes of a file are of, and these bytes."""
 
 
 def in_order(
-    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], Piece]], ahead: int
-) -> Iterator[Piece]:
+    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], FilePiece]], ahead: int
+) -> Iterator[FilePiece]:
     """Yield what tasks return, in their order; no more than ``ahead`` others are under way."""
-    running: deque[Future[Piece]] = deque()
+    running: deque[Future[FilePiece]] = deque()
     try:
         for task in tasks:
             running.append(pool.submit(task))
@@ -187,7 +187,7 @@ def in_order(
             future.cancel()
 
 
-def _copying(source: GgufSource, name: str, start: int, count: int) -> Callable[[], Piece]:
+def _copying(source: GgufSource, name: str, start: int, count: int) -> Callable[[], FilePiece]:
     matrix = source.matrices.get(name)
     weights = 0 if matrix is None else count * matrix.weights // source.tensors[name].nbytes
     return lambda: (weights, source.stored(name, start, count).tobytes())
@@ -201,8 +201,8 @@ def _rounding(
     expert: int,
     start: int,
     stop: int,
-) -> Callable[[], Piece]:
-    def make() -> Piece:
+) -> Callable[[], FilePiece]:
+    def make() -> FilePiece:
         rows = source.rows(matrix, expert * matrix.rows + start, stop - start)
         squares = None if importance is None else importance.squares[expert]
         return rows.size, ggml.quantize_rows(kind, rows, squares).tobytes()
@@ -210,5 +210,5 @@ def _rounding(
     return make
 
 
-def _padding(count: int) -> Callable[[], Piece]:
+def _padding(count: int) -> Callable[[], FilePiece]:
     return lambda: (0, bytes(count))
