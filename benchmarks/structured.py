@@ -30,7 +30,7 @@ from bitquilt.talk.prompt import compose
 from bitquilt.talk.sample import AnswerSettings, Sample
 from bitquilt.talk.session import continued
 
-ROUNDS, LENGTH, BATCH, LONGEST = 15, 96, 8, 1024
+ROUNDS, LENGTH, BATCH, LONGEST = 9, 96, 8, 1024
 SCHEMAS = Path(__file__).parent.parent / "tests" / "talk" / "data" / "schemas.json"
 VALIDATORS = {
     "draft2020-12": jsonschema.Draft202012Validator,

@@ -19,7 +19,7 @@ from bitquilt.engines.engine import GenerationRequest, Sampling, TokenScore
 
 AVOIDING = 4.0
 """Nats that each token of an avoided continuation loses, for as long as the model follows it."""
-MARGINS = (8.0, 32.0, np.inf)
+MARGINS = (2.0, 4.0, 6.0, 8.0, 16.0, 32.0, np.inf)
 """How far below the likeliest token candidates are looked for, in nats: sorting a vocabulary of
 128k for every token would take longer than a small model does."""
 
