@@ -122,3 +122,23 @@ def test_ollama_reads_the_tokens_of_our_prompt(tmp_path, template, add_bos, pre,
         for chat in CHATS:
             said = as_ollama(go, default and default[1], chat)
             assert engine.tokenize(said, add_special=True) == compose(engine, chat).tokens
+
+
+TOOLS = "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+THINK = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "own"),
+    [(CHATML, False), (TOOLS + CHATML, True), (CHATML + THINK, True), (NUMBERED + TOOLS, True)],
+    ids=["plain", "tools", "thinking", "untranslatable with tools"],
+)
+def test_a_template_with_tools_or_thinking_stays_the_models_own(tmp_path, template, own):
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    (directory / "chat_template.jinja").write_text(template)
+    path = write_gguf(directory, tmp_path / "tiny.gguf", pre="qwen2", add_bos=False)
+    lines = modelfile(open_checkpoint(path), path).splitlines()
+    assert any(line.startswith("TEMPLATE") for line in lines) != own
+    assert not any(line.startswith("SYSTEM") for line in lines)
+    assert 'PARAMETER stop "<|eot_id|>"' in lines
+    assert any(line.startswith("#") for line in lines) == own

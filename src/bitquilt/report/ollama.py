@@ -1,9 +1,11 @@
 """The model's chat template in Ollama's language, and an Ollama Modelfile with it.
 
-Ollama knows the Jinja templates of a few published models; for all others a Modelfile has to say in
-Go's template language what stands between messages. Rendering a conversation of marks shows what
-that is. The result is then rendered for several conversations and must give the same text as the
-model's template; if it does not, there is no Modelfile rather than a wrong one.
+Ollama reads the chat template in a GGUF file where a Modelfile has none, and offers the tools and
+the thinking that it finds there (its ``server/images.go`` and ``server/routes.go``). So a template
+with either stays the model's own. Any other is said in Go's template language, which every version
+reads. Rendering a conversation of marks shows what stands between messages. The result is rendered
+for several conversations and must give the same text as the model's template; if it does not, there
+is no Modelfile rather than a wrong one.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.tokenizer import adds_bos, start_token
-from bitquilt.models.chat_template import Message
+from bitquilt.models.chat_template import Message, template_variables
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.talk.prompt import render_prompt
+from bitquilt.talk.reasoning import style_of
 
 SYSTEM, USER, ANSWER, AGAIN = "⟦system⟧", "⟦user⟧", "⟦answer⟧", "⟦again⟧"
 CONTEXT = 8192
@@ -164,22 +167,28 @@ def modelfile(checkpoint: Checkpoint, path: Path) -> str | None:
     """An Ollama Modelfile for a GGUF file of the checkpoint.
 
     Returns:
-        Its text; None for a model without a chat template, or with one that Ollama's language
-        cannot express.
+        Its text; None for a model without a chat template, or with one that has neither tools nor
+        thinking, and that Ollama's language cannot express.
     """
     if checkpoint.tokenizer_dir is None or checkpoint.chat_template is None:
         return None
     tokenizer = HubTokenizer(
         checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config
     )
-    header = read_header(path)
-    start = start_token(header) if adds_bos(header) else ""
-    found = turns(checkpoint.chat_template, tokenizer.info.special_tokens, start)
-    if found is None:
-        return None
-    lines = [f"FROM ./{path.name}", f'TEMPLATE """{found.go_template()}"""']
-    if found.default:
-        lines.append(f'SYSTEM """{found.default}"""')
+    lines = [f"FROM ./{path.name}"]
+    if has_tools_or_thinking(checkpoint.chat_template):
+        lines.append(
+            "# Ollama takes the chat template, with its tools and thinking, from the file."
+        )
+    else:
+        header = read_header(path)
+        start = start_token(header) if adds_bos(header) else ""
+        found = turns(checkpoint.chat_template, tokenizer.info.special_tokens, start)
+        if found is None:
+            return None
+        lines.append(f'TEMPLATE """{found.go_template()}"""')
+        if found.default:
+            lines.append(f'SYSTEM """{found.default}"""')
     context = min(CONTEXT, int(checkpoint.config["max_position_embeddings"]))
     lines.append(f"PARAMETER num_ctx {context}")
     lines += [f"PARAMETER {name} {value:g}" for name, value in _sampling(tokenizer.info.sampling)]
@@ -187,6 +196,12 @@ def modelfile(checkpoint: Checkpoint, path: Path) -> str | None:
     stops = [tokenizer.control_text(token) for token in ends]
     lines += [f'PARAMETER stop "{text}"' for text in stops if text]
     return "\n".join(lines) + "\n"
+
+
+def has_tools_or_thinking(template: str) -> bool:
+    """Whether a chat template takes tools, or has a place for reasoning."""
+    switches = {"tools", "enable_thinking", "thinking"}
+    return bool(template_variables(template) & switches or style_of(template, "").tags)
 
 
 def _sampling(settings: Sampling) -> list[tuple[str, float]]:
