@@ -242,6 +242,26 @@ def test_an_unknown_way_is_unknown(template: str | None) -> None:
     assert style_for(template) is None
 
 
+CALLS = (
+    "{{ tools | tojson }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "<tool_call>CALL</tool_call>{% endfor %}{% endfor %}"
+)
+
+
+def test_marks_that_mean_something_else_are_unknown() -> None:
+    """GLM writes Hermes' tags around names and values that are no JSON."""
+    hermes = CALLS.replace("CALL", "{{ c.function | tojson }}")
+    glm = CALLS.replace(
+        "CALL",
+        "{{ c.function.name }}{% for k, v in c.function.arguments.items() %}"
+        "<arg_key>{{ k }}</arg_key><arg_value>{{ v }}</arg_value>{% endfor %}",
+    )
+    known = style_for(hermes)
+    assert known is not None
+    assert known.name == "Hermes"
+    assert style_for(glm) is None
+
+
 def test_the_tokenizers_own_template_is_used_where_nothing_else_is_known() -> None:
     spec = {
         "defaults": {"role": "assistant"},

@@ -34,6 +34,8 @@ class _Abilities:
     """Whether it shows results."""
     several: bool
     """Whether a message may have several calls."""
+    written: str
+    """How it writes a call of ``NAME`` with ``KEY`` and ``VALUE``; empty if it shows no calls."""
 
 
 def for_template(
@@ -97,8 +99,17 @@ def _abilities(source: str, special_tokens: tuple[tuple[str, str], ...]) -> _Abi
         text = shown(kind, _IDS[:1])
         if _right(text):
             several = shown(kind, _IDS).count(VALUE) == 2
-            return _Abilities(kind, RESULT in text, several)
-    return _Abilities(None, False, False)
+            return _Abilities(kind, RESULT in text, several, text)
+    return _Abilities(None, False, False, "")
+
+
+def written_call(source: str, special_tokens: Mapping[str, str]) -> str:
+    """How a chat template writes the call ``NAME`` with ``KEY`` and ``VALUE``, among other text.
+
+    Returns:
+        The text; empty where the template does not show calls.
+    """
+    return _abilities(source, tuple(sorted(special_tokens.items()))).written
 
 
 def _right(text: str) -> bool:
