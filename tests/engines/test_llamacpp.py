@@ -10,16 +10,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from bitquilt.engines import Sampling, open_engine
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
+from bitquilt.models.chat_template import Message
+from bitquilt.talk.prompt import NO_SYSTEM, compose
 from bitquilt.targets import GGUF
 from tests.cli.conftest import demo_gguf
 from tests.engines.conftest import divergence, generated, original_logits
-from tests.factories import tiny_tokenizer
+from tests.factories import tiny_checkpoint, tiny_tokenizer
+from tests.gguf.test_tokenizer import TOKENIZERS
 from tests.targets.conftest import Model
 
 __all__ = ["demo_gguf"]
@@ -175,3 +179,29 @@ def test_spaces_before_punctuation_are_kept(demo_gguf: Path) -> None:
         tokens = engine.tokenize(text)
         assert engine.decode(tokens) == text
         assert "".join(engine.decode([token]) for token in tokens) == text
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_model_without_a_first_token_gets_none(tmp_path: Path, empty: bool) -> None:
+    """llama.cpp takes token 11, a comma, for tokenizers like Qwen's that state none."""
+    directory = tiny_checkpoint(tmp_path, "qwen2", layers=1)
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (directory / name).unlink()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=TOKENIZERS["qwen2"](), eos_token="<|eot_id|>"
+    )
+    tokenizer.save_pretrained(directory)
+    (directory / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% if messages[0].role != 'system' %}<sys>Help.</sys>{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    stated = json.loads((directory / "config.json").read_text())
+    stated |= {"bos_token_id": None, "pad_token_id": None}
+    (directory / "config.json").write_text(json.dumps(stated))
+    path = write(Model(directory, open_checkpoint(directory)), tmp_path / "model.gguf", "F32")
+    user: Message = {"role": "user", "content": "hi"}
+    with open_engine(path) as engine:
+        assert "bos_token" not in engine.info.special_tokens
+        prompt = compose(engine, [NO_SYSTEM, user] if empty else [user])
+        meant = "<user>hi" if empty else "<sys>Help.</sys><user>hi"
+        assert engine.decode(prompt.tokens) == meant

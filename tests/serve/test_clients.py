@@ -16,6 +16,7 @@ import openai
 import pydantic
 import pytest
 
+from bitquilt.demo import path as model_path
 from tests.serve.agents import TOOL, add, serving
 from tests.serve.conftest import KEY, Running
 
@@ -182,3 +183,31 @@ def test_openai_agents(server: Running) -> None:
         return found
 
     assert asyncio.run(run()) == ["It is 3."] * 4
+
+
+def test_lm_evaluation_harness(demo: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several choices by log-probabilities, and text up to a stop, over HTTP."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompletionsAPI
+
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    where = {"model": "demo", "num_concurrent": 2, "max_retries": 1}
+    plain = LocalCompletionsAPI(
+        base_url=f"{demo.url}/v1/completions",
+        tokenizer_backend="huggingface",
+        tokenizer=str(model_path()),
+        **where,
+    )
+    choices = [Instance("loglikelihood", {}, ("12 + 7 =", f" {n}"), 0) for n in ("19", "cat")]
+    (right, _), (wrong, _) = plain.loglikelihood(choices)
+    assert wrong < right < 0
+    until = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
+    (text,) = plain.generate_until([Instance("generate_until", {}, ("1 2 3 4", until), 0)])
+    assert text
+    assert "\n" not in text
+    chat = LocalChatCompletion(base_url=f"{demo.url}/v1/chat/completions", **where)
+    asked = [{"role": "user", "content": "What is 347 + 585?"}]
+    chat_until = {"until": ["never"], "max_gen_toks": 500, "do_sample": False}
+    request = Instance("generate_until", {}, (chat.apply_chat_template(asked), chat_until), 0)
+    assert chat.generate_until([request]) == ["\\boxed{932}"]

@@ -273,6 +273,7 @@ class LlamaCppBackend:
         return np.ctypeslib.as_array(logits, (len(outputs), self.info.vocabulary))
 
     def _special_tokens(self) -> dict[str, str]:
+        """The special tokens of the file. Where it states none, llama.cpp may take a comma."""
         found = {
             "bos_token": self._api.llama_vocab_bos(self._vocab),
             "eos_token": self._api.llama_vocab_eos(self._vocab),
@@ -281,20 +282,22 @@ class LlamaCppBackend:
             role: self._api.llama_vocab_get_text(self._vocab, index).decode()
             for role, index in found.items()
             if index >= 0
+            and (self._stated(f"tokenizer.ggml.{role}_id") or self.control_text(index) is not None)
         }
+
+    def _stated(self, key: str) -> str | None:
+        """Return a value of the file's metadata as text; None where it has none."""
+        value = ctypes.create_string_buffer(META_VALUE_BYTES)
+        length = self._api.llama_model_meta_val_str(
+            self._model, key.encode(), value, META_VALUE_BYTES
+        )
+        return value.value.decode() if length > 0 else None
 
     def _sampling_defaults(self) -> Sampling:
         found: dict[str, Any] = {}
         for field, key in SAMPLING_KEYS.items():
-            value = ctypes.create_string_buffer(META_VALUE_BYTES)
-            if (
-                self._api.llama_model_meta_val_str(
-                    self._model, key.encode(), value, META_VALUE_BYTES
-                )
-                > 0
-            ):
-                kind = int if field == "top_k" else float
-                found[field] = kind(value.value)
+            if (stated := self._stated(key)) is not None:
+                found[field] = int(stated) if field == "top_k" else float(stated)
         return Sampling(**found)
 
 

@@ -35,7 +35,8 @@ class TorchEngine(HubTokenizer, Engine):
         if (threads := asked_threads()) is not None:
             torch.set_num_threads(threads)
         super().__init__(checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config)
-        self.info = replace(self.info, name=checkpoint.name)
+        template = checkpoint.chat_template  # it may be in a file that the tokenizer does not read
+        self.info = replace(self.info, name=checkpoint.name, chat_template=template)
         self.model = transformers_model(checkpoint)
         # transformers 5.24 warns of the name that it had before
         named = inspect.signature(self.model.forward).parameters

@@ -11,6 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from bitquilt.engines import open_engine
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from tests.factories import tiny_checkpoint
@@ -87,6 +88,11 @@ def test_template_inside_the_tokenizer_config(llama: Path) -> None:
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
     path.write_text(json.dumps(stored | {"chat_template": named}))
     assert open_checkpoint(llama).chat_template == "d"
+    path.write_text(json.dumps(stored))  # as processors of models that also see have it
+    (llama / "chat_template.json").write_text(json.dumps({"chat_template": "{{ 1 }}"}))
+    assert open_checkpoint(llama).chat_template == "{{ 1 }}"
+    with open_engine(llama) as engine:
+        assert engine.info.chat_template == "{{ 1 }}"
 
 
 def test_fingerprint_follows_the_weights_not_the_place(llama: Path, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from bitquilt.runtime.files import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FIELDS = ("tokenizer_config.json", "chat_template.json")
+"""Files that have the template in a field."""
 
 _IGNORED = {
     r"rotary_emb\.inv_freq$": "RoPE frequencies follow from rope_theta",
@@ -133,7 +135,8 @@ def chat_template(directory: Path) -> tuple[str | None, str | None]:
 
     (None, None) for a model without one; (None, file) where what the file holds is not a text.
 
-    A file of its own wins over tokenizer_config.json, as in transformers.
+    A file of its own wins over tokenizer_config.json, as in transformers. Processors of models that
+    also see have theirs in chat_template.json, which counts where there is no other.
     """
     alone = directory / TEMPLATE_FILE
     if alone.exists():
@@ -141,8 +144,12 @@ def chat_template(directory: Path) -> tuple[str | None, str | None]:
             return alone.read_text(encoding="utf-8"), TEMPLATE_FILE
         except UnicodeDecodeError:
             return None, TEMPLATE_FILE
-    stated = read_json(directory / "tokenizer_config.json").get("chat_template")
-    return default_template(stated), "tokenizer_config.json" if stated else None
+    for name in TEMPLATE_FIELDS:
+        path = directory / name
+        stated = read_json(path).get("chat_template") if path.exists() else None
+        if stated:
+            return default_template(stated), name
+    return None, None
 
 
 def _generation_config(directory: Path) -> dict[str, Any]:
