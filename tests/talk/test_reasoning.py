@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitquilt.talk.reasoning import (
+    CHANNELS,
     MAGISTRAL,
     PLAIN,
     THINK,
@@ -50,6 +51,20 @@ def split(pieces: Iterable[str], style: ReasoningStyle, thinking: bool = False) 
         ("7 + 5\n\\boxed{12}.", UP_TO_BOX, True, ("7 + 5\n", "\\boxed{12}.")),
         ("\\boxed{1} or \\boxed{2}", UP_TO_BOX, True, ("", "\\boxed{1} or \\boxed{2}")),
         ("a \\box and \\boxed", UP_TO_BOX, True, ("a \\box and \\boxed", "")),
+        (
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.",
+            CHANNELS,
+            False,
+            ("Hm.", "Yes."),
+        ),
+        ("<|channel|>final<|message|>Yes.", CHANNELS, False, ("", "Yes.")),
+        ("Yes.", CHANNELS, False, ("", "Yes.")),
+        (
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to",
+            CHANNELS,
+            False,
+            ("Hm.", "<|start|>assistant<|channel|>commentary to"),
+        ),
         (" <think>\\boxed{1}", PLAIN, False, ("", " <think>\\boxed{1}")),
     ],
 )
@@ -59,12 +74,27 @@ def test_parts(text: str, style: ReasoningStyle, thinking: bool, meant: tuple[st
 
 
 PIECES = st.sampled_from(
-    ["<think>", "</think>", "[THINK]", "[/THINK]", "\\boxed{", "}", "<", "</th", "\\box", " ", "\n"]
+    [
+        "<|channel|>final<|message|>",
+        "<think>",
+        "</think>",
+        "[THINK]",
+        "[/THINK]",
+        "\\boxed{",
+        "}",
+        "<",
+        "</th",
+        "\\box",
+        " ",
+        "\n",
+    ]
 )
 TEXT = st.lists(PIECES | st.text(max_size=3), max_size=12).map("".join)
 
 
-@given(TEXT, st.sampled_from([THINK, MAGISTRAL, UP_TO_BOX, PLAIN]), st.booleans(), st.data())
+@given(
+    TEXT, st.sampled_from([THINK, MAGISTRAL, CHANNELS, UP_TO_BOX, PLAIN]), st.booleans(), st.data()
+)
 def test_it_does_not_matter_where_it_is_cut(
     text: str, style: ReasoningStyle, thinking: bool, data: st.DataObject
 ) -> None:
@@ -77,6 +107,7 @@ def test_styles() -> None:
     assert style_of("{{ '</think>' }}", "") == THINK
     assert style_of("{{ '[/THINK]' }} and </think>", "") == MAGISTRAL
     assert style_of("{{ messages }}", "answer within \\boxed{}.") == UP_TO_BOX
+    assert style_of("{{ '<|channel|>analysis<|message|>' }}", "") == CHANNELS
     assert style_of("{{ messages }}", "hello") == PLAIN
     assert style_of(None, "\\boxed{}") == PLAIN
 

@@ -8,6 +8,7 @@ Each function returns a grammar in llguidance's JSON, which
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -105,6 +106,8 @@ def beside_reasoning(engine: Engine, style: ReasoningStyle, thinking: bool, gram
         return grammar
     free, rule = text_until(mark(engine, closes), "reasoning")
     before = f"{free} GAP" if thinking else f"({mark(engine, opens)} {free} GAP)?"
+    heads = " | ".join(mark(engine, head) for head in style.heads)
+    before += f" ({heads})?" if heads else ""
     lines = (f"start: {before} @answer", r"GAP: /\n{0,2}/", rule)
     return _around("\n".join(lines), answer=grammar)
 
@@ -135,9 +138,15 @@ def _around(lark: str, **grammars: str) -> str:
 
 
 def mark(engine: Engine, tag: str) -> str:
-    """A tag in Lark: by the number of its token where it is one, else spelled out."""
+    """A tag in Lark: by the number of its token where it is one, else spelled out.
+
+    Several control tokens, with words between them, are several tags.
+    """
     tokens = engine.tokenize(tag)
-    return f"<[{tokens[0]}]>" if len(tokens) == 1 else quoted(tag)
+    if len(tokens) == 1:
+        return f"<[{tokens[0]}]>"
+    parts = [part for part in re.split(r"(<\|[^|]*\|>)", tag) if part]
+    return quoted(tag) if len(parts) == 1 else " ".join(mark(engine, part) for part in parts)
 
 
 def quoted(text: str) -> str:

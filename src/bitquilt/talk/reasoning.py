@@ -27,6 +27,8 @@ class ReasoningStyle:
     answer."""
     closing: str
     """What is said for the model to close its reasoning."""
+    heads: tuple[str, ...] = ()
+    """What it may write before its answer, which is no part of it."""
 
     @property
     def boxed(self) -> bool:
@@ -36,7 +38,8 @@ class ReasoningStyle:
     @property
     def tags(self) -> tuple[str, ...]:
         """The names of control tokens that belong to the text."""
-        return tuple(tag for tag in (self.opens, self.closes) if tag and not self.boxed)
+        tags = (self.opens, self.closes, *self.heads)
+        return tuple(tag for tag in tags if tag and not self.boxed)
 
 
 HURRY = (
@@ -46,6 +49,14 @@ HURRY = (
 """What Qwen3's authors say for a model whose thinking budget is spent (arXiv 2505.09388, 4.3)."""
 THINK = ReasoningStyle("<think>", "</think>", HURRY + "</think>\n\n")
 MAGISTRAL = ReasoningStyle("[THINK]", "[/THINK]", HURRY + "[/THINK]")
+_FINAL = "<|channel|>final<|message|>"
+CHANNELS = ReasoningStyle(
+    "<|channel|>analysis<|message|>",
+    "<|end|>",
+    f"{HURRY}<|end|><|start|>assistant{_FINAL}",
+    (f"<|start|>assistant{_FINAL}", _FINAL),
+)
+"""Of gpt-oss, which writes each part of its answer to a channel."""
 UP_TO_BOX = ReasoningStyle(None, BOX, "\n\n" + BOX)
 PLAIN = ReasoningStyle(None, None, "")
 
@@ -57,6 +68,8 @@ def style_of(template: str | None, prompt: str) -> ReasoningStyle:
         template: Jinja source.
         prompt: the rendered prompt, which may ask for a box as MobileLLM-R1's does.
     """
+    if template and "<|channel|>analysis" in template:
+        return CHANNELS
     for style in (MAGISTRAL, THINK):
         if template and style.closes and style.closes in template:
             return style
@@ -90,6 +103,8 @@ class Splitter:
         self._blank = bool(style.tags)
         """White space is left out: nothing else has come since the part began, beside its tag."""
         self._may_open = not thinking and style.opens is not None
+        self._may_head = bool(style.heads)
+        """Nothing of the answer has come yet but what may be its head."""
 
     def push(self, text: str) -> Iterator[tuple[AnswerPart, str]]:
         """Take more text; returns the parts that are certain by now."""
@@ -111,8 +126,19 @@ class Splitter:
             yield from self._say(self._held[: len(self._held) - keep])
             self._held = self._held[len(self._held) - keep :]
             return
+        if self._may_head and not self._past_head():
+            return
         yield from self._say(self._held)
         self._held = ""
+
+    def _past_head(self) -> bool:
+        """Leave the head of the answer out; returns whether all of it, or none, has come."""
+        held = self._held.lstrip()
+        head = next((head for head in self._style.heads if held.startswith(head)), "")
+        if not head and any(one.startswith(held) for one in self._style.heads):
+            return False
+        self._held, self._may_head = held[len(head) :], False
+        return True
 
     def rest(self) -> Iterator[tuple[AnswerPart, str]]:
         """End the text; returns what had been held back."""
