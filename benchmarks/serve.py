@@ -2,12 +2,16 @@
 
     python benchmarks/serve.py throughput FILE.gguf
     python benchmarks/serve.py endurance FILE.gguf
+    python benchmarks/serve.py mixed FILE.gguf
 
 `throughput`: tokens a second, and CPU milliseconds a token, of 8 clients at once and of one, 64
 greedy tokens an answer; our server with 8 places and with one beside llama.cpp's HTTP server with 8
 slots, in turns, three rounds after one to warm up. `endurance`: 200 requests of 8 clients, half of
 them good, the others malformed, with a wrong key, of 1 MB, or of clients that vanish, after 50 of
-the same to warm up; what came back, and the memory of server and engine on the way.
+the same to warm up; what came back, and the memory of server and engine on the way. `mixed`: 1,000
+requests of every kind that the server takes, of OpenAI's two APIs and Ollama's, with streams,
+several answers, log-probabilities, echoes, schemas, tokens and things to refuse, by 8 clients,
+after 400 to warm up; the memory on the way.
 """
 
 from __future__ import annotations
@@ -34,14 +38,14 @@ CLIENTS, LENGTH, ROUNDS, REQUESTS, BATCH = 8, 64, 3, 200, 50
 KEY = "benchmark"
 PATH = "/v1/chat/completions"
 GOOD, OK = "good", 200
-BAD = {"malformed": 400, "unknown field": 400, "wrong key": 401, "1 MB": 413, "too long": 400}
+BAD = {"malformed": 400, "wrong type": 400, "wrong key": 401, "1 MB": 413, "too long": 400}
 VANISHING = "vanished"
 
 
 def main() -> None:
     """Print the figures of one of the two."""
     what, file = sys.argv[1:]
-    {"throughput": throughput, "endurance": endurance}[what](Path(file))
+    {"throughput": throughput, "endurance": endurance, "mixed": mixed}[what](Path(file))
 
 
 # -------------------------------------------------------------------------- servers
@@ -190,13 +194,61 @@ def endurance(path: Path) -> None:
         print(leftover(port))
 
 
+MIXED, WARM, STEP = 1000, 400, 100
+SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer"}}, "required": ["sum"]}
+
+
+def mixed(path: Path) -> None:
+    """Print the memory of server and engine over requests of every kind."""
+    with ours(path) as (port, pid):
+        found: Counter[tuple[str, int]] = Counter()
+        memory = []
+        for start in range(-WARM, MIXED, STEP):
+            numbers = range(start + WARM, start + WARM + STEP)
+            with ThreadPoolExecutor(CLIENTS) as pool:
+                outcomes = list(pool.map(lambda number: any_request(port, number), numbers))
+            if start + STEP >= 0:
+                memory.append(resident(pid))
+                print(f"after {start + STEP:4} requests: {memory[-1] / 1e6:.1f} MB")
+            found.update(outcomes if start >= 0 else ())
+    print(f"growth over {MIXED} requests: {memory[-1] / memory[0] - 1:+.1%}")
+    for (where, status), count in sorted(found.items()):
+        print(f"{where:22} {status} {count}")
+
+
+def any_request(port: int, number: int) -> tuple[str, int]:
+    """One request of a kind that its number chooses: its path, and the status of its response."""
+    chat = {"max_tokens": 16, "messages": question(number)["messages"], "stream": number % 2 == 0}
+    text = {"max_tokens": 16, "prompt": f"{number} is a number"}
+    said = chat["messages"][0]["content"]
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        (PATH, chat),
+        (PATH, {**chat, "n": 3, "logprobs": True, "top_logprobs": 5}),
+        (PATH, {**chat, "response_format": {"type": "json_object", "schema": SCHEMA}}),
+        (PATH, {**chat, "chat_template_kwargs": {"enable_thinking": False}, "seed": number}),
+        (PATH, {**chat, "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}),
+        (PATH, {**chat, "tools": [{"type": "function", "function": {"name": "add"}}]}),
+        (PATH, {**chat, "response_format": {"type": "json_object", "schema": {"type": number}}}),
+        ("/v1/completions", {**text, "echo": True, "logprobs": 2, "max_tokens": 1}),
+        ("/v1/completions", {**text, "prompt": [said, f"{number}"], "logit_bias": {"11": -100}}),
+        ("/v1/completions", {**text, "prompt": [1, 2, 1 << 30]}),
+        ("/v1/responses", {"input": said, "max_output_tokens": 16, "stream": number % 2 == 0}),
+        ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}),
+        ("/api/chat", {"messages": chat["messages"], "options": {"num_predict": 16}}),
+        ("/api/generate", {"prompt": said, "stream": False, "options": {"num_predict": 16}}),
+        ("/tokenize", {"content": said * 20}),
+    ]
+    path, body = kinds[number % len(kinds)]
+    return path, send(port, "POST", path, json.dumps(body).encode(), KEY)[0]
+
+
 def attempt(port: int, kind: str, number: int) -> str:
     """One request; what came of it, in a word."""
     body, key = json.dumps(question(number)).encode(), KEY
     if kind == "malformed":
         body = body[:-7]
-    elif kind == "unknown field":
-        body = json.dumps({**question(number), "temprature": 1}).encode()
+    elif kind == "wrong type":
+        body = json.dumps({**question(number), "temperature": "warm"}).encode()
     elif kind == "wrong key":
         key = "wrong"
     elif kind in ("1 MB", "too long"):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bitquilt.cli.serve import _listen
 from tests.quick import invoke
 
 WILD: Any = {
@@ -55,6 +56,25 @@ def test_a_key_that_is_none_does_not_open_the_server(
     said = capfd.readouterr()
     assert sentence in said.err
     assert said.err.count("\n") == 1
+
+
+def test_an_address_of_another_machine_is_one_sentence(capfd, demo_gguf: Path) -> None:
+    assert invoke("serve", demo_gguf, "--host", "192.0.2.1") == 2
+    said = capfd.readouterr()
+    assert "cannot listen on port 8080 of 192.0.2.1" in said.err
+    assert "--host" in said.err
+
+
+def test_the_port_is_taken_at_both_addresses_of_this_machine() -> None:
+    """Some programs find ``localhost`` at ``::1`` only."""
+    sockets = _listen("127.0.0.1", 0)
+    try:
+        port = sockets[0].getsockname()[1]
+        assert [one.getsockname()[:2] for one in sockets][:1] == [("127.0.0.1", port)]
+        assert [one.getsockname()[:2] for one in sockets][1:] in ([], [("::1", port)])
+    finally:
+        for one in sockets:
+            one.close()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -6,6 +6,7 @@ import signal
 import socket
 from contextlib import suppress
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -37,46 +38,64 @@ def serve(model: str, config: ServeConfig) -> None:
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server
 
-    path, listening = Path(model), _listen(config.host, config.port)
+    path, sockets = Path(model), _listen(config.host, config.port)
+    if config.api_key is None and not ip_address(sockets[0].getsockname()[0]).is_loopback:
+        click.echo("other machines can use the model; set --api-key to ask for a key", err=True)
     name = path.stem if path.is_file() else path.name
     with asking(threads=config.threads):
         server = Server(partial(open_engine, model), name, config)
-        _serve(server, listening, model)
+        _serve(server, sockets, model)
 
 
-def _serve(server: Server, listening: socket.socket, model: str) -> None:
+def _serve(server: Server, sockets: list[socket.socket], model: str) -> None:
     """Listen until the server is told to stop."""
     try:
-        listening.listen()
-        host, port = listening.getsockname()[:2]
+        for listening in sockets:
+            listening.listen()
+        host, port = sockets[0].getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         click.echo(f"{model} is at {address}, and for programs at {address}/v1", err=True)
-        _run(server, listening)
+        _run(server, sockets)
     finally:
         server.scheduler.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> list[socket.socket]:
     """Take the port, before the model is loaded.
+
+    Some programs look for ``localhost`` at its IPv6 address only, so that is taken along with the
+    other if it can be had.
 
     Raises:
         UserError: another program has it, the system forbids it, or the machine has no such
             address.
     """
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        sockets = [_bound(host, port)]
     except OSError as error:
         raise UserError(
             f"the server cannot listen on port {port} of {host}: {error.strerror}; choose another "
             "with --port or --host"
         ) from error
+    if host == ServeConfig.host:
+        with suppress(OSError):
+            sockets.append(_bound("::1", sockets[0].getsockname()[1]))
+    return sockets
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+    except OSError:
+        listening.close()
+        raise
     return listening
 
 
-def _run(server: Server, listening: socket.socket) -> None:
+def _run(server: Server, sockets: list[socket.socket]) -> None:
     """Serve until SIGINT or SIGTERM."""
     import uvicorn
 
@@ -89,4 +108,4 @@ def _run(server: Server, listening: socket.socket) -> None:
     # uvicorn raises the signal again when it is done; both kinds must arrive as KeyboardInterrupt
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        Stoppable(config).run(sockets=[listening])
+        Stoppable(config).run(sockets=sockets)

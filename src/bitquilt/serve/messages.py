@@ -132,7 +132,10 @@ def _part_text(part: Any) -> str:
     if kind in THOUGHT_PARTS:
         return ""
     if kind in TEXT_PARTS or kind == "refusal":
-        text = part.get("refusal" if kind == "refusal" else "text")
+        names = ("refusal",) if kind == "refusal" else ("text", "content")
+        text = next((part[name] for name in names if part.get(name) is not None), None)
+        if isinstance(text, dict):  # as OpenAI's assistants had it
+            text = text.get("value")
         if text is None or isinstance(text, str):
             return text or ""
     raise ValueError(

@@ -95,7 +95,7 @@ class CompletionRequest(Structured):
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(
         None,
-        gt=0,
+        ge=0,
         le=100,
         validation_alias=AliasChoices("repetition_penalty", "repeat_penalty"),
     )
@@ -148,6 +148,8 @@ class CompletionRequest(Structured):
         stated = {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
         if self.top_k == -1:  # vLLM's word for no limit
             stated["top_k"] = 0
+        if self.repetition_penalty == 0:  # clients of llama.cpp mean none
+            stated["repetition_penalty"] = 1.0
         # -1 is llama.cpp's word for another seed each time
         seed = random.getrandbits(31) if self.seed in (None, -1) else self.seed % SEEDS
         wanted = self._limit()
