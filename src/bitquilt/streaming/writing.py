@@ -166,26 +166,15 @@ def recipe_text(mix: Mix) -> str:
     return json.dumps({"default": default, "pin": pins}, ensure_ascii=False, separators=(",", ":"))
 
 
-<<<<<<< Updated upstream
-FilePiece = tuple[int, bytes]
-=======
 WrittenBytes = tuple[int, bytes]
->>>>>>> Stashed changes
 """How many weights the next bytes of a file are of, and these bytes."""
 
 
 def in_order(
-<<<<<<< Updated upstream
-    pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], FilePiece]], ahead: int
-) -> Iterator[FilePiece]:
-    """Yield what tasks return, in their order; no more than ``ahead`` others are under way."""
-    running: deque[Future[FilePiece]] = deque()
-=======
     pool: ThreadPoolExecutor, tasks: Iterable[Callable[[], WrittenBytes]], ahead: int
 ) -> Iterator[WrittenBytes]:
     """Yield what tasks return, in their order; no more than ``ahead`` others are under way."""
     running: deque[Future[WrittenBytes]] = deque()
->>>>>>> Stashed changes
     try:
         for task in tasks:
             running.append(pool.submit(task))
@@ -198,11 +187,7 @@ def in_order(
             future.cancel()
 
 
-<<<<<<< Updated upstream
-def _copying(source: GgufSource, name: str, start: int, count: int) -> Callable[[], FilePiece]:
-=======
 def _copying(source: GgufSource, name: str, start: int, count: int) -> Callable[[], WrittenBytes]:
->>>>>>> Stashed changes
     matrix = source.matrices.get(name)
     weights = 0 if matrix is None else count * matrix.weights // source.tensors[name].nbytes
     return lambda: (weights, source.stored(name, start, count).tobytes())
@@ -216,13 +201,8 @@ def _rounding(
     expert: int,
     start: int,
     stop: int,
-<<<<<<< Updated upstream
-) -> Callable[[], FilePiece]:
-    def make() -> FilePiece:
-=======
 ) -> Callable[[], WrittenBytes]:
     def make() -> WrittenBytes:
->>>>>>> Stashed changes
         rows = source.rows(matrix, expert * matrix.rows + start, stop - start)
         squares = None if importance is None else importance.squares[expert]
         return rows.size, ggml.quantize_rows(kind, rows, squares).tobytes()
@@ -230,9 +210,5 @@ def _rounding(
     return make
 
 
-<<<<<<< Updated upstream
-def _padding(count: int) -> Callable[[], FilePiece]:
-=======
 def _padding(count: int) -> Callable[[], WrittenBytes]:
->>>>>>> Stashed changes
     return lambda: (0, bytes(count))
