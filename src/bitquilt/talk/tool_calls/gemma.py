@@ -9,18 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from bitquilt.talk.grammar import text_until
-from bitquilt.talk.tool_calls.call import (
-    NO_CALL,
-    Call,
-    CallStyle,
-    Found,
-    Marks,
-    Schemas,
-    closed,
-    json_value,
-    skip_space,
-)
+from bitquilt.talk.grammar import quoted, text_until
+from bitquilt.talk.tool_calls.call import NO_CALL, Call, CallStyle, Found, Marks, Schemas
+from bitquilt.talk.tool_calls.json_text import closed, json_value, listed_texts, skip_space
 
 
 @dataclass(frozen=True)
@@ -110,7 +101,7 @@ def _group(quote: str, text: str, place: int) -> tuple[Any, int]:
 
 def _force(tags: _Tags, schemas: Schemas, marks: Marks) -> str:
     writer = _Writer(marks(tags.quote))
-    each = [f"{json.dumps(f'call:{name}')} {writer.value(one)}" for name, one in schemas.items()]
+    each = [f"{quoted(f'call:{name}')} {writer.value(one)}" for name, one in schemas.items()]
     call = f"call: {marks(tags.open)} named {marks(tags.close)}\nnamed: {' | '.join(each)}"
     return "\n".join([call, *writer.rules])
 
@@ -125,9 +116,8 @@ class _Writer:
 
     def value(self, schema: Mapping[str, Any]) -> str:
         """The name of a rule for values of a schema, or the rule itself."""
-        if "enum" in schema and all(isinstance(one, str) for one in schema["enum"]):
-            texts = " | ".join(json.dumps(one, ensure_ascii=False) for one in schema["enum"])
-            return f"{self._quote} ({texts}) {self._quote}"
+        if (texts := listed_texts(schema)) is not None:
+            return f"{self._quote} {texts} {self._quote}"
         if schema.get("type") == "string":
             return f"{self._quote} {self._text}"
         if schema.get("type") == "array":
@@ -141,7 +131,7 @@ class _Writer:
         """The members of an object: those that are required, then any of the others."""
         required = schema.get("required", ())
         members = {
-            key: self._rule(f"{json.dumps(key + ':', ensure_ascii=False)} {self.value(one)}")
+            key: self._rule(f"{quoted(key + ':')} {self.value(one)}")
             for key, one in schema["properties"].items()
         }
         musts = [rule for key, rule in members.items() if key in required]

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 
-from bitquilt.talk.tool_calls.call import (
-    NO_CALL,
-    Call,
-    CallStyle,
-    Found,
-    Marks,
-    Schemas,
-    json_end,
-    json_value,
-)
+from bitquilt.talk.grammar import quoted
+from bitquilt.talk.tool_calls.call import NO_CALL, CallStyle, Found, Marks, Schemas
+from bitquilt.talk.tool_calls.json_text import json_value, read_arguments
 
 _TO = r"(?:\s*to=functions\.(?P<{}>[\w.-]+))?"
 _HEAD = re.compile(
@@ -39,19 +31,12 @@ def _read(text: str, schemas: Schemas, over: bool) -> Found | None:
         return Found(head.end())  # said to the user beside a call, or the answer
     if text[head.end() : head.end() + 1] not in ("", "{"):
         return NO_CALL
-    end_of_json = json_end(text, head.end())
-    if end_of_json is None:
-        return None
-    try:
-        arguments = json.loads(text[head.end() : end_of_json], strict=False)
-    except ValueError:
-        return NO_CALL
-    return Found(end_of_json, [Call.of(name, arguments)])
+    return read_arguments(name, text, head.end())
 
 
 def _force(schemas: Schemas, marks: Marks) -> str:
     each = [
-        f"{marks('<|channel|>')} {json.dumps(f'commentary to=functions.{name} ')} "
+        f"{marks('<|channel|>')} {quoted(f'commentary to=functions.{name} ')} "
         f'{marks("<|constrain|>")} "json" {marks("<|message|>")} {json_value(schema)}'
         for name, schema in schemas.items()
     ]

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from bitquilt.talk.tool_calls.call import (
-    CallStyle,
-    Found,
-    Marks,
-    Schemas,
-    json_call,
-    read_json_calls,
-)
+from bitquilt.talk.tool_calls.call import CallStyle, Found, Marks, Schemas
+from bitquilt.talk.tool_calls.json_text import json_calls, read_json_calls
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
@@ -19,8 +13,7 @@ def _read(text: str, schemas: Schemas, over: bool) -> Found | None:
 
 
 def _force(schemas: Schemas, marks: Marks) -> str:
-    objects = " | ".join(json_call(name, schema) for name, schema in schemas.items())
-    return f'call: {marks(OPEN)} "\\n" object "\\n" {marks(CLOSE)}\nobject: {objects}'
+    return f'call: {marks(OPEN)} "\\n" object "\\n" {marks(CLOSE)}\nobject: {json_calls(schemas)}'
 
 
 HERMES = CallStyle(name="Hermes", starts=(OPEN,), tags=(CLOSE,), read=_read, force=_force)

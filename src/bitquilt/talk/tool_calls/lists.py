@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from bitquilt.talk.tool_calls.call import (
-    CallStyle,
-    Found,
-    Marks,
-    Schemas,
-    json_call,
-    read_json_calls,
-)
+from bitquilt.talk.tool_calls.call import CallStyle, Found, Marks, Schemas
+from bitquilt.talk.tool_calls.json_text import json_calls, read_json_calls
 
 OPEN, CLOSE = "<|tool_call|>", "<|/tool_call|>"
 GRANITE_STARTS = (OPEN, "<tool_call>", "<function_call>")
@@ -23,9 +17,8 @@ def _read(starts: tuple[str, ...], close: str, text: str, _: Schemas, over: bool
 
 
 def _force(close: str, schemas: Schemas, marks: Marks) -> str:
-    objects = " | ".join(json_call(name, schema) for name, schema in schemas.items())
     after = marks(close) if close else ""
-    return f'call: {marks(OPEN)} "[" object "]" {after}\nobject: {objects}'
+    return f'call: {marks(OPEN)} "[" object "]" {after}\nobject: {json_calls(schemas)}'
 
 
 GRANITE = CallStyle(

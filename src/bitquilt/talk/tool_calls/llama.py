@@ -5,18 +5,8 @@ from __future__ import annotations
 import ast
 import re
 
-from bitquilt.talk.tool_calls.call import (
-    NO_CALL,
-    Call,
-    CallStyle,
-    Found,
-    Marks,
-    Schemas,
-    calls_in,
-    json_call,
-    json_end,
-    skip_space,
-)
+from bitquilt.talk.tool_calls.call import NO_CALL, Call, CallStyle, Found, Marks, Schemas
+from bitquilt.talk.tool_calls.json_text import calls_in, json_calls, json_end, skip_space
 
 TAG = "<|python_tag|>"
 _FIRST_KEY = re.compile(r'\{\s*"([^"]*)"')
@@ -58,8 +48,7 @@ def _read_code(text: str, schemas: Schemas) -> Found:
 
 
 def _force(schemas: Schemas, marks: Marks) -> str:
-    items = schemas.items()
-    return "call: " + " | ".join(json_call(name, schema, "parameters") for name, schema in items)
+    return f"call: {json_calls(schemas, 'parameters')}"
 
 
 LLAMA_3 = CallStyle(

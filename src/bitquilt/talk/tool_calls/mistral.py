@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from functools import partial
 
-from bitquilt.talk.tool_calls.call import (
-    NO_CALL,
-    Call,
-    CallStyle,
-    Found,
-    Marks,
-    Schemas,
-    calls_in,
-    json_call,
-    json_end,
+from bitquilt.talk.grammar import quoted
+from bitquilt.talk.tool_calls.call import NO_CALL, CallStyle, Found, Marks, Schemas
+from bitquilt.talk.tool_calls.json_text import (
+    json_calls,
     json_value,
+    read_arguments,
+    read_json_calls,
     skip_space,
 )
 
@@ -26,31 +21,18 @@ _NAMED = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*(?
 
 def _read(text: str, schemas: Schemas, over: bool) -> Found | None:
     place = skip_space(text, len(START))
-    named = None
-    if text[place : place + 1] not in ("", "[", "{"):
-        if (named := _NAMED.match(text, place)) is None:
-            return NO_CALL if "{" in text else None
-        place = named.end()
-    if (end := json_end(text, place)) is None:
-        return None
-    if named is None:
-        calls = calls_in(text[place:end])
-        return NO_CALL if calls is None else Found(end, calls)
-    try:
-        arguments = json.loads(text[place:end], strict=False)
-    except ValueError:
-        return NO_CALL
-    return Found(end, [Call.of(named[1], arguments)])
+    if text[place : place + 1] in ("", "[", "{"):
+        return read_json_calls(START, "", text, over)
+    if (named := _NAMED.match(text, place)) is None:
+        return NO_CALL if "{" in text else None
+    return read_arguments(named[1], text, named.end())
 
 
 def _force(with_args: bool, schemas: Schemas, marks: Marks) -> str:
     if with_args:
-        each = [
-            f"{json.dumps(name)} {marks(ARGS)} {json_value(one)}" for name, one in schemas.items()
-        ]
+        each = [f"{quoted(name)} {marks(ARGS)} {json_value(one)}" for name, one in schemas.items()]
         return f"call: {marks(START)} named\nnamed: {' | '.join(each)}"
-    each = [json_call(name, schema) for name, schema in schemas.items()]
-    return f'call: {marks(START)} "[" object "]"\nobject: {" | ".join(each)}'
+    return f'call: {marks(START)} "[" object "]"\nobject: {json_calls(schemas)}'
 
 
 def mistral_style(template: str) -> CallStyle:

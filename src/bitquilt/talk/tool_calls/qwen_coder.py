@@ -7,17 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bitquilt.talk.grammar import text_until
-from bitquilt.talk.tool_calls.call import (
-    NO_CALL,
-    Call,
-    CallStyle,
-    Found,
-    Marks,
-    Schemas,
-    closed,
-    json_value,
-)
+from bitquilt.talk.grammar import quoted, text_until
+from bitquilt.talk.tool_calls.call import NO_CALL, Call, CallStyle, Found, Marks, Schemas
+from bitquilt.talk.tool_calls.json_text import closed, json_value, listed_texts
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _HEAD = re.compile(r"(?:<tool_call>)?\s*<function=([^>\n]+)>\s*")
@@ -73,7 +65,7 @@ def _force(schemas: Schemas, marks: Marks) -> str:
             optional = "" if key in schema.get("required", ()) else "?"
             parts.append(rule + optional)
             rules += _parameter(rule, key, one)
-        head = json.dumps(f"\n<function={name}>\n", ensure_ascii=False)
+        head = quoted(f"\n<function={name}>\n")
         heads.append(f"{head} {' '.join(parts)}")
     body = " | ".join(heads)
     lines = [f'call: {marks(OPEN)} function "</function>\\n" {marks(CLOSE)}', f"function: {body}"]
@@ -81,16 +73,11 @@ def _force(schemas: Schemas, marks: Marks) -> str:
 
 
 def _parameter(rule: str, key: str, schema: Mapping[str, Any]) -> list[str]:
-    before = json.dumps(f"<parameter={key}>\n", ensure_ascii=False)
+    before = quoted(f"<parameter={key}>\n")
     if schema.get("type") == "string" and "enum" not in schema:
         text, line = text_until('"\\n</parameter>\\n"', f"{rule}v")
         return [f"{rule}: {before} {text}", line]
-    if "enum" in schema and all(isinstance(one, str) for one in schema["enum"]):
-        value = (
-            "(" + " | ".join(json.dumps(one, ensure_ascii=False) for one in schema["enum"]) + ")"
-        )
-    else:
-        value = json_value(schema)
+    value = listed_texts(schema) or json_value(schema)
     return [f'{rule}: {before} {value} "\\n</parameter>\\n"']
 
 
