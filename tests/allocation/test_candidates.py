@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 
-from bitquilt import qtypes
+from bitquilt import config, qtypes
 from bitquilt.allocation.budget import Budget
 from bitquilt.allocation.candidates import (
     CLOSE_TO_BUDGET,
@@ -22,6 +23,9 @@ from bitquilt.targets.layout import Layout
 from tests.shapes import shaped_checkpoint
 
 FIXED = 10_000
+
+
+assert config  # its fields are what sentences name to callers from Python
 
 
 def nbytes_in(checkpoint):
@@ -75,6 +79,25 @@ def test_superseded_qtypes_are_left_out_where_better_ones_fit():
     assert not {"4bit-g32", "4bit-g64"} & set(names(wide)["model.embed_tokens"])
     narrow, _ = sets_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "mlx", 4.5)
     assert "4bit-g64" in names(narrow)["model.embed_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("target", "stored", "bits", "own"),
+    [
+        ("gguf", "Q4_1", 4.5, "Q4_1"),
+        ("gguf", "Q4_K", 4.5, "Q4_K"),
+        ("mlx", "Q4_1", 4.5, "4bit-g32"),
+        ("mlx", "Q5_K", 5.5, "5bit-g32"),
+    ],
+)
+def test_the_type_on_whose_levels_a_matrix_lies_already_is_a_candidate(target, stored, bits, own):
+    """Superseded or not: nothing is lost there. Other matrices do without it."""
+    fresh = shaped_checkpoint()
+    up, down = (f"model.layers.0.mlp.{part}_proj" for part in ("up", "down"))
+    quantized = replace(fresh, tensor_types={f"{up}.weight": stored, f"{down}.weight": "BF16"})
+    before, after = (names(sets_of(each, target, bits)[0]) for each in (fresh, quantized))
+    assert set(after[up]) - set(before[up]) == {own}
+    assert after[down] == before[down]
 
 
 def test_a_pin_is_the_only_candidate():

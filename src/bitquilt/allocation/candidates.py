@@ -52,13 +52,17 @@ def candidate_sets(
         UserError: the budget is below the smallest file or above the largest.
     """
     superseded = {} if fast else target.superseded
+    own_levels = {
+        name.removesuffix(".weight"): target.same_levels.get(stored)
+        for name, stored in checkpoint.tensor_types.items()
+    }
 
     def within(below: float, above: float) -> CandidateSets:
         return {
             module: [
                 Candidate(qtype.name, nbytes(module, qtype.name), 0.0)
                 for qtype in _qtypes(
-                    _fitting(target, shape[1], superseded),
+                    _fitting(target, shape[1], superseded, own_levels.get(module)),
                     *(bits - below, bits + above, pins.get(module)),
                 )
             ]
@@ -106,14 +110,24 @@ def _fills(sets: CandidateSets, capacity: int, enough: float) -> bool:
 
 
 def _fitting(
-    target: Target, columns: int, superseded: Mapping[int, frozenset[str]]
+    target: Target,
+    columns: int,
+    superseded: Mapping[int, frozenset[str]],
+    own_levels: str | None,
 ) -> list[QuantType]:
-    """Return the types that can store rows of that length, without those that are superseded."""
+    """Return the types that can store rows of that length, without those that are superseded.
+
+    Args:
+        target: the output format.
+        columns: the length of the rows.
+        superseded: divisor of row lengths → types that others make superfluous there.
+        own_levels: the type on whose levels the matrix lies already, which stays.
+    """
     fitting = qtypes.for_width(columns, target.name)
-    for width, names in superseded.items():
-        if columns % width == 0:
-            fitting = [qtype for qtype in fitting if qtype.name not in names]
-    return fitting
+    left_out = {
+        name for width, names in superseded.items() if columns % width == 0 for name in names
+    } - {own_levels}
+    return [qtype for qtype in fitting if qtype.name not in left_out]
 
 
 def _qtypes(fitting: list[QuantType], low: float, high: float, pin: str | None) -> list[QuantType]:

@@ -199,7 +199,8 @@ def without_filling(
     """Plan a smaller file where types leave more bytes of its size unused than filling may take.
 
     A limit of speed does that, and a source that is quantized itself: on the types that it has
-    already nothing is lost, and more bits bring nothing.
+    already nothing is lost, so more bits bring nothing there, and what is left may be too little
+    for the next type of another matrix.
 
     Args:
         plan: the file.
@@ -215,8 +216,9 @@ def without_filling(
     if not limited:
         small, large = human(layout.total_bytes), human(plan.layout.total_bytes)
         progress.say(
-            f"{plan.label} for {plan.target}: the best types take {small} of {large}; the file is "
-            "that small, as more bytes would bring nothing"
+            f"{plan.label} for {plan.target}: the best types take {small} of {large}, and no mix "
+            "that takes more of it is better; the file is that small, though its name says what "
+            "was asked for"
         )
     return replace(plan, layout=layout)
 

@@ -70,6 +70,8 @@ class Checkpoint:
     """The repository that it came from, ``owner/name`` on the hub; None if that is not known."""
     source_bytes: dict[str, int] = field(default_factory=dict, repr=False)
     """Bytes of every tensor in the source; 0 for a norm of ones that the rewrite added."""
+    tensor_types: dict[str, str] = field(default_factory=dict, repr=False)
+    """Tensor → its storage type in the source; empty where there are no weights."""
     file_type: str | None = None
     """What llama.cpp calls a GGUF source as a whole: ``Q4_K_M``."""
 

@@ -56,6 +56,9 @@ class Target(ABC):
     superseded: ClassVar[Mapping[int, frozenset[str]]]
     """Divisor of row lengths → types that a search leaves out for such rows, since others
     serve as well (docs/decisions/candidates.md has the figures). Recipes may name them still."""
+    same_levels: ClassVar[Mapping[str, str]]
+    """What a matrix of a quantized source is stored as → the type of this format on whose levels it
+    lies already, so that a search tries that type even where it is superseded."""
 
     def __str__(self) -> str:
         return self.name

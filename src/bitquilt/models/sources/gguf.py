@@ -62,6 +62,7 @@ def open_gguf(path: Path) -> Checkpoint:
         gguf_source=path,
         gguf_general={k: v for k, v in header.metadata.items() if k.startswith("general.")},
         source_bytes=nbytes,
+        tensor_types=dtypes,
     )
 
 

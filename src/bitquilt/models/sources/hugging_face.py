@@ -75,6 +75,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
             form.config, form.shapes, [*files, *(file for file in beside if file.exists())]
         ),
         source_bytes=nbytes,
+        tensor_types=dtypes,
     )
 
 

@@ -42,6 +42,9 @@ class _Gguf(Target):
         32: frozenset({"Q4_0", "Q4_1"}),
         256: frozenset({"Q5_0", "Q5_1", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"}),
     }
+    same_levels: ClassVar[Mapping[str, str]] = {
+        name: name for names in superseded.values() for name in names
+    }
 
     def run_command(self, repository: str, name: str) -> str:
         return f"llama-cli --hf-repo {repository} --hf-file {name}"

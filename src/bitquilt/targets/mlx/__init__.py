@@ -46,6 +46,11 @@ class _Mlx(Target):
         64: frozenset({"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))}),
         128: frozenset(f"{bits}bit-g64" for bits in (2, 3, 4, 5)),
     }
+    same_levels: ClassVar[Mapping[str, str]] = {  # blocks and sub-blocks of 32 on even levels
+        **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K"), "4bit-g32"),
+        **dict.fromkeys(("Q5_0", "Q5_1", "Q5_K"), "5bit-g32"),
+        "Q8_0": "8bit-g32",
+    }
 
     def run_command(self, repository: str, name: str) -> str:
         return f'mlx_lm.generate --model {repository} --prompt "What is 347 + 585?"'
