@@ -74,7 +74,7 @@ def test_superseded_qtypes_are_left_out_where_better_ones_fit():
     used = {qtype for module in names(wide).values() for qtype in module}
     assert used.isdisjoint(GGUF.superseded[256])
     narrow, _ = sets_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "gguf", 5.2)
-    assert set(names(narrow)["model.embed_tokens"]) == {"IQ4_NL", "Q5_0", "Q5_1"}
+    assert set(names(narrow)["model.embed_tokens"]) == {"MXFP4", "IQ4_NL", "Q5_0", "Q5_1"}
     wide, _ = sets_of(shaped_checkpoint(), "mlx", 4.5)
     assert not {"4bit-g32", "4bit-g64"} & set(names(wide)["model.embed_tokens"])
     narrow, _ = sets_of(shaped_checkpoint(width=576, heads=9, kv_heads=3), "mlx", 4.5)

@@ -13,6 +13,7 @@ from bitquilt.gguf.file_type import file_type_name, file_type_of
     [
         (LlamaFileType.MOSTLY_Q4_K_M, "Q4_K_M"),
         (LlamaFileType.ALL_F32, "F32"),
+        (41, "Q2_0"),
         (LlamaFileType.MOSTLY_IQ4_XS | LlamaFileType.GUESSED, "IQ4_XS"),
     ],
 )
@@ -32,6 +33,8 @@ def test_a_mix_of_our_own_is_called_a_mix():
 
 
 def test_the_file_type_of_a_type():
-    assert file_type_of("Q4_K") is LlamaFileType.MOSTLY_Q4_K_M
-    assert file_type_of("F32") is LlamaFileType.ALL_F32
-    assert file_type_of("Q4_0") is LlamaFileType.MOSTLY_Q4_0
+    assert file_type_of("Q4_K") == LlamaFileType.MOSTLY_Q4_K_M
+    assert file_type_of("F32") == LlamaFileType.ALL_F32
+    assert file_type_of("Q4_0") == LlamaFileType.MOSTLY_Q4_0
+    assert file_type_of("MXFP4") == LlamaFileType.MOSTLY_MXFP4_MOE
+    assert file_type_of("Q2_0") == 41  # llama.h; gguf-py does not know it yet

@@ -24,6 +24,7 @@ MIXES = (
     ("Q8_0",),
     ("Q4_K", "Q6_K", "IQ4_XS"),
     ("Q2_K", "IQ3_S", "Q5_1", "BF16", "Q4_0"),
+    ("Q2_0", "MXFP4"),
 )
 
 
@@ -48,7 +49,7 @@ def test_plan_is_the_size_on_disk(
 
 def test_bits_are_those_of_the_tensors_that_gguf_reads(model: Model, tmp_path: Path) -> None:
     """As llama-quantize's BPW counts them: no alignment, nothing of the header."""
-    layout = GGUF.plan(model.checkpoint, write(model, MIXES[-1], tmp_path / "model.gguf"))
+    layout = GGUF.plan(model.checkpoint, write(model, MIXES[3], tmp_path / "model.gguf"))
     tensors = GGUFReader(tmp_path / "model.gguf").tensors
     nbytes = sum(int(tensor.n_bytes) for tensor in tensors)
     assert layout.bits == nbytes * 8 / sum(int(tensor.n_elements) for tensor in tensors)

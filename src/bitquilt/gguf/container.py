@@ -28,6 +28,8 @@ from typing import Any
 import gguf
 import numpy as np
 
+from bitquilt.gguf.ggml_type import GGML_BLOCKS, GgmlType
+
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 VERSION = 3
 
@@ -60,7 +62,7 @@ class TensorInfo:
 
     name: str
     shape: tuple[int, ...]
-    type: gguf.GGMLQuantizationType
+    type: GgmlType
     nbytes: int
 
 
@@ -68,7 +70,7 @@ class TensorInfo:
 class GgufTensor:
     """One tensor of a file that was read."""
 
-    type: gguf.GGMLQuantizationType
+    type: GgmlType
     shape: tuple[int, ...]
     """Rows first, as numpy has it."""
     offset: int
@@ -207,7 +209,7 @@ def _parse(cursor: _Cursor) -> Container:
     for _ in range(tensors):
         name = cursor.string()
         sizes = [cursor.take("Q") for _ in range(cursor.take("I"))]
-        table[name] = sizes, gguf.GGMLQuantizationType(cursor.take("I")), cursor.take("Q")
+        table[name] = sizes, GgmlType(cursor.take("I")), cursor.take("Q")
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0:
         raise ValueError(f"it aligns its tensors to {alignment!r}, which is not a number of bytes")
@@ -219,11 +221,9 @@ def _parse(cursor: _Cursor) -> Container:
     return Container(metadata, spans, found)
 
 
-def _tensor(
-    name: str, sizes: list[int], kind: gguf.GGMLQuantizationType, offset: int, end: int
-) -> GgufTensor:
+def _tensor(name: str, sizes: list[int], kind: GgmlType, offset: int, end: int) -> GgufTensor:
     """A table row from its sizes, fastest dimension first, checked against the file's end."""
-    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    block, block_bytes = GGML_BLOCKS[kind]
     nbytes = math.prod(sizes) // block * block_bytes
     if offset + nbytes > end:
         raise ValueError(f"it ends within {name}")

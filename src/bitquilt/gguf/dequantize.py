@@ -1,4 +1,7 @@
-"""The values of a GGUF file's tensors, decoded by gguf-py independently of bitquilt's own types."""
+"""The values of a GGUF file's tensors, decoded independently of bitquilt's own types.
+
+gguf-py decodes those that it knows.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
+from bitquilt.gguf.ggml_type import GGML_BLOCKS, GgmlType
 
 _CHUNK_BYTES = 64 << 20
 
@@ -30,10 +35,32 @@ def dequantize(path: Path, tensor: GgufTensor) -> torch.Tensor:
     for start in range(0, rows, step):
         chunk = np.ascontiguousarray(packed[start : start + step])
         try:
-            result[start : start + step] = gguf.dequantize(chunk, tensor.type)
+            result[start : start + step] = decoded(chunk, tensor.type)
         except NotImplementedError as error:
             raise UserError(
                 f"{path} stores tensors as {tensor.type.name}, which gguf-py cannot decode; "
                 "give another quantization of this model"
             ) from error
     return torch.from_numpy(result.reshape(tensor.shape))
+
+
+def decoded(packed: npt.NDArray[np.uint8], kind: GgmlType) -> npt.NDArray[np.float32]:
+    """Decode rows of blocks, uint8 [R, bytes], into float32 [R, C].
+
+    Raises:
+        NotImplementedError: there is no decoder for the type.
+    """
+    if kind is GgmlType.Q2_0:
+        return _q2_0(packed)
+    values: npt.NDArray[np.float32] = gguf.dequantize(packed, kind)
+    return values
+
+
+def _q2_0(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Decode d · (code − 1), four codes in a byte (ggml-quants.c, dequantize_row_q2_0)."""
+    _, nbytes = GGML_BLOCKS[GgmlType.Q2_0]
+    blocks = packed.reshape(len(packed), -1, nbytes)
+    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16).astype(np.float32)
+    codes = blocks[..., 2:, np.newaxis] >> np.array([0, 2, 4, 6], np.uint8) & 3
+    steps = codes.astype(np.float32).reshape(*blocks.shape[:2], -1) - 1
+    return (scales * steps).reshape(len(packed), -1)

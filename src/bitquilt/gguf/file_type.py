@@ -28,13 +28,18 @@ _NAMES = {
     "Q3_K": "MOSTLY_Q3_K_M",
     "Q4_K": "MOSTLY_Q4_K_M",
     "Q5_K": "MOSTLY_Q5_K_M",
+    "MXFP4": "MOSTLY_MXFP4_MOE",
 }
 """Those not called ``MOSTLY_`` and the type's name."""
+_NEWER = {"Q2_0": 41}
+"""Those that gguf-py does not know yet (llama.h, enum llama_ftype)."""
 
 
-def file_type_of(qtype: str) -> LlamaFileType:
+def file_type_of(qtype: str) -> int:
     """Give the file type of a file most of whose weights are on one type."""
-    return LlamaFileType[_NAMES.get(qtype, f"MOSTLY_{qtype}")]
+    if qtype in _NEWER:
+        return _NEWER[qtype]
+    return int(LlamaFileType[_NAMES.get(qtype, f"MOSTLY_{qtype}")])
 
 
 def file_type_name(metadata: Mapping[str, Any], qtypes: Iterable[str]) -> str:
@@ -50,8 +55,11 @@ def file_type_name(metadata: Mapping[str, Any], qtypes: Iterable[str]) -> str:
     if RECIPE in metadata and len(counts) > 1:
         return MIX
     with suppress(KeyError, ValueError):
-        stated: str = LlamaFileType(int(metadata[FILE_TYPE]) & ~LlamaFileType.GUESSED).name
-        return stated.removeprefix("MOSTLY_").removeprefix("ALL_")
+        stated = int(metadata[FILE_TYPE]) & ~LlamaFileType.GUESSED
+        if stated in _NEWER.values():
+            return next(name for name, number in _NEWER.items() if number == stated)
+        name: str = LlamaFileType(stated).name
+        return name.removeprefix("MOSTLY_").removeprefix("ALL_")
     ((most, _),) = counts.most_common(1)
     return f"mostly {most}"
 

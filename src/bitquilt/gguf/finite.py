@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from bitquilt.gguf.container import GgufTensor, read_container
+from bitquilt.gguf.ggml_type import GGML_BLOCKS
+from bitquilt.gguf.ggml_type import GgmlType as Type
 
 PLAIN_NUMBERS = {
     Type.F32: (np.uint32, 0x7F80_0000),
@@ -28,6 +28,7 @@ SCALE_PLACES = {
     Type.Q5_0: (0,),
     Type.Q5_1: (0, 2),
     Type.Q8_0: (0,),
+    Type.Q2_0: (0,),
     Type.Q2_K: (80, 82),
     Type.Q3_K: (108,),
     Type.Q4_K: (0, 2),
@@ -68,7 +69,7 @@ def _finite(stored: NDArray[np.uint8], tensor: GgufTensor) -> bool:
         return not ((stored.view(dtype) & ones) == ones).any()
     if tensor.type not in SCALE_PLACES:
         return True
-    _, nbytes = gguf.GGML_QUANT_SIZES[tensor.type]
+    _, nbytes = GGML_BLOCKS[tensor.type]
     halves = stored.view(np.uint16).reshape(-1, nbytes // 2)
     _, ones = PLAIN_NUMBERS[Type.F16]
     return not any(((halves[:, at // 2] & ones) == ones).any() for at in SCALE_PLACES[tensor.type])

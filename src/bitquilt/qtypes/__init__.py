@@ -5,9 +5,9 @@ In: codes and scales, as fits and rounding choose them. Out: the bytes of a file
     kquants.py      Q2_K Q3_K Q4_K Q5_K Q6_K        super-blocks of 256
     iquants.py      IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S   codebooks of patterns
     iq4.py          IQ4_NL IQ4_XS                   16 uneven levels
-    blocks32.py     Q4_0 Q4_1 Q5_0 Q5_1 Q8_0        blocks of 32
+    blocks32.py     Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0   blocks of 32; of 64 in Q2_0
     mlx_affine.py   2bit-g32 … 8bit-g128            MLX's groups with scale and bias
-    mxfp4.py        mxfp4                           MLX's four-bit floats
+    mxfp4.py        mxfp4 MXFP4                     four-bit floats, as MLX and ggml store them
     floats.py       BF16 F32
 
 To add a quantization type (docs/add-a-quantization-type.md has each step at length):

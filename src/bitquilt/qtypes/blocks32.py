@@ -1,10 +1,10 @@
 # ruff: noqa: N801 (classes are named as the formats are)
-"""ggml's formats with blocks of 32 weights, for rows that are not a multiple of 256.
+"""ggml's formats with blocks of 32 weights (Q2_0: 64), for rows that are not a multiple of 256.
 
 IQ4_NL, which has such blocks too, is in :mod:`bitquilt.qtypes.iq4`.
 
-Letters: R rows, C columns, B = C / 32 blocks along a row.
-Source: ggml-org/llama.cpp, ggml/src/ggml-common.h (block_q4_0 … block_q8_0).
+Letters: R rows, C columns, B blocks along a row.
+Source: ggml-org/llama.cpp, ggml/src/ggml-common.h (block_q2_0, block_q4_0 … block_q8_0).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _from_fifth_bits(codes: Tensor) -> Tensor:
 
 
 class Symmetric(GgmlQuantType, ScalarQuantType):
-    """Levels d · code, the code signed: Q4_0 and Q5_0."""
+    """Levels d · code, the code signed: Q2_0, Q4_0 and Q5_0."""
 
     block = SMALL_BLOCK
 
@@ -64,6 +64,28 @@ class Asymmetric(GgmlQuantType, ScalarQuantType):
 
     def levels(self, fields: Unpacked) -> LevelMap:
         return LevelMap(fields["d"], fields["m"])
+
+
+class Q2_0(Symmetric):
+    """2.25 bits: d(2) qs(16), the codes in their order; llama.cpp since build b9916."""
+
+    # qs[i]   7 6       5 4       3 2       1 0
+    #         w[4i+3]   w[4i+2]   w[4i+1]   w[4i]       each one the code + 1
+
+    name = "Q2_0"
+    block = 64
+    sections: ClassVar = {"d": 2, "qs": 16}
+    low, high = -1, 2
+
+    def unpack(self, packed: Packed) -> Unpacked:
+        """Return ``codes`` int8 [R, C] in -1 … 2, ``d`` float32 [R, B]."""
+        s = self.split(packed)
+        codes = digits(s["qs"], 2).flatten(1).to(torch.int8) + self.low
+        return {"codes": codes, "d": halves(s["d"]).flatten(1)}
+
+    def pack(self, fields: Unpacked) -> Packed:
+        stored = blocks_of((fields["codes"] - self.low).to(torch.uint8), self.block)
+        return self.join(d=from_halves(blocks_of(fields["d"], 1)), qs=from_digits(stored, 2))
 
 
 class Q4_0(Symmetric):
@@ -177,5 +199,5 @@ class Q8_0(GgmlQuantType, ScalarQuantType):
         return LevelMap(fields["d"], None)
 
 
-for qtype in (Q4_0(), Q4_1(), Q5_0(), Q5_1(), Q8_0()):
+for qtype in (Q2_0(), Q4_0(), Q4_1(), Q5_0(), Q5_1(), Q8_0()):
     register(qtype)

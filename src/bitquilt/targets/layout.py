@@ -15,7 +15,7 @@ from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.ggml import GgmlQuantType
 from bitquilt.qtypes.mlx_affine import Affine
-from bitquilt.qtypes.mxfp4 import MxFp4
+from bitquilt.qtypes.mxfp4 import MlxMxFp4
 from bitquilt.qtypes.qtype import Allocation, QuantType
 
 RECIPE_BASE_ROOM = 4096
@@ -23,7 +23,7 @@ RECIPE_ENTRY_ROOM = 40
 
 _DATA_PARTS = ("norms", "embedding", "codes", "scales")
 """The parts of a file that are the data of tensors."""
-_SCALE_SECTIONS = frozenset({"d", "dmin", "m", "scales", "scales_h", "scales_l"})
+_SCALE_SECTIONS = frozenset({"d", "e", "dmin", "m", "scales", "scales_h", "scales_l"})
 
 
 @dataclass(frozen=True)
@@ -132,4 +132,4 @@ def _scale_bits(qtype: QuantType) -> int:
         return 8 * sum(n for part, n in qtype.sections.items() if part in _SCALE_SECTIONS)
     if isinstance(qtype, Affine):
         return qtype.block_bits - qtype.width * qtype.block
-    return 8 if isinstance(qtype, MxFp4) else 0
+    return 8 if isinstance(qtype, MlxMxFp4) else 0

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-import libgguf
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, Llama4ForCausalLM
@@ -14,6 +12,7 @@ from transformers import AutoTokenizer, Llama4ForCausalLM
 from bitquilt import demo
 from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.rounding.fits.family import fit_family
+from tests.ggml import ggml_quantizes
 
 SLACK = 1 + 1e-4
 """The fits compare sums of squares in float32."""
@@ -79,9 +78,8 @@ def errors(qtype: QuantType, fields: Unpacked, weight: Tensor, importance: Tenso
 
 def ggml_fields(qtype: QuantType, weight: Tensor, importance: Tensor) -> Unpacked:
     """What ggml makes of the matrix with this importance."""
-    kind = libgguf.GGMLQuantizationType[qtype.name]
-    octets = libgguf.quantize_rows(weight.numpy(), kind, imatrix=importance.numpy())
-    return qtype.unpack({"data": torch.from_numpy(np.asarray(octets))})
+    octets = ggml_quantizes(qtype.name, weight.numpy(), importance.numpy())
+    return qtype.unpack({"data": torch.from_numpy(octets)})
 
 
 def check_fields(qtype: QuantType, fields: Unpacked) -> None:

@@ -1,4 +1,4 @@
-"""Fits of ggml's blocks of 32 against ggml, and against every scale there is."""
+"""Fits of ggml's small blocks against ggml, and against every scale there is."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from tests.rounding.fits.blocks import (
 
 every_qtype = pytest.mark.parametrize(
     "qtype",
-    [qtypes.get(name) for name in ("Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")],
+    [qtypes.get(name) for name in ("Q2_0", "Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")],
     ids=lambda qtype: qtype.name,
 )
 
@@ -31,20 +31,26 @@ def test_awkward_blocks(qtype: QuantType) -> None:
     check_awkward_blocks(qtype)
 
 
-def test_close_to_the_best_of_all_scales() -> None:
-    """Q4_0 has few enough scales to try each half-precision number within its range."""
-    qtype = qtypes.get("Q4_0")
-    weight, importance = random_blocks(32)
-    weight = weight[::7, :32].contiguous()
-    importance = importance[:32].contiguous()
+@pytest.mark.parametrize(
+    ("name", "smallest", "largest", "share"),
+    [("Q4_0", 1 / 20, 1 / 6, 1.03), ("Q2_0", 1 / 8, 1.05, 1.03)],
+)
+def test_close_to_the_best_of_all_scales(
+    name: str, smallest: float, largest: float, share: float
+) -> None:
+    """They have few enough scales to try a thousand of either sign within the range."""
+    qtype = qtypes.get(name)
+    weight, importance = random_blocks(qtype.block)
+    weight = weight[::7, : qtype.block].contiguous()
+    importance = importance[: qtype.block].contiguous()
     found = errors(
         qtype, fit_family(qtype, weight, importance.expand_as(weight)), weight, importance
     )[:, 0]
     reach = weight.abs().amax(1, keepdim=True)
     best = torch.full_like(found, torch.inf)
-    for part in torch.linspace(1 / 20, 1 / 6, 1000):
+    for part in torch.linspace(smallest, largest, 1000):
         for scale in (part * reach, -part * reach):
             scale = scale.half().float()
-            level = (weight / scale).round().clamp(-8, 7) * scale
+            level = (weight / scale).round().clamp(qtype.low, qtype.high) * scale
             best = torch.minimum(best, ((level - weight).double().square() * importance).sum(1))
-    assert (found.sum() / best.sum()) < 1.03
+    assert (found.sum() / best.sum()) < share

@@ -5,7 +5,7 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.qtypes.iq4 import IQ4_VALUES
-from bitquilt.qtypes.mxfp4 import MxFp4
+from bitquilt.qtypes.mxfp4 import Microscaled
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.fits import iq4, mxfp4
 from bitquilt.rounding.tables import LevelTable
@@ -27,7 +27,7 @@ def test_awkward_blocks(qtype: QuantType) -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "values"), [(iq4.IQ4_TABLE, IQ4_VALUES), (mxfp4.MXFP4_TABLE, MxFp4.table)]
+    ("table", "values"), [(iq4.IQ4_TABLE, IQ4_VALUES), (mxfp4.MXFP4_TABLE, Microscaled.table)]
 )
 def test_lookup_finds_the_nearest(table: LevelTable, values: tuple[float, ...]) -> None:
     numbers = torch.linspace(1.3 * min(values), 1.3 * max(values), 10_001)

@@ -1,11 +1,11 @@
-"""The fit of MXFP4 against mlx."""
+"""The fit of MXFP4 against mlx and ggml."""
 
 import pytest
 import torch
 
 from bitquilt import qtypes
 from bitquilt.rounding.fits.family import fit_family
-from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse
+from tests.rounding.fits.blocks import check_awkward_blocks, check_no_block_is_worse, ggml_fields
 from tests.rounding.fits.mlx_peer import mlx_fields
 
 MXFP4 = qtypes.get("mxfp4")
@@ -14,6 +14,10 @@ MXFP4 = qtypes.get("mxfp4")
 def test_no_group_is_worse_than_mlxs() -> None:
     pytest.importorskip("mlx.core")
     check_no_block_is_worse(MXFP4, mlx_fields)
+
+
+def test_no_block_is_worse_than_ggmls() -> None:
+    check_no_block_is_worse(qtypes.get("MXFP4"), ggml_fields)
 
 
 def test_awkward_groups() -> None:

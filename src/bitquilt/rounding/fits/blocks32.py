@@ -1,6 +1,6 @@
-"""Fits of ggml's blocks of 32: Q4_0, Q5_0, Q4_1, Q5_1 and Q8_0.
+"""Fits of ggml's small blocks: Q2_0, Q4_0, Q5_0, Q4_1, Q5_1 and Q8_0.
 
-Letters: R rows, C columns, B = C / 32 blocks along a row.
+Letters: R rows, C columns, B blocks along a row.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.blocks32 import Q8_0, Asymmetric, Symmetric
+from bitquilt.qtypes.blocks32 import Q2_0, Q8_0, Asymmetric, Symmetric
 from bitquilt.qtypes.ggml import SMALL_BLOCK
 from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.affine_search import (
@@ -42,17 +42,18 @@ CLIPPED = (1.25, 1.5)
 """Multiples of the lowest code: further starts, which clip the largest weight."""
 REVERSED = (1.0, 1.08, 1.3)
 """Multiples of the highest code: starts with the other sign."""
+Q2_0_STARTS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.65, 2.9, 3.2, 3.6, 4.2, 5.0)
+"""Where the search starts the largest weight of a block of Q2_0, with either sign.
+
+ggml leaves it at 1. Beyond 2 it is clipped, as suits four levels.
+"""
 
 
 @fit_family.register
 def _symmetric(qtype: Symmetric, weight: Tensor, importance: Tensor) -> Unpacked:
     """Try both signs of the scale, as the codes reach one step further below than above."""
     levels = _integers(qtype.low, qtype.high)
-    starts = (
-        *(qtype.low + turned for turned in GGML_LOWEST_STEPS),
-        *(qtype.low * part for part in CLIPPED),
-        *(qtype.high * part for part in REVERSED),
-    )
+    starts = _starts(qtype)
 
     def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         groups, storage = _scaled(groups)
@@ -61,7 +62,18 @@ def _symmetric(qtype: Symmetric, weight: Tensor, importance: Tensor) -> Unpacked
         scales = improve_scales(groups, shares, levels, scales, storage.nearest, rounds=1)
         return _fields(groups, levels, scales, storage)
 
-    return fit_by_rows(weight, importance, SMALL_BLOCK, fit)
+    return fit_by_rows(weight, importance, qtype.block, fit)
+
+
+def _starts(qtype: Symmetric) -> tuple[float, ...]:
+    """Return the places among the codes where the search starts the largest weight."""
+    if isinstance(qtype, Q2_0):
+        return (*Q2_0_STARTS, *(-start for start in Q2_0_STARTS))
+    return (
+        *(qtype.low + turned for turned in GGML_LOWEST_STEPS),
+        *(qtype.low * part for part in CLIPPED),
+        *(qtype.high * part for part in REVERSED),
+    )
 
 
 @fit_family.register

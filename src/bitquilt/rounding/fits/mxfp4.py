@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.mxfp4 import EXPONENT_BIAS, MAGNITUDES, MXFP4_GROUP, MxFp4
+from bitquilt.qtypes.mxfp4 import EXPONENT_BIAS, MAGNITUDES, MXFP4_GROUP, Microscaled
 from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import dot, fit_by_rows
 from bitquilt.rounding.tables import LevelTable
 
-MXFP4_TABLE = LevelTable(MxFp4.table, cells=4)
+MXFP4_TABLE = LevelTable(Microscaled.table, cells=4)
 HIGHEST = 125
 """The largest exponent of which every level is a float32."""
 SHIFTS = (0, -1, -2)
@@ -22,8 +22,8 @@ SHIFTS = (0, -1, -2)
 
 
 @fit_family.register
-def _mxfp4(qtype: MxFp4, weight: Tensor, importance: Tensor) -> Unpacked:
-    """Per group the exponent of least error; mx.quantize's is one of those tried."""
+def _mxfp4(qtype: Microscaled, weight: Tensor, importance: Tensor) -> Unpacked:
+    """Per group the exponent of least error; mx.quantize's and ggml's are among those tried."""
 
     def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         clipless = _least_clipless(groups)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from gguf import GGMLQuantizationType, LlamaFileType
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import (
@@ -27,6 +26,7 @@ from bitquilt.gguf.container import (
     metadata_bytes,
 )
 from bitquilt.gguf.file_type import FILE_TYPE, file_type_of
+from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.kept import kept_metadata, source_rope_factors
 from bitquilt.gguf.rope import ROPE_FREQS, RopeFactors
@@ -136,7 +136,7 @@ def _metadata(
 ) -> Metadata:
     """Return all pairs of the header; its length is the same for every allocation and recipe."""
     pairs = _model_metadata(checkpoint)
-    pairs[FILE_TYPE] = encode(int(_file_type(checkpoint, chosen)))
+    pairs[FILE_TYPE] = encode(_file_type(checkpoint, chosen))
     pairs["general.quantization_version"] = encode(QUANTIZATION_VERSION)
     room = recipe_room(checkpoint) + padding
     return {**pairs, RECIPE_KEY: encode(padded_text(recipe_json, room, "the recipe"))}
@@ -164,7 +164,7 @@ def _model_metadata(checkpoint: Checkpoint) -> Metadata:
     return {key: encode(value) for key, value in keys.items()}
 
 
-def _file_type(checkpoint: Checkpoint, chosen: dict[str, QuantType]) -> LlamaFileType:
+def _file_type(checkpoint: Checkpoint, chosen: dict[str, QuantType]) -> int:
     """Return the file type of most weights' type; llama.cpp only prints it."""
     weights: Counter[str] = Counter()
     for module, qtype in chosen.items():
@@ -192,12 +192,12 @@ def _tensor_infos(
         qtype = chosen.get(name.removesuffix(".weight"))
         if qtype is None:
             nbytes = 4 * int(np.prod(shape))
-            infos.append(TensorInfo(gguf_name, shape, GGMLQuantizationType.F32, nbytes))
+            infos.append(TensorInfo(gguf_name, shape, GgmlType.F32, nbytes))
         else:
-            kind = GGMLQuantizationType[qtype.name]
+            kind = GgmlType[qtype.name]
             infos.append(TensorInfo(gguf_name, shape, kind, qtype.nbytes(*shape)))
     if factors is not None:
-        kind = GGMLQuantizationType.F32
+        kind = GgmlType.F32
         infos.append(TensorInfo(ROPE_FREQS, factors.shape, kind, factors.nbytes))
     return infos
 
