@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGMLQuantizationType as GgmlType
 from numpy.typing import NDArray
 
+from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.streaming import ggml
 from bitquilt.streaming.importance import MatrixImportance
 from bitquilt.streaming.source import GgufSource, SourceMatrix

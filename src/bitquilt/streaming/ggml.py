@@ -17,12 +17,11 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType as GgmlType
 from numpy.typing import NDArray
 
 from bitquilt.errors import UserError
+from bitquilt.gguf.ggml_type import GGML_BLOCKS, GgmlType
 
 Float32Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -33,13 +32,13 @@ PLAIN_KINDS = (GgmlType.F32, GgmlType.F16, GgmlType.BF16)
 
 def row_bytes(kind: GgmlType, columns: int) -> int:
     """Return the bytes of a row of a type whose block divides it."""
-    block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    block, nbytes = GGML_BLOCKS[kind]
     return int(columns // block * nbytes)
 
 
 def fits(kind: GgmlType, columns: int) -> bool:
     """Tell whether a row of that length can be stored as this type."""
-    return bool(columns % gguf.GGML_QUANT_SIZES[kind][0] == 0)
+    return bool(columns % GGML_BLOCKS[kind][0] == 0)
 
 
 def quantize_rows(kind: GgmlType, weight: Float32Array, importance: Float32Array | None) -> Bytes:
@@ -82,7 +81,7 @@ def dequantize_rows(kind: GgmlType, stored: Bytes, columns: int) -> Float32Array
 def prepare(kind: GgmlType) -> None:
     """Build the tables of a type: threads that come first together would build them twice."""
     if kind not in PLAIN_KINDS:
-        quantize_rows(kind, np.zeros((1, gguf.GGML_QUANT_SIZES[kind][0]), np.float32), None)
+        quantize_rows(kind, np.zeros((1, GGML_BLOCKS[kind][0]), np.float32), None)
 
 
 def _plain_bytes(kind: GgmlType, weight: Float32Array) -> Bytes:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from gguf import GGMLQuantizationType as GgmlType
 
 from bitquilt.allocation.knapsack import (
     MOST_UNITS,
@@ -26,6 +25,7 @@ from bitquilt.allocation.llama_cpp import (
 )
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import aligned
+from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.streaming import ggml
 from bitquilt.streaming.importance import EMBEDDING, OUTPUT
 from bitquilt.streaming.source import GgufSource, SourceMatrix

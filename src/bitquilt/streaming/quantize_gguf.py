@@ -16,14 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gguf import GGMLQuantizationType as GgmlType
-
 from bitquilt.allocation.budget import Budget, label_of, parse_size
 from bitquilt.allocation.llama_cpp import LLAMA_CPP
 from bitquilt.config import QuantizeConfig
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import aligned
 from bitquilt.gguf.file_type import model_name
+from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.gguf.header import part_name
 from bitquilt.gguf.imatrix import read_imatrix
 from bitquilt.runtime.files import refuse_file, require_room

@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType as GgmlType
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
+from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.gguf.header import GgufHeader, read_parts
 from bitquilt.streaming import ggml
 from bitquilt.streaming.ggml import Bytes, Float32Array

@@ -16,10 +16,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from gguf import GGMLQuantizationType as GgmlType
-
 from bitquilt.gguf.container import TensorInfo, aligned, encode, encode_header, read_pairs
 from bitquilt.gguf.file_type import FILE_TYPE, RECIPE, file_type_of, without_file_facts
+from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.gguf.header import GgufHeader, part_name
 from bitquilt.gguf.imatrix import ImportanceMatrix
 from bitquilt.runtime.files import atomic_write
