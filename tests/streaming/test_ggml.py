@@ -6,6 +6,8 @@ import gguf
 import numpy as np
 import pytest
 
+from bitquilt.errors import UserError
+from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.streaming import ggml
 from bitquilt.streaming.mix import NARROW_TYPES, WIDE_TYPES
 
@@ -41,3 +43,10 @@ def test_plain_numbers_are_gguf_pys(kind) -> None:
     np.testing.assert_array_equal(
         ggml.dequantize_rows(kind, rounded, 512), gguf.dequantize(theirs, kind)
     )
+
+
+def test_a_type_that_libgguf_lacks_is_said() -> None:
+    stored = np.empty((6, 144), np.uint8)
+    with pytest.raises(UserError, match="has no Q2_0; leave Q2_0 out of the recipe"):
+        ggml.InLibgguf().quantize(GgmlType.Q2_0, WEIGHT, stored, None)
+    assert ggml.quantize_rows(GgmlType.Q2_0, WEIGHT, None).shape == stored.shape

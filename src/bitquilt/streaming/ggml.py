@@ -164,9 +164,18 @@ class InLibgguf(_Functions):
     def quantize(
         self, kind: GgmlType, weight: Float32Array, stored: Bytes, importance: Float32Array | None
     ) -> None:
-        """Round float32 [R, C] into uint8 [R, bytes of a row]."""
+        """Round float32 [R, C] into uint8 [R, bytes of a row].
+
+        Raises:
+            UserError: libgguf does not know the type yet.
+        """
         import libgguf
 
+        if kind.name not in libgguf.GGMLQuantizationType.__members__:
+            raise UserError(
+                f"on {sys.platform} matrices are rounded by libgguf, which has no {kind.name}; "
+                f"leave {kind.name} out of the recipe"
+            )
         libgguf.quantize_rows_into_raw(kind, weight, stored, *weight.shape, importance)
 
     def dequantize(self, kind: GgmlType, stored: Bytes, weight: Float32Array) -> None:

@@ -50,6 +50,8 @@ class _Mlx(Target):
         **dict.fromkeys(("Q4_0", "Q4_1", "Q4_K"), "4bit-g32"),
         **dict.fromkeys(("Q5_0", "Q5_1", "Q5_K"), "5bit-g32"),
         "Q8_0": "8bit-g32",
+        "MXFP4": "mxfp4",
+        "Q2_0": "2bit-g64",
     }
 
     def run_command(self, repository: str, name: str) -> str:
