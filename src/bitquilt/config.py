@@ -198,6 +198,13 @@ class QuantizeConfig(AllocationConfig):
         default=None,
         metavar="FILE",
     )
+    base: str | Path | None = option(
+        "This GGUF file, which llama.cpp's converter made of MODEL in BF16, F16 or F32, is "
+        "quantized with an importance matrix, as is done with architectures that bitquilt has no "
+        "tables of.",
+        default=None,
+        metavar="FILE",
+    )
     sequential: bool = option(
         "Each block is rounded again to make up for the errors of the quantized blocks before it "
         "(GPTAQ).",
@@ -216,18 +223,33 @@ class QuantizeConfig(AllocationConfig):
     def __post_init__(self) -> None:
         """See :meth:`Options.__post_init__`; what needs a run of the model excludes --imatrix."""
         super().__post_init__()
-        if self.imatrix is None:
-            return
+        if self.imatrix is not None:
+            self._refuse_unused("with --imatrix the model is not run", {"imatrix"})
+        elif self.base is not None:
+            self.refuse_unused_by_a_base()
+
+    def refuse_unused_by_a_base(self) -> None:
+        """Refuse options that have no effect on a model that goes by its base.
+
+        Raises:
+            UserError: it names the option.
+        """
+        self._refuse_unused(
+            "a model that goes by its base is rounded to the nearest and not measured",
+            {"base", "calibration", "device"},
+        )
+
+    def _refuse_unused(self, why: str, used: set[str]) -> None:
+        """Refuse what a GGUF file that is quantized as a stream does not listen to."""
         if self.to != targets.GGUF.name:
-            raise UserError("--imatrix makes GGUF files alone; leave out --to")
-        taken = {"imatrix", "bits", "size", "recipe", "to", "output", "threads"}
+            raise UserError(f"{why}, and becomes a GGUF file alone; leave out --to")
+        taken = used | {"bits", "size", "recipe", "to", "output", "threads"}
         for one in (self.search, self):
             for name, known in one.described().items():
                 default = type(one).__dataclass_fields__[name].default
                 if name not in taken and known.flag != "" and getattr(one, name) != default:
                     raise UserError(
-                        f"with --imatrix the model is not run, so {known.flag_of(name)} has no "
-                        "effect; leave out one of them"
+                        f"{why}, so {known.flag_of(name)} has no effect; leave out one of them"
                     )
 
 
@@ -240,6 +262,11 @@ class ImatrixConfig(Options):
         "ends with .dat.",
         default="imatrix.gguf",
         short="-o",
+        metavar="FILE",
+    )
+    base: str | Path | None = option(
+        "The importance matrix is of this GGUF file, which llama.cpp's converter made of MODEL.",
+        default=None,
         metavar="FILE",
     )
     calibration: str | Path | None = option(

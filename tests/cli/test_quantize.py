@@ -79,7 +79,7 @@ def printed(monkeypatch, capfd):
             seconds_in_all=224.5,
         )
         monkeypatch.setattr(pipeline, "quantize", lambda *_: replace(result, **changed))
-        assert invoke("quantize", "tiny", "--bits", "4.5") == 0
+        assert invoke("quantize", "demo", "--bits", "4.5") == 0
         return capfd.readouterr().out
 
     return print_it

@@ -55,16 +55,32 @@ def encoder(checkpoint: Checkpoint) -> Encode:
             f"{checkpoint.name} has no tokenizer; put tokenizer.json and tokenizer_config.json "
             "beside its config.json"
         )
-    tokenizer = _tokenizer(checkpoint.tokenizer_dir)
-    template = checkpoint.chat_template
     rows, _ = checkpoint.matrices[EMBEDDING]
+    return document_encoder(
+        checkpoint.name, checkpoint.tokenizer_dir, checkpoint.chat_template, rows
+    )
+
+
+def document_encoder(name: str, directory: Path, template: str | None, rows: int) -> Encode:
+    """Return what :func:`encoder` does, of a model that is no checkpoint.
+
+    Args:
+        name: of the model, for errors.
+        directory: of its tokenizer.
+        template: its chat template, if it has one.
+        rows: how many embeddings it has.
+
+    Raises:
+        UserError: as :func:`encoder`.
+    """
+    tokenizer = _tokenizer(directory)
 
     def encode(document: Document) -> list[int]:
         ids = tokenize(document)
         if (largest := max(ids, default=0)) >= rows:
             raise UserError(
-                f"the tokenizer in {checkpoint.tokenizer_dir} gives the id {largest}, but "
-                f"{checkpoint.name} has {rows} embeddings; the tokenizer belongs to another "
+                f"the tokenizer in {directory} gives the id {largest}, but "
+                f"{name} has {rows} embeddings; the tokenizer belongs to another "
                 "model: put the model's own there"
             )
         return ids
@@ -75,12 +91,12 @@ def encoder(checkpoint: Checkpoint) -> Encode:
         if template is None:
             return list(tokenizer.encode("\n\n".join(document.passages)))
         try:
-            rendered = ChatTemplate.compile(template, checkpoint.name).render(
+            rendered = ChatTemplate.compile(template, name).render(
                 document.messages, add_generation_prompt=False, **tokenizer.special_tokens_map
             )
         except ChatTemplateError as error:
             raise UserError(
-                f"the chat template of {checkpoint.name} refuses a conversation of "
+                f"the chat template of {name} refuses a conversation of "
                 f"{document.source}: {error.reason}; change its roles, or give it as plain text"
             ) from error
         return list(tokenizer.encode(rendered, add_special_tokens=False))

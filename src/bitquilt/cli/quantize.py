@@ -44,6 +44,9 @@ def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
     if config.imatrix is not None:
         _quantize_gguf(model, config, as_json)
         return
+    if config.base is not None or _needs_base(model):
+        _quantize_base(model, config, as_json)
+        return
     from bitquilt import pipeline
 
     keep_freed_memory()
@@ -61,6 +64,25 @@ def _quantize_gguf(model: str, config: QuantizeConfig, as_json: bool) -> None:
 
     show(
         lambda: quantize_gguf(model, config),
+        lambda made: {"outputs": [one.to_dict() for one in made]},
+        _print_streamed,
+        as_json,
+    )
+
+
+def _needs_base(model: str) -> bool:
+    from bitquilt.streaming.base import needs_base
+
+    return needs_base(model)
+
+
+def _quantize_base(model: str, config: QuantizeConfig, as_json: bool) -> None:
+    """Quantize a model that bitquilt has no tables of."""
+    from bitquilt.streaming.from_base import quantize_base
+
+    keep_freed_memory()
+    show(
+        lambda: quantize_base(model, config),
         lambda made: {"outputs": [one.to_dict() for one in made]},
         _print_streamed,
         as_json,

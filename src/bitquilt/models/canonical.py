@@ -55,6 +55,14 @@ def canonical(config: ModelConfig) -> Canonical:
     return Canonical(found, shapes, {name: TensorOrigin(name) for name in shapes})
 
 
+def has_tables(config: ModelConfig) -> bool:
+    """Say whether a published config, or the text half of one, has an architecture of ours."""
+    model_type = config.get("model_type")
+    if model_type in WRAPPERS:
+        model_type = config.get("text_config", {}).get("model_type", WRAPPERS[model_type])
+    return model_type in REWRITES or model_type in ARCHITECTURES
+
+
 def text_config(config: ModelConfig) -> ModelConfig:
     """The language model's part of a config, with the model_type of an architecture that works.
 
@@ -70,7 +78,7 @@ def text_config(config: ModelConfig) -> ModelConfig:
     if model_type not in REWRITES and model_type not in ARCHITECTURES:
         raise UserError(
             f"model_type {model_type} is not an architecture that bitquilt supports; it works on "
-            f"{WORKS}"
+            f"{WORKS}; of others, `bitquilt quantize` makes GGUF files by llama.cpp's converter"
         )
     for field in QUANTIZED:
         if config.get(field) or text.get(field):

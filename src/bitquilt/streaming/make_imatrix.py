@@ -25,6 +25,7 @@ from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, require_room
 from bitquilt.runtime.progress import Progress
+from bitquilt.streaming.base import base_imatrix, needs_base
 
 
 def make_imatrix(
@@ -51,22 +52,30 @@ def make_imatrix(
     config = ImatrixConfig.of(config, options)
     progress = progress or Progress()
     path = Path(config.output)
-    _refuse_overwrite(path)
+    refuse_overwrite(path)
     with computing(config.device, config.threads):
-        checkpoint = open_checkpoint(str(model))
-        documents, _ = calibration_documents(config.calibration)
-        budget = config.text_budget or budget_for(checkpoint)
-        encode = encoder(checkpoint)
-        tokens = token_windows(documents, encode, budget.calibration, budget.window)
-        name = "bitquilt" if config.calibration is None else Path(config.calibration).name
-        with progress.stage("Reading calibration text", checkpoint.layers, "importance"):
-            matrix = collect_importance(BlockwiseModel(checkpoint), tokens, [name], progress)
+        by_base = config.base is not None or needs_base(model)
+        make = base_imatrix if by_base else _of_checkpoint
+        matrix = make(model, config, progress)
     with atomic_write(path) as temporary:
         write_imatrix(temporary, matrix, legacy=path.suffix == LEGACY_SUFFIX)
     return matrix
 
 
-def _refuse_overwrite(path: Path) -> None:
+def _of_checkpoint(
+    model: str | Path, config: ImatrixConfig, progress: Progress
+) -> ImportanceMatrix:
+    checkpoint = open_checkpoint(str(model))
+    documents, _ = calibration_documents(config.calibration)
+    budget = config.text_budget or budget_for(checkpoint)
+    encode = encoder(checkpoint)
+    tokens = token_windows(documents, encode, budget.calibration, budget.window)
+    name = "bitquilt" if config.calibration is None else Path(config.calibration).name
+    with progress.stage("Reading calibration text", checkpoint.layers, "importance"):
+        return collect_importance(BlockwiseModel(checkpoint), tokens, [name], progress)
+
+
+def refuse_overwrite(path: Path) -> None:
     """Refuse to replace anything but an importance matrix.
 
     Raises:

@@ -62,6 +62,17 @@ def tokenizer_keys(
     return keys
 
 
+def pre_tokenizer_name(directory: Path) -> str:
+    """Return llama.cpp's name for how a tokenizer splits text, found in tokenizer.json's rules.
+
+    Raises:
+        UserError: there is no such tokenizer, or llama.cpp has no name for what it does.
+    """
+    files = _read(directory)
+    _refuse_other_models(files)
+    return _pre_tokenizer_name(files)
+
+
 def _read(directory: Path) -> _Files:
     path = directory / "tokenizer.json"
     if not path.exists():

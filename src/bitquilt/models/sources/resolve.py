@@ -25,7 +25,7 @@ DEMO = "demo"
 GGUF_MAGIC = b"GGUF"
 
 HUB_FILES = (
-    *("*.json", "*.safetensors", "*.jinja", "README.md"),
+    *("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md"),
     *("LICEN[CS]E*", "COPYING*", "*TERMS*", "NOTICE*", "USE_POLICY*"),
 )
 """Files of a hub repository that a checkpoint needs, or that say on what terms it is passed on."""

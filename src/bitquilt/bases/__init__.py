@@ -1,0 +1,7 @@
+"""Bases: unquantized GGUF files of models that bitquilt has no tables of, and what they read.
+
+llama.cpp's own converter writes the base (:mod:`.converter`). Which of its matrices is which
+parameter of the Hugging Face model is found by their content (:mod:`.partners`). transformers runs
+the model, and every matrix product with a parameter is watched (:mod:`.products`), so that the base
+gets an importance matrix (:mod:`.importance`). No architecture is named anywhere here.
+"""

