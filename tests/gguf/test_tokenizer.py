@@ -11,7 +11,10 @@ from platformdirs import user_cache_path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from bitquilt.engines import open_engine
 from bitquilt.engines.llamacpp import open_llamacpp
+from bitquilt.engines.llamacpp_backend import LlamaCppBackend
+from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.tokenizer import SPLITTINGS, read, tokenizer_keys
@@ -141,8 +144,13 @@ def test_keys_of_a_rebuilt_tokenizer_are_those_of_the_file(name: str, tmp_path: 
     metadata = read_header(path).metadata
     rebuilt = open_checkpoint(path)
     ends = {"eos_token_id": rebuilt.generation_config["eos_token_id"]}
-    config = rebuilt.config | ends
-    keys = tokenizer_keys(rebuilt.tokenizer_dir, config, rebuilt.chat_template)
+    keys = tokenizer_keys(
+        rebuilt.tokenizer_dir,
+        rebuilt.config | ends,
+        rebuilt.generation_config,
+        rebuilt.chat_template,
+        rebuilt.named_templates,
+    )
     assert keys == {key: value for key, value in metadata.items() if key.startswith("tokenizer.")}
 
 
@@ -181,6 +189,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         ("[", {}, r"tokenizer\.json cannot be read as JSON"),
         (Tokenizer(models.Unigram([("a", 0.0)])).to_str(), {}, "is a Unigram tokenizer"),
         (None, {"eos_token_id": [1, VOCABULARY]}, f"gives eos_token_id {VOCABULARY}, but"),
+        (None, {"eos_token_id": list(range(300, 307))}, "7 tokens end this model's turns"),
     ],
 )
 def test_damage_is_one_sentence(
@@ -190,4 +199,69 @@ def test_damage_is_one_sentence(
     if tokenizer is not None:
         (source / "tokenizer.json").write_text(tokenizer)
     with pytest.raises(UserError, match=words):
-        tokenizer_keys(source, {"vocab_size": VOCABULARY, **config}, None)
+        tokenizer_keys(source, {"vocab_size": VOCABULARY, **config}, {}, None, {})
+
+
+TWO = [{"name": "default", "template": "d"}, {"name": "tool_use", "template": "t {{ tools }}"}]
+
+
+def edited(path: Path, **fields: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **fields}), "utf-8")
+
+
+def as_gguf(source: Path, path: Path) -> Path:
+    model = Model(source, open_checkpoint(source))
+    GGUF.write(model.checkpoint, model.on("F32"), model.packed, path, "{}")
+    return path
+
+
+@pytest.mark.parametrize("own_file", [False, True])
+def test_named_templates_are_kept(own_file: bool, tmp_path: Path) -> None:
+    """As llama.cpp's converter names them; transformers and llama.cpp take one when asked."""
+    source = tiny_checkpoint(tmp_path, "llama", layers=1)
+    alone = source / "chat_template.jinja"
+    if own_file:
+        alone.write_text("d")
+        (source / "additional_chat_templates").mkdir()
+        (source / "additional_chat_templates" / "tool_use.jinja").write_text(TWO[1]["template"])
+    else:
+        alone.unlink()
+        edited(source / "tokenizer_config.json", chat_template=TWO)
+    path = as_gguf(source, tmp_path / "m.gguf")
+    again = open_checkpoint(path)
+    assert read_header(path).metadata["tokenizer.chat_templates"] == ["tool_use"]
+    assert (again.chat_template, again.named_templates) == ("d", {"tool_use": "t {{ tools }}"})
+    assert again.tokenizer_dir is not None
+    rebuilt = HubTokenizer(again.tokenizer_dir, again.config, {}).info
+    with open_llamacpp(path, threads=1) as engine, open_engine(source) as original:
+        for info in (engine.info, original.info, rebuilt):
+            assert (info.template(tools=False), info.template(tools=True)) == ("d", "t {{ tools }}")
+
+
+@pytest.mark.parametrize(
+    ("config", "generation"),
+    [
+        (VOCABULARY - 1, [VOCABULARY - 1, VOCABULARY - 5]),
+        (VOCABULARY - 1, [VOCABULARY - 1, 300]),
+        ([VOCABULARY - 1, 300], None),
+        ([VOCABULARY - 1, VOCABULARY - 5, 300, 301, 302], None),
+        ([VOCABULARY - 1, *range(300, 303)], list(range(301, 305))),
+    ],
+    ids=["second", "word", "word in the config", "five", "six in two files"],
+)
+def test_all_that_ends_a_turn_ends_it_in_llamacpp(
+    config: object, generation: object, tmp_path: Path
+) -> None:
+    """Also words, which llama.cpp cannot know by their texts."""
+    source = tiny_checkpoint(tmp_path, "llama", layers=1)
+    edited(source / "config.json", eos_token_id=config)
+    edited(source / "generation_config.json", eos_token_id=generation)
+    path = as_gguf(source, tmp_path / "m.gguf")
+    backend = LlamaCppBackend(str(path), False, 1)
+    ends = {token for token in range(VOCABULARY) if backend.ends_turn(token)}
+    original = open_checkpoint(source)
+    meant = HubTokenizer(source, original.config, original.generation_config)
+    stated = {token for token in range(VOCABULARY) if meant.ends_turn(token)}
+    by_text = {VOCABULARY - 1, VOCABULARY - 2, VOCABULARY - 5}
+    assert stated <= ends <= stated | by_text
+    assert stated <= set(open_checkpoint(path).generation_config["eos_token_id"]) | by_text

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -195,3 +196,24 @@ def test_ids_come_back_where_a_template_insists_on_nine_characters() -> None:
                 {"role": "tool", "tool_call_id": name, "content": "2"},
             ]
             assert called(server, messages=history)[0]
+
+
+def test_a_template_for_tools_is_used_with_tools() -> None:
+    """Some tokenizers have one template for conversations, and another for those with tools."""
+    seen: list[str] = []
+
+    def model(so_far: str) -> dict[str, float]:
+        seen.append(so_far)
+        return reciting(NAMED.join(("<tool_call>", "</tool_call>")))(so_far)
+
+    def engine() -> Book:
+        book = Book(model, BODY.replace("{{", "plain {{", 1))
+        book.info = replace(book.info, tool_template=BODY + "{# tools <tool_call> #}")
+        return book
+
+    with running(engine) as server:
+        (call,), _, _ = called(server)
+        assert call.function.name == "add"
+        assert "plain" not in seen[0]
+        called(server, tools=[])
+    assert "plain" in seen[-1]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from bitquilt.errors import UserError
 from bitquilt.targets import MLX
@@ -58,6 +60,16 @@ def test_bits_are_those_that_mlx_lm_counts(model: Model, tmp_path: Path) -> None
     assert layout.bits == pytest.approx(utils.compute_bits_per_weight(loaded), rel=1e-12)
     assert MLX.data_bytes(tmp_path / "model") * 8 / layout.weights == layout.bits
     assert layout.bits_on_disk == layout.total_bytes * 8 / layout.weights
+
+
+def test_templates_with_names_are_those_of_transformers(model: Model, tmp_path: Path) -> None:
+    directory = tmp_path / "model"
+    named = {"tool_use": "{{ tools }}"}
+    model = replace(model, checkpoint=replace(model.checkpoint, named_templates=named))
+    layout = MLX.plan(model.checkpoint, write(model, MIXES[0], directory))
+    assert sum(map(len, contents(directory).values())) == layout.total_bytes
+    found = AutoTokenizer.from_pretrained(directory).chat_template
+    assert found == {"default": model.checkpoint.chat_template, **named}
 
 
 def test_same_inputs_same_bytes(model: Model, tmp_path: Path) -> None:

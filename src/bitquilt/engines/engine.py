@@ -69,10 +69,16 @@ class ModelInfo:
     """``bos_token`` and ``eos_token``, for the chat template."""
     sampling: Sampling
     """The settings that the model's authors recommend; greedy where they recommend none."""
+    tool_template: str | None = None
+    """Source of a template of its own for conversations with tools, where the model has one."""
     response_template: dict[str, Any] | None = None
     """What the tokenizer says that answers are made of, for transformers' parser."""
     name: str = field(default="the model", compare=False)
     """What errors call it: its file, where it is one."""
+
+    def template(self, tools: bool) -> str | None:
+        """The chat template for conversations with tools, or without."""
+        return (self.tool_template if tools else None) or self.chat_template
 
     @property
     def broken(self) -> UserError:

@@ -19,6 +19,7 @@ from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.errors import UserError
 from bitquilt.gguf.sampling import SAMPLING_KEYS
+from bitquilt.models.chat_template import TOOL_USE
 
 UBATCH = 512
 """Tokens that llama.cpp computes at a time."""
@@ -62,11 +63,11 @@ class LlamaCppBackend:
         if not self._model:
             raise UserError(f"llama.cpp cannot load {path}; check it with bitquilt inspect")
         self._vocab = self._api.llama_model_get_vocab(self._model)
-        template = self._api.llama_model_chat_template(self._model, None)
         self.info = ModelInfo(
             vocabulary=self._api.llama_vocab_n_tokens(self._vocab),
             context=self._api.llama_model_n_ctx_train(self._model),
-            chat_template=template.decode(errors="replace") if template else None,
+            chat_template=self._template(None),
+            tool_template=self._template(TOOL_USE),
             special_tokens=self._special_tokens(),
             sampling=self._sampling_defaults(),
         )
@@ -271,6 +272,10 @@ class LlamaCppBackend:
             return np.empty((0, self.info.vocabulary), dtype=np.float32)
         logits = self._api.llama_get_logits(self._context)
         return np.ctypeslib.as_array(logits, (len(outputs), self.info.vocabulary))
+
+    def _template(self, name: str | None) -> str | None:
+        raw = self._api.llama_model_chat_template(self._model, name and name.encode())
+        return raw.decode(errors="replace") if raw else None
 
     def _special_tokens(self) -> dict[str, str]:
         """The special tokens of the file. Where it states none, llama.cpp may take a comma."""

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.errors import UserError
-from bitquilt.models.chat_template import default_template
+from bitquilt.models.chat_template import TOOL_USE, default_template, templates_by_name
 
 
 class HubTokenizer:
@@ -36,6 +36,7 @@ class HubTokenizer:
             vocabulary=int(config["vocab_size"]),
             context=int(config["max_position_embeddings"]),
             chat_template=default_template(self._tokenizer.chat_template),
+            tool_template=templates_by_name(self._tokenizer.chat_template).get(TOOL_USE),
             special_tokens=self._special_tokens(),
             sampling=recommended_sampling(generation),
             response_template=self._tokenizer.response_template,

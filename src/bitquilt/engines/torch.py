@@ -20,6 +20,7 @@ from bitquilt.engines.engine import Engine, GenerationRequest
 from bitquilt.engines.generation import Generation
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
+from bitquilt.models.chat_template import TOOL_USE
 from bitquilt.models.checkpoint import HEAD, Checkpoint
 from bitquilt.runtime.compute import asked_threads
 
@@ -35,8 +36,13 @@ class TorchEngine(HubTokenizer, Engine):
         if (threads := asked_threads()) is not None:
             torch.set_num_threads(threads)
         super().__init__(checkpoint.tokenizer_dir, checkpoint.config, checkpoint.generation_config)
-        template = checkpoint.chat_template  # it may be in a file that the tokenizer does not read
-        self.info = replace(self.info, name=checkpoint.name, chat_template=template)
+        self.info = replace(
+            self.info,
+            name=checkpoint.name,
+            # they may be in files that the tokenizer does not read
+            chat_template=checkpoint.chat_template,
+            tool_template=checkpoint.named_templates.get(TOOL_USE),
+        )
         self.model = transformers_model(checkpoint)
         # transformers 5.24 warns of the name that it had before
         named = inspect.signature(self.model.forward).parameters

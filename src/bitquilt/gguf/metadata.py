@@ -14,6 +14,7 @@ from bitquilt.errors import UserError
 from bitquilt.gguf.container import MetadataValue
 from bitquilt.gguf.header import GgufHeader
 from bitquilt.gguf.rope import RopeParameters, read_rope, rope_keys
+from bitquilt.gguf.tokenizer import end_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +99,9 @@ def read_hyperparameters(header: GgufHeader) -> Hyperparameters:
 def generation_config(header: GgufHeader) -> dict[str, Any]:
     """Hugging Face's generation_config.json from the special tokens: every end token counts."""
     get = header.metadata.get
-    ends = [get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
     found = {
         "bos_token_id": get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": list(dict.fromkeys(end for end in ends if end is not None)),
+        "eos_token_id": end_tokens(header.metadata),
         "pad_token_id": get("tokenizer.ggml.padding_token_id"),
     }
     return {field: value for field, value in found.items() if value not in (None, [])}

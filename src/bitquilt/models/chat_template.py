@@ -124,6 +124,10 @@ class ChatTemplate:
         return "".join(written)
 
 
+DEFAULT, TOOL_USE = "default", "tool_use"
+"""Names of templates: of the one for conversations, and of the one for those with tools."""
+
+
 def default_template(stated: object) -> str | None:
     """The template for conversations, from a tokenizer's ``chat_template``.
 
@@ -133,12 +137,22 @@ def default_template(stated: object) -> str | None:
     Returns:
         The source; None where there is none, or where it is not a text.
     """
-    if isinstance(stated, list):
-        named = [entry for entry in stated if isinstance(entry, dict)]
-        stated = {entry.get("name"): entry.get("template") for entry in named}
-    if isinstance(stated, dict):
-        stated = stated.get("default")
+    if isinstance(stated, list | dict):
+        return templates_by_name(stated).get(DEFAULT)
     return stated if isinstance(stated, str) and stated else None
+
+
+def templates_by_name(stated: object) -> dict[str, str]:
+    """All templates of a tokenizer's ``chat_template`` that have names: name → source."""
+    if isinstance(stated, list):
+        entries = [entry for entry in stated if isinstance(entry, dict)]
+        stated = {entry.get("name"): entry.get("template") for entry in entries}
+    pairs = stated.items() if isinstance(stated, dict) else ()
+    return {
+        name: source
+        for name, source in pairs
+        if isinstance(name, str) and isinstance(source, str) and source
+    }
 
 
 @lru_cache(maxsize=64)

@@ -62,6 +62,8 @@ class Checkpoint:
     fingerprint: str
     """sha256 over config, tensor names, shapes, and each source file's name, size and a sample of
     its bytes."""
+    named_templates: dict[str, str] = field(default_factory=dict, repr=False)
+    """Chat templates beside that one, by name: a tokenizer may have one for tools."""
     gguf_source: Path | None = None
     """The GGUF file this came from; its header is preserved when a GGUF is written."""
     gguf_general: dict[str, Any] = field(default_factory=dict, repr=False)

@@ -195,7 +195,7 @@ def shown(info: ModelInfo) -> Json:
     """A model as ``/api/show`` describes it."""
     template = info.chat_template or ""
     capabilities = ["completion"]
-    if call_style(info) and "tools" in template:
+    if call_style(info) and "tools" in (info.template(tools=True) or ""):
         capabilities.append("tools")
     if style_of(template, template) != PLAIN:
         capabilities.append("thinking")

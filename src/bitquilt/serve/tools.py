@@ -80,7 +80,7 @@ def offer(info: ModelInfo, tools: Sequence[Tool], choice: Any) -> Offer:
     forced = _forced(tools, choice)
     if not tools or choice == "none":
         return NO_TOOLS
-    template = info.chat_template or ""
+    template = info.template(tools=True) or ""
     if "tools" not in template:
         raise invalid("tools: the chat template of this model takes none; ask without them")
     style = call_style(info)

@@ -68,7 +68,7 @@ def compose(
     Raises:
         UserError: the model has no template, or the template refuses the messages.
     """
-    template = engine.info.chat_template
+    template = engine.info.template(bool(tools))
     if template is not None:
         messages = for_template(template, messages, tools, engine.info.special_tokens)
     special = {**_own(turn.variables), **engine.info.special_tokens}

@@ -14,6 +14,8 @@ from bitquilt.gguf.tokenizer.conventions import SPLITTINGS
 from bitquilt.gguf.tokenizer.read import (
     adds_bos,
     byte_level_tokenizer,
+    end_tokens,
+    named_templates,
     start_token,
     tokenizer_directory,
 )
@@ -23,6 +25,8 @@ __all__ = [
     "SPLITTINGS",
     "adds_bos",
     "byte_level_tokenizer",
+    "end_tokens",
+    "named_templates",
     "start_token",
     "tokenizer_directory",
     "tokenizer_keys",

@@ -12,6 +12,28 @@ from dataclasses import dataclass
 SPECIAL_TOKENS = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """GGUF's word for a special token → Hugging Face's."""
 
+TEMPLATE, TEMPLATES = "tokenizer.chat_template", "tokenizer.chat_templates"
+"""The default template; and the names of others, which have keys of their own."""
+
+END_ROLES = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+"""Special tokens with which llama.cpp ends a turn, in the order in which they are used."""
+
+END_TEXTS = frozenset(
+    (
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>"),
+        *("<|endoftext|>", "<|eom_id|>", "<EOT>", "_<EOT>", "<|end_of_text|>"),
+    )
+)
+"""Tokens of these texts end a turn in every llama.cpp since 2025, whatever a file says."""
+
+FIM_TEXTS = {
+    "fim_pad": {"<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"},
+    "fim_rep": {"<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"},
+    "fim_sep": {"<|file_sep|>"},
+}
+"""Role for filling in the middle → texts by which llama.cpp finds its token; where the model has
+none of them, the role is free for another token that ends its turns."""
+
 SPACE = "\u2581"
 """How SentencePiece writes a space."""
 

@@ -7,6 +7,7 @@ vocabularies go through transformers' own converter.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,20 @@ from tokenizers import (
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import GgufHeader
-from bitquilt.gguf.tokenizer.conventions import SPACE, SPECIAL_TOKENS, SPLITTINGS
+from bitquilt.gguf.tokenizer.conventions import (
+    END_ROLES,
+    FIM_TEXTS,
+    SPACE,
+    SPECIAL_TOKENS,
+    SPLITTINGS,
+    TEMPLATE,
+    TEMPLATES,
+)
 from bitquilt.runtime.files import atomic_write
 
 _CONTROL, _USER_DEFINED = int(TokenType.CONTROL), int(TokenType.USER_DEFINED)
 
-CONVERSION = 2
+CONVERSION = 3
 """Raised whenever the same file would become another tokenizer: what older versions of bitquilt
 have kept is then rebuilt."""
 
@@ -151,6 +160,29 @@ def _sentencepiece_tokenizer(header: GgufHeader) -> Tokenizer:
     return backend
 
 
+def named_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The chat templates of a header beside the default one: name → source."""
+    named = {name: metadata.get(f"{TEMPLATE}.{name}") for name in metadata.get(TEMPLATES, ())}
+    return {name: source for name, source in named.items() if isinstance(source, str)}
+
+
+def end_tokens(metadata: Mapping[str, Any]) -> list[int]:
+    """The tokens that end a turn, by a header's roles.
+
+    Roles for filling in the middle count where their token is not one for that.
+    """
+    tokens = metadata.get("tokenizer.ggml.tokens", ())
+    found = {role: metadata.get(f"tokenizer.ggml.{role}_token_id") for role in END_ROLES}
+    return list(
+        dict.fromkeys(
+            index
+            for role, index in found.items()
+            if index is not None
+            and not (index < len(tokens) and tokens[index] in FIM_TEXTS.get(role, ()))
+        )
+    )
+
+
 def _tokenizer_config(header: GgufHeader) -> dict[str, Any]:
     tokens = header.metadata["tokenizer.ggml.tokens"]
     special = {
@@ -164,7 +196,10 @@ def _tokenizer_config(header: GgufHeader) -> dict[str, Any]:
         "model_max_length": header.get("context_length"),
         **special,
     }
-    template = header.metadata.get("tokenizer.chat_template")
+    template, named = header.metadata.get(TEMPLATE), named_templates(header.metadata)
+    if named:
+        every = {**({"default": template} if template else {}), **named}
+        template = [{"name": name, "template": source} for name, source in every.items()]
     return config | ({"chat_template": template} if template else {})
 
 

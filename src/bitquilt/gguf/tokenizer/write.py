@@ -9,7 +9,8 @@ byte fallback, driven by a score per token.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import string
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,16 @@ from tokenizers import Tokenizer
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import MetadataValue
-from bitquilt.gguf.tokenizer.conventions import PRE_TOKENIZERS, SPACE, SPECIAL_TOKENS
+from bitquilt.gguf.tokenizer.conventions import (
+    END_ROLES,
+    END_TEXTS,
+    FIM_TEXTS,
+    PRE_TOKENIZERS,
+    SPACE,
+    SPECIAL_TOKENS,
+    TEMPLATE,
+    TEMPLATES,
+)
 from bitquilt.runtime.files import read_json
 
 _NORMAL = int(TokenType.NORMAL)
@@ -36,14 +46,20 @@ class _Files:
 
 
 def tokenizer_keys(
-    directory: Path, model_config: dict[str, Any], chat_template: str | None
+    directory: Path,
+    model_config: dict[str, Any],
+    generation_config: dict[str, Any],
+    chat_template: str | None,
+    named_templates: Mapping[str, str],
 ) -> dict[str, MetadataValue]:
     """Every ``tokenizer.*`` key of the file.
 
     Args:
         directory: holds tokenizer.json and, usually, tokenizer_config.json.
         model_config: gives the vocabulary size and the special token ids.
+        generation_config: may give more tokens that end a turn.
         chat_template: Jinja source, stored as it is.
+        named_templates: others, by name.
 
     Raises:
         UserError: no tokenizer.json, a damaged one, ids beyond the vocabulary, or a tokenizer
@@ -55,11 +71,28 @@ def tokenizer_keys(
     keys = _model_keys(files, tokens)
     keys["tokenizer.ggml.tokens"] = tokens
     keys["tokenizer.ggml.token_type"] = types
-    keys.update(_special_ids(files, model_config, tokens))
+    stated = {
+        "config.json": _as_list(model_config.get("eos_token_id")),
+        "generation_config.json": _as_list(generation_config.get("eos_token_id")),
+    }
+    keys.update(_special_ids(files, model_config, _ends(stated, tokens), tokens))
     keys.update(_added_automatically(files, keys))
     if chat_template is not None:
-        keys["tokenizer.chat_template"] = chat_template
-    return keys
+        keys[TEMPLATE] = chat_template
+    return keys | _named_templates(named_templates)
+
+
+def _named_templates(named: Mapping[str, str]) -> dict[str, MetadataValue]:
+    """Templates beside the default one, as llama.cpp's converter writes them."""
+    if not named:
+        return {}
+    allowed = string.ascii_letters + string.digits
+    by_key = {
+        "".join(letter if letter in allowed else "_" for letter in name): source
+        for name, source in named.items()
+    }
+    keys: dict[str, MetadataValue] = {f"{TEMPLATE}.{key}": one for key, one in by_key.items()}
+    return keys | {TEMPLATES: list(by_key)}
 
 
 def pre_tokenizer_name(directory: Path) -> str:
@@ -222,16 +255,24 @@ def _looks_special(text: str) -> bool:
     )
 
 
+def _ends(stated: Mapping[str, Sequence[int]], tokens: list[str]) -> list[int]:
+    """The tokens that end a turn, each once, by the files that state them."""
+    for file, ends in stated.items():
+        if beyond := [index for index in ends if not 0 <= index < len(tokens)]:
+            raise UserError(
+                f"{file} gives eos_token_id {beyond[0]}, but the model has {len(tokens)} "
+                "embeddings; compare it with the one on the model's page"
+            )
+    return list(dict.fromkeys(index for ends in stated.values() for index in ends))
+
+
 def _special_ids(
-    files: _Files, model_config: dict[str, Any], tokens: list[str]
+    files: _Files, model_config: dict[str, Any], stated: list[int], tokens: list[str]
 ) -> dict[str, MetadataValue]:
-    """bos, eos, pad and unk by the tokenizer's names; the other ends of a turn as eot and eom."""
-    stated = _as_list(model_config.get("eos_token_id"))
-    if beyond := [index for index in stated if not 0 <= index < len(tokens)]:
-        raise UserError(
-            f"config.json gives eos_token_id {beyond[0]}, but the model has {len(tokens)} "
-            "embeddings; compare it with the one on the model's page"
-        )
+    """bos, eos, pad and unk by the tokenizer's names; the other ends of a turn as eot and so on.
+
+    Ends that llama.cpp does not know by their texts come first: it has a few roles only.
+    """
     found: dict[str, MetadataValue] = {}
     for role in ("bos", "eos", "pad", "unk"):
         index = _named_id(files, role, tokens)
@@ -240,8 +281,16 @@ def _special_ids(
         if index is not None and 0 <= index < len(tokens):
             found[role] = index
     ends = [i for i in stated if i != found.get("eos")]
-    ends.sort(key=lambda i: "eom" in tokens[i])
-    found.update(zip(("eot", "eom"), ends, strict=False))
+    ends.sort(key=lambda i: (tokens[i] in END_TEXTS, "eom" in tokens[i]))
+    there = set(tokens)
+    roles = [role for role in END_ROLES[1:] if there.isdisjoint(FIM_TEXTS.get(role, ()))]
+    if lost := [i for i in ends[len(roles) :] if tokens[i] not in END_TEXTS]:
+        raise UserError(
+            f"{len(stated)} tokens end this model's turns, and llama.cpp has no place for "
+            f"{tokens[lost[0]]!r}; leave it out of eos_token_id in generation_config.json"
+        )
+    placed = zip(roles, ends, strict=False)
+    found.update({r: i for r, i in placed if r not in FIM_TEXTS or tokens[i] not in END_TEXTS})
     names = {ours: theirs for theirs, ours in SPECIAL_TOKENS.items()}
     return {
         f"tokenizer.ggml.{names.get(role, role)}_token_id": index for role, index in found.items()

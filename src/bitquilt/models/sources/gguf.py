@@ -13,7 +13,7 @@ from bitquilt.gguf.dequantize import dequantize
 from bitquilt.gguf.file_type import file_type_name, model_name
 from bitquilt.gguf.header import GgufHeader, read_header
 from bitquilt.gguf.metadata import generation_config
-from bitquilt.gguf.tokenizer import tokenizer_directory
+from bitquilt.gguf.tokenizer import named_templates, tokenizer_directory
 from bitquilt.models import canonical
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.audit import audit, audit_template
@@ -52,6 +52,7 @@ def open_gguf(path: Path) -> Checkpoint:
         file_type=file_type_name(header.metadata, matrix_types),
         tokenizer_dir=tokenizer_directory(header, own_fingerprint),
         chat_template=template,
+        named_templates=named_templates(header.metadata),
         generation_config=generation_config(header),
         findings=(
             *audit(original, form.config, form.shapes),

@@ -15,7 +15,7 @@ from bitquilt.models import canonical, layout
 from bitquilt.models.architectures import REWRITES
 from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.canonical import Canonical
-from bitquilt.models.chat_template import default_template
+from bitquilt.models.chat_template import DEFAULT, default_template, templates_by_name
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.sources import safetensors
@@ -24,6 +24,8 @@ from bitquilt.runtime.files import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
+"""Has one more template in each file, beside the one in a file of its own."""
 TEMPLATE_FIELDS = ("tokenizer_config.json", "chat_template.json")
 """Files that have the template in a field."""
 
@@ -65,6 +67,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         source_types=bytes_by_type(dtypes, nbytes),
         tokenizer_dir=directory,
         chat_template=template,
+        named_templates=other_templates(directory),
         generation_config=_generation_config(directory),
         findings=(
             *audit(original, form.config, form.shapes),
@@ -90,6 +93,7 @@ def without_weights(directory: Path, name: str) -> Checkpoint:
         described,
         tokenizer_dir=directory,
         chat_template=template,
+        named_templates=other_templates(directory),
         generation_config=_generation_config(directory),
         findings=(*described.findings, *audit_template(template, where)),
     )
@@ -145,11 +149,25 @@ def chat_template(directory: Path) -> tuple[str | None, str | None]:
             return alone.read_text(encoding="utf-8"), TEMPLATE_FILE
         except UnicodeDecodeError:
             return None, TEMPLATE_FILE
+    stated, name = _stated_template(directory)
+    return default_template(stated), name
+
+
+def other_templates(directory: Path) -> dict[str, str]:
+    """The chat templates that a directory has beside the default one: name → source."""
+    if (directory / TEMPLATE_FILE).exists():
+        files = sorted((directory / TEMPLATE_FOLDER).glob("*.jinja"))
+        return {file.stem: file.read_text(encoding="utf-8") for file in files}
+    named = templates_by_name(_stated_template(directory)[0])
+    return {name: source for name, source in named.items() if name != DEFAULT}
+
+
+def _stated_template(directory: Path) -> tuple[Any, str | None]:
+    """What the first of the fields that states any template holds, and its file."""
     for name in TEMPLATE_FIELDS:
         path = directory / name
-        stated = read_json(path).get("chat_template") if path.exists() else None
-        if stated:
-            return default_template(stated), name
+        if stated := read_json(path).get("chat_template") if path.exists() else None:
+            return stated, name
     return None, None
 
 

@@ -42,7 +42,7 @@ def call_style(info: ModelInfo) -> ToolStyle | None:
     of a family and mean something else. Where no family is known, the tokenizer's
     ``response_template`` may tell; None if it does not.
     """
-    for style in _styles(info.chat_template or ""):
+    for style in _styles(info.template(tools=True) or ""):
         if _understands(style, info):
             return style
     if info.response_template:
@@ -66,7 +66,7 @@ def _styles(source: str) -> Iterator[CallStyle]:
 def _understands(style: CallStyle, info: ModelInfo) -> bool:
     """Whether calls in the model's own notation are read, as far as its template shows any."""
     try:
-        text = written_call(info.chat_template or "", info.special_tokens)
+        text = written_call(info.template(tools=True) or "", info.special_tokens)
     except ChatTemplateError:
         return False
     if not any(start in text for start in style.starts):

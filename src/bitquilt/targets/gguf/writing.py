@@ -159,7 +159,11 @@ def _model_metadata(checkpoint: Checkpoint) -> Metadata:
     if checkpoint.tokenizer_dir is not None:
         keys |= licence_keys(checkpoint)
         keys |= tokenizer_keys(
-            checkpoint.tokenizer_dir, checkpoint.config, checkpoint.chat_template
+            checkpoint.tokenizer_dir,
+            checkpoint.config,
+            checkpoint.generation_config,
+            checkpoint.chat_template,
+            checkpoint.named_templates,
         )
     return {key: encode(value) for key, value in keys.items()}
 

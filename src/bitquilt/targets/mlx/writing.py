@@ -13,9 +13,11 @@ from safetensors import SafetensorError, safe_open
 
 from bitquilt import qtypes
 from bitquilt.errors import UserError
+from bitquilt.models.chat_template import DEFAULT
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.models.licence import terms_of
 from bitquilt.qtypes.qtype import Allocation, PackedSource, QuantType
+from bitquilt.runtime.files import read_json
 from bitquilt.targets.layout import (
     Layout,
     padded_text,
@@ -39,9 +41,10 @@ from bitquilt.targets.mlx.layout import (
 
 WEIGHTS_FILE = "model.safetensors"
 RECIPE_FILE = "recipe.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 COPIED_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
@@ -174,7 +177,9 @@ def _texts(
     """Return the files that are written rather than copied: name → content."""
     recipe = padded_text(recipe_json, recipe_room(checkpoint) + padding, "the recipe")
     texts = {"config.json": config_text(checkpoint, chosen), RECIPE_FILE: recipe + "\n"}
-    if checkpoint.chat_template is not None:
+    if checkpoint.named_templates:
+        texts[TOKENIZER_CONFIG] = _with_templates(checkpoint)
+    elif checkpoint.chat_template is not None:
         texts["chat_template.jinja"] = checkpoint.chat_template
     if checkpoint.generation_config:
         generation = json.dumps(checkpoint.generation_config, indent=2, sort_keys=True)
@@ -182,12 +187,24 @@ def _texts(
     return texts
 
 
+def _with_templates(checkpoint: Checkpoint) -> str:
+    """The tokenizer's config with several chat templates, as transformers reads them there."""
+    assert checkpoint.tokenizer_dir is not None
+    path = checkpoint.tokenizer_dir / TOKENIZER_CONFIG
+    config = read_json(path) if path.exists() else {}
+    default = {} if checkpoint.chat_template is None else {DEFAULT: checkpoint.chat_template}
+    named = {**default, **checkpoint.named_templates}
+    entries = [{"name": name, "template": source} for name, source in named.items()]
+    return json.dumps(config | {"chat_template": entries}, indent=2, ensure_ascii=False) + "\n"
+
+
 def _copied(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Return the tokenizer's files and those that state the licence: name → content."""
     source = checkpoint.tokenizer_dir
     if source is None:
         return {}
-    there = [name for name in COPIED_FILES if (source / name).exists()]
+    written = {TOKENIZER_CONFIG} if checkpoint.named_templates else set()
+    there = [name for name in COPIED_FILES if name not in written and (source / name).exists()]
     tokenizer = {name: (source / name).read_bytes() for name in there}
     return {**tokenizer, **terms_of(checkpoint).documents()}
 
