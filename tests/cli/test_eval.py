@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -32,7 +33,7 @@ def test_a_domain_of_few_documents_has_no_interval(found, monkeypatch, capfd):
     file = replace(found.files[0], figures=few)
     monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, own=few, files=[file]))
     assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
-    said = capfd.readouterr().out
+    said = " ".join(capfd.readouterr().out.split())
     assert "no interval" in said.split("KL is")[0]
     assert "code: too few documents for an interval (3; at least 5 are needed)" in said
     assert "with a larger --tokens" in said
@@ -65,8 +66,17 @@ def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(printed):
     assert printed.count(title) == 2
     assert (
         "Bits are bits per weight of the tensors and, in brackets, of everything on disk."
-        in printed
+        in " ".join(printed.split())
     )
+
+
+def test_what_the_figures_are_is_a_list_of_short_lines(printed):
+    about = printed[printed.index("About these figures:") :].splitlines()
+    assert about[1].startswith("- KL is in nats per token")
+    assert max(map(len, about)) <= 80
+    assert sum(line.startswith("- ") for line in about) >= 4
+    assert all(line.startswith(("- ", "  ")) for line in about[1:-1])
+    assert re.fullmatch(r"It took [\d.]+ (s|min)\.", about[-1])
 
 
 def test_long_names_are_whole(printed):
@@ -118,11 +128,12 @@ def test_both_kinds_of_text_have_their_rows(printed):
     lines = [line.split() for line in printed.splitlines()]
     assert sum(line[:4] == ["on", "unlike", "text", "0.0355"] for line in lines) == 4
     assert sum(line[:4] == ["on", "like", "text", "0.0118"] for line in lines) == 4
+    said = " ".join(printed.split())
     assert (
-        "The figures are of 65,774 held-out tokens of 234 documents unlike bitquilt's calibration "
-        "text and 65,774 held-out tokens of 234 documents like bitquilt's calibration text;"
-    ) in printed
-    assert "Unlike text is of domains that the calibration text has none of" in printed
+        "They are of 65,774 held-out tokens of 234 documents unlike bitquilt's calibration "
+        "text and 65,774 held-out tokens of 234 documents like bitquilt's calibration text."
+    ) in said
+    assert "Unlike text is of domains that the calibration text has none of" in said
 
 
 def test_files_of_one_size_are_compared_on_unlike_text(found, monkeypatch, capfd):
@@ -156,6 +167,6 @@ def test_a_text_whose_kind_nobody_knows_has_one_row(found, monkeypatch, capfd):
     assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
     printed = capfd.readouterr().out
     assert "unlike" not in printed
-    assert "The figures are of 65,774 held-out tokens of 234 documents; KL is" in printed
+    assert "They are of 65,774 held-out tokens of 234 documents." in printed
     overview = printed[printed.index("original: tiny") :].split("\n")[0]
     assert overview.split()[-1] == "4.321"

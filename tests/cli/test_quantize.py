@@ -18,6 +18,7 @@ from bitquilt import (
     QuantizeResult,
     pipeline,
 )
+from bitquilt.targets import GGUF, MLX
 from tests.quick import invoke
 
 NAN = math.nan
@@ -53,7 +54,7 @@ def output(name: str, engine: EngineExcerpt | None) -> Output:
         rankings=(),
         figures=both(0.0388, 27.1, 8176),
         engine=engine,
-        note="not run: no check was asked for" if engine is None else str(engine),
+        note="not run: no check was asked for" if engine is None else engine.judged(GGUF),
     )
 
 
@@ -87,26 +88,55 @@ def printed(monkeypatch, capfd):
 
 def test_no_column_holds_figures_of_another_text(printed):
     text = printed(output("tiny-4.5bit.gguf", excerpt(0.0412, 0.0398)))
-    table, below = text.split("All figures")
+    table, below = parts(text)
     assert "25.6" in table
     assert "27.1" in table
     for of_excerpt in ("26,907", "26,911", "0.0412", "0.0398", "llama.cpp"):
         assert of_excerpt not in table
     assert "perplexity" not in below
     assert (
-        "of held-out text, 8,176 tokens of 23 documents unlike the calibration text and 8,176 "
-        "tokens of 23 documents like the calibration text, computed" in below
+        "The text is held out: 8,176 tokens of 23 documents unlike the calibration text and 8,176 "
+        "tokens of 23 documents like the calibration text." in below
     )
     assert (
         "tiny-4.5bit.gguf: llama.cpp loads it and splits text into the same tokens; on 1,016 of "
-        "the tokens its excerpt KL is 0.0412 nats/token there and 0.0398 in torch, a difference of "
-        "+0.0014."
+        "the tokens its excerpt KL is 0.0412 nats/token there and 0.0398 in torch;"
     ) in below
-    assert "This is the closing KL; a selection KL is of a mix before it was polished" in below
+    assert "This is the closing KL. A selection KL is of a mix before it was polished" in below
+
+
+def parts(text: str) -> tuple[str, str]:
+    """What is printed up to the table, and what is said below it, its lines joined."""
+    table, below = text.split("About these figures:")
+    return table, " ".join(below.split())
+
+
+def test_the_key_figure_comes_first_and_no_line_is_long(printed):
+    lines = printed(output("tiny-4.5bit.gguf", excerpt(0.0412, 0.0398))).splitlines()
+    assert lines[0] == "out/tiny-4.5bit.gguf: 7.38 MB, KL 0.0388 nats/token from the original"
+    about = lines[lines.index("About these figures:") :]
+    assert max(map(len, about[:-1])) <= 80  # the last one is a command to copy
+    assert "The files in their engines:" in about
+    assert "It took 4 min." in about
+
+
+@pytest.mark.parametrize(
+    ("target", "in_engine", "in_torch", "verdict"),
+    [
+        (GGUF, 0.0323, 0.0224, "the difference is as usual, since llama.cpp rounds activations to"),
+        (GGUF, 0.0724, 0.0224, "the difference is unusual: llama.cpp rounds activations to 8 bits"),
+        (GGUF, 0.3, 0.27, "the difference is as usual"),
+        (MLX, 0.0724, 0.0624, "the difference is as usual"),
+        (MLX, 0.0424, 0.0224, "the difference is unusual: mlx-lm computes in bfloat16"),
+        (MLX, 0.0403001, 0.0403, "is 0.0403 nats/token there as in torch"),
+    ],
+)
+def test_a_difference_between_engine_and_torch_is_judged(target, in_engine, in_torch, verdict):
+    assert verdict in excerpt(in_engine, in_torch).judged(target)
 
 
 def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(printed):
-    table, below = printed(output("tiny-4.5bit.gguf", None)).split("All figures")
+    table, below = parts(printed(output("tiny-4.5bit.gguf", None)))
     assert re.search(r"7\.38 MB +4\.500 .*\n.* \(4\.71\) ", table)
     assert (
         "Bits are bits per weight of the tensors and, in brackets, of everything on disk" in below
@@ -116,14 +146,14 @@ def test_bits_are_told_of_the_tensors_and_of_everything_on_disk(printed):
 def test_rows_are_named_by_file_and_fit_a_terminal(printed):
     long = "SmolLM2-135M-Instruct-4.5bit.gguf"
     text = printed(output("tiny-4.5bit.gguf", None), output(long, None))
-    table, below = text.split("All figures")
+    table, below = parts(text)
     assert "tiny-4.5bit.gguf" in table
     assert " SmolLM2-135M- " in table
     assert " Instruct-4.5bit.gguf " in table
     assert table.count("types: race") == 2
     assert " original:" in table
-    assert max(map(len, table.splitlines())) <= 80
-    assert f"out/{long}: not run" in below
+    assert max(map(len, table.splitlines()[2:])) <= 80  # below the sentence of each file
+    assert f"{long}: not run" in below
 
 
 def test_what_cannot_be_told_is_printed_as_it_is(printed):
@@ -132,7 +162,10 @@ def test_what_cannot_be_told_is_printed_as_it_is(printed):
     text = printed(
         replace(output("tiny.gguf", of_engine), figures=HeldOutFigures(unlike=unknown, like=None))
     )
-    assert "its excerpt KL is nan nats/token there and 0.08 in torch, a difference of +nan" in text
+    assert (
+        "its excerpt KL is nan nats/token there and 0.08 in torch; the difference is"
+        in parts(text)[1]
+    )
 
 
 def test_a_closing_text_of_few_documents_has_no_interval(printed):
@@ -145,12 +178,12 @@ def test_a_closing_text_of_few_documents_has_no_interval(printed):
     )
     of_few = HeldOutFigures(unlike=few, like=None)
     made = replace(output("tiny.gguf", None), figures=of_few)
-    text = " ".join(printed(made, original=of_few).split())
-    assert "no interval" in text.split("All figures")[0]
-    assert "too few documents for an interval (3; at least 5 are needed)" in text
-    assert "`bitquilt eval` reads more of them" in text
-    assert "95 %" not in text
-    assert "intervals are 95 %, over documents" in " ".join(
+    table, below = parts(printed(made, original=of_few))
+    assert "no interval" in table
+    assert "Too few documents for an interval (3; at least 5 are needed)" in below
+    assert "`bitquilt eval` reads more of them" in below
+    assert "95 %" not in below
+    assert "Intervals are 95 %, over documents" in " ".join(
         printed(output("tiny.gguf", None)).split()
     )
 
@@ -163,20 +196,20 @@ def test_a_large_perplexity_has_its_digits(printed):
 
 def test_the_time_of_interrupted_runs_is_told_too(printed):
     made = output("tiny.gguf", None)
-    assert "It took 225 s.\n" in printed(made)
+    assert "It took 4 min.\n" in printed(made)
     resumed = printed(made, seconds=12.0, seconds_in_all=237.0)
-    assert "It took 12 s, and 237 s in all runs with out/tiny.work together.\n" in resumed
+    assert "It took 12 s, and 4 min in all runs with this work directory.\n" in resumed
 
 
 def rows(text: str) -> list[list[str]]:
     """The words of each line of the table."""
-    return [line.split() for line in text.split("All figures")[0].splitlines()]
+    return [line.split() for line in parts(text)[0].splitlines()]
 
 
 def test_both_kinds_of_text_have_their_rows(printed):
     text = printed(output("tiny-4.5bit.gguf", None))
     found = rows(text)
-    name = next(n for n, row in enumerate(found) if "tiny-4.5bit.gguf" in row)
+    name = next(n for n, row in enumerate(found) if row[:1] == ["tiny-4.5bit.gguf"])
     unlike, _, like, _ = found[name + 2 : name + 6]
     assert unlike == ["on", "unlike", "text", "0.0388", "90.60%", "27.1"]
     assert like == ["on", "like", "text", "0.0129", "90.60%", "13.55"]
@@ -184,7 +217,7 @@ def test_both_kinds_of_text_have_their_rows(printed):
     assert ["on", "like", "text", "12.8"] in found[:name]
     assert (
         "Unlike text is of domains that the calibration text has none of; like text is of its "
-        "domains." in text
+        "domains." in parts(text)[1]
     )
 
 
@@ -193,4 +226,4 @@ def test_where_there_is_one_kind_of_text_the_other_is_said_to_be_missing(printed
     text = printed(replace(output("tiny.gguf", None), figures=only), original=only)
     assert ["on", "like", "text", "0.0388", "90.60%", "27.1"] in rows(text)
     assert "on unlike" not in text
-    assert "There is no held-out text unlike the calibration text." in text
+    assert "There is no held-out text unlike the calibration text." in parts(text)[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -18,11 +18,13 @@ from bitquilt.cli.tables import (
     kind_cells,
     kind_rows,
     name_cell,
+    print_list,
     size_cells,
     stdout_console,
 )
 from bitquilt.evaluation.config import EvalConfig
 from bitquilt.runtime.malloc import keep_freed_memory
+from bitquilt.runtime.progress import clock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +88,6 @@ def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None
 def _print(found: Evaluation) -> None:
     """Print all figures of each file, then what may be concluded."""
     from bitquilt.calibration.text import KINDS
-    from bitquilt.report.figures import answers_read, kinds_note, lacks_documents
 
     console = stdout_console()
     for file in found.files:
@@ -94,35 +95,44 @@ def _print(found: Evaluation) -> None:
         _print_check(console, file)
     if len(found.files) > 1:
         console.print("", _overview(found))
-        console.print(SIZE_NOTE)
     kinds = [kind for kind in KINDS if kind in found.own]
     alike = f" on text {kinds[0]} the calibration text" if kinds else ""
     for comparison in found.comparisons:
         console.print(_verdict(comparison, alike), markup=False)
-    floors = "; ".join(
-        f"{floor.kl} nats/token for {floor.name}, on {floor.tokens:,} tokens"
-        for floor in found.floors
-    )
-    console.print(
-        "Even with nothing quantized the original has this KL, and anything below it is noise: "
-        f"{floors}.",
-        markup=False,
-    )
-    if lacking := lacks_documents(found.own):
-        console.print(lacking, markup=False)
-    if asked := answers_read(found.own):
-        console.print(asked, markup=False)
+    console.print("About these figures:")
+    print_list(console, filter(None, _about(found, kinds)))
+    console.print(f"It took {clock(found.seconds)}.")
+
+
+def _about(found: Evaluation, kinds: Sequence[str]) -> Iterator[str]:
+    """Say what the figures are, a sentence or two a line; some lines may be empty.
+
+    Args:
+        found: what was measured.
+        kinds: the kinds of text that were read.
+    """
+    from bitquilt.report.figures import answers_read, kinds_note, lacks_documents
+
     read = [(found.own[kind], f" {kind} bitquilt's calibration text") for kind in kinds]
     tokens = " and ".join(
         f"{one.tokens:,} held-out tokens of {one.documents} documents{which}"
         for one, which in read or [(found.own_overall, "")]
     )
-    note = f"{kinds_note(kinds)} " if kinds else ""
-    console.print(
-        f"The figures are of {tokens}; KL is in nats per token; intervals are 95 %, over "
-        f"documents. {note}It took {found.seconds:.0f} s.",
-        markup=False,
+    yield "KL is in nats per token; intervals are 95 %, over documents."
+    note = f" {kinds_note(kinds)}" if kinds else ""
+    yield f"They are of {tokens}.{note}"
+    yield answers_read(found.own)
+    yield lacks_documents(found.own)
+    floors = "; ".join(
+        f"{floor.kl} nats/token for {floor.name}, on {floor.tokens:,} tokens"
+        for floor in found.floors
     )
+    yield (
+        "Even with nothing quantized the original has this KL, and anything below it is noise: "
+        f"{floors}."
+    )
+    if len(found.files) > 1:
+        yield SIZE_NOTE
 
 
 def _print_file(console: Console, file: FileResult, own: Mapping[str, DomainFigures]) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import click
 
+from bitquilt.allocation.budget import human
 from bitquilt.cli.clean import work_dir_told
 from bitquilt.cli.options import JSON, MODEL, config_options, show
 from bitquilt.cli.tables import (
@@ -16,13 +18,18 @@ from bitquilt.cli.tables import (
     kind_cells,
     kind_rows,
     name_cell,
+    print_list,
     size_cells,
     stdout_console,
 )
 from bitquilt.config import QuantizeConfig
 from bitquilt.runtime.malloc import keep_freed_memory
+from bitquilt.runtime.progress import clock
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bitquilt.metrics.teacher import Figures
     from bitquilt.report.result import QuantizeResult
     from bitquilt.streaming.quantize_gguf import GgufResult
 
@@ -102,11 +109,31 @@ def _print_streamed(made: list[GgufResult]) -> None:
 
 
 def _print_table(result: QuantizeResult) -> None:
-    """Print the closing table, and what each file's engine makes of a part of its text."""
+    """Print the key figure of each file, the closing table, what it means, and what is left."""
+    from bitquilt.report.figures import number
+
+    console = stdout_console()
+    for output in result.outputs:
+        kl = number(output.figures.headline.kl.mean, "kl")
+        size = human(output.nbytes)
+        console.print(f"{output.path}: {size}, KL {kl} nats/token from the original", markup=False)
+    console.print(_closing_table(result))
+    console.print("About these figures:")
+    print_list(console, _about_figures(result.original.kinds))
+    console.print("The files in their engines:")
+    print_list(console, [f"{output.path.name}: {output.note}." for output in result.outputs])
+    took = f"It took {clock(result.seconds)}"
+    if result.seconds_in_all > result.seconds + 1:
+        took += f", and {clock(result.seconds_in_all)} in all runs with this work directory"
+    console.print(f"{took}.", markup=False)
+    console.print(work_dir_told(result.work_dir), markup=False)
+
+
+def _closing_table(result: QuantizeResult) -> Table:
+    """Make a row for the original and for each file, with rows of figures for each kind of text."""
     from rich.text import Text
 
-    from bitquilt.metrics.intervals import too_few
-    from bitquilt.report.figures import kinds_note, number
+    from bitquilt.report.figures import number
 
     table = figures_table(
         "file", (*SIZE_HEADINGS, "KL,\nnats/token", "same\ntop-1", "perplexity"), fold_first=True
@@ -121,26 +148,31 @@ def _print_table(result: QuantizeResult) -> None:
         size = size_cells(output.nbytes, output.bits, output.bits_on_disk)
         cells = {kind: kind_cells(one) for kind, one in output.figures.kinds.items()}
         kind_rows(table, (name, *size), cells)
-    console = stdout_console()
-    console.print(table)
-    intervals = "intervals are 95 %, over documents"
+    return table
+
+
+def _about_figures(own: Mapping[str, Figures]) -> Iterator[str]:
+    """Say what the closing table's figures are, a sentence a line.
+
+    Args:
+        own: the kind of text → figures of the original on it.
+    """
+    from bitquilt.metrics.intervals import too_few
+    from bitquilt.report.figures import kinds_note
+
+    intervals = "Intervals are 95 %, over documents"
     if few := [one for one in own.values() if math.isnan(one.agreement.low)]:
-        intervals = f"{too_few(few[0].documents)}; `bitquilt eval` reads more of them"
+        said = too_few(few[0].documents)
+        intervals = f"{said[0].upper()}{said[1:]}; `bitquilt eval` reads more of them"
+    yield f"KL and top-1 are against the original. {intervals}."
+    yield "They were computed by torch, on the weights read back from each file."
     read = " and ".join(
         f"{one.tokens:,} tokens of {one.documents} documents {kind} the calibration text"
         for kind, one in own.items()
     )
-    console.print(
-        f"All figures are of held-out text, {read}, computed by torch on the weights read back "
-        f"from each file; KL and top-1 are against the original; {intervals}. "
-        "This is the closing KL; a selection KL is of a mix before it was polished, and an excerpt "
-        f"KL of a part of the text, so none compares with it. {kinds_note(own)} {SIZE_NOTE}",
-        markup=False,
+    yield f"The text is held out: {read}. {kinds_note(own)}".rstrip()
+    yield (
+        "This is the closing KL. A selection KL is of a mix before it was polished, and an excerpt "
+        "KL is of a part of the text: neither compares with it."
     )
-    for output in result.outputs:
-        console.print(f"{output.path}: {output.note}.", markup=False)
-    took = f"It took {result.seconds:.0f} s"
-    if result.seconds_in_all > result.seconds + 1:
-        took += f", and {result.seconds_in_all:.0f} s in all runs with {result.work_dir} together"
-    console.print(f"{took}.", markup=False)
-    console.print(work_dir_told(result.work_dir), markup=False)
+    yield SIZE_NOTE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitquilt.allocation.budget import human
@@ -43,6 +43,19 @@ def stdout_console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
+def print_list(console: Console, sentences: Iterable[str]) -> None:
+    """Print sentences as a list, each wrapped beside its own dash."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    for sentence in sentences:
+        grid.add_row("-", Text(sentence))
+    console.print(grid)
+
+
 def figures_table(first: str, columns: Sequence[str], *, fold_first: bool = False) -> Table:
     """Begin a table: what the lines are about, then columns of figures.
 
@@ -55,7 +68,10 @@ def figures_table(first: str, columns: Sequence[str], *, fold_first: bool = Fals
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column(first, no_wrap=not fold_first, overflow="fold" if fold_first else "ellipsis")
+    if fold_first:  # name_cell has wrapped them to that width
+        table.add_column(first, overflow="fold", min_width=NAME_WIDTH)
+    else:
+        table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
     return table

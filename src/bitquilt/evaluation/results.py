@@ -15,6 +15,7 @@ from bitquilt.evaluation.figures import DomainFigures, Measured, difference
 from bitquilt.metrics.intervals import LEVEL
 from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.records import to_json
+from bitquilt.targets.engine_check import SPREAD
 
 SAME_SIZE = 0.01
 """Files are compared with each other if their sizes exceed that of the smallest by no more."""
@@ -43,7 +44,7 @@ class EngineCheck:
         """Whether the two may differ by no more than the engine's own arithmetic accounts for."""
         apart, most = self.apart, max(self.between.mean, PRECISION)
         if math.isnan(apart.low):  # too few documents for an interval
-            return abs(apart.mean) <= most
+            return abs(apart.mean) <= most + SPREAD * self.in_torch.mean
         return apart.low <= most and -most <= apart.high
 
 

@@ -39,6 +39,10 @@ class Target(ABC):
     """Windows, and tokens of each, that the engine reads after a file was written."""
     noise_excerpt: tuple[int, int]
     """Windows, and tokens of each, on which an evaluation compares the engine with torch."""
+    engine_adds: float
+    """The KL, in nats per token, that the engine's own arithmetic usually adds at most."""
+    engine_rounds: str
+    """What the engine rounds that torch does not, to follow its name: ``rounds activations``."""
     engine_is_fast: bool
     """Whether the engine is fast enough on this machine to read a whole evaluation."""
     scale_dtype: str

@@ -17,7 +17,12 @@ from bitquilt.targets.base import Target
 
 FAR, NEAR = 2.0, 0.1
 """An engine whose KL exceeds FAR times torch's and NEAR is wrong, not merely rounding
-activations (0.006 in llama.cpp)."""
+activations."""
+SAME = 5e-4
+"""Two KL that are nearer to each other are told as one."""
+SPREAD = 0.1
+"""The share of a file's KL by which its error and the engine's, which are independent, may seem to
+add up or to make up for each other on an excerpt."""
 SAMPLE = "Hello, world! 347 + 585 = 932; naïve café — 你好 🙂\n\tdef f(x): return x**2  # ok"
 """Text whose tokens must be the same in the engine: digits, accents, other scripts, code."""
 
@@ -36,12 +41,27 @@ class EngineExcerpt:
         """By how much the engine's mean KL exceeds torch's, in nats per token."""
         return self.in_engine.kl.mean - self.in_torch.kl.mean
 
-    def __str__(self) -> str:
+    def judged(self, target: Target) -> str:
+        """Say what was found, and whether the difference is what the engine's arithmetic makes.
+
+        Args:
+            target: the format of the file.
+        """
         engine, torch_ = self.in_engine, self.in_torch
-        return (
+        said = (
             f"{engine.engine} loads it and splits text into the same tokens; on {engine.tokens:,} "
-            f"of the tokens its excerpt KL is {engine.kl.mean:.3g} nats/token there and "
-            f"{torch_.kl.mean:.3g} in torch, a difference of {self.difference:+.2g}"
+            f"of the tokens its excerpt KL is {engine.kl.mean:.3g} nats/token"
+        )
+        if abs(self.difference) < SAME:
+            return f"{said} there as in torch"
+        said += f" there and {torch_.kl.mean:.3g} in torch; "
+        why = f"{target.engine} {target.engine_rounds}"
+        most = target.engine_adds + SPREAD * torch_.kl.mean
+        if abs(self.difference) <= most:
+            return f"{said}the difference is as usual, since {why}"
+        return (
+            f"{said}the difference is unusual: {why}, which moves it by {most:.2g} at most; "
+            "`bitquilt eval` compares them on more text"
         )
 
 
@@ -81,4 +101,4 @@ def run_in_engine(
             "same tokens); please report this model"
         )
     found = EngineExcerpt(in_engine=in_engine, in_torch=expected)
-    return found, str(found)
+    return found, found.judged(target)

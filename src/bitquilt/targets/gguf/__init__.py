@@ -31,6 +31,8 @@ class _Gguf(Target):
     packages = ("xllamacpp",)
     check_excerpt = 8, 128
     noise_excerpt = 24, 128
+    engine_adds = 0.02  # 0.002 to 0.012 was measured: docs/decisions/evaluation.md
+    engine_rounds = "rounds activations to 8 bits"
     engine_is_fast = True
     scale_dtype = "float16"
     norm_dtype = "float32"
