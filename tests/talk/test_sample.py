@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import pytest
 from bitquilt.engines import Sampling
 from bitquilt.errors import UserError
 from bitquilt.talk.events import Answer, Closing, End, Event, Reasoning, Rollback
+from bitquilt.talk.grammar import json_grammar
 from bitquilt.talk.prompt import Prompt
 from bitquilt.talk.reasoning import MAGISTRAL, PLAIN, THINK, UP_TO_BOX, ReasoningStyle
 from bitquilt.talk.sample import AnswerSettings
@@ -140,6 +142,39 @@ def test_without_guard_it_loops_to_the_limit() -> None:
         replace(DEFAULT, max_rollbacks=None, max_tokens=500),
     )
     assert (end.finish_reason, end.tokens) == ("length", 500)
+
+
+TEXTS = json_grammar({"type": "array", "items": {"type": "string"}, "minItems": 2})
+
+
+def in_json(so_far: str) -> dict[str, float]:
+    """A model that repeats CYCLE in a text of JSON for ever."""
+    said = so_far.rpartition("|")[2]
+    return {'["'[len(said)] if len(said) < 2 else CYCLE[len(said) % len(CYCLE)]: 9.0}
+
+
+def test_a_loop_in_json_comes_to_a_valid_end() -> None:
+    events, end, _ = ask(in_json, PLAIN, replace(DEFAULT, grammar=TEXTS))
+    assert (end.finish_reason, end.rollbacks) == ("stop", 3)
+    assert len(json.loads(end.answer)) == 2
+    *_, taken_back = (event for event in events if isinstance(event, Rollback))
+    assert end.answer.startswith(taken_back.answer)
+
+
+@pytest.mark.parametrize("most", [20, 100, 2000])
+def test_json_is_valid_within_its_tokens(most: int) -> None:
+    settings = replace(DEFAULT, grammar=TEXTS, max_tokens=most, max_rollbacks=None)
+    _, end, _ = ask(in_json, PLAIN, settings)
+    assert end.finish_reason == "stop"
+    assert len(json.loads(end.answer)) == 2
+    assert most / 2 - 1 <= end.tokens <= most
+
+
+def test_reasoning_that_does_not_end_leaves_room_for_json() -> None:
+    settings = replace(DEFAULT, grammar=TEXTS, max_tokens=100, max_rollbacks=None)
+    _, end, _ = ask(lambda text: {LETTERS[len(text)]: 1.0, "[THINK]": 9.0}, MAGISTRAL, settings)
+    assert end.thinking_tokens > 40
+    assert len(json.loads(end.answer)) == 2
 
 
 # ------------------------------------------------------------------------------ budget

@@ -24,19 +24,31 @@ VALIDATORS = {
 END = 256
 LEAST = 200
 LONGEST = 4000
+LOOSE, LED = 20, 60
+"""A model is led after so many tokens, and has ended after so many."""
 
 
-def random_answer(grammars: Grammars, grammar: str, seed: int) -> str:
-    """What a model with random logits says, that is surer of what ends things."""
+def random_answer(grammars: Grammars, grammar: str, seed: int, surely: float = 3) -> str:
+    """What a model with random logits says.
+
+    Args:
+        grammars: of the model's tokens.
+        grammar: of the answer.
+        seed: of the model.
+        surely: how much surer it is of what ends things; 0 for a model that is led to the end.
+    """
     random = np.random.default_rng(seed)
     request = GenerationRequest(
-        tokens=[0], sampling=Sampling(temperature=1.0, seed=seed), max_tokens=LONGEST
+        tokens=[0],
+        sampling=Sampling(temperature=1.0, seed=seed),
+        max_tokens=LONGEST,
+        finish=0 if surely else LONGEST - LOOSE,
     )
     sampler = Sampler(request, grammars.constraint(grammar, []))
     said: list[int] = []
     surer = np.zeros(END + 1, dtype=np.float32)
-    surer[list(b'"}],0123456789')] = 3
-    surer[END] = 6
+    surer[list(b'"}],0123456789')] = surely
+    surer[END] = 2 * surely
     while len(said) < LONGEST:
         logits = surer + random.normal(size=END + 1).astype(np.float32)
         token = sampler.draw(logits)
@@ -69,4 +81,15 @@ def test_every_answer_is_valid(grammars: Grammars) -> None:
             answer = random_answer(grammars, grammar, 1000 * seed + number)
             faults = [fault.message for fault in validator.iter_errors(json.loads(answer))]
             wrong += [(one, answer, faults)] if faults else []
+    assert wrong == []
+
+
+def test_one_that_never_ends_is_led_to_a_valid_end(grammars: Grammars) -> None:
+    """With the model's own choices first, so that any place in the answer may be where it is."""
+    known = [(one, grammar) for one in SUITE if (grammar := followed(one["schema"])) is not None]
+    wrong = []
+    for number, (one, grammar) in enumerate(known):
+        answer = random_answer(grammars, grammar, number, surely=0)
+        faults = list(VALIDATORS[one["draft"]](one["schema"]).iter_errors(json.loads(answer)))
+        wrong += [(one, answer)] if faults or len(answer) > LED else []
     assert wrong == []

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
+from bitquilt.engines.shortest import ClosingTokens, ShortestEnd
 
 COMPILED = 16
 """So many grammars stay compiled: an answer has several legs, and clients repeat their schemas."""
@@ -53,6 +56,10 @@ class Grammars:
         tokenizer = LLTokenizer(TokenizerWrapper(listed), n_vocab=len(pieces), eos_token=list(ends))
         return cls(tokenizer, len(pieces))
 
+    @cached_property
+    def _marks(self) -> ClosingTokens:
+        return ClosingTokens(self._tokenizer)
+
     def constraint(self, grammar: str, said: Sequence[int]) -> Constraint:
         """Begin to follow a grammar.
 
@@ -70,7 +77,12 @@ class Grammars:
         self._compiled[grammar] = matcher
         if len(self._compiled) > COMPILED:
             self._compiled.popitem(last=False)
-        begun = Constraint(matcher.deep_copy(), self._vocabulary, self._tokenizer.vocab_size)
+        begun = Constraint(
+            matcher.deep_copy(),
+            self._vocabulary,
+            self._tokenizer.vocab_size,
+            lambda: ShortestEnd(self._marks, grammar),
+        )
         for token in said:
             begun.take(token)
         return begun
@@ -112,19 +124,27 @@ class _Listed:
 class Constraint:
     """The state of one grammar in one answer."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: int, size: int) -> None:
-        """Take a matcher, V, and how many tokens the matcher knows: V or more."""
+    def __init__(
+        self, matcher: LLMatcher, vocabulary: int, size: int, end: Callable[[], ShortestEnd]
+    ) -> None:
+        """Take a matcher, V, how many tokens the matcher knows (V or more), and the way out."""
+        self._make_end = end
         self._matcher, self._vocabulary = matcher, vocabulary
         self._bits = np.zeros((size + 31) // 32, dtype=np.uint32)
         self._address = self._bits.ctypes.data
 
+    @cached_property
+    def _end(self) -> ShortestEnd:
+        return self._make_end()
+
     def narrow(
-        self, logits: npt.NDArray[np.float32]
+        self, logits: npt.NDArray[np.float32], ending: bool = False
     ) -> tuple[npt.NDArray[np.intp] | None, npt.NDArray[np.float32]]:
         """Leave the tokens that may come next.
 
         Args:
             logits: float32 [V].
+            ending: whether to leave only what leads to the grammar's end, where that is known.
 
         Returns:
             The tokens, int [A], and their logits, float32 [A]; or where they are many, None, and
@@ -135,6 +155,8 @@ class Constraint:
         """
         self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
         _require_sound(self._matcher)
+        if ending and (token := self._end.token(self._allows)) is not None:
+            return np.array([token]), logits[[token]]
         if int(np.bitwise_count(self._bits).sum()) * FEW > self._vocabulary:
             some = np.unpackbits(self._bits.view(np.uint8), bitorder="little").view(np.bool_)
             return None, np.where(some[: self._vocabulary], logits, np.float32(-np.inf))
@@ -147,6 +169,9 @@ class Constraint:
             if len(tokens) == 0:
                 raise ConstraintError("none of the model's tokens may come next")
         return tokens, logits[tokens]
+
+    def _allows(self, token: int) -> bool:
+        return token < self._vocabulary and bool(self._bits[token >> 5] >> (token & 31) & 1)
 
     def take(self, token: int) -> None:
         """Take note of one more token.

@@ -113,6 +113,8 @@ class GenerationRequest:
     grammar: str | None = None
     """What the model says, from the first of its own tokens on, follows this grammar, which
     :mod:`bitquilt.talk.grammar` writes; None lets it say anything."""
+    finish: int = 0
+    """So many of the last ``max_tokens`` lead to the end of the grammar by the shortest way."""
 
 
 @dataclass(frozen=True, slots=True)

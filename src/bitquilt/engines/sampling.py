@@ -37,6 +37,8 @@ class Sampler:
         """Begin the continuation that a request asks for, with the state of its grammar."""
         self._settings = request.sampling
         self._constraint = constraint
+        self._free = request.max_tokens - request.finish
+        """How many tokens may come before the grammar's end is looked for."""
         self._random = np.random.default_rng(request.sampling.seed)
         self._avoid = list(request.avoid)
         self._penalties = _Penalties(request) if _penalizes(request.sampling) else None
@@ -68,7 +70,8 @@ class Sampler:
         """Draw among the tokens that the grammar allows; where they are few, that is quick."""
         if self._constraint is None:
             return self._pick(logits)
-        allowed, logits = self._constraint.narrow(logits)
+        allowed, logits = self._constraint.narrow(logits, ending=self._free <= 0)
+        self._free -= 1
         token = self._pick(logits)
         if allowed is not None:
             token = int(allowed[token])

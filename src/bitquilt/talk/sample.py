@@ -61,7 +61,8 @@ class AnswerSettings:
     stop: Sequence[str] = ()
     """The answer ends before the first of these texts; the reasoning may contain them."""
     max_rollbacks: int | None = 3
-    """After so many rollbacks the reasoning is closed; None lets the model repeat itself."""
+    """After so many rollbacks the reasoning is closed, or the grammar brought to its end; None lets
+    the model repeat itself."""
     grammar: str | None = None
     """The answer follows this grammar, one of :mod:`.grammar`; reasoning between tags is free.
     A model that reasons up to a box does not reason then, for nothing else ends its reasoning."""
@@ -115,6 +116,8 @@ class Sample:
         self._closed: ClosingReason | None = None
         self._box_at: int | None = None
         self._floor = 0
+        self._finish = 0 if self._grammar is None else min(ANSWER_ROOM, self._room // 2)
+        """So many of the last tokens lead to the end of the grammar."""
         self._scores: dict[int, TokenScore] = {}
         """Place of a token of the answer → how likely it was."""
         self._prompt_scores: Sequence[TokenScore] = ()
@@ -124,7 +127,7 @@ class Sample:
         """What to continue, and for how long."""
         sampling, leg = self._settings.sampling, self._legs
         self._legs, self.waiting = leg + 1, True
-        left = self._room - len(self._said)
+        left = self._left()
         return GenerationRequest(
             tokens=[*self._prompt.tokens, *(token for token, _ in self._said)],
             sampling=replace(sampling, seed=sampling.seed + leg * LEG_SEEDS),
@@ -132,6 +135,7 @@ class Sample:
             said=len(self._said),
             avoid=self._avoid,
             grammar=self._grammar,
+            finish=self._finish,
             logit_bias=self._settings.logit_bias,
             scores=self._settings.scores,
             score_prompt=self._settings.score_prompt and not leg,
@@ -174,7 +178,7 @@ class Sample:
         elif self._box_at is not None:
             if boxed(self._transcript.answer[self._box_at :]) is not None:
                 yield from self._end("stop")
-        elif loop:
+        elif loop and self._left() > self._finish:
             yield from self._roll_back(loop)
         elif self._spent():
             yield from self._close("budget")
@@ -211,6 +215,9 @@ class Sample:
             self._rollbacks_here += 1
             self._rollbacks += 1
             self._avoid, self.waiting = cycle, False
+        elif self._grammar is not None and not self._transcript.thinking:
+            self._finish = self._room
+            self._avoid, self.waiting = [], False
         elif self._transcript.thinking or self._owes_answer():
             yield from self._close("loop")
         else:
@@ -277,6 +284,9 @@ class Sample:
         answer = self._transcript.answer
         silent = not (boxed(answer) if self._prompt.style.boxed else answer.strip())
         return self._budget is not None and (self._transcript.thinking or silent)
+
+    def _left(self) -> int:
+        return self._room - len(self._said)
 
     def _spent(self) -> bool:
         return (
