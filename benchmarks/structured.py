@@ -16,7 +16,9 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,20 @@ from bitquilt.talk.session import continued
 
 ROUNDS, LENGTH, BATCH, LONGEST = 9, 96, 8, 1024
 SCHEMAS = Path(__file__).parent.parent / "tests" / "talk" / "data" / "schemas.json"
+
+
+def multiple_of(_: Any, base: float, number: Any, __: Any) -> Iterator[jsonschema.ValidationError]:
+    """Judge multiples exactly: jsonschema divides floats, which some numbers are too large for."""
+    if isinstance(number, int | float) and Fraction(str(number)) % Fraction(str(base)):
+        yield jsonschema.ValidationError(f"{number} is no multiple of {base}")
+
+
 VALIDATORS = {
-    "draft2020-12": jsonschema.Draft202012Validator,
-    "draft7": jsonschema.Draft7Validator,
+    name: jsonschema.validators.extend(validator, {"multipleOf": multiple_of})
+    for name, validator in {
+        "draft2020-12": jsonschema.Draft202012Validator,
+        "draft7": jsonschema.Draft7Validator,
+    }.items()
 }
 PERSON = {
     "type": "object",

@@ -188,6 +188,23 @@ def test_strict_refuses_it() -> None:
     with running(lambda: Book(reciting("Hello."), TEMPLATE), strict=True) as server:
         assert chat(server, USER, temprature=1)[0] == 400
         assert chat(server, USER)[0] == 200
+        status, said = chat(server, USER, model="gpt-4o")
+        assert status == 404
+        assert "no model 'gpt-4o'" in said["error"]["message"]
+
+
+def test_any_name_of_the_model_is_answered_and_the_right_one_told(server: Running) -> None:
+    for asking in (
+        lambda name: server.client.chat.completions.with_raw_response.create(
+            model=name, messages=[USER]
+        ),
+        lambda name: server.client.completions.with_raw_response.create(model=name, prompt="x|"),
+        lambda name: server.client.responses.with_raw_response.create(model=name, input="x"),
+    ):
+        told = asking("gpt-4o")
+        assert told.parse().model == "model"
+        assert told.headers["bitquilt-ignored"] == "model"
+        assert "bitquilt-ignored" not in asking("model").headers
 
 
 def test_the_header_stays_short() -> None:
@@ -207,6 +224,17 @@ def test_prompts_as_texts_and_tokens(server: Running, prompt: Any, texts: int) -
     assert status == 200, said
     assert [choice["text"] for choice in said["choices"]] == ["Hello."] * texts
     assert [choice["index"] for choice in said["choices"]] == list(range(texts))
+
+
+@pytest.mark.parametrize(
+    ("fields", "word"), [({"suffix": "end"}, "suffix"), ({"best_of": 3, "n": 2}, "best_of")]
+)
+def test_what_would_be_another_answer_is_refused_by_name(
+    server: Running, fields: dict[str, Any], word: str
+) -> None:
+    status, said = post(server, json.dumps({"prompt": "a|", **fields}).encode(), "/v1/completions")
+    assert status == 400
+    assert word in said["error"]["message"]
 
 
 @pytest.mark.parametrize("prompt", [[], "", ["a", ""], [[]], [1, "a"], [-1], [99999], {}, 5])

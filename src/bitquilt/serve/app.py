@@ -38,6 +38,7 @@ from bitquilt.serve.requests import (
     TokenizeRequest,
     check_model,
     ignored_header,
+    is_other,
     parse_request,
 )
 from bitquilt.serve.responses import ChatReply, Json, TextReply
@@ -219,7 +220,7 @@ class Server:
 
     async def _ollama_show(self, request: Request) -> Response:
         asked = await self._read(ModelRequest, request)
-        check_model(asked.model or asked.name, self._name)
+        self._check_model(asked.model or asked.name)
         return JSONResponse(shown(self.scheduler.info))
 
     async def _tokenize(self, request: Request) -> Response:
@@ -246,7 +247,7 @@ class Server:
         self, request: Request, asked: ChatRequest, reply: Callable[[Offer], ReplyForm]
     ) -> Response:
         """Answer a request of chat, in the form of any API."""
-        check_model(asked.model, self._name)
+        self._check_model(asked.model)
         info = self.scheduler.info
         messages = asked.conversation(info.chat_template)
         tools = asked.offered(info)
@@ -267,7 +268,7 @@ class Server:
         self, request: Request, asked: TextRequest, reply: TextReply | OllamaReply
     ) -> Response:
         """Answer a request for plain text, in the form of any API."""
-        check_model(asked.model, self._name)
+        self._check_model(asked.model)
         settings = asked.settings(self.scheduler.info, self._most)
 
         def prepare(engine: Engine) -> Sequence[Sample]:
@@ -283,7 +284,17 @@ class Server:
         self, request: Request, asked: CompletionRequest, prepare: Prepare, reply: ReplyForm
     ) -> Response:
         events = self._timed(self.scheduler.answer(prepare))
-        return await respond(request, events, reply, asked.stream, ignored_header(asked.unknown))
+        ignored = [*(["model"] if is_other(asked.model, self._name) else []), *asked.unknown]
+        return await respond(request, events, reply, asked.stream, ignored_header(ignored))
+
+    def _check_model(self, asked: str | None) -> None:
+        """Answer for any name, as llama.cpp's server does; clients have names of their own.
+
+        Raises:
+            RefusedError: the name is another, and the server is strict.
+        """
+        if self._strict:
+            check_model(asked, self._name)
 
     async def _timed(self, events: Events) -> Events:
         """The same events; measures the time to the first."""

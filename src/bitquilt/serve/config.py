@@ -72,7 +72,8 @@ class ServeConfig(Options):
         least=1,
     )
     strict: bool = option(
-        "Fields of requests that mean nothing to the server are refused and not ignored.",
+        "Fields of requests that mean nothing to the server, and names of other models, are "
+        "refused and not ignored.",
         default=False,
     )
     threads: int | None = threads_option()

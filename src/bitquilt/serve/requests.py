@@ -45,7 +45,7 @@ IDLE = frozenset(
         *("prompt_cache_retention", "safety_identifier", "service_tier", "store", "truncation"),
         *("user", "verbosity", "web_search_options"),  # OpenAI's
         *("add_special_tokens", "cache_salt", "priority", "request_id", "skip_special_tokens"),
-        *("best_of", "spaces_between_special_tokens"),  # vLLM's
+        *("spaces_between_special_tokens",),  # vLLM's
         *("cache_prompt", "id_slot", "return_progress", "timings_per_token"),  # llama.cpp's
     )
 )
@@ -334,6 +334,15 @@ class TextRequest(CompletionRequest):
     """Texts, or the ids of their tokens."""
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    suffix: str = ""
+    best_of: int | None = None
+
+    @field_validator("suffix")
+    @classmethod
+    def _unread(cls, suffix: str) -> str:
+        if suffix:
+            raise ValueError("this server continues texts and fills no gaps; ask without a suffix")
+        return suffix
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -348,6 +357,11 @@ class TextRequest(CompletionRequest):
     def _few(self) -> TextRequest:
         if not all(self.prompt):
             raise ValueError("a prompt is empty")
+        if self.best_of is not None and self.best_of > self.n:
+            raise ValueError(
+                "this server does not choose among answers; ask for all of them with n, and "
+                "without best_of"
+            )
         if len(self.prompt) * self.n > MOST_ANSWERS:
             raise ValueError(f"at most {MOST_ANSWERS} answers can be wanted at once")
         return self
@@ -409,9 +423,14 @@ def _shown(name: str) -> str:
     return (name if plain else ascii(name))[:TOLD_LENGTH]
 
 
+def is_other(asked: str | None, name: str) -> bool:
+    """Whether a request names another model; Ollama's clients name the version, too."""
+    return asked is not None and asked.removesuffix(":latest") not in ("", name)
+
+
 def check_model(asked: str | None, name: str) -> None:
-    """Refuse a request for another model; Ollama's clients name the version, too."""
-    if asked is None or asked.removesuffix(":latest") in ("", name):
+    """Refuse a request for another model."""
+    if not is_other(asked, name):
         return
     raise RefusedError(
         404, "invalid_request_error", f"this server has no model {asked!r}; ask for {name!r}"
