@@ -53,8 +53,7 @@ def candidate_sets(
     """
     superseded = {} if fast else target.superseded
     own_levels = {
-        name.removesuffix(".weight"): target.same_levels.get(stored)
-        for name, stored in checkpoint.tensor_types.items()
+        module: target.same_levels.get(levels) for module, levels in checkpoint.levels.items()
     }
 
     def within(below: float, above: float) -> CandidateSets:
@@ -63,7 +62,7 @@ def candidate_sets(
                 Candidate(qtype.name, nbytes(module, qtype.name), 0.0)
                 for qtype in _qtypes(
                     _fitting(target, shape[1], superseded, own_levels.get(module)),
-                    *(bits - below, bits + above, pins.get(module)),
+                    *(bits - below, bits + above, pins.get(module), own_levels.get(module)),
                 )
             ]
             for module, shape in checkpoint.matrices.items()
@@ -130,11 +129,17 @@ def _fitting(
     return [qtype for qtype in fitting if qtype.name not in left_out]
 
 
-def _qtypes(fitting: list[QuantType], low: float, high: float, pin: str | None) -> list[QuantType]:
+def _qtypes(
+    fitting: list[QuantType], low: float, high: float, pin: str | None, own_levels: str | None
+) -> list[QuantType]:
     if pin is not None:
         return [qtypes.get(pin)]
     # a width that few types can take still needs a choice: the nearest ones
-    reach = [qtype for qtype in fitting if low <= qtype.bits <= high]
+    reach = [
+        qtype
+        for qtype in fitting
+        if qtype.bits <= high and (low <= qtype.bits or qtype.name == own_levels)
+    ]
     return reach or [min(fitting, key=lambda qtype: max(low - qtype.bits, qtype.bits - high))]
 
 

@@ -20,8 +20,13 @@ from bitquilt.gguf.ggml_type import GGML_BLOCKS, GgmlType
 _CHUNK_BYTES = 64 << 20
 
 
-def dequantize(path: Path, tensor: GgufTensor) -> torch.Tensor:
+def dequantize(path: Path, tensor: GgufTensor, only: list[int] | None = None) -> torch.Tensor:
     """One tensor as float32, through row chunks so that memory stays near its float32 size.
+
+    Args:
+        path: the file.
+        tensor: where it is there.
+        only: the rows of a matrix that are wanted, if not all are.
 
     Raises:
         UserError: gguf-py has no decoder for its type.
@@ -30,18 +35,22 @@ def dequantize(path: Path, tensor: GgufTensor) -> torch.Tensor:
     rows = math.prod(tensor.shape[:-1])
     row_bytes = tensor.nbytes // rows
     packed = np.memmap(path, np.uint8, "r", tensor.offset, (rows, row_bytes))
+    shape = tensor.shape
+    if only is not None:
+        rows, shape = len(only), (len(only), columns)
     result = np.empty((rows, columns), np.float32)
     step = max(1, _CHUNK_BYTES // (4 * columns))
     for start in range(0, rows, step):
-        chunk = np.ascontiguousarray(packed[start : start + step])
+        part = slice(start, start + step)
+        chunk = np.ascontiguousarray(packed[part if only is None else only[part]])
         try:
-            result[start : start + step] = decoded(chunk, tensor.type)
+            result[part] = decoded(chunk, tensor.type)
         except NotImplementedError as error:
             raise UserError(
                 f"{path} stores tensors as {tensor.type.name}, which gguf-py cannot decode; "
                 "give another quantization of this model"
             ) from error
-    return torch.from_numpy(result.reshape(tensor.shape))
+    return torch.from_numpy(result.reshape(shape))
 
 
 def decoded(packed: npt.NDArray[np.uint8], kind: GgmlType) -> npt.NDArray[np.float32]:

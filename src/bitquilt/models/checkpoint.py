@@ -74,6 +74,9 @@ class Checkpoint:
     """Bytes of every tensor in the source; 0 for a norm of ones that the rewrite added."""
     tensor_types: dict[str, str] = field(default_factory=dict, repr=False)
     """Tensor → its storage type in the source; empty where there are no weights."""
+    sampler: Callable[[str], torch.Tensor] | None = field(default=None, repr=False)
+    """Name of a matrix → a few of its rows, float32 [some rows, C]; None where there are no
+    weights."""
     file_type: str | None = None
     """What llama.cpp calls a GGUF source as a whole: ``Q4_K_M``."""
 
@@ -97,6 +100,26 @@ class Checkpoint:
             for name, shape in self.shapes.items()
             if len(shape) == 2 and name.endswith(".weight")
         }
+
+    @cached_property
+    def levels(self) -> dict[str, str]:
+        """Module path → the quantized type on whose levels the matrix lies already.
+
+        A matrix of a quantized source lies on those that it is stored as, one of a checkpoint that
+        was trained for a type on those of that type, bent by what it was published in. Others have
+        no entry. A few rows of every matrix are read.
+        """
+        from bitquilt.models.lattice import lattice_of
+
+        found = {}
+        for module in self.matrices:
+            name = f"{module}.weight"
+            stored = self.tensor_types.get(name)
+            if stored is not None and stored not in PLAIN_TYPES:
+                found[module] = stored
+            elif self.sampler is not None and (lattice := lattice_of(self.sampler(name))):
+                found[module] = lattice.name
+        return found
 
     @cached_property
     def weights(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,8 +82,25 @@ def inspection_of(checkpoint: Checkpoint) -> Inspection:
         hidden_size=checkpoint.config["hidden_size"],
         tied=checkpoint.tied,
         parts=parts,
-        findings=checkpoint.findings,
+        findings=(*checkpoint.findings, *_trained_for(checkpoint)),
     )
+
+
+def _trained_for(checkpoint: Checkpoint) -> list[Finding]:
+    """Say which types the weights lie on already, where the source is not quantized itself."""
+    if checkpoint.quantized:
+        return []
+    counts = Counter(checkpoint.levels.values())
+    return [
+        Finding(
+            "levels",
+            f"{count} of {len(checkpoint.matrices)} matrices lie on the levels of {name}, so the "
+            f"checkpoint was trained for it: quantized to {name} in a GGUF file, or to the MLX "
+            "type of the same levels, they lose next to nothing, and a search takes that into "
+            "account.",
+        )
+        for name, count in counts.most_common()
+    ]
 
 
 def part_of(tensor: str) -> str:

@@ -21,7 +21,7 @@ from bitquilt.models.chat_template import default_template
 from bitquilt.models.checkpoint import PLAIN_TYPES, Checkpoint, Finding
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.gguf_config import config_of, hf_tensors
-from bitquilt.models.sources.tensors import bytes_by_type, checked
+from bitquilt.models.sources.tensors import bytes_by_type, checked, rows_to_look_at
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -64,6 +64,7 @@ def open_gguf(path: Path) -> Checkpoint:
         gguf_general={k: v for k, v in header.metadata.items() if k.startswith("general.")},
         source_bytes=nbytes,
         tensor_types=dtypes,
+        sampler=_sampler(header),
     )
 
 
@@ -103,6 +104,17 @@ def _reader(
 
     def read(name: str) -> torch.Tensor:
         return checked(weights[name], name, shapes[name], header.path)
+
+    return read
+
+
+def _sampler(header: GgufHeader) -> Callable[[str], torch.Tensor]:
+    """Some rows of a matrix, in the order of the file."""
+    tensors = hf_tensors(header)
+
+    def read(name: str) -> torch.Tensor:
+        rows = rows_to_look_at(tensors[name].shape[0])
+        return dequantize(header.path, tensors[name], rows)
 
     return read
 

@@ -9,6 +9,9 @@ import torch
 
 from bitquilt.errors import UserError
 
+SAMPLED = 16
+"""Rows that a look at a matrix reads."""
+
 
 def checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], file: Path) -> torch.Tensor:
     """The tensor, if it has that shape and only finite values.
@@ -33,6 +36,11 @@ def all_finite(tensor: torch.Tensor) -> bool:
     """Whether no value is NaN or infinite."""
     # one pass without a temporary: a sum is finite only if no addend is NaN or infinite
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def rows_to_look_at(rows: int) -> list[int]:
+    """The rows of a matrix that a look at it reads, from the first to the last."""
+    return sorted({place * (rows - 1) // (SAMPLED - 1) for place in range(SAMPLED)})
 
 
 def bytes_by_type(dtypes: dict[str, str], nbytes: dict[str, int]) -> dict[str, int]:

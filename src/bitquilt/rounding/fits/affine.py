@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitquilt.models.lattice import LATTICES, scales_on
 from bitquilt.qtypes.mlx_affine import Affine
 from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.affine_search import (
@@ -27,6 +28,8 @@ from bitquilt.rounding.fits.groups import fit_by_rows
 
 SMALLEST_SCALE = 1e-7
 """The floor that mx.quantize sets on a scale before it is bent to reach the edge."""
+HOLDING = {"4bit-g32": "Q4_0", "2bit-g64": "Q2_0"}
+"""The types that hold a lattice, which weights may have been trained for."""
 COARSE = (0.0, 0.2, 0.4)
 """Up to 4 bits: parts of half the range by which either end is clipped. That wins much."""
 FINE = (0.0, 0.1)
@@ -41,7 +44,10 @@ def _affine(qtype: Affine, weight: Tensor, importance: Tensor) -> Unpacked:
 
     def fit(groups: Tensor, shares: Tensor) -> Unpacked:
         of = lines(groups, shares, qtype.high, torch.bfloat16)
-        best = _fitted(of, better(from_below(of), _stock(of, groups)), coarse=qtype.width <= 4)
+        best = better(from_below(of), _stock(of, groups))
+        if qtype.name in HOLDING:
+            best = better(best, _on_lattice(of, groups, HOLDING[qtype.name]))
+        best = _fitted(of, best, coarse=qtype.width <= 4)
         return {
             "codes": codes(of, best.scale, best.offset).to(torch.uint8).flatten(1),
             "scales": of.scale.stored(best.scale).flatten(1),
@@ -49,6 +55,14 @@ def _affine(qtype: Affine, weight: Tensor, importance: Tensor) -> Unpacked:
         }
 
     return fit_by_rows(weight, importance, qtype.block, fit)
+
+
+def _on_lattice(of: Lines, groups: Tensor, name: str) -> Line:
+    """Find the line whose levels are a lattice's, for groups [R, N, g] that lie on one."""
+    lattice = next(each for each in LATTICES if each.name == name)
+    scale = scales_on(groups, lattice)[0].bfloat16().float()
+    offset = (lattice.low * scale).bfloat16()
+    return measure(of, of.scale.read(scale.bfloat16()), of.offset.read(offset))
 
 
 def _fitted(of: Lines, best: Line, coarse: bool) -> Line:

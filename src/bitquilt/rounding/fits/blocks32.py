@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.blocks32 import Q2_0, Q8_0, Asymmetric, Symmetric
+from bitquilt.qtypes.blocks32 import Q2_0, Q4_0, Q8_0, Asymmetric, Symmetric
 from bitquilt.qtypes.ggml import SMALL_BLOCK
 from bitquilt.qtypes.qtype import Unpacked
 from bitquilt.rounding.fits.affine_search import (
@@ -42,6 +42,8 @@ CLIPPED = (1.25, 1.5)
 """Multiples of the lowest code: further starts, which clip the largest weight."""
 REVERSED = (1.0, 1.08, 1.3)
 """Multiples of the highest code: starts with the other sign."""
+INSIDE = (1, 2, 3, 4, 5, 6, -1, -2, -3, -4, -5, -6, -7)
+"""Further codes of Q4_0: weights that were trained for it have no larger one in some blocks."""
 Q2_0_STARTS = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.65, 2.9, 3.2, 3.6, 4.2, 5.0)
 """Where the search starts the largest weight of a block of Q2_0, with either sign.
 
@@ -73,6 +75,7 @@ def _starts(qtype: Symmetric) -> tuple[float, ...]:
         *(qtype.low + turned for turned in GGML_LOWEST_STEPS),
         *(qtype.low * part for part in CLIPPED),
         *(qtype.high * part for part in REVERSED),
+        *(INSIDE if isinstance(qtype, Q4_0) else ()),
     )
 
 
