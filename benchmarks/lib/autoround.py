@@ -59,7 +59,7 @@ def rounded(
         seqlen=tokens.shape[1],
         iters=steps,
         amp=False,  # bfloat16 saves time on a GPU, and rounds every weight once more
-        enable_alg_ext=True,  # better by its own tables, and slower
+        enable_alg_ext="mlx" in qtype.targets,  # better by its own tables; takes no K-quants
         enable_torch_compile=False,  # needs a C++ compiler; a fifth of the time, its log says
     )
     tuner.quantize()
