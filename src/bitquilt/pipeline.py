@@ -221,10 +221,10 @@ class Run(AbstractContextManager["Run"]):
         self.budget = budget_of(self.checkpoint, config)
         self.search = config.search
         if self._searches:
-            self.search = affordable_search(config.search, self.budget, progress)
+            self.search = affordable_search(config.search, self.budget)
         documents, repeated = calibration_documents(config.calibration, config.held_out)
         for name in repeated:
-            progress.say(f"calibration document {name} repeats held-out text and is left out")
+            progress.say(f"Calibration document {name} repeats held-out text and is left out")
         searching = self.search if self._searches else None
         self.text = draw_text(
             self.checkpoint, documents, config, searching, self.budget, progress.say

@@ -113,7 +113,7 @@ def _allocation_text(
     try:
         raced = mixed_windows(own_races, races, encode, count, length)
     except UserError:
-        say("there is little text to search on, so the search reads the same text as the rounding")
+        say("There is little text to search on, so the search reads the same text as the rounding")
         raced = calibration
     # where a race takes too long, the knapsack still has scores corrected for interactions
     interactions = budget.interactions if config.search.method == "race" else 0

@@ -84,7 +84,7 @@ def test_what_does_not_predict_is_not_used():
     said, model = [], Synthetic()
     rounds(started(model, said=said, schedule=RaceSchedule(least_rank=1.1)), 1)
     assert "rank correlation" in said[0]
-    assert "neither is reliable enough" in said[-1]
+    assert "Neither is reliable enough" in said[-1]
 
 
 def test_with_fewer_windows_than_a_race_reads():

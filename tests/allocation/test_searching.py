@@ -68,7 +68,7 @@ def test_it_ends_when_its_tokens_are_spent(tmp_path):
     run = Measured(tmp_path)
     run.search(tokens=60 * LENGTH)
     assert 0 < run.meter.tokens <= 60 * LENGTH
-    assert run.said[-1] == "the search has used up its tokens or its time"
+    assert run.said[-1] == "The search has used up its tokens or its time"
 
 
 def test_no_tokens_no_search(tmp_path):

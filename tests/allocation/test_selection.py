@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bitquilt.allocation.racing import Difference
 from bitquilt.allocation.selection import Ranking, rank, verdict
 from tests.allocation.test_racing import A, B, C, measured
@@ -40,7 +42,19 @@ def test_the_verdict_names_text_unit_and_what_may_be_chance():
 
 def test_the_verdict_on_equals_and_on_one_alone():
     alone = verdict([ranking("knapsack", 0.1702, 0.0)])
-    assert alone.endswith("their selection KL is 0.17 nats/token")
+    assert alone.endswith("their selection KL is 0.17 nats/token; no preset fits")
     equals = verdict([ranking("race", 0.1702, 0.0), ranking("knapsack", 0.1702, 0.0)])
-    assert equals.endswith("; knapsack has 0.17, the same")
+    assert equals.endswith("; knapsack has 0.17, the same; no preset fits")
     assert "inf" not in verdict([ranking("a", 0.0, 0.0, 0.0), ranking("b", 0.0, 0.0, 0.0)])
+
+
+def test_a_preset_that_loses_by_its_size_is_said_to_be_the_largest_that_fits():
+    """Beside 94 MB, 71 MB are no fair comparison."""
+    best = replace(ranking("knapsack", 0.0182, 0.0, 0.0182), nbytes=94_200_000)
+    small = replace(ranking("Q3_K_M", 0.0688, 0.005, 0.0182), nbytes=71_200_000)
+    assert verdict([best, small]).endswith(
+        "; Q3_K_M has 0.0688, 3.8 times as much, in 71.20 MB: no larger preset fits"
+    )
+    near = replace(small, nbytes=93_900_000)
+    assert verdict([best, near]).endswith("; Q3_K_M has 0.0688, 3.8 times as much")
+    assert "fits" not in verdict([replace(best, nbytes=None), replace(small, nbytes=None)])

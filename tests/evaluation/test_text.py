@@ -64,7 +64,7 @@ def test_a_domain_that_is_too_short_is_said():
     documents = corpus(400) + corpus(39, domain="code")
     text = held_out(documents, encode, 4 * LENGTH, LENGTH, Recorded(lines=said))
     assert set(text.domain) == {"prose"}
-    assert said == ["the text has fewer than 40 tokens of code, which is left out"]
+    assert said == ["The text has fewer than 40 tokens of code, which is left out"]
 
 
 def test_the_first_windows_are_the_text_itself():

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,35 @@ def test_quantize_begins_with_what_it_will_take(model, tmp_path):
     )
     assert re.match(pattern, second)
     assert str(tmp_path) in second
+
+
+def test_plan_says_that_a_race_gives_way_to_the_knapsack(model, tmp_path, monkeypatch, capfd):
+    slow = replace(QUICK["text_budget"], races=0)
+    asked = QUICK | {"bits": 4.5, "output": tmp_path, "text_budget": slow}
+    found = bitquilt.estimate(model, **asked)
+    said = (
+        "The types are chosen by the exact knapsack, as a race would take long on this machine; "
+        "--search-tokens=7680 or more runs the race."
+    )
+    assert said in list(found.lines)
+    assert found.to_dict()["instead"] == said
+    assert "search" not in [stage.kind for stage in found.stages]
+    for other in ({"search": SearchConfig(method="knapsack")}, {"bits": None, "recipe": "Q4_K_M"}):
+        assert bitquilt.estimate(model, **asked | other).instead == ""
+    assert bitquilt.estimate(model, **asked | {"text_budget": QUICK["text_budget"]}).instead == ""
+    monkeypatch.setattr("bitquilt.forecast.estimate.budget_of", lambda *_: slow)
+    assert invoke("plan", model, "--bits", "4.5") == 0
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "--search-tokens 7680 or more runs the race." in printed
+
+
+@pytest.mark.parametrize(("load", "told"), [(None, False), (0.5, False), (2.5, True)])
+def test_a_machine_that_others_use_is_said_to_be_faster_alone(model, monkeypatch, load, told):
+    monkeypatch.setattr("bitquilt.forecast.estimate.load_per_core", lambda: load)
+    lines = " ".join(bitquilt.estimate(model, **QUICK, bits=4.5).lines)
+    assert (
+        "Other programs use this machine now; without them it takes less time." in lines
+    ) == told
 
 
 def test_what_is_there_already_costs_nothing_again(model, tmp_path):

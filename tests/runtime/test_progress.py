@@ -8,6 +8,7 @@ import time
 import pytest
 from rich.console import Console
 
+from bitquilt.errors import in_shell, named_by
 from bitquilt.runtime import progress as progress_module
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.runtime.progress import Progress, Silent, clock
@@ -19,12 +20,29 @@ def test_off_a_terminal_a_job_tells_its_share_and_the_time_left(capfd, monkeypat
     monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.05)
     progress = Progress()
     with progress.job(EXPECTED), progress.stage("Reading text", 10, "read"):
-        progress.advance(1)
-        time.sleep(0.12)  # nothing advances, and yet somebody is told
+        for _ in range(3):
+            progress.advance(1)
+            time.sleep(0.07)
     said = capfd.readouterr().err.splitlines()
     assert re.fullmatch(r"Reading text: \d+% of all is done, \d+ (s|min) left", said[0])
     assert said[-1] == "Reading text: 0 s"
     assert len(said) >= 3
+
+
+def test_no_line_comes_twice_in_a_row(capfd, monkeypatch):
+    monkeypatch.setattr(progress_module, "LINE_SECONDS", 0.02)
+    progress = Progress()
+    monkeypatch.setattr(progress, "time_left", lambda: (0.11, 1260.0))
+    with progress.job(EXPECTED), progress.stage("Reading text", 10, "read"):
+        time.sleep(0.12)
+    said = capfd.readouterr().err.splitlines()
+    assert said == ["Reading text: 11% of all is done, 21 min left", "Reading text: 0 s"]
+
+
+def test_options_are_named_as_the_reader_types_them(capfd):
+    with named_by(in_shell):
+        Progress().say("give --search-tokens=512 for a race")
+    assert capfd.readouterr().err == "give --search-tokens 512 for a race\n"
 
 
 def test_lines_come_no_more_often_than_every_15_s(capfd):

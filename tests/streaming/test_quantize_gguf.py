@@ -158,7 +158,7 @@ def test_what_has_no_importance_is_said_by_name(tmp_path: Path, capsys) -> None:
     (said,) = json.loads(out)["outputs"]
     assert said["without_importance"] == ["blk.1.attn_k.weight"]
     assert "no entry for blk.1.attn_k.weight: there, all inputs count alike" in err
-    assert "no token reached some experts of blk.0.ffn_up_exps.weight" in err
+    assert "No token reached some experts of blk.0.ffn_up_exps.weight" in err
     assert "blk.0.thin.weight, blk.1.thin.weight kept as in the source: no block divides" in err
     assert said["kept"]["blk.0.ssm_conv1d.weight"] == "llama.cpp keeps such tensors"
 

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ from bitquilt.allocation.selection import Ranking, select_best, verdict
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Candidate, CandidateSets
 from bitquilt.allocation.speed_profile import SpeedLimit, speed_limit
-from bitquilt.calibration.text_budget import LEAST_INTERACTIONS, LEAST_RACED, TextBudget
+from bitquilt.calibration.text_budget import LEAST_INTERACTIONS, TextBudget
 from bitquilt.config import SearchConfig
 from bitquilt.metrics.original import OriginalModel, tokens_key
 from bitquilt.metrics.teacher import Teacher
@@ -72,21 +72,16 @@ class Decision(NamedTuple):
     """The allocations that it was chosen from, best first; none where a recipe said it all."""
 
 
-def affordable_search(config: SearchConfig, budget: TextBudget, progress: Progress) -> SearchConfig:
+def affordable_search(config: SearchConfig, budget: TextBudget) -> SearchConfig:
     """The search with a number of tokens, or the knapsack where a race would take too long.
 
     Args:
         config: what was asked for.
         budget: how much text this machine has time for.
-        progress: told where another method stands in.
     """
     if config.tokens is not None:
         return config
     if config.method == "race" and not budget.races:
-        progress.say(
-            "the types are chosen by the exact knapsack, as a race would take long on this "
-            f"machine; --search-tokens={LEAST_RACED * budget.window} or more runs the race"
-        )
         config = replace(config, method="knapsack")
     if config.method == "evopress":  # has a schedule of its own
         return config
@@ -213,9 +208,9 @@ class _Files:
                 kind = PRODUCTS[evaluator.precision]
                 told = f"products in {kind} change the KL by {noise:+.2%}"
                 if abs(noise) <= ROUGH:
-                    self.progress.say(f"the search multiplies matrices in {kind}: {told}")
+                    self.progress.say(f"The search multiplies matrices in {kind}: {told}")
                 else:
-                    self.progress.say(f"the search multiplies matrices in float32: {told}")
+                    self.progress.say(f"The search multiplies matrices in float32: {told}")
                     for each in (evaluator, measure):
                         each.multiply_exactly()
             return read
@@ -306,7 +301,11 @@ class _Files:
         limit: SpeedLimit | None,
     ) -> Decision:
         """The best of a file's allocations on the text for that, and a word about it."""
-        rankings = self._ranked(named, evaluator)
+        found, size = (
+            self._ranked(named, evaluator),
+            partial(plan.target.plan, self.bank.checkpoint),
+        )
+        rankings = tuple(replace(one, nbytes=size(named[one.name]).total_bytes) for one in found)
         best = rankings[0].name
         before = ", before polishing" if self.bank.rounding == "full" else ""
         self.progress.say(f"{plan.label} for {plan.target}{before}: {verdict(rankings)}")

@@ -168,10 +168,10 @@ class RaceSearch:
         self._trusted = learned.rank >= self._schedule.least_rank
         count = len(self._observations)
         progress.say(f"{count} mixes of types were measured; scores predict their KL with {scores}")
-        progress.say(f"a model that learns from the other mixes predicts it with {learned}")
+        progress.say(f"A model that learns from the other mixes predicts it with {learned}")
         if not self._trusted:
             progress.say(
-                "neither is reliable enough, so the search next tries random exchanges of bits "
+                "Neither is reliable enough, so the search next tries random exchanges of bits "
                 "between matrices"
             )
 

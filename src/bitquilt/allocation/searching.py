@@ -76,10 +76,10 @@ def run_search(
                 )
             progress.say(f"{name}: {news}; {meter.progress}")
     except SpentError:
-        progress.say("the search has used up its tokens or its time")
+        progress.say("The search has used up its tokens or its time")
     except KeyboardInterrupt:
         progress.say(
-            "stopped: the best mixes of types so far are kept, and the same command continues the "
+            "Stopped: the best mixes of types so far are kept, and the same command continues the "
             "search"
         )
     return {name: best[capacity] for name, capacity in task.capacities.items()}

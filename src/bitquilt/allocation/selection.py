@@ -10,14 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bitquilt.allocation.budget import human
 from bitquilt.allocation.racing import Difference, by_segment
 from bitquilt.allocation.space import Float64Array
+from bitquilt.config import SEARCH_METHODS
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.progress import Progress
 
 FIRST_RANKED = 4
 """Windows after which allocations are ranked for the first time, and then at twice as many."""
+NEAR = 0.98
+"""A preset of a smaller share of the largest allocation is said to be smaller."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Ranking:
     """Its KL less that of the best."""
     tokens: int
     """Tokens of that text that the KL is the mean of."""
+    nbytes: int | None = None
+    """What a file on it has on disk, without filling; None in a record of before this was kept."""
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Ranking:
@@ -52,15 +58,26 @@ class Ranking:
 def verdict(rankings: Sequence[Ranking]) -> str:
     """Say in words which allocation is used, what its KL is, and how the others compare.
 
+    Of a preset that is much smaller it is said, since it loses by its size.
+
     Args:
-        rankings: the allocations, best first.
+        rankings: the allocations, best first; the largest preset that fits is among them, if any
+            does.
     """
     best, *others = rankings
-    said = "".join(f"; {one.name} has {one.kl:.3g}, {one.versus_best}" for one in others)
-    return (
-        f"the types of {best.name} are used: on {best.tokens:,} tokens that the search has "
-        f"not read, their selection KL is {best.kl:.3g} nats/token{said}"
-    )
+    largest = max(one.nbytes or 0 for one in rankings)
+    said = f"the types of {best.name} are used: on {best.tokens:,} tokens that the search has "
+    said += f"not read, their selection KL is {best.kl:.3g} nats/token"
+    for one in others:
+        said += f"; {one.name} has {one.kl:.3g}, {one.versus_best}"
+        if one.nbytes is not None and one.nbytes < NEAR * largest and _is_preset(one):
+            said += f", in {human(one.nbytes)}: no larger preset fits"
+    return said if any(map(_is_preset, rankings)) else f"{said}; no preset fits"
+
+
+def _is_preset(one: Ranking) -> bool:
+    """Tell whether an allocation was not searched for."""
+    return one.name not in SEARCH_METHODS
 
 
 def rank(samples: Mapping[str, Float64Array], tokens: int) -> list[Ranking]:

@@ -138,7 +138,7 @@ def speed_limit(
     )
     if model.error > schedule.most_error:
         progress.say(
-            "this machine was too busy for reliable timings, so the types will be timed again "
+            "This machine was too busy for reliable timings, so the types will be timed again "
             "next time"
         )
     elif files:

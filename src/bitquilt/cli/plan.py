@@ -10,6 +10,7 @@ import click
 
 from bitquilt.cli.options import JSON, MODEL, config_options, show
 from bitquilt.config import QuantizeConfig
+from bitquilt.errors import worded
 from bitquilt.models.names import kind_of
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _object(plans: list[Plan], forecast: Forecast) -> dict[str, Any]:
 def _say_notes(plans: list[Plan], forecast: Forecast) -> None:
     notes = dict.fromkeys(note for planned in plans for note in planned.notes)
     for note in [*notes, *filter(None, [forecast.disk.lacking])]:
-        click.echo(note, err=True)
+        click.echo(worded(note), err=True)
 
 
 def _print(plans: list[Plan], forecast: Forecast) -> None:
@@ -87,7 +88,7 @@ def _print(plans: list[Plan], forecast: Forecast) -> None:
     for planned in plans:
         _print_one(planned)
     for line in forecast.lines:
-        stdout_console().print(line, markup=False, soft_wrap=False)
+        stdout_console().print(worded(line), markup=False, soft_wrap=False)
 
 
 def _print_one(planned: Plan) -> None:

@@ -228,7 +228,7 @@ def _talk(
         return None
     if not asked:
         progress.say(
-            "the text has no conversations, so there are no questions to ask: files are measured "
+            "The text has no conversations, so there are no questions to ask: files are measured "
             "on the text alone"
         )
         return None

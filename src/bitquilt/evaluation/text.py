@@ -107,7 +107,7 @@ def held_out(
         pieces = _spread_evenly([_pieces(n, encode(d), length) for n, d in own])
         filled = [(ids, labels, domain) for ids, labels in _filled(pieces, count, length)]
         if not filled:
-            progress.say(f"the text has fewer than {length} tokens of {domain}, which is left out")
+            progress.say(f"The text has fewer than {length} tokens of {domain}, which is left out")
         windows += filled
     if not windows:
         raise UserError(

@@ -11,10 +11,10 @@ from bitquilt.allocation.allocate import affordable_search
 from bitquilt.allocation.budget import human
 from bitquilt.allocation.plan import make_plans, requests
 from bitquilt.calibration.text import budget_for
-from bitquilt.calibration.text_budget import TextBudget
+from bitquilt.calibration.text_budget import LEAST_RACED, TextBudget
 from bitquilt.config import AllocationConfig, PlanConfig, QuantizeConfig
 from bitquilt.forecast.disk import DiskUse, disk_use
-from bitquilt.forecast.machine import machine_speed
+from bitquilt.forecast.machine import load_per_core, machine_speed
 from bitquilt.forecast.memory import peak_bytes
 from bitquilt.forecast.stages import StageSeconds
 from bitquilt.forecast.work import RunWork
@@ -22,8 +22,11 @@ from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.device import computing, device_name
 from bitquilt.runtime.job import ExpectedStage
-from bitquilt.runtime.progress import Silent, clock
+from bitquilt.runtime.progress import clock
 from bitquilt.targets import parse_targets
+
+BUSY = 1.25
+"""From so many waiting programs for each core on, it is said that others use the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +35,11 @@ class Forecast:
 
     device: str
     """What is computed on, for people."""
+    instead: str
+    """The sentence that says that another search stands in for the one that was asked for; empty
+    where none does."""
+    load: float | None
+    """Programs that wait for each core of this machine; None where the system does not say."""
     tokens: Mapping[str, int]
     """Stage → tokens of text that it reads."""
     stages: Sequence[ExpectedStage] = field(repr=False)
@@ -53,6 +61,8 @@ class Forecast:
         """Say it in sentences."""
         parts = [f"{name} {count:,}" for name, count in self.tokens.items()]
         yield f"It computes on {self.device}. Tokens of text that it reads: {', '.join(parts)}."
+        if self.instead:
+            yield self.instead
         output = str(self.disk.output)
         yield (
             f"With this machine as busy as it is now, it takes about {clock(self.seconds)} and "
@@ -60,11 +70,14 @@ class Forecast:
             f"{self.disk.work_dir} and {human(self.disk.output_bytes)} into "
             f"{'this directory' if output == '.' else output}."
         )
+        if self.load is not None and self.load > BUSY:
+            yield "Other programs use this machine now; without them it takes less time."
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
             "device": self.device,
+            "instead": self.instead,
             "tokens": dict(self.tokens),
             "seconds": round(self.seconds, 1),
             "memory_bytes": self.memory,
@@ -82,11 +95,24 @@ def forecast_of(work: RunWork) -> Forecast:
     whole = StageSeconds(replace(work, afresh=True), speed).stages()
     return Forecast(
         device=device_name(),
+        instead=_instead(work),
+        load=load_per_core(),
         tokens=work.tokens,
         stages=stages,
         before=sum(stage.seconds for stage in whole) - sum(stage.seconds for stage in stages),
         memory=peak_bytes(work),
         disk=disk_use(work),
+    )
+
+
+def _instead(work: RunWork) -> str:
+    """Say it where a race was asked for and would take too long."""
+    asked, used = work.config.search.method, work.search.method
+    if asked == used or not any(plan.space for plan in work.plans):
+        return ""
+    return (
+        f"The types are chosen by the exact knapsack, as a {asked} would take long on this "
+        f"machine; --search-tokens={LEAST_RACED * work.budget.window} or more runs the {asked}."
     )
 
 
@@ -109,7 +135,7 @@ def estimate(model: str | Path, config: PlanConfig | None = None, **options: Any
         checkpoint = open_checkpoint(model, weights=False)
         plans, _ = make_plans(checkpoint, requests(config), parse_targets(config.to))
         budget = budget_of(checkpoint, config)
-        search = affordable_search(config.search, budget, Silent())
+        search = affordable_search(config.search, budget)
         return forecast_of(
             RunWork(
                 checkpoint=checkpoint,

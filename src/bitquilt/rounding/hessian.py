@@ -144,7 +144,7 @@ def _factor(
         )
     if damping > DAMPING:
         share = f"{damping:g} of its mean diagonal"
-        progress.say(f"the Hessian of {name} could not be factorized, so it was damped by {share}")
+        progress.say(f"The Hessian of {name} could not be factorized, so it was damped by {share}")
     damped = hessian.clone()
     damped.diagonal().copy_(turned.diagonal().flip(0))
     upper = lower.float().flip(0, 1)

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 import rich.progress
 from rich.console import Console
 
+from bitquilt.errors import worded
 from bitquilt.runtime.job import ExpectedStage, Job
 from bitquilt.runtime.malloc import trim
 
@@ -36,8 +37,8 @@ class Progress:
         self._lock = threading.Lock()
 
     def say(self, line: str) -> None:
-        """Print one line."""
-        self.console.print(line, markup=False)
+        """Print one line, its options as its reader can type them."""
+        self.console.print(worded(line), markup=False)
 
     @contextmanager
     def job(self, expected: Sequence[ExpectedStage], before: float = 0.0) -> Iterator[None]:
@@ -151,10 +152,16 @@ class Progress:
 
     @contextmanager
     def _job_lines(self) -> Iterator[None]:
+        said = ""
+
         def show() -> None:
+            nonlocal said
             if (now := self.time_left()) is not None and self._titles:
                 share, left = now
-                self.say(f"{self._titles[-1]}: {share:.0%} of all is done, {clock(left)} left")
+                line = f"{self._titles[-1]}: {share:.0%} of all is done, {clock(left)} left"
+                if line != said:
+                    said = line
+                    self.say(line)
 
         with _every(LINE_SECONDS, show):
             yield

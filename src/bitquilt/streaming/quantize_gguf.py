@@ -165,13 +165,13 @@ class _Run:
         missing = self._without_importance()
         if missing:
             self.progress.say(
-                f"the importance matrix has no entry for {_some(missing)}: there, all inputs count "
+                f"The importance matrix has no entry for {_some(missing)}: there, all inputs count "
                 "alike"
             )
         partly = [name for name, own in self.importance.items() if own.unreached]
         if partly:
             self.progress.say(
-                f"no token reached some experts of {_some(partly)}: they count as the others do "
+                f"No token reached some experts of {_some(partly)}: they count as the others do "
                 "on average"
             )
         whys: dict[str, list[str]] = {}

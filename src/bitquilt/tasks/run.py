@@ -193,7 +193,7 @@ def _manner(engine: Engine, config: TaskConfig, items: _Items, progress: Progres
     answers = items.problems or items.programs
     if answers and config.repeats > 1 and sampling.temperature <= 0:
         progress.say(
-            "the first model recommends no temperature, so all models answer greedily, with the "
+            "The first model recommends no temperature, so all models answer greedily, with the "
             "same answer every time; --repeats=1 tells as much"
         )
     return Manner(config.repeats, config.max_tokens, sampling)
