@@ -76,6 +76,8 @@ def test_quantize_and_run(asked, model, tmp_path):
         (("search", "demo", "--recipe", "Q4_K_M"), "leaves nothing to search"),
         (("run", "no.gguf", "Hi"), "no.gguf does not exist"),
         (("eval", "no.gguf", "--against", "demo"), "no.gguf does not exist"),
+        (("recipe", "from", "no.gguf"), "no.gguf is no model file"),
+        (("compare", "no.gguf", "no.gguf"), "no.gguf is no model file"),
         (("tasks", "no.gguf", "--tasks", "demo"), "no.gguf does not exist"),
         (("bench", "no.gguf"), "no.gguf does not exist"),
         (("report", "no.work"), "no.work does not exist; check the path"),

@@ -19,6 +19,7 @@ from bitquilt.cli.bench import bench
 from bitquilt.cli.card import card
 from bitquilt.cli.chat import chat
 from bitquilt.cli.clean import clean
+from bitquilt.cli.compare import compare_files
 from bitquilt.cli.eval import evaluate
 from bitquilt.cli.imatrix import imatrix
 from bitquilt.cli.inspect import inspect
@@ -26,6 +27,7 @@ from bitquilt.cli.options import error_object, options_of, print_json, printable
 from bitquilt.cli.plan import plan
 from bitquilt.cli.publish import publish
 from bitquilt.cli.quantize import quantize
+from bitquilt.cli.recipe import recipe
 from bitquilt.cli.report import report
 from bitquilt.cli.run import run
 from bitquilt.cli.search import search
@@ -52,12 +54,14 @@ for verb in (
     quantize,
     search,
     plan,
+    recipe,
     imatrix,
     inspect,
     run,
     chat,
     serve,
     evaluate,
+    compare_files,
     tasks,
     bench,
     report,

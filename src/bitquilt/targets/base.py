@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,6 +21,21 @@ if TYPE_CHECKING:
     from bitquilt.models.checkpoint import Checkpoint
     from bitquilt.qtypes.qtype import Allocation, PackedSource
     from bitquilt.targets.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredMatrix:
+    """A matrix of a model file, as the file has it."""
+
+    name: str
+    """What the file calls it, without ``.weight``."""
+    module: str
+    """Its Hugging Face module path; its name where the architecture is unknown."""
+    qtype: str
+    """Its type, which may be one that bitquilt does not write."""
+    rows: int
+    columns: int
+    nbytes: int
 
 
 class Target(ABC):
@@ -153,6 +169,18 @@ class Target(ABC):
     @abstractmethod
     def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of a model file's tensors by canonical name; none of them is read."""
+
+    @abstractmethod
+    def matrix_name(self, module: str, checkpoint: Checkpoint) -> str:
+        """Return what a file calls a matrix, without ``.weight``."""
+
+    @abstractmethod
+    def stored(self, path: Path) -> list[StoredMatrix]:
+        """Return the matrices of a model file and their types, whoever wrote it; none is read.
+
+        Raises:
+            UserError: the file is damaged.
+        """
 
     @abstractmethod
     def data_bytes(self, path: Path) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from bitquilt.gguf import SUFFIX
-from bitquilt.targets.base import Target
+from bitquilt.targets.base import StoredMatrix, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,6 +91,16 @@ class _Gguf(Target):
         from bitquilt.models import open_checkpoint
 
         return open_checkpoint(path).shapes
+
+    def matrix_name(self, module: str, checkpoint: Checkpoint) -> str:
+        from bitquilt.models.architectures import architecture_of
+
+        return architecture_of(checkpoint.config).gguf_name(module)
+
+    def stored(self, path: Path) -> list[StoredMatrix]:
+        from bitquilt.targets.gguf.stored import stored_in_gguf
+
+        return stored_in_gguf(path)
 
     def data_bytes(self, path: Path) -> int:
         from bitquilt.gguf.header import read_header

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bitquilt.engines import is_mlx
 from bitquilt.errors import UserError
 from bitquilt.runtime.files import read_json
-from bitquilt.targets.base import Target
+from bitquilt.targets.base import StoredMatrix, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,6 +107,14 @@ class _Mlx(Target):
         # shapes are those of the model that was quantized
         plain = {key: value for key, value in config.items() if key not in QUANTIZED}
         return from_config(plain, path.name).shapes
+
+    def matrix_name(self, module: str, checkpoint: Checkpoint) -> str:
+        return module
+
+    def stored(self, path: Path) -> list[StoredMatrix]:
+        from bitquilt.targets.mlx.stored import stored_in_mlx
+
+        return stored_in_mlx(path)
 
     def data_bytes(self, path: Path) -> int:
         from bitquilt.targets.mlx.writing import data_bytes

@@ -1,0 +1,134 @@
+"""``bitquilt compare``: two model files, whoever made them, side by side."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bitquilt.cli.options import JSON, print_json
+from bitquilt.errors import UserError
+from bitquilt.models.names import kind_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bitquilt.allocation.stored_mix import MatrixPair, StoredMix
+    from bitquilt.evaluation.results import Evaluation
+
+
+@click.command("compare")
+@click.argument("files", metavar="FILE FILE", nargs=2)
+@click.option(
+    "--against",
+    metavar="ORIGINAL",
+    help="The KL of both files from this model is measured, as `bitquilt eval` does.",
+)
+@click.option(
+    "--text",
+    metavar="FILE",
+    help="With --against, the KL is measured on this text instead of the bundled held-out text.",
+)
+@click.option(
+    "--tokens",
+    metavar="N",
+    type=click.IntRange(1024),
+    default=16_384,
+    show_default=True,
+    help="With --against, about this many tokens of the text are read.",
+)
+@JSON
+def compare_files(
+    files: tuple[str, str], against: str | None, text: str | None, tokens: int, as_json: bool
+) -> None:
+    """Show the types and bytes of two model files side by side, and their KL.
+
+    Each FILE is a GGUF file or an MLX directory, whoever made it.
+
+    \b
+    bitquilt compare theirs-Q4_K_M.gguf demo-4.5bit.gguf
+    bitquilt compare theirs-Q4_K_M.gguf demo-4.5bit.gguf --against demo
+    """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    from bitquilt.allocation.stored_mix import pairs_of, stored_mix
+    from bitquilt.cli.tables import stdout_console
+
+    if text is not None and against is None:
+        raise UserError("--text has an effect only with --against, the model to measure against")
+    one, other = (stored_mix(Path(file)) for file in files)
+    pairs = pairs_of(one, other)
+    found = None if against is None else _measured(files, against, text, tokens)
+    if as_json:
+        print_json(_object((one, other), pairs, found))
+        return
+    console = stdout_console()
+    console.print(_table((one, other), pairs))
+    different = sum(pair.differs for pair in pairs)
+    console.print(f"{different} of {len(pairs)} matrices have other types.")
+    for mix, line in zip((one, other), _kl_lines(found), strict=False):
+        console.print(f"{mix.name}: {line}", markup=False)
+
+
+def _measured(files: Sequence[str], against: str, text: str | None, tokens: int) -> Evaluation:
+    from bitquilt.evaluation.compare import evaluate
+    from bitquilt.evaluation.config import EvalConfig, TraceConfig
+
+    traces = TraceConfig(count=0)
+    return evaluate(files, EvalConfig(against=against, text=text, tokens=tokens, traces=traces))
+
+
+def _kl_lines(found: Evaluation | None) -> list[str]:
+    """Return a line for each file: its KL on every kind of text."""
+    if found is None:
+        return []
+    return [
+        "; ".join(f"KL {figures.kl} nats/token on {kind} text" for kind, figures in kinds.items())
+        for kinds in (_figures(found, index) for index in range(len(found.files)))
+    ]
+
+
+def _figures(found: Evaluation, index: int) -> dict[str, Any]:
+    """Return kind of text → figures of a file."""
+    from bitquilt.calibration.text import KINDS
+
+    file = found.files[index]
+    return {kind: file.figures[kind] for kind in KINDS if kind in file.figures} or {
+        "this": file.overall
+    }
+
+
+def _object(
+    mixes: tuple[StoredMix, StoredMix], pairs: Sequence[MatrixPair], found: Evaluation | None
+) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "files": [
+            {"name": mix.name, "format": str(mix.target), "bytes": mix.nbytes} for mix in mixes
+        ],
+        "matrices": {
+            pair.module: {"types": list(pair.types), "bytes": list(pair.nbytes)} for pair in pairs
+        },
+    }
+    return made if found is None else made | {"evaluation": found.to_dict()}
+
+
+def _table(mixes: tuple[StoredMix, StoredMix], pairs: Sequence[MatrixPair]) -> Table:
+    """Make a table with a row for each kind of matrix, and one for everything on disk."""
+    from rich.table import Table
+
+    table = Table("matrices", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for mix in mixes:
+        table.add_column(mix.name, overflow="fold")
+        table.add_column("MB", justify="right")
+    for kind in dict.fromkeys(kind_of(pair.module) for pair in pairs):
+        own = [pair for pair in pairs if kind_of(pair.module) == kind]
+        cells: list[str] = []
+        for side in (0, 1):
+            counts = Counter(pair.types[side] or "none" for pair in own)
+            cells.append(", ".join(f"{count} × {name}" for name, count in counts.most_common()))
+            cells.append(f"{sum(pair.nbytes[side] for pair in own) / 1e6:.2f}")
+        table.add_row(kind, *cells)
+    totals = (cell for mix in mixes for cell in ("", f"{mix.nbytes / 1e6:.2f}"))
+    table.add_row("everything on disk", *totals)
+    return table

@@ -1,0 +1,52 @@
+"""``bitquilt recipe`` and ``bitquilt compare`` at a shell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.allocation.test_stored_mix import TYPES, gguf_file
+from tests.quick import invoke
+
+
+def test_from_a_file_into_a_recipe(tmp_path: Path, capfd) -> None:
+    path, into = gguf_file(tmp_path, TYPES), tmp_path / "theirs.json"
+    assert invoke("recipe", "from", str(path), "-o", str(into)) == 0
+    assert json.loads(into.read_text())["pin"]["token_embd"] == "Q8_0"
+    said = capfd.readouterr()
+    assert said.out == f"{into}\n"
+    assert "bitquilt does not write TQ2_0" in said.err
+    assert invoke("recipe", "from", str(path), "--json") == 0
+    assert json.loads(capfd.readouterr().out)["notes"]
+
+
+def test_export_and_difference(tmp_path: Path, capfd) -> None:
+    path = gguf_file(tmp_path, TYPES)
+    assert invoke("recipe", "export", str(path)) == 0
+    said = capfd.readouterr()
+    assert "^blk\\.0\\.attn_v\\.weight$=q6_k\n" in said.out
+    assert "--tensor-type-file" in said.err
+    (tmp_path / "other").mkdir()
+    other = gguf_file(tmp_path / "other", TYPES | {"blk.0.attn_q": "Q6_K"})
+    assert invoke("recipe", "diff", str(path), str(other)) == 0
+    first, second = capfd.readouterr().out.splitlines()
+    assert first == f"1 of {len(TYPES)} matrices have other types"
+    assert second == "model.layers.0.self_attn.q_proj  Q4_K → Q6_K"
+    assert invoke("recipe", "diff", str(path)) == 2
+    assert "takes 2 of FILE, and 1 were given" in capfd.readouterr().err
+
+
+def test_compare(tmp_path: Path, capfd) -> None:
+    path = gguf_file(tmp_path, TYPES)
+    (tmp_path / "other").mkdir()
+    other = gguf_file(tmp_path / "other", TYPES | {"blk.0.attn_q": "Q6_K"})
+    assert invoke("compare", str(path), str(other)) == 0
+    said = capfd.readouterr().out
+    assert "1 × Q4_K" in said
+    assert f"1 of {len(TYPES)} matrices have other types." in said
+    assert invoke("compare", str(path), str(other), "--json") == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["matrices"]["model.layers.0.self_attn.q_proj"]["types"] == ["Q4_K", "Q6_K"]
+    assert found["files"][0]["bytes"] == path.stat().st_size
+    assert invoke("compare", str(path), str(other), "--text", "x.txt") == 2
+    assert "only with --against" in capfd.readouterr().err
