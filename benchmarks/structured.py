@@ -158,6 +158,7 @@ def _answers(engine: Engine, grammars: list[str]) -> list[str | None]:
 
 def _judged(one: dict[str, Any], text: str | None) -> str:
     if text is None:
+        print(one["name"], "is cut off")
         return "cut off"
     faults = list(VALIDATORS[one["draft"]](one["schema"]).iter_errors(json.loads(text)))
     if faults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import re
@@ -89,6 +90,26 @@ def test_commands(talk, tmp_path: Path) -> None:
     assert all(f"\n{verb} " in f"\n{out}" for verb in ("/system", "/reset", "/quit"))
 
 
+def test_a_file_stands_before_the_next_question(talk, tmp_path: Path) -> None:
+    told, picture, kept = (tmp_path / name for name in ("sum.txt", "a.png", "talk.json"))
+    told.write_text("What is 12 + 30?\n")
+    picture.write_bytes(b"\x89PNG\xff")
+    err = talk(
+        f"/file {tmp_path / 'none'}", f"/file {tmp_path}", f"/file {picture}", "/file",
+        f"/file {told}", "/reset", f"/file {told}", "Answer it.", "Why?", f"/save {kept}",
+    )[1]  # fmt: skip
+    for reason in ("No such file", "Is a directory", "is no text in UTF-8", "the file's name is"):
+        assert reason in err
+    assert re.search(r"\[sum.txt has \d+ tokens and stands before the next question\]", err)
+    first, _, second, _ = json.loads(kept.read_text("utf-8"))["messages"]
+    assert first["content"] == "sum.txt:\n```\nWhat is 12 + 30?\n```\n\nAnswer it."
+    assert second["content"] == "Why?"
+
+
+def test_a_fence_is_longer_than_those_inside() -> None:
+    assert chat_module.quoted_file("a", "````").splitlines()[1] == "`````"
+
+
 def test_a_crash_loses_no_conversation(talk, monkeypatch) -> None:
     """The first engine is killed under the second question; the third is answered by another."""
     opened = []
@@ -173,7 +194,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(demo_gguf: Path, tmp_path: 
         screen.wait_for("the answer was stopped")
         screen.type("\x03What is 12 + 30?\r")
         screen.wait_for("boxed{42}")
-        screen.type("/quit\r")
+        screen.type("\x12litres")
+        screen.wait_for("(reverse-i-search)`litres': Convert 23 litres")
+        screen.type("\x07\x15/quit\r")
         assert screen.process.wait(30) == 0
     assert "Traceback" not in screen.seen
     assert "Convert" in next(tmp_path.rglob("chat_history")).read_text()

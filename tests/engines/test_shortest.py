@@ -37,6 +37,14 @@ def led(grammars: Grammars, lark: str, begun: str, most: int = 200) -> str | Non
     return None
 
 
+@pytest.mark.parametrize("base", [3, 7, 30, 96, 1000])
+def test_a_multiple_is_found(grammars: Grammars, base: int) -> None:
+    lark = f'start: %json {{"type": "integer", "multipleOf": {base}}}'
+    said = led(grammars, lark, "1", most=256)
+    assert said is not None
+    assert int("1" + said) % base == 0
+
+
 @pytest.mark.parametrize(
     ("lark", "begun", "end"),
     [
@@ -47,7 +55,7 @@ def led(grammars: Grammars, lark: str, begun: str, most: int = 200) -> str | Non
          '</think>{"a":""}'),
         (f'start: "<call>" value "</call>"\nvalue: {SCHEMA}', '<call>{"a": "with \\"', '"}</call>'),
         ('start: /[a-z0-9"]*x/', "so", None),
-        ('start: /[0-9]{3}-[ab]+!/', "1", "00-a!"),
+        ('start: /[xy]{3}-[ab]+!/', "y", "xx-a!"),
     ],
     ids=["mark", "two marks", "control token", "JSON in tags", "no way known", "regex"],
 )  # fmt: skip

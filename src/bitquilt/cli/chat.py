@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import termios
@@ -29,12 +30,14 @@ HELP = """\
 /system [TEXT]   show the system prompt, or set it ("" for none, or boxed, or magistral)
 /reset           begin a new conversation
 /regenerate      answer the last question again, with another seed
+/file FILE       put a text file before the next question
 /save FILE       save the conversation to a file
 /load FILE       continue a conversation that was saved
 /stats           show the length and the speed of the last answer
 /help            show this list
 /quit            leave, as Ctrl-D does
-Alt-Enter begins a new line, Ctrl-C stops an answer."""
+Alt-Enter begins a new line, Ctrl-R searches what was typed before, Ctrl-C stops an answer."""
+_WITH_FILES = ("/file", "/save", "/load")
 
 
 @click.command()
@@ -75,11 +78,14 @@ class Conversation:
         self._model, self._session, self._hide = model, session, hide_thinking
         self._ctrl_c = ctrl_c
         self._asked: str | None = None
+        self._files: list[str] = []
+        """What stands before the next question."""
         self._seconds = 0.0
         self._commands: dict[str, Callable[[str], object]] = {
             "/system": self._system,
             "/reset": self._reset,
             "/regenerate": self._regenerate,
+            "/file": self._file,
             "/save": self._save,
             "/load": self._load,
             "/stats": self._stats,
@@ -97,7 +103,7 @@ class Conversation:
             elif line.startswith("/"):
                 _note(f"{verb} is not a command; /help lists the commands")
             elif line:
-                self._ask(line)
+                self._ask("\n\n".join([*self._files, line]))
         except UserError as error:
             _note(str(error))
             if isinstance(error, EngineCrashedError):
@@ -105,7 +111,7 @@ class Conversation:
         return True
 
     def _ask(self, text: str) -> None:
-        self._asked, started = text, time.perf_counter()
+        self._asked, self._files, started = text, [], time.perf_counter()
         screen = Screen(self._session.prompt(text).style, self._hide)
         self._ctrl_c.pressed = 0
         with typed_unseen(), closing(self._session.ask(text)) as events:
@@ -135,7 +141,7 @@ class Conversation:
             _note(f"the system prompt is: {system}" if system else "there is no system prompt")
 
     def _reset(self, _: str) -> None:
-        self._session.messages = []
+        self._session.messages, self._files = [], []
         _note("this is a new conversation")
 
     def _regenerate(self, _: str) -> None:
@@ -147,6 +153,18 @@ class Conversation:
         again = replace(settings.sampling, seed=settings.sampling.seed + 1)
         self._session.settings = replace(settings, sampling=again)
         self._ask(self._asked)
+
+    def _file(self, name: str) -> None:
+        path = _path(name, "/file FILE")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}; name a text file") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is no text in UTF-8; name a text file") from error
+        self._files.append(quoted_file(path.name, text))
+        tokens = len(self._session.engine.tokenize(text))
+        _note(f"{path.name} has {tokens:,} tokens and stands before the next question")
 
     def _save(self, name: str) -> None:
         path = _path(name, "/save FILE")
@@ -180,6 +198,13 @@ class Conversation:
         )
 
 
+def quoted_file(name: str, text: str) -> str:
+    """A file as a part of a question, in a fence that is longer than any inside."""
+    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{name}:\n{fence}\n{text.rstrip()}\n{fence}"
+
+
 def _path(name: str, usage: str) -> Path:
     if not name:
         raise UserError(f"the file's name is missing; type {usage}")
@@ -205,7 +230,7 @@ def _lines() -> Iterator[str]:
         return
     from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.completion import NestedCompleter, PathCompleter
     from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
 
@@ -213,9 +238,10 @@ def _lines() -> Iterator[str]:
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     history = user_state_path("bitquilt", ensure_exists=True) / "chat_history"
     verbs = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
+    paths = dict.fromkeys(_WITH_FILES, PathCompleter(expanduser=True))
     typed: PromptSession[str] = PromptSession(
         history=FileHistory(str(history)),
-        completer=WordCompleter(verbs, sentence=True),
+        completer=NestedCompleter.from_nested_dict({verb: paths.get(verb) for verb in verbs}),
         complete_while_typing=False,
         key_bindings=keys,
     )

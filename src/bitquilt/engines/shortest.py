@@ -10,15 +10,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from random import Random
 
 from llguidance import LLTokenizer
 
 _INSIDE = "z"
 """A letter that may come only inside a text."""
-_CLOSING = ("}", "]", '"', "n", "t", "f", *"0123456789", *",:[{")
+_CLOSING, _DIGITS, _FOLLOWING = '}]"ntf', "0123456789", ",:[{"
 """Outside of texts, the first of these that may come: what closes, values that are short, and what
 has to follow, before white space. A quotation mark comes before digits: where both may come in the
 middle of a value, it is a text of digits."""
+_ZEROS = "0" * 9
+"""Digits are drawn, and half of them are these: any other order misses some multiples for ever."""
+_LETTERS = (*_CLOSING, *_DIGITS, *_FOLLOWING, _INSIDE, "\n")
 _SUFFIX = re.compile(r'\[suffix=("(?:[^"\\]|\\.)*")\]')
 
 Allowed = Callable[[int], bool]
@@ -32,7 +36,7 @@ class ClosingTokens:
         self._tokenizer = tokenizer
         self.ends = list(tokenizer.eos_tokens)
         self.controls = list(filter(tokenizer.is_special_token, range(tokenizer.vocab_size)))
-        self.letters = {letter: self._alone(letter) for letter in (*_CLOSING, _INSIDE, "\n")}
+        self.letters = {letter: self._alone(letter) for letter in _LETTERS}
 
     def spelled(self, text: str) -> list[int]:
         """A text as tokens."""
@@ -53,6 +57,7 @@ class ShortestEnd:
         found = [one for part in parts for one in _SUFFIX.findall(part.get("lark_grammar") or "")]
         self._suffixes = [json.loads(one) for one in dict.fromkeys(found)]
         self._saying: list[int] = []
+        self._random = Random(0)
         self._quoted = self._lost = False
 
     def token(self, allowed: Allowed) -> int | None:
@@ -75,7 +80,8 @@ class ShortestEnd:
             return None if self._lost or not self._suffixes else self._said(allowed)
         if not inside:
             self._quoted = False
-            letters: Sequence[str] = _CLOSING
+            digits = self._random.sample(_DIGITS + _ZEROS, len(_DIGITS + _ZEROS))
+            letters: Sequence[str] = (*_CLOSING, *digits, *_FOLLOWING)
         elif self._quoted:  # a quotation mark did not end this text: it is none of JSON
             self._lost = True
             return None
