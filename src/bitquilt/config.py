@@ -18,6 +18,7 @@ from bitquilt.errors import UserError
 from bitquilt.rounding import METHODS
 from bitquilt.runtime.compute import device_option, threads_option
 from bitquilt.runtime.options import Options, option
+from bitquilt.runtime.sizes import parse_size
 
 SEARCH_METHODS = ("race", "knapsack", "evopress")
 """Ways to an allocation; EvoPress is the published baseline."""
@@ -103,6 +104,8 @@ class PlanConfig(Options):
         default=None,
         metavar="BITS[,BITS…]",
         many=True,
+        above=0,
+        most=32,
     )
     size: str | None = option(
         "Everything on disk together has this size, like 600MB or 1.5GiB.",
@@ -114,6 +117,7 @@ class PlanConfig(Options):
         "--bits or --size, only the file's pins apply.",
         default=None,
         metavar="FILE|PRESET",
+        reads=".json",
     )
     to: str = option("The output format.", default="gguf", choices=(*targets.TARGETS, targets.ALL))
     device: str = device_option()
@@ -124,14 +128,14 @@ class PlanConfig(Options):
         super().__post_init__()
         if isinstance(self.bits, tuple):
             object.__setattr__(self, "bits", tuple(dict.fromkeys(self.bits)))
-        for each in self.several_bits:
-            if each is not None and not 0 < each <= 32:
-                raise UserError(f"--bits is {each}, which is not between 0 and 32; try --bits=4.5")
+        if self.size is not None:
+            parse_size(self.size)
         if self.bits is not None and self.size is not None:
             raise UserError("--bits and --size both set the size; give only one of them")
         if self.bits is None and self.size is None and self.recipe is None:
             raise UserError(
-                "how small should it be? give --bits=4.5, --size=600MB or --recipe=Q4_K_M"
+                "how small should it be? give --bits=4.5 for each weight, --size for everything on "
+                "disk, or --recipe=Q4_K_M"
             )
 
     @property
@@ -151,6 +155,7 @@ class AllocationConfig(PlanConfig):
         "The rounding is calibrated on this text instead of the bundled text (.txt or .jsonl).",
         default=None,
         metavar="FILE",
+        reads="",
     )
     work_dir: str | Path | None = option(
         "The stages keep their results in this directory, so that the same command continues "
@@ -197,6 +202,7 @@ class QuantizeConfig(AllocationConfig):
         "model and without measuring the result.",
         default=None,
         metavar="FILE",
+        reads="",
     )
     base: str | Path | None = option(
         "This GGUF file, which llama.cpp's converter made of MODEL in BF16, F16 or F32, is "

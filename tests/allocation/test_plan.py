@@ -149,10 +149,13 @@ def test_the_published_breakdown():
     [
         ({}, "how small"),
         ({"bits": 4, "size": "1MB"}, "both set the size"),
-        ({"bits": 0}, "not between 0 and 32"),
-        ({"bits": -1}, "not between 0 and 32"),
-        ({"bits": float("nan")}, "^bits is nan, which is not a number"),
-        ({"bits": 33}, "not between 0 and 32"),
+        ({"bits": 0}, "^bits is 0; give a number that is greater than 0 and at most 32"),
+        ({"bits": -1}, "^bits is -1; give a number that is greater than 0"),
+        (
+            {"bits": float("nan")},
+            "^bits is nan; give a number that is greater than 0 and",
+        ),
+        ({"bits": 33}, "^bits is 33; give"),
         ({"size": "big"}, "is not a size"),
         ({"bits": 4, "recipe": "Q4_K_M"}, "decides the size itself"),
         ({"recipe": "Q4_KM"}, "neither a recipe file .* presets are .*Q4_K_M"),

@@ -28,6 +28,12 @@ def found(tmp_path) -> Evaluation:
     return replace(one, own=own, files=[*one.files, *other.files])
 
 
+@pytest.fixture(autouse=True)
+def any_model(monkeypatch):
+    """The files need not be there; nothing of them is read."""
+    monkeypatch.setattr("bitquilt.cli.options.require_model", lambda _: None)
+
+
 def test_a_domain_of_few_documents_has_no_interval(found, monkeypatch, capfd):
     few = {name: without_interval(each) for name, each in found.own.items()}
     file = replace(found.files[0], figures=few)

@@ -34,5 +34,15 @@ def test_a_path(tmp_path):
     (tmp_path / ".model_4.5bit.gguf.part").touch()  # half-written
     typed = tmp_path / "model_4.5bit.gguf"
     assert suggestion(typed) == f"; did you mean {tmp_path / 'Model-4.5bit.gguf'}?"
+    assert suggestion(tmp_path / "model-4.5bit.ggf") == suggestion(typed)
     assert suggestion(tmp_path / "zzz") == "; check the path"
     assert "nor does" in suggestion(tmp_path / "a" / "b")
+
+
+def test_a_suffix_alone_makes_no_two_names_alike(tmp_path):
+    """Every file of a directory may end in .gguf."""
+    for name in ("trunc.gguf", "nan.gguf"):
+        (tmp_path / name).touch()
+    for typed in ("missing.gguf", "nothing.gguf", "x.gguf", "qwen.gguf"):
+        assert suggestion(tmp_path / typed) == "; check the path"
+    assert suggestion(tmp_path / "trun.gguf") == f"; did you mean {tmp_path / 'trunc.gguf'}?"

@@ -219,7 +219,7 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path: Path) -> None:
         bitquilt.quantize_gguf("demo", imatrix=tmp_path / "imatrix.gguf", bits=4)
     with pytest.raises(UserError, match="with imatrix the model is not run, so tune has no effect"):
         quantize(tmp_path, bits=4, tune=True)
-    with pytest.raises(UserError, match="makes GGUF files alone"):
+    with pytest.raises(UserError, match="becomes a GGUF file alone"):
         quantize(tmp_path, bits=4, to="mlx")
     with pytest.raises(UserError, match="quantize_gguf"):
         bitquilt.quantize(tmp_path / "model-BF16.gguf", imatrix=tmp_path / "imatrix.gguf", bits=4)

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitquilt.errors import UserError
-
 if TYPE_CHECKING:
     from bitquilt.targets.layout import Layout
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KIB": 2**10,
-    "MIB": 2**20,
-    "GIB": 2**30,
-    "TB": 10**12,
-    "TIB": 2**40,
-}
-_LEAST_FILE = 10_000
-"""Bytes that no model file is smaller than: the room for its recipe alone takes 4096."""
-_LEAST_MB = 10
-"""A smaller number without a unit is more likely to be of gigabytes than of megabytes."""
 
 
 @dataclass(frozen=True)
@@ -60,28 +40,6 @@ class Budget:
         """
         beside = layout.norm_bytes if self.size is None else layout.fixed_bytes
         return self.nbytes(layout.weights) - beside
-
-
-def parse_size(text: str) -> int:
-    """Read a size such as ``600MB``, ``1.5 GiB`` or ``734003200``, and return its bytes.
-
-    Raises:
-        UserError: the text is not a size.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
-    unit = match.group(2).upper() if match else None
-    if unit and not unit.endswith("B"):
-        unit += "B"
-    if match is None or unit not in _UNITS or float(match.group(1)) <= 0:
-        raise UserError(f"{text!r} is not a size; write it like 600MB or 1.5GiB")
-    number = match.group(1)
-    if not unit and float(number) < _LEAST_FILE:
-        meant = f"{number}{'MB' if float(number) >= _LEAST_MB else 'GB'}"
-        raise UserError(
-            f"--size={number} has no unit, so it means {number} bytes, and no model is that "
-            f"small; did you mean {meant}?"
-        )
-    return int(float(number) * _UNITS[unit])
 
 
 def label_of(bits: float | None, size: str | None, recipe: str | Path | None) -> str:

@@ -13,7 +13,7 @@ from bitquilt import qtypes
 from bitquilt.allocation import presets, sensitivity
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.advice import overhead_note
-from bitquilt.allocation.budget import Budget, human, label_of, parse_size
+from bitquilt.allocation.budget import Budget, human, label_of
 from bitquilt.allocation.candidates import TypeBytes, candidate_sets
 from bitquilt.allocation.knapsack import fullest_nbytes
 from bitquilt.allocation.recipe import Recipe
@@ -27,6 +27,7 @@ from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.near import nearest
 from bitquilt.runtime.progress import Progress
+from bitquilt.runtime.sizes import parse_size
 from bitquilt.targets import TARGETS, Target, parse_targets
 from bitquilt.targets.layout import Layout
 

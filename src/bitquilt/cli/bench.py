@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.allocation.budget import human
-from bitquilt.cli.options import JSON, config_options, print_json
+from bitquilt.cli.options import JSON, MODELS, config_options, print_json
 from bitquilt.cli.tables import figures_table, stdout_console
 from bitquilt.evaluation.config import BenchConfig
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@MODELS
 @config_options(BenchConfig)
 @JSON
 def bench(models: tuple[str, ...], config: BenchConfig, as_json: bool) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from bitquilt.cli.options import JSON, config_options, print_json
+from bitquilt.cli.options import JSON, MODEL_FILES, config_options, print_json, require_model
 from bitquilt.report.config import CardConfig
 from bitquilt.runtime.files import atomic_write
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@MODEL_FILES
 @config_options(CardConfig)
 @JSON
 def card(models: tuple[str, ...], config: CardConfig, as_json: bool) -> None:
@@ -26,6 +26,7 @@ def card(models: tuple[str, ...], config: CardConfig, as_json: bool) -> None:
     \b
     bitquilt card demo-4.5bit.gguf --against demo --repo me/demo-GGUF
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    require_model(config.against)
     from bitquilt.report import card as cards
     from bitquilt.report import publish
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.allocation.budget import human
-from bitquilt.cli.options import JSON, config_options, print_json
+from bitquilt.cli.options import JSON, MODEL_FILES, config_options, print_json, require_model
 from bitquilt.cli.tables import (
     SIZE_HEADINGS,
     SIZE_NOTE,
@@ -24,7 +24,6 @@ from bitquilt.cli.tables import (
 )
 from bitquilt.evaluation.config import EvalConfig
 from bitquilt.runtime.malloc import keep_freed_memory
-from bitquilt.runtime.progress import clock
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +56,7 @@ class _Eval(click.Command):
 
 
 @click.command("eval", cls=_Eval)
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@MODEL_FILES
 @config_options(EvalConfig)
 @JSON
 def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None:
@@ -75,6 +74,7 @@ def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None
     The figures of each MODEL are also kept beside it, in MODEL.eval.json, for `report` and `card`.
     `bitquilt tasks` measures how many problems a model solves.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    require_model(config.against)
     from bitquilt.evaluation.compare import evaluate as measure
 
     keep_freed_memory()
@@ -88,6 +88,7 @@ def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None
 def _print(found: Evaluation) -> None:
     """Print all figures of each file, then what may be concluded."""
     from bitquilt.calibration.text import KINDS
+    from bitquilt.runtime.progress import clock
 
     console = stdout_console()
     for file in found.files:

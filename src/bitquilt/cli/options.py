@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
@@ -15,7 +16,7 @@ from click.core import ParameterSource
 
 from bitquilt.errors import PartlyRefusedError
 from bitquilt.runtime.files import nan_to_null
-from bitquilt.runtime.near import did_you_mean
+from bitquilt.runtime.near import did_you_mean, require_there
 from bitquilt.runtime.options import Option, Options
 
 
@@ -70,7 +71,48 @@ Made = TypeVar("Made")
 
 DEFAULT = ParameterSource.DEFAULT
 
-MODEL = click.argument("model")
+
+def require_model(reference: str | Path) -> None:
+    """Refuse a path that is no model, before anything heavy is imported to read it.
+
+    Raises:
+        UserError: the path does not exist, or is no model.
+    """
+    from bitquilt.models.sources.resolve import local_path
+
+    local_path(str(reference))
+
+
+def _models(several: bool, files: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command its models, which it gets only if they may be some.
+
+    Args:
+        several: whether it takes more than one.
+        files: whether it takes what was made of a model, so that it knows better what a directory
+            has to hold.
+    """
+    name = "models" if several else "model"
+    argument = click.argument(name, metavar="MODEL...", nargs=-1, required=True)
+    argument = argument if several else click.argument(name)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def with_models(**values: Any) -> None:
+            for reference in values[name] if several else (values[name],):
+                if not (files and Path(reference).is_dir()):
+                    require_model(reference)
+            command(**values)
+
+        return argument(with_models)
+
+    return decorate
+
+
+MODEL = _models(several=False, files=False)
+MODELS = _models(several=True, files=False)
+"""Several of what :data:`MODEL` may be."""
+MODEL_FILES = _models(several=True, files=True)
+"""Several files or directories that were made of a model."""
 JSON = click.option(
     "--json",
     "as_json",
@@ -116,6 +158,10 @@ def _build(config: type[Options], values: dict[str, Any], skip: Iterable[str]) -
             value = values.pop(name)
             if field.name not in own or context.get_parameter_source(name) != DEFAULT:
                 own[field.name] = value
+    for name, known in config.described().items():
+        path = own.get(name)
+        if path and known.reads is not None and str(path).endswith(known.reads):
+            require_there(path)  # before anything heavy is imported to read it
     return config(**own)
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from bitquilt.allocation.budget import human
-from bitquilt.cli.options import JSON, config_options, print_json
+from bitquilt.cli.options import JSON, MODEL_FILES, config_options, print_json, require_model
 from bitquilt.report.config import PublishConfig
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@MODEL_FILES
 @config_options(PublishConfig)
 @JSON
 def publish(models: tuple[str, ...], config: PublishConfig, as_json: bool) -> None:
@@ -24,6 +24,7 @@ def publish(models: tuple[str, ...], config: PublishConfig, as_json: bool) -> No
     bitquilt publish demo-4.5bit.gguf --against demo --repo me/demo-GGUF
     bitquilt publish demo-4.5bit.gguf --against demo --repo me/demo-GGUF --upload
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    require_model(config.against)
     from bitquilt.report import publish as hub
     from bitquilt.runtime.progress import Progress
 

@@ -24,7 +24,6 @@ from bitquilt.cli.tables import (
 )
 from bitquilt.config import QuantizeConfig
 from bitquilt.runtime.malloc import keep_freed_memory
-from bitquilt.runtime.progress import clock
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -111,6 +110,7 @@ def _print_streamed(made: list[GgufResult]) -> None:
 def _print_table(result: QuantizeResult) -> None:
     """Print the key figure of each file, the closing table, what it means, and what is left."""
     from bitquilt.report.figures import number
+    from bitquilt.runtime.progress import clock
 
     console = stdout_console()
     for output in result.outputs:

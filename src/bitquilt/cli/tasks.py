@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.cli.options import JSON, config_options, print_json
+from bitquilt.cli.options import JSON, MODELS, config_options, print_json
 from bitquilt.cli.tables import figures_table, stdout_console
 from bitquilt.tasks.config import TaskConfig
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@MODELS
 @config_options(TaskConfig)
 @JSON
 def tasks(models: tuple[str, ...], config: TaskConfig, as_json: bool) -> None:

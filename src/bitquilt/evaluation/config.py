@@ -64,6 +64,7 @@ class EvalConfig(Options):
         "Files are measured on this text instead of the bundled held-out text (.txt or .jsonl).",
         default=None,
         metavar="FILE",
+        reads="",
     )
     tokens: int = option(
         "About this many tokens of the text are read. The answers, the noise and the check of the "

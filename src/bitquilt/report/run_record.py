@@ -23,7 +23,7 @@ from bitquilt.qtypes.qtype import Allocation
 from bitquilt.report.figures import KindFigures, MeasuredFile, text_name
 from bitquilt.report.result import Output
 from bitquilt.runtime.files import read_json
-from bitquilt.runtime.near import suggestion
+from bitquilt.runtime.near import require_there
 from bitquilt.runtime.records import load_record, to_json
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import get_target
@@ -166,8 +166,7 @@ def load(work_dir: Path) -> list[OutputRecord]:
         UserError: ``work_dir`` is not a work directory of ``quantize``, nothing of what it made is
             left, or a record was written by another version.
     """
-    if not work_dir.exists():
-        raise UserError(f"{work_dir} does not exist{suggestion(work_dir)}")
+    require_there(work_dir)
     settings = work_dir / "settings.json"
     if not settings.is_file() or "model" not in read_json(settings, _AGAIN):
         raise UserError(  # `bitquilt eval` keeps another kind

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
+
+from bitquilt.errors import UserError
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
@@ -34,9 +37,30 @@ def suggestion(path: Path) -> str:
     """Say which entry of the directory resembles a path that does not exist."""
     if not path.parent.is_dir():
         return f", nor does {path.parent}; check the path"
-    there = (entry.name for entry in path.parent.iterdir())
-    near = nearest(path.name, (name for name in there if not name.startswith(".")))
-    return f"; did you mean {path.parent / near[0]}?" if near else "; check the path"
+    # a suffix says what a file is: that alone makes no two names alike
+    there: dict[str, list[str]] = {}
+    for entry in path.parent.iterdir():
+        if not entry.name.startswith("."):
+            there.setdefault(_without_suffix(entry.name), []).append(entry.name)
+    for stem in nearest(_without_suffix(path.name), there):
+        (near,) = nearest(path.name, there[stem]) or there[stem][:1]
+        return f"; did you mean {path.parent / near}?"
+    return "; check the path"
+
+
+def require_there(path: str | Path) -> None:
+    """Refuse a path that does not exist.
+
+    Raises:
+        UserError: it does not exist; a name that resembles it is in the sentence.
+    """
+    if not Path(path).exists():
+        raise UserError(f"{path} does not exist{suggestion(Path(path))}")
+
+
+def _without_suffix(name: str) -> str:
+    """Leave out what ends a file's name, not what follows the dot of a number."""
+    return re.sub(r"(?<=.)\.[a-z]{2,11}$", "", name, flags=re.IGNORECASE)
 
 
 def _plain(name: str) -> str:

@@ -43,6 +43,9 @@ class Option:
     """The environment variable that holds the value where the flag is not given."""
     optional_value: str | None = None
     """What the flag alone means, where its value may be left out."""
+    reads: str | None = None
+    """What the value ends with where it is the path of a file to read; an empty text, if it always
+    is one."""
     above: float | None = None
     """The value must be greater than this number."""
     least: float | None = None
@@ -56,7 +59,8 @@ class Option:
         if self.least is not None and self.most is not None:
             return f"between {self.least:g} and {self.most:g}"
         if self.above is not None:
-            return f"greater than {self.above:g}"
+            most = "" if self.most is None else f" and at most {self.most:g}"
+            return f"greater than {self.above:g}{most}"
         return f"at least {self.least:g}" if self.least is not None else ""
 
     def admits(self, number: float) -> bool:
@@ -227,9 +231,10 @@ def _check(flag: str, value: Any, known: Option) -> None:
             + did_you_mean(value, known.choices)
         )
     if isinstance(value, float) and math.isnan(value):
-        raise UserError(f"{flag} is nan, which is not a number; give a number")
+        within = f" that is {known.limits}" if known.limits else ""
+        raise UserError(f"{flag} is nan; give a number{within}")
     if not known.admits(value):
-        raise UserError(f"{flag} is {value}; give a number that is {known.limits}")
+        raise UserError(f"{flag} is {_word(value)}; give a number that is {known.limits}")
 
 
 def command(verb: str, model: str, config: Options) -> str:

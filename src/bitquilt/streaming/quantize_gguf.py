@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitquilt.allocation.budget import Budget, label_of, parse_size
+from bitquilt.allocation.budget import Budget, label_of
 from bitquilt.allocation.llama_cpp import LLAMA_CPP
 from bitquilt.config import QuantizeConfig
 from bitquilt.errors import UserError
@@ -28,6 +28,7 @@ from bitquilt.gguf.imatrix import read_imatrix
 from bitquilt.runtime.files import refuse_file, require_room
 from bitquilt.runtime.near import did_you_mean
 from bitquilt.runtime.progress import Progress
+from bitquilt.runtime.sizes import parse_size
 from bitquilt.streaming import ggml
 from bitquilt.streaming.costs import matrix_errors
 from bitquilt.streaming.importance import EMBEDDING, importance_of

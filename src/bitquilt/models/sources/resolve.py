@@ -1,20 +1,14 @@
-"""From what a user types to local files."""
+"""From what a user types to local files.
+
+huggingface_hub is imported where it is asked, so that a path that is no model is refused at once.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
-
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from typing import Any
 
 from bitquilt import demo
 from bitquilt.errors import UserError
@@ -46,6 +40,20 @@ def resolve(reference: str, *, weights: bool = True) -> Path:
     Raises:
         UserError: there is no such model, it is not readable, or the hub did not answer.
     """
+    return local_path(reference) or _directory(_download(reference, weights))
+
+
+def local_path(reference: str) -> Path | None:
+    """What a reference names on this machine, or None where only the hub may have it.
+
+    Nothing but names and a few bytes is looked at, so this takes no time.
+
+    Args:
+        reference: what the user typed.
+
+    Raises:
+        UserError: it is no model, or a path that does not exist.
+    """
     if reference == DEMO:
         return demo.path()
     path = Path(reference).expanduser()
@@ -57,7 +65,7 @@ def resolve(reference: str, *, weights: bool = True) -> Path:
         raise UserError(f"there is no model {reference}; did you mean {DEMO}?")
     if _looks_local(reference, path):
         raise UserError(f"{reference} does not exist{suggestion(path)}")
-    return _directory(_download(reference, weights))
+    return None
 
 
 def on_hub(reference: str) -> bool:
@@ -112,6 +120,8 @@ def _file(path: Path) -> Path:
         raise UserError(f"{path} is one file of a model; give its directory: {path.parent}")
     with path.open("rb") as stream:
         magic = stream.read(4)
+    if not magic:
+        raise UserError(f"{path} is empty; download it again")
     if magic == GGUF_MAGIC and path.suffix == SUFFIX:
         return path
     if magic == GGUF_MAGIC:
@@ -133,7 +143,23 @@ def _looks_local(reference: str, path: Path) -> bool:
     )
 
 
+def snapshot_download(repo: str, **patterns: Any) -> str:
+    """Download a repository of the hub; see huggingface_hub's function of that name."""
+    from huggingface_hub import snapshot_download
+
+    return str(snapshot_download(repo, **patterns))
+
+
 def _download(repo: str, weights: bool) -> Path:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
     unneeded = [*_UNNEEDED, *(() if weights else _WEIGHTS)]
     try:
         found = snapshot_download(repo, allow_patterns=list(HUB_FILES), ignore_patterns=unneeded)

@@ -1,0 +1,67 @@
+"""What is plainly wrong is refused before the heavy libraries are imported to look at it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import bitquilt
+from tests.test_imports import HEAVY
+
+WRONG = {
+    (
+        "quantize",
+        "demo",
+        "--bits",
+        "0",
+    ): "--bits is 0; give a number that is greater",
+    (
+        "plan",
+        "demo",
+        "--bits",
+        "4,nan",
+    ): "--bits is nan; give a number that is greater",
+    ("quantize", "demo", "--size", "5XB"): "--size is '5XB', which is not a size; write it like",
+    ("search", "demo"): "how small should it be? give --bits 4.5 for each weight, --size for",
+    ("quantize", "demo", "--recipe", "nix.json"): "nix.json does not exist; check the path",
+    ("quantize", "demo", "--bits", "4", "--calibration", "no.txt"): "no.txt does not exist; check",
+    ("plan", "demo", "--bits", "4", "--imatrix", "i.gguf"): "i.gguf does not exist; check the path",
+    ("run", "nomodel", "Hi"): "nomodel has no config.json, so it is not a Hugging Face model",
+    ("chat", "missing.gguf"): "missing.gguf does not exist; check the path",
+    ("serve", "empty.gguf"): "empty.gguf is empty; download it again",
+    ("inspect", "text.gguf"): "text.gguf is not a GGUF file: it does not begin with the bytes",
+    ("bench", "text.gguf", "missing.gguf"): "text.gguf is not a GGUF file",
+    ("eval", "missing.gguf", "--against", "demo"): "missing.gguf does not exist; check the path",
+    ("eval", "empty.gguf", "--against", "demo"): "empty.gguf is empty; download it again",
+    ("card", "nomodel", "--against", "./away", "--repo", "a/b"): "./away does not exist; check",
+    ("report", "away.work"): "away.work does not exist; check the path",
+}
+IN_ONE_PROCESS = """
+import sys
+from bitquilt.cli.main import main
+for line in sys.stdin.read().splitlines():
+    try:
+        main(line.split())
+    except SystemExit as end:
+        print(end.code, *sorted(set(sys.modules) & set({heavy})))
+"""
+
+
+def test_simple_mistakes_are_told_at_once(tmp_path):
+    (tmp_path / "nomodel").mkdir()
+    (tmp_path / "empty.gguf").touch()
+    (tmp_path / "text.gguf").write_text("no GGUF")
+    done = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS.replace("{heavy}", repr(HEAVY))],
+        input="\n".join(map(" ".join, WRONG)),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(bitquilt.__file__))},
+    )
+    said = done.stderr.splitlines()
+    for words, sentence, line in zip(WRONG, WRONG.values(), said, strict=True):
+        assert line.startswith(f"bitquilt: {sentence}"), words
+    assert done.stdout.splitlines() == ["2"] * len(WRONG)
