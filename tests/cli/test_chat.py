@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from prompt_toolkit.completion import CompleteEvent
+from prompt_toolkit.document import Document
 
 from bitquilt.cli import chat as chat_module
 from bitquilt.engines import llamacpp
@@ -104,6 +106,18 @@ def test_a_file_stands_before_the_next_question(talk, tmp_path: Path) -> None:
     first, _, second, _ = json.loads(kept.read_text("utf-8"))["messages"]
     assert first["content"] == "sum.txt:\n```\nWhat is 12 + 30?\n```\n\nAnswer it."
     assert second["content"] == "Why?"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("/fi", ["/file"]), ("/s", ["/system", "/save", "/stats"]), ("/file {}/no", ["te.txt"]),
+     ("/save  {}/n", ["ote.txt"]), ("hello /f", []), ("/system {}/n", [])],
+)  # fmt: skip
+def test_commands_and_files_are_completed(typed: str, offered: list[str], tmp_path: Path) -> None:
+    (tmp_path / "note.txt").touch()
+    document = Document(typed.format(tmp_path))
+    found = chat_module._completer().get_completions(document, CompleteEvent())
+    assert [one.text for one in found] == offered
 
 
 def test_a_fence_is_longer_than_those_inside() -> None:

@@ -24,6 +24,8 @@ from bitquilt.runtime.files import atomic_write, read_json
 from bitquilt.talk.config import AnswerConfig
 
 if TYPE_CHECKING:
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+
     from bitquilt.talk.session import Session
 
 HELP = """\
@@ -230,18 +232,15 @@ def _lines() -> Iterator[str]:
         return
     from platformdirs import user_state_path
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import NestedCompleter, PathCompleter
     from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     history = user_state_path("bitquilt", ensure_exists=True) / "chat_history"
-    verbs = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
-    paths = dict.fromkeys(_WITH_FILES, PathCompleter(expanduser=True))
     typed: PromptSession[str] = PromptSession(
         history=FileHistory(str(history)),
-        completer=NestedCompleter.from_nested_dict({verb: paths.get(verb) for verb in verbs}),
+        completer=_completer(),
         complete_while_typing=False,
         key_bindings=keys,
     )
@@ -252,6 +251,27 @@ def _lines() -> Iterator[str]:
             continue
         except EOFError:
             return
+
+
+def _completer() -> Completer:
+    """What completes commands, and the names of files behind some of them."""
+    from prompt_toolkit.completion import Completer, PathCompleter, WordCompleter
+    from prompt_toolkit.document import Document
+
+    verbs = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
+    commands, paths = WordCompleter(verbs, sentence=True), PathCompleter(expanduser=True)
+
+    class Commands(Completer):
+        def get_completions(
+            self, document: Document, complete_event: CompleteEvent
+        ) -> Iterator[Completion]:
+            verb, space, rest = document.text_before_cursor.partition(" ")
+            if verb in _WITH_FILES and space:
+                yield from paths.get_completions(Document(rest.lstrip()), complete_event)
+            else:
+                yield from commands.get_completions(document, complete_event)
+
+    return Commands()
 
 
 @contextmanager
