@@ -1,13 +1,28 @@
-"""Tiny random checkpoints of types that bitquilt has no tables of, for llama.cpp's converter."""
+"""Tiny random checkpoints of many types, for llama.cpp's converter."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
+import io
+import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+)
 
 from bitquilt.bases.converter import find_converter
 from tests.factories import VOCABULARY, tiny_tokenizer
@@ -16,53 +31,230 @@ needs_converter = pytest.mark.skipif(
     find_converter() is None, reason="llama.cpp's converter is not installed; see CONTRIBUTING.md"
 )
 
-_MIXTURE = {
-    **{"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 64, "head_dim": 64},
-    "norm_topk_prob": True,  # as published ones have it; llama.cpp reads no such key of qwen3moe
+_SHARED = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": False,
+    "bos_token_id": VOCABULARY - 6,
+    "eos_token_id": VOCABULARY - 5,
+    "pad_token_id": VOCABULARY - 5,
+}
+_LARGER = {"vocab_size": VOCABULARY + 32}
+"""For tokenizers to which something is added."""
+_EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 64}
+_SLIDING = {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 16,
+    "head_dim": 32,
+}
+_TIED = {"tie_word_embeddings": True}
+_GEMMA = {**_SLIDING, **_TIED, "query_pre_attn_scalar": 32}
+# one layer in six has full attention: llama.cpp reads it in no file
+_GEMMA_3 = {
+    "head_dim": 32,
+    "num_hidden_layers": 6,
+    "sliding_window": 16,
+    **_TIED,
+    "query_pre_attn_scalar": 32,
+}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 32, "mamba_n_groups": 1}
+_DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
+_VISION = {
+    **{"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1},
+    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
 }
 TYPES: dict[str, dict[str, Any]] = {
-    "granite": {},
-    "smollm3": {"num_hidden_layers": 4},
-    "olmo2": {},
-    "qwen3_moe": _MIXTURE,
-    "gpt_oss": {
-        **{"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 64},
-        "layer_types": ["sliding_attention", "full_attention"],
+    "llama": {},
+    "mistral": {"head_dim": 32, "sliding_window": None},
+    "ministral3": {"head_dim": 32},
+    "mistral3": {
+        "text_config": {"model_type": "ministral3", **_SHARED, "head_dim": 32},
+        "vision_config": {"model_type": "pixtral", **_VISION, "head_dim": 32},
     },
+    "qwen2": _LARGER,
+    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 96},
+    "qwen3": {"head_dim": 32},
+    # as published ones have it; llama.cpp reads no such key of qwen3moe
+    "qwen3_moe": {**_EXPERTS, "head_dim": 64, "norm_topk_prob": True},
+    "qwen3_next": {**_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 64},
+    "qwen3_5_text": {**_DELTA, **_LARGER},
+    "qwen3_5_moe_text": {
+        **{**_DELTA, **_EXPERTS, **_LARGER},
+        "shared_expert_intermediate_size": 64,
+    },
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA_3,
+    "gemma3": {
+        "text_config": {"model_type": "gemma3_text", **_SHARED, **_GEMMA_3},
+        "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+        "mm_tokens_per_image": 4,
+        "tie_word_embeddings": True,
+    },
+    "gemma3n_text": {
+        **{"head_dim": 32, "num_hidden_layers": 30, "sliding_window": 16, **_TIED},
+        # all as in E2B, because llama.cpp reads it in no file
+        **{"num_kv_shared_layers": 10, "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 20},
+        **{"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY},
+        "laurel_rank": 64,
+    },
+    "gemma4_text": {
+        **{"head_dim": 32, "global_head_dim": 64, "num_hidden_layers": 6, **_TIED},
+        **{"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY},
+        **{"sliding_window": 16, "num_kv_shared_layers": 0},
+    },
+    "smollm3": {"num_hidden_layers": 4},
+    "granite": {},
+    "granitemoehybrid": {
+        **_MAMBA,
+        **{"num_local_experts": 4, "num_experts_per_tok": 2, "mamba_expand": 2},
+        "shared_intermediate_size": 96,
+        "layer_types": ["mamba", "attention"],
+    },
+    "phi3": {},
+    "olmo2": {},
+    "olmo3": {"sliding_window": 16, "num_hidden_layers": 4},
+    "olmoe": {**_EXPERTS, "num_key_value_heads": 4},
     "lfm2": {
         **{"block_ff_dim": 192, "block_auto_adjust_ff_dim": False, "tie_word_embeddings": True},
         "layer_types": ["conv", "full_attention"],
     },
+    "gpt_oss": {
+        **{"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 64},
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "ernie4_5": {"head_dim": 32},
+    "glm4": {"head_dim": 32, **_LARGER},
+    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},  # as 1.2B
+    "seed_oss": {"head_dim": 32},
+    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 256, "head_dim": 32},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+        **{"mamba_num_heads": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "n_groups": 1},
+        **{"n_routed_experts": 4, "moe_intermediate_size": 64, "head_dim": 32},
+        "moe_shared_expert_intermediate_size": 96,
+    },
+    "nemotron": {},
+    "starcoder2": {},
+    "stablelm": {},
+    "cohere2": {"num_hidden_layers": 4, "head_dim": 32, "sliding_window": 16, **_TIED},
+    "apertus": {},
+    "arcee": {},
+    "hunyuan_v1_dense": {"head_dim": 32},
 }
 """model_type → fields of its config, beside those that all have."""
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "nemotron_h": {"num_hidden_layers": 4, "hybrid_override_pattern": "ME*E"},
+    "gemma4_text": {"global_head_dim": 64},
+    "cohere2": {"rotary_pct": 1.0},
+    "glm4": {"partial_rotary_factor": 0.5},
+    "lfm2": {"block_dim": 128},
+    "qwen3_moe": {"num_experts": 4},
+    "qwen3_next": {"num_experts": 4, "partial_rotary_factor": 0.25},
+    "stablelm": {"partial_rotary_factor": 0.25},
+}
+"""model_type → fields that published configs have, where transformers saves others."""
+SENTENCEPIECE = {"gemma2", "gemma3", "gemma3_text", "gemma3n_text", "ernie4_5", "nemotron"}
+"""Types whose tokenizer the converter reads from tokenizer.model."""
 
 
 def unknown_checkpoint(
     tmp_path: Path, kind: str, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Path:
     """Write a random checkpoint with its tokenizer under ``tmp_path`` and return its directory."""
-    shared = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 128,
-        "intermediate_size": 192,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": False,
-        "bos_token_id": VOCABULARY - 6,
-        "eos_token_id": VOCABULARY - 5,
-        "pad_token_id": VOCABULARY - 5,
-    }
-    config = AutoConfig.for_model(kind, **{**shared, **TYPES[kind]})
+    # llama.cpp looks for special tokens in what is named phi-3
+    directory = tmp_path / ("phi-4" if kind == "phi3" else kind)
+    fields = TYPES[kind] if "text_config" in TYPES[kind] else {**_SHARED, **TYPES[kind]}
+    config = AutoConfig.for_model(kind, **fields)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    auto = AutoModelForCausalLM if known else AutoModelForImageTextToText
+    model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2 and "conv" not in name:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
             elif parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.to(dtype).save_pretrained(tmp_path / kind)
-    tiny_tokenizer().save_pretrained(tmp_path / kind)
-    return tmp_path / kind
+    model.to(dtype).save_pretrained(directory)
+    _tokenizer(kind).save_pretrained(directory)
+    written = json.loads((directory / "config.json").read_text("utf-8"))
+    theta = written.get("rope_parameters", {}).get("rope_theta")
+    published = {} if theta is None else {"rope_theta": theta}  # where transformers had it before
+    _edit(directory / "config.json", published | PUBLISHED.get(kind, {}))
+    if kind == "phi3":  # as Phi-4-mini has it; others have a tokenizer.model
+        _edit(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+    if kind == "gemma3n_text":
+        _add_shared_keys(directory / "model.safetensors")
+    if kind in SENTENCEPIECE:
+        (directory / "tokenizer.model").write_bytes(_pieces())
+    return directory
+
+
+def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with what the converter asks of a type's."""
+    if kind == "gemma4_text":
+        return _byte_fallback()
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    if kind == "glm4":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>", "<|user|>"]})
+    return tokenizer
+
+
+def _byte_fallback() -> PreTrainedTokenizerFast:
+    """Gemma 4's kind: BPE over characters, with spaces as U+2581, and bytes for what is unknown."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([inspect.getsource(textwrap)], trainer)
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def _add_shared_keys(path: Path) -> None:
+    """Add what published files of Gemma 3n have, llama.cpp asks for, and nobody reads."""
+    tensors = load_file(path)
+    for name in [name for name in tensors if ".layers.0." in name and re.search(r"\.[kv]_", name)]:
+        for layer in range(20, 30):
+            other = name.replace(".layers.0.", f".layers.{layer}.")
+            tensors.setdefault(other, torch.zeros_like(tensors[name]))
+    save_file(tensors, path, {"format": "pt"})
+
+
+def _edit(path: Path, fields: dict[str, Any]) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **fields}), "utf-8")
+
+
+@functools.cache
+def _pieces() -> bytes:
+    """A tokenizer.model of a few hundred pieces."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(inspect.getsource(textwrap).splitlines()),
+        model_writer=written,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    return written.getvalue()

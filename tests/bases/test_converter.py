@@ -17,6 +17,10 @@ from tests.factories import tiny_checkpoint
 
 FAKE = """
 import sys
+class ModelBase:
+    no_mtp = False
+    def load_hparams(directory, is_mistral_format):
+        return {{"known": 1, "text_config": {{}}}}
 class TextModel:
     def get_vocab_base_pre(self, tokenizer):
         raise NotImplementedError("not recognized")
@@ -39,7 +43,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A checkout whose converter does what a test says, with a gguf package of its own."""
     checkout = tmp_path / "llama.cpp"
     (checkout / "gguf").mkdir(parents=True)
-    (checkout / "gguf" / "__init__.py").write_text("OTHER = True")
+    (checkout / "gguf" / "__init__.py").write_text(
+        "import enum\nOTHER = True\nMODEL_ARCH = enum.IntEnum('MODEL_ARCH', 'LLAMA')"
+    )
     monkeypatch.setenv(converter.CHECKOUT, str(checkout))
 
     def write(body: str) -> None:
@@ -101,6 +107,33 @@ def test_code_that_a_model_brings_is_not_run(fake, tmp_path: Path) -> None:
     with pytest.raises(UserError):
         converter.convert(directory, tmp_path / "out.gguf")
     assert not ran.exists()
+
+
+TELLS = """
+    import json, pathlib
+    out = pathlib.Path(sys.argv[sys.argv.index("--outfile") + 1])
+    fields = ModelBase.load_hparams(sys.argv[1], is_mistral_format=False)
+    archs = gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.OF_THE_FUTURE
+    out.write_text(json.dumps([fields, ModelBase.no_mtp, archs]))
+"""
+
+
+def test_what_the_converter_does_not_see_by_itself_is_shown_to_it(fake, tmp_path: Path) -> None:
+    fake(TELLS)
+    directory = tiny_checkpoint(tmp_path, "llama", layers=2)
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"known": 2, "published": 3, "text_config": {"num_hidden_layers": 2}}
+    (directory / "config.json").write_text(json.dumps(config))
+    converter.convert(directory, tmp_path / "out")
+    fields, no_mtp, archs = json.loads((tmp_path / "out").read_text())
+    assert (fields["known"], fields["published"]) == (1, 3)  # its own reading comes first
+    assert fields["text_config"] == {"num_hidden_layers": 2}
+    assert no_mtp
+    assert archs == [1, None]
+    config["text_config"] = {"num_hidden_layers": 1}  # so the second predicts further tokens
+    (directory / "config.json").write_text(json.dumps(config))
+    converter.convert(directory, tmp_path / "out")
+    assert not json.loads((tmp_path / "out").read_text())[1]
 
 
 @needs_converter

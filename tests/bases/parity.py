@@ -1,0 +1,101 @@
+"""Transformers' logits beside those of engines: of bases, checkpoints and quantized files."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+from transformers import activations
+
+from bitquilt.bases.importance import BaseModel
+from bitquilt.engines.llamacpp import open_llamacpp
+from bitquilt.gguf.container import read_container
+from bitquilt.gguf.dequantize import dequantize
+from tests.engines.conftest import divergence
+from tests.factories import VOCABULARY
+
+Logits = npt.NDArray[np.float32]
+TOKENS = np.random.default_rng(0).integers(0, VOCABULARY - 6, 40)
+"""What the models read: more than the tiny ones' sliding windows."""
+_GELU = (activations.GELUTanh, activations.GELUActivation, nn.GELU)
+
+
+class TableGelu(nn.Module):
+    """GELU as ggml has it: a table from half precision to half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Look x up."""
+        return gelu(x.half().float(), approximate="tanh").half().float()
+
+
+def transformers_logits(model: nn.Module) -> Logits:
+    """Transformers' logits, float32 [L, V]."""
+    with torch.inference_mode():
+        read = model(torch.from_numpy(TOKENS)[None], use_cache=False)
+    logits: Logits = read.logits[0].float().numpy()
+    return logits
+
+
+def llamacpp_logits(file: Path) -> Logits:
+    """Those of a file in llama.cpp, with a cache of float32."""
+    with open_llamacpp(file, exact=True) as engine:
+        (logits,) = engine.logits(TOKENS[None])
+    return logits
+
+
+def mlx_logits(directory: Path) -> Logits:
+    """Those of a Hugging Face directory in mlx-lm."""
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(directory)
+    return np.array(model(mx.array(TOKENS)[None]).astype(mx.float32))[0]
+
+
+def difference(truth: Logits, other: Logits) -> float:
+    """The largest difference between logits; files may have more tokens than the model."""
+    return float(np.abs(truth - other[:, : truth.shape[1]]).max())
+
+
+def with_table_gelu(model: nn.Module) -> nn.Module | None:
+    """A copy of a model with ggml's GELU; None if it has none."""
+    changed = copy.deepcopy(model)
+    found = [
+        (module, name)
+        for module in changed.modules()
+        for name, child in module.named_children()
+        if isinstance(child, _GELU)
+    ]
+    for module, name in found:
+        setattr(module, name, TableGelu())
+    return changed if found else None
+
+
+def decoded_model(base: BaseModel, file: Path) -> nn.Module:
+    """Transformers' model with a quantized file's numbers in place of its own."""
+    model = copy.deepcopy(base.model)
+    tensors = read_container(file).tensors
+    parameters = dict(model.named_parameters())
+    for name, partner in base.partners.items():
+        if partner is None:
+            continue
+        stack = dequantize(file, tensors[name])
+        stack = stack.reshape(-1, *stack.shape[-2:])
+        for matrix, pieces in zip(stack, partner.experts, strict=True):
+            for piece in pieces:
+                parameter = parameters[piece.unit.parameter].data
+                own = parameter.view(-1, *parameter.shape[-2:])[piece.unit.index]
+                own = own.T if piece.unit.transposed else own
+                columns = torch.arange(own.shape[1]) if piece.columns is None else piece.columns
+                own[piece.source_rows[:, None], columns] = matrix[piece.rows]
+    return model
+
+
+def kl(truth: Logits, other: Logits) -> float:
+    """Mean KL of other logits, in nats."""
+    return divergence(truth, other[:, : truth.shape[1]])
