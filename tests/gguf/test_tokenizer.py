@@ -19,6 +19,7 @@ from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.tokenizer import SPLITTINGS, read, tokenizer_keys
 from bitquilt.models import open_checkpoint
+from bitquilt.models.tokenizer import load_tokenizer
 from bitquilt.targets import GGUF
 from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
 from tests.targets.conftest import Model
@@ -95,7 +96,33 @@ def tekken() -> Tokenizer:
     return byte_level(on_regex(pattern), whole_words=True)
 
 
+def deepseek_coder() -> pre_tokenizers.PreTokenizer:
+    """As its tokenizer.json has it."""
+    *patterns, _ = SPLITTINGS["deepseek-coder"].patterns
+    return pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns),
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def falcon() -> pre_tokenizers.PreTokenizer:
+    """As its tokenizer.json has it."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Punctuation("contiguous"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+        ]
+    )
+
+
 TOKENIZERS = {
+    "deepseek-coder": lambda: byte_level(deepseek_coder()),
+    "falcon": lambda: byte_level(falcon()),
     "llama-bpe": lambda: byte_level(on_regex(LLAMA3_SPLIT), whole_words=True),
     "smaug-bpe": lambda: byte_level(on_regex(LLAMA3_SPLIT)),
     "qwen2": lambda: byte_level(on_regex(QWEN2_SPLIT)),
@@ -126,7 +153,7 @@ def test_llamacpp_splits_alike(name: str, tmp_path: Path) -> None:
             assert engine.tokenize(text) == tokenizer.encode(text).ids, text
 
 
-@pytest.mark.parametrize("name", TOKENIZERS.keys() - {"smaug-bpe"})
+@pytest.mark.parametrize("name", TOKENIZERS.keys())
 def test_one_rebuilt_from_gguf_is_written_again(name: str, tmp_path: Path) -> None:
     tokenizer = TOKENIZERS[name]()
     first = open_checkpoint(write_with(tokenizer, tmp_path))
@@ -138,7 +165,7 @@ def test_one_rebuilt_from_gguf_is_written_again(name: str, tmp_path: Path) -> No
             assert engine.tokenize(text) == tokenizer.encode(text).ids, text
 
 
-@pytest.mark.parametrize("name", sorted(TOKENIZERS.keys() - {"smaug-bpe", "default"}))
+@pytest.mark.parametrize("name", sorted(TOKENIZERS.keys() - {"default"}))
 def test_keys_of_a_rebuilt_tokenizer_are_those_of_the_file(name: str, tmp_path: Path) -> None:
     path = write_with(TOKENIZERS[name](), tmp_path)
     metadata = read_header(path).metadata
@@ -265,3 +292,24 @@ def test_all_that_ends_a_turn_ends_it_in_llamacpp(
     by_text = {VOCABULARY - 1, VOCABULARY - 2, VOCABULARY - 5}
     assert stated <= ends <= stated | by_text
     assert stated <= set(open_checkpoint(path).generation_config["eos_token_id"]) | by_text
+
+
+@pytest.mark.parametrize("kind", [normalizers.NFKC, normalizers.Lowercase])
+@pytest.mark.parametrize("name", ["qwen2", "default"])
+def test_normalizers_that_llamacpp_lacks_are_refused(name: str, kind, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS[name]()
+    steps = [kind(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    with pytest.raises(UserError, match=rf"changes text by the normalizer {kind.__name__} before"):
+        write_with(tokenizer, tmp_path)
+
+
+@pytest.mark.parametrize("named", ["LlamaTokenizer", "LlamaTokenizerFast", "GPT2Tokenizer"])
+def test_the_tokens_are_those_of_tokenizer_json_whatever_class_is_named(
+    named: str, tmp_path: Path
+) -> None:
+    tokenizer = sentencepiece()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": named}))
+    loaded = load_tokenizer(tmp_path)
+    assert [loaded.encode(text) for text in TEXTS] == [tokenizer.encode(text).ids for text in TEXTS]

@@ -8,12 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from bitquilt.calibration.corpus import Document, bundled, from_file, windows, without_overlap
 from bitquilt.calibration.shrinkage import FOLDS
@@ -21,6 +19,7 @@ from bitquilt.calibration.text_budget import TextBudget, text_budget
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.models.tokenizer import load_tokenizer
 from bitquilt.runtime.device import compute_device
 
 Encode = Callable[[Document], list[int]]
@@ -73,7 +72,7 @@ def document_encoder(name: str, directory: Path, template: str | None, rows: int
     Raises:
         UserError: as :func:`encoder`.
     """
-    tokenizer = _tokenizer(directory)
+    tokenizer = load_tokenizer(directory)
 
     def encode(document: Document) -> list[int]:
         ids = tokenize(document)
@@ -102,17 +101,6 @@ def document_encoder(name: str, directory: Path, template: str | None, rows: int
         return list(tokenizer.encode(rendered, add_special_tokens=False))
 
     return encode
-
-
-def _tokenizer(directory: Path) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(directory)
-    except Exception as error:  # tokenizers raises no narrower class
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"{directory} holds no tokenizer that transformers can load ({reason}); download its "
-            "tokenizer.json and tokenizer_config.json again"
-        ) from error
 
 
 def held_out_documents(file: str | Path | None = None) -> list[Document]:

@@ -8,26 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from llguidance import LLTokenizer
-from transformers import AutoTokenizer
 
 from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
-from bitquilt.errors import UserError
 from bitquilt.models.chat_template import TOOL_USE, default_template, templates_by_name
+from bitquilt.models.tokenizer import load_tokenizer
 
 
 class HubTokenizer:
     """Turns text to ids and back, and knows the directory's special tokens and sampling."""
 
     def __init__(self, directory: Path, config: dict[str, Any], generation: dict[str, Any]) -> None:
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(directory)
-        except Exception as error:  # tokenizers raises no narrower class
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise UserError(
-                f"the tokenizer in {directory} cannot be read: {reason}; "
-                "put tokenizer.json and tokenizer_config.json there"
-            ) from error
+        self._tokenizer = load_tokenizer(directory)
         ends = [config.get("eos_token_id"), generation.get("eos_token_id")]
         self._ends = {self._tokenizer.eos_token_id, *_flatten(ends)} - {None}
         added = self._tokenizer.added_tokens_decoder.items()

@@ -56,6 +56,10 @@ _SCALARS = {
 """Value type → struct code, which numpy shares."""
 
 
+class UnknownTypeError(ValueError):
+    """A tensor is stored in a type that has no name here; nothing is damaged."""
+
+
 @dataclass(frozen=True)
 class TensorInfo:
     """One tensor of a file to write; ``shape`` is rows first, as in PyTorch."""
@@ -209,7 +213,7 @@ def _parse(cursor: _Cursor) -> Container:
     for _ in range(tensors):
         name = cursor.string()
         sizes = [cursor.take("Q") for _ in range(cursor.take("I"))]
-        table[name] = sizes, GgmlType(cursor.take("I")), cursor.take("Q")
+        table[name] = sizes, _known_type(cursor.take("I"), name), cursor.take("Q")
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0:
         raise ValueError(f"it aligns its tensors to {alignment!r}, which is not a number of bytes")
@@ -219,6 +223,16 @@ def _parse(cursor: _Cursor) -> Container:
         for name, (sizes, kind, offset) in table.items()
     }
     return Container(metadata, spans, found)
+
+
+def _known_type(number: int, name: str) -> GgmlType:
+    try:
+        return GgmlType(number)
+    except ValueError as error:
+        raise UnknownTypeError(
+            f"it has {name} in a type of the number {number}, which is of a fork of llama.cpp or "
+            "newer than this version of bitquilt: give a file in another type"
+        ) from error
 
 
 def _tensor(name: str, sizes: list[int], kind: GgmlType, offset: int, end: int) -> GgufTensor:

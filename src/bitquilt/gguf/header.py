@@ -9,7 +9,7 @@ from typing import Any
 
 from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
-from bitquilt.gguf.container import Container, GgufTensor, read_container
+from bitquilt.gguf.container import Container, GgufTensor, UnknownTypeError, read_container
 
 _SPLIT = re.compile(r"-\d{5}-of-(?P<count>\d{5})\.gguf$")
 
@@ -128,6 +128,8 @@ def part_name(name: str, index: int, count: int) -> str:
 def _read(path: Path) -> GgufHeader:
     try:
         return GgufHeader(path, read_container(path))
+    except UnknownTypeError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as GGUF: {error}; it is truncated or damaged: download it again"

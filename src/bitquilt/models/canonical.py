@@ -89,12 +89,23 @@ def text_config(config: ModelConfig) -> ModelConfig:
     return text
 
 
-def source_name(stored: str) -> str:
-    """A stored tensor name without the prefix that a multimodal wrapper puts before it.
+def source_names(stored: Iterable[str]) -> dict[str, str]:
+    """Stored tensor names → names without what wrappers put before them, or as if one had.
 
-    ``language_model.model.layers.0…`` and ``model.language_model.layers.0…`` both mean
-    ``model.layers.0…``.
+    ``language_model.model.layers.0…`` and ``model.language_model.layers.0…`` of multimodal models
+    and ``_orig_mod.model.layers.0…`` of compiled ones mean ``model.layers.0…``, and so does
+    ``layers.0…`` of a backbone that was saved alone.
     """
+    names = {name: _unwrapped(name) for name in stored}
+    if any(name.startswith("model.") for name in names.values()):
+        return names
+    return {
+        name: own if own.startswith("lm_head.") else f"model.{own}" for name, own in names.items()
+    }
+
+
+def _unwrapped(stored: str) -> str:
+    stored = stored.replace("_orig_mod.", "")
     if stored.startswith("model.language_model."):
         return "model." + stored.removeprefix("model.language_model.")
     return stored.removeprefix("language_model.")

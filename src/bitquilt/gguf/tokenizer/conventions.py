@@ -62,6 +62,8 @@ class Splitting:
     """Whether a beginning-of-text token is added where the file does not say."""
 
 
+_DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
+
 _LLAMA3_SPLITTING = Splitting((_LLAMA3,), whole_words=True, adds_bos=True)
 _SINGLE_DIGITS = Splitting((r"\p{N}", _GPT2))
 
@@ -71,10 +73,13 @@ SPLITTINGS: dict[str, Splitting] = {
     "llama3": _LLAMA3_SPLITTING,
     "llama-v3": _LLAMA3_SPLITTING,
     "llama-bpe": _LLAMA3_SPLITTING,
+    "smaug-bpe": Splitting((_LLAMA3,)),
     "smollm": _SINGLE_DIGITS,
     "starcoder": _SINGLE_DIGITS,
     "refact": _SINGLE_DIGITS,
     "command-r": _SINGLE_DIGITS,
+    "deepseek-coder": Splitting(_DEEPSEEK_CODER),
+    "falcon": Splitting((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "qwen2": Splitting((_QWEN2,)),
     "deepseek-r1-qwen": Splitting((_QWEN2,)),
     "tekken": Splitting((_TEKKEN,), whole_words=True, adds_bos=True),
@@ -93,6 +98,10 @@ PRE_TOKENIZERS: dict[tuple[tuple[str, ...], bool], str] = {
     (_regexes("qwen2"), False): "qwen2",
     (_regexes("tekken"), True): "tekken",
     (("digits", "gpt-2"), False): "smollm",
+    ((*_regexes("deepseek-coder")[:-1], "digits"), False): "deepseek-coder",
+    (_regexes("deepseek-coder"), False): "deepseek-coder",
+    (("punctuation", "gpt-2", "numbers", "regex [0-9][0-9][0-9]"), False): "falcon",
+    (_regexes("falcon"), False): "falcon",
     (_regexes("smollm"), False): "smollm",
     (("gpt-2",), False): "gpt-2",
     (_regexes("gpt-2"), False): "gpt-2",

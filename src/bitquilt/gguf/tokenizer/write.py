@@ -134,8 +134,32 @@ def _refuse_other_models(files: _Files) -> None:
         )
 
 
+def _refuse_normalizers(files: _Files) -> None:
+    """Refuse what changes text before it is split: llama.cpp does nothing but move spaces.
+
+    NFC is let through: Qwen's tokenizers have it, and hardly any text is in another form.
+    """
+    spaces = {"Replace", "Prepend"} if files.tokenizer["model"].get("byte_fallback") else {"NFC"}
+    for kind in _normalizers(files.tokenizer.get("normalizer")):
+        if kind not in spaces:
+            raise UserError(
+                f"{files.path} changes text by the normalizer {kind} before it is split, and "
+                "llama.cpp would not, so that it would read other tokens; give --to=mlx"
+            )
+
+
+def _normalizers(node: dict[str, Any] | None) -> Iterable[str]:
+    if node is not None and node["type"] == "Sequence":
+        for child in node["normalizers"]:
+            yield from _normalizers(child)
+    elif node is not None:
+        other = node["type"] == "Replace" and node["pattern"] != {"String": " "}
+        yield f"Replace of {node['pattern']}" if other else node["type"]
+
+
 def _model_keys(files: _Files, tokens: list[str]) -> dict[str, MetadataValue]:
     model = files.tokenizer["model"]
+    _refuse_normalizers(files)
     if model.get("byte_fallback"):
         return _sentencepiece_keys(files, tokens)
     return {
@@ -168,8 +192,10 @@ def _splitting_steps(node: dict[str, Any] | None) -> Iterable[str]:
             yield from _splitting_steps(child)
     elif kind == "Split" and node["behavior"] == "Isolated" and not node["invert"]:
         yield f"regex {node['pattern'].get('Regex')}"
-    elif kind == "Digits" and node["individual_digits"]:
-        yield "digits"
+    elif kind == "Digits":
+        yield "digits" if node["individual_digits"] else "numbers"
+    elif kind == "Punctuation" and node["behavior"] == "Contiguous":
+        yield "punctuation"
     elif kind == "ByteLevel" and not node["add_prefix_space"]:
         if node.get("use_regex", True):
             yield "gpt-2"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,10 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     files = safetensors.files(directory)
     if not files:
         return without_weights(directory, name)
-    stored = {canonical.source_name(raw): (raw, at) for raw, at in safetensors.scan(files).items()}
+    scanned = safetensors.scan(files)
+    _refuse_adapter(directory, scanned)
+    names = canonical.source_names(scanned)
+    stored = {names[raw]: (raw, at) for raw, at in scanned.items()}
     findings = _account_for_every_tensor(form, stored)
     _compare_shapes(form, stored, original)
     _require_tokenizer(directory)
@@ -205,10 +208,24 @@ def _sampler(form: Canonical, stored: StoredTensors) -> Callable[[str], torch.Te
     return read
 
 
+def _refuse_adapter(directory: Path, names: Iterable[str]) -> None:
+    if any(".lora_A." in name or ".lora_B." in name for name in names):
+        raise UserError(
+            f"{directory} has the weights of a LoRA adapter, which changes another model; put it "
+            "into that model with peft's merge_and_unload() and save the result"
+        )
+
+
 def _account_for_every_tensor(form: Canonical, stored: StoredTensors) -> list[Finding]:
     """Findings for tensors left out; UserError for missing ones and for ones without a place."""
     wanted = {origin.source for origin in form.origins.values() if origin.source}
     missing = [name for name in wanted if name not in stored]
+    if missing == [f"{HEAD}.weight"]:
+        raise UserError(
+            f"the weights have no {missing[0]}, and config.json does not tie it to the embedding: "
+            "this is a backbone, which predicts no tokens, as embedding models are published; give "
+            "a model for generating text, or set tie_word_embeddings if its head is the embedding"
+        )
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(wanted)} tensors that config.json asks for are not in the "

@@ -1,0 +1,66 @@
+"""Tensors are found under whatever was put before their names, and what is no model is named."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bitquilt import UserError
+from bitquilt.gguf.header import read_header
+from bitquilt.models import open_checkpoint
+from tests.factories import tiny_checkpoint
+from tests.streaming.bases import base_file
+
+
+def renamed(directory: Path, rename) -> Path:
+    """The same checkpoint under other names; None leaves a tensor out."""
+    weights = load_file(directory / "model.safetensors")
+    found = {rename(name): tensor for name, tensor in weights.items()}
+    found.pop(None, None)
+    save_file(found, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.removeprefix("model."),
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"language_model.{name}",
+    ],
+)
+def test_a_prefix_more_or_less_is_the_same_model(rename, tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "qwen3", layers=1)
+    wanted = open_checkpoint(directory).load("model.norm.weight")
+    found = open_checkpoint(renamed(directory, rename)).load("model.norm.weight")
+    assert torch.equal(found, wanted)
+
+
+def test_a_backbone_without_a_head_is_named_so(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "qwen3", layers=1, tied=False)
+    renamed(directory, lambda name: None if name == "lm_head.weight" else name)
+    with pytest.raises(UserError, match="this is a backbone, which predicts no tokens"):
+        open_checkpoint(directory)
+
+
+def test_an_adapter_is_named_so(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "qwen3", layers=1)
+    renamed(directory, lambda name: f"base_model.{name.removesuffix('.weight')}.lora_A.weight")
+    with pytest.raises(UserError, match=r"LoRA adapter, .* merge_and_unload"):
+        open_checkpoint(directory)
+
+
+@pytest.mark.parametrize("number", [137, 9999])
+def test_a_type_without_a_name_is_no_damage(number: int, tmp_path: Path) -> None:
+    path = base_file(tiny_checkpoint(tmp_path, "llama", layers=1), tmp_path / "m.gguf")
+    data, name = bytearray(path.read_bytes()), b"blk.0.ffn_down.weight"
+    at = data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+    struct.pack_into("<I", data, at + 4 + 8 * 2, number)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=rf"ffn_down.weight in a type of the number {number}") as no:
+        read_header(path)
+    assert "damaged" not in str(no.value)
