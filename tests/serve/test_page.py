@@ -108,6 +108,60 @@ def test_an_answer_in_markdown() -> None:
     assert all(url.startswith(server.url) for url in asked)
 
 
+def test_answers_are_regenerated_and_questions_edited() -> None:
+    """On a dark phone, by keyboard; what the model is shown is the conversation as it stands."""
+    seen: list[str] = []
+
+    def model(so_far: str) -> dict[str, float]:
+        if so_far.endswith("|"):
+            seen.append(so_far)
+        return reciting("Well.")(so_far)
+
+    template = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}|"
+    with (
+        running(lambda: Book(model, template)) as server,
+        playwright.sync_playwright() as started,
+    ):
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        playwright.expect.set_options(timeout=60_000)
+        page = browser.new_page(viewport={"width": 360, "height": 640}, color_scheme="dark")
+        page.set_default_timeout(60_000)
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(server.url)
+        page.get_by_text("Settings").click()
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_label("System prompt").fill("S")
+        page.get_by_label("Top-p").fill("0.5")
+        page.get_by_text("Settings").click()
+        log, message = page.get_by_role("log"), page.get_by_label("Message")
+        again = log.get_by_role("button", name="Regenerate")
+        for text, answers in (("one", 1), ("two", 2)):
+            message.fill(text)
+            message.press("Enter")
+            playwright.expect(log.get_by_text("Well.")).to_have_count(answers)
+            playwright.expect(again).to_have_count(1)  # of the last answer only
+        playwright.expect(log.get_by_text("5 tokens, ").last).to_contain_text("tokens/s")
+        again.focus()
+        page.keyboard.press("Enter")
+        playwright.expect(message).to_be_focused()
+        playwright.expect(again).to_be_visible()
+        log.get_by_role("button", name="Edit this question").first.click()
+        playwright.expect(message).to_have_value("one")
+        playwright.expect(log.get_by_text("Well.")).to_have_count(0)
+        message.fill("three")
+        message.press("Enter")
+        playwright.expect(again).to_be_visible()
+        width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        ink = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        browser.close()
+    assert wrong == []
+    assert width[0] <= width[1]
+    assert ink == "rgb(20, 23, 29)"
+    second = "<s>S<u>one<a>Well.<u>two|"
+    assert seen == ["<s>S<u>one|", second, second, "<s>S<u>three|"]
+
+
 def test_the_page_may_run_no_script_but_its_own(demo: Running) -> None:
     with urlopen(demo.url) as response:
         policy, html = response.headers["Content-Security-Policy"], response.read()
