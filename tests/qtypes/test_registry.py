@@ -11,7 +11,7 @@ from bitquilt.rounding.nearest import fit
 def test_names_come_by_bits() -> None:
     bits = [qtypes.get(name).bits for name in qtypes.names()]
     assert bits == sorted(bits)
-    assert len(qtypes.names()) == 19 + 2 + 18 + 1
+    assert len(qtypes.names()) == 20 + 2 + 18 + 2
 
 
 def test_targets_share_only_the_floats() -> None:
@@ -22,9 +22,9 @@ def test_narrow_rows_take_only_small_blocks() -> None:
     """MobileLLM-R1-140M and SmolLM2-135M are 576 wide."""
     gguf = [qtype.name for qtype in qtypes.for_width(576, "gguf")]
     assert gguf == [
-        *("Q2_0", "MXFP4", "Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F32")
+        *("Q2_0", "MXFP4", "Q4_0", "IQ4_NL", "NVFP4", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "BF16", "F32")
     ]
-    assert {qtype.block for qtype in qtypes.for_width(576, "mlx")} == {1, 32, 64}
+    assert {qtype.block for qtype in qtypes.for_width(576, "mlx")} == {1, 16, 32, 64}
 
 
 @pytest.mark.parametrize(

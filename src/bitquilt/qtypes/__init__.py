@@ -8,6 +8,7 @@ In: codes and scales, as fits and rounding choose them. Out: the bytes of a file
     blocks32.py     Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0   blocks of 32; of 64 in Q2_0
     mlx_affine.py   2bit-g32 … 8bit-g128            MLX's groups with scale and bias
     mxfp4.py        mxfp4 MXFP4                     four-bit floats, as MLX and ggml store them
+    nvfp4.py        nvfp4 NVFP4                     those under an eight-bit float
     floats.py       BF16 F32
 
 To add a quantization type (docs/add-a-quantization-type.md has each step at length):
@@ -25,7 +26,7 @@ which types of equal cost are listed.
 from __future__ import annotations
 
 from bitquilt.errors import UserError
-from bitquilt.qtypes import blocks32, floats, iq4, iquants, kquants, mlx_affine, mxfp4  # noqa: F401
+from bitquilt.qtypes import blocks32, floats, iq4, iquants, kquants, mlx_affine, mxfp4, nvfp4  # noqa: F401
 from bitquilt.qtypes.qtype import QuantType, registered
 from bitquilt.runtime.near import did_you_mean
 

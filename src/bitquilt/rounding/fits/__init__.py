@@ -15,4 +15,5 @@ from bitquilt.rounding.fits import (  # noqa: F401
     kquants_mins,
     kquants_signed,
     mxfp4,
+    nvfp4,
 )

@@ -41,7 +41,7 @@ class _Gguf(Target):
     alignment = 32
     bits_reach = 1.0, 2.4
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
-        32: frozenset({"Q4_0", "Q4_1"}),
+        32: frozenset({"NVFP4", "Q4_0", "Q4_1"}),
         256: frozenset(
             {"Q2_0", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"}
         ),

@@ -45,6 +45,7 @@ class _Mlx(Target):
     alignment = 1
     bits_reach = 1.0, 1.7  # its types lie closer together than those of GGUF
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
+        32: frozenset({"nvfp4"}),
         64: frozenset({"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))}),
         128: frozenset(f"{bits}bit-g64" for bits in (2, 3, 4, 5)),
     }
@@ -53,6 +54,7 @@ class _Mlx(Target):
         **dict.fromkeys(("Q5_0", "Q5_1", "Q5_K"), "5bit-g32"),
         "Q8_0": "8bit-g32",
         "MXFP4": "mxfp4",
+        "NVFP4": "nvfp4",
         "Q2_0": "2bit-g64",
     }
 
