@@ -35,6 +35,15 @@ WRONG = {
     ("eval", "missing.gguf", "--against", "demo"): "missing.gguf does not exist; check the path",
     ("eval", "empty.gguf", "--against", "demo"): "empty.gguf is empty; download it again",
     ("card", "nomodel", "--against", "./away", "--repo", "a/b"): "./away does not exist; check",
+    (
+        "run",
+        "demo",
+        "Hi",
+        "--temperature",
+        "hot",
+    ): "Invalid value for '--temperature': 'hot' is",
+    ("plan", "demo", "--threads", "2.5"): "Invalid value for '--threads': '2.5' is not a whole",
+    ("clean", "away"): "away is not a directory; give one that `quantize` or `search` wrote into",
     ("report", "away.work"): "away.work does not exist; check the path",
 }
 IN_ONE_PROCESS = """

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from bitquilt.talk.session import Session
 
 HELP = """\
-/system [TEXT]   show the system prompt, or set it ("" for none, or boxed, or magistral)
+/system [TEXT]   show the system prompt, or set it; "" is none, and boxed and
+                 magistral are prompts that ask for reasoning
 /reset           begin a new conversation
 /regenerate      answer the last question again, with another seed
 /file FILE       put a text file before the next question
@@ -38,7 +39,8 @@ HELP = """\
 /stats           show the length and the speed of the last answer
 /help            show this list
 /quit            leave, as Ctrl-D does
-Alt-Enter begins a new line, Ctrl-R searches what was typed before, Ctrl-C stops an answer."""
+Alt-Enter begins a new line, Ctrl-R searches what was typed before, and Ctrl-C
+stops an answer."""
 _WITH_FILES = ("/file", "/save", "/load")
 
 

@@ -42,7 +42,11 @@ class _InWords(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See :class:`click.ParamType`."""
-        number = self.number.convert(value, param, ctx)
+        try:
+            number = self.number.convert(value, param, ctx)
+        except click.BadParameter:
+            whole = "a whole number" if self.number is click.INT else "a number"
+            self.fail(f"{value!r} is not {whole}", param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
         if not self.known.admits(number):

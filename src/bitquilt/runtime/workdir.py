@@ -14,15 +14,16 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import safetensors
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from bitquilt.errors import UserError
 from bitquilt.runtime.files import atomic_write, refuse_file, remove, require_room
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOCK = ".lock"
 KEPT_SECONDS = 5.0
@@ -61,6 +62,8 @@ class WorkDir:
 
     def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, str]) -> None:
         """Write tensors and their facts under ``name``."""
+        from safetensors.torch import save_file  # with torch, which `clean` does without
+
         whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
         with atomic_write(self.path / f"{name}.safetensors") as temporary, _os_errors(temporary):
             save_file(whole, temporary, metadata=facts)
@@ -69,6 +72,8 @@ class WorkDir:
 
     def load(self, name: str) -> dict[str, Tensor]:
         """Read all tensors of an artefact."""
+        from safetensors.torch import load_file
+
         tensors: dict[str, Tensor] = load_file(self.path / f"{name}.safetensors")
         return tensors
 
