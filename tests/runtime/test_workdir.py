@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import bitquilt.config  # noqa: F401 (its fields are what sentences name to callers from Python)
 from bitquilt.errors import UserError
 from bitquilt.runtime.workdir import WorkDir
 
