@@ -27,9 +27,10 @@ demo: $(INSTALLED) ## quantize the embedded model as GGUF and MLX, and ask each 
 	$(BIN)/bitquilt run $(DEMO_NAME).gguf "$(DEMO_QUESTION)"
 	$(BIN)/bitquilt run $(DEMO_NAME)-mlx "$(DEMO_QUESTION)"
 
-# On two cores llama.cpp's spinning threads starve each other unless they are told to sleep.
+# A process a core, up to what 16 GB of memory hold; llama.cpp's idle threads sleep instead of spin.
 test: $(INSTALLED) ## all tests
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+	  $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 clients: $(INSTALLED) ## tests of the server with large client libraries, which it installs
 	$(BIN)/python -m pip install --quiet --group clients

@@ -208,6 +208,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(demo_gguf: Path, tmp_path: 
         screen.wait_for("the answer was stopped")
         screen.type("\x03What is 12 + 30?\r")
         screen.wait_for("boxed{42}")
+        screen.wait_for("boxed{42}\r\n>")  # what is typed before is echoed as it is
         screen.type("\x12litres")
         screen.wait_for("(reverse-i-search)`litres': Convert 23 litres")
         screen.type("\x07\x15/quit\r")

@@ -176,12 +176,14 @@ def test_without_a_compiler_the_first_line_of_its_words_is_the_trouble(monkeypat
         raise OSError("Could not find any NVRTC library\nand more")
 
     monkeypatch.setattr(kernels, "_kernel", fail)
+    monkeypatch.setattr(kernels, "_find_compiler", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert kernels.compile_error.__wrapped__() == "Could not find any NVRTC library"
 
 
 def test_an_older_torch_is_trouble_too(monkeypatch):
     monkeypatch.delattr(torch.cuda, "_compile_kernel", raising=False)
+    monkeypatch.setattr(kernels, "_find_compiler", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     kernels._kernel.cache_clear()

@@ -102,6 +102,10 @@ class Parrot:
         sampling = Sampling(temperature=0.5)
         context = 1000
 
+        @classmethod
+        def template(cls, tools: bool) -> str:
+            return cls.chat_template
+
     def __init__(self, says: dict[str, list[str]]) -> None:
         self.says, self.dropped = says, []
 

@@ -79,8 +79,8 @@ def load_transformers_model(directory: Path) -> nn.Module:
         ) from error
     if missing := sorted(loading["missing_keys"]):
         raise UserError(
-            f"{directory} lacks {len(missing)} of the tensors that transformers expects, among "
-            f"them {missing[0]}; download the checkpoint again"
+            f"{directory} lacks {len(missing)} of the tensors of transformers' "
+            f"{type(model).__name__}, among them {missing[0]}; download the checkpoint again"
         )
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # one product for each expert

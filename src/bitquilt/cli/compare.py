@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 def compare_files(
     files: tuple[str, str], against: str | None, text: str | None, tokens: int, as_json: bool
 ) -> None:
-    """Show the types and bytes of two model files side by side, and their KL.
+    """Show types, bytes and KL of two model files side by side.
 
     Each FILE is a GGUF file or an MLX directory, whoever made it.
 

@@ -42,10 +42,10 @@ class EngineCheck:
     @property
     def agree(self) -> bool:
         """Whether the two may differ by no more than the engine's own arithmetic accounts for."""
-        apart, most = self.apart, max(self.between.mean, PRECISION)
-        if math.isnan(apart.low):  # too few documents for an interval
-            return abs(apart.mean) <= most + SPREAD * self.in_torch.mean
-        return apart.low <= most and -most <= apart.high
+        most = max(self.between.mean, PRECISION) + SPREAD * self.in_torch.mean
+        if math.isnan(self.apart.low):  # too few documents for an interval
+            return abs(self.apart.mean) <= most
+        return self.apart.low <= most and -most <= self.apart.high
 
 
 @dataclass(frozen=True, kw_only=True)

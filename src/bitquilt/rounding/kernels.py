@@ -154,7 +154,7 @@ def compile_error() -> str | None:
     try:
         _find_compiler()
         _kernel("dots", torch.device("cuda", torch.cuda.current_device()))
-    except (AttributeError, ImportError, OSError, RuntimeError) as error:
+    except (AssertionError, AttributeError, ImportError, OSError, RuntimeError) as error:
         return str(error).partition("\n")[0]  # what follows is a log
     return None
 
