@@ -247,3 +247,12 @@ def test_a_pipe_has_no_echo_to_switch_off(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("question"))
     with chat_module.typed_unseen():
         pass
+
+
+def test_windows_has_no_echo_to_switch_off(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(chat_module, "termios")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("question"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    with chat_module.typed_unseen():
+        pass

@@ -1,5 +1,8 @@
 """Work directories: whole artefacts, refused settings, one run at a time."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -46,6 +49,18 @@ def test_somebody_elses_directory_is_refused(tmp_path):
 
 def test_two_runs_at_once_are_refused(tmp_path):
     with WorkDir(tmp_path / "w", {}), pytest.raises(UserError, match="in use by another run"):
+        WorkDir(tmp_path / "w", {})
+
+
+def test_two_runs_at_once_are_refused_by_windows_locks_too(tmp_path, monkeypatch):
+    def locking(handle, mode, nbytes):
+        assert (mode, nbytes) == ("no wait", 1)
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    locks = SimpleNamespace(locking=locking, LK_NBLCK="no wait")
+    monkeypatch.setattr("bitquilt.runtime.workdir.msvcrt", locks, raising=False)
+    with pytest.raises(UserError, match="in use by another run"):
         WorkDir(tmp_path / "w", {})
 
 

@@ -6,7 +6,6 @@ import json
 import re
 import signal
 import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -22,6 +21,9 @@ from bitquilt.errors import EngineCrashedError, UserError
 from bitquilt.runtime.compute import asking
 from bitquilt.runtime.files import atomic_write, read_json
 from bitquilt.talk.config import AnswerConfig
+
+if sys.platform != "win32":
+    import termios
 
 if TYPE_CHECKING:
     from prompt_toolkit.completion import CompleteEvent, Completer, Completion
@@ -280,20 +282,21 @@ def _completer() -> Completer:
 def typed_unseen() -> Iterator[None]:
     """Keep what is typed meanwhile off the screen, where it would mix with the answer.
 
-    It stays in the terminal's buffer, and stands on the next line to be typed.
+    It stays in the terminal's buffer, and stands on the next line to be typed. Windows echoes
+    nothing that no program is reading.
     """
-    if not sys.stdin.isatty():
+    if sys.platform == "win32" or not sys.stdin.isatty():
         yield
-        return
-    terminal = sys.stdin.fileno()
-    before = termios.tcgetattr(terminal)
-    unseen = [*before]
-    unseen[3] &= ~termios.ECHO
-    termios.tcsetattr(terminal, termios.TCSADRAIN, unseen)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+    else:
+        terminal = sys.stdin.fileno()
+        before = termios.tcgetattr(terminal)
+        unseen = [*before]
+        unseen[3] &= ~termios.ECHO
+        termios.tcsetattr(terminal, termios.TCSADRAIN, unseen)
+        try:
+            yield
+        finally:
+            termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 class _CtrlC:

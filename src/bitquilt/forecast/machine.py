@@ -6,6 +6,7 @@ Letters: L tokens in a window, D model width, V vocabulary.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -78,7 +79,7 @@ def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
 
 def load_per_core() -> float | None:
     """Return how many programs wait for each core, over a minute; None where nobody counts."""
-    if not hasattr(os, "getloadavg"):  # Windows
+    if sys.platform == "win32":
         return None
     return os.getloadavg()[0] / (os.cpu_count() or 1)
 

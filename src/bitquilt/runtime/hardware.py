@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 WIDE = 1024
@@ -72,12 +70,8 @@ def processor() -> str:
 
 def resident_bytes(pid: int) -> int:
     """Return the resident memory of a process, its file mappings included."""
-    if sys.platform == "linux":  # where ps may be missing, in a container
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return pages * resource.getpagesize()
-    asked = ["ps", "-o", "rss=", "-p", str(pid)]
-    kibibytes = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    return 1024 * int(kibibytes)
+    nbytes: int = psutil.Process(pid).memory_info().rss
+    return nbytes
 
 
 def joules() -> float | None:

@@ -6,10 +6,10 @@ naming what differs; budgets and target formats are no settings, since the artef
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,6 +21,11 @@ from safetensors import SafetensorError
 
 from bitquilt.errors import UserError
 from bitquilt.runtime.files import atomic_write, refuse_file, remove, require_room
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,8 +214,11 @@ def locked(path: Path) -> Iterator[None]:
 def _lock(path: Path) -> IO[str]:
     handle = (path / LOCK).open("a")  # unlike "w", leaves its time as it is
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        if sys.platform == "win32":
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the second is Windows' answer
         handle.close()
         raise UserError(
             f"work directory {path} is in use by another run; wait for it, or choose another "
