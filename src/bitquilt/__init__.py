@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from bitquilt.evaluation.speed import Load as Load
     from bitquilt.evaluation.speed import Speed as Speed
     from bitquilt.evaluation.speed import bench as bench
+    from bitquilt.evaluation.wikitext import ConfidenceFigures as ConfidenceFigures
+    from bitquilt.evaluation.wikitext import WikitextFigures as WikitextFigures
+    from bitquilt.evaluation.wikitext import WithError as WithError
     from bitquilt.forecast.disk import DiskUse as DiskUse
     from bitquilt.forecast.estimate import Forecast as Forecast
     from bitquilt.forecast.estimate import estimate as estimate
@@ -98,6 +101,7 @@ _HOMES = {
     "Candidate": "bitquilt.allocation.space",
     "ChoiceScore": "bitquilt.tasks.choices",
     "Comparison": "bitquilt.evaluation.results",
+    "ConfidenceFigures": "bitquilt.evaluation.wikitext",
     "Difference": "bitquilt.allocation.racing",
     "DiskUse": "bitquilt.forecast.disk",
     "DomainFigures": "bitquilt.evaluation.figures",
@@ -149,6 +153,8 @@ _HOMES = {
     "TextSample": "bitquilt.evaluation.results",
     "TraceConfig": "bitquilt.evaluation.config",
     "UserError": "bitquilt.errors",
+    "WikitextFigures": "bitquilt.evaluation.wikitext",
+    "WithError": "bitquilt.evaluation.wikitext",
     "bench": "bitquilt.evaluation.speed",
     "estimate": "bitquilt.forecast.estimate",
     "evaluate": "bitquilt.evaluation.compare",

@@ -13,7 +13,7 @@ from bitquilt.evaluation.figures import DomainFigures
 from bitquilt.evaluation.results import Comparison, Evaluation
 from bitquilt.metrics.kl import Estimate
 from tests.quick import invoke
-from tests.report.conftest import estimate, evaluation, figures
+from tests.report.conftest import estimate, evaluation, figures, protocol_figures
 
 
 @pytest.fixture
@@ -83,6 +83,17 @@ def test_what_the_figures_are_is_a_list_of_short_lines(printed):
     assert sum(line.startswith("- ") for line in about) >= 4
     assert all(line.startswith(("- ", "  ")) for line in about[1:-1])
     assert re.fullmatch(r"It took [\d.]+ (s|min)\.", about[-1])
+
+
+def test_the_protocols_figures_are_printed_by_the_tools_names(found, monkeypatch, capfd):
+    file = replace(found.files[0], wikitext=protocol_figures("wiki.test.raw"))
+    monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, files=[file]))
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "Mean KLD 0.011000 ± 0.000300" in said
+    assert "Same top p 94.500 ± 0.200 %" in said
+    assert "90% – 99% 1,020 0.002000 ± 0.000100 99.000%" in said
+    assert "of which the second half is scored, 1,020 tokens" in said
 
 
 def test_long_names_are_whole(printed):

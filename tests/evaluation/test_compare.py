@@ -82,11 +82,21 @@ def files(folder, model) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def found(folder, model, text, files):
+def wiki(folder) -> Path:
+    """A text for llama-perplexity's protocol: of five windows and a rest."""
+    words = ["the", "of", "a", "model", "text", "is", "in", "for", "not", "number", "reads"]
+    path = folder / "wiki.test.raw"
+    path.write_text(" ".join(np.random.default_rng(1).choice(words, 1500)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(folder, model, text, wiki, files):
     return evaluate(
         files,
         against=str(model.source),
         text=text,
+        wikitext=wiki,
         tokens=TOKENS,
         work_dir=folder / "work",
         traces=TRACES,
@@ -119,6 +129,30 @@ def test_figures_are_those_of_transformers_on_the_same_text(found, model, text, 
         )
     means = [found.files[1].figures[name].kl.mean for name in ("prose", "maths")]
     assert found.files[1].figures["all"].kl.mean == pytest.approx(np.mean(means))
+
+
+def test_wikitext_is_scored_in_the_second_half_of_each_window(found, model, wiki, files):
+    """By llama-perplexity's protocol, on transformers' logits."""
+    ids = AutoTokenizer.from_pretrained(model.source)(wiki.read_text())["input_ids"]
+    count = len(ids) // 512
+    tokens = torch.tensor(ids[: count * 512]).view(count, 512)
+    tokens[:, 0] = ids[0]
+    weights = GGUF.read_weights(files[1])
+    with TorchEngine(model.checkpoint) as original:
+        truth = losses_and_logs(original, tokens)
+    with TorchEngine(replace(model.checkpoint, reader=weights.__getitem__)) as student:
+        loss, log_q = losses_and_logs(student, tokens)
+    kl = (truth[1].exp() * (truth[1] - log_q)).sum(-1)[:, 256:]
+    figures = found.files[1].wikitext
+    assert figures.text == "wiki.test.raw"
+    assert figures.tokens == kl.numel() == count * 255 > 255
+    assert figures.kl.value == pytest.approx(float(kl.mean()), rel=0.1)
+    assert figures.log_ratio.value == pytest.approx(
+        float((loss - truth[0])[:, 256:].mean()), abs=0.02
+    )
+    own = math.exp(float(truth[0][:, 256:].mean()))
+    assert figures.original_perplexity.value == pytest.approx(own, rel=1e-4)
+    assert sum(one.tokens for one in figures.by_confidence) == figures.tokens
 
 
 def losses_and_logs(engine, tokens):
@@ -210,7 +244,7 @@ def test_a_file_without_a_template_is_measured_and_not_asked(model, text, folder
     assert row.figures["all"].kl.mean > 0
 
 
-def test_an_mlx_directory_is_checked_in_mlx(model, text, folder):
+def test_an_mlx_directory_is_checked_in_mlx(model, text, wiki, folder):
     """Without Metal it reads everything in torch, and an excerpt in its engine."""
     pytest.importorskip("mlx_lm")
     path = folder / "eight-mlx"
@@ -219,6 +253,7 @@ def test_an_mlx_directory_is_checked_in_mlx(model, text, folder):
         [path],
         against=str(model.source),
         text=text,
+        wikitext=wiki,
         tokens=TOKENS,
         work_dir=folder / "work",
         traces=TRACES,
@@ -226,6 +261,7 @@ def test_an_mlx_directory_is_checked_in_mlx(model, text, folder):
     (row,) = found.files
     assert row.engine == ("mlx-lm" if sys.platform == "darwin" else "torch")
     assert 0 < row.figures["all"].kl.mean < 0.01
+    assert 0 < row.wikitext.kl.value < 0.01
     assert row.check.agree
     assert row.check.between.mean < 1e-4
     assert row.samples

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from bitquilt.calibration.text import encoder
 from bitquilt.evaluation.compare import evaluate
 from bitquilt.evaluation.config import EvalConfig, TraceConfig
 from bitquilt.evaluation.expected import expected_stages
 from bitquilt.evaluation.model_file import ModelFile
+from bitquilt.evaluation.wikitext import ProtocolText
 from bitquilt.forecast.machine import PassSpeed
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import GGUF
@@ -25,13 +27,19 @@ def test_every_stage_of_an_evaluation_was_expected_in_its_order(tmp_path, monkey
     model = Model(source, open_checkpoint(source))
     path = tmp_path / "four.gguf"
     GGUF.write(model.checkpoint, model.on("Q4_0"), model.packed, path, "{}")
+    wiki = tmp_path / "wiki.raw"
+    wiki.write_text(" The model reads a text .\n" * 200)
     config = EvalConfig(
         against=source,
+        wikitext=wiki,
         tokens=3072,
         work_dir=tmp_path / "work",
         traces=TraceConfig(count=answers, shown=1),
     )
-    expected = expected_stages(model.checkpoint, ModelFile.several(path), config, STATED)
+    protocol = ProtocolText.of(wiki, encoder(model.checkpoint)).tokens.numel()
+    assert protocol >= 1024
+    files = ModelFile.several(path)
+    expected = expected_stages(model.checkpoint, files, config, STATED, protocol)
     progress, again = Kinds(), Kinds()
     evaluate(path, config, progress=progress)
     assert progress.kinds == [stage.kind for stage in expected]

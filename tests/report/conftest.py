@@ -17,6 +17,7 @@ from bitquilt.evaluation.results import (
     NoiseFloor,
     TextSample,
 )
+from bitquilt.evaluation.wikitext import ConfidenceFigures, WikitextFigures, WithError
 from bitquilt.metrics import teacher
 from bitquilt.metrics.kl import Estimate
 from bitquilt.models import open_checkpoint
@@ -69,6 +70,28 @@ def figures(kl: float) -> DomainFigures:
         bits_per_byte=estimate(0.654),
         tokens=65_774,
         documents=234,
+    )
+
+
+def protocol_figures(text: str) -> WikitextFigures:
+    """What llama-perplexity would print."""
+    return WikitextFigures(
+        text=text,
+        perplexity=WithError(12.5, 0.25),
+        original_perplexity=WithError(12.25, 0.24),
+        log_ratio=WithError(0.0202, 0.001),
+        kl=WithError(0.011, 0.0003),
+        kl_median=0.004,
+        kl_999=0.25,
+        kl_max=3.5,
+        rms_dp=WithError(0.021, 0.001),
+        same_top=WithError(0.945, 0.002),
+        by_confidence=[
+            ConfidenceFigures(
+                low=0.9, high=0.99, kl=WithError(0.002, 0.0001), same_top=0.99, tokens=1020
+            )
+        ],
+        tokens=1020,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from bitquilt.calibration import corpus
-from bitquilt.evaluation.eval_file import save_beside
+from bitquilt.evaluation.eval_file import load_beside, save_beside
 from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.teacher import HeldOutFigures
 from bitquilt.models import open_checkpoint
@@ -23,7 +23,7 @@ from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import GGUF
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
-from tests.report.conftest import SETTINGS, evaluation, quantized, record
+from tests.report.conftest import SETTINGS, evaluation, protocol_figures, quantized, record
 
 MATTER = """---
 license: {licence}
@@ -95,6 +95,25 @@ def test_only_measured_figures(text):
     assert "not measured" in rows["`tiny-3bit.gguf`"]
     assert rows["`tiny-3bit.gguf`"].endswith("| not measured |  |  |  |")
     assert "it is 3.3e-05 for BF16 in llama.cpp, on 3,042 tokens." in text
+
+
+def test_figures_of_llama_perplexitys_protocol_have_a_table(files, original, text):
+    """A table with the tool's own names, and none where nobody asked for them."""
+    assert "Mean KLD" not in text
+    known = load_beside(files[0])
+    (file,) = known.files
+    wikitext = protocol_figures("wiki.test.raw")
+    measured = replace(file, path=str(files[0]), wikitext=wikitext)
+    save_beside(replace(known, files=[measured]))
+    card = model_card(publication(files, original))
+    header, rule, row = card[card.index("| file | Mean PPL(Q)") :].splitlines()[:3]
+    assert header.count("|") == rule.count("|") == row.count("|")
+    assert "| Mean ln(PPL(Q)/PPL(base)) | Mean KLD | Median KLD | 99.9% KLD |" in header
+    assert row.startswith("| `tiny-4.5bit.gguf` | 12.500000 ± 0.250000 | ")
+    assert "| 0.011000 ± 0.000300 | 0.004000 | 0.250000 |" in row
+    assert row.endswith("| 2.100 ± 0.100 % | 94.500 ± 0.200 % |")
+    assert "| `tiny-4.5bit.gguf` | 90% – 99% | 1,020 | 0.002000 ± 0.000100 | 99.000% |" in card
+    assert "As `llama-perplexity --kl-divergence` measures, on wiki.test.raw" in card
 
 
 def test_figures_against_another_original_are_not_used(files, original):

@@ -63,7 +63,7 @@ def from_file(path: Path) -> list[Document]:
     Raises:
         UserError: the file cannot be read, is not in this form, or holds no text.
     """
-    content = _decompressed(path)
+    content = read_text(path)
     kind = path.with_suffix("").suffix if path.suffix in {".gz", ".xz"} else path.suffix
     if kind == ".txt":
         pieces = [piece.strip("\n") for piece in content.split(DOCUMENT_BREAK)]
@@ -88,7 +88,12 @@ def from_file(path: Path) -> list[Document]:
     return documents
 
 
-def _decompressed(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Read a file of UTF-8 text, decompressed where its name ends in `.gz` or `.xz`.
+
+    Raises:
+        UserError: the file cannot be read or decompressed, or is not UTF-8.
+    """
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
     try:
         with openers.get(path.suffix, open)(path, "rb") as file:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from bitquilt.evaluation.figures import DomainFigures
     from bitquilt.evaluation.results import Comparison, Evaluation, FileResult
+    from bitquilt.evaluation.wikitext import WikitextFigures
 
 TABLES = (
     ("kl", "kl_median", "kl_999"),
@@ -70,6 +71,7 @@ def evaluate(models: tuple[str, ...], config: EvalConfig, as_json: bool) -> None
     \b
     bitquilt eval demo-4.5bit.gguf --against demo
     bitquilt eval ours.gguf theirs.gguf --against facebook/MobileLLM-R1-950M
+    bitquilt eval ours.gguf --against demo --wikitext wiki.test.raw
 
     The figures of each MODEL are also kept beside it, in MODEL.eval.json, for `report` and `card`.
     `bitquilt tasks` measures how many problems a model solves.
@@ -94,6 +96,8 @@ def _print(found: Evaluation) -> None:
     for file in found.files:
         _print_file(console, file, found.own)
         _print_check(console, file)
+        if file.wikitext is not None:
+            _print_wikitext(console, file.name, file.wikitext)
     if len(found.files) > 1:
         console.print("", _overview(found))
     kinds = [kind for kind in KINDS if kind in found.own]
@@ -169,6 +173,21 @@ def _print_file(console: Console, file: FileResult, own: Mapping[str, DomainFigu
             figures = file.figures[name]
             table.add_row(name, *(number(getattr(figures, field).mean, field) for field in few))
         console.print(table)
+
+
+def _print_wikitext(console: Console, name: str, figures: WikitextFigures) -> None:
+    """Print the figures of llama-perplexity's protocol, as the tool names them."""
+    from bitquilt.report.wikitext import TOOL_NAMES, confidence_cells, protocol_note, tool_figure
+
+    table = figures_table(name, [figures.text])
+    for field, called in TOOL_NAMES.items():
+        table.add_row(called, tool_figure(figures, field))
+    console.print(table)
+    table = figures_table("the original's largest p", ["tokens", "Mean KLD", "Same top p"])
+    for one in figures.by_confidence:
+        table.add_row(*confidence_cells(one))
+    console.print(table)
+    console.print(protocol_note(figures), markup=False)
 
 
 def _overview(found: Evaluation) -> Table:

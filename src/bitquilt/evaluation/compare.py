@@ -40,6 +40,7 @@ from bitquilt.evaluation.results import (
 )
 from bitquilt.evaluation.text import held_out
 from bitquilt.evaluation.versions import versions
+from bitquilt.evaluation.wikitext import ProtocolReference, ProtocolText
 from bitquilt.forecast.machine import pass_speed
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.models import open_checkpoint
@@ -83,24 +84,29 @@ def _evaluate(
 ) -> Evaluation:
     started = time.monotonic()
     files, original = _opened(models, config)
-    expected = expected_stages(original, files, config, pass_speed(original))
+    encode = encoder(original)
+    protocol = ProtocolText.of(Path(config.wikitext), encode) if config.wikitext else None
+    tokens = protocol.tokens.numel() if protocol else 0
+    expected = expected_stages(original, files, config, pass_speed(original), tokens)
     with progress.job(expected):
-        return _measured(files, original, config, progress, started)
+        return _measured(files, original, protocol, encode, config, progress, started)
 
 
 def _measured(
     files: Sequence[ModelFile],
     original: Checkpoint,
+    protocol: ProtocolText | None,
+    encode: Encode,
     config: EvalConfig,
     progress: Progress,
     started: float,
 ) -> Evaluation:
     """Run the original over the text, and measure each file against it."""
-    documents, encode, calibrated = _documents(config), encoder(original), _calibrated(config)
+    documents, calibrated = _documents(config), _calibrated(config)
     for file in files:
         file.try_out(original, encode)
     examiner, noise = _read_original(
-        original, documents, calibrated, encode, files, config, progress
+        original, documents, calibrated, protocol, encode, files, config, progress
     )
     evaluation = Evaluation(
         original=original.name,
@@ -164,6 +170,7 @@ def _read_original(
     original: Checkpoint,
     documents: Sequence[Document],
     calibrated: frozenset[str] | None,
+    protocol: ProtocolText | None,
     encode: Encode,
     files: Sequence[ModelFile],
     config: EvalConfig,
@@ -181,12 +188,14 @@ def _read_original(
             texts.append(talk.drawn)
         model = OriginalModel(original, work)
         tokens = sum(text.tokens.numel() for text in texts)
+        tokens += protocol.tokens.numel() if protocol else 0
         reading = tokens * original.weights_per_token
         with progress.stage(f"{original.name} reads", reading, "reading"):
             references = [Reference.of(model, text, progress.advance) for text in texts]
+            passage = ProtocolReference.of(model, protocol, progress.advance) if protocol else None
         targets = [t for t in TARGETS.values() if any(file.target is t for file in files)]
         noise = floors(original, references[0], targets, encode, work, progress)
-    return Examiner(original, references, calibrated, talk, encode, progress), noise
+    return Examiner(original, references, calibrated, talk, passage, encode, progress), noise
 
 
 def _work_dir(original: Checkpoint, config: EvalConfig) -> WorkDir:

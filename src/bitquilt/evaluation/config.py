@@ -66,6 +66,14 @@ class EvalConfig(Options):
         metavar="FILE",
         reads="",
     )
+    wikitext: str | Path | None = option(
+        "Files are also measured on all of this text as llama-perplexity --kl-divergence does it, "
+        "in windows of 512 tokens; the figures compare with those that others publish of the same "
+        "text, WikiText-2's wiki.test.raw for example.",
+        default=None,
+        metavar="FILE",
+        reads="",
+    )
     tokens: int = option(
         "About this many tokens of the text are read. The answers, the noise and the check of the "
         "engine take shares of this number.",

@@ -25,6 +25,7 @@ from bitquilt.evaluation.model_file import ModelFile, counted, logits_in, logits
 from bitquilt.evaluation.noise_floor import excerpt
 from bitquilt.evaluation.reference import WRITING, Reference, Talk
 from bitquilt.evaluation.results import EngineCheck, FileResult, TextSample
+from bitquilt.evaluation.wikitext import ProtocolReference, WikitextFigures
 from bitquilt.metrics.kl import TokenFigures, compare, logits
 from bitquilt.metrics.teacher import require_finite
 from bitquilt.models.blockwise import BlockwiseModel
@@ -42,6 +43,7 @@ class Examiner:
         references: Sequence[Reference],
         calibrated: Collection[str] | None,
         talk: Talk | None,
+        protocol: ProtocolReference | None,
         encode: Encode,
         progress: Progress,
     ) -> None:
@@ -49,6 +51,7 @@ class Examiner:
         self._references = references
         self._calibrated = calibrated
         self._talk = talk
+        self._protocol = protocol
         self._progress = progress
         self._encode = encode
 
@@ -66,6 +69,7 @@ class Examiner:
         with file.opened(self._original, self._encode) as engine:
             with self._progress.stage(f"Measuring {file.name}", self._work(file), "file"):
                 figures, check = self._read(file, engine)
+                wikitext = self._by_protocol(file, engine)
             samples = self._samples(file, engine)
         measured, weights = self.measured(figures), self._original.weights
         result = FileResult(
@@ -79,6 +83,7 @@ class Examiner:
             figures=by_domain(measured, self._calibrated),
             check=check,
             samples=samples,
+            wikitext=wikitext,
         )
         if self._calibrated is None:
             return result, measured[0]
@@ -132,9 +137,26 @@ class Examiner:
         )
         return found, check
 
+    def _by_protocol(self, file: ModelFile, engine: Engine) -> WikitextFigures | None:
+        """Measure a file as llama-perplexity does, if that was asked for."""
+        if self._protocol is None:
+            return None
+        tokens, advance = self._protocol.teacher.tokens, self._progress.advance
+        original = self._original
+        if _in_engine(file):
+            name, student, work = file.engine, logits_in(engine, tokens), original.weights_per_token
+        else:
+            weights = file.target.read_weights(file.path)
+            model = BlockwiseModel(original, weights.__getitem__)
+            name, student, work = "torch", logits_of(model, tokens, advance), original.head_weights
+        work += 2 * original.head_weights
+        finite = require_finite(counted(student, work, advance), str(file.path), name)
+        return self._protocol.figures(finite)
+
     def _work(self, file: ModelFile) -> int:
         """Give the tokens × weights of :meth:`_read`."""
         texts = sum(reference.text.tokens.numel() for reference in self._references)
+        texts += self._protocol.teacher.tokens.numel() if self._protocol else 0
         again = excerpt(self._references[0], file.target).text.tokens.numel()
         times = 1 if _in_engine(file) else 2
         per_token = self._original.weights_per_token + self._references[0].comparing

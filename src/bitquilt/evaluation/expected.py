@@ -20,17 +20,29 @@ from bitquilt.runtime.job import ExpectedStage
 
 
 def expected_stages(
-    original: Checkpoint, files: Sequence[ModelFile], config: EvalConfig, speed: PassSpeed
+    original: Checkpoint,
+    files: Sequence[ModelFile],
+    config: EvalConfig,
+    speed: PassSpeed,
+    protocol: int = 0,
 ) -> list[ExpectedStage]:
-    """Give the stages of an evaluation of which nothing is kept yet, in their order."""
+    """Give the stages of an evaluation of which nothing is kept yet, in their order.
+
+    Args:
+        original: the model.
+        files: what is measured against it.
+        config: says on what text.
+        speed: of this machine.
+        protocol: the tokens that are read by llama-perplexity's protocol.
+    """
     through = original.layers * speed.block + speed.head
     second = original.weights_per_token / through
-    stages = _stages(original, files, config)
+    stages = _stages(original, files, config, protocol)
     return [ExpectedStage(kind, units / second, like) for kind, units, like in stages]
 
 
 def _stages(
-    original: Checkpoint, files: Sequence[ModelFile], config: EvalConfig
+    original: Checkpoint, files: Sequence[ModelFile], config: EvalConfig, protocol: int
 ) -> Iterator[tuple[str, float, str]]:
     """Yield the kind of each stage, its tokens × weights, and which stages are as fast as it."""
     count, length = config.traces.within(config.tokens)
@@ -40,14 +52,15 @@ def _stages(
     comparing = reading + 2 * original.head_weights
     if asks:
         yield "writing", (drawn + shown) * writing, ""
-    yield "reading", (config.tokens + drawn) * reading, "torch"
+    read = config.tokens + drawn + protocol
+    yield "reading", read * reading, "torch"
     yield "noise", _excerpt(config, TORCH_EXCERPT) * comparing, "torch"
     for target in dict.fromkeys(file.target for file in files):
         yield "noise", _excerpt(config, target.noise_excerpt) * comparing, target.name
     for file in files:
         times = 1 if file.target.engine_is_fast else 2
         again = times * _excerpt(config, file.target.noise_excerpt)
-        yield "file", (config.tokens + drawn + again) * comparing, file.target.name
+        yield "file", (read + again) * comparing, file.target.name
         if asks:
             yield "answers", shown * writing, file.target.name
 

@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from bitquilt.evaluation.figures import DomainFigures, Measured, difference
+from bitquilt.evaluation.wikitext import WikitextFigures
 from bitquilt.metrics.intervals import LEVEL
 from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.records import to_json
@@ -84,6 +85,8 @@ class FileResult:
     """The comparison of the engine with torch."""
     samples: Sequence[TextSample]
     """A few answers; none where the model has no chat template."""
+    wikitext: WikitextFigures | None = None
+    """The figures of llama-perplexity's protocol, if they were asked for."""
 
     @property
     def overall(self) -> DomainFigures:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, ModelCardData
 from bitquilt.evaluation.eval_file import load_beside, weights_file
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.results import Evaluation
+from bitquilt.evaluation.wikitext import WikitextFigures
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.report import ollama
 from bitquilt.report.figures import (
@@ -25,6 +26,7 @@ from bitquilt.report.figures import (
 from bitquilt.report.origin import Gate, PublishedOriginal
 from bitquilt.report.plots import environment
 from bitquilt.report.run_record import OutputRecord, find_record, published_command
+from bitquilt.report.wikitext import TOOL_NAMES, confidence_cells, protocol_note, tool_figure
 from bitquilt.targets.layout import bits_per_weight
 
 COLUMNS = ("kl", "kl_999", "agreement", "flips", "perplexity_ratio", "bits_per_byte")
@@ -139,6 +141,7 @@ def _text(publication: Publication) -> str:
         "gated": bool(publication.gate),
         "lead": _lead(publication),
         "tables": _tables(publication),
+        "wikitext": _wikitext(found),
         "detailed": [_detailed(name, evaluation) for name, evaluation in found.items()],
         "snippets": _snippets(publication),
         "made": made,
@@ -242,6 +245,29 @@ def _detailed(name: str, evaluation: Evaluation) -> dict[str, Any]:
     ]
     lacking = lacks_documents(found.figures)
     return {"name": name, "engine": found.engine, "rows": rows, "lacking": lacking}
+
+
+def _wikitext(evaluated: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
+    """Make a table of the figures of llama-perplexity's protocol for each text they are of."""
+    on_text: dict[str, dict[str, WikitextFigures]] = {}
+    for name, evaluation in evaluated.items():
+        if (figures := evaluation.files[0].wikitext) is not None:
+            on_text.setdefault(protocol_note(figures), {})[name] = figures
+    return [
+        {
+            "note": note,
+            "names": list(TOOL_NAMES.values()),
+            "rows": [
+                {"name": name, "cells": [tool_figure(figures, field) for field in TOOL_NAMES]}
+                for name, figures in files.items()
+            ],
+            "confidence": [
+                {"name": name, "rows": [confidence_cells(one) for one in figures.by_confidence]}
+                for name, figures in files.items()
+            ],
+        }
+        for note, files in on_text.items()
+    ]
 
 
 def _snippets(publication: Publication) -> list[dict[str, str]]:
