@@ -29,6 +29,7 @@ ORDER = (
     "talk",
     "serve",
     "targets",
+    "trimming",
     "rounding",
     "config",
     "allocation",

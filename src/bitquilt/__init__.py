@@ -91,6 +91,10 @@ if TYPE_CHECKING:
     from bitquilt.tasks.scores import Metric as Metric
     from bitquilt.tasks.scores import ProblemComparison as ProblemComparison
     from bitquilt.tasks.scores import ProblemScore as ProblemScore
+    from bitquilt.trimming.config import TrimConfig as TrimConfig
+    from bitquilt.trimming.trim import TokensPerByte as TokensPerByte
+    from bitquilt.trimming.trim import TrimResult as TrimResult
+    from bitquilt.trimming.trim import trim_vocabulary as trim_vocabulary
 
 __version__ = "0.2.0"
 
@@ -151,7 +155,10 @@ _HOMES = {
     "TaskResults": "bitquilt.tasks.run",
     "TextBudget": "bitquilt.calibration.text_budget",
     "TextSample": "bitquilt.evaluation.results",
+    "TokensPerByte": "bitquilt.trimming.trim",
     "TraceConfig": "bitquilt.evaluation.config",
+    "TrimConfig": "bitquilt.trimming.config",
+    "TrimResult": "bitquilt.trimming.trim",
     "UserError": "bitquilt.errors",
     "WikitextFigures": "bitquilt.evaluation.wikitext",
     "WithError": "bitquilt.evaluation.wikitext",
@@ -167,6 +174,7 @@ _HOMES = {
     "quantize_gguf": "bitquilt.streaming.quantize_gguf",
     "run_tasks": "bitquilt.tasks.run",
     "search": "bitquilt.pipeline",
+    "trim_vocabulary": "bitquilt.trimming.trim",
 }
 """Public name → the module that defines it."""
 

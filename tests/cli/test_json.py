@@ -72,6 +72,7 @@ def test_quantize_and_run(asked, model, tmp_path):
         (("plan", "demo", "--recipe", "q4_k_m"), "did you mean Q4_K_M?"),
         (("inspect", "nowhere/at/all"), "nowhere/at/all does not exist"),
         (("imatrix", "nowhere/at/all"), "nowhere/at/all does not exist"),
+        (("trim", "demo", "-o", "small"), "which tokens should be kept?"),
         (("quantize", "demo"), "how small should it be?"),
         (("search", "demo", "--recipe", "Q4_K_M"), "leaves nothing to search"),
         (("run", "no.gguf", "Hi"), "no.gguf does not exist"),

@@ -33,6 +33,7 @@ from bitquilt.cli.run import run
 from bitquilt.cli.search import search
 from bitquilt.cli.serve import serve
 from bitquilt.cli.tasks import tasks
+from bitquilt.cli.trim import trim_model
 from bitquilt.errors import PartlyRefusedError, UserError, in_shell, named_by
 from bitquilt.runtime.quiet import quiet
 
@@ -56,6 +57,7 @@ for verb in (
     plan,
     recipe,
     imatrix,
+    trim_model,
     inspect,
     run,
     chat,

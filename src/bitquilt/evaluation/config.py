@@ -67,7 +67,7 @@ class EvalConfig(Options):
         reads="",
     )
     wikitext: str | Path | None = option(
-        "Files are also measured on all of this text as llama-perplexity --kl-divergence does it, "
+        "Files are also measured on all of this text as `llama-perplexity --kl-divergence` does, "
         "in windows of 512 tokens; the figures compare with those that others publish of the same "
         "text, WikiText-2's wiki.test.raw for example.",
         default=None,

@@ -12,6 +12,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -111,7 +112,7 @@ class Options:
             known = field.metadata.get("option", Option(field.name))
             flag, value, kinds = known.flag_of(field.name), getattr(self, field.name), None
             if known.many and value is not None:
-                single = isinstance(value, str | int | float)
+                single = isinstance(value, str | int | float | Path)
                 value = (value,) if single else tuple(value)
                 object.__setattr__(self, field.name, value)
                 kinds = _element_types(hints[field.name])
@@ -209,7 +210,7 @@ def _types(hint: Any) -> tuple[type, ...]:
 def _element_types(hint: Any) -> tuple[type, ...]:
     """The types of one of many values: ``Sequence[float] | None`` is float."""
     parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    return tuple(kind for part in parts for kind in get_args(part) if isinstance(kind, type))
+    return tuple(kind for part in parts for each in get_args(part) for kind in _types(each))
 
 
 def _check_type(flag: str, value: Any, kinds: tuple[type, ...]) -> None:

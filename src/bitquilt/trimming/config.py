@@ -1,0 +1,80 @@
+"""What the trimming of a vocabulary can be asked for; cheap to import, for the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitquilt.errors import UserError
+from bitquilt.runtime.options import Options, option
+
+LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "ja", "ko", "pt", "ru", "tr", "zh")
+"""The languages that the bundled text has, besides its held-out text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimConfig(Options):
+    """Which tokens of a vocabulary are kept, and where the smaller model goes."""
+
+    output: str | Path = option(
+        "The smaller model is written to this directory, as a Hugging Face checkpoint.",
+        short="-o",
+        metavar="DIR",
+    )
+    keep: Sequence[str | Path] = option(
+        "The tokens that this text needs are kept (.txt or .jsonl). The option may be given more "
+        "than once.",
+        default=(),
+        metavar="TEXT",
+        many=True,
+        repeated=True,
+    )
+    languages: Sequence[str] | None = option(
+        "The tokens that bitquilt's bundled text needs in these languages, and in code, maths and "
+        f"tables, are kept: {', '.join(LANGUAGES)}.",
+        default=None,
+        metavar="LANG,LANG…",
+        many=True,
+        choices=LANGUAGES,
+    )
+    tokens: str | None = option(
+        "At most this many tokens are kept, 64k for example; k is a thousand. The rarest of the "
+        "text are left out where there are more, and the most usual of the same letters are added "
+        "where there are fewer.  [default: those that the text needs]",
+        default=None,
+        metavar="N",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what keeps nothing.
+
+        Raises:
+            UserError: neither text nor languages are given, or the number of tokens is none.
+        """
+        super().__post_init__()
+        if not self.keep and not self.languages:
+            raise UserError(
+                "which tokens should be kept? Give --keep with text like that which the model will "
+                f"read, or --languages with some of {', '.join(LANGUAGES)}"
+            )
+        self.size  # noqa: B018 (refuses what is no number)
+
+    @property
+    def size(self) -> int | None:
+        """The most tokens that are kept; None if the text decides.
+
+        Raises:
+            UserError: it is no whole number above zero.
+        """
+        if self.tokens is None:
+            return None
+        match = re.fullmatch(r"(\d+)(k?)", self.tokens.strip().lower())
+        count = int(match[1]) * (1000 if match[2] else 1) if match else 0
+        if count < 1:
+            raise UserError(
+                f"--tokens is {self.tokens!r}, which is not a number of tokens; write it like 64k "
+                "or 32000"
+            )
+        return count

@@ -1,0 +1,208 @@
+"""``bitquilt trim``: a model with only the tokens that somebody's text needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitquilt.calibration.corpus import Document, bundled
+from bitquilt.calibration.text import Encode, document_encoder, encoder
+from bitquilt.errors import UserError
+from bitquilt.models import open_checkpoint
+from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.runtime.files import atomic_write, require_room
+from bitquilt.runtime.progress import Progress
+from bitquilt.targets.destination import check_directory
+from bitquilt.trimming.bpe import BpeFile
+from bitquilt.trimming.checkpoint import MARKER, CutCheckpoint
+from bitquilt.trimming.config import TrimConfig
+from bitquilt.trimming.ranking import (
+    TextCounts,
+    count_text,
+    language_of,
+    ranked_tokens,
+    text_to_keep,
+)
+from bitquilt.trimming.vocabulary import MergeTable, closed_vocabulary
+
+READ = 1_000_000
+"""Characters of a text that are split by both tokenizers, to tell how many tokens they take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensPerByte:
+    """How many tokens one text takes before and after."""
+
+    text: str
+    """What the text is."""
+    before: float
+    """Tokens for each byte of UTF-8, by the original's tokenizer."""
+    after: float
+    """The same by the smaller vocabulary."""
+    nbytes: int
+    """The bytes that were read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrimResult:
+    """What was written, and what it costs."""
+
+    path: Path
+    """The directory of the smaller model."""
+    tokens_before: int
+    """The rows of the original's embedding."""
+    tokens: int
+    """The tokens that are kept."""
+    needed: int
+    """The different tokens that the text to keep has."""
+    covered: float
+    """The share of the text's tokens, counted as often as they come, that are kept."""
+    weights_before: int
+    """The weights of the original."""
+    weights: int
+    """The weights that are left."""
+    tokens_per_byte: Sequence[TokensPerByte]
+    """Of the text to keep, and of bundled held-out text in its languages."""
+
+
+def trim_vocabulary(
+    model: str | Path,
+    config: TrimConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> TrimResult:
+    """Write a model with only the tokens that some text needs, as a Hugging Face checkpoint.
+
+    Every byte, control token and added token is kept, and every kept token can still be made by
+    the merges that are kept. Text whose tokens are all kept is split as before, and other text into
+    more tokens; the logits of kept tokens are those of the original.
+
+    Args:
+        model: hub id, Hugging Face directory, GGUF file, or ``demo``.
+        config: what is wanted.
+        progress: told what goes on; stderr if not given.
+        options: fields of :class:`bitquilt.TrimConfig`, instead of a config.
+
+    Raises:
+        UserError: bad input, a tokenizer that cannot be cut, or a place with other files in it.
+    """
+    config = TrimConfig.of(config, options)
+    progress = progress or Progress()
+    path = Path(config.output)
+    check_directory(path, MARKER)
+    documents = text_to_keep(config)
+    checkpoint = open_checkpoint(str(model))
+    tokenizer = BpeFile.read(checkpoint.tokenizer_dir, checkpoint.name)
+    require_room(path.resolve().parent, sum(checkpoint.source_bytes.values()))
+    encode = encoder(checkpoint)
+    characters = sum(len("".join(document.passages)) for document in documents)
+    with progress.stage("Counting tokens", characters, "counting"):
+        counts = count_text(documents, encode, progress.advance)
+    cut = CutCheckpoint(
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        kept=kept_ids(tokenizer, counts, config.size, checkpoint),
+    )
+    nbytes = sum(checkpoint.source_bytes.values())
+    with progress.stage(f"Writing {path.name}", nbytes, "writing"), atomic_write(path) as part:
+        cut.write(part, progress.advance)
+    after = document_encoder(path.name, path, checkpoint.chat_template, len(cut.kept))
+    return _result(path, cut, counts, [*_readings(documents, config, encode, after)])
+
+
+def kept_ids(
+    tokenizer: BpeFile, counts: TextCounts, size: int | None, checkpoint: Checkpoint
+) -> tuple[int, ...]:
+    """Choose the tokens that are kept.
+
+    Args:
+        tokenizer: of the model.
+        counts: of the text to keep.
+        size: the most tokens that are kept; None if the text decides.
+        checkpoint: the model, for errors and its number of embeddings.
+
+    Returns:
+        their ids, ascending.
+
+    Raises:
+        UserError: there is no room for the tokens of bytes and those added, or an id has no
+            embedding.
+    """
+    required, rows = tokenizer.required, checkpoint.matrices[EMBEDDING][0]
+    if size is not None and len(required) > size:
+        raise UserError(
+            f"the bytes, control tokens and added tokens of {checkpoint.name} are "
+            f"{len(required):,}, and all are kept; give at least that many to --tokens"
+        )
+    ranked = ranked_tokens(tokenizer, counts, fill=size is not None)
+    table = MergeTable(tokenizer.merges)
+    whole_words = bool(tokenizer.content["model"].get("ignore_merges"))
+
+    def way(token: str) -> frozenset[str] | None:
+        made = table.way(token)
+        # a word that is a token needs no merges there
+        return frozenset((token,)) if made is None and whole_words else made
+
+    kept = closed_vocabulary(required, ranked, way, size)
+    ids = sorted(tokenizer.vocabulary[token] for token in kept)
+    if ids[-1] >= rows:
+        raise UserError(
+            f"{tokenizer.path} has a token of id {ids[-1]}, but {checkpoint.name} has {rows} "
+            "embeddings; the tokenizer belongs to another model: put the model's own there"
+        )
+    return tuple(ids)
+
+
+def _readings(
+    documents: Sequence[Document], config: TrimConfig, before: Encode, after: Encode
+) -> Iterator[TokensPerByte]:
+    """Split some of each text by both tokenizers."""
+    yield tokens_per_byte("the text to keep", documents, before, after)
+    held_out = bundled("held-out")
+    for language in config.languages or ():
+        own = [document for document in held_out if language_of(document) == language]
+        if own:
+            yield tokens_per_byte(f"held-out text, {language}", own, before, after)
+
+
+def tokens_per_byte(
+    name: str, documents: Sequence[Document], before: Encode, after: Encode
+) -> TokensPerByte:
+    """Count the tokens of the first part of each document, so many that they are :data:`READ` long.
+
+    Args:
+        name: of the text.
+        documents: of the text.
+        before: the original's tokenizer.
+        after: that of the smaller vocabulary.
+    """
+    share = READ // len(documents) + 1
+    texts = ["\n\n".join(document.passages)[:share] for document in documents]
+    parts = [Document("text", name, text, None) for text in texts]
+    nbytes = sum(len(text.encode()) for text in texts)
+    split = [
+        sum(len(encode(part)) for part in parts) / max(1, nbytes) for encode in (before, after)
+    ]
+    return TokensPerByte(text=name, before=split[0], after=split[1], nbytes=nbytes)
+
+
+def _result(
+    path: Path, cut: CutCheckpoint, counts: TextCounts, readings: Sequence[TokensPerByte]
+) -> TrimResult:
+    checkpoint, new = cut.checkpoint, cut.new_ids
+    covered = sum(count for index, count in counts.tokens.items() if index in new)
+    rows, columns = checkpoint.matrices[EMBEDDING]
+    tables = 1 if checkpoint.tied else 2
+    return TrimResult(
+        path=path,
+        tokens_before=rows,
+        tokens=len(cut.kept),
+        needed=len(counts.tokens),
+        covered=covered / max(1, counts.tokens.total()),
+        weights_before=checkpoint.weights,
+        weights=checkpoint.weights - tables * (rows - len(cut.kept)) * columns,
+        tokens_per_byte=readings,
+    )
