@@ -55,6 +55,7 @@ from bitquilt.runtime.workdir import WorkDir, refuse_unusable
 from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 from bitquilt.targets.export import export, write_recipe
+from bitquilt.targets.same_tokens import refuse_other_tokens
 
 WORK_FORMAT = 6
 """Version of what a work directory holds; an older one is refused."""
@@ -95,6 +96,8 @@ def quantize(
 def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
     started = time.monotonic()
     paths = run.destinations()
+    if config.engine_check:
+        run.compare_tokens()
     with run:
         bank = run.collect()
         decisions = run.allocate(bank)
@@ -265,6 +268,16 @@ class Run(AbstractContextManager["Run"]):
             plan.target.refuse_overwrite(path, self.checkpoint)
             paths.append(path)
         return paths
+
+    def compare_tokens(self) -> None:
+        """Refuse a model of which an engine would read other tokens than it is calibrated with.
+
+        Raises:
+            UserError: naming the text that differs.
+        """
+        targets = dict.fromkeys(plan.target for plan in self.plans)
+        for note in refuse_other_tokens(self.checkpoint, list(targets)):
+            self.progress.say(note)
 
     def collect(self) -> LayerBank:
         """Collect what the calibration text says of every matrix, and open the layer bank."""

@@ -213,7 +213,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     ("tokenizer", "config", "words"),
     [
         ("{}", {}, r"tokenizer\.json is not a tokenizer"),
-        ("[", {}, r"tokenizer\.json cannot be read as JSON"),
+        ("[", {}, r"tokenizer\.json is not a tokenizer"),
         (Tokenizer(models.Unigram([("a", 0.0)])).to_str(), {}, "is a Unigram tokenizer"),
         (None, {"eos_token_id": [1, VOCABULARY]}, f"gives eos_token_id {VOCABULARY}, but"),
         (None, {"eos_token_id": list(range(300, 307))}, "7 tokens end this model's turns"),

@@ -275,6 +275,8 @@ def _decode(text: str, where: str) -> Mapping[str, Any]:
             f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; "
             'correct it, or begin with a file that holds {"default": "Q4_K"}'
         ) from error
+    except (ValueError, RecursionError) as error:  # numbers too long, or objects in objects
+        raise UserError(f"{where} is no recipe ({error}); correct it") from error
     if not isinstance(data, dict):
         raise UserError(f'{where} must be a JSON object, e.g. {{"default": "Q4_K"}}')
     return data

@@ -116,9 +116,15 @@ def read_text(path: Path) -> str:
 def _user_document(line: str, path: Path, number: int) -> Document:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
         raise UserError(
-            f"{path}, line {number}: not JSON ({error.msg}); write one JSON object per line"
+            f"{path}, line {number}: half of a character ({error.object[error.start]!r}); save "
+            "the text as UTF-8"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}, line {number}: not JSON ({error}); write one JSON object per line"
         ) from error
     text, messages = (
         (record.get("text"), record.get("messages")) if isinstance(record, dict) else (None, None)

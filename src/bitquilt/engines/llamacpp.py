@@ -24,3 +24,14 @@ def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None
     require_finite_weights(path)
     options = {"path": str(path), "exact": exact, "threads": threads or asked_threads()}
     return RemoteEngine("llama.cpp", options)
+
+
+def open_vocabulary(path: Path) -> RemoteEngine:
+    """Load the header of a GGUF file in llama.cpp, which then knows tokens and nothing else.
+
+    Raises:
+        EngineMissingError: as :func:`open_llamacpp`.
+        UserError: llama.cpp refuses the header or crashes on it.
+    """
+    options = {"path": str(path), "exact": False, "threads": 1, "vocabulary_only": True}
+    return RemoteEngine("llama.cpp", options)

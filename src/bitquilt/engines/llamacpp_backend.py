@@ -37,13 +37,16 @@ class LlamaCppBackend:
     keeps what it holds for as long as there is room: a conversation may go on from there.
     """
 
-    def __init__(self, path: str, exact: bool, threads: int | None) -> None:
+    def __init__(
+        self, path: str, exact: bool, threads: int | None, vocabulary_only: bool = False
+    ) -> None:
         """Load a GGUF file.
 
         Args:
             path: the file.
             exact: float32 KV cache and no flash attention, to compare with another engine.
             threads: None for one per physical core.
+            vocabulary_only: load the header, which is enough for tokens; there may be no weights.
 
         Raises:
             UserError: llama.cpp refuses the file.
@@ -59,6 +62,7 @@ class LlamaCppBackend:
         for i in range(UBATCH):
             self._batch.n_seq_id[i] = 1
         params = self._api.llama_model_default_params()
+        params.vocab_only = vocabulary_only
         self._model = self._api.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise UserError(f"llama.cpp cannot load {path}; check it with bitquilt inspect")

@@ -15,6 +15,8 @@ from mlx_lm.utils import load_model
 from bitquilt.engines.backend import Logits, common_prefix
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
+from bitquilt.models.config_fields import refuse_odd_fields
+from bitquilt.models.generation import read_generation
 from bitquilt.runtime.files import read_json
 
 CHUNK = 512
@@ -31,16 +33,13 @@ class MlxBackend(HubTokenizer):
             UserError: mlx-lm refuses it.
         """
         directory = Path(path)
-        generation = directory / "generation_config.json"
-        super().__init__(
-            directory,
-            read_json(directory / "config.json"),
-            read_json(generation) if generation.exists() else {},
-        )
+        config = read_json(directory / "config.json")
+        refuse_odd_fields(config)
+        super().__init__(directory, config, read_generation(directory))
         try:
             self._model, _ = load_model(directory)
-        except (ValueError, FileNotFoundError, RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # whatever mlx-lm's class of a type raises
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(
                 f"mlx-lm cannot load {directory}: {reason}; check it with bitquilt inspect"
             ) from error

@@ -238,6 +238,11 @@ def _known_type(number: int, name: str) -> GgmlType:
 def _tensor(name: str, sizes: list[int], kind: GgmlType, offset: int, end: int) -> GgufTensor:
     """A table row from its sizes, fastest dimension first, checked against the file's end."""
     block, block_bytes = GGML_BLOCKS[kind]
+    if not sizes or not all(sizes) or sizes[0] % block:
+        raise ValueError(
+            f"it has {name} with rows of {sizes[0] if sizes else 0}, of which there are "
+            f"{math.prod(sizes[1:])}, in blocks of {block}"
+        )
     nbytes = math.prod(sizes) // block * block_bytes
     if offset + nbytes > end:
         raise ValueError(f"it ends within {name}")

@@ -10,6 +10,7 @@ from typing import Any
 from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.container import Container, GgufTensor, UnknownTypeError, read_container
+from bitquilt.gguf.expected import odd_value
 
 _SPLIT = re.compile(r"-\d{5}-of-(?P<count>\d{5})\.gguf$")
 
@@ -61,14 +62,18 @@ class GgufHeader:
             UserError: the layers differ, or the file does not say and there is no default.
         """
         value = self.required(key, default)
-        if not isinstance(value, list):
-            return int(value)
-        if len(set(value)) != 1:
+        stated = value if isinstance(value, list) else [value]
+        if not all(stated):
+            raise UserError(
+                f"{self.path} has {self.architecture}.{key} = 0, which no such model has; it is "
+                "damaged: download it again"
+            )
+        if len(set(stated)) != 1:
             raise UserError(
                 f"{self.path} has {self.architecture}.{key} differing between layers, which "
                 "bitquilt does not support; quantize another model"
             )
-        return int(value[0])
+        return int(stated[0])
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -127,13 +132,16 @@ def part_name(name: str, index: int, count: int) -> str:
 
 def _read(path: Path) -> GgufHeader:
     try:
-        return GgufHeader(path, read_container(path))
+        container = read_container(path)
     except UnknownTypeError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as GGUF: {error}; it is truncated or damaged: download it again"
         ) from error
+    if odd := odd_value(container.metadata):
+        raise UserError(f"{path} cannot be read as GGUF: {odd}; it is damaged: download it again")
+    return GgufHeader(path, container)
 
 
 def _refuse_parts(header: GgufHeader) -> None:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import TensorInfo, encode, encode_header, read_container
+from bitquilt.gguf.expected import odd_value
 
 LEGACY_SUFFIX = ".dat"
 """What the names of files in the old form end with."""
@@ -101,6 +102,8 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix, *, legacy: bool = False)
 
 def _read_gguf(path: Path) -> ImportanceMatrix:
     container = read_container(path)
+    if odd := odd_value(container.metadata):
+        raise ValueError(odd)
     if not any(name.endswith(_SUMS) for name in container.tensors):
         raise ValueError(f"it is a GGUF file without {_SUMS} tensors")
     entries = {}
@@ -122,9 +125,9 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
     get = container.metadata.get
     return ImportanceMatrix(
         entries=entries,
-        datasets=tuple(map(str, get("imatrix.datasets", ()))),
-        chunks=int(get("imatrix.chunk_count", 0)),
-        chunk_size=int(get("imatrix.chunk_size", 0)),
+        datasets=tuple(get("imatrix.datasets", ())),
+        chunks=get("imatrix.chunk_count", 0),
+        chunk_size=get("imatrix.chunk_size", 0),
     )
 
 

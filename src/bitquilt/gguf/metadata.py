@@ -75,7 +75,7 @@ def read_hyperparameters(header: GgufHeader) -> Hyperparameters:
     """
     heads = header.uniform("attention.head_count")
     width = header.uniform("embedding_length")
-    head_dim = header.get("attention.key_length", width // heads)
+    head_dim = header.uniform("attention.key_length", width // heads)
     if header.get("attention.value_length", head_dim) != head_dim:
         raise UserError(
             f"{header.path} has attention values and keys of different widths "

@@ -18,6 +18,7 @@ from bitquilt.models.architectures import ARCHITECTURES, REWRITES, WRAPPERS
 from bitquilt.models.architectures.conditions import COMMON, Condition, first_failed
 from bitquilt.models.architectures.rewrite import Rewrite, TensorOrigin
 from bitquilt.models.config import ModelConfig, complete
+from bitquilt.models.config_fields import refuse_odd_fields
 
 QUANTIZED = ("quantization_config", "quantization")
 """Entries of a config.json that say its weights are quantized."""
@@ -80,6 +81,7 @@ def text_config(config: ModelConfig) -> ModelConfig:
             f"model_type {model_type} is not an architecture that bitquilt supports; it works on "
             f"{WORKS}; of others, `bitquilt quantize` makes GGUF files by llama.cpp's converter"
         )
+    refuse_odd_fields(text)
     for field in QUANTIZED:
         if config.get(field) or text.get(field):
             raise UserError(

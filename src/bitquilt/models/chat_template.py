@@ -146,8 +146,9 @@ def templates_by_name(stated: object) -> dict[str, str]:
     """All templates of a tokenizer's ``chat_template`` that have names: name → source."""
     if isinstance(stated, list):
         entries = [entry for entry in stated if isinstance(entry, dict)]
-        stated = {entry.get("name"): entry.get("template") for entry in entries}
-    pairs = stated.items() if isinstance(stated, dict) else ()
+        pairs = [(entry.get("name"), entry.get("template")) for entry in entries]
+    else:
+        pairs = list(stated.items()) if isinstance(stated, dict) else []
     return {
         name: source
         for name, source in pairs

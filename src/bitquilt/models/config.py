@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING
 
 from bitquilt.errors import UserError
@@ -46,8 +45,8 @@ def complete(config: ModelConfig) -> ModelConfig:
     model_type = config["model_type"]
     try:
         full = CONFIG_MAPPING[model_type](**copy.deepcopy(config)).to_dict()
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+    except Exception as error:  # whatever the class of a type raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise UserError(
             f"config.json does not make a valid {model_type} model: {reason}; "
             "compare it with the one on the model's page"

@@ -50,6 +50,8 @@ KEYS = {
 """A field of a card → the key of a GGUF header."""
 _STATED = tuple(KEYS)
 _LANGUAGES = "general.languages"
+_MOST_BASES = 100
+"""Models that a merge can have been made of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +274,7 @@ def _base_of_gguf(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, 
         get(f"general.source.{key}") for key in ("huggingface.repository", "repo_url", "url")
     )
     original = next(filter(None, map(_hub_id, sources)), None)
-    count = range(int(get("general.base_model.count", 0)))
+    count = range(min(int(get("general.base_model.count", 0)), _MOST_BASES))
     bases = [_hub_id(get(f"general.base_model.{number}.repo_url")) for number in count]
     if known := [one for one in bases if one and not original]:
         return {"base_model": known[0] if len(known) == 1 else known}

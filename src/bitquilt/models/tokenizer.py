@@ -8,6 +8,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bitquilt.errors import UserError
+from bitquilt.gguf.tokenizer.tokenizer_json import read_tokenizer
+
+_REASON_LENGTH = 300
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -20,10 +23,14 @@ def load_tokenizer(directory: Path) -> Any:
         UserError: transformers cannot load it.
     """
     whole = (directory / "tokenizer.json").exists()
+    if whole:
+        read_tokenizer(directory / "tokenizer.json")
     try:
-        return (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
+        loaded = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
+        loaded.decode(loaded.encode("a"))  # some settings are looked at only then
+        return loaded
     except Exception as error:  # tokenizers raises no narrower class
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        reason = " ".join(str(error).split())[:_REASON_LENGTH] or type(error).__name__
         raise UserError(
             f"{directory} holds no tokenizer that transformers can load ({reason}); download its "
             "tokenizer.json and tokenizer_config.json again"

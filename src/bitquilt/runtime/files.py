@@ -160,8 +160,11 @@ def read_json(path: Path, remedy: str = "download it again") -> dict[str, Any]:
         UserError: the file cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:  # halves of characters come in pairs only
+            json.dumps(content, ensure_ascii=False).encode()
+    except (OSError, ValueError, RecursionError) as error:  # also what UTF-8 and JSON are not
         raise UserError(f"{path} cannot be read as JSON: {error}; {remedy}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold a JSON object; {remedy}")

@@ -16,12 +16,14 @@ from bitquilt.bases.importance import BaseModel, open_base
 from bitquilt.config import QuantizeConfig
 from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.imatrix import write_imatrix
+from bitquilt.models.sources.hugging_face import chat_template
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, refuse_file
 from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.base import base_importance_of, base_name, base_of
 from bitquilt.streaming.make_imatrix import refuse_overwrite
 from bitquilt.streaming.quantize_gguf import GgufResult, quantize_gguf
+from bitquilt.targets.same_tokens import refuse_other_tokens_of
 
 SAFE_TYPE = "Q8_0"
 """What matrices have that no parameter has the numbers of."""
@@ -62,6 +64,10 @@ def quantize_base(
         f"{directory.name} goes by its base {path} and an importance matrix: every matrix is "
         "rounded to the nearest, without error feedback"
     )
+    if config.engine_check:
+        template, _ = chat_template(directory)
+        if note := refuse_other_tokens_of(path, directory.name, directory, template):
+            progress.say(note)
     with computing(config.device, config.threads):
         base = open_base(path, directory, progress)
         matrix = base_importance_of(base, directory, config, progress)

@@ -89,8 +89,8 @@ class ResidualStream:
                 rows = self._source.rows(matrix, expert * matrix.rows + start, count)
                 power[start : start + count] += np.square(rows) @ squares
         # outputs of the experts of a token are added up, each with its part of a whole
-        together = self._source.header.get("expert_used_count", 1) if matrix.experts > 1 else 1
-        self._powers[name] = power / max(1, together)
+        used = self._source.header.get("expert_used_count", 1) if matrix.experts > 1 else 1
+        self._powers[name] = power / max(1, *(used if isinstance(used, list) else [used]))
 
     def follow(self) -> None:
         """Follow the stream through all blocks, once the writers are measured."""

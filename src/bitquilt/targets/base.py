@@ -7,7 +7,8 @@ imported by the methods that need it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from bitquilt.models.checkpoint import Checkpoint
     from bitquilt.qtypes.qtype import Allocation, PackedSource
     from bitquilt.targets.layout import Layout
+
+Tokenize = Callable[[str, bool], Sequence[int]]
+"""(text, whether tokens that begin or end a text are added) → tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +207,15 @@ class Target(ABC):
         Raises:
             EngineMissingError: the engine is not installed.
             UserError: the engine cannot load the file.
+        """
+
+    @abstractmethod
+    def engine_tokenizer(self, checkpoint: Checkpoint) -> AbstractContextManager[Tokenize]:
+        """Give the tokenizer that the engine will have of a file to be made, while it is entered.
+
+        Raises:
+            EngineMissingError: the engine is not installed.
+            UserError: the engine cannot load the tokenizer.
         """
 
     @abstractmethod

@@ -87,8 +87,8 @@ def byte_level_tokenizer(header: GgufHeader) -> Tokenizer:
         )
     splitting = SPLITTINGS[pre]
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     vocabulary = {token: number for number, token in enumerate(tokens)}
+    merges = _merges(header, vocabulary)
     tokenizer = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.whole_words)
     )
@@ -108,6 +108,30 @@ def byte_level_tokenizer(header: GgufHeader) -> Tokenizer:
             special_tokens=[(tokens[bos], bos)],
         )
     return tokenizer
+
+
+def _merges(header: GgufHeader, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+    """The merges, whose parts and results must be tokens.
+
+    Raises:
+        UserError: there are none, or one names a token that is not there.
+    """
+    stated = header.metadata.get("tokenizer.ggml.merges")
+    if stated is None:
+        raise UserError(
+            f"{header.path} has no tokenizer.ggml.merges, which its tokenizer needs; it is "
+            "damaged: download it again"
+        )
+    merges = []
+    for merge in stated:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise UserError(
+                f"{header.path} merges {merge!r:.60} in tokenizer.ggml.merges, which are not all "
+                "tokens; it is damaged: download it again"
+            )
+        merges.append((left, right))
+    return merges
 
 
 def adds_bos(header: GgufHeader) -> bool:
@@ -145,7 +169,14 @@ def _sentencepiece_tokenizer(header: GgufHeader) -> Tokenizer:
     from transformers import AutoTokenizer
 
     source = header.path
-    converted = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    try:
+        converted = AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name)
+    except Exception as error:  # it reads the file in its own way
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{source} has a tokenizer that transformers cannot rebuild ({reason}); quantize from "
+            "the Hugging Face checkpoint"
+        ) from error
     backend: Tokenizer = converted.backend_tokenizer
     if isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
         # llama.cpp adds its prefix space before any text, transformers' class only before words

@@ -30,6 +30,7 @@ from bitquilt.gguf.tokenizer.conventions import (
     TEMPLATE,
     TEMPLATES,
 )
+from bitquilt.gguf.tokenizer.tokenizer_json import read_tokenizer
 from bitquilt.runtime.files import read_json
 
 _NORMAL = int(TokenType.NORMAL)
@@ -115,14 +116,9 @@ def _read(directory: Path) -> _Files:
         )
     config_path = directory / "tokenizer_config.json"
     config = read_json(config_path) if config_path.exists() else {}
-    return _Files(read_json(path), _loaded(path), config, path)
-
-
-def _loaded(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises no narrower class
-        raise UserError(f"{path} is not a tokenizer ({error}); download it again") from error
+    loaded = read_tokenizer(path)
+    # as tokenizers has understood it: files may be in older forms
+    return _Files(json.loads(loaded.to_str()), loaded, config, path)
 
 
 def _refuse_other_models(files: _Files) -> None:

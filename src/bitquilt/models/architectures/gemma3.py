@@ -104,6 +104,14 @@ GEMMA3 = Architecture(
             lambda c: rope_type(c) in ("default", "linear"),
             "engines know the RoPE types default and linear for gemma3",
         ),
+        Condition(
+            "rope_parameters",
+            lambda c: (
+                c["rope_parameters"].get("sliding_attention", {}).get("rope_type", "default")
+                == "default"
+            ),
+            "engines do not scale the RoPE of gemma3's windows",
+        ),
     ),
     wrappers=("gemma3",),
     embedding_scale=lambda config: float(config["hidden_size"]) ** 0.5,

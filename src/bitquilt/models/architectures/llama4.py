@@ -46,7 +46,13 @@ def _rope_flags(config: ModelConfig) -> list[int]:
     """
     layers = config["num_hidden_layers"]
     interval = config.get("no_rope_layer_interval") or 4
-    flags = config.get("no_rope_layers") or [int((i + 1) % interval != 0) for i in range(layers)]
+    stated = config.get("no_rope_layers")
+    if stated is not None and not isinstance(stated, list):
+        raise UserError(
+            f"no_rope_layers is {stated!r:.60} in config.json, and should be a list; compare it "
+            "with the one on the model's page"
+        )
+    flags = stated or [int((i + 1) % interval != 0) for i in range(layers)]
     return list(flags[:layers])
 
 
@@ -56,11 +62,6 @@ def _completed(config: ModelConfig) -> ModelConfig:
     Zero experts with ``moe_layers`` missing, and flags for more layers than there are.
     """
     layers = config.get("num_hidden_layers", 48)
-    if not isinstance(layers, int):
-        raise UserError(
-            f"num_hidden_layers = {layers!r} in config.json is not a number; "
-            "compare it with the one on the model's page"
-        )
     mended = {
         **config,
         "no_rope_layers": _rope_flags({**config, "num_hidden_layers": layers}),

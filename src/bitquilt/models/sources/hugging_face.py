@@ -18,6 +18,7 @@ from bitquilt.models.canonical import Canonical
 from bitquilt.models.chat_template import DEFAULT, default_template, templates_by_name
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
 from bitquilt.models.fingerprint import checkpoint_fingerprint
+from bitquilt.models.generation import read_generation
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.tensors import bytes_by_type, checked, rows_to_look_at
 from bitquilt.runtime.files import read_json
@@ -71,7 +72,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         tokenizer_dir=directory,
         chat_template=template,
         named_templates=other_templates(directory),
-        generation_config=_generation_config(directory),
+        generation_config=read_generation(directory),
         findings=(
             *audit(original, form.config, form.shapes),
             *audit_template(template, where),
@@ -98,7 +99,7 @@ def without_weights(directory: Path, name: str) -> Checkpoint:
         tokenizer_dir=directory,
         chat_template=template,
         named_templates=other_templates(directory),
-        generation_config=_generation_config(directory),
+        generation_config=read_generation(directory),
         findings=(*described.findings, *audit_template(template, where)),
     )
 
@@ -161,9 +162,16 @@ def other_templates(directory: Path) -> dict[str, str]:
     """The chat templates that a directory has beside the default one: name → source."""
     if (directory / TEMPLATE_FILE).exists():
         files = sorted((directory / TEMPLATE_FOLDER).glob("*.jinja"))
-        return {file.stem: file.read_text(encoding="utf-8") for file in files}
+        return {file.stem: _read_template(file) for file in files}
     named = templates_by_name(_stated_template(directory)[0])
     return {name: source for name, source in named.items() if name != DEFAULT}
+
+
+def _read_template(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text; download it again, or remove it") from error
 
 
 def _stated_template(directory: Path) -> tuple[Any, str | None]:
@@ -173,11 +181,6 @@ def _stated_template(directory: Path) -> tuple[Any, str | None]:
         if stated := read_json(path).get("chat_template") if path.exists() else None:
             return stated, name
     return None, None
-
-
-def _generation_config(directory: Path) -> dict[str, Any]:
-    path = directory / "generation_config.json"
-    return read_json(path) if path.exists() else {}
 
 
 StoredTensors = dict[str, tuple[str, safetensors.StoredTensor]]

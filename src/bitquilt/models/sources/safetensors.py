@@ -54,6 +54,11 @@ def files(directory: Path) -> list[Path]:
     """
     if (directory / INDEX).exists():
         weight_map = read_json(directory / INDEX).get("weight_map", {})
+        if not (isinstance(weight_map, dict) and all(map(_is_name, weight_map.values()))):
+            raise UserError(
+                f"{directory / INDEX} does not say in weight_map which file has each tensor; "
+                "download it again"
+            )
         found = [directory / name for name in dict.fromkeys(weight_map.values())]
     elif (directory / SINGLE).exists():
         found = [directory / SINGLE]
@@ -69,6 +74,11 @@ def files(directory: Path) -> list[Path]:
             "save_pretrained it to get safetensors"
         )
     return found
+
+
+def _is_name(file: object) -> bool:
+    """Tell whether a file of an index can have that name."""
+    return isinstance(file, str) and file.isprintable() and file not in ("", ".")
 
 
 def scan(paths: list[Path]) -> dict[str, StoredTensor]:

@@ -8,6 +8,7 @@ is planned, written and checked in :mod:`.writing`, from the keys of :mod:`bitqu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from bitquilt.engines.remote import RemoteEngine
     from bitquilt.models.checkpoint import Checkpoint
     from bitquilt.qtypes.qtype import Allocation, PackedSource
+    from bitquilt.targets.base import Tokenize
     from bitquilt.targets.layout import Layout
 
 
@@ -117,6 +119,13 @@ class _Gguf(Target):
         from bitquilt.engines.llamacpp import open_llamacpp
 
         return open_llamacpp(path)
+
+    def engine_tokenizer(self, checkpoint: Checkpoint) -> AbstractContextManager[Tokenize]:
+        from bitquilt.gguf.container import encode_header
+        from bitquilt.targets.gguf.vocabulary import llama_cpp_tokenizer
+        from bitquilt.targets.gguf.writing import model_metadata
+
+        return llama_cpp_tokenizer(encode_header(model_metadata(checkpoint), []))
 
     def refuse_overwrite(self, path: Path, checkpoint: Checkpoint) -> None:
         from bitquilt.targets.destination import check_file

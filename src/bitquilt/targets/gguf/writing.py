@@ -135,14 +135,14 @@ def _metadata(
     checkpoint: Checkpoint, chosen: dict[str, QuantType], recipe_json: str, padding: int
 ) -> Metadata:
     """Return all pairs of the header; its length is the same for every allocation and recipe."""
-    pairs = _model_metadata(checkpoint)
+    pairs = model_metadata(checkpoint)
     pairs[FILE_TYPE] = encode(_file_type(checkpoint, chosen))
     pairs["general.quantization_version"] = encode(QUANTIZATION_VERSION)
     room = recipe_room(checkpoint) + padding
     return {**pairs, RECIPE_KEY: encode(padded_text(recipe_json, room, "the recipe"))}
 
 
-def _model_metadata(checkpoint: Checkpoint) -> Metadata:
+def model_metadata(checkpoint: Checkpoint) -> Metadata:
     """Describe the model itself: as a GGUF source does, else anew."""
     if checkpoint.gguf_source is not None:
         missing = {**base_model_keys(checkpoint), **licence_keys(checkpoint)}

@@ -9,9 +9,10 @@ checks.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bitquilt.engines import is_mlx
 from bitquilt.errors import UserError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from bitquilt.engines.remote import RemoteEngine
     from bitquilt.models.checkpoint import Checkpoint
     from bitquilt.qtypes.qtype import Allocation, PackedSource
+    from bitquilt.targets.base import Tokenize
     from bitquilt.targets.layout import Layout
 
 
@@ -134,6 +136,20 @@ class _Mlx(Target):
         from bitquilt.engines.mlx import open_mlx
 
         return open_mlx(path)
+
+    @contextmanager
+    def engine_tokenizer(self, checkpoint: Checkpoint) -> Iterator[Tokenize]:
+        from transformers import AutoTokenizer
+
+        try:  # as mlx_lm.utils.load does, of the files that are copied
+            loaded: Any = AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir)
+        except Exception as error:  # tokenizers raises no narrower class
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"mlx-lm could not load the tokenizer of {checkpoint.name}: {reason}; give "
+                "--to=gguf"
+            ) from error
+        yield lambda text, add_special: loaded.encode(text, add_special_tokens=add_special)
 
     def refuse_overwrite(self, path: Path, checkpoint: Checkpoint) -> None:
         from bitquilt.targets.destination import check_directory

@@ -1,0 +1,45 @@
+"""A tokenizer.json, read by tokenizers and tried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from bitquilt.errors import UserError
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json, or refuse one that could not encode a text.
+
+    Raises:
+        UserError: it is damaged, or adds a token that it does not have.
+    """
+    try:
+        loaded = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no narrower class
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a tokenizer ({reason}); download it again") from error
+    processor = loaded.post_processor
+    for step in _steps(json.loads(processor.__getstate__()) if processor else {}):
+        known = step.get("special_tokens", {})
+        for piece in (*step["single"], *step["pair"]):
+            name = piece.get("SpecialToken", {}).get("id")
+            if name is not None and name not in known:  # tokenizers would end the process
+                raise UserError(
+                    f"{path} puts {name!r} around texts, and its post_processor does not say "
+                    "which token that is; download it again"
+                )
+    return loaded
+
+
+def _steps(processor: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The templates of a post-processor."""
+    if processor.get("type") == "Sequence":
+        for one in processor["processors"]:
+            yield from _steps(one)
+    elif processor.get("type") == "TemplateProcessing":
+        yield processor

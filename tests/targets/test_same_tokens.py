@@ -1,0 +1,101 @@
+"""Tokens are compared before any work: those of tokenizer.json, of llama.cpp and of mlx-lm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, normalizers
+from transformers import PreTrainedTokenizerFast
+
+from bitquilt import pipeline, quantize
+from bitquilt.errors import UserError
+from bitquilt.gguf.tokenizer import conventions, write
+from bitquilt.models import open_checkpoint
+from bitquilt.targets import GGUF, MLX
+from bitquilt.targets.same_tokens import OwnTokens, compare_tokens, refuse_other_tokens
+from tests.factories import LLAMA3_SPLIT, tiny_checkpoint
+from tests.gguf.test_tokenizer import byte_level, on_regex
+from tests.quick import QUICK
+
+SMALL = {"layers": 1, "hidden": 64, "heads": 1, "kv_heads": 1}
+
+
+def with_tokenizer(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A tiny model with another tokenizer."""
+    directory = tiny_checkpoint(tmp_path, "llama", **SMALL)
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|eot_id|>")
+    wrapped.save_pretrained(directory)
+    return directory
+
+
+def llama3() -> Tokenizer:
+    return byte_level(on_regex(LLAMA3_SPLIT), whole_words=True)
+
+
+def test_a_tokenizer_that_engines_know_is_let_through(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(with_tokenizer(tmp_path, llama3()))
+    assert refuse_other_tokens(checkpoint, [GGUF, MLX]) == []
+
+
+def test_accents_that_llamacpp_leaves_apart_are_told(tmp_path: Path) -> None:
+    tokenizer = llama3()
+    tokenizer.normalizer = normalizers.NFC()
+    checkpoint = open_checkpoint(with_tokenizer(tmp_path, tokenizer))
+    (note,) = refuse_other_tokens(checkpoint, [GGUF, MLX])
+    assert note.startswith("llama.cpp does not put letters and accents together")
+    assert "NFC" in note
+
+
+def test_another_splitting_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the name of Qwen's splitting were written for Llama's: digits come in threes there."""
+
+    def begun(*_: object) -> None:
+        raise AssertionError("the long work had begun")
+
+    monkeypatch.setattr(pipeline, "collect_statistics", begun)
+    monkeypatch.setattr(write, "PRE_TOKENIZERS", dict.fromkeys(conventions.PRE_TOKENIZERS, "qwen2"))
+    tokenizer = llama3()
+    content = json.loads(tokenizer.to_str())
+    digits = {"12", "34", "123", "67", "45", "00"} - content["model"]["vocab"].keys()
+    taken = sorted(content["model"]["vocab"].values())[-len(digits) - 1 : -1]
+    names = {number: text for text, number in content["model"]["vocab"].items()}
+    for text, number in zip(sorted(digits), taken, strict=True):
+        del content["model"]["vocab"][names[number]]
+        content["model"]["vocab"][text] = number
+    kept = content["model"]["vocab"]
+    content["model"]["merges"] = [
+        m for m in content["model"]["merges"] if {*m, "".join(m)} <= kept.keys()
+    ]
+    directory = with_tokenizer(tmp_path, Tokenizer.from_str(json.dumps(content)))
+    with pytest.raises(UserError, match=r"llama.cpp would read tiny-llama other tokens .* digits"):
+        quantize(directory, recipe="Q8_0", output=tmp_path, **QUICK | {"engine_check": True})
+
+
+@pytest.mark.parametrize(
+    ("changed", "about"),
+    [
+        (lambda text: text.replace("  ", " "), "spaces"),
+        (lambda text: text.lower(), "words"),
+        (lambda text: text.replace("\ufb01", "fi"), "letters of their own width"),
+        (lambda text: text.replace("<|eot_id|>x", "<|eot_id|> x"), "added tokens"),
+        (lambda text: text.replace("Answer", "Please answer"), "a conversation"),
+    ],
+)
+def test_each_text_tells_something(
+    tmp_path: Path, changed: Callable[[str], str], about: str
+) -> None:
+    tokenizer = llama3()
+    tokenizer.add_tokens([AddedToken("<tool>", normalized=False)])
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|eot_id|>")
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}"
+    own = OwnTokens(name="tiny", tokenizer=wrapped, template=template)
+    assert compare_tokens(own, own.tokenize, "an engine", "give another") is None
+    with pytest.raises(UserError, match=rf"an engine would read .* of {about}.*; give another"):
+        compare_tokens(
+            own, lambda text, add: own.tokenize(changed(text), add), "an engine", "give another"
+        )
