@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from bitquilt.forecast import estimate
 from bitquilt.forecast.machine import MachineSpeed
 from bitquilt.gguf.imatrix import read_imatrix, write_imatrix
 from bitquilt.models import open_checkpoint
+from bitquilt.models.config_fields import MOST
 from bitquilt.models.inspection import inspection_of
 from bitquilt.models.licence import terms_of
 from bitquilt.pipeline import Run
@@ -75,6 +77,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wrapped.save_pretrained(sharded)
     (sharded / "chat_template.json").write_text(json.dumps({"chat_template": TEMPLATES}))
     _shard(sharded)
+    _wrap(sharded)
     tiny_checkpoint(place, "llama4_text", **SMALL)
     write_gguf(bytewise, place / "bytewise.gguf")
     write_sentencepiece_gguf(place / "pieces.gguf", "gemma3")
@@ -99,6 +102,13 @@ def _shard(directory: Path) -> None:
     index = {"metadata": {"total_size": 1}, "weight_map": places}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     (directory / "model.safetensors").unlink()
+
+
+def _wrap(directory: Path) -> None:
+    """Make it the language model of one that sees."""
+    path = directory / "config.json"
+    config = {"model_type": "gemma3", "text_config": json.loads(path.read_text())}
+    path.write_text(json.dumps(config | {"vision_config": {"model_type": "siglip_vision_model"}}))
 
 
 def use_model(path: Path) -> None:
@@ -178,6 +188,75 @@ def quickly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     speed = MachineSpeed(block=1.0, fast_block=1.0, head=1.0, rounding=1.0, threads=1, on_gpu=False)
     monkeypatch.setattr(estimate, "machine_speed", lambda _: speed)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """A gigabyte more than is taken already."""
+    resource = pytest.importorskip("resource")
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        pytest.skip("only Linux says what a process takes")
+    taken = int(statm.read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (1 << 30), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+HUGE = 2**40
+IN_GGUF = {
+    "pairs": struct.pack("<IQQ", 3, 0, HUGE),
+    "tensors": struct.pack("<IQQ", 3, HUGE, 0),
+    "the length of a key": struct.pack("<IQQQ", 3, 0, 1, HUGE),
+    "a list of numbers": struct.pack("<IQQQcIIQ", 3, 0, 1, 1, b"k", 9, 5, HUGE),
+    "a list of texts": struct.pack("<IQQQcIIQ", 3, 0, 1, 1, b"k", 9, 8, HUGE),
+    "dimensions": struct.pack("<IQQQcI", 3, 1, 0, 1, b"k", 2**32 - 1),
+    "a dimension": struct.pack("<IQQQcIQIQ", 3, 1, 0, 1, b"k", 1, HUGE, 0, 0),
+}
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("what", IN_GGUF)
+def test_a_header_that_asks_for_a_terabyte_is_refused_before_it_is_asked_for(
+    what: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF" + IN_GGUF[what] + bytes(64))
+    with pytest.raises(UserError, match=r"model\.gguf cannot be read"):
+        open_checkpoint(path)
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_an_importance_matrix_of_more_numbers_than_the_file_has_bytes_is_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "matrix.dat"
+    path.write_bytes(struct.pack("<iiciii", 2**31 - 1, 1, b"k", 1, 1, 2**31 - 1))
+    with pytest.raises(UserError, match="ends early"):
+        read_imatrix(path)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("field", sorted(MOST))
+def test_a_config_of_a_model_that_nobody_has_is_refused(
+    field: str, sources: Path, tmp_path: Path
+) -> None:
+    source = sources / ("tiny-llama4_text" if field.endswith("_mlp") else "tiny-llama")
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: 2**41}))
+    with pytest.raises(UserError, match=f"^{field} is 2199023255552 in config.json, and should"):
+        open_checkpoint(tmp_path / "config.json")
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_weights_whose_header_is_longer_than_the_file_are_refused(
+    sources: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(sources / "tiny-llama", tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(struct.pack("<Q", HUGE) + b"{}")
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read"):
+        open_checkpoint(tmp_path / "model")
 
 
 @pytest.mark.parametrize("name", FILES)

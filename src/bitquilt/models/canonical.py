@@ -18,7 +18,7 @@ from bitquilt.models.architectures import ARCHITECTURES, REWRITES, WRAPPERS
 from bitquilt.models.architectures.conditions import COMMON, Condition, first_failed
 from bitquilt.models.architectures.rewrite import Rewrite, TensorOrigin
 from bitquilt.models.config import ModelConfig, complete
-from bitquilt.models.config_fields import refuse_odd_fields
+from bitquilt.models.config_fields import refuse_odd_fields, refuse_odd_wrapper
 
 QUANTIZED = ("quantization_config", "quantization")
 """Entries of a config.json that say its weights are quantized."""
@@ -57,7 +57,12 @@ def canonical(config: ModelConfig) -> Canonical:
 
 
 def has_tables(config: ModelConfig) -> bool:
-    """Say whether a published config, or the text half of one, has an architecture of ours."""
+    """Say whether a published config, or the text half of one, has an architecture of ours.
+
+    Raises:
+        UserError: its model_type or text_config is of another kind than it must be.
+    """
+    refuse_odd_wrapper(config)
     model_type = config.get("model_type")
     if model_type in WRAPPERS:
         model_type = config.get("text_config", {}).get("model_type", WRAPPERS[model_type])
@@ -72,9 +77,11 @@ def text_config(config: ModelConfig) -> ModelConfig:
     """
     model_type = config.get("model_type")
     text = config
+    refuse_odd_wrapper(config)
     if model_type in WRAPPERS:
         text = {"model_type": WRAPPERS[model_type], **config.get("text_config", {})}
-        text.setdefault("tie_word_embeddings", config.get("tie_word_embeddings", False))
+        if "tie_word_embeddings" in config:
+            text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
         model_type = text["model_type"]
     if model_type not in REWRITES and model_type not in ARCHITECTURES:
         raise UserError(
@@ -89,6 +96,12 @@ def text_config(config: ModelConfig) -> ModelConfig:
                 "give the original checkpoint, or a GGUF file, which is dequantized on reading"
             )
     return text
+
+
+def states_tying(config: ModelConfig) -> bool:
+    """Say whether a config says if the embedding is the head; wrappers often leave it out."""
+    inside = config.get("text_config", {}) if config.get("model_type") in WRAPPERS else {}
+    return "tie_word_embeddings" in {**config, **inside}
 
 
 def source_names(stored: Iterable[str]) -> dict[str, str]:

@@ -40,6 +40,14 @@ def refuse_odd_fields(config: dict[str, Any], where: str = "config.json") -> Non
         value = config.get(field)
         if value is not None and not (type(value) is int and 1 <= value <= most):
             raise _odd(field, value, f"a whole number from 1 to {most:,}", where)
+    heads, width = config.get("num_attention_heads") or 1, config.get("head_dim") or 1
+    if heads * width > MOST["hidden_size"]:
+        limit = f"at most {MOST['hidden_size']:,} with {heads:,} heads"
+        raise _odd("head_dim", width, limit, where)
+    heads, width = config.get("num_attention_heads") or 1, config.get("head_dim") or 1
+    if heads * width > MOST["hidden_size"]:
+        limit = f"at most {MOST['hidden_size']:,} with {heads:,} heads"
+        raise _odd("head_dim", width, limit, where)
     for field in _NUMBERS:
         value = config.get(field)
         if value is not None and not is_number(value, above=0):
@@ -49,6 +57,20 @@ def refuse_odd_fields(config: dict[str, Any], where: str = "config.json") -> Non
             raise _odd(field, config[field], "a text", where)
     _refuse_odd_rope(config, where)
     refuse_odd_tokens(config, where)
+
+
+def refuse_odd_wrapper(config: dict[str, Any], where: str = "config.json") -> None:
+    """Look at what says which model it is, and which part of one that sees has its text.
+
+    Raises:
+        UserError: model_type is no text, or text_config no object.
+    """
+    text = config.get("text_config", {})
+    for part in (config, text):
+        if not isinstance(part, dict):
+            raise _odd("text_config", part, "an object", where)
+        if not isinstance(part.get("model_type", ""), str | type(None)):
+            raise _odd("model_type", part["model_type"], "a text", where)
 
 
 def refuse_odd_tokens(config: dict[str, Any], where: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitquilt.errors import UserError
-from bitquilt.models.config_fields import is_number, refuse_odd_tokens
+from bitquilt.models.config_fields import MOST, is_number, refuse_odd_tokens
 from bitquilt.runtime.files import read_json
 
 GENERATION_FILE = "generation_config.json"
@@ -24,10 +24,14 @@ def read_generation(directory: Path) -> dict[str, Any]:
         return {}
     found = read_json(path)
     refuse_odd_tokens(found, GENERATION_FILE)
+    if found.get("top_k") == -1:  # as some say that all tokens are kept
+        found["top_k"] = 0
     for field in _SAMPLING:
-        if found.get(field) is not None and not is_number(found[field]):
+        value = found.get(field)
+        kept = value is None or (is_number(value) and 0 <= value <= MOST["vocab_size"])
+        if not kept or (field == "top_k" and isinstance(value, float)):
             raise UserError(
-                f"{field} is {found[field]!r:.60} in {path}, and should be a number; compare it "
+                f"{field} is {value!r:.60} in {path}, and should be a number from 0; compare it "
                 "with the one on the model's page, or leave it out"
             )
     return found

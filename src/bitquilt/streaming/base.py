@@ -20,6 +20,7 @@ from bitquilt.models.canonical import has_tables
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.hugging_face import chat_template
 from bitquilt.models.sources.resolve import resolve, short_name
+from bitquilt.models.sources.tokenizer_files import usable_tokenizer
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.files import read_json, require_room
 from bitquilt.runtime.progress import Progress
@@ -103,8 +104,9 @@ def base_importance_of(
             f"parameter has, and no importance: {few}"
         )
     documents, _ = calibration_documents(config.calibration)
-    template, _ = chat_template(directory)
-    encode = document_encoder(directory.name, directory, template, base.embeddings)
+    place, _ = usable_tokenizer(directory)
+    template, _ = chat_template(place)
+    encode = document_encoder(directory.name, place, template, base.embeddings)
     weights = sum(one.numel() for one in base.model.parameters())
     budget = config.text_budget or text_budget(weights, 1, compute_device().type != "cpu")
     tokens = token_windows(documents, encode, budget.calibration, budget.window)

@@ -17,6 +17,7 @@ from bitquilt.config import QuantizeConfig
 from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.imatrix import write_imatrix
 from bitquilt.models.sources.hugging_face import chat_template
+from bitquilt.models.sources.tokenizer_files import usable_tokenizer
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, refuse_file
 from bitquilt.runtime.progress import Progress
@@ -65,8 +66,9 @@ def quantize_base(
         "rounded to the nearest, without error feedback"
     )
     if config.engine_check:
-        template, _ = chat_template(directory)
-        if note := refuse_other_tokens_of(path, directory.name, directory, template):
+        place, _ = usable_tokenizer(directory)
+        template, _ = chat_template(place)
+        if note := refuse_other_tokens_of(path, directory.name, place, template):
             progress.say(note)
     with computing(config.device, config.threads):
         base = open_base(path, directory, progress)

@@ -122,6 +122,7 @@ def test_a_shard_that_is_missing_or_elsewhere(llama: Path, place: str) -> None:
     (llama.parent / "model-00001-of-00002.safetensors").write_bytes(b"somebody else's")
     index = {"weight_map": {Q: f"{place}model-00001-of-00002.safetensors"}}
     (llama / "model.safetensors.index.json").write_text(json.dumps(index))
+    (llama / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors, which is not in"):
         open_checkpoint(llama)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -64,3 +65,29 @@ def test_a_type_without_a_name_is_no_damage(number: int, tmp_path: Path) -> None
     with pytest.raises(UserError, match=rf"ffn_down.weight in a type of the number {number}") as no:
         read_header(path)
     assert "damaged" not in str(no.value)
+
+
+def test_an_index_of_another_time_beside_whole_weights_is_not_followed(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "qwen3", layers=1)
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert open_checkpoint(directory).load("model.norm.weight").numel() == 256
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    ("wrapper", "family", "usual"),
+    [("gemma3", "gemma3_text", True), ("mistral3", "mistral", False)],
+)
+def test_a_wrapper_that_says_nothing_of_tying_has_a_head_or_none(
+    wrapper: str, family: str, usual: bool, tied: bool, tmp_path: Path
+) -> None:
+    directory = tiny_checkpoint(tmp_path, family, layers=1, tied=tied)
+    text = json.loads((directory / "config.json").read_text())
+    del text["tie_word_embeddings"]
+    config = {"model_type": wrapper, "text_config": text, "vision_config": {}}
+    (directory / "config.json").write_text(json.dumps(config))
+    renamed(directory, lambda name: f"language_model.{name}")
+    assert open_checkpoint(directory).tied == tied
+    (directory / "model.safetensors").unlink()
+    assert open_checkpoint(directory).tied == usual  # as the class of its text has it

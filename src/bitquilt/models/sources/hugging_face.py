@@ -12,7 +12,7 @@ import torch
 
 from bitquilt.errors import UserError
 from bitquilt.models import canonical, layout
-from bitquilt.models.architectures import REWRITES
+from bitquilt.models.architectures import REWRITES, WRAPPERS
 from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.canonical import Canonical
 from bitquilt.models.chat_template import DEFAULT, default_template, templates_by_name
@@ -21,6 +21,7 @@ from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.generation import read_generation
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.tensors import bytes_by_type, checked, rows_to_look_at
+from bitquilt.models.sources.tokenizer_files import about_system_prompt, usable_tokenizer
 from bitquilt.runtime.files import read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -46,7 +47,6 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         UserError: something is missing, damaged, contradictory or not supported.
     """
     original = read_json(directory / "config.json")
-    form = canonical.canonical(original)
     files = safetensors.files(directory)
     if not files:
         return without_weights(directory, name)
@@ -54,14 +54,16 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     _refuse_adapter(directory, scanned)
     names = canonical.source_names(scanned)
     stored = {names[raw]: (raw, at) for raw, at in scanned.items()}
+    form = canonical.canonical(_with_tying(original, stored))
     findings = _account_for_every_tensor(form, stored)
     _compare_shapes(form, stored, original)
-    _require_tokenizer(directory)
-    template, where = chat_template(directory)
+    place, converted = usable_tokenizer(directory)
+    _require_tokenizer(place)
+    template, where = chat_template(place)
     sources = {tensor: stored[o.source][1] for tensor, o in form.origins.items() if o.source}
     nbytes = {t: sources[t].nbytes if t in sources else 0 for t in form.shapes}
     dtypes = {tensor: source.dtype for tensor, source in sources.items()}
-    beside = [directory / file for file in (*TOKENIZER_FILES, TEMPLATE_FILE)]
+    beside = [place / file for file in (*TOKENIZER_FILES, TEMPLATE_FILE)]
     return Checkpoint(
         name=name,
         config=form.config,
@@ -69,13 +71,15 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         shapes=form.shapes,
         reader=_reader(form, stored),
         source_types=bytes_by_type(dtypes, nbytes),
-        tokenizer_dir=directory,
+        tokenizer_dir=place,
         chat_template=template,
         named_templates=other_templates(directory),
         generation_config=read_generation(directory),
         findings=(
             *audit(original, form.config, form.shapes),
             *audit_template(template, where),
+            *about_system_prompt(directory, template),
+            *converted,
             *findings,
         ),
         fingerprint=checkpoint_fingerprint(
@@ -90,17 +94,23 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
 def without_weights(directory: Path, name: str) -> Checkpoint:
     """What a directory says of a model without its weights: shapes, tokenizer if there is one."""
     described = open_config(read_json(directory / "config.json"), name)
-    if not (directory / "tokenizer.json").exists():
+    place, converted = usable_tokenizer(directory)
+    if not (place / "tokenizer.json").exists():
         return described
-    _require_tokenizer(directory)
-    template, where = chat_template(directory)
+    _require_tokenizer(place)
+    template, where = chat_template(place)
     return replace(
         described,
-        tokenizer_dir=directory,
+        tokenizer_dir=place,
         chat_template=template,
         named_templates=other_templates(directory),
         generation_config=read_generation(directory),
-        findings=(*described.findings, *audit_template(template, where)),
+        findings=(
+            *described.findings,
+            *audit_template(template, where),
+            *about_system_prompt(directory, template),
+            *converted,
+        ),
     )
 
 
@@ -209,6 +219,13 @@ def _sampler(form: Canonical, stored: StoredTensors) -> Callable[[str], torch.Te
         return safetensors.read_rows(raw, at, rows_to_look_at(at.shape[0]))
 
     return read
+
+
+def _with_tying(config: dict[str, Any], stored: StoredTensors) -> dict[str, Any]:
+    """A wrapper that does not say whether the embedding is the head has one of its own or not."""
+    if config.get("model_type") not in WRAPPERS or canonical.states_tying(config):
+        return config
+    return {**config, "tie_word_embeddings": f"{HEAD}.weight" not in stored}
 
 
 def _refuse_adapter(directory: Path, names: Iterable[str]) -> None:

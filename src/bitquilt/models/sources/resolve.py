@@ -19,7 +19,7 @@ DEMO = "demo"
 GGUF_MAGIC = b"GGUF"
 
 HUB_FILES = (
-    *("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md"),
+    *("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "SYSTEM_PROMPT.txt"),
     *("LICEN[CS]E*", "COPYING*", "*TERMS*", "NOTICE*", "USE_POLICY*"),
 )
 """Files of a hub repository that a checkpoint needs, or that say on what terms it is passed on."""

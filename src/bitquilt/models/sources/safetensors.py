@@ -52,7 +52,9 @@ def files(directory: Path) -> list[Path]:
     Raises:
         UserError: the index names a file that is missing or elsewhere, or the weights are pickled.
     """
-    if (directory / INDEX).exists():
+    if (directory / SINGLE).exists():  # an index beside it is of another time
+        found = [directory / SINGLE]
+    elif (directory / INDEX).exists():
         weight_map = read_json(directory / INDEX).get("weight_map", {})
         if not (isinstance(weight_map, dict) and all(map(_is_name, weight_map.values()))):
             raise UserError(
@@ -60,8 +62,6 @@ def files(directory: Path) -> list[Path]:
                 "download it again"
             )
         found = [directory / name for name in dict.fromkeys(weight_map.values())]
-    elif (directory / SINGLE).exists():
-        found = [directory / SINGLE]
     else:
         found = sorted(directory.glob("*.safetensors"))
     for file in found:

@@ -1,0 +1,136 @@
+"""Tokenizers that are in tekken.json, or in a tokenizer.json with another model's splitting."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from bitquilt.errors import UserError
+from bitquilt.gguf.tokenizer import SPLITTINGS, tokenizer_keys
+from bitquilt.models import open_checkpoint
+from bitquilt.models.inspection import inspect
+from bitquilt.models.tokenizer import load_tokenizer
+from bitquilt.targets import GGUF
+from bitquilt.targets.same_tokens import refuse_other_tokens
+from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
+from tests.gguf.test_tokenizer import byte_level, on_regex
+
+TEXT = "CamelCase XMLParser 12345 a/b//c hello"
+SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[SYSTEM_PROMPT]")
+MERGED = (b"he", b"ll", b"hell", b"hello", b"12", b"el", b" C", b"Ca", b"mel")
+SMALL = {"layers": 1, "hidden": 64, "heads": 1, "kv_heads": 1}
+
+
+def tekken() -> dict[str, object]:
+    """A tekken.json as mistral-common has it."""
+    (pattern,) = SPLITTINGS["tekken"].patterns
+    pieces = [bytes([byte]) for byte in range(256)] + list(MERGED)
+    special = 20
+    return {
+        "config": {
+            "pattern": pattern,
+            "num_vocab_tokens": len(pieces),
+            "default_vocab_size": len(pieces) + special,
+            "default_num_special_tokens": special,
+            "version": "v13",
+        },
+        "vocab": [
+            {"rank": rank, "token_bytes": base64.b64encode(piece).decode(), "token_str": None}
+            for rank, piece in enumerate(pieces)
+        ],
+        "special_tokens": [
+            {"rank": rank, "token_str": text, "is_control": True}
+            for rank, text in enumerate(SPECIAL)
+        ],
+    }
+
+
+@pytest.fixture
+def magistral(tmp_path: Path) -> Path:
+    """A mistral whose tokenizer is in tekken.json, with a prompt for its conversations."""
+    directory = tiny_checkpoint(tmp_path, "mistral", **SMALL)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (directory / name).unlink()
+    (directory / "tekken.json").write_text(json.dumps(tekken()))
+    (directory / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+    )
+    (directory / "SYSTEM_PROMPT.txt").write_text("First draft your thinking process.")
+    (directory / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    return directory
+
+
+def test_a_tekken_tokenizer_is_converted_and_llamacpp_reads_its_tokens(magistral: Path) -> None:
+    checkpoint = open_checkpoint(magistral)
+    tokens = load_tokenizer(checkpoint.tokenizer_dir)
+    # ranks of tekken.json come after its special tokens
+    assert tokens.encode("hello")[-1] == 20 + 256 + MERGED.index(b"hello")
+    assert tokens.encode("[INST]a[/INST]")[-3:] == [3, 20 + ord("a"), 4]
+    assert refuse_other_tokens(checkpoint, [GGUF]) == []
+    keys = tokenizer_keys(checkpoint.tokenizer_dir, checkpoint.config, {}, None, {})
+    assert keys["tokenizer.ggml.pre"] == "tekken"
+    assert keys["tokenizer.ggml.tokens"][:3] == ["<unk>", "<s>", "</s>"]
+    said = {finding.subject: finding.message for finding in checkpoint.findings}
+    assert "Converted from tekken.json" in said["tekken.json"]
+    assert "bitquilt run --system" in said["SYSTEM_PROMPT.txt"]
+    assert checkpoint.tokenizer_dir != magistral
+    assert (checkpoint.tokenizer_dir / "README.md").exists()  # the licence goes with it
+
+
+def test_it_is_converted_once(magistral: Path) -> None:
+    first = open_checkpoint(magistral).tokenizer_dir
+    (first / "mark").write_text("")
+    assert (open_checkpoint(magistral).tokenizer_dir / "mark").exists()
+
+
+@pytest.mark.parametrize("content", ["{}", '{"config": {"pattern": "("}, "vocab": []}', "["])
+def test_a_damaged_tekken_is_one_sentence(content: str, magistral: Path) -> None:
+    (magistral / "tekken.json").write_text(content)
+    with pytest.raises(UserError, match=r"tekken\.json .*; download it again"):
+        open_checkpoint(magistral)
+
+
+def mistral_with_llamas_splitting(tmp_path: Path) -> Path:
+    """As Mistral's were published for a while: a large vocabulary, and Llama 3's expression."""
+    directory = tiny_checkpoint(tmp_path, "mistral", **SMALL)
+    content = json.loads(byte_level(on_regex(LLAMA3_SPLIT), whole_words=True).to_str())
+    size = 100_100
+    vocabulary = content["model"]["vocab"]
+    vocabulary |= {f"<filler{i}>": i for i in range(VOCABULARY, size)}
+    vocabulary["12"] = size
+    content["model"]["merges"].append(["1", "2"])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token="<|eot_id|>"
+    )
+    wrapped.save_pretrained(directory)
+    config = json.loads((directory / "config.json").read_text())
+    config |= {"vocab_size": size + 1, "transformers_version": "4.52.0"}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "model.safetensors").unlink()  # a config is enough
+    return directory
+
+
+def test_mistrals_vocabulary_is_split_as_mistral_trained_it(tmp_path: Path) -> None:
+    directory = mistral_with_llamas_splitting(tmp_path)
+    wrong = AutoTokenizer.from_pretrained(directory).encode(TEXT)
+    right = AutoTokenizer.from_pretrained(directory, fix_mistral_regex=True).encode(TEXT)
+    assert wrong != right
+    checkpoint = open_checkpoint(directory)
+    assert load_tokenizer(checkpoint.tokenizer_dir).encode(TEXT) == right
+    keys = tokenizer_keys(checkpoint.tokenizer_dir, checkpoint.config, {}, None, {})
+    assert keys["tokenizer.ggml.pre"] == "tekken"
+    (found,) = [f for f in inspect(str(directory)).findings if f.subject == "tokenizer.json"]
+    assert "splits text as Llama 3 does" in found.message
+
+
+@pytest.mark.parametrize("fields", [{"transformers_version": "5.1.0"}, {"model_type": "llama"}])
+def test_others_are_left_as_they_are(fields: dict[str, str], tmp_path: Path) -> None:
+    directory = mistral_with_llamas_splitting(tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | fields))
+    assert open_checkpoint(directory).tokenizer_dir == directory
