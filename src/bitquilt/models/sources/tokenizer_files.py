@@ -22,7 +22,7 @@ from bitquilt.runtime.files import atomic_write, read_json
 
 WHOLE, CONFIG, TEKKEN = "tokenizer.json", "tokenizer_config.json", "tekken.json"
 SYSTEM_PROMPT = "SYSTEM_PROMPT.txt"
-CONVERSION = 1
+HF_CONVERSION = 1
 """Raised whenever the same files would become another tokenizer."""
 
 _MISTRALS = ("mistral", "mistral3", "voxtral", "ministral", "pixtral")
@@ -130,7 +130,7 @@ _TEMPLATES = ("chat_template.jinja", "chat_template.json")
 def _kept(directory: Path, make: Any) -> Path:
     """The directory in the cache, made once of these files."""
     files = sorted({file for kind in _KEPT for file in directory.glob(kind) if file.is_file()})
-    name = f"{_digest(files)[:32]}-{CONVERSION}-hf"
+    name = f"{_digest(files)[:32]}-{HF_CONVERSION}-hf"
     place = user_cache_path("bitquilt") / "tokenizers" / name
     if not place.exists():
         with atomic_write(place) as part:
