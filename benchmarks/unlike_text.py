@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from bitquilt import qtypes, quantize
 from bitquilt.allocation import presets
+from bitquilt.allocation.preset_names import preset_names
 from bitquilt.calibration import corpus
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import encoder, judging_windows
@@ -104,7 +105,7 @@ class Fold:
     def mixed(self, model: str, preset: str) -> tuple[Weights, Weights]:
         """Find a mix of the bytes of a preset, and let the peer round the preset."""
         bench, checkpoint = self.bench, self.bench.checkpoint
-        format_ = "gguf" if preset in presets.preset_names("gguf") else "mlx"
+        format_ = "gguf" if preset in preset_names("gguf") else "mlx"
         mix = presets.preset(preset, checkpoint, format_)
         text, work_dir = self.directory / "calibration.jsonl", self.directory / "work"
         write(text, self.documents)

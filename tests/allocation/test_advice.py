@@ -113,6 +113,20 @@ def test_bits_and_large_files_have_no_note_on_overhead(tiny):
     assert plan(tiny, size="1.4MB")[0].notes == ()
 
 
+def test_a_plan_says_who_can_tell_the_knee(tiny, capfd):
+    told = "`bitquilt quantize` and `bitquilt search` tell it where it is so."
+    assert invoke("plan", tiny, "--bits", "4.5", "--to", "both") == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert said.count(told) == 1
+    assert (
+        len(re.findall(r"4\.\d+ bits per weight \([4-9]\.\d+ bits per weight with every", said))
+        == 2
+    )
+    for asked in (("--recipe", "Q4_0"), ("--bits", "4.5", "--min-tokens-per-second", "1")):
+        assert invoke("plan", tiny, *asked) == 0
+        assert told not in " ".join(capfd.readouterr().out.split())
+
+
 def test_a_search_says_which_budgets_are_below_the_knee(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(advice, "STEEP", 0.0)  # every front is steep
     progress = Recorded()

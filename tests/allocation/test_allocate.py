@@ -208,5 +208,5 @@ def test_products_that_compute_something_else_are_given_up(
     monkeypatch.setattr(Evaluator, "__call__", watched)
     pipeline.search(source, bits=3.7, output=tmp_path, progress=Recorded(lines=lines), **SEARCH)
     assert set(used) == {precision}
-    (line,) = (line for line in lines if "products in bfloat16" in line)
+    (line,) = (line for line in lines if "bfloat16" in line)
     assert line.startswith("The search multiplies matrices in float32") == (precision == "highest")

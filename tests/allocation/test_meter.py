@@ -54,10 +54,8 @@ def test_a_measurement_that_failed_says_nothing_about_the_pace(clock):
     meter.charge(1, 1)
 
 
-def test_progress_is_the_sooner_of_both_limits(clock):
+def test_progress_tells_tokens_and_leaves_time_to_the_bar():
     meter = Meter(100)
     meter.limit(Limits(tokens=1000, seconds=90.0))
-    with meter.measuring(1):
-        clock[0] += 2.0
     meter.charge(5, 0)
-    assert meter.progress == "500 of 1,000 tokens, at most 10 s left"
+    assert meter.progress == "after 500 of at most 1,000 tokens"

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from bitquilt import qtypes
-from bitquilt.allocation.presets import LLAMA_CPP, MLX_MIXED, preset, preset_names
+from bitquilt.allocation import presets
+from bitquilt.allocation.llama_cpp import LLAMA_CPP
+from bitquilt.allocation.preset_names import MLX_MIXED, preset_names
+from bitquilt.allocation.presets import preset
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
 from tests.shapes import shaped_checkpoint
@@ -95,6 +98,11 @@ def test_uniform_mlx_presets_are_every_affine_qtype() -> None:
     checkpoint = shaped_checkpoint(tied=False)
     for name in uniform:
         assert preset(name, checkpoint, "mlx") == dict.fromkeys(checkpoint.matrices, name)
+
+
+def test_names_that_are_known_beforehand_are_those_of_the_rules() -> None:
+    assert [*presets.PRESETS["llama.cpp"]] == preset_names("gguf")
+    assert [*presets.PRESETS["mlx-lm"]] == preset_names("mlx")
 
 
 def test_an_unknown_preset_is_refused_with_the_choices() -> None:

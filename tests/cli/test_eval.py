@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from bitquilt.cli.eval import TABLES
 from bitquilt.evaluation import compare
 from bitquilt.evaluation.figures import DomainFigures
 from bitquilt.evaluation.results import Comparison, Evaluation
@@ -45,8 +46,38 @@ def test_a_domain_of_few_documents_has_no_interval(found, monkeypatch, capfd):
     assert "with a larger --tokens" in said
 
 
+def test_where_nothing_has_an_interval_one_sentence_says_so(found, monkeypatch, capfd):
+    """The tables of a file have values alone then; the key figures keep their mark."""
+    fields = [field for table in TABLES for field in table]
+    few = {
+        name: replace(
+            without_interval(each),
+            **{f: Estimate(getattr(each, f).mean, math.nan, math.nan) for f in fields},
+        )
+        for name, each in found.own.items()
+    }
+    file = replace(found.files[0], figures=few)
+    floors = [replace(floor, kl=Estimate(1e-4, math.nan, math.nan)) for floor in found.floors]
+    measured = replace(found, own=few, files=[file], floors=floors)
+    monkeypatch.setattr(compare, "evaluate", lambda *_: measured)
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    printed = capfd.readouterr().out
+    assert printed.split("original: tiny")[0].count("no interval") == 0
+    assert printed.count("no interval") == 2  # of the key figures, not in sentences
+    assert printed.count("No KL has an interval: ") == 1
+
+
 def without_interval(known: DomainFigures) -> DomainFigures:
     return replace(known, documents=3, kl=Estimate(0.249, math.nan, math.nan))
+
+
+def test_the_key_figures_of_one_file_stand_last_too(found, monkeypatch, capfd):
+    """One table has them, as at the end of `quantize`, however long the tables of domains are."""
+    monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, files=found.files[:1]))
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    overview = capfd.readouterr().out.split("original: tiny")[1].split("About these figures")[0]
+    rows = [line.split() for line in overview.splitlines()]
+    assert ["on", "unlike", "text", "0.0355"] in [row[:4] for row in rows]
 
 
 @pytest.fixture

@@ -15,6 +15,10 @@ from tests.quick import invoke
     [
         (("quantise", "demo"), "Did you mean 'quantize'? See bitquilt --help"),
         (("plan", "demo", "--bitts", "4"), "Did you mean"),
+        (
+            ("publish", "demo", "--against", "demo", "--repo", "a/b", "--dry-run"),
+            "without --upload, publish only says what it would do: it needs no dry run; see",
+        ),
         (("chat", "demo", "--votes", "3"), "'--votes' here, but `bitquilt run` has it; see"),
         (("plan", "demo", "--bits", "4", "--to", "GGUF"), "did you mean gguf? See bitquilt plan"),
         (("quantize", "demo", "--bits", "4", "--search", "Knapsak"), "did you mean knapsack?"),

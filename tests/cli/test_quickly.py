@@ -44,6 +44,11 @@ WRONG = {
     ): "Invalid value for '--temperature': 'hot' is",
     ("plan", "demo", "--threads", "2.5"): "Invalid value for '--threads': '2.5' is not a whole",
     ("clean", "away"): "away is not a directory; give one that `quantize` or `search` wrote into",
+    ("plan", "demo", "--recipe", "Q4KM"): "Q4KM is neither a recipe file (.json) nor a preset; did",
+    ("search", "demo", "--recipe", "Q4_K_M", "--bits", "4"): "preset Q4_K_M decides the size",
+    ("quantize", "demo", "--bits", "4", "-o", "text.gguf"): "text.gguf is a file, not a directory",
+    ("card", "demo", "--against", "demo", "--repo", "nix"): "nix is not a valid name of a hub",
+    ("publish", "demo", "--against", "demo", "--repo", "a/b", "--base-model", "c"): "c is not a",
     ("report", "away.work"): "away.work does not exist; check the path",
 }
 IN_ONE_PROCESS = """

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from bitquilt.metrics.kl import Estimate
-from bitquilt.report.figures import figure_text, lacks_documents
+from bitquilt.report.figures import figure_text, lacks_documents, number
 from tests.report.conftest import figures
 
 
@@ -36,6 +36,21 @@ def test_domains_with_too_few_documents_are_named_with_what_would_be_enough():
     enough = 1024 * math.ceil(max(5 / 3, rare) * tokens / 1024)
     assert f"a larger --tokens (about {enough:,} may be enough)" in said
     assert "--text" in said
+
+
+def test_many_domains_are_counted_and_not_listed():
+    found = {f"domain{n}": unknown(3) for n in range(7)} | {"code": figures(0.2)}
+    found |= {"traces": unknown(3), "traces, uncertain": unknown(3)}
+    said = lacks_documents(found)
+    assert said.startswith(
+        "Some figures have no interval: too few documents for an interval in 7 of 8 domains, and "
+        "in “traces” and “traces, uncertain”"
+    )
+
+
+def test_a_perplexity_that_nobody_can_read_has_few_digits():
+    assert number(26907.3, "perplexity") == "26,907"
+    assert number(1.0858e90, "perplexity") == "1.086e+90"
 
 
 def test_where_all_have_an_interval_nothing_is_said():

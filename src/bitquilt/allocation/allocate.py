@@ -206,11 +206,16 @@ class _Files:
             if evaluator.precision != "highest":
                 noise = evaluator.noise(read, self.plans[0].allocation, [0])
                 kind = PRODUCTS[evaluator.precision]
-                told = f"products in {kind} change the KL by {noise:+.2%}"
                 if abs(noise) <= ROUGH:
-                    self.progress.say(f"The search multiplies matrices in {kind}: {told}")
+                    self.progress.say(
+                        f"The search multiplies matrices in {kind}, which changes the KL by "
+                        f"{noise:+.2%}"
+                    )
                 else:
-                    self.progress.say(f"The search multiplies matrices in float32: {told}")
+                    self.progress.say(
+                        f"The search multiplies matrices in float32, as {kind} would change the KL "
+                        f"by {noise:+.2%}"
+                    )
                     for each in (evaluator, measure):
                         each.multiply_exactly()
             return read

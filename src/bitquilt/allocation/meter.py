@@ -68,10 +68,8 @@ class Meter:
 
     @property
     def progress(self) -> str:
-        """Tokens spent and time left, for people."""
-        tokens, seconds = self.tokens_left, self._limits.seconds - self.seconds
-        left = min(tokens * self._window_seconds / self.window_tokens, seconds)
-        return f"{self.tokens:,} of {self._limits.tokens:,} tokens, at most {left:.0f} s left"
+        """Tokens spent, for people, who see the time left of the whole job elsewhere."""
+        return f"after {self.tokens:,} of at most {self._limits.tokens:,} tokens"
 
     @property
     def _window_seconds(self) -> float:

@@ -16,6 +16,7 @@ from bitquilt.allocation.advice import overhead_note
 from bitquilt.allocation.budget import Budget, human, label_of
 from bitquilt.allocation.candidates import TypeBytes, candidate_sets
 from bitquilt.allocation.knapsack import fullest_nbytes
+from bitquilt.allocation.preset_names import asked_preset, preset_names
 from bitquilt.allocation.recipe import Recipe
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, CandidateSets, sizes_of
@@ -25,10 +26,9 @@ from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.device import computing
-from bitquilt.runtime.near import nearest
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.sizes import parse_size
-from bitquilt.targets import TARGETS, Target, parse_targets
+from bitquilt.targets import Target, parse_targets
 from bitquilt.targets.layout import Layout
 
 FILLING = 0.02
@@ -77,16 +77,14 @@ def requests(config: PlanConfig) -> list[Request]:
         UserError: the size, the recipe or the preset cannot be understood, or a preset is given a
             budget.
     """
-    recipe = preset = None
-    if config.recipe is not None and _is_file(config.recipe):
+    recipe, preset = None, asked_preset(config)
+    if config.recipe is not None and preset is None:
         recipe = recipes.read_recipe(Path(config.recipe))
-    elif config.recipe is not None:
-        preset = _preset(str(config.recipe), config.to)
     allocating = config if isinstance(config, AllocationConfig) else None
     fast = allocating is not None and allocating.search.tokens_per_second is not None
     return [
         Request(
-            budget=_budget(bits, config.size, preset),
+            budget=_budget(bits, config.size),
             recipe=recipe,
             preset=preset,
             label=label_of(bits, config.size, config.recipe),
@@ -97,40 +95,10 @@ def requests(config: PlanConfig) -> list[Request]:
     ]
 
 
-def _budget(bits: float | None, size: str | None, preset: str | None) -> Budget | None:
+def _budget(bits: float | None, size: str | None) -> Budget | None:
     if bits is None and size is None:
         return None
-    if preset is not None:
-        raise UserError(
-            f"preset {preset} decides the size itself; leave out the preset, or --bits and --size"
-        )
     return Budget(bits=bits) if bits is not None else Budget(size=parse_size(str(size)))
-
-
-def _is_file(mix: str | Path) -> bool:
-    return Path(mix).suffix == ".json" or Path(mix).is_file()
-
-
-def _preset(name: str, to: str) -> str:
-    """Return the name of a preset, which at least one of the formats ``to`` has."""
-    known = {target: presets.preset_names(target) for target in TARGETS}
-    asked = [preset for target in parse_targets(to) for preset in known[target.name]]
-    if name in asked:
-        return name
-    others = [preset for own in known.values() for preset in own]
-    meant = next(iter(nearest(name, asked) or nearest(name, others)), name)
-    having = next((target for target, own in known.items() if meant in own), None)
-    if meant in asked or having is None:
-        hint = f"; did you mean {meant}?" if meant in asked else ""
-        raise UserError(
-            f"{name} is neither a recipe file (.json) nor a preset; the presets are "
-            f"{', '.join(asked)}{hint}"
-        )
-    it_is = f"{name} is" if meant == name else f"there is no preset {name}; {meant} is"
-    raise UserError(
-        f"{it_is} a preset of {having.upper()}, not of {to.upper()}; use --to={having}, or choose "
-        f"one of {', '.join(asked)}"
-    )
 
 
 @dataclass(frozen=True)
@@ -379,7 +347,7 @@ def largest_preset(plan: Plan, checkpoint: Checkpoint) -> Rivals:
     nbytes = cell_bytes(checkpoint, plan.target)
     sizes: dict[str, int] = {}
     found: dict[str, Allocation] = {}
-    for name in presets.preset_names(plan.target.name):
+    for name in preset_names(plan.target.name):
         with suppress(UserError):  # a preset that this model's rows do not take
             found[name] = presets.preset(name, checkpoint, plan.target.name) | fixed
             sizes[name] = sum(nbytes(*cell) for cell in found[name].items())

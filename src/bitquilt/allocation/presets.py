@@ -22,6 +22,7 @@ from bitquilt.allocation.llama_cpp import (
     PresetRule,
     more_bits,
 )
+from bitquilt.allocation.preset_names import MLX_MIXED
 from bitquilt.allocation.recipe import require_fit
 from bitquilt.errors import UserError
 from bitquilt.models.architectures import architecture_of
@@ -37,26 +38,12 @@ KINDS_OF = {
 }
 """Matrix within a block → the kind that llama.cpp's rules know it as."""
 
-MLX_MIXED = {
-    "mixed_2_6": ("2bit-g64", "6bit-g64"),
-    "mixed_3_4": ("3bit-g64", "4bit-g64"),
-    "mixed_3_6": ("3bit-g64", "6bit-g64"),
-    "mixed_4_6": ("4bit-g64", "6bit-g64"),
-}
-"""Preset → type of most matrices, type of the head and of v_proj and down_proj where
-:func:`more_bits` says so."""
-
-
-def preset_names(target: str) -> list[str]:
-    """Return the presets of a target by its name, roughly by size."""
-    return list(_presets(target))
-
 
 def preset(name: str, checkpoint: Checkpoint, target: str) -> dict[str, str]:
     """Return the allocation that a preset gives a model.
 
     Args:
-        name: one of :func:`preset_names`.
+        name: one of :func:`~.preset_names.preset_names`.
         checkpoint: the model; only its config and shapes are looked at.
         target: the name of the target.
 

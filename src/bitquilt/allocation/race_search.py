@@ -167,8 +167,10 @@ class RaceSearch:
         self._surrogate, scores, learned = Surrogate.fit(self._parts, self._observations)
         self._trusted = learned.rank >= self._schedule.least_rank
         count = len(self._observations)
-        progress.say(f"{count} mixes of types were measured; scores predict their KL with {scores}")
-        progress.say(f"A model that learns from the other mixes predicts it with {learned}")
+        progress.say(
+            f"{count} mixes of types were measured. How well scores predict their KL: {scores}; "
+            f"how well a model does that learns from the other mixes: {learned}"
+        )
         if not self._trusted:
             progress.say(
                 "Neither is reliable enough, so the search next tries random exchanges of bits "

@@ -68,13 +68,11 @@ def run_search(
             name, size = names[capacity], space.nbytes(vector)
             qtypes = " ".join(space.allocation(vector).values())
             history.write({"best": qtypes, "file": name, "bytes": size, "at": kl} | meter.spent)
-            news = "the best mix of types so far stays the best"
             if changed:  # every race reads other text, so a KL alone says nothing
-                news = (
-                    f"a mix of types of {size:,} bytes has KL {kl:.3g} nats/token; the best "
-                    f"before it has {before:.3g} on the same text"
+                progress.say(
+                    f"{name}: {meter.progress}, a mix of types of {size:,} bytes has KL {kl:.3g} "
+                    f"nats/token; the best before it has {before:.3g} on the same text"
                 )
-            progress.say(f"{name}: {news}; {meter.progress}")
     except SpentError:
         progress.say("The search has used up its tokens or its time")
     except KeyboardInterrupt:

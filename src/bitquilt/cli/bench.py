@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import click
 
 from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, MODELS, config_options, print_json
-from bitquilt.cli.tables import figures_table, stdout_console
+from bitquilt.cli.tables import figures_table, print_list, stdout_console
 from bitquilt.evaluation.config import BenchConfig
 
 if TYPE_CHECKING:
@@ -31,16 +32,18 @@ def bench(models: tuple[str, ...], config: BenchConfig, as_json: bool) -> None:
     bitquilt bench demo-4.5bit.gguf demo-Q4_K_M.gguf --batch 1,8
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.evaluation.speed import bench as measure
+    from bitquilt.runtime.hardware import BUSY, load_per_core
 
+    busy = load_per_core() > BUSY
     found = measure(models, config)
     if as_json:
         print_json(found.to_dict())
     else:
-        _print(found)
+        _print(found, busy)
 
 
-def _print(found: BenchResult) -> None:
-    """Print one table for each load, models side by side."""
+def _print(found: BenchResult, busy: bool) -> None:
+    """Print one table for each load, models side by side; ``busy`` if others use the machine."""
     console = stdout_console()
     told = all(speed.joules is not None for speed in found.speeds)
     for load, speeds in groupby(found.speeds, key=lambda speed: speed.load):
@@ -62,13 +65,26 @@ def _print(found: BenchResult) -> None:
                 *([f"{one.joules:.3g}"] if told else []),
             )
         console.print(table)
+    console.print("About these figures:")
+    print_list(console, _about(found, told, busy))
+
+
+def _about(found: BenchResult, told: bool, busy: bool) -> Iterator[str]:
+    """Say what the figures are, a sentence or two a line; ``told`` if energy is among them."""
     machine = found.machine
-    console.print(
-        f"{machine.name}, {machine.cores} cores: {machine.bandwidth / 1e9:.1f} GB/s from memory, "
-        f"{machine.flops / 1e9:.0f} GFLOP/s in float32. The percentage below a prompt's speed is "
-        "the share of those operations that it uses; the one below an answer's speed is its "
-        "share of the bandwidth. One in twenty gaps between tokens is longer than the late gap. "
-        f"Figures are medians of {found.rounds} turns."
-        + ("" if told else " Energy is not shown, since this system does not report it."),
-        markup=False,
+    yield (
+        f"This machine is {machine.name}, {machine.cores} cores. It reads "
+        f"{machine.bandwidth / 1e9:.1f} GB/s from memory and computes "
+        f"{machine.flops / 1e9:.0f} GFLOP/s in float32."
     )
+    yield (
+        "The percentage below a prompt's speed is the share of those operations that it uses. It "
+        "is above 100 % where an engine multiplies integers faster than that."
+    )
+    yield "The percentage below an answer's speed is its share of the bandwidth."
+    yield "One in twenty gaps between tokens is longer than the late gap."
+    yield f"Figures are medians of {found.rounds} turns."
+    if not told:
+        yield "Energy is not shown, since this system does not report it."
+    if busy:
+        yield "Other programs used this machine; without them, models are faster."

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bitquilt.evaluation.figures import DomainFigures
     from bitquilt.evaluation.results import Comparison, Evaluation, FileResult
     from bitquilt.evaluation.wikitext import WikitextFigures
+    from bitquilt.metrics.kl import Estimate
 
 TABLES = (
     ("kl", "kl_median", "kl_999"),
@@ -98,8 +99,7 @@ def _print(found: Evaluation) -> None:
         _print_check(console, file)
         if file.wikitext is not None:
             _print_wikitext(console, file.name, file.wikitext)
-    if len(found.files) > 1:
-        console.print("", _overview(found))
+    console.print("", _overview(found))
     kinds = [kind for kind in KINDS if kind in found.own]
     alike = f" on text {kinds[0]} the calibration text" if kinds else ""
     for comparison in found.comparisons:
@@ -129,15 +129,14 @@ def _about(found: Evaluation, kinds: Sequence[str]) -> Iterator[str]:
     yield answers_read(found.own)
     yield lacks_documents(found.own)
     floors = "; ".join(
-        f"{floor.kl} nats/token for {floor.name}, on {floor.tokens:,} tokens"
+        f"{_in_words(floor.kl)} nats/token for {floor.name}, on {floor.tokens:,} tokens"
         for floor in found.floors
     )
     yield (
         "Even with nothing quantized the original has this KL, and anything below it is noise: "
         f"{floors}."
     )
-    if len(found.files) > 1:
-        yield SIZE_NOTE
+    yield SIZE_NOTE
 
 
 def _print_file(console: Console, file: FileResult, own: Mapping[str, DomainFigures]) -> None:
@@ -154,6 +153,7 @@ def _print_file(console: Console, file: FileResult, own: Mapping[str, DomainFigu
     console.print(f"[bold]{title}[/bold]")
     domains = domains_of(file.figures)
     many = domains if len(domains) > MANY else []
+    write = figure_cell if _has_intervals(file) else _value_cell  # the list below says why
     for fields in TABLES:
         with_own = "perplexity" in fields  # says little without the original's
         headings = [HEADINGS[field] for field in fields]
@@ -161,9 +161,9 @@ def _print_file(console: Console, file: FileResult, own: Mapping[str, DomainFigu
         for name, figures in file.figures.items():
             if name in many:
                 continue
-            cells = [figure_cell(getattr(figures, field), field) for field in fields]
+            cells = [write(getattr(figures, field), field) for field in fields]
             if with_own:
-                cells.append(figure_cell(own[name].perplexity, "perplexity"))
+                cells.append(write(own[name].perplexity, "perplexity"))
             table.add_row(kind_label(name) or name, *cells)
         console.print(table)
     if many:
@@ -190,8 +190,25 @@ def _print_wikitext(console: Console, name: str, figures: WikitextFigures) -> No
     console.print(protocol_note(figures), markup=False)
 
 
+def _has_intervals(file: FileResult) -> bool:
+    """Say whether there is text enough for any interval at all."""
+    fields = [field for table in TABLES for field in table]
+    return any(
+        not math.isnan(getattr(figures, field).low)
+        for figures in file.figures.values()
+        for field in fields
+    )
+
+
+def _value_cell(estimate: Estimate, field: str) -> str:
+    """Write a value without its interval."""
+    from bitquilt.report.figures import number
+
+    return number(estimate.mean, field)
+
+
 def _overview(found: Evaluation) -> Table:
-    """Make the table with one line for each file, the smallest first."""
+    """Make the table of the key figures, with the smallest file first."""
     from bitquilt.calibration.text import KINDS
     from bitquilt.report.figures import HEADINGS, number
 
@@ -213,10 +230,15 @@ def _print_check(console: Console, file: FileResult) -> None:
     console.print(
         f"On {check.tokens:,} of the tokens, the file's KL is {check.in_engine.mean:.3g} "
         f"nats/token in its engine and {check.in_torch.mean:.3g} in torch with the same weights. "
-        f"They are {check.apart} apart, {verdict} what the engine's own arithmetic adds, "
-        f"{check.between}.",
+        f"They are {_in_words(check.apart)} apart, {verdict} what the engine's own arithmetic "
+        f"adds, {_in_words(check.between)}.",
         markup=False,
     )
+
+
+def _in_words(estimate: Estimate) -> str:
+    """Write an estimate for a sentence, which does not speak of an interval that there is not."""
+    return f"{estimate.mean:.3g}" if math.isnan(estimate.low) else str(estimate)
 
 
 def _verdict(comparison: Comparison, alike: str) -> str:

@@ -9,15 +9,18 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
 
 from bitquilt.errors import PartlyRefusedError
-from bitquilt.runtime.files import nan_to_null
+from bitquilt.runtime.files import nan_to_null, refuse_file
 from bitquilt.runtime.near import did_you_mean, require_there
 from bitquilt.runtime.options import Option, Options
+
+if TYPE_CHECKING:
+    from bitquilt.config import AllocationConfig
 
 
 class Among(click.Choice[str]):
@@ -85,6 +88,19 @@ def require_model(reference: str | Path) -> None:
     from bitquilt.models.sources.resolve import local_path
 
     local_path(str(reference))
+
+
+def require_possible(config: AllocationConfig) -> None:
+    """Refuse a preset or an output that cannot be, before anything heavy is imported.
+
+    Raises:
+        UserError: there is no such preset, it is given a budget, or a file is where the output
+            belongs.
+    """
+    from bitquilt.allocation.preset_names import asked_preset
+
+    asked_preset(config)
+    refuse_file(Path(config.output), "--output")
 
 
 def _models(several: bool, files: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitquilt.cli.options import JSON, MODEL, config_options, show
-from bitquilt.config import QuantizeConfig
+from bitquilt.cli.options import JSON, MODEL, config_options, require_possible, show
+from bitquilt.config import QuantizeConfig, SearchConfig
 from bitquilt.errors import worded
 from bitquilt.models.names import kind_of
 
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from bitquilt.allocation.plan import Plan
     from bitquilt.forecast.estimate import Forecast
     from bitquilt.streaming.quantize_gguf import GgufPlan
+
+KNEE = (
+    "This plan has read no weights, so it cannot tell whether a slightly larger file would be much "
+    "closer to the original. `bitquilt quantize` and `bitquilt search` tell it where it is so."
+)
+"""What is said in place of the knee (docs/decisions/knee.md)."""
 
 
 @click.command()
@@ -35,6 +41,7 @@ def plan(model: str, config: QuantizeConfig, as_json: bool) -> None:
     With --imatrix, the types are those that `quantize` will write: this reads a sample of the
     model, and is not free.
     """
+    require_possible(config)
     if config.imatrix is not None:
         _plan_gguf(model, config, as_json)
         return
@@ -44,7 +51,7 @@ def plan(model: str, config: QuantizeConfig, as_json: bool) -> None:
     show(
         lambda: planning.plan(model, config),
         lambda plans: _object(plans, estimate(model, config)),
-        lambda plans: _print(plans, estimate(model, config)),
+        lambda plans: _print(plans, estimate(model, config), config.search),
         as_json,
     )
 
@@ -81,13 +88,14 @@ def _say_notes(plans: list[Plan], forecast: Forecast) -> None:
         click.echo(worded(note), err=True)
 
 
-def _print(plans: list[Plan], forecast: Forecast) -> None:
+def _print(plans: list[Plan], forecast: Forecast, search: SearchConfig) -> None:
     from bitquilt.cli.tables import stdout_console
 
     _say_notes(plans, forecast)
     for planned in plans:
         _print_one(planned)
-    for line in forecast.lines:
+    chosen = any(planned.space for planned in plans) and search.tokens_per_second is None
+    for line in [KNEE] * chosen + [*forecast.lines]:
         stdout_console().print(worded(line), markup=False, soft_wrap=False)
 
 

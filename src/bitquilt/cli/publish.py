@@ -9,7 +9,18 @@ from bitquilt.cli.options import JSON, MODEL_FILES, config_options, print_json, 
 from bitquilt.report.config import PublishConfig
 
 
-@click.command()
+class _Publish(click.Command):
+    """Says how to publish nothing to who knows that by the option of other tools."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--dry-run" in args:
+            raise click.UsageError(
+                "without --upload, publish only says what it would do: it needs no dry run", ctx
+            )
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Publish)
 @MODEL_FILES
 @config_options(PublishConfig)
 @JSON

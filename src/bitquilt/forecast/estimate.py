@@ -14,19 +14,17 @@ from bitquilt.calibration.text import budget_for
 from bitquilt.calibration.text_budget import LEAST_RACED, TextBudget
 from bitquilt.config import AllocationConfig, PlanConfig, QuantizeConfig
 from bitquilt.forecast.disk import DiskUse, disk_use
-from bitquilt.forecast.machine import load_per_core, machine_speed
+from bitquilt.forecast.machine import machine_speed
 from bitquilt.forecast.memory import peak_bytes
 from bitquilt.forecast.stages import StageSeconds
 from bitquilt.forecast.work import RunWork
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.device import computing, device_name
+from bitquilt.runtime.hardware import BUSY, load_per_core
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.runtime.progress import clock
 from bitquilt.targets import parse_targets
-
-BUSY = 1.25
-"""From so many waiting programs for each core on, it is said that others use the machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +36,8 @@ class Forecast:
     instead: str
     """The sentence that says that another search stands in for the one that was asked for; empty
     where none does."""
-    load: float | None
-    """Programs that wait for each core of this machine; None where the system does not say."""
+    load: float
+    """Programs that wait for each core of this machine."""
     tokens: Mapping[str, int]
     """Stage → tokens of text that it reads."""
     stages: Sequence[ExpectedStage] = field(repr=False)
@@ -70,7 +68,7 @@ class Forecast:
             f"{self.disk.work_dir} and {human(self.disk.output_bytes)} into "
             f"{'this directory' if output == '.' else output}."
         )
-        if self.load is not None and self.load > BUSY:
+        if self.load > BUSY:
             yield "Other programs use this machine now; without them it takes less time."
 
     def to_dict(self) -> dict[str, Any]:

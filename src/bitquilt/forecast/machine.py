@@ -5,8 +5,6 @@ Letters: L tokens in a window, D model width, V vocabulary.
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -75,13 +73,6 @@ def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
         threads=torch.get_num_threads(),
         on_gpu=compute_device().type != "cpu",
     )
-
-
-def load_per_core() -> float | None:
-    """Return how many programs wait for each core, over a minute; None where nobody counts."""
-    if sys.platform == "win32":
-        return None
-    return os.getloadavg()[0] / (os.cpu_count() or 1)
 
 
 def _block_seconds(checkpoint: Checkpoint) -> float:

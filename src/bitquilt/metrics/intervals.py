@@ -32,6 +32,9 @@ FEWEST = 5
 of unlike lengths count as fewer (:func:`like_lengths`)."""
 FEWEST_BEYOND = 10
 """Tokens that have to exceed a quantile, or it has no interval: its end may be beyond them all."""
+LONGEST = 10.0
+"""A mean of what is not negative has no interval if its high end would be more than so many times
+the mean: one odd document then has all the say, and the end may be anything."""
 LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 Floats = NDArray[np.floating[Any]]
@@ -107,6 +110,8 @@ class Documents:
         _, above = found.reach((ratios - mean) / errors, LEVEL)
         relative = error / mean
         longest = max(exponential(student(LEVEL, found.freedom) * relative), 1 + above * relative)
+        if longest > LONGEST:
+            return Estimate(mean, math.nan, math.nan)
         return Estimate(mean, mean * math.exp(-below * relative), mean * longest)
 
     def share(self, hits: Floats) -> Estimate:
@@ -213,7 +218,7 @@ def too_few(documents: int) -> str:
     if documents < FEWEST:
         return f"too few documents for an interval ({documents}; at least {FEWEST} are needed)"
     return (
-        f"too few documents for an interval ({documents}, but of such different lengths that they "
+        f"too few documents for an interval ({documents}, but so unlike each other that they "
         f"count as fewer than the {FEWEST} that are needed)"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bitquilt.errors import UserError
 from bitquilt.runtime.options import Options, option
 
 
@@ -40,6 +41,12 @@ class PublicationConfig(Options):
         "ORIGINAL is a copy of this repository on the hub.", default=None, metavar="USER/NAME"
     )
 
+    def __post_init__(self) -> None:
+        """See :meth:`Options.__post_init__`; repositories have names that the hub takes."""
+        super().__post_init__()
+        for name in filter(None, (self.repository, self.base_model)):
+            _require_repository(name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CardConfig(PublicationConfig):
@@ -61,3 +68,17 @@ class PublishConfig(PublicationConfig):
     upload: bool = option(
         "The files are uploaded; without this, they are only listed.", default=False
     )
+
+
+def _require_repository(name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        if name.count("/") != 1:
+            raise HFValidationError("it has no owner")
+    except HFValidationError as error:
+        raise UserError(
+            f"{name} is not a valid name of a hub repository ({error}); give user/name"
+        ) from error

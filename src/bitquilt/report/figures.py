@@ -56,7 +56,7 @@ def number(value: float, field: str) -> str:
     if field == "perplexity_ratio":
         return f"{value:.4f}"
     if field == "perplexity":  # 26,907 rather than 2.69e+04
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}" if 1000 <= value < 1e9 else f"{value:.4g}"
     return f"{value:.3g}"
 
 
@@ -93,7 +93,7 @@ def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
     ]
     few = [f"{name}: {too_few(figures[name].documents)}" for name in without]
     if len(few) > LISTED:
-        few = [f"too few documents for an interval in each of {', '.join(without)}"]
+        few = [f"too few documents for an interval in {_counted(without, figures)}"]
     if few and "all" in figures:
         few.append("an interval over all domains needs one in each domain")
     scarce = {
@@ -108,15 +108,26 @@ def lacks_documents(figures: Mapping[str, DomainFigures]) -> str:
     ]
     if len(rare) > LISTED:
         rare = [
-            f"too few tokens for the interval of the 99.9 % KL ({RARE:,} are needed) in each of "
-            f"{', '.join(scarce)}"
+            f"too few tokens for the interval of the 99.9 % KL ({RARE:,} are needed) in "
+            f"{_counted(scarce, figures)}"
         ]
     if not few and not rare:
         return ""
+    none = all(math.isnan(own.kl.low) for own in figures.values())
+    some = "No KL has an" if none else "Some figures have no"
     return (
-        f"Some figures have no interval: {'; '.join(few + rare)}. `bitquilt eval` reads more of "
+        f"{some} interval: {'; '.join(few + rare)}. `bitquilt eval` reads more of "
         f"the text with a larger --tokens{_enough_tokens(figures)}, and another text with --text."
     )
+
+
+def _counted(names: Collection[str], figures: Mapping[str, DomainFigures]) -> str:
+    """Say how many domains these are, of how many, and name what among them is none."""
+    domains = domains_of(figures)
+    count = sum(name in domains for name in names)
+    others = [name for name in names if name not in domains]
+    said = [f"{count} of {len(domains)} domains"] * (count > 0)
+    return ", and in ".join([*said, *[" and ".join(f"“{name}”" for name in others)] * bool(others)])
 
 
 def _enough_tokens(figures: Mapping[str, DomainFigures]) -> str:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bitquilt.allocation.presets import preset_names
+from bitquilt.allocation.preset_names import preset_names
 from bitquilt.errors import UserError
 from bitquilt.evaluation.eval_file import load_beside, path_beside
 from bitquilt.evaluation.model_file import ModelFile

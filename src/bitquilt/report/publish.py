@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from bitquilt.errors import UserError
 from bitquilt.evaluation.eval_file import path_beside
@@ -65,8 +64,6 @@ def publication(paths: Sequence[str | Path], config: PublicationConfig) -> Publi
             f"an {alone[0].name.upper()} model needs a repository of its own; publish it without "
             "the other files"
         )
-    for name in filter(None, (config.repository, config.base_model)):
-        _check_id(name)
     against = str(config.against)
     if any(Path(against).resolve() == file.path.resolve() for file in files):
         raise UserError(
@@ -84,17 +81,6 @@ def publication(paths: Sequence[str | Path], config: PublicationConfig) -> Publi
         repository=config.repository,
         gate=gate,
     )
-
-
-def _check_id(name: str) -> None:
-    try:
-        validate_repo_id(name)
-        if name.count("/") != 1:
-            raise HFValidationError("it has no owner")
-    except HFValidationError as error:
-        raise UserError(
-            f"{name} is not a valid name of a hub repository ({error}); give user/name"
-        ) from error
 
 
 def entries(publication: Publication) -> list[RepositoryFile]:
