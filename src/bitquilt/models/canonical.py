@@ -23,6 +23,9 @@ from bitquilt.models.config_fields import refuse_odd_fields, refuse_odd_wrapper
 QUANTIZED = ("quantization_config", "quantization")
 """Entries of a config.json that say its weights are quantized."""
 
+DEQUANTIZED = ("fp8", "compressed-tensors")
+"""``quant_method`` of weights that are dequantized on reading."""
+
 _REWRITTEN = ", ".join(f"{name} ({rewrite.about})" for name, rewrite in REWRITES.items())
 WORKS = (
     f"{_REWRITTEN}, {', '.join(ARCHITECTURES)}, and the text half of "
@@ -90,12 +93,15 @@ def text_config(config: ModelConfig) -> ModelConfig:
         )
     refuse_odd_fields(text)
     for field in QUANTIZED:
-        if config.get(field) or text.get(field):
+        stated = config.get(field) or text.get(field)
+        method = stated.get("quant_method") if isinstance(stated, dict) else None
+        if stated and method not in DEQUANTIZED:
             raise UserError(
-                f"config.json has {field}: these weights are quantized already; "
-                "give the original checkpoint, or a GGUF file, which is dequantized on reading"
+                f"config.json has {field}: these weights are quantized already, by "
+                f"{method or 'mlx-lm'}, and bitquilt reads {' and '.join(DEQUANTIZED)} only; give "
+                "the original checkpoint, or a GGUF file, which is dequantized on reading"
             )
-    return text
+    return {field: value for field, value in text.items() if field not in QUANTIZED}
 
 
 def states_tying(config: ModelConfig) -> bool:

@@ -18,10 +18,15 @@ from bitquilt.models import canonical
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.chat_template import default_template
-from bitquilt.models.checkpoint import PLAIN_TYPES, Checkpoint, Finding
+from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.gguf_config import config_of, hf_tensors
-from bitquilt.models.sources.tensors import bytes_by_type, checked, rows_to_look_at
+from bitquilt.models.sources.tensors import (
+    about_quantization,
+    bytes_by_type,
+    checked,
+    rows_to_look_at,
+)
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -57,7 +62,7 @@ def open_gguf(path: Path) -> Checkpoint:
         findings=(
             *audit(original, form.config, form.shapes),
             *audit_template(template, "the GGUF header" if stated else None),
-            *_quantized(dtypes),
+            *about_quantization(dtypes),
         ),
         fingerprint=own_fingerprint,
         gguf_source=path,
@@ -135,17 +140,3 @@ def _compare(
                 f"{name} is {list(tensors[name].shape)} in {header.path}, but its metadata asks "
                 f"for {list(shape)}; download it again"
             )
-
-
-def _quantized(dtypes: dict[str, str]) -> list[Finding]:
-    """What the matrices are stored as, if that has already cost accuracy."""
-    lossy = sorted(set(dtypes.values()) - PLAIN_TYPES)
-    if not lossy:
-        return []
-    return [
-        Finding(
-            "quantization",
-            f"The source is already quantized ({', '.join(lossy)}), and files made from it are "
-            "measured against it; the original checkpoint would be a better start.",
-        )
-    ]

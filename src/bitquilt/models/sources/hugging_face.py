@@ -20,7 +20,13 @@ from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.generation import read_generation
 from bitquilt.models.sources import safetensors
-from bitquilt.models.sources.tensors import bytes_by_type, checked, rows_to_look_at
+from bitquilt.models.sources.quantized import QuantizedTensor, joined
+from bitquilt.models.sources.tensors import (
+    about_quantization,
+    bytes_by_type,
+    checked,
+    rows_to_look_at,
+)
 from bitquilt.models.sources.tokenizer_files import about_system_prompt, usable_tokenizer
 from bitquilt.runtime.files import read_json
 
@@ -52,6 +58,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         return without_weights(directory, name)
     scanned = safetensors.scan(files)
     _refuse_adapter(directory, scanned)
+    scanned = joined(scanned, original)
     names = canonical.source_names(scanned)
     stored = {names[raw]: (raw, at) for raw, at in scanned.items()}
     form = canonical.canonical(_with_tying(original, stored))
@@ -80,6 +87,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
             *audit_template(template, where),
             *about_system_prompt(directory, template),
             *converted,
+            *about_quantization(dtypes),
             *findings,
         ),
         fingerprint=checkpoint_fingerprint(
@@ -203,7 +211,8 @@ def _reader(form: Canonical, stored: StoredTensors) -> Callable[[str], torch.Ten
         if origin.source is None:
             return torch.ones(form.shapes[name])
         raw, at = stored[origin.source]
-        tensor = checked(safetensors.read(raw, at), name, form.shapes[name], at.file)
+        weights = at.decoded() if isinstance(at, QuantizedTensor) else safetensors.read(raw, at)
+        tensor = checked(weights, name, form.shapes[name], at.file)
         return canonical.in_canonical_order(origin, tensor)
 
     return read
@@ -216,7 +225,10 @@ def _sampler(form: Canonical, stored: StoredTensors) -> Callable[[str], torch.Te
         source = form.origins[name].source
         assert source is not None, "only norms are added"
         raw, at = stored[source]
-        return safetensors.read_rows(raw, at, rows_to_look_at(at.shape[0]))
+        rows = rows_to_look_at(at.shape[0])
+        if isinstance(at, QuantizedTensor):
+            return at.decoded()[rows]
+        return safetensors.read_rows(raw, at, rows)
 
     return read
 

@@ -20,6 +20,8 @@ from bitquilt.runtime.files import read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+_CODES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
+"""Types that are no weights, of more than a byte."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,12 @@ class StoredTensor:
                 f"{self.file} stores weights as {self.dtype}, and bitquilt reads F32, BF16 and "
                 "F16; give the original checkpoint"
             )
-        return math.prod(self.shape) * _BYTES[self.dtype]
+        return self.raw_bytes
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes in the file, whatever they are."""
+        return math.prod(self.shape) * _BYTES.get(self.dtype, _CODES.get(self.dtype, 1))
 
 
 def files(directory: Path) -> list[Path]:
@@ -112,6 +119,17 @@ def read(name: str, stored: StoredTensor) -> torch.Tensor:
     Raises:
         UserError: the file cannot be read any more.
     """
+    tensor = read_raw(name, stored)
+    # clone: a float32 tensor would otherwise be a view of the mapped file
+    return tensor.to(torch.float32) if tensor.dtype != torch.float32 else tensor.clone()
+
+
+def read_raw(name: str, stored: StoredTensor) -> torch.Tensor:
+    """One tensor as it is stored; it may be a view of the file.
+
+    Raises:
+        UserError: the file cannot be read any more.
+    """
     with _open(stored.file) as handle:
         try:
             tensor: torch.Tensor = handle.get_tensor(name)
@@ -120,8 +138,7 @@ def read(name: str, stored: StoredTensor) -> torch.Tensor:
                 f"{name} cannot be read from {stored.file} ({error}); the file was changed after "
                 "it was opened: run the command again"
             ) from error
-    # clone: a float32 tensor would otherwise be a view of the mapped file
-    return tensor.to(torch.float32) if tensor.dtype != torch.float32 else tensor.clone()
+    return tensor
 
 
 def read_rows(name: str, stored: StoredTensor, rows: list[int]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import PLAIN_TYPES, Finding
 
 SAMPLED = 16
 """Rows that a look at a matrix reads."""
@@ -49,3 +50,17 @@ def bytes_by_type(dtypes: dict[str, str], nbytes: dict[str, int]) -> dict[str, i
     for name, dtype in dtypes.items():
         total[dtype] += nbytes[name]
     return dict(total.most_common())
+
+
+def about_quantization(dtypes: dict[str, str]) -> list[Finding]:
+    """What the matrices are stored as, if that has already cost accuracy."""
+    lossy = sorted(set(dtypes.values()) - PLAIN_TYPES)
+    if not lossy:
+        return []
+    return [
+        Finding(
+            "quantization",
+            f"The source is already quantized ({', '.join(lossy)}), and files made from it are "
+            "measured against it; the original checkpoint would be a better start.",
+        )
+    ]

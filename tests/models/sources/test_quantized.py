@@ -1,0 +1,226 @@
+"""Checkpoints that are published quantized are read as those who quantized them mean it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+from bitquilt.engines import open_engine
+from bitquilt.errors import UserError
+from bitquilt.models import open_checkpoint
+from bitquilt.models.inspection import inspect
+from bitquilt.targets import MLX
+from tests.factories import tiny_checkpoint
+from tests.targets.conftest import Model
+
+Parts = dict[str, torch.Tensor]
+Q = "model.layers.0.self_attn.q_proj.weight"
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
+PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+SMALL = {"layers": 1, "hidden": 128, "heads": 2, "kv_heads": 1}
+
+
+def quantized(
+    tmp_path: Path, settings: dict[str, object], make: Callable[[torch.Tensor], Parts]
+) -> Path:
+    """A tiny model whose matrices, but for the embedding, are stored in parts."""
+    directory = tiny_checkpoint(tmp_path, "qwen3", **SMALL)
+    path, found = directory / "model.safetensors", {}
+    for name, tensor in load_file(path).items():
+        if tensor.ndim == 2 and "embed" not in name:
+            module = name.removesuffix(".weight")
+            found |= {f"{module}.{part}": t.contiguous() for part, t in make(tensor).items()}
+        else:
+            found[name] = tensor
+    save_file(found, path, {"format": "pt"})
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    return directory
+
+
+def fp8(shape: tuple[int, int] | None) -> Callable[[torch.Tensor], Parts]:
+    """Codes in float8 with a scale for each block of a shape, or for the whole matrix."""
+
+    def make(weight: torch.Tensor) -> Parts:
+        rows, columns = shape or weight.shape
+        blocks = weight.unfold(0, rows, rows).unfold(1, columns, columns)
+        scale = blocks.abs().amax((2, 3)) / 448
+        spread = scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        return {
+            "weight": (weight / spread).to(torch.float8_e4m3fn),
+            "weight_scale_inv": scale if shape else scale.reshape(()),
+            **({} if shape else {"activation_scale": torch.tensor(1.0)}),
+        }
+
+    return make
+
+
+@pytest.mark.parametrize("block", [(64, 32), (64, 128), None])
+def test_fp8_is_read_as_transformers_reads_it(
+    block: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    settings = FP8 | {"weight_block_size": None if block is None else list(block)}
+    directory = quantized(tmp_path, settings, fp8(block))
+    stored = load_file(directory / "model.safetensors")
+    checkpoint = open_checkpoint(directory)
+    names = [name for name in checkpoint.shapes if stored[name].dtype == torch.float8_e4m3fn]
+    assert len(names) == 7
+    own = Fp8Dequantize(SimpleNamespace())
+    for name in names:
+        scale = stored[name.replace(".weight", ".weight_scale_inv")]
+        wanted = own._dequantize_one(stored[name], scale, torch.float32)
+        assert torch.equal(checkpoint.load(name), wanted)
+
+
+def test_blocks_that_do_not_divide_a_matrix_end_at_its_edge(tmp_path: Path) -> None:
+    """DeepSeek's: the last block of rows or columns has fewer."""
+
+    def make(weight: torch.Tensor) -> Parts:
+        rows, columns = (-(-side // 96) for side in weight.shape)
+        codes = torch.ones(weight.shape).to(torch.float8_e4m3fn)
+        scale = torch.arange(rows * columns, dtype=torch.float32).reshape(rows, columns)
+        return {"weight": codes, "weight_scale_inv": scale}
+
+    settings = FP8 | {"weight_block_size": [96, 96]}
+    weight = open_checkpoint(quantized(tmp_path, settings, make)).load(Q)
+    assert weight.shape == (128, 128)
+
+    assert [weight[0, 0], weight[0, 96], weight[95, 95], weight[96, 0], weight[127, 127]] == [
+        0.0,
+        1.0,
+        0.0,
+        2.0,
+        3.0,
+    ]
+
+
+def codes_of(weight: torch.Tensor, group: int, bits: int, symmetric: bool) -> tuple:
+    """Rounded groups of columns by numpy: codes, scales [R, G], zero points [R, G]."""
+    rows, columns = weight.shape
+    parts = weight.numpy().reshape(rows, columns // group, group)
+    least, most = -(1 << bits - 1), (1 << bits - 1) - 1
+    if symmetric:
+        scale = np.abs(parts).max(2) / most
+        zero = np.zeros_like(scale)
+    else:
+        scale = (parts.max(2) - parts.min(2)) / (most - least)
+        zero = np.round(least - parts.min(2) / scale)
+    zero = np.clip(zero, least, most)
+    codes = np.clip(np.round(parts / scale[..., None] + zero[..., None]), least, most)
+    return codes.reshape(rows, columns), scale.astype(np.float32), zero
+
+
+def packed(codes: np.ndarray, bits: int) -> torch.Tensor:
+    """Rows of int32, each number as text of its bits, the first code in the last letters."""
+    each = 32 // bits
+    words = [
+        [
+            int(
+                "".join(f"{int(c) + (1 << bits - 1):0{bits}b}" for c in row[at : at + each][::-1]),
+                2,
+            )
+            for at in range(0, len(row), each)
+        ]
+        for row in codes
+    ]
+    return torch.from_numpy(np.array(words, np.uint32).view(np.int32))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [32, 128])
+def test_packed_codes_are_read_as_compressed_tensors_means_them(
+    group: int, symmetric: bool, bits: int, tmp_path: Path
+) -> None:
+    wanted: list[torch.Tensor] = []
+
+    def make(weight: torch.Tensor) -> Parts:
+        codes, scale, zero = codes_of(weight, group, bits, symmetric)
+        spread = [np.repeat(one, group, 1) for one in (zero, scale)]
+        wanted.append(torch.from_numpy(((codes - spread[0]) * spread[1]).astype(np.float32)))
+        parts = {
+            "weight_packed": packed(codes, bits),
+            "weight_scale": torch.from_numpy(scale),
+            "weight_shape": torch.tensor(weight.shape),
+        }
+        if not symmetric:
+            parts["weight_zero_point"] = packed(zero.T, bits).T
+        return parts
+
+    directory = quantized(tmp_path, PACKED, make)
+    checkpoint = open_checkpoint(directory)
+    found = [checkpoint.load(name) for name in sorted(checkpoint.shapes) if "proj.weight" in name]
+    assert len(found) == len(wanted) == 7
+    for one in found:
+        assert any(one.shape == w.shape and torch.allclose(one, w, atol=1e-7) for w in wanted)
+
+
+def test_columns_may_belong_to_groups_in_another_order(tmp_path: Path) -> None:
+    def make(weight: torch.Tensor) -> Parts:
+        rows, columns = weight.shape
+        return {
+            "weight_packed": packed(np.ones((rows, columns)), 4),
+            "weight_scale": torch.tensor([[1.0, 2.0]]).repeat(rows, 1),
+            "weight_shape": torch.tensor(weight.shape),
+            "weight_g_idx": torch.arange(columns, dtype=torch.int32) % 2,
+        }
+
+    weight = open_checkpoint(quantized(tmp_path, PACKED, make)).load(Q)
+    assert weight[0, :4].tolist() == [1.0, 2.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+def test_codes_of_eight_bits_have_a_scale_for_each_row_or_one(
+    per_row: bool, tmp_path: Path
+) -> None:
+    def make(weight: torch.Tensor) -> Parts:
+        most = weight.abs().amax(1, keepdim=True) if per_row else weight.abs().max()[None]
+        return {"weight": (weight / most * 127).round().to(torch.int8), "weight_scale": most / 127}
+
+    settings = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+    directory = quantized(tmp_path, settings, make)
+    stored = load_file(directory / "model.safetensors")
+    scale = stored[Q.replace(".weight", ".weight_scale")]
+    assert torch.equal(open_checkpoint(directory).load(Q), stored[Q].float() * scale)
+
+
+def test_what_is_made_of_one_is_no_longer_quantized_by_its_config(tmp_path: Path) -> None:
+    directory = quantized(tmp_path, FP8 | {"weight_block_size": [64, 64]}, fp8((64, 64)))
+    checkpoint = open_checkpoint(directory)
+    assert checkpoint.quantized
+    assert "quantization_config" not in checkpoint.config
+    (said,) = [f for f in inspect(str(directory)).findings if f.subject == "quantization"]
+    assert "F8_E4M3" in said.message
+    model = Model(directory, checkpoint)
+    MLX.write(checkpoint, model.on("8bit-g64"), model.packed, tmp_path / "m-mlx", "{}")
+    written = json.loads((tmp_path / "m-mlx" / "config.json").read_text())
+    assert written["quantization"]["bits"] == 8
+    assert written.get("quantization_config", written["quantization"]) == written["quantization"]
+    assert len(open_engine(directory).tokenize("hello")) > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"quant_method": "gptq"}, "by gptq, and bitquilt reads fp8 and compressed-tensors only"),
+        ({"bits": 4}, "by mlx-lm, and"),
+        (FP8, "weight in .* and its scales, .5, 5., do not fit together"),
+    ],
+)
+def test_others_are_refused_by_name(
+    settings: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    def make(weight: torch.Tensor) -> Parts:
+        codes = torch.ones(weight.shape).to(torch.float8_e4m3fn)
+        return {"weight": codes, "weight_scale_inv": torch.ones(5, 5)}
+
+    with pytest.raises(UserError, match=words):
+        open_checkpoint(quantized(tmp_path, settings, make)).load(Q)
