@@ -19,6 +19,8 @@ from tests.quick import invoke
             ("publish", "demo", "--against", "demo", "--repo", "a/b", "--dry-run"),
             "without --upload, publish only says what it would do: it needs no dry run; see",
         ),
+        (("compare", "demo"), "compare takes two files, not 1; see bitquilt compare --help"),
+        (("inspect", ""), "the model's name is empty; give a hub id, a directory, a GGUF file or"),
         (("chat", "demo", "--votes", "3"), "'--votes' here, but `bitquilt run` has it; see"),
         (("plan", "demo", "--bits", "4", "--to", "GGUF"), "did you mean gguf? See bitquilt plan"),
         (("quantize", "demo", "--bits", "4", "--search", "Knapsak"), "did you mean knapsack?"),

@@ -81,7 +81,10 @@ def test_bytes_are_those_of_the_scored_tokens():
 
 
 def test_text_without_a_document_of_a_window_is_refused():
-    with pytest.raises(
-        UserError, match=r"fewer than 40 tokens of each domain; give more text with text"
-    ):
-        held_out(corpus(10, 20), encode, 400, LENGTH, Silent())
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"fewer than 40 tokens; give more text with text"):
+        held_out(corpus(10, 20), encode, 400, LENGTH, Recorded(lines=said))
+    several = corpus(10, 20) + corpus(39, domain="code")
+    with pytest.raises(UserError, match=r"fewer than 40 tokens of each domain; give more text"):
+        held_out(several, encode, 400, LENGTH, Recorded(lines=said))
+    assert said == []  # that each was left out is no news beside it

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from math import nan
 
+import numpy as np
 import pytest
 
 from bitquilt.allocation.history import history_path, latest_histories
@@ -78,6 +80,37 @@ def test_the_legend_of_the_front_names_every_mark_and_fits():
     ends = [*columns[1:], plots.WIDTH]
     for entry in legend:
         assert entry["x"] + 13 + 6.5 * len(entry["text"]) < ends[columns.index(entry["x"])]
+
+
+def test_labels_are_apart_from_each_other_and_from_the_line():
+    """The files of the README's picture; a label of 18 letters is beside a point of another."""
+    files = [
+        FrontPoint(
+            name=label, label=label, target="gguf", nbytes=nbytes, ours="llama" not in label,
+            kl=Estimate(kl, 0.88 * kl, 1.13 * kl),
+        )
+        for label, nbytes, kl in (
+            ("3.5bit", 6_021_184, 0.172), ("Q3_K_M", 7_327_552, 0.112),
+            ("4.5bit", 7_660_864, 0.0477), ("Q4_K_M", 8_588_096, 0.0415),
+            ("llama.cpp-Q4_K_M", 8_581_952, 0.096), ("5.5bit", 9_300_288, 0.0169),
+        )
+    ]  # fmt: skip
+    values = plots.pareto_plot(files).values
+    boxes = []
+    for point in values["points"]:
+        width = plots.LETTER_WIDTH * len(point["label"])
+        left = point["label_x"] - width * plots.LEFT_OF[point["anchor"]]
+        boxes.append((left, left + width, point["label_y"] - 10, point["label_y"] + 2))
+    for n, (left, right, top, bottom) in enumerate(boxes):
+        assert left > plots.LEFT
+        assert right < plots.WIDTH
+        for left_2, right_2, top_2, bottom_2 in boxes[:n]:
+            assert right <= left_2 or right_2 <= left or bottom + 1 <= top_2 or bottom_2 + 1 <= top
+        for line in values["frontiers"]:
+            for start, end in pairwise(line):
+                for share in np.linspace(0, 1, 200):
+                    x, y = (start[a] + share * (end[a] - start[a]) for a in "xy")
+                    assert not (left < x < right and top < y < bottom)
 
 
 def test_what_is_not_there_is_not_in_the_legend():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("compare")
-@click.argument("files", metavar="FILE FILE", nargs=2)
+@click.argument("files", metavar="FILE FILE", nargs=-1)
 @click.option(
     "--against",
     metavar="ORIGINAL",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 )
 @JSON
 def compare_files(
-    files: tuple[str, str], against: str | None, text: str | None, tokens: int, as_json: bool
+    files: tuple[str, ...], against: str | None, text: str | None, tokens: int, as_json: bool
 ) -> None:
     """Show types, bytes and KL of two model files side by side.
 
@@ -55,6 +55,10 @@ def compare_files(
     from bitquilt.allocation.stored_mix import pairs_of, stored_mix
     from bitquilt.cli.tables import stdout_console
 
+    if len(files) != 2:
+        raise click.UsageError(
+            f"compare takes two files, not {len(files)}", click.get_current_context()
+        )
     if text is not None and against is None:
         raise UserError("--text has an effect only with --against, the model to measure against")
     one, other = (stored_mix(Path(file)) for file in files)

@@ -102,17 +102,20 @@ def held_out(
     like, unlike = sorted(domains & set(calibrated)), sorted(domains - set(calibrated))
     each = max(1, round(tokens / length / (bool(like) + bool(unlike))))
     windows: list[tuple[list[int], list[int], str]] = []
+    short: list[str] = []
     for domain, count in [*_shared(like, each), *_shared(unlike, each)]:
         own = [(n, d) for n, d in enumerate(documents) if d.domain == domain]
         pieces = _spread_evenly([_pieces(n, encode(d), length) for n, d in own])
         filled = [(ids, labels, domain) for ids, labels in _filled(pieces, count, length)]
-        if not filled:
-            progress.say(f"The text has fewer than {length} tokens of {domain}, which is left out")
+        short += [] if filled else [domain]
         windows += filled
     if not windows:
+        each_domain = " of each domain" if len(domains) > 1 else ""
         raise UserError(
-            f"the text has fewer than {length} tokens of each domain; give more text with --text"
+            f"the text has fewer than {length} tokens{each_domain}; give more text with --text"
         )
+    for domain in short:
+        progress.say(f"The text has fewer than {length} tokens of {domain}, which is left out")
     mixed = [windows[i] for i in np.random.default_rng(0).permutation(len(windows))]
     labels = np.array([window[1] for window in mixed])
     return Text(

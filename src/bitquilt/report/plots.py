@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,11 @@ LETTER_WIDTH = 7.8
 LINE_HEIGHT, LABEL_GAP = 14, 9
 LEGEND_GAP, LEGEND_LINE, SECOND_COLUMN = 14, 19, 236
 PLACES = (("start", 8, 4), ("end", -8, 4), ("start", 8, -9), ("end", -8, -9), ("start", 8, 17),
-          ("end", -8, 17), ("start", 8, -22), ("end", -8, -22))  # fmt: skip
+          ("end", -8, 17), ("start", 8, -22), ("end", -8, -22), ("middle", 0, -14),
+          ("middle", 0, 22), ("middle", 0, -24), ("middle", 0, 32))  # fmt: skip
 """Where a label may be beside its point: the end that is near it, and how far away that is."""
+LEFT_OF = {"start": 0.0, "middle": 0.5, "end": 1.0}
+"""The share of a label that is on the left of the place it is anchored at."""
 AXIS_HEIGHT = 38
 """What ticks and title of an axis take below a plot."""
 MB = 1e6
@@ -118,7 +122,7 @@ def pareto_plot(files: Sequence[FrontPoint]) -> Plot:
     ]
     entries = _front_entries(files, points, any(len(line) > 1 for line in frontiers))
     values = {
-        "points": _labelled(points),
+        "points": _labelled(points, [pair for line in frontiers for pair in pairwise(line)]),
         "frontiers": frontiers,
         "x_ticks": [(x(tick), short(tick)) for tick in x.ticks()],
         "y_ticks": [(y(tick), short(tick)) for tick in y.ticks()],
@@ -187,27 +191,51 @@ def _best(file: FrontPoint, files: Sequence[FrontPoint]) -> bool:
     )
 
 
-def _labelled(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Points with a place for their label: the first around them where nothing is yet."""
-    taken = [_Box(point["x"] - 6, point["y"] - 6, 12, 12) for point in points]
+def _labelled(
+    points: list[dict[str, Any]], lines: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Points with a place for their label: the first around them where nothing is yet, or, where
+    there is none, the first where only a line is.
+
+    Args:
+        points: what is labelled.
+        lines: the two ends of each straight line of the plot.
+    """
+    taken = []
+    for point in points:
+        top, bottom = min(point["high"], point["y"] - 6), max(point["low"], point["y"] + 6)
+        taken.append(_Box(point["x"] - 6, top, 12, bottom - top))
+    drawn = [step for line in lines for step in _steps(*line)]
     for point in points:
         width = LETTER_WIDTH * len(point["label"])
         places = [
             _Box(
-                point["x"] + dx - (width if anchor == "end" else 0), point["y"] + dy - 10, width, 12
+                point["x"] + dx - width * LEFT_OF[anchor],
+                point["y"] + dy - LINE_HEIGHT + 3,
+                width,
+                LINE_HEIGHT,
             )
             for anchor, dx, dy in PLACES
         ]
-        free = [
+        clear = [
             n
             for n, place in enumerate(places)
-            if place.x + width < WIDTH and not any(place.meets(other) for other in taken)
+            if place.x > LEFT and place.x + width < WIDTH and not any(map(place.meets, taken))
         ]
-        chosen = free[0] if free else 0
+        free = [n for n in clear if not any(map(places[n].meets, drawn))]
+        chosen = next(iter(free or clear), 0)
         taken.append(places[chosen])
         anchor, dx, dy = PLACES[chosen]
         point |= {"label_x": point["x"] + dx, "label_y": point["y"] + dy, "anchor": anchor}
     return points
+
+
+def _steps(start: Mapping[str, Any], end: Mapping[str, Any], count: int = 60) -> Iterator[_Box]:
+    """Yield a straight line as dots that are close to each other."""
+    for n in range(count + 1):
+        share = n / count
+        x, y = (start[axis] + share * (end[axis] - start[axis]) for axis in ("x", "y"))
+        yield _Box(x, y, 1, 1)
 
 
 @dataclass(frozen=True)

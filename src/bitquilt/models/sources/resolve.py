@@ -56,6 +56,10 @@ def local_path(reference: str) -> Path | None:
     """
     if reference == DEMO:
         return demo.path()
+    if not reference.strip():
+        raise UserError(
+            "the model's name is empty; give a hub id, a directory, a GGUF file or demo"
+        )
     path = Path(reference).expanduser()
     if path.is_dir():
         return _directory(path)
