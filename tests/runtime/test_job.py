@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from bitquilt.runtime.job import ExpectedStage, Job
@@ -154,3 +156,28 @@ def test_the_share_never_decreases():
     running.advance(1, 29.0)
     assert running.left(29.0) > 100
     assert running.share(29.0) >= before
+
+
+STAGES = {"calibrate": 95, "round": 45, "interactions": 77, "read": 58, "search": 150,
+          "select": 53, "held-out": 45, "polish": 45, "check": 68}  # fmt: skip
+"""Seconds that the stages of the demo model took, on a busy machine."""
+
+
+@pytest.mark.parametrize("slower", [0.6, 1.0, 1.7])
+@pytest.mark.parametrize("seed", range(5))
+def test_from_a_quarter_on_the_time_left_is_within_a_quarter(slower, seed):
+    """The machine is faster or slower than it seemed, and each stage off by up to 15 % more."""
+    random = Random(seed)
+    running = job(**STAGES)
+    takes = {name: s * slower * random.uniform(0.85, 1.15) for name, s in STAGES.items()}
+    whole, now, told = sum(takes.values()), 0.0, []
+    for name, seconds in takes.items():
+        running.begin(name, 20, now)
+        for _ in range(20):
+            now += seconds / 20
+            running.advance(1, now)
+            told.append((now, running.left(now)))
+        running.end(now)
+    late = [(whole - at, left) for at, left in told if 0.25 * whole < at < 0.97 * whole]
+    assert len(late) > 100
+    assert all(left == pytest.approx(true, rel=0.25) for true, left in late)

@@ -100,7 +100,10 @@ def test_an_answer_in_markdown() -> None:
             "https://b.org/"
         ]
         assert log.locator("b, img, script").count() == 0
-        log.get_by_role("button", name="Copy").click()
+        button = log.get_by_role("button", name="Copy")
+        above, code = button.bounding_box(), log.locator("pre code").bounding_box()
+        assert above["y"] + above["height"] <= code["y"]  # it covers no line, however narrow
+        button.click()
         playwright.expect(log.get_by_role("button", name="Copied")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == "print('<i>')\n"
         browser.close()
