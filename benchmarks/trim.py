@@ -1,6 +1,6 @@
 """What trimming a vocabulary costs: bits per byte of held-out text, before and after.
 
-    python benchmarks/trim.py ORIGINAL TRIMMED... [--language en] [--bytes 200000]
+    python benchmarks/trim.py ORIGINAL TRIMMED... [--language en] [--bytes 60000]
 
 Token KL is undefined between vocabularies, and perplexity per token does not compare. Bits per byte
 do: each document's beginning, the same characters for every model, is one window after the start
@@ -15,6 +15,7 @@ import resource
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import cross_entropy
 
 from bitquilt.calibration.corpus import Document, bundled
 from bitquilt.calibration.text import encoder
@@ -44,8 +45,10 @@ def beginnings(language: str, nbytes: int) -> list[Document]:
 
 
 @torch.no_grad()
-def bits_and_tokens(checkpoint: Checkpoint, documents: Sequence[Document]) -> tuple[float, int]:
-    """The bits that a model needs for all of the documents, and its tokens."""
+def bits_and_tokens(
+    checkpoint: Checkpoint, documents: Sequence[Document]
+) -> dict[str, tuple[float, int]]:
+    """The bits that a model needs for the documents of each domain, and its tokens."""
     encode, model = encoder(checkpoint), BlockwiseModel(checkpoint)
     windows = [encode(document) for document in documents]
     length = max(map(len, windows))
@@ -53,17 +56,14 @@ def bits_and_tokens(checkpoint: Checkpoint, documents: Sequence[Document]) -> tu
     for row, ids in zip(padded, windows, strict=True):
         row[: len(ids)] = torch.tensor(ids)  # what follows cannot be seen from before
     hidden, head = model.last_hidden(padded), model.head()
-    nats = 0.0
-    for ids, row in zip(windows, hidden, strict=True):
-        at_once = logit_tokens(len(head))
-        labels = torch.tensor(ids[1:])
-        for states, wanted in zip(
-            row[: len(labels)].split(at_once), labels.split(at_once), strict=True
-        ):
-            nats += float(
-                torch.nn.functional.cross_entropy(states @ head.T, wanted, reduction="sum")
-            )
-    return nats / math.log(2), sum(len(ids) - 1 for ids in windows)
+    at_once, found = logit_tokens(len(head)), dict.fromkeys((d.domain for d in documents), (0.0, 0))
+    for document, ids, row in zip(documents, windows, hidden, strict=True):
+        bits, tokens = found[document.domain]
+        wanted = torch.tensor(ids[1:])
+        parts = zip(row[: len(wanted)].split(at_once), wanted.split(at_once), strict=True)
+        nats = sum(float(cross_entropy(h @ head.T, t, reduction="sum")) for h, t in parts)
+        found[document.domain] = bits + nats / math.log(2), tokens + len(wanted)
+    return found
 
 
 def main() -> None:
@@ -72,20 +72,32 @@ def main() -> None:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument("--language", default="en")
-    parser.add_argument("--bytes", type=int, default=200_000)
+    parser.add_argument("--bytes", type=int, default=60_000)
     asked = parser.parse_args()
     documents = beginnings(asked.language, asked.bytes)
-    nbytes = sum(len((document.text or "").encode()) for document in documents)
-    print(f"held-out text, {asked.language}: {len(documents)} documents, {nbytes:,} bytes")
-    first = None
+    nbytes: dict[str, int] = {}
+    for document in documents:
+        size = len((document.text or "").encode())
+        nbytes[document.domain] = nbytes.get(document.domain, 0) + size
+    total = sum(nbytes.values())
+    print(f"held-out text, {asked.language}: {len(documents)} documents, {total:,} bytes")
+    first: dict[str, tuple[float, int]] = {}
     for name in asked.models:
         checkpoint = open_checkpoint(name)
-        bits, tokens = bits_and_tokens(checkpoint, documents)
-        first = first or bits
-        print(
-            f"{name}: {checkpoint.weights:,} weights, {bits / nbytes:.4f} bits per byte "
-            f"({bits / first - 1:+.2%}), {tokens / nbytes:.4f} tokens per byte"
-        )
+        found = bits_and_tokens(checkpoint, documents)
+        first = first or found
+        print(f"{name}: {checkpoint.weights:,} weights", flush=True)
+        for title, some in [("all", list(found)), *((one, [one]) for one in found)]:
+            (bits, tokens), (was, _) = (
+                map(sum, zip(*(model[one] for one in some), strict=True))
+                for model in (found, first)
+            )
+            size = sum(nbytes[one] for one in some)
+            print(
+                f"  {title}: {bits / size:.4f} bits per byte ({bits / was - 1:+.2%}), "
+                f"{tokens / size:.4f} tokens per byte",
+                flush=True,
+            )
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")
 
 

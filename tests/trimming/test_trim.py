@@ -222,31 +222,8 @@ def test_a_number_of_tokens_is_kept_to_and_filled_up(tmp_path):
     assert every.tokens < more.tokens <= many
     assert set(kept_of(every)) < set(kept_of(more))
     assert less.tokens_per_byte[0].after > less.tokens_per_byte[0].before
-    again = trim_vocabulary(source, output=tmp_path / "more", tokens="0.3K".replace("0.3K", "300"),
-                            **asked)  # fmt: skip
+    again = trim_vocabulary(source, output=tmp_path / "more", tokens="300", **asked)
     assert again.tokens <= 300
-
-
-def test_languages_are_counted_in_the_bundled_text(tmp_path, monkeypatch):
-    from bitquilt.calibration.corpus import Document
-    from bitquilt.trimming import ranking
-
-    texts = {"docs-en": KEPT, "docs-de": "Größe", "code-go": "func", "maths": "x = 1"}
-    documents = [Document(domain, "s", text, None) for domain, text in texts.items()]
-    monkeypatch.setattr(ranking, "bundled", lambda split: documents if split == "search" else [])
-    config = {"output": tmp_path / "small", "languages": ["en"]}
-    kept = ranking.text_to_keep(ranking.TrimConfig(**config))
-    assert [document.domain for document in kept] == ["docs-en", "code-go", "maths"]
-
-
-def test_every_language_that_is_offered_has_bundled_text():
-    from bitquilt.calibration.corpus import bundled
-    from bitquilt.trimming.config import LANGUAGES
-    from bitquilt.trimming.ranking import language_of
-
-    there = {language_of(document) for split in ("calibration", "search")
-             for document in bundled(split)}  # fmt: skip
-    assert there - {""} == set(LANGUAGES)
 
 
 def test_terms_go_along(tmp_path):

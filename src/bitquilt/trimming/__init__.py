@@ -5,7 +5,8 @@ whose tokenizer, embedding, head and configs are cut, which everything else here
 
     config.py        what can be asked for
     vocabulary.py    which tokens are kept: the closure under BPE merges, as pure functions
-    ranking.py       which tokens matter: counted in text, then by rank
+    expected.py      which tokens the model expects of more text like it
+    ranking.py       which tokens matter: counted and expected
     bpe.py           tokenizer.json, read and cut
     checkpoint.py    the cut checkpoint on disk
     trim.py          all of it in order

@@ -15,7 +15,6 @@ from typing import Any
 from tokenizers import pre_tokenizers
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.tokenizer.conventions import SPACE
 from bitquilt.runtime.files import read_json
 from bitquilt.trimming.vocabulary import Merge, kept_merges
 
@@ -115,15 +114,6 @@ class BpeFile:
             *([unknown] if unknown in self.vocabulary else []),
         }
 
-    def text_of(self, token: str) -> str | None:
-        """Give the text that a token stands for; None where that is a part of a character."""
-        if self.byte_bound:
-            return token.replace(SPACE, " ")
-        try:
-            return bytes(map(_BYTE.__getitem__, token)).decode()
-        except (KeyError, UnicodeDecodeError):
-            return None
-
     def cut(self, ids: Mapping[str, int]) -> dict[str, Any]:
         """Give the content with some of the tokens under new ids.
 
@@ -142,19 +132,6 @@ class BpeFile:
             "post_processor": _with_new_ids(self.content.get("post_processor"), new),
             "model": {**model, "vocab": vocabulary, "merges": [list(merge) for merge in merges]},
         }
-
-
-def _byte_values() -> dict[str, int]:
-    """Give the byte of each character of :data:`ALPHABET`, as GPT-2 wrote them."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = sorted(set(range(256)) - set(shown))
-    return {
-        **{chr(byte): byte for byte in shown},
-        **{chr(256 + place): byte for place, byte in enumerate(hidden)},
-    }
-
-
-_BYTE = _byte_values()
 
 
 def _processors(node: dict[str, Any] | None) -> list[dict[str, Any]]:

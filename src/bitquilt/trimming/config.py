@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitquilt.errors import UserError
+from bitquilt.runtime.compute import device_option, threads_option
 from bitquilt.runtime.options import Options, option
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "ja", "ko", "pt", "ru", "tr", "zh")
@@ -41,11 +42,13 @@ class TrimConfig(Options):
     )
     tokens: str | None = option(
         "At most this many tokens are kept, 64k for example; k is a thousand. The rarest of the "
-        "text are left out where there are more, and the most usual of the same letters are added "
-        "where there are fewer.  [default: those that the text needs]",
+        "text are left out where there are more, and those that the model expects in more text "
+        "like it are added where there are fewer.  [default: those that the text needs]",
         default=None,
         metavar="N",
     )
+    device: str = device_option()
+    threads: int | None = threads_option()
 
     def __post_init__(self) -> None:
         """Refuse what keeps nothing.

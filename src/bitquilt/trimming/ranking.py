@@ -1,76 +1,49 @@
-"""Which tokens matter: those of a text by their number, then the usual ones of its letters."""
+"""Which tokens matter: those that a text has, and those that more text like it would have."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from bitquilt.calibration.corpus import Document, bundled, from_file
 from bitquilt.calibration.text import Encode
 from bitquilt.trimming.bpe import BpeFile
 from bitquilt.trimming.config import TrimConfig
 
-LETTER_SHARE = 0.999
-"""The letters of a text are its most frequent characters, which make up this share of it."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class TextCounts:
-    """What a text is made of."""
-
-    tokens: Counter[int]
-    """Id of a token → how often it comes."""
-    characters: Counter[str]
-    """Character → how often it comes."""
-
-    @property
-    def letters(self) -> set[str]:
-        """The characters that make up nearly all of the text."""
-        most, seen = LETTER_SHARE * self.characters.total(), 0
-        found = set()
-        for character, count in self.characters.most_common():
-            if seen >= most:
-                break
-            found.add(character)
-            seen += count
-        return found
-
-
-def count_text(
+def count_tokens(
     documents: Sequence[Document], encode: Encode, advance: Callable[[int], None]
-) -> TextCounts:
-    """Count the tokens and the characters of documents; ``advance`` is told of characters."""
-    tokens: Counter[int] = Counter()
-    characters: Counter[str] = Counter()
+) -> Counter[int]:
+    """Count how often each token comes, by its id; ``advance`` is told of characters."""
+    counts: Counter[int] = Counter()
     for document in documents:
-        tokens.update(encode(document))
-        text = "".join(document.passages)
-        characters.update(text)
-        advance(len(text))
-    return TextCounts(tokens=tokens, characters=characters)
+        counts.update(encode(document))
+        advance(sum(map(len, document.passages)))
+    return counts
 
 
-def ranked_tokens(tokenizer: BpeFile, counts: TextCounts, *, fill: bool) -> Iterator[str]:
-    """Yield tokens, those that matter most first; some may come twice.
+def ranked_tokens(
+    tokenizer: BpeFile, counts: Counter[int], expected: Tensor | None = None
+) -> list[str]:
+    """List tokens, those that matter most first.
 
     Args:
         tokenizer: what they are of.
-        counts: of the text that they are for.
-        fill: whether tokens follow that the text does not have, but that are made of its letters;
-            merges come in the order of how usual their results were in the tokenizer's own text.
+        counts: how often each comes in the text that they are for.
+        expected: the share of each token in more text like it [V]; what is expected weighs as much
+            as what was counted. None where only tokens of the text are wanted.
     """
+    weight: dict[int, float] = dict(counts)
+    if expected is not None:
+        total = counts.total()
+        for index, share in enumerate(expected.tolist()):
+            weight[index] = weight.get(index, 0) + total * share
     names = {index: token for token, index in tokenizer.vocabulary.items()}
-    in_order = sorted(counts.tokens.items(), key=lambda one: (-one[1], one[0]))
-    yield from (names[index] for index, _ in in_order if index in names)
-    if not fill:
-        return
-    letters = counts.letters
-    for left, right in tokenizer.merges:
-        text = tokenizer.text_of(left + right)
-        if text is not None and letters.issuperset(text):
-            yield left + right
+    in_order = sorted(weight.items(), key=lambda one: (-one[1], one[0]))
+    return [names[index] for index, _ in in_order if index in names]
 
 
 def language_of(document: Document) -> str:
@@ -91,3 +64,8 @@ def text_to_keep(config: TrimConfig) -> list[Document]:
     wanted = {*config.languages, ""}
     both = [*bundled("calibration"), *bundled("search")]
     return own + [document for document in both if language_of(document) in wanted]
+
+
+def prose(documents: Sequence[Document]) -> list[Document]:
+    """Give the documents that have a language, or all of them if none has."""
+    return [document for document in documents if language_of(document)] or list(documents)

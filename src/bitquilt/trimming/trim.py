@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from bitquilt.calibration.corpus import Document, bundled
-from bitquilt.calibration.text import Encode, document_encoder, encoder
+from bitquilt.calibration.text import Encode, document_encoder, encoder, token_windows
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets.destination import check_directory
 from bitquilt.trimming.bpe import BpeFile
 from bitquilt.trimming.checkpoint import MARKER, CutCheckpoint
 from bitquilt.trimming.config import TrimConfig
+from bitquilt.trimming.expected import expected_shares
 from bitquilt.trimming.ranking import (
-    TextCounts,
-    count_text,
+    count_tokens,
     language_of,
+    prose,
     ranked_tokens,
     text_to_keep,
 )
 from bitquilt.trimming.vocabulary import MergeTable, closed_vocabulary
 
+WINDOWS, WINDOW_TOKENS = 64, 128
+"""Windows of the text, and tokens of each, that the model reads to tell what else it expects."""
 READ = 1_000_000
 """Characters of a text that are split by both tokenizers, to tell how many tokens they take."""
 
@@ -100,12 +107,15 @@ def trim_vocabulary(
     encode = encoder(checkpoint)
     characters = sum(len("".join(document.passages)) for document in documents)
     with progress.stage("Counting tokens", characters, "counting"):
-        counts = count_text(documents, encode, progress.advance)
-    cut = CutCheckpoint(
-        checkpoint=checkpoint,
-        tokenizer=tokenizer,
-        kept=kept_ids(tokenizer, counts, config.size, checkpoint),
-    )
+        counts = count_tokens(documents, encode, progress.advance)
+    expected = None
+    if config.size is not None:
+        require_size(tokenizer, config.size, checkpoint.name)
+        with computing(config.device, config.threads):
+            expected = _expected(checkpoint, documents, encode, progress)
+    ranked = ranked_tokens(tokenizer, counts, expected)
+    kept = kept_ids(tokenizer, ranked, config.size, checkpoint)
+    cut = CutCheckpoint(checkpoint=checkpoint, tokenizer=tokenizer, kept=kept)
     nbytes = sum(checkpoint.source_bytes.values())
     with progress.stage(f"Writing {path.name}", nbytes, "writing"), atomic_write(path) as part:
         cut.write(part, progress.advance)
@@ -113,31 +123,37 @@ def trim_vocabulary(
     return _result(path, cut, counts, [*_readings(documents, config, encode, after)])
 
 
+def require_size(tokenizer: BpeFile, size: int, name: str) -> None:
+    """Refuse a number of tokens that has no room for those that are always kept.
+
+    Raises:
+        UserError: there are more of them.
+    """
+    if (least := len(tokenizer.required)) > size:
+        raise UserError(
+            f"the bytes, control tokens and added tokens of {name} are {least:,}, and all are "
+            "kept; give at least that many to --tokens"
+        )
+
+
 def kept_ids(
-    tokenizer: BpeFile, counts: TextCounts, size: int | None, checkpoint: Checkpoint
+    tokenizer: BpeFile, ranked: Sequence[str], size: int | None, checkpoint: Checkpoint
 ) -> tuple[int, ...]:
     """Choose the tokens that are kept.
 
     Args:
         tokenizer: of the model.
-        counts: of the text to keep.
-        size: the most tokens that are kept; None if the text decides.
+        ranked: tokens, those that matter most first.
+        size: the most tokens that are kept; None if there is no limit.
         checkpoint: the model, for errors and its number of embeddings.
 
     Returns:
         their ids, ascending.
 
     Raises:
-        UserError: there is no room for the tokens of bytes and those added, or an id has no
-            embedding.
+        UserError: an id has no embedding.
     """
-    required, rows = tokenizer.required, checkpoint.matrices[EMBEDDING][0]
-    if size is not None and len(required) > size:
-        raise UserError(
-            f"the bytes, control tokens and added tokens of {checkpoint.name} are "
-            f"{len(required):,}, and all are kept; give at least that many to --tokens"
-        )
-    ranked = ranked_tokens(tokenizer, counts, fill=size is not None)
+    rows, _ = checkpoint.matrices[EMBEDDING]
     table = MergeTable(tokenizer.merges)
     whole_words = bool(tokenizer.content["model"].get("ignore_merges"))
 
@@ -146,7 +162,7 @@ def kept_ids(
         # a word that is a token needs no merges there
         return frozenset((token,)) if made is None and whole_words else made
 
-    kept = closed_vocabulary(required, ranked, way, size)
+    kept = closed_vocabulary(tokenizer.required, ranked, way, size)
     ids = sorted(tokenizer.vocabulary[token] for token in kept)
     if ids[-1] >= rows:
         raise UserError(
@@ -154,6 +170,22 @@ def kept_ids(
             "embeddings; the tokenizer belongs to another model: put the model's own there"
         )
     return tuple(ids)
+
+
+def _expected(
+    checkpoint: Checkpoint, documents: Sequence[Document], encode: Encode, progress: Progress
+) -> Tensor:
+    """Let the model say which tokens more text like this would have [V]."""
+    own = [replace(document, domain="") for document in prose(documents)]
+    total = 0
+    for document in own:
+        if (total := total + len(encode(document))) >= WINDOWS * WINDOW_TOKENS:
+            break
+    length = min(WINDOW_TOKENS, total)
+    windows = token_windows(own, encode, min(WINDOWS, total // length), length)
+    work = windows.numel() * checkpoint.weights_per_token
+    with progress.stage("Reading which tokens are expected", work, "expecting"):
+        return expected_shares(checkpoint, windows, progress.advance)
 
 
 def _readings(
@@ -190,18 +222,18 @@ def tokens_per_byte(
 
 
 def _result(
-    path: Path, cut: CutCheckpoint, counts: TextCounts, readings: Sequence[TokensPerByte]
+    path: Path, cut: CutCheckpoint, counts: Counter[int], readings: Sequence[TokensPerByte]
 ) -> TrimResult:
     checkpoint, new = cut.checkpoint, cut.new_ids
-    covered = sum(count for index, count in counts.tokens.items() if index in new)
+    covered = sum(count for index, count in counts.items() if index in new)
     rows, columns = checkpoint.matrices[EMBEDDING]
     tables = 1 if checkpoint.tied else 2
     return TrimResult(
         path=path,
         tokens_before=rows,
         tokens=len(cut.kept),
-        needed=len(counts.tokens),
-        covered=covered / max(1, counts.tokens.total()),
+        needed=len(counts),
+        covered=covered / max(1, counts.total()),
         weights_before=checkpoint.weights,
         weights=checkpoint.weights - tables * (rows - len(cut.kept)) * columns,
         tokens_per_byte=readings,
