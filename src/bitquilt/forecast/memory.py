@@ -15,7 +15,7 @@ import torch
 from bitquilt.allocation.evaluator import AT_ONCE, DECODED_BYTES
 from bitquilt.allocation.plan import largest_preset
 from bitquilt.allocation.race_search import RaceSchedule
-from bitquilt.calibration.collect import input_of, output_weights
+from bitquilt.calibration.collect import input_of, widths_of_outputs
 from bitquilt.calibration.shrinkage import FOLDS
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.blockwise import BATCH_TOKENS, LOGITS, logit_tokens
@@ -68,7 +68,10 @@ def stage_bytes(work: RunWork) -> dict[str, int]:
         )
         for layer in range(checkpoint.layers)
     )
-    outputs = FLOAT * max(output_weights(checkpoint, layer) for layer in range(checkpoint.layers))
+    outputs = FLOAT * max(
+        sum(width**2 for width in widths_of_outputs(checkpoint, layer))
+        for layer in range(checkpoint.layers)
+    )
     window = budget.window * token
     kept = budget.calibration * window * (checkpoint.layers + 3)
     found = {
