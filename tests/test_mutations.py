@@ -34,11 +34,13 @@ from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.quantize_gguf import plan_gguf_files, quantize_gguf
 from tests.factories import tiny_checkpoint, tiny_tokenizer
 from tests.gguf.test_tokenizer import sentencepiece
+from tests.models.sources.test_tokenizer_files import with_tekken
 from tests.models.tiny_gguf import write_gguf, write_sentencepiece_gguf
 from tests.mutations import damaged
 from tests.quick import QUICK
 from tests.shapes import shaped_checkpoint
 from tests.streaming.models import importance, tensors, write_model
+from tests.streaming.test_from_base import stored_in_fp8
 
 CASES = int(os.environ.get("MUTATIONS", "6"))
 """Of each file."""
@@ -79,6 +81,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _shard(sharded)
     _wrap(sharded)
     tiny_checkpoint(place, "llama4_text", **SMALL)
+    stored_in_fp8(tiny_checkpoint(place, "qwen3", **SMALL))
+    with_tekken(tiny_checkpoint(place, "mistral", **SMALL))
     write_gguf(bytewise, place / "bytewise.gguf")
     write_sentencepiece_gguf(place / "pieces.gguf", "gemma3")
     weights = tensors(blocks=1)
@@ -170,6 +174,9 @@ FILES: dict[str, Callable[[Path], object]] = {
     "tiny-gemma3_text/model.safetensors.index.json": use_directory,
     "tiny-gemma3_text/model-2.safetensors": use_directory,
     "tiny-llama4_text/config.json": use_directory,
+    "tiny-qwen3/config.json": use_directory,
+    "tiny-qwen3/model.safetensors": use_directory,
+    "tiny-mistral/tekken.json": use_directory,
     "bytewise.gguf": use_model,
     "pieces.gguf": use_model,
     "any.gguf": use_any_gguf,

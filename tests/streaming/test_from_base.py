@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import bitquilt
 from bitquilt import UserError
@@ -146,3 +148,67 @@ def test_what_has_no_effect_is_refused_before_any_work(words, tmp_path: Path, ca
     assert invoke("quantize", directory, "--bits", "6", "-o", tmp_path, *words) == 2
     assert "goes by its base is rounded to the nearest" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.gguf"))
+
+
+def stored_in_fp8(directory: Path) -> None:
+    """Store matrices of blocks as FP8 with scales for blocks, as DeepSeek and Qwen publish them."""
+    path, found = directory / "model.safetensors", {}
+    for name, weight in load_file(path).items():
+        if weight.ndim == 2 and ".layers." in name and "gate.weight" not in name:
+            codes = (weight.float() * 64).to(torch.float8_e4m3fn)
+            found[name] = codes
+            grid = [side // 32 for side in weight.shape]
+            found[f"{name}_scale_inv"] = torch.full(grid, 1 / 64)
+        else:
+            found[name] = weight
+    save_file(found, path, {"format": "pt"})
+    settings = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    _add(directory / "config.json", {"quantization_config": settings})
+
+
+def stored_in_mxfp4(directory: Path) -> None:
+    """Store experts as MXFP4, as gpt-oss is published."""
+    path, found = directory / "model.safetensors", {}
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in load_file(path).items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, columns, rows = weight.shape
+            shape = experts, rows, columns // 32, 16
+            blocks = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+            found[f"{name}_blocks"] = blocks
+            found[f"{name}_scales"] = torch.full(shape[:3], 123, dtype=torch.uint8)
+        else:
+            found[name] = weight
+    save_file(found, path, {"format": "pt"})
+    _add(directory / "config.json", {"quantization_config": {"quant_method": "mxfp4"}})
+
+
+def _add(path: Path, fields: dict[str, object]) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@needs_converter
+@pytest.mark.parametrize(
+    ("kind", "store"), [("qwen3_moe", stored_in_fp8), ("gpt_oss", stored_in_mxfp4)]
+)
+def test_checkpoints_that_are_published_quantized_have_partners_and_logits_too(
+    kind: str, store: Callable[[Path], None], tmp_path: Path
+) -> None:
+    directory = unknown_checkpoint(tmp_path, kind, torch.bfloat16)
+    store(directory)
+    (made,) = bitquilt.quantize_base(
+        directory,
+        recipe="Q8_0",
+        output=tmp_path,
+        progress=bitquilt.Silent(),
+        engine_check=False,
+        **TEXT,
+    )
+    assert made.plan.without_importance == []
+    base = open_base(made.source, directory, bitquilt.Silent())
+    assert base.alone == []
+    truth = transformers_logits(base.model)
+    # llama.cpp rounds activations for MXFP4
+    assert kl(truth, llamacpp_logits(made.source)) < 2e-3
+    (file,) = made.paths
+    assert kl(truth, llamacpp_logits(file)) < 0.05

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
+from bitquilt.gguf.dequantize import dequantize
 from bitquilt.gguf.header import read_header
 
 LEAST_COLUMNS = 32
@@ -39,7 +40,7 @@ class BaseMatrices(Mapping[str, Tensor]):
             if _fits(name, tensor)
         }
         for name, tensor in self._tensors.items():
-            if tensor.type not in _DTYPES:
+            if tensor.type not in {*_DTYPES, GgmlType.MXFP4}:
                 raise UserError(
                     f"{path} has {name} as {tensor.type.name}, and a base is not quantized: "
                     "convert the model with `convert_hf_to_gguf.py --outtype bf16`"
@@ -52,6 +53,8 @@ class BaseMatrices(Mapping[str, Tensor]):
             UserError: the file was changed.
         """
         tensor = self._tensors[name]
+        if tensor.type not in _DTYPES:  # gpt-oss is published so, and converted as it is
+            return dequantize(self._path, tensor)
         try:
             raw = np.fromfile(self._path, np.uint8, tensor.nbytes, offset=tensor.offset)
             return torch.from_numpy(raw).view(_DTYPES[tensor.type]).reshape(tensor.shape)

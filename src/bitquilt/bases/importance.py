@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,13 @@ from bitquilt.bases.partners import Partner, PartnerPiece, Unit, find_partners
 from bitquilt.bases.products import InputSums, WatchedProducts
 from bitquilt.errors import UserError
 from bitquilt.gguf.imatrix import ImportanceEntry, ImportanceMatrix
-from bitquilt.models.canonical import QUANTIZED
+from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.quantized import (
+    DEQUANTIZED_STACKS,
+    QuantizedTensor,
+    joined,
+    quantization_of,
+)
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.files import read_json
 from bitquilt.runtime.progress import Progress
@@ -51,26 +58,32 @@ class BaseModel:
         return len(table)
 
 
+_LOADING = {"dtype": torch.float32, "output_loading_info": True}
+
+
 def load_transformers_model(directory: Path) -> nn.Module:
     """Load any language model that transformers knows, in float32; one that sees keeps its eyes.
 
     Raises:
         UserError: transformers does not know or cannot load it, or its weights are quantized.
     """
-    config = read_json(directory / "config.json")
-    if field := next((field for field in QUANTIZED if config.get(field)), None):
+    quantization = quantization_of(read_json(directory / "config.json"))
+    method = quantization and quantization.get("quant_method")
+    if quantization is not None and method not in DEQUANTIZED_STACKS:
         raise UserError(
-            f"{directory / 'config.json'} has {field}: these weights are quantized already, and "
-            "what they read is not found out that way; give the original checkpoint"
+            f"the weights of {directory} are quantized already, by {method or 'mlx-lm'}, and "
+            f"bitquilt reads {', '.join(DEQUANTIZED_STACKS)} only; give the original checkpoint"
         )
     logging.disable_progress_bar()
     try:
         own = type(AutoConfig.from_pretrained(directory, local_files_only=True))
         known = own in AutoModelForCausalLM._model_mapping
         auto = AutoModelForCausalLM if known else AutoModelForImageTextToText
-        model, loading = auto.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
+        if quantization is None:
+            model, loading = auto.from_pretrained(directory, local_files_only=True, **_LOADING)
+        else:
+            weights = _dequantized(directory)
+            model, loading = auto._model_mapping[own].from_pretrained(None, **weights, **_LOADING)
     except Exception as error:  # whatever the model's own code raises
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -86,6 +99,21 @@ def load_transformers_model(directory: Path) -> nn.Module:
         model.set_experts_implementation("eager")  # one product for each expert
     loaded: nn.Module = model.eval().requires_grad_(False)
     return loaded
+
+
+def _dequantized(directory: Path) -> dict[str, Any]:
+    """The weights of a quantized checkpoint, and its config without a word of that."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    published = read_json(directory / "config.json")
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    stored = joined(safetensors.scan(safetensors.files(directory)), published)
+    weights = {
+        name: at.decoded() if isinstance(at, QuantizedTensor) else safetensors.read(name, at)
+        for name, at in stored.items()
+    }
+    return {"config": config, "state_dict": weights}
 
 
 def open_base(path: Path, directory: Path, progress: Progress) -> BaseModel:

@@ -105,7 +105,12 @@ def text_config(config: ModelConfig) -> ModelConfig:
 
 
 def states_tying(config: ModelConfig) -> bool:
-    """Say whether a config says if the embedding is the head; wrappers often leave it out."""
+    """Say whether a config says if the embedding is the head; wrappers often leave it out.
+
+    Raises:
+        UserError: its model_type or text_config is of another kind than it must be.
+    """
+    refuse_odd_wrapper(config)
     inside = config.get("text_config", {}) if config.get("model_type") in WRAPPERS else {}
     return "tie_word_embeddings" in {**config, **inside}
 

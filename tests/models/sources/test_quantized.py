@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from bitquilt.engines import open_engine
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.inspection import inspect
+from bitquilt.models.sources.quantized import QuantizedTensor, joined
+from bitquilt.models.sources.safetensors import scan
 from bitquilt.targets import MLX
 from tests.factories import tiny_checkpoint
 from tests.targets.conftest import Model
@@ -224,3 +227,17 @@ def test_others_are_refused_by_name(
 
     with pytest.raises(UserError, match=words):
         open_checkpoint(quantized(tmp_path, settings, make)).load(Q)
+
+
+def test_stacks_in_mxfp4_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    blocks = torch.randint(256, (3, 64, 2, 16), dtype=torch.uint8, generator=generator)
+    scales = torch.randint(110, 135, (3, 64, 2), dtype=torch.uint8, generator=generator)
+    path = tmp_path / "model.safetensors"
+    save_file({"a.gate_up_proj_blocks": blocks, "a.gate_up_proj_scales": scales}, path)
+    config = {"quantization_config": {"quant_method": "mxfp4"}}
+    (one,) = joined(scan([path]), config).values()
+    assert isinstance(one, QuantizedTensor)
+    wanted = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    assert one.shape == wanted.shape == (3, 64, 64)
+    assert torch.equal(one.decoded(), wanted)

@@ -50,13 +50,18 @@ def tekken() -> dict[str, object]:
     }
 
 
-@pytest.fixture
-def magistral(tmp_path: Path) -> Path:
-    """A mistral whose tokenizer is in tekken.json, with a prompt for its conversations."""
-    directory = tiny_checkpoint(tmp_path, "mistral", **SMALL)
+def with_tekken(directory: Path) -> Path:
+    """The same model with its tokenizer in tekken.json alone."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).unlink()
     (directory / "tekken.json").write_text(json.dumps(tekken()))
+    return directory
+
+
+@pytest.fixture
+def magistral(tmp_path: Path) -> Path:
+    """A mistral whose tokenizer is in tekken.json, with a prompt for its conversations."""
+    directory = with_tekken(tiny_checkpoint(tmp_path, "mistral", **SMALL))
     (directory / "chat_template.jinja").write_text(
         "{{ bos_token }}{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
     )

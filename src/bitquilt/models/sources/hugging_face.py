@@ -235,7 +235,7 @@ def _sampler(form: Canonical, stored: StoredTensors) -> Callable[[str], torch.Te
 
 def _with_tying(config: dict[str, Any], stored: StoredTensors) -> dict[str, Any]:
     """A wrapper that does not say whether the embedding is the head has one of its own or not."""
-    if config.get("model_type") not in WRAPPERS or canonical.states_tying(config):
+    if canonical.states_tying(config) or config.get("model_type") not in WRAPPERS:
         return config
     return {**config, "tie_word_embeddings": f"{HEAD}.weight" not in stored}
 

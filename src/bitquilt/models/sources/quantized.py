@@ -9,9 +9,12 @@ What a matrix ``X`` of R rows and C columns is stored as:
   C · bits / 32], the first code in the lowest bits, with an offset of half of their range,
   ``X.weight_shape``, and ``X.weight_scale``; ``X.weight_zero_point`` packed along the rows, and
   ``X.weight_g_idx``, the group of each column, may be there.
+- MXFP4 (gpt-oss), of a stack of E experts: ``X_blocks``, bytes [E, R, C / 32, 16], the first code
+  in the lower half, and ``X_scales``, exponents of 2 and 127 [E, R, C / 32]; its shape is
+  [E, C, R].
 
-Sources: transformers' ``integrations/finegrained_fp8.py`` (Fp8Dequantize), and compressed-tensors'
-``pack_quantized.py`` and ``lifecycle/forward.py``.
+Sources: transformers' ``integrations/finegrained_fp8.py`` (Fp8Dequantize) and ``mxfp4.py``, and
+compressed-tensors' ``pack_quantized.py`` and ``lifecycle/forward.py``.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from typing import Any
 import torch
 
 from bitquilt.errors import UserError
-from bitquilt.models.canonical import QUANTIZED
+from bitquilt.models.canonical import DEQUANTIZED, QUANTIZED
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.safetensors import StoredTensor
 
+DEQUANTIZED_STACKS = (*DEQUANTIZED, "mxfp4")
+"""``quant_method`` of weights that are read here; the last is of stacks of experts."""
 _FLOATS = ("F8_E4M3", "F8_E5M2", "I8")
 _SCALES = ("weight_scale_inv", "weight_scale")
 _BESIDE = (
@@ -37,6 +42,11 @@ _BESIDE = (
 """Last parts of names of tensors that say how others are read, or what activations are rounded to,
 which is not done here."""
 _BITS = (4, 8, 2)
+_BLOCKS, _EXPONENTS = "_blocks", "_scales"
+_MXFP4 = [
+    *(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+    *(0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0),  # ggml has no -0, either
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +70,8 @@ class QuantizedTensor(StoredTensor):
             UserError: codes and scales do not fit together, or the file was changed.
         """
         read = {part: safetensors.read_raw(*where) for part, where in self.parts.items()}
+        if _BLOCKS in read:
+            return _experts(read[_BLOCKS], read[_EXPONENTS])
         scale = next(read[part] for part in _SCALES if part in read)
         if scale.dtype == torch.uint8:  # E8M0: exponents of 2
             scale = (scale.to(torch.float32) - 127).exp2()
@@ -96,7 +108,9 @@ def joined(
         module, _, part = name.rpartition(".")
         if part == "weight_packed" or (part == "weight" and stored.dtype in _FLOATS):
             found[f"{module}.weight"] = _joined(module, scanned, _block(settings))
-        elif part not in _BESIDE:
+        elif name.endswith(_BLOCKS):
+            found[name.removesuffix(_BLOCKS)] = _stack(name, scanned)
+        elif part not in _BESIDE and not name.endswith(_EXPONENTS):
             found[name] = stored
     return found
 
@@ -128,6 +142,28 @@ def _joined(
         shape = tuple(map(int, safetensors.read_raw(*parts["weight_shape"]).tolist()))
     dtype = f"INT{_bits(codes.shape, shape)}" if packed else codes.dtype
     return QuantizedTensor(file=codes.file, shape=shape, dtype=dtype, parts=parts, block=block)
+
+
+def _stack(name: str, scanned: Mapping[str, StoredTensor]) -> QuantizedTensor:
+    """A stack of experts in MXFP4."""
+    blocks, beside = scanned[name], name.removesuffix(_BLOCKS) + _EXPONENTS
+    exponents = scanned.get(beside)
+    if len(blocks.shape) != 4 or exponents is None or exponents.shape != blocks.shape[:3]:
+        raise UserError(
+            f"{name} in {blocks.file}, {list(blocks.shape)}, and its scales do not fit together; "
+            "download the checkpoint again"
+        )
+    experts, rows, groups, width = blocks.shape
+    shape = experts, groups * width * 2, rows
+    parts = {_BLOCKS: (name, blocks), _EXPONENTS: (beside, exponents)}
+    return QuantizedTensor(file=blocks.file, shape=shape, dtype="MXFP4", parts=parts, block=None)
+
+
+def _experts(blocks: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
+    """Codes and exponents of a stack, float32 [E, C, R]."""
+    codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()
+    scale = (exponents.to(torch.float32) - 127).exp2()[..., None]
+    return (torch.tensor(_MXFP4)[codes] * scale).flatten(-2).transpose(1, 2).contiguous()
 
 
 def _block(settings: Mapping[str, Any]) -> tuple[int, int] | None:
