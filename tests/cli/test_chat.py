@@ -96,12 +96,16 @@ def test_a_file_stands_before_the_next_question(talk, tmp_path: Path) -> None:
     told, picture, kept = (tmp_path / name for name in ("sum.txt", "a.png", "talk.json"))
     told.write_text("What is 12 + 30?\n")
     picture.write_bytes(b"\x89PNG\xff")
+    latin = tmp_path / "latin.txt"
+    latin.write_bytes(b"caf\xe9")
     err = talk(
-        f"/file {tmp_path / 'none'}", f"/file {tmp_path}", f"/file {picture}", "/file",
+        f"/file {tmp_path / 'none'}", f"/file {tmp_path}", f"/file {picture}", "/file", f"/file {latin}",
         f"/file {told}", "/reset", f"/file {told}", "Answer it.", "Why?", f"/save {kept}",
     )[1]  # fmt: skip
-    for reason in ("No such file", "Is a directory", "is no text in UTF-8", "the file's name is"):
+    for reason in ("No such file", "Is a directory", "the file's name is"):
         assert reason in err
+    assert f"{picture} is an image, but models are run on text only here; name a text file" in err
+    assert f"{latin} is no text in UTF-8; name a text file" in err
     assert re.search(r"\[sum.txt has \d+ tokens and stands before the next question\]", err)
     first, _, second, _ = json.loads(kept.read_text("utf-8"))["messages"]
     assert first["content"] == "sum.txt:\n```\nWhat is 12 + 30?\n```\n\nAnswer it."

@@ -43,7 +43,18 @@ def test_empty_stdin_is_said(capfd, monkeypatch) -> None:
 
 def test_bytes_that_are_no_text_are_refused(capfd, demo_gguf: Path) -> None:
     assert invoke("run", demo_gguf, "hi \udcff") == 2
-    assert "the prompt is not UTF-8" in capfd.readouterr().err
+    assert "the prompt is no text in UTF-8; ask in text" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # it depends on the locale
+def test_an_image_is_refused_by_name(capfd, monkeypatch, errors: str) -> None:
+    picture = io.BytesIO(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(picture, "utf-8", errors))
+    assert invoke("run", "demo") == 2
+    said = capfd.readouterr().err
+    assert said == (
+        "bitquilt: the prompt is an image, but models are run on text only here; ask in text\n"
+    )
 
 
 def test_no_box_is_said(capfd, demo_gguf: Path) -> None:

@@ -1,8 +1,10 @@
-"""The page, in a browser."""
+"""The page, in a browser: on a desk and on a dark phone, by mouse, by keyboard and by ear."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.request import urlopen
 
 import pytest
@@ -13,44 +15,75 @@ from tests.talk.book import Book, reciting
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MINUTE = 60_000
+TEMPLATE = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}|"
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
-def test_a_conversation(demo: Running) -> None:
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """One browser for all tests: it takes longer to start than all of them."""
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        playwright.expect.set_options(timeout=60_000)
-        page = browser.new_page(viewport={"width": 390, "height": 780})
-        page.set_default_timeout(60_000)
-        asked, wrong = [], []
+        playwright.expect.set_options(timeout=MINUTE)
+        made = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens the page of a server; no script of it fails, and it asks no other server."""
+    contexts, wrong, asked, servers = [], [], [], []
+
+    def open_page(server: Running, **options: Any) -> Any:
+        contexts.append(browser.new_context(**options))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(MINUTE)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(demo.url)
-        playwright.expect(page.get_by_role("heading", name="demo")).to_be_visible()
+        servers.append(server.url)
+        page.goto(server.url)
+        return page
 
-        page.get_by_label("Message").fill("What is 347 + 585?")
-        page.get_by_role("button", name="Send").click()
-        playwright.expect(page.get_by_text("the API key is wrong")).to_be_visible()
-
-        page.get_by_text("Settings").click()
-        page.get_by_label("API key").fill(KEY)
-        page.get_by_label("Temperature").fill("0")
-        page.get_by_text("Settings").click()
-        page.get_by_label("Message").fill("What is 347 + 585?")
-        page.get_by_label("Message").press("Enter")
-        playwright.expect(page.get_by_text("Answer: 932")).to_be_visible()
-        thoughts = page.get_by_text("column by column")
-        playwright.expect(thoughts).to_be_hidden()
-        page.get_by_role("log").get_by_text("Thinking").click()
-        playwright.expect(thoughts).to_be_visible()
-        playwright.expect(page.get_by_role("log")).to_have_attribute("aria-busy", "false")
-
-        page.get_by_role("button", name="New conversation").click()
-        playwright.expect(page.get_by_text("932")).to_have_count(0)
-        browser.close()
+    yield open_page
+    for context in contexts:
+        context.close()
     assert wrong == []
-    assert all(url.startswith(demo.url) for url in asked)
+    assert all(url.startswith(tuple(servers)) for url in asked)
+
+
+def set_up(page: Any, **settings: str) -> None:
+    """Fill in settings, by their labels."""
+    page.get_by_text("Settings").click()
+    for name, value in {"API key": KEY, **settings}.items():
+        page.get_by_label(name.replace("_", " ")).fill(value)
+    page.get_by_text("Settings").click()
+
+
+def ask(page: Any, text: str) -> None:
+    page.get_by_label("Message").fill(text)
+    page.get_by_label("Message").press("Enter")
+
+
+def test_a_conversation(demo: Running, visit: Callable[..., Any]) -> None:
+    page = visit(demo, viewport={"width": 390, "height": 780})
+    playwright.expect(page.get_by_role("heading", name="demo")).to_be_visible()
+    page.get_by_label("Message").fill("What is 347 + 585?")
+    page.get_by_role("button", name="Send").click()
+    playwright.expect(page.get_by_text("the API key is wrong")).to_be_visible()
+
+    set_up(page, Temperature="0")
+    ask(page, "What is 347 + 585?")
+    playwright.expect(page.get_by_text("Answer: 932")).to_be_visible()
+    thoughts = page.get_by_text("column by column")
+    playwright.expect(thoughts).to_be_hidden()
+    page.get_by_role("log").get_by_text("Thinking").click()
+    playwright.expect(thoughts).to_be_visible()
+    playwright.expect(page.get_by_role("log")).to_have_attribute("aria-busy", "false")
+
+    page.get_by_role("button", name="New conversation").click()
+    playwright.expect(page.get_by_text("932")).to_have_count(0)
 
 
 ANSWER = (
@@ -66,26 +99,11 @@ WATCH = """() => {
 }"""
 
 
-def test_an_answer_in_markdown() -> None:
-    template = "{% for m in messages %}{{ m.content }}{% endfor %}|"
-    with (
-        running(lambda: Book(reciting(ANSWER), template)) as server,
-        playwright.sync_playwright() as started,
-    ):
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        playwright.expect.set_options(timeout=60_000)
-        context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        wrong, asked = [], []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(server.url)
-        page.get_by_text("Settings").click()
-        page.get_by_label("API key").fill(KEY)
-        page.get_by_label("Temperature").fill("0")
-        page.get_by_label("Message").fill("Go")
-        page.get_by_label("Message").press("Enter")
+def test_an_answer_in_markdown(visit: Callable[..., Any]) -> None:
+    with running(lambda: Book(reciting(ANSWER), TEMPLATE)) as server:
+        page = visit(server, permissions=["clipboard-read", "clipboard-write"])
+        set_up(page, Temperature="0")
+        ask(page, "Go")
         log = page.get_by_role("log")
         playwright.expect(log.get_by_role("heading", name="Steps")).to_be_visible()
         page.evaluate(WATCH)
@@ -106,12 +124,9 @@ def test_an_answer_in_markdown() -> None:
         button.click()
         playwright.expect(log.get_by_role("button", name="Copied")).to_be_visible()
         assert page.evaluate("navigator.clipboard.readText()") == "print('<i>')\n"
-        browser.close()
-    assert wrong == []
-    assert all(url.startswith(server.url) for url in asked)
 
 
-def test_answers_are_regenerated_and_questions_edited() -> None:
+def test_answers_are_regenerated_and_questions_edited(visit: Callable[..., Any]) -> None:
     """On a dark phone, by keyboard; what the model is shown is the conversation as it stands."""
     seen: list[str] = []
 
@@ -120,28 +135,13 @@ def test_answers_are_regenerated_and_questions_edited() -> None:
             seen.append(so_far)
         return reciting("Well.")(so_far)
 
-    template = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}|"
-    with (
-        running(lambda: Book(model, template)) as server,
-        playwright.sync_playwright() as started,
-    ):
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        playwright.expect.set_options(timeout=60_000)
-        page = browser.new_page(viewport={"width": 360, "height": 640}, color_scheme="dark")
-        page.set_default_timeout(60_000)
-        wrong: list[str] = []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.goto(server.url)
-        page.get_by_text("Settings").click()
-        page.get_by_label("API key").fill(KEY)
-        page.get_by_label("System prompt").fill("S")
-        page.get_by_label("Top-p").fill("0.5")
-        page.get_by_text("Settings").click()
+    with running(lambda: Book(model, TEMPLATE)) as server:
+        page = visit(server, viewport={"width": 360, "height": 640}, color_scheme="dark")
+        set_up(page, System_prompt="S", **{"Top-p": "0.5"})
         log, message = page.get_by_role("log"), page.get_by_label("Message")
         again = log.get_by_role("button", name="Regenerate")
         for text, answers in (("one", 1), ("two", 2)):
-            message.fill(text)
-            message.press("Enter")
+            ask(page, text)
             playwright.expect(log.get_by_text("Well.")).to_have_count(answers)
             playwright.expect(again).to_have_count(1)  # of the last answer only
         playwright.expect(log.get_by_text("5 tokens, ").last).to_contain_text("tokens/s")
@@ -152,17 +152,88 @@ def test_answers_are_regenerated_and_questions_edited() -> None:
         log.get_by_role("button", name="Edit this question").first.click()
         playwright.expect(message).to_have_value("one")
         playwright.expect(log.get_by_text("Well.")).to_have_count(0)
-        message.fill("three")
-        message.press("Enter")
+        ask(page, "three")
         playwright.expect(again).to_be_visible()
         width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         ink = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        browser.close()
-    assert wrong == []
     assert width[0] <= width[1]
     assert ink == "rgb(20, 23, 29)"
     second = "<s>S<u>one<a>Well.<u>two|"
     assert seen == ["<s>S<u>one|", second, second, "<s>S<u>three|"]
+
+
+def test_all_of_it_is_reached_by_keyboard(visit: Callable[..., Any]) -> None:
+    """Tab goes through everything, in the order in which it stands; what has the focus shows it."""
+    focused = "document.activeElement"
+    name = f"{focused}.ariaLabel || {focused}.labels?.[0]?.innerText || {focused}.innerText"
+    with running(lambda: Book(reciting("```\na\n```"), TEMPLATE)) as server:
+        page = visit(server)
+        set_up(page)
+        ask(page, "Go")
+        playwright.expect(page.get_by_role("button", name="Regenerate")).to_be_visible()
+        page.get_by_role("button", name="New conversation").focus()
+        reached, outlines = [], set()
+        for _ in range(8):
+            page.keyboard.press("Tab")
+            reached.append(str(page.evaluate(name)).strip())
+            outlines.add(page.evaluate(f"getComputedStyle({focused}).outlineStyle"))
+    assert reached == [
+        "Conversation",
+        "Edit this question",
+        "Copy",
+        "a",  # code that scrolls
+        "Regenerate the answer",
+        "Settings",
+        "Message",
+        "Send",
+    ]
+    assert outlines == {"solid"}
+
+
+HEARD = """\
+- banner:
+  - heading "model" [level=1]
+  - button "New conversation"
+- main:
+  - log "Conversation":
+    - article:
+      - heading "You" [level=2]
+      - text: Go
+      - button "Edit this question": Edit
+    - article:
+      - heading "Model" [level=2]
+      - heading "Sum" [level=3]
+      - paragraph: It is 3.
+      - text: /\\d+ tokens, [\\d.]+ tokens\\/s/
+      - button "Regenerate the answer": Regenerate
+  - group: Settings
+  - text: Message
+  - textbox "Message"
+  - button "Send"
+"""
+
+
+def test_what_a_screen_reader_is_told(visit: Callable[..., Any]) -> None:
+    with running(lambda: Book(reciting("# Sum\n\nIt is 3."), TEMPLATE)) as server:
+        page = visit(server)
+        set_up(page)
+        ask(page, "Go")
+        playwright.expect(page.get_by_role("button", name="Regenerate")).to_be_visible()
+        playwright.expect(page.locator("body")).to_match_aria_snapshot(HEARD)
+
+
+def test_an_answer_is_stopped_and_the_next_question_does_not_know_it(
+    visit: Callable[..., Any],
+) -> None:
+    with running(lambda: Book(reciting("word " * 3000), TEMPLATE, context=20_000)) as server:
+        page = visit(server)
+        set_up(page)
+        ask(page, "Go")
+        playwright.expect(page.get_by_text("word word")).to_be_visible()
+        page.get_by_role("button", name="Stop").press("Enter")
+        playwright.expect(page.get_by_text("stopped, and not kept")).to_be_visible()
+        assert page.evaluate("messages.length") == 0
+        assert server.settles()
 
 
 def test_the_page_may_run_no_script_but_its_own(demo: Running) -> None:

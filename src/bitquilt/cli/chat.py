@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import click
 
 from bitquilt.cli.options import MODEL, config_options, printable
-from bitquilt.cli.talking import Screen, settings, system_prompt
+from bitquilt.cli.talking import Screen, no_text, settings, system_prompt
 from bitquilt.errors import EngineCrashedError, UserError
 from bitquilt.runtime.compute import asking
 from bitquilt.runtime.files import atomic_write, read_json
@@ -167,7 +167,7 @@ class Conversation:
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}; name a text file") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is no text in UTF-8; name a text file") from error
+            raise no_text(str(path), error.object, "name a text file") from error
         self._files.append(quoted_file(path.name, text))
         tokens = len(self._session.engine.tokenize(text))
         _note(f"{path.name} has {tokens:,} tokens and stands before the next question")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bitquilt.cli.options import JSON, MODEL, config_options, print_json, printable
-from bitquilt.cli.talking import Screen, settings, system_prompt
+from bitquilt.cli.talking import Screen, no_text, settings, system_prompt
 from bitquilt.errors import UserError
 from bitquilt.runtime.compute import asking
 from bitquilt.talk.config import RunConfig
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 NO_FINAL = 3
 """The exit code of --final-only where no answer is boxed, and of --votes where there is none."""
+
+INSTEAD = "ask in text"
 
 
 @click.command()
@@ -73,8 +74,12 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
 def _piped() -> str:
     """What standard input holds, if it is not a terminal and can be read."""
     text = None
-    with suppress(OSError):
+    try:
         text = None if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    except OSError:
+        pass
+    except UnicodeDecodeError as error:
+        raise no_text("the prompt", error.object, INSTEAD) from None
     if text is None:
         raise click.MissingParameter(param_type="argument", param_hint="'PROMPT'")
     if not text.strip():
@@ -83,13 +88,12 @@ def _piped() -> str:
 
 
 def _require_utf8(text: str) -> None:
-    """Refuse bytes that were not text: Python reads them as surrogates."""
+    """Refuse bytes that were not text: Python reads them as surrogates in some locales."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise click.UsageError(
-            "the prompt is not UTF-8; convert it, for instance with iconv -t UTF-8"
-        ) from None
+        data = text.encode(errors="surrogateescape")
+        raise no_text("the prompt", data, INSTEAD) from None
 
 
 def _prompt(engine: Engine, text: str, config: RunConfig) -> Prompt:

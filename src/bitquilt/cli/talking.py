@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.cli.options import printable
+from bitquilt.errors import UserError
 
 if TYPE_CHECKING:
     from bitquilt.engines import Engine
@@ -31,6 +32,23 @@ def settings(engine: Engine, config: AnswerConfig) -> AnswerSettings:
         think_budget=config.think_budget,
         stop=config.stop,
     )
+
+
+IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+"""What files of images begin with: PNG, JPEG, GIF, WebP, BMP and TIFF."""
+
+
+def no_text(what: str, data: bytes, instead: str) -> UserError:
+    """The refusal of bytes that are no text in UTF-8.
+
+    Args:
+        what: the words that name them.
+        data: all of them, or the first.
+        instead: what to do.
+    """
+    if data.startswith(IMAGES):
+        return UserError(f"{what} is an image, but models are run on text only here; {instead}")
+    return UserError(f"{what} is no text in UTF-8; {instead}, or convert it with iconv -t UTF-8")
 
 
 def system_prompt(system: str | None) -> str | None:

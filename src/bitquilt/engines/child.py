@@ -6,7 +6,7 @@ Requests and answers have the form of :mod:`.wire`. A failure that the user can 
 is answered as ``{"error": sentence}``; any other ends the process, and the last line of its
 standard error says why.
 
-    {"do": "tokenize", "text", "add_special"}  ──> {"tokens"}, also while a generation runs
+    {"do": "tokenize", "text", "add_special"}  ──> {"tokens"}, at once, also while a generation runs
     {"do": "decode", "tokens"}                 ──> {"text"}, likewise
     {"do": "logits", "tokens"}                 ──> {"shape"} and float32 [L, V]
     {"do": "stream", "requests"}               ──> {"said", "prefilled", "ended"}, again and again
@@ -30,7 +30,7 @@ from dataclasses import asdict
 from queue import Queue
 from typing import Any, BinaryIO
 
-from bitquilt.engines.backend import Backend
+from bitquilt.engines.backend import Backend, Logits
 from bitquilt.engines.engine import GenerationRequest, Sampling
 from bitquilt.engines.generation import Generation
 from bitquilt.engines.wire import Packet, packed_token, receive, send
@@ -42,7 +42,8 @@ BACKENDS = {
 }
 
 MESSAGE_SECONDS = 0.02
-"""Tokens go out at most this often: a message for each would slow a fast model."""
+"""Tokens go out at most this often, and after a step: a message for each would slow a fast model,
+and what waits for the next step lets the next request wait, too."""
 
 
 def run_child(kind: str, options: str) -> None:
@@ -59,8 +60,9 @@ def run_child(kind: str, options: str) -> None:
         return
     send(answers, asdict(backend.info))
     requests: Queue[Packet | None] = Queue()
-    threading.Thread(target=_listen, args=(os.fdopen(0, "rb"), requests), daemon=True).start()
-    _Service(backend, requests, answers).run()
+    service = _Service(backend, requests, answers)
+    threading.Thread(target=_listen, args=(os.fdopen(0, "rb"), service), daemon=True).start()
+    service.run()
 
 
 def _load(kind: str, options: dict[str, Any]) -> Backend:
@@ -69,12 +71,12 @@ def _load(kind: str, options: dict[str, Any]) -> Backend:
     return backend
 
 
-def _listen(stream: BinaryIO, requests: Queue[Packet | None]) -> None:
-    """Queue requests, so that a running generation hears of them; None when the input has ended."""
+def _listen(stream: BinaryIO, service: _Service) -> None:
+    """Hand over requests, so that a running generation hears of them, and the input's end."""
     with suppress(EOFError):
         while True:
-            requests.put(receive(stream)[0])
-    requests.put(None)
+            service.hear(receive(stream)[0])
+    service.hear(None)
 
 
 class _Service:
@@ -82,9 +84,21 @@ class _Service:
 
     def __init__(self, backend: Backend, requests: Queue[Packet | None], answers: BinaryIO) -> None:
         self._backend, self._requests, self._answers = backend, requests, answers
+        self._sending = threading.Lock()
         self._generation: Generation | None = None
         self._rows = 0
         """How many rows the generation was given so far."""
+
+    def hear(self, order: Packet | None) -> None:
+        """Take an order from another thread; what concerns tokens is answered at once.
+
+        A new answer joins the others a step earlier if its prompt need not wait for a step.
+        """
+        if order is not None and order["do"] in ("tokenize", "decode"):
+            with suppress(Exception):  # it is tried again where a failure is told
+                self._obey(order)
+                return
+        self._requests.put(order)
 
     def run(self) -> None:
         """Serve until there are no more requests."""
@@ -105,7 +119,7 @@ class _Service:
         elif order["do"] == "decode":
             self._send({"text": self._backend.decode(order["tokens"])})
         elif order["do"] == "logits":
-            send(self._answers, {}, self._backend.window(order["tokens"]))
+            self._send({}, self._backend.window(order["tokens"]))
         elif order["do"] == "stream":
             requests = [_request(fields) for fields in order["requests"]]
             self._generation, self._rows = Generation(self._backend, requests), len(requests)
@@ -119,8 +133,8 @@ class _Service:
         """Run a generation and send its tokens, several in a message where they come fast."""
         said: list[tuple[Any, ...]] = []
         sent = time.monotonic()
-        for row, piece in generation:
-            said.append((row, *packed_token(piece)))
+        for step in generation.steps():
+            said += [(row, *packed_token(piece)) for row, piece in step]
             if time.monotonic() - sent > MESSAGE_SECONDS:
                 self._send({"said": said, "prefilled": generation.prefilled, "ended": 0})
                 said, sent = [], time.monotonic()
@@ -131,8 +145,9 @@ class _Service:
                 self._obey(order)
         self._send({"said": said, "prefilled": generation.prefilled, "ended": self._rows})
 
-    def _send(self, answer: Packet) -> None:
-        send(self._answers, answer)
+    def _send(self, answer: Packet, array: Logits | None = None) -> None:
+        with self._sending:
+            send(self._answers, answer, array)
 
 
 def _request(fields: Packet) -> GenerationRequest:

@@ -43,6 +43,11 @@ class Generation:
 
     def __iter__(self) -> Iterator[tuple[int, GeneratedToken]]:
         """See :class:`~bitquilt.engines.engine.Stream`."""
+        for step in self.steps():
+            yield from step
+
+    def steps(self) -> Iterator[Iterator[tuple[int, GeneratedToken]]]:
+        """Step by step: what the rows say in one step, which has to be read before the next."""
         while True:
             before, self._running = self._running, [row for row in self._running if not row.over]
             if self._joining:
@@ -53,11 +58,14 @@ class Generation:
                 if len(self._running) < len(before):
                     self._backend.retain([i for i, row in enumerate(before) if not row.over])
                 logits = self._backend.step([row.tokens[-1] for row in self._running])
-            yield from self._failed
-            self._failed.clear()
-            for row, its_logits in zip(self._running, logits, strict=True):
-                if not row.over:
-                    yield row.index, row.say(its_logits)
+            yield self._said(logits)
+
+    def _said(self, logits: Logits | tuple[()]) -> Iterator[tuple[int, GeneratedToken]]:
+        yield from self._failed
+        self._failed.clear()
+        for row, its_logits in zip(self._running, logits, strict=True):
+            if not row.over:
+                yield row.index, row.say(its_logits)
 
     def _join(self) -> Logits | tuple[()]:
         """Let new rows in: all rows are read, of which the running ones lack their last token.

@@ -197,9 +197,9 @@ class Server:
 
     async def _ollama_generate(self, request: Request) -> Response:
         asked = await self._read(OllamaRequest, request)
-        if not asked.prompt:
+        if not (asked.prompt or asked.images):
             return self._ollama_loaded(asked)
-        if asked.raw:
+        if asked.plain:
             text = parse_request(TextRequest, asked.for_generate(), self._strict)
             reply = OllamaReply(self._name, False, NO_TOOLS)
             return await self._continue(request, text, reply)

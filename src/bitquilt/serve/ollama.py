@@ -64,9 +64,14 @@ class OllamaRequest(Lenient):
             fields["reasoning_effort"] = self.think
         return fields
 
+    @property
+    def plain(self) -> bool:
+        """Whether plain text is to be continued; images go where they are refused by name."""
+        return self.raw and not self.images
+
     def for_generate(self) -> Json:
-        """The fields of the request for chat with one question, or for plain text if ``raw``."""
-        if self.raw:
+        """The fields of the request for chat with one question, or for plain text."""
+        if self.plain:
             return {**self._settings(), "prompt": self.prompt}
         question = {"role": "user", "content": self.prompt, "images": self.images}
         system = [{"role": "system", "content": self.system}] if self.system else []

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from bitquilt.engines import (
@@ -110,7 +111,11 @@ class Sample:
                 f"the conversation is {len(prompt.tokens):,} tokens long, but the model can "
                 f"read only {engine.info.context:,}; ask something shorter, or begin a new one"
             )
-        self._budget = _thinking_room(settings.think_budget, self._room, len(self._closing.tokens))
+        self._budget: int | None = None
+        if settings.think_budget is not None:
+            rest = self._room - len(self._closing.tokens) - min(ANSWER_ROOM, self._room // 2)
+            self._budget = max(0, min(settings.think_budget, rest))
+        """The most tokens of reasoning that leave room for closing it and for an answer."""
         self._legs = self._rollbacks = self._rollbacks_here = self._discarded = 0
         self._avoid: list[int] = []
         self._closed: ClosingReason | None = None
@@ -300,17 +305,14 @@ class _Words:
     """A text that is said for the model, as tokens."""
 
     def __init__(self, engine: Engine, text: str) -> None:
-        self.text = text
-        self.tokens = engine.tokenize(text) if text else []
+        self.text, self._engine = text, engine
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        """Its tokens, asked for when they are needed: the engine may be another process."""
+        return self._engine.tokenize(self.text) if self.text else []
 
     def spelled(self) -> list[tuple[int, str]]:
         """The tokens; the last one comes with all of the text."""
         last = len(self.tokens) - 1
         return [(token, self.text if i == last else "") for i, token in enumerate(self.tokens)]
-
-
-def _thinking_room(budget: int | None, room: int, closing: int) -> int | None:
-    """The most tokens of reasoning that leave room for closing it and for an answer."""
-    if budget is None:
-        return None
-    return max(0, min(budget, room - closing - min(ANSWER_ROOM, room // 2)))
