@@ -99,8 +99,9 @@ def test_a_file_stands_before_the_next_question(talk, tmp_path: Path) -> None:
     latin = tmp_path / "latin.txt"
     latin.write_bytes(b"caf\xe9")
     err = talk(
-        f"/file {tmp_path / 'none'}", f"/file {tmp_path}", f"/file {picture}", "/file", f"/file {latin}",
-        f"/file {told}", "/reset", f"/file {told}", "Answer it.", "Why?", f"/save {kept}",
+        f"/file {tmp_path / 'none'}", f"/file {tmp_path}", f"/file {picture}", "/file",
+        f"/file {latin}", f"/file {told}", "/reset", f"/file {told}", "Answer it.", "Why?",
+        f"/save {kept}",
     )[1]  # fmt: skip
     for reason in ("No such file", "Is a directory", "the file's name is"):
         assert reason in err
