@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 import bitquilt
 from bitquilt import PlanConfig, qtypes
@@ -205,3 +206,33 @@ def test_plan_can_be_asked_again():
     assert callable(bitquilt.plan)
     assert callable(bitquilt.quantize)
     assert callable(bitquilt.plan)
+
+
+@pytest.mark.parametrize(("size", "bits"), [("12GB", 4.0), ("16GB", 5.4)])
+def test_magistral_small_is_planned_from_its_config_alone(
+    size: str, bits: float, tmp_path: Path
+) -> None:
+    """The wrapper as published (2509), whose language model has 23.57 billion weights."""
+    text = {
+        **{"model_type": "mistral", "hidden_size": 5120, "intermediate_size": 32768},
+        **{"num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8},
+        **{"head_dim": 128, "vocab_size": 131072, "max_position_embeddings": 131072},
+        **{"rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": None, "hidden_act": "silu"},
+    }
+    config = {
+        "model_type": "mistral3",
+        "text_config": text,
+        "vision_config": {"model_type": "pixtral"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (planned,) = plan(tmp_path / "config.json", size=size)
+    weights = 2 * 131072 * 5120 + 40 * (5120 * (2 * 4096 + 2 * 1024 + 3 * 32768) + 2 * 5120) + 5120
+    assert planned.layout.weights == weights == 23_572_403_200
+    wanted = int(size.removesuffix("GB")) * 10**9
+    assert wanted * 0.9999 < planned.layout.total_bytes <= wanted
+    checkpoint = open_checkpoint(tmp_path / "config.json")
+    for module, qtype in planned.allocation.items():
+        block, nbytes = GGML_QUANT_SIZES[GGMLQuantizationType[qtype]]
+        rows, columns = checkpoint.matrices[module]
+        assert planned.layout.tensor_bytes[module] == rows * columns // block * nbytes
+    assert planned.bits == pytest.approx(bits, abs=0.1)

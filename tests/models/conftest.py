@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import bitquilt.config  # noqa: F401 (its fields are how sentences name options)
+
 # two busy cores lose more to waiting threads than tiny matrices gain
 torch.set_num_threads(1)
 

@@ -58,7 +58,7 @@ def complete(config: ModelConfig) -> ModelConfig:
 def rope(config: ModelConfig) -> dict[str, Any]:
     """RoPE parameters of the full-attention layers: ``rope_theta``, ``rope_type``, scaling."""
     parameters: dict[str, Any] = config["rope_parameters"]
-    return dict(parameters.get("full_attention", parameters))
+    return {"rope_type": "default", **parameters.get("full_attention", parameters)}
 
 
 def head_dim(config: ModelConfig) -> int:

@@ -22,6 +22,7 @@ MOST = {
 """Whole numbers of a config, and what is many times that of the largest model that there is."""
 _NUMBERS = ("rms_norm_eps", "rope_theta", "query_pre_attn_scalar", "rope_local_base_freq")
 """Numbers above 0."""
+_LARGEST = 3e38
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TEXTS = ("model_type", "dtype", "torch_dtype", "hidden_act", "hidden_activation")
 
@@ -92,8 +93,8 @@ def refuse_odd_tokens(config: dict[str, Any], where: str) -> None:
 
 
 def is_number(value: Any, above: float = -math.inf) -> bool:
-    """Tell whether a value is a finite number above another."""
-    return type(value) in (int, float) and math.isfinite(value) and value > above
+    """Tell whether a value is a number above another, and one that float32 holds."""
+    return type(value) in (int, float) and abs(value) < _LARGEST and value > above
 
 
 def _refuse_odd_rope(config: dict[str, Any], where: str) -> None:

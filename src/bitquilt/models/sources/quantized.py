@@ -121,7 +121,7 @@ def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     for part in (config, text if isinstance(text, dict) else {}):
         for field in QUANTIZED:
             if part.get(field):
-                return dict(part[field])
+                return part[field] if isinstance(part[field], dict) else {}
     return None
 
 
