@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tests.allocation.test_stored_mix import TYPES, gguf_file
+from tests.factories import tiny_checkpoint
 from tests.quick import invoke
 
 
@@ -50,3 +51,15 @@ def test_compare(tmp_path: Path, capfd) -> None:
     assert found["files"][0]["bytes"] == path.stat().st_size
     assert invoke("compare", str(path), str(other), "--text", "x.txt") == 2
     assert "only with --against" in capfd.readouterr().err
+
+
+def test_files_of_two_formats_have_no_types_to_compare(tmp_path: Path, capfd) -> None:
+    source, made = tiny_checkpoint(tmp_path / "source", layers=1), tmp_path / "made"
+    both = tmp_path / "both.json"
+    both.write_text('{"default": {"gguf": "Q8_0", "mlx": "8bit-g64"}}')
+    assert invoke("quantize", source, "--recipe", both, "--to", "both", "-o", made) == 0
+    capfd.readouterr()
+    assert invoke("compare", *made.glob("*.gguf"), *made.glob("*-mlx")) == 0
+    said = capfd.readouterr().out
+    assert "8bit-g64" in said
+    assert "matrices have other types" not in said

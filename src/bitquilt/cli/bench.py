@@ -83,7 +83,8 @@ def _about(found: BenchResult, told: bool, busy: bool) -> Iterator[str]:
     )
     yield "The percentage below an answer's speed is its share of the bandwidth."
     yield "One in twenty gaps between tokens is longer than the late gap."
-    yield f"Figures are medians of {found.rounds} turns."
+    turns = f"medians of {found.rounds} turns" if found.rounds > 1 else "of one turn"
+    yield f"Figures are {turns}."
     if not told:
         yield "Energy is not shown, since this system does not report it."
     if busy:

@@ -69,8 +69,9 @@ def compare_files(
         return
     console = stdout_console()
     console.print(_table((one, other), pairs))
-    different = sum(pair.differs for pair in pairs)
-    console.print(f"{different} of {len(pairs)} matrices have other types.")
+    if one.target is other.target:  # no type of a format is one of another
+        different = sum(pair.differs for pair in pairs)
+        console.print(f"{different} of {len(pairs)} matrices have other types.")
     for mix, line in zip((one, other), _kl_lines(found), strict=False):
         console.print(f"{mix.name}: {line}", markup=False)
 
