@@ -35,6 +35,12 @@ class MlxBackend(HubTokenizer):
         directory = Path(path)
         config = read_json(directory / "config.json")
         refuse_odd_fields(config)
+        for field in ("vocab_size", "max_position_embeddings"):
+            if config.get(field) is None:
+                raise UserError(
+                    f"{directory / 'config.json'} has no {field}; write the model again with "
+                    "`bitquilt quantize`"
+                )
         super().__init__(directory, config, read_generation(directory))
         try:
             self._model, _ = load_model(directory)
