@@ -146,6 +146,10 @@ def test_answers_are_regenerated_and_questions_edited(visit: Callable[..., Any])
             playwright.expect(log.get_by_text("Well.")).to_have_count(answers)
             playwright.expect(again).to_have_count(1)  # of the last answer only
         playwright.expect(log.get_by_text("5 tokens, ").last).to_contain_text("tokens/s")
+        page.get_by_text("Settings").click()  # they scroll, and leave room for what is asked
+        playwright.expect(message).to_be_in_viewport(ratio=1)
+        playwright.expect(page.get_by_role("button", name="Send")).to_be_in_viewport(ratio=1)
+        page.get_by_text("Settings").click()
         again.focus()
         page.keyboard.press("Enter")
         playwright.expect(message).to_be_focused()
