@@ -148,19 +148,21 @@ def test_pydantic_ai(server: Running) -> None:
     from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    provider = OpenAIProvider(base_url=f"{server.url}/v1", api_key=KEY)
+    def named(kind: Any) -> Any:
+        return kind("model", provider=OpenAIProvider(base_url=f"{server.url}/v1", api_key=KEY))
+
+    async def streamed(model: Any) -> str:
+        async with ai.Agent(model).run_stream("hi") as result:
+            return [text async for text in result.stream_text()][-1]
+
     for kind in (OpenAIChatModel, OpenAIResponsesModel):
-        model = kind("model", provider=provider)
+        model = named(kind)
         assert ai.Agent(model, instructions="Be kind.").run_sync("hi").output == "Hello."
         agent = ai.Agent(model, tools=[add])
         assert agent.run_sync("What is 1 + 2?").output == "It is 3."
         assert ai.Agent(model, output_type=Person).run_sync("Ada?").output == ADA
-
-        async def streamed(model: Any = model) -> str:
-            async with ai.Agent(model).run_stream("hi") as result:
-                return [text async for text in result.stream_text()][-1]
-
-        assert asyncio.run(streamed()) == "Hello."
+        # its connections belong to the event loop that made them
+        assert asyncio.run(streamed(named(kind))) == "Hello."
 
 
 def test_openai_agents(server: Running) -> None:
