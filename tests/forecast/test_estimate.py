@@ -82,7 +82,7 @@ def test_plan_says_that_a_race_gives_way_to_the_knapsack(model, tmp_path, monkey
     assert "--search-tokens 7680 or more runs the race." in printed
 
 
-@pytest.mark.parametrize(("load", "told"), [(None, False), (0.5, False), (2.5, True)])
+@pytest.mark.parametrize(("load", "told"), [(0.5, False), (2.5, True)])
 def test_a_machine_that_others_use_is_said_to_be_faster_alone(model, monkeypatch, load, told):
     monkeypatch.setattr("bitquilt.forecast.estimate.load_per_core", lambda: load)
     lines = " ".join(bitquilt.estimate(model, **QUICK, bits=4.5).lines)
