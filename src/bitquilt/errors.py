@@ -17,6 +17,8 @@ from typing import Any
 Naming = Callable[[str, str | None], str]
 """(option of the command line, its value or None) → what a reader can type."""
 
+SHOWN = 60
+"""So many letters of a value stand in a sentence."""
 KEYWORDS: dict[str, str] = {}
 """Option of the command line → the field of a config that it is in Python; configs fill this in."""
 
@@ -70,6 +72,12 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def in_brief(value: Any) -> str:
+    """Return a value of a file as a sentence can hold it: on one line, and not long."""
+    said = " ".join(repr(value).split())
+    return said if len(said) <= SHOWN else f"{said[:SHOWN]}…"
 
 
 class UserError(Exception):

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bitquilt.errors import in_brief
+
 _MOST = 2**32
 """Counts are uint32 in the specification."""
 
@@ -120,7 +122,7 @@ def odd_value(metadata: Mapping[str, Any]) -> str | None:
         if kind is None and key.startswith("tokenizer.ggml.") and key.endswith(_ID):
             kind = _COUNT
         if kind is not None and not _IS[kind](value):
-            return f"{key} is {_shown(value)} there, and should be {kind}"
+            return f"{key} is {in_brief(value)} there, and should be {kind}"
     return _odd_token(metadata)
 
 
@@ -141,9 +143,3 @@ def _odd_token(metadata: Mapping[str, Any]) -> str | None:
                 f"{len(tokens):,} tokens"
             )
     return None
-
-
-def _shown(value: Any) -> str:
-    """A value as a sentence can hold it."""
-    said = " ".join(repr(value).split())
-    return said if len(said) <= 60 else f"{said[:60]}…"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bitquilt.errors import UserError
+from bitquilt.errors import UserError, in_brief
 
 MOST = {
     "num_hidden_layers": 2**12,
@@ -41,10 +41,6 @@ def refuse_odd_fields(config: dict[str, Any], where: str = "config.json") -> Non
         value = config.get(field)
         if value is not None and not (type(value) is int and 1 <= value <= most):
             raise _odd(field, value, f"a whole number from 1 to {most:,}", where)
-    heads, width = config.get("num_attention_heads") or 1, config.get("head_dim") or 1
-    if heads * width > MOST["hidden_size"]:
-        limit = f"at most {MOST['hidden_size']:,} with {heads:,} heads"
-        raise _odd("head_dim", width, limit, where)
     heads, width = config.get("num_attention_heads") or 1, config.get("head_dim") or 1
     if heads * width > MOST["hidden_size"]:
         limit = f"at most {MOST['hidden_size']:,} with {heads:,} heads"
@@ -116,9 +112,7 @@ def _refuse_odd_rope(config: dict[str, Any], where: str) -> None:
 
 
 def _odd(field: str, value: Any, kind: str, where: str) -> UserError:
-    said = " ".join(repr(value).split())
-    said = said if len(said) <= 60 else f"{said[:60]}…"
     return UserError(
-        f"{field} is {said} in {where}, and should be {kind}; compare it with the one on the "
-        "model's page"
+        f"{field} is {in_brief(value)} in {where}, and should be {kind}; compare it with the one "
+        "on the model's page"
     )

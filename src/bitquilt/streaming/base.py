@@ -89,6 +89,17 @@ def base_of(
     return directory, path
 
 
+def tokenizer_of(directory: Path) -> tuple[Path, str | None]:
+    """Return the directory of a model's tokenizer, and its chat template.
+
+    Raises:
+        UserError: the tokenizer cannot be read.
+    """
+    place, _ = usable_tokenizer(directory)
+    template, _ = chat_template(place)
+    return place, template
+
+
 def base_importance_of(
     base: BaseModel, directory: Path, config: QuantizeConfig | ImatrixConfig, progress: Progress
 ) -> ImportanceMatrix:
@@ -104,8 +115,7 @@ def base_importance_of(
             f"parameter has, and no importance: {few}"
         )
     documents, _ = calibration_documents(config.calibration)
-    place, _ = usable_tokenizer(directory)
-    template, _ = chat_template(place)
+    place, template = tokenizer_of(directory)
     encode = document_encoder(directory.name, place, template, base.embeddings)
     weights = sum(one.numel() for one in base.model.parameters())
     budget = config.text_budget or text_budget(weights, 1, compute_device().type != "cpu")

@@ -16,12 +16,10 @@ from bitquilt.bases.importance import BaseModel, open_base
 from bitquilt.config import QuantizeConfig
 from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.imatrix import write_imatrix
-from bitquilt.models.sources.hugging_face import chat_template
-from bitquilt.models.sources.tokenizer_files import usable_tokenizer
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, refuse_file
 from bitquilt.runtime.progress import Progress
-from bitquilt.streaming.base import base_importance_of, base_name, base_of
+from bitquilt.streaming.base import base_importance_of, base_name, base_of, tokenizer_of
 from bitquilt.streaming.make_imatrix import refuse_overwrite
 from bitquilt.streaming.quantize_gguf import GgufResult, quantize_gguf
 from bitquilt.targets.same_tokens import refuse_other_tokens_of
@@ -66,9 +64,8 @@ def quantize_base(
         "rounded to the nearest, without error feedback"
     )
     if config.engine_check:
-        place, _ = usable_tokenizer(directory)
-        template, _ = chat_template(place)
-        if note := refuse_other_tokens_of(path, directory.name, place, template):
+        note = refuse_other_tokens_of(path, directory.name, *tokenizer_of(directory))
+        if note:
             progress.say(note)
     with computing(config.device, config.threads):
         base = open_base(path, directory, progress)

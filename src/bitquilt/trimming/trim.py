@@ -103,7 +103,8 @@ def trim_vocabulary(
     documents = text_to_keep(config)
     checkpoint = open_checkpoint(str(model))
     tokenizer = BpeFile.read(checkpoint.tokenizer_dir, checkpoint.name)
-    require_room(path.resolve().parent, sum(checkpoint.source_bytes.values()))
+    nbytes = sum(checkpoint.source_bytes.values())
+    require_room(path.resolve().parent, nbytes)
     encode = encoder(checkpoint)
     characters = sum(len("".join(document.passages)) for document in documents)
     with progress.stage("Counting tokens", characters, "counting"):
@@ -116,7 +117,6 @@ def trim_vocabulary(
     ranked = ranked_tokens(tokenizer, counts, expected)
     kept = kept_ids(tokenizer, ranked, config.size, checkpoint)
     cut = CutCheckpoint(checkpoint=checkpoint, tokenizer=tokenizer, kept=kept)
-    nbytes = sum(checkpoint.source_bytes.values())
     with progress.stage(f"Writing {path.name}", nbytes, "writing"), atomic_write(path) as part:
         cut.write(part, progress.advance)
     after = document_encoder(path.name, path, checkpoint.chat_template, len(cut.kept))

@@ -73,8 +73,8 @@ class QuantizedTensor(StoredTensor):
         if _BLOCKS in read:
             return _experts(read[_BLOCKS], read[_EXPONENTS])
         scale = next(read[part] for part in _SCALES if part in read)
-        if scale.dtype == torch.uint8:  # E8M0: exponents of 2
-            scale = (scale.to(torch.float32) - 127).exp2()
+        if scale.dtype == torch.uint8:  # E8M0
+            scale = _powers_of_two(scale)
         scale = scale.to(torch.float32)
         try:
             if "weight_packed" in read:
@@ -162,8 +162,13 @@ def _stack(name: str, scanned: Mapping[str, StoredTensor]) -> QuantizedTensor:
 def _experts(blocks: torch.Tensor, exponents: torch.Tensor) -> torch.Tensor:
     """Codes and exponents of a stack, float32 [E, C, R]."""
     codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()
-    scale = (exponents.to(torch.float32) - 127).exp2()[..., None]
+    scale = _powers_of_two(exponents)[..., None]
     return (torch.tensor(_MXFP4)[codes] * scale).flatten(-2).transpose(1, 2).contiguous()
+
+
+def _powers_of_two(exponents: torch.Tensor) -> torch.Tensor:
+    """The numbers of E8M0 bytes, float32."""
+    return (exponents.to(torch.float32) - 127).exp2()
 
 
 def _block(settings: Mapping[str, Any]) -> tuple[int, int] | None:
