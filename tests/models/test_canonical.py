@@ -203,7 +203,7 @@ def test_configs_that_mean_the_same(change: dict[str, Any]) -> None:
         ({"attention_chunk_size": 8192}, "attention_chunk_size"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantization_config"),
         ({"model_type": "phi3"}, "model_type phi3"),
         ({"model_type": "llama4"}, "model_type llama4"),
         ({"num_hidden_layers": "many"}, "num_hidden_layers"),

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from bitquilt import qtypes
 from bitquilt.qtypes.mlx_affine import AFFINE_BITS, Affine
-from bitquilt.qtypes.mlx_stream import from_stream, to_stream
 from bitquilt.qtypes.qtype import Packed, QuantType
+from bitquilt.runtime.bit_stream import from_stream, to_stream
 
 mx = pytest.importorskip("mlx.core")
 

@@ -24,6 +24,7 @@ from bitquilt.bases.partners import Partner, PartnerPiece, Unit, find_partners
 from bitquilt.bases.products import InputSums, WatchedProducts
 from bitquilt.errors import UserError
 from bitquilt.gguf.imatrix import ImportanceEntry, ImportanceMatrix
+from bitquilt.models.canonical import quantization_method
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.quantized import (
     DEQUANTIZED_STACKS,
@@ -68,11 +69,11 @@ def load_transformers_model(directory: Path) -> nn.Module:
         UserError: transformers does not know or cannot load it, or its weights are quantized.
     """
     quantization = quantization_of(read_json(directory / "config.json"))
-    method = quantization and quantization.get("quant_method")
-    if quantization is not None and method not in DEQUANTIZED_STACKS:
+    method = None if quantization is None else quantization_method(quantization)
+    if method is not None and method not in DEQUANTIZED_STACKS:
         raise UserError(
-            f"the weights of {directory} are quantized already, by {method or 'mlx-lm'}, and "
-            f"bitquilt reads {', '.join(DEQUANTIZED_STACKS)} only; give the original checkpoint"
+            f"the weights of {directory} are quantized already, by {method}, and bitquilt "
+            f"reads {', '.join(DEQUANTIZED_STACKS)} only; give the original checkpoint"
         )
     logging.disable_progress_bar()
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -23,8 +24,8 @@ from bitquilt.models.config_fields import refuse_odd_fields, refuse_odd_wrapper
 QUANTIZED = ("quantization_config", "quantization")
 """Entries of a config.json that say its weights are quantized."""
 
-DEQUANTIZED = ("fp8", "compressed-tensors")
-"""``quant_method`` of weights that are dequantized on reading."""
+DEQUANTIZED = ("fp8", "compressed-tensors", "modelopt", "gptq", "awq", "bitsandbytes", "mlx-lm")
+"""Methods of :func:`quantization_method` whose weights are dequantized on reading."""
 
 _REWRITTEN = ", ".join(f"{name} ({rewrite.about})" for name, rewrite in REWRITES.items())
 WORKS = (
@@ -94,14 +95,19 @@ def text_config(config: ModelConfig) -> ModelConfig:
     refuse_odd_fields(text)
     for field in QUANTIZED:
         stated = config.get(field) or text.get(field)
-        method = stated.get("quant_method") if isinstance(stated, dict) else None
-        if stated and method not in DEQUANTIZED:
+        if stated and (method := quantization_method(stated)) not in DEQUANTIZED:
             raise UserError(
-                f"config.json has {field}: these weights are quantized already, by "
-                f"{method or 'mlx-lm'}, and bitquilt reads {' and '.join(DEQUANTIZED)} only; give "
-                "the original checkpoint, or a GGUF file, which is dequantized on reading"
+                f"config.json has {field}: these weights are quantized already, by {method}, and "
+                f"bitquilt reads {', '.join(DEQUANTIZED)} only; give the original checkpoint, or a "
+                "GGUF file, which is dequantized on reading"
             )
     return {field: value for field, value in text.items() if field not in QUANTIZED}
+
+
+def quantization_method(stated: Any) -> str:
+    """Who quantized the weights of a config, by its field; mlx-lm does not say its name."""
+    named = stated.get("quant_method") if isinstance(stated, dict) else None
+    return str(named or "mlx-lm")
 
 
 def states_tying(config: ModelConfig) -> bool:

@@ -11,8 +11,8 @@ scales in the dtype of its input; bitquilt always gives it bfloat16, as publishe
 
 from __future__ import annotations
 
-from bitquilt.qtypes.mlx_stream import from_stream, to_stream
 from bitquilt.qtypes.qtype import LevelMap, Packed, ScalarQuantType, Unpacked, register
+from bitquilt.runtime.bit_stream import from_stream, to_stream
 
 AFFINE_BITS = (2, 3, 4, 5, 6, 8)
 AFFINE_GROUPS = (32, 64, 128)

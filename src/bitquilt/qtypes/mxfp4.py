@@ -18,8 +18,8 @@ import torch
 
 from bitquilt.qtypes.blocks32 import from_nibbles, nibbles
 from bitquilt.qtypes.ggml import GgmlQuantType, blocks_of
-from bitquilt.qtypes.mlx_stream import from_stream, to_stream
 from bitquilt.qtypes.qtype import LevelMap, Packed, ScalarQuantType, Unpacked, register
+from bitquilt.runtime.bit_stream import from_stream, to_stream
 
 MXFP4_GROUP = 32
 MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

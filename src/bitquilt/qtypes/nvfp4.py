@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.ggml import GgmlQuantType, blocks_of
-from bitquilt.qtypes.mlx_stream import from_stream, to_stream
 from bitquilt.qtypes.mxfp4 import Microscaled
 from bitquilt.qtypes.qtype import LevelMap, Packed, ScalarQuantType, Unpacked, register
+from bitquilt.runtime.bit_stream import from_stream, to_stream
 
 NVFP4_GROUP = 16
 

@@ -225,12 +225,16 @@ def _sampler(form: Canonical, stored: StoredTensors) -> Callable[[str], torch.Te
         source = form.origins[name].source
         assert source is not None, "only norms are added"
         raw, at = stored[source]
-        rows = rows_to_look_at(at.shape[0])
-        if isinstance(at, QuantizedTensor):
-            return at.decoded()[rows]
-        return safetensors.read_rows(raw, at, rows)
+        return _rows(raw, at, rows_to_look_at(at.shape[0]))
 
     return read
+
+
+def _rows(raw: str, at: safetensors.StoredTensor, rows: list[int]) -> torch.Tensor:
+    """Some rows of a matrix as float32, whatever it is stored as."""
+    if isinstance(at, QuantizedTensor):
+        return at.decoded()[rows]
+    return safetensors.read_rows(raw, at, rows)
 
 
 def _with_tying(config: dict[str, Any], stored: StoredTensors) -> dict[str, Any]:
@@ -270,6 +274,8 @@ def _account_for_every_tensor(form: Canonical, stored: StoredTensors) -> list[Fi
             findings.append(_duplicate_head(stored))
             continue
         because = next((why for kind, why in _IGNORED.items() if re.search(kind, name)), None)
+        if because is None and name.endswith(".bias") and not safetensors.read(*stored[name]).any():
+            because = "it adds nothing, every number is 0"
         if because is None:
             raise UserError(
                 f"{name} ({list(stored[name][1].shape)}) has no place in a "
@@ -289,7 +295,7 @@ def _duplicate_head(stored: StoredTensors) -> Finding:
     count = min(embedding[1].shape[0], head[1].shape[0])
     rows = [i * count // 64 for i in range(64)]
     same = head[1].shape == embedding[1].shape and torch.equal(
-        safetensors.read_rows(*head, rows), safetensors.read_rows(*embedding, rows)
+        _rows(*head, rows), _rows(*embedding, rows)
     )
     if not same:
         raise UserError(

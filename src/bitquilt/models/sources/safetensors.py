@@ -20,7 +20,7 @@ from bitquilt.runtime.files import read_json
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-_CODES = {"F64": 8, "I64": 8, "I32": 4, "I16": 2}
+_CODES = {"F64": 8, "I64": 8, "I32": 4, "U32": 4, "I16": 2}
 """Types that are no weights, of more than a byte."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import torch
@@ -21,38 +22,17 @@ from bitquilt.models.inspection import inspect
 from bitquilt.models.sources.quantized import QuantizedTensor, joined
 from bitquilt.models.sources.safetensors import scan
 from bitquilt.targets import MLX
-from tests.factories import tiny_checkpoint
+from tests.models.sources.quantized.checkpoints import Q, StoredParts, quantized, words_of
 from tests.targets.conftest import Model
 
-Parts = dict[str, torch.Tensor]
-Q = "model.layers.0.self_attn.q_proj.weight"
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
 PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
-SMALL = {"layers": 1, "hidden": 128, "heads": 2, "kv_heads": 1}
 
 
-def quantized(
-    tmp_path: Path, settings: dict[str, object], make: Callable[[torch.Tensor], Parts]
-) -> Path:
-    """A tiny model whose matrices, but for the embedding, are stored in parts."""
-    directory = tiny_checkpoint(tmp_path, "qwen3", **SMALL)
-    path, found = directory / "model.safetensors", {}
-    for name, tensor in load_file(path).items():
-        if tensor.ndim == 2 and "embed" not in name:
-            module = name.removesuffix(".weight")
-            found |= {f"{module}.{part}": t.contiguous() for part, t in make(tensor).items()}
-        else:
-            found[name] = tensor
-    save_file(found, path, {"format": "pt"})
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
-    return directory
-
-
-def fp8(shape: tuple[int, int] | None) -> Callable[[torch.Tensor], Parts]:
+def fp8(shape: tuple[int, int] | None) -> Callable[[torch.Tensor], StoredParts]:
     """Codes in float8 with a scale for each block of a shape, or for the whole matrix."""
 
-    def make(weight: torch.Tensor) -> Parts:
+    def make(weight: torch.Tensor) -> StoredParts:
         rows, columns = shape or weight.shape
         blocks = weight.unfold(0, rows, rows).unfold(1, columns, columns)
         scale = blocks.abs().amax((2, 3)) / 448
@@ -86,7 +66,7 @@ def test_fp8_is_read_as_transformers_reads_it(
 def test_blocks_that_do_not_divide_a_matrix_end_at_its_edge(tmp_path: Path) -> None:
     """DeepSeek's: the last block of rows or columns has fewer."""
 
-    def make(weight: torch.Tensor) -> Parts:
+    def make(weight: torch.Tensor) -> StoredParts:
         rows, columns = (-(-side // 96) for side in weight.shape)
         codes = torch.ones(weight.shape).to(torch.float8_e4m3fn)
         scale = torch.arange(rows * columns, dtype=torch.float32).reshape(rows, columns)
@@ -122,19 +102,8 @@ def codes_of(weight: torch.Tensor, group: int, bits: int, symmetric: bool) -> tu
 
 
 def packed(codes: np.ndarray, bits: int) -> torch.Tensor:
-    """Rows of int32, each number as text of its bits, the first code in the last letters."""
-    each = 32 // bits
-    words = [
-        [
-            int(
-                "".join(f"{int(c) + (1 << bits - 1):0{bits}b}" for c in row[at : at + each][::-1]),
-                2,
-            )
-            for at in range(0, len(row), each)
-        ]
-        for row in codes
-    ]
-    return torch.from_numpy(np.array(words, np.uint32).view(np.int32))
+    """Rows of int32, of numbers around 0."""
+    return words_of(codes + (1 << bits - 1), bits)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -145,7 +114,7 @@ def test_packed_codes_are_read_as_compressed_tensors_means_them(
 ) -> None:
     wanted: list[torch.Tensor] = []
 
-    def make(weight: torch.Tensor) -> Parts:
+    def make(weight: torch.Tensor) -> StoredParts:
         codes, scale, zero = codes_of(weight, group, bits, symmetric)
         spread = [np.repeat(one, group, 1) for one in (zero, scale)]
         wanted.append(torch.from_numpy(((codes - spread[0]) * spread[1]).astype(np.float32)))
@@ -167,7 +136,7 @@ def test_packed_codes_are_read_as_compressed_tensors_means_them(
 
 
 def test_columns_may_belong_to_groups_in_another_order(tmp_path: Path) -> None:
-    def make(weight: torch.Tensor) -> Parts:
+    def make(weight: torch.Tensor) -> StoredParts:
         rows, columns = weight.shape
         return {
             "weight_packed": packed(np.ones((rows, columns)), 4),
@@ -184,7 +153,7 @@ def test_columns_may_belong_to_groups_in_another_order(tmp_path: Path) -> None:
 def test_codes_of_eight_bits_have_a_scale_for_each_row_or_one(
     per_row: bool, tmp_path: Path
 ) -> None:
-    def make(weight: torch.Tensor) -> Parts:
+    def make(weight: torch.Tensor) -> StoredParts:
         most = weight.abs().amax(1, keepdim=True) if per_row else weight.abs().max()[None]
         return {"weight": (weight / most * 127).round().to(torch.int8), "weight_scale": most / 127}
 
@@ -213,15 +182,14 @@ def test_what_is_made_of_one_is_no_longer_quantized_by_its_config(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"quant_method": "gptq"}, "by gptq, and bitquilt reads fp8 and compressed-tensors only"),
-        ({"bits": 4}, "by mlx-lm, and"),
+        ({"quant_method": "hqq"}, "by hqq, and bitquilt reads fp8, compressed-tensors, "),
         (FP8, "weight in .* and its scales, .5, 5., do not fit together"),
     ],
 )
 def test_others_are_refused_by_name(
     settings: dict[str, object], words: str, tmp_path: Path
 ) -> None:
-    def make(weight: torch.Tensor) -> Parts:
+    def make(weight: torch.Tensor) -> StoredParts:
         codes = torch.ones(weight.shape).to(torch.float8_e4m3fn)
         return {"weight": codes, "weight_scale_inv": torch.ones(5, 5)}
 
@@ -241,3 +209,66 @@ def test_stacks_in_mxfp4_are_read_as_transformers_reads_them(tmp_path: Path) -> 
     wanted = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
     assert one.shape == wanted.shape == (3, 64, 64)
     assert torch.equal(one.decoded(), wanted)
+
+
+def nvfp4(weight: torch.Tensor) -> tuple[StoredParts, torch.Tensor]:
+    """Codes by mlx, of a matrix times a number of its own, and what they mean."""
+    own = 448 * 6 / weight.abs().max()
+    parts = mx.quantize(mx.array((weight * own).numpy()), mode="nvfp4")
+    again = mx.dequantize(*parts, mode="nvfp4").astype(mx.float32)
+    codes, scales = (torch.from_numpy(np.array(part)) for part in parts)
+    stored = {
+        "weight_packed": codes.view(torch.uint8),
+        "weight_scale": scales.view(torch.float8_e4m3fn),
+        "weight_global_scale": own[None],
+        "input_global_scale": torch.ones(1),
+    }
+    return stored, torch.from_numpy(np.array(again)) / own
+
+
+def by_modelopt(weight: torch.Tensor) -> tuple[StoredParts, torch.Tensor]:
+    stored, wanted = nvfp4(weight)
+    return {
+        "weight": stored["weight_packed"],
+        "weight_scale": stored["weight_scale"],
+        "weight_scale_2": 1 / stored["weight_global_scale"][0],
+        "input_scale": torch.ones(()),
+    }, wanted
+
+
+def mxfp4(weight: torch.Tensor) -> tuple[StoredParts, torch.Tensor]:
+    parts = mx.quantize(mx.array(weight.numpy()), mode="mxfp4")
+    codes, scales = (torch.from_numpy(np.array(part)) for part in parts)
+    again = mx.dequantize(*parts, mode="mxfp4").astype(mx.float32)
+    wanted = torch.from_numpy(np.array(again))
+    return {"weight_packed": codes.view(torch.uint8), "weight_scale": scales}, wanted
+
+
+@pytest.mark.parametrize(
+    ("make", "method", "kind"),
+    [
+        (nvfp4, "compressed-tensors", "NVFP4"),
+        (by_modelopt, "modelopt", "NVFP4"),
+        (mxfp4, "compressed-tensors", "MXFP4"),
+    ],
+)
+def test_four_bit_floats_are_read_as_mlx_reads_them(
+    make: Callable[[torch.Tensor], tuple[StoredParts, torch.Tensor]],
+    method: str,
+    kind: str,
+    tmp_path: Path,
+) -> None:
+    wanted = []
+
+    def stored(weight: torch.Tensor) -> StoredParts:
+        parts, meant = make(weight)
+        wanted.append(meant)
+        return parts
+
+    checkpoint = open_checkpoint(quantized(tmp_path, {"quant_method": method}, stored))
+    assert kind in checkpoint.source_types
+    found = [checkpoint.load(name) for name in checkpoint.shapes if "proj.weight" in name]
+    assert len(found) == len(wanted) == 7
+    for one in found:
+        same = [w for w in wanted if w.shape == one.shape and torch.allclose(one, w, rtol=1e-6)]
+        assert len(same) == 1

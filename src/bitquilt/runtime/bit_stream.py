@@ -1,4 +1,4 @@
-"""What MLX's formats share: the codes of a row are one stream of bits.
+"""Codes of a few bits as one little-endian stream in 32-bit words, as MLX and GPTQ store them.
 
 Letters: R rows, C columns.
 Source: ml-explore/mlx, mlx/backend/cpu/quantized.cpp (extract_bits).
