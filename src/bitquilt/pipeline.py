@@ -39,6 +39,7 @@ from bitquilt.metrics.teacher import ClosingTeacher, HeldOutFigures
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.tokenizer import load_tokenizer
 from bitquilt.qtypes.qtype import PackedSource
 from bitquilt.report.result import Output, QuantizeResult, SearchResult
 from bitquilt.report.run_record import OutputRecord, save
@@ -229,6 +230,9 @@ class Run(AbstractContextManager["Run"]):
         for name in repeated:
             progress.say(f"Calibration document {name} repeats held-out text and is left out")
         searching = self.search if self._searches else None
+        place = self.checkpoint.tokenizer_dir
+        # held, so that it is loaded once for the text and for the comparison of tokens
+        self._tokenizer = None if place is None else load_tokenizer(place)
         self.text = draw_text(
             self.checkpoint, documents, config, searching, self.budget, progress.say
         )
@@ -237,6 +241,7 @@ class Run(AbstractContextManager["Run"]):
 
     def __enter__(self) -> Self:
         """Open the work directory, and begin the job whose stages follow."""
+        self._tokenizer = None
         with ExitStack() as stack:
             stack.enter_context(self.progress.job(self.forecast.stages, self.forecast.before))
             self.work = stack.enter_context(WorkDir(self._work_dir, self._settings))

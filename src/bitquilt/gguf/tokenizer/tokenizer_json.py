@@ -23,6 +23,16 @@ def read_tokenizer(path: Path) -> Tokenizer:
     except Exception as error:  # tokenizers raises no narrower class
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a tokenizer ({reason}); download it again") from error
+    refuse_unknown_texts(loaded, path)
+    return loaded
+
+
+def refuse_unknown_texts(loaded: Tokenizer, path: Path) -> None:
+    """Refuse a tokenizer that adds a token which it does not have.
+
+    Raises:
+        UserError: naming the token.
+    """
     processor = loaded.post_processor
     for step in _steps(json.loads(processor.__getstate__()) if processor else {}):
         known = step.get("special_tokens", {})
@@ -33,7 +43,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
                     f"{path} puts {name!r} around texts, and its post_processor does not say "
                     "which token that is; download it again"
                 )
-    return loaded
 
 
 def _steps(processor: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,53 @@
+"""A tokenizer is loaded once for as long as somebody holds it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from bitquilt.config import QuantizeConfig
+from bitquilt.models import tokenizer as module
+from bitquilt.models.tokenizer import load_tokenizer
+from bitquilt.pipeline import Run
+from bitquilt.runtime.progress import Progress
+from tests.factories import tiny_checkpoint
+from tests.quick import QUICK
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The directories that transformers loads from, from now on."""
+    loaded: list[Path] = []
+    own = PreTrainedTokenizerFast.from_pretrained.__func__
+
+    def from_pretrained(cls: type, directory: Path) -> object:
+        loaded.append(directory)
+        return own(cls, directory)
+
+    monkeypatch.setattr(
+        module.PreTrainedTokenizerFast, "from_pretrained", classmethod(from_pretrained)
+    )
+    return loaded
+
+
+def test_one_that_is_held_is_not_loaded_again(loads: list[Path], tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    held = load_tokenizer(directory)
+    assert load_tokenizer(directory) is held
+    assert len(loads) == 1
+    path = directory / "tokenizer_config.json"
+    changed = json.loads(path.read_text()) | {"eos_token": "<|end_of_text|>"}
+    path.write_text(json.dumps(changed))
+    assert load_tokenizer(directory).eos_token == "<|end_of_text|>"
+    assert len(loads) == 2
+
+
+def test_a_run_loads_it_once_before_its_work(loads: list[Path], tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1, hidden=64, heads=1, kv_heads=1)
+    config = QuantizeConfig(output=str(tmp_path / "out"), recipe="Q8_0", **QUICK)
+    run = Run(directory, config, Progress())
+    run.compare_tokens()
+    assert loads == [directory]
