@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shape_950m import write_random
+from shapes import write_random
 from torch import Tensor
 
 from bitquilt.calibration import corpus
