@@ -37,6 +37,7 @@ from torch import Tensor
 
 from bitquilt import pipeline, qtypes
 from bitquilt.allocation import interactions, presets, sensitivity
+from bitquilt.allocation.attribution import kl_attribution
 from bitquilt.allocation.evaluator import Evaluator
 from bitquilt.allocation.evopress import EvoPressSchedule, evolve
 from bitquilt.allocation.history import History, latest_histories, read_history
@@ -171,7 +172,7 @@ class Bench:
         text, packed = self._attribution_text, self.bank.packed
 
         def attribution(allocation: Allocation) -> np.ndarray:
-            return interactions.kl_attribution(self.checkpoint, allocation, packed, text, Silent())
+            return kl_attribution(self.checkpoint, allocation, packed, text, Silent())
 
         return interactions.corrected_scores(space, [capacity], attribution)
 

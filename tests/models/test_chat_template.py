@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import bitquilt.talk.config  # noqa: F401  it says what the option is called in Python
 from bitquilt import demo
 from bitquilt.errors import UserError
 from bitquilt.models import chat_template

@@ -12,6 +12,7 @@ import pytest
 import torch
 from gguf import GGUFReader
 
+from bitquilt import qtypes
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.qtypes.qtype import Packed
@@ -93,6 +94,18 @@ def test_quantized_weights_are_what_the_qtypes_say(model: Model, tmp_path: Path)
     weights = GGUF.read_weights(path)
     for module, qtype in allocation.items():
         torch.testing.assert_close(weights[f"{module}.weight"], model.dequantized(module, qtype))
+
+
+def test_a_type_that_gguf_py_decodes_otherwise_is_refused(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, qtype = tmp_path / "model.gguf", qtypes.get("Q8_0")
+    allocation = write(model, ("Q8_0",), path)
+    right = qtype.decode
+    monkeypatch.setattr(qtype, "decode", lambda fields: 2 * right(fields))
+    weights = GGUF.read_weights(path)
+    with pytest.raises(UserError, match=r"gguf-py decodes the Q8_0 at byte [\d,]+ to other num"):
+        weights[f"{next(iter(allocation))}.weight"]
 
 
 def test_header_as_gguf_py_reads_it(model: Model, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from bitquilt.allocation import interactions, sensitivity
 from bitquilt.allocation.advice import knee_note
+from bitquilt.allocation.attribution import ATTRIBUTION_BATCH, kl_attribution
 from bitquilt.allocation.evaluator import ROUGH, Evaluator
 from bitquilt.allocation.evopress import EvoPressSchedule
 from bitquilt.allocation.history import History, history_path
@@ -257,11 +258,11 @@ class _Files:
         def attribution(allocation: Allocation) -> NDArray[np.float64]:
             name = f"attribution/{_key(tokens, [*allocation.items()])}"
             if (known := bank.work.load_json(name)) is None:
-                batches = math.ceil(len(tokens) / interactions.ATTRIBUTION_BATCH)
+                batches = math.ceil(len(tokens) / ATTRIBUTION_BATCH)
                 with progress.stage("Measuring matrices together", batches + 1, "interactions"):
                     teacher = self.original.on(tokens)
                     progress.advance()
-                    known = interactions.kl_attribution(
+                    known = kl_attribution(
                         bank.checkpoint, allocation, bank.packed, teacher, progress
                     ).tolist()
                 bank.work.save_json(name, known)

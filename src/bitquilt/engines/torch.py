@@ -163,7 +163,7 @@ def transformers_model(checkpoint: Checkpoint) -> torch.nn.Module:
     config = AutoConfig.for_model(**checkpoint.config)
     with no_init_weights():
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    weights = {name: checkpoint.load(name) for name in checkpoint.shapes}
+    weights = {name: checkpoint.load(name, torch.device("cpu")) for name in checkpoint.shapes}
     found = model.load_state_dict(weights, strict=False, assign=True)
     assert not found.unexpected_keys, f"{checkpoint.name}: {found.unexpected_keys}"
     assert set(found.missing_keys) <= {f"{HEAD}.weight"}, found.missing_keys

@@ -118,7 +118,8 @@ class ModelFile:
         matrix = min(original.matrices, key=lambda one: math.prod(original.matrices[one]))
         name = f"{matrix}.weight"
         here = self.target.read_weights(self.path)[name].flatten()
-        alike = float(torch.cosine_similarity(here, original.load(name).flatten(), dim=0))
+        there = original.load(name, here.device).flatten()
+        alike = float(torch.cosine_similarity(here, there, dim=0))
         if alike < ALIKE:
             raise UserError(
                 f"{self.path} was not made from {original.name}: {name} has the same shape there "

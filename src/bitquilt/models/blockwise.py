@@ -10,7 +10,7 @@ Letters: N windows, L tokens in a window, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel
+from transformers.initialization import no_init_weights
 
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
@@ -52,9 +53,9 @@ class BlockwiseModel:
     ) -> None:
         """``dtype`` is that of the arithmetic; weights come in float32 and are rounded to it."""
         self.checkpoint = checkpoint
-        self.weights = weights or checkpoint.load
         self.dtype = dtype
         self.device = compute_device()
+        self.weights = weights or partial(checkpoint.load, device=self.device)
         self._family = architecture_of(checkpoint.config)
         self._shells: dict[str, nn.Module] = {}  # layer type → one-block model
 
@@ -73,7 +74,8 @@ class BlockwiseModel:
             "bos_token_id": None,
             "eos_token_id": None,
         }
-        model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=self.dtype)
+        with no_init_weights():  # random numbers would be drawn only to be replaced
+            model = AutoModel.from_config(AutoConfig.for_model(**config), dtype=self.dtype)
         return model.eval().to(self.device)
 
     def _shell(self, index: int) -> nn.Module:

@@ -50,7 +50,8 @@ class Checkpoint:
     shapes: dict[str, tuple[int, ...]]
     """Every tensor, in model order: embedding, blocks, final norm, untied head."""
     reader: Callable[[str], torch.Tensor] = field(repr=False)
-    """Tensor name → float32 tensor in canonical form; see :meth:`load`."""
+    """Tensor name → tensor in canonical form, of whatever floats the source has; see
+    :meth:`load`."""
     source_types: dict[str, int]
     """Storage type (``F32``, ``BF16``, ``F16``, or a GGUF type) → bytes of the source's tensors on
     it, most first."""
@@ -80,13 +81,20 @@ class Checkpoint:
     file_type: str | None = None
     """What llama.cpp calls a GGUF source as a whole: ``Q4_K_M``."""
 
-    def load(self, name: str) -> torch.Tensor:
+    def load(self, name: str, device: torch.device | None = None) -> torch.Tensor:
         """Read one tensor as float32, checked for shape and for NaN or infinity.
+
+        It becomes float32 where it is wanted: half as many bytes go to a GPU then.
+
+        Args:
+            name: canonical.
+            device: where to; the CPU's memory with None.
 
         Raises:
             UserError: the file is truncated, contradicts the config, or holds NaN.
         """
-        return self.reader(name)
+        stored = self.reader(name)
+        return (stored if device is None else stored.to(device)).float()
 
     @cached_property
     def matrices(self) -> dict[str, tuple[int, int]]:

@@ -254,7 +254,7 @@ class _Work:
     def round_without_hessian(self, module: str, names: Sequence[str]) -> None:
         """Round a matrix to its nearest levels."""
         bank, statistics = self.bank, self.bank.statistics
-        weight = bank.checkpoint.load(f"{module}.weight").to(compute_device())
+        weight = bank.checkpoint.load(f"{module}.weight", compute_device())
         hessian, importance = statistics.hessian(module), statistics.importance(module)
         for name in names:
             qtype = qtypes.get(name)
@@ -303,7 +303,7 @@ class _Work:
         keys, jobs = [], []
         for place, owner in enumerate(owners):
             for module, names in wanted[owner].items():
-                weight = bank.checkpoint.load(f"{module}.weight").to(device)
+                weight = bank.checkpoint.load(f"{module}.weight", device)
                 feedback = bank.rounding != "nearest"
                 outputs = outputs_of(bank.statistics, module) if feedback else None
                 keys += [(module, name) for name in names]

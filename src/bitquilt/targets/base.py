@@ -159,7 +159,7 @@ class Target(ABC):
     def read_weights(self, path: Path) -> Mapping[str, Tensor]:
         """Give the weights that the engine computes with, by canonical name, read when asked for.
 
-        They are float32 tensors, dequantized.
+        They are float32 tensors, dequantized, on the CPU or on the device that is computed on.
         """
 
     @abstractmethod

@@ -80,14 +80,18 @@ class GgufWeights(Mapping[str, torch.Tensor]):
     back to w.
     """
 
-    def __init__(self, header: GgufHeader) -> None:
-        self._path = header.path
+    def __init__(
+        self,
+        header: GgufHeader,
+        decode: Callable[[Path, GgufTensor], torch.Tensor] = dequantize,
+    ) -> None:
+        self._path, self._decode = header.path, decode
         self._config = config_of(header)
         self._family = architecture_of(self._config)
         self._tensors = hf_tensors(header)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        weight = dequantize(self._path, self._tensors[name])
+        weight = self._decode(self._path, self._tensors[name])
         order = self._family.gguf_rows(name, self._config)
         if order is not None:
             weight = weight[order.argsort()]

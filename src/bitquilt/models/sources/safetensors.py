@@ -114,14 +114,14 @@ def metadata(path: Path) -> dict[str, str]:
 
 
 def read(name: str, stored: StoredTensor) -> torch.Tensor:
-    """One tensor as float32.
+    """One tensor; of 16-bit floats it may be a view of the file.
 
     Raises:
         UserError: the file cannot be read any more.
     """
     tensor = read_raw(name, stored)
-    # clone: a float32 tensor would otherwise be a view of the mapped file
-    return tensor.to(torch.float32) if tensor.dtype != torch.float32 else tensor.clone()
+    # clone: a float32 tensor is used as it is, and would be a view of the mapped file
+    return tensor if tensor.dtype != torch.float32 else tensor.clone()
 
 
 def read_raw(name: str, stored: StoredTensor) -> torch.Tensor:

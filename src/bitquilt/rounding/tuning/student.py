@@ -61,10 +61,10 @@ class Student:
         offset = architecture_of(checkpoint.config).norm_offset
         for name, shape in checkpoint.shapes.items():
             if len(shape) == 1 and name.endswith("norm.weight"):
-                weight = checkpoint.load(name).to(device)
+                weight = checkpoint.load(name, device)
                 self._learned[name] = [Norm(weight, offset, stored)]
             elif len(shape) == 1:
-                self._biases[name] = checkpoint.load(name).to(device)
+                self._biases[name] = checkpoint.load(name, device)
 
     def _add(self, module: str, qtype: QuantType, fields: Unpacked) -> None:
         """Add a matrix: what of it stays, and its scales."""

@@ -83,8 +83,9 @@ class _Gguf(Target):
     def read_weights(self, path: Path) -> Mapping[str, Tensor]:
         from bitquilt.gguf.header import read_header
         from bitquilt.models.sources.gguf import GgufWeights
+        from bitquilt.targets.gguf.decoding import decode_on_device
 
-        return GgufWeights(read_header(path))
+        return GgufWeights(read_header(path), decode_on_device)
 
     def holds(self, path: Path) -> bool:
         return path.suffix == self.suffix and path.is_file()
