@@ -191,6 +191,18 @@ class AllocationConfig(PlanConfig):
                 "--bits or --size"
             )
 
+    def require_budget(self, model: str | Path) -> None:
+        """Refuse a recipe without a budget, which leaves nothing to search.
+
+        Raises:
+            UserError: it says what shows the recipe for the model.
+        """
+        if self.bits is None and self.size is None:
+            raise UserError(
+                f"{self.recipe} alone leaves nothing to search; give --bits or --size too, or see "
+                f"what it says with `bitquilt plan {model} --recipe {self.recipe}`"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeConfig(AllocationConfig):
@@ -210,6 +222,7 @@ class QuantizeConfig(AllocationConfig):
         "tables of.",
         default=None,
         metavar="FILE",
+        reads="",
     )
     sequential: bool = option(
         "Each block is rounded again to make up for the errors of the quantized blocks before it "
@@ -274,11 +287,13 @@ class ImatrixConfig(Options):
         "The importance matrix is of this GGUF file, which llama.cpp's converter made of MODEL.",
         default=None,
         metavar="FILE",
+        reads="",
     )
     calibration: str | Path | None = option(
         "The model reads this text instead of the bundled text (.txt or .jsonl).",
         default=None,
         metavar="FILE",
+        reads="",
     )
     device: str = device_option()
     threads: int | None = threads_option()

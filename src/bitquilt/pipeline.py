@@ -148,11 +148,7 @@ def search(
         PartlyRefusedError: some budgets or formats are impossible; it has the result of the others.
     """
     config = AllocationConfig.of(config, options)
-    if config.bits is None and config.size is None:
-        raise UserError(
-            f"{config.recipe} alone leaves nothing to search; give --bits or --size too, or see "
-            f"what it says with `bitquilt plan {model} --recipe {config.recipe}`"
-        )
+    config.require_budget(model)
     with computing(config.device, config.threads):
         run = Run(model, config, progress or Progress())
         made = _search(run)

@@ -34,7 +34,14 @@ WRONG = {
     ("bench", "text.gguf", "missing.gguf"): "text.gguf is not a GGUF file",
     ("eval", "missing.gguf", "--against", "demo"): "missing.gguf does not exist; check the path",
     ("eval", "empty.gguf", "--against", "demo"): "empty.gguf is empty; download it again",
-    ("card", "nomodel", "--against", "./away", "--repo", "a/b"): "./away does not exist; check",
+    (
+        "card",
+        "nomodel",
+        "--against",
+        "./away",
+        "--repo",
+        "a/b",
+    ): "nomodel is neither a GGUF file nor",
     (
         "run",
         "demo",
@@ -47,12 +54,38 @@ WRONG = {
     ("plan", "demo", "--recipe", "Q4KM"): "Q4KM is neither a recipe file (.json) nor a preset; did",
     ("search", "demo", "--recipe", "Q4_K_M", "--bits", "4"): "preset Q4_K_M decides the size",
     ("quantize", "demo", "--bits", "4", "-o", "text.gguf"): "text.gguf is a file, not a directory",
-    ("card", "demo", "--against", "demo", "--repo", "nix"): "nix is not a valid name of a hub",
-    ("publish", "demo", "--against", "demo", "--repo", "a/b", "--base-model", "c"): "c is not a",
+    ("card", "some.gguf", "--against", "demo", "--repo", "nix"): "nix is not a valid name of a hub",
+    (
+        "publish",
+        "some.gguf",
+        "--against",
+        "demo",
+        "--repo",
+        "a/b",
+        "--base-model",
+        "c",
+    ): "c is not a",
+    ("tasks", "demo", "--tasks", "chess"): "there is no task chess; choose among demo",
+    ("tasks", "demo", "--tasks", "dmeo"): "there is no task dmeo; did you mean demo?",
+    ("tasks", "demo", "--tasks", "humaneval"): "the task humaneval runs programs that models write",
+    ("run", "gpt0", "Hi"): "gpt0 is not in the local cache and HF_HUB_OFFLINE is set",
+    ("eval", "demo", "--against", "demo"): "demo is a model, not a quantized file of one;",
+    ("eval", "away", "--against", "demo"): "away does not exist; check the path",
+    ("compare", "missing.gguf", "text.gguf"): "missing.gguf does not exist; check the path",
+    ("recipe", "from", "missing.gguf"): "missing.gguf does not exist; check the path",
+    ("recipe", "diff", "demo", "demo"): "demo does not exist; check the path",
+    ("search", "demo", "--recipe", "Q4_K_M"): "Q4_K_M alone leaves nothing to search; give --bits",
+    ("imatrix", "demo", "--calibration", "no.txt"): "no.txt does not exist; check the path",
+    ("imatrix", "demo", "--base", "no.gguf"): "no.gguf does not exist; check the path",
+    ("trim", "demo", "--keep", "no.txt", "-o", "t"): "no.txt does not exist; check the path",
+    ("quantize", "demo", "--bits", "4", "--base", "no.gguf"): "no.gguf does not exist; check the",
+    ("search", "demo", "--bits", "4", "--work-dir", "nomodel/.."): "work directory nomodel/.. has",
     ("report", "away.work"): "away.work does not exist; check the path",
 }
+SOURCE = os.path.dirname(os.path.dirname(bitquilt.__file__))
 IN_ONE_PROCESS = """
 import sys
+sys.modules["lm_eval"] = None  # it has thousands of tasks, and takes seconds to say so
 from bitquilt.cli.main import main
 for line in sys.stdin.read().splitlines():
     try:
@@ -66,6 +99,7 @@ def test_simple_mistakes_are_told_at_once(tmp_path):
     (tmp_path / "nomodel").mkdir()
     (tmp_path / "empty.gguf").touch()
     (tmp_path / "text.gguf").write_text("no GGUF")
+    (tmp_path / "some.gguf").write_text("GGUF and more")
     done = subprocess.run(
         [sys.executable, "-c", IN_ONE_PROCESS.replace("{heavy}", repr(HEAVY))],
         input="\n".join(map(" ".join, WRONG)),
@@ -73,7 +107,7 @@ def test_simple_mistakes_are_told_at_once(tmp_path):
         text=True,
         check=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(bitquilt.__file__))},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": SOURCE},
     )
     said = done.stderr.splitlines()
     for words, sentence, line in zip(WRONG, WRONG.values(), said, strict=True):

@@ -32,6 +32,7 @@ from bitquilt.models.blockwise import BlockwiseModel, embedding_scale, logit_tok
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
 from bitquilt.qtypes.qtype import Allocation, PackedSource
+from bitquilt.runtime.malloc import LARGEST_KEPT, trim
 from bitquilt.runtime.products import fast_precision, multiplying
 
 STATE_BYTES = 1 << 30
@@ -142,6 +143,8 @@ class Evaluator:
             branches = branches.split(modules)
             states = self._through(index, branches, states)
         states = self._model.final_norm(states)
+        if teacher.head.nbytes > LARGEST_KEPT:
+            trim()  # beside such tables, the blocks of hidden states are too much to keep
         branches = branches.split([self._head])
         found = torch.empty(len(branches.parents), *original[:, 1:, 0].shape)
         for qtype in dict.fromkeys(allocation[self._head] for allocation in branches.allocations):

@@ -28,6 +28,7 @@ from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource
 from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.extras import require_ray
 from bitquilt.runtime.progress import Progress
 
 CPUS = 4
@@ -138,10 +139,9 @@ def _ship(ray: Any, checkpoint: Checkpoint, precision: str) -> _Shipped:
 
 def _connected(address: str) -> Any:
     """Return the module ``ray``, connected to a cluster."""
-    try:
-        import ray
-    except ImportError:
-        raise UserError("--ray needs Ray; install it with `pip install 'bitquilt[ray]'`") from None
+    require_ray()
+    import ray
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else it tells its makers
     if not ray.is_initialized():
         try:

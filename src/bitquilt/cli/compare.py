@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.options import JSON, print_json, require_model
 from bitquilt.errors import UserError
 from bitquilt.models.names import kind_of
+from bitquilt.runtime.near import require_there
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,15 +53,19 @@ def compare_files(
     bitquilt compare theirs-Q4_K_M.gguf demo-4.5bit.gguf
     bitquilt compare theirs-Q4_K_M.gguf demo-4.5bit.gguf --against demo
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
-    from bitquilt.allocation.stored_mix import pairs_of, stored_mix
-    from bitquilt.cli.tables import stdout_console
-
     if len(files) != 2:
         raise click.UsageError(
             f"compare takes two files, not {len(files)}", click.get_current_context()
         )
     if text is not None and against is None:
         raise UserError("--text has an effect only with --against, the model to measure against")
+    for file in files:
+        require_there(file)
+    if against is not None:
+        require_model(against)
+    from bitquilt.allocation.stored_mix import pairs_of, stored_mix
+    from bitquilt.cli.tables import stdout_console
+
     one, other = (stored_mix(Path(file)) for file in files)
     pairs = pairs_of(one, other)
     found = None if against is None else _measured(files, against, text, tokens)

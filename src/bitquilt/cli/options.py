@@ -15,9 +15,12 @@ import click
 from click.core import ParameterSource
 
 from bitquilt.errors import PartlyRefusedError
+from bitquilt.evaluation.file_format import format_of
+from bitquilt.runtime.extras import require_ray
 from bitquilt.runtime.files import nan_to_null, refuse_file
 from bitquilt.runtime.near import did_you_mean, require_there
 from bitquilt.runtime.options import Option, Options
+from bitquilt.runtime.workdir import refuse_unusable
 
 if TYPE_CHECKING:
     from bitquilt.config import AllocationConfig
@@ -80,27 +83,36 @@ DEFAULT = ParameterSource.DEFAULT
 
 
 def require_model(reference: str | Path) -> None:
-    """Refuse a path that is no model, before anything heavy is imported to read it.
+    """Refuse what is no model, before anything heavy is imported to read it.
 
     Raises:
-        UserError: the path does not exist, or is no model.
+        UserError: the path does not exist, or is no model; or the hub has none of that name.
     """
-    from bitquilt.models.sources.resolve import local_path
+    from bitquilt.models.sources.resolve import resolve
 
-    local_path(str(reference))
+    resolve(str(reference), weights=False)
 
 
 def require_possible(config: AllocationConfig) -> None:
-    """Refuse a preset or an output that cannot be, before anything heavy is imported.
+    """Refuse what cannot be, before anything heavier is imported than that takes.
 
     Raises:
-        UserError: there is no such preset, it is given a budget, or a file is where the output
-            belongs.
+        UserError: there is no such preset, it is given a budget, a file is where the output
+            belongs, the work directory is not ours, or Ray or the device is missing.
     """
     from bitquilt.allocation.preset_names import asked_preset
 
     asked_preset(config)
     refuse_file(Path(config.output), "--output")
+    if config.work_dir is not None:
+        refuse_unusable(Path(config.work_dir))
+    if config.search.ray is not None:
+        require_ray()
+    if config.device != "auto":
+        from bitquilt.runtime.device import computing
+
+        with computing(config.device, config.threads):
+            pass
 
 
 def _models(several: bool, files: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -108,8 +120,7 @@ def _models(several: bool, files: bool) -> Callable[[Callable[..., None]], Calla
 
     Args:
         several: whether it takes more than one.
-        files: whether it takes what was made of a model, so that it knows better what a directory
-            has to hold.
+        files: whether it takes what was made of a model, in one of our formats.
     """
     name = "models" if several else "model"
     argument = click.argument(name, metavar="MODEL...", nargs=-1, required=True)
@@ -119,6 +130,8 @@ def _models(several: bool, files: bool) -> Callable[[Callable[..., None]], Calla
         @functools.wraps(command)
         def with_models(**values: Any) -> None:
             for reference in values[name] if several else (values[name],):
+                if files:
+                    format_of(reference)
                 if not (files and Path(reference).is_dir()):
                     require_model(reference)
             command(**values)
@@ -179,9 +192,10 @@ def _build(config: type[Options], values: dict[str, Any], skip: Iterable[str]) -
             if field.name not in own or context.get_parameter_source(name) != DEFAULT:
                 own[field.name] = value
     for name, known in config.described().items():
-        path = own.get(name)
-        if path and known.reads is not None and str(path).endswith(known.reads):
-            require_there(path)  # before anything heavy is imported to read it
+        value = own.get(name) or ()
+        for path in value if known.repeated else (value,):
+            if path and known.reads is not None and str(path).endswith(known.reads):
+                require_there(path)  # before anything heavy is imported to read it
     return config(**own)
 
 

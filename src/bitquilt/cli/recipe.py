@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitquilt.cli.options import JSON, print_json
+from bitquilt.cli.options import JSON, print_json, require_model
 from bitquilt.errors import UserError
 from bitquilt.runtime.files import atomic_write
+from bitquilt.runtime.near import require_there
 
 if TYPE_CHECKING:
     from bitquilt.models.checkpoint import Checkpoint
@@ -57,16 +58,20 @@ def recipe(
     bitquilt recipe export mine.json --for demo --as tensor-type-file -o types.txt
     bitquilt recipe diff theirs.gguf demo-4.5bit.gguf
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
-    from bitquilt.models import open_checkpoint
-
     wanted = 2 if action == "diff" else 1
     if len(files) != wanted:
         raise UserError(
             f"`bitquilt recipe {action}` takes {wanted} of FILE, and {len(files)} were given; see "
             "bitquilt recipe --help"
         )
-    checkpoint = None if model is None else open_checkpoint(model)
     paths = [Path(file) for file in files]
+    for path in paths:
+        require_there(path)
+    if model is not None:
+        require_model(model)
+    from bitquilt.models import open_checkpoint
+
+    checkpoint = None if model is None else open_checkpoint(model)
     if action == "from":
         text, found = _taken(paths[0], checkpoint)
     elif action == "export":

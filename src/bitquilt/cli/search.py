@@ -27,6 +27,7 @@ def search(model: str, config: AllocationConfig, as_json: bool) -> None:
     bitquilt search demo --bits 3,3.5,4 --search-time 300 -o recipes
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     require_possible(config)
+    config.require_budget(model)
     from bitquilt import pipeline
 
     keep_freed_memory()

@@ -35,6 +35,9 @@ def tasks(models: tuple[str, ...], config: TaskConfig, as_json: bool) -> None:
 
     All tasks but demo need the extra `tasks`: pip install 'bitquilt[tasks]'.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    from bitquilt.tasks.task_items import TaskItems
+
+    TaskItems.load(config)  # what is wrong with it is said before engines are imported
     from bitquilt.tasks.run import run_tasks
 
     found = run_tasks(models, config)

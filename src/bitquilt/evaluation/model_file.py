@@ -19,14 +19,13 @@ from bitquilt.calibration.text import Encode
 from bitquilt.engines import Engine
 from bitquilt.engines.remote import RemoteEngine
 from bitquilt.errors import UserError
+from bitquilt.evaluation.file_format import format_of
 from bitquilt.metrics.kl import logits
 from bitquilt.metrics.teacher import require_finite
 from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.models.sources.resolve import DEMO, may_be_hub_id
 from bitquilt.runtime.files import each_path
-from bitquilt.runtime.near import suggestion
-from bitquilt.targets import TARGETS, Target
+from bitquilt.targets import Target
 from bitquilt.targets.engine_check import SAMPLE
 
 ALIKE = 0.5
@@ -64,24 +63,9 @@ class ModelFile:
         path = Path(reference)
         if path.name == "":  # "." has none to put figures beside
             path = Path(os.path.abspath(path))
-        for target in TARGETS.values():
-            if target.holds(path):
-                files = (file for file in [path, *path.rglob("*")] if file.is_file())
-                return cls(path, target, sum(file.stat().st_size for file in files), path.name)
-        makes = f"`bitquilt quantize {reference} --bits 4.5` makes one"
-        if str(reference) == DEMO or (path / "config.json").is_file():
-            raise UserError(f"{reference} is a model, not a quantized file of one; {makes}")
-        if may_be_hub_id(str(reference)):
-            raise UserError(
-                f"{reference} does not exist here; if it is a hub id, it names a model, not a "
-                f"quantized file of one, and {makes}"
-            )
-        if not path.exists():
-            raise UserError(f"{reference} does not exist{suggestion(path)}")
-        raise UserError(
-            f"{reference} is neither a GGUF file nor an MLX directory; give what `bitquilt "
-            "quantize` wrote, or another file of these kinds"
-        )
+        target = format_of(path)
+        files = (file for file in [path, *path.rglob("*")] if file.is_file())
+        return cls(path, target, sum(file.stat().st_size for file in files), path.name)
 
     @property
     def engine(self) -> str:

@@ -15,6 +15,7 @@ from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.malloc import trim
 from bitquilt.runtime.workdir import WorkDir
 
 
@@ -54,6 +55,8 @@ class OriginalModel:
                     "damaged or overflow float32: download it again"
                 )
             self.work.save(artefact, {"tokens": tokens, "hidden": hidden.cpu()}, {})
+            del hidden
+            trim()  # what comes next, tables and logits mostly, has blocks of other sizes
         kept = self.work.load(artefact)
         if not torch.equal(kept["tokens"], tokens):
             raise UserError(

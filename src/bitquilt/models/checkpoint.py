@@ -118,15 +118,16 @@ class Checkpoint:
         no entry. A few rows of every matrix are read.
         """
         from bitquilt.models.lattice import lattice_of
+        from bitquilt.runtime.threads import in_threads
 
-        found = {}
-        for module in self.matrices:
-            name = f"{module}.weight"
-            stored = self.tensor_types.get(name)
-            if stored is not None and stored not in PLAIN_TYPES:
-                found[module] = stored
-            elif self.sampler is not None and (lattice := lattice_of(self.sampler(name))):
-                found[module] = lattice.name
+        stored = {module: self.tensor_types.get(f"{module}.weight") for module in self.matrices}
+        found = {m: kind for m, kind in stored.items() if kind and kind not in PLAIN_TYPES}
+        sampler = self.sampler
+        if sampler is None:
+            return found
+        others = [module for module in self.matrices if module not in found]
+        lattices = in_threads(lambda module: lattice_of(sampler(f"{module}.weight")), others)
+        found |= {m: lattice.name for m, lattice in zip(others, lattices, strict=True) if lattice}
         return found
 
     @cached_property

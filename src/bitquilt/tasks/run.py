@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bitquilt.engines import Engine, open_engine
-from bitquilt.errors import UserError
 from bitquilt.metrics.kl import Estimate
+from bitquilt.models.sources.resolve import resolve
 from bitquilt.runtime.compute import asking
 from bitquilt.runtime.files import each_path
-from bitquilt.runtime.near import did_you_mean
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.records import to_json
 from bitquilt.tasks import problems, programs
@@ -27,17 +25,7 @@ from bitquilt.tasks.scores import (
     compare_problems,
     score_problems,
 )
-from bitquilt.tasks.task_data import (
-    CHOICES,
-    PROBLEMS,
-    PROGRAMS,
-    Choice,
-    Problem,
-    Program,
-    load_choices,
-    load_problems,
-    load_programs,
-)
+from bitquilt.tasks.task_items import TaskItems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +81,9 @@ def run_tasks(
     """
     progress = progress or Progress()
     config = TaskConfig.of(config, options)
-    _check(config)
-    items = _Items.load(config)
+    items = TaskItems.load(config)
+    for model in each_path(models):
+        resolve(str(model))  # before the first of several answers for minutes
     answered: list[_Answered] = []
     scores: list[ModelScores] = []
     manner: Manner | None = None
@@ -107,60 +96,6 @@ def run_tasks(
     return TaskResults(tuple(scores))
 
 
-def _check(config: TaskConfig) -> None:
-    """Refuse what cannot be run, and options that none of the tasks heeds.
-
-    Raises:
-        UserError: the first such thing.
-    """
-    for name, times in Counter(config.tasks).items():
-        if times > 1:
-            raise UserError(f"the task {name} is given {times} times; give it once")
-        if name in PROGRAMS and not config.run_code:
-            raise UserError(
-                f"the task {name} runs programs that models write; --run-code allows it, in a "
-                "process of its own that cannot reach files, the network or other processes"
-            )
-    if config.run_code and not any(name in PROGRAMS for name in config.tasks):
-        raise UserError(
-            f"none of the tasks runs programs; leave out --run-code, or name {', '.join(PROGRAMS)}"
-        )
-    if not any(name in PROBLEMS or name in PROGRAMS for name in config.tasks):
-        defaults = {field.name: field.default for field in fields(TaskConfig)}
-        for option in ("repeats", "max_tokens"):
-            if getattr(config, option) != defaults[option]:
-                raise UserError(
-                    f"--{option.replace('_', '-')} is for tasks with answers, and none is named; "
-                    f"leave it out, or name {', '.join((*PROBLEMS, *PROGRAMS))}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Items:
-    """What is put to every model: task → items."""
-
-    problems: Mapping[str, Sequence[Problem]]
-    programs: Mapping[str, Sequence[Program]]
-    choices: Mapping[str, Sequence[Choice]]
-    harness: Sequence[str]
-    """Names of lm-evaluation-harness's tasks, which bring their own items."""
-
-    @classmethod
-    def load(cls, config: TaskConfig) -> _Items:
-        """Load the items of all tasks.
-
-        Raises:
-            UserError: a task does not exist, or its items are not installed.
-        """
-        names, limit = config.tasks, config.limit
-        return cls(
-            harness=_harness_tasks(names),  # first: what does not exist is said before all else
-            problems={name: load_problems(name)[:limit] for name in names if name in PROBLEMS},
-            programs={name: load_programs(name)[:limit] for name in names if name in PROGRAMS},
-            choices={name: load_choices(name)[:limit] for name in names if name in CHOICES},
-        )
-
-
 @dataclass(frozen=True)
 class _Answered:
     """What one model made of the items: task → answers or picks."""
@@ -170,7 +105,7 @@ class _Answered:
 
 
 def _put(
-    items: _Items, engine: Engine, model: str, manner: Manner, progress: Progress
+    items: TaskItems, engine: Engine, model: str, manner: Manner, progress: Progress
 ) -> _Answered:
     """Put all items to one model."""
     answers: dict[str, Answers] = {}
@@ -187,7 +122,7 @@ def _put(
     return _Answered(answers, picks)
 
 
-def _manner(engine: Engine, config: TaskConfig, items: _Items, progress: Progress) -> Manner:
+def _manner(engine: Engine, config: TaskConfig, items: TaskItems, progress: Progress) -> Manner:
     """How all models answer: with the sampling that the first one recommends."""
     sampling = engine.info.sampling
     answers = items.problems or items.programs
@@ -197,39 +132,6 @@ def _manner(engine: Engine, config: TaskConfig, items: _Items, progress: Progres
             "same answer every time; --repeats=1 tells as much"
         )
     return Manner(config.repeats, config.max_tokens, sampling)
-
-
-def _harness_tasks(names: Sequence[str]) -> list[str]:
-    """Give the tasks among them that are lm-evaluation-harness's.
-
-    Raises:
-        UserError: the harness has no such task, or is not installed.
-    """
-    ours = (*PROBLEMS, *PROGRAMS, *CHOICES)
-    others = [name for name in names if name not in ours]
-    if not others:
-        return []
-    try:
-        from bitquilt.tasks import harness
-    except ImportError:
-        raise UserError(
-            f"there is no task {others[0]}"
-            + (
-                did_you_mean(others[0], ours)
-                or f"; choose among {', '.join(ours)}, or install lm-evaluation-harness for its "
-                "tasks: `pip install 'bitquilt[tasks]'`"
-            )
-        ) from None
-    for name in others:
-        if not harness.task_manager().match_tasks([name]):
-            raise UserError(
-                f"there is no task {name}"
-                + (
-                    did_you_mean(name, (*ours, *harness.task_manager().all_tasks))
-                    or f"; choose among {', '.join(ours)}, or what `lm_eval ls tasks` prints"
-                )
-            )
-    return others
 
 
 def _harness_metrics(

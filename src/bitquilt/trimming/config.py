@@ -31,6 +31,7 @@ class TrimConfig(Options):
         metavar="TEXT",
         many=True,
         repeated=True,
+        reads="",
     )
     languages: Sequence[str] | None = option(
         "The tokens that bitquilt's bundled text needs in these languages, and in code, maths and "
