@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from bitquilt import pipeline, quantize
@@ -15,8 +15,8 @@ from bitquilt.errors import UserError
 from bitquilt.gguf.tokenizer import conventions, write
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import GGUF, MLX
-from bitquilt.targets.same_tokens import OwnTokens, compare_tokens, refuse_other_tokens
-from tests.factories import LLAMA3_SPLIT, tiny_checkpoint
+from bitquilt.targets.same_tokens import MARKED, OwnTokens, compare_tokens, refuse_other_tokens
+from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
 from tests.gguf.test_tokenizer import byte_level, on_regex
 from tests.quick import QUICK
 
@@ -38,6 +38,23 @@ def llama3() -> Tokenizer:
 def test_a_tokenizer_that_engines_know_is_let_through(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(with_tokenizer(tmp_path, llama3()))
     assert refuse_other_tokens(checkpoint, [GGUF, MLX]) == []
+
+
+def test_marks_that_llamacpp_splits_at_are_told_where_the_splitting_names_them(
+    tmp_path: Path,
+) -> None:
+    (pattern,) = conventions.SPLITTINGS["tekken"].patterns
+    tokenizer = byte_level(on_regex(pattern), whole_words=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - 1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([MARKED] * 50, trainer)
+    tokenizer.add_special_tokens(["<|eot_id|>"])
+    checkpoint = open_checkpoint(with_tokenizer(tmp_path, tokenizer))
+    (note,) = refuse_other_tokens(checkpoint, [GGUF, MLX])
+    assert note.startswith("llama.cpp splits words at the marks on their letters")
 
 
 def test_accents_that_llamacpp_leaves_apart_are_told(tmp_path: Path) -> None:
@@ -94,7 +111,7 @@ def test_each_text_tells_something(
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|eot_id|>")
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}"
     own = OwnTokens(name="tiny", tokenizer=wrapped, template=template)
-    assert compare_tokens(own, own.tokenize, "an engine", "give another") is None
+    assert compare_tokens(own, own.tokenize, "an engine", "give another") == []
     with pytest.raises(UserError, match=rf"an engine would read .* of {about}.*; give another"):
         compare_tokens(
             own, lambda text, add: own.tokenize(changed(text), add), "an engine", "give another"

@@ -64,8 +64,7 @@ def quantize_base(
         "rounded to the nearest, without error feedback"
     )
     if config.engine_check:
-        note = refuse_other_tokens_of(path, directory.name, *tokenizer_of(directory))
-        if note:
+        for note in refuse_other_tokens_of(path, directory.name, *tokenizer_of(directory)):
             progress.say(note)
     with computing(config.device, config.threads):
         base = open_base(path, directory, progress)

@@ -6,6 +6,7 @@ added, and a conversation by the chat template.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,15 @@ TEXTS = {
     "spaces": "  two  spaces,\ttabs\t\tand\u00a0others \n\n \n   x\r\n  end  ",
     "digits": "0 12 345 6789 1234567 12.5% 3/4 1,000.00 ١٢٣ ४५६ ½ ² x1y22",
     "words": "I'LL say it's a CamelCase XMLParser, don't; naïve café, über-Größe ÉTÉ l'été",
-    "scripts": "你好，世界 こんにちは 안녕하세요 Привет γειά שלום नमस्ते สวัสดี 🙂👩‍🚀 ﷽ —“quoted”…",
+    "scripts": "你好，世界 こんにちは 안녕하세요 Привет γειά שלום سلام 🙂👩‍🚀 ﷽ —“quoted”…",
     "code": "def f(x):\n\treturn x**2  # ok\n\nif (a[i]!=b){} http://a.b/c?d=e&f <b>$1</b> ~|^`",
     "letters of their own width and form": "ﬁn Ａｂｃ １２ Å K ℌ",
 }
 """What a text is about → the text; all of them are in Unicode's form NFC but the last."""
 UNCOMPOSED = "e\u0301 e\u0323\u0302 \u1100\u1161 A\u030a"
 """Letters and their accents apart, which a normalizer puts together."""
+MARKED = "नमस्ते สวัสดี বাংলা தமிழ் مُحَمَّد שָׁלוֹם"
+"""Words with vowels that are marks on their letters; Unicode has most of these in no other form."""
 _CONVERSATION = (
     {"role": "user", "content": "What is 347 + 585?\n\nAnswer  briefly."},
     {"role": "assistant", "content": "It is 932."},
@@ -70,20 +73,20 @@ def refuse_other_tokens(checkpoint: Checkpoint, targets: Sequence[Target]) -> li
         return []
     tokenizer, template = load_tokenizer(checkpoint.tokenizer_dir), checkpoint.chat_template
     own = OwnTokens(name=checkpoint.name, tokenizer=tokenizer, template=template)
-    notes: list[str | None] = []
+    notes: list[str] = []
     for target in targets:
         try:
             with target.engine_tokenizer(checkpoint) as theirs:
                 remedy = "give a model whose tokenizer it knows, or write another format (--to)"
-                notes.append(compare_tokens(own, theirs, target.engine, remedy))
+                notes += compare_tokens(own, theirs, target.engine, remedy)
         except EngineMissingError:
             continue
-    return [note for note in notes if note]
+    return notes
 
 
 def refuse_other_tokens_of(
     path: Path, name: str, directory: Path, template: str | None
-) -> str | None:
+) -> list[str]:
     """Compare the tokens of a Hugging Face directory with those that llama.cpp reads by a file.
 
     Args:
@@ -93,7 +96,7 @@ def refuse_other_tokens_of(
         template: its chat template, if it has one.
 
     Returns:
-        As :func:`compare_tokens`; None where llama.cpp is not installed.
+        As :func:`compare_tokens`; nothing where llama.cpp is not installed.
 
     Raises:
         UserError: llama.cpp would read other tokens.
@@ -107,10 +110,10 @@ def refuse_other_tokens_of(
             remedy = f"{path.name} cannot stand for it: convert it with a newer converter"
             return compare_tokens(own, theirs, "llama.cpp", remedy)
     except EngineMissingError:
-        return None
+        return []
 
 
-def compare_tokens(own: OwnTokens, theirs: Tokenize, engine: str, remedy: str) -> str | None:
+def compare_tokens(own: OwnTokens, theirs: Tokenize, engine: str, remedy: str) -> list[str]:
     """Compare a model's own tokens with those of an engine.
 
     Args:
@@ -120,7 +123,7 @@ def compare_tokens(own: OwnTokens, theirs: Tokenize, engine: str, remedy: str) -
         remedy: what would do instead; it ends the sentence.
 
     Returns:
-        A sentence about text that engines read otherwise without harm; None if there is none.
+        Sentences about text that engines read otherwise, where nothing can be done about it.
 
     Raises:
         UserError: a text gives other tokens.
@@ -129,13 +132,16 @@ def compare_tokens(own: OwnTokens, theirs: Tokenize, engine: str, remedy: str) -
         ours, others = own.tokenize(text, add_special), list(theirs(text, add_special))
         if list(ours) != others:
             raise _difference(own, theirs, about, text, add_special, engine, remedy)
-    return _about_accents(own, theirs, engine)
+    told = [_about_accents(own, theirs, engine), _about_marks(own, theirs, engine)]
+    return [note for note in told if note]
 
 
 def _texts(own: OwnTokens) -> Iterator[tuple[str, str, bool]]:
     """What each text is about, the text, and whether tokens around it are added."""
     for about, text in TEXTS.items():
         yield about, text, about == "spaces"
+    if not _keeps_marks(own):
+        yield "marks on letters", MARKED, False
     added = [one.content for one in own.tokenizer.added_tokens_decoder.values()]
     for start in range(0, len(added), _TOGETHER):
         some = added[start : start + _TOGETHER]
@@ -179,9 +185,27 @@ def _difference(
 def _about_accents(own: OwnTokens, theirs: Tokenize, engine: str) -> str | None:
     """Whether the engine lacks a normalizer that puts letters and accents together."""
     ours, others = own.tokenize(UNCOMPOSED, False), theirs(UNCOMPOSED, False)
-    if list(ours) == list(others):
+    composed = own.tokenize(unicodedata.normalize("NFC", UNCOMPOSED), False)
+    if list(ours) == list(others) or list(ours) != list(composed):
         return None
     return (
         f"{engine} does not put letters and accents together that a text has apart, as "
         f"{own.name}'s tokenizer does: bring such text into Unicode's form NFC before it is read"
+    )
+
+
+def _keeps_marks(own: OwnTokens) -> bool:
+    """Whether a tokenizer names Unicode's marks in how it splits text, as Tekken does."""
+    backend = getattr(own.tokenizer, "backend_tokenizer", None)
+    return r"\p{M}" in str(getattr(backend, "pre_tokenizer", ""))
+
+
+def _about_marks(own: OwnTokens, theirs: Tokenize, engine: str) -> str | None:
+    """Whether the engine splits words at marks that the tokenizer keeps with their letters."""
+    if list(own.tokenize(MARKED, False)) == list(theirs(MARKED, False)):
+        return None
+    return (
+        f"{engine} splits words at the marks on their letters where {own.name}'s tokenizer does "
+        "not, so text in scripts that write vowels as marks (Hindi, Thai, vowelled Arabic) gets "
+        "other and more tokens there, and no file can change that"
     )

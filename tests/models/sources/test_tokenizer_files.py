@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.tokenizer import SPLITTINGS, tokenizer_keys
+from bitquilt.gguf.tokenizer import tokenizer_keys
 from bitquilt.models import open_checkpoint
 from bitquilt.models.inspection import inspect
 from bitquilt.models.tokenizer import load_tokenizer
@@ -19,42 +18,19 @@ from bitquilt.targets import GGUF
 from bitquilt.targets.same_tokens import refuse_other_tokens
 from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
 from tests.gguf.test_tokenizer import byte_level, on_regex
+from tests.magistral import MERGED, tekken_of
 
 TEXT = "CamelCase XMLParser 12345 a/b//c hello"
-SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[SYSTEM_PROMPT]")
-MERGED = (b"he", b"ll", b"hell", b"hello", b"12", b"el", b" C", b"Ca", b"mel")
+SPECIALS = 32
 SMALL = {"layers": 1, "hidden": 64, "heads": 1, "kv_heads": 1}
-
-
-def tekken() -> dict[str, object]:
-    """A tekken.json as mistral-common has it."""
-    (pattern,) = SPLITTINGS["tekken"].patterns
-    pieces = [bytes([byte]) for byte in range(256)] + list(MERGED)
-    special = 20
-    return {
-        "config": {
-            "pattern": pattern,
-            "num_vocab_tokens": len(pieces),
-            "default_vocab_size": len(pieces) + special,
-            "default_num_special_tokens": special,
-            "version": "v13",
-        },
-        "vocab": [
-            {"rank": rank, "token_bytes": base64.b64encode(piece).decode(), "token_str": None}
-            for rank, piece in enumerate(pieces)
-        ],
-        "special_tokens": [
-            {"rank": rank, "token_str": text, "is_control": True}
-            for rank, text in enumerate(SPECIAL)
-        ],
-    }
 
 
 def with_tekken(directory: Path) -> Path:
     """The same model with its tokenizer in tekken.json alone."""
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).unlink()
-    (directory / "tekken.json").write_text(json.dumps(tekken()))
+    pieces = [bytes([byte]) for byte in range(256)] + list(MERGED)
+    (directory / "tekken.json").write_text(json.dumps(tekken_of(pieces, SPECIALS)))
     return directory
 
 
@@ -74,8 +50,8 @@ def test_a_tekken_tokenizer_is_converted_and_llamacpp_reads_its_tokens(magistral
     checkpoint = open_checkpoint(magistral)
     tokens = load_tokenizer(checkpoint.tokenizer_dir)
     # ranks of tekken.json come after its special tokens
-    assert tokens.encode("hello")[-1] == 20 + 256 + MERGED.index(b"hello")
-    assert tokens.encode("[INST]a[/INST]")[-3:] == [3, 20 + ord("a"), 4]
+    assert tokens.encode("hello")[-1] == SPECIALS + 256 + MERGED.index(b"hello")
+    assert tokens.encode("[INST]a[/INST]")[-3:] == [3, SPECIALS + ord("a"), 4]
     assert refuse_other_tokens(checkpoint, [GGUF]) == []
     keys = tokenizer_keys(checkpoint.tokenizer_dir, checkpoint.config, {}, None, {})
     assert keys["tokenizer.ggml.pre"] == "tekken"
@@ -85,6 +61,23 @@ def test_a_tekken_tokenizer_is_converted_and_llamacpp_reads_its_tokens(magistral
     assert "bitquilt run --system" in said["SYSTEM_PROMPT.txt"]
     assert checkpoint.tokenizer_dir != magistral
     assert (checkpoint.tokenizer_dir / "README.md").exists()  # the licence goes with it
+
+
+def test_its_tokens_are_those_of_mistral_common(magistral: Path) -> None:
+    stored = Path(__file__).parent / "data" / "tekken_answers.json"
+    content = json.loads(stored.read_text(encoding="utf-8"))
+    (magistral / "tekken.json").write_text(json.dumps(content["tekken"]))
+    size = content["tekken"]["config"]["default_vocab_size"]
+    config = json.loads((magistral / "config.json").read_text())
+    (magistral / "config.json").write_text(json.dumps(config | {"vocab_size": size}))
+    (magistral / "model.safetensors").unlink()  # a config is enough
+    checkpoint = open_checkpoint(magistral)
+    own = load_tokenizer(checkpoint.tokenizer_dir)
+    assert len(content["answers"]) > 10
+    for text, tokens in content["answers"]:
+        assert own.encode(text, add_special_tokens=False) == tokens
+    (note,) = refuse_other_tokens(checkpoint, [GGUF])  # llama.cpp's are the same but for marks
+    assert "splits words at the marks" in note
 
 
 def test_it_is_converted_once(magistral: Path) -> None:
