@@ -19,6 +19,7 @@ from bitquilt.rounding import METHODS
 from bitquilt.runtime.compute import device_option, threads_option
 from bitquilt.runtime.options import Options, option
 from bitquilt.runtime.sizes import parse_size
+from bitquilt.trimming.config import trim_config
 
 SEARCH_METHODS = ("race", "knapsack", "evopress")
 """Ways to an allocation; EvoPress is the published baseline."""
@@ -224,6 +225,14 @@ class QuantizeConfig(AllocationConfig):
         metavar="FILE",
         reads="",
     )
+    trim: Sequence[str] | None = option(
+        "The vocabulary is trimmed first, as `bitquilt trim` does it: to languages, texts (.txt or "
+        ".jsonl) and a number of tokens, separated by commas, like en,64k. The trimmed model stays "
+        "in the output directory.",
+        default=None,
+        metavar="LANG|TEXT|N,…",
+        many=True,
+    )
     sequential: bool = option(
         "Each block is rounded again to make up for the errors of the quantized blocks before it "
         "(GPTAQ).",
@@ -246,6 +255,8 @@ class QuantizeConfig(AllocationConfig):
             self._refuse_unused("with --imatrix the model is not run", {"imatrix"})
         elif self.base is not None:
             self.refuse_unused_by_a_base()
+        if self.trim is not None:
+            trim_config(self.trim, self.output)  # refuses what makes no sense
 
     def refuse_unused_by_a_base(self) -> None:
         """Refuse options that have no effect on a model that goes by its base.

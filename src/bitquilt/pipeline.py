@@ -57,6 +57,7 @@ from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import run_in_engine
 from bitquilt.targets.export import export, write_recipe
 from bitquilt.targets.same_tokens import refuse_other_tokens
+from bitquilt.trimming.trimmed import trimmed_model
 
 WORK_FORMAT = 7
 """Version of what a work directory holds; an older one is refused."""
@@ -86,9 +87,12 @@ def quantize(
     config = QuantizeConfig.of(config, options)
     if config.imatrix is not None:
         raise UserError("from Python, use --imatrix with `bitquilt.quantize_gguf`")
+    asked, progress = command("quantize", str(model), config), progress or Progress()
+    if config.trim is not None:
+        model = trimmed_model(model, config.trim, Path(config.output), progress)
     with computing(config.device, config.threads):
-        run = Run(model, config, progress or Progress())
-        made = _quantize(run, config, command("quantize", str(model), config))
+        run = Run(model, config, progress)
+        made = _quantize(run, config, asked)
     if run.refused:
         raise PartlyRefusedError(run.refused, made)
     return made
@@ -450,6 +454,7 @@ class Run(AbstractContextManager["Run"]):
 
     def _settings_of(self, documents: Sequence[Document]) -> dict[str, Any]:
         """All that statistics and bank depend on."""
+        cut = self.checkpoint.trimmed
         return {
             "format": WORK_FORMAT,
             "model": self.checkpoint.name,
@@ -458,4 +463,5 @@ class Run(AbstractContextManager["Run"]):
             "windows": self.budget.of_statistics(),
             "rounding": [self.config.rounding, ROUNDING_VERSION],
             "versions": {"bitquilt": __version__, "torch": torch.__version__},
+            **({"vocabulary": str(cut)} if cut is not None else {}),
         }

@@ -322,6 +322,7 @@ def plan(model: str | Path, config: PlanConfig | None = None, **options: Any) ->
     config = given.of(config, options)
     if isinstance(config, QuantizeConfig) and config.imatrix is not None:
         raise UserError("from Python, plan --imatrix with `bitquilt.plan_gguf_files`")
+    refuse_trimming(model, config)
     with computing(config.device, config.threads):
         asked = requests(config)
         checkpoint = open_checkpoint(model, weights=False)
@@ -329,6 +330,19 @@ def plan(model: str | Path, config: PlanConfig | None = None, **options: Any) ->
     if refused:
         raise PartlyRefusedError(refused, plans)
     return plans
+
+
+def refuse_trimming(model: str | Path, config: PlanConfig) -> None:
+    """Refuse to plan a model whose tokens are not chosen yet.
+
+    Raises:
+        UserError: the config trims it.
+    """
+    if isinstance(config, QuantizeConfig) and config.trim is not None:
+        raise UserError(
+            "how large a trimmed model is can be told when its tokens are chosen; leave out --trim "
+            f"and plan the model that `bitquilt trim {model}` writes"
+        )
 
 
 Rivals = Mapping[str, Allocation]

@@ -45,6 +45,7 @@ def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
     bitquilt quantize facebook/MobileLLM-R1-950M --size 600MB --to gguf
     bitquilt quantize demo --bits 3,3.5,4,4.5,5 --to both
     bitquilt quantize ./my-model --recipe Q4_K_M --to gguf
+    bitquilt quantize google/gemma-3-270m --trim en,64k --bits 4.5
     bitquilt quantize model-BF16.gguf --imatrix imatrix.gguf --size 20GB
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     require_possible(config)

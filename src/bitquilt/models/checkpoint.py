@@ -32,6 +32,25 @@ class Finding:
     """One sentence."""
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What is left of the vocabulary of a trimmed model."""
+
+    original: str
+    """The name of the model that it was cut from."""
+    kept: int
+    """The tokens that are left."""
+    tokens: int
+    """The rows of the original's embedding."""
+
+    def __str__(self) -> str:
+        """Say it in a sentence."""
+        return (
+            f"Its vocabulary is trimmed to {self.kept:,} of the {self.tokens:,} tokens of "
+            f"{self.original}."
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A model in canonical form: config, shapes, and weights on demand.
@@ -80,6 +99,8 @@ class Checkpoint:
     weights."""
     file_type: str | None = None
     """What llama.cpp calls a GGUF source as a whole: ``Q4_K_M``."""
+    trimmed: Vocabulary | None = None
+    """What is left of its vocabulary; None of a model that has all of it."""
 
     def load(self, name: str, device: torch.device | None = None) -> torch.Tensor:
         """Read one tensor as float32, checked for shape and for NaN or infinity.

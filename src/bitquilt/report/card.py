@@ -133,6 +133,7 @@ def _text(publication: Publication) -> str:
         "original": origin.name,
         "source": origin.file,
         "stored_as": origin.stored_as,
+        "trimmed": origin.trimmed,
         "engines": " and ".join(dict.fromkeys(one.engine for one in publication.files)),
         "licence": origin.terms.name,
         "non_commercial": origin.terms.non_commercial,
@@ -300,7 +301,7 @@ def _commands(publication: Publication) -> tuple[list[str], list[str]]:
     for file in publication.files:
         recipe = file.target.recipe_path(file.path)
         if (record := publication.records.get(file.name)) is not None:
-            made.append(published_command(record.command, reference))
+            made.append(published_command(record.command, reference, origin.trimmed))
         elif recipe.is_file():
             asked = f"--recipe {recipe.name} --to {file.target}"
             again.append(f"bitquilt quantize {reference} {asked}")

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from bitquilt.errors import UserError
-from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.checkpoint import Checkpoint, Vocabulary
 from bitquilt.models.licence import GATE, RELATION, Terms, terms_of
 
 _OF_HTTP = (base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception))
@@ -33,6 +33,8 @@ class PublishedOriginal:
     """The name of the GGUF file that it was read from, if it was one."""
     stored_as: str | None = None
     """What that file is quantized to, if it is: divergences are from it, not from what it was."""
+    trimmed: Vocabulary | None = None
+    """What is left of its vocabulary; None of a model that has all of it."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, hub_id: str | None) -> PublishedOriginal:
@@ -54,7 +56,8 @@ class PublishedOriginal:
             terms = replace(terms, fields={**terms.fields, **base})
         file = checkpoint.gguf_source.name if checkpoint.gguf_source else None
         stored_as = checkpoint.stored_as if checkpoint.quantized else None
-        return cls(checkpoint.name, placed.hub_id, terms, file, stored_as)
+        trimmed = checkpoint.trimmed
+        return cls(checkpoint.name, placed.hub_id, terms, file, stored_as, trimmed)
 
     @property
     def questions(self) -> dict[str, Any]:

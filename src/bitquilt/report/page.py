@@ -119,7 +119,7 @@ def _html(
     values = {
         "name": settings["model"],
         "style": stylesheet(),
-        "lead": _lead(files),
+        "lead": f"{_lead(files)} {settings.get('vocabulary', '')}".rstrip(),
         "measured_on": _measured_on(files),
         "texts": _texts(files),
         "file_names": [record.name for record in files],
@@ -437,6 +437,7 @@ def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[t
     facts = [
         ("model", settings["model"]),
         ("fingerprint of the model (its config, shapes and some bytes)", settings["checkpoint"]),
+        *([("vocabulary", settings["vocabulary"])] if "vocabulary" in settings else []),
         ("fingerprint of the calibration text", settings["calibration"]),
         (
             "calibration text read",

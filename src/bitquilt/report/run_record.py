@@ -19,6 +19,7 @@ from bitquilt.evaluation.eval_file import load_beside, sha256
 from bitquilt.evaluation.results import Evaluation, FileResult
 from bitquilt.metrics.kl import Estimate
 from bitquilt.metrics.teacher import HeldOutFigures
+from bitquilt.models.checkpoint import Vocabulary
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.report.figures import KindFigures, MeasuredFile, text_name
 from bitquilt.report.result import Output
@@ -212,21 +213,26 @@ def find_record(path: Path, nbytes: int, digest: str | None = None) -> OutputRec
     return next((record for record in candidates if record.sha256 == own), None)
 
 
-def published_command(command: str, reference: str) -> str:
+def published_command(command: str, reference: str, trimmed: Vocabulary | None = None) -> str:
     """Give a record's command for other people: no folder of this machine is in it.
 
     Args:
         command: ``bitquilt quantize MODEL`` and options, as
             :func:`bitquilt.runtime.options.command` writes them.
         reference: what others call the model.
+        trimmed: what is left of its vocabulary; a command that trims it begins with the original.
     """
     program, verb, _, *words = shlex.split(command)
+    if trimmed is not None and _TRIM in words:
+        reference = trimmed.original
     kept: list[str] = []
     while words:
         flag = words.pop(0)
         value = [words.pop(0)] if words and not words[0].startswith("--") else []
         if flag in _FILES:
             value = [Path(one).name for one in value]
+        if flag == _TRIM:
+            value = [",".join(Path(word).name for word in value[0].split(","))]
         if flag not in _PLACES:
             kept += [flag, *value]
     return shlex.join([program, verb, reference, *kept])
@@ -234,5 +240,6 @@ def published_command(command: str, reference: str) -> str:
 
 _PLACES = ("--output", "--work-dir", "--ray")
 """Options that say where the work is done, which changes nothing in the file."""
+_TRIM = "--trim"
 _FILES = ("--recipe", "--calibration")
 """Options whose value may be a path."""

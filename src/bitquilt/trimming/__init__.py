@@ -10,4 +10,5 @@ whose tokenizer, embedding, head and configs are cut, which everything else here
     bpe.py           tokenizer.json, read and cut
     checkpoint.py    the cut checkpoint on disk
     trim.py          all of it in order
+    trimmed.py       the trimmed model that `quantize --trim` goes on with
 """

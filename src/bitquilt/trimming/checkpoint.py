@@ -20,12 +20,18 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.licence import terms_of
-from bitquilt.models.sources.hugging_face import TEMPLATE_FOLDER
+from bitquilt.models.sources.hugging_face import (
+    CUT_FROM,
+    CUT_KEPT,
+    CUT_OF,
+    TEMPLATE_FOLDER,
+    TRIMMED,
+)
 from bitquilt.runtime.files import read_json
 from bitquilt.trimming.bpe import TOKENIZER, BpeFile, with_new_ids
 
-MARKER = "trimmed.json"
-"""Says what was trimmed: the name of the original, and the original ids of the kept tokens."""
+ASKED = "asked"
+"""The field of :data:`TRIMMED` with all that the choice of tokens depends on."""
 TOKENIZER_SETTINGS = "tokenizer_config.json"
 COPIED = ("special_tokens_map.json", "chat_template.jinja", "chat_template.json")
 CUT = (f"{EMBEDDING}.weight", f"{HEAD}.weight")
@@ -42,6 +48,8 @@ class CutCheckpoint:
     tokenizer: BpeFile
     kept: tuple[int, ...]
     """The ids of the kept tokens, ascending; a token's new id is its place here."""
+    asked: Mapping[str, Any]
+    """All that the choice of tokens depends on."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -90,14 +98,19 @@ class CutCheckpoint:
     def _texts(self) -> dict[str, str]:
         """Give the files that are written rather than copied: name → content."""
         new, generation = self.new_ids, self.checkpoint.generation_config
-        marker = {"trimmed from": self.checkpoint.name, "kept": list(self.kept)}
+        marker = {
+            CUT_FROM: self.checkpoint.name,
+            CUT_OF: self.checkpoint.matrices[EMBEDDING][0],
+            ASKED: self.asked,
+            CUT_KEPT: list(self.kept),
+        }
         by_text = {
             token: new[old] for token, old in self.tokenizer.vocabulary.items() if old in new
         }
         found = {
             "config.json": _json(self._config()),
             TOKENIZER: _json(self.tokenizer.cut(by_text), indent=None),
-            MARKER: _json(marker, indent=None),
+            TRIMMED: _json(marker, indent=None),
             "README.md": self._card(),
         }
         settings = self.tokenizer.path.parent / TOKENIZER_SETTINGS

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from bitquilt.errors import UserError
 from bitquilt.runtime.compute import device_option, threads_option
+from bitquilt.runtime.near import suggestion
 from bitquilt.runtime.options import Options, option
 
 LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "ja", "ko", "pt", "ru", "tr", "zh")
 """The languages that the bundled text has, besides its held-out text."""
+_NUMBER = re.compile(r"(\d+)(k?)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,7 @@ class TrimConfig(Options):
         """
         if self.tokens is None:
             return None
-        match = re.fullmatch(r"(\d+)(k?)", self.tokens.strip().lower())
+        match = _NUMBER.fullmatch(self.tokens.strip())
         count = int(match[1]) * (1000 if match[2] else 1) if match else 0
         if count < 1:
             raise UserError(
@@ -82,3 +84,41 @@ class TrimConfig(Options):
                 "or 32000"
             )
         return count
+
+
+def trim_config(words: Sequence[str], output: str | Path) -> TrimConfig:
+    """Give the config that ``--trim`` of ``quantize`` asks for.
+
+    Args:
+        words: languages, texts, and a number of tokens, in any order.
+        output: the directory that the smaller model goes to.
+
+    Raises:
+        UserError: a word is none of the three, there are two numbers, or nothing says which tokens.
+    """
+    languages = [word for word in words if word in LANGUAGES]
+    numbers = [word for word in words if _NUMBER.fullmatch(word)]
+    texts = [word for word in words if word not in (*languages, *numbers)]
+    for text in texts:
+        if not Path(text).is_file():
+            raise UserError(
+                f"--trim names {text}, which is not a text that exists, a number of tokens or one "
+                f"of the languages {', '.join(LANGUAGES)}{suggestion(Path(text))}; write it like "
+                "en,64k"
+            )
+    if len(numbers) > 1:
+        raise UserError(
+            f"--trim has the numbers {' and '.join(numbers)}; give one number of tokens, as in "
+            "en,64k"
+        )
+    if not languages and not texts:
+        raise UserError(
+            f"--trim={numbers[0]} says how many tokens are kept, but not which; name a language or "
+            f"a text too, as in en,{numbers[0]}"
+        )
+    return TrimConfig(
+        output=output,
+        keep=texts,
+        languages=languages or None,
+        tokens=numbers[0] if numbers else None,
+    )

@@ -10,17 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
-from bitquilt.calibration.corpus import Document, bundled
+from bitquilt.calibration.corpus import Document, bundled, fingerprint
 from bitquilt.calibration.text import Encode, document_encoder, encoder, token_windows
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.models.sources.hugging_face import TRIMMED
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets.destination import check_directory
 from bitquilt.trimming.bpe import BpeFile
-from bitquilt.trimming.checkpoint import MARKER, CutCheckpoint
+from bitquilt.trimming.checkpoint import CutCheckpoint
 from bitquilt.trimming.config import TrimConfig
 from bitquilt.trimming.expected import expected_shares
 from bitquilt.trimming.ranking import (
@@ -34,6 +35,8 @@ from bitquilt.trimming.vocabulary import MergeTable, closed_vocabulary
 
 WINDOWS, WINDOW_TOKENS = 64, 128
 """Windows of the text, and tokens of each, that the model reads to tell what else it expects."""
+CHOICE_VERSION = 2
+"""Changes with the choice of tokens: what another version has chosen is not used again."""
 READ = 1_000_000
 """Characters of a text that are split by both tokenizers, to tell how many tokens they take."""
 
@@ -99,7 +102,7 @@ def trim_vocabulary(
     config = TrimConfig.of(config, options)
     progress = progress or Progress()
     path = Path(config.output)
-    check_directory(path, MARKER)
+    check_directory(path, TRIMMED)
     documents = text_to_keep(config)
     checkpoint = open_checkpoint(str(model))
     tokenizer = BpeFile.read(checkpoint.tokenizer_dir, checkpoint.name)
@@ -116,11 +119,30 @@ def trim_vocabulary(
             expected = _expected(checkpoint, documents, encode, progress)
     ranked = ranked_tokens(tokenizer, counts, expected)
     kept = kept_ids(tokenizer, ranked, config.size, checkpoint)
-    cut = CutCheckpoint(checkpoint=checkpoint, tokenizer=tokenizer, kept=kept)
+    asked = choice_settings(checkpoint, documents, config.size)
+    cut = CutCheckpoint(checkpoint=checkpoint, tokenizer=tokenizer, kept=kept, asked=asked)
     with progress.stage(f"Writing {path.name}", nbytes, "writing"), atomic_write(path) as part:
         cut.write(part, progress.advance)
     after = document_encoder(path.name, path, checkpoint.chat_template, len(cut.kept))
     return _result(path, cut, counts, [*_readings(documents, config, encode, after)])
+
+
+def choice_settings(
+    checkpoint: Checkpoint, documents: Sequence[Document], size: int | None
+) -> dict[str, Any]:
+    """Give all that the choice of tokens depends on, as JSON.
+
+    Args:
+        checkpoint: the original.
+        documents: what its tokens are kept of.
+        size: the most tokens that are kept; None if there is no limit.
+    """
+    return {
+        "choice": CHOICE_VERSION,
+        "checkpoint": checkpoint.fingerprint,
+        "text": fingerprint(documents),
+        "tokens": size,
+    }
 
 
 def require_size(tokenizer: BpeFile, size: int, name: str) -> None:

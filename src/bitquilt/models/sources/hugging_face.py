@@ -16,7 +16,7 @@ from bitquilt.models.architectures import REWRITES, WRAPPERS
 from bitquilt.models.audit import audit, audit_template
 from bitquilt.models.canonical import Canonical
 from bitquilt.models.chat_template import DEFAULT, default_template, templates_by_name
-from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
+from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding, Vocabulary
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.generation import read_generation
 from bitquilt.models.sources import safetensors
@@ -36,6 +36,11 @@ TEMPLATE_FOLDER = "additional_chat_templates"
 """Has one more template in each file, beside the one in a file of its own."""
 TEMPLATE_FIELDS = ("tokenizer_config.json", "chat_template.json")
 """Files that have the template in a field."""
+
+TRIMMED = "trimmed.json"
+"""Says of a model that `bitquilt trim` made what it was cut from."""
+CUT_FROM, CUT_OF, CUT_KEPT = "trimmed from", "of", "kept"
+"""Its fields: the name of the original, the rows of its embedding, and the ids that are kept."""
 
 _IGNORED = {
     r"rotary_emb\.inv_freq$": "RoPE frequencies follow from rope_theta",
@@ -66,6 +71,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     _compare_shapes(form, stored, original)
     place, converted = usable_tokenizer(directory)
     _require_tokenizer(place)
+    trimmed = trimmed_vocabulary(directory)
     template, where = chat_template(place)
     sources = {tensor: stored[o.source][1] for tensor, o in form.origins.items() if o.source}
     nbytes = {t: sources[t].nbytes if t in sources else 0 for t in form.shapes}
@@ -88,6 +94,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
             *about_system_prompt(directory, template),
             *converted,
             *about_quantization(dtypes),
+            *([Finding("vocabulary", str(trimmed))] if trimmed is not None else []),
             *findings,
         ),
         fingerprint=checkpoint_fingerprint(
@@ -96,7 +103,24 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         source_bytes=nbytes,
         tensor_types=dtypes,
         sampler=_sampler(form, stored),
+        trimmed=trimmed,
     )
+
+
+def trimmed_vocabulary(directory: Path) -> Vocabulary | None:
+    """Read what is left of a vocabulary; None where nothing says that it was trimmed.
+
+    Raises:
+        UserError: the file that says it is damaged.
+    """
+    path = directory / TRIMMED
+    if not path.exists():
+        return None
+    said = read_json(path, "trim the model again")
+    original, tokens, kept = (said.get(field) for field in (CUT_FROM, CUT_OF, CUT_KEPT))
+    if not (isinstance(original, str) and isinstance(tokens, int) and isinstance(kept, list)):
+        raise UserError(f"{path} does not say what the model was cut from; trim the model again")
+    return Vocabulary(original, len(kept), tokens)
 
 
 def without_weights(directory: Path, name: str) -> Checkpoint:
