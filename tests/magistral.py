@@ -42,7 +42,9 @@ TEXT = {
 }
 VISION = {
     **{"model_type": "pixtral", "hidden_size": 64, "intermediate_size": 128, "head_dim": 32},
-    **{"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 112, "patch_size": 14},
+    # the converter knows a projector's matrix 2 only where there is a block 2
+    **{"num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 112, "patch_size": 14},
+    "hidden_act": "silu",
 }
 IMAGES = {
     **{"crop_size": {"height": 112, "width": 112}, "size": {"longest_edge": 112}},

@@ -71,6 +71,7 @@ def printed(monkeypatch, capfd):
 
     def print_it(*outputs: Output, **changed: object) -> str:
         result = QuantizeResult(
+            vision=None,
             stored_as="BF16",
             model="tiny",
             original=both(0.0, 25.6, 8176),

@@ -20,6 +20,8 @@ from bitquilt.allocation.preset_names import asked_preset, preset_names
 from bitquilt.allocation.recipe import Recipe
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, CandidateSets, sizes_of
+from bitquilt.bases.converter import find_converter, install_command
+from bitquilt.bases.vision import vision_bytes
 from bitquilt.config import AllocationConfig, PlanConfig, QuantizeConfig, SearchConfig
 from bitquilt.errors import PartlyRefusedError, UserError
 from bitquilt.models import open_checkpoint
@@ -221,6 +223,8 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
         space=space,
         preset=request.preset,
         notes=(
+            *checkpoint.to_be_told,
+            *_about_vision(checkpoint, target),
             *request.notes,
             *_larger_than_source(checkpoint, request, target, layout),
             *_overhead(checkpoint, request, target),
@@ -253,6 +257,28 @@ def make_plans(
     if not plans:
         raise UserError(sentence)
     return plans, sentence
+
+
+def _about_vision(checkpoint: Checkpoint, target: Target) -> list[str]:
+    """Say where the vision tower of a model goes that also sees."""
+    config = checkpoint.original_config
+    alone = not checkpoint.tensor_types  # a config without weights
+    if not config.get("vision_config") or not (alone or checkpoint.vision):
+        return []
+    file = target.vision_file(checkpoint)
+    if file is None:
+        return [
+            f"{target} gets the language model only: of {checkpoint.name}'s vision tower nothing "
+            "is kept there"
+        ]
+    try:
+        size = f"about {vision_bytes(config) / 1e6:,.0f} MB"
+    except UserError:
+        size = "unquantized"
+    said = f"{checkpoint.name}'s vision tower goes into {file} beside the {target} file, {size}"
+    if find_converter() is None:
+        said += f", once llama.cpp's converter is in place: run `{install_command()}`"
+    return [said]
 
 
 def _overhead(checkpoint: Checkpoint, request: Request, target: Target) -> list[str]:

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from platformdirs import user_data_path
@@ -106,26 +107,61 @@ def convert(directory: Path, path: Path) -> None:
     Raises:
         UserError: there is no converter, or it failed; the sentence has its last line.
     """
-    script = require_converter(f"bitquilt has no tables of a {_model_type(directory)} model")
-    outtype = base_type(directory)
+    what = f"bitquilt has no tables of a {_model_type(directory)} model"
+    require_converter(what)
+    known = _splitting(directory), _further_tokens(directory)
+    arguments = ["--outtype", base_type(directory)]
+    try:
+        run_converter_script(what, directory, path, arguments, *known)
+    except ConverterError as error:
+        raise UserError(
+            f"{error.sentence}, or give a file that was converted elsewhere with --base=FILE"
+        ) from error
+
+
+class ConverterError(UserError):
+    """The converter did not do what it was asked for."""
+
+
+def run_converter_script(
+    what: str,
+    directory: Path,
+    path: Path,
+    arguments: Sequence[str],
+    splitting: str = "",
+    further_tokens: str = "",
+) -> None:
+    """Run the converter on a directory, in a process of its own.
+
+    Args:
+        what: why it is needed, as the beginning of a sentence.
+        directory: of a Hugging Face model.
+        path: of the file to write; whole or not there.
+        arguments: the converter's own options.
+        splitting: see :mod:`.converter_child`.
+        further_tokens: see :mod:`.converter_child`.
+
+    Raises:
+        ConverterError: it failed; the sentence has its last line.
+        UserError: there is none.
+    """
+    script = require_converter(what)
     environment = {key: value for key, value in os.environ.items() if key not in _SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("PYTHONPATH", None)  # nothing may come before the converter's own packages
     with atomic_write(path) as temporary:
-        program = [sys.executable, converter_child.__file__]
-        arguments = [str(directory), "--outfile", str(temporary), "--outtype", outtype]
+        program = [sys.executable, converter_child.__file__, str(script), splitting, further_tokens]
         done = subprocess.run(
-            [*program, str(script), _splitting(directory), _further_tokens(directory), *arguments],
+            [*program, str(directory), "--outfile", str(temporary), *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
         )
         if done.returncode or not temporary.is_file():
-            raise UserError(
+            raise ConverterError(
                 f"llama.cpp's converter did not convert {directory}: {_last_line(done.stderr)}; "
-                f"try a newer one by setting {CHECKOUT} to a checkout of llama.cpp, or give a file "
-                "that was converted elsewhere with --base=FILE"
+                f"try a newer one by setting {CHECKOUT} to a checkout of llama.cpp"
             )
 
 

@@ -119,6 +119,9 @@ def _print_table(result: QuantizeResult) -> None:
         kl = number(output.figures.headline.kl.mean, "kl")
         size = human(output.nbytes)
         console.print(f"{output.path}: {size}, KL {kl} nats/token from the original", markup=False)
+    if result.vision is not None:
+        size = human(result.vision.stat().st_size)
+        console.print(f"{result.vision}: {size}, the vision tower, not quantized", markup=False)
     console.print(_closing_table(result))
     console.print("About these figures:")
     print_list(console, _about_figures(result.original.kinds))

@@ -88,7 +88,7 @@ def _wrapper(model_type: str) -> list[Finding]:
     return [
         Finding(
             "model_type",
-            f"{model_type} reads images too; only its language model is kept.",
+            f"{model_type} reads images too; the language model is what is quantized.",
         )
     ]
 

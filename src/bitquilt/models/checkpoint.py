@@ -22,6 +22,10 @@ PLAIN_TYPES = frozenset(("F64", "F32", "F16", "BF16"))
 """Storage types that weights lose nothing by which a quantized file could still have."""
 
 
+_TOLD = ("quantization", "tokenizer.json", "tekken.json")
+"""Subjects of findings that change what files are made of."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """Something odd about a checkpoint, and what it means."""
@@ -101,6 +105,8 @@ class Checkpoint:
     """What llama.cpp calls a GGUF source as a whole: ``Q4_K_M``."""
     trimmed: Vocabulary | None = None
     """What is left of its vocabulary; None of a model that has all of it."""
+    vision: Path | None = None
+    """The directory whose weights have a vision tower besides; None where there is none."""
 
     def load(self, name: str, device: torch.device | None = None) -> torch.Tensor:
         """Read one tensor as float32, checked for shape and for NaN or infinity.
@@ -150,6 +156,11 @@ class Checkpoint:
         lattices = in_threads(lambda module: lattice_of(sampler(f"{module}.weight")), others)
         found |= {m: lattice.name for m, lattice in zip(others, lattices, strict=True) if lattice}
         return found
+
+    @property
+    def to_be_told(self) -> list[str]:
+        """The findings that are told before work, since files are made of what they speak of."""
+        return [found.message for found in self.findings if found.subject in _TOLD]
 
     @cached_property
     def weights(self) -> int:

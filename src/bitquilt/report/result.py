@@ -77,6 +77,8 @@ class QuantizeResult:
     original: HeldOutFigures
     """The figures of the full-precision model: its perplexity, and a KL of zero."""
     outputs: list[Output]
+    vision: Path | None
+    """The file beside them that has the vision tower; None where there is none."""
     seconds: float
     """The time that this run took."""
     work_dir: Path
@@ -87,4 +89,5 @@ class QuantizeResult:
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
         outputs = [output.to_dict() for output in self.outputs]
-        return asdict(self) | {"outputs": outputs, "work_dir": str(self.work_dir)}
+        paths = {"work_dir": str(self.work_dir), "vision": self.vision and str(self.vision)}
+        return asdict(self) | {"outputs": outputs, **paths}

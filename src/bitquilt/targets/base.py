@@ -87,6 +87,10 @@ class Target(ABC):
     def __str__(self) -> str:
         return self.name
 
+    def vision_file(self, checkpoint: Checkpoint) -> str | None:
+        """Name the file beside a model's that its vision tower goes into; None if there is none."""
+        return None
+
     @abstractmethod
     def run_command(self, repository: str, name: str) -> str:
         """Give the shell command by which the engine runs a published file.

@@ -57,7 +57,7 @@ def test_a_tekken_tokenizer_is_converted_and_llamacpp_reads_its_tokens(magistral
     assert keys["tokenizer.ggml.pre"] == "tekken"
     assert keys["tokenizer.ggml.tokens"][:3] == ["<unk>", "<s>", "</s>"]
     said = {finding.subject: finding.message for finding in checkpoint.findings}
-    assert "Converted from tekken.json" in said["tekken.json"]
+    assert "converted from tekken.json" in said["tekken.json"]
     assert "bitquilt run --system" in said["SYSTEM_PROMPT.txt"]
     assert checkpoint.tokenizer_dir != magistral
     assert (checkpoint.tokenizer_dir / "README.md").exists()  # the licence goes with it

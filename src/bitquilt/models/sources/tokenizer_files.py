@@ -43,14 +43,13 @@ def usable_tokenizer(directory: Path) -> tuple[Path, list[Finding]]:
     """
     if not (directory / WHOLE).exists() and (directory / TEKKEN).exists():
         said = (
-            f"Converted from {TEKKEN} by transformers, as engines read a {WHOLE}. What differs is "
-            "refused before any work."
+            f"The tokenizer is converted from {TEKKEN} by transformers, as engines read a {WHOLE}."
         )
         return _kept(directory, lambda part: _convert(directory, part)), [Finding(TEKKEN, said)]
     if (directory / WHOLE).exists() and _splits_as_llama(directory):
         said = (
-            "It splits text as Llama 3 does, and the vocabulary is Mistral's, which was trained "
-            "with the splitting of Tekken: the latter is used, as transformers does with "
+            f"{WHOLE} splits text as Llama 3 does, and the vocabulary is Mistral's, which was "
+            "trained with the splitting of Tekken: the latter is used, as transformers does with "
             "fix_mistral_regex."
         )
         return _kept(directory, lambda part: _mend(directory, part)), [Finding(WHOLE, said)]

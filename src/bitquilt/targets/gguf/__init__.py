@@ -52,6 +52,9 @@ class _Gguf(Target):
         name: name for names in superseded.values() for name in names
     }
 
+    def vision_file(self, checkpoint: Checkpoint) -> str | None:
+        return f"mmproj-{checkpoint.name}.gguf"
+
     def run_command(self, repository: str, name: str) -> str:
         return f"llama-cli --hf-repo {repository} --hf-file {name}"
 

@@ -1,0 +1,93 @@
+"""The vision tower of a model that also sees: a GGUF file of its own, by llama.cpp's converter.
+
+llama.cpp, LM Studio and Ollama read it beside the language model's file, by a name that begins with
+``mmproj``. Its weights stay as they are: a tower is small, and nothing here measures what it sees.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bitquilt.bases.converter import base_type, run_converter_script
+from bitquilt.errors import UserError
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.sources.hugging_face import VISION_PARTS
+
+_HALF, _WHOLE = 2, 4
+
+
+def write_vision(checkpoint: Checkpoint, path: Path) -> None:
+    """Write a checkpoint's vision tower and projector as the file that llama.cpp calls mmproj.
+
+    Args:
+        checkpoint: one whose weights have a vision tower.
+        path: of the file; whole or not there.
+
+    Raises:
+        UserError: there is no converter, or it failed; the sentence says why.
+    """
+    source, tokenizer = checkpoint.vision, checkpoint.tokenizer_dir
+    assert source is not None, "the checkpoint has no vision tower"
+    arguments = ["--outtype", base_type(source), "--mmproj"]
+    what = f"{checkpoint.name} has a vision tower"
+    if tokenizer is None or tokenizer == source:
+        run_converter_script(what, source, path, arguments)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        # the converter looks up tokens of images in a tokenizer.json, which this source lacks
+        staged = Path(scratch) / source.name
+        staged.mkdir()
+        try:
+            for file in {**_files(source), **_files(tokenizer)}.values():
+                (staged / file.name).symlink_to(file.resolve())
+        except OSError as error:
+            raise UserError(
+                f"{source} has no tokenizer.json, and links to its files cannot be made "
+                f"({error.strerror}); save its tokenizer there with transformers"
+            ) from error
+        run_converter_script(what, staged, path, arguments)
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    return {file.name: file for file in directory.iterdir() if file.is_file()}
+
+
+def vision_bytes(config: dict[str, Any]) -> int:
+    """Estimate the bytes of the file that :func:`write_vision` writes, from a config alone.
+
+    Matrices are taken to be in two bytes and all else in four; the converter keeps a few matrices
+    in four, too.
+
+    Args:
+        config: as published, of a model that also sees.
+
+    Raises:
+        UserError: transformers does not know the model, or a field of its config.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    alone = copy.deepcopy(config)
+    text = alone.get("text_config")
+    if isinstance(text, dict):
+        text.pop("layer_types", None)
+        text["num_hidden_layers"] = 1  # of no concern here
+    try:
+        with torch.device("meta"):
+            known = AutoConfig.for_model(alone.pop("model_type"), **alone)
+            model = AutoModelForImageTextToText.from_config(known)
+    except Exception as error:  # whatever the model's own code raises
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"transformers cannot make a vision tower of config.json ({reason}); download it again"
+        ) from error
+    shapes = [
+        parameter.shape
+        for name, parameter in model.named_parameters()
+        if any(part in name for part in VISION_PARTS)
+    ]
+    return sum(math.prod(shape) * (_HALF if len(shape) == 2 else _WHOLE) for shape in shapes)
