@@ -28,6 +28,10 @@ def cache(tmp_path, monkeypatch) -> Path:
     for name in (f"{'f' * 32}-2", f".{'e' * 32}-2.part"):
         (path / "tokenizers" / name).mkdir(parents=True)
         (path / "tokenizers" / name / "tokenizer.json").write_text("{}")
+    mended = path / "tokenizers" / f"{'d' * 32}-1-hf"
+    mended.mkdir()
+    for name in ("tokenizer.json", "chat_template.jinja", "LICENSE"):
+        (mended / name).write_text("{}")
     work(path / "tiny-abc", EVAL)
     return path
 
@@ -61,7 +65,7 @@ def test_it_lists_and_removes_only_with_yes(here, cache, capfd):
     said = capfd.readouterr().out
     assert "out/tiny.work: the work directory of tiny, last written" in said
     assert f"{cache}/tiny-abc: what eval keeps about tiny" in said
-    assert f"{cache}/tokenizers: the tokenizers of GGUF files (2), last written" in said
+    assert f"{cache}/tokenizers: tokenizers that were rebuilt for models (3), last written" in said
     assert "Nothing was removed; --yes removes these" in said
     assert tree(here) == before
     assert invoke("clean", "--yes") == 0

@@ -30,8 +30,8 @@ def clean(directory: Path | None, yes: bool, as_json: bool) -> None:
 
     In DIR and up to two folders below it, these are work directories, with which further files of a
     model are quick to make, and files that killed runs left half-written. Without DIR, they are
-    those of the current directory and, in your cache, what `eval` keeps about originals and the
-    tokenizers of GGUF files. Models, recipes, figures, and files that bitquilt did not write stay.
+    those of the current directory and, in your cache, what `eval` keeps about originals and
+    rebuilt tokenizers. Models, recipes, figures, and files that bitquilt did not write stay.
 
     \b
     bitquilt clean

@@ -1,7 +1,7 @@
 """What runs leave on the disk beside what they were asked for: found, and removed again.
 
 Work directories and the cache of ``eval`` are known by their ``settings.json``, tokenizers that
-were rebuilt from GGUF files by their place in the cache, and what a killed run was writing by its
+were rebuilt for models by their place in the cache, and what a killed run was writing by its
 temporary name. Nothing is followed through a symbolic link, and nothing that has another name than
 bitquilt gives is removed.
 """
@@ -33,8 +33,10 @@ _FOLDERS = (
     *("teacher", "attribution", "search", "selection", "made", "reference", "noise", "talk"),
 )
 _ARTEFACT = re.compile(r"[^.].*\.(safetensors|json|jsonl)|\..*\.part|\.tmp.{6}")
-_TOKENIZER = re.compile(r"\.?[0-9a-f]{32}(-\d+)?(\.part)?")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_TOKENIZER = re.compile(r"\.?[0-9a-f]{32}(-\d+)?(-hf)?(\.part)?")
+_TOKENIZER_FILES = re.compile(r"tokenizer(_config)?\.json")
+_MENDED_FILES = re.compile(r".+\.(json|jinja|md|txt)|LICEN[CS]E.*|COPYING.*|NOTICE.*")
+"""What a tokenizer has that was rebuilt from a GGUF file, and one that was mended (``-hf``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,20 +143,21 @@ def _in_directory(directory: Path, outputs: Sequence[str], depth: int) -> Iterat
 
 
 def _tokenizers(directory: Path) -> Iterator[Leftover]:
-    """Yield the tokenizers that were rebuilt from GGUF files, as one."""
+    """Yield the tokenizers that were rebuilt from GGUF files or mended, as one."""
     if not directory.is_dir() or directory.is_symlink():
         return
     ours: list[Path] = []
     foreign: list[Path] = []
     for path in _entries(directory):
         made = _TOKENIZER.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        files = _MENDED_FILES if "-hf" in path.name else _TOKENIZER_FILES
         for file in _entries(path) if made else [path]:
-            known = made and file.name in _TOKENIZER_FILES and not file.is_symlink()
+            known = made and files.fullmatch(file.name) and not file.is_symlink()
             (ours if known else foreign).append(file)
     count = len({file.parent for file in ours})
     if ours:
         yield _leftover(
-            directory, f"the tokenizers of GGUF files ({count})", ours, foreign, busy=False
+            directory, f"tokenizers that were rebuilt for models ({count})", ours, foreign, busy=False
         )
 
 
