@@ -100,7 +100,7 @@ class Screen:
         click.echo()
         if end.finish_reason == "length":
             self._note(
-                f"the answer was cut after {end.tokens} tokens; allow more with --max-tokens"
+                f"the answer was cut after {end.tokens} token{'s' * (end.tokens > 1)}; allow more with --max-tokens"
             )
         if end.finish_reason == "loop":
             self._note("the answer was ended: the model kept repeating itself")
