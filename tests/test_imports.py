@@ -34,6 +34,7 @@ ORDER = (
     "config",
     "allocation",
     "streaming",
+    "converted",
     "forecast",
     "evaluation",
     "tasks",

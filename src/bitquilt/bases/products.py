@@ -96,11 +96,21 @@ class WatchedProducts(TorchDispatchMode):
         if start + part.shape[1] > width:  # it spans several rows, as no product of a matrix does
             return
         last = index if transposed else (offset + (part.shape[0] - 1) * wide) // (high * wide)
+        for each in range(index, last + 1):
+            self.note(Unit(name, each, transposed), width, start, inputs, batched)
+
+    def note(self, unit: Unit, width: int, start: int, inputs: Tensor, batched: bool) -> None:
+        """Take inputs [T, K] of a product with columns ``start`` … ``start + K`` of a unit.
+
+        Args:
+            unit: which matrix, in the order of columns that the product reads.
+            width: its columns.
+            start: the first of those that are read.
+            inputs: what is multiplied with them.
+            batched: whether rows of zeros may stand for tokens of others.
+        """
         tokens = inputs[(inputs != 0).any(1)] if batched else inputs
         squares = tokens.detach().square().sum(0).double().cpu()
-        for each in range(index, last + 1):
-            found = self.sums.setdefault(
-                Unit(name, each, transposed), InputSums(torch.zeros(width, dtype=torch.float64))
-            )
-            found.squares[start : start + len(squares)] += squares
-            found.count += len(tokens)
+        found = self.sums.setdefault(unit, InputSums(torch.zeros(width, dtype=torch.float64)))
+        found.squares[start : start + len(squares)] += squares
+        found.count += len(tokens)

@@ -27,9 +27,9 @@ DEPTH = 2
 RECENT = 600.0
 """A temporary file that was written to in as many seconds may still be."""
 
-_SINGLE = (LOCK, "settings.json", "time.json", "gradients.safetensors")
+_SINGLE = (LOCK, "settings.json", "time.json", "gradients.safetensors", "fisher.safetensors")
 _FOLDERS = (
-    *("hessians", "outputs", "weights", "rounded", "polished", "sequential", "tuned"),
+    *("moments", "hessians", "outputs", "weights", "rounded", "polished", "sequential", "tuned"),
     *("teacher", "attribution", "search", "selection", "made", "reference", "noise", "talk"),
 )
 _ARTEFACT = re.compile(r"[^.].*\.(safetensors|json|jsonl)|\..*\.part|\.tmp.{6}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from bitquilt.bases.converter import base_type, convert, require_converter
 from bitquilt.bases.importance import BaseModel, base_importance, open_base
 from bitquilt.calibration.text import (
@@ -114,12 +116,28 @@ def base_importance_of(
             f"{len(base.alone)} of {len(base.partners)} matrices of the base have numbers that no "
             f"parameter has, and no importance: {few}"
         )
+    tokens = base_tokens(base.model, directory, config)
+    with progress.stage("Reading calibration text", len(tokens), "importance"):
+        return base_importance(base, tokens, [dataset_name(config)], progress)
+
+
+def base_tokens(
+    model: nn.Module, directory: Path, config: QuantizeConfig | ImatrixConfig
+) -> Tensor:
+    """Return the calibration text as tokens, int64 [N, L].
+
+    Raises:
+        UserError: the text or the tokenizer does not serve.
+    """
     documents, _ = calibration_documents(config.calibration)
     place, template = tokenizer_of(directory)
-    encode = document_encoder(directory.name, place, template, base.embeddings)
-    weights = sum(one.numel() for one in base.model.parameters())
+    embeddings = len(model.get_input_embeddings().weight)  # type: ignore[operator]
+    encode = document_encoder(directory.name, place, template, embeddings)
+    weights = sum(one.numel() for one in model.parameters())
     budget = config.text_budget or text_budget(weights, 1, compute_device().type != "cpu")
-    tokens = token_windows(documents, encode, budget.calibration, budget.window)
-    name = "bitquilt" if config.calibration is None else Path(config.calibration).name
-    with progress.stage("Reading calibration text", len(tokens), "importance"):
-        return base_importance(base, tokens, [name], progress)
+    return token_windows(documents, encode, budget.calibration, budget.window)
+
+
+def dataset_name(config: QuantizeConfig | ImatrixConfig) -> str:
+    """Return what an importance matrix calls the calibration text."""
+    return "bitquilt" if config.calibration is None else Path(config.calibration).name

@@ -1,6 +1,6 @@
-"""Models that bitquilt has no tables of: converted, run by transformers, and quantized as a stream.
+"""Models that bitquilt has no tables of, rounded to the nearest with importance, as a stream.
 
-Read :func:`quantize_base` first. llama.cpp's converter makes the base, an unquantized GGUF file;
+Read :func:`stream_base` first. llama.cpp's converter makes the base, an unquantized GGUF file;
 :mod:`bitquilt.bases` tells what its matrices read; the rest is that of any GGUF file.
 """
 
@@ -10,12 +10,12 @@ import dataclasses
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from bitquilt.bases.importance import BaseModel, open_base
 from bitquilt.config import QuantizeConfig
 from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.imatrix import write_imatrix
+from bitquilt.rounding import METHODS
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, refuse_file
 from bitquilt.runtime.progress import Progress
@@ -28,23 +28,13 @@ SAFE_TYPE = "Q8_0"
 """What matrices have that no parameter has the numbers of."""
 
 
-def quantize_base(
-    model: str | Path,
-    config: QuantizeConfig | None = None,
-    *,
-    progress: Progress | None = None,
-    **options: Any,
-) -> list[GgufResult]:
-    """Quantize any model that transformers and llama.cpp know: convert, run, quantize as a stream.
-
-    The base and the importance matrix stay beside the files, for comparing and for other sizes. A
-    base that is newer than the model's weights is used again.
+def stream_base(model: str | Path, config: QuantizeConfig, progress: Progress) -> list[GgufResult]:
+    """Convert a model, run it for an importance matrix, and quantize the base as a stream.
 
     Args:
         model: hub id or Hugging Face directory.
         config: what is wanted; its ``base`` is a file that was converted already.
-        progress: told what goes on; stderr if not given.
-        options: fields of :class:`bitquilt.QuantizeConfig`, instead of a config.
+        progress: told what goes on.
 
     Returns:
         A result for each budget.
@@ -52,8 +42,6 @@ def quantize_base(
     Raises:
         UserError: bad input, no converter, a size that cannot be met: one sentence.
     """
-    config, progress = QuantizeConfig.of(config, options), progress or Progress()
-    config.refuse_unused_by_a_base()
     output = Path(config.output)
     refuse_file(output, "--output")
     directory, path = base_of(model, config.base, output, progress)
@@ -72,6 +60,7 @@ def quantize_base(
     with atomic_write(imatrix) as temporary:
         write_imatrix(temporary, matrix)
     streamed = {"base": None, "calibration": None, "device": "auto", "imatrix": imatrix}
+    streamed |= {"rounding": METHODS[-1], "work_dir": None}
     with tempfile.TemporaryDirectory() as scratch:
         if base.alone and config.recipe is None:
             streamed["recipe"] = _pins(base, Path(scratch))

@@ -111,13 +111,31 @@ def best_mix(source: GgufSource, nats: NatsOfTypes, capacity: int) -> dict[str, 
     """
     names = list(nats)
     kinds = {name: list(nats[name]) for name in names}
-    sizes = _sizes(source, kinds)
     costs = [np.array([nats[name][kind] for kind in kinds[name]]) for name in names]
-    units = max(1 << 12, min(MOST_UNITS, TABLE_BYTES // len(names)))
+    chosen = best_choices(costs, _sizes(source, kinds), capacity)
+    return {name: kinds[name][index] for name, index in zip(names, chosen, strict=True)}
+
+
+def best_choices(
+    costs: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
+    sizes: Sequence[Sequence[int]],
+    capacity: int,
+) -> list[int]:
+    """Return which choice each matrix has in the mix of least total cost that fits.
+
+    Args:
+        costs: of each matrix's choices.
+        sizes: their bytes.
+        capacity: the bytes of all together.
+
+    Raises:
+        UserError: no mix is that small.
+    """
+    units = max(1 << 12, min(MOST_UNITS, TABLE_BYTES // len(costs)))
     chosen = list(KnapsackTable(costs, sizes, capacity, units).solve(capacity))
     while (step := _best_step(costs, sizes, chosen, capacity)) is not None:
         chosen[step[0]] = step[1]
-    return {name: kinds[name][index] for name, index in zip(names, chosen, strict=True)}
+    return chosen
 
 
 def _best_step(

@@ -38,6 +38,10 @@ ALL_CHUNKS = 1 << 26
 """Weights that all threads together have in memory, at most."""
 
 
+RoundedBytes = Callable[[str, GgmlType], bytes | None]
+"""(matrix, type) → its data, where it was rounded already."""
+
+
 class OutputFile:
     """A quantized file to be, in as many parts as its source has."""
 
@@ -80,6 +84,7 @@ class OutputFile:
         path: Path,
         threads: int,
         progress: Progress,
+        rounded: RoundedBytes | None = None,
     ) -> None:
         """Write all parts beside their places, and put them there when the last one is whole.
 
@@ -89,6 +94,7 @@ class OutputFile:
             path: the file's name, without the number of a part.
             threads: how many round side by side.
             progress: advances by weights of matrices.
+            rounded: gives the bytes of matrices that were rounded already, and None for others.
         """
         for kind in {*mix.values()}:
             ggml.prepare(kind)
@@ -99,7 +105,7 @@ class OutputFile:
             for part, place in zip(self._source.parts, temporary, strict=True):
                 with place.open("wb") as file:
                     file.write(self._header(part, mix))
-                    tasks = self._tasks(part, mix, importance, threads)
+                    tasks = self._tasks(part, mix, importance, threads, rounded)
                     for weights, data in in_order(pool, tasks, threads + 1):
                         file.write(data)
                         progress.advance(weights)
@@ -133,7 +139,12 @@ class OutputFile:
         return text + " " * (room - len(text.encode()))
 
     def _tasks(
-        self, part: GgufHeader, mix: Mix, importance: Mapping[str, MatrixImportance], threads: int
+        self,
+        part: GgufHeader,
+        mix: Mix,
+        importance: Mapping[str, MatrixImportance],
+        threads: int,
+        rounded: RoundedBytes | None,
     ) -> Iterator[Callable[[], tuple[int, bytes]]]:
         """Yield what makes the next bytes of a part, and how many weights these are of."""
         source, most = self._source, min(CHUNK_WEIGHTS, ALL_CHUNKS // threads)
@@ -143,6 +154,8 @@ class OutputFile:
                 for start in range(0, tensor.nbytes, most):
                     count = min(most, tensor.nbytes - start)
                     yield _copying(source, name, start, count)
+            elif rounded is not None and (data := rounded(name, kind)) is not None:
+                yield _giving(matrix.weights, data)
             else:
                 own = importance.get(name)
                 step = max(1, most // matrix.columns)
@@ -190,6 +203,10 @@ def _copying(source: GgufSource, name: str, start: int, count: int) -> Callable[
     matrix = source.matrices.get(name)
     weights = 0 if matrix is None else count * matrix.weights // source.tensors[name].nbytes
     return lambda: (weights, source.stored(name, start, count).tobytes())
+
+
+def _giving(weights: int, data: bytes) -> Callable[[], WrittenBytes]:
+    return lambda: (weights, data)
 
 
 def _rounding(

@@ -20,7 +20,7 @@ from bitquilt.qtypes.mlx_affine import Affine
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.targets.layout import padded_text
 
-ITEM_SIZES = {"F32": 4, "U32": 4, "BF16": 2, "U8": 1}
+ITEM_SIZES = {"I64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1}
 WORST_ENTRY = {"group_size": 128, "bits": 8, "mode": "affine"}
 HEADER_ALIGNMENT = 8
 
@@ -34,9 +34,14 @@ class Part:
     shape: tuple[int, ...]
 
     @property
+    def item_size(self) -> int:
+        """Bytes of one of its numbers; in the order of a file, wide ones stand first."""
+        return ITEM_SIZES[self.dtype]
+
+    @property
     def nbytes(self) -> int:
         """Bytes in the file."""
-        size = ITEM_SIZES[self.dtype]
+        size = self.item_size
         for length in self.shape:
             size *= length
         return size

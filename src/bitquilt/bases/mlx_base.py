@@ -1,0 +1,147 @@
+"""Bases for MLX: directories that mlx-lm's own converter writes, and their matrices.
+
+mlx-lm converts in a process of its own. Everything but the matrices goes from there to a quantized
+directory as it is.
+
+Letters: E experts of a stack, R rows, C columns.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bitquilt.bases import mlx_child
+from bitquilt.bases.base_file import LEAST_COLUMNS
+from bitquilt.bases.converter import SECRETS, base_type, last_line
+from bitquilt.errors import EngineMissingError, UserError
+from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.safetensors import StoredTensor
+from bitquilt.runtime.files import atomic_write, read_json, remove
+
+QUANTIZABLE = "quantizable.json"
+"""Which modules mlx-lm can quantize, beside a base."""
+_NOT_COPIED = ("model", QUANTIZABLE, "README.md")
+_TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+
+
+def mlx_dtype(directory: Path) -> str:
+    """Return the dtype of a base: bfloat16, or half precision where the weights have that.
+
+    Activations are of the dtype of norms, which MLX should not compute in float32
+    (docs/decisions/mlx-activations.md).
+    """
+    return "float16" if base_type(directory) == "f16" else "bfloat16"
+
+
+def convert_to_mlx(directory: Path, path: Path) -> None:
+    """Write a model as an unquantized MLX directory.
+
+    Args:
+        directory: of a Hugging Face model.
+        path: of the result; whole or not there.
+
+    Raises:
+        EngineMissingError: mlx-lm is not installed.
+        UserError: it does not know the model; the sentence has its last line.
+    """
+    if importlib.util.find_spec("mlx_lm") is None:
+        raise EngineMissingError(
+            f"mlx-lm converts {directory}, and is not installed; pip install 'bitquilt[mlx]', or "
+            "give --to=gguf"
+        )
+    environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with atomic_write(path) as temporary:
+        program = [sys.executable, mlx_child.__file__]
+        done = subprocess.run(
+            [*program, str(directory), str(temporary), mlx_dtype(directory)],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode or not (temporary / QUANTIZABLE).is_file():
+            raise UserError(
+                f"mlx-lm did not convert {directory}: {last_line(done.stderr).rstrip('.')}; "
+                "try a newer mlx-lm, or give --to=gguf"
+            )
+        for code in temporary.glob("*.py"):  # a model's own code, which is not run
+            remove(code)
+        for pattern in _TERMS:
+            for terms in directory.glob(pattern):
+                (temporary / terms.name).write_bytes(terms.read_bytes())
+
+
+class MlxBase(Mapping[str, Tensor]):
+    """The matrices of a base that could be quantized: module path → [R, C], or a stack [E, R, C].
+
+    They are read from the files when they are asked for.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the headers.
+
+        Raises:
+            UserError: the directory is damaged, or is no base.
+        """
+        if not (path / QUANTIZABLE).is_file():
+            raise UserError(
+                f"{path} has no {QUANTIZABLE}, so bitquilt did not convert it; remove it, or give "
+                "another -o"
+            )
+        self.path = path
+        self.config = read_json(path / "config.json")
+        self.tensors: dict[str, StoredTensor] = safetensors.scan(safetensors.files(path))
+        """All tensors of the model."""
+        self.entries: dict[str, Any] = read_json(path / QUANTIZABLE)
+        """Module path → what the model's class says of quantizing it."""
+        self._modules = [
+            name.removesuffix(".weight")
+            for name, tensor in self.tensors.items()
+            if name.endswith(".weight")
+            and self.entries.get(name.removesuffix(".weight"))
+            and len(tensor.shape) >= 2
+            and tensor.shape[-2] > 1
+            and tensor.shape[-1] % LEAST_COLUMNS == 0
+        ]
+
+    def shape(self, module: str) -> tuple[int, ...]:
+        """Return the shape of a matrix without reading it."""
+        return tuple(self.tensors[f"{module}.weight"].shape)
+
+    def copied(self) -> dict[str, bytes]:
+        """Return the files that a quantized directory has, too: name → content."""
+        return {
+            file.name: file.read_bytes()
+            for file in sorted(self.path.iterdir())
+            if file.is_file() and not file.name.startswith(_NOT_COPIED)
+            if file.name != "config.json"
+        }
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor, in its own dtype.
+
+        Raises:
+            UserError: the file was changed.
+        """
+        return safetensors.read_raw(name, self.tensors[name])
+
+    def __getitem__(self, module: str) -> Tensor:
+        """Read a matrix."""
+        return self.read(f"{module}.weight")
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the module paths, in the order of the files."""
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        """Count the matrices."""
+        return len(self._modules)

@@ -1,0 +1,127 @@
+"""Which type each matrix of a base gets: by a budget, by a preset, or by a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from bitquilt.allocation.budget import Budget
+from bitquilt.allocation.candidates import candidate_sets
+from bitquilt.allocation.recipe import Recipe, read_recipe
+from bitquilt.config import QuantizeConfig
+from bitquilt.converted.formats import BaseFormat
+from bitquilt.converted.moments import BaseMoments
+from bitquilt.converted.prediction import Nats
+from bitquilt.errors import UserError
+from bitquilt.qtypes.qtype import Allocation
+from bitquilt.runtime.sizes import parse_size
+from bitquilt.streaming.mix import best_choices
+from bitquilt.targets.layout import Layout
+
+FLOATS = ("BF16", "F32", "F16")
+"""The types that a base may have, of which a matrix may keep only its own."""
+
+
+@dataclass(frozen=True)
+class BaseShapes:
+    """The matrices of a base, as :func:`bitquilt.allocation.candidates.candidate_sets` has them."""
+
+    matrices: Mapping[str, tuple[int, int]]
+    levels: Mapping[str, str] = field(default_factory=dict)
+
+
+def budgets_of(config: QuantizeConfig) -> list[Budget]:
+    """Return the budgets that are asked for; none where a preset or a recipe decides."""
+    if config.size is not None:
+        return [Budget(size=parse_size(config.size))]
+    return [Budget(bits=bits) for bits in config.several_bits if bits is not None]
+
+
+def asked_types(base: BaseFormat, config: QuantizeConfig) -> dict[str, str] | None:
+    """Return the types that a preset or a recipe gives all matrices; None where a budget decides.
+
+    Raises:
+        UserError: it does not fit the model.
+    """
+    recipe, budgets = recipe_of(config), budgets_of(config)
+    if budgets or config.recipe is None:
+        return None
+    return base.preset(str(config.recipe)) if recipe is None else base.of_recipe(recipe)
+
+
+def recipe_of(config: QuantizeConfig) -> Recipe | None:
+    """Read the recipe that is asked for; None where it is a preset, or none.
+
+    Raises:
+        UserError: it cannot be read, or a preset is given with a budget.
+    """
+    asked = config.recipe
+    if asked is None:
+        return None
+    if Path(asked).suffix == ".json" or Path(asked).is_file():
+        return read_recipe(Path(asked))
+    if budgets_of(config):
+        raise UserError(
+            f"preset {asked} decides the size itself; leave out the preset, or --bits and --size"
+        )
+    return None
+
+
+def candidates_of(
+    base: BaseFormat, moments: BaseMoments, recipe: Recipe | None, budget: Budget
+) -> dict[str, list[str]]:
+    """Return the types that each matrix may have for a budget.
+
+    Raises:
+        UserError: the budget is below the smallest file or above the largest.
+    """
+    unknown = (name for name in base.matrices if not moments.is_known(name))
+    pins = {**dict.fromkeys(unknown, base.safe_type), **base.pins}
+    pins |= {} if recipe is None else base.pinned(recipe)
+    shapes = BaseShapes(
+        {name: (one.experts * one.rows, one.columns) for name, one in base.matrices.items()}
+    )
+    sets = candidate_sets(shapes, base.target, pins, base.nbytes, layout_of(base), budget)
+    names = {name: [one.qtype for one in own] for name, own in sets.items()}
+    return {
+        name: names[name] if name in pins else fitting_types(base, name, names[name])
+        for name in names
+    }
+
+
+def layout_of(base: BaseFormat) -> Layout:
+    """Return what a file has beside its matrices, in the form that budgets are counted in."""
+    return Layout(base.fixed_bytes, {}, base.fixed_bytes, {"norms": base.kept_bytes}, base.weights)
+
+
+def fitting_types(base: BaseFormat, name: str, types: Sequence[str]) -> list[str]:
+    """Return those of some types that are smaller than the matrix is in the base, or what it is."""
+    own = base.stored[name]
+    most = base.nbytes(name, own)
+    fitting = [
+        qtype
+        for qtype in types
+        if qtype == own or (qtype not in FLOATS and base.nbytes(name, qtype) < most)
+    ]
+    return fitting or [own]
+
+
+def best_allocation(
+    base: BaseFormat, nats: Nats, candidates: Mapping[str, Sequence[str]], budget: Budget
+) -> tuple[dict[str, str], float]:
+    """Return the types of least predicted cost within a budget, and that cost."""
+    names = list(candidates)
+    sizes = [[base.nbytes(name, qtype) for qtype in candidates[name]] for name in names]
+    costs = [np.array([nats[name][qtype] for qtype in candidates[name]]) for name in names]
+    chosen = best_choices(costs, sizes, budget.capacity(layout_of(base)))
+    types = {name: candidates[name][i] for name, i in zip(names, chosen, strict=True)}
+    return types, sum(nats[name][qtype] for name, qtype in types.items())
+
+
+def bits_of_types(base: BaseFormat, types: Allocation) -> float:
+    """Return the bits per weight of the tensors; alignment between them counts as data."""
+    data = base.kept_bytes + sum(base.nbytes(name, qtype) for name, qtype in types.items())
+    return 8 * data / base.weights

@@ -1,0 +1,273 @@
+"""Models that bitquilt has no tables of: converted, calibrated, rounded, written.
+
+Read :func:`quantize_base` first. Statistics and rounded matrices stay in the work directory, so
+that other sizes and formats, or a run that was stopped, find them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitquilt import __version__
+from bitquilt.allocation.budget import label_of
+from bitquilt.bases.base_file import BaseMatrices
+from bitquilt.bases.importance import (
+    importance_of_partners,
+    load_transformers_model,
+    match_base,
+)
+from bitquilt.bases.mlx_base import MlxBase
+from bitquilt.bases.statistics import BaseStatistics, collect_base_statistics
+from bitquilt.config import QuantizeConfig
+from bitquilt.converted.allocation import (
+    asked_types,
+    best_allocation,
+    bits_of_types,
+    budgets_of,
+    candidates_of,
+    recipe_of,
+)
+from bitquilt.converted.formats import BaseFormat, GgufBase
+from bitquilt.converted.mlx_directory import MlxDirectory
+from bitquilt.converted.mlx_place import mlx_base_of, refuse_other_tokens_in_mlx
+from bitquilt.converted.moments import BaseMoments
+from bitquilt.converted.prediction import predicted_nats
+from bitquilt.converted.rounding import base_rounding_work, round_base
+from bitquilt.gguf import SUFFIX
+from bitquilt.gguf.imatrix import write_imatrix
+from bitquilt.models.fingerprint import checkpoint_fingerprint
+from bitquilt.models.sources import safetensors
+from bitquilt.qtypes.qtype import Allocation
+from bitquilt.rounding import ROUNDING_VERSION
+from bitquilt.runtime.device import computing
+from bitquilt.runtime.files import atomic_write, read_json, refuse_file, require_room
+from bitquilt.runtime.progress import Progress
+from bitquilt.runtime.workdir import WorkDir
+from bitquilt.streaming.base import base_name, base_of, base_tokens, dataset_name, tokenizer_of
+from bitquilt.streaming.from_base import stream_base
+from bitquilt.streaming.make_imatrix import refuse_overwrite
+from bitquilt.streaming.quantize_gguf import GgufPlan, GgufResult
+from bitquilt.targets import GGUF, MLX, parse_targets
+from bitquilt.targets.same_tokens import refuse_other_tokens_of
+
+BASE_WORK_FORMAT = 1
+"""Raised when artefacts mean something else."""
+
+
+@dataclass(frozen=True)
+class ConvertedModel:
+    """A model beside its bases."""
+
+    name: str
+    directory: Path
+    places: dict[str, Path]
+    """Format → the base."""
+
+
+def quantize_base(
+    model: str | Path,
+    config: QuantizeConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> list[GgufResult]:
+    """Quantize any model that transformers and the format's converter know.
+
+    The bases, the importance matrix and the work directory stay beside the files, for comparing
+    and for other sizes. A base that is newer than the model's weights is used again.
+
+    Args:
+        model: hub id or Hugging Face directory.
+        config: what is wanted; its ``base`` is a GGUF file that was converted already.
+        progress: told what goes on; stderr if not given.
+        options: fields of :class:`bitquilt.QuantizeConfig`, instead of a config.
+
+    Returns:
+        A result for each format and budget.
+
+    Raises:
+        UserError: bad input, no converter, a size that cannot be met: one sentence.
+    """
+    config, progress = QuantizeConfig.of(config, options), progress or Progress()
+    config.refuse_unused_by_a_base()
+    if config.rounding == "nearest" and config.to == GGUF.name:
+        return stream_base(model, config, progress)
+    refuse_file(Path(config.output), "--output")
+    converted = _converted(model, config, progress)
+    with ExitStack() as stack:
+        stack.enter_context(computing(config.device, config.threads))
+        run = _Run(converted, config, progress, stack)
+        return list(run.results())
+
+
+def _converted(model: str | Path, config: QuantizeConfig, progress: Progress) -> ConvertedModel:
+    """Convert a model to every format that is asked for, and compare the tokens there."""
+    output, places = Path(config.output), {}
+    directory = Path()
+    for target in parse_targets(config.to):
+        if target is GGUF:
+            directory, places[target.name] = base_of(model, config.base, output, progress)
+            if config.engine_check:
+                place, template = tokenizer_of(directory)
+                path = places[target.name]
+                for note in refuse_other_tokens_of(path, directory.name, place, template):
+                    progress.say(note)
+        else:
+            directory, places[target.name] = mlx_base_of(model, output, progress)
+            if config.engine_check:
+                for note in refuse_other_tokens_in_mlx(places[target.name], directory):
+                    progress.say(note)
+    return ConvertedModel(base_name(model, directory), directory, places)
+
+
+class _Run:
+    """One command on one model."""
+
+    def __init__(
+        self,
+        converted: ConvertedModel,
+        config: QuantizeConfig,
+        progress: Progress,
+        stack: ExitStack,
+    ) -> None:
+        """Refuse what is wrong with places, load the model, and calibrate."""
+        self._name, self._config, self._progress = converted.name, config, progress
+        self._output = Path(config.output)
+        self._imatrix = self._output / f"{self._name}-imatrix{SUFFIX}"
+        if GGUF.name in converted.places:
+            refuse_overwrite(self._imatrix)
+        self._calibrate(converted, stack)
+        self._bases = {name: self._open(name, path) for name, path in converted.places.items()}
+        for target, base in self._bases.items():
+            for bits in [budget.bits for budget in budgets_of(config)] or [None]:
+                base.refuse_overwrite(self._place(target, bits))
+
+    def _calibrate(self, converted: ConvertedModel, stack: ExitStack) -> None:
+        """Match bases and model, and collect statistics; the model is not kept."""
+        directory, progress = converted.directory, self._progress
+        with progress.stage("Matching the base with the model", 1, "matching"):
+            model = load_transformers_model(directory)
+            self._partners = {
+                name: match_base(
+                    BaseMatrices(path) if name == GGUF.name else MlxBase(path),
+                    path,
+                    model,
+                    directory,
+                )
+                for name, path in converted.places.items()
+            }
+            progress.advance()
+        self._say_alone()
+        self._tokens = base_tokens(model, directory, self._config)
+        shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
+        fingerprint = checkpoint_fingerprint(
+            read_json(directory / "config.json"), shapes, safetensors.files(directory)
+        )
+        place = Path(self._config.work_dir or self._output / f"{self._name}.work")
+        self._work = stack.enter_context(WorkDir(place, self._settings(fingerprint)))
+        collect_base_statistics(model, self._tokens, self._work, progress)
+        self._statistics = BaseStatistics(self._work)
+
+    def _settings(self, fingerprint: str) -> dict[str, Any]:
+        """All that statistics and rounded matrices depend on."""
+        return {
+            "format": BASE_WORK_FORMAT,
+            "model": self._name,
+            "checkpoint": fingerprint,
+            "calibration": hashlib.sha256(self._tokens.numpy().tobytes()).hexdigest(),
+            "rounding": ROUNDING_VERSION,
+            "versions": {"bitquilt": __version__, "torch": torch.__version__},
+        }
+
+    def _say_alone(self) -> None:
+        for partners in self._partners.values():
+            alone = [name for name, partner in partners.items() if partner is None]
+            if alone:
+                self._progress.say(
+                    f"{len(alone)} of {len(partners)} matrices of the base have numbers that no "
+                    f"parameter has, and no importance: {', '.join(alone[:3])}"
+                )
+
+    def _open(self, target: str, path: Path) -> BaseFormat:
+        """Open a base to write from; the one of GGUF with its importance matrix."""
+        if target == MLX.name:
+            return MlxDirectory(path, check=self._config.engine_check)
+        matrix = importance_of_partners(
+            self._partners[target],
+            self._statistics.sums(),
+            self._tokens,
+            [dataset_name(self._config)],
+        )
+        with atomic_write(self._imatrix) as temporary:
+            write_imatrix(temporary, matrix)
+        threads = self._config.threads or torch.get_num_threads()
+        return GgufBase(path, matrix, self._imatrix.name, threads)
+
+    def results(self) -> Iterator[GgufResult]:
+        """Yield a file for each format and budget."""
+        for target, base in self._bases.items():
+            moments = BaseMoments(self._statistics, self._partners[target])
+            plans = list(self._plans(base, moments))
+            require_room(self._output, sum(plan.nbytes for plan in plans))
+            for plan in plans:
+                yield self._write(base, moments, plan)
+
+    def _plans(self, base: BaseFormat, moments: BaseMoments) -> Iterator[GgufPlan]:
+        """Decide the types for every budget."""
+        types = asked_types(base, self._config)
+        if types is not None:
+            yield self._plan(base, types, None, None)
+            return
+        recipe, budgets = recipe_of(self._config), budgets_of(self._config)
+        sets = [candidates_of(base, moments, recipe, budget) for budget in budgets]
+        union = {
+            name: list(dict.fromkeys(qtype for own in sets for qtype in own[name]))
+            for name in base.matrices
+        }
+        with self._progress.stage(f"Trying types of {base.target}", len(union), "costs"):
+            nats = predicted_nats(base, moments, union, self._config.rounding, self._progress)
+        for own, budget in zip(sets, budgets, strict=True):
+            types, predicted = best_allocation(base, nats, own, budget)
+            yield self._plan(base, types, predicted, budget.bits)
+
+    def _plan(
+        self, base: BaseFormat, types: Allocation, predicted: float | None, bits: float | None
+    ) -> GgufPlan:
+        known = {*base.known}
+        return GgufPlan(
+            label=label_of(bits, self._config.size, self._config.recipe),
+            nbytes=base.total_bytes(types),
+            bits=bits_of_types(base, types),
+            types=types,
+            predicted_kl=predicted,
+            kept=base.kept,
+            without_importance=[name for name in base.matrices if name not in known],
+        )
+
+    def _place(self, target: str, bits: float | None) -> Path:
+        label = label_of(bits, self._config.size, self._config.recipe)
+        suffix = GGUF.suffix if target == GGUF.name else MLX.suffix
+        return self._output / f"{self._name}-{label}{suffix}"
+
+    def _write(self, base: BaseFormat, moments: BaseMoments, plan: GgufPlan) -> GgufResult:
+        """Round and write one file."""
+        started = time.monotonic()
+        path = self._output / f"{self._name}-{plan.label}{base.target.suffix}"
+        work = base_rounding_work(base, plan.types)
+        with self._progress.stage(f"Rounding for {path.name}", work, "rounding"):
+            rounded = round_base(
+                base, moments, plan.types, self._config.rounding, self._work, self._progress
+            )
+        with self._progress.stage(f"Writing {path.name}", base.written, "writing"):
+            base.write(plan.types, rounded, path, self._progress)
+        return GgufResult(
+            paths=[path], source=base.path, plan=plan, seconds=time.monotonic() - started
+        )

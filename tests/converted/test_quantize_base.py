@@ -1,0 +1,121 @@
+"""Models without tables become MLX directories that stock mlx-lm runs, and gain by feedback."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import bitquilt
+from bitquilt import UserError
+from bitquilt.bases.importance import BaseModel, load_transformers_model, match_base
+from bitquilt.bases.mlx_base import MlxBase
+from tests.bases.models import needs_converter, unknown_checkpoint
+from tests.bases.parity import (
+    decoded_by_mlx,
+    decoded_model,
+    kl,
+    llamacpp_logits,
+    mlx_logits,
+    transformers_logits,
+)
+from tests.quick import QUICK, invoke
+
+TEXT = {name: QUICK[name] for name in ("text_budget", "calibration")}
+QUIET = {"progress": bitquilt.Silent(), **TEXT}
+
+
+@pytest.fixture(autouse=True)
+def _yield_waiting_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's threads wait by spinning, which starves them on busy machines."""
+    monkeypatch.setitem(os.environ, "OMP_WAIT_POLICY", "PASSIVE")
+
+
+def size_of(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["granite", "qwen3_moe", "lfm2"])
+def test_an_mlx_directory_has_the_size_that_was_asked_for_and_the_kl_of_its_numbers(
+    kind: str, tmp_path: Path
+) -> None:
+    directory = unknown_checkpoint(tmp_path, kind, torch.bfloat16)
+    (made,) = bitquilt.quantize_base(directory, bits=5, to="mlx", output=tmp_path, **QUIET)
+    (path,) = made.paths
+    assert size_of(path) == made.plan.nbytes
+    assert made.plan.bits == pytest.approx(5, abs=0.1)
+    assert len(set(made.plan.types.values())) > 1
+    base = MlxBase(made.source)
+    model = load_transformers_model(directory)
+    found = BaseModel(made.source, model, match_base(base, made.source, model, directory))
+    truth = transformers_logits(model)
+    decoded = kl(truth, transformers_logits(decoded_model(found, path)))
+    assert decoded > 0.005
+    assert kl(truth, mlx_logits(path)) == pytest.approx(decoded, rel=0.03)
+
+
+def test_a_size_in_bytes_is_kept_to_and_the_same_directory_is_made_again(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite", torch.bfloat16)
+    options = {"to": "mlx", "output": tmp_path, **QUIET}
+    (made,) = bitquilt.quantize_base(directory, size="280kB", **options)
+    (path,) = made.paths
+    assert 270_000 < size_of(path) == made.plan.nbytes <= 280_000
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    bitquilt.quantize_base(directory, size="280kB", **options)
+    assert before == {file.name: file.read_bytes() for file in path.iterdir()}
+    text = "def f(x): return x**2  # 347 + 585"
+    own, theirs = (AutoTokenizer.from_pretrained(place) for place in (directory, path))
+    assert own.encode(text) == theirs.encode(text)
+    with pytest.raises(UserError, match=r"smallest possible mlx file has \S+ bytes"):
+        bitquilt.quantize_base(directory, size="100kB", **options)
+
+
+def test_codes_are_those_that_mlx_decodes_to_numbers_near_the_weights(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "qwen3_moe", torch.bfloat16)
+    recipe = tmp_path / "recipe.json"
+    pin = {"model.layers.1.mlp.switch_mlp.up_proj": "3bit-g32"}
+    recipe.write_text(json.dumps({"default": "8bit-g32", "pin": pin}))
+    (made,) = bitquilt.quantize_base(directory, recipe=recipe, to="mlx", output=tmp_path, **QUIET)
+    (path,) = made.paths
+    base, decoded = MlxBase(made.source), decoded_by_mlx(path)
+    assert made.plan.types["model.layers.1.mlp.switch_mlp.up_proj"] == "3bit-g32"
+    for name in base:
+        weight = base[name].float()
+        error = (decoded(name) - weight).norm() / weight.norm()
+        assert error < (0.3 if made.plan.types[name] == "3bit-g32" else 0.01), name
+
+
+@needs_converter
+def test_feedback_has_less_kl_than_nearest_rounding_to_the_same_types(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite", torch.bfloat16)
+    truth = transformers_logits(load_transformers_model(directory))
+    budget = dataclasses.replace(QUICK["text_budget"], calibration=32, window=64)
+    kls, options = {}, {**QUIET, "text_budget": budget, "output": tmp_path}
+    for rounding in ("nearest", "full"):
+        (made,) = bitquilt.quantize_base(directory, recipe="Q4_0", rounding=rounding, **options)
+        kls[rounding] = kl(truth, llamacpp_logits(made.paths[0]))
+    assert kls["full"] < 0.95 * kls["nearest"]
+
+
+def test_what_mlx_does_not_know_is_one_sentence(tmp_path: Path, capsys) -> None:
+    directory = unknown_checkpoint(tmp_path, "arcee")
+    assert invoke("quantize", directory, "--bits", "5", "--to", "mlx", "-o", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "Model type arcee not supported" in said
+    assert "give --to gguf" in said
+    assert not list(tmp_path.glob("*-mlx"))
+
+
+def test_a_directory_that_bitquilt_did_not_write_stays(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite")
+    place = tmp_path / "granite-5bit-mlx"
+    place.mkdir()
+    (place / "mine").write_text("mine")
+    with pytest.raises(UserError, match="bitquilt did not write"):
+        bitquilt.quantize_base(directory, bits=5, to="mlx", output=tmp_path, **QUIET)
+    assert (place / "mine").read_text() == "mine"
