@@ -17,7 +17,7 @@ from bitquilt.bases.vision import vision_bytes, write_vision
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from tests.bases.models import needs_converter, unknown_checkpoint
-from tests.magistral import magistral_checkpoint
+from tests.magistral import SPECIALS, magistral_checkpoint
 from tests.quick import QUICK
 
 
@@ -47,6 +47,11 @@ def test_magistrals_is_written_with_its_own_numbers(magistral: Path, tmp_path: P
     weights = stored(magistral)
     seeing = [name for name in weights if not name.startswith("language_model.")]
     assert len(tensors) >= len(seeing)  # and the token that breaks rows of an image
+    row = tensors["v.token_embd.img_break"].data  # llama.cpp refuses the file without it
+    embedding = weights["language_model.model.embed_tokens.weight"]
+    assert torch.equal(
+        torch.from_numpy(row.copy()), embedding[SPECIALS.index("[IMG_BREAK]")].float()
+    )
     down = torch.from_numpy(tensors["v.blk.2.ffn_down.weight"].data.copy()).view(torch.bfloat16)
     own = "vision_tower.transformer.layers.2.feed_forward.down_proj.weight"
     assert torch.equal(down, weights[own])

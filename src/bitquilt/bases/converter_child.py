@@ -32,6 +32,8 @@ def run_converter(script: str, splitting: str, mtp: str, arguments: list[str]) -
         _teach(_class(converter, "TextModel"), splitting)
     if not mtp:
         _class(converter, "ModelBase").no_mtp = True
+    if "--mmproj" in arguments:
+        _keep_embedding_of_breaks()
     sys.argv = [script, *arguments]
     converter.main()
 
@@ -97,6 +99,25 @@ def _class(converter: Any, name: str) -> Any:
     """A class of the converter; older converters are one file."""
     own = getattr(converter, name, None)
     return own or getattr(importlib.import_module("conversion.base"), name)
+
+
+def _keep_embedding_of_breaks() -> None:
+    """Let Pixtral's vision tower see the token embedding, of which it needs a row.
+
+    The converter looks for the row of the token that ends a row of an image, but among the tensors
+    that are not the language model's. Without it llama.cpp refuses the file.
+    """
+    try:
+        llava: Any = importlib.import_module("conversion.llava").LlavaVisionModel
+    except ImportError:  # older converters are one file, and do not leave it out
+        return
+    own = llava.filter_tensors
+
+    def filter_tensors(item: tuple[str, Any]) -> tuple[str, Any] | None:
+        found: tuple[str, Any] | None = own(item)
+        return item if found is None and item[0].endswith("embed_tokens.weight") else found
+
+    llava.filter_tensors = staticmethod(filter_tensors)
 
 
 def _teach(text_model: Any, splitting: str) -> None:
