@@ -99,9 +99,8 @@ class Screen:
             click.echo(printable(end.answer), nl=False)
         click.echo()
         if end.finish_reason == "length":
-            self._note(
-                f"the answer was cut after {end.tokens} token{'s' * (end.tokens > 1)}; allow more with --max-tokens"
-            )
+            tokens = f"{end.tokens} token{'s' if end.tokens > 1 else ''}"
+            self._note(f"the answer was cut after {tokens}; allow more with --max-tokens")
         if end.finish_reason == "loop":
             self._note("the answer was ended: the model kept repeating itself")
 

@@ -156,9 +156,8 @@ def _tokenizers(directory: Path) -> Iterator[Leftover]:
             (ours if known else foreign).append(file)
     count = len({file.parent for file in ours})
     if ours:
-        yield _leftover(
-            directory, f"tokenizers that were rebuilt for models ({count})", ours, foreign, busy=False
-        )
+        kind = f"tokenizers that were rebuilt for models ({count})"
+        yield _leftover(directory, kind, ours, foreign, busy=False)
 
 
 def _kind_of_work(directory: Path) -> str | None:
