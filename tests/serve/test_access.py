@@ -26,7 +26,7 @@ def server() -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def generous() -> Iterator[Running]:
-    with running(book, allow_host=["box.lan"], allow_origin=["https://chat.example/"]) as found:
+    with running(book, allow_host=["box.lan"], allow_origin=["https://Chat.example/"]) as found:
         yield found
 
 

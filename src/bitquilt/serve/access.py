@@ -45,7 +45,7 @@ class Access:
         """
         self._key = key
         self._hosts = {name.lower() for name in hosts}
-        self._origins = {origin.rstrip("/") for origin in origins}
+        self._origins = {origin.rstrip("/").lower() for origin in origins}  # as browsers write it
 
     def middleware(self) -> Middleware:
         """What tells browsers which pages may ask."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from bitquilt.errors import UserError
 from bitquilt.runtime.compute import threads_option
@@ -83,6 +84,10 @@ class ServeConfig(Options):
         super().__post_init__()
         if self.api_key is not None:
             _require_key(self.api_key)
+        for name in self.allow_host:
+            _require_name(name)
+        for origin in self.allow_origin:
+            _require_origin(origin)
 
 
 def _require_key(key: str) -> None:
@@ -91,4 +96,26 @@ def _require_key(key: str) -> None:
         raise UserError(
             f"the API key {'begins or ends with white space' if key.strip() else 'is empty'}; "
             f"set --api-key or {KEY_VARIABLE} to a secret, or leave both out to need no key"
+        )
+
+
+def _require_name(name: str) -> None:
+    """Refuse what no request calls a host: it would let nobody in, and say nothing."""
+    if "/" in name or (name.count(":") == 1 and name.rpartition(":")[2].isdigit()):
+        host = urlsplit(name if "//" in name else f"//{name}").hostname or "box.lan"
+        raise UserError(
+            f"--allow-host={name} is not a host name alone; leave out the rest: --allow-host={host}"
+        )
+
+
+def _require_origin(origin: str) -> None:
+    """Refuse what no browser calls an origin: it would let nobody in, and say nothing."""
+    parts = urlsplit(origin)
+    rest = parts.path.strip("/") or parts.query or parts.fragment
+    if origin not in ("*", "null") and (not parts.scheme or not parts.netloc or rest):
+        host = parts.netloc or parts.path.partition("/")[0] or "chat.example"
+        meant = f"{parts.scheme if parts.netloc else 'https'}://{host}"
+        raise UserError(
+            f"--allow-origin={origin} is not the origin of a web page, which is a scheme and a "
+            f"host; write it like --allow-origin={meant}"
         )
