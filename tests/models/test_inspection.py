@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType
 from rich.console import Console
+from transformers import AutoModelForCausalLM
 
 from bitquilt.cli.inspect import render
 from bitquilt.models import from_config
@@ -133,3 +134,18 @@ def test_types_of_a_gguf_file(tmp_path: Path) -> None:
     assert list(found.types) == ["Q8_0", "F32"]
     assert sum(found.types.values()) == found.bytes
     assert "mostly Q8_0: 99% Q8_0, 1% F32 of the bytes" in printed(found)
+
+
+def test_a_model_without_tables_is_shown_by_its_config_and_headers(tmp_path: Path) -> None:
+    from tests.bases.models import unknown_checkpoint
+
+    directory = unknown_checkpoint(tmp_path, "granite")
+    found = inspect(str(directory))
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    assert found.parameters == model.num_parameters()
+    assert (found.architecture, found.layers, found.hidden_size) == ("granite", 2, 128)
+    assert found.types == {"F32": found.bytes}
+    assert not found.tied
+    (finding,) = found.findings
+    assert "bitquilt has no tables of granite" in finding.message
+    assert "--to mlx" in finding.message

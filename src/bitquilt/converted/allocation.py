@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +10,11 @@ import numpy as np
 
 from bitquilt.allocation.budget import Budget
 from bitquilt.allocation.candidates import candidate_sets
+from bitquilt.allocation.preset_names import asked_preset
 from bitquilt.allocation.recipe import Recipe, read_recipe
 from bitquilt.config import QuantizeConfig
 from bitquilt.converted.formats import BaseFormat
-from bitquilt.converted.moments import BaseMoments
 from bitquilt.converted.prediction import Nats
-from bitquilt.errors import UserError
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.sizes import parse_size
 from bitquilt.streaming.mix import best_choices
@@ -56,29 +55,27 @@ def recipe_of(config: QuantizeConfig) -> Recipe | None:
     """Read the recipe that is asked for; None where it is a preset, or none.
 
     Raises:
-        UserError: it cannot be read, or a preset is given with a budget.
+        UserError: it cannot be read, or there is no such preset.
     """
-    asked = config.recipe
-    if asked is None:
+    if config.recipe is None or asked_preset(config) is not None:
         return None
-    if Path(asked).suffix == ".json" or Path(asked).is_file():
-        return read_recipe(Path(asked))
-    if budgets_of(config):
-        raise UserError(
-            f"preset {asked} decides the size itself; leave out the preset, or --bits and --size"
-        )
-    return None
+    return read_recipe(Path(config.recipe))
 
 
 def candidates_of(
-    base: BaseFormat, moments: BaseMoments, recipe: Recipe | None, budget: Budget
+    base: BaseFormat, unknown: Iterable[str], recipe: Recipe | None, budget: Budget
 ) -> dict[str, list[str]]:
     """Return the types that each matrix may have for a budget.
+
+    Args:
+        base: has the matrices.
+        unknown: those of which nothing is known, which stay on a safe type.
+        recipe: its pins are kept to.
+        budget: what is asked for.
 
     Raises:
         UserError: the budget is below the smallest file or above the largest.
     """
-    unknown = (name for name in base.matrices if not moments.is_known(name))
     pins = {**dict.fromkeys(unknown, base.safe_type), **base.pins}
     pins |= {} if recipe is None else base.pinned(recipe)
     shapes = BaseShapes(

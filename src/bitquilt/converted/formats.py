@@ -20,7 +20,7 @@ from bitquilt.gguf.imatrix import ImportanceMatrix
 from bitquilt.qtypes.floats import Float
 from bitquilt.qtypes.qtype import Allocation, Packed
 from bitquilt.runtime.progress import Progress
-from bitquilt.streaming.importance import EMBEDDING, importance_of
+from bitquilt.streaming.importance import EMBEDDING, MatrixImportance, importance_of
 from bitquilt.streaming.mix import preset_mix, recipe_mix, recipe_pins
 from bitquilt.streaming.source import GgufSource, SourceMatrix
 from bitquilt.streaming.writing import OutputFile
@@ -126,29 +126,37 @@ class GgufBase(BaseFormat):
     target = GGUF
     safe_type = "Q8_0"
 
-    def __init__(self, path: Path, imatrix: ImportanceMatrix, imatrix_name: str, threads: int):
+    def __init__(self, path: Path, imatrix_name: str, dataset: str, threads: int) -> None:
         """Read the header.
 
         Args:
             path: the base.
-            imatrix: for matrices that nothing was rounded for, and for the file's header.
-            imatrix_name: of its file.
+            imatrix_name: of the file of its importance matrix, for the header.
+            dataset: of the importance matrix.
             threads: that write.
         """
-        self.path, self._threads = path, threads
+        self.path, self._imatrix_name, self._threads = path, imatrix_name, threads
         self._source = GgufSource(path)
-        self._importance = importance_of(self._source, imatrix, imatrix_name)
-        self._file = OutputFile(self._source, imatrix, imatrix_name)
+        # a header is as long whatever the numbers are
+        unknown = ImportanceMatrix(entries={}, datasets=(dataset,), chunks=0, chunk_size=0)
+        self._file = OutputFile(self._source, unknown, imatrix_name)
+        self._importance: Mapping[str, MatrixImportance] = {}
         self.matrices = self._source.matrices
         self.kept = self._source.kept
         self.stored = {name: self._source.tensors[name].type.name for name in self.matrices}
         self.weights = sum(
             int(torch.Size(one.shape).numel()) for one in self._source.tensors.values()
         )
-        tables = set() if self._source.tied else {EMBEDDING}  # their rows are looked up
-        self.known = {*self._importance, *tables}
+        self.known = set()
         self.written = float(sum(matrix.weights for matrix in self.matrices.values()))
         self.kept_bytes, self.fixed_bytes = self._file.kept_bytes, self._file.fixed_bytes
+
+    def take(self, imatrix: ImportanceMatrix) -> None:
+        """Take the importance matrix, for matrices that nothing was rounded for, and the header."""
+        self._importance = importance_of(self._source, imatrix, self._imatrix_name)
+        self._file = OutputFile(self._source, imatrix, self._imatrix_name)
+        tables = set() if self._source.tied else {EMBEDDING}  # their rows are looked up
+        self.known = {*self._importance, *tables}
 
     def nbytes(self, name: str, qtype: str) -> int:
         return aligned(self.matrices[name].nbytes(GgmlType[qtype]))

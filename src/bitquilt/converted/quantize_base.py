@@ -101,6 +101,7 @@ def quantize_base(
     if config.rounding == "nearest" and config.to == GGUF.name:
         return stream_base(model, config, progress)
     refuse_file(Path(config.output), "--output")
+    recipe_of(config)
     converted = _converted(model, config, progress)
     with ExitStack() as stack:
         stack.enter_context(computing(config.device, config.threads))
@@ -138,17 +139,25 @@ class _Run:
         progress: Progress,
         stack: ExitStack,
     ) -> None:
-        """Refuse what is wrong with places, load the model, and calibrate."""
+        """Refuse what is wrong with places and sizes, load the model, and calibrate."""
         self._name, self._config, self._progress = converted.name, config, progress
         self._output = Path(config.output)
         self._imatrix = self._output / f"{self._name}-imatrix{SUFFIX}"
         if GGUF.name in converted.places:
             refuse_overwrite(self._imatrix)
-        self._calibrate(converted, stack)
         self._bases = {name: self._open(name, path) for name, path in converted.places.items()}
-        for target, base in self._bases.items():
-            for bits in [budget.bits for budget in budgets_of(config)] or [None]:
-                base.refuse_overwrite(self._place(target, bits))
+        for base in self._bases.values():
+            self._refuse_impossible(base)
+        self._calibrate(converted, stack)
+
+    def _refuse_impossible(self, base: BaseFormat) -> None:
+        """Refuse before any work what no result could come of."""
+        recipe, budgets = recipe_of(self._config), budgets_of(self._config)
+        for budget in budgets:
+            candidates_of(base, (), recipe, budget)
+        asked_types(base, self._config)
+        for bits in [budget.bits for budget in budgets] or [None]:
+            base.refuse_overwrite(self._place(base, bits))
 
     def _calibrate(self, converted: ConvertedModel, stack: ExitStack) -> None:
         """Match bases and model, and collect statistics; the model is not kept."""
@@ -175,6 +184,14 @@ class _Run:
         self._work = stack.enter_context(WorkDir(place, self._settings(fingerprint)))
         collect_base_statistics(model, self._tokens, self._work, progress)
         self._statistics = BaseStatistics(self._work)
+        if isinstance(base := self._bases.get(GGUF.name), GgufBase):
+            names = [dataset_name(self._config)]
+            matrix = importance_of_partners(
+                self._partners[GGUF.name], self._statistics.sums(), self._tokens, names
+            )
+            with atomic_write(self._imatrix) as temporary:
+                write_imatrix(temporary, matrix)
+            base.take(matrix)
 
     def _settings(self, fingerprint: str) -> dict[str, Any]:
         """All that statistics and rounded matrices depend on."""
@@ -197,19 +214,11 @@ class _Run:
                 )
 
     def _open(self, target: str, path: Path) -> BaseFormat:
-        """Open a base to write from; the one of GGUF with its importance matrix."""
+        """Open a base to write from."""
         if target == MLX.name:
             return MlxDirectory(path, check=self._config.engine_check)
-        matrix = importance_of_partners(
-            self._partners[target],
-            self._statistics.sums(),
-            self._tokens,
-            [dataset_name(self._config)],
-        )
-        with atomic_write(self._imatrix) as temporary:
-            write_imatrix(temporary, matrix)
         threads = self._config.threads or torch.get_num_threads()
-        return GgufBase(path, matrix, self._imatrix.name, threads)
+        return GgufBase(path, self._imatrix.name, dataset_name(self._config), threads)
 
     def results(self) -> Iterator[GgufResult]:
         """Yield a file for each format and budget."""
@@ -227,7 +236,8 @@ class _Run:
             yield self._plan(base, types, None, None)
             return
         recipe, budgets = recipe_of(self._config), budgets_of(self._config)
-        sets = [candidates_of(base, moments, recipe, budget) for budget in budgets]
+        unknown = [name for name in base.matrices if not moments.is_known(name)]
+        sets = [candidates_of(base, unknown, recipe, budget) for budget in budgets]
         union = {
             name: list(dict.fromkeys(qtype for own in sets for qtype in own[name]))
             for name in base.matrices
@@ -252,10 +262,9 @@ class _Run:
             without_importance=[name for name in base.matrices if name not in known],
         )
 
-    def _place(self, target: str, bits: float | None) -> Path:
+    def _place(self, base: BaseFormat, bits: float | None) -> Path:
         label = label_of(bits, self._config.size, self._config.recipe)
-        suffix = GGUF.suffix if target == GGUF.name else MLX.suffix
-        return self._output / f"{self._name}-{label}{suffix}"
+        return self._output / f"{self._name}-{label}{base.target.suffix}"
 
     def _write(self, base: BaseFormat, moments: BaseMoments, plan: GgufPlan) -> GgufResult:
         """Round and write one file."""

@@ -35,6 +35,8 @@ class MlxBackend(HubTokenizer):
         directory = Path(path)
         config = read_json(directory / "config.json")
         refuse_odd_fields(config)
+        if isinstance(text := config.get("text_config"), dict):  # of a model that sees, too
+            config = {**text, **config}
         for field in ("vocab_size", "max_position_embeddings"):
             if config.get(field) is None:
                 raise UserError(

@@ -5,11 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bitquilt.models import open_checkpoint
+from bitquilt.models.canonical import has_tables
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
+from bitquilt.models.sources.resolve import resolve, short_name
+from bitquilt.models.sources.safetensors import StoredTensor, files, scan
+from bitquilt.runtime.files import read_json
 
 MODEL_PARTS = ("embedding", "attention", "mlp", "norms", "head")
 
@@ -63,6 +69,9 @@ def inspect(reference: str) -> Inspection:
     Raises:
         UserError: it cannot be found or read, or bitquilt has no exact canonical form for it.
     """
+    path = resolve(reference, weights=False)
+    if path.is_dir() and not has_tables(read_json(path / "config.json")):
+        return _inspection_without_tables(short_name(reference, path), path)
     return inspection_of(open_checkpoint(reference))
 
 
@@ -84,6 +93,62 @@ def inspection_of(checkpoint: Checkpoint) -> Inspection:
         parts=parts,
         findings=(*checkpoint.findings, *_trained_for(checkpoint)),
     )
+
+
+def _inspection_without_tables(name: str, path: Path) -> Inspection:
+    """The inspection of a model that goes by its base: what its config and headers say."""
+    published = read_json(path / "config.json")
+    text = published.get("text_config", published)
+    tensors = scan(files(path))
+    kind = str(published.get("model_type"))
+    types: Counter[str] = Counter()
+    for tensor in tensors.values():
+        types[tensor.dtype] += tensor.raw_bytes
+    parts = tuple(_named_part(part, tensors) for part in MODEL_PARTS)
+    return Inspection(
+        name=name,
+        architecture=kind,
+        canonical_architecture=kind,
+        parameters=sum(part.parameters for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        types=dict(types.most_common()),
+        file_type=None,
+        context=int(text.get("max_position_embeddings") or 0),
+        layers=int(text.get("num_hidden_layers") or 0),
+        hidden_size=int(text.get("hidden_size") or 0),
+        tied=bool(tensors) and not any(part.name == "head" and part.tensors for part in parts),
+        parts=parts,
+        findings=(
+            Finding(
+                "model_type",
+                f"bitquilt has no tables of {kind}, so `bitquilt quantize` goes by a base: "
+                "llama.cpp's converter writes it for GGUF files and mlx-lm for --to mlx, its "
+                "matrices are found among the model's by their numbers, and are rounded with error "
+                "feedback from what transformers computes. The result is not measured.",
+            ),
+        ),
+    )
+
+
+def _named_part(name: str, tensors: Mapping[str, StoredTensor]) -> ModelPart:
+    """A part of a model of any architecture, as far as names tell; ``mlp`` has all the rest."""
+    own = [tensor for each, tensor in tensors.items() if _likely_part(each, tensor) == name]
+    return ModelPart(
+        name=name,
+        tensors=len(own),
+        parameters=sum(math.prod(tensor.shape) for tensor in own),
+        bytes=sum(tensor.raw_bytes for tensor in own),
+    )
+
+
+def _likely_part(name: str, tensor: StoredTensor) -> str:
+    if "embed" in name:
+        return "embedding"
+    if HEAD in name:
+        return "head"
+    if len(tensor.shape) == 1:
+        return "norms"
+    return "attention" if "attn" in name or "attention" in name else "mlp"
 
 
 def _trained_for(checkpoint: Checkpoint) -> list[Finding]:
