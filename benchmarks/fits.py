@@ -22,7 +22,7 @@ from lib.captured import captured
 from torch import Tensor
 
 from bitquilt import qtypes
-from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.nearest import fit

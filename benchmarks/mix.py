@@ -21,7 +21,7 @@ from lib.plain_moments import PlainMoments, plain_moments
 from torch import Tensor
 
 from bitquilt import qtypes, quantize
-from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.text import (
     budget_for,
     calibration_documents,

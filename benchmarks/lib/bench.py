@@ -8,7 +8,8 @@ from pathlib import Path
 from torch import Tensor
 
 from bitquilt import qtypes
-from bitquilt.calibration.collect import collect_statistics, input_of
+from bitquilt.calibration.block_moments import input_of
+from bitquilt.calibration.collect import collect_statistics
 from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import budget_for, calibration_windows, encoder
 from bitquilt.calibration.text_budget import WINDOW

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from bitquilt.calibration.collect import input_of, linears, second_moment
+from bitquilt.calibration.block_moments import input_of
+from bitquilt.calibration.collect import linears, second_moment
 from bitquilt.models.blockwise import BlockwiseModel, batches
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 

@@ -48,6 +48,7 @@ from bitquilt.report.run_record import OutputRecord, save
 from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, polishing_work
+from bitquilt.rounding.rounders import BankRounder, Rounder, TwoPassRounder
 from bitquilt.rounding.tuning import distill
 from bitquilt.run_text import RunText, draw_text
 from bitquilt.runtime.device import computing
@@ -202,6 +203,8 @@ class Run(AbstractContextManager["Run"]):
     progress: Progress
     forecast: Forecast
     """What it will take; its lines are said when the work directory is open."""
+    _rounder: Rounder
+    """Fills the layer bank."""
 
     def __init__(self, model: str | Path, config: AllocationConfig, progress: Progress) -> None:
         """Read what a run needs. Everything that can be refused before the work is refused here.
@@ -240,6 +243,14 @@ class Run(AbstractContextManager["Run"]):
             self.checkpoint, documents, config, searching, self.budget, progress.say
         )
         self._settings = self._settings_of(documents)
+        self._run_work = RunWork(
+            checkpoint=self.checkpoint,
+            plans=self.plans,
+            config=config,
+            budget=self.budget,
+            search=self.search,
+            closing=len(self.text.closing.tokens),
+        )
         self.forecast = self._forecast()
 
     def __enter__(self) -> Self:
@@ -306,19 +317,34 @@ class Run(AbstractContextManager["Run"]):
         return path
 
     def collect(self) -> LayerBank:
-        """Collect what the calibration text says of every matrix, and open the layer bank."""
+        """Collect what the calibration text says of every matrix, and open the layer bank.
+
+        Where it is read in two passes, the first comes with the estimates of what types cost.
+        """
         tokens, folds = self.text.calibration, self.text.folds
+        bank = LayerBank(self.checkpoint, self.work, self.config.rounding)
+        if self._run_work.two_passes:
+            everything = self._run_work.everything
+            self._rounder = TwoPassRounder(bank, tokens, folds, everything, self.progress)
+            return bank
+        self._rounder = BankRounder(bank, self.progress)
         work = collection_work(self.checkpoint, len(tokens))
         with self.progress.stage("Reading calibration text", work, "calibration"):
             collect_statistics(
                 BlockwiseModel(self.checkpoint), tokens, folds, self.work, self.progress
             )
-        return LayerBank(self.checkpoint, self.work, self.config.rounding)
+        return bank
 
     def allocate(self, bank: LayerBank) -> list[Decision]:
         """Decide the allocation of every planned file."""
         decisions = allocate(
-            self.plans, bank, self.original, self.text.allocation, self.search, self.progress
+            self.plans,
+            bank,
+            self._rounder,
+            self.original,
+            self.text.allocation,
+            self.search,
+            self.progress,
         )
         limited = self.search.tokens_per_second is not None
         self.plans = [
@@ -460,16 +486,7 @@ class Run(AbstractContextManager["Run"]):
         Raises:
             UserError: a disk has no room for it.
         """
-        found = forecast_of(
-            RunWork(
-                checkpoint=self.checkpoint,
-                plans=self.plans,
-                config=self.config,
-                budget=self.budget,
-                search=self.search,
-                closing=len(self.text.closing.tokens),
-            )
-        )
+        found = forecast_of(self._run_work)
         found.disk.require_room()
         return found
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bitquilt.calibration import collect
-from bitquilt.calibration.collect import collect_statistics, collection_work, input_of, sample
+from bitquilt.calibration import block_moments, collect
+from bitquilt.calibration.block_moments import input_of
+from bitquilt.calibration.collect import collect_statistics, collection_work, sample
 from bitquilt.calibration.shrinkage import shrink
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models import open_checkpoint
@@ -92,7 +93,7 @@ def test_moments_of_output_gradients_are_those_of_autograd(captured, monkeypatch
 def test_a_matrix_of_many_outputs_has_no_moment_of_their_gradients(captured, tmp_path, monkeypatch):
     checkpoint, _, tokens, _ = captured
     module = "model.layers.0.mlp.down_proj"
-    monkeypatch.setattr(collect, "OUTPUTS", checkpoint.matrices[module][0] - 1)
+    monkeypatch.setattr(block_moments, "OUTPUTS", checkpoint.matrices[module][0] - 1)
     work = WorkDir(tmp_path / "few", {})
     collect_statistics(BlockwiseModel(checkpoint), tokens, FOLDS, work, Silent())
     assert CalibrationStats(checkpoint, work).outputs(module) is None

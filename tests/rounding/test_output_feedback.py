@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from bitquilt import qtypes
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.errors import UserError
+from bitquilt.rounding.input_work import MemoryUse
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.output_feedback import (
     CHUNKS,
@@ -16,7 +17,7 @@ from bitquilt.rounding.output_feedback import (
     ChunkedMatrix,
     factorize_outputs,
 )
-from bitquilt.rounding.round_layers import MemoryUse, polish_layers, round_layers
+from bitquilt.rounding.round_layers import polish_layers, round_layers
 from bitquilt.rounding.round_matrices import RoundingJob, polish, round_matrices, round_once
 from bitquilt.rounding.row_batches import TILE, BatchSizes, RoundedRows
 from bitquilt.runtime.progress import Silent

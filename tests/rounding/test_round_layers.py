@@ -6,16 +6,18 @@ import pytest
 import torch
 
 from bitquilt import qtypes
-from bitquilt.calibration import collect
+from bitquilt.calibration import block_moments
 from bitquilt.calibration.collect import collect_statistics
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.rounding import input_work
 from bitquilt.rounding import round_layers as round_layers_module
 from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
 from bitquilt.rounding.hessian import factorize
+from bitquilt.rounding.input_work import MemoryUse
 from bitquilt.rounding.layer_bank import POLISHED, LayerBank
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.round_layers import MemoryUse, polish_layers, polishing_work, round_layers
+from bitquilt.rounding.round_layers import polish_layers, polishing_work, round_layers
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
@@ -57,7 +59,7 @@ def test_qtypes_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
     def no_more(*_):
         raise AssertionError("rounded twice")
 
-    monkeypatch.setattr("bitquilt.rounding.round_layers.round_once", no_more)
+    monkeypatch.setattr("bitquilt.rounding.input_work.round_once", no_more)
     round_layers(bank, {module: ["Q4_K"]}, Silent())
 
 
@@ -65,7 +67,7 @@ def test_qtypes_are_added_and_nothing_is_rounded_twice(bank, monkeypatch):
 def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch, rounding, count):
     bank, lines = captured(tmp_path, rounding), []
     monkeypatch.setattr(round_layers_module, "compute_device", lambda: torch.device("cuda"))
-    monkeypatch.setattr(round_layers_module._Work, "batches", lambda *_: [])
+    monkeypatch.setattr(round_layers_module.InputWork, "batches", lambda *_: [])
     monkeypatch.setattr(round_layers_module, "_reported", set())
     monkeypatch.setattr("bitquilt.rounding.kernels.compile_error", lambda: "no compiler")
     for qtype in ("Q4_K", "4bit-g64"):  # once, though there are two formats
@@ -79,7 +81,7 @@ def test_what_cannot_be_fetched_is_not_kept(tmp_path, monkeypatch):
         raise MemoryError("no room")
 
     bank, module = captured(tmp_path, "gptq"), "model.layers.0.self_attn.q_proj"
-    monkeypatch.setattr("bitquilt.rounding.round_layers.moved", fail)
+    monkeypatch.setattr("bitquilt.rounding.input_work.moved", fail)
     with pytest.raises(MemoryError, match="no room"):
         round_layers(bank, {module: ["4bit-g32"]}, Silent())
     assert not bank.cells(module)
@@ -118,7 +120,7 @@ def test_a_table_rounded_in_parts_is_the_same_table(tmp_path, monkeypatch, tied,
     whole = captured(tmp_path, tied=tied)
     tables = {module: [name] for module in ("model.embed_tokens", "lm_head")[: 2 - tied]}
     round_layers(whole, tables, Silent())
-    monkeypatch.setattr(round_layers_module, "TABLE_WEIGHTS", 40 * 256)
+    monkeypatch.setattr(input_work, "TABLE_WEIGHTS", 40 * 256)
     parts = LayerBank(whole.checkpoint, WorkDir(tmp_path / "parts", {}), "nearest")
     shutil.copytree(whole.work.path / "hessians", parts.work.path / "hessians")
     shutil.copy(whole.work.path / "gradients.safetensors", parts.work.path)
@@ -132,7 +134,7 @@ def test_a_table_rounded_in_parts_is_the_same_table(tmp_path, monkeypatch, tied,
 
 def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path, monkeypatch):
     """Where rows are rounded alone; the costs of rows that interact are tested with the others."""
-    monkeypatch.setattr(collect, "OUTPUTS", 0)
+    monkeypatch.setattr(block_moments, "OUTPUTS", 0)
     bank = captured(tmp_path, "full")
     modules = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
     round_layers(bank, {module: ["Q3_K", "4bit-g64"] for module in modules}, Silent())
@@ -143,7 +145,7 @@ def test_the_bank_says_how_each_matrix_was_rounded_and_what_it_costs(tmp_path, m
             error -= bank.checkpoint.load(f"{module}.weight")
             hessian = bank.statistics.hessian(module).unsqueeze(0)
             damped = factorize(hessian, [module], Silent()).natural[0]
-            expected = bank.statistics.predicted_kl(module, error, damped)
+            expected = float(bank.statistics.predicted_kl(module, error, damped).sum())
             assert cell.predicted_kl == pytest.approx(expected, rel=0.01)
 
 
@@ -157,7 +159,7 @@ def test_what_was_chosen_is_polished_and_what_the_search_knew_stays(tmp_path):
     def cost():
         error = qtypes.get("Q3_K").dequantize(bank.polished(module, "Q3_K"))
         error -= bank.checkpoint.load(f"{module}.weight")
-        return bank.statistics.predicted_kl(module, error, hessian)
+        return float(bank.statistics.predicted_kl(module, error, hessian).sum())
 
     before, steps = cost(), []
     for _ in range(2):  # the second time there is nothing left to do
@@ -184,7 +186,7 @@ def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):
         seen.extend(names)
         return factorize(hessians, names, progress)
 
-    monkeypatch.setattr("bitquilt.rounding.round_layers.factorize", counted)
+    monkeypatch.setattr("bitquilt.rounding.input_work.factorize", counted)
     names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj")
     round_layers(bank, {f"model.layers.0.{name}": ["Q4_K", "Q3_K"] for name in names}, Silent())
     assert seen == ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"]

@@ -43,7 +43,7 @@ from bitquilt.metrics.original import OriginalModel, tokens_key
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.rounding.round_layers import round_layers, rounding_work
+from bitquilt.rounding.rounders import Rounder
 from bitquilt.runtime.products import PRODUCTS
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import Target
@@ -92,6 +92,7 @@ def affordable_search(config: SearchConfig, budget: TextBudget) -> SearchConfig:
 def allocate(
     plans: Sequence[Plan],
     bank: LayerBank,
+    rounder: Rounder,
     original: OriginalModel,
     text: AllocationText,
     config: SearchConfig,
@@ -101,7 +102,8 @@ def allocate(
 
     Args:
         plans: the files.
-        bank: the candidates are rounded into it.
+        bank: knows what candidates cost, and has those that mixes consist of.
+        rounder: fills it.
         original: reads text where it is needed.
         text: what is read here.
         config: how to search, from :func:`affordable_search`.
@@ -113,6 +115,7 @@ def allocate(
             target=target,
             plans=[plan for plan in plans if plan.target is target],
             bank=bank,
+            rounder=rounder,
             original=original,
             text=text,
             config=config,
@@ -129,6 +132,7 @@ class _Files:
     target: Target
     plans: list[Plan]
     bank: LayerBank
+    rounder: Rounder
     original: OriginalModel
     text: AllocationText
     config: SearchConfig
@@ -141,29 +145,45 @@ class _Files:
         if limit is not None:
             self.plans = [limit.timed(plan) for plan in self.plans]
             rivals = [limit.fast_enough(rival) for rival in rivals]
-        self._round(rivals)
+        candidates = candidate_types(self.plans, rivals, self.bank.checkpoint)
+        self.rounder.score(candidates, str(self.target))
         capacities = {plan.label: plan.space.capacity for plan in self.plans if plan.space}
         if not capacities:
+            self._make([plan.allocation for plan in self.plans])
             return [_as_planned(plan) for plan in self.plans]
 
         evaluator, measure = self._evaluators()
         measurements = self._measurements(evaluator, measure)
-        candidates = self._scored(measurements)
-        space = AllocationSpace.of(candidates, limit.seconds if limit else math.inf)
-        if self.config.scores == "predicted" and len(self.text.interactions):
+        space = AllocationSpace.of(self._scored(measurements), limit.seconds if limit else math.inf)
+        together = self.rounder.complete and len(self.text.interactions)
+        if self.config.scores == "predicted" and together:
             space = self._corrected(space, list(capacities.values()))
         self._say_knees(space)
         exact = {label: solve(space, capacity) for label, capacity in capacities.items()}
         best = self._searched(space, capacities, exact, measurements)
-        decisions = []
-        for plan, rival in zip(self.plans, rivals, strict=True):
-            if plan.space is None:
-                decisions.append(_as_planned(plan))
-                continue
-            named: dict[str, Allocation] = {self.config.method: space.allocation(best[plan.label])}
-            named |= {"knapsack": space.allocation(exact[plan.label]), **rival}
-            decisions.append(self._select(plan, named, evaluator, limit))
-        return decisions
+        named = [
+            {
+                self.config.method: space.allocation(best[plan.label]),
+                "knapsack": space.allocation(exact[plan.label]),
+                **rival,
+            }
+            if plan.space
+            else {"": plan.allocation}
+            for plan, rival in zip(self.plans, rivals, strict=True)
+        ]
+        self._make([mix for own in named for mix in own.values()])
+        return [
+            self._select(plan, own, evaluator, limit) if plan.space else _as_planned(plan)
+            for plan, own in zip(self.plans, named, strict=True)
+        ]
+
+    def _make(self, mixes: Sequence[Allocation]) -> None:
+        """Let the bank have what mixes consist of."""
+        chosen = {
+            module: list(dict.fromkeys(mix[module] for mix in mixes))
+            for module in self.bank.checkpoint.matrices
+        }
+        self.rounder.make(chosen, str(self.target))
 
     def _speed_limit(self, rivals: Sequence[Rivals]) -> SpeedLimit | None:
         """The speed that files have to reach, with the seconds of every candidate."""
@@ -182,13 +202,6 @@ class _Files:
             return here, here
         address = self.config.ray
         return here, RayEvaluator(checkpoint, packed, address, here.precision, self.progress)
-
-    def _round(self, rivals: Sequence[Rivals]) -> None:
-        """Round everything that any of the files may be made of."""
-        candidates = candidate_types(self.plans, rivals, self.bank.checkpoint)
-        work = rounding_work(self.bank, candidates)
-        with self.progress.stage(f"Rounding for {self.target}", work, "rounding"):
-            round_layers(self.bank, candidates, self.progress)
 
     def _measurements(
         self, evaluator: Evaluator, measure: Evaluator | RayEvaluator
@@ -313,7 +326,8 @@ class _Files:
         )
         rankings = tuple(replace(one, nbytes=size(named[one.name]).total_bytes) for one in found)
         best = rankings[0].name
-        before = ", before polishing" if self.bank.rounding == "full" else ""
+        rough = self.bank.rounding == "full" and self.rounder.complete
+        before = ", before polishing" if rough else ""
         self.progress.say(f"{plan.label} for {plan.target}{before}: {verdict(rankings)}")
         if limit is not None:
             rate = limit.predicted(named[best])

@@ -77,7 +77,7 @@ def measured(sets: CandidateSets, measurements: Measurements, progress: Progress
 def predicted(bank: LayerBank, sets: CandidateSets) -> CandidateSets:
     """Return candidates with what the bank predicts (:mod:`bitquilt.calibration.prediction`)."""
     return {
-        module: [replace(c, predicted_kl=cells[c.qtype].predicted_kl) for c in candidates]
+        module: [replace(c, predicted_kl=scores[c.qtype]) for c in candidates]
         for module, candidates in sets.items()
-        for cells in [bank.cells(module)]
+        for scores in [bank.scores(module)]
     }

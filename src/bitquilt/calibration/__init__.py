@@ -6,6 +6,7 @@
     collect.py        one pass forward, one backward: Hessians and gradient moments
     packed_moment.py  Hessians in a quarter of their bytes
     statistics.py     these, read for one matrix at a time
+    block_moments.py  those of one block: summed, then saved or used at once
     prediction.py     the KL that a rounding error is predicted to cost
 
 In: a checkpoint and documents. Out: for every matrix the Hessian of its inputs and the mean squares

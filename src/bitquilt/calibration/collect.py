@@ -14,13 +14,19 @@ and C inputs of a matrix, F folds of the text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from bitquilt.calibration.packed_moment import mirrored, pack_moment, slabs
-from bitquilt.calibration.shrinkage import FOLDS, Moments
+from bitquilt.calibration.block_moments import (
+    OUTPUTS,
+    BlockSums,
+    MomentKeeper,
+    SavedMoments,
+)
+from bitquilt.calibration.packed_moment import pack_moment
+from bitquilt.calibration.shrinkage import FOLDS
 from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale, logit_tokens
 from bitquilt.models.checkpoint import HEAD, Checkpoint
 from bitquilt.models.names import block_path, in_block, layer_of
@@ -28,32 +34,21 @@ from bitquilt.runtime.products import PRODUCTS, fast_precision, multiplying
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
-SUM_SLABS = 4
-"""A second moment is symmetric: cut into so many slabs, it takes five of eight products."""
 BACKWARD = 4.0
 """What a window takes back through a block, its moments summed, in windows that go forward."""
 ROUGH_OUTPUT = 0.05
 """The relative error of a block's output from which on fast products are given up."""
-OUTPUTS = 2048
-"""Matrices with at most so many outputs have a B; of others only its diagonal is kept."""
-SHARED_INPUTS = {
-    "self_attn.k_proj": "self_attn.q_proj",
-    "self_attn.v_proj": "self_attn.q_proj",
-    "mlp.up_proj": "mlp.gate_proj",
-}
-"""Matrix → the matrix that reads the same input; one Hessian serves both."""
-
-
-def input_of(module: str) -> str:
-    """Return the module under whose name the Hessian of this module's input is kept."""
-    for reader, owner in SHARED_INPUTS.items():
-        if module.endswith(reader):
-            return module.removesuffix(reader) + owner
-    return module
+KEPT_DTYPE = torch.bfloat16
+"""What each block reads is kept so on a GPU, for twice as much text fits its memory then."""
 
 
 def collect_statistics(
-    model: BlockwiseModel, tokens: Tensor, folds: Tensor, work: WorkDir, progress: Progress
+    model: BlockwiseModel,
+    tokens: Tensor,
+    folds: Tensor,
+    work: WorkDir,
+    progress: Progress,
+    keeper: MomentKeeper | None = None,
 ) -> None:
     """Run both passes and leave their statistics in the work directory.
 
@@ -71,13 +66,16 @@ def collect_statistics(
         folds: the fold that each window is of, int64 [N], below ``FOLDS``.
         work: where artefacts go.
         progress: advances after each block of each pass, by :func:`collection_work` in all.
+        keeper: takes the moments of each block, from the last to the first, which are all in
+            ``hessians``, ``outputs`` and ``weights``; they are saved there if not given.
     """
-    if work.has("gradients"):
+    keeper = keeper or SavedMoments(work)
+    if work.has("gradients") and not any(map(keeper.wants, range(model.checkpoint.layers))):
         progress.advance(collection_work(model.checkpoint, len(tokens)))
         return
     precision = _precision(model, tokens[:1], progress)
     with multiplying(precision):
-        _collect(model, tokens, folds, work, progress)
+        _collect(model, tokens, folds, work, progress, keeper)
 
 
 def _precision(model: BlockwiseModel, tokens: Tensor, progress: Progress) -> str:
@@ -100,17 +98,23 @@ def _precision(model: BlockwiseModel, tokens: Tensor, progress: Progress) -> str
 
 
 def _collect(
-    model: BlockwiseModel, tokens: Tensor, folds: Tensor, work: WorkDir, progress: Progress
+    model: BlockwiseModel,
+    tokens: Tensor,
+    folds: Tensor,
+    work: WorkDir,
+    progress: Progress,
+    keeper: MomentKeeper,
 ) -> None:
     """Do as :func:`collect_statistics` says."""
     order = folds.argsort(stable=True)  # windows of one fold stand together
     place = order.argsort()  # where each window went
     tokens, counts = tokens[order], torch.bincount(folds, minlength=FOLDS)
     kept: list[Tensor] = []  # what each block reads
+    as_kept = KEPT_DTYPE if model.device.type == "cuda" else torch.float32
     hidden = model.embed(tokens)
     with torch.no_grad():
         for index in range(model.checkpoint.layers):
-            kept.append(hidden.clone())
+            kept.append(hidden.to(as_kept, copy=True))
             model.run_all(model.block(index), hidden)
             progress.advance(len(tokens))
         if not work.has("hessians/head"):
@@ -124,10 +128,16 @@ def _collect(
         "tokens": torch.bincount(tokens.flatten(), minlength=len(head)) / tokens.numel(),
     }
     for index in reversed(range(model.checkpoint.layers)):
-        sums = BlockSums(index, wanted=not work.has(f"weights/{index}"))
-        gradient = _backward(model, index, kept.pop(), gradient, counts.tolist(), sums)
-        sums.save(place, diagonals, work)
+        sums = BlockSums(index, wanted=keeper.wants(index))
+        inputs = kept.pop().to(hidden.dtype)
+        gradient = _backward(model, index, inputs, gradient, counts.tolist(), sums)
+        own = sums.diagonals()
+        diagonals |= own
+        if sums.wanted:
+            keeper.keep(sums.moments(place, own))
         progress.advance(backward)
+    if work.has("gradients"):  # they are what other passes have read
+        return
     # y = scale · E[token]: the gradient of the table is scale times that of its output
     scale = embedding_scale(model.checkpoint.config)
     diagonals["columns"] = (scale * gradient).flatten(0, 1).square().mean(0)
@@ -151,12 +161,6 @@ def widths_of_outputs(checkpoint: Checkpoint, layer: int) -> list[int]:
 def _head_in_blocks(checkpoint: Checkpoint) -> float:
     """Return how many blocks have as many weights as the output matrix."""
     return checkpoint.head_weights * checkpoint.layers / checkpoint.block_weights
-
-
-def _add_moment(moment: Tensor, x: Tensor) -> None:
-    """Add xᵀ x of rows [T, C] to a moment [C, C], which :func:`mirrored` then completes."""
-    for own, on in slabs(x.shape[1], SUM_SLABS):
-        moment[own, on].addmm_(x[:, own].T, x[:, on])
 
 
 def second_moment(x: Tensor) -> Tensor:
@@ -257,83 +261,3 @@ def _folds(counts: Iterable[int]) -> Iterator[slice]:
     for count in counts:
         yield slice(start, start + count)
         start += count
-
-
-class BlockSums:
-    """Sums the moments of one block's inputs and output gradients, batch by batch."""
-
-    def __init__(self, index: int, wanted: bool) -> None:
-        """``wanted`` is false where only the diagonals are: the rest is there from before."""
-        self._index, self._wanted = index, wanted
-        self._tokens = 0
-        self._inputs: dict[str, Tensor] = {}  # of the batch at hand, [T, C]
-        self._squares: dict[str, Tensor] = {}  # Σ g² over the readers of an input, [T]
-        self._hessians: dict[str, Moments] = {}
-        self._outputs: dict[str, Tensor] = {}
-        self._diagonals: dict[str, Tensor] = {}
-        self._weights: dict[str, list[Tensor]] = {}
-
-    def watch(self, name: str) -> Callable[[nn.Module, tuple[Tensor], Tensor], None]:
-        """Return a hook on a linear layer's forward pass."""
-
-        def hook(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            self._inputs[input_of(name)] = inputs[0].detach().flatten(0, -2)  # [n, L, C] → [T, C]
-            output.register_hook(lambda g: self._gradient(name, g.flatten(0, -2)))
-
-        return hook
-
-    def _gradient(self, name: str, g: Tensor) -> None:
-        """Take the gradient [T, R] of a linear layer's output."""
-        square, owner = g.square(), input_of(name)
-        self._diagonals[name] = self._diagonals.get(name, 0) + square.sum(0)
-        self._squares[owner] = self._squares.get(owner, 0) + square.sum(1)
-        if self._wanted and g.shape[1] <= OUTPUTS:
-            if name not in self._outputs:
-                self._outputs[name] = g.new_zeros(g.shape[1], g.shape[1])
-            _add_moment(self._outputs[name], g)
-
-    def add(self, fold: int) -> None:
-        """Add the batch that has gone back, which is of one fold."""
-        self._tokens += len(next(iter(self._inputs.values())))
-        if self._wanted:
-            for name, x in self._inputs.items():
-                moments = self._hessians.setdefault(name, Moments(x))
-                square = self._squares[name]
-                _add_moment(moments.sums[fold], x * square.sqrt().unsqueeze(1))
-                moments.weights[fold] += float(square.double().sum())
-                self._weights.setdefault(name, []).append(square)
-        self._inputs.clear()
-        self._squares.clear()
-
-    def save(self, place: Tensor, diagonals: dict[str, Tensor], work: WorkDir) -> None:
-        """Leave what was summed in the work directory, and E[g²] [R] with the diagonals.
-
-        Args:
-            place: where each window of the text stands among those that were read, int64 [N].
-            diagonals: of every matrix.
-            work: where the other moments go.
-        """
-        tokens = self._tokens
-        diagonals |= {name: total / tokens for name, total in self._diagonals.items()}
-        if not self._wanted:
-            return
-        hessians: dict[str, Tensor] = {}
-        facts = {}
-        for name, moments in self._hessians.items():
-            for total in moments.sums:
-                mirrored(total, SUM_SLABS)
-            hessian, share = moments.shrunk()
-            hessians |= pack_moment(name, hessian)
-            facts[name] = f"{share:g}"
-        work.save(f"hessians/{self._index}", hessians, facts)
-        outputs: dict[str, Tensor] = {}
-        for name, b in self._outputs.items():
-            outputs |= pack_moment(name, mirrored(b, SUM_SLABS).div_(tokens))
-        weights = {
-            # [T] -> [N, L], in the order of the text, and back
-            name: torch.cat(parts).unflatten(0, (len(place), -1))[place].flatten().cpu()
-            for name, parts in self._weights.items()
-        }
-        if outputs:  # of wide matrices alone there are none
-            work.save(f"outputs/{self._index}", outputs, {})
-        work.save(f"weights/{self._index}", weights, {})

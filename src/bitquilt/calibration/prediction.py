@@ -13,20 +13,21 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def matrix_kl(error: Tensor, hessian: Tensor, gradient: Tensor) -> float:
-    """Return ½ Σ_r b_r ΔW_r H ΔW_rᵀ, in nats per token.
+def matrix_kl(error: Tensor, hessian: Tensor, gradient: Tensor) -> Tensor:
+    """Return ½ b_r ΔW_r H ΔW_rᵀ of each row, float64 [R], in nats per token; they add up.
 
     Args:
         error: ΔW [R, C], on any device.
-        hessian: H, mean of x xᵀ [C, C].
+        hessian: H, mean of x xᵀ [C, C]; or its diagonal [C] where columns are to count alone.
         gradient: b, mean of g² per output [R].
     """
-    per_row = ((error @ hessian.to(error.device)) * error).sum(1)
-    return 0.5 * float(per_row.cpu().double() @ gradient.double())
+    metric = hessian.to(error.device)
+    per_row = ((error @ metric if metric.ndim == 2 else error * metric) * error).sum(1)
+    return 0.5 * per_row.cpu().double() * gradient.double()
 
 
-def embedding_kl(error: Tensor, tokens: Tensor, columns: Tensor) -> float:
-    """Return ½ Σ_v f_v Σ_c g_c ΔW_vc²: the cost of the table as what the first block reads.
+def embedding_kl(error: Tensor, tokens: Tensor, columns: Tensor) -> Tensor:
+    """Return ½ f_v Σ_c g_c ΔW_vc² of each row, float64 [V]: its cost in what the first block reads.
 
     Args:
         error: ΔW [V, D], on any device.
@@ -35,4 +36,6 @@ def embedding_kl(error: Tensor, tokens: Tensor, columns: Tensor) -> float:
     """
     used = tokens.nonzero().flatten()
     per_row = error[used.to(error.device)].square() @ columns.to(error.device)
-    return 0.5 * float(per_row.cpu().double() @ tokens[used].double())
+    found = tokens.double()
+    found[used] *= 0.5 * per_row.cpu().double()
+    return found

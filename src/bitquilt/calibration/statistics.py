@@ -6,7 +6,7 @@ from functools import cached_property
 
 from torch import Tensor
 
-from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.block_moments import BlockMoments, input_of
 from bitquilt.calibration.packed_moment import DIAGONAL, unpack_moment
 from bitquilt.calibration.prediction import embedding_kl, matrix_kl
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
@@ -21,8 +21,12 @@ class CalibrationStats:
         self.checkpoint = checkpoint
         self.work = work
 
-    @cached_property
+    @property
     def _gradients(self) -> dict[str, Tensor]:
+        return self._saved_gradients
+
+    @cached_property
+    def _saved_gradients(self) -> dict[str, Tensor]:
         return self.work.load("gradients")
 
     def hessian(self, module: str) -> Tensor:
@@ -72,13 +76,16 @@ class CalibrationStats:
             return diagonal
 
     def predicted_kl(
-        self, module: str, error: Tensor, hessian: Tensor, rows: slice = slice(None)
-    ) -> float:
+        self, module: str, error: Tensor, hessian: Tensor, rows: slice | Tensor = slice(None)
+    ) -> Tensor:
         """Predict the KL, in nats per token, that an error [R, C] in rows of one matrix costs.
 
         A tied embedding counts as what the first block reads and as the head.
+
+        Returns:
+            what each row costs, float64 [R]; they add up.
         """
-        gradients, total = self._gradients, 0.0
+        gradients, total = self._gradients, error.new_zeros(len(error), device="cpu").double()
         if module == EMBEDDING:
             total += embedding_kl(error, gradients["tokens"][rows], gradients["columns"])
         if module == HEAD or (module == EMBEDDING and self.checkpoint.tied):
@@ -87,9 +94,39 @@ class CalibrationStats:
             total += matrix_kl(error, hessian, gradients[module][rows])
         return total
 
-    def predicted_kl_of_rows(self, module: str, costs: Tensor) -> float:
-        """Predict the KL, in nats per token, of a block's matrix whose rows cost E H Eᵀ [R]."""
-        return 0.5 * float(costs.cpu().double() @ self._gradients[module].double())
+    def predicted_kl_of_rows(
+        self, module: str, costs: Tensor, rows: slice | Tensor = slice(None)
+    ) -> Tensor:
+        """Predict the KL, in nats per token, of rows of a block's matrix that cost E H Eᵀ [R].
+
+        Returns:
+            what each row costs, float64 [R]; they add up.
+        """
+        return 0.5 * costs.cpu().double() * self._gradients[module][rows].double()
+
+
+class BlockStats(CalibrationStats):
+    """The statistics of one block that are in memory."""
+
+    def __init__(self, checkpoint: Checkpoint, work: WorkDir, moments: BlockMoments) -> None:
+        super().__init__(checkpoint, work)
+        self._moments = moments
+
+    @property
+    def _gradients(self) -> dict[str, Tensor]:
+        return self._moments.diagonals
+
+    def hessian(self, module: str) -> Tensor:
+        """See :meth:`CalibrationStats.hessian`; it is on the device that is computed on."""
+        return self._moments.hessians[input_of(module)]
+
+    def outputs(self, module: str) -> Tensor | None:
+        """See :meth:`CalibrationStats.outputs`; it is on the device that is computed on."""
+        return self._moments.outputs.get(module)
+
+    def importance(self, module: str) -> Tensor:
+        """See :meth:`CalibrationStats.importance`."""
+        return self.hessian(module).diagonal()
 
 
 def _place(module: str) -> tuple[str, str]:

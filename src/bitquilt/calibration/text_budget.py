@@ -62,7 +62,7 @@ def text_budget(parameters: int, hidden: int, on_gpu: bool = False) -> TextBudge
     races = windows(900, 0, 880) if on_gpu else windows(6, 0, 480)
     races = races if races >= LEAST_RACED else 0
     interactions = windows(120 if on_gpu else 0.6, 0, 16)
-    kept = KEPT // (4 * hidden * WINDOW)
+    kept = KEPT // (2 * hidden * WINDOW)
     return TextBudget(
         calibration=max(12, min(512, kept)) if on_gpu else windows(2.5, 12, 48),
         held_out=windows(1, 8, 16),

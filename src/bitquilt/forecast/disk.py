@@ -10,13 +10,14 @@ from pathlib import Path
 
 from bitquilt import qtypes
 from bitquilt.allocation.budget import human
-from bitquilt.calibration.collect import input_of, widths_of_outputs
+from bitquilt.calibration.block_moments import input_of
+from bitquilt.calibration.collect import widths_of_outputs
 from bitquilt.calibration.packed_moment import packed_bytes
 from bitquilt.errors import UserError
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.models.names import layer_of
-from bitquilt.rounding.layer_bank import POLISHED
+from bitquilt.rounding.layer_bank import POLISHED, ROUNDED
 
 FLOAT, TOKEN = 4, 8
 SPARE = 16 << 20
@@ -76,6 +77,24 @@ def disk_use(work: RunWork) -> DiskUse:
 def _work_bytes(work: RunWork) -> Iterable[int]:
     """Yield the bytes of each kind of artefact."""
     checkpoint, budget = work.checkpoint, work.budget
+    if not work.has("hessians/head"):
+        yield packed_bytes(int(checkpoint.config["hidden_size"]))
+    yield from _made(work) if work.two_passes else _statistics_and_candidates(work)
+    window = budget.window * (FLOAT * int(checkpoint.config["hidden_size"]) + TOKEN)
+    windows = sum(work.interactions(target) > 0 for target in work.targets) * budget.interactions
+    if any(plan.space for plan in work.plans):
+        windows += budget.selection + (budget.search if work.search.method != "knapsack" else 0)
+    if (config := work.quantizing) is not None:
+        windows += work.closing + (budget.tuning if config.tune else 0)
+        if work.config.rounding == "full" and not work.two_passes:
+            yield from _again(work, 1 + config.sequential)
+    there = sum(file.stat().st_size for file in (work.work_dir / "teacher").glob("*"))
+    yield max(0, windows * window - there)
+
+
+def _statistics_and_candidates(work: RunWork) -> Iterable[int]:
+    """Yield the bytes of the moments of all blocks, and of every candidate."""
+    checkpoint = work.checkpoint
     for module, (_, columns) in checkpoint.matrices.items():
         layer = layer_of(module)
         if layer is not None and input_of(module) == module and not work.has(f"hessians/{layer}"):
@@ -83,21 +102,19 @@ def _work_bytes(work: RunWork) -> Iterable[int]:
     for layer in range(checkpoint.layers):
         if not work.has(f"weights/{layer}"):
             yield from map(packed_bytes, widths_of_outputs(checkpoint, layer))
-    if not work.has("hessians/head"):
-        yield packed_bytes(int(checkpoint.config["hidden_size"]))
     for target in work.targets:
         for module, name in work.to_round(target):
             yield qtypes.get(name).nbytes(*checkpoint.matrices[module])
-    window = budget.window * (FLOAT * int(checkpoint.config["hidden_size"]) + TOKEN)
-    windows = sum(work.interactions(target) > 0 for target in work.targets) * budget.interactions
-    if any(plan.space for plan in work.plans):
-        windows += budget.selection + (budget.search if work.search.method != "knapsack" else 0)
-    if (config := work.quantizing) is not None:
-        windows += work.closing + (budget.tuning if config.tune else 0)
-        if work.config.rounding == "full":
-            yield from _again(work, 1 + config.sequential)
-    there = sum(file.stat().st_size for file in (work.work_dir / "teacher").glob("*"))
-    yield max(0, windows * window - there)
+
+
+def _made(work: RunWork) -> Iterable[int]:
+    """Yield the bytes of what is rounded once types are chosen, and of what is polished."""
+    for target in work.targets:
+        for module, name in work.made(target):
+            full = module not in (EMBEDDING, HEAD) and work.config.rounding == "full"
+            folder = POLISHED if full else ROUNDED
+            if not (work.work_dir / folder / input_of(module)).exists():
+                yield qtypes.get(name).nbytes(*work.checkpoint.matrices[module])
 
 
 def _again(work: RunWork, times: int) -> Iterable[int]:

@@ -13,21 +13,21 @@ import math
 import torch
 
 from bitquilt.allocation.evaluator import AT_ONCE, DECODED_BYTES
-from bitquilt.allocation.plan import largest_preset
 from bitquilt.allocation.race_search import RaceSchedule
-from bitquilt.calibration.collect import input_of, widths_of_outputs
+from bitquilt.calibration.block_moments import input_of
+from bitquilt.calibration.collect import widths_of_outputs
 from bitquilt.calibration.shrinkage import FOLDS
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.blockwise import BATCH_TOKENS, LOGITS, logit_tokens
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.models.names import layer_of
-from bitquilt.rounding.output_feedback import OUTPUT_BYTES
-from bitquilt.rounding.round_layers import (
+from bitquilt.rounding.input_work import (
     CPU_MEMORY,
     HESSIAN_BYTES,
     TABLE_WEIGHTS,
     WEIGHT_BYTES,
 )
+from bitquilt.rounding.output_feedback import OUTPUT_BYTES
 from bitquilt.rounding.row_batches import DEFAULT_SIZES
 
 PROGRAM = 450_000_000
@@ -79,7 +79,7 @@ def stage_bytes(work: RunWork) -> dict[str, int]:
             kept + block + 2 * activations + 2 * FOLDS * hessians + outputs,
             kept + table + LOGIT_COPIES * logits,
         ),
-        "rounding": _rounding(work, table),
+        "rounding": _rounding(work, table) + (kept if work.two_passes else 0),
     }
     held_out = work.closing * window
     if any(plan.space for plan in work.plans):
@@ -143,10 +143,9 @@ def _decoded(work: RunWork) -> int:
     for target in work.targets:
         types = work.candidates[target.name]
         if work.search.method == "knapsack":
-            plans = [plan for plan in work.of(target) if plan.space]
-            rivals = [own for p in plans for own in largest_preset(p, work.checkpoint).values()]
-            read = [*(plan.allocation for plan in plans), *rivals]
-            types = {m: list({mix[m] for mix in read}) for m in types}
+            types = {module: [] for module in types}
+            for module, name in work.made(target):
+                types[module].append(name)
         needed = max(needed, FLOAT * sum(work.weights(m) * len(own) for m, own in types.items()))
     return min(DECODED_BYTES, needed)
 

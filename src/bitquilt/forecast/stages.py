@@ -18,6 +18,7 @@ from bitquilt.forecast.machine import MachineSpeed
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
+from bitquilt.rounding.row_sample import SHARE
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.targets import Target
 
@@ -58,9 +59,16 @@ class StageSeconds:
 
     def _all(self) -> Iterator[tuple[str, float]]:
         work = self._work
-        yield "calibration", STARTING if work.collected else self._calibration()
+        if work.two_passes:
+            candidates = sum(map(self._rounded, work.targets))
+            yield "calibration", self._calibration() + candidates / SHARE
+        else:
+            yield "calibration", STARTING if work.collected else self._calibration()
         for target in work.targets:
-            yield "rounding", self._rounded(target)
+            if work.two_passes:
+                yield "rounding", self._calibration() + self._made(target)
+            else:
+                yield "rounding", self._rounded(target)
             yield from self._deciding(target)
         if work.quantizing is None:
             return
@@ -170,9 +178,19 @@ class StageSeconds:
             )
         )
 
+    def _made(self, target: Target) -> float:
+        """Seconds of what is rounded, and polished, once types are chosen."""
+        work, full = self._work, self._work.config.rounding == "full"
+        seconds = 0.0
+        for module, name in work.made(target):
+            table, weights = module in (EMBEDDING, HEAD), work.weights(module)
+            seconds += rounding_seconds(name, weights, table=table)
+            seconds += polishing_seconds(name, weights) if full and not table else 0.0
+        return self._rounding(seconds)
+
     def _polished(self, plan: Plan) -> float:
         work = self._work
-        if work.config.rounding != "full":
+        if work.config.rounding != "full" or work.two_passes:
             return 0.0
         inside = {m: q for m, q in plan.allocation.items() if m not in (EMBEDDING, HEAD)}
         return self._rounding(

@@ -19,6 +19,9 @@ from bitquilt.rounding.layer_bank import ROUNDED
 from bitquilt.rounding.tuning.distill import DEFAULT_SCHEDULE
 from bitquilt.targets import Target
 
+TWO_PASSES = 512_000_000
+"""Weights from which on a model whose mixes no search measures is rounded in two passes."""
+
 
 def work_directory(checkpoint: Checkpoint, config: AllocationConfig) -> Path:
     """Return where a run keeps its stages' results."""
@@ -51,6 +54,17 @@ class RunWork:
         return self.config if isinstance(self.config, QuantizeConfig) else None
 
     @property
+    def two_passes(self) -> bool:
+        """Whether the text is read twice, so that only what is chosen is rounded and kept.
+
+        A search, and the sequential correction, need all candidates or all statistics.
+        """
+        search, quantizing = self.search, self.quantizing
+        planned = search.method == "knapsack" and search.scores == "predicted"
+        sequential = quantizing is not None and quantizing.sequential
+        return planned and not sequential and self.checkpoint.weights >= TWO_PASSES
+
+    @property
     def targets(self) -> list[Target]:
         """The formats, in the order in which they are decided."""
         return list(dict.fromkeys(plan.target for plan in self.plans))
@@ -69,6 +83,15 @@ class RunWork:
             found[target.name] = candidate_types(plans, rivals, self.checkpoint)
         return found
 
+    @property
+    def everything(self) -> Mapping[str, list[str]]:
+        """Matrix → types that it is rounded to for any format."""
+        found: dict[str, list[str]] = {module: [] for module in self.checkpoint.matrices}
+        for candidates in self.candidates.values():
+            for module, names in candidates.items():
+                found[module] += [name for name in names if name not in found[module]]
+        return found
+
     def to_round(self, target: Target) -> Iterator[tuple[str, str]]:
         """Yield (matrix, type) that neither an earlier run nor an earlier format has rounded."""
         earlier = [self.candidates[t.name] for t in self.targets[: self.targets.index(target)]]
@@ -78,6 +101,17 @@ class RunWork:
                     name in own[module] for own in earlier
                 ):
                     yield module, name
+
+    def made(self, target: Target) -> Iterator[tuple[str, str]]:
+        """Yield (matrix, type) of the mixes of a format that are read at the end of the search.
+
+        Without a race that is the planned mix of every file, about, and the largest preset.
+        """
+        plans = self.of(target)
+        rivals = [own for p in plans for own in largest_preset(p, self.checkpoint).values()]
+        mixes = [*(plan.allocation for plan in plans), *rivals]
+        for module in self.checkpoint.matrices:
+            yield from ((module, name) for name in {mix[module] for mix in mixes})
 
     def weights(self, module: str) -> int:
         """The number of a matrix's weights."""

@@ -5,7 +5,10 @@ predicted cost; for a decided mix, matrices that make up for each other (sequent
 scales (tuning).
 
     layer_bank.py          the store: every matrix on every candidate type
-    round_layers.py        fills it: round, and polish what was chosen
+    rounders.py            two ways to fill it: every candidate, or estimates and then what is chosen
+    round_layers.py        round, estimate, polish or finish what is missing
+    input_work.py          what reads some inputs, under one factorization
+    row_sample.py          a few rows that stand for a matrix
     round_matrices.py      the matrices of some inputs, on all their types, in two steps
     row_batches.py         rows of many matrices computed as one batch
     nearest.py, fits/      scales by importance, nearest codes: one fit for each family of types

@@ -13,19 +13,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from itertools import count
 
 from torch import Tensor
 
-from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Packed
 from bitquilt.runtime.workdir import WorkDir, under
 
 ROUNDED, POLISHED = "rounded", "polished"
-"""The two folders of artefacts."""
+"""The two folders of matrices."""
+ESTIMATED = "estimated"
+"""The folder of cells without a matrix: what each is expected to cost, from a few of its rows."""
 
 Candidates = Mapping[str, Sequence[str]]
 """Module path → names of the types that the matrix may be put on."""
@@ -73,9 +76,23 @@ class LayerBank:
             found |= {qtype: BankCell(**json.loads(fact)) for qtype, fact in facts.items()}
         return found
 
+    def scores(self, module: str) -> dict[str, float]:
+        """Return type name → the KL that a matrix is predicted to cost on it, in nats per token.
+
+        Estimates count where there are any, so that a run which goes on later decides the same.
+        """
+        cells = self.cells(module) | self.cells(module, ESTIMATED)
+        return {qtype: cell.predicted_kl for qtype, cell in cells.items()}
+
+    def reading(self, statistics: CalibrationStats) -> LayerBank:
+        """Return the same bank with statistics from elsewhere than its work directory."""
+        bank = copy(self)
+        bank.statistics = statistics
+        return bank
+
     def packed(self, module: str, qtype: str) -> Packed:
-        """Return a matrix on a type as the search knows it."""
-        return self._load(ROUNDED, module, qtype)
+        """Return a matrix on a type as the search knows it: polished, if only that is there."""
+        return self._load(ROUNDED if qtype in self.cells(module) else POLISHED, module, qtype)
 
     def polished(self, module: str, qtype: str) -> Packed:
         """Return a matrix on a type as a file is to have it: polished, if it was."""
@@ -100,7 +117,7 @@ class LayerBank:
         """Put matrices into the bank, those of one input into one artefact more.
 
         Args:
-            folder: ``ROUNDED`` or ``POLISHED``.
+            folder: ``ROUNDED``, ``POLISHED``, or ``ESTIMATED``, whose matrices have no parts.
             matrices: on the CPU, with what is to be known of them.
         """
         by_input: dict[str, list[CellKey]] = {}

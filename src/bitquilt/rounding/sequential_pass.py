@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from bitquilt import qtypes
-from bitquilt.calibration.collect import input_of
+from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.architectures import architecture_of
 from bitquilt.models.blockwise import BlockwiseModel, batches

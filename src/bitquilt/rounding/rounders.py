@@ -1,0 +1,160 @@
+"""Two ways to learn what candidates cost and to have those that are chosen.
+
+A model that a search measures many mixes of has every candidate in its bank
+(:class:`BankRounder`), and the statistics are kept. For a larger one that takes more disk than the
+model itself, and hours on a CPU: :class:`TwoPassRounder` reads the calibration text twice and keeps
+no statistics. As the first pass comes back through a block, a few rows of each matrix tell what its
+candidates cost; as the second does, what was chosen is rounded and polished
+(docs/decisions/two-passes.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bitquilt.calibration.block_moments import BlockMoments
+from bitquilt.calibration.collect import collect_statistics, collection_work
+from bitquilt.calibration.statistics import BlockStats
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.names import layer_of
+from bitquilt.rounding.layer_bank import ESTIMATED, Candidates, LayerBank
+from bitquilt.rounding.round_layers import (
+    estimate_layers,
+    finish_layers,
+    finishing_work,
+    round_layers,
+    rounding_work,
+)
+from bitquilt.runtime.products import multiplying
+from bitquilt.runtime.progress import Progress
+
+
+class Rounder(Protocol):
+    """Fills a bank as far as deciding, and then as far as the decision."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the bank has every candidate that is scored, so that mixes can be measured."""
+
+    def score(self, candidates: Candidates, target: str) -> None:
+        """Let the bank know what each candidate of a format is predicted to cost."""
+
+    def make(self, chosen: Candidates, target: str) -> None:
+        """Let the bank have what mixes of a format consist of."""
+
+
+@dataclass(frozen=True)
+class BankRounder:
+    """Rounds every candidate, from statistics that are kept."""
+
+    bank: LayerBank
+    progress: Progress
+    complete = True
+
+    def score(self, candidates: Candidates, target: str) -> None:
+        """Round all of them."""
+        with self.progress.stage(
+            f"Rounding for {target}", rounding_work(self.bank, candidates), "rounding"
+        ):
+            round_layers(self.bank, candidates, self.progress)
+
+    def make(self, chosen: Candidates, target: str) -> None:
+        """Do nothing: they are there."""
+
+
+@dataclass(frozen=True)
+class TwoPassRounder:
+    """Estimates every candidate in one pass over the calibration text, and rounds in another."""
+
+    bank: LayerBank
+    tokens: Tensor
+    """int64 [N, L]."""
+    folds: Tensor
+    """The fold of each window, int64 [N]."""
+    everything: Candidates
+    """The candidates of all formats: one pass serves them."""
+    progress: Progress
+    complete = False
+
+    def score(self, candidates: Candidates, target: str) -> None:
+        """Estimate those of all formats, the first time."""
+
+        def work(bank: LayerBank, own: Candidates) -> float:
+            return rounding_work(bank, own, ESTIMATED)
+
+        if work(self.bank, self.everything):
+            title = "Reading calibration text, estimating types"
+            self._pass(title, "calibration", self.everything, work, estimate_layers)
+
+    def make(self, chosen: Candidates, target: str) -> None:
+        """Round and polish them."""
+        if finishing_work(self.bank, chosen):
+            title = f"Reading it again, rounding for {target}"
+            self._pass(title, "rounding", chosen, finishing_work, finish_layers)
+
+    def _pass(
+        self,
+        title: str,
+        kind: str,
+        candidates: Candidates,
+        work: Callable[[LayerBank, Candidates], float],
+        function: Callable[[LayerBank, Candidates, Progress], None],
+    ) -> None:
+        """Read the text, and call a function on each block's candidates while its moments last."""
+        bank, says = self.bank, _Words(self.progress)
+        units = collection_work(bank.checkpoint, len(self.tokens))
+        with self.progress.stage(title, units, kind):
+            own = _by_layer(candidates)
+            collect_statistics(
+                BlockwiseModel(bank.checkpoint),
+                self.tokens,
+                self.folds,
+                bank.work,
+                self.progress,
+                _Keeper(bank, own, work, lambda view, some: function(view, some, says)),
+            )
+            function(bank, own[None], says)
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Gives the moments of each block to a function, as the statistics of a bank."""
+
+    bank: LayerBank
+    candidates: Mapping[int | None, Candidates]
+    work: Callable[[LayerBank, Candidates], float]
+    """What a function has to do: 0 where an earlier run has done it."""
+    function: Callable[[LayerBank, Candidates], None]
+
+    def wants(self, layer: int) -> bool:
+        return self.work(self.bank, self.candidates[layer]) > 0
+
+    @torch.no_grad()
+    def keep(self, moments: BlockMoments) -> None:
+        statistics = BlockStats(self.bank.checkpoint, self.bank.work, moments)
+        with multiplying("highest"):  # passes may multiply faster and rougher
+            self.function(self.bank.reading(statistics), self.candidates[moments.layer])
+
+
+class _Words(Progress):
+    """Passes sentences on; units of work are those of the pass."""
+
+    def __init__(self, to: Progress) -> None:
+        super().__init__()
+        self._to = to
+
+    def say(self, line: str) -> None:
+        self._to.say(line)
+
+
+def _by_layer(candidates: Candidates) -> dict[int | None, dict[str, Sequence[str]]]:
+    """Return layer → its candidates; those of tables are under None."""
+    found: dict[int | None, dict[str, Sequence[str]]] = {None: {}}
+    for module, names in candidates.items():
+        found.setdefault(layer_of(module), {})[module] = names
+    return found

@@ -1,0 +1,105 @@
+"""Two passes over the text against statistics and candidates that are kept."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bitquilt import qtypes
+from bitquilt.calibration import collect
+from bitquilt.calibration.collect import collect_statistics
+from bitquilt.calibration.statistics import CalibrationStats
+from bitquilt.models import open_checkpoint
+from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.checkpoint import EMBEDDING, HEAD
+from bitquilt.rounding import row_sample
+from bitquilt.rounding.layer_bank import ESTIMATED, POLISHED, ROUNDED, LayerBank
+from bitquilt.rounding.round_layers import polish_layers
+from bitquilt.rounding.rounders import BankRounder, TwoPassRounder
+from bitquilt.runtime.progress import Silent
+from bitquilt.runtime.workdir import WorkDir
+from tests.factories import tiny_checkpoint
+
+TYPES = ["Q4_0", "Q5_0", "IQ4_NL"]
+TOKENS = torch.randint(3, 200, (6, 64), generator=torch.Generator().manual_seed(0))
+FOLDS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+class Both:
+    """The same tiny model, rounded in both ways."""
+
+    def __init__(self, place, tied):
+        self.checkpoint = open_checkpoint(tiny_checkpoint(place, "qwen3", tied=tied))
+        self.candidates = dict.fromkeys(self.checkpoint.matrices, TYPES)
+        kept, streamed = WorkDir(place / "kept", {}), WorkDir(place / "streamed", {})
+        self.kept = LayerBank(self.checkpoint, kept, "full")
+        self.streamed = LayerBank(self.checkpoint, streamed, "full")
+        collect_statistics(BlockwiseModel(self.checkpoint), TOKENS, FOLDS, kept, Silent())
+        BankRounder(self.kept, Silent()).score(self.candidates, "gguf")
+        self.rounder = TwoPassRounder(self.streamed, TOKENS, FOLDS, self.candidates, Silent())
+        self.rounder.score(self.candidates, "gguf")
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def both(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(collect, "fast_precision", lambda _: "highest")
+    monkeypatch.setattr(row_sample, "LEAST_ROWS", 32)
+    monkeypatch.setattr(row_sample, "SHARE", 2)
+    return Both(tmp_path, request.param)
+
+
+def test_a_few_rows_tell_what_candidates_cost(both):
+    ratios = []
+    for module in both.checkpoint.matrices:
+        whole, few = both.kept.scores(module), both.streamed.scores(module)
+        assert set(few) == set(TYPES)
+        ratios += [math.log(few[name] / whole[name]) for name in TYPES]
+        order = sorted(TYPES, key=whole.__getitem__)
+        assert few[order[0]] < few[order[-1]]
+    ratios = torch.tensor(ratios)
+    assert abs(float(ratios.mean())) < 0.05
+    assert float(ratios.square().mean().sqrt()) < 0.15
+
+
+def test_the_first_pass_keeps_no_matrix_and_no_statistics(both):
+    folder = both.streamed.work.path
+    assert not (folder / ROUNDED).exists()
+    assert {file.name for file in (folder / "hessians").iterdir()} == {"head.safetensors"}
+    assert not (folder / "weights").exists()
+    assert (folder / ESTIMATED).exists()
+
+
+def test_the_second_pass_makes_what_the_bank_would_have_made(both):
+    chosen = {module: ["IQ4_NL"] for module in both.checkpoint.matrices}
+    both.rounder.make(chosen, "gguf")
+    polish_layers(both.kept, chosen, Silent())
+    statistics = CalibrationStats(both.checkpoint, both.kept.work)
+    for module in both.checkpoint.matrices:
+        weight = both.checkpoint.load(f"{module}.weight")
+        costs = []
+        for bank in (both.kept, both.streamed):
+            error = qtypes.get("IQ4_NL").dequantize(bank.polished(module, "IQ4_NL")) - weight
+            hessian = statistics.hessian(module)
+            costs.append(float(statistics.predicted_kl(module, error, hessian).sum()))
+        assert costs[1] == pytest.approx(costs[0], rel=0.02)
+        in_block = module not in (EMBEDDING, HEAD)
+        assert ("IQ4_NL" in both.streamed.cells(module, POLISHED)) == in_block
+
+
+def test_estimates_decide_even_when_matrices_are_there(both):
+    before = both.streamed.scores("model.layers.0.mlp.down_proj")
+    both.rounder.make({m: ["Q4_0"] for m in both.checkpoint.matrices}, "gguf")
+    assert both.streamed.scores("model.layers.0.mlp.down_proj") == before
+
+
+def test_what_is_there_is_not_read_for_again(both, monkeypatch):
+    both.rounder.make(both.candidates, "gguf")
+
+    def fail(*_):
+        raise AssertionError("the text is read again")
+
+    monkeypatch.setattr(BlockwiseModel, "run", fail)
+    both.rounder.score(both.candidates, "gguf")
+    both.rounder.make(both.candidates, "gguf")
