@@ -45,7 +45,7 @@ class Both:
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def both(request, tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "fast_precision", lambda _: "highest")
-    monkeypatch.setattr(row_sample, "LEAST_ROWS", 32)
+    monkeypatch.setattr(row_sample, "LEAST_SAMPLED_ROWS", 32)
     monkeypatch.setattr(row_sample, "SHARE", 2)
     return Both(tmp_path, request.param)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitquilt.bases.partners import Unit
 from bitquilt.bases.products import WatchedProducts
-from bitquilt.calibration.collect import OUTPUTS
+from bitquilt.calibration.block_moments import OUTPUTS
 from bitquilt.calibration.packed_moment import slabs
 
 MOMENT_SLABS = 4

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from bitquilt.bases.fisher import MOMENT_SLABS, FisherProducts, owner_of
 from bitquilt.bases.partners import Unit
 from bitquilt.bases.products import InputSums
-from bitquilt.calibration.collect import OUTPUTS, sample
+from bitquilt.calibration.block_moments import OUTPUTS
+from bitquilt.calibration.collect import sample
 from bitquilt.calibration.packed_moment import DIAGONAL, mirrored, pack_moment, unpack_moment
 from bitquilt.errors import UserError
 from bitquilt.runtime.device import compute_device

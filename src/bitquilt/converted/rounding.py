@@ -22,9 +22,9 @@ from bitquilt.qtypes.qtype import Allocation, Packed, QuantType
 from bitquilt.qtypes.rows import rows_within
 from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
 from bitquilt.rounding.hessian import COLUMN_GROUP, Factor, factorize
+from bitquilt.rounding.input_work import CPU_MEMORY, DEVICE_MEMORY, HESSIAN_BYTES, TABLE_WEIGHTS
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.output_feedback import OutputFactor, factorize_outputs
-from bitquilt.rounding.round_layers import CPU_MEMORY, DEVICE_MEMORY, HESSIAN_BYTES, TABLE_WEIGHTS
 from bitquilt.rounding.round_matrices import RoundingJob, round_matrices
 from bitquilt.rounding.row_batches import RoundedRows
 from bitquilt.runtime.device import compute_device

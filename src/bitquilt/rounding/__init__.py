@@ -5,7 +5,7 @@ predicted cost; for a decided mix, matrices that make up for each other (sequent
 scales (tuning).
 
     layer_bank.py          the store: every matrix on every candidate type
-    rounders.py            two ways to fill it: every candidate, or estimates and then what is chosen
+    rounders.py            fill it: every candidate, or estimates and then what is chosen
     round_layers.py        round, estimate, polish or finish what is missing
     input_work.py          what reads some inputs, under one factorization
     row_sample.py          a few rows that stand for a matrix

@@ -17,7 +17,7 @@ from torch import Tensor
 
 SHARE = 8
 """One row in so many is drawn."""
-LEAST_ROWS = 128
+LEAST_SAMPLED_ROWS = 128
 """As many are drawn at least, of a matrix that has them."""
 
 
@@ -43,7 +43,7 @@ def sample_rows(sizes: Tensor) -> RowSample:
     """
     sizes = sizes.cpu().double()
     count = len(sizes)
-    wanted = min(count, max(LEAST_ROWS, count // SHARE))
+    wanted = min(count, max(LEAST_SAMPLED_ROWS, count // SHARE))
     if wanted == count or not (total := float(sizes.sum())) > 0:
         return RowSample(torch.arange(count), torch.ones(count, dtype=torch.float64))
     points = (torch.arange(wanted, dtype=torch.float64) + 0.5) * (total / wanted)

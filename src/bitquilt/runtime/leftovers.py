@@ -29,7 +29,8 @@ RECENT = 600.0
 
 _SINGLE = (LOCK, "settings.json", "time.json", "gradients.safetensors", "fisher.safetensors")
 _FOLDERS = (
-    *("moments", "hessians", "outputs", "weights", "rounded", "polished", "sequential", "tuned"),
+    *("moments", "hessians", "outputs", "weights"),
+    *("estimated", "rounded", "polished", "sequential", "tuned"),
     *("teacher", "attribution", "search", "selection", "made", "reference", "noise", "talk"),
 )
 _ARTEFACT = re.compile(r"[^.].*\.(safetensors|json|jsonl)|\..*\.part|\.tmp.{6}")
