@@ -69,7 +69,12 @@ WRONG = {
     ("tasks", "demo", "--tasks", "dmeo"): "there is no task dmeo; did you mean demo?",
     ("tasks", "demo", "--tasks", "humaneval"): "the task humaneval runs programs that models write",
     ("serve", "demo", "--allow-origin", "chat.example"): "--allow-origin chat.example is not the",
-    ("serve", "demo", "--allow-origin", "https://a.example/b"): "--allow-origin https://a.example/b",
+    (
+        "serve",
+        "demo",
+        "--allow-origin",
+        "https://a.example/b",
+    ): "--allow-origin https://a.example/b",
     ("serve", "demo", "--allow-host", "box.lan:8080"): "--allow-host box.lan:8080 is not a host",
     ("serve", "demo", "--allow-host", "http://box.lan"): "--allow-host http://box.lan is not a",
     ("run", "gpt0", "Hi"): "gpt0 is not in the local cache and HF_HUB_OFFLINE is set",
