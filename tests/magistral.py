@@ -10,7 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
+from bitquilt.bases.vision import write_vision
 from bitquilt.gguf.tokenizer import SPLITTINGS
+from bitquilt.models import open_checkpoint
+from bitquilt.targets import GGUF
+from tests.targets.conftest import Model
 
 SHARDS = 10
 SPECIALS = (
@@ -97,6 +101,16 @@ def magistral_checkpoint(place: Path, *, dtype: torch.dtype = torch.bfloat16) ->
     (directory / "chat_template.jinja").write_text(TEMPLATE)
     (directory / "preprocessor_config.json").write_text(json.dumps(IMAGES))
     return directory
+
+
+def seeing_files(place: Path) -> Path:
+    """Write the model as a GGUF file, and its vision tower beside it, under ``place``."""
+    directory = magistral_checkpoint(place)
+    checkpoint = open_checkpoint(directory)
+    model, file = Model(directory, checkpoint), place / "Magistral-Tiny-F32.gguf"
+    GGUF.write(checkpoint, model.on("F32"), model.packed, file, "{}")
+    write_vision(checkpoint, place / "mmproj-Magistral-Tiny.gguf")
+    return file
 
 
 def _state_as_published(path: Path) -> None:

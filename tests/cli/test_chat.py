@@ -105,7 +105,7 @@ def test_a_file_stands_before_the_next_question(talk, tmp_path: Path) -> None:
     )[1]  # fmt: skip
     for reason in ("No such file", "Is a directory", "the file's name is"):
         assert reason in err
-    assert f"{picture} is an image, but models are run on text only here; name a text file" in err
+    assert f"{picture} is an image and no text; name a text file" in err
     assert f"{latin} is no text in UTF-8; name a text file" in err
     assert re.search(r"\[sum.txt has \d+ tokens and stands before the next question\]", err)
     first, _, second, _ = json.loads(kept.read_text("utf-8"))["messages"]

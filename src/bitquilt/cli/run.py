@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from bitquilt.cli.options import JSON, MODEL, config_options, print_json, printable
-from bitquilt.cli.talking import Screen, no_text, settings, system_prompt
+from bitquilt.cli.talking import IMAGES, Screen, no_text, settings, system_prompt
 from bitquilt.errors import UserError
 from bitquilt.runtime.compute import asking
 from bitquilt.talk.config import RunConfig
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 NO_FINAL = 3
 """The exit code of --final-only where no answer is boxed, and of --votes where there is none."""
 
-INSTEAD = "ask in text"
+INSTEAD = "ask in text, and show an image with --image FILE"
 
 
 @click.command()
@@ -46,11 +48,16 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
         raise click.UsageError(
             "--system needs the chat template; leave out --system or --no-chat-template"
         )
+    if config.no_chat_template and config.image:
+        raise click.UsageError(
+            "--image needs the chat template; leave out --image or --no-chat-template"
+        )
+    images = [_image(Path(file)) for file in config.image]
     text = prompt if prompt is not None else _piped()
     _require_utf8(text)
     with asking(threads=config.threads), open_engine(model) as engine:
         wanted = settings(engine, config)
-        put = _prompt(engine, text, config)
+        put = _prompt(engine, text, images, config)
         asked = {"model": model, "prompt": text}
         try:
             if config.votes:
@@ -96,15 +103,28 @@ def _require_utf8(text: str) -> None:
         raise no_text("the prompt", data, INSTEAD) from None
 
 
-def _prompt(engine: Engine, text: str, config: RunConfig) -> Prompt:
-    from bitquilt.talk.prompt import compose, plain
+def _image(path: Path) -> bytes:
+    """The bytes of a file, which must begin as an image does."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"--image={path} cannot be read ({error.strerror}); check the path"
+        ) from error
+    if not data.startswith(IMAGES):
+        raise UserError(f"--image={path} is not an image; give a file of PNG, JPEG, GIF or BMP")
+    return data
+
+
+def _prompt(engine: Engine, text: str, images: Sequence[bytes], config: RunConfig) -> Prompt:
+    from bitquilt.talk.prompt import compose, image_mark, plain
 
     if config.no_chat_template:
         return plain(engine, text)
-    messages = [{"role": "user", "content": text}]
+    messages = [{"role": "user", "content": "\n".join([*map(image_mark, images), text])}]
     if (said := system_prompt(config.system)) is not None:
         messages.insert(0, {"role": "system", "content": said})
-    return compose(engine, messages)
+    return compose(engine, messages, images=images)
 
 
 def _ask(

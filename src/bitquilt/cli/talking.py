@@ -47,7 +47,7 @@ def no_text(what: str, data: bytes, instead: str) -> UserError:
         instead: what to do.
     """
     if data.startswith(IMAGES):
-        return UserError(f"{what} is an image, but models are run on text only here; {instead}")
+        return UserError(f"{what} is an image and no text; {instead}")
     return UserError(f"{what} is no text in UTF-8; {instead}, or convert it with iconv -t UTF-8")
 
 

@@ -27,6 +27,10 @@ class Backend(Protocol):
         """Text to ids; control tokens that are written out in the text become theirs."""
         ...
 
+    def see(self, image: bytes) -> list[int]:
+        """An image to ids; see :class:`~bitquilt.engines.engine.Engine`."""
+        ...
+
     def decode(self, tokens: Sequence[int]) -> str:
         """Ids to text without control tokens; half a character becomes U+FFFD."""
         ...

@@ -8,6 +8,7 @@ standard error says why.
 
     {"do": "tokenize", "text", "add_special"}  ──> {"tokens"}, at once, also while a generation runs
     {"do": "decode", "tokens"}                 ──> {"text"}, likewise
+    {"do": "see", "image"}                     ──> {"seen"}: tokens, or the sentence of a failure
     {"do": "logits", "tokens"}                 ──> {"shape"} and float32 [L, V]
     {"do": "stream", "requests"}               ──> {"said", "prefilled", "ended"}, again and again
     {"do": "add", "request"}, {"do": "drop", "row"}: the generation that runs, which goes on
@@ -18,6 +19,7 @@ of, so that the other side can tell whether a row that it has just added was amo
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -118,6 +120,8 @@ class _Service:
             self._send({"tokens": tokens})
         elif order["do"] == "decode":
             self._send({"text": self._backend.decode(order["tokens"])})
+        elif order["do"] == "see":
+            self._send({"seen": self._see(order["image"])})
         elif order["do"] == "logits":
             self._send({}, self._backend.window(order["tokens"]))
         elif order["do"] == "stream":
@@ -128,6 +132,13 @@ class _Service:
             self._rows += 1
         elif self._generation and order["do"] == "drop":
             self._generation.drop(order["row"])
+
+    def _see(self, image: str) -> list[int] | str:
+        """Encode an image; a generation that runs goes on where that fails."""
+        try:
+            return self._backend.see(base64.b64decode(image))
+        except UserError as error:
+            return error.sentence
 
     def _run_generation(self, generation: Generation) -> None:
         """Run a generation and send its tokens, several in a message where they come fast."""

@@ -73,6 +73,8 @@ class ModelInfo:
     """Source of a template of its own for conversations with tools, where the model has one."""
     response_template: dict[str, Any] | None = None
     """What the tokenizer says that answers are made of, for transformers' parser."""
+    sees: bool = False
+    """Whether it reads images, too."""
     name: str = field(default="the model", compare=False)
     """What errors call it: its file, where it is one."""
 
@@ -219,6 +221,17 @@ class Engine(Protocol):
             text: what to tokenize.
             add_special: add what the tokenizer puts around plain text, such as a start token; a
                 chat template has written that already.
+        """
+        ...
+
+    def see(self, image: bytes) -> list[int]:
+        """What the model reads for an image: control tokens, and numbers beyond its vocabulary.
+
+        Args:
+            image: a file of PNG, JPEG, GIF or BMP.
+
+        Raises:
+            UserError: the model does not see, or the image cannot be read.
         """
         ...
 

@@ -206,12 +206,17 @@ def load_library() -> ctypes.CDLL:
             f"xllamacpp {version} does not export llama.cpp's C API on this platform ({error}); "
             f"run `pip install --force-reinstall xllamacpp=={PINNED}` on Linux or macOS"
         ) from error
-    _check(version, library.llama_model_default_params(), KNOWN_MODEL_DEFAULTS)
-    _check(version, library.llama_context_default_params(), KNOWN_CONTEXT_DEFAULTS)
+    check_layout(version, library.llama_model_default_params(), KNOWN_MODEL_DEFAULTS)
+    check_layout(version, library.llama_context_default_params(), KNOWN_CONTEXT_DEFAULTS)
     return library
 
 
-def _check(version: str, params: ctypes.Structure, known: dict[str, Any]) -> None:
+def check_layout(version: str, params: ctypes.Structure, known: dict[str, Any]) -> None:
+    """Compare default parameters with those that are known.
+
+    Raises:
+        EngineMissingError: one of them is another, so that the structure is laid out otherwise.
+    """
     for field, value in known.items():
         if getattr(params, field) != value:
             raise EngineMissingError(

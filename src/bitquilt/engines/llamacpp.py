@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from bitquilt.engines.remote import RemoteEngine
 from bitquilt.engines.weights import require_finite_weights
 from bitquilt.runtime.compute import asked_threads
+
+VISION_PREFIX = "mmproj"
+"""What names of files with a vision tower begin with."""
 
 
 def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None) -> RemoteEngine:
@@ -22,8 +26,24 @@ def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None
         UserError: llama.cpp refuses the file or crashes on it, or its weights are NaN or infinite.
     """
     require_finite_weights(path)
-    options = {"path": str(path), "exact": exact, "threads": threads or asked_threads()}
-    return RemoteEngine("llama.cpp", options)
+    options: dict[str, Any] = {"path": str(path), "exact": exact}
+    if (beside := vision_beside(path)) is not None:
+        options["vision"] = str(beside)
+    return RemoteEngine("llama.cpp", {**options, "threads": threads or asked_threads()})
+
+
+def vision_beside(path: Path) -> Path | None:
+    """Find the file of a model's vision tower: ``mmproj-NAME.gguf`` beside ``NAME-….gguf``.
+
+    One that is alone in the directory counts under any name, as people keep a model's files.
+    """
+    if path.name.startswith(VISION_PREFIX):
+        return None
+    found = sorted(path.parent.glob(f"{VISION_PREFIX}*.gguf"))
+    own = [
+        file for file in found if path.name.startswith(file.stem.removeprefix(f"{VISION_PREFIX}-"))
+    ]
+    return max(own, key=lambda file: len(file.stem), default=found[0] if len(found) == 1 else None)
 
 
 def open_vocabulary(path: Path) -> RemoteEngine:

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from bitquilt.engines import llama_api
 from bitquilt.engines.backend import Logits, common_prefix
 from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
+from bitquilt.engines.eyes import Eyes
 from bitquilt.errors import UserError
 from bitquilt.gguf.sampling import SAMPLING_KEYS
 from bitquilt.models.chat_template import TOOL_USE
@@ -28,6 +30,8 @@ LEAST_CELLS, LEAST_SEQUENCES = 1024, 8
 META_VALUE_BYTES = 64
 
 _T = TypeVar("_T")
+_Missing = tuple[int, int, bool]
+"""A token to read, its sequence, and whether logits are wanted after it."""
 
 
 class LlamaCppBackend:
@@ -38,7 +42,12 @@ class LlamaCppBackend:
     """
 
     def __init__(
-        self, path: str, exact: bool, threads: int | None, vocabulary_only: bool = False
+        self,
+        path: str,
+        exact: bool,
+        threads: int | None,
+        vocabulary_only: bool = False,
+        vision: str | None = None,
     ) -> None:
         """Load a GGUF file.
 
@@ -47,6 +56,7 @@ class LlamaCppBackend:
             exact: float32 KV cache and no flash attention, to compare with another engine.
             threads: None for one per physical core.
             vocabulary_only: load the header, which is enough for tokens; there may be no weights.
+            vision: the file of its vision tower, which is loaded with the first image.
 
         Raises:
             UserError: llama.cpp refuses the file.
@@ -67,6 +77,7 @@ class LlamaCppBackend:
         if not self._model:
             raise UserError(f"llama.cpp cannot load {path}; check it with bitquilt inspect")
         self._vocab = self._api.llama_model_get_vocab(self._model)
+        self._vision = vision
         self.info = ModelInfo(
             vocabulary=self._api.llama_vocab_n_tokens(self._vocab),
             context=self._api.llama_model_n_ctx_train(self._model),
@@ -74,7 +85,26 @@ class LlamaCppBackend:
             tool_template=self._template(TOOL_USE),
             special_tokens=self._special_tokens(),
             sampling=self._sampling_defaults(),
+            sees=vision is not None,
         )
+
+    def see(self, image: bytes) -> list[int]:
+        """See :class:`~bitquilt.engines.backend.Backend`."""
+        return self._eyes.see(image)
+
+    @cached_property
+    def _eyes(self) -> Eyes:
+        if self._vision is None:
+            raise UserError("the model has no vision tower beside it, so it reads text only")
+        return Eyes(self._api, self._model, self._vision, self.info.vocabulary, self._threads)
+
+    @cached_property
+    def _seen(self) -> Any:
+        """A batch of embeddings in place of tokens."""
+        batch = self._api.llama_batch_init(UBATCH, self._eyes.width, 1)
+        for i in range(UBATCH):
+            batch.n_seq_id[i] = 1
+        return batch
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """See :class:`~bitquilt.engines.backend.Backend`."""
@@ -92,7 +122,8 @@ class LlamaCppBackend:
         llama.cpp's own detokenizer takes spaces out, before commas for example, for many models;
         what a token adds to a text is not what it is decoded to then.
         """
-        pieces = (self._piece(token) for token in tokens if self.control_text(token) is None)
+        texts = (token for token in tokens if token < self.info.vocabulary)  # others are images
+        pieces = (self._piece(token) for token in texts if self.control_text(token) is None)
         return b"".join(pieces).decode(errors="replace")
 
     @lru_cache(maxsize=1 << 16)  # noqa: B019
@@ -238,20 +269,38 @@ class LlamaCppBackend:
         Returns:
             Logits after each of them, float32 [V], and the number of tokens computed.
         """
-        missing = []
+        missing: list[_Missing] = []
         for row in rows:
             sequence, prompt = self._live[row], prompts[row]
             kept = self._keep(sequence, common_prefix(self._held[sequence], prompt))
             last = len(prompt) - 1
             missing += [(prompt[i], sequence, i == last) for i in range(kept, len(prompt))]
         logits: list[Logits] = []
-        for chunk in _chunks(missing):
+        for chunk in self._batches(missing):
             outputs = [i for i, (_, _, wanted) in enumerate(chunk) if wanted]
             tokens, sequences = [token for token, _, _ in chunk], [where for _, where, _ in chunk]
             logits.extend(self._decode(tokens, sequences, outputs).copy())
             for token, sequence in zip(tokens, sequences, strict=True):
                 self._held[sequence].append(token)
         return logits, len(missing)
+
+    def _batches(self, missing: Sequence[_Missing]) -> Iterator[Sequence[_Missing]]:
+        """Cut what is to be read into batches: of tokens, or of one image in one sequence."""
+
+        def kind(one: _Missing) -> tuple[int, int]:
+            token, sequence, _ = one
+            if token < self.info.vocabulary:
+                return -1, -1
+            return self._eyes.image_of(token), sequence
+
+        for (image, _), run in groupby(missing, kind):
+            some = list(run)
+            if image >= 0 and self._eyes.whole and len(some) > UBATCH:
+                raise UserError(
+                    f"an image takes {len(some)} tokens at once, and bitquilt reads {UBATCH}; give "
+                    "a smaller one"
+                )
+            yield from _chunks(some)
 
     def _decode(
         self, tokens: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]
@@ -263,14 +312,26 @@ class LlamaCppBackend:
             llama.cpp's own memory.
         """
         n = len(tokens)
-        batch = self._batch
+        image = tokens[0] >= self.info.vocabulary
+        batch = self._seen if image else self._batch
         batch.n_tokens = n
+        if image:
+            rows = np.ctypeslib.as_array(batch.embd, (UBATCH, self._eyes.width))
+            rows[:n] = self._eyes.embeddings(tokens)
         lengths = [len(held) for held in self._held]
         for i, (token, sequence) in enumerate(zip(tokens, sequences, strict=True)):
-            batch.token[i], batch.pos[i] = token, lengths[sequence]
+            if not image:
+                batch.token[i] = token
+            batch.pos[i] = lengths[sequence]
             batch.seq_id[i][0], batch.logits[i] = sequence, i in outputs
             lengths[sequence] += 1
-        if self._api.llama_decode(self._context, batch) != 0:
+        whole = image and self._eyes.whole
+        if whole:
+            self._api.llama_set_causal_attn(self._context, False)
+        failed = self._api.llama_decode(self._context, batch) != 0
+        if whole:
+            self._api.llama_set_causal_attn(self._context, True)
+        if failed:
             raise UserError("llama.cpp ran out of context or memory; ask for fewer tokens")
         if not outputs:
             return np.empty((0, self.info.vocabulary), dtype=np.float32)

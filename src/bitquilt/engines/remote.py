@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -70,6 +71,14 @@ class RemoteEngine(Engine):
         """See :class:`~bitquilt.engines.engine.Engine`."""
         self._send({"do": "tokenize", "text": text, "add_special": add_special})
         return list(self._answer("tokens"))
+
+    def see(self, image: bytes) -> list[int]:
+        """See :class:`~bitquilt.engines.engine.Engine`."""
+        self._send({"do": "see", "image": base64.b64encode(image).decode()})
+        answer = self._answer("seen")
+        if isinstance(answer, str):
+            raise UserError(answer)
+        return list(answer)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See :class:`~bitquilt.engines.engine.Engine`."""

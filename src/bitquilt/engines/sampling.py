@@ -182,9 +182,10 @@ class _Penalties:
     def apply(self, logits: Logits) -> Logits:
         """Return a copy of the logits, lower for tokens that were there."""
         settings, logits = self._settings, logits.copy()
-        seen = logits[self._seen]
+        tokens = self._seen[self._seen < len(logits)]  # numbers beyond them are of images
+        seen = logits[tokens]
         factor = np.float32(settings.repetition_penalty)
-        logits[self._seen] = np.where(seen > 0, seen / factor, seen * factor)
+        logits[tokens] = np.where(seen > 0, seen / factor, seen * factor)
         logits[self._said] -= settings.presence_penalty + settings.frequency_penalty * self._times
         return logits
 

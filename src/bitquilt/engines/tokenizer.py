@@ -11,6 +11,7 @@ from llguidance import LLTokenizer
 
 from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
+from bitquilt.errors import UserError
 from bitquilt.models.chat_template import TOOL_USE, default_template, templates_by_name
 from bitquilt.models.tokenizer import load_tokenizer
 
@@ -37,6 +38,10 @@ class HubTokenizer:
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         return list(self._tokenizer(text, add_special_tokens=add_special)["input_ids"])
+
+    def see(self, image: bytes) -> list[int]:
+        """See :class:`~bitquilt.engines.engine.Engine`: no model sees in these engines."""
+        raise UserError("images are read in llama.cpp only; give a GGUF file with its mmproj file")
 
     def decode(self, tokens: Sequence[int]) -> str:
         """See :class:`~bitquilt.engines.backend.Backend`."""

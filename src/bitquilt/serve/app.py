@@ -225,17 +225,18 @@ class Server:
 
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._read(TokenizeRequest, request)
-        template, context = self.scheduler.info.chat_template, self.scheduler.info.context
+        info = self.scheduler.info
+        images = asked.images(info)
 
         def work(engine: Engine) -> list[int]:
             if asked.messages:
-                said = asked.conversation(template)
-                return compose(engine, said, turn=asked.turn()).tokens
+                said = asked.conversation(info.chat_template)
+                return compose(engine, said, turn=asked.turn(), images=images).tokens
             text, add_special = asked.text()
             return engine.tokenize(text, add_special=add_special)
 
         tokens = await self.scheduler.ask(work)
-        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": context})
+        return JSONResponse({"tokens": tokens, "count": len(tokens), "max_model_len": info.context})
 
     async def _detokenize(self, request: Request) -> Response:
         asked = await self._read(DetokenizeRequest, request)
@@ -249,12 +250,12 @@ class Server:
         """Answer a request of chat, in the form of any API."""
         self._check_model(asked.model)
         info = self.scheduler.info
-        messages = asked.conversation(info.chat_template)
+        messages, images = asked.conversation(info.chat_template), asked.images(info)
         tools = asked.offered(info)
         settings, turn = asked.settings(info, self._most), asked.turn()
 
         def prepare(engine: Engine) -> Sequence[Sample]:
-            prompt = compose(engine, messages, tools.tools, turn)
+            prompt = compose(engine, messages, tools.tools, turn, images)
             return [Sample(engine, prompt, tools.settings(engine, one)) for one in settings]
 
         return await self._answer(request, asked, prepare, reply(tools))

@@ -7,14 +7,18 @@ have to read and cannot is refused.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bitquilt.models.chat_template import Message
+from bitquilt.talk.prompt import image_mark
 
+IMAGE_PARTS = ("image_url", "input_image", "image")
+"""Parts that show an image."""
 TEXT_PARTS = ("text", "input_text", "output_text")
 THOUGHT_PARTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text")
 """Parts of earlier reasoning, which no later turn needs."""
@@ -65,6 +69,14 @@ class ToolCall(Lenient):
         return {"id": self.id, "type": "function", "function": self.function.model_dump()}
 
 
+class ShownImage(NamedTuple):
+    """An image in a message."""
+
+    kind: str
+    """The type of its part, by which it is refused."""
+    data: bytes
+
+
 class ChatMessage(Lenient):
     """One message of a conversation."""
 
@@ -76,6 +88,25 @@ class ChatMessage(Lenient):
     tool_calls: list[ToolCall] = Field(default_factory=list)
     tool_call_id: str | None = None
     name: str | None = None
+    images: list[ShownImage] = Field(default_factory=list)
+    """What its parts show; in the content a mark stands for each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_images(cls, fields: Any) -> Any:
+        """Take the images out of the parts, whatever else calls itself so."""
+        if not isinstance(fields, dict):
+            return fields
+        content, images = fields.get("content"), []
+        if isinstance(content, list):
+            parts = []
+            for part in content:
+                if (image := _shown(part)) is not None:
+                    images.append(image)
+                    part = image_mark(image.data)
+                parts.append(part)
+            content = parts
+        return {**fields, "content": content, "images": images}
 
     @model_validator(mode="before")
     @classmethod
@@ -111,6 +142,41 @@ class ChatMessage(Lenient):
         return put
 
 
+def _shown(part: Any) -> ShownImage | None:
+    """The image that a part shows; None of any other part.
+
+    It is in a data: URL as OpenAI's APIs have it, or in base64 alone as ollama and Anthropic do.
+
+    Raises:
+        ValueError: it is elsewhere, or not in base64.
+    """
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in IMAGE_PARTS:
+        return None
+    held = part.get("image_url") or part.get("image") or part.get("source")
+    if isinstance(held, dict):
+        held = held.get("url") or held.get("data")
+    if not isinstance(held, str):
+        return None  # refused by its type
+    if held.startswith(("http:", "https:", "file:")):
+        raise ValueError(
+            "an image is at an address, and nothing is fetched; send it as a data: URL"
+        )
+    data = held.partition(",")[2] if held.startswith("data:") else held
+    try:
+        return ShownImage(kind, base64.b64decode(data, validate=True))
+    except ValueError:
+        raise ValueError("an image is not in base64; send it as a data: URL in base64") from None
+
+
+def text_only(kind: str) -> str:
+    """The refusal of a part of a kind that the model does not read."""
+    return (
+        f"a part is of type {kind!r}, but this model reads text only; send parts of type 'text' "
+        "whose 'text' is a string"
+    )
+
+
 def content_text(content: Any) -> str:
     """All text of a message's content: a text, a part, parts, or the JSON that a tool returned.
 
@@ -138,7 +204,4 @@ def _part_text(part: Any) -> str:
             text = text.get("value")
         if text is None or isinstance(text, str):
             return text or ""
-    raise ValueError(
-        f"a part is of type {kind!r}, but this model reads text only; send parts of type 'text' "
-        "whose 'text' is a string"
-    )
+    raise ValueError(text_only(kind))

@@ -91,10 +91,11 @@ class OllamaRequest(Lenient):
 
 
 def _message(message: Json) -> Json:
-    """A message of ollama's as one of chat; an image becomes a part, which is refused by name."""
+    """A message of ollama's as one of chat; an image becomes a part."""
     content: Any = message.get("content")
-    if message.get("images"):
-        content = [{"type": "text", "text": content}, {"type": "image"}]
+    if images := message.get("images"):
+        shown = [{"type": "image", "image": image} for image in images]
+        content = [*shown, {"type": "text", "text": content}]
     names = {"tool_name": "name"}
     return {**{names.get(n, n): v for n, v in message.items()}, "content": content}
 
@@ -204,6 +205,8 @@ def shown(info: ModelInfo) -> Json:
         capabilities.append("tools")
     if style_of(template, template) != PLAIN:
         capabilities.append("thinking")
+    if info.sees:
+        capabilities.append("vision")
     return {
         "modelfile": "",
         "parameters": "",

@@ -19,7 +19,7 @@ from bitquilt.engines import ModelInfo
 from bitquilt.models.chat_template import Message, template_variables
 from bitquilt.runtime.near import did_you_mean
 from bitquilt.serve.errors import RefusedError, invalid
-from bitquilt.serve.messages import ChatMessage, Lenient
+from bitquilt.serve.messages import ChatMessage, Lenient, text_only
 from bitquilt.serve.structured import Structured
 from bitquilt.serve.tools import Offer, offer
 from bitquilt.talk.prompt import Turn
@@ -240,6 +240,17 @@ class ChatRequest(CompletionRequest):
         last = self.messages[-1]
         empty = last.role == "assistant" and not (last.content or last.tool_calls)
         return said[:-1] if empty and len(said) > 1 else said  # a place for the answer
+
+    def images(self, info: ModelInfo) -> list[bytes]:
+        """The images of all messages, for a model that sees.
+
+        Raises:
+            RefusedError: it reads text only.
+        """
+        shown = [image for message in self.messages for image in message.images]
+        if shown and not info.sees:
+            raise invalid(f"messages: {text_only(shown[0].kind)}")
+        return [image.data for image in shown]
 
     def turn(self) -> Turn:
         """How the prompt ends: a last message of the assistant is continued if nothing is said."""

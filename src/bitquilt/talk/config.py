@@ -94,6 +94,15 @@ class AnswerConfig(Options):
 class RunConfig(AnswerConfig):
     """What ``bitquilt run`` can be asked for: an answer, and what is printed of it."""
 
+    image: Sequence[str] = option(
+        "The model is shown this image before the question, a file of PNG, JPEG, GIF or BMP; the "
+        "option can be repeated. MODEL is a GGUF file with its vision tower, mmproj-NAME.gguf, "
+        "beside it.",
+        default=(),
+        metavar="FILE",
+        many=True,
+        repeated=True,
+    )
     no_chat_template: bool = option(
         "PROMPT is continued as plain text, without the chat template.", default=False
     )

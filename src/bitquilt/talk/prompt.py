@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -60,14 +62,43 @@ _MARK = "\ue000continued\ue001"
 _RESERVED = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
 
 
+_IMAGE = re.compile("\ue000image ([0-9a-f]{64})\ue001")
+
+
+def image_mark(image: bytes) -> str:
+    """What stands for an image in the text of a message."""
+    return f"\ue000image {_key(image)}\ue001"
+
+
+def _key(image: bytes) -> str:
+    return hashlib.sha256(image).hexdigest()
+
+
 def compose(
-    engine: Engine, messages: Sequence[Message], tools: Sequence[Tool] = (), turn: Turn = NEXT
+    engine: Engine,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    turn: Turn = NEXT,
+    images: Sequence[bytes] = (),
 ) -> Prompt:
     """The prompt for a conversation, by the model's chat template.
 
+    Args:
+        engine: the model.
+        messages: the conversation.
+        tools: functions that the model may call.
+        turn: how the prompt ends.
+        images: files of images, whose :func:`image_mark` is in the text of the messages.
+
     Raises:
-        UserError: the model has no template, or the template refuses the messages.
+        UserError: the model has no template, the template refuses the messages, or there are
+            images and the model reads text only.
     """
+    if images and not engine.info.sees:
+        raise UserError(
+            f"{engine.info.name} reads text only: images need a GGUF file of a model that sees, "
+            "with the file of its vision tower, mmproj-NAME.gguf, beside it; ask in text"
+        )
     template = engine.info.template(bool(tools))
     if template is not None:
         messages = for_template(template, messages, tools, engine.info.special_tokens)
@@ -90,7 +121,21 @@ def compose(
     style = style_of(template, text)
     calls = call_style(engine.info) if tools else None
     marks = calls.marks if calls else ()
-    return Prompt(engine.tokenize(text), style, opened_by(begun, style), marks)
+    tokens = _tokens(engine, text, {_key(image): image for image in images})
+    return Prompt(tokens, style, opened_by(begun, style), marks)
+
+
+def _tokens(engine: Engine, text: str, images: Mapping[str, bytes]) -> list[int]:
+    """The tokens of a text, with those of images where their marks are."""
+    if not images:
+        return engine.tokenize(text)
+    tokens: list[int] = []
+    for index, piece in enumerate(_IMAGE.split(text)):  # texts, and keys between them
+        if index % 2 and piece in images:
+            tokens += engine.see(images[piece])
+        elif piece and not index % 2:
+            tokens += engine.tokenize(piece)
+    return tokens
 
 
 def plain(engine: Engine, text: str | Sequence[int]) -> Prompt:
