@@ -53,7 +53,8 @@ def test_an_image_is_refused_by_name(capfd, monkeypatch, errors: str) -> None:
     assert invoke("run", "demo") == 2
     said = capfd.readouterr().err
     assert said == (
-        "bitquilt: the prompt is an image and no text; ask in text, and show an image with --image FILE\n"
+        "bitquilt: the prompt is an image and no text; ask in text, and show an image with "
+        "--image FILE\n"
     )
 
 
