@@ -34,7 +34,7 @@ def test_export_and_difference(tmp_path: Path, capfd) -> None:
     assert first == f"1 of {len(TYPES)} matrices have other types"
     assert second == "model.layers.0.self_attn.q_proj  Q4_K → Q6_K"
     assert invoke("recipe", "diff", str(path)) == 2
-    assert "takes 2 of FILE, and 1 were given" in capfd.readouterr().err
+    assert "takes two files, not 1" in capfd.readouterr().err
 
 
 def test_compare(tmp_path: Path, capfd) -> None:

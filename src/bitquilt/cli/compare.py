@@ -11,8 +11,8 @@ import click
 
 from bitquilt.cli.options import JSON, print_json, require_model
 from bitquilt.errors import UserError
+from bitquilt.evaluation.file_format import format_of
 from bitquilt.models.names import kind_of
-from bitquilt.runtime.near import require_there
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +60,7 @@ def compare_files(
     if text is not None and against is None:
         raise UserError("--text has an effect only with --against, the model to measure against")
     for file in files:
-        require_there(file)
+        format_of(file)
     if against is not None:
         require_model(against)
     from bitquilt.allocation.stored_mix import pairs_of, stored_mix

@@ -8,6 +8,7 @@ import click
 
 from bitquilt.cli.options import JSON, MODEL, config_options, show
 from bitquilt.config import ImatrixConfig
+from bitquilt.runtime.files import refuse_directory
 from bitquilt.runtime.malloc import keep_freed_memory
 
 
@@ -25,10 +26,11 @@ def imatrix(model: str, config: ImatrixConfig, as_json: bool) -> None:
     The file is like that of llama-imatrix, so llama-quantize takes it too, and
     `bitquilt quantize --imatrix` takes either.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
+    path = Path(config.output)
+    refuse_directory(path)
     from bitquilt.streaming import make_imatrix
 
     keep_freed_memory()
-    path = Path(config.output)
     show(
         lambda: make_imatrix.make_imatrix(model, config),
         lambda made: {

@@ -10,8 +10,8 @@ import click
 
 from bitquilt.cli.options import JSON, print_json, require_model
 from bitquilt.errors import UserError
+from bitquilt.evaluation.file_format import format_of
 from bitquilt.runtime.files import atomic_write
-from bitquilt.runtime.near import require_there
 
 if TYPE_CHECKING:
     from bitquilt.models.checkpoint import Checkpoint
@@ -60,13 +60,15 @@ def recipe(
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     wanted = 2 if action == "diff" else 1
     if len(files) != wanted:
+        takes = "two files" if wanted == 2 else "one file"
         raise UserError(
-            f"`bitquilt recipe {action}` takes {wanted} of FILE, and {len(files)} were given; see "
-            "bitquilt recipe --help"
+            f"`bitquilt recipe {action}` takes {takes}, not {len(files)}; see bitquilt recipe "
+            "--help"
         )
     paths = [Path(file) for file in files]
     for path in paths:
-        require_there(path)
+        if not path.exists():
+            format_of(path)
     if model is not None:
         require_model(model)
     from bitquilt.models import open_checkpoint

@@ -8,7 +8,7 @@ import click
 
 from bitquilt.cli.options import JSON, config_options, print_json
 from bitquilt.report.config import ReportConfig
-from bitquilt.runtime.near import require_there
+from bitquilt.runtime.workdir import require_quantized
 
 
 @click.command()
@@ -27,7 +27,7 @@ def report(work_dir: str, config: ReportConfig, as_json: bool) -> None:
     divergence, the bits of every matrix, the evaluations that `bitquilt eval` left beside the
     files, and the commands that make the files again. It needs no network and runs no script.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
-    require_there(work_dir)
+    require_quantized(Path(work_dir))
     from bitquilt.report import page
 
     path = Path(config.output) if config.output else Path(work_dir).resolve().parent

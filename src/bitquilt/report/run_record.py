@@ -23,10 +23,8 @@ from bitquilt.models.checkpoint import Vocabulary
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.report.figures import KindFigures, MeasuredFile, text_name
 from bitquilt.report.result import Output
-from bitquilt.runtime.files import read_json
-from bitquilt.runtime.near import require_there
 from bitquilt.runtime.records import load_record, to_json
-from bitquilt.runtime.workdir import WorkDir
+from bitquilt.runtime.workdir import AGAIN, WorkDir, require_quantized
 from bitquilt.targets import get_target
 
 FOLDER = "made"
@@ -167,15 +165,9 @@ def load(work_dir: Path) -> list[OutputRecord]:
         UserError: ``work_dir`` is not a work directory of ``quantize``, nothing of what it made is
             left, or a record was written by another version.
     """
-    require_there(work_dir)
-    settings = work_dir / "settings.json"
-    if not settings.is_file() or "model" not in read_json(settings, _AGAIN):
-        raise UserError(  # `bitquilt eval` keeps another kind
-            f"{work_dir} is not a work directory of `bitquilt quantize`; give the one that it "
-            "left: <output>/<model>.work, or what --work-dir named"
-        )
+    require_quantized(work_dir)
     paths = sorted((work_dir / FOLDER).glob("*.json"))
-    records = [load_record(OutputRecord, path, RECORD_FORMAT, _AGAIN) for path in paths]
+    records = [load_record(OutputRecord, path, RECORD_FORMAT, AGAIN) for path in paths]
     there = [record for record in records if record.path.exists()]
     if not there:
         raise UserError(
@@ -184,9 +176,6 @@ def load(work_dir: Path) -> list[OutputRecord]:
         )
     evaluated = [replace(record, evaluation=load_beside(record.path)) for record in there]
     return sorted(evaluated, key=lambda record: (record.nbytes, record.name))
-
-
-_AGAIN = "run `bitquilt quantize` with this work directory again, which takes seconds"
 
 
 def find_record(path: Path, nbytes: int, digest: str | None = None) -> OutputRecord | None:
@@ -205,7 +194,7 @@ def find_record(path: Path, nbytes: int, digest: str | None = None) -> OutputRec
     records = []
     for kept in sorted(found, key=lambda one: one.stat().st_mtime, reverse=True):
         with suppress(UserError):  # of another version
-            records.append(load_record(OutputRecord, kept, RECORD_FORMAT, _AGAIN))
+            records.append(load_record(OutputRecord, kept, RECORD_FORMAT, AGAIN))
     candidates = [record for record in records if record.nbytes == nbytes]
     if not candidates:
         return None

@@ -121,6 +121,16 @@ def refuse_file(directory: Path, option: str) -> None:
         raise UserError(f"{directory} is a file, not a directory; choose another with {option}")
 
 
+def refuse_directory(file: Path) -> None:
+    """Refuse a directory where a file belongs.
+
+    Raises:
+        UserError: a directory is there.
+    """
+    if file.is_dir():
+        raise UserError(f"{file} is a directory where a file should go; give a file name")
+
+
 def _flush(path: Path) -> None:
     for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
         with file.open("rb") as handle:

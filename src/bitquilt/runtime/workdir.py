@@ -20,7 +20,8 @@ import safetensors
 from safetensors import SafetensorError
 
 from bitquilt.errors import UserError
-from bitquilt.runtime.files import atomic_write, refuse_file, remove, require_room
+from bitquilt.runtime.files import atomic_write, read_json, refuse_file, remove, require_room
+from bitquilt.runtime.near import require_there
 
 if sys.platform == "win32":
     import msvcrt
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 KEPT_SECONDS = 5.0
 """How much of a run's time may be lost where it is killed."""
+
+AGAIN = "run `bitquilt quantize` with this work directory again, which takes seconds"
+"""What to do about a damaged file of a work directory."""
 
 Item = TypeVar("Item")
 
@@ -144,6 +148,21 @@ def refuse_unusable(path: Path) -> None:
     _refuse_foreign(path)
     with locked(path):
         pass
+
+
+def require_quantized(path: Path) -> None:
+    """Refuse a directory that no run of ``quantize`` worked in.
+
+    Raises:
+        UserError: it is none; ``eval`` keeps another kind.
+    """
+    require_there(path)
+    settings = path / "settings.json"
+    if not settings.is_file() or "model" not in read_json(settings, AGAIN):
+        raise UserError(
+            f"{path} is not a work directory of `bitquilt quantize`; give the one that it left: "
+            "<output>/<model>.work, or what --work-dir named"
+        )
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -23,7 +23,7 @@ from bitquilt.gguf.imatrix import (
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.runtime.device import computing
-from bitquilt.runtime.files import atomic_write, require_room
+from bitquilt.runtime.files import atomic_write, refuse_directory, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.base import base_imatrix, needs_base
 
@@ -82,8 +82,7 @@ def refuse_overwrite(path: Path) -> None:
         UserError: something else is there, or nothing can be written there.
     """
     require_room(path.parent, 0)
-    if path.is_dir():
-        raise UserError(f"{path} is a directory where a file should go; give a file name")
+    refuse_directory(path)
     if path.exists():
         try:
             read_imatrix(path)

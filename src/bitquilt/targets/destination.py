@@ -7,6 +7,7 @@ from pathlib import Path
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import read_container
 from bitquilt.gguf.file_type import RECIPE
+from bitquilt.runtime.files import refuse_directory
 
 RECIPE_KEY = RECIPE
 """The metadata of every GGUF file that bitquilt writes has it."""
@@ -19,8 +20,7 @@ def check_file(path: Path, source: Path | None) -> None:
         path: where a GGUF file should go.
         source: the GGUF file that the model is read from, if it is one.
     """
-    if path.is_dir():
-        raise UserError(f"{path} is a directory where a file should go; give a file name")
+    refuse_directory(path)
     if not path.exists():
         return
     if source is not None and path.resolve() == source.resolve():
