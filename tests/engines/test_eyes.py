@@ -9,16 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from bitquilt.bases.vision import write_vision
 from bitquilt.engines import Engine, GenerationRequest, Sampling
+from bitquilt.engines.eyes import Eyes
 from bitquilt.engines.llamacpp import open_llamacpp, vision_beside
+from bitquilt.engines.llamacpp_backend import LlamaCppBackend
 from bitquilt.errors import UserError
+from bitquilt.models import open_checkpoint
 from bitquilt.talk.prompt import compose, image_mark
-from tests.bases.models import needs_converter
+from bitquilt.targets import GGUF
+from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.magistral import IMAGES, RESERVED, SPECIALS, seeing_files
 from tests.png import colours, png
 from tests.quick import invoke
+from tests.targets.conftest import Model
 
 pytestmark = needs_converter
 PIXELS = colours(112, 84)
@@ -180,3 +187,37 @@ def test_run_refuses_what_is_no_image(
     asked = ["run", files / "Magistral-Tiny-F32.gguf", "What?", "--image", tmp_path / name]
     assert invoke(*asked) == 2
     assert words in capfd.readouterr().err
+
+
+def test_an_image_that_is_read_at_once_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    """Every part of Gemma's images sees every other; llama.cpp's own embeddings go to both."""
+    directory = unknown_checkpoint(tmp_path, "gemma3")
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+    path = directory / "model.safetensors"
+    own, published = "vision_tower.", "vision_tower.vision_model."
+    weights = {name.replace(own, published): t for name, t in load_file(path).items()}
+    save_file(weights, path, {"format": "pt"})
+    images = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "image_seq_length": 4}
+    (directory / "preprocessor_config.json").write_text(json.dumps(images))
+    checkpoint, file = open_checkpoint(directory), tmp_path / "g.gguf"
+    made = Model(directory, checkpoint)
+    GGUF.write(checkpoint, made.on("F32"), made.packed, file, "{}")
+    write_vision(checkpoint, tmp_path / "mmproj-g.gguf")
+    backend = LlamaCppBackend(str(file), True, 1, vision=str(tmp_path / "mmproj-g.gguf"))
+    numbers = [1, *backend.see(png(colours(28, 28))), 5, 6, 7]
+    shown = torch.tensor([number >= backend.info.vocabulary for number in numbers])
+    assert int(shown.sum()) == 4
+    logits, _ = backend.prefill([numbers], 1)
+    eyes = Eyes(
+        backend._api, backend._model, str(tmp_path / "mmproj-g.gguf"), backend.info.vocabulary, 1
+    )
+    eyes.see(png(colours(28, 28)))
+    seen = eyes.embeddings([number for number in numbers if number >= backend.info.vocabulary])
+    tokens = torch.tensor(numbers).masked_fill(shown, 0)[None]
+    with torch.no_grad():
+        inputs = model.get_input_embeddings()(tokens).clone()
+        inputs[0, shown] = torch.tensor(seen)
+        wanted = model(inputs_embeds=inputs, token_type_ids=shown.long()[None]).logits[0, -1]
+        blind = model(inputs_embeds=inputs).logits[0, -1]
+    assert np.abs(logits[0] - wanted.numpy()).max() < 0.01
+    assert np.abs(logits[0] - blind.numpy()).max() > 0.05

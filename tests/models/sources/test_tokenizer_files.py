@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -80,13 +81,24 @@ def test_its_tokens_are_those_of_mistral_common(magistral: Path) -> None:
     assert "splits words at the marks" in note
 
 
+@pytest.mark.skipif(find_spec("mistral_common") is not None, reason="then it is converted")
+def test_an_older_tekken_is_told_what_converts_it(magistral: Path) -> None:
+    content = json.loads((magistral / "tekken.json").read_text())
+    del content["special_tokens"]
+    (magistral / "tekken.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="run `pip install mistral-common`, or give a checkpoint"):
+        open_checkpoint(magistral)
+
+
 def test_it_is_converted_once(magistral: Path) -> None:
     first = open_checkpoint(magistral).tokenizer_dir
     (first / "mark").write_text("")
     assert (open_checkpoint(magistral).tokenizer_dir / "mark").exists()
 
 
-@pytest.mark.parametrize("content", ["{}", '{"config": {"pattern": "("}, "vocab": []}', "["])
+@pytest.mark.parametrize(
+    "content", ["{}", '{"config": {"pattern": "("}, "vocab": [], "special_tokens": []}', "["]
+)
 def test_a_damaged_tekken_is_one_sentence(content: str, magistral: Path) -> None:
     (magistral / "tekken.json").write_text(content)
     with pytest.raises(UserError, match=r"tekken\.json .*; download it again"):

@@ -114,6 +114,12 @@ def _convert(directory: Path, part: Path) -> None:
         stated = converted.chat_template
         converted.chat_template = None
         converted.save_pretrained(part)
+    except ImportError as error:
+        raise UserError(
+            f"{path} is of the format before control tokens were listed in it, which transformers "
+            "converts with mistral-common only; run `pip install mistral-common`, or give a "
+            "checkpoint with tokenizer.json"
+        ) from error
     except Exception as error:  # it has classes of its own for what it misses
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
