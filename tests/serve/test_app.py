@@ -153,6 +153,9 @@ def test_worse_requests_too(
 
 def test_wrong_paths_are_json_too(demo: Running) -> None:
     assert post(demo, b"{}", "/v1/nothing")[0] == 404
+    assert "POST /v1/chat/completions" in post(demo, b"{}", "/v1/embeddings")[1]["error"]["message"]
+    wrong = post(demo, b'{"prompt": 5.5}', "/v1/completions")[1]["error"]["message"]
+    assert wrong.startswith("prompt: it is neither a text, nor a list")
     assert post(demo, b"{}", "/v1/models")[0] == 405
     with pytest.raises(openai.AuthenticationError, match="Bearer KEY"):
         demo.client.with_options(api_key="wrong").models.list()

@@ -353,7 +353,10 @@ async def _user_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    why = f"{request.method} {request.url.path}: {error.detail}; the API is under /v1"
+    why = (
+        f"{request.method} {request.url.path}: {error.detail}; this server has GET /v1/models, and "
+        "POST /v1/chat/completions, /v1/completions and /v1/responses"
+    )
     return await _refused(request, invalid(why, error.status_code))
 
 

@@ -359,6 +359,8 @@ class TextRequest(CompletionRequest):
     @classmethod
     def _prompts(cls, prompt: Any) -> Any:
         """Read one prompt as a list of one."""
+        if not isinstance(prompt, str | list):
+            raise ValueError("it is neither a text, nor a list of texts or of the ids of tokens")
         one = isinstance(prompt, str) or (
             isinstance(prompt, list) and prompt and isinstance(prompt[0], int)
         )
