@@ -13,7 +13,7 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.calibration.text_budget import WINDOW
-from bitquilt.models.blockwise import BlockwiseModel
+from bitquilt.models.blockwise import BATCH_TOKENS, BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.device import compute_device
@@ -79,8 +79,10 @@ def _block_seconds(checkpoint: Checkpoint) -> float:
     model = BlockwiseModel(checkpoint, lambda name: torch.full(checkpoint.shapes[name], 0.01))
     block = model.block(0)
     width = checkpoint.config["hidden_size"]
-    hidden = torch.ones(1, WINDOW, width, device=model.device)
-    return _seconds(lambda: model.run(block, hidden)) / WINDOW
+    # a GPU is only busy with as many tokens as go through it together
+    windows = 1 if model.device.type == "cpu" else BATCH_TOKENS // WINDOW
+    hidden = torch.ones(windows, WINDOW, width, device=model.device)
+    return _seconds(lambda: model.run(block, hidden)) / hidden[..., 0].numel()
 
 
 def _head_seconds(checkpoint: Checkpoint) -> float:

@@ -35,7 +35,7 @@ SELECTED_RACE, SELECTED_KNAPSACK = 0.6, 0.2
 """The share of the text for selection that is read: it stops when one mix is clearly best."""
 THREADS_HELP = 0.3
 """Rounding takes as long as one thread would, divided by this power of the number of threads."""
-GPU_ROUNDS, GPU_STARTS = 0.08, 3.0
+GPU_ROUNDS, GPU_STARTS = 0.011, 3.0
 """What a GPU takes of the seconds of one thread, and until its kernels are compiled."""
 DECODING, CHECKING, WRITING = 8e-9, 20e-9, 8e-9
 """Seconds that a weight takes to be decoded, to be checked in a file and to be written."""
