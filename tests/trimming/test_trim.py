@@ -233,6 +233,49 @@ def test_a_number_of_tokens_is_kept_to_and_filled_up(tmp_path):
     assert less.tokens_per_byte[0].after > less.tokens_per_byte[0].before
 
 
+def test_reserved_tokens_that_nothing_uses_go(tmp_path):
+    """Text that has one keeps it, and so does the chat template or the config that names one."""
+    source = tiny_checkpoint(tmp_path, layers=1)
+    path = source / "tokenizer.json"
+    content = json.loads(path.read_text())
+    reserved = ["<unused0>", "<unused1>", "[unused7]", "<|reserved_special_token_3|>", "<user>"]
+    for name in reserved:
+        index = len(content["model"]["vocab"]) + len(content["added_tokens"])
+        free = next(t for t in reversed(content["model"]["vocab"]) if t not in reserved)
+        index = content["model"]["vocab"].pop(free)
+        content["model"]["vocab"][name] = index
+        one = {**content["added_tokens"][0], "id": index, "content": name}
+        content["added_tokens"].append(one)
+    left = content["model"]["vocab"].keys()
+    content["model"]["merges"] = [
+        merge
+        for merge in content["model"]["merges"]
+        if {*(pair := merge.split(" ") if isinstance(merge, str) else merge), "".join(pair)} <= left
+    ]
+    path.write_text(json.dumps(content))
+    named = {"additional_special_tokens": ["<unused0>", "<unused1>"]}
+    (source / "special_tokens_map.json").write_text(json.dumps(named))
+    (tmp_path / "text.txt").write_text(f"{KEPT} <unused1>")
+    made = trim_vocabulary(
+        source, output=tmp_path / "small", keep=[tmp_path / "text.txt"], progress=Silent()
+    )
+    kept = BpeFile.read(made.path, "").vocabulary.keys()
+    assert kept & {*reserved} == {"<unused1>", "<user>"}
+    tokenizer = load_tokenizer(made.path)
+    assert len(tokenizer) == made.tokens
+    assert tokenizer("<unused1>")["input_ids"][-1] < made.tokens
+
+
+def test_a_template_keeps_the_reserved_tokens_that_it_names(tmp_path):
+    content = {
+        "model": {"type": "BPE", "vocab": {"<unused0>": 0, "<unused1>": 1, "<unused2>": 2}},
+        "added_tokens": [{"id": index, "content": f"<unused{index}>"} for index in range(3)],
+    }
+    left = BpeFile(tmp_path, content).without_reserved("{{ '<unused1>' }}", {2})
+    assert [one["content"] for one in left.added] == ["<unused1>", "<unused2>"]
+    assert left.vocabulary == {"<unused1>": 1, "<unused2>": 2}
+
+
 def test_terms_go_along(tmp_path):
     source = tiny_checkpoint(tmp_path, layers=1)
     (source / "README.md").write_text("---\nlicense: gemma\nbase_model: a/b\n---\n# Tiny\n")

@@ -30,7 +30,7 @@ def trim_model(model: str, config: TrimConfig, as_json: bool) -> None:
     bitquilt trim demo --keep mine.txt -o demo-trimmed
     bitquilt quantize demo-trimmed --bits 4.5
 
-    Every byte, control token and added token is kept, so any text can still be read; text whose
+    Every byte and every control token in use is kept, so any text can still be read; text whose
     tokens are not all kept takes more of them. The logits of kept tokens are the original's.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.runtime.records import to_json

@@ -5,14 +5,16 @@ What is cut still reads any text: every byte has a token, in either kind.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import pre_tokenizers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from bitquilt.errors import UserError
 from bitquilt.runtime.files import read_json
@@ -23,6 +25,12 @@ BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 """The tokens of bytes where a tokenizer falls back to them."""
 ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 """The characters that stand for bytes in a byte-level tokenizer."""
+RESERVED = re.compile(
+    r"<unused_?\d+>|\[unused_?\d+\]|<\|reserved(_special_token|_token)?_\d+\|>|<\|dummy_\d+\|>"
+    r"|<\|extra_\d+\|>|<SPECIAL_\d+>|<reserved_?\d+>"
+)
+"""Tokens that nobody trained: those of Gemma, BERT, Llama 3, Phi, Qwen, Mistral and Baichuan."""
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 _IDS = re.compile(r"_token_ids?$|^(begin_)?suppress_tokens$")
 """Fields of a config that hold ids of tokens."""
 
@@ -99,6 +107,37 @@ class BpeFile:
         model = self.content["model"]
         return bool(model.get("byte_fallback")) and model["vocab"].keys() >= BYTES
 
+    def text_of(self, token: str) -> str:
+        """Give the text that a token stands for, with U+FFFD where it is a part of a character."""
+        if self.byte_bound:
+            return token.replace("\u2581", " ")
+        return bytes(_BYTES.get(one, 0) for one in token).decode("utf-8", "replace")
+
+    def without_reserved(self, used: str, ids: Collection[int]) -> BpeFile:
+        """Give the tokenizer without the tokens that are reserved for what never came.
+
+        Args:
+            used: text that may name such tokens because they are used: chat templates.
+            ids: those that a config names.
+        """
+        steps = (self.content.get(part) for part in ("post_processor", "padding", "normalizer"))
+        used += "".join(map(json.dumps, steps))
+        gone = {
+            one["content"]
+            for one in self.added
+            if RESERVED.fullmatch(one["content"])
+            and one["content"] not in used
+            and one["id"] not in ids
+        }
+        model = self.content["model"]
+        vocabulary = {token: index for token, index in model["vocab"].items() if token not in gone}
+        content = {
+            **self.content,
+            "added_tokens": [one for one in self.added if one["content"] not in gone],
+            "model": {**model, "vocab": vocabulary},
+        }
+        return BpeFile(self.path, content)
+
     @property
     def _alphabet(self) -> set[str]:
         return {token for token in self.content["model"]["vocab"] if len(token) == 1}
@@ -154,6 +193,13 @@ def _with_new_ids(node: dict[str, Any] | None, new: Mapping[int, int]) -> dict[s
         for name, one in node["special_tokens"].items()
     }
     return {**node, "special_tokens": special}
+
+
+def ids_in(config: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the ids of tokens that a config.json or generation_config.json names."""
+    for name, value in config.items():
+        if _IDS.search(name) and value is not None:
+            yield from value if isinstance(value, list) else [value]
 
 
 def with_new_ids(config: Mapping[str, Any], new: Mapping[int, int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ from bitquilt.trimming.bpe import TOKENIZER, BpeFile, with_new_ids
 ASKED = "asked"
 """The field of :data:`TRIMMED` with all that the choice of tokens depends on."""
 TOKENIZER_SETTINGS = "tokenizer_config.json"
-COPIED = ("special_tokens_map.json", "chat_template.jinja", "chat_template.json")
+NAMED_TOKENS = "special_tokens_map.json"
+COPIED = ("chat_template.jinja", "chat_template.json")
 CUT = (f"{EMBEDDING}.weight", f"{HEAD}.weight")
 """The tensors with a row for each token."""
 STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -113,9 +114,10 @@ class CutCheckpoint:
             TRIMMED: _json(marker, indent=None),
             "README.md": self._card(),
         }
-        settings = self.tokenizer.path.parent / TOKENIZER_SETTINGS
-        if settings.exists():
-            found[TOKENIZER_SETTINGS] = _json(_settings(read_json(settings), new))
+        for name in (TOKENIZER_SETTINGS, NAMED_TOKENS):
+            if (path := self.tokenizer.path.parent / name).exists():
+                left = _with_tokens(read_json(path), self.tokenizer.vocabulary)
+                found[name] = _json(_settings(left, new))
         if generation:
             found["generation_config.json"] = _json(with_new_ids(generation, new))
         return found
@@ -173,6 +175,21 @@ def _settings(settings: dict[str, Any], new: Mapping[int, int]) -> dict[str, Any
         return settings
     kept = {str(new[int(old)]): token for old, token in added.items() if int(old) in new}
     return {**settings, "added_tokens_decoder": kept}
+
+
+def _with_tokens(settings: dict[str, Any], vocabulary: Container[str]) -> dict[str, Any]:
+    """Leave out of the lists of tokens those that are gone: loading would add them again."""
+
+    def there(token: Any) -> bool:
+        content = token.get("content") if isinstance(token, dict) else token
+        return not isinstance(content, str) or content in vocabulary
+
+    lists = {
+        name: [token for token in value if there(token)]
+        for name, value in settings.items()
+        if name in ("additional_special_tokens", "extra_special_tokens") and isinstance(value, list)
+    }
+    return settings | lists
 
 
 def _json(content: dict[str, Any], indent: int | None = 2) -> str:

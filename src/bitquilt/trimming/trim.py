@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,22 @@ from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets.destination import check_directory
-from bitquilt.trimming.bpe import BpeFile
+from bitquilt.trimming.bpe import BpeFile, ids_in
 from bitquilt.trimming.checkpoint import CutCheckpoint
 from bitquilt.trimming.config import TrimConfig
 from bitquilt.trimming.expected import expected_shares
 from bitquilt.trimming.ranking import (
+    KeptText,
     count_tokens,
+    counted_shares,
     language_of,
-    prose,
+    letters_of,
     ranked_tokens,
     text_to_keep,
 )
 from bitquilt.trimming.vocabulary import MergeTable, closed_vocabulary
 
-WINDOWS, WINDOW_TOKENS = 64, 128
+WINDOWS, WINDOW_TOKENS = 128, 128
 """Windows of the text, and tokens of each, that the model reads to tell what else it expects."""
 CHOICE_VERSION = 2
 """Changes with the choice of tokens: what another version has chosen is not used again."""
@@ -86,9 +88,10 @@ def trim_vocabulary(
 ) -> TrimResult:
     """Write a model with only the tokens that some text needs, as a Hugging Face checkpoint.
 
-    Every byte, control token and added token is kept, and every kept token can still be made by
-    the merges that are kept. Text whose tokens are all kept is split as before, and other text into
-    more tokens; the logits of kept tokens are those of the original.
+    Every byte, control token and added token is kept, but for those that are reserved and that
+    neither the text nor the model uses. Every kept token can still be made by the merges that are
+    kept. Text whose tokens are all kept is split as before, and other text into more tokens; the
+    logits of kept tokens are those of the original.
 
     Args:
         model: hub id, Hugging Face directory, GGUF file, or ``demo``.
@@ -103,44 +106,55 @@ def trim_vocabulary(
     progress = progress or Progress()
     path = Path(config.output)
     check_directory(path, TRIMMED)
-    documents = text_to_keep(config)
+    text = text_to_keep(config)
     checkpoint = open_checkpoint(str(model))
-    tokenizer = BpeFile.read(checkpoint.tokenizer_dir, checkpoint.name)
+    whole = BpeFile.read(checkpoint.tokenizer_dir, checkpoint.name)
     nbytes = sum(checkpoint.source_bytes.values())
     require_room(path.resolve().parent, nbytes)
     encode = encoder(checkpoint)
-    characters = sum(len("".join(document.passages)) for document in documents)
+    characters = sum(len("".join(document.passages)) for document in text.documents)
     with progress.stage("Counting tokens", characters, "counting"):
-        counts = count_tokens(documents, encode, progress.advance)
+        parts = (text.given, text.languages, text.beside)
+        given, spoken, beside = (count_tokens(part, encode, progress.advance) for part in parts)
+    counts = given + spoken + beside
+    tokenizer = _without_reserved(whole, checkpoint, counts.keys())
     expected = None
     if config.size is not None:
         require_size(tokenizer, config.size, checkpoint.name)
         with computing(config.device, config.threads):
-            expected = _expected(checkpoint, documents, encode, progress)
-    ranked = ranked_tokens(tokenizer, counts, expected)
+            expected = _expected(checkpoint, text.own, encode, progress)
+    shares = counted_shares(given + spoken, beside)
+    ranked = ranked_tokens(tokenizer, shares, expected, letters_of(text.own), given.keys())
     kept = kept_ids(tokenizer, ranked, config.size, checkpoint)
-    asked = choice_settings(checkpoint, documents, config.size)
+    asked = choice_settings(checkpoint, text, config.size)
     cut = CutCheckpoint(checkpoint=checkpoint, tokenizer=tokenizer, kept=kept, asked=asked)
     with progress.stage(f"Writing {path.name}", nbytes, "writing"), atomic_write(path) as part:
         cut.write(part, progress.advance)
     after = document_encoder(path.name, path, checkpoint.chat_template, len(cut.kept))
-    return _result(path, cut, counts, [*_readings(documents, config, encode, after)])
+    readings = [*_readings(text.documents, config, encode, after)]
+    return _result(path, cut, counts, readings)
 
 
-def choice_settings(
-    checkpoint: Checkpoint, documents: Sequence[Document], size: int | None
-) -> dict[str, Any]:
+def _without_reserved(whole: BpeFile, checkpoint: Checkpoint, counted: Collection[int]) -> BpeFile:
+    """Give a tokenizer without reserved tokens that neither the text nor the model uses."""
+    templates = [checkpoint.chat_template or "", *checkpoint.named_templates.values()]
+    configs = (checkpoint.config, checkpoint.generation_config)
+    ids = {*counted, *(index for config in configs for index in ids_in(config))}
+    return whole.without_reserved("".join(templates), ids)
+
+
+def choice_settings(checkpoint: Checkpoint, text: KeptText, size: int | None) -> dict[str, Any]:
     """Give all that the choice of tokens depends on, as JSON.
 
     Args:
         checkpoint: the original.
-        documents: what its tokens are kept of.
+        text: the text whose tokens are kept.
         size: the most tokens that are kept; None if there is no limit.
     """
     return {
         "choice": CHOICE_VERSION,
         "checkpoint": checkpoint.fingerprint,
-        "text": fingerprint(documents),
+        "text": fingerprint(text.documents),
         "tokens": size,
     }
 
@@ -198,7 +212,7 @@ def _expected(
     checkpoint: Checkpoint, documents: Sequence[Document], encode: Encode, progress: Progress
 ) -> Tensor:
     """Let the model say which tokens more text like this would have [V]."""
-    own = [replace(document, domain="") for document in prose(documents)]
+    own = [replace(document, domain="") for document in documents]
     total = 0
     for document in own:
         if (total := total + len(encode(document))) >= WINDOWS * WINDOW_TOKENS:

@@ -36,8 +36,8 @@ def trimmed_model(
     names = [word if word in LANGUAGES else Path(word).stem for word in words]
     path = output / "-".join([checkpoint.name, *names])
     config = trim_config(words, path)
-    documents = text_to_keep(config)
-    if _asked(path) == choice_settings(checkpoint, documents, config.size):
+    text = text_to_keep(config)
+    if _asked(path) == choice_settings(checkpoint, text, config.size):
         progress.say(f"{path} is there from an earlier run, and is used again")
         return path
     made = trim_vocabulary(model, config, progress=progress)
