@@ -94,6 +94,11 @@ def architecture_in(header: GgufHeader) -> Architecture:
     """
     family = GGUF_ARCHITECTURES.get(header.architecture)
     if family is None:
+        if header.architecture == "clip":
+            raise UserError(
+                f"{header.path} is the vision tower of a model; give the model's own file, beside "
+                "which it is found"
+            )
         raise UserError(
             f"{header.path} has architecture {header.architecture or 'unknown'}; bitquilt reads "
             f"GGUF files of {', '.join(GGUF_ARCHITECTURES)}"

@@ -169,6 +169,7 @@ def empty_gguf(path: Path, architecture: str, **metadata: str | int) -> Path:
         ("m-00001-of-00003.gguf", "llama", {}, "one part of a split GGUF"),
         ("m.gguf", "llama", {"general__type": "imatrix"}, "an importance matrix, not a model"),
         ("m.gguf", "llama", {"general__type": "adapter"}, "a LoRA adapter, not a model"),
+        ("mmproj.gguf", "clip", {}, "vision tower of a model; give the model's own file"),
         ("m.gguf", "mamba", {}, "architecture mamba; bitquilt reads GGUF files of llama, qwen2"),
         ("m.gguf", "llama", {"llama__expert_count": 8}, "a mixture of 8 experts"),
         ("m.gguf", "llama", {}, "lacks the metadata llama.attention.head_count"),
