@@ -15,11 +15,15 @@ from bitquilt.allocation.recipe import Recipe, read_recipe
 from bitquilt.config import QuantizeConfig
 from bitquilt.converted.formats import BaseFormat
 from bitquilt.converted.prediction import Nats
+from bitquilt.errors import UserError
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.sizes import parse_size
 from bitquilt.streaming.mix import best_choices
 from bitquilt.targets.layout import Layout
 
+WIDER_BITS = 1.0
+"""Types that a file of so many bits a weight less could have are tried, too: some matrices bear
+them (docs/decisions/bases.md)."""
 FLOATS = ("BF16", "F32", "F16")
 """The types that a base may have, of which a matrix may keep only its own."""
 
@@ -81,12 +85,28 @@ def candidates_of(
     shapes = BaseShapes(
         {name: (one.experts * one.rows, one.columns) for name, one in base.matrices.items()}
     )
-    sets = candidate_sets(shapes, base.target, pins, base.nbytes, layout_of(base), budget)
-    names = {name: [one.qtype for one in own] for name, own in sets.items()}
+    names: dict[str, list[str]] = {}
+    for one in (budget, _smaller(budget, base.weights)):
+        try:
+            sets = candidate_sets(shapes, base.target, pins, base.nbytes, layout_of(base), one)
+        except UserError:
+            if one is budget:
+                raise
+            continue
+        for name, own in sets.items():
+            names[name] = [*names.get(name, []), *(candidate.qtype for candidate in own)]
     return {
-        name: names[name] if name in pins else fitting_types(base, name, names[name])
-        for name in names
+        name: own[:1] if name in pins else fitting_types(base, name, dict.fromkeys(own))
+        for name, own in names.items()
     }
+
+
+def _smaller(budget: Budget, weights: int) -> Budget:
+    """A budget of fewer bits: its types are candidates, too, as a prediction costs little here."""
+    if budget.size is not None:
+        return Budget(size=budget.size - int(WIDER_BITS * weights / 8))
+    assert budget.bits is not None
+    return Budget(bits=budget.bits - WIDER_BITS)
 
 
 def layout_of(base: BaseFormat) -> Layout:
@@ -94,7 +114,7 @@ def layout_of(base: BaseFormat) -> Layout:
     return Layout(base.fixed_bytes, {}, base.fixed_bytes, {"norms": base.kept_bytes}, base.weights)
 
 
-def fitting_types(base: BaseFormat, name: str, types: Sequence[str]) -> list[str]:
+def fitting_types(base: BaseFormat, name: str, types: Iterable[str]) -> list[str]:
     """Return those of some types that are smaller than the matrix is in the base, or what it is."""
     own = base.stored[name]
     most = base.nbytes(name, own)

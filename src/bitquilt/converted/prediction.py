@@ -23,6 +23,7 @@ from bitquilt.converted.rounding import (
     BaseMatrixReader,
     factor_of,
     input_batches,
+    outputs_factor,
     takes_feedback,
 )
 from bitquilt.rounding.nearest import fit
@@ -82,6 +83,9 @@ def predicted_nats(
             for expert in own:
                 weight = reader.weight(expert)
                 rows = _rows_of(base, moments, expert)
+                outputs = outputs_factor(base, moments, expert, method)
+                if outputs is not None:  # rows that come later make up for a part
+                    rows = rows * outputs.shares[outputs.order.argsort()].double().cpu()
                 names = [qtype for qtype in types[expert.name] if takes_rounding(qtype)]
                 picks, chances = _draw(rows, DRAWN_ROWS)
                 drawn_rows, back = picks.unique(return_inverse=True)

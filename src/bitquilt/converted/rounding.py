@@ -94,6 +94,21 @@ def factor_of(
     return factorize(torch.stack(hessians).to(compute_device()), names, progress)
 
 
+def outputs_factor(
+    base: BaseFormat, moments: BaseMoments, expert: BaseExpert, method: str
+) -> OutputFactor | None:
+    """Factorize the output gradients of a matrix, for rows that make up for each other.
+
+    Returns:
+        None where they are not known, and where rows are rounded to the nearest.
+    """
+    if method == "nearest":
+        return None
+    rows = base.matrices[expert.name].rows
+    moment = moments.output_moment(expert.name, expert.index, rows)
+    return None if moment is None else factorize_outputs(moment.to(compute_device()), expert.name)
+
+
 def round_base(
     base: BaseFormat,
     moments: BaseMoments,
@@ -206,13 +221,7 @@ class _Rounder:
         return qtypes.get(self._types[expert.name])
 
     def _outputs(self, expert: BaseExpert) -> OutputFactor | None:
-        if self._method == "nearest":
-            return None
-        rows = self._base.matrices[expert.name].rows
-        moment = self._moments.output_moment(expert.name, expert.index, rows)
-        return (
-            None if moment is None else factorize_outputs(moment.to(compute_device()), expert.name)
-        )
+        return outputs_factor(self._base, self._moments, expert, self._method)
 
     def _keep(self, expert: BaseExpert, packed: Packed) -> Iterator[tuple[str, Packed]]:
         """Take one expert; yield the matrix if it was the last one."""
