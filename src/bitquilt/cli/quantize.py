@@ -92,12 +92,26 @@ def _quantize_base(model: str, config: QuantizeConfig, as_json: bool) -> None:
     show(
         lambda: quantize_base(model, config),
         lambda made: {"outputs": [one.to_dict() for one in made]},
-        _print_streamed,
+        _print_converted,
         as_json,
     )
 
 
+def _print_converted(made: list[GgufResult]) -> None:
+    _print_files(made)
+    click.echo(
+        "Nothing was measured, as `bitquilt eval` reads files of known families only; llama.cpp's "
+        "`llama-perplexity --kl-divergence` compares a GGUF file with its base."
+    )
+
+
 def _print_streamed(made: list[GgufResult]) -> None:
+    _print_files(made)
+    first, against = made[0].paths[0], made[0].source
+    click.echo(f"Nothing was measured: `bitquilt eval {first} --against {against}` does.")
+
+
+def _print_files(made: list[GgufResult]) -> None:
     for one in made:
         plan = one.plan
         said = f"{', '.join(map(str, one.paths))}: {plan.nbytes:,} bytes, {plan.bits:.3f} bits per "
@@ -105,8 +119,6 @@ def _print_streamed(made: list[GgufResult]) -> None:
         if plan.predicted_kl is not None:
             said += f"; the predicted KL is {plan.predicted_kl:.3g} nats/token"
         click.echo(said)
-    first, against = made[0].paths[0], made[0].source
-    click.echo(f"Nothing was measured: `bitquilt eval {first} --against {against}` does.")
 
 
 def _print_table(result: QuantizeResult) -> None:
