@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
-from bitquilt.rounding import row_sample
+from bitquilt.rounding import rounders, row_sample
 from bitquilt.rounding.layer_bank import ESTIMATED, POLISHED, ROUNDED, LayerBank
-from bitquilt.rounding.round_layers import polish_layers
+from bitquilt.rounding.round_layers import finish_layers, polish_layers
 from bitquilt.rounding.rounders import BankRounder, TwoPassRounder
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
@@ -103,3 +104,25 @@ def test_what_is_there_is_not_read_for_again(both, monkeypatch):
     monkeypatch.setattr(BlockwiseModel, "run", fail)
     both.rounder.score(both.candidates, "gguf")
     both.rounder.make(both.candidates, "gguf")
+
+
+def test_an_interrupted_pass_goes_on_to_the_same_bytes(both, monkeypatch, tmp_path):
+    shutil.copytree(both.streamed.work.path, tmp_path / "again")
+    again = LayerBank(both.checkpoint, WorkDir(tmp_path / "again", {}), "full")
+    rounder = TwoPassRounder(again, TOKENS, FOLDS, both.candidates, Silent())
+    chosen, blocks = {module: ["IQ4_NL"] for module in both.checkpoint.matrices}, []
+
+    def interrupted(*arguments):
+        if blocks:
+            raise KeyboardInterrupt
+        blocks.append(finish_layers(*arguments))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounders, "finish_layers", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rounder.make(chosen, "gguf")
+    rounder.make(chosen, "gguf")
+    both.rounder.make(chosen, "gguf")
+    for module in chosen:
+        for part, tensor in both.streamed.polished(module, "IQ4_NL").items():
+            assert torch.equal(again.polished(module, "IQ4_NL")[part], tensor)
