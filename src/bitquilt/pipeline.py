@@ -24,8 +24,7 @@ from bitquilt.allocation.allocate import (
 )
 from bitquilt.allocation.plan import Plan, make_plans, requests, without_filling
 from bitquilt.allocation.timing import token_seconds
-from bitquilt.bases.converter import find_converter
-from bitquilt.bases.vision import write_vision
+from bitquilt.bases.vision import write_vision_beside
 from bitquilt.calibration import corpus
 from bitquilt.calibration.collect import collect_statistics, collection_work
 from bitquilt.calibration.corpus import Document
@@ -106,7 +105,9 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
     paths = run.destinations()
     if config.engine_check:
         run.compare_tokens()
-    vision = run.write_vision()
+    names = (plan.target.vision_file(run.checkpoint) for plan in run.plans)
+    name = next(filter(None, names), None)
+    vision = write_vision_beside(run.checkpoint, name, run.output, run.progress.say)
     with run:
         bank = run.collect()
         decisions = run.allocate(bank)
@@ -297,24 +298,6 @@ class Run(AbstractContextManager["Run"]):
         targets = dict.fromkeys(plan.target for plan in self.plans)
         for note in refuse_other_tokens(self.checkpoint, list(targets)):
             self.progress.say(note)
-
-    def write_vision(self) -> Path | None:
-        """Write what sees of the model beside its files, where a format has a file for it.
-
-        The language model is worth its file without it: a converter that is missing or fails is
-        told.
-        """
-        names = [plan.target.vision_file(self.checkpoint) for plan in self.plans]
-        name = next(filter(None, names), None)
-        if name is None or self.checkpoint.vision is None or find_converter() is None:
-            return None
-        path = self.output / name
-        try:
-            write_vision(self.checkpoint, path)
-        except UserError as error:
-            self.progress.say(f"The vision tower is not written: {error.sentence}")
-            return None
-        return path
 
     def collect(self) -> LayerBank:
         """Collect what the calibration text says of every matrix, and open the layer bank.

@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bitquilt.bases.converter import base_type, run_converter_script
+from bitquilt.bases.converter import base_type, find_converter, run_converter_script
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.sources.hugging_face import VISION_PARTS
@@ -50,6 +51,32 @@ def write_vision(checkpoint: Checkpoint, path: Path) -> None:
                 f"({error.strerror}); save its tokenizer there with transformers"
             ) from error
         run_converter_script(what, staged, path, arguments)
+
+
+def write_vision_beside(
+    checkpoint: Checkpoint, name: str | None, output: Path, say: Callable[[str], None]
+) -> Path | None:
+    """Write what sees of a model beside its files, where it can be.
+
+    The language model is worth its file without it: a converter that fails is told.
+
+    Args:
+        checkpoint: of any model.
+        name: of the file; None where no format has one.
+        output: the directory of the other files.
+        say: told why it is not written.
+
+    Returns:
+        the file, if there is one now.
+    """
+    if name is None or checkpoint.vision is None or find_converter() is None:
+        return None
+    try:
+        write_vision(checkpoint, output / name)
+    except UserError as error:
+        say(f"The vision tower is not written: {error.sentence}")
+        return None
+    return output / name
 
 
 def _files(directory: Path) -> dict[str, Path]:

@@ -7,6 +7,8 @@ with the same bytes. Only what the bank does not have yet is rounded.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from bitquilt import qtypes
 from bitquilt.calibration.block_moments import input_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
@@ -14,6 +16,7 @@ from bitquilt.rounding import kernels
 from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
 from bitquilt.rounding.hessian import COLUMN_GROUP
 from bitquilt.rounding.input_work import (
+    ByInput,
     InputWork,
     MemoryUse,
     free_memory,
@@ -54,17 +57,8 @@ def round_layers(
         UserError: a matrix does not fit its type, or its Hessian holds numbers that are not finite.
     """
     missing = _missing(bank, candidates)
-    if missing and bank.rounding != "nearest":
-        _say_if_kernels_are_missing(progress)
-    alone = [owner for owner in missing if not _takes_feedback(bank, owner)]
-    with BackgroundTask() as background:
-        work = InputWork(bank, progress, background, memory or memory_of_device())
-        for owner in alone:
-            for module, names in missing.pop(owner).items():
-                work.round_without_hessian(module, names)
-        for owners in work.batches(missing):
-            work.round_inputs(owners, missing)
-            free_memory()
+    steps = InputWork.round_inputs, InputWork.round_without_hessian
+    _fill(bank, missing, progress, memory, *steps)
 
 
 def estimate_layers(
@@ -82,17 +76,8 @@ def estimate_layers(
         UserError: as :func:`round_layers` does.
     """
     missing = _missing(bank, candidates, ESTIMATED)
-    if missing and bank.rounding != "nearest":
-        _say_if_kernels_are_missing(progress)
-    alone = [owner for owner in missing if not _takes_feedback(bank, owner)]
-    with BackgroundTask() as background:
-        work = InputWork(bank, progress, background, memory or memory_of_device())
-        for owner in alone:
-            for module, names in missing.pop(owner).items():
-                work.estimate_without_hessian(module, names)
-        for owners in work.batches(missing):
-            work.estimate_inputs(owners, missing)
-            free_memory()
+    steps = InputWork.estimate_inputs, InputWork.estimate_without_hessian
+    _fill(bank, missing, progress, memory, *steps)
 
 
 def polish_layers(
@@ -106,12 +91,7 @@ def polish_layers(
         progress: advances by :func:`polishing_work` in all.
         memory: how much is in memory at once; as the device has room, if not given.
     """
-    rough = _unpolished(bank, chosen)
-    with BackgroundTask() as background:
-        work = InputWork(bank, progress, background, memory or memory_of_device())
-        for owners in work.batches(rough):
-            work.polish_inputs(owners, rough)
-            free_memory()
+    _fill(bank, _unpolished(bank, chosen), progress, memory, InputWork.polish_inputs)
 
 
 def finish_layers(
@@ -128,12 +108,7 @@ def finish_layers(
     Raises:
         UserError: as :func:`round_layers` does.
     """
-    rough = _unpolished(bank, chosen)
-    with BackgroundTask() as background:
-        work = InputWork(bank, progress, background, memory or memory_of_device())
-        for owners in work.batches(rough):
-            work.finish_inputs(owners, rough)
-            free_memory()
+    _fill(bank, _unpolished(bank, chosen), progress, memory, InputWork.finish_inputs)
     round_layers(bank, _without_polished(bank, chosen), progress, memory)
 
 
@@ -181,6 +156,37 @@ def polishing_work(bank: LayerBank, chosen: Candidates) -> float:
         for module, names in readers.items()
         for name in names
     )
+
+
+def _fill(
+    bank: LayerBank,
+    todo: dict[str, dict[str, list[str]]],
+    progress: Progress,
+    memory: MemoryUse | None,
+    of_inputs: Callable[[InputWork, Sequence[str], ByInput], None],
+    alone: Callable[[InputWork, str, Sequence[str]], None] | None = None,
+) -> None:
+    """Take a step of the work on inputs, as many at a time as memory is meant for.
+
+    Args:
+        bank: where results go.
+        todo: input → matrix that reads it → types.
+        progress: told of kernels that are missing; the steps advance it.
+        memory: how much is in memory at once; as the device has room, with None.
+        of_inputs: the step.
+        alone: the step for a matrix without a Hessian; where it is None, there is none in ``todo``.
+    """
+    if todo and bank.rounding != "nearest":
+        _say_if_kernels_are_missing(progress)
+    with BackgroundTask() as background:
+        work = InputWork(bank, progress, background, memory or memory_of_device())
+        if alone is not None:
+            for owner in [owner for owner in todo if not _takes_feedback(bank, owner)]:
+                for module, names in todo.pop(owner).items():
+                    alone(work, module, names)
+        for owners in work.batches(todo):
+            of_inputs(work, owners, todo)
+            free_memory()
 
 
 def _missing(
