@@ -13,7 +13,6 @@ from bitquilt.bases.products import InputSums
 from bitquilt.bases.statistics import BaseStatistics
 from bitquilt.calibration.shrinkage import USUAL_SHARE
 from bitquilt.converted.moments import FEW_TOKENS, BaseMoments
-from bitquilt.converted.prediction import _draw
 
 WIDE = 6
 
@@ -102,11 +101,3 @@ def test_an_expert_goes_towards_the_layer_where_few_tokens_came(tokens: int) -> 
     wanted = shrunk(trust * (few.T @ few / tokens) + (1 - trust) * layer)
     torch.testing.assert_close(found.hessian("m", 0), wanted)
     torch.testing.assert_close(found.hessian("m", 2), shrunk(layer))  # which nothing reached
-
-
-def test_rows_are_drawn_as_often_as_they_count_and_sums_come_out() -> None:
-    torch.manual_seed(0)
-    weights = torch.rand(3000, dtype=torch.float64) ** 8
-    values = weights * (1 + 0.1 * torch.randn(3000, dtype=torch.float64))
-    picks, chances = _draw(weights, 128)
-    assert float((values[picks] / chances).mean()) == pytest.approx(float(values.sum()), rel=0.03)

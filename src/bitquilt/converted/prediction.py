@@ -2,10 +2,8 @@
 
 The KL of an error is ½ Σ_r b_r ΔW_r H ΔW_rᵀ (:mod:`bitquilt.bases.fisher`), and that of an
 embedding ½ Σ_v f_v Σ_c g_c ΔW_vc². Both are sums over rows, which are rounded independently. So
-rows are drawn as often as they count, rounded as the whole matrix would be, and the sum is
-estimated (Horvitz & Thompson 1952).
-
-Letters: R rows of a matrix, C columns, n rows drawn.
+rows are drawn as often as they count (:mod:`bitquilt.rounding.row_sample`), rounded as the whole
+matrix would be, and the sum is estimated.
 """
 
 from __future__ import annotations
@@ -28,13 +26,14 @@ from bitquilt.converted.rounding import (
 )
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.round_matrices import RoundingJob, round_once
+from bitquilt.rounding.row_sample import sample_rows
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.progress import Progress
 
 DRAWN_ROWS = 128
-"""n of a matrix."""
+"""Rows of a matrix that are drawn."""
 DRAWN_OF_TABLES = 2048
-"""n of an embedding or head, whose rows differ most."""
+"""Those of an embedding or head, whose rows differ most."""
 DRAWN_EXPERTS = 8
 """Experts of a stack that are looked at, spread over those that were reached."""
 _TINY = 1e-30
@@ -87,15 +86,14 @@ def predicted_nats(
                 if outputs is not None:  # rows that come later make up for a part
                     rows = rows * outputs.shares[outputs.order.argsort()].double().cpu()
                 names = [qtype for qtype in types[expert.name] if takes_rounding(qtype)]
-                picks, chances = _draw(rows, DRAWN_ROWS)
-                drawn_rows, back = picks.unique(return_inverse=True)
-                some = weight[drawn_rows.to(weight.device)]
+                sample = sample_rows(rows, DRAWN_ROWS)
+                some = weight[sample.rows.to(weight.device)]
                 jobs = [RoundingJob(some, qtypes.get(qtype), place) for qtype in names]
                 done = round_once(jobs, factor, method != "nearest")
                 for qtype, one in zip(names, done, strict=True):
                     assert one.costs is not None
-                    costs = one.costs.double().cpu()[back] * rows[picks] / chances
-                    found[expert.name][qtype] += 0.5 * float(costs.mean()) * scale[expert]
+                    costs = one.costs.double().cpu() * rows[sample.rows]
+                    found[expert.name][qtype] += 0.5 * sample.total(costs) * scale[expert]
                 if last[expert.name] == expert:
                     progress.advance()
     return found
@@ -116,8 +114,8 @@ def _without_feedback(
     for weights in (logits, None if table is None else table[1].double()):
         if weights is not None and weights.sum() > 0:
             shares += weights / weights.sum()
-    picks, chances = _draw(shares, DRAWN_OF_TABLES)
-    drawn, back = picks.unique(return_inverse=True)
+    sample = sample_rows(shares, DRAWN_OF_TABLES)
+    drawn = sample.rows
     weight = reader.weight(BaseExpert(name, 0))[drawn.to(compute_device())]
     hessian = moments.hessian(name, 0)
     importance = moments.importance(name, 0)
@@ -132,18 +130,8 @@ def _without_feedback(
             costs += (error.square() @ importance).double() * logits[drawn]
         if table is not None:
             costs += (error.square().double() @ table[0].double()) * table[1][drawn].double()
-        mean = float((costs[back] / chances).mean())
-        found[qtype] = 0.5 * base.matrices[name].experts * mean
+        found[qtype] = 0.5 * base.matrices[name].experts * sample.total(costs)
     return found
-
-
-def _draw(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Draw rows as often as they count, evenly along their sum: rows [n], and their chances [n]."""
-    total = weights.sum()
-    shares = weights / total if total > 0 else torch.full_like(weights, 1 / len(weights))
-    steps = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    picks = torch.searchsorted(shares.cumsum(0), steps).clamp(max=len(weights) - 1)
-    return picks, shares[picks].clamp_min(_TINY)
 
 
 def _rows_of(base: BaseFormat, moments: BaseMoments, expert: BaseExpert) -> Tensor:

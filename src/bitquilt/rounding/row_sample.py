@@ -35,17 +35,20 @@ class RowSample:
         return float(self.stands_for @ costs.cpu().double())
 
 
-def sample_rows(sizes: Tensor) -> RowSample:
+def sample_rows(sizes: Tensor, wanted: int | None = None) -> RowSample:
     """Draw rows systematically along the sum of their sizes, the same ones every time.
 
     Args:
-        sizes: what each row would cost if all were equally far off, [R], none negative.
+        sizes: what each row would cost if all were equally far off, [R], none negative; or another
+            number that goes with it.
+        wanted: how many rows are drawn, some more than once; about one in ``SHARE`` if not given.
     """
     sizes = sizes.cpu().double()
     count = len(sizes)
-    wanted = min(count, max(LEAST_SAMPLED_ROWS, count // SHARE))
+    wanted = min(count, wanted or max(LEAST_SAMPLED_ROWS, count // SHARE))
     if wanted == count or not (total := float(sizes.sum())) > 0:
-        return RowSample(torch.arange(count), torch.ones(count, dtype=torch.float64))
+        stands_for = torch.full((wanted,), count / wanted, dtype=torch.float64)
+        return RowSample(torch.arange(wanted), stands_for)
     points = (torch.arange(wanted, dtype=torch.float64) + 0.5) * (total / wanted)
     drawn = torch.searchsorted(sizes.cumsum(0), points).clamp_(max=count - 1)
     rows, times = drawn.unique(return_counts=True)
