@@ -20,7 +20,7 @@ from bitquilt.errors import UserError
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.models.tokenizer import load_tokenizer
-from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.device import gpu_memory
 
 Encode = Callable[[Document], list[int]]
 KINDS = ("unlike", "like")
@@ -34,7 +34,7 @@ def budget_for(checkpoint: Checkpoint) -> TextBudget:
     """Return the budget for a model on the device that is computed on."""
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     hidden = checkpoint.layers * int(checkpoint.config["hidden_size"])
-    return text_budget(weights, hidden, on_gpu=compute_device().type != "cpu")
+    return text_budget(weights, hidden, gpu_memory())
 
 
 def encoder(checkpoint: Checkpoint) -> Encode:

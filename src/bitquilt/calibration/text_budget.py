@@ -12,7 +12,9 @@ from dataclasses import dataclass
 WINDOW = 512
 """Tokens that a window has."""
 KEPT = 20 << 30
-"""Bytes of a GPU's memory for what the blocks read of the calibration text."""
+"""Bytes of a GPU's memory for what the blocks read of the calibration text, at most."""
+KEPT_SHARE = 4
+"""They are no more than this part of its memory."""
 LEAST_RACED = 240
 """Windows that a search reads before it has learnt anything."""
 LEAST_INTERACTIONS = 8
@@ -46,15 +48,15 @@ class TextBudget:
         return {name: getattr(self, name) for name in names}
 
 
-def text_budget(parameters: int, hidden: int, on_gpu: bool = False) -> TextBudget:
+def text_budget(parameters: int, hidden: int, gpu_bytes: int = 0) -> TextBudget:
     """The budget for one model; a GPU has more time for statistics and for races.
 
     Args:
         parameters: weights of the model.
         hidden: numbers that its blocks read of one token: layers × width.
-        on_gpu: whether a GPU does the work.
+        gpu_bytes: the memory of the GPU that does the work; 0 where the CPU does it.
     """
-    teraflop = 2e-12 * parameters * WINDOW
+    on_gpu, teraflop = gpu_bytes > 0, 2e-12 * parameters * WINDOW
 
     def windows(budget: float, least: int, most: int) -> int:
         return max(least, min(most, round(budget / teraflop)))
@@ -62,7 +64,7 @@ def text_budget(parameters: int, hidden: int, on_gpu: bool = False) -> TextBudge
     races = windows(900, 0, 880) if on_gpu else windows(6, 0, 480)
     races = races if races >= LEAST_RACED else 0
     interactions = windows(120 if on_gpu else 0.6, 0, 16)
-    kept = KEPT // (2 * hidden * WINDOW)
+    kept = min(KEPT, gpu_bytes // KEPT_SHARE) // (2 * hidden * WINDOW)
     return TextBudget(
         calibration=max(12, min(512, kept)) if on_gpu else windows(2.5, 12, 48),
         held_out=windows(1, 8, 16),

@@ -60,6 +60,12 @@ def device_name() -> str:
     return f"the CPU, in {threads} thread{'s' if threads > 1 else ''}"
 
 
+def gpu_memory() -> int:
+    """Return the bytes of memory of the GPU that is computed on; 0 on the CPU."""
+    device = compute_device()
+    return 0 if device.type == "cpu" else torch.cuda.get_device_properties(device).total_memory
+
+
 def record_event() -> torch.cuda.Event | None:
     """Mark what this thread has asked the GPU to do so far; return None without a GPU."""
     if compute_device().type != "cuda":

@@ -23,7 +23,7 @@ from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.hugging_face import chat_template
 from bitquilt.models.sources.resolve import resolve, short_name
 from bitquilt.models.sources.tokenizer_files import usable_tokenizer
-from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.device import gpu_memory
 from bitquilt.runtime.files import read_json, require_room
 from bitquilt.runtime.progress import Progress
 
@@ -134,7 +134,7 @@ def base_tokens(
     embeddings = len(model.get_input_embeddings().weight)  # type: ignore[operator]
     encode = document_encoder(directory.name, place, template, embeddings)
     weights = sum(one.numel() for one in model.parameters())
-    budget = config.text_budget or text_budget(weights, 1, compute_device().type != "cpu")
+    budget = config.text_budget or text_budget(weights, 1, gpu_memory())
     return token_windows(documents, encode, budget.calibration, budget.window)
 
 
