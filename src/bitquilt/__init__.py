@@ -39,8 +39,12 @@ if TYPE_CHECKING:
     from bitquilt.evaluation.compare import evaluate as evaluate
     from bitquilt.evaluation.config import BenchConfig as BenchConfig
     from bitquilt.evaluation.config import EvalConfig as EvalConfig
+    from bitquilt.evaluation.config import PairConfig as PairConfig
     from bitquilt.evaluation.config import TraceConfig as TraceConfig
     from bitquilt.evaluation.figures import DomainFigures as DomainFigures
+    from bitquilt.evaluation.pair import DraftGain as DraftGain
+    from bitquilt.evaluation.pair import PairResult as PairResult
+    from bitquilt.evaluation.pair import measure_pair as measure_pair
     from bitquilt.evaluation.results import Comparison as Comparison
     from bitquilt.evaluation.results import EngineCheck as EngineCheck
     from bitquilt.evaluation.results import Evaluation as Evaluation
@@ -102,12 +106,15 @@ _HOMES = {
     "AllocationConfig": "bitquilt.config",
     "BenchConfig": "bitquilt.evaluation.config",
     "BenchResult": "bitquilt.evaluation.speed",
+    "PairConfig": "bitquilt.evaluation.config",
+    "PairResult": "bitquilt.evaluation.pair",
     "Candidate": "bitquilt.allocation.space",
     "ChoiceScore": "bitquilt.tasks.choices",
     "Comparison": "bitquilt.evaluation.results",
     "ConfidenceFigures": "bitquilt.evaluation.wikitext",
     "Difference": "bitquilt.allocation.racing",
     "DiskUse": "bitquilt.forecast.disk",
+    "DraftGain": "bitquilt.evaluation.pair",
     "DomainFigures": "bitquilt.evaluation.figures",
     "EngineCheck": "bitquilt.evaluation.results",
     "EngineCrashedError": "bitquilt.errors",
@@ -163,6 +170,7 @@ _HOMES = {
     "WikitextFigures": "bitquilt.evaluation.wikitext",
     "WithError": "bitquilt.evaluation.wikitext",
     "bench": "bitquilt.evaluation.speed",
+    "measure_pair": "bitquilt.evaluation.pair",
     "estimate": "bitquilt.forecast.estimate",
     "evaluate": "bitquilt.evaluation.compare",
     "inspect": "bitquilt.models.inspection",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -77,8 +78,9 @@ def test_quantize_and_run(asked, model, tmp_path):
         (("search", "demo", "--recipe", "Q4_K_M"), "leaves nothing to search"),
         (("run", "no.gguf", "Hi"), "no.gguf does not exist"),
         (("eval", "no.gguf", "--against", "demo"), "no.gguf does not exist"),
-        (("recipe", "from", "no.gguf"), "no.gguf is no model file"),
-        (("compare", "no.gguf", "no.gguf"), "no.gguf is no model file"),
+        (("recipe", "from", "no.gguf"), "no.gguf does not exist"),
+        (("compare", "no.gguf", "no.gguf"), "no.gguf does not exist"),
+        (("pair", "no.gguf", "demo"), "no.gguf does not exist"),
         (("tasks", "no.gguf", "--tasks", "demo"), "no.gguf does not exist"),
         (("bench", "no.gguf"), "no.gguf does not exist"),
         (("report", "no.work"), "no.work does not exist; check the path"),
@@ -113,3 +115,11 @@ def test_a_part_that_cannot_be_made_is_in_the_object(capfd, model):
     assert [plan["target"] for plan in found["plans"]] == ["gguf"]
     assert found["error"]["sentence"].startswith("1bit in gguf: ")
     assert found["error"]["sentence"] in printed.err
+
+
+def test_pair(asked, model, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    found = asked("pair", model, copy, "--answers", "1", "--max-tokens", "8")
+    assert found["agreement"] == 1.0
+    assert {gain["draft"] for gain in found["gains"]} == {1, 2, 3, 4, 6}

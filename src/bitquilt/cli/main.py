@@ -24,6 +24,7 @@ from bitquilt.cli.eval import evaluate
 from bitquilt.cli.imatrix import imatrix
 from bitquilt.cli.inspect import inspect
 from bitquilt.cli.options import error_object, options_of, print_json, printable
+from bitquilt.cli.pair import pair
 from bitquilt.cli.plan import plan
 from bitquilt.cli.publish import publish
 from bitquilt.cli.quantize import quantize
@@ -66,6 +67,7 @@ for verb in (
     compare_files,
     tasks,
     bench,
+    pair,
     report,
     card,
     publish,

@@ -126,3 +126,20 @@ class BenchConfig(Options):
         flag="",
         least=1,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairConfig(Options):
+    """How much is measured of a small model that drafts for a large one."""
+
+    answers: int = option(
+        "The large model answers this many questions.", default=8, metavar="N", least=1
+    )
+    length: int = option(
+        "Every answer has at most this many tokens.",
+        default=128,
+        metavar="N",
+        flag="--max-tokens",
+        least=8,
+    )
+    threads: int | None = threads_option()
