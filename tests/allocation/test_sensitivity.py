@@ -8,7 +8,6 @@ import pytest
 
 from bitquilt.allocation import sensitivity
 from bitquilt.allocation.space import Candidate
-from bitquilt.rounding.layer_bank import BankCell
 from tests.shapes import shaped_checkpoint
 
 V0, V1 = (f"model.layers.{layer}.self_attn.v_proj" for layer in (0, 1))
@@ -25,11 +24,8 @@ def test_blocks():
 
 
 def test_scores_are_what_the_bank_predicts():
-    cells = {
-        module: {c.qtype: BankCell(0.1 * c.nbytes, "gptq", "gptq") for c in found}
-        for module, found in SETS.items()
-    }
-    scored = sensitivity.predicted(SimpleNamespace(cells=cells.__getitem__), SETS)
+    scores = {module: {c.qtype: 0.1 * c.nbytes for c in found} for module, found in SETS.items()}
+    scored = sensitivity.predicted(SimpleNamespace(scores=scores.__getitem__), SETS)
     assert [c.predicted_kl for c in scored[V0]] == pytest.approx([1.0, 1.2, 1.6])
     assert [(c.qtype, c.nbytes) for c in scored[V1]] == [("Q4_K", 12), ("Q8_0", 20)]
 

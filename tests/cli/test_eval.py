@@ -32,7 +32,8 @@ def found(tmp_path) -> Evaluation:
 @pytest.fixture(autouse=True)
 def any_model(monkeypatch):
     """The files need not be there; nothing of them is read."""
-    monkeypatch.setattr("bitquilt.cli.options.require_model", lambda _: None)
+    for looked_up in ("options.format_of", "options.require_model", "eval.require_model"):
+        monkeypatch.setattr(f"bitquilt.cli.{looked_up}", lambda _: None)
 
 
 def test_a_domain_of_few_documents_has_no_interval(found, monkeypatch, capfd):

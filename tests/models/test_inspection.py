@@ -148,4 +148,4 @@ def test_a_model_without_tables_is_shown_by_its_config_and_headers(tmp_path: Pat
     assert not found.tied
     (finding,) = found.findings
     assert "bitquilt has no tables of granite" in finding.message
-    assert "--to mlx" in finding.message
+    assert "mlx-lm for MLX" in finding.message
