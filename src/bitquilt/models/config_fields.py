@@ -39,6 +39,8 @@ def refuse_odd_fields(config: dict[str, Any], where: str = "config.json") -> Non
     """
     for field, most in MOST.items():
         value = config.get(field)
+        if field == "sliding_window" and value == 0 and config.get("use_sliding_window") is False:
+            continue  # as transformers writes it for models that have none
         if value is not None and not (type(value) is int and 1 <= value <= most):
             raise _odd(field, value, f"a whole number from 1 to {most:,}", where)
     heads, width = config.get("num_attention_heads") or 1, config.get("head_dim") or 1
