@@ -63,8 +63,8 @@ def kl_attribution(
     states = checkpoint.layers * length * teacher.hidden.shape[2] * 4
     batches = max(1, STATES[rounded.model.device.type] // (states * ATTRIBUTION_BATCH))
     found = []
-    for part in torch.arange(windows).split(batches * ATTRIBUTION_BATCH):
-        own = teacher.windows(slice(int(part[0]), int(part[-1]) + 1))
+    for part in _few(windows, batches * ATTRIBUTION_BATCH):
+        own = teacher.windows(part)
         with reproducible_gradients(rounded.model.device):
             slopes = _Slopes(rounded, own, progress).all()
         found.append([[0.5 * float(batch) for batch in slopes[m]] for m in allocation])
@@ -107,8 +107,7 @@ class _Slopes:
     def __init__(self, rounded: _RoundedModel, teacher: Teacher, progress: Progress) -> None:
         self._rounded, self._model = rounded, rounded.model
         self._teacher, self._progress = teacher, progress
-        batches = torch.arange(len(teacher.tokens)).split(ATTRIBUTION_BATCH)
-        self._batches = [slice(int(own[0]), int(own[-1]) + 1) for own in batches]
+        self._batches = list(_few(len(teacher.tokens), ATTRIBUTION_BATCH))
         self._slopes: dict[str, list[Tensor]] = {}
 
     def all(self) -> dict[str, list[Tensor]]:

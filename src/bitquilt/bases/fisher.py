@@ -19,11 +19,8 @@ from torch import Tensor
 
 from bitquilt.bases.partners import Unit
 from bitquilt.bases.products import WatchedProducts
-from bitquilt.calibration.block_moments import OUTPUTS
-from bitquilt.calibration.packed_moment import slabs
+from bitquilt.calibration.block_moments import OUTPUTS, add_moment
 
-MOMENT_SLABS = 4
-"""A second moment is symmetric: cut into so many slabs, it takes five of eight products."""
 Readers = frozenset[Unit]
 """The matrices that read one input together."""
 
@@ -126,8 +123,7 @@ class FisherProducts(WatchedProducts):
         x = read.inputs * read.weights.sqrt().unsqueeze(1)
         inside = slice(read.start, read.start + x.shape[1])
         total = moment.total[inside, inside]
-        for own, on in slabs(x.shape[1], MOMENT_SLABS):
-            total[own, on].addmm_(x[:, own].T, x[:, on])
+        add_moment(total, x)
         if x.shape[1] < read.width:  # only what is whole is cut into the same slabs
             total.copy_(total.triu() + total.triu(1).T)
         moment.weight += float(read.weights.double().sum())

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitquilt.bases.fisher import MOMENT_SLABS, FisherProducts, owner_of
+from bitquilt.bases.fisher import FisherProducts, owner_of
 from bitquilt.bases.partners import Unit
 from bitquilt.bases.products import InputSums
-from bitquilt.calibration.block_moments import OUTPUTS
+from bitquilt.calibration.block_moments import OUTPUTS, SUM_SLABS
 from bitquilt.calibration.collect import sample
 from bitquilt.calibration.packed_moment import DIAGONAL, mirrored, pack_moment, unpack_moment
 from bitquilt.errors import UserError
@@ -190,7 +190,7 @@ def _save_moments(work: WorkDir, number: int, products: FisherProducts, tokens: 
     facts = {}
     for place, (readers, moment) in enumerate(products.moments.items()):
         if moment.weight > 0:
-            whole = mirrored(moment.total, MOMENT_SLABS).div_(moment.weight)
+            whole = mirrored(moment.total, SUM_SLABS).div_(moment.weight)
             tensors |= pack_moment(f"inputs/{place}", whole)
             tensors[f"weights/{place}"] = torch.tensor(moment.weight, dtype=torch.float64)
             facts[f"inputs/{place}"] = json.dumps([key_of(unit) for unit in readers])

@@ -89,7 +89,7 @@ class SavedMoments:
         self.work.save(f"weights/{moments.layer}", weights, {})
 
 
-def _add_moment(moment: Tensor, x: Tensor) -> None:
+def add_moment(moment: Tensor, x: Tensor) -> None:
     """Add xᵀ x of rows [T, C] to a moment [C, C], which :func:`mirrored` then completes."""
     for own, on in slabs(x.shape[1], SUM_SLABS):
         moment[own, on].addmm_(x[:, own].T, x[:, on])
@@ -126,7 +126,7 @@ class BlockSums:
         if self.wanted and g.shape[1] <= OUTPUTS:
             if name not in self._outputs:
                 self._outputs[name] = g.new_zeros(g.shape[1], g.shape[1])
-            _add_moment(self._outputs[name], g)
+            add_moment(self._outputs[name], g)
 
     def add(self, fold: int) -> None:
         """Add the batch that has gone back, which is of one fold."""
@@ -135,7 +135,7 @@ class BlockSums:
             for name, x in self._inputs.items():
                 moments = self._hessians.setdefault(name, Moments(x))
                 square = self._squares[name]
-                _add_moment(moments.sums[fold], x * square.sqrt().unsqueeze(1))
+                add_moment(moments.sums[fold], x * square.sqrt().unsqueeze(1))
                 moments.weights[fold] += float(square.double().sum())
                 self._weights.setdefault(name, []).append(square)
         self._inputs.clear()

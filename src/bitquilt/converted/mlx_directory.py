@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,6 +37,7 @@ from bitquilt.targets.mlx.layout import (
     HEADER_ALIGNMENT,
     WORST_ENTRY,
     Part,
+    header_text,
     offsets_of,
     parts_of,
     quantization_entry,
@@ -82,7 +83,7 @@ class MlxDirectory(BaseFormat):
         self.known = set(self.matrices)
         self.written = float(sum(matrix.weights for matrix in self.matrices.values()))
         self._copied = self._base.copied()
-        self._header_room = len(self._header_text(self._longest_parts(), far=True))
+        self._header_room = len(self._longest_header())
         self._header_room += -self._header_room % HEADER_ALIGNMENT
         described = len(self._config_text(dict.fromkeys(self.matrices, WORST_ENTRY), WORST_ENTRY))
         self._config_room, self._recipe_room = described, self._longest_recipe()
@@ -163,7 +164,7 @@ class MlxDirectory(BaseFormat):
         self, file: BinaryIO, types: Allocation, rounded: RoundedMatrix, progress: Progress
     ) -> None:
         parts = self._parts(types)
-        header = _padded(self._header_text(parts), self._header_room, "the header")
+        header = _padded(header_text(parts, offsets_of(parts)), self._header_room, "the header")
         file.write(struct.pack("<Q", len(header)) + header)
         start, offsets = file.tell(), offsets_of(parts)
         for name, tensor in self._tensors(types, rounded):
@@ -208,19 +209,11 @@ class MlxDirectory(BaseFormat):
                 found.append(Part(each, "BF16", tensor.shape))
         return found
 
-    def _header_text(self, parts: Sequence[Part], far: bool = False) -> str:
-        """Return the header of parts; with all of them as far behind as can be, if ``far``."""
+    def _longest_header(self) -> str:
+        """Return the header of the most parts, all of them as far behind as can be."""
+        parts = self._longest_parts()
         end = 2 * sum(tensor.raw_bytes for tensor in self._base.tensors.values())
-        offsets = dict.fromkeys((part.name for part in parts), end) if far else offsets_of(parts)
-        entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
-        for part in parts:
-            at = offsets[part.name]
-            entries[part.name] = {
-                "dtype": part.dtype,
-                "shape": list(part.shape),
-                "data_offsets": [at, at + part.nbytes],
-            }
-        return json.dumps(entries, separators=(",", ":"))
+        return header_text(parts, dict.fromkeys((part.name for part in parts), end))
 
     def _config_text(self, entries: Mapping[str, Any], default: Mapping[str, Any]) -> str:
         quantization = {**default, **entries}

@@ -157,7 +157,7 @@ class _Run:
             candidates_of(base, (), recipe, budget)
         asked_types(base, self._config)
         for bits in [budget.bits for budget in budgets] or [None]:
-            base.refuse_overwrite(self._place(base, bits))
+            base.refuse_overwrite(self._place(base, self._label(bits)))
 
     def _calibrate(self, converted: ConvertedModel, stack: ExitStack) -> None:
         """Match bases and model, and collect statistics; the model is not kept."""
@@ -253,7 +253,7 @@ class _Run:
     ) -> GgufPlan:
         known = {*base.known}
         return GgufPlan(
-            label=label_of(bits, self._config.size, self._config.recipe),
+            label=self._label(bits),
             nbytes=base.total_bytes(types),
             bits=bits_of_types(base, types),
             types=types,
@@ -262,14 +262,16 @@ class _Run:
             without_importance=[name for name in base.matrices if name not in known],
         )
 
-    def _place(self, base: BaseFormat, bits: float | None) -> Path:
-        label = label_of(bits, self._config.size, self._config.recipe)
+    def _label(self, bits: float | None) -> str:
+        return label_of(bits, self._config.size, self._config.recipe)
+
+    def _place(self, base: BaseFormat, label: str) -> Path:
         return self._output / f"{self._name}-{label}{base.target.suffix}"
 
     def _write(self, base: BaseFormat, moments: BaseMoments, plan: GgufPlan) -> GgufResult:
         """Round and write one file."""
         started = time.monotonic()
-        path = self._output / f"{self._name}-{plan.label}{base.target.suffix}"
+        path = self._place(base, plan.label)
         work = base_rounding_work(base, plan.types)
         with self._progress.stage(f"Rounding for {path.name}", work, "rounding"):
             rounded = round_base(

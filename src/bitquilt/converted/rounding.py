@@ -22,7 +22,7 @@ from bitquilt.qtypes.qtype import Allocation, Packed, QuantType
 from bitquilt.qtypes.rows import rows_within
 from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
 from bitquilt.rounding.hessian import COLUMN_GROUP, Factor, factorize
-from bitquilt.rounding.input_work import CPU_MEMORY, DEVICE_MEMORY, HESSIAN_BYTES, TABLE_WEIGHTS
+from bitquilt.rounding.input_work import HESSIAN_BYTES, TABLE_WEIGHTS, memory_of_device
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.output_feedback import OutputFactor, factorize_outputs
 from bitquilt.rounding.round_matrices import RoundingJob, round_matrices
@@ -73,10 +73,10 @@ def input_batches(
     def width(own: list[BaseExpert]) -> int:
         return base.matrices[own[0].name].columns
 
-    memory = CPU_MEMORY if compute_device().type == "cpu" else DEVICE_MEMORY
+    room = memory_of_device().input_bytes
     for columns, same in groupby(sorted(readers.values(), key=width), width):
         inputs = list(same)
-        step = max(1, memory.input_bytes // (HESSIAN_BYTES * columns**2))
+        step = max(1, room // (HESSIAN_BYTES * columns**2))
         for start in range(0, len(inputs), step):
             yield inputs[start : start + step]
 

@@ -107,13 +107,14 @@ def offsets_of(parts: Iterable[Part]) -> dict[str, int]:
 def safetensors_header(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> bytes:
     """Return the header, with spaces so that it and the norms always take as much together."""
     parts = file_parts(checkpoint, chosen)
-    text = _header_text(parts, offsets_of(parts))
+    text = header_text(parts, offsets_of(parts))
     room = _header_room(checkpoint) + norm_slack(checkpoint, chosen)
     padded = padded_text(text, room, "the header").encode()
     return struct.pack("<Q", len(padded)) + padded
 
 
-def _header_text(parts: list[Part], offsets: dict[str, int]) -> str:
+def header_text(parts: Iterable[Part], offsets: Mapping[str, int]) -> str:
+    """Return the header of parts that begin at these bytes, counted from its end."""
     entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     for part in parts:
         start = offsets[part.name]
@@ -133,7 +134,7 @@ def _header_room(checkpoint: Checkpoint) -> int:
         stem = name.rpartition(".")[0]
         worst += [Part(f"{stem}.{part}", "BF16", shape) for part in parts]
     end = sum(ITEM_SIZES["F32"] * part.nbytes for part in worst)
-    text = _header_text(worst, {part.name: end for part in worst})
+    text = header_text(worst, {part.name: end for part in worst})
     return -(-len(text) // HEADER_ALIGNMENT) * HEADER_ALIGNMENT
 
 
