@@ -2,7 +2,7 @@
 
 Four others may name formats. ``qtypes`` says which format holds a type, ``gguf`` says what its own
 files are called, ``engines`` looks at files that others wrote, to find the engine for them, and
-``converted`` begins with what the format's own converter wrote, another program for each.
+``converted/formats`` begins with what the format's own converter wrote, another program for each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from bitquilt.targets import ALL, GGUF, MLX, TARGETS, Target, get_target, parse_targets, target_of
 
 PACKAGE = Path(__file__).parent.parent / "src" / "bitquilt"
-HOME = ("targets", "qtypes", "converted", "gguf/__init__.py", "engines/__init__.py")
+HOME = ("targets", "qtypes", "converted/formats", "gguf/__init__.py", "engines/__init__.py")
 """Folders and files that may name formats."""
 LITERALS = {word for target in TARGETS.values() for word in (target.name, target.suffix)}
 INSTANCES = {target.name.upper() for target in TARGETS.values()}

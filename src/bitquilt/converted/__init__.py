@@ -4,8 +4,7 @@ In: a Hugging Face directory of whatever architecture. Out: a GGUF file or an ML
 exact size. The format's own converter writes a base (:mod:`bitquilt.bases`); its matrices are
 replaced, and everything else stays as it is.
 
-    formats.py         what differs between the bases of GGUF and MLX
-    mlx_directory.py   an MLX directory from its base
+    formats/           what differs between the bases of GGUF and MLX, one object a format
     moments.py         what calibration says of a base's matrix
     prediction.py      what each type costs a matrix, from a sample of its rows
     allocation.py      which type each matrix gets

@@ -13,7 +13,7 @@ from bitquilt.allocation.candidates import candidate_sets
 from bitquilt.allocation.preset_names import asked_preset
 from bitquilt.allocation.recipe import Recipe, read_recipe
 from bitquilt.config import QuantizeConfig
-from bitquilt.converted.formats import BaseFormat
+from bitquilt.converted.formats.base_format import BaseFormat
 from bitquilt.converted.prediction import Nats
 from bitquilt.errors import UserError
 from bitquilt.qtypes.qtype import Allocation

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitquilt import qtypes
-from bitquilt.converted.formats import BaseFormat, takes_rounding
+from bitquilt.converted.formats.base_format import BaseFormat, takes_rounding
 from bitquilt.converted.moments import BaseMoments
 from bitquilt.converted.rounding import (
     BaseExpert,

@@ -18,13 +18,7 @@ import torch
 
 from bitquilt import __version__
 from bitquilt.allocation.budget import label_of
-from bitquilt.bases.base_file import BaseMatrices
-from bitquilt.bases.importance import (
-    importance_of_partners,
-    load_transformers_model,
-    match_base,
-)
-from bitquilt.bases.mlx_base import MlxBase
+from bitquilt.bases.importance import load_transformers_model, match_base
 from bitquilt.bases.statistics import BaseStatistics, collect_base_statistics
 from bitquilt.config import QuantizeConfig
 from bitquilt.converted.allocation import (
@@ -35,28 +29,23 @@ from bitquilt.converted.allocation import (
     candidates_of,
     recipe_of,
 )
-from bitquilt.converted.formats import BaseFormat, GgufBase
-from bitquilt.converted.mlx_directory import MlxDirectory
-from bitquilt.converted.mlx_place import mlx_base_of, refuse_other_tokens_in_mlx
+from bitquilt.converted.formats import FORMATS
+from bitquilt.converted.formats.base_format import BaseFormat
 from bitquilt.converted.moments import BaseMoments
 from bitquilt.converted.prediction import predicted_nats
 from bitquilt.converted.rounding import base_rounding_work, round_base
-from bitquilt.gguf import SUFFIX
-from bitquilt.gguf.imatrix import write_imatrix
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.sources import safetensors
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding import ROUNDING_VERSION
 from bitquilt.runtime.device import computing
-from bitquilt.runtime.files import atomic_write, read_json, refuse_file, require_room
+from bitquilt.runtime.files import read_json, refuse_file, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.streaming.base import base_name, base_of, base_tokens, dataset_name, tokenizer_of
+from bitquilt.streaming.base import base_name, base_tokens
 from bitquilt.streaming.from_base import stream_base
-from bitquilt.streaming.make_imatrix import refuse_overwrite
 from bitquilt.streaming.quantize_gguf import GgufPlan, GgufResult
-from bitquilt.targets import GGUF, MLX, parse_targets
-from bitquilt.targets.same_tokens import refuse_other_tokens_of
+from bitquilt.targets import parse_targets
 
 BASE_WORK_FORMAT = 1
 """Raised when artefacts mean something else."""
@@ -98,7 +87,8 @@ def quantize_base(
     """
     config, progress = QuantizeConfig.of(config, options), progress or Progress()
     config.refuse_unused_by_a_base()
-    if config.rounding == "nearest" and config.to == GGUF.name:
+    formats = [FORMATS[target.name] for target in parse_targets(config.to)]
+    if config.rounding == "nearest" and all(one.streams_nearest for one in formats):
         return stream_base(model, config, progress)
     refuse_file(Path(config.output), "--output")
     recipe_of(config)
@@ -111,21 +101,13 @@ def quantize_base(
 
 def _converted(model: str | Path, config: QuantizeConfig, progress: Progress) -> ConvertedModel:
     """Convert a model to every format that is asked for, and compare the tokens there."""
-    output, places = Path(config.output), {}
-    directory = Path()
+    places, directory = {}, Path()
     for target in parse_targets(config.to):
-        if target is GGUF:
-            directory, places[target.name] = base_of(model, config.base, output, progress)
-            if config.engine_check:
-                place, template = tokenizer_of(directory)
-                path = places[target.name]
-                for note in refuse_other_tokens_of(path, directory.name, place, template):
-                    progress.say(note)
-        else:
-            directory, places[target.name] = mlx_base_of(model, output, progress)
-            if config.engine_check:
-                for note in refuse_other_tokens_in_mlx(places[target.name], directory):
-                    progress.say(note)
+        kind = FORMATS[target.name]
+        directory, places[target.name] = kind.convert(model, config, progress)
+        if config.engine_check:
+            for note in kind.refuse_other_tokens(places[target.name], directory):
+                progress.say(note)
     return ConvertedModel(base_name(model, directory), directory, places)
 
 
@@ -142,13 +124,13 @@ class _Run:
         """Refuse what is wrong with places and sizes, load the model, and calibrate."""
         self._name, self._config, self._progress = converted.name, config, progress
         self._output = Path(config.output)
-        self._imatrix = self._output / f"{self._name}-imatrix{SUFFIX}"
-        if GGUF.name in converted.places:
-            refuse_overwrite(self._imatrix)
-        self._bases = {name: self._open(name, path) for name, path in converted.places.items()}
+        self._bases = {
+            name: FORMATS[name].open(path, converted.name, config)
+            for name, path in converted.places.items()
+        }
         for base in self._bases.values():
             self._refuse_impossible(base)
-        self._calibrate(converted, stack)
+        self._calibrate(converted.directory, stack)
 
     def _refuse_impossible(self, base: BaseFormat) -> None:
         """Refuse before any work what no result could come of."""
@@ -159,19 +141,14 @@ class _Run:
         for bits in [budget.bits for budget in budgets] or [None]:
             base.refuse_overwrite(self._place(base, self._label(bits)))
 
-    def _calibrate(self, converted: ConvertedModel, stack: ExitStack) -> None:
+    def _calibrate(self, directory: Path, stack: ExitStack) -> None:
         """Match bases and model, and collect statistics; the model is not kept."""
-        directory, progress = converted.directory, self._progress
+        progress = self._progress
         with progress.stage("Matching the base with the model", 1, "matching"):
             model = load_transformers_model(directory)
             self._partners = {
-                name: match_base(
-                    BaseMatrices(path) if name == GGUF.name else MlxBase(path),
-                    path,
-                    model,
-                    directory,
-                )
-                for name, path in converted.places.items()
+                name: match_base(base.numbers, base.path, model, directory)
+                for name, base in self._bases.items()
             }
             progress.advance()
         self._say_alone()
@@ -184,14 +161,8 @@ class _Run:
         self._work = stack.enter_context(WorkDir(place, self._settings(fingerprint)))
         collect_base_statistics(model, self._tokens, self._work, progress)
         self._statistics = BaseStatistics(self._work)
-        if isinstance(base := self._bases.get(GGUF.name), GgufBase):
-            names = [dataset_name(self._config)]
-            matrix = importance_of_partners(
-                self._partners[GGUF.name], self._statistics.sums(), self._tokens, names
-            )
-            with atomic_write(self._imatrix) as temporary:
-                write_imatrix(temporary, matrix)
-            base.take(matrix)
+        for name, base in self._bases.items():
+            base.take(self._partners[name], self._statistics, self._tokens)
 
     def _settings(self, fingerprint: str) -> dict[str, Any]:
         """All that statistics and rounded matrices depend on."""
@@ -212,13 +183,6 @@ class _Run:
                     f"{len(alone)} of {len(partners)} matrices of the base have numbers that no "
                     f"parameter has, and no importance: {', '.join(alone[:3])}"
                 )
-
-    def _open(self, target: str, path: Path) -> BaseFormat:
-        """Open a base to write from."""
-        if target == MLX.name:
-            return MlxDirectory(path, check=self._config.engine_check)
-        threads = self._config.threads or torch.get_num_threads()
-        return GgufBase(path, self._imatrix.name, dataset_name(self._config), threads)
 
     def results(self) -> Iterator[GgufResult]:
         """Yield a file for each format and budget."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bitquilt import qtypes
-from bitquilt.converted.formats import BaseFormat, takes_rounding
+from bitquilt.converted.formats.base_format import BaseFormat, takes_rounding
 from bitquilt.converted.moments import BaseMoments, Inputs
 from bitquilt.qtypes.qtype import Allocation, Packed, QuantType
 from bitquilt.qtypes.rows import rows_within

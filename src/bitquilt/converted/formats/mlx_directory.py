@@ -21,8 +21,10 @@ from bitquilt import qtypes
 from bitquilt.allocation.preset_names import preset_names
 from bitquilt.allocation.recipe import Recipe, require_fit
 from bitquilt.bases.mlx_base import MlxBase
-from bitquilt.converted.formats import BaseFormat, RoundedMatrix
-from bitquilt.converted.mlx_recipe import recipe_pins_of, recipe_types_of
+from bitquilt.config import QuantizeConfig
+from bitquilt.converted.formats.base_format import BaseFormat, RoundedMatrix
+from bitquilt.converted.formats.mlx_place import mlx_base_of, refuse_other_tokens_in_mlx
+from bitquilt.converted.formats.mlx_recipe import recipe_pins_of, recipe_types_of
 from bitquilt.engines.mlx import open_mlx
 from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.qtypes.floats import Float
@@ -57,6 +59,7 @@ class MlxDirectory(BaseFormat):
 
     target = MLX
     safe_type = "8bit-g64"
+    streams_nearest = False
 
     def __init__(self, path: Path, *, check: bool) -> None:
         """Read the headers of a base.
@@ -90,6 +93,24 @@ class MlxDirectory(BaseFormat):
         copied = sum(map(len, self._copied.values()))
         header = struct.calcsize("<Q") + self._header_room
         self.fixed_bytes = copied + header + self._config_room + self._recipe_room + self.kept_bytes
+
+    @classmethod
+    def convert(
+        cls, model: str | Path, config: QuantizeConfig, progress: Progress
+    ) -> tuple[Path, Path]:
+        return mlx_base_of(model, Path(config.output), progress)
+
+    @classmethod
+    def refuse_other_tokens(cls, path: Path, directory: Path) -> list[str]:
+        return refuse_other_tokens_in_mlx(path, directory)
+
+    @classmethod
+    def open(cls, path: Path, name: str, config: QuantizeConfig) -> MlxDirectory:
+        return cls(path, check=config.engine_check)
+
+    @property
+    def numbers(self) -> Mapping[str, Tensor]:
+        return self._base
 
     @property
     def pins(self) -> Mapping[str, str]:
