@@ -9,7 +9,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gguf import GGUFWriter
 from huggingface_hub.lfs import UploadInfo
 
 from bitquilt.errors import UserError
@@ -18,7 +20,7 @@ from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.models import open_checkpoint
 from bitquilt.models.licence import NOTICES
 from bitquilt.report import publish
-from bitquilt.report.card import Publication
+from bitquilt.report.card import Publication, model_card
 from bitquilt.report.config import PublicationConfig
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
@@ -268,3 +270,50 @@ def test_a_file_is_hashed_once(hub, file, original, monkeypatch):
     assert hashed.count(str(file)) == 1
     assert file not in hashed
     assert file.name in {one.path_in_repo for one in operations}
+
+
+def tower(path: Path, width: int) -> Path:
+    """A file as llama.cpp's converter names and describes vision towers, of one matrix."""
+    writer = GGUFWriter(path, "clip")
+    writer.add_uint32("clip.vision.projection_dim", width)
+    writer.add_tensor("v.patch_embd.weight", np.zeros((2, 32), np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_the_vision_tower_goes_along(hub, file, original):
+    """With the files it belongs to by its name, and under a command that shows it an image."""
+    width = open_checkpoint(original).config["hidden_size"]
+    seeing = tower(file.with_name("mmproj-tiny.gguf"), width)
+    tower(file.with_name("mmproj-other.gguf"), width)
+    request = (file, "--against", original, "--repo", "me/tiny")
+    done = run(hub, *request, "--upload")
+    assert done.returncode == 0, done.stderr
+    assert hub.files["mmproj-tiny.gguf"] == seeing.read_bytes()
+    assert "mmproj-other.gguf" not in hub.files
+    card = hub.files["README.md"].decode()
+    assert "pipeline_tag: image-text-to-text" in card
+    size = f"{seeing.stat().st_size:,}"
+    assert f"`mmproj-tiny.gguf` ({size} bytes) is the vision tower of the original, in F16" in card
+    assert "--hf-repo me/tiny --hf-file tiny-4.5bit.gguf" in card
+    assert "--mmproj-url https://huggingface.co/me/tiny/resolve/main/mmproj-tiny.gguf" in card
+
+
+def test_another_models_vision_tower_is_refused(file, original):
+    seeing = tower(file.with_name("mmproj-tiny.gguf"), 96)
+    with pytest.raises(UserError, match=r"width 96, and those of .* another model's vision tower"):
+        publication([file], original)
+    seeing.write_bytes(seeing.read_bytes()[:40])
+    with pytest.raises(UserError, match=r"mmproj-tiny.gguf cannot be read as GGUF"):
+        publication([file], original)
+
+
+def test_files_that_see_nothing_are_called_so(file, original):
+    known = publication([file], original)
+    assert "text only" not in model_card(known)
+    assert "image-text-to-text" not in model_card(known)
+    sees = replace(known, original=replace(known.original, vision=original))
+    assert "Its vision tower is not among the files, so they read text only." in model_card(sees)

@@ -33,17 +33,29 @@ def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None
 
 
 def vision_beside(path: Path) -> Path | None:
-    """Find the file of a model's vision tower: ``mmproj-NAME.gguf`` beside ``NAME-….gguf``.
+    """Find the file of a model's vision tower, as :func:`named_vision` does.
 
     One that is alone in the directory counts under any name, as people keep a model's files.
     """
-    if path.name.startswith(VISION_PREFIX):
-        return None
-    found = sorted(path.parent.glob(f"{VISION_PREFIX}*.gguf"))
+    found = _visions(path)
+    return named_vision(path) or (found[0] if len(found) == 1 else None)
+
+
+def named_vision(path: Path) -> Path | None:
+    """Find the file of a model's vision tower: ``mmproj-NAME.gguf`` beside ``NAME-….gguf``."""
     own = [
-        file for file in found if path.name.startswith(file.stem.removeprefix(f"{VISION_PREFIX}-"))
+        file
+        for file in _visions(path)
+        if path.name.startswith(file.stem.removeprefix(f"{VISION_PREFIX}-"))
     ]
-    return max(own, key=lambda file: len(file.stem), default=found[0] if len(found) == 1 else None)
+    return max(own, key=lambda file: len(file.stem), default=None)
+
+
+def _visions(path: Path) -> list[Path]:
+    """List all vision towers beside a model's file; beside one of themselves there is none."""
+    if path.name.startswith(VISION_PREFIX):
+        return []
+    return sorted(path.parent.glob(f"{VISION_PREFIX}*.gguf"))
 
 
 def open_vocabulary(path: Path) -> RemoteEngine:

@@ -26,6 +26,7 @@ from bitquilt.report.figures import (
 from bitquilt.report.origin import Gate, PublishedOriginal
 from bitquilt.report.plots import environment
 from bitquilt.report.run_record import OutputRecord, find_record, published_command
+from bitquilt.report.vision import VisionTower
 from bitquilt.report.wikitext import TOOL_NAMES, confidence_cells, protocol_note, tool_figure
 from bitquilt.targets.layout import bits_per_weight
 
@@ -44,6 +45,8 @@ class Publication:
     """Its terms."""
     repository: str
     """``user/name`` on the hub."""
+    towers: Sequence[VisionTower]
+    """What their images are seen with."""
     gate: Gate | None
     """``auto`` or ``manual`` where the hub asks visitors something before they get the original."""
 
@@ -51,6 +54,7 @@ class Publication:
     def weights(self) -> dict[Path, CommitOperationAdd]:
         """The files with weights, made ready to be uploaded, which hashes them: once is enough."""
         paths = [weights_file(one.path) for one in self.files]
+        paths += [tower.path for tower in self.towers]
         return {path: CommitOperationAdd(path.name, path) for path in paths}
 
     def _digest(self, file: ModelFile) -> str:
@@ -111,7 +115,8 @@ def _metadata(publication: Publication) -> str:
     """Make the front matter, as YAML."""
     origin, targets = publication.origin, _targets(publication)
     fields = dict(origin.terms.fields)
-    fields.setdefault("pipeline_tag", "text-generation")
+    task = "image-text-to-text" if publication.towers else "text-generation"
+    fields.setdefault("pipeline_tag", task)
     data = ModelCardData(
         **fields,
         library_name=targets[0],
@@ -127,6 +132,7 @@ def _targets(publication: Publication) -> list[str]:
 def _text(publication: Publication) -> str:
     origin, found = publication.origin, publication.evaluated
     made, commands = _commands(publication)
+    for_ollama = modelfiles(publication)
     values = {
         "title": publication.repository.rpartition("/")[2],
         "base": origin.hub_id,
@@ -142,9 +148,15 @@ def _text(publication: Publication) -> str:
         "gated": bool(publication.gate),
         "lead": _lead(publication),
         "tables": _tables(publication),
+        "towers": [
+            {"name": one.path.name, "bytes": f"{one.nbytes:,}", "stored_as": one.stored_as}
+            for one in publication.towers
+        ],
+        "blind": publication.original.vision is not None and not publication.towers,
         "wikitext": _wikitext(found),
         "detailed": [_detailed(name, evaluation) for name, evaluation in found.items()],
-        "snippets": _snippets(publication),
+        "modelfiles": for_ollama,
+        "snippets": _snippets(publication, for_ollama),
         "made": made,
         "commands": commands,
     }
@@ -271,16 +283,20 @@ def _wikitext(evaluated: Mapping[str, Evaluation]) -> list[dict[str, Any]]:
     ]
 
 
-def _snippets(publication: Publication) -> list[dict[str, str]]:
+def _snippets(publication: Publication, for_ollama: Mapping[str, str]) -> list[dict[str, str]]:
     """Show how each engine runs the files."""
     repository, found = publication.repository, []
     for file in publication.files:
         target, name = file.target, file.name
         title = target.engine if target.own_repository else f"{target.engine}, {name}"
         found.append({"name": title, "text": target.run_command(repository, name)})
+    for tower in publication.towers:
+        file, sees = tower.files[0], tower.path.name
+        text = file.target.see_command(repository, file.name, sees)
+        found.append({"name": f"{file.target.engine}, {file.name} with an image", "text": text})
     found.append({"name": "LM Studio", "text": f"lms get https://huggingface.co/{repository}"})
     name = repository.rpartition("/")[2].lower()
-    for modelfile in modelfiles(publication):
+    for modelfile in for_ollama:
         text = f"ollama create {name} -f {modelfile}\nollama run {name}"
         found.append(
             {"name": f"Ollama, in a folder with `{modelfile}` and its GGUF file", "text": text}

@@ -21,6 +21,7 @@ from bitquilt.models import open_checkpoint
 from bitquilt.report.card import Publication, model_card, modelfiles
 from bitquilt.report.config import PublicationConfig
 from bitquilt.report.origin import HUB_ERRORS, PublishedOriginal
+from bitquilt.report.vision import towers_beside
 from bitquilt.runtime.progress import Progress
 
 
@@ -79,6 +80,7 @@ def publication(paths: Sequence[str | Path], config: PublicationConfig) -> Publi
         original=original,
         origin=origin,
         repository=config.repository,
+        towers=towers_beside(files, original),
         gate=gate,
     )
 
@@ -92,6 +94,7 @@ def entries(publication: Publication) -> list[RepositoryFile]:
         if file.name in publication.evaluated:
             figures = path_beside(file.path)
             found.append(RepositoryFile(figures.name, figures))
+    found += [RepositoryFile(tower.path.name, tower.path) for tower in publication.towers]
     there = {entry.name for entry in found}
     documents = publication.origin.terms.documents().items()
     return found + [RepositoryFile(name, text) for name, text in documents if name not in there]

@@ -91,6 +91,20 @@ class Target(ABC):
         """Name the file beside a model's that its vision tower goes into; None if there is none."""
         return None
 
+    def vision_beside(self, path: Path) -> Path | None:
+        """Find the file of a vision tower that goes by a model file's name; None if none does."""
+        return None
+
+    def see_command(self, repository: str, name: str, vision: str) -> str:
+        """Give the shell command by which the engine shows a published file an image.
+
+        Args:
+            repository: ``user/name`` on the hub.
+            name: the file's name there.
+            vision: the name there of the file of its vision tower.
+        """
+        raise NotImplementedError(f"{self} has no files of vision towers")
+
     @abstractmethod
     def run_command(self, repository: str, name: str) -> str:
         """Give the shell command by which the engine runs a published file.

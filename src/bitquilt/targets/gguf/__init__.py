@@ -55,6 +55,19 @@ class _Gguf(Target):
     def vision_file(self, checkpoint: Checkpoint) -> str | None:
         return f"mmproj-{checkpoint.name}.gguf"
 
+    def vision_beside(self, path: Path) -> Path | None:
+        from bitquilt.engines.llamacpp import named_vision
+
+        return named_vision(path)
+
+    def see_command(self, repository: str, name: str, vision: str) -> str:
+        tower = f"https://huggingface.co/{repository}/resolve/main/{vision}"
+        return (
+            f"llama-mtmd-cli --hf-repo {repository} --hf-file {name} \\\n"
+            f"  --mmproj-url {tower} \\\n"
+            '  --image picture.png -p "What is in this picture?"'
+        )
+
     def run_command(self, repository: str, name: str) -> str:
         return f"llama-cli --hf-repo {repository} --hf-file {name}"
 
