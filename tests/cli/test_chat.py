@@ -21,7 +21,10 @@ from prompt_toolkit.document import Document
 
 from bitquilt.cli import chat as chat_module
 from bitquilt.engines import llamacpp
+from tests.bases.models import needs_converter
 from tests.factories import tiny_checkpoint
+from tests.magistral import seeing_files
+from tests.png import colours, png
 from tests.quick import invoke
 
 ROOT = Path(__file__).parent.parent.parent
@@ -105,12 +108,39 @@ def test_a_file_stands_before_the_next_question(talk, tmp_path: Path) -> None:
     )[1]  # fmt: skip
     for reason in ("No such file", "Is a directory", "the file's name is"):
         assert reason in err
-    assert f"{picture} is an image and no text; name a text file" in err
-    assert f"{latin} is no text in UTF-8; name a text file" in err
+    assert "reads text only: images need a GGUF file of a model that sees" in err
+    assert f"{latin} is no text in UTF-8; name a text file or an image" in err
     assert re.search(r"\[sum.txt has \d+ tokens and stands before the next question\]", err)
     first, _, second, _ = json.loads(kept.read_text("utf-8"))["messages"]
     assert first["content"] == "sum.txt:\n```\nWhat is 12 + 30?\n```\n\nAnswer it."
     assert second["content"] == "Why?"
+
+
+@needs_converter
+def test_an_image_stands_before_the_next_question(capfd, monkeypatch, tmp_path: Path) -> None:
+    """The model sees it, another one too, and a conversation that was saved has it still."""
+    model, kept = seeing_files(tmp_path), tmp_path / "talk.json"
+    for name, pixels in (("one", colours(112, 84)), ("other", colours(112, 84)[::-1].copy())):
+        (tmp_path / name).write_bytes(png(pixels))
+
+    def say(*lines: str) -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+        assert invoke("chat", model, *GREEDY, "--max-tokens", "6") == 0
+        said = capfd.readouterr()
+        assert said.err.count("stands before the next question") == sum(
+            line.startswith("/file") for line in lines
+        )
+        return said.out
+
+    blind = say("What is it?")
+    one = say(f"/file {tmp_path / 'one'}", "What is it?", f"/save {kept}")
+    other = say(f"/file {tmp_path / 'other'}", "What is it?")
+    assert len({blind, one, other}) == 3
+    assert say(f"/load {kept}", "/regenerate") == one
+    kept.write_text(kept.read_text().replace('"images": [', '"images": ["?",'))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/load {kept}"))
+    assert invoke("chat", model) == 0
+    assert f"{kept} has images that cannot be read" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

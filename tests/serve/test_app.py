@@ -103,7 +103,8 @@ def test_models_and_health_and_metrics(demo: Running) -> None:
     assert [model.id for model in demo.client.models.list()] == ["demo"]
     connection = http.client.HTTPConnection("127.0.0.1", demo.port)
     connection.request("GET", "/health")
-    assert json.loads(connection.getresponse().read()) == {"status": "ok", "model": "demo"}
+    health = {"status": "ok", "model": "demo", "images": False}
+    assert json.loads(connection.getresponse().read()) == health
     connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {KEY}"})
     text = connection.getresponse().read().decode()
     assert "# TYPE bitquilt_completion_tokens_total counter" in text

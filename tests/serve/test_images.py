@@ -6,10 +6,13 @@ import base64
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import urlopen
 
+import numpy as np
 import pytest
 
 from bitquilt.engines.llamacpp import open_llamacpp
+from bitquilt.serve.app import LEAST_BYTES
 from tests.bases.models import needs_converter
 from tests.magistral import seeing_files
 from tests.png import colours, png
@@ -100,3 +103,14 @@ def test_what_is_no_image_is_one_sentence(
     assert status == 400
     assert words in found["error"]["message"]
     assert asked(server)[0] == 200
+
+
+def test_an_image_may_be_longer_than_any_text_and_the_page_knows_that_it_is_seen(
+    server: Running,
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    large = png(noise)
+    assert len(large) > LEAST_BYTES
+    assert asked(server, by_url(large))[0] == 200
+    with urlopen(f"{server.url}/health") as response:
+        assert json.load(response)["images"] is True

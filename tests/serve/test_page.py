@@ -11,8 +11,9 @@ from urllib.request import urlopen
 import pytest
 
 from bitquilt.serve.app import page_policy
+from tests.png import colours, png
 from tests.serve.conftest import KEY, Running, running
-from tests.talk.book import Book, reciting
+from tests.talk.book import Book, SeeingBook, reciting
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -212,6 +213,7 @@ HEARD = """\
       - text: /\\d+ tokens, [\\d.]+ tokens\\/s/
       - button "Regenerate the answer": Regenerate
   - group: Settings
+  - status
   - text: Message
   - textbox "Message"
   - button "Send"
@@ -225,6 +227,74 @@ def test_what_a_screen_reader_is_told(visit: Callable[..., Any]) -> None:
         ask(page, "Go")
         playwright.expect(page.get_by_role("button", name="Regenerate")).to_be_visible()
         playwright.expect(page.locator("body")).to_match_aria_snapshot(HEARD)
+
+
+def image(name: str, width: int, height: int) -> dict[str, Any]:
+    """A file as somebody chooses it."""
+    return {"name": name, "mimeType": "image/png", "buffer": png(colours(width, height))}
+
+
+def test_images_go_with_a_message(visit: Callable[..., Any]) -> None:
+    """By keyboard, on a phone; they are told to who cannot see them, and come back for editing."""
+    seen: list[str] = []
+
+    def model(so_far: str) -> dict[str, float]:
+        if so_far.endswith("|"):
+            seen.append(so_far)
+        return reciting("Well.")(so_far)
+
+    with running(lambda: SeeingBook(model, TEMPLATE)) as server:
+        page = visit(server, viewport={"width": 360, "height": 640})
+        set_up(page)
+        log, form, status = (page.get_by_role(one) for one in ("log", "list", "status"))
+        page.get_by_label("Message").focus()
+        page.keyboard.press("Tab")
+        with page.expect_file_chooser() as choosing:
+            page.keyboard.press("Enter")
+        broken = {"name": "c.png", "mimeType": "image/png", "buffer": b"none"}
+        choosing.value.set_files([image("a.png", 40, 20), image("b.png", 4096, 64), broken])
+        playwright.expect(status).to_have_text("c.png is not an image that this browser can read.")
+        playwright.expect(page.get_by_label("Message")).to_be_focused()
+        for name in ("a.png", "b.png"):
+            playwright.expect(form.get_by_role("img", name=name)).to_be_visible()
+        width = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        assert width[0] <= width[1]
+        ask(page, "What?")
+        playwright.expect(log.get_by_text("Well.")).to_be_visible()
+        playwright.expect(log.get_by_role("img")).to_have_count(2)
+        playwright.expect(log).to_have_attribute("aria-busy", "false")
+        log.get_by_role("button", name="Edit this question").click()
+        playwright.expect(log.get_by_role("img")).to_have_count(0)
+        page.get_by_role("button", name="Remove b.png").press("Enter")
+        page.get_by_label("Message").fill("")
+        page.get_by_role("button", name="Send").click()  # an image alone
+        playwright.expect(log.get_by_role("img", name="a.png")).to_be_visible()
+        playwright.expect(log.get_by_text("Well.")).to_be_visible()
+    # what is larger than 2,048 pixels is made smaller before it is sent
+    assert seen == ["<u>{40x20}\n{2048x32}\nWhat?|", "<u>{40x20}|"]
+
+
+PASTE = """image => {
+  const given = new DataTransfer();
+  given.items.add(new File([new Uint8Array(image)], "a.png", { type: "image/png" }));
+  const event = new ClipboardEvent("paste", { clipboardData: given, cancelable: true });
+  document.activeElement.dispatchEvent(event);
+}"""
+
+
+def test_images_are_pasted_and_refused_where_none_is_seen(visit: Callable[..., Any]) -> None:
+    for book, said in (
+        (SeeingBook, "a.png goes with the message."),
+        (Book, "model reads text only: images need a GGUF file of a model that sees"),
+    ):
+        with running(lambda book=book: book(reciting("Well."), TEMPLATE)) as server:
+            page = visit(server)
+            playwright.expect(page.get_by_role("heading", name="model")).to_be_visible()
+            adding = page.get_by_role("button", name="Add image")
+            playwright.expect(adding).to_have_count(1 if book is SeeingBook else 0)
+            page.get_by_label("Message").focus()
+            page.evaluate(PASTE, list(png(colours(8, 8))))
+            playwright.expect(page.get_by_role("status")).to_contain_text(said)
 
 
 def test_an_answer_is_stopped_and_the_next_question_does_not_know_it(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,20 @@ class Book:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+
+class SeeingBook(Book):
+    """One that also sees: of a PNG its size, of anything else that it is none."""
+
+    def __init__(self, model: Model, template: str | None = None) -> None:
+        super().__init__(model, template)
+        self.info = replace(self.info, sees=True)
+
+    def see(self, image: bytes) -> list[int]:
+        if not image.startswith(b"\x89PNG"):
+            return self.tokenize("{other}")
+        width, height = struct.unpack(">II", image[16:24])
+        return self.tokenize(f"{{{width}x{height}}}")
 
 
 def reciting(*texts: str, after: str = "|") -> Model:

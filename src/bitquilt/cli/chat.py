@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import signal
@@ -11,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
 from bitquilt.cli.options import MODEL, config_options, printable
-from bitquilt.cli.talking import Screen, no_text, settings, system_prompt
+from bitquilt.cli.talking import IMAGES, Screen, no_text, settings, system_prompt
 from bitquilt.errors import EngineCrashedError, UserError
 from bitquilt.runtime.compute import asking
 from bitquilt.runtime.files import atomic_write, read_json
@@ -35,7 +36,7 @@ HELP = """\
                  magistral are prompts that ask for reasoning
 /reset           begin a new conversation
 /regenerate      answer the last question again, with another seed
-/file FILE       put a text file before the next question
+/file FILE       put a text file or an image before the next question
 /save FILE       save the conversation to a file
 /load FILE       continue a conversation that was saved
 /stats           show the length and the speed of the last answer
@@ -147,7 +148,7 @@ class Conversation:
             _note(f"the system prompt is: {system}" if system else "there is no system prompt")
 
     def _reset(self, _: str) -> None:
-        self._session.messages, self._files = [], []
+        self._session.messages, self._session.images, self._files = [], [], []
         _note("this is a new conversation")
 
     def _regenerate(self, _: str) -> None:
@@ -163,29 +164,54 @@ class Conversation:
     def _file(self, name: str) -> None:
         path = _path(name, "/file FILE")
         try:
-            text = path.read_text(encoding="utf-8")
+            data = path.read_bytes()
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror}; name a text file") from error
-        except UnicodeDecodeError as error:
-            raise no_text(str(path), error.object, "name a text file") from error
-        self._files.append(quoted_file(path.name, text))
-        tokens = len(self._session.engine.tokenize(text))
+        tokens = self._show(data) if data.startswith(IMAGES) else self._quote(path, data)
         _note(f"{path.name} has {tokens:,} tokens and stands before the next question")
+
+    def _show(self, image: bytes) -> int:
+        """Show the model an image; returns how many tokens it takes."""
+        from bitquilt.talk.prompt import image_mark, require_sight
+
+        engine = self._session.engine
+        require_sight(engine.info)
+        tokens = len(engine.see(image))
+        self._session.images.append(image)
+        self._files.append(image_mark(image))
+        return tokens
+
+    def _quote(self, path: Path, data: bytes) -> int:
+        """Put a text before the question; returns how many tokens it has."""
+        try:
+            text = data.decode().replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise no_text(str(path), data, "name a text file or an image") from error
+        self._files.append(quoted_file(path.name, text))
+        return len(self._session.engine.tokenize(text))
 
     def _save(self, name: str) -> None:
         path = _path(name, "/save FILE")
-        kept = {"system": self._session.system, "messages": self._session.messages}
+        session = self._session
+        images = [base64.b64encode(image).decode() for image in session.images]
+        kept = {"system": session.system, "messages": session.messages, "images": images}
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")
         _note(f"the conversation was saved to {path}")
 
     def _load(self, name: str) -> None:
+        from bitquilt.talk.prompt import require_sight
+
         path = _path(name, "/load FILE")
         kept = read_json(path)
         messages = kept.get("messages")
         if not isinstance(messages, list) or not all(map(_is_message, messages)):
             raise UserError(f"{path} does not hold a conversation; /load a file that /save wrote")
+        images = _images(path, kept.get("images", []))
+        if images:
+            require_sight(self._session.engine.info)
         self._session.system, self._session.messages = kept.get("system"), messages
+        self._session.images, self._files = images, []
         self._asked = next((m["content"] for m in messages[-2:-1]), None)
         count = len(messages) // 2
         said = "1 question and its answer" if count == 1 else f"{count} questions and their answers"
@@ -223,6 +249,16 @@ def _is_message(message: object) -> bool:
         and message.get("role") in ("user", "assistant")
         and isinstance(message.get("content"), str)
     )
+
+
+def _images(path: Path, coded: Any) -> list[bytes]:
+    """The images of a saved conversation, which :meth:`Conversation._save` coded."""
+    try:
+        return [base64.b64decode(image, validate=True) for image in coded]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} has images that cannot be read; /load a file that /save wrote"
+        ) from error
 
 
 def _note(text: str) -> None:

@@ -50,6 +50,9 @@ from bitquilt.talk.sample import Sample
 BYTES_PER_TOKEN, LEAST_BYTES = 64, 1 << 16
 """A body may have so many bytes per token of the context: text has about 4, and there is JSON
 around it."""
+IMAGE_BYTES = 1 << 25
+"""A body may have so many more where the model sees: every request has all images of its
+conversation."""
 PAGE = Path(__file__).with_name("page.html")
 
 
@@ -88,7 +91,9 @@ class Server:
         self.scheduler = Scheduler(open_engine, config.parallel, config.queue, self._metrics.ended)
         self._metrics.watch(self.scheduler)
         self._conversations = Conversations()
-        self._most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * self.scheduler.info.context)
+        info = self.scheduler.info
+        self._most_bytes = max(LEAST_BYTES, BYTES_PER_TOKEN * info.context)
+        self._most_bytes += IMAGE_BYTES if info.sees else 0
         app = Starlette(
             routes=self._routes(),
             middleware=[self._access.middleware()],
@@ -142,7 +147,8 @@ class Server:
 
     async def _health(self, _: Request) -> Response:
         healthy = self.scheduler.healthy
-        said = {"status": "ok" if healthy else "unavailable", "model": self._name}
+        state = "ok" if healthy else "unavailable"
+        said = {"status": state, "model": self._name, "images": self.scheduler.info.sees}
         return JSONResponse(said, 200 if healthy else 503)
 
     async def _figures(self, _: Request) -> Response:

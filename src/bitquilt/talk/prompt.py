@@ -70,6 +70,19 @@ def image_mark(image: bytes) -> str:
     return f"\ue000image {_key(image)}\ue001"
 
 
+def require_sight(info: ModelInfo) -> None:
+    """Refuse images where the model reads text only.
+
+    Raises:
+        UserError: it does.
+    """
+    if not info.sees:
+        raise UserError(
+            f"{info.name} reads text only: images need a GGUF file of a model that sees, with the "
+            "file of its vision tower, mmproj-NAME.gguf, beside it; ask in text"
+        )
+
+
 def _key(image: bytes) -> str:
     return hashlib.sha256(image).hexdigest()
 
@@ -94,11 +107,8 @@ def compose(
         UserError: the model has no template, the template refuses the messages, or there are
             images and the model reads text only.
     """
-    if images and not engine.info.sees:
-        raise UserError(
-            f"{engine.info.name} reads text only: images need a GGUF file of a model that sees, "
-            "with the file of its vision tower, mmproj-NAME.gguf, beside it; ask in text"
-        )
+    if images:
+        require_sight(engine.info)
     template = engine.info.template(bool(tools))
     if template is not None:
         messages = for_template(template, messages, tools, engine.info.special_tokens)

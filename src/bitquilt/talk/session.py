@@ -71,6 +71,9 @@ class Session:
         """
         self.engine, self.settings, self.system = engine, settings, system
         self.messages: list[Message] = []
+        self.images: list[bytes] = []
+        """The files that marks in the messages and in the next question stand for, by
+        :func:`~bitquilt.talk.prompt.image_mark`."""
         self.last: End | None = None
         """How the last answer ended."""
 
@@ -91,7 +94,7 @@ class Session:
         """The prompt for the next question: the conversation so far, and its text."""
         start = [] if self.system is None else [{"role": "system", "content": self.system}]
         said: Message = {"role": "user", "content": text}
-        return compose(self.engine, [*start, *self.messages, said])
+        return compose(self.engine, [*start, *self.messages, said], images=self.images)
 
     def retract(self) -> str | None:
         """Take the last question and its answer back; returns the question, if there is one."""
