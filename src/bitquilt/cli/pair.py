@@ -55,8 +55,8 @@ def _print(found: PairResult) -> None:
     best = found.best
     if best.speedup > 1:
         console.print(
-            f"Drafts of {best.draft} tokens would make it {best.speedup:.2f} times as fast, in an "
-            "engine that takes a draft model, as llama.cpp's own server does."
+            f"Drafts of {best.draft} tokens would make it {best.speedup:.2f} times as fast; `run` "
+            "and `serve` of a GGUF file take another one as its draft model."
         )
     else:
         console.print("On this machine no draft makes it faster.")

@@ -55,7 +55,7 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
     images = [_image(Path(file)) for file in config.image]
     text = prompt if prompt is not None else _piped()
     _require_utf8(text)
-    with asking(threads=config.threads), open_engine(model) as engine:
+    with asking(threads=config.threads), open_engine(model, config.draft) as engine:
         wanted = settings(engine, config)
         put = _prompt(engine, text, images, config)
         asked = {"model": model, "prompt": text}

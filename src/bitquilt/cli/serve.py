@@ -43,7 +43,7 @@ def serve(model: str, config: ServeConfig) -> None:
         click.echo("other machines can use the model; set --api-key to ask for a key", err=True)
     name = path.stem if path.is_file() else path.name
     with asking(threads=config.threads):
-        server = Server(partial(open_engine, model), name, config)
+        server = Server(partial(open_engine, model, config.draft), name, config)
         _serve(server, sockets, model)
 
 

@@ -101,6 +101,10 @@ class Screen:
         if end.finish_reason == "length":
             tokens = f"{end.tokens} token{'s' if end.tokens > 1 else ''}"
             self._note(f"the answer was cut after {tokens}; allow more with --max-tokens")
+        if end.drafted_tokens:
+            self._note(
+                f"the draft model had written {end.drafted_tokens} of {end.tokens} tokens ahead"
+            )
         if end.finish_reason == "loop":
             self._note("the answer was ended: the model kept repeating itself")
 

@@ -23,6 +23,7 @@ from bitquilt.engines.engine import (
     require_spoken,
     spoken,
 )
+from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
 from bitquilt.runtime.files import read_json
 
@@ -44,20 +45,27 @@ MLX_FORMAT = "mlx"
 """What mlx itself writes as the format into the header of a safetensors file."""
 
 
-def open_engine(model: str | Path) -> Engine:
+def open_engine(model: str | Path, draft: str | Path | None = None) -> Engine:
     """Load a model: a GGUF file in llama.cpp, an MLX directory in mlx-lm, all else in PyTorch.
 
     Args:
         model: a .gguf file, an MLX directory, a Hugging Face directory, a hub id, or ``demo``.
+        draft: the .gguf file of a smaller model that writes ahead for it, in llama.cpp alone.
 
     Raises:
-        UserError: the model cannot be found or loaded, or its engine is not installed.
+        UserError: the model cannot be found or loaded, or its engine is not installed; or the
+            draft model is none for it.
     """
     path = Path(model)
     if path.suffix == SUFFIX and path.is_file():
         from bitquilt.engines.llamacpp import open_llamacpp
 
-        return open_llamacpp(path)
+        return open_llamacpp(path, draft=None if draft is None else Path(draft))
+    if draft is not None:
+        raise UserError(
+            f"drafts are read by llama.cpp, and {model} is not a GGUF file; make one with "
+            f"`bitquilt quantize {model} --bits 4.5`, or leave the draft model out"
+        )
     if is_mlx(path):
         from bitquilt.engines.mlx import open_mlx
 

@@ -33,6 +33,7 @@ from queue import Queue
 from typing import Any, BinaryIO
 
 from bitquilt.engines.backend import Backend, Logits
+from bitquilt.engines.drafting import Drafter
 from bitquilt.engines.engine import GenerationRequest, Sampling
 from bitquilt.engines.generation import Generation
 from bitquilt.engines.wire import Packet, packed_token, receive, send
@@ -56,21 +57,26 @@ def run_child(kind: str, options: str) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     try:
-        backend = _load(kind, json.loads(options))
+        backend, drafter = _load(kind, json.loads(options))
     except UserError as error:
         send(answers, {"error": error.sentence, "missing": isinstance(error, EngineMissingError)})
         return
     send(answers, asdict(backend.info))
     requests: Queue[Packet | None] = Queue()
-    service = _Service(backend, requests, answers)
+    service = _Service(backend, requests, answers, drafter)
     threading.Thread(target=_listen, args=(os.fdopen(0, "rb"), service), daemon=True).start()
     service.run()
 
 
-def _load(kind: str, options: dict[str, Any]) -> Backend:
+def _load(kind: str, options: dict[str, Any]) -> tuple[Backend, Drafter | None]:
+    """Load a model, and the one that writes ahead for it if the options name one as ``draft``."""
+    draft = options.pop("draft", None)
     module, name = BACKENDS[kind]
-    backend: Backend = getattr(importlib.import_module(module), name)(**options)
-    return backend
+    load = getattr(importlib.import_module(module), name)
+    backend = load(**options)
+    if draft is None:
+        return backend, None
+    return backend, Drafter(backend, load(**{**options, "path": draft, "vision": None}))
 
 
 def _listen(stream: BinaryIO, service: _Service) -> None:
@@ -84,8 +90,15 @@ def _listen(stream: BinaryIO, service: _Service) -> None:
 class _Service:
     """Does what is asked, one thing after the other; a generation looks for orders as it runs."""
 
-    def __init__(self, backend: Backend, requests: Queue[Packet | None], answers: BinaryIO) -> None:
-        self._backend, self._requests, self._answers = backend, requests, answers
+    def __init__(
+        self,
+        backend: Backend,
+        requests: Queue[Packet | None],
+        answers: BinaryIO,
+        drafter: Drafter | None = None,
+    ) -> None:
+        self._backend, self._drafter = backend, drafter
+        self._requests, self._answers = requests, answers
         self._sending = threading.Lock()
         self._generation: Generation | None = None
         self._rows = 0
@@ -126,7 +139,8 @@ class _Service:
             self._send({}, self._backend.window(order["tokens"]))
         elif order["do"] == "stream":
             requests = [_request(fields) for fields in order["requests"]]
-            self._generation, self._rows = Generation(self._backend, requests), len(requests)
+            self._generation = Generation(self._backend, requests, self._drafter)
+            self._rows = len(requests)
         elif self._generation and order["do"] == "add":
             self._generation.add(_request(order["request"]))
             self._rows += 1

@@ -152,6 +152,8 @@ class GeneratedToken:
     score: TokenScore | None = None
     prompt: Sequence[TokenScore] = ()
     """Of the prompt's tokens but the first, with the first token of a row."""
+    drafted: bool = False
+    """Whether a draft model had said it ahead."""
 
 
 class Stream(Protocol):

@@ -18,7 +18,7 @@ from bitquilt.errors import EngineMissingError
 PINNED = "2026.10.11549"
 TYPE_F32 = 0
 FLASH_ATTENTION_OFF = 0
-CONTROL, USER_DEFINED = 1 << 3, 1 << 4
+NORMAL, CONTROL, USER_DEFINED = 1 << 2, 1 << 3, 1 << 4
 """Of enum llama_token_attr."""
 
 Token = c_int32
@@ -153,6 +153,8 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_meta_val_str": (c_int32, [c_void_p, c_char_p, c_char_p, ctypes.c_size_t]),
     "llama_init_from_model": (c_void_p, [c_void_p, ContextParams]),
     "llama_free": (None, [c_void_p]),
+    "llama_model_is_recurrent": (c_bool, [c_void_p]),
+    "llama_model_is_hybrid": (c_bool, [c_void_p]),
     "llama_model_n_ctx_train": (c_int32, [c_void_p]),
     "llama_get_memory": (c_void_p, [c_void_p]),
     "llama_memory_clear": (None, [c_void_p, c_bool]),

@@ -7,29 +7,53 @@ from typing import Any
 
 from bitquilt.engines.remote import RemoteEngine
 from bitquilt.engines.weights import require_finite_weights
+from bitquilt.errors import UserError
+from bitquilt.gguf import SUFFIX
 from bitquilt.runtime.compute import asked_threads
 
 VISION_PREFIX = "mmproj"
 """What names of files with a vision tower begin with."""
 
 
-def open_llamacpp(path: Path, *, exact: bool = False, threads: int | None = None) -> RemoteEngine:
+def open_llamacpp(
+    path: Path, *, exact: bool = False, threads: int | None = None, draft: Path | None = None
+) -> RemoteEngine:
     """Load a GGUF file in llama.cpp.
 
     Args:
         path: the file.
         exact: float32 KV cache and no flash attention, to compare with another engine.
         threads: if not given, as many as were asked for, or one per physical core.
+        draft: the file of a smaller model that writes ahead for it.
 
     Raises:
         EngineMissingError: xllamacpp is missing, of another version, or without the C API.
-        UserError: llama.cpp refuses the file or crashes on it, or its weights are NaN or infinite.
+        UserError: llama.cpp refuses a file or crashes on it, or its weights are NaN or infinite;
+            or the draft model is no smaller, or its tokens are others.
     """
     require_finite_weights(path)
     options: dict[str, Any] = {"path": str(path), "exact": exact}
+    if draft is not None:
+        _require_smaller(draft, path)
+        require_finite_weights(draft)
+        options["draft"] = str(draft)
     if (beside := vision_beside(path)) is not None:
         options["vision"] = str(beside)
     return RemoteEngine("llama.cpp", {**options, "threads": threads or asked_threads()})
+
+
+def _require_smaller(draft: Path, path: Path) -> None:
+    if draft.suffix != SUFFIX or not draft.is_file():
+        raise UserError(
+            f"{draft} cannot be a draft model, as it is not a GGUF file; give one that `bitquilt "
+            "quantize` has made"
+        )
+    small, large = draft.stat().st_size, path.stat().st_size
+    if small >= large:
+        raise UserError(
+            f"{draft} has {small:,} bytes, and {path} has {large:,}: a draft gains nothing that "
+            "costs as much as the answer; give a smaller model of the same family"
+        )
 
 
 def vision_beside(path: Path) -> Path | None:

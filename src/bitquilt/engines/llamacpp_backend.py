@@ -79,6 +79,7 @@ class LlamaCppBackend:
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self._vision = vision
         self.info = ModelInfo(
+            name=path,
             vocabulary=self._api.llama_vocab_n_tokens(self._vocab),
             context=self._api.llama_model_n_ctx_train(self._model),
             chat_template=self._template(None),
@@ -212,6 +213,37 @@ class LlamaCppBackend:
     def retain(self, rows: Sequence[int]) -> None:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         self._live = [self._live[row] for row in rows]
+
+    def verify(self, tokens: Sequence[Sequence[int]]) -> list[Logits]:
+        """See :class:`~bitquilt.engines.drafting.Verifier`; valid until the next call."""
+        each = list(zip(self._live, tokens, strict=True))
+        sequences = [sequence for sequence, read in each for _ in read]
+        flat = [token for read in tokens for token in read]
+        logits = self._decode(flat, sequences, range(len(flat)))
+        for sequence, read in each:
+            self._held[sequence] += read
+        return np.split(logits, np.cumsum([len(read) for read in tokens])[:-1])
+
+    def retract(self, counts: Sequence[int]) -> None:
+        """See :class:`~bitquilt.engines.drafting.Verifier`."""
+        for sequence, count in zip(self._live, counts, strict=True):
+            if count:
+                self._keep(sequence, len(self._held[sequence]) - count)
+
+    at_once = UBATCH
+
+    @property
+    def retracts(self) -> bool:
+        """See :class:`~bitquilt.engines.drafting.Verifier`."""
+        api, model = self._api, self._model
+        return not (api.llama_model_is_recurrent(model) or api.llama_model_is_hybrid(model))
+
+    def ordinary_text(self, token: int) -> str | None:
+        """See :class:`~bitquilt.engines.drafting.Verifier`."""
+        if not self._api.llama_vocab_get_attr(self._vocab, token) & llama_api.NORMAL:
+            return None
+        text: bytes = self._api.llama_vocab_get_text(self._vocab, token)
+        return text.decode(errors="replace")
 
     def _reserve(self, sequences: int, cells: int) -> None:
         """Make sure that the context has room for so many sequences and tokens.

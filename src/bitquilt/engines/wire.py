@@ -49,17 +49,17 @@ def receive(stream: BinaryIO) -> tuple[Packet, npt.NDArray[np.float32] | None]:
 
 
 def packed_token(piece: GeneratedToken) -> tuple[Any, ...]:
-    """A token for a message; most are but a number and a text."""
+    """A token for a message; most are but a number and a text, some of them drafted."""
     if not (piece.control or piece.ends or piece.problem or piece.score or piece.prompt):
-        return piece.token, piece.text
+        return (piece.token, piece.text, True) if piece.drafted else (piece.token, piece.text)
     return astuple(piece)
 
 
 def unpacked_token(fields: Sequence[Any]) -> GeneratedToken:
     """The token of a message."""
-    if len(fields) == 2:
-        return GeneratedToken(*fields)
-    *plain, score, prompt = fields
+    if len(fields) <= 3:
+        return GeneratedToken(fields[0], fields[1], drafted=len(fields) == 3)
+    *plain, score, prompt, drafted = fields
     token, text, control, ends, broken, problem = plain
     return GeneratedToken(
         token,
@@ -70,4 +70,5 @@ def unpacked_token(fields: Sequence[Any]) -> GeneratedToken:
         problem,
         score=TokenScore(*score) if score else None,
         prompt=[TokenScore(*one) for one in prompt],
+        drafted=drafted,
     )

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from bitquilt.errors import UserError
 from bitquilt.runtime.compute import threads_option
 from bitquilt.runtime.options import Options, option
-from bitquilt.talk.config import ANSWER_TOKENS
+from bitquilt.talk.config import ANSWER_TOKENS, draft_option
 
 KEY_VARIABLE = "BITQUILT_API_KEY"
 
@@ -77,6 +77,7 @@ class ServeConfig(Options):
         "refused and not ignored.",
         default=False,
     )
+    draft: str | None = draft_option()
     threads: int | None = threads_option()
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ class Metrics:
             "completion_tokens", "Tokens of the answers, without those that were taken back"
         )
         self._discarded = self._counter("discarded_tokens", "Tokens of loops that were taken back")
+        self._drafted = self._counter("drafted_tokens", "Tokens that a draft model had said ahead")
         self._answers = self._counter("answers", "Answers by how they ended", "finish_reason")
 
     def watch(self, scheduler: Scheduler) -> None:
@@ -55,6 +56,7 @@ class Metrics:
         self._prompt.inc(end.prompt_tokens)
         self._said.inc(end.tokens)
         self._discarded.inc(end.discarded_tokens)
+        self._drafted.inc(end.drafted_tokens)
         self._answers.labels(end.finish_reason).inc()
 
     def text(self) -> tuple[bytes, str]:

@@ -205,5 +205,5 @@ def usage(ends: Mapping[int, End]) -> Json:
 
 def end_fields(end: End) -> Json:
     """How an answer ended, for ``bitquilt``."""
-    names = ("finish_reason", "final", "closed", "rollbacks", "discarded_tokens")
+    names = ("finish_reason", "final", "closed", "rollbacks", "discarded_tokens", "drafted_tokens")
     return {name: getattr(end, name) for name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bitquilt.errors import KEYWORDS
 from bitquilt.runtime.compute import threads_option
@@ -11,6 +12,18 @@ from bitquilt.runtime.options import Options, option
 
 ANSWER_TOKENS = 4096
 """An answer has at most this many tokens, wherever nothing else is said."""
+
+
+def draft_option() -> Any:
+    """Make the field ``draft`` of a config whose command runs a model."""
+    return option(
+        "This smaller model writes a few tokens ahead, and MODEL keeps those that it would have "
+        "said itself: the answer is MODEL's own, and may come sooner. Both are GGUF files with the "
+        "same tokens; `bitquilt pair` tells what it gains.",
+        default=None,
+        metavar="FILE",
+        reads="",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +116,7 @@ class RunConfig(AnswerConfig):
         many=True,
         repeated=True,
     )
+    draft: str | None = draft_option()
     no_chat_template: bool = option(
         "PROMPT is continued as plain text, without the chat template.", default=False
     )

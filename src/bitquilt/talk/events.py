@@ -82,6 +82,9 @@ class End:
     discarded_tokens: int
     """How many tokens were taken back in rollbacks; ``tokens`` does not count them."""
 
+    drafted_tokens: int = 0
+    """How many of all tokens that the model said, those that were taken back too, a draft model had
+    said ahead."""
     scores: Sequence[TokenScore] = ()
     """How likely the answer's tokens were, if asked for."""
     prompt_scores: Sequence[TokenScore] = ()

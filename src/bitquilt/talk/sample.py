@@ -116,7 +116,7 @@ class Sample:
             rest = self._room - len(self._closing.tokens) - min(ANSWER_ROOM, self._room // 2)
             self._budget = max(0, min(settings.think_budget, rest))
         """The most tokens of reasoning that leave room for closing it and for an answer."""
-        self._legs = self._rollbacks = self._rollbacks_here = self._discarded = 0
+        self._legs = self._rollbacks = self._rollbacks_here = self._discarded = self._drafted = 0
         self._avoid: list[int] = []
         self._closed: ClosingReason | None = None
         self._box_at: int | None = None
@@ -160,6 +160,7 @@ class Sample:
             UserError: the model computes NaN or infinity, or the grammar cannot be followed.
         """
         require_spoken(self._info, piece)
+        self._drafted += piece.drafted
         if piece.prompt:
             self._prompt_scores = piece.prompt
         if not self._room:  # only the prompt was to be scored
@@ -261,6 +262,7 @@ class Sample:
             tokens=len(self._said),
             thinking_tokens=self._thinking_tokens,
             discarded_tokens=self._discarded,
+            drafted_tokens=self._drafted,
             scores=[score for _, score in sorted(self._scores.items())],
             prompt_scores=self._prompt_scores,
         )
