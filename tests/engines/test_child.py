@@ -27,6 +27,23 @@ def test_what_is_said_in_a_step_goes_out_after_it(monkeypatch: pytest.MonkeyPatc
     assert [[text for _, _, text in one["said"]] for one in messages] == [["a"] * 3, ["b"] * 3, []]
 
 
+def test_the_end_of_a_row_goes_out_at_once() -> None:
+    """Another row may wait for its place; the others need not come one by one."""
+    sent = BytesIO()
+    service = child._Service(Book(reciting("abcdef")), Queue(), sent)
+    asked = [
+        asdict(GenerationRequest(tokens=list(b"x|"), sampling=Sampling(), max_tokens=length))
+        for length in (1, 4)
+    ]
+    service._obey({"do": "stream", "requests": asked})
+    assert service._generation
+    service._run_generation(service._generation)
+    sent.seek(0)
+    messages = [receive(sent)[0] for _ in range(3)]
+    texts = [[(row, text) for row, _, text in one["said"]] for one in messages]
+    assert texts == [[(0, "a"), (1, "a")], [(1, "b"), (1, "c"), (1, "d")], []]
+
+
 def test_tokens_are_found_by_whoever_listens() -> None:
     """They do not wait for the step that the engine is at; all else is done in turn."""
     sent, orders = BytesIO(), Queue()

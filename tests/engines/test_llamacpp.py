@@ -13,7 +13,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from bitquilt.engines import Sampling, open_engine
-from bitquilt.engines.llamacpp import open_llamacpp
+from bitquilt.engines.llamacpp import open_llamacpp, open_vocabulary
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
@@ -24,6 +24,7 @@ from tests.cli.conftest import demo_gguf
 from tests.engines.conftest import divergence, generated, original_logits
 from tests.factories import tiny_checkpoint, tiny_tokenizer
 from tests.gguf.test_tokenizer import TOKENIZERS
+from tests.models.tiny_gguf import write_gguf
 from tests.targets.conftest import Model
 
 __all__ = ["demo_gguf"]
@@ -207,3 +208,16 @@ def test_a_model_without_a_first_token_gets_none(tmp_path: Path, empty: bool) ->
         prompt = compose(engine, [NO_SYSTEM, user] if empty else [user])
         meant = "<user>hi" if empty else "<sys>Help.</sys><user>hi"
         assert engine.decode(prompt.tokens) == meant
+
+
+@pytest.mark.parametrize("pre", ["tekken", "gpt-4o"])
+def test_a_long_run_of_one_kind_ends_no_process(pre: str, tmp_path: Path) -> None:
+    """ggml-org/llama.cpp#27783 and #15594: it took a call of a function for each character."""
+    source = tiny_checkpoint(tmp_path, "llama", layers=1)
+    path = write_gguf(source, tmp_path / "model.gguf", pre=pre)
+    with open_vocabulary(path) as engine:
+        for letter in " A":
+            text = letter * 60_000
+            assert engine.decode(engine.tokenize(text)) == text
+        with pytest.raises(UserError, match="in a row"):
+            engine.tokenize("us" * 1_500_001)

@@ -91,6 +91,19 @@ def test_rows_can_be_dropped_and_streams_left(engine: Engine) -> None:
     assert say(engine, PROMPTS)[0] == together
 
 
+def test_a_stream_that_was_interrupted_goes_on(engine: Engine) -> None:
+    together, _ = say(engine, PROMPTS)
+    said: list[list[int]] = [[], [], []]
+    with engine.stream(
+        [GenerationRequest(tokens=p, sampling=Sampling(), max_tokens=LENGTH) for p in PROMPTS]
+    ) as stream:
+        stream.interrupt()
+        for _ in range(2):
+            for row, piece in stream:
+                said[row].append(piece.token)
+    assert said == together
+
+
 def test_long_prompts_are_read_in_chunks(engine: Engine) -> None:
     prompt = [i % 500 for i in range(700)]
     (first,), prefilled = say(engine, [prompt])

@@ -46,7 +46,13 @@ BACKENDS = {
 
 MESSAGE_SECONDS = 0.02
 """Tokens go out at most this often, and after a step: a message for each would slow a fast model,
-and what waits for the next step lets the next request wait, too."""
+and what waits for the next step lets the next request wait, too. The end of a row goes out at once,
+for another may wait for its place."""
+
+TOKENIZER_STACK = 1 << 30
+"""Bytes of address space for the thread that tokenizes. Where llama.cpp splits text for tekken and
+gpt-4o, a function calls itself for each character of a run of one kind: 30,000 spaces took more
+than the usual 8 MB and ended the process (ggml-org/llama.cpp#27783)."""
 
 
 def run_child(kind: str, options: str) -> None:
@@ -64,6 +70,7 @@ def run_child(kind: str, options: str) -> None:
     send(answers, asdict(backend.info))
     requests: Queue[Packet | None] = Queue()
     service = _Service(backend, requests, answers, drafter)
+    threading.stack_size(TOKENIZER_STACK)
     threading.Thread(target=_listen, args=(os.fdopen(0, "rb"), service), daemon=True).start()
     service.run()
 
@@ -160,7 +167,7 @@ class _Service:
         sent = time.monotonic()
         for step in generation.steps():
             said += [(row, *packed_token(piece)) for row, piece in step]
-            if time.monotonic() - sent > MESSAGE_SECONDS:
+            if generation.making_room or time.monotonic() - sent > MESSAGE_SECONDS:
                 self._send({"said": said, "prefilled": generation.prefilled, "ended": 0})
                 said, sent = [], time.monotonic()
             while not self._requests.empty():

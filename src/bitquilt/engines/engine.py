@@ -163,7 +163,14 @@ class Stream(Protocol):
     """Prompt tokens that had to be computed; known once the first token of each row is there."""
 
     def __iter__(self) -> Iterator[tuple[int, GeneratedToken]]:
-        """Tokens as they come, each with the index of its row; it ends when all rows have."""
+        """Tokens as they come, each with the index of its row.
+
+        It ends when all rows have, or where it is interrupted; then iterate again to go on.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """End the present iteration soon, from any thread, if it waits for another process."""
         ...
 
     def add(self, request: GenerationRequest) -> int:

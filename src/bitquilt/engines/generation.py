@@ -84,6 +84,11 @@ class Generation:
                 step.tokens += 1
                 yield said
 
+    @property
+    def making_room(self) -> bool:
+        """Whether a row has ended in the last step, so that another can take its place."""
+        return any(row.over for row in self._running)
+
     def _said(self, logits: Logits | tuple[()]) -> Iterator[tuple[int, GeneratedToken]]:
         yield from self._failed
         self._failed.clear()
@@ -148,6 +153,9 @@ class Generation:
         """See :class:`~bitquilt.engines.engine.Stream`."""
         for one in (*self._running, *self._joining):
             one.over = one.over or one.index == row
+
+    def interrupt(self) -> None:
+        """See :class:`~bitquilt.engines.engine.Stream`; nobody waits here between two steps."""
 
     def close(self) -> None:
         """See :class:`~bitquilt.engines.engine.Stream`."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from enum import Enum
+from queue import SimpleQueue
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -23,12 +27,27 @@ from bitquilt.errors import EngineCrashedError, EngineMissingError, UserError
 
 EXIT_SECONDS = 10
 """A child whose input has ended is killed if it is not gone after this time."""
+LONGEST_RUN = 3_000_000
+"""Characters of one kind in a row that the child's stack bears (its ``TOKENIZER_STACK``)."""
+_RUN = re.compile(r"[^\W\d_]+|\s+|[^\w\s]+|[\d_]+")
+Received = tuple[Packet, npt.NDArray[np.float32] | None]
+"""What a child says, with an array where it has one."""
 STDERR_TAIL = 65_536
 """Bytes of the child's last words in which the reason of a crash is looked for."""
 
 
+class Arrival(Enum):
+    """What arrives from either side of the wire that is not a message."""
+
+    CRASHED = "the child is gone"
+    INTERRUPTED = "whoever waits for the stream shall look around"
+
+
 class RemoteEngine(Engine):
-    """An :class:`~bitquilt.engines.engine.Engine` that asks a child process."""
+    """An :class:`~bitquilt.engines.engine.Engine` that asks a child process.
+
+    A thread reads what the child says, so that another thread can end the wait for it.
+    """
 
     def __init__(self, kind: str, options: dict[str, Any]) -> None:
         """Start the process and load the model.
@@ -41,11 +60,14 @@ class RemoteEngine(Engine):
             EngineMissingError: the engine is not installed, or not in the version that is needed.
             UserError: the model cannot be loaded, or the engine crashes on it.
         """
+        self._kind = kind
         self._subject = f"{kind} on {options['path']}"
         # A file, not a pipe: nobody has to keep reading while the engine talks.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         self._early: deque[Packet] = deque()
         """What a stream said while the answer to another request was awaited."""
+        self._arrived: SimpleQueue[Received | Arrival] = SimpleQueue()
+        self._interrupted = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bitquilt.engines.child", kind, json.dumps(options)],
             stdin=subprocess.PIPE,
@@ -53,6 +75,8 @@ class RemoteEngine(Engine):
             stderr=self._errors,
             env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         )
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
         try:
             found, _ = self._receive()
             _raise_errors(found)
@@ -69,6 +93,8 @@ class RemoteEngine(Engine):
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """See :class:`~bitquilt.engines.engine.Engine`."""
+        if self._kind == "llama.cpp" and len(text) > LONGEST_RUN:
+            _require_runs(text)
         self._send({"do": "tokenize", "text": text, "add_special": add_special})
         return list(self._answer("tokens"))
 
@@ -103,13 +129,21 @@ class RemoteEngine(Engine):
     def stream(self, requests: Sequence[GenerationRequest]) -> RemoteStream:
         """See :class:`~bitquilt.engines.engine.Engine`."""
         self._send({"do": "stream", "requests": [asdict(request) for request in requests]})
-        return RemoteStream(len(requests), self._send, self._said)
+        return RemoteStream(len(requests), self._send, self._said, self._interrupt)
 
-    def _said(self) -> Packet:
-        """Return the next message of the stream."""
-        message = self._early.popleft() if self._early else self._receive()[0]
+    def _said(self) -> Packet | None:
+        """Return the next message of the stream, or None as soon as it is interrupted."""
+        if not (self._early or self._interrupted) and (arrived := self._next_arrival()):
+            self._early.append(arrived[0])
+        if self._interrupted:
+            self._interrupted = False
+            return None
+        message = self._early.popleft()
         _raise_errors(message)
         return message
+
+    def _interrupt(self) -> None:
+        self._arrived.put(Arrival.INTERRUPTED)
 
     def close(self) -> None:
         """End the process."""
@@ -120,6 +154,7 @@ class RemoteEngine(Engine):
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join()
         _binary(self._process.stdout).close()
         self._errors.close()
 
@@ -135,11 +170,31 @@ class RemoteEngine(Engine):
         except OSError:
             raise self._crash() from None
 
-    def _receive(self) -> tuple[Packet, npt.NDArray[np.float32] | None]:
-        try:
-            return receive(_binary(self._process.stdout))
-        except EOFError:
-            raise self._crash() from None
+    def _listen(self) -> None:
+        """Read to the child's end; this is the thread."""
+        # a file object of its own: Python ends with an error where this one is locked by a thread
+        said = _binary(self._process.stdout).fileno()
+        with open(said, "rb", closefd=False) as answers, suppress(EOFError):
+            while True:
+                self._arrived.put(receive(answers))
+        self._arrived.put(Arrival.CRASHED)
+
+    def _receive(self) -> Received:
+        """Wait for a message; an interruption meanwhile is for whoever waits for the stream."""
+        while (arrived := self._next_arrival()) is None:
+            pass
+        return arrived
+
+    def _next_arrival(self) -> Received | None:
+        """Wait for a message or an interruption, which is kept in mind."""
+        arrived = self._arrived.get()
+        if arrived is Arrival.CRASHED:
+            self._arrived.put(arrived)  # for whoever asks the dead child next
+            raise self._crash()
+        if arrived is Arrival.INTERRUPTED:
+            self._interrupted = True
+            return None
+        return arrived
 
     def _crash(self) -> EngineCrashedError:
         code = self._process.wait()
@@ -169,9 +224,14 @@ class RemoteStream:
     """
 
     def __init__(
-        self, rows: int, send: Callable[[Packet], None], receive: Callable[[], Packet]
+        self,
+        rows: int,
+        send: Callable[[Packet], None],
+        receive: Callable[[], Packet | None],
+        interrupt: Callable[[], None],
     ) -> None:
         self.prefilled = 0
+        self.interrupt = interrupt
         self._rows = rows
         self._running = set(range(rows))
         self._done = False
@@ -180,7 +240,8 @@ class RemoteStream:
     def __iter__(self) -> Iterator[tuple[int, GeneratedToken]]:
         """See :class:`~bitquilt.engines.engine.Stream`."""
         while not self._done:
-            message = self._next()
+            if (message := self._next()) is None:
+                return
             for row, *fields in message["said"]:
                 yield row, unpacked_token(fields)
 
@@ -212,12 +273,25 @@ class RemoteStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _next(self) -> Packet:
+    def _next(self) -> Packet | None:
+        """Wait for the next message; None where the stream is interrupted."""
         self._done = True  # unless the child lives to say otherwise
         message = self._receive()
+        if message is None:
+            self._done = False
+            return None
         self._done = message["ended"] == self._rows  # it may not know of the newest yet
         self.prefilled = message["prefilled"]
         return message
+
+
+def _require_runs(text: str) -> None:
+    """Refuse a text that would end the process of the engine."""
+    if any(run.end() - run.start() > LONGEST_RUN for run in _RUN.finditer(text)):
+        raise UserError(
+            f"the text has more than {LONGEST_RUN:,} letters, spaces or signs in a row, which "
+            "llama.cpp cannot read; leave some out"
+        )
 
 
 def _raise_errors(message: Packet) -> None:

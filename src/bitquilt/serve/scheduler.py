@@ -155,6 +155,8 @@ class Scheduler:
         # Only the thread touches these, the state of what it has taken from the inbox:
         self._waiting: deque[PendingAnswer] = deque()
         self._rows: dict[int, PendingAnswer] = {}
+        self._stream: Stream | None = None
+        """The open stream, whose wait for tokens a new request interrupts."""
         self._leaving = self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -195,6 +197,8 @@ class Scheduler:
         pending = PendingRequest(prepare)
         self._pending.add(pending)
         self._inbox.put(pending)
+        if stream := self._stream:
+            stream.interrupt()
         try:
             async for event in pending.events():
                 yield event
@@ -258,7 +262,7 @@ class Scheduler:
 
     def _batch(self, engine: Engine) -> None:
         """Make answers until nobody waits for one."""
-        with engine.stream([]) as stream:
+        with self._open_stream(engine) as stream:
             self._admit(stream)
             while self._rows:
                 for row, piece in stream:
@@ -266,6 +270,19 @@ class Scheduler:
                         self._push(row, piece, stream)
                     self._receive()
                     self._admit(stream)
+                self._receive()  # what interrupted the stream
+                self._admit(stream)
+
+    @contextmanager
+    def _open_stream(self, engine: Engine) -> Iterator[Stream]:
+        """Open the stream for whoever interrupts it; what came before is taken here."""
+        with engine.stream([]) as stream:
+            self._stream = stream
+            try:
+                self._receive()
+                yield stream
+            finally:
+                self._stream = None
 
     def _push(self, row: int, piece: GeneratedToken, stream: Stream) -> None:
         """Hand a token to its answer."""
