@@ -16,7 +16,7 @@ import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -71,8 +71,9 @@ _DELTA = {
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
 }
+# llama.cpp reads an MLP as wide as its stream the wrong way round
 _VISION = {
-    **{"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1},
+    **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1},
     **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
 }
 TYPES: dict[str, dict[str, Any]] = {
@@ -166,8 +167,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "stablelm": {"partial_rotary_factor": 0.25},
 }
 """model_type → fields that published configs have, where transformers saves others."""
-SENTENCEPIECE = {"gemma2", "gemma3", "gemma3_text", "gemma3n_text", "ernie4_5", "nemotron"}
-"""Types whose tokenizer the converter reads from tokenizer.model."""
+SENTENCEPIECE = {
+    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "gemma3n_text"), False),
+    **dict.fromkeys(("ernie4_5", "nemotron"), True),
+}
+"""Types whose tokenizer the converter reads from tokenizer.model → whether a space goes before all
+text there."""
 
 
 def unknown_checkpoint(
@@ -199,7 +204,7 @@ def unknown_checkpoint(
     if kind == "gemma3n_text":
         _add_shared_keys(directory / "model.safetensors")
     if kind in SENTENCEPIECE:
-        (directory / "tokenizer.model").write_bytes(_pieces())
+        (directory / "tokenizer.model").write_bytes(_pieces(SENTENCEPIECE[kind]))
     return directory
 
 
@@ -207,6 +212,8 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer with what the converter asks of a type's."""
     if kind == "gemma4_text":
         return _byte_fallback()
+    if kind in SENTENCEPIECE:
+        return _of_pieces(SENTENCEPIECE[kind])
     tokenizer = copy.deepcopy(tiny_tokenizer())
     if kind == "glm4":
         tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>", "<|user|>"]})
@@ -215,11 +222,7 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
 
 def _byte_fallback() -> PreTrainedTokenizerFast:
     """Gemma 4's kind: BPE over characters, with spaces as U+2581, and bytes for what is unknown."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    tokenizer = _over_characters()
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -227,7 +230,52 @@ def _byte_fallback() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator([inspect.getsource(textwrap)], trainer)
+    content = json.loads(tokenizer.to_str())
+    # bytes are tokens like others, which text does not name
+    content["added_tokens"] = [one for one in content["added_tokens"] if one["id"] < len(special)]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    _begin_with(tokenizer, "<bos>")
     names = {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def _over_characters(**vocabulary: Any) -> Tokenizer:
+    tokenizer = Tokenizer(
+        models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>", **vocabulary)
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer
+
+
+def _begin_with(tokenizer: Tokenizer, bos: str) -> None:
+    """Put a token before each text, as llama.cpp does."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos} $B:1",
+        special_tokens=[(bos, tokenizer.token_to_id(bos))],
+    )
+
+
+def _of_pieces(spaced: bool) -> PreTrainedTokenizerFast:
+    """The tokenizer.json of :func:`_pieces`: what makes a piece is merged in the pieces' order."""
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=_pieces(spaced))
+    vocabulary = {pieces.id_to_piece(i): i for i in range(len(pieces))}
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in sorted(vocabulary, key=lambda one: -pieces.get_score(vocabulary[one]))
+        for cut in range(1, len(piece))
+        if piece[:cut] in vocabulary and piece[cut:] in vocabulary
+    ]
+    tokenizer = _over_characters(vocab=vocabulary, merges=merges)
+    if spaced:
+        prefix = normalizers.Prepend("\u2581")
+        tokenizer.normalizer = normalizers.Sequence([prefix, tokenizer.normalizer])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    _begin_with(tokenizer, "<s>")
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
@@ -246,7 +294,7 @@ def _edit(path: Path, fields: dict[str, Any]) -> None:
 
 
 @functools.cache
-def _pieces() -> bytes:
+def _pieces(spaced: bool) -> bytes:
     """A tokenizer.model of a few hundred pieces."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -255,6 +303,11 @@ def _pieces() -> bytes:
         vocab_size=VOCABULARY,
         model_type="bpe",
         byte_fallback=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=spaced,
+        remove_extra_whitespaces=False,
+        bos_id=_SHARED["bos_token_id"],
+        eos_id=_SHARED["eos_token_id"],
         minloglevel=2,
     )
     return written.getvalue()

@@ -190,7 +190,10 @@ def test_run_refuses_what_is_no_image(
 
 
 def test_an_image_that_is_read_at_once_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
-    """Every part of Gemma's images sees every other; llama.cpp's own embeddings go to both."""
+    """Gemma's tower makes the same embeddings, and every part of an image sees every other.
+
+    llama.cpp's embeddings go to both language models.
+    """
     directory = unknown_checkpoint(tmp_path, "gemma3")
     model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
     path = directory / "model.safetensors"
@@ -213,6 +216,10 @@ def test_an_image_that_is_read_at_once_is_read_as_transformers_reads_it(tmp_path
     )
     eyes.see(png(colours(28, 28)))
     seen = eyes.embeddings([number for number in numbers if number >= backend.info.vocabulary])
+    scaled = torch.tensor((colours(28, 28) / 127.5 - 1).transpose(2, 0, 1)[None]).float()
+    with torch.no_grad():
+        own_seen = model.model.get_image_features(scaled).pooler_output[0]
+    assert torch.cosine_similarity(torch.tensor(seen), own_seen).min() > 0.9999
     tokens = torch.tensor(numbers).masked_fill(shown, 0)[None]
     with torch.no_grad():
         inputs = model.get_input_embeddings()(tokens).clone()
