@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from bitquilt import __version__
+from bitquilt.allocation import plan as planning
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.allocate import (
     Decision,
@@ -91,6 +92,8 @@ def quantize(
         raise UserError("from Python, use --imatrix with `bitquilt.quantize_gguf`")
     asked, progress = command("quantize", str(model), config), progress or Progress()
     if config.trim is not None:
+        with suppress(PartlyRefusedError):  # what is impossible is refused before the trimming
+            planning.plan(model, config)
         model = trimmed_model(model, config.trim, Path(config.output), progress)
     with computing(config.device, config.threads):
         run = Run(model, config, progress)

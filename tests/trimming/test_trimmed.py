@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from bitquilt import QuantizeConfig, plan, quantize
+from bitquilt import QuantizeConfig, plan, quantize, trim_vocabulary
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.tokenizer import load_tokenizer
@@ -98,9 +98,51 @@ def test_words_mean_what_the_options_of_trim_do(tmp_path):
     ]
 
 
-def test_a_plan_is_refused_before_the_tokens_are_chosen():
-    with pytest.raises(UserError, match="plan the model that `bitquilt trim demo` writes"):
-        plan("demo", bits=4.5, trim=["en", "2k"])
+def test_a_plan_needs_no_trimmed_model(made, tmp_path):
+    """Only the bytes of the tokenizer depend on which tokens are kept, and padding on them."""
+    _, source, asked, first = made
+    found = tmp_path / "found"
+    wanted = {"trim": asked["trim"], "recipe": "Q8_0"}
+    (before,) = plan(source, **wanted, output=found)
+    (after,) = plan(source, **wanted, output=asked["output"])  # it is there
+    assert not found.exists()
+    assert after.layout.total_bytes == first.outputs[0].nbytes
+    depends = {"tokenizer", "metadata", "padding"}  # metadata with the padding behind the header
+    parts = [
+        {part: size for part, size in one.layout.breakdown.items() if part not in depends}
+        for one in (before, after)
+    ]
+    assert parts[0] == parts[1]
+    guess, size = (one.layout.breakdown for one in (before, after))
+    assert guess["tokenizer"] == pytest.approx(size["tokenizer"], rel=0.1)
+    assert guess["metadata"] == pytest.approx(size["metadata"], abs=32)
+    said = "400 of the 512 tokens are kept. Which they are is decided when `bitquilt quantize`"
+    assert [note for note in before.notes if said in note]
+    assert not [note for note in after.notes if said in note]
+    del wanted["recipe"]
+    budgets = [{**wanted, "size": "500KB", "output": where} for where in (found, asked["output"])]
+    (one,), (other,) = (plan(source, **budget) for budget in budgets)
+    assert one.layout.total_bytes == other.layout.total_bytes
+
+
+def test_without_a_number_the_text_says_how_many_are_kept(made, tmp_path):
+    _, source, asked, _ = made
+    text, _ = asked["trim"]
+    (before,) = plan(source, trim=[text], recipe="Q8_0", output=tmp_path)
+    trimmed = trimmed_model(source, [text], tmp_path, Silent())
+    (after,) = plan(trimmed, recipe="Q8_0")
+    assert before.to_dict() == after.to_dict()
+
+
+def test_an_impossible_size_is_refused_before_the_trimming(made, tmp_path, capfd):
+    _, source, asked, _ = made
+    words = ",".join(asked["trim"])
+    assert invoke("quantize", source, "--trim", words, "--size", "20KB", "-o", tmp_path) == 2
+    assert "20.00 kB is too small" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert invoke("plan", source, "--trim", words, "--size", "20KB", "-o", tmp_path) == 2
+    assert invoke("plan", source, "--trim", f"{asked['trim'][0]},9", "--bits", "8") == 2
+    assert "give at least that many" in capfd.readouterr().err
 
 
 def test_no_importance_matrix_goes_with_it(tmp_path):
@@ -115,3 +157,26 @@ def test_the_command_line_takes_it(made, capfd):
     assert invoke("quantize", source, *asked) == 0
     (output,) = json.loads(capfd.readouterr().out)["outputs"]
     assert output["path"].endswith("tiny-qwen3-mine-390-Q8_0.gguf")
+
+
+def test_clean_removes_the_trimmed_model_and_nothing_else(made, tmp_path, capfd):
+    _, source, asked, _ = made
+    text = asked["trim"][0]
+    path = trimmed_model(source, [text], tmp_path, Silent())
+    (path / "mine.md").write_text("a note")
+    (tmp_path / "other.txt").write_text("elsewhere")
+    marker = path / "trimmed.json"
+    listed = json.loads(marker.read_text())
+    listed["files made along with others"].append("../other.txt")
+    marker.write_text(json.dumps(listed))
+    alone = tmp_path / "alone"
+    trim_vocabulary(source, output=alone, keep=[text], progress=Silent())
+    before = {file.name for file in alone.iterdir()}
+    assert invoke("clean", tmp_path) == 0
+    said = capfd.readouterr().out
+    assert f"{path}: the trimmed tiny-qwen3, which `quantize --trim` makes again" in said
+    assert "mine.md is not bitquilt's, so it stays" in said
+    assert invoke("clean", tmp_path, "--yes") == 0
+    assert [file.name for file in path.iterdir()] == ["mine.md"]
+    assert (tmp_path / "other.txt").exists()
+    assert {file.name for file in alone.iterdir()} == before

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.sizes import parse_size
 from bitquilt.targets import Target, parse_targets
 from bitquilt.targets.layout import Layout
+from bitquilt.trimming.trimmed import planned_model
 
 FILLING = 0.02
 """The share of a file that may be filling, so that it has the size that was asked for."""
@@ -348,27 +349,29 @@ def plan(model: str | Path, config: PlanConfig | None = None, **options: Any) ->
     config = given.of(config, options)
     if isinstance(config, QuantizeConfig) and config.imatrix is not None:
         raise UserError("from Python, plan --imatrix with `bitquilt.plan_gguf_files`")
-    refuse_trimming(model, config)
-    with computing(config.device, config.threads):
-        asked = requests(config)
-        checkpoint = open_checkpoint(model, weights=False)
+    asked = requests(config)
+    with (
+        computing(config.device, config.threads),
+        planned_checkpoint(model, config) as checkpoint,
+    ):
         plans, refused = make_plans(checkpoint, asked, parse_targets(config.to))
     if refused:
         raise PartlyRefusedError(refused, plans)
     return plans
 
 
-def refuse_trimming(model: str | Path, config: PlanConfig) -> None:
-    """Refuse to plan a model whose tokens are not chosen yet.
+@contextmanager
+def planned_checkpoint(model: str | Path, config: PlanConfig) -> Iterator[Checkpoint]:
+    """Open what a config is about, as far as a plan needs it: a model, or a trimmed one.
 
     Raises:
-        UserError: the config trims it.
+        UserError: the model makes no sense, or cannot be trimmed.
     """
     if isinstance(config, QuantizeConfig) and config.trim is not None:
-        raise UserError(
-            "how large a trimmed model is can be told when its tokens are chosen; leave out --trim "
-            f"and plan the model that `bitquilt trim {model}` writes"
-        )
+        with planned_model(model, config.trim, Path(config.output)) as trimmed:
+            yield trimmed
+    else:
+        yield open_checkpoint(model, weights=False)
 
 
 Rivals = Mapping[str, Allocation]

@@ -29,7 +29,8 @@ def clean(directory: Path | None, yes: bool, as_json: bool) -> None:
     """List what bitquilt left on the disk, and remove it if you agree.
 
     In DIR and up to two folders below it, these are work directories, with which further files of a
-    model are quick to make, and files that killed runs left half-written. Without DIR, they are
+    model are quick to make, models that `quantize --trim` has trimmed first, and files that killed
+    runs left half-written. Without DIR, they are
     those of the current directory and, in your cache, what `eval` keeps about originals and
     rebuilt tokenizers. Models, recipes, figures, and files that bitquilt did not write stay.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitquilt.allocation.allocate import affordable_search
 from bitquilt.allocation.budget import human
-from bitquilt.allocation.plan import make_plans, requests
+from bitquilt.allocation.plan import make_plans, planned_checkpoint, requests
 from bitquilt.calibration.text import budget_for
 from bitquilt.calibration.text_budget import LEAST_RACED, TextBudget
 from bitquilt.config import AllocationConfig, PlanConfig, QuantizeConfig
@@ -18,7 +18,6 @@ from bitquilt.forecast.machine import machine_speed
 from bitquilt.forecast.memory import peak_bytes
 from bitquilt.forecast.stages import StageSeconds
 from bitquilt.forecast.work import RunWork
-from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.device import computing, device_name
 from bitquilt.runtime.hardware import BUSY, load_per_core
@@ -129,8 +128,10 @@ def estimate(model: str | Path, config: PlanConfig | None = None, **options: Any
     if not isinstance(config, AllocationConfig):
         shared = {name: getattr(config, name) for name in vars(config)}
         config = QuantizeConfig(**shared)
-    with computing(config.device, config.threads):
-        checkpoint = open_checkpoint(model, weights=False)
+    with (
+        computing(config.device, config.threads),
+        planned_checkpoint(model, config) as checkpoint,
+    ):
         plans, _ = make_plans(checkpoint, requests(config), parse_targets(config.to))
         budget = budget_of(checkpoint, config)
         search = affordable_search(config.search, budget)

@@ -22,7 +22,7 @@ PLAIN_TYPES = frozenset(("F64", "F32", "F16", "BF16"))
 """Storage types that weights lose nothing by which a quantized file could still have."""
 
 
-_TOLD = ("quantization", "tokenizer.json", "tekken.json")
+_TOLD = ("quantization", "tokenizer.json", "tekken.json", "trimming")
 """Subjects of findings that change what files are made of."""
 
 

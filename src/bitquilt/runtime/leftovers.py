@@ -1,9 +1,9 @@
 """What runs leave on the disk beside what they were asked for: found, and removed again.
 
-Work directories and the cache of ``eval`` are known by their ``settings.json``, tokenizers that
-were rebuilt for models by their place in the cache, and what a killed run was writing by its
-temporary name. Nothing is followed through a symbolic link, and nothing that has another name than
-bitquilt gives is removed.
+Work directories and the cache of ``eval`` are known by their ``settings.json``, trimmed models by
+their ``trimmed.json``, tokenizers that were rebuilt for models by their place in the cache, and
+what a killed run was writing by its temporary name. Nothing is followed through a symbolic link,
+and nothing that has another name than bitquilt gives is removed.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ _TOKENIZER = re.compile(r"\.?[0-9a-f]{32}(-\d+)?(-hf)?(\.part)?")
 _TOKENIZER_FILES = re.compile(r"tokenizer(_config)?\.json")
 _MENDED_FILES = re.compile(r".+\.(json|jinja|md|txt)|LICEN[CS]E.*|COPYING.*|NOTICE.*")
 """What a tokenizer has that was rebuilt from a GGUF file, and one that was mended (``-hf``)."""
+_TRIMMED = "trimmed.json"
+MADE_ALONG = "files made along with others"
+"""The field of :data:`_TRIMMED` that lists the files of a trimmed model which `quantize` made for
+others; one that somebody asked for by itself has no such field, and is no leftover."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +108,8 @@ def remove_leftover(leftover: Leftover) -> int:
     freed = 0
     try:
         with locked(leftover.path):
-            last = sorted(leftover.files, key=lambda file: file.name in _SINGLE)
-            for file in last:  # while settings.json is there, what remains is known as ours
+            last = sorted(leftover.files, key=lambda file: file.name in (*_SINGLE, _TRIMMED))
+            for file in last:  # while these are there, what remains is known as ours
                 size = file.lstat().st_size
                 file.unlink(missing_ok=True)
                 freed += size
@@ -130,6 +134,12 @@ def _in_directory(directory: Path, outputs: Sequence[str], depth: int) -> Iterat
     if (kind := _kind_of_work(directory)) is not None:
         ours, foreign = _split(directory)
         yield _leftover(directory, kind, ours, foreign, busy=in_use(directory))
+        return
+    if (trimmed := _trimmed_along(directory)) is not None:
+        kind, ours = trimmed
+        foreign = [file for file in _files_of(directory) if file not in ours]
+        busy = in_use(directory.with_name(f"{directory.name}.work"))
+        yield _leftover(directory, kind, ours, foreign, busy=busy)
         return
     for path in _entries(directory):
         if path.is_symlink():
@@ -171,6 +181,23 @@ def _kind_of_work(directory: Path) -> str | None:
     if made and "evaluation of" in settings:
         return f"what eval keeps about {settings['evaluation of']}"
     return f"the work directory of {settings['model']}" if made and "model" in settings else None
+
+
+def _trimmed_along(directory: Path) -> tuple[str, list[Path]] | None:
+    """Say what a trimmed model is, and which files it has, if `quantize` made it for others."""
+    try:
+        said = json.loads((directory / _TRIMMED).read_text(encoding="utf-8"))
+        known = [directory / name for name in said[MADE_ALONG]]
+        kind = f"the trimmed {said['trimmed from']}, which `quantize --trim` makes again"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return kind, [
+        path
+        for path in known
+        if path.is_file()
+        and not path.is_symlink()
+        and path.resolve().is_relative_to(directory.resolve())
+    ]
 
 
 def _split(directory: Path) -> tuple[list[Path], list[Path]]:

@@ -101,7 +101,7 @@ class BpeFile:
         """The tokens that are found whole in a text: control tokens, and words added later."""
         return self.content.get("added_tokens") or []
 
-    @property
+    @cached_property
     def byte_bound(self) -> bool:
         """Whether characters without a token fall back to the tokens of their bytes."""
         model = self.content["model"]

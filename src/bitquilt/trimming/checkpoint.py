@@ -7,6 +7,7 @@ quantized source are float32, which loses nothing.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from collections.abc import Callable, Container, Mapping
@@ -81,8 +82,22 @@ class CutCheckpoint:
             tensor = tensor[torch.tensor(self.kept)]
         return tensor.to(STORED[self.dtypes[name]])
 
+    @property
+    def nbytes(self) -> dict[str, int]:
+        """The bytes of each tensor."""
+        dtypes = self.dtypes
+        return {
+            name: STORED[dtypes[name]].itemsize * math.prod(shape)
+            for name, shape in self.shapes.items()
+        }
+
     def write(self, directory: Path, advance: Callable[[int], None]) -> None:
         """Write everything into a new directory; ``advance`` is told of bytes of weights."""
+        self.write_description(directory)
+        self._write_weights(directory / "model.safetensors", advance)
+
+    def write_description(self, directory: Path) -> None:
+        """Write everything but the weights into a new directory."""
         directory.mkdir()
         for name, content in self._texts().items():
             (directory / name).write_text(content, encoding="utf-8", newline="")
@@ -94,7 +109,6 @@ class CutCheckpoint:
                 shutil.copyfile(source / name, directory / name)
         if (source / TEMPLATE_FOLDER).is_dir():
             shutil.copytree(source / TEMPLATE_FOLDER, directory / TEMPLATE_FOLDER)
-        self._write_weights(directory / "model.safetensors", advance)
 
     def _texts(self) -> dict[str, str]:
         """Give the files that are written rather than copied: name → content."""
@@ -146,12 +160,12 @@ class CutCheckpoint:
 
     def _write_weights(self, path: Path, advance: Callable[[int], None]) -> None:
         """Write the tensors in their order, each as it is loaded."""
-        shapes, dtypes = self.shapes, self.dtypes
+        shapes, dtypes, nbytes = self.shapes, self.dtypes, self.nbytes
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for name, shape in shapes.items():
             start = end
-            end += STORED[dtypes[name]].itemsize * torch.Size(shape).numel()
+            end += nbytes[name]
             header[name] = {
                 "dtype": dtypes[name],
                 "shape": list(shape),

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from bitquilt.calibration.corpus import Document, bundled, fingerprint
@@ -18,7 +19,7 @@ from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.models.sources.hugging_face import TRIMMED
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, require_room
-from bitquilt.runtime.progress import Progress
+from bitquilt.runtime.progress import Progress, Silent
 from bitquilt.targets.destination import check_directory
 from bitquilt.trimming.bpe import BpeFile, ids_in
 from bitquilt.trimming.checkpoint import CutCheckpoint
@@ -112,27 +113,80 @@ def trim_vocabulary(
     nbytes = sum(checkpoint.source_bytes.values())
     require_room(path.resolve().parent, nbytes)
     encode = encoder(checkpoint)
-    characters = sum(len("".join(document.passages)) for document in text.documents)
-    with progress.stage("Counting tokens", characters, "counting"):
-        parts = (text.given, text.languages, text.beside)
-        given, spoken, beside = (count_tokens(part, encode, progress.advance) for part in parts)
-    counts = given + spoken + beside
-    tokenizer = _without_reserved(whole, checkpoint, counts.keys())
+    counts = _counts(text, encode, progress)
+    tokenizer = _without_reserved(whole, checkpoint, counts.all.keys())
     expected = None
     if config.size is not None:
         require_size(tokenizer, config.size, checkpoint.name)
         with computing(config.device, config.threads):
             expected = _expected(checkpoint, text.own, encode, progress)
-    shares = counted_shares(given + spoken, beside)
-    ranked = ranked_tokens(tokenizer, shares, expected, letters_of(text.own), given.keys())
-    kept = kept_ids(tokenizer, ranked, config.size, checkpoint)
-    asked = choice_settings(checkpoint, text, config.size)
-    cut = CutCheckpoint(checkpoint=checkpoint, tokenizer=tokenizer, kept=kept, asked=asked)
+    cut = _cut(checkpoint, tokenizer, text, counts, expected, config.size)
     with progress.stage(f"Writing {path.name}", nbytes, "writing"), atomic_write(path) as part:
         cut.write(part, progress.advance)
     after = document_encoder(path.name, path, checkpoint.chat_template, len(cut.kept))
     readings = [*_readings(text.documents, config, encode, after)]
-    return _result(path, cut, counts, readings)
+    return _result(path, cut, counts.all, readings)
+
+
+def likely_cut(checkpoint: Checkpoint, config: TrimConfig) -> CutCheckpoint:
+    """Choose tokens in seconds: as many as :func:`trim_vocabulary` keeps, and much the same ones.
+
+    Where a number of them is asked for, neither is the text counted nor the model asked what it
+    expects: the order of the merges decides.
+
+    Raises:
+        UserError: as :func:`trim_vocabulary`.
+    """
+    text = text_to_keep(config)
+    whole = BpeFile.read(checkpoint.tokenizer_dir, checkpoint.name)
+    if config.size is None:
+        counts, expected = _counts(text, encoder(checkpoint), Silent()), None
+        tokenizer = _without_reserved(whole, checkpoint, counts.all.keys())
+    else:
+        counts = TokenCounts(Counter(), Counter(), Counter())
+        expected = torch.ones(checkpoint.matrices[EMBEDDING][0])
+        tokenizer = _without_reserved(whole, checkpoint, ())
+        require_size(tokenizer, config.size, checkpoint.name)
+    return _cut(checkpoint, tokenizer, text, counts, expected, config.size)
+
+
+class TokenCounts(NamedTuple):
+    """How often each token comes, by its id, in the parts of the text to keep."""
+
+    given: Counter[int]
+    languages: Counter[int]
+    beside: Counter[int]
+
+    @property
+    def all(self) -> Counter[int]:
+        """In all of it."""
+        return self.given + self.languages + self.beside
+
+
+def _counts(text: KeptText, encode: Encode, progress: Progress) -> TokenCounts:
+    characters = sum(len("".join(document.passages)) for document in text.documents)
+    with progress.stage("Counting tokens", characters, "counting"):
+        parts = (text.given, text.languages, text.beside)
+        return TokenCounts(*(count_tokens(part, encode, progress.advance) for part in parts))
+
+
+def _cut(
+    checkpoint: Checkpoint,
+    tokenizer: BpeFile,
+    text: KeptText,
+    counts: TokenCounts,
+    expected: Tensor | None,
+    size: int | None,
+) -> CutCheckpoint:
+    """Choose the tokens that are kept by what was counted and what is expected [V]."""
+    shares = counted_shares(counts.given + counts.languages, counts.beside)
+    ranked = ranked_tokens(tokenizer, shares, expected, letters_of(text.own), counts.given.keys())
+    return CutCheckpoint(
+        checkpoint=checkpoint,
+        tokenizer=tokenizer,
+        kept=kept_ids(tokenizer, ranked, size, checkpoint),
+        asked=choice_settings(checkpoint, text, size),
+    )
 
 
 def _without_reserved(whole: BpeFile, checkpoint: Checkpoint, counted: Collection[int]) -> BpeFile:
