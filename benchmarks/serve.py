@@ -1,17 +1,19 @@
 """What the server bears, and what it costs beside llama.cpp's own.
 
-    python benchmarks/serve.py throughput FILE.gguf
+    python benchmarks/serve.py throughput FILE.gguf [--again]
     python benchmarks/serve.py endurance FILE.gguf
     python benchmarks/serve.py mixed FILE.gguf
 
 `throughput`: tokens a second, and CPU milliseconds a token, of 8 clients at once and of one, 64
 greedy tokens an answer; our server with 8 places and with one beside llama.cpp's HTTP server with 8
-slots, in turns, three rounds after one to warm up. `endurance`: 200 requests of 8 clients, half of
-them good, the others malformed, with a wrong key, of 1 MB, or of clients that vanish, after 50 of
-the same to warm up; what came back, and the memory of server and engine on the way. `mixed`: 1,000
-requests of every kind that the server takes, of OpenAI's two APIs and Ollama's, with streams,
-several answers, log-probabilities, echoes, schemas, tokens and things to refuse, by 8 clients,
-after 400 to warm up; the memory on the way.
+slots, in turns, three rounds after one to warm up. Each round has questions of its own, of whose 43
+tokens llama.cpp's server computes 18. `--again` asks the same in each round: it keeps prompts that
+it has read in memory, and computes 4. `endurance`: 200 requests of 8 clients, half of them good,
+the others malformed, with a wrong key, of 1 MB, or of clients that vanish, after 50 of the same to
+warm up; what came back, and the memory of server and engine on the way. `mixed`: 1,000 requests of
+every kind that the server takes, of OpenAI's two APIs and Ollama's, with streams, several answers,
+log-probabilities, echoes, schemas, tokens and things to refuse, by 8 clients, after 400 to warm up;
+the memory on the way.
 """
 
 from __future__ import annotations
@@ -43,9 +45,12 @@ VANISHING = "vanished"
 
 
 def main() -> None:
-    """Print the figures of one of the two."""
-    what, file = sys.argv[1:]
-    {"throughput": throughput, "endurance": endurance, "mixed": mixed}[what](Path(file))
+    """Print the figures of one of the three."""
+    what, file, *options = sys.argv[1:]
+    if what == "throughput":
+        throughput(Path(file), again=options == ["--again"])
+    else:
+        {"endurance": endurance, "mixed": mixed}[what](Path(file))
 
 
 # -------------------------------------------------------------------------- servers
@@ -120,8 +125,8 @@ def send(port: int, method: str, path: str, body: bytes, key: str) -> tuple[int,
 # ----------------------------------------------------------------------- throughput
 
 
-def throughput(path: Path) -> None:
-    """Print the figures of each server."""
+def throughput(path: Path, again: bool) -> None:
+    """Print the figures of each server, and its CPU time as a share of llama.cpp's."""
     with ExitStack() as stack:
         servers = {
             "bitquilt, 8 places": stack.enter_context(ours(path)),
@@ -130,24 +135,27 @@ def throughput(path: Path) -> None:
         }
         rounds = [
             {
-                (name, clients): speed(*server, clients)
+                (name, clients): speed(*server, clients, 1000 * (0 if again else number) + clients)
                 for clients in (CLIENTS, 1)
                 for name, server in servers.items()
             }
-            for _ in range(ROUNDS + 1)
+            for number in range(ROUNDS + 1)
         ][1:]
     for name, clients in rounds[0]:
         speeds, costs = zip(*(figures[name, clients] for figures in rounds), strict=True)
+        stock_costs = [figures["llama.cpp, 8 slots", clients][1] for figures in rounds]
+        shares = [cost / other for cost, other in zip(costs, stock_costs, strict=True)]
         each = " ".join(f"{one:.0f}" for one in speeds)
         print(
             f"{name:20} {clients} at once: {statistics.median(speeds):6.1f} tokens/s ({each}), "
-            f"{statistics.median(costs):5.2f} CPU ms a token"
+            f"{statistics.median(costs):5.2f} CPU ms a token, {statistics.median(shares):.2f} of "
+            "llama.cpp's"
         )
 
 
-def speed(port: int, pid: int, clients: int) -> tuple[float, float]:
+def speed(port: int, pid: int, clients: int, first: int) -> tuple[float, float]:
     """Tokens a second of so many clients, two questions each, and CPU milliseconds a token."""
-    questions = [question(number) for number in range(2 * clients)]
+    questions = [question(first + number) for number in range(2 * clients)]
     started, used = time.perf_counter(), processor_seconds(pid)
     with ThreadPoolExecutor(clients) as pool:
         tokens = sum(pool.map(lambda body: ask(port, body), questions))

@@ -39,6 +39,23 @@ def arguments(written: Any) -> list[Any]:
     return called(function={"name": "add", "arguments": written})
 
 
+def tool(parameters: Any, name: str = "add") -> Any:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def forced(**properties: Any) -> dict[str, Any]:
+    """A request that has to be answered by a call, with arguments of this schema."""
+    schema = {"type": "object", "properties": properties}
+    return {"messages": [USER], "tools": [tool(schema)], "tool_choice": "required"}
+
+
+PERSON = {
+    "type": "object",
+    "properties": {"p": {"$ref": "#/$defs/P"}},
+    "$defs": {"P": {"type": "object", "properties": {"name": {"type": "string"}}}},
+}
+SERVER_TOOLS = [{"type": "web_search"}, {"type": "custom", "name": "patch"}, {"type": "shell"}]
+
 ANSWERED: list[tuple[str, str, dict[str, Any]]] = [
     # fields in messages and requests
     ("vllm-project/vllm#12864", CHAT, {"messages": [{**USER, "name": "bob"}]}),
@@ -108,6 +125,50 @@ ANSWERED: list[tuple[str, str, dict[str, Any]]] = [
         "messages": [USER], "response_format": {"type": "json_object"}, "n": 1}),
     ("t59688/arboris-novel#23", CHAT, {
         "messages": [USER], "response_format": {"type": "json_object"}}),
+    # nothing, where others have something
+    ("containers/ramalama#2465", CHAT, {"messages": [USER], "model": None, "max_tokens": None}),
+    ("langchain-ai/langchain#28753", "/api/chat", {
+        "messages": [USER], "format": "", "options": None, "tools": None, "stream": False}),
+    ("evalstate/fast-agent#781", CHAT, {"messages": [USER], "tools": []}),
+    ("vllm-project/vllm#9426", CHAT, {"messages": [USER], "tool_choice": "none"}),
+    # settings at the edge of what numbers can hold
+    ("vllm-project/vllm#1623", CHAT, {"messages": [USER], "temperature": 1e-4, "top_p": 1e-4}),
+    ("vllm-project/vllm#890", CHAT, {"messages": [USER], "temperature": 1e-300}),
+    ("NVIDIA-NeMo/Export-Deploy#652", CHAT, {
+        "messages": [USER], "max_tokens": 10**9, "top_p": 0.9999999, "temperature": 1e-7}),
+    ("local-inference-lab/vllm#264", TEXT, {"prompt": "hi", "prompt_logprobs": -1}),
+    ("vllm-project/vllm#44968", CHAT, {
+        "messages": [USER], "stop_token_ids": [151645], "min_tokens": 5}),
+    ("ollama/ollama-python#157", "/api/chat", {
+        "messages": [USER], "keep_alive": True, "stream": False}),
+    # formats and tools
+    ("vllm-project/vllm#4597", CHAT, {"messages": [USER], "guided_choice": ["yes", "no"]}),
+    ("vllm-project/vllm#19270", CHAT, {"messages": [USER], "guided_regex": "foo**"}),
+    ("elie222/rakazo#851", CHAT, {
+        "messages": [USER], "tools": [tool({"type": "object"})], "tool_choice": "required"}),
+    ("sipeed/picoclaw#2139", CHAT, {
+        "messages": [USER], "tool_choice": "required",
+        "tools": [tool({"type": "object", "properties": None, "required": None})]}),
+    ("github/app#2724", CHAT, forced(input={"description": "anything"})),
+    ("bnb-chain/bnbchain-mcp#68", CHAT, forced(a={"type": "array"})),
+    ("lmstudio-ai/lmstudio-bug-tracker#738", CHAT, {
+        "messages": [USER], "tools": [tool(PERSON)], "tool_choice": "required"}),
+    ("ggml-org/llama.cpp#26596", CHAT, forced(
+        s={"type": "string", "minLength": 1, "maxLength": 65536})),
+    ("ggml-org/llama.cpp#25746", CHAT, forced(
+        o={"type": "object", "properties": {
+            "s": {"type": "string", "pattern": "^[a-z]+$"},
+            "t": {"type": "string", "maxLength": 2000}}})),
+    ("ggml-org/llama.cpp#25923", CHAT, forced()),
+    ("openai/codex#10635", "/v1/responses", {
+        "input": "hi", "tools": [*SERVER_TOOLS, {"type": "function", **tool({})["function"]}]}),
+    ("ggml-org/llama.cpp#23465", "/v1/responses", {"input": [
+        {"role": "user", "content": "hi"},
+        {"type": "function_call", "call_id": "c", "name": "add", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": [
+            {"type": "output_text", "text": "3"}]}]}),
+    ("vllm-project/vllm#9312", CHAT, {
+        "messages": [USER], "functions": [{"name": "add"}], "function_call": {"name": "add"}}),
 ]  # fmt: skip
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
     ("lmstudio-ai/lmstudio-bug-tracker#377", CHAT, {"messages": {"messages": [USER]}}, "messages"),
@@ -119,6 +180,13 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
      {"input": [{"type": "item_reference", "id": "x"}]}, "'item_reference'"),
     ("vllm-project/vllm#55974 (another)", "/v1/responses",
      {"input": [{"type": "mcp_call", "id": "x"}]}, "'mcp_call'"),
+    ("vllm-project/vllm#17248", CHAT, {
+        "messages": [USER], "guided_json": {"type": "object", "properties": {
+            "a": {"type": "strin"}}}}, "the JSON schema cannot be followed: Invalid type: strin"),
+    ("vllm-project/vllm#17313", CHAT, {"messages": [USER], "guided_regex": "(a"},
+     "the regular expression cannot be followed"),
+    ("abetlen/llama-cpp-python#983", CHAT, {
+        "messages": [{**USER, "content": "x" * 100_000}]}, "the model can read only 100,000"),
 ]  # fmt: skip
 
 
@@ -147,6 +215,116 @@ def test_what_others_died_of_is_refused_by_name(
     assert status == 400
     assert sentence in said["error"]["message"]
     assert server.scheduler.healthy
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"messages": [{"role": "user", "content": "an emoji \\ud83d"}]}', 200),
+        ('\ufeff{"messages": [{"role": "user", "content": "hi"}]}'.encode(), 200),
+        ('{"messages": [{"role": "user", "content": "hi"}]}'.encode("utf-16"), 200),
+        ('{"messages": [{"role": "user", "content": "你好"}]}'.encode("gbk"), 400),
+        (b'{"messages": [{"role": "user", "content": "\\u0041"}], "x": ' + b"[" * 9999, 400),
+        (b'{"messages": [{"role": "user", "content": "\\u0041"}], "top_p": NaN}', 400),
+    ],
+    ids=[
+        "HKUDS/nanobot#4952",
+        "byte order mark",
+        "utf-16",
+        "ggml-org/llama.cpp#6396",
+        "deep",
+        "NaN",
+    ],
+)
+def test_what_windows_and_cut_texts_bring(server: Running, body: bytes, status: int) -> None:
+    found, said = post(server, body)
+    assert found == status, said
+    assert server.scheduler.healthy
+
+
+@pytest.mark.parametrize("path", ["/v1//models", "/v1/v1/models", "/v1/models/", "//v1/models"])
+def test_base_urls_are_joined_badly(server: Running, path: str) -> None:
+    """cline/cline#12532, arbs-io/github-copilot-llm-gateway#21, lmstudio-bug-tracker#1988."""
+    response, said = fetch(server, "GET", path)
+    assert response.status == 200
+    assert said["data"][0]["created"] > 0
+    question = json.dumps({"messages": [USER]})
+    twice = path.replace("models", "chat/completions")
+    assert fetch(server, "POST", twice, question)[0].status == 200
+
+
+def test_the_tool_that_is_named_is_called(server: Running) -> None:
+    """ggml-org/llama.cpp#26535, and OpenAI's newer way to allow some tools only."""
+    other = tool({"type": "object"}, "other")
+    named = {"type": "function", "function": {"name": "other"}}
+    allowed = {"mode": "required", "tools": [named]}
+    for choice in (named, {"type": "allowed_tools", "allowed_tools": allowed}):
+        body = {"messages": [USER], "tools": [TOOL, other], "tool_choice": choice}
+        _, said = post(server, json.dumps(body).encode())
+        (call,) = said["choices"][0]["message"]["tool_calls"]
+        assert call["function"]["name"] == "other"
+
+
+def test_tools_of_other_servers_are_left_out_and_told(server: Running) -> None:
+    body = json.dumps({"messages": [USER], "tools": SERVER_TOOLS})
+    response, _ = fetch(server, "POST", CHAT, body)
+    assert response.getheader("bitquilt-ignored") == "tools.web_search, tools.custom, tools.shell"
+    body = json.dumps({"messages": [USER], "tools": SERVER_TOOLS, "tool_choice": "required"})
+    response, said = fetch(server, "POST", CHAT, body)
+    assert response.status == 400
+    assert "there are no tools" in said["error"]["message"]
+
+
+def test_a_misspelt_option_is_told(server: Running) -> None:
+    """ollama/ollama#7653: it went unnoticed."""
+    body = json.dumps({"messages": [USER], "options": {"num_predct": 3}, "stream": False})
+    assert fetch(server, "POST", "/api/chat", body)[0].getheader("bitquilt-ignored") == "num_predct"
+
+
+def test_a_pattern_is_obeyed(server: Running) -> None:
+    """ggml-org/llama.cpp#19051: it was dropped in silence."""
+    schema = {"properties": {"a": {"type": "string", "pattern": r"^hello there indeed\!$"}}}
+    schema |= {"type": "object", "required": ["a"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    _, said = post(server, json.dumps({"messages": [USER], "response_format": form}).encode())
+    assert json.loads(said["choices"][0]["message"]["content"]) == {"a": "hello there indeed!"}
+
+
+def test_the_pieces_of_a_stream_belong_together(server: Running) -> None:
+    """ollama#7881, langbot-app/LangBot#2262, open-webui#23917, litellm#11528, llama.cpp#15443."""
+    asked: Any = {"messages": [USER], "tools": [TOOL], "stream_options": {"include_usage": True}}
+    body = json.dumps({**asked, "tool_choice": "required", "stream": True})
+    lines = fetch(server, "POST", CHAT, body)[1].splitlines()
+    assert lines[-2] == "data: [DONE]"
+    chunks = [json.loads(line[6:]) for line in lines[:-2] if line]
+    assert len({(one["id"], one["created"], one["model"]) for one in chunks}) == 1
+    *told, usage = chunks
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] > 0
+    assert told[0]["choices"][0]["delta"]["role"] == "assistant"
+    calls = [c for one in told for c in one["choices"][0]["delta"].get("tool_calls", ())]
+    assert {call["index"] for call in calls} == {0}
+    assert len({call["id"] for call in calls if "id" in call}) == 1
+
+
+def test_what_a_model_can_do_is_shown(server: Running) -> None:
+    """docker/model-runner#1046, lmstudio-bug-tracker#1089."""
+    _, shown = post(server, b'{"model": "any"}', "/api/show")
+    assert shown["capabilities"] == ["completion", "tools", "thinking"]
+    assert shown["details"]["family"]
+    _, said = post(server, b'{"input": "hi"}', "/v1/responses")
+    assert all(part["annotations"] == [] for part in said["output"][-1]["content"])
+
+
+def fetch(server: Running, method: str, path: str, body: str | None = None) -> tuple[Any, Any]:
+    """The response and what it says: JSON, or text."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port)
+    headers = {"Authorization": "Bearer secret", "Content-Type": "application/json"}
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    said = response.read().decode()
+    connection.close()
+    return response, json.loads(said) if said.startswith("{") else said
 
 
 def ask(server: Running, method: str, body: str | None, **headers: str) -> Any:

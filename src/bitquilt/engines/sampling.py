@@ -23,6 +23,8 @@ MARGINS = (2.0, 4.0, 6.0, 8.0, 16.0, 32.0, np.inf)
 """How far below the likeliest token candidates are looked for, in nats: sorting a vocabulary of
 128k for every token would take longer than a small model does."""
 
+GREEDY_BELOW = 1e-6
+"""Temperatures below this one are 0: a division by them leaves float32's range, or is one by 0."""
 LEAST_LOGPROB = -9999.0
 """Stands for the logarithm of 0, which JSON cannot write, as in OpenAI's API."""
 
@@ -79,7 +81,7 @@ class Sampler:
         return token
 
     def _pick(self, logits: Logits) -> int:
-        if self._settings.temperature <= 0:
+        if self._settings.temperature < GREEDY_BELOW:
             return int(logits.argmax())
         ids, weights = candidates(logits, self._settings)
         reached = np.cumsum(weights)
@@ -122,7 +124,7 @@ def candidates(logits: Logits, settings: Sampling) -> tuple[Ids, Doubles]:
 
     Args:
         logits: float32 [V], penalties applied.
-        settings: with a temperature above 0.
+        settings: with a temperature of ``GREEDY_BELOW`` or more.
 
     Returns:
         Ids [C], and weights [C] proportional to their probabilities. Among equals, top-k and top-p

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
@@ -327,13 +328,24 @@ class Server:
         return checked
 
 
+_SLASHES, _VERSIONS = re.compile("/{2,}"), re.compile("^(/v1)+(?=/)")
+
+
+def tidy_path(path: str) -> str:
+    """A path without what clients add to it: further slashes, and a version that is there."""
+    return _VERSIONS.sub("/v1", _SLASHES.sub("/", path)).rstrip("/") or "/"
+
+
 class _Counted:
-    """An application whose responses are counted, streamed ones too."""
+    """An application whose responses are counted, streamed ones too; it tidies paths."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope = {**scope, "path": tidy_path(scope["path"])}
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 known = "endpoint" in scope

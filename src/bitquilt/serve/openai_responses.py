@@ -46,6 +46,8 @@ class ResponsesRequest(Lenient):
     @field_validator("input", mode="before")
     @classmethod
     def _items(cls, given: Any) -> Any:
+        if given == []:
+            raise ValueError("there is nothing in it; give a text, or a list of items")
         return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
     def messages(self) -> list[Json]:
@@ -66,36 +68,19 @@ class ResponsesRequest(Lenient):
             before: messages of the responses before this one.
 
         Raises:
-            RefusedError: an item or a tool is of a kind that this server does not have.
+            RefusedError: an item is of a kind that this server cannot read.
         """
         system = [{"role": "system", "content": self.instructions}] if self.instructions else []
-        tools, choice = self._tools(), self.tool_choice
-        if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-            names = {tool.get("name") for tool in choice.get("tools", ())}
-            tools = [tool for tool in tools if tool["function"]["name"] in names]
-            choice = choice.get("mode", "auto")
         fields = {
             **(self.model_extra or {}),
             "messages": [*system, *before, *self.messages()],
             "max_tokens": self.max_output_tokens,
-            "tools": tools,
-            "tool_choice": choice,
+            "tools": self.tools,
+            "tool_choice": self.tool_choice,
             "response_format": self._format(),
         }
         # only their own message may be continued here: what follows an answer is a new one
         return {"add_generation_prompt": True, **fields}
-
-    def _tools(self) -> list[Json]:
-        for tool in self.tools:
-            if tool.get("type", "function") != "function":
-                raise invalid(
-                    f"tools: this server has no tool of type {tool.get('type')!r}; offer functions"
-                )
-        names = ("name", "description", "parameters", "strict")
-        return [
-            {"type": "function", "function": {n: tool[n] for n in names if n in tool}}
-            for tool in self.tools
-        ]
 
     def _format(self) -> Json | None:
         stated = self.text.get("format")

@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import AliasChoices, ConfigDict, Field, ValidationError, field_validator
 from pydantic import model_validator as validator
@@ -19,9 +19,10 @@ from bitquilt.engines import ModelInfo
 from bitquilt.models.chat_template import Message, template_variables
 from bitquilt.runtime.near import did_you_mean
 from bitquilt.serve.errors import RefusedError, invalid
+from bitquilt.serve.mending import mended_json
 from bitquilt.serve.messages import ChatMessage, Lenient, text_only
 from bitquilt.serve.structured import Structured
-from bitquilt.serve.tools import Offer, offer
+from bitquilt.serve.tools import Offer, ToolDefinition, is_other_tool, offer
 from bitquilt.talk.prompt import Turn
 from bitquilt.talk.reasoning import PLAIN, style_of
 from bitquilt.talk.sample import AnswerSettings
@@ -33,6 +34,10 @@ MOST_STOPS = 16
 MOST_LOGPROBS = 20
 FORBIDDING = -100.0
 """A bias that no token survives."""
+MOST_BIAS = 1e6
+"""A bias that is larger says no more, and leaves float32's range."""
+LEAST_PENALTY = 0.01
+"""Logits divided by less would be infinite."""
 TOLD_FIELDS, TOLD_LENGTH = 16, 64
 """So many unknown fields are named in the header of a response, each by so many characters."""
 SEEDS = 1 << 63
@@ -50,22 +55,6 @@ IDLE = frozenset(
     )
 )
 """Fields of OpenAI's API, vLLM's and llama.cpp's that change no answer of this server."""
-
-
-class FunctionDefinition(Lenient):
-    """The function that a tool calls."""
-
-    name: str
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
-
-
-class ToolDefinition(Lenient):
-    """A tool that the model may call."""
-
-    type: Literal["function"] = "function"
-    function: FunctionDefinition
 
 
 class MarkdownRequest(Lenient):
@@ -113,6 +102,18 @@ class CompletionRequest(Structured):
     @classmethod
     def _many(cls, stop: Any) -> Any:
         return [stop] if isinstance(stop, str) else stop
+
+    @field_validator("repetition_penalty")
+    @classmethod
+    def _divides(cls, penalty: float) -> float:
+        if 0 < penalty < LEAST_PENALTY:
+            raise ValueError(f"it is 0 for none, or from {LEAST_PENALTY} to 100")
+        return penalty
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _within(cls, bias: dict[int, float]) -> dict[int, float]:
+        return {token: max(-MOST_BIAS, min(MOST_BIAS, value)) for token, value in bias.items()}
 
     @field_validator("logit_bias", mode="before")
     @classmethod
@@ -218,17 +219,33 @@ class ChatRequest(CompletionRequest):
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
     tools: list[ToolDefinition] = Field(default_factory=list)
+    other_tools: list[str] = Field(default_factory=list, exclude=True)
+    """The types of tools that are no functions: OpenAI's server runs them itself, this one none."""
     tool_choice: Any = "auto"
     parallel_tool_calls: bool = True
 
     @validator(mode="before")
     @classmethod
     def _from_functions(cls, fields: Any) -> Any:
-        """Read tools as OpenAI's API had them before they were called so."""
-        if isinstance(fields, dict) and isinstance(known := fields.get("functions"), list):
+        """Read tools as OpenAI's API had them before they were called so; set others apart."""
+        if not isinstance(fields, dict):
+            return fields
+        if isinstance(known := fields.get("functions"), list):
             fields = {"tools": [{"function": one} for one in known], **fields}
             del fields["functions"]
-        return fields
+            if (choice := fields.pop("function_call", None)) is not None:
+                fields = {"tool_choice": choice, **fields}
+        if not isinstance(tools := fields.get("tools"), list):
+            return fields
+        others = [one for one in tools if is_other_tool(one)]
+        functions = [one for one in tools if one not in others]
+        return {**fields, "tools": functions, "other_tools": [str(one["type"]) for one in others]}
+
+    @property
+    def unknown(self) -> list[str]:
+        """The names of fields and of tools that mean nothing here."""
+        others = dict.fromkeys(f"tools.{kind}" for kind in self.other_tools)
+        return [*super().unknown, *others]
 
     def conversation(self, template: str | None) -> list[Message]:
         """The messages in the form that a chat template takes.
@@ -398,10 +415,7 @@ def parse_request(kind: type[Body], body: bytes | Mapping[str, Any], strict: boo
         RefusedError: it is not JSON, or it has a value that is not understood.
     """
     try:
-        if isinstance(body, bytes):
-            asked = kind.model_validate_json(body)
-        else:
-            asked = kind.model_validate(body)
+        asked = _read_json(kind, body) if isinstance(body, bytes) else kind.model_validate(body)
     except ValidationError as error:
         # of several alternatives that failed, the one that was read furthest was meant
         meant = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
@@ -411,6 +425,15 @@ def parse_request(kind: type[Body], body: bytes | Mapping[str, Any], strict: boo
     if unknown := getattr(asked, "unknown", ()):
         _tell(unknown, kind, strict)
     return asked
+
+
+def _read_json(kind: type[Body], body: bytes) -> Body:
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError:
+        if (fields := mended_json(body)) is None:
+            raise
+        return kind.model_validate(fields)
 
 
 def _tell(unknown: Sequence[str], kind: type[Body], strict: bool) -> None:

@@ -6,12 +6,15 @@ import secrets
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
 
 from bitquilt.engines import Engine, ModelInfo
 from bitquilt.models.chat_template import Tool
 from bitquilt.serve.errors import invalid
-from bitquilt.talk.grammar import either
+from bitquilt.serve.messages import Lenient
+from bitquilt.talk.grammar import either, without_nulls
 from bitquilt.talk.sample import AnswerSettings
 from bitquilt.talk.tool_calls import FAMILIES, AnswerReader, Call, ToolStyle, call_style
 from bitquilt.talk.tool_calls.forced import call_grammar
@@ -20,6 +23,41 @@ FORCED = ("required", "any")
 """Words of OpenAI and Mistral for a call of any tool."""
 ID_LENGTH = 9
 """Mistral's templates take ids of nine letters and digits only, and nobody minds them."""
+
+
+class FunctionDefinition(Lenient):
+    """The function that a tool calls."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @field_validator("parameters")
+    @classmethod
+    def _said(cls, parameters: dict[str, Any]) -> Any:
+        return without_nulls(parameters)
+
+
+class ToolDefinition(Lenient):
+    """A tool that the model may call."""
+
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nested(cls, fields: Any) -> Any:
+        """Read a function without its wrapper, as OpenAI's API of responses has it."""
+        if isinstance(fields, dict) and "function" not in fields and "name" in fields:
+            return {"function": fields}
+        return fields
+
+
+def is_other_tool(tool: Any) -> bool:
+    """Whether a tool is none that the model calls and the client runs."""
+    kind = tool.get("type") if isinstance(tool, dict) else None
+    return isinstance(kind, str) and kind != "function"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +104,21 @@ class _Text:
         return iter(())
 
 
+def allowed_tools(tools: Sequence[Tool], choice: Any) -> tuple[Sequence[Tool], Any]:
+    """The tools that OpenAI's ``tool_choice`` of that name allows, and the choice among them.
+
+    Raises:
+        RefusedError: it names no tools.
+    """
+    if not (isinstance(choice, dict) and choice.get("type") == "allowed_tools"):
+        return tools, choice
+    stated = choice.get("allowed_tools", choice)
+    if not (isinstance(stated, dict) and isinstance(stated.get("tools"), list)):
+        raise invalid("tool_choice.allowed_tools.tools is missing; list the tools there")
+    names = [name for one in stated["tools"] for name in _named(one)]
+    return [t for t in tools if t["function"]["name"] in names], stated.get("mode", "auto")
+
+
 def offer(info: ModelInfo, tools: Sequence[Tool], choice: Any) -> Offer:
     """The tools that a model may call.
 
@@ -77,6 +130,7 @@ def offer(info: ModelInfo, tools: Sequence[Tool], choice: Any) -> Offer:
     Raises:
         RefusedError: the choice makes no sense, or the model's way to call is unknown.
     """
+    tools, choice = allowed_tools(tools, choice)
     forced = _forced(tools, choice)
     if not tools or choice == "none":
         return NO_TOOLS

@@ -22,6 +22,10 @@ JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separa
 """JSON on one line, as chat templates write it: small models fill an answer with white space where
 a grammar lets them, and never come to its end."""
 _REASON_LENGTH = 200
+_VALUES = ("const", "default", "enum", "examples")
+"""Keywords of JSON schemas whose values are JSON, where null is null."""
+_PLACE = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: ([^\n]*).*", re.DOTALL)
+"""Where in a grammar that the caller has never seen a schema of theirs fails."""
 
 
 def json_grammar(schema: Mapping[str, Any]) -> str:
@@ -34,10 +38,23 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
         raise _refused("JSON schema", "it is no JSON object")
     style: Any = JSON_STYLE
     try:
-        grammar = LLMatcher.grammar_from_json_schema(dict(schema), overrides=style)
+        grammar = LLMatcher.grammar_from_json_schema(without_nulls(schema), overrides=style)
     except ValueError as error:
         raise _refused("JSON schema", str(error)) from error
     return _checked("JSON schema", grammar)
+
+
+def without_nulls(schema: Any) -> Any:
+    """A JSON schema without the keywords that are null, which some clients write for none."""
+    if isinstance(schema, list):
+        return list(map(without_nulls, schema))
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        keyword: value if keyword in _VALUES else without_nulls(value)
+        for keyword, value in schema.items()
+        if value is not None or keyword in _VALUES
+    }
 
 
 def regex_grammar(pattern: str) -> str:
@@ -166,5 +183,5 @@ def _checked(kind: str, grammar: str) -> str:
 
 
 def _refused(kind: str, reason: str) -> UserError:
-    reason = " ".join(reason.split()).rstrip(".")[:_REASON_LENGTH]
+    reason = " ".join(_PLACE.sub(r"\1", reason).split()).rstrip(".")[:_REASON_LENGTH]
     return UserError(f"the {kind} cannot be followed: {reason}; change it, or ask without it")

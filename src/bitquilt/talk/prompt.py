@@ -7,10 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from bitquilt.engines import Engine, ModelInfo
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError, Message, Tool
+from bitquilt.talk.merging import merged_turns
 from bitquilt.talk.reasoning import PLAIN, ReasoningStyle, opened_by, style_of
 from bitquilt.talk.tool_calls import call_style
 from bitquilt.talk.tool_calls.history import for_template
@@ -113,26 +115,37 @@ def compose(
     if template is not None:
         messages = for_template(template, messages, tools, engine.info.special_tokens)
     special = {**_own(turn.variables), **engine.info.special_tokens}
-    if turn.continued:
-        before = render_prompt(template, messages[:-1], special, tools, add_generation_prompt=False)
-        text = _up_to_mark(
-            render_prompt(
-                template,
-                [*messages[:-1], _marked(messages[-1])],
-                special,
-                tools,
-                add_generation_prompt=False,
-            )
-        )
-    else:
-        text = render_prompt(template, messages, special, tools, add_generation_prompt=turn.opened)
-        before = render_prompt(template, messages, special, tools, add_generation_prompt=False)
+    render = partial(_rendered, template, special, tools, turn)
+    try:
+        before, text = render(messages)
+    except ChatTemplateError as refusal:
+        try:
+            before, text = render(merged_turns(messages))
+        except ChatTemplateError:
+            raise refusal from None
     begun = text[len(before) :] if text.startswith(before) else ""
     style = style_of(template, text)
     calls = call_style(engine.info) if tools else None
     marks = calls.marks if calls else ()
     tokens = _tokens(engine, text, {_key(image): image for image in images})
     return Prompt(tokens, style, opened_by(begun, style), marks)
+
+
+def _rendered(
+    template: str | None,
+    special: Mapping[str, object],
+    tools: Sequence[Tool],
+    turn: Turn,
+    messages: Sequence[Message],
+) -> tuple[str, str]:
+    """The text of a conversation without and with what begins the answer."""
+    ended = partial(
+        render_prompt, template, special_tokens=special, tools=tools, add_generation_prompt=False
+    )
+    if turn.continued:
+        return ended(messages[:-1]), _up_to_mark(ended([*messages[:-1], _marked(messages[-1])]))
+    text = render_prompt(template, messages, special, tools, add_generation_prompt=turn.opened)
+    return ended(messages), text
 
 
 def _tokens(engine: Engine, text: str, images: Mapping[str, bytes]) -> list[int]:
