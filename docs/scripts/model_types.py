@@ -71,6 +71,9 @@ of each type. `docs/scripts/model_types.py` writes this page, with {versions}.
 {same_mlx} in mlx-lm. Of {quantized} there is a quantized GGUF file, and of {quantized_mlx} an MLX
 directory, whose KL in the engine is that of the decoded weights within {near:.0%}.
 
+The last six, from cohere on, were tried after all the others, and no line was written or changed
+for them.
+
 | type | partners | llama.cpp | table | mlx-lm | KL | KL, MLX |
 | --- | --- | --- | --- | --- | --- | --- |
 {rows}

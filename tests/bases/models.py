@@ -153,6 +153,16 @@ TYPES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "arcee": {},
     "hunyuan_v1_dense": {"head_dim": 32},
+    # those that nothing was written or mended for
+    "cohere": _TIED,
+    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "lfm2_moe": {
+        **{**_EXPERTS, **_TIED, "num_dense_layers": 1},
+        "layer_types": ["conv", "full_attention"],
+    },
+    "jais2": {},
+    "bloom": {"n_layer": 2, "n_head": 4},
 }
 """model_type → fields of its config, beside those that all have."""
 PUBLISHED: dict[str, dict[str, Any]] = {

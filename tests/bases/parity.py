@@ -15,6 +15,7 @@ from torch.nn.functional import gelu
 from transformers import activations
 
 from bitquilt.bases.importance import BaseModel
+from bitquilt.bases.lent_weights import lent_weights
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.gguf.container import read_container
 from bitquilt.gguf.dequantize import dequantize
@@ -82,6 +83,7 @@ def with_table_gelu(model: nn.Module) -> nn.Module | None:
 def decoded_model(base: BaseModel, file: Path) -> nn.Module:
     """Transformers' model with a quantized file's numbers in place of its own."""
     model = copy.deepcopy(base.model)
+    lent_weights(model).keep()
     decoded = decoded_by_mlx(file) if file.is_dir() else decoded_by_gguf(file)
     parameters = dict(model.named_parameters())
     for name, partner in base.partners.items():

@@ -53,15 +53,21 @@ class InputMoment:
 class FisherProducts(WatchedProducts):
     """While it is entered, products leave moments; set :attr:`back` before going back."""
 
-    def __init__(self, parameters: Mapping[str, Tensor], is_summed: Callable[[Unit], bool]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        is_summed: Callable[[Unit], bool],
+        lent: Mapping[int, tuple[str, Tensor]] | None = None,
+    ) -> None:
         """Watch these parameters.
 
         Args:
             parameters: of a model.
             is_summed: whether the second moments of a matrix are summed in this pass, as memory
                 has no room for all.
+            lent: see :class:`bitquilt.bases.products.WatchedProducts`.
         """
-        super().__init__(parameters)
+        super().__init__(parameters, lent)
         self.back = False
         self.readers: set[Readers] = set()
         """All that have been seen to read something together."""

@@ -1,7 +1,8 @@
 """What the matrices of a base read, found out by running the Hugging Face model.
 
-The model is in memory as a whole, in float32. An entry has the plain sums of squares that
-llama-imatrix has, for every expert on its own, in the order of the base's columns.
+The model computes in float32; its weights may stay in their files meanwhile. An entry has the
+plain sums of squares that llama-imatrix has, for every expert on its own, in the order of the
+base's columns.
 
 Letters: E experts of a stack (1 for a plain matrix), C columns, N windows of L tokens.
 """
@@ -20,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import logging
 
 from bitquilt.bases.base_file import BaseMatrices
+from bitquilt.bases.lent_weights import SMALL_WEIGHTS, lent_weights
 from bitquilt.bases.partners import Partner, PartnerPiece, Unit, find_partners
 from bitquilt.bases.products import InputSums, WatchedProducts
 from bitquilt.errors import UserError
@@ -62,8 +64,14 @@ class BaseModel:
 _LOADING = {"dtype": torch.float32, "output_loading_info": True}
 
 
-def load_transformers_model(directory: Path) -> nn.Module:
-    """Load any language model that transformers knows, in float32; one that sees keeps its eyes.
+def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.Module:
+    """Load any language model that transformers knows; one that sees keeps its eyes.
+
+    It computes in float32, and its weights are lent (:mod:`bitquilt.bases.lent_weights`).
+
+    Args:
+        directory: of the model.
+        least: weights of a parameter that is lent.
 
     Raises:
         UserError: transformers does not know or cannot load it, or its weights are quantized.
@@ -80,11 +88,11 @@ def load_transformers_model(directory: Path) -> nn.Module:
         own = type(AutoConfig.from_pretrained(directory, local_files_only=True))
         known = own in AutoModelForCausalLM._model_mapping
         auto = AutoModelForCausalLM if known else AutoModelForImageTextToText
+        kind = _as_published(auto._model_mapping[own])
         if quantization is None:
-            model, loading = auto.from_pretrained(directory, local_files_only=True, **_LOADING)
+            model, loading = kind.from_pretrained(directory, local_files_only=True, **_LOADING)
         else:
-            weights = _dequantized(directory)
-            model, loading = auto._model_mapping[own].from_pretrained(None, **weights, **_LOADING)
+            model, loading = kind.from_pretrained(None, **_dequantized(directory), **_LOADING)
     except Exception as error:  # whatever the model's own code raises
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
@@ -99,7 +107,18 @@ def load_transformers_model(directory: Path) -> nn.Module:
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # one product for each expert
     loaded: nn.Module = model.eval().requires_grad_(False)
+    lent_weights(loaded, least)
     return loaded
+
+
+def _as_published(kind: Any) -> Any:
+    """A class of models that compute in float32, and whose weights are loaded as they are.
+
+    Where the loader does not convert them otherwise, they stay in the files, which are mapped.
+    """
+    as_they_are = {"_get_dtype_plan": lambda *_: {"*": None}}
+    # transformers treats classes of other modules as code that a model brings
+    return type(kind.__name__, (kind,), {"__module__": kind.__module__, **as_they_are})
 
 
 def _dequantized(directory: Path) -> dict[str, Any]:
@@ -175,7 +194,15 @@ def base_importance(
         progress: advances by one for each window.
     """
     model = base.model.to(compute_device())
-    with WatchedProducts(dict(model.named_parameters())) as products:
+    lent = lent_weights(model)
+    parameters = dict(model.named_parameters())
+    try:
+        with WatchedProducts(parameters, lent.known):
+            model(tokens[:1].to(compute_device()), use_cache=False)
+    except RuntimeError:
+        if not lent.keep():
+            raise
+    with WatchedProducts(parameters, lent.known) as products:
         for window in tokens:
             model(window[None].to(compute_device()), use_cache=False)
             progress.advance()

@@ -46,9 +46,17 @@ class WatchedProducts(TorchDispatchMode):
     Zeros in a batch of products are no tokens: there, experts get zeros for those of others.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        """Watch these parameters, of which each may have several names."""
+    def __init__(
+        self, parameters: Mapping[str, Tensor], lent: Mapping[int, tuple[str, Tensor]] | None = None
+    ) -> None:
+        """Watch parameters.
+
+        Args:
+            parameters: of a model; each may have several names.
+            lent: what :attr:`bitquilt.bases.lent_weights.LentWeights.known` says of them meanwhile.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
+        self._lent = {} if lent is None else lent
         self.sums: dict[Unit, InputSums] = {}
         self._known = {
             tensor.untyped_storage().data_ptr(): (name, tensor)
@@ -78,7 +86,8 @@ class WatchedProducts(TorchDispatchMode):
             self._note(*known, left, right.T, batched)
 
     def _parameter(self, operand: Tensor) -> tuple[str, Tensor] | None:
-        known = self._known.get(operand.untyped_storage().data_ptr())
+        address = operand.untyped_storage().data_ptr()
+        known = self._lent.get(address) or self._known.get(address)
         return known if known and operand.dtype == known[1].dtype else None
 
     def _note(

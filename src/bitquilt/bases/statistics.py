@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitquilt.bases.fisher import FisherProducts, owner_of
+from bitquilt.bases.lent_weights import lent_weights
 from bitquilt.bases.partners import Unit
 from bitquilt.bases.products import InputSums
 from bitquilt.calibration.block_moments import OUTPUTS, SUM_SLABS
@@ -56,7 +57,9 @@ class Lookups:
 
         def hook(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             leaf = output.detach().requires_grad_()
-            stored = weight[inputs[0]].square().mean()  # some models scale what they look up
+            stored = (
+                weight[inputs[0]].float().square().mean()
+            )  # some models scale what they look up
             scale = float((output.square().mean() / stored.clamp_min(1e-30)).sqrt())
             self._found.append((name, inputs[0].flatten(), leaf, scale))
             return leaf.clone()  # which the model may change in place
@@ -89,7 +92,7 @@ def collect_base_statistics(
     """Run text through a model, forward and back, and leave the moments of its matrices.
 
     Args:
-        model: transformers' model, in float32.
+        model: transformers' model, which computes in float32.
         tokens: int64 [N, L].
         work: where moments go; nothing is done if they are there.
         progress: told of a stage.
@@ -103,14 +106,13 @@ def collect_base_statistics(
     parameters = dict(model.named_parameters())
     lookups = Lookups(model)
     try:
-        first = FisherProducts(parameters, lambda _: False)
-        _run(model, tokens[0], first, lookups)
-        lookups.forget()
+        first = _seen_once(model, tokens[0], parameters, lookups)
         passes = passes_of(first, parameters, MOMENT_BYTES)
         count = max(passes.values(), default=0) + 1
         with progress.stage("Reading text, forward and back", count * len(tokens), "moments"):
             for number in range(count):
-                products = FisherProducts(parameters, _summed_in(passes, number))
+                summed, lent = _summed_in(passes, number), lent_weights(model).known
+                products = FisherProducts(parameters, summed, lent)
                 for window in tokens:
                     _run(model, window, products, lookups)
                     progress.advance()
@@ -124,10 +126,29 @@ def collect_base_statistics(
     _save_sums(work, facts, products, lookups, tokens.numel())
 
 
+def _seen_once(
+    model: nn.Module, window: Tensor, parameters: Mapping[str, Tensor], lookups: Lookups
+) -> FisherProducts:
+    """See which matrices a window [L] reaches, and sum nothing yet."""
+    lent = lent_weights(model)
+    first = FisherProducts(parameters, lambda _: False, lent.known)
+    try:
+        _run(model, window, first, lookups)
+    except (RuntimeError, UserError):
+        if not lent.keep():
+            raise
+        first = FisherProducts(parameters, lambda _: False)
+        lookups.end_window()
+        _run(model, window, first, lookups)
+    lookups.forget()
+    return first
+
+
 def _run(model: nn.Module, window: Tensor, products: FisherProducts, lookups: Lookups) -> None:
     """Run one window [L] forward and back."""
     generator = torch.Generator().manual_seed(int(window.sum()))
-    with torch.enable_grad(), products:
+    lent = lent_weights(model)
+    with torch.enable_grad(), lent.saved(), products:
         logits: Tensor = model(window[None].to(compute_device()), use_cache=False).logits
         gradient = torch.empty_like(logits)
         for start in range(0, logits.shape[1], LOGITS_AT_ONCE):
@@ -144,6 +165,7 @@ def _run(model: nn.Module, window: Tensor, products: FisherProducts, lookups: Lo
                 f"torch cannot differentiate {type(model).__name__}: {reason}; "
                 "give --rounding=nearest"
             ) from error
+    lent.end_window()
     products.end_window()
     lookups.end_window()
 
