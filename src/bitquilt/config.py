@@ -164,6 +164,16 @@ class AllocationConfig(PlanConfig):
         default=None,
         metavar="DIR",
     )
+    cells: Sequence[str | Path] = option(
+        "This GGUF file of the same model, whoever quantized it, gives its matrices: one is taken "
+        "where it is predicted to cost less than bitquilt's own of the same type. The option can "
+        "be repeated.",
+        default=(),
+        metavar="FILE",
+        many=True,
+        repeated=True,
+        reads="",
+    )
     rounding: str = option(
         "How each matrix is rounded. nearest: to the nearest level. gptq: with error feedback. "
         f"{METHODS[-1]}: with coordinate descent and a refit of the scales too.",

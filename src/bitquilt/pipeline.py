@@ -46,6 +46,7 @@ from bitquilt.qtypes.qtype import PackedSource
 from bitquilt.report.result import Output, QuantizeResult, SearchResult
 from bitquilt.report.run_record import OutputRecord, save
 from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
+from bitquilt.rounding.given_cells import GivenCells
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, polishing_work
 from bitquilt.rounding.rounders import BankRounder, Rounder, TwoPassRounder
@@ -232,6 +233,9 @@ class Run(AbstractContextManager["Run"]):
             progress.say(f"{self.refused}. The others will be made")
         for note in dict.fromkeys(note for plan in self.plans for note in plan.notes):
             progress.say(note)
+        self._given = GivenCells.read([Path(file) for file in config.cells], self.checkpoint)
+        for note in self._given.left_out:
+            progress.say(note)
         self.budget = budget_of(self.checkpoint, config)
         self.search = config.search
         if self._searches:
@@ -308,7 +312,7 @@ class Run(AbstractContextManager["Run"]):
         Where it is read in two passes, the first comes with the estimates of what types cost.
         """
         tokens, folds = self.text.calibration, self.text.folds
-        bank = LayerBank(self.checkpoint, self.work, self.config.rounding)
+        bank = LayerBank(self.checkpoint, self.work, self.config.rounding, self._given)
         if self._run_work.two_passes:
             everything = self._run_work.everything
             self._rounder = TwoPassRounder(bank, tokens, folds, everything, self.progress)
@@ -488,4 +492,5 @@ class Run(AbstractContextManager["Run"]):
             "rounding": [self.config.rounding, ROUNDING_VERSION],
             "versions": {"bitquilt": __version__, "torch": torch.__version__},
             **({"vocabulary": str(cut)} if cut is not None else {}),
+            **({"cells": dict(self._given.fingerprint)} if self.config.cells else {}),
         }

@@ -10,6 +10,7 @@ from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.errors import UserError
 from bitquilt.rounding.input_work import MemoryUse
 from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.output_feedback import (
     CHUNKS,
     OUTPUT_DAMPING,
@@ -18,7 +19,13 @@ from bitquilt.rounding.output_feedback import (
     factorize_outputs,
 )
 from bitquilt.rounding.round_layers import polish_layers, round_layers
-from bitquilt.rounding.round_matrices import RoundingJob, polish, round_matrices, round_once
+from bitquilt.rounding.round_matrices import (
+    RoundingJob,
+    measure_rounded,
+    polish,
+    round_matrices,
+    round_once,
+)
 from bitquilt.rounding.row_batches import TILE, BatchSizes, RoundedRows
 from bitquilt.runtime.progress import Silent
 from tests.rounding.inputs import factor_of, second_moment, weights
@@ -145,6 +152,12 @@ def test_costs_of_rows_add_up_to_the_kl():
     (done,) = round_once([job], factor, True)
     found = 0.5 * float(done.costs @ whole.diagonal())
     assert found == pytest.approx(kl(error_of(job, done), whole, factor.natural[0]), rel=1e-3)
+    # what others rounded is judged alike, also rows that made up for nothing
+    assert torch.allclose(measure_rounded(job, done.fields, factor), done.costs, rtol=1e-4)
+    fields = fit(job.qtype, job.weight, None)
+    error = job.qtype.decode(fields) - job.weight
+    found = 0.5 * float(measure_rounded(job, fields, factor) @ whole.diagonal())
+    assert found == pytest.approx(kl(error, whole, factor.natural[0]), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["Q3_K", "IQ3_XXS", "3bit-g64"])

@@ -42,7 +42,7 @@ from bitquilt.config import SearchConfig
 from bitquilt.metrics.original import OriginalModel, tokens_key
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.qtypes.qtype import Allocation
-from bitquilt.rounding.layer_bank import LayerBank
+from bitquilt.rounding.layer_bank import GIVEN, LayerBank
 from bitquilt.rounding.rounders import Rounder
 from bitquilt.runtime.products import PRODUCTS
 from bitquilt.runtime.progress import Progress
@@ -122,7 +122,20 @@ def allocate(
             progress=progress,
         )
         decided[target] = iter(files.allocate())
-    return [next(decided[plan.target]) for plan in plans]
+    decisions = [next(decided[plan.target]) for plan in plans]
+    if bank.given:
+        for plan, decision in zip(plans, decisions, strict=True):
+            _say_given(plan, decision, bank, progress)
+    return decisions
+
+
+def _say_given(plan: Plan, decision: Decision, bank: LayerBank, progress: Progress) -> None:
+    """Say how many of a file's matrices other files have given."""
+    cells = [bank.cells(module)[qtype] for module, qtype in decision.allocation.items()]
+    given = sum(cell.kept == GIVEN for cell in cells)
+    progress.say(
+        f"{plan.label} for {plan.target}: {given} of {len(cells)} matrices are those of --cells"
+    )
 
 
 @dataclass(kw_only=True)

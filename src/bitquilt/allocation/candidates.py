@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 from bitquilt import qtypes
@@ -48,6 +48,7 @@ def candidate_sets(
     layout: Layout,
     budget: Budget,
     fast: bool = False,
+    offered: Mapping[str, Collection[str]] | None = None,
 ) -> CandidateSets:
     """Return the candidates of every matrix with their sizes; predicted KLs are still zero.
 
@@ -59,6 +60,7 @@ def candidate_sets(
         layout: says what the file has beside its matrices.
         budget: what is asked for.
         fast: whether speed matters too; no type is left out as superseded then.
+        offered: matrix → types that files give it on, which are not left out as superseded.
 
     Raises:
         UserError: the budget is below the smallest file or above the largest.
@@ -68,12 +70,15 @@ def candidate_sets(
         module: target.same_levels.get(levels) for module, levels in checkpoint.levels.items()
     }
 
+    def staying(module: str) -> set[str | None]:
+        return {own_levels.get(module), *(offered or {}).get(module, ())}
+
     def within(below: float, above: float) -> CandidateSets:
         return {
             module: [
                 Candidate(qtype.name, nbytes(module, qtype.name), 0.0)
                 for qtype in _qtypes(
-                    _fitting(target, shape[1], superseded, own_levels.get(module)),
+                    _fitting(target, shape[1], superseded, staying(module)),
                     *(bits - below, bits + above, pins.get(module), own_levels.get(module)),
                 )
             ]
@@ -124,7 +129,7 @@ def _fitting(
     target: Target,
     columns: int,
     superseded: Mapping[int, frozenset[str]],
-    own_levels: str | None,
+    staying: Collection[str | None],
 ) -> list[QuantType]:
     """Return the types that can store rows of that length, without those that are superseded.
 
@@ -132,12 +137,12 @@ def _fitting(
         target: the output format.
         columns: the length of the rows.
         superseded: divisor of row lengths → types that others make superfluous there.
-        own_levels: the type on whose levels the matrix lies already, which stays.
+        staying: types that stay: that on whose levels the matrix lies already, those offered.
     """
     fitting = qtypes.for_width(columns, target.name)
     left_out = {
         name for width, names in superseded.items() if columns % width == 0 for name in names
-    } - {own_levels}
+    } - {*staying}
     return [qtype for qtype in fitting if qtype.name not in left_out]
 
 

@@ -27,6 +27,7 @@ from bitquilt.errors import PartlyRefusedError, UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.rounding.given_cells import offered_types
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.sizes import parse_size
@@ -51,6 +52,8 @@ class Request:
     """Whether speed matters too."""
     searches: bool = False
     """Whether something was said about how to search."""
+    offered: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Module path → types that files give the matrix on."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -85,6 +88,7 @@ def requests(config: PlanConfig) -> list[Request]:
         recipe = recipes.read_recipe(Path(config.recipe))
     allocating = config if isinstance(config, AllocationConfig) else None
     fast = allocating is not None and allocating.search.tokens_per_second is not None
+    offered = offered_types([Path(file) for file in allocating.cells]) if allocating else {}
     return [
         Request(
             budget=_budget(bits, config.size),
@@ -93,6 +97,7 @@ def requests(config: PlanConfig) -> list[Request]:
             label=label_of(bits, config.size, config.recipe),
             fast=fast,
             searches=allocating is not None and allocating.search != SearchConfig(),
+            offered=offered,
         )
         for bits in config.several_bits
     ]
@@ -206,7 +211,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
     space = None
     if request.budget is not None:
         pins = recipes.pins(request.recipe, checkpoint, target.name) if request.recipe else {}
-        space = _space(checkpoint, target, pins, request.budget, request.fast)
+        space = _space(checkpoint, target, pins, request, request.budget)
         guess = AllocationSpace.of(sensitivity.prior(checkpoint, space.candidate_sets))
         allocation = guess.allocation(solve(guess, space.capacity))
     elif request.recipe is not None:
@@ -308,12 +313,20 @@ def _larger_than_source(
 
 
 def _space(
-    checkpoint: Checkpoint, target: Target, pins: Mapping[str, str], budget: Budget, fast: bool
+    checkpoint: Checkpoint,
+    target: Target,
+    pins: Mapping[str, str],
+    request: Request,
+    budget: Budget,
 ) -> Space:
     """The candidates that bring a file to its budget."""
     layout = target.plan(checkpoint, {**dict.fromkeys(checkpoint.matrices, "BF16"), **pins})
     nbytes = cell_bytes(checkpoint, target)
-    found = candidate_sets(checkpoint, target, pins, nbytes, layout, budget, fast)
+    found = candidate_sets(
+        *(checkpoint, target, pins, nbytes, layout, budget),
+        fast=request.fast,
+        offered=request.offered,
+    )
     # norms are wider in some formats where the embedding may be, so bits are of the widest ones
     widest = {module: max(own, key=lambda c: c.nbytes).qtype for module, own in found.items()}
     capacity = budget.capacity(target.plan(checkpoint, widest))

@@ -57,12 +57,14 @@ class RunWork:
     def two_passes(self) -> bool:
         """Whether the text is read twice, so that only what is chosen is rounded and kept.
 
-        A search, and the sequential correction, need all candidates or all statistics.
+        A search, and the sequential correction, need all candidates or all statistics; so do
+        matrices that files give, which are beside ours in the bank.
         """
         search, quantizing = self.search, self.quantizing
         planned = search.method == "knapsack" and search.scores == "predicted"
         sequential = quantizing is not None and quantizing.sequential
-        return planned and not sequential and self.checkpoint.weights >= TWO_PASSES
+        banked = sequential or bool(self.config.cells)
+        return planned and not banked and self.checkpoint.weights >= TWO_PASSES
 
     @property
     def targets(self) -> list[Target]:

@@ -18,12 +18,13 @@ from torch import Tensor
 from bitquilt import qtypes
 from bitquilt.calibration.block_moments import input_of
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
-from bitquilt.qtypes.qtype import Packed
+from bitquilt.qtypes.qtype import Packed, QuantType
 from bitquilt.qtypes.rows import rows_within
 from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
 from bitquilt.rounding.hessian import Factor, factorize
 from bitquilt.rounding.layer_bank import (
     ESTIMATED,
+    GIVEN,
     POLISHED,
     ROUNDED,
     BankCell,
@@ -33,7 +34,13 @@ from bitquilt.rounding.layer_bank import (
 )
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.output_feedback import OUTPUT_BYTES, outputs_of
-from bitquilt.rounding.round_matrices import RoundingJob, kind_of_qtype, polish, round_once
+from bitquilt.rounding.round_matrices import (
+    RoundingJob,
+    kind_of_qtype,
+    measure_rounded,
+    polish,
+    round_once,
+)
 from bitquilt.rounding.row_sample import RowSample, sample_rows
 from bitquilt.runtime.device import compute_device, record_event
 from bitquilt.runtime.malloc import trim
@@ -117,9 +124,23 @@ class InputWork:
             for (module, _), job, one in zip(keys, jobs, rounded, strict=True):
                 assert one.costs is not None
                 predicted = self.bank.statistics.predicted_kl_of_rows(module, one.costs).sum()
-                yield job.qtype.pack(one.fields), self._cell(float(predicted), one.method)
+                own = job.qtype.pack(one.fields), self._cell(float(predicted), one.method)
+                yield self._or_given(module, job, factor, own)
 
         self._call_on_jobs(self._jobs(owners, wanted), round_jobs, ROUNDED)
+
+    def _or_given(
+        self, module: str, job: RoundingJob, factor: Factor, own: PackedCell
+    ) -> PackedCell:
+        """Return the cheapest of a matrix of ours and those that files give on the same type."""
+        statistics, best = self.bank.statistics, own
+        for given in self.bank.given.get((module, job.qtype.name), ()):
+            (packed,) = moved([given.packed()], job.weight.device)
+            costs = measure_rounded(job, job.qtype.unpack(packed), factor)
+            predicted = float(statistics.predicted_kl_of_rows(module, costs).sum())
+            if predicted < best[1].predicted_kl:
+                best = packed, self._cell(predicted, GIVEN)
+        return best
 
     def estimate_inputs(self, owners: Sequence[str], wanted: ByInput) -> None:
         """Round a few rows of what reads some inputs, and keep what they tell of all."""
@@ -194,17 +215,30 @@ class InputWork:
         bank, statistics = self.bank, self.bank.statistics
         weight = bank.checkpoint.load(f"{module}.weight", compute_device())
         hessian, importance = statistics.hessian(module), statistics.importance(module)
+
+        def cost(qtype: QuantType, packed: Packed, rows: slice) -> float:
+            error = qtype.dequantize(packed).sub_(weight[rows])
+            return float(statistics.predicted_kl(module, error, hessian, rows).sum())
+
         for name in names:
             qtype = qtypes.get(name)
             parts, predicted = [], 0.0
             for rows in _table_rows(*weight.shape):
                 parts.append(qtype.pack(fit(qtype, weight[rows], importance)))
-                error = qtype.dequantize(parts[-1]).sub_(weight[rows])
-                predicted += float(statistics.predicted_kl(module, error, hessian, rows).sum())
+                predicted += cost(qtype, parts[-1], rows)
                 table = module in (EMBEDDING, HEAD)
-                self.progress.advance(rounding_seconds(name, error.numel(), table=table))
+                size = weight[rows].numel()
+                self.progress.advance(rounding_seconds(name, size, table=table))
             packed = {part: torch.cat([some[part] for some in parts]) for part in parts[0]}
             cell = BankCell(predicted, bank.rounding, "nearest")
+            for given in bank.given.get((module, name), ()):
+                (other,) = moved([given.packed()], weight.device)
+                predicted = sum(
+                    cost(qtype, {part: data[rows] for part, data in other.items()}, rows)
+                    for rows in _table_rows(*weight.shape)
+                )
+                if predicted < cell.predicted_kl:
+                    packed, cell = other, replace(cell, predicted_kl=predicted, kept=GIVEN)
             done: dict[CellKey, PackedCell] = {}
             self.background.do(_fetch, done, [(module, name)], [packed], [cell], record_event())
             self.background.do(bank.add, ROUNDED, done)

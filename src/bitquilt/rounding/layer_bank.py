@@ -23,10 +23,13 @@ from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Packed
+from bitquilt.rounding.given_cells import GivenCell, GivenCells
 from bitquilt.runtime.workdir import WorkDir, under
 
 ROUNDED, POLISHED = "rounded", "polished"
 """The two folders of matrices."""
+GIVEN = "given"
+"""What a cell says was kept where it is a file's matrix."""
 ESTIMATED = "estimated"
 """The folder of cells without a matrix: what each is expected to cost, from a few of its rows."""
 
@@ -45,20 +48,29 @@ class BankCell:
     rounding: str
     """The method that was asked for, one of :data:`bitquilt.rounding.METHODS`."""
     kept: str
-    """The method whose result was kept: ``nearest`` where the other was no better."""
+    """The method whose result was kept: ``nearest`` where the other was no better, ``given`` where
+    a file's matrix was better still."""
 
 
 class LayerBank:
     """The packed matrices of one checkpoint in a work directory."""
 
-    def __init__(self, checkpoint: Checkpoint, work: WorkDir, rounding: str) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        work: WorkDir,
+        rounding: str,
+        given: GivenCells | None = None,
+    ) -> None:
         """Open the bank, which may have something in it already.
 
         Args:
             checkpoint: the model.
             work: where the statistics are and the matrices go.
             rounding: the method of what is added, one of :data:`bitquilt.rounding.METHODS`.
+            given: matrices of files, which are taken where they cost less.
         """
+        self.given: Mapping[CellKey, Sequence[GivenCell]] = {} if given is None else given.cells
         self.checkpoint = checkpoint
         self.work = work
         self.statistics = CalibrationStats(checkpoint, work)

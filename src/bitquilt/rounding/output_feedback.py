@@ -155,14 +155,14 @@ class ChunkedMatrix:
     def target(self, chunk: int) -> Tensor:
         """Return what to round instead of a chunk's weights, float32 [n, C]."""
         if self.outputs is None or self.count == 1:
-            return self._rows(self.weight, chunk)
+            return self.rows_of(self.weight, chunk)
         link = self._links[chunk]
-        return torch.addmm(self._rows(self.weight, chunk), link, self._errors[: link.shape[1]])
+        return torch.addmm(self.rows_of(self.weight, chunk), link, self._errors[: link.shape[1]])
 
     def rounded(self, chunk: int) -> Unpacked:
         """Return what a chunk that is polished was rounded to."""
         assert self.fields is not None
-        return {name: self._rows(one, chunk) for name, one in self.fields.items()}
+        return {name: self.rows_of(one, chunk) for name, one in self.fields.items()}
 
     def keep(self, chunk: int, rounded: RoundedRows) -> None:
         """Take what a chunk became; chunks come in their order."""
@@ -171,7 +171,7 @@ class ChunkedMatrix:
             levels = self.qtype.decode(rounded.fields)
             torch.sub(
                 levels,
-                self._rows(self.weight, chunk),
+                self.rows_of(self.weight, chunk),
                 out=self._errors[self.outputs.chunks[chunk]],
             )
 
@@ -197,7 +197,7 @@ class ChunkedMatrix:
         whole = (torch.cat(costs) * self.outputs.shares)[natural] if costs else None
         return replace(first, fields=fields, method=method, costs=whole)
 
-    def _rows(self, rows: Tensor, chunk: int) -> Tensor:
+    def rows_of(self, rows: Tensor, chunk: int) -> Tensor:
         """Take a chunk of rows [R, …]."""
         if self.outputs is None:
             return rows

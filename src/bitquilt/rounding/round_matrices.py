@@ -105,6 +105,31 @@ def round_once(
     return _by_chunks(jobs, None, one_chunk)
 
 
+def measure_rounded(
+    job: RoundingJob, fields: Unpacked, factor: Factor, sizes: BatchSizes = DEFAULT_SIZES
+) -> Tensor:
+    """Tell what each row of a matrix that is rounded already costs, as :func:`round_once` does.
+
+    Args:
+        job: the matrix.
+        fields: what it was rounded to.
+        factor: of the input that it reads.
+        sizes: how many rows go through together.
+
+    Returns:
+        float32 [R].
+    """
+    matrix = ChunkedMatrix(job.weight, job.qtype, job.outputs)
+    for chunk in range(matrix.count):
+        own = {name: matrix.rows_of(one, chunk) for name, one in fields.items()}
+        rows = [Rows(job.qtype, matrix.target(chunk), own)]
+        (done,) = map_batches(rows, [job.input], partial(_measured, factor), sizes)
+        matrix.keep(chunk, done)
+    costs = matrix.result().costs
+    assert costs is not None
+    return costs
+
+
 def polish(
     jobs: Sequence[RoundingJob],
     rounded: Sequence[Unpacked],

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bitquilt.engines.remote import RemoteEngine
     from bitquilt.models.checkpoint import Checkpoint
-    from bitquilt.qtypes.qtype import Allocation, PackedSource
+    from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource
     from bitquilt.targets.layout import Layout
 
 Tokenize = Callable[[str, bool], Sequence[int]]
@@ -80,6 +80,8 @@ class Target(ABC):
     superseded: ClassVar[Mapping[int, frozenset[str]]]
     """Divisor of row lengths → types that a search leaves out for such rows, since others
     serve as well (docs/decisions/candidates.md has the figures). Recipes may name them still."""
+    gives_cells: ClassVar[bool] = False
+    """Whether :meth:`packed` reads matrices out of files that others wrote."""
     same_levels: ClassVar[Mapping[str, str]]
     """What a matrix of a quantized source is stored as → the type of this format on whose levels it
     lies already, so that a search tries that type even where it is superseded."""
@@ -203,6 +205,15 @@ class Target(ABC):
         Raises:
             UserError: the file is damaged.
         """
+
+    def packed(self, path: Path, stored: StoredMatrix) -> Packed:
+        """Read a matrix of a model file as it is packed, its rows in canonical order.
+
+        Args:
+            path: the file, whoever wrote it.
+            stored: one of :meth:`stored`, on a type that bitquilt has.
+        """
+        raise NotImplementedError(f"no matrices are read out of files of {self}")
 
     @abstractmethod
     def data_bytes(self, path: Path) -> int:

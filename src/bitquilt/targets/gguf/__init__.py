@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bitquilt.engines.remote import RemoteEngine
     from bitquilt.models.checkpoint import Checkpoint
-    from bitquilt.qtypes.qtype import Allocation, PackedSource
+    from bitquilt.qtypes.qtype import Allocation, Packed, PackedSource
     from bitquilt.targets.base import Tokenize
     from bitquilt.targets.layout import Layout
 
@@ -41,6 +41,7 @@ class _Gguf(Target):
     own_repository = False
     ollama_runs = True
     alignment = 32
+    gives_cells = True
     bits_reach = 1.0, 2.4
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
         32: frozenset({"NVFP4", "Q4_0", "Q4_1"}),
@@ -120,6 +121,11 @@ class _Gguf(Target):
         from bitquilt.targets.gguf.stored import stored_in_gguf
 
         return stored_in_gguf(path)
+
+    def packed(self, path: Path, stored: StoredMatrix) -> Packed:
+        from bitquilt.targets.gguf.stored import packed_in_gguf
+
+        return packed_in_gguf(path, stored)
 
     def data_bytes(self, path: Path) -> int:
         from bitquilt.gguf.header import read_header

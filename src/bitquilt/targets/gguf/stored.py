@@ -6,9 +6,14 @@ from contextlib import suppress
 from math import prod
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from bitquilt.errors import UserError
-from bitquilt.gguf.header import read_parts
+from bitquilt.gguf.header import read_header, read_parts
 from bitquilt.models.architectures import GGUF_ARCHITECTURES
+from bitquilt.models.gguf_config import architecture_in, config_of
+from bitquilt.qtypes.qtype import Packed
 from bitquilt.targets.base import StoredMatrix
 
 
@@ -36,3 +41,18 @@ def stored_in_gguf(path: Path) -> list[StoredMatrix]:
                 )
             )
     return found
+
+
+def packed_in_gguf(path: Path, stored: StoredMatrix) -> Packed:
+    """Return a matrix as it is packed; see :meth:`Target.packed`.
+
+    Raises:
+        UserError: the file is of several parts, or of an architecture that bitquilt has no tables
+            of.
+    """
+    header = read_header(path)
+    tensor = header.tensors[f"{stored.name}.weight"]
+    packed = np.fromfile(header.path, np.uint8, tensor.nbytes, offset=tensor.offset)
+    rows = torch.from_numpy(packed).view(stored.rows, -1)
+    order = architecture_in(header).gguf_rows(f"{stored.module}.weight", config_of(header))
+    return {"data": rows if order is None else rows[order.argsort()]}
