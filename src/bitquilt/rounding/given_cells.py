@@ -67,13 +67,13 @@ class GivenCells:
             if len(foreign) == len(own):
                 raise UserError(
                     f"{path} is of another model than {checkpoint.name}: the error of "
-                    f"{foreign[0]} there is more than {FOREIGN:g} times that of nearest rounding to "
-                    f"{own[foreign[0]].stored.qtype}; leave it out of --cells"
+                    f"{foreign[0]} there is more than {FOREIGN:g} times that of nearest rounding "
+                    f"to {own[foreign[0]].stored.qtype}; leave it out of --cells"
                 )
             if foreign:
                 left_out.append(
-                    f"{path} gives no {', '.join(foreign)}: the error there is more than {FOREIGN:g} "
-                    "times that of nearest rounding, so other weights were rounded"
+                    f"{path} gives no {', '.join(foreign)}: the error there is more than "
+                    f"{FOREIGN:g} times that of nearest rounding, so other weights were rounded"
                 )
             for module in own.keys() - set(foreign):
                 cells.setdefault((module, own[module].stored.qtype), []).append(own[module])
