@@ -64,7 +64,15 @@ def as_ollama(go: str, default: str | None, chat: list[dict[str, str]]) -> str:
     )
 
 
-@pytest.mark.parametrize("template", [NUMBERED, NO_SYSTEM], ids=["numbered", "no system"])
+CURLY = CHATML.replace("<|im_start|>", "{{m}}")
+QUOTED = CHATML.replace("<|im_end|>", '"""')
+
+
+@pytest.mark.parametrize(
+    "template",
+    [NUMBERED, NO_SYSTEM, CURLY, QUOTED],
+    ids=["numbered", "no system", "marks of Go's", "quotes of a Modelfile"],
+)
 def test_what_is_more_than_text_around_messages_is_refused(template):
     assert turns(template, SPECIAL) is None
 

@@ -73,6 +73,14 @@ class Turns:
         said = (before + content + after for (before, after), content in parts)
         return self.start + "".join(said)
 
+    @property
+    def sayable(self) -> bool:
+        """Whether a Modelfile can say the texts: they have no marks of Go's, and no long quotes."""
+        around = (self.before_system, self.after_system, self.before_user, self.after_user)
+        texts = (self.start, *around, self.after_answer, self.default or "")
+        marks = ("{{", '"""')
+        return not any(t.endswith(("{", '"')) or any(m in t for m in marks) for t in texts)
+
     def go_template(self) -> str:
         """Write the turns in Go's template language, for a Modelfile."""
         return (
@@ -141,7 +149,7 @@ def _turns(put: Callable[[Sequence[Message]], str], start: str) -> Turns | None:
         default=default,
     )
     same = all(found.render(messages) == put(messages) for messages in _TRIED)
-    return found if same else None
+    return found if same and found.sayable else None
 
 
 def _between(text: str) -> list[str]:
