@@ -2,7 +2,8 @@
 
 import pytest
 
-from bitquilt.calibration.text_budget import LEAST_RACED, WINDOW, text_budget
+from bitquilt.calibration.text_budget import LEAST_RACED, WINDOW, TextBudget, text_budget
+from bitquilt.errors import UserError
 
 
 @pytest.mark.parametrize("gpu", [0, 24 << 30, 80 << 30])
@@ -29,3 +30,13 @@ def test_a_gpu_reads_a_quarter_of_a_million_tokens_where_its_memory_holds_them()
     assert 4 * 32 * 4096 * WINDOW * few < 24 << 30  # as 16-bit numbers in half of its memory
     assert 12 <= few < 512
     assert 12 <= text_budget(8_000_000_000, 32 * 4096, 80 << 30).calibration < 512
+
+
+def test_a_stage_that_reads_nothing_is_refused_by_name():
+    counts = vars(text_budget(14_000_000, 10_000))
+    assert TextBudget(**{**counts, "tuning": 0, "interactions": 0, "races": 0}).races == 0
+    for name in ("calibration", "held_out", "search", "selection", "window"):
+        with pytest.raises(UserError, match=rf"TextBudget\({name}=0\) is too little; give 1"):
+            TextBudget(**{**counts, name: 0})
+    with pytest.raises(UserError, match="give 0 or more"):
+        TextBudget(**{**counts, "races": -1})

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitquilt.runtime import cache as reading
 from bitquilt.runtime import leftovers
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
@@ -24,7 +25,8 @@ EVAL = {"evaluation of": "tiny", "checkpoint": "c" * 64, "versions": {"bitquilt"
 def cache(tmp_path, monkeypatch) -> Path:
     """The user's cache, with what eval keeps and a tokenizer."""
     path = tmp_path / "cache"
-    monkeypatch.setattr(leftovers, "user_cache_path", lambda name: path)
+    for module in (leftovers, reading):
+        monkeypatch.setattr(module, "user_cache_path", lambda name: path)
     for name in (f"{'f' * 32}-2", f".{'e' * 32}-2.part"):
         (path / "tokenizers" / name).mkdir(parents=True)
         (path / "tokenizers" / name / "tokenizer.json").write_text("{}")
@@ -75,6 +77,21 @@ def test_it_lists_and_removes_only_with_yes(here, cache, capfd):
     assert not made.exists()
     assert invoke("clean") == 0
     assert f"bitquilt left nothing in {here} and the cache." in capfd.readouterr().out
+
+
+def test_tokenizers_that_a_run_may_read_stay(here, cache, capfd):
+    path = reading.tokenizers_to_read()
+    try:
+        assert path == reading.tokenizers_to_read() == cache / "tokenizers"
+        assert invoke("clean", "--yes") == 0
+        assert "last written" in (said := capfd.readouterr().out)
+        assert "a run is using it, so it stays" in said
+        assert len(tree(path)) == 6
+    finally:
+        reading._reading.pop(path).close()
+    assert invoke("clean", "--yes") == 0
+    assert "not bitquilt's" not in capfd.readouterr().out
+    assert tree(path) == {".lock"}
 
 
 def test_a_directory_that_is_named_is_all_that_is_looked_at(here, cache, capfd):

@@ -41,6 +41,16 @@ def test_empty_stdin_is_said(capfd, monkeypatch) -> None:
     assert said == "bitquilt: standard input is empty; give PROMPT, or pipe a question in\n"
 
 
+@pytest.mark.parametrize("more", [[], ["--no-chat-template"]])
+def test_an_empty_prompt_is_said(capfd, more: list[str]) -> None:
+    assert invoke("run", "demo", "", *more) == 2
+    said = capfd.readouterr().err
+    assert (
+        said
+        == "bitquilt: the prompt is empty; give a question, or leave PROMPT out and pipe it in\n"
+    )
+
+
 def test_bytes_that_are_no_text_are_refused(capfd, demo_gguf: Path) -> None:
     assert invoke("run", demo_gguf, "hi \udcff") == 2
     assert "the prompt is no text in UTF-8; ask in text" in capfd.readouterr().err

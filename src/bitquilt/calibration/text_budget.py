@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bitquilt.errors import UserError
+
 WINDOW = 512
 """Tokens that a window has."""
 KEPT = 20 << 30
@@ -19,6 +21,8 @@ LEAST_RACED = 240
 """Windows that a search reads before it has learnt anything."""
 LEAST_INTERACTIONS = 8
 """Windows that tell what matrices cost together from noise."""
+OPTIONAL = ("tuning", "interactions", "races")
+"""Stages that may read no text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,17 @@ class TextBudget:
     """Windows that a search reads in all, every mix's counted; 0 where there is no time for one."""
     window: int = WINDOW
     """Tokens of a window."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts with which a stage would read nothing that it needs.
+
+        Raises:
+            UserError: a count is negative, or 0 and not that of an optional stage.
+        """
+        for name, count in vars(self).items():
+            least = 0 if name in OPTIONAL else 1
+            if count < least:
+                raise UserError(f"TextBudget({name}={count}) is too little; give {least} or more")
 
     def of_statistics(self) -> dict[str, int]:
         """What the statistics of a work directory depend on; other artefacts are named by text."""

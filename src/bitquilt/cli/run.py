@@ -55,6 +55,8 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
     images = [_image(Path(file)) for file in config.image]
     text = prompt if prompt is not None else _piped()
     _require_utf8(text)
+    if not (text if config.no_chat_template else text.strip() or images):
+        raise UserError("the prompt is empty; give a question, or leave PROMPT out and pipe it in")
     with asking(threads=config.threads), open_engine(model, config.draft) as engine:
         wanted = settings(engine, config)
         put = _prompt(engine, text, images, config)

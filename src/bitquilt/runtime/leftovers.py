@@ -20,6 +20,7 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from bitquilt.errors import UserError
+from bitquilt.runtime.cache import tokenizers_path
 from bitquilt.runtime.workdir import LOCK, in_use, locked
 
 DEPTH = 2
@@ -94,7 +95,7 @@ def find_leftovers(directory: Path | None, outputs: Sequence[str]) -> list[Lefto
     if directory is None:
         cache = user_cache_path("bitquilt")
         found += _in_directory(cache, (), 1) if cache.is_dir() else []
-        found += _tokenizers(cache / "tokenizers")
+        found += _tokenizers(tokenizers_path())
     unique = {leftover.path.resolve(): leftover for leftover in found}
     return sorted(unique.values(), key=lambda one: -one.nbytes)
 
@@ -160,6 +161,8 @@ def _tokenizers(directory: Path) -> Iterator[Leftover]:
     ours: list[Path] = []
     foreign: list[Path] = []
     for path in _entries(directory):
+        if path.name == LOCK:  # which runs share that read them
+            continue
         made = _TOKENIZER.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
         files = _MENDED_FILES if "-hf" in path.name else _TOKENIZER_FILES
         for file in _entries(path) if made else [path]:
@@ -168,7 +171,7 @@ def _tokenizers(directory: Path) -> Iterator[Leftover]:
     count = len({file.parent for file in ours})
     if ours:
         kind = f"tokenizers that were rebuilt for models ({count})"
-        yield _leftover(directory, kind, ours, foreign, busy=False)
+        yield _leftover(directory, kind, ours, foreign, busy=in_use(directory))
 
 
 def _kind_of_work(directory: Path) -> str | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
-from platformdirs import user_cache_path
 from tokenizers import (
     AddedToken,
     Regex,
@@ -35,6 +34,7 @@ from bitquilt.gguf.tokenizer.conventions import (
     TEMPLATE,
     TEMPLATES,
 )
+from bitquilt.runtime.cache import tokenizers_to_read
 from bitquilt.runtime.files import atomic_write
 
 _CONTROL, _USER_DEFINED = int(TokenType.CONTROL), int(TokenType.USER_DEFINED)
@@ -52,7 +52,7 @@ def tokenizer_directory(header: GgufHeader, fingerprint: str) -> Path:
     Raises:
         UserError: the file has no tokenizer, or one of a kind that cannot be rebuilt.
     """
-    directory = user_cache_path("bitquilt") / "tokenizers" / f"{fingerprint[:32]}-{CONVERSION}"
+    directory = tokenizers_to_read() / f"{fingerprint[:32]}-{CONVERSION}"
     if directory.exists():
         return directory
     kind = header.metadata.get("tokenizer.ggml.model")

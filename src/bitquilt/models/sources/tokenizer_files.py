@@ -13,11 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from platformdirs import user_cache_path
-
 from bitquilt.errors import UserError
 from bitquilt.gguf.tokenizer import SPLITTINGS
 from bitquilt.models.checkpoint import Finding
+from bitquilt.runtime.cache import tokenizers_to_read
 from bitquilt.runtime.files import atomic_write, read_json
 
 WHOLE, CONFIG, TEKKEN = "tokenizer.json", "tokenizer_config.json", "tekken.json"
@@ -136,7 +135,7 @@ def _kept(directory: Path, make: Any) -> Path:
     """The directory in the cache, made once of these files."""
     files = sorted({file for kind in _KEPT for file in directory.glob(kind) if file.is_file()})
     name = f"{_digest(files)[:32]}-{HF_CONVERSION}-hf"
-    place = user_cache_path("bitquilt") / "tokenizers" / name
+    place = tokenizers_to_read() / name
     if not place.exists():
         with atomic_write(place) as part:
             part.mkdir()
