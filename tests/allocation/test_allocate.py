@@ -118,6 +118,20 @@ def test_what_was_selected_is_not_selected_again(model, tmp_path):
     assert found[0].source == found[1].source
 
 
+def test_where_no_preset_fits_there_is_nothing_to_select(model, tmp_path):
+    source, work = model
+    progress = Kinds()
+    asked = SEARCH | {"bits": 2.5, "output": tmp_path, "work_dir": work}
+    knapsack = SearchConfig(method="knapsack")
+    (found,) = pipeline.search(source, **asked, search=knapsack, progress=progress)
+    assert "selection" not in progress.kinds
+    assert found.rankings == ()
+    assert found.source == "knapsack"
+    assert any(
+        "no preset fits, so there is nothing to choose from" in one for one in progress.lines
+    )
+
+
 def test_a_search_says_what_it_found_on_which_text(model, tmp_path, capfd):
     source, work = model
     assert invoke("search", source, "--bits", "4.5", "-o", tmp_path, "--work-dir", work) == 0

@@ -33,7 +33,7 @@ from bitquilt.allocation.plan import Plan, Rivals, candidate_types, largest_pres
 from bitquilt.allocation.race_search import SETTLED
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import SearchTask, run_search
-from bitquilt.allocation.selection import Ranking, select_best, verdict
+from bitquilt.allocation.selection import Ranking, select_best, unrivalled, verdict
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Candidate, CandidateSets
 from bitquilt.allocation.speed_profile import SpeedLimit, speed_limit
@@ -70,7 +70,7 @@ class Decision(NamedTuple):
     source: str
     """Where it comes from: a search method, a preset's name, or ``recipe``."""
     rankings: tuple[Ranking, ...]
-    """The allocations that it was chosen from, best first; none where a recipe said it all."""
+    """The allocations that it was chosen from, best first; none where there was one only."""
 
 
 def affordable_search(config: SearchConfig, budget: TextBudget) -> SearchConfig:
@@ -332,20 +332,32 @@ class _Files:
         evaluator: Evaluator,
         limit: SpeedLimit | None,
     ) -> Decision:
-        """The best of a file's allocations on the text for that, and a word about it."""
-        found, size = (
-            self._ranked(named, evaluator),
-            partial(plan.target.plan, self.bank.checkpoint),
-        )
-        rankings = tuple(replace(one, nbytes=size(named[one.name]).total_bytes) for one in found)
-        best = rankings[0].name
-        rough = self.bank.rounding == "full" and self.rounder.complete
-        before = ", before polishing" if rough else ""
-        self.progress.say(f"{plan.label} for {plan.target}{before}: {verdict(rankings)}")
+        """The best of a file's allocations on the text for that, and a word about it.
+
+        Where all are the same, none of that text is read: its KL would decide nothing.
+        """
+        if len({json.dumps(one, sort_keys=True) for one in named.values()}) == 1:
+            best = next(iter(named))
+            rankings: tuple[Ranking, ...] = ()
+            self.progress.say(f"{plan.label} for {plan.target}: {unrivalled(best)}")
+        else:
+            rankings = self._rankings(plan, named, evaluator)
+            best = rankings[0].name
+            rough = self.bank.rounding == "full" and self.rounder.complete
+            before = ", before polishing" if rough else ""
+            self.progress.say(f"{plan.label} for {plan.target}{before}: {verdict(rankings)}")
         if limit is not None:
             rate = limit.predicted(named[best])
             self.progress.say(f"{plan.label}: {rate:.4g} tokens a second predicted")
         return Decision(named[best], best, rankings)
+
+    def _rankings(
+        self, plan: Plan, named: Mapping[str, Allocation], evaluator: Evaluator
+    ) -> tuple[Ranking, ...]:
+        """A file's allocations, best first, with the sizes of files on them."""
+        size = partial(plan.target.plan, self.bank.checkpoint)
+        found = self._ranked(named, evaluator)
+        return tuple(replace(one, nbytes=size(named[one.name]).total_bytes) for one in found)
 
     def _ranked(self, named: Mapping[str, Allocation], evaluator: Evaluator) -> tuple[Ranking, ...]:
         """Allocations, best first; what an earlier run found on the same text is kept."""

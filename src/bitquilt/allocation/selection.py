@@ -75,6 +75,15 @@ def verdict(rankings: Sequence[Ranking]) -> str:
     return said if any(map(_is_preset, rankings)) else f"{said}; no preset fits"
 
 
+def unrivalled(name: str) -> str:
+    """Say in words which allocation is used where there is no other.
+
+    Args:
+        name: the method that found it.
+    """
+    return f"the types of {name} are used: no preset fits, so there is nothing to choose from"
+
+
 def _is_preset(one: Ranking) -> bool:
     """Tell whether an allocation was not searched for."""
     return one.name not in SEARCH_METHODS

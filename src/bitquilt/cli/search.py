@@ -41,11 +41,10 @@ def search(model: str, config: AllocationConfig, as_json: bool) -> None:
 
 def _print(found: list[SearchResult]) -> None:
     for recipe in found:
-        best = recipe.rankings[0]
-        click.echo(
-            f"{recipe.path}: the types of {recipe.source}, for a file of {recipe.nbytes:,} bytes; "
-            f"their selection KL is {best.kl:.3g} nats/token on {best.tokens:,} tokens that the "
-            "search has not read"
-        )
+        said = f"{recipe.path}: the types of {recipe.source}, for a file of {recipe.nbytes:,} bytes"
+        for best in recipe.rankings[:1]:  # none where there was nothing to choose from
+            said += f"; their selection KL is {best.kl:.3g} nats/token on {best.tokens:,} tokens "
+            said += "that the search has not read"
+        click.echo(said)
     for work_dir in dict.fromkeys(recipe.work_dir for recipe in found):
         click.echo(work_dir_told(work_dir))

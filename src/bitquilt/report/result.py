@@ -28,7 +28,7 @@ class SearchResult:
     source: str
     """Where the allocation comes from: a search method, a preset's name, or ``recipe``."""
     rankings: tuple[Ranking, ...]
-    """The allocations that it was chosen from, best first."""
+    """The allocations that it was chosen from, best first; none where there was one only."""
     work_dir: Path
     """Where the stages keep their results."""
 
@@ -53,7 +53,7 @@ class Output:
     source: str
     """Where the allocation comes from: a search method, a preset's name, or ``recipe``."""
     rankings: tuple[Ranking, ...]
-    """The allocations that it was chosen from, best first; none where a recipe said it all."""
+    """The allocations that it was chosen from, best first; none where there was one only."""
     figures: HeldOutFigures
     """Measured by torch on the weights read back from the file."""
     engine: EngineExcerpt | None
