@@ -62,6 +62,29 @@ def test_a_file_keeps_what_the_checkpoint_was_trained_for(trained: Path, tmp_pat
     assert 0 <= kl < of_nearest / 20
 
 
+def test_a_ternary_checkpoint_takes_less_than_two_bits(tmp_path: Path) -> None:
+    """One scale for a matrix, as in BitNet b1.58; the embedding is an ordinary one."""
+    where = tiny_checkpoint(tmp_path, "llama", layers=1, dtype=torch.bfloat16)
+    tensors = load_file(where / "model.safetensors")
+    for name, weight in tensors.items():
+        if weight.ndim == 2 and "embed" not in name:
+            scale = weight.float().abs().mean()
+            tensors[name] = ((weight / scale).round().clamp(-1, 1) * scale).bfloat16()
+    save_file(tensors, where / "model.safetensors", {"format": "pt"})
+    checkpoint = open_checkpoint(where)
+    blocks = [module for module in checkpoint.matrices if "layers" in module]
+    assert checkpoint.levels == dict.fromkeys(blocks, "TQ1_0")
+    made = quantize(
+        where, bits=3.0, output=tmp_path, search=SearchConfig(method="knapsack"), **QUICK
+    ).outputs[0]
+    assert {made.allocation[module] for module in blocks} == {"TQ1_0"}
+    kept = GGUF.read_weights(made.path)
+    for module in blocks:
+        torch.testing.assert_close(
+            kept[f"{module}.weight"], tensors[f"{module}.weight"].float(), rtol=5e-3, atol=0
+        )
+
+
 def test_a_gguf_source_in_bf16_lies_there_too(trained: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(trained)
 

@@ -155,7 +155,7 @@ def nearest(candidates, nbytes, capacity):
     return max(totals)
 
 
-@pytest.mark.parametrize(("bits", "word"), [(0.5, "small"), (2, "small"), (33, "large")])
+@pytest.mark.parametrize(("bits", "word"), [(0.5, "small"), (1.6, "small"), (33, "large")])
 @pytest.mark.parametrize("target", ["gguf", "mlx"])
 def test_budgets_that_no_file_has(bits, word, target):
     checkpoint = shaped_checkpoint()
@@ -171,6 +171,17 @@ def test_budgets_that_no_file_has(bits, word, target):
         candidate_sets(
             checkpoint, get_target(target), {}, cell, layout_of(checkpoint), Budget(size=beyond)
         )
+
+
+def test_what_others_supersede_may_be_all_that_is_small_enough():
+    """No type below TQ1_0 but IQ2_XXS, which has 2.06 bits."""
+    checkpoint = shaped_checkpoint()
+    assert not any("TQ1_0" in own for own in names(sets_of(checkpoint, "gguf", 2.5)[0]).values())
+    small, _ = sets_of(checkpoint, "gguf", 1.9)
+    assert all({"TQ1_0", "IQ2_XXS"} <= {*own} for own in names(small).values())
+    (said,) = GGUF.about_types({"TQ1_0", "Q8_0"})
+    assert "matrices on TQ1_0 are for CPUs" in said
+    assert GGUF.about_types({"Q4_K"}) == []
 
 
 def test_pins_are_named_when_they_are_in_the_way():

@@ -78,6 +78,7 @@ def test_same_logits_as_the_original(
         ("llama4_text", ("IQ2_XXS", "IQ3_S", "Q2_K", "IQ2_S", "IQ3_XXS", "IQ2_XS", "BF16")),
         ("llama", ("Q4_K", "Q6_K", "Q8_0", "Q4_0")),
         ("llama", ("Q2_0", "MXFP4", "NVFP4")),
+        ("llama", ("TQ1_0", "TQ2_0", "Q8_0")),
         ("qwen3", ("MXFP4", "Q2_0")),
         ("gemma3_text", ("IQ4_XS", "Q5_K", "Q3_K", "Q5_1", "IQ4_NL", "Q5_0", "Q4_1")),
     ],

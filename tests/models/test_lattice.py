@@ -10,7 +10,7 @@ from bitquilt.rounding.nearest import fit
 from tests.ggml import ggml_dequantizes, ggml_quantizes
 
 BY_NAME = {lattice.name: lattice for lattice in LATTICES}
-MATRICES, ROWS, COLUMNS = 1000, 2, 128
+MATRICES, ROWS, COLUMNS = 1000, 2, 256
 
 
 def bent(name: str, matrices: int, spread: float, seed: int = 0) -> torch.Tensor:
@@ -41,7 +41,8 @@ def on(matrices: torch.Tensor, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "spread"), [("Q4_0", 1.5), ("Q4_0", 4.0), ("Q2_0", 0.8), ("MXFP4", 2.0)]
+    ("name", "spread"),
+    [("Q4_0", 1.5), ("Q4_0", 4.0), ("Q2_0", 0.8), ("MXFP4", 2.0), ("TQ1_0", 0.8)],
 )
 def test_every_bent_matrix_is_found_and_no_ordinary_one(name, spread):
     matrices = bent(name, MATRICES, spread)
@@ -53,7 +54,7 @@ def test_every_bent_matrix_is_found_and_no_ordinary_one(name, spread):
 
 
 def test_zeros_are_no_lattice_and_some_strange_blocks_do_not_hide_one():
-    assert lattice_of(torch.zeros(4, 128)) is None
+    assert lattice_of(torch.zeros(4, COLUMNS)) is None
     matrix = bent("Q4_0", 50, 4.0).flatten(0, 1)
     matrix[:2] = torch.randn(2, COLUMNS)
     assert lattice_of(matrix).name == "Q4_0"
@@ -78,7 +79,10 @@ def test_the_steps_of_a_bent_lattice_are_recovered(name, spread):
 
 @pytest.mark.parametrize(
     ("lattice", "name"),
-    [("Q2_0", "Q2_0"), ("Q2_0", "2bit-g64"), ("MXFP4", "MXFP4"), ("MXFP4", "mxfp4")],
+    [
+        *(("Q2_0", "Q2_0"), ("Q2_0", "2bit-g64"), ("MXFP4", "MXFP4"), ("MXFP4", "mxfp4")),
+        *(("TQ1_0", "TQ1_0"), ("TQ1_0", "TQ2_0"), ("TQ1_0", "2bit-g64")),
+    ],
 )
 def test_ternary_weights_and_floats_keep_theirs(lattice, name):
     weight = bent(lattice, 20, 1.0).flatten(0, 1)

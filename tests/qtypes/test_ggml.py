@@ -22,7 +22,8 @@ COSTS = {
     "Q6_K": (210, 256), "IQ4_XS": (136, 256), "IQ3_S": (110, 256), "IQ3_XXS": (98, 256),
     "IQ2_S": (82, 256), "IQ2_XS": (74, 256), "IQ2_XXS": (66, 256), "Q4_0": (18, 32),
     "Q4_1": (20, 32), "Q5_0": (22, 32), "Q5_1": (24, 32), "IQ4_NL": (18, 32), "Q8_0": (34, 32),
-    "Q2_0": (18, 64), "MXFP4": (17, 32), "NVFP4": (36, 64),
+    "Q2_0": (18, 64), "MXFP4": (17, 32), "NVFP4": (36, 64), "TQ1_0": (54, 256),
+    "TQ2_0": (66, 256),
 }  # fmt: skip
 
 
@@ -86,7 +87,12 @@ def test_any_bytes_survive_and_decode_as_in_ggml(
     if "e" in sections:
         sections["e"].clamp_(max=252)  # the largest of which every level is a float32
     packed = qtype.join(**sections)
-    assert torch.equal(qtype.pack(qtype.unpack(packed))["data"], packed["data"])
+    kept = qtype.pack(qtype.unpack(packed))
+    if qtype.name == "TQ1_0":  # has two bytes for some numbers, of which ggml writes one
+        assert torch.equal(qtype.pack(qtype.unpack(kept))["data"], kept["data"])
+        packed = kept if seed % 2 else packed
+    else:
+        assert torch.equal(kept["data"], packed["data"])
     assert np.array_equal(
         qtype.dequantize(packed).numpy(), ggml_dequantizes(qtype.name, packed["data"].numpy())
     )

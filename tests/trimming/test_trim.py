@@ -299,21 +299,12 @@ def asked(tmp_path):
     }
 
 
-def test_unigram_is_refused(tmp_path, asked):
-    source = tiny_checkpoint(tmp_path, layers=1)
-    path = source / "tokenizer.json"
-    content = json.loads(path.read_text())
-    content["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0]]}
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"tokenizer\.json is of type Unigram, and bitquilt cuts"):
-        BpeFile.read(source, "tiny")
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"end_of_word_suffix": "</w>"}, "has a end_of_word_suffix"),
         ({"vocab": {"a": 0}, "merges": []}, "has no token for some bytes"),
+        ({"type": "WordPiece"}, r"tokenizer\.json is of type WordPiece, and bitquilt cuts"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(tmp_path, change, said):

@@ -231,6 +231,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
         notes=(
             *checkpoint.to_be_told,
             *_about_vision(checkpoint, target),
+            *target.about_types(set(allocation.values())),
             *request.notes,
             *_larger_than_source(checkpoint, request, target, layout),
             *_overhead(checkpoint, request, target),

@@ -38,6 +38,7 @@ class Lattice:
 
 
 LATTICES = (
+    Lattice(name="TQ1_0", block=256, magnitudes=(1,), low=-1, high=1),
     Lattice(name="Q2_0", block=64, magnitudes=(1, 2), low=-1, high=2),
     Lattice(
         name="MXFP4",
@@ -49,7 +50,8 @@ LATTICES = (
     ),
     Lattice(name="Q4_0", block=32, magnitudes=(1, 2, 3, 4, 5, 6, 7, 8), low=-8, high=7),
 )
-"""What weights are looked for on, the fewest bits first: ternary weights are Q2_0's."""
+"""What weights are looked for on, the fewest bits first: ternary weights with a scale for fewer
+than 256 of them, or rows of another length, are Q2_0's."""
 
 
 def lattice_of(rows: Tensor) -> Lattice | None:

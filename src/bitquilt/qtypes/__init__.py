@@ -26,7 +26,17 @@ which types of equal cost are listed.
 from __future__ import annotations
 
 from bitquilt.errors import UserError
-from bitquilt.qtypes import blocks32, floats, iq4, iquants, kquants, mlx_affine, mxfp4, nvfp4  # noqa: F401
+from bitquilt.qtypes import (  # noqa: F401
+    blocks32,
+    floats,
+    iq4,
+    iquants,
+    kquants,
+    mlx_affine,
+    mxfp4,
+    nvfp4,
+    ternary,
+)
 from bitquilt.qtypes.qtype import QuantType, registered
 from bitquilt.runtime.near import did_you_mean
 

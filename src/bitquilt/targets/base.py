@@ -7,7 +7,7 @@ imported by the methods that need it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,10 @@ class Target(ABC):
 
     def __str__(self) -> str:
         return self.name
+
+    def about_types(self, names: Collection[str]) -> list[str]:
+        """Say where engines are slow on types that a file will have: a sentence each."""
+        return []
 
     def vision_file(self, checkpoint: Checkpoint) -> str | None:
         """Name the file beside a model's that its vision tower goes into; None if there is none."""

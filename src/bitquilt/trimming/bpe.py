@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from bitquilt.errors import UserError
 from bitquilt.runtime.files import read_json
-from bitquilt.trimming.vocabulary import Merge, kept_merges
+from bitquilt.trimming.vocabulary import Merge, MergeTable, kept_merges
 
 TOKENIZER = "tokenizer.json"
 BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
@@ -63,7 +63,8 @@ class BpeFile:
         if reason := found._cannot_be_cut():
             raise UserError(
                 f"the vocabulary of {name} cannot be trimmed: {path} {reason}, and bitquilt cuts "
-                "BPE alone, byte-level or with a token for every byte; quantize the model as it is"
+                "BPE, byte-level or with a token for every byte, and Unigram with those; quantize "
+                "the model as it is"
             )
         return found
 
@@ -72,6 +73,10 @@ class BpeFile:
         model = self.content.get("model") or {}
         if model.get("type", "BPE") != "BPE" or "merges" not in model:
             return f"is of type {model.get('type')}"
+        return self._cannot_be_left(model)
+
+    def _cannot_be_left(self, model: dict[str, Any]) -> str:
+        """Say why what is left of a vocabulary would not do; empty where it would."""
         for field in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
             if model.get(field):
                 return f"has a {field}"
@@ -95,6 +100,27 @@ class BpeFile:
             for merge in self.content["model"]["merges"]
             for left, right in [merge.split(" ") if isinstance(merge, str) else merge]
         ]
+
+    @property
+    def by_frequency(self) -> Iterable[str]:
+        """The tokens that merges make, the most frequent of the text that it was made of first."""
+        return dict.fromkeys(left + right for left, right in self.merges)
+
+    def ways(self) -> Callable[[str], Collection[str] | None]:
+        """Give what tells the tokens that one is made by, itself included.
+
+        Returns:
+            a function, which gives None where a token cannot be made.
+        """
+        table = MergeTable(self.merges)
+        whole_words = bool(self.content["model"].get("ignore_merges"))
+
+        def way(token: str) -> Collection[str] | None:
+            made = table.way(token)
+            # a word that is a token needs no merges there
+            return frozenset((token,)) if made is None and whole_words else made
+
+        return way
 
     @property
     def added(self) -> list[dict[str, Any]]:
@@ -129,14 +155,17 @@ class BpeFile:
             and one["content"] not in used
             and one["id"] not in ids
         }
-        model = self.content["model"]
-        vocabulary = {token: index for token, index in model["vocab"].items() if token not in gone}
         content = {
             **self.content,
             "added_tokens": [one for one in self.added if one["content"] not in gone],
-            "model": {**model, "vocab": vocabulary},
+            "model": {**self.content["model"], **self._without(gone)},
         }
-        return BpeFile(self.path, content)
+        return type(self)(self.path, content)
+
+    def _without(self, gone: Collection[str]) -> dict[str, Any]:
+        """Give what of the model changes where tokens are gone; the others keep their ids."""
+        vocab = self.content["model"]["vocab"]
+        return {"vocab": {token: index for token, index in vocab.items() if token not in gone}}
 
     @property
     def _alphabet(self) -> set[str]:
@@ -160,8 +189,6 @@ class BpeFile:
             ids: kept token → its new id; holds all added tokens.
         """
         model, old = self.content["model"], self.vocabulary
-        vocabulary = {token: ids[token] for token in model["vocab"] if token in ids}
-        merges = kept_merges(self.merges, vocabulary.keys())
         new = {old[token]: index for token, index in ids.items()}
         padding = self.content.get("padding")
         return {
@@ -169,8 +196,14 @@ class BpeFile:
             "padding": {**padding, "pad_id": new[padding["pad_id"]]} if padding else padding,
             "added_tokens": [{**one, "id": ids[one["content"]]} for one in self.added],
             "post_processor": _with_new_ids(self.content.get("post_processor"), new),
-            "model": {**model, "vocab": vocabulary, "merges": [list(merge) for merge in merges]},
+            "model": {**model, **self._cut_model(ids)},
         }
+
+    def _cut_model(self, ids: Mapping[str, int]) -> dict[str, Any]:
+        """Give what of the model changes where only some tokens are left, under new ids."""
+        vocabulary = {token: ids[token] for token in self.content["model"]["vocab"] if token in ids}
+        merges = kept_merges(self.merges, vocabulary.keys())
+        return {"vocab": vocabulary, "merges": [list(merge) for merge in merges]}
 
 
 def _processors(node: dict[str, Any] | None) -> list[dict[str, Any]]:

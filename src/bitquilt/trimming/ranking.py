@@ -119,7 +119,7 @@ def ranked_tokens(
 def merge_shares(tokenizer: BpeFile, letters: Collection[str]) -> dict[int, float]:
     """Give the shares that the order of the merges tells, of tokens of some letters, by id."""
     ordered = []
-    for token in dict.fromkeys(left + right for left, right in tokenizer.merges):
+    for token in tokenizer.by_frequency:
         text = tokenizer.text_of(token).removeprefix(" ")
         index = tokenizer.vocabulary.get(token)
         if text and index is not None and all(map(letters.__contains__, text.casefold())):

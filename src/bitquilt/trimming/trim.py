@@ -34,7 +34,8 @@ from bitquilt.trimming.ranking import (
     ranked_tokens,
     text_to_keep,
 )
-from bitquilt.trimming.vocabulary import MergeTable, closed_vocabulary
+from bitquilt.trimming.unigram import tokenizer_to_cut
+from bitquilt.trimming.vocabulary import closed_vocabulary
 
 WINDOWS, WINDOW_TOKENS = 128, 128
 """Windows of the text, and tokens of each, that the model reads to tell what else it expects."""
@@ -109,7 +110,7 @@ def trim_vocabulary(
     check_directory(path, TRIMMED)
     text = text_to_keep(config)
     checkpoint = open_checkpoint(str(model))
-    whole = BpeFile.read(checkpoint.tokenizer_dir, checkpoint.name)
+    whole = tokenizer_to_cut(checkpoint.tokenizer_dir, checkpoint.name)
     nbytes = sum(checkpoint.source_bytes.values())
     require_room(path.resolve().parent, nbytes)
     encode = encoder(checkpoint)
@@ -138,7 +139,7 @@ def likely_cut(checkpoint: Checkpoint, config: TrimConfig) -> CutCheckpoint:
         UserError: as :func:`trim_vocabulary`.
     """
     text = text_to_keep(config)
-    whole = BpeFile.read(checkpoint.tokenizer_dir, checkpoint.name)
+    whole = tokenizer_to_cut(checkpoint.tokenizer_dir, checkpoint.name)
     if config.size is None:
         counts, expected = _counts(text, encoder(checkpoint), Silent()), None
         tokenizer = _without_reserved(whole, checkpoint, counts.all.keys())
@@ -244,15 +245,7 @@ def kept_ids(
         UserError: an id has no embedding.
     """
     rows, _ = checkpoint.matrices[EMBEDDING]
-    table = MergeTable(tokenizer.merges)
-    whole_words = bool(tokenizer.content["model"].get("ignore_merges"))
-
-    def way(token: str) -> frozenset[str] | None:
-        made = table.way(token)
-        # a word that is a token needs no merges there
-        return frozenset((token,)) if made is None and whole_words else made
-
-    kept = closed_vocabulary(tokenizer.required, ranked, way, size)
+    kept = closed_vocabulary(tokenizer.required, ranked, tokenizer.ways(), size)
     ids = sorted(tokenizer.vocabulary[token] for token in kept)
     if ids[-1] >= rows:
         raise UserError(

@@ -16,7 +16,10 @@ from tests.rounding.fits.blocks import (
 
 every_qtype = pytest.mark.parametrize(
     "qtype",
-    [qtypes.get(name) for name in ("Q2_0", "Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")],
+    [
+        qtypes.get(name)
+        for name in ("TQ1_0", "TQ2_0", "Q2_0", "Q4_0", "Q5_0", "Q4_1", "Q5_1", "Q8_0")
+    ],
     ids=lambda qtype: qtype.name,
 )
 
@@ -33,7 +36,7 @@ def test_awkward_blocks(qtype: QuantType) -> None:
 
 @pytest.mark.parametrize(
     ("name", "smallest", "largest", "share"),
-    [("Q4_0", 1 / 20, 1 / 6, 1.03), ("Q2_0", 1 / 8, 1.05, 1.03)],
+    [("Q4_0", 1 / 20, 1 / 6, 1.03), ("Q2_0", 1 / 8, 1.05, 1.03), ("TQ1_0", 1 / 20, 1.05, 1.03)],
 )
 def test_close_to_the_best_of_all_scales(
     name: str, smallest: float, largest: float, share: float

@@ -1,4 +1,4 @@
-"""Fits of ggml's small blocks: Q2_0, Q4_0, Q5_0, Q4_1, Q5_1 and Q8_0.
+"""Fits of ggml's small blocks: Q2_0, Q4_0, Q5_0, Q4_1, Q5_1 and Q8_0; and of TQ1_0 and TQ2_0.
 
 Letters: R rows, C columns, B blocks along a row.
 """
@@ -11,6 +11,7 @@ from torch import Tensor
 from bitquilt.qtypes.blocks32 import Q2_0, Q4_0, Q8_0, Asymmetric, Symmetric
 from bitquilt.qtypes.ggml import SMALL_BLOCK
 from bitquilt.qtypes.qtype import Unpacked
+from bitquilt.qtypes.ternary import Ternary
 from bitquilt.rounding.fits.affine_search import (
     Line,
     Lines,
@@ -69,6 +70,8 @@ def _symmetric(qtype: Symmetric, weight: Tensor, importance: Tensor) -> Unpacked
 
 def _starts(qtype: Symmetric) -> tuple[float, ...]:
     """Return the places among the codes where the search starts the largest weight."""
+    if isinstance(qtype, Ternary):
+        return Q2_0_STARTS
     if isinstance(qtype, Q2_0):
         return (*Q2_0_STARTS, *(-start for start in Q2_0_STARTS))
     return (

@@ -7,7 +7,7 @@ is planned, written and checked in :mod:`.writing`, from the keys of :mod:`bitqu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -46,12 +46,24 @@ class _Gguf(Target):
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
         32: frozenset({"NVFP4", "Q4_0", "Q4_1"}),
         256: frozenset(
-            {"Q2_0", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"}
+            {
+                *("Q2_0", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"),
+                *("TQ1_0", "TQ2_0"),
+            }
         ),
     }
     same_levels: ClassVar[Mapping[str, str]] = {
         name: name for names in superseded.values() for name in names
     }
+
+    def about_types(self, names: Collection[str]) -> list[str]:
+        ternary = sorted({"TQ1_0", "TQ2_0"} & {*names})
+        if not ternary:
+            return []
+        return [
+            f"matrices on {' and '.join(ternary)} are for CPUs: llama.cpp has kernels for them "
+            "there, and in newer builds for Vulkan, but none for CUDA or Metal"
+        ]
 
     def vision_file(self, checkpoint: Checkpoint) -> str | None:
         return f"mmproj-{checkpoint.name}.gguf"

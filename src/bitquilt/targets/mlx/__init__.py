@@ -57,7 +57,7 @@ class _Mlx(Target):
         "Q8_0": "8bit-g32",
         "MXFP4": "mxfp4",
         "NVFP4": "nvfp4",
-        "Q2_0": "2bit-g64",
+        **dict.fromkeys(("Q2_0", "TQ1_0"), "2bit-g64"),
     }
 
     def run_command(self, repository: str, name: str) -> str:
