@@ -16,6 +16,8 @@ from bitquilt.qtypes.iquants import Codebook
 from bitquilt.qtypes.qtype import registered
 from bitquilt.rounding import kernels
 from bitquilt.rounding.coordinate_descent import better_codes
+from bitquilt.rounding.fits.iquants import QUICK
+from bitquilt.rounding.fits.shortlists import PatternVectors, shortlists
 from bitquilt.rounding.group_quantizer import PatternQuantizer, group_quantizer_of
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.round_matrices import RoundingJob, round_matrices
@@ -123,6 +125,30 @@ def test_patterns(name, device):
     torch.testing.assert_close(rounded.cpu(), levels, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_cheapest_patterns(name, device):
+    blocks, sub_blocks = 3, 256 // qtypes.get(name).sub_block
+    magnitudes, shares = (
+        weights(5 * blocks * 32, 8).abs(),
+        weights(5 * blocks * 32, 8, seed=1).abs(),
+    )
+    vectors = [own.view(5, -1, 8) for own in (magnitudes, shares)]
+    listed = 0.05 * (1 + weights(5 * blocks, sub_blocks, seed=2).sigmoid())
+    listed = listed.view(5, blocks, sub_blocks) * vectors[0].amax()
+    tried = [listed, 1.1 * listed]
+    torchs = shortlists(PatternVectors(name, *vectors), listed, QUICK)
+    there = kernels.cheapest_patterns(
+        name, QUICK, tuple(moved(vectors, device)), *moved([listed, torch.stack(tried)], device)
+    )
+    for place, steps in enumerate(tried):
+        expected = torchs.cheapest(steps)
+        codes, product, square = (own[place].cpu() for own in there)
+        same = codes == expected.codes
+        assert same.float().mean() > 0.99  # two may cost the same but for the order of sums
+        torch.testing.assert_close(product[same], expected.product[same])
+        torch.testing.assert_close(square[same], expected.square[same])
+
+
 @pytest.mark.parametrize("name", ["Q4_K", "IQ3_S"])
 def test_only_what_is_better_is_kept(name, device):
     quantizer, scales, target, triangles = rows_on(name)
@@ -164,6 +190,7 @@ def test_a_whole_rounding(name, library, monkeypatch):
     monkeypatch.setattr(kernels, "available_for", lambda _: True)
     (found,) = round_matrices([job], factor, "full")
     assert {"keep_better", "dots"} < asked
+    assert isinstance(job.qtype, Codebook) == any("cheapest" in name for name in asked)
     same = found.fields["codes"] == expected.fields["codes"]
     assert same.float().mean() > 0.995  # sums in another order can turn what is nearly equal
     errors = [job.qtype.decode(own.fields) - job.weight for own in (found, expected)]

@@ -123,6 +123,12 @@ __device__ void choose_signs(const float *target, const float t[GROUP][GROUP], f
         if (even && i == where) sign[i] *= product;
 }
 
+// The rank of the magnitude of patterns nearest to a weight's at a step, one place of a cell's number.
+__device__ int rank_of(float magnitude, float step, int lowest, int spacing, int count) {
+    const float rank = rintf((magnitude / fmaxf(step, TINY) - lowest) / spacing);
+    return (int)fminf(fmaxf(rank, 0.0f), (float)(count - 1));
+}
+
 // nearest_patterns for a row, patterns of M weights, four to a word. Codes are [L, 8 / M + 1, N],
 // the mask of the signs last.
 template <int M, int K>
@@ -161,9 +167,8 @@ __device__ void round_patterns(const float *targets, int by_input, int by_column
         float unit[M];
 #pragma unroll
         for (int i = 0; i < M; i++) {
-            const float magnitude = target[from + i] * sign[from + i] / fmaxf(step, TINY);
-            const float rank = rintf((magnitude - lowest) / spacing);
-            cell = cell * count + (int)fminf(fmaxf(rank, 0.0f), (float)(count - 1));
+            const float magnitude = target[from + i] * sign[from + i];
+            cell = cell * count + rank_of(magnitude, step, lowest, spacing, count);
             unit[i] = sign[from + i] * step;
         }
         float least = 0.0f;
@@ -214,6 +219,64 @@ __device__ void round_patterns(const float *targets, int by_input, int by_column
     }
 ROUND_PATTERNS(8, 32)
 ROUND_PATTERNS(4, 16)
+
+// The cheapest pattern on the shortlist of M weights, one thread for each of them and each step tried
+// (blockIdx.y): its code, 2 sum h w g and sum h g^2. So many patterns in a row share a step.
+template <int M, int K>
+__device__ void cheapest_patterns(const float *magnitudes, const float *shares,
+                                  const float *listed_at, const float *steps, int count_of_steps,
+                                  int by_step, const short *shortlists, const unsigned int *patterns,
+                                  int lowest, int spacing, int count, int rows, short *codes,
+                                  float *products, float *squares) {
+    THIS_ROW(rows)
+    const float at = listed_at[n / by_step], step = steps[input * count_of_steps + n / by_step];
+    float twice[M], share[M];
+    int cell = 0;
+#pragma unroll
+    for (int i = 0; i < M; i++) {
+        const float magnitude = magnitudes[n * M + i];
+        cell = cell * count + rank_of(magnitude, at, lowest, spacing, count);
+        share[i] = shares[n * M + i];
+        twice[i] = magnitude * (2.0f * share[i]);
+    }
+    float least = 0.0f, least_product = 0.0f, least_square = 0.0f;
+    int best = -1;
+    for (int k = 0; k < K; k++) {
+        const unsigned int *pattern = patterns + ((long)cell * K + k) * (M / 4);
+        float product = 0.0f, square = 0.0f;
+#pragma unroll
+        for (int i = 0; i < M; i++) {
+            const float level = (float)(pattern[i / 4] >> 8 * (i % 4) & 255);
+            product = fmaf(level, twice[i], product);
+            square = fmaf(level * level, share[i], square);
+        }
+        const float cost = square * step - product;
+        if (best < 0 || cost < least) {
+            least = cost;
+            least_product = product;
+            least_square = square;
+            best = k;
+        }
+    }
+    const long own = input * rows + n;
+    codes[own] = shortlists[(long)cell * K + best];
+    products[own] = least_product;
+    squares[own] = least_square;
+}
+
+#define CHEAPEST_PATTERNS(M, K)                                                                    \
+    extern "C" __global__ void cheapest_patterns_##M##_##K(                                        \
+        const float *magnitudes, const float *shares, const float *listed_at, const float *steps,  \
+        int count_of_steps, int by_step, const short *shortlists, const unsigned int *patterns,    \
+        int lowest, int spacing, int count, int rows, short *codes, float *products,               \
+        float *squares) {                                                                          \
+        cheapest_patterns<M, K>(magnitudes, shares, listed_at, steps, count_of_steps, by_step,     \
+                                shortlists, patterns, lowest, spacing, count, rows, codes,         \
+                                products, squares);                                                \
+    }
+CHEAPEST_PATTERNS(8, 16)
+CHEAPEST_PATTERNS(8, 32)
+CHEAPEST_PATTERNS(4, 16)
 
 // Descent's choice for a row: new codes [L, width, N] where they lower the error, else the old ones,
 // and old levels less new ones. H is [L, 8, 8], targets and old levels [L, 8, N].

@@ -6,7 +6,7 @@ lie near what scales can say; neighbouring scales are tried on longer shortlists
 is fitted to the patterns found (docs/decisions/iquant-search.md).
 
 Letters: R rows, C columns, G = C / 8 vectors along a row, B = C / 256 super-blocks along a row,
-n sub-blocks in a super-block, m weights in a pattern, N = R C / m patterns, K on a shortlist.
+n sub-blocks in a super-block, m weights in a pattern, N = R C / m patterns.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch import Tensor
 from bitquilt.qtypes.ggml import SUPER_BLOCK
 from bitquilt.qtypes.iquants import Codebook, codebook
 from bitquilt.qtypes.qtype import Unpacked
-from bitquilt.rounding.codebooks import SHORTLIST_LENGTHS, VECTOR, cells_of, choose_signs, masks_of
+from bitquilt.rounding.codebooks import SHORTLIST_LENGTHS, VECTOR, choose_signs, masks_of
 from bitquilt.rounding.fits.family import fit_family
 from bitquilt.rounding.fits.groups import TINY, fit_by_rows, power_of_two
+from bitquilt.rounding.fits.shortlists import PatternVectors, Shortlists, repeated, shortlists
 
 SHORTLIST_CHUNK = 1 << 17
 """Weights at a time on a CPU: shortlists of more leave the cache; with fewer, threads wait."""
@@ -91,34 +92,6 @@ def nearest_scales(steps: Tensor) -> tuple[Tensor, Tensor]:
     return units.gather(0, best)[0], scales.gather(0, best.expand_as(scales[:1]))[0]
 
 
-@dataclass(frozen=True)
-class Shortlists:
-    """The patterns that may stand for each m weights, and what each costs at any step.
-
-    A pattern g at step s costs Σ h (w - s g)² = s² square - 2 s product + what is the same for all.
-    """
-
-    codes: Tensor
-    """int16 [N, K]."""
-    product: Tensor
-    """2 Σ h w g, float32 [K, N]."""
-    square: Tensor
-    """Σ h g², float32 [K, N]."""
-
-    def costs(self, steps: Tensor) -> Tensor:
-        """Return the costs [K, N] at steps [N], divided by the steps."""
-        return (self.square * steps).sub_(self.product)
-
-    def cheapest(self, steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return code, product and square, [N] each, of the cheapest patterns at steps [N]."""
-        costs = self.costs(steps)
-        # What argmin(0) would find, which is slow in torch on a CPU.
-        ranks = torch.arange(len(costs), dtype=torch.uint8, device=costs.device).unsqueeze(1)
-        rank = (costs == costs.amin(0)).to(torch.uint8).mul_(ranks).amax(0).long().unsqueeze(0)
-        product, square = self.product.gather(0, rank), self.square.gather(0, rank)
-        return self.codes.gather(1, rank.T).squeeze(1), product[0], square[0]
-
-
 @dataclass(frozen=True, kw_only=True)
 class StepSearch:
     """The search over steps and patterns for some rows whose weights are near one."""
@@ -126,7 +99,6 @@ class StepSearch:
     name: str
     width: int
     """m."""
-    vectors_per_step: int
     magnitudes: Tensor
     """[R, G, 8]: see weights, each times its sign."""
     signs: Tensor
@@ -145,13 +117,12 @@ class StepSearch:
         share = shares.sum(-1).unflatten(1, (-1, count)).sum(-1)
         first = (total / share).sqrt_().mul_(FIRST_STEP_REACH[width] / patterns.max().item())
         first.clamp_min_(LEAST_STEP)
-        of_vectors = _repeated(first, count).view(len(first), -1, 1)
+        of_vectors = repeated(first, count).view(len(first), -1, 1)
         signs = choose_signs(qtype, vectors, shares, of_vectors)
         blocks = first.unflatten(1, (-1, SUPER_BLOCK // qtype.sub_block))
         return cls(
             name=qtype.name,
             width=width,
-            vectors_per_step=count,
             magnitudes=vectors * signs,
             signs=masks_of(signs),
             shares=shares,
@@ -162,10 +133,9 @@ class StepSearch:
         """Find the step that suits each sub-block best, whatever the others take: [R, B, n]."""
         tried, costs = [], []
         for centre in CENTRES:
-            lists = self._shortlists(self.first * centre, QUICK)
             around = [self.first * (centre * multiple) for multiple in AROUND]
             tried += around
-            costs += [self._cost(lists, steps) for steps in around]
+            costs += self._shortlists(self.first * centre, QUICK).least_costs(around)
         return _cheapest(tried, costs)
 
     def settle(
@@ -185,47 +155,21 @@ class StepSearch:
         near = [
             (scales + shift).clamp_(0, TOP_SCALE) for shift in CODEBOOK_SCALE_NEIGHBOURS[self.width]
         ]
-        scales = _cheapest(near, [self._cost(lists, units * (2 * each + 1)) for each in near])
+        scales = _cheapest(near, lists.least_costs([units * (2 * each + 1) for each in near]))
         multiples = 2 * scales + 1
-        _, *sums = lists.cheapest(self._by_pattern(units * multiples))
+        _, *sums = lists.cheapest(units * multiples)
         product, square = (each.view(*scales.shape, -1).sum(-1) for each in sums)
         product = (product * multiples).sum(-1, keepdim=True)
         square = (square * multiples.square()).sum(-1, keepdim=True)
         fitted = as_stored(product / (2 * square).clamp_min_(TINY))
         better = fitted * (fitted * square - product) < units * (units * square - product)
         units = torch.where(better, fitted, units)
-        return units, scales, lists.cheapest(self._by_pattern(units * multiples))[0]
+        return units, scales, lists.cheapest(units * multiples)[0]
 
     def _shortlists(self, steps: Tensor, size: int) -> Shortlists:
         """Return the patterns nearest at those steps [R, B, n]."""
-        cells = cells_of(self.name, size, steps.device)
-        rows = len(steps)
-        of_vectors = _repeated(steps, self.vectors_per_step).view(rows, -1, 1)
-        found = cells.of(self.magnitudes, of_vectors)
-        # [N, m, K] -> [R, C / m, m, K]
-        patterns = cells.shortlist(found).unflatten(0, (rows, -1))
-        weighted = (self.magnitudes * (2 * self.shares)).view(rows, -1, self.width, 1)
-        product = (patterns * weighted).sum(2)
-        square = patterns.square_().mul_(self.shares.view(rows, -1, self.width, 1)).sum(2)
-        return Shortlists(
-            cells.codes.index_select(0, found),
-            product.flatten(0, 1).T.contiguous(),
-            square.flatten(0, 1).T.contiguous(),
-        )
-
-    def _cost(self, lists: Shortlists, steps: Tensor) -> Tensor:
-        """Return what the cheapest patterns cost at those steps, [R, B, n] like the steps."""
-        each = self._by_pattern(steps)
-        return lists.costs(each).amin(0).mul_(each).view(*steps.shape, -1).sum(-1)
-
-    def _by_pattern(self, steps: Tensor) -> Tensor:
-        """Repeat numbers [R, B, n] so that each pattern has its own, [N]."""
-        return _repeated(steps, self.vectors_per_step * VECTOR // self.width).flatten()
-
-
-def _repeated(numbers: Tensor, count: int) -> Tensor:
-    """Repeat each number ``count`` times: [...] -> [..., count]."""
-    return numbers.unsqueeze(-1).expand(*numbers.shape, count).contiguous()
+        vectors = PatternVectors(self.name, self.magnitudes, self.shares)
+        return shortlists(vectors, steps, size)
 
 
 def _cheapest(tried: Sequence[Tensor], costs: Sequence[Tensor]) -> Tensor:
