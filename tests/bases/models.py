@@ -173,6 +173,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "glm4": {"partial_rotary_factor": 0.5},
     "lfm2": {"block_dim": 128},
     "qwen3_moe": {"num_experts": 4},
+    "olmo3": {"rope_theta": 500_000.0},
+    "exaone4": {"head_dim": 32, "rope_scaling": None},
+    "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
     "qwen3_next": {"num_experts": 4, "partial_rotary_factor": 0.25},
     "stablelm": {"partial_rotary_factor": 0.25},
 }

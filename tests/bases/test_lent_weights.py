@@ -19,11 +19,11 @@ from tests.factories import VOCABULARY
 TOKENS = torch.randint(0, VOCABULARY - 6, (2, 24), generator=torch.Generator().manual_seed(0))
 
 
-def collected(model: nn.Module, place: Path) -> dict[str, Tensor]:
+def collected(model: nn.Module, place: Path, **options: int) -> dict[str, Tensor]:
     """All statistics of a model."""
     found: dict[str, Tensor] = {}
     with WorkDir(place, {}) as work:
-        collect_base_statistics(model, TOKENS, work, Silent())
+        collect_base_statistics(model, TOKENS, work, Silent(), **options)
         passes = int(work.facts("fisher")["passes"])
         for name in ("fisher", *(f"moments/{number}" for number in range(passes))):
             found |= {f"{name} {key}": tensor for key, tensor in work.load(name).items()}

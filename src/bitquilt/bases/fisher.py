@@ -1,7 +1,8 @@
 """What errors of a model's matrices cost, seen where torch multiplies: forward, and back.
 
 Forward, a product shows what a matrix reads, x. Back, torch multiplies the gradient g of the
-product with the same matrix, from the other side, so that it is seen, too. With labels that the
+product with the same matrix, from the other side, so that it is seen, too. A layer that is computed
+again on the way back shows what it reads there, just before its gradients. With labels that the
 model itself samples, the KL of an error ΔW is about ½ Σ_r b_r ΔW_r H ΔW_rᵀ, with b_r = E[g_r²] and
 H = Σ ‖g‖² x xᵀ / Σ ‖g‖² (K-FAC, Martens & Grosse 2015; :mod:`bitquilt.calibration.collect` has the
 same of the models that it knows). Matrices that read the same x share H.
@@ -11,6 +12,7 @@ Letters: T tokens, C columns of a matrix, R rows, K columns or rows of one produ
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -58,6 +60,7 @@ class FisherProducts(WatchedProducts):
         parameters: Mapping[str, Tensor],
         is_summed: Callable[[Unit], bool],
         lent: Mapping[int, tuple[str, Tensor]] | None = None,
+        recomputes: bool = False,
     ) -> None:
         """Watch these parameters.
 
@@ -66,6 +69,7 @@ class FisherProducts(WatchedProducts):
             is_summed: whether the second moments of a matrix are summed in this pass, as memory
                 has no room for all.
             lent: see :class:`bitquilt.bases.products.WatchedProducts`.
+            recomputes: whether layers are computed again on the way back.
         """
         super().__init__(parameters, lent)
         self.back = False
@@ -76,8 +80,10 @@ class FisherProducts(WatchedProducts):
         """Σ g² of each output, float64 [R], on the CPU."""
         self.outputs: dict[Unit, Tensor] = {}
         """Σ g gᵀ, [R, R], where R is at most :data:`OUTPUTS`."""
-        self._is_summed = is_summed
+        self._is_summed, self._recomputes = is_summed, recomputes
+        self._forward: set[Unit] = set()
         self._waiting: dict[Unit, list[tuple[int, Tensor]]] = {}
+        self._expected: Counter[tuple[object, ...]] = Counter()
         self._read: dict[tuple[object, ...], ReadInput] = {}
         self._widths: dict[Unit, int] = {}
 
@@ -86,7 +92,11 @@ class FisherProducts(WatchedProducts):
         if not self.back:
             super().note(unit, width, start, inputs, batched)
             self._widths[unit] = width
-            self._waiting.setdefault(unit, []).append((start, inputs.detach()))
+            self._forward.add(unit)
+        if not self.back or (self._recomputes and unit in self._forward):
+            if torch.is_grad_enabled():  # else it is computed again
+                self._waiting.setdefault(unit, []).append((start, inputs.detach()))
+                self._expected[_key(inputs, start)] += 1
             return
         reader = Unit(unit.parameter, unit.index, not unit.transposed)
         if waiting := self._waiting.get(reader):  # the last product forward is the first back
@@ -105,22 +115,30 @@ class FisherProducts(WatchedProducts):
             if unit not in self.outputs:
                 self.outputs[unit] = gradient.new_zeros(rows, rows)
             self.outputs[unit][own, own] += gradient.T @ gradient
-        key = (x.data_ptr(), x.shape, x.stride(), begin)
+        key = _key(x, begin)
         if key not in self._read:
             self._read[key] = ReadInput(x, begin, self._widths[unit], x.new_zeros(len(x)))
         self._read[key].units.add(unit)
         self._read[key].weights += square.sum(1)
+        self._expected[key] -= 1
+        if not self._expected[key]:  # all that read it have come back
+            self._end(self._read.pop(key))
+            del self._expected[key]
 
     def end_window(self) -> None:
         """Sum what a window showed, forward and back, and be ready for the next."""
         for read in self._read.values():
-            together = frozenset(read.units)
-            self.readers.add(together)
-            if self._is_summed(owner_of(together)):
-                self._sum(together, read)
+            self._end(read)
         self._read.clear()
         self._waiting.clear()
+        self._expected.clear()
         self.back = False
+
+    def _end(self, read: ReadInput) -> None:
+        together = frozenset(read.units)
+        self.readers.add(together)
+        if self._is_summed(owner_of(together)):
+            self._sum(together, read)
 
     def _sum(self, readers: Readers, read: ReadInput) -> None:
         if readers not in self.moments:
@@ -133,6 +151,11 @@ class FisherProducts(WatchedProducts):
         if x.shape[1] < read.width:  # only what is whole is cut into the same slabs
             total.copy_(total.triu() + total.triu(1).T)
         moment.weight += float(read.weights.double().sum())
+
+
+def _key(x: Tensor, start: int) -> tuple[object, ...]:
+    """Return what tells an input from others that are in memory at the same time."""
+    return x.data_ptr(), x.shape, x.stride(), start
 
 
 def owner_of(readers: Readers) -> Unit:

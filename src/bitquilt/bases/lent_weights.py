@@ -51,6 +51,8 @@ class LentWeights:
         """
         self.known: dict[int, tuple[str, Tensor]] = {}
         """Where a lent parameter is in memory → its name, and its numbers in float32."""
+        self.saved_bytes = 0
+        """What autograd kept of everything else since :meth:`saved` was entered, in all."""
         self._names = {id(one): name for name, one in model.named_parameters()}
         self._originals: dict[int, nn.Parameter] = {}
         self._borrowed: dict[int, dict[str, nn.Parameter]] = {}
@@ -67,6 +69,7 @@ class LentWeights:
 
     def saved(self) -> AbstractContextManager[Any]:
         """While it is entered, autograd keeps the places of lent parameters, not their numbers."""
+        self.saved_bytes = 0
         return saved_tensors_hooks(self._pack, self._unpack)
 
     def keep(self) -> bool:
@@ -108,6 +111,7 @@ class LentWeights:
     def _pack(self, tensor: Tensor) -> Tensor | LentPlace:
         parameter = self._originals.get(tensor.untyped_storage().data_ptr())
         if parameter is None:
+            self.saved_bytes += tensor.nbytes
             return tensor
         return LentPlace(parameter, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 

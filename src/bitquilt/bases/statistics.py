@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from bitquilt.bases.fisher import FisherProducts, owner_of
 from bitquilt.bases.lent_weights import lent_weights
 from bitquilt.bases.partners import Unit
 from bitquilt.bases.products import InputSums
+from bitquilt.bases.recomputed import RecomputedLayers
 from bitquilt.calibration.block_moments import OUTPUTS, SUM_SLABS
 from bitquilt.calibration.collect import sample
 from bitquilt.calibration.packed_moment import DIAGONAL, mirrored, pack_moment, unpack_moment
@@ -29,6 +31,12 @@ from bitquilt.runtime.workdir import WorkDir, under
 
 MOMENT_BYTES = 4 << 30
 """The second moments that are summed in one pass have about so many bytes."""
+KEPT_BYTES = 1 << 30
+"""Autograd may keep so many bytes of a window. An 8B model would keep about 6 GB."""
+TRIED_TOKENS = 32
+"""On so many it is tried whether layers can be computed again."""
+SAME_GRADIENTS = 1e-4
+"""Squares of gradients that differ by a smaller share are the same."""
 LOGITS_AT_ONCE = 64
 """Tokens whose labels are sampled at once: a vocabulary is large."""
 _FISHER = "fisher"
@@ -87,7 +95,11 @@ class Lookups:
 
 
 def collect_base_statistics(
-    model: nn.Module, tokens: Tensor, work: WorkDir, progress: Progress
+    model: nn.Module,
+    tokens: Tensor,
+    work: WorkDir,
+    progress: Progress,
+    most_kept: int = KEPT_BYTES,
 ) -> None:
     """Run text through a model, forward and back, and leave the moments of its matrices.
 
@@ -96,6 +108,8 @@ def collect_base_statistics(
         tokens: int64 [N, L].
         work: where moments go; nothing is done if they are there.
         progress: told of a stage.
+        most_kept: bytes of what autograd may keep of a window for the way back; where it is more,
+            layers are computed again.
 
     Raises:
         UserError: the model's own code cannot be differentiated.
@@ -106,17 +120,19 @@ def collect_base_statistics(
     parameters = dict(model.named_parameters())
     lookups = Lookups(model)
     try:
-        first = _seen_once(model, tokens[0], parameters, lookups)
-        passes = passes_of(first, parameters, MOMENT_BYTES)
-        count = max(passes.values(), default=0) + 1
-        with progress.stage("Reading text, forward and back", count * len(tokens), "moments"):
-            for number in range(count):
-                summed, lent = _summed_in(passes, number), lent_weights(model).known
-                products = FisherProducts(parameters, summed, lent)
-                for window in tokens:
-                    _run(model, window, products, lookups)
-                    progress.advance()
-                _save_moments(work, number, products, tokens.numel())
+        again = _recomputes(model, tokens[0], parameters, lookups, most_kept)
+        with RecomputedLayers(model) if again else nullcontext():
+            first = _seen_once(model, tokens[0], parameters, lookups, again)
+            passes = passes_of(first, parameters, MOMENT_BYTES)
+            count = max([0, *passes.values()]) + 1
+            with progress.stage("Reading text, forward and back", count * len(tokens), "moments"):
+                for number in range(count):
+                    summed, lent = _summed_in(passes, number), lent_weights(model).known
+                    products = FisherProducts(parameters, summed, lent, again)
+                    for window in tokens:
+                        _run(model, window, products, lookups)
+                        progress.advance()
+                    _save_moments(work, number, products, tokens.numel())
     finally:
         lookups.close()
     facts = {"passes": str(count), "head": "", "width": ""}
@@ -126,22 +142,59 @@ def collect_base_statistics(
     _save_sums(work, facts, products, lookups, tokens.numel())
 
 
+def _recomputes(
+    model: nn.Module,
+    window: Tensor,
+    parameters: Mapping[str, Tensor],
+    lookups: Lookups,
+    most_kept: int,
+) -> bool:
+    """Tell whether layers are to be computed again: too much is kept, and gradients are the same.
+
+    They are others where layers share what they compute, or drop something at random. It is tried
+    on the beginning of a window [L].
+    """
+    piece = window[:TRIED_TOKENS]
+    kept = _seen_once(model, piece, parameters, lookups, again=False)
+    if lent_weights(model).saved_bytes * len(window) / len(piece) <= most_kept:
+        return False
+    try:
+        with RecomputedLayers(model):
+            found = _seen_once(model, piece, parameters, lookups, again=True)
+    except (RuntimeError, UserError):
+        return False
+    return kept.rows.keys() == found.rows.keys() and all(
+        torch.allclose(rows, found.rows[unit], rtol=SAME_GRADIENTS)
+        for unit, rows in kept.rows.items()
+    )
+
+
 def _seen_once(
-    model: nn.Module, window: Tensor, parameters: Mapping[str, Tensor], lookups: Lookups
+    model: nn.Module,
+    window: Tensor,
+    parameters: Mapping[str, Tensor],
+    lookups: Lookups,
+    again: bool,
 ) -> FisherProducts:
     """See which matrices a window [L] reaches, and sum nothing yet."""
     lent = lent_weights(model)
-    first = FisherProducts(parameters, lambda _: False, lent.known)
+
+    def seen() -> FisherProducts:
+        first = FisherProducts(parameters, lambda _: False, lent.known, again)
+        try:
+            _run(model, window, first, lookups)
+        finally:
+            lent.end_window()
+            lookups.end_window()
+            lookups.forget()
+        return first
+
     try:
-        _run(model, window, first, lookups)
+        return seen()
     except (RuntimeError, UserError):
         if not lent.keep():
             raise
-        first = FisherProducts(parameters, lambda _: False)
-        lookups.end_window()
-        _run(model, window, first, lookups)
-    lookups.forget()
-    return first
+        return seen()
 
 
 def _run(model: nn.Module, window: Tensor, products: FisherProducts, lookups: Lookups) -> None:
