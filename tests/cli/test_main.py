@@ -75,6 +75,8 @@ def test_no_arguments_are_help(capfd):
         (["plan"], "Missing argument 'MODEL'; see bitquilt plan --help"),
         (["run", "demo"], "Missing argument 'PROMPT'; see bitquilt run --help"),
         (["plan", "demo", "--bits"], "Option '--bits' requires an argument"),
+        (["plan", "demo", "--bits", "4", "--bits", "5"], "--bits is given 2 times; put several"),
+        (["quantize", "demo", "-o", "a", "--output=b"], "--output is given 2 times; give it once"),
     ],
 )
 def test_wrong_use_is_one_sentence(capfd, arguments, sentence):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from bitquilt.runtime.near import did_you_mean, nearest, suggestion
@@ -37,6 +39,10 @@ def test_a_path(tmp_path):
     assert suggestion(tmp_path / "model-4.5bit.ggf") == suggestion(typed)
     assert suggestion(tmp_path / "zzz") == "; check the path"
     assert "nor does" in suggestion(tmp_path / "a" / "b")
+    (tmp_path / "link").symlink_to("gone.gguf")
+    assert "a link to gone.gguf, which is not there" in suggestion(tmp_path / "link")
+    os.mkfifo(tmp_path / "pipe")  # no file to read, and not meant either
+    assert suggestion(tmp_path / "pipe") == "; check the path"
 
 
 def test_a_suffix_alone_makes_no_two_names_alike(tmp_path):

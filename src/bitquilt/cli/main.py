@@ -6,6 +6,7 @@ import errno
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -112,9 +113,32 @@ def _raising_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def _require_once(words: Sequence[str]) -> None:
+    """Refuse an option that is given twice: only the last would count, and nobody would be told.
+
+    Raises:
+        UserError: one is.
+    """
+    verb = bitquilt.commands.get(words[0]) if words else None
+    if verb is None or isinstance(verb, click.Group):
+        return
+    try:
+        _, _, order = verb.make_parser(click.Context(verb)).parse_args(list(words[1:]))
+    except click.UsageError:
+        return  # click will say it
+    for one, times in Counter(map(id, order)).items():
+        option = next(param for param in order if id(param) == one)
+        if not isinstance(option, click.Option) or option.multiple or option.is_flag or times == 1:
+            continue
+        several = "[," in (option.metavar or "")
+        advice = "put several into one list, with commas between" if several else "give it once"
+        raise UserError(f"{option.opts[-1]} is given {times} times; {advice}")
+
+
 def _run(words: list[str], leave: Callable[[str, int], None], beside: dict[str, Any]) -> None:
     """Run a command; errors that are no bugs end the process with a sentence."""
     try:
+        _require_once(words)
         bitquilt(args=words, prog_name="bitquilt", standalone_mode=False, obj=beside)
     except PartlyRefusedError as error:
         _leave(str(error), 2, as_json=False)  # the verb has printed the object

@@ -20,6 +20,8 @@ NAME_WIDTH = 20
 """Columns that a file's name has in a table beside figures, in a terminal of 80."""
 
 
+HEADING_WIDTH = 12
+"""A heading takes no more columns than figures do: they would be folded where it is wider."""
 SIZE_HEADINGS = ("size", "bits\n(disk)")
 """The headings of :func:`size_cells`."""
 SIZE_NOTE = "Bits are bits per weight of the tensors and, in brackets, of everything on disk."
@@ -73,7 +75,8 @@ def figures_table(first: str, columns: Sequence[str], *, fold_first: bool = Fals
     else:
         table.add_column(first, no_wrap=True)
     for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
+        heading = "\n".join(textwrap.fill(line, HEADING_WIDTH) for line in column.splitlines())
+        table.add_column(heading, justify="right", overflow="fold")
     return table
 
 

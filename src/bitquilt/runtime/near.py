@@ -37,10 +37,12 @@ def suggestion(path: Path) -> str:
     """Say which entry of the directory resembles a path that does not exist."""
     if not path.parent.is_dir():
         return f", nor does {path.parent}; check the path"
+    if path.is_symlink():
+        return f": it is a link to {path.readlink()}, which is not there; mend the link"
     # a suffix says what a file is: that alone makes no two names alike
     there: dict[str, list[str]] = {}
     for entry in path.parent.iterdir():
-        if not entry.name.startswith("."):
+        if not entry.name.startswith(".") and entry.name != path.name:
             there.setdefault(_without_suffix(entry.name), []).append(entry.name)
     for stem in nearest(_without_suffix(path.name), there):
         (near,) = nearest(path.name, there[stem]) or there[stem][:1]

@@ -206,5 +206,5 @@ def _not_reached(repo: str) -> str:
 
 def _near(reference: str) -> str:
     """What may have been meant by a name without an owner: the demo, or what is here."""
-    here = (entry.name for entry in Path().iterdir())
+    here = (entry.name for entry in Path().iterdir() if entry.name != reference)
     return "" if "/" in reference else did_you_mean(reference, (DEMO, *here))
