@@ -49,7 +49,7 @@ from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
 from bitquilt.rounding.given_cells import GivenCells
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, polishing_work
-from bitquilt.rounding.rounders import BankRounder, Rounder, TwoPassRounder
+from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, Rounder, TwoPassRounder
 from bitquilt.rounding.tuning import distill
 from bitquilt.run_text import RunText, draw_text
 from bitquilt.runtime.device import computing
@@ -317,7 +317,8 @@ class Run(AbstractContextManager["Run"]):
             everything = self._run_work.everything
             self._rounder = TwoPassRounder(bank, tokens, folds, everything, self.progress)
             return bank
-        self._rounder = BankRounder(bank, self.progress)
+        rounder = EstimatingRounder if self._run_work.estimates else BankRounder
+        self._rounder = rounder(bank, self.progress)
         work = collection_work(self.checkpoint, len(tokens))
         with self.progress.stage("Reading calibration text", work, "calibration"):
             collect_statistics(

@@ -18,7 +18,7 @@ from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.rounding import rounders, row_sample
 from bitquilt.rounding.layer_bank import ESTIMATED, POLISHED, ROUNDED, LayerBank
 from bitquilt.rounding.round_layers import finish_layers, polish_layers
-from bitquilt.rounding.rounders import BankRounder, TwoPassRounder
+from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, TwoPassRounder
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
@@ -41,6 +41,16 @@ class Both:
         BankRounder(self.kept, Silent()).score(self.candidates, "gguf")
         self.rounder = TwoPassRounder(self.streamed, TOKENS, FOLDS, self.candidates, Silent())
         self.rounder.score(self.candidates, "gguf")
+
+    def cost_of(self, module, bank):
+        """What the polished matrix of a bank costs by the kept statistics."""
+        statistics = CalibrationStats(self.checkpoint, self.kept.work)
+        rounded = qtypes.get("IQ4_NL").dequantize(bank.polished(module, "IQ4_NL"))
+        error, hessian = (
+            rounded - self.checkpoint.load(f"{module}.weight"),
+            statistics.hessian(module),
+        )
+        return float(statistics.predicted_kl(module, error, hessian).sum())
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
@@ -76,17 +86,26 @@ def test_the_second_pass_makes_what_the_bank_would_have_made(both):
     chosen = {module: ["IQ4_NL"] for module in both.checkpoint.matrices}
     both.rounder.make(chosen, "gguf")
     polish_layers(both.kept, chosen, Silent())
-    statistics = CalibrationStats(both.checkpoint, both.kept.work)
     for module in both.checkpoint.matrices:
-        weight = both.checkpoint.load(f"{module}.weight")
-        costs = []
-        for bank in (both.kept, both.streamed):
-            error = qtypes.get("IQ4_NL").dequantize(bank.polished(module, "IQ4_NL")) - weight
-            hessian = statistics.hessian(module)
-            costs.append(float(statistics.predicted_kl(module, error, hessian).sum()))
+        costs = [both.cost_of(module, bank) for bank in (both.kept, both.streamed)]
         assert costs[1] == pytest.approx(costs[0], rel=0.02)
         in_block = module not in (EMBEDDING, HEAD)
         assert ("IQ4_NL" in both.streamed.cells(module, POLISHED)) == in_block
+
+
+def test_from_kept_statistics_as_from_two_passes(both):
+    shutil.rmtree(both.kept.work.path / ROUNDED)
+    bank = LayerBank(both.checkpoint, both.kept.work, "full")
+    rounder = EstimatingRounder(bank, Silent())
+    rounder.score(both.candidates, "gguf")
+    assert not (both.kept.work.path / ROUNDED).exists()
+    chosen = {module: ["IQ4_NL"] for module in both.checkpoint.matrices}
+    rounder.make(chosen, "gguf")
+    both.rounder.make(chosen, "gguf")
+    for module in both.checkpoint.matrices:  # Hessians are packed where they are kept
+        assert bank.scores(module) == pytest.approx(both.streamed.scores(module), rel=0.02)
+        costs = [both.cost_of(module, one) for one in (bank, both.streamed)]
+        assert costs[1] == pytest.approx(costs[0], rel=0.02)
 
 
 def test_estimates_decide_even_when_matrices_are_there(both):

@@ -25,6 +25,7 @@ from bitquilt.calibration.block_moments import (
     MomentKeeper,
     SavedMoments,
 )
+from bitquilt.calibration.kept_states import KeptStates
 from bitquilt.calibration.packed_moment import pack_moment
 from bitquilt.calibration.shrinkage import FOLDS
 from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale, logit_tokens
@@ -38,8 +39,6 @@ BACKWARD = 4.0
 """What a window takes back through a block, its moments summed, in windows that go forward."""
 ROUGH_OUTPUT = 0.05
 """The relative error of a block's output from which on fast products are given up."""
-KEPT_DTYPE = torch.bfloat16
-"""What each block reads is kept so on a GPU, for twice as much text fits its memory then."""
 
 
 def collect_statistics(
@@ -109,18 +108,18 @@ def _collect(
     order = folds.argsort(stable=True)  # windows of one fold stand together
     place = order.argsort()  # where each window went
     tokens, counts = tokens[order], torch.bincount(folds, minlength=FOLDS)
-    kept: list[Tensor] = []  # what each block reads
-    as_kept = KEPT_DTYPE if model.device.type == "cuda" else torch.float32
+    kept = KeptStates(model)
     hidden = model.embed(tokens)
     with torch.no_grad():
         for index in range(model.checkpoint.layers):
-            kept.append(hidden.to(as_kept, copy=True))
-            model.run_all(model.block(index), hidden)
+            kept.keep(index, hidden)
+            model.run_all(model.block(index, then=index + 1), hidden)
             progress.advance(len(tokens))
         if not work.has("hessians/head"):
             moment = second_moment(model.final_norm(hidden))
             work.save("hessians/head", pack_moment(HEAD, moment), {})
     gradient, head = _head_gradient(model, hidden)
+    del hidden
     backward = BACKWARD * len(tokens)
     progress.advance(backward * _head_in_blocks(model.checkpoint))
     diagonals = {
@@ -129,8 +128,7 @@ def _collect(
     }
     for index in reversed(range(model.checkpoint.layers)):
         sums = BlockSums(index, wanted=keeper.wants(index))
-        inputs = kept.pop().to(hidden.dtype)
-        gradient = _backward(model, index, inputs, gradient, counts.tolist(), sums)
+        _backward(model, index, kept.take(index), gradient, counts.tolist(), sums)
         own = sums.diagonals()
         diagonals |= own
         if sums.wanted:
@@ -222,22 +220,18 @@ def _backward(
     gradient: Tensor,
     counts: Iterable[int],
     sums: BlockSums,
-) -> Tensor:
-    """Move gradients [N, L, D] back through a block, and sum its moments.
+) -> None:
+    """Move gradients [N, L, D] back through a block, in place, and sum its moments.
 
     Args:
         model: the full-precision model.
         index: of the block.
         inputs: what it reads [N, L, D], fold by fold.
-        gradient: at its output [N, L, D].
+        gradient: at its output [N, L, D]; at its input then.
         counts: windows of each fold.
         sums: what was summed, which is nothing yet.
-
-    Returns:
-        the gradients at its input [N, L, D].
     """
-    block = model.block(index)
-    before = torch.empty_like(gradient)
+    block = model.block(index, then=index - 1)
     hooks = [
         linear.register_forward_hook(sums.watch(name)) for name, linear in linears(block, index)
     ]
@@ -248,11 +242,10 @@ def _backward(
                 y = model.run(block, x)
             y.backward(gradient[windows][rows])
             assert x.grad is not None
-            before[windows][rows] = x.grad
+            gradient[windows][rows] = x.grad
             sums.add(fold)
     for hook in hooks:
         hook.remove()
-    return before
 
 
 def _folds(counts: Iterable[int]) -> Iterator[slice]:

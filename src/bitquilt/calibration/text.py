@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.calibration.corpus import Document, bundled, from_file, windows, without_overlap
+from bitquilt.calibration.kept_states import states_at_once
 from bitquilt.calibration.shrinkage import FOLDS
 from bitquilt.calibration.text_budget import TextBudget, text_budget
 from bitquilt.errors import UserError
@@ -33,7 +34,7 @@ ENOUGH = 16
 def budget_for(checkpoint: Checkpoint) -> TextBudget:
     """Return the budget for a model on the device that is computed on."""
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
-    hidden = checkpoint.layers * int(checkpoint.config["hidden_size"])
+    hidden = states_at_once(checkpoint.layers) * int(checkpoint.config["hidden_size"])
     return text_budget(weights, hidden, gpu_memory())
 
 

@@ -13,7 +13,7 @@ from bitquilt.errors import UserError
 
 WINDOW = 512
 """Tokens that a window has."""
-KEPT = 20 << 30
+KEPT = 10 << 30
 """Bytes of a GPU's memory for what the blocks read of the calibration text, at most."""
 KEPT_SHARE = 4
 """They are no more than this part of its memory."""
@@ -68,7 +68,7 @@ def text_budget(parameters: int, hidden: int, gpu_bytes: int = 0) -> TextBudget:
 
     Args:
         parameters: weights of the model.
-        hidden: numbers that its blocks read of one token: layers × width.
+        hidden: numbers that a GPU keeps of what its blocks read of one token.
         gpu_bytes: the memory of the GPU that does the work; 0 where the CPU does it.
     """
     on_gpu, teraflop = gpu_bytes > 0, 2e-12 * parameters * WINDOW

@@ -79,21 +79,23 @@ def _work_bytes(work: RunWork) -> Iterable[int]:
     checkpoint, budget = work.checkpoint, work.budget
     if not work.has("hessians/head"):
         yield packed_bytes(int(checkpoint.config["hidden_size"]))
-    yield from _made(work) if work.two_passes else _statistics_and_candidates(work)
+    if not work.two_passes:
+        yield from _statistics(work)
+    yield from _made(work) if work.estimates else _candidates(work)
     window = budget.window * (FLOAT * int(checkpoint.config["hidden_size"]) + TOKEN)
     windows = sum(work.interactions(target) > 0 for target in work.targets) * budget.interactions
     if any(plan.space for plan in work.plans):
         windows += budget.selection + (budget.search if work.search.method != "knapsack" else 0)
     if (config := work.quantizing) is not None:
         windows += work.closing + (budget.tuning if config.tune else 0)
-        if work.config.rounding == "full" and not work.two_passes:
+        if work.config.rounding == "full" and not work.estimates:
             yield from _again(work, 1 + config.sequential)
     there = sum(file.stat().st_size for file in (work.work_dir / "teacher").glob("*"))
     yield max(0, windows * window - there)
 
 
-def _statistics_and_candidates(work: RunWork) -> Iterable[int]:
-    """Yield the bytes of the moments of all blocks, and of every candidate."""
+def _statistics(work: RunWork) -> Iterable[int]:
+    """Yield the bytes of the moments of all blocks."""
     checkpoint = work.checkpoint
     for module, (_, columns) in checkpoint.matrices.items():
         layer = layer_of(module)
@@ -102,9 +104,13 @@ def _statistics_and_candidates(work: RunWork) -> Iterable[int]:
     for layer in range(checkpoint.layers):
         if not work.has(f"weights/{layer}"):
             yield from map(packed_bytes, widths_of_outputs(checkpoint, layer))
+
+
+def _candidates(work: RunWork) -> Iterable[int]:
+    """Yield the bytes of every candidate."""
     for target in work.targets:
         for module, name in work.to_round(target):
-            yield qtypes.get(name).nbytes(*checkpoint.matrices[module])
+            yield qtypes.get(name).nbytes(*work.checkpoint.matrices[module])
 
 
 def _made(work: RunWork) -> Iterable[int]:

@@ -59,14 +59,16 @@ class StageSeconds:
 
     def _all(self) -> Iterator[tuple[str, float]]:
         work = self._work
+        reading, estimates = self._calibration(), sum(map(self._rounded, work.targets)) / SHARE
         if work.two_passes:
-            candidates = sum(map(self._rounded, work.targets))
-            yield "calibration", self._calibration() + candidates / SHARE
+            yield "calibration", reading + estimates
         else:
-            yield "calibration", STARTING if work.collected else self._calibration()
+            yield "calibration", STARTING if work.collected else reading
         for target in work.targets:
-            if work.two_passes:
-                yield "rounding", self._calibration() + self._made(target)
+            if work.estimates and not work.two_passes:
+                yield "rounding", self._rounded(target) / SHARE
+            if work.estimates:
+                yield "rounding", self._made(target) + (reading if work.two_passes else 0.0)
             else:
                 yield "rounding", self._rounded(target)
             yield from self._deciding(target)
@@ -190,7 +192,7 @@ class StageSeconds:
 
     def _polished(self, plan: Plan) -> float:
         work = self._work
-        if work.config.rounding != "full" or work.two_passes:
+        if work.config.rounding != "full" or work.estimates:
             return 0.0
         inside = {m: q for m, q in plan.allocation.items() if m not in (EMBEDDING, HEAD)}
         return self._rounding(

@@ -17,10 +17,11 @@ from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.layer_bank import ROUNDED
 from bitquilt.rounding.tuning.distill import DEFAULT_SCHEDULE
+from bitquilt.runtime.device import compute_device
 from bitquilt.targets import Target
 
-TWO_PASSES = 512_000_000
-"""Weights from which on a model whose mixes no search measures is rounded in two passes."""
+ESTIMATED_FROM = 512_000_000
+"""Weights from which on candidates of a model whose mixes no search measures are estimated."""
 
 
 def work_directory(checkpoint: Checkpoint, config: AllocationConfig) -> Path:
@@ -54,17 +55,25 @@ class RunWork:
         return self.config if isinstance(self.config, QuantizeConfig) else None
 
     @property
-    def two_passes(self) -> bool:
-        """Whether the text is read twice, so that only what is chosen is rounded and kept.
+    def estimates(self) -> bool:
+        """Whether a few rows tell what candidates cost, so that only what is chosen is rounded.
 
-        A search, and the sequential correction, need all candidates or all statistics; so do
-        matrices that files give, which are beside ours in the bank.
+        A search, and the sequential correction, need all candidates; so do matrices that files
+        give, which are beside ours in the bank.
         """
         search, quantizing = self.search, self.quantizing
         planned = search.method == "knapsack" and search.scores == "predicted"
         sequential = quantizing is not None and quantizing.sequential
         banked = sequential or bool(self.config.cells)
-        return planned and not banked and self.checkpoint.weights >= TWO_PASSES
+        return planned and not banked and self.checkpoint.weights >= ESTIMATED_FROM
+
+    @property
+    def two_passes(self) -> bool:
+        """Whether the text is read twice, so that no statistics are kept: on a GPU.
+
+        A CPU takes longer to read the text again than a disk to keep them.
+        """
+        return self.estimates and compute_device().type != "cpu"
 
     @property
     def targets(self) -> list[Target]:

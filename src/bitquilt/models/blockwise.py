@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.initialization import no_init_weights
 
 from bitquilt.models.architectures import architecture_of
+from bitquilt.models.block_ahead import BlockAhead
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.config import ModelConfig
 from bitquilt.models.names import block_path
@@ -58,6 +59,7 @@ class BlockwiseModel:
         self.weights = weights or partial(checkpoint.load, device=self.device)
         self._family = architecture_of(checkpoint.config)
         self._shells: dict[str, nn.Module] = {}  # layer type → one-block model
+        self._ahead = BlockAhead(self._state) if self.device.type == "cuda" else None
 
     def _load(self, name: str) -> Tensor:
         return self.weights(name).to(self.device, self.dtype)
@@ -89,14 +91,18 @@ class BlockwiseModel:
             self._shells[layer_type] = shell
         return self._shells[layer_type]
 
-    def block(self, index: int) -> nn.Module:
+    def block(self, index: int, then: int | None = None) -> nn.Module:
         """Load block ``index`` and return the one-block model around it.
 
         Its linear layers are found at ``layers.0.<module>``; calling
-        :meth:`run` with it maps hidden states to hidden states.
+        :meth:`run` with it maps hidden states to hidden states. Of a model on a GPU the block that
+        is asked for ``then`` is loaded meanwhile; one that is not there is none.
         """
         shell = self._shell(index)
-        shell.load_state_dict(self._state(index), strict=True, assign=True)
+        state = self._ahead.take(index) if self._ahead else self._state(index)
+        if self._ahead and then is not None and 0 <= then < self.checkpoint.layers:
+            self._ahead.start(then)
+        shell.load_state_dict(state, strict=True, assign=True)
         shell.requires_grad_(False)
         return shell
 

@@ -1,11 +1,11 @@
-"""Two ways to learn what candidates cost and to have those that are chosen.
+"""Three ways to learn what candidates cost and to have those that are chosen.
 
 A model that a search measures many mixes of has every candidate in its bank
-(:class:`BankRounder`), and the statistics are kept. For a larger one that takes more disk than the
-model itself, and hours on a CPU: :class:`TwoPassRounder` reads the calibration text twice and keeps
-no statistics. As the first pass comes back through a block, a few rows of each matrix tell what its
-candidates cost; as the second does, what was chosen is rounded and polished
-(docs/decisions/two-passes.md).
+(:class:`BankRounder`). For a larger one that takes hours on a CPU, so that a few rows of each
+matrix tell what its candidates cost, and what was chosen is rounded and polished
+(:class:`EstimatingRounder`). Where reading the calibration text again takes less than keeping the
+statistics, on a GPU, :class:`TwoPassRounder` does so: it estimates as the first pass comes back
+through a block, and rounds as the second does (docs/decisions/two-passes.md).
 """
 
 from __future__ import annotations
@@ -65,6 +65,27 @@ class BankRounder:
 
     def make(self, chosen: Candidates, target: str) -> None:
         """Do nothing: they are there."""
+
+
+@dataclass(frozen=True)
+class EstimatingRounder:
+    """Estimates every candidate and rounds what is chosen, from statistics that are kept."""
+
+    bank: LayerBank
+    progress: Progress
+    complete = False
+
+    def score(self, candidates: Candidates, target: str) -> None:
+        """Estimate all of them."""
+        work = rounding_work(self.bank, candidates, ESTIMATED)
+        with self.progress.stage(f"Estimating types for {target}", work, "rounding"):
+            estimate_layers(self.bank, candidates, self.progress)
+
+    def make(self, chosen: Candidates, target: str) -> None:
+        """Round and polish them."""
+        work = finishing_work(self.bank, chosen)
+        with self.progress.stage(f"Rounding for {target}", work, "rounding"):
+            finish_layers(self.bank, chosen, self.progress)
 
 
 @dataclass(frozen=True)
