@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bitquilt import qtypes
+from bitquilt.rounding import scale_refit
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.scale_refit import refit
 from tests.rounding.inputs import cost, second_moment, weights
@@ -23,6 +24,16 @@ def test_no_row_is_worse_and_codes_stay(name):
     assert new.sum() < old.sum()
     stored = qtype.unpack(qtype.pack(after))
     assert all(torch.equal(stored[name], after[name]) for name in after)
+
+
+@pytest.mark.parametrize("name", ["Q4_1", "Q4_K"])
+def test_rows_are_solved_alike_however_few_together(name, monkeypatch):
+    qtype, weight, hessian = qtypes.get(name), weights(12, 512), second_moment(512)
+    before = fit(qtype, weight, hessian.diagonal())
+    whole = refit(qtype, before, weight, hessian)
+    monkeypatch.setattr(scale_refit, "SYSTEMS", {"cpu": 5 * 32**2})
+    parts = refit(qtype, before, weight, hessian)
+    assert all(torch.equal(parts[field], whole[field]) for field in whole)
 
 
 def test_finds_the_least_squares_solution():

@@ -35,10 +35,12 @@ SELECTED_RACE, SELECTED_KNAPSACK = 0.6, 0.2
 """The share of the text for selection that is read: it stops when one mix is clearly best."""
 THREADS_HELP = 0.3
 """Rounding takes as long as one thread would, divided by this power of the number of threads."""
-GPU_ROUNDS, GPU_STARTS = 0.011, 3.0
+GPU_ROUNDS, GPU_STARTS = 0.0085, 3.0
 """What a GPU takes of the seconds of one thread, and until its kernels are compiled."""
 DECODING, CHECKING, WRITING = 8e-9, 20e-9, 8e-9
 """Seconds that a weight takes to be decoded, to be checked in a file and to be written."""
+GPU_HANDLES = 0.065
+"""What a machine with a GPU takes of them."""
 STARTING, ENGINE, ENGINE_BYTES = 1.0, 3.0, 1e9
 """Seconds until the first block is loaded, until an engine runs, and the bytes that it loads in a
 second."""
@@ -108,7 +110,7 @@ class StageSeconds:
         """The stages that make one file."""
         work, quantizing = self._work, self._work.quantizing
         assert quantizing is not None
-        weights = sum(map(work.weights, work.checkpoint.matrices))
+        handled = self._handled()
         yield "polishing", self._polished(plan)
         if quantizing.sequential:
             again = sum(
@@ -121,10 +123,10 @@ class StageSeconds:
         if quantizing.tune:
             tokens = work.tokens["tuning"]
             yield "tuning", self._gradients(tokens, tokens / work.budget.window / 8)
-        yield "writing", weights * WRITING
+        yield "writing", handled * WRITING
         closing = work.closing
         kl = closing * work.budget.window * KL_HEADS * self._speed.head
-        yield "checking", self._forward(closing) + kl + weights * CHECKING
+        yield "checking", self._forward(closing) + kl + handled * CHECKING
         if quantizing.engine_check:
             if not _installed(plan.target):
                 yield "engine", 0.0
@@ -148,10 +150,14 @@ class StageSeconds:
         return STARTING + self._work.checkpoint.layers * passes + logits
 
     def _gradients(self, tokens: float, batches: float) -> float:
-        weights = sum(map(self._work.weights, self._work.checkpoint.matrices))
         through = tokens * self._work.checkpoint.layers * self._speed.block * ATTRIBUTION
         logits = tokens * GRADIENT_HEADS * self._speed.head
-        return through + logits + batches * 2 * weights * DECODING
+        return through + logits + batches * 2 * self._handled() * DECODING
+
+    def _handled(self) -> float:
+        """Return all weights, of which a machine with a GPU decodes, checks and writes more."""
+        weights = sum(map(self._work.weights, self._work.checkpoint.matrices))
+        return weights * (GPU_HANDLES if self._speed.on_gpu else 1.0)
 
     def _attribution(self, windows: int) -> float:
         tokens = windows * self._work.budget.window

@@ -71,7 +71,7 @@ class MemoryUse:
 
 
 CPU_MEMORY = MemoryUse(input_bytes=1 << 28, cell_weights=1 << 26)
-DEVICE_MEMORY = MemoryUse(input_bytes=2 << 30, cell_weights=1 << 29)
+DEVICE_MEMORY = MemoryUse(input_bytes=2 << 30, cell_weights=1 << 28)
 
 
 def memory_of_device() -> MemoryUse:

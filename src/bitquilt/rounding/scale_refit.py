@@ -17,6 +17,9 @@ from bitquilt.rounding import kernels
 
 RIDGE = 1e-5
 """This part of a row's diagonal is added to it: what two floats share leaves it nearly singular."""
+SYSTEMS = {"cpu": 1 << 26, "cuda": 1 << 28}
+"""The most numbers in the systems of rows that are solved together: 32,768 columns in blocks of 32
+make a million for each row."""
 DEVICE_PULLED = 1 << 26
 """The most numbers in memory for blocks that are worked out together; on a CPU each goes alone."""
 
@@ -30,9 +33,20 @@ def refit(qtype: QuantType, fields: Unpacked, weight: Tensor, hessian: Tensor) -
         weight: float32 [R, C].
         hessian: damped, float32 [C, C].
     """
-    floats = {name: field for name, field in fields.items() if field.is_floating_point()}
-    if not floats:
+    if not (floats := _floats(fields)):
         return fields
+    unknowns = sum(field.shape[1] for field in floats.values())
+    at_once = max(1, SYSTEMS[hessian.device.type] // unknowns**2)
+    parts = [
+        _refit(qtype, {name: field[rows] for name, field in fields.items()}, weight[rows], hessian)
+        for rows in (slice(i, i + at_once) for i in range(0, len(weight), at_once))
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in fields}
+
+
+def _refit(qtype: QuantType, fields: Unpacked, weight: Tensor, hessian: Tensor) -> Unpacked:
+    """Refit some rows of a type that has floats."""
+    floats = _floats(fields)
     shares = [_share(qtype, fields, floats, name) for name in floats]
     pull = (weight - qtype.decode(fields)) @ hessian
     # what a unit of each float would gain, and how two of them interact
@@ -44,6 +58,10 @@ def refit(qtype: QuantType, fields: Unpacked, weight: Tensor, hessian: Tensor) -
     saved = 2 * (moved * gains).sum(1) - torch.einsum("rp,rpq,rq->r", moved, system, moved)
     better = (saved > 0).unsqueeze(1)
     return fields | {name: torch.where(better, new[name], floats[name]) for name in floats}
+
+
+def _floats(fields: Unpacked) -> Unpacked:
+    return {name: field for name, field in fields.items() if field.is_floating_point()}
 
 
 def _share(qtype: QuantType, fields: Unpacked, floats: Unpacked, name: str) -> Tensor:
