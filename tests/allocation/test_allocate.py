@@ -9,13 +9,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors
 
 from bitquilt import PlanConfig, SearchConfig, Silent, pipeline
 from bitquilt.allocation.allocate import affordable_search
 from bitquilt.allocation.evaluator import Evaluator
 from bitquilt.allocation.plan import largest_preset, make_plan, requests
 from bitquilt.allocation.selection import select_best
+from bitquilt.forecast import work
 from bitquilt.models import open_checkpoint
+from bitquilt.rounding.layer_bank import POLISHED, ROUNDED
 from bitquilt.targets import GGUF
 from tests.factories import tiny_checkpoint
 from tests.progress import Kinds, Recorded
@@ -181,6 +184,30 @@ def test_measured_scores_and_other_methods(model, tmp_path):
         (found,) = pipeline.search(source, **asked, search=config)
         assert found.path.exists()
         assert any(ranking.name == config.method for ranking in found.rankings)
+
+
+def test_of_a_large_model_only_what_is_chosen_is_rounded(model, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(work, "ESTIMATED_FROM", 0)
+    asked = {"output": tmp_path, "bits": 4.7, "search": SearchConfig(method="knapsack")}
+    progress = Kinds()
+    made = pipeline.quantize(model[0], **QUICK, **asked, progress=progress)
+    (found,) = made.outputs
+    assert (found.source, found.rankings) == ("knapsack", ())
+    assert "selection" not in progress.kinds
+    number = r"[\d.e-]+"
+    said = (
+        rf"4\.7bit for gguf: the types of knapsack are used: they are predicted to cost {number} "
+    )
+    said += rf"nats/token, those of Q\w+ {number}"
+    assert any(re.fullmatch(said, line) for line in progress.lines)
+    rounded = set()
+    for folder in (ROUNDED, POLISHED):
+        for file in (made.work_dir / folder).rglob("*.safetensors"):
+            with safetensors.safe_open(file, framework="pt") as handle:
+                rounded |= set(handle.metadata())
+    assert rounded == {f"{module}/{qtype}" for module, qtype in found.allocation.items()}
+    assert invoke("search", model[0], "--bits", "4.7", "--search", "knapsack", "-o", tmp_path) == 0
+    assert re.search(r"the types of knapsack, for a file of [\d,]+ bytes\n", capfd.readouterr().out)
 
 
 def test_limits():

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 from bitquilt.calibration import block_moments, collect
 from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.collect import collect_statistics, collection_work, sample
-from bitquilt.calibration.shrinkage import shrink
+from bitquilt.calibration.shrinkage import shrink_
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
@@ -67,7 +67,7 @@ def test_hessians_are_input_moments_weighted_by_squared_gradients(captured):
         x = inputs[module]
         artefact = f"hessians/{module.split('.')[2]}"
         share = float(work.facts(artefact)[input_of(module)])
-        expected = shrink((weights * x).T @ x / weights.sum(), share)
+        expected = shrink_((weights * x).T @ x / weights.sum(), share)
         hessian = CalibrationStats(checkpoint, work).hessian(module)
         torch.testing.assert_close(hessian, expected, rtol=1e-2, atol=1e-4)
     x = inputs["lm_head"]

@@ -33,7 +33,13 @@ from bitquilt.allocation.plan import Plan, Rivals, candidate_types, largest_pres
 from bitquilt.allocation.race_search import SETTLED
 from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import SearchTask, run_search
-from bitquilt.allocation.selection import Ranking, select_best, unrivalled, verdict
+from bitquilt.allocation.selection import (
+    Ranking,
+    predicted_verdict,
+    select_best,
+    unrivalled,
+    verdict,
+)
 from bitquilt.allocation.solver import solve
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Candidate, CandidateSets
 from bitquilt.allocation.speed_profile import SpeedLimit, speed_limit
@@ -173,6 +179,8 @@ class _Files:
             space = self._corrected(space, list(capacities.values()))
         self._say_knees(space)
         exact = {label: solve(space, capacity) for label, capacity in capacities.items()}
+        if not self.rounder.complete:
+            return self._predicted(space, exact, rivals, limit)
         best = self._searched(space, capacities, exact, measurements)
         named = [
             {
@@ -189,6 +197,29 @@ class _Files:
             self._select(plan, own, evaluator, limit) if plan.space else _as_planned(plan)
             for plan, own in zip(self.plans, named, strict=True)
         ]
+
+    def _predicted(
+        self,
+        space: AllocationSpace,
+        exact: Mapping[str, AllocationVector],
+        rivals: Sequence[Rivals],
+        limit: SpeedLimit | None,
+    ) -> list[Decision]:
+        """Take what the knapsack found; presets are not made, only what they cost is predicted."""
+        bank, decisions = self.bank, []
+        for plan, rival in zip(self.plans, rivals, strict=True):
+            if plan.space is None:
+                decisions.append(_as_planned(plan))
+                continue
+            named = {"knapsack": space.allocation(exact[plan.label]), **rival}
+            costs = {
+                name: sum(bank.scores(module)[qtype] for module, qtype in mix.items())
+                for name, mix in named.items()
+            }
+            decisions.append(Decision(named["knapsack"], "knapsack", ()))
+            self._say_chosen(plan, predicted_verdict(costs), named["knapsack"], limit)
+        self._make([decision.allocation for decision in decisions])
+        return decisions
 
     def _make(self, mixes: Sequence[Allocation]) -> None:
         """Let the bank have what mixes consist of."""
@@ -338,18 +369,27 @@ class _Files:
         """
         if len({json.dumps(one, sort_keys=True) for one in named.values()}) == 1:
             best = next(iter(named))
-            rankings: tuple[Ranking, ...] = ()
-            self.progress.say(f"{plan.label} for {plan.target}: {unrivalled(best)}")
-        else:
-            rankings = self._rankings(plan, named, evaluator)
-            best = rankings[0].name
-            rough = self.bank.rounding == "full" and self.rounder.complete
-            before = ", before polishing" if rough else ""
-            self.progress.say(f"{plan.label} for {plan.target}{before}: {verdict(rankings)}")
-        if limit is not None:
-            rate = limit.predicted(named[best])
-            self.progress.say(f"{plan.label}: {rate:.4g} tokens a second predicted")
+            self._say_chosen(plan, unrivalled(best), named[best], limit)
+            return Decision(named[best], best, ())
+        rankings = self._rankings(plan, named, evaluator)
+        best = rankings[0].name
+        before = ", before polishing" if self.bank.rounding == "full" else ""
+        self._say_chosen(plan, verdict(rankings), named[best], limit, before)
         return Decision(named[best], best, rankings)
+
+    def _say_chosen(
+        self,
+        plan: Plan,
+        said: str,
+        mix: Allocation,
+        limit: SpeedLimit | None,
+        before: str = "",
+    ) -> None:
+        """Say which types a file has, and why."""
+        self.progress.say(f"{plan.label} for {plan.target}{before}: {said}")
+        if limit is not None:
+            rate = limit.predicted(mix)
+            self.progress.say(f"{plan.label}: {rate:.4g} tokens a second predicted")
 
     def _rankings(
         self, plan: Plan, named: Mapping[str, Allocation], evaluator: Evaluator

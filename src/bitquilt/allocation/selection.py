@@ -84,6 +84,20 @@ def unrivalled(name: str) -> str:
     return f"the types of {name} are used: no preset fits, so there is nothing to choose from"
 
 
+def predicted_verdict(costs: Mapping[str, float]) -> str:
+    """Say in words which allocation is used where none was measured.
+
+    Args:
+        costs: name → predicted KL in nats per token, of the allocation that is used, and then of
+            the largest preset that fits, if any does.
+    """
+    (used, least), *others = costs.items()
+    said = f"the types of {used} are used: they are predicted to cost {least:.3g} nats/token"
+    for name, cost in others:
+        said += f", those of {name} {cost:.3g}"
+    return said if others else f"{said}; no preset fits"
+
+
 def _is_preset(one: Ranking) -> bool:
     """Tell whether an allocation was not searched for."""
     return one.name not in SEARCH_METHODS

@@ -12,8 +12,9 @@ Letters: C columns, F folds, M probes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,37 +46,59 @@ class Moments:
         self.weights = [0.0] * FOLDS
 
     def shrunk(self) -> tuple[Tensor, float]:
-        """Return the mean of x xᵀ with its off-diagonals shrunk, [C, C], and by what share."""
-        share = best_share(
-            [total / own for total, own in zip(self.sums, self.weights, strict=True) if own > 0]
-        )
-        total = torch.stack(self.sums).sum(0) if len(self.sums) > 1 else self.sums[0]
-        return shrink(total / max(sum(self.weights), torch.finfo(total.dtype).tiny), share), share
+        """Return the mean of x xᵀ with its off-diagonals shrunk, [C, C], and by what share.
+
+        The sums are gone then: of a wide input each takes gigabytes.
+        """
+        weights = zip(self.sums, self.weights, strict=True)
+        share = best_share([FoldSum(total, own) for total, own in weights if own > 0])
+        total = self.sums.pop(0)
+        while self.sums:
+            total += self.sums.pop(0)
+        total /= max(sum(self.weights), torch.finfo(total.dtype).tiny)
+        return shrink_(total, share), share
 
 
-def shrink(hessian: Tensor, share: float) -> Tensor:
-    """Take a share from the off-diagonals of [C, C]."""
-    shrunk = hessian * (1 - share)
-    shrunk.diagonal().copy_(hessian.diagonal())
-    return shrunk
+class FoldSum(NamedTuple):
+    """What was summed over one fold."""
+
+    total: Tensor
+    """Of weight · x xᵀ, [C, C]."""
+    weight: float
+    """Of all its tokens."""
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of the mean, [C]."""
+        return self.total.diagonal() / self.weight
+
+    def ordered(self, order: Tensor) -> Tensor:
+        """Return the mean with its columns in another order, int64 [C]."""
+        return self.total[order][:, order].div_(self.weight)
 
 
-def best_share(folds: Sequence[Tensor]) -> float:
+def shrink_(hessian: Tensor, share: float) -> Tensor:
+    """Take a share from the off-diagonals of [C, C], in place."""
+    diagonal = hessian.diagonal().clone()
+    hessian *= 1 - share
+    hessian.diagonal().copy_(diagonal)
+    return hessian
+
+
+def best_share(folds: Sequence[FoldSum]) -> float:
     """Return the share to take from off-diagonals: that of least error on left-out folds.
 
     The error first falls with the share and then rises, so a walk downhill finds the least.
 
     Args:
-        folds: Hessians [C, C] of different text, those that have any.
+        folds: sums over different text, those that have any.
     """
     if len(folds) < 2:
         return USUAL_SHARE
-    order = torch.stack(list(folds)).sum(0).diagonal().argsort(descending=True)
-    ordered = [fold[order][:, order] for fold in folds]
+    order = torch.stack([fold.diagonal() for fold in folds]).sum(0).argsort(descending=True)
     left_out = range(len(folds) if len(order) <= WIDE_INPUT else 1)
-    probes = {i: _probes(ordered[i]) for i in left_out}
+    probes = {i: _probes(folds[i].ordered(order)) for i in left_out}
     others = {
-        i: torch.stack([fold for j, fold in enumerate(ordered) if j != i]).mean(0) for i in left_out
+        i: _mean(fold.ordered(order) for j, fold in enumerate(folds) if j != i) for i in left_out
     }
 
     @cache
@@ -83,7 +106,7 @@ def best_share(folds: Sequence[Tensor]) -> float:
         if not 0 <= tried < len(TRIED_SHARES):
             return float("inf")
         share = TRIED_SHARES[tried]
-        return sum(feedback_error(shrink(others[i], share), probes[i]) for i in left_out)
+        return sum(feedback_error(others[i], share, probes[i]) for i in left_out)
 
     at = len(TRIED_SHARES) // 2 - 1
     step = -1 if error(at - 1) < error(at) else 1
@@ -92,29 +115,43 @@ def best_share(folds: Sequence[Tensor]) -> float:
     return TRIED_SHARES[at] if error(at) < float("inf") else USUAL_SHARE
 
 
-def feedback_error(hessian: Tensor, probes: Tensor) -> float:
+def _mean(matrices: Iterator[Tensor]) -> Tensor:
+    """Return the mean of some matrices, of which two are in memory at a time."""
+    total, count = next(matrices), 1
+    for matrix in matrices:
+        total += matrix
+        count += 1
+    return total.div_(count)
+
+
+def feedback_error(hessian: Tensor, share: float, probes: Tensor) -> float:
     """Return tr(Ũ⁻¹ A Ũ⁻ᵀ), what feedback under one Hessian costs under another.
 
     Args:
         hessian: H [C, C], in the order of rounding.
+        share: what is taken from its off-diagonals first.
         probes: [C, M], whose outer products have A as their mean.
 
     Returns:
         the error; infinity where H does not factorize.
     """
-    turned = hessian.flip(0, 1)
+    turned = shrink_(hessian.flip(0, 1), share)
     turned.diagonal().add_(DAMPING * turned.diagonal().mean())
     lower, info = torch.linalg.cholesky_ex(turned)
     if info:
         return float("inf")
-    upper = lower.flip(0, 1)
-    made_up = torch.linalg.solve_triangular(upper / upper.diagonal(), probes, upper=True)
+    # U is L turned round and Ũ is U less the scale of its columns: Ũ⁻¹ p from L⁻¹ of p turned round
+    made_up = torch.linalg.solve_triangular(lower, probes.flip(0), upper=False)
+    made_up *= lower.diagonal().unsqueeze(1)
     return float(made_up.square().sum() / probes.shape[1])
 
 
-def _probes(hessian: Tensor) -> Tensor:
-    """Return [C, M] whose outer products have A / tr(A) as their mean: all texts count alike."""
-    own = hessian / hessian.diagonal().sum().clamp_min(torch.finfo(hessian.dtype).tiny)
+def _probes(own: Tensor) -> Tensor:
+    """Return [C, M] whose outer products have A / tr(A) as their mean: all texts count alike.
+
+    A [C, C] is overwritten.
+    """
+    own /= own.diagonal().sum().clamp_min(torch.finfo(own.dtype).tiny)
     own.diagonal().add_(JITTER * own.diagonal().mean())
     lower, _ = torch.linalg.cholesky_ex(own)
     generator = torch.Generator().manual_seed(0)

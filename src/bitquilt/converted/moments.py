@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitquilt.bases.partners import Partner, PartnerPiece
 from bitquilt.bases.statistics import BaseStatistics
-from bitquilt.calibration.shrinkage import USUAL_SHARE, shrink
+from bitquilt.calibration.shrinkage import USUAL_SHARE, shrink_
 
 FEW_TOKENS = 256
 """An expert that as many tokens reached has a Hessian that is half its own."""
@@ -55,15 +55,15 @@ class BaseMoments:
         """
         own = self._mean_hessian(name, expert)
         if len(self._experts(name)) == 1:
-            return None if own is None else shrink(own, USUAL_SHARE)
+            return None if own is None else shrink_(own, USUAL_SHARE)
         reads_stream = self._partner_width(name) == self._statistics.width
         pooled = self._of_layer(name) if reads_stream else None
         if own is None:
-            return None if pooled is None else shrink(pooled, USUAL_SHARE)
+            return None if pooled is None else shrink_(pooled.clone(), USUAL_SHARE)
         trust = self._tokens(name, expert) / (self._tokens(name, expert) + FEW_TOKENS)
         if pooled is None:
-            return shrink(own, 1 - (1 - USUAL_SHARE) * trust)
-        return shrink(own.mul_(trust).add_(pooled, alpha=1 - trust), USUAL_SHARE)
+            return shrink_(own, 1 - (1 - USUAL_SHARE) * trust)
+        return shrink_(own.mul_(trust).add_(pooled, alpha=1 - trust), USUAL_SHARE)
 
     def importance(self, name: str, expert: int) -> Tensor | None:
         """Return the mean square of each input, float32 [C]; None where nothing was seen.

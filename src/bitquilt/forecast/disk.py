@@ -84,7 +84,7 @@ def _work_bytes(work: RunWork) -> Iterable[int]:
     yield from _made(work) if work.estimates else _candidates(work)
     window = budget.window * (FLOAT * int(checkpoint.config["hidden_size"]) + TOKEN)
     windows = sum(work.interactions(target) > 0 for target in work.targets) * budget.interactions
-    if any(plan.space for plan in work.plans):
+    if work.selects:
         windows += budget.selection + (budget.search if work.search.method != "knapsack" else 0)
     if (config := work.quantizing) is not None:
         windows += work.closing + (budget.tuning if config.tune else 0)

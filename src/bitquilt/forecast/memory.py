@@ -88,7 +88,7 @@ def stage_bytes(work: RunWork) -> dict[str, int]:
         "rounding": _rounding(work, table) + (kept if work.two_passes else 0),
     }
     held_out = work.closing * window
-    if any(plan.space for plan in work.plans):
+    if work.selects:
         texts = max(budget.search if work.search.method != "knapsack" else 0, budget.selection)
         found["search"] = (
             table

@@ -99,7 +99,7 @@ class StageSeconds:
                 yield "search text", self._search_text(target)
             yield "search", self._search(capacities)
         for plan in work.of(target):
-            if plan.space:
+            if plan.space and work.selects:
                 exact = search.method == "knapsack"
                 mixes = 2 if exact else 3
                 windows = budget.selection * (SELECTED_KNAPSACK if exact else SELECTED_RACE)

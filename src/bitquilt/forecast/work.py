@@ -15,6 +15,7 @@ from bitquilt.allocation.plan import Plan, candidate_types, largest_preset
 from bitquilt.calibration.text_budget import LEAST_INTERACTIONS, TextBudget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import ROUNDED
 from bitquilt.rounding.tuning.distill import DEFAULT_SCHEDULE
 from bitquilt.runtime.device import compute_device
@@ -68,6 +69,11 @@ class RunWork:
         return planned and not banked and self.checkpoint.weights >= ESTIMATED_FROM
 
     @property
+    def selects(self) -> bool:
+        """Whether mixes are measured on text that decides between them."""
+        return not self.estimates and any(plan.space for plan in self.plans)
+
+    @property
     def two_passes(self) -> bool:
         """Whether the text is read twice, so that no statistics are kept: on a GPU.
 
@@ -116,10 +122,12 @@ class RunWork:
     def made(self, target: Target) -> Iterator[tuple[str, str]]:
         """Yield (matrix, type) of the mixes of a format that are read at the end of the search.
 
-        Without a race that is the planned mix of every file, about, and the largest preset.
+        Without a race that is the planned mix of every file, about, and the largest preset where
+        it is measured.
         """
-        plans = self.of(target)
-        rivals = [own for p in plans for own in largest_preset(p, self.checkpoint).values()]
+        plans, rivals = self.of(target), list[Allocation]()
+        if not self.estimates:
+            rivals = [own for p in plans for own in largest_preset(p, self.checkpoint).values()]
         mixes = [*(plan.allocation for plan in plans), *rivals]
         for module in self.checkpoint.matrices:
             yield from ((module, name) for name in {mix[module] for mix in mixes})
@@ -158,7 +166,7 @@ class RunWork:
         searched = sum(self.capacities(target) > 0 for target in self.targets)
         if searched and self.search.method != "knapsack" and self.search.tokens:
             tokens["search"] = searched * self.search.tokens
-        if any(plan.space for plan in self.plans):
+        if self.selects:
             tokens["selection"] = budget.selection * window
         if quantizing:
             tokens["closing figures"] = self.closing * window

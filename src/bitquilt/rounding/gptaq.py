@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bitquilt.calibration.shrinkage import shrink
+from bitquilt.calibration.shrinkage import shrink_
 from bitquilt.rounding.hessian import Factor
 from bitquilt.rounding.output_feedback import OutputFactor
 
@@ -77,7 +77,7 @@ class Drift:
     @property
     def second_moment(self) -> Tensor:
         """The second moment Ĥ of the quantized model's inputs, [C, C]."""
-        return shrink(self.hessian / self.weight, 1 - self.kept)
+        return shrink_(self.hessian / self.weight, 1 - self.kept)
 
     def shift(self, weight: Tensor) -> Tensor:
         """Return S, [R, C]: E[(what V = W leaves wanting) x̂ᵀ]."""

@@ -116,14 +116,18 @@ def factorize(hessians: Tensor, names: Sequence[str], progress: Progress) -> Fac
     groups = importance.argsort(dim=1, descending=True, stable=True)
     ordered = _take(_take(hessians, groups).mT, groups)
     parts = [_factor(one, name, progress) for one, name in zip(ordered, names, strict=True)]
-    hessian, upper, carry, triangles = (torch.stack(part) for part in zip(*parts, strict=True))
+    hessian, upper, carry, triangles = map(stacked, zip(*parts, strict=True))
     return Factor(groups=groups, hessian=hessian, upper=upper, carry=carry, triangles=triangles)
 
 
 def _factor(
     hessian: Tensor, name: str, progress: Progress
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Factorize one Hessian [C, C] in double precision into what :class:`Factor` holds of it."""
+    """Factorize one Hessian [C, C] in double precision into what :class:`Factor` holds of it.
+
+    It is damped in place, and what is not needed any more goes: of a wide input each matrix takes
+    gigabytes.
+    """
     # H = U Uᵀ from the last column on: the lower factor of H turned round, turned round
     turned = hessian.flip(0, 1).double()
     own = turned.diagonal().clone()
@@ -145,15 +149,22 @@ def _factor(
     if damping > DAMPING:
         share = f"{damping:g} of its mean diagonal"
         progress.say(f"The Hessian of {name} could not be factorized, so it was damped by {share}")
-    damped = hessian.clone()
-    damped.diagonal().copy_(turned.diagonal().flip(0))
-    upper = lower.float().flip(0, 1)
+    hessian.diagonal().copy_(turned.diagonal().flip(0))
+    del turned
+    lower = lower.float()
+    upper = lower.flip(0, 1)
+    del lower
     triangles = diagonal_blocks(upper.unsqueeze(0))[0]
     inverses = torch.linalg.inv(triangles.double()).float()
     # U_ig T_g⁻¹ for every group g: [C, C] -> [G, C, 8] and back
     by_group = torch.unflatten(upper, 1, (-1, COLUMN_GROUP)).transpose(0, 1)
     carry = torch.bmm(by_group, inverses).transpose(0, 1).flatten(1)
-    return damped, upper, carry, triangles
+    return hessian, upper, carry, triangles
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Stack tensors [...] to [L, ...]; one alone is not copied."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 def refuse_what_is_not_finite(moment: Tensor, name: str) -> None:

@@ -21,7 +21,7 @@ from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.qtypes.qtype import Packed, QuantType
 from bitquilt.qtypes.rows import rows_within
 from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
-from bitquilt.rounding.hessian import Factor, factorize
+from bitquilt.rounding.hessian import Factor, factorize, stacked
 from bitquilt.rounding.layer_bank import (
     ESTIMATED,
     GIVEN,
@@ -292,7 +292,7 @@ class InputWork:
     def _jobs(self, owners: Sequence[str], wanted: ByInput) -> _Jobs:
         """List what to round of some inputs' readers; factorize."""
         bank, device = self.bank, compute_device()
-        hessians = torch.stack([bank.statistics.hessian(owner) for owner in owners]).to(device)
+        hessians = stacked([bank.statistics.hessian(owner) for owner in owners]).to(device)
         factor = factorize(hessians, owners, self.progress)
         keys, jobs = [], []
         for place, owner in enumerate(owners):
