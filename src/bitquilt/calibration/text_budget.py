@@ -13,7 +13,7 @@ from bitquilt.errors import UserError
 
 WINDOW = 512
 """Tokens that a window has."""
-KEPT = 10 << 30
+KEPT = 22 << 30
 """Bytes of a GPU's memory for what the blocks read of the calibration text, at most."""
 KEPT_SHARE = 4
 """They are no more than this part of its memory."""
