@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 
-from bitquilt.cli.serve import _listen
+from bitquilt.cli.serve import _listen, _serve
+from bitquilt.serve.app import Server
+from bitquilt.serve.config import ServeConfig
 from tests.quick import invoke
+from tests.talk.book import Book, reciting
 
 WILD: Any = {
     "messages": [{"role": "user", "content": "What is 347 + 585?"}],
@@ -75,6 +78,16 @@ def test_the_port_is_taken_at_both_addresses_of_this_machine() -> None:
     finally:
         for one in sockets:
             one.close()
+
+
+def test_a_model_that_cannot_chat_says_so_at_once(capfd, monkeypatch) -> None:
+    monkeypatch.setattr("bitquilt.cli.serve._run", lambda server, sockets: None)
+    for template, lines in (("{{ messages[0].content }}|", 1), (None, 2)):
+        server = Server(lambda t=template: Book(reciting("x"), t), "m", ServeConfig())
+        _serve(server, _listen("127.0.0.1", 0), "m.gguf")
+        said = capfd.readouterr().err
+        assert said.count("\n") == lines
+        assert ("m.gguf has no chat template" in said) == (template is None)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -13,7 +13,8 @@ import pydantic
 import pytest
 
 from tests.serve.agents import TOOL, add, serving
-from tests.serve.conftest import KEY, Running, post
+from tests.serve.conftest import KEY, Running, post, running
+from tests.talk.book import Book, reciting
 
 USER: Any = [{"role": "user", "content": "Why is the sky blue?"}]
 HEADERS = {"Authorization": f"Bearer {KEY}"}
@@ -113,6 +114,17 @@ def test_a_body_as_curl_sends_it(server: Running) -> None:
         server, body, "/api/chat", **{"Content-Type": "application/x-www-form-urlencoded"}
     )
     assert (status, said["message"]["content"]) == (200, "Hello.")
+
+
+def test_a_model_without_a_template_goes_on_with_the_prompt() -> None:
+    with running(lambda: Book(reciting("blue"))) as server:
+        body = {"prompt": "The sky is |", "stream": False}
+        status, said = post(server, json.dumps(body).encode(), "/api/generate")
+        assert (status, said["response"]) == (200, "blue")
+        body = {"messages": USER, "tools": [TOOL], "stream": False}
+        status, said = post(server, json.dumps(body).encode(), "/api/chat")
+        assert status == 400
+        assert "no chat template" in said["error"]
 
 
 def test_version_and_errors(server: Running) -> None:

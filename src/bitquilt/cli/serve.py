@@ -55,6 +55,12 @@ def _serve(server: Server, sockets: list[socket.socket], model: str) -> None:
         host, port = sockets[0].getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         click.echo(f"{model} is at {address}, and for programs at {address}/v1", err=True)
+        if server.scheduler.info.chat_template is None:
+            click.echo(
+                f"{model} has no chat template, so the page cannot hold a conversation; programs "
+                "can continue text with POST /v1/completions",
+                err=True,
+            )
         _run(server, sockets)
     finally:
         server.scheduler.close()

@@ -206,6 +206,8 @@ class Server:
         asked = await self._read(OllamaRequest, request)
         if not (asked.prompt or asked.images):
             return self._ollama_loaded(asked)
+        if self.scheduler.info.chat_template is None:  # the prompt is all of it, as in Ollama
+            asked = asked.model_copy(update={"raw": True})
         if asked.plain:
             text = parse_request(TextRequest, asked.for_generate(), self._strict)
             reply = OllamaReply(self._name, False, NO_TOOLS)

@@ -134,7 +134,9 @@ def offer(info: ModelInfo, tools: Sequence[Tool], choice: Any) -> Offer:
     forced = _forced(tools, choice)
     if not tools or choice == "none":
         return NO_TOOLS
-    template = info.template(tools=True) or ""
+    template = info.template(tools=True)
+    if template is None:
+        raise invalid("tools: the model has no chat template, so it knows none; ask without them")
     if "tools" not in template:
         raise invalid("tools: the chat template of this model takes none; ask without them")
     style = call_style(info)
