@@ -122,6 +122,7 @@ TYPES: dict[str, dict[str, Any]] = {
         **{"num_local_experts": 4, "num_experts_per_tok": 2, "mamba_expand": 2},
         "shared_intermediate_size": 96,
         "layer_types": ["mamba", "attention"],
+        "position_embedding_type": "nope",  # as Granite 4.0's
     },
     "phi3": {},
     "olmo2": {},
@@ -175,7 +176,13 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 4},
     "olmo3": {"rope_theta": 500_000.0},
     "exaone4": {"head_dim": 32, "rope_scaling": None},
-    "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
+    "apertus": {
+        **{"mlp_bias": False, "post_norm": False, "qk_norm": True},
+        "rope_scaling": {
+            **{"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0},
+            **{"original_max_position_embeddings": 8192, "rope_type": "llama3"},
+        },
+    },
     "qwen3_next": {"num_experts": 4, "partial_rotary_factor": 0.25},
     "stablelm": {"partial_rotary_factor": 0.25},
 }

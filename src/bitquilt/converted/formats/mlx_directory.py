@@ -190,7 +190,7 @@ class MlxDirectory(BaseFormat):
         start, offsets = file.tell(), offsets_of(parts)
         for name, tensor in self._tensors(types, rounded):
             file.seek(start + offsets[name])
-            file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
             matrix = (
                 self.matrices.get(name.rpartition(".")[0]) if name.endswith(".weight") else None
             )
