@@ -15,18 +15,19 @@ from bitquilt import qtypes
 from bitquilt.calibration.text_budget import WINDOW
 from bitquilt.models.blockwise import BATCH_TOKENS, BlockwiseModel
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.rounding.nearest import fit
+from bitquilt.rounding.hessian import factorize
+from bitquilt.rounding.round_matrices import RoundingJob, round_once
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.products import fast_precision, multiplying
-from bitquilt.runtime.threads import in_threads
+from bitquilt.runtime.progress import Silent
 
 PROBE_SECONDS = 0.1
 """How long each speed is measured at most, but once at least."""
 PROBE_ROWS = 8192
 """Rows of the output matrix that are measured; a large vocabulary takes as many times as long."""
-PROBE_TYPE, PROBE_SHAPE, PROBE_NANOSECONDS = "Q4_K", (256, 1024), 253.0
-"""A fit that is timed, and what each of its weights took in one thread of the machine that the
-table of :mod:`.stages` is from."""
+PROBE_TYPE, PROBE_SHAPE, PROBE_NANOSECONDS = "Q4_K", (256, 1024), 372.0
+"""A matrix that is rounded with error feedback, and what each of its weights took in one thread of
+the machine that the table of :mod:`bitquilt.rounding.costs` is from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,11 @@ def pass_speed(checkpoint: Checkpoint) -> PassSpeed:
 
 
 def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
-    """Time the passes, and one small fit; no weight is read."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(PROBE_SHAPE, generator=generator)
-    qtype, importance = qtypes.get(PROBE_TYPE), torch.ones(PROBE_SHAPE[1])
-    seconds = _seconds(lambda: in_threads(lambda rows: fit(qtype, rows, importance), [weight]))
+    """Time the passes, and the rounding of one small matrix; no weight is read."""
+    weight = torch.randn(PROBE_SHAPE, generator=torch.Generator().manual_seed(0))
+    factor = factorize(torch.eye(PROBE_SHAPE[1]).unsqueeze(0), ["a probe"], Silent())
+    job = RoundingJob(weight, qtypes.get(PROBE_TYPE))
+    seconds = _seconds(lambda: round_once([job], factor, feedback=True))
     return MachineSpeed(
         **asdict(pass_speed(checkpoint)),
         rounding=seconds / (weight.numel() * PROBE_NANOSECONDS * 1e-9),
