@@ -111,6 +111,12 @@ def test_structured_and_limited(server: Running) -> None:
     )
     assert (cut.status, cut.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert cut.output_text == "Hel"
+    assert cut.output[-1].status == "incomplete"
+    stream = server.client.responses.create(
+        model="model", input="hi", max_output_tokens=3, reasoning={"effort": "none"}, stream=True
+    )
+    done = [event for event in stream if event.type == "response.output_item.done"]
+    assert done[-1].item.status == "incomplete"
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ class ResponsesReply:
             else:
                 yield from self._text(part)
         if isinstance(event, End):
-            yield from self._close()
+            yield from self._close(_status(event))
 
     def last(self, ends: Mapping[int, End]) -> Iterator[str]:
         """See :class:`~bitquilt.serve.answering.ReplyForm`."""
@@ -238,11 +238,14 @@ class ResponsesReply:
         for item in items:
             _add_item(messages, item, "output")
         self._keep(self._head["id"], messages)
-        cut = end.finish_reason != "stop"
+        status = _status(end)
+        if items and items[-1]["type"] == "message":
+            items[-1]["status"] = status
+        cut = status == "incomplete"
         more: Json = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
         return {
             **self._head,
-            "status": "incomplete" if cut else "completed",
+            "status": status,
             "output": items,
             "usage": _usage(end),
             **more,
@@ -271,10 +274,12 @@ class ResponsesReply:
         self._open["content"][0]["text"] += text
         yield self._event(f"{self._text_kind()}.delta", **self._place(), delta=text, **self._more())
 
-    def _close(self) -> Iterator[str]:
+    def _close(self, status: str = "completed") -> Iterator[str]:
         """End the item of text that is under way."""
         if self._open is None:
             return
+        if self._open["type"] == "message":
+            self._open["status"] = status
         content = self._open["content"][0]
         kind, place = self._text_kind(), self._place()
         yield self._event(f"{kind}.done", **place, text=content["text"], **self._more())
@@ -310,6 +315,10 @@ class ResponsesReply:
         event = {"type": kind, "sequence_number": self._count, **fields}
         self._count += 1
         return sse(event, kind)
+
+
+def _status(end: End) -> str:
+    return "completed" if end.finish_reason == "stop" else "incomplete"
 
 
 def _item(part: SpokenPart) -> Json:
