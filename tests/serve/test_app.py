@@ -137,7 +137,6 @@ def test_bad_requests_are_told_why(
     [
         (b'{"messages": [', {}, 400),
         (b"\xff\xfe", {}, 400),
-        (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', {}, 400),
         (b"{}", {"Content-Type": "text/plain", "Origin": "http://localhost:3000"}, 415),
         (b"{}", {"Authorization": "Bearer wrong"}, 401),
         (b"{}", {"Authorization": "Bearer w\xc3\xb6rng"}, 401),

@@ -242,6 +242,22 @@ def test_what_windows_and_cut_texts_bring(server: Running, body: bytes, status: 
     assert server.scheduler.healthy
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [("Content-Length", "1000000000000", 413), ("Content-Encoding", "gzip", 415)],
+)
+def test_a_body_that_is_not_read_is_refused_before_it_comes(
+    server: Running, header: str, value: str, status: int
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    connection.putrequest("POST", CHAT)
+    for name, said in (("Authorization", "Bearer secret"), (header, value)):
+        connection.putheader(name, said)
+    connection.endheaders()
+    assert connection.getresponse().status == status
+    connection.close()
+
+
 @pytest.mark.parametrize("path", ["/v1//models", "/v1/v1/models", "/v1/models/", "//v1/models"])
 def test_base_urls_are_joined_badly(server: Running, path: str) -> None:
     """cline/cline#12532, arbs-io/github-copilot-llm-gateway#21, lmstudio-bug-tracker#1988."""

@@ -119,18 +119,25 @@ async def read_body(request: Request, most: int) -> bytes:
     Programs may leave the type out, or call it a form as curl does; a browser names the page.
 
     Raises:
-        RefusedError: it is no JSON, or longer than ``most`` bytes.
+        RefusedError: it is no JSON, compressed, or longer than ``most`` bytes.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
     if kind != "application/json" and "origin" in request.headers:
         raise invalid("the body has to be JSON; send it with Content-Type: application/json", 415)
+    if (coding := request.headers.get("content-encoding", "identity")) != "identity":
+        raise invalid(f"the body is coded as {coding!r}; send it as it is", 415)
     body = bytearray()
+    _require_short(int(request.headers.get("content-length", 0)), most)  # before it comes
     async for piece in request.stream():
         body += piece
-        if len(body) > most:
-            raise invalid(
-                f"the request is longer than {most:,} bytes, more than this model can read; send "
-                "a shorter one",
-                413,
-            )
+        _require_short(len(body), most)
     return bytes(body)
+
+
+def _require_short(length: int, most: int) -> None:
+    if length > most:
+        raise invalid(
+            f"the request is longer than {most:,} bytes, more than this model can read; send a "
+            "shorter one",
+            413,
+        )
