@@ -45,6 +45,7 @@ NOTES = {
     "gpt_oss": "llama.cpp rounds the borders of YaRN's ramp, although the config has "
     "`truncate: false`; without YaRN the difference is 3e-6",
     "gemma2": "mlx-lm attends to everything in layers that slide",
+    "qwen2_5_vl": "it is not known why llama.cpp differs",
     "gemma3n_text": "it is not known why llama.cpp differs",
     "gemma4_text": "it is not known why llama.cpp differs",
 }

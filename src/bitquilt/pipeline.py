@@ -109,7 +109,7 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
     paths = run.destinations()
     if config.engine_check:
         run.compare_tokens()
-    names = (plan.target.vision_file(run.checkpoint) for plan in run.plans)
+    names = (plan.target.vision_file(run.checkpoint.name) for plan in run.plans)
     name = next(filter(None, names), None)
     vision = write_vision_beside(run.checkpoint, name, run.output, run.progress.say)
     with run:

@@ -86,6 +86,20 @@ TYPES: dict[str, dict[str, Any]] = {
     },
     "qwen2": _LARGER,
     "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 96},
+    "qwen2_5_vl": {
+        "text_config": {
+            **{"model_type": "qwen2_5_vl_text", **_SHARED},
+            "rope_parameters": {
+                **{"rope_type": "default", "rope_theta": 1e6},
+                "mrope_section": [4, 6, 6],
+            },
+        },
+        "vision_config": {
+            **{"hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "patch_size": 14},
+            **{"out_hidden_size": 128, "fullatt_block_indexes": [0]},
+            "depth": 3,  # the converter knows a merger's matrix 2 only where there is a block 2
+        },
+    },
     "qwen3": {"head_dim": 32},
     # as published ones have it; llama.cpp reads no such key of qwen3moe
     "qwen3_moe": {**_EXPERTS, "head_dim": 64, "norm_topk_prob": True},

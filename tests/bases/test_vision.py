@@ -10,10 +10,11 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
-from bitquilt import quantize
+from bitquilt import quantize, quantize_base
 from bitquilt.allocation.plan import plan
 from bitquilt.bases.converter import CHECKOUT
 from bitquilt.bases.vision import vision_bytes, write_vision
+from bitquilt.engines.llamacpp import vision_beside
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from tests.bases.models import needs_converter, unknown_checkpoint
@@ -111,3 +112,18 @@ def test_a_converter_that_fails_is_one_sentence(magistral: Path, tmp_path: Path)
     with pytest.raises(UserError, match=f"did not convert .*{CHECKOUT}"):
         write_vision(open_checkpoint(broken), tmp_path / "mmproj.gguf")
     assert not (tmp_path / "mmproj.gguf").exists()
+
+
+@needs_converter
+def test_that_of_a_model_without_tables_is_written_beside_its_file(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "qwen2_5_vl")
+    images = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 14, "merge_size": 2}
+    sizes = {"size": {"shortest_edge": 28, "longest_edge": 56}, "temporal_patch_size": 2}
+    (directory / "preprocessor_config.json").write_text(json.dumps(images | sizes))
+    (made,) = quantize_base(directory, recipe="Q8_0", output=tmp_path, **QUICK)
+    path = tmp_path / "mmproj-qwen2_5_vl.gguf"
+    assert vision_beside(made.paths[0]) == path
+    tensors = {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+    seen = torch.from_numpy(tensors["v.blk.1.attn_out.weight"].data.copy())
+    (own,) = (t for n, t in stored(directory).items() if n.endswith("blocks.1.attn.proj.weight"))
+    assert torch.equal(seen, own)

@@ -272,7 +272,7 @@ def _about_vision(checkpoint: Checkpoint, target: Target) -> list[str]:
     alone = not checkpoint.tensor_types  # a config without weights
     if not config.get("vision_config") or not (alone or checkpoint.vision):
         return []
-    file = target.vision_file(checkpoint)
+    file = target.vision_file(checkpoint.name)
     if file is None:
         return [
             f"{target} gets the language model only: of {checkpoint.name}'s vision tower nothing "

@@ -17,6 +17,7 @@ from bitquilt.bases.converter import base_type, find_converter, run_converter_sc
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.sources.hugging_face import VISION_PARTS
+from bitquilt.runtime.files import read_json
 
 _HALF, _WHOLE = 2, 4
 
@@ -31,26 +32,9 @@ def write_vision(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         UserError: there is no converter, or it failed; the sentence says why.
     """
-    source, tokenizer = checkpoint.vision, checkpoint.tokenizer_dir
+    source = checkpoint.vision
     assert source is not None, "the checkpoint has no vision tower"
-    arguments = ["--outtype", base_type(source), "--mmproj"]
-    what = f"{checkpoint.name} has a vision tower"
-    if tokenizer is None or tokenizer == source:
-        run_converter_script(what, source, path, arguments)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        # the converter looks up tokens of images in a tokenizer.json, which this source lacks
-        staged = Path(scratch) / source.name
-        staged.mkdir()
-        try:
-            for file in {**_files(source), **_files(tokenizer)}.values():
-                (staged / file.name).symlink_to(file.resolve())
-        except OSError as error:
-            raise UserError(
-                f"{source} has no tokenizer.json, and links to its files cannot be made "
-                f"({error.strerror}); save its tokenizer there with transformers"
-            ) from error
-        run_converter_script(what, staged, path, arguments)
+    _write_tower(f"{checkpoint.name} has a vision tower", source, checkpoint.tokenizer_dir, path)
 
 
 def write_vision_beside(
@@ -71,12 +55,60 @@ def write_vision_beside(
     """
     if name is None or checkpoint.vision is None or find_converter() is None:
         return None
+    return _tried(lambda path: write_vision(checkpoint, path), output / name, say)
+
+
+def write_tower_of(
+    directory: Path, tokenizer: Path, path: Path, say: Callable[[str], None]
+) -> Path | None:
+    """Write what sees of a model that bitquilt has no tables of, if its config speaks of it.
+
+    Args:
+        directory: of a Hugging Face model.
+        tokenizer: the directory of its tokenizer.
+        path: of the file.
+        say: told of the file, or why it is not written.
+
+    Returns:
+        the file, if there is one now.
+    """
+    if not read_json(directory / "config.json").get("vision_config"):
+        return None
+    what = f"{directory.name} has a vision tower"
+    made = _tried(lambda path: _write_tower(what, directory, tokenizer, path), path, say)
+    if made is not None:
+        say(f"{made} is the vision tower, not quantized")
+    return made
+
+
+def _tried(write: Callable[[Path], None], path: Path, say: Callable[[str], None]) -> Path | None:
     try:
-        write_vision(checkpoint, output / name)
+        write(path)
     except UserError as error:
         say(f"The vision tower is not written: {error.sentence}")
         return None
-    return output / name
+    return path
+
+
+def _write_tower(what: str, source: Path, tokenizer: Path | None, path: Path) -> None:
+    """Run the converter on a model's directory, with the files of its tokenizer."""
+    arguments = ["--outtype", base_type(source), "--mmproj"]
+    if tokenizer is None or tokenizer == source:
+        run_converter_script(what, source, path, arguments)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        # the converter looks up tokens of images in a tokenizer.json, which this source lacks
+        staged = Path(scratch) / source.name
+        staged.mkdir()
+        try:
+            for file in {**_files(source), **_files(tokenizer)}.values():
+                (staged / file.name).symlink_to(file.resolve())
+        except OSError as error:
+            raise UserError(
+                f"{source} has no tokenizer.json, and links to its files cannot be made "
+                f"({error.strerror}); save its tokenizer there with transformers"
+            ) from error
+        run_converter_script(what, staged, path, arguments)
 
 
 def _files(directory: Path) -> dict[str, Path]:

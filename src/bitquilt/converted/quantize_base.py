@@ -42,7 +42,7 @@ from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import read_json, refuse_file, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.streaming.base import base_name, base_tokens
+from bitquilt.streaming.base import base_name, base_tokens, write_base_vision
 from bitquilt.streaming.from_base import stream_base
 from bitquilt.streaming.quantize_gguf import GgufPlan, GgufResult
 from bitquilt.targets import parse_targets
@@ -101,13 +101,14 @@ def quantize_base(
 
 def _converted(model: str | Path, config: QuantizeConfig, progress: Progress) -> ConvertedModel:
     """Convert a model to every format that is asked for, and compare the tokens there."""
-    places, directory = {}, Path()
+    output, places, directory = Path(config.output), {}, Path()
     for target in parse_targets(config.to):
         kind = FORMATS[target.name]
         directory, places[target.name] = kind.convert(model, config, progress)
         if config.engine_check:
             for note in kind.refuse_other_tokens(places[target.name], directory):
                 progress.say(note)
+        write_base_vision(target, model, directory, output, progress)
     return ConvertedModel(base_name(model, directory), directory, places)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bitquilt.bases.converter import base_type, convert, require_converter
 from bitquilt.bases.importance import BaseModel, base_importance, open_base
+from bitquilt.bases.vision import write_tower_of
 from bitquilt.calibration.text import (
     calibration_documents,
     document_encoder,
@@ -26,6 +27,7 @@ from bitquilt.models.sources.tokenizer_files import usable_tokenizer
 from bitquilt.runtime.device import gpu_memory
 from bitquilt.runtime.files import read_json, require_room
 from bitquilt.runtime.progress import Progress
+from bitquilt.targets import Target
 
 
 def needs_base(model: str | Path) -> bool:
@@ -89,6 +91,15 @@ def base_of(
         convert(directory, path)
         progress.advance()
     return directory, path
+
+
+def write_base_vision(
+    target: Target, model: str | Path, directory: Path, output: Path, progress: Progress
+) -> None:
+    """Write what sees of a model beside the files of a format, where it has a file for it."""
+    name = target.vision_file(base_name(model, directory))
+    if name is not None:
+        write_tower_of(directory, tokenizer_of(directory)[0], output / name, progress.say)
 
 
 def tokenizer_of(directory: Path) -> tuple[Path, str | None]:

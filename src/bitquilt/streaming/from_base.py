@@ -19,9 +19,16 @@ from bitquilt.rounding import METHODS
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, refuse_file
 from bitquilt.runtime.progress import Progress
-from bitquilt.streaming.base import base_importance_of, base_name, base_of, tokenizer_of
+from bitquilt.streaming.base import (
+    base_importance_of,
+    base_name,
+    base_of,
+    tokenizer_of,
+    write_base_vision,
+)
 from bitquilt.streaming.make_imatrix import refuse_overwrite
 from bitquilt.streaming.quantize_gguf import GgufResult, quantize_gguf
+from bitquilt.targets import GGUF
 from bitquilt.targets.same_tokens import refuse_other_tokens_of
 
 SAFE_TYPE = "Q8_0"
@@ -54,6 +61,7 @@ def stream_base(model: str | Path, config: QuantizeConfig, progress: Progress) -
     if config.engine_check:
         for note in refuse_other_tokens_of(path, directory.name, *tokenizer_of(directory)):
             progress.say(note)
+    write_base_vision(GGUF, model, directory, output, progress)
     with computing(config.device, config.threads):
         base = open_base(path, directory, progress)
         matrix = base_importance_of(base, directory, config, progress)

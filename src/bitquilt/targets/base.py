@@ -93,8 +93,8 @@ class Target(ABC):
         """Say where engines are slow on types that a file will have: a sentence each."""
         return []
 
-    def vision_file(self, checkpoint: Checkpoint) -> str | None:
-        """Name the file beside a model's that its vision tower goes into; None if there is none."""
+    def vision_file(self, name: str) -> str | None:
+        """Name the file that a model's vision tower goes into, by the model's name, or None."""
         return None
 
     def vision_beside(self, path: Path) -> Path | None:

@@ -65,8 +65,8 @@ class _Gguf(Target):
             "there, and in newer builds for Vulkan, but none for CUDA or Metal"
         ]
 
-    def vision_file(self, checkpoint: Checkpoint) -> str | None:
-        return f"mmproj-{checkpoint.name}.gguf"
+    def vision_file(self, name: str) -> str | None:
+        return f"mmproj-{name}.gguf"
 
     def vision_beside(self, path: Path) -> Path | None:
         from bitquilt.engines.llamacpp import named_vision
