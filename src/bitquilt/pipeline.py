@@ -362,9 +362,9 @@ class Run(AbstractContextManager["Run"]):
     def polish(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
         """Bring the matrices that were chosen to the rounding that was asked for."""
         chosen = {module: [qtype] for module, qtype in decision.allocation.items()}
-        work = polishing_work(bank, chosen)
-        with self.progress.stage(f"Polishing for {plan.target}", work, "polishing"):
-            polish_layers(bank, chosen, self.progress)
+        if work := polishing_work(bank, chosen):
+            with self.progress.stage(f"Polishing for {plan.target}", work, "polishing"):
+                polish_layers(bank, chosen, self.progress)
         return Source(bank.checkpoint, bank.polished)
 
     def correct(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
