@@ -41,9 +41,8 @@ DECODING, CHECKING, WRITING = 8e-9, 20e-9, 8e-9
 """Seconds that a weight takes to be decoded, to be checked in a file and to be written."""
 GPU_HANDLES = 0.065
 """What a machine with a GPU takes of them."""
-STARTING, ENGINE, ENGINE_BYTES = 1.0, 3.0, 1e9
-"""Seconds until the first block is loaded, until an engine runs, and the bytes that it loads in a
-second."""
+STARTING, ENGINE_BYTES = 1.0, 1e9
+"""Seconds until the first block is loaded, and the bytes that an engine loads in a second."""
 
 
 class StageSeconds:
@@ -131,7 +130,7 @@ class StageSeconds:
             if not _installed(plan.target):
                 yield "engine", 0.0
                 return
-            yield "engine", ENGINE + plan.layout.total_bytes / ENGINE_BYTES
+            yield "engine", plan.target.engine_seconds + plan.layout.total_bytes / ENGINE_BYTES
 
     def _search_text(self, target: Target) -> float:
         """Seconds of the text that all formats search on, which the first of them reads."""

@@ -32,7 +32,7 @@ def _nanoseconds(qtype_name: str) -> tuple[float, float]:
     if isinstance(qtype, Codebook):
         return 660.0, 750.0
     if isinstance(qtype, Affine):
-        return 140.0, 300.0
+        return 200.0, 330.0
     return _BY_NAME.get(qtype_name, (180.0, 390.0))
 
 

@@ -55,6 +55,8 @@ class Target(ABC):
     """The program whose presets it has, as a key of :data:`bitquilt.allocation.presets.PRESETS`."""
     packages: tuple[str, ...]
     """The Python packages whose versions decide what the engine computes, and how fast."""
+    engine_seconds: float
+    """About how many seconds the engine takes to start and to read a few hundred tokens."""
     check_excerpt: tuple[int, int]
     """Windows, and tokens of each, that the engine reads after a file was written."""
     noise_excerpt: tuple[int, int]

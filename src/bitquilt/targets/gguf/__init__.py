@@ -31,6 +31,7 @@ class _Gguf(Target):
     engine = "llama.cpp"
     presets = "llama.cpp"
     packages = ("xllamacpp",)
+    engine_seconds = 0.8
     check_excerpt = 8, 128
     noise_excerpt = 24, 128
     engine_adds = 0.02  # 0.002 to 0.012 was measured: docs/decisions/evaluation.md

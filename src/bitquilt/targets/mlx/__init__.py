@@ -35,6 +35,7 @@ class _Mlx(Target):
     engine = "mlx-lm"
     presets = "mlx-lm"
     packages = ("mlx", "mlx-lm")
+    engine_seconds = 3.0
     check_excerpt = 5, 16  # mlx is slow where there is no Metal
     noise_excerpt = 24, 32
     engine_adds = 0.005  # 0.0015 was measured: docs/decisions/mlx-activations.md
