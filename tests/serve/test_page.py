@@ -128,16 +128,22 @@ def test_an_answer_in_markdown(visit: Callable[..., Any]) -> None:
         assert page.evaluate("navigator.clipboard.readText()") == "print('<i>')\n"
 
 
-def test_answers_are_regenerated_and_questions_edited(visit: Callable[..., Any]) -> None:
-    """On a dark phone, by keyboard; what the model is shown is the conversation as it stands."""
-    seen: list[str] = []
+def keeping(seen: list[str]) -> Callable[[str], dict[str, float]]:
+    """Make a model that says "Well." and keeps the prompts that it is shown."""
 
     def model(so_far: str) -> dict[str, float]:
         if so_far.endswith("|"):
             seen.append(so_far)
         return reciting("Well.")(so_far)
 
-    with running(lambda: Book(model, TEMPLATE)) as server:
+    return model
+
+
+def test_answers_are_regenerated_and_questions_edited(visit: Callable[..., Any]) -> None:
+    """On a dark phone, by keyboard; what the model is shown is the conversation as it stands."""
+    seen: list[str] = []
+
+    with running(lambda: Book(keeping(seen), TEMPLATE)) as server:
         page = visit(server, viewport={"width": 360, "height": 640}, color_scheme="dark")
         set_up(page, System_prompt="S", **{"Top-p": "0.5"})
         log, message = page.get_by_role("log"), page.get_by_label("Message")
@@ -238,15 +244,13 @@ def test_images_go_with_a_message(visit: Callable[..., Any]) -> None:
     """By keyboard, on a phone; they are told to who cannot see them, and come back for editing."""
     seen: list[str] = []
 
-    def model(so_far: str) -> dict[str, float]:
-        if so_far.endswith("|"):
-            seen.append(so_far)
-        return reciting("Well.")(so_far)
-
-    with running(lambda: SeeingBook(model, TEMPLATE)) as server:
+    with running(lambda: SeeingBook(keeping(seen), TEMPLATE)) as server:
         page = visit(server, viewport={"width": 360, "height": 640})
+        page.on("filechooser", lambda _: None)  # else dialogs are caught a moment too late
         set_up(page)
         log, form, status = (page.get_by_role(one) for one in ("log", "list", "status"))
+        # the button is there once the server has said that the model sees
+        playwright.expect(page.get_by_role("button", name="Add image")).to_be_visible()
         page.get_by_label("Message").focus()
         page.keyboard.press("Tab")
         with page.expect_file_chooser() as choosing:

@@ -65,9 +65,8 @@ class Lookups:
 
         def hook(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
             leaf = output.detach().requires_grad_()
-            stored = (
-                weight[inputs[0]].float().square().mean()
-            )  # some models scale what they look up
+            # some models scale what they look up
+            stored = weight[inputs[0]].float().square().mean()
             scale = float((output.square().mean() / stored.clamp_min(1e-30)).sqrt())
             self._found.append((name, inputs[0].flatten(), leaf, scale))
             return leaf.clone()  # which the model may change in place
