@@ -2,6 +2,7 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from bitquilt.allocation.knapsack import (
     KnapsackTable,
     fullest_nbytes,
     largest_nbytes,
+    least_cost,
     smallest_nbytes,
 )
 from bitquilt.errors import UserError
@@ -39,10 +41,11 @@ def test_equals_brute_force(problem, share):
     costs, sizes = problem
     least, most = smallest_nbytes(sizes), largest_nbytes(sizes)
     capacity = int(least + share * (most - least))
-    vector = KnapsackTable(costs, sizes, most).solve(capacity)
     cost, total = brute_force(costs, sizes, capacity)
-    assert sum(chosen(sizes, vector)) <= capacity
-    assert sum(chosen(costs, vector)) == pytest.approx(cost)
+    of_table = KnapsackTable(costs, sizes, most).solve(capacity)
+    for vector in (of_table, least_cost([*map(np.array, costs)], sizes, capacity)):
+        assert sum(chosen(sizes, vector)) <= capacity
+        assert sum(chosen(costs, vector)) == pytest.approx(cost)
     assert fullest_nbytes(sizes, capacity) == total
 
 
@@ -70,6 +73,8 @@ def test_coarse_unit_never_exceeds_the_capacity():
 def test_below_the_smallest_mix_names_it():
     with pytest.raises(UserError, match="smallest has 160"):
         KnapsackTable([[1.0]], [[160]], 128)
+    with pytest.raises(UserError, match="smallest has 160"):
+        least_cost([np.array([1.0])], [[160]], 128)
 
 
 def test_odd_embedding_and_head_do_not_shrink_the_unit():

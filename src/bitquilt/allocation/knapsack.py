@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bitquilt.allocation.bounds import open_choices
 from bitquilt.allocation.space import AllocationVector, Float64Array, chosen_sum
 from bitquilt.errors import UserError
 
@@ -96,6 +97,33 @@ class _Combination(NamedTuple):
     """Choices of the matrices that stay out of the table."""
 
 
+def least_cost(
+    costs: Sequence[Float64Array], sizes: Sizes, capacity: int, most_units: int = MOST_UNITS
+) -> AllocationVector:
+    """Return the allocation of least cost within a capacity, by a table of what bounds leave open.
+
+    Args:
+        costs: the cost of each matrix's choices.
+        sizes: their bytes.
+        capacity: the bytes of all together.
+        most_units: columns of the table at most.
+
+    Raises:
+        UserError: no allocation is that small.
+    """
+    if capacity < smallest_nbytes(sizes):
+        raise _too_small(sizes, capacity)
+    left = open_choices(costs, sizes, capacity)
+    floors = [min(own[i] for i in some) for own, some in zip(sizes, left, strict=True)]
+    above = [
+        [own[i] - floor for i in some] for own, some, floor in zip(sizes, left, floors, strict=True)
+    ]
+    own_costs = [own[some] for own, some in zip(map(np.asarray, costs), left, strict=True)]
+    room = min(capacity - sum(floors), largest_nbytes(above))
+    vector = KnapsackTable(own_costs, above, room, most_units).solve(room)
+    return tuple(some[i] for some, i in zip(left, vector, strict=True))
+
+
 class KnapsackTable:
     """The least cost for every reachable total up to a capacity."""
 
@@ -119,7 +147,7 @@ class KnapsackTable:
         """
         self._costs, self._sizes = costs, sizes
         if capacity < smallest_nbytes(sizes):
-            raise self._too_small(capacity)
+            raise _too_small(sizes, capacity)
         self._odd, self._rest = _split(sizes)
         divisor = _divisor(sizes[m] for m in self._rest)
         self.unit = divisor * max(1, math.ceil(capacity / divisor / most_units))
@@ -131,10 +159,6 @@ class KnapsackTable:
         for taken, m in zip(self._taken, self._rest, strict=True):
             self._least = self._with(m, taken)
         self._best_within = _running_argmin(self._least)
-
-    def _too_small(self, capacity: int) -> UserError:
-        least = smallest_nbytes(self._sizes)
-        return UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
 
     def _with(self, m: int, taken: NDArray[np.uint8]) -> Float64Array:
         """Add a matrix to the least costs; ``taken`` receives its choice at each total."""
@@ -164,7 +188,7 @@ class KnapsackTable:
             if (best := self._best(chosen, capacity)) is not None
         ]
         if not combinations:
-            raise self._too_small(capacity)
+            raise _too_small(self._sizes, capacity)
         _, units, chosen = min(combinations, key=lambda combination: combination.cost)
         vector = dict(zip(self._odd, chosen, strict=True))
         for m, taken in reversed(list(zip(self._rest, self._taken, strict=True))):
@@ -181,6 +205,11 @@ class KnapsackTable:
         units = int(self._best_within[limit])
         cost = chosen_sum([self._costs[m] for m in self._odd], chosen) + float(self._least[units])
         return _Combination(cost, units, chosen)
+
+
+def _too_small(sizes: Sizes, capacity: int) -> UserError:
+    least = smallest_nbytes(sizes)
+    return UserError(f"no mix fits in {capacity:,} bytes: the smallest has {least:,}")
 
 
 def _running_argmin(values: Float64Array) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bitquilt.allocation.knapsack import KnapsackTable
+from bitquilt.allocation.knapsack import least_cost
 from bitquilt.allocation.space import AllocationSpace, AllocationVector, Float64Array, chosen_sum
 from bitquilt.errors import UserError
 
@@ -59,7 +59,7 @@ def solve(
 
 def least_seconds(space: AllocationSpace, capacity: int) -> float:
     """Return the seconds of the fastest allocation within ``capacity`` bytes."""
-    fastest = KnapsackTable(space.seconds, space.sizes, capacity).solve(capacity)
+    fastest = least_cost(space.seconds, space.sizes, capacity)
     return chosen_sum(space.seconds, fastest)
 
 
@@ -96,7 +96,7 @@ def _priced(space: AllocationSpace, capacity: int, price: float) -> AllocationVe
     """Return the exact best of score + price · seconds."""
     pairs = zip(space.scores, space.seconds, strict=True)
     costs = [scores + price * seconds for scores, seconds in pairs]
-    return KnapsackTable(costs, space.sizes, capacity).solve(capacity)
+    return least_cost(costs, space.sizes, capacity)
 
 
 def _improved(space: AllocationSpace, vector: AllocationVector, capacity: int) -> AllocationVector:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from importlib.resources import files
@@ -171,17 +172,39 @@ def _launch(name: str, rows: Tensor, arguments: list[Any]) -> None:
 
 @cache
 def _kernel(name: str, device: torch.device) -> Callable[..., None]:
-    source = files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
-    with torch.cuda.device(device):
-        kernel: Callable[..., None] = torch.cuda._compile_kernel(source, name)
+    kernel: Callable[..., None] = getattr(_module(device), name)
     return kernel
+
+
+@cache
+def _module(device: torch.device) -> object:
+    """Return all kernels, loaded onto a device."""
+    from torch.cuda import _utils
+
+    binary, _ = compiling(device).result()
+    with torch.cuda.device(device):
+        return _utils._cuda_load_module(binary)
+
+
+@cache
+def compiling(device: torch.device) -> Future[tuple[bytes, str]]:
+    """Compile all kernels for a device, some seconds in a thread of their own."""
+    from torch.cuda import _utils
+
+    def compiled() -> tuple[bytes, str]:
+        _find_compiler()
+        source = files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
+        with torch.cuda.device(device):
+            # any name will do: all kernels have C's names, which are those of the binary
+            return _utils._nvrtc_compile(source, "dots")
+
+    return ThreadPoolExecutor(1, thread_name_prefix="kernels").submit(compiled)
 
 
 @cache
 def compile_error() -> str | None:
     """Say why kernels cannot be compiled here; return None where they can."""
     try:
-        _find_compiler()
         _kernel("dots", torch.device("cuda", torch.cuda.current_device()))
     except (AssertionError, AttributeError, ImportError, OSError, RuntimeError) as error:
         return str(error).partition("\n")[0]  # what follows is a log

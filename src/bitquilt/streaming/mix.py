@@ -10,7 +10,7 @@ import numpy as np
 
 from bitquilt.allocation.knapsack import (
     MOST_UNITS,
-    KnapsackTable,
+    least_cost,
     largest_nbytes,
     smallest_nbytes,
 )
@@ -132,7 +132,7 @@ def best_choices(
         UserError: no mix is that small.
     """
     units = max(1 << 12, min(MOST_UNITS, TABLE_BYTES // len(costs)))
-    chosen = list(KnapsackTable(costs, sizes, capacity, units).solve(capacity))
+    chosen = list(least_cost(costs, sizes, capacity, units))
     while (step := _best_step(costs, sizes, chosen, capacity)) is not None:
         chosen[step[0]] = step[1]
     return chosen
