@@ -59,7 +59,7 @@ class Oracle:
         self.read_at_once, self.at_once = 0, 27
         self.texts: dict[int, str | None] = {}
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         return "".join(map(chr, (97 + token for token in tokens)))
 
     def control_text(self, token: int) -> str | None:

@@ -31,7 +31,7 @@ class Parrot:
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         return list(text.encode())
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         return bytes(token for token in tokens if token < END).decode(errors="replace")
 
     def control_text(self, token: int) -> str | None:

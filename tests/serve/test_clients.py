@@ -195,15 +195,22 @@ def test_lm_evaluation_harness(demo: Running, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     where = {"model": "demo", "num_concurrent": 2, "max_retries": 1}
-    plain = LocalCompletionsAPI(
-        base_url=f"{demo.url}/v1/completions",
-        tokenizer_backend="huggingface",
-        tokenizer=str(model_path()),
-        **where,
-    )
+    completions: Any = {"base_url": f"{demo.url}/v1/completions", **where}
+    here: Any = {"tokenizer_backend": "huggingface", "tokenizer": str(model_path())}
+    plain = LocalCompletionsAPI(**completions, **here)
     choices = [Instance("loglikelihood", {}, ("12 + 7 =", f" {n}"), 0) for n in ("19", "cat")]
     (right, _), (wrong, _) = plain.loglikelihood(choices)
     assert wrong < right < 0
+    started = LocalCompletionsAPI(**completions, **here, add_bos_token=True).loglikelihood(choices)
+    there: Any = {"tokenizer_backend": "remote", "auth_token": KEY}
+    for add_bos in (True, False):  # the server adds a start token to texts that have none
+        for tokenizer in (here, there):
+            texts: Any = {"tokenized_requests": False, "add_bos_token": add_bos, **tokenizer}
+            found = LocalCompletionsAPI(**completions, **texts).loglikelihood(choices)
+            assert [sure for _, sure in found] == [sure for _, sure in started]
+            sums = [total for total, _ in started]
+            assert [total for total, _ in found] == pytest.approx(sums, abs=1e-3)
+    assert LocalCompletionsAPI(**completions, auth_token=KEY).tokenizer_backend == "remote"
     until = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
     (text,) = plain.generate_until([Instance("generate_until", {}, ("1 2 3 4", until), 0)])
     assert text

@@ -124,11 +124,34 @@ def test_as_the_engine_computes_them(demo: Running, demo_gguf: Path) -> None:
     highest = logits.max(1, keepdims=True)
     meant = logits - highest - np.log(np.exp(logits - highest).sum(1, keepdims=True))
     assert "".join(told["tokens"]) == choice["text"]
-    assert len(told["tokens"]) == len(tokens) + 2
-    found = told["token_logprobs"][1 : len(tokens)]
+    # the start token is none of the text, and predicts the first that is
+    assert len(told["tokens"]) == len(tokens) - 1 + 2
+    found = told["token_logprobs"][: len(tokens) - 1]
     assert found == pytest.approx(meant[range(len(tokens) - 1), tokens[1:]].tolist(), abs=0.02)
     likeliest = max(told["top_logprobs"][3].values())
-    assert likeliest == pytest.approx(float(meant[2].max()), abs=0.02)
+    assert likeliest == pytest.approx(float(meant[3].max()), abs=0.02)
+
+
+def test_a_start_token_is_read_once(demo: Running) -> None:
+    """It may be written out, be among the ids, or be unwanted; the tokenizer's own is not told."""
+    info, text = demo.scheduler.info, "What is 2 + 2?"
+    start = info.special_tokens["bos_token"]
+
+    def told(prompt: Any, **fields: Any) -> tuple[list[str], list[float | None], int]:
+        said = completed(demo, prompt=prompt, echo=True, logprobs=0, max_tokens=0, **fields)
+        scores = said["choices"][0]["logprobs"]
+        return scores["tokens"], scores["token_logprobs"], said["usage"]["prompt_tokens"]
+
+    tokens, scores, count = told(text)
+    assert "".join(tokens) == text
+    assert None not in scores
+    assert count == len(tokens) + 1
+    _, ids = post(demo, json.dumps({"prompt": text}).encode(), "/tokenize")
+    for prompt in (start + text, ids["tokens"]):
+        assert told(prompt) == ([start, *tokens], [None, *scores], count)
+    bare, unknown, _ = told(text, add_special_tokens=False)
+    assert bare == tokens
+    assert unknown[0] is None
 
 
 def test_scoring_a_prompt_does_not_disturb_the_others(demo: Running) -> None:

@@ -46,8 +46,12 @@ class Book:
             for token in ([ord(char) - 0xE000] if ord(char) > 0xE000 else char.encode())
         ]
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        return bytes(token for token in tokens if token < END).decode(errors="replace")
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        named = CONTROL if special else {}
+        pieces = [
+            named.get(token, "").encode() if token >= END else bytes([token]) for token in tokens
+        ]
+        return b"".join(pieces).decode(errors="replace")
 
     def control_text(self, token: int) -> str | None:
         return CONTROL.get(token)

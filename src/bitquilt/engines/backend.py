@@ -31,8 +31,8 @@ class Backend(Protocol):
         """An image to ids; see :class:`~bitquilt.engines.engine.Engine`."""
         ...
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Ids to text without control tokens; half a character becomes U+FFFD."""
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        """Ids to text, with control tokens if ``special``; half a character becomes U+FFFD."""
         ...
 
     def control_text(self, token: int) -> str | None:

@@ -7,7 +7,7 @@ is answered as ``{"error": sentence}``; any other ends the process, and the last
 standard error says why.
 
     {"do": "tokenize", "text", "add_special"}  ──> {"tokens"}, at once, also while a generation runs
-    {"do": "decode", "tokens"}                 ──> {"text"}, likewise
+    {"do": "decode", "tokens", "special"}      ──> {"text"}, likewise
     {"do": "see", "image"}                     ──> {"seen"}: tokens, or the sentence of a failure
     {"do": "logits", "tokens"}                 ──> {"shape"} and float32 [L, V]
     {"do": "stream", "requests"}               ──> {"said", "prefilled", "ended"}, again and again
@@ -139,7 +139,7 @@ class _Service:
             tokens = self._backend.tokenize(order["text"], order["add_special"])
             self._send({"tokens": tokens})
         elif order["do"] == "decode":
-            self._send({"text": self._backend.decode(order["tokens"])})
+            self._send({"text": self._backend.decode(order["tokens"], order["special"])})
         elif order["do"] == "see":
             self._send({"seen": self._see(order["image"])})
         elif order["do"] == "logits":

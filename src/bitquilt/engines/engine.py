@@ -244,8 +244,8 @@ class Engine(Protocol):
         """
         ...
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Token ids to text without control tokens, also while a stream is open."""
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        """Token ids to text, also while a stream is open; with ``special`` control tokens, too."""
         ...
 
     def logits(self, tokens: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.float32]]:

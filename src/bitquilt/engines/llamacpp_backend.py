@@ -117,14 +117,15 @@ class LlamaCppBackend:
         )
         return list(tokens[:count])
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """See :class:`~bitquilt.engines.backend.Backend`.
 
         llama.cpp's own detokenizer takes spaces out, before commas for example, for many models;
         what a token adds to a text is not what it is decoded to then.
         """
         texts = (token for token in tokens if token < self.info.vocabulary)  # others are images
-        pieces = (self._piece(token) for token in texts if self.control_text(token) is None)
+        told = (token for token in texts if special or self.control_text(token) is None)
+        pieces = map(self._piece, told)
         return b"".join(pieces).decode(errors="replace")
 
     @lru_cache(maxsize=1 << 16)  # noqa: B019

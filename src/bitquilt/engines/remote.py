@@ -106,9 +106,9 @@ class RemoteEngine(Engine):
             raise UserError(answer)
         return list(answer)
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """See :class:`~bitquilt.engines.engine.Engine`."""
-        self._send({"do": "decode", "tokens": list(tokens)})
+        self._send({"do": "decode", "tokens": list(tokens), "special": special})
         return str(self._answer("text"))
 
     def _answer(self, field: str) -> Any:

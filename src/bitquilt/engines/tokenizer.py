@@ -43,10 +43,10 @@ class HubTokenizer:
         """See :class:`~bitquilt.engines.engine.Engine`: no model sees in these engines."""
         raise UserError("images are read in llama.cpp only; give a GGUF file with its mmproj file")
 
-    def decode(self, tokens: Sequence[int]) -> str:
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         text: str = self._tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            tokens, skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
         return text
 

@@ -42,7 +42,7 @@ from bitquilt.serve.requests import (
     is_other,
     parse_request,
 )
-from bitquilt.serve.responses import ChatReply, Json, TextReply
+from bitquilt.serve.responses import ChatReply, Echo, Json, TextReply
 from bitquilt.serve.scheduler import Prepare, Scheduler
 from bitquilt.serve.tools import NO_TOOLS, Offer
 from bitquilt.talk.prompt import compose, plain, require_tokens
@@ -119,6 +119,7 @@ class Server:
         others: list[tuple[str, str, Endpoint]] = [
             ("POST", "/markdown", self._markdown),
             ("GET", "/metrics", self._figures),
+            ("GET", "/tokenizer_info", self._tokenizer_info),
             ("POST", "/tokenize", self._tokenize),
             ("POST", "/detokenize", self._detokenize),
             ("POST", "/api/chat", self._ollama_chat),
@@ -232,6 +233,11 @@ class Server:
         self._check_model(asked.model or asked.name)
         return JSONResponse(shown(self.scheduler.info))
 
+    async def _tokenizer_info(self, _: Request) -> Response:
+        """What a client needs beside ``/tokenize`` to do without the tokenizer, as in vLLM."""
+        info = self.scheduler.info
+        return JSONResponse({**info.special_tokens, "chat_template": info.chat_template})
+
     async def _tokenize(self, request: Request) -> Response:
         asked = await self._read(TokenizeRequest, request)
         info = self.scheduler.info
@@ -250,7 +256,7 @@ class Server:
     async def _detokenize(self, request: Request) -> Response:
         asked = await self._read(DetokenizeRequest, request)
         require_tokens(self.scheduler.info, asked.tokens)
-        text = await self.scheduler.ask(lambda engine: engine.decode(asked.tokens))
+        text = await self.scheduler.ask(lambda engine: engine.decode(asked.tokens, special=True))
         return JSONResponse({"content": text, "prompt": text})
 
     async def _converse(
@@ -282,10 +288,12 @@ class Server:
         settings = asked.settings(self.scheduler.info, self._most)
 
         def prepare(engine: Engine) -> Sequence[Sample]:
-            prompts = [plain(engine, prompt) for prompt in asked.prompt]
+            stated: Sequence[str | list[int]] = asked.prompt
+            prompts = [plain(engine, one, asked.add_special_tokens) for one in stated]
             if asked.echo and isinstance(reply, TextReply):
-                said = [p if isinstance(p, str) else engine.decode(p) for p in asked.prompt]
-                reply.echo = dict(enumerate(text for text in said for _ in settings))
+                pairs = zip(stated, prompts, strict=True)
+                said = [_echo(engine, one, prompt.tokens) for one, prompt in pairs]
+                reply.echo = dict(enumerate(one for one in said for _ in settings))
             return [Sample(engine, prompt, one) for prompt in prompts for one in settings]
 
         return await self._answer(request, asked, prepare, reply)
@@ -328,6 +336,13 @@ class Server:
             return await endpoint(request)
 
         return checked
+
+
+def _echo(engine: Engine, prompt: str | Sequence[int], read: Sequence[int]) -> Echo:
+    """What an answer repeats of a prompt, of which the model reads these tokens."""
+    text = prompt if isinstance(prompt, str) else engine.decode(prompt, special=True)
+    started = isinstance(prompt, str) and engine.tokenize(prompt)[:1] != list(read[:1])
+    return Echo(text, None if started else engine.decode(read[:1], special=True))
 
 
 _SLASHES, _VERSIONS = re.compile("/{2,}"), re.compile("^(/v1)+(?=/)")

@@ -362,6 +362,8 @@ class TextRequest(CompletionRequest):
     """Texts, or the ids of their tokens."""
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    add_special_tokens: bool = True
+    """Put a start token before texts, where the tokenizer does so."""
     suffix: str = ""
     best_of: int | None = None
 

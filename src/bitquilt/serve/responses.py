@@ -11,7 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitquilt.serve.errors import RefusedError
@@ -138,20 +138,33 @@ class _ChatChoice:
                 yield {}, finish, {"bitquilt": end_fields(event)}
 
 
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that an answer begins with."""
+
+    text: str
+    first: str | None
+    """Its first token, which nothing predicts; None where the model reads a start token before it,
+    which is none of the text, and so none of the tokens whose log-probabilities are told."""
+
+
+NO_ECHO = Echo("", None)
+
+
 class TextReply(_Reply):
     """``/v1/completions``."""
 
     def __init__(self, model: str, with_usage: bool) -> None:
         super().__init__("cmpl", "text_completion", model, with_usage)
-        self.echo: dict[int, str] = {}
+        self.echo: dict[int, Echo] = {}
         """Number of an answer → the prompt that it begins with; filled in before the first
         event."""
         self._lengths: dict[int, int] = {}
 
     def first(self) -> Iterator[str]:
         """See :class:`~bitquilt.serve.answering.ReplyForm`."""
-        for index, prompt in self.echo.items():
-            yield self._chunk(index, {"text": prompt})
+        for index, echo in self.echo.items():
+            yield self._chunk(index, {"text": echo.text})
 
     def told(self, index: int, event: Event) -> Iterator[str]:
         """See :class:`~bitquilt.serve.answering.ReplyForm`."""
@@ -159,7 +172,8 @@ class TextReply(_Reply):
             case Answer(text):
                 yield self._chunk(index, {"text": text})
             case Scored(scores):
-                offset = self._lengths.get(index, len(self.echo.get(index, "")))
+                begun = self.echo.get(index, NO_ECHO).text
+                offset = self._lengths.get(index, len(begun))
                 self._lengths[index] = offset + sum(len(score.text) for score in scores)
                 yield self._chunk(index, {"text": "", "logprobs": text_logprobs(scores, offset)})
             case Rollback():
@@ -175,14 +189,12 @@ class TextReply(_Reply):
         return self._whole(choices, ends, "text_completion")
 
     def _choice(self, index: int, end: End) -> Json:
-        prompt = self.echo.get(index)
-        said: Json = {"text": (prompt or "") + end.answer}
+        echo = self.echo.get(index, NO_ECHO)
+        said: Json = {"text": echo.text + end.answer}
         said["finish_reason"] = FINISH[end.finish_reason]
         if end.prompt_scores or end.scores:
-            told = sum(len(score.text) for score in end.prompt_scores)
-            first = None if prompt is None else prompt[: max(0, len(prompt) - told)]
             scores = [*end.prompt_scores, *end.scores]
-            said["logprobs"] = text_logprobs(scores, 0, first)
+            said["logprobs"] = text_logprobs(scores, 0, echo.first)
         return said
 
 

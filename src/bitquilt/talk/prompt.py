@@ -161,18 +161,21 @@ def _tokens(engine: Engine, text: str, images: Mapping[str, bytes]) -> list[int]
     return tokens
 
 
-def plain(engine: Engine, text: str | Sequence[int]) -> Prompt:
+def plain(engine: Engine, text: str | Sequence[int], add_special: bool = True) -> Prompt:
     """The prompt for plain text, which is continued as it is; nothing in it marks reasoning.
 
     Args:
         engine: turns text into tokens.
         text: the text, or its tokens.
+        add_special: put before a text what the tokenizer puts there, unless it is written there.
 
     Raises:
         UserError: a token is none of the model's.
     """
     if isinstance(text, str):
-        return Prompt(engine.tokenize(text, add_special=True), PLAIN, thinking=False)
+        start = engine.info.special_tokens.get("bos_token")
+        add_special = add_special and not (start and text.startswith(start))
+        return Prompt(engine.tokenize(text, add_special=add_special), PLAIN, thinking=False)
     require_tokens(engine.info, text)
     return Prompt(list(text), PLAIN, thinking=False)
 
