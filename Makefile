@@ -36,10 +36,12 @@ clients: $(INSTALLED) ## tests of the server with large client libraries, which 
 	$(BIN)/python -m pip install --quiet --group clients
 	$(BIN)/python -m pytest tests/serve/test_clients.py
 
-lint: $(INSTALLED) ## style, formatting, types, and whether docs/cli.md is what --help says
+lint: $(INSTALLED) ## style, formatting, types on three systems, and whether docs/cli.md is what --help says
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin
 	$(BIN)/python docs/scripts/cli.py --check
 
 format: $(INSTALLED) ## rewrite the sources and docs/cli.md as lint wants them
