@@ -19,6 +19,7 @@ import pytest
 from bitquilt.cli.serve import _listen, _serve
 from bitquilt.serve.app import Server
 from bitquilt.serve.config import ServeConfig
+from bitquilt.serve.served import ServedModel
 from tests.quick import invoke
 from tests.talk.book import Book, reciting
 
@@ -83,7 +84,8 @@ def test_the_port_is_taken_at_both_addresses_of_this_machine() -> None:
 def test_a_model_that_cannot_chat_says_so_at_once(capfd, monkeypatch) -> None:
     monkeypatch.setattr("bitquilt.cli.serve._run", lambda server, sockets: None)
     for template, lines in (("{{ messages[0].content }}|", 1), (None, 2)):
-        server = Server(lambda t=template: Book(reciting("x"), t), "m", ServeConfig())
+        model = ServedModel(name="m")
+        server = Server(lambda t=template: Book(reciting("x"), t), model, ServeConfig())
         _serve(server, _listen("127.0.0.1", 0), "m.gguf")
         said = capfd.readouterr().err
         assert said.count("\n") == lines

@@ -20,6 +20,7 @@ import uvicorn
 from bitquilt.engines import Engine, open_engine
 from bitquilt.serve.app import Server
 from bitquilt.serve.config import ServeConfig
+from bitquilt.serve.served import ServedModel, served_model
 from tests.cli.conftest import demo_gguf
 
 __all__ = ["demo_gguf"]
@@ -63,9 +64,12 @@ def post(
 
 
 @contextmanager
-def running(engine: Callable[[], Engine], name: str = "model", **options: Any) -> Iterator[Running]:
+def running(
+    engine: Callable[[], Engine], model: str | ServedModel = "model", **options: Any
+) -> Iterator[Running]:
     """Serve in a thread."""
-    server = Server(engine, name, ServeConfig(api_key=KEY, **options))
+    told = model if isinstance(model, ServedModel) else ServedModel(name=model)
+    server = Server(engine, told, ServeConfig(api_key=KEY, **options))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         config = uvicorn.Config(server.asgi, log_level="warning", lifespan="off")
@@ -86,5 +90,6 @@ def running(engine: Callable[[], Engine], name: str = "model", **options: Any) -
 def demo(demo_gguf: Path) -> Iterator[Running]:
     """The demo model, four answers at a time."""
     opening = partial(open_engine, demo_gguf)
-    with running(opening, "demo", parallel=4, queue=4, max_tokens=600) as server:
+    model = served_model("demo", str(demo_gguf))
+    with running(opening, model, parallel=4, queue=4, max_tokens=600) as server:
         yield server

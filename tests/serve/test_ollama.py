@@ -6,8 +6,11 @@ import asyncio
 import http.client
 import json
 from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import gguf
 import ollama
 import pydantic
 import pytest
@@ -96,6 +99,34 @@ def test_models(client: ollama.Client) -> None:
     assert client.chat(model="llama3", messages=USER).message.content == "Hello."
     with pytest.raises(ollama.ResponseError, match="'image'"):
         client.chat(model="model", messages=[{**USER[0], "images": [b"png"]}])
+
+
+def test_what_the_file_says_is_shown(demo: Running, demo_gguf: Path) -> None:
+    """Against gguf-py, an independent reader."""
+    client = ollama.Client(host=demo.url, headers=HEADERS)
+    reader = gguf.GGUFReader(demo_gguf)
+    shown = client.show("demo")
+    info = shown.modelinfo
+    kind = info["general.architecture"]
+    for key in ("context_length", "embedding_length", "block_count", "attention.head_count"):
+        assert info[f"{kind}.{key}"] == reader.fields[f"{kind}.{key}"].contents()
+    count = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    assert info["general.parameter_count"] == count
+    assert shown.details.parameter_size == f"{count / 1e6:.2f}M"
+    assert (shown.details.format, shown.details.family) == ("gguf", kind)
+    assert shown.details.quantization_level == "Q8_0"
+    assert info["tokenizer.ggml.tokens"] == []
+    assert "tokenizer.chat_template" not in info
+    assert shown.template == reader.fields["tokenizer.chat_template"].contents()
+    (listed,), (loaded,) = client.list().models, client.ps().models
+    assert listed.size == loaded.size == demo_gguf.stat().st_size
+    assert listed.details == loaded.details == shown.details
+    assert loaded.context_length == info[f"{kind}.context_length"]
+    assert loaded.expires_at.year > datetime.now().year + 20
+    _, told = post(demo, b'{"model": "demo"}', "/api/show")
+    assert {one["name"]: one["shape"] for one in told["tensors"]} == {
+        tensor.name: tensor.shape.tolist() for tensor in reader.tensors
+    }
 
 
 def test_async(server: Running) -> None:

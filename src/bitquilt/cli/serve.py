@@ -37,13 +37,15 @@ def serve(model: str, config: ServeConfig) -> None:
     """
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server
+    from bitquilt.serve.served import served_model
 
     path, sockets = Path(model), _listen(config.host, config.port)
     if config.api_key is None and not ip_address(sockets[0].getsockname()[0]).is_loopback:
         click.echo("other machines can use the model; set --api-key to ask for a key", err=True)
     name = path.stem if path.is_file() else path.name
     with asking(threads=config.threads):
-        server = Server(partial(open_engine, model, config.draft), name, config)
+        told = served_model(name, model)
+        server = Server(partial(open_engine, model, config.draft), told, config)
         _serve(server, sockets, model)
 
 

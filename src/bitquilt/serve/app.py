@@ -26,7 +26,14 @@ from bitquilt.serve.config import ServeConfig
 from bitquilt.serve.errors import RefusedError, for_clients, invalid
 from bitquilt.serve.markdown import markdown_html
 from bitquilt.serve.metrics import Metrics
-from bitquilt.serve.ollama import API_VERSION, OllamaReply, OllamaRequest, listed, shown
+from bitquilt.serve.ollama import (
+    API_VERSION,
+    OllamaReply,
+    OllamaRequest,
+    listed,
+    loaded,
+    shown,
+)
 from bitquilt.serve.openai_responses import Conversations, ResponsesReply, ResponsesRequest
 from bitquilt.serve.requests import (
     Body,
@@ -44,6 +51,7 @@ from bitquilt.serve.requests import (
 )
 from bitquilt.serve.responses import ChatReply, Echo, Json, TextReply
 from bitquilt.serve.scheduler import Prepare, Scheduler
+from bitquilt.serve.served import ServedModel
 from bitquilt.serve.tools import NO_TOOLS, Offer
 from bitquilt.talk.prompt import compose, plain, require_tokens
 from bitquilt.talk.sample import Sample
@@ -73,19 +81,22 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 class Server:
     """One model, as an ASGI application."""
 
-    def __init__(self, open_engine: Callable[[], Engine], name: str, config: ServeConfig) -> None:
+    def __init__(
+        self, open_engine: Callable[[], Engine], model: ServedModel, config: ServeConfig
+    ) -> None:
         """Load the model.
 
         Args:
             open_engine: loads the model; called again after a crash of its engine.
-            name: what the model is called in requests and answers.
+            model: what clients are told of it.
             config: whom to answer, and how much at a time; where to listen is up to the caller.
 
         Raises:
             UserError: the model cannot be loaded.
         """
         self._html = PAGE.read_text(encoding="utf-8")
-        self._name, self._most, self._strict = name, config.max_tokens, config.strict
+        self._told, self._name = model, model.name
+        self._most, self._strict = config.max_tokens, config.strict
         self._started = int(time.time())
         self._access = Access(config.api_key, config.allow_host, config.allow_origin)
         self._metrics = Metrics()
@@ -126,7 +137,7 @@ class Server:
             ("POST", "/api/generate", self._ollama_generate),
             ("POST", "/api/show", self._ollama_show),
             ("GET", "/api/tags", self._ollama_tags),
-            ("GET", "/api/ps", self._ollama_tags),
+            ("GET", "/api/ps", self._ollama_ps),
             ("GET", "/api/version", self._ollama_version),
         ]
         open_to_all = [(path, self._health) for path in ("/health", "/v1/health")]
@@ -223,7 +234,10 @@ class Server:
         return JSONResponse(OllamaReply(self._name, bool(asked.messages), NO_TOOLS).loaded())
 
     async def _ollama_tags(self, _: Request) -> Response:
-        return JSONResponse({"models": [listed(self._name)]})
+        return JSONResponse({"models": [listed(self._told)]})
+
+    async def _ollama_ps(self, _: Request) -> Response:
+        return JSONResponse({"models": [loaded(self._told, self.scheduler.info)]})
 
     async def _ollama_version(self, _: Request) -> Response:
         return JSONResponse({"version": API_VERSION})
@@ -231,7 +245,7 @@ class Server:
     async def _ollama_show(self, request: Request) -> Response:
         asked = await self._read(ModelRequest, request)
         self._check_model(asked.model or asked.name)
-        return JSONResponse(shown(self.scheduler.info))
+        return JSONResponse(shown(self._told, self.scheduler.info))
 
     async def _tokenizer_info(self, _: Request) -> Response:
         """What a client needs beside ``/tokenize`` to do without the tokenizer, as in vLLM."""

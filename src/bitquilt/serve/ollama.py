@@ -9,16 +9,18 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from bitquilt.engines import ModelInfo
+from bitquilt.engines import ModelInfo, Sampling
 from bitquilt.serve.errors import RefusedError
 from bitquilt.serve.messages import Lenient
 from bitquilt.serve.parts import AnswerParts, SpokenPart, Thought
 from bitquilt.serve.responses import FINISH, Json
+from bitquilt.serve.served import ServedModel
 from bitquilt.serve.tools import Offer
 from bitquilt.talk.events import End, Event
 from bitquilt.talk.reasoning import PLAIN, style_of
@@ -35,6 +37,10 @@ IDLE_OPTIONS = frozenset(
     )
 )
 """Settings of ollama's that are of its own way to run a model."""
+LEFT_OUT = ("general.name", "tokenizer.chat_template")
+"""What ``/api/show`` does not repeat of the header."""
+FOREVER = timedelta(days=36_500)
+"""The model stays for as long as the server; clients call what is so far away forever."""
 
 
 class OllamaRequest(Lenient):
@@ -172,33 +178,71 @@ def _line(content: Json) -> str:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
-def listed(name: str) -> Json:
-    """A model as ``/api/tags`` and ``/api/ps`` list it; what the server does not know is empty."""
-    since = datetime.now(UTC).isoformat()
+def listed(model: ServedModel) -> Json:
+    """A model as ``/api/tags`` lists it."""
     return {
-        "name": name,
-        "model": name,
-        "modified_at": since,
-        "expires_at": since,
-        "size": 0,
-        "size_vram": 0,
-        "digest": hashlib.sha256(name.encode()).hexdigest(),
-        "details": DETAILS,
+        "name": model.name,
+        "model": model.name,
+        "modified_at": model.modified.isoformat(),
+        "size": model.nbytes,
+        # of the name: that of gigabytes would take seconds
+        "digest": hashlib.sha256(model.name.encode()).hexdigest(),
+        "details": _details(model),
     }
 
 
-DETAILS: Json = {
-    "parent_model": "",
-    "format": "gguf",
-    "family": "bitquilt",
-    "families": ["bitquilt"],
-    "parameter_size": "",
-    "quantization_level": "",
-}
+def loaded(model: ServedModel, info: ModelInfo) -> Json:
+    """A model as ``/api/ps`` lists it; it stays, and takes no memory of a GPU that is known."""
+    leaving = (datetime.now(UTC) + FOREVER).isoformat()
+    more = {"expires_at": leaving, "size_vram": 0, "context_length": info.context}
+    return {name: v for name, v in listed(model).items() if name != "modified_at"} | more
 
 
-def shown(info: ModelInfo) -> Json:
+def _details(model: ServedModel) -> Json:
+    return {
+        "parent_model": "",
+        "format": model.format,
+        "family": model.architecture,
+        "families": [model.architecture],
+        "parameter_size": _rounded(model.parameters),
+        "quantization_level": model.file_type,
+    }
+
+
+def _rounded(parameters: int) -> str:
+    """A number of parameters as Ollama writes it: 1.2B, 134.52M, 7B; nothing for none."""
+    for unit, letter, digits in ((10**9, "B", 1), (10**6, "M", 2), (10**3, "K", 0)):
+        if parameters >= unit:
+            exact = parameters % unit == 0
+            return f"{parameters / unit:.{0 if exact else digits}f}{letter}"
+    return str(parameters or "")
+
+
+def shown(model: ServedModel, info: ModelInfo) -> Json:
     """A model as ``/api/show`` describes it."""
+    known = {key: value for key, value in model.metadata.items() if key not in LEFT_OUT}
+    stated = asdict(info.sampling).items() - asdict(Sampling()).items()
+    if model.parameters:
+        known["general.parameter_count"] = model.parameters
+    known.setdefault(f"{model.architecture}.context_length", info.context)
+    known.setdefault(f"{model.architecture}.vocab_size", info.vocabulary)
+    return {
+        "modelfile": f"# This server has no other model.\nFROM {model.name}\n",
+        "parameters": "\n".join(f"{name:30} {value}" for name, value in sorted(stated)),
+        "template": info.chat_template or "",
+        "details": _details(model),
+        "model_info": known,
+        "tensors": [
+            {"name": name, "type": kind, "shape": shape[::-1]}  # as ggml has it
+            for name, kind, shape in model.tensors
+        ],
+        "capabilities": _capabilities(info),
+        "modified_at": model.modified.isoformat(),
+    }
+
+
+def _capabilities(info: ModelInfo) -> list[str]:
+    """What the model can do, in Ollama's words."""
     template = info.chat_template or ""
     capabilities = ["completion"]
     if call_style(info) and "tools" in (info.template(tools=True) or ""):
@@ -207,15 +251,4 @@ def shown(info: ModelInfo) -> Json:
         capabilities.append("thinking")
     if info.sees:
         capabilities.append("vision")
-    return {
-        "modelfile": "",
-        "parameters": "",
-        "template": info.chat_template or "",
-        "details": DETAILS,
-        "model_info": {
-            "general.architecture": "bitquilt",
-            "bitquilt.context_length": info.context,
-            "bitquilt.vocab_size": info.vocabulary,
-        },
-        "capabilities": capabilities,
-    }
+    return capabilities
