@@ -93,6 +93,45 @@ WRONG = {
     ("quantize", "demo", "--bits", "4", "--base", "no.gguf"): "no.gguf does not exist; check the",
     ("search", "demo", "--bits", "4", "--work-dir", "nomodel/.."): "work directory nomodel/.. has",
     ("report", "away.work"): "away.work does not exist; check the path",
+    (
+        "quantize",
+        "demo",
+        "--bits",
+        "600MB",
+    ): "Invalid value for '--bits': '600MB' is a size; give --size 600MB; see bitquilt",
+    (
+        "plan",
+        "demo",
+        "--bits",
+        "4",
+        "--device",
+        "gpu",
+    ): "Invalid value for '--device': 'gpu' is not one of 'auto', 'cpu', 'cuda'; did you mean "
+    "cuda? See",
+    (
+        "plan",
+        "demo",
+        "--bits",
+        "4",
+        "--to",
+        "ggml",
+    ): "Invalid value for '--to': 'ggml' is not one of 'gguf', 'mlx', 'both'; did you mean gguf?",
+    (
+        "inspect",
+        "https://huggingface.co/Qwen/Qwen3-0.6B/tree/main",
+    ): "https://huggingface.co/Qwen/Qwen3-0.6B/tree/main is an address of the hub; give "
+    "the model's id: Qwen/Qwen3-0.6B",
+    ("plan", "hf.co/a/b", "--bits", "4"): "hf.co/a/b is an address of the hub; give the model's",
+    (
+        "inspect",
+        "several",
+    ): "several has GGUF files but no config.json; give one of them: several/one.gguf, "
+    "several/two.gguf",
+    ("run", "some.gguf", "Hi", "--draft", "demo"): "demo is a model, not a quantized file of one;",
+    ("serve", "some.gguf", "--draft", "no.gguf"): "no.gguf does not exist; check the path",
+    ("run", "some.gguf", "Hi", "--draft", "text.gguf"): "text.gguf is not a GGUF file: it does not",
+    ("run", "some.gguf", "Hi", "--draft", "mlx"): "--draft mlx is a model for mlx-lm, and drafts",
+    ("recipe", "from", "some.gguf", "-o", "nomodel"): "nomodel is a directory where a file should",
 }
 SOURCE = os.path.dirname(os.path.dirname(bitquilt.__file__))
 IN_ONE_PROCESS = """
@@ -112,6 +151,12 @@ def test_simple_mistakes_are_told_at_once(tmp_path):
     (tmp_path / "empty.gguf").touch()
     (tmp_path / "text.gguf").write_text("no GGUF")
     (tmp_path / "some.gguf").write_text("GGUF and more")
+    (tmp_path / "several").mkdir()
+    for name in ("one.gguf", "two.gguf"):
+        (tmp_path / "several" / name).write_text("GGUF")
+    (tmp_path / "mlx").mkdir()
+    (tmp_path / "mlx" / "config.json").write_text('{"quantization": {}}')
+    (tmp_path / "mlx" / "model.safetensors").touch()
     done = subprocess.run(
         [sys.executable, "-c", IN_ONE_PROCESS.replace("{heavy}", repr(HEAVY))],
         input="\n".join(map(" ".join, WRONG)),

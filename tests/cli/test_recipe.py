@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import struct
+import subprocess
+import sys
 from pathlib import Path
 
 from tests.allocation.test_stored_mix import TYPES, gguf_file
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
+
+CUT = "it ends within output_norm.weight; it is truncated or damaged: download it again"
 
 
 def test_from_a_file_into_a_recipe(tmp_path: Path, capfd) -> None:
@@ -63,3 +68,30 @@ def test_files_of_two_formats_have_no_types_to_compare(tmp_path: Path, capfd) ->
     said = capfd.readouterr().out
     assert "8bit-g64" in said
     assert "matrices have other types" not in said
+
+
+def test_what_ends_early_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    whole = gguf_file(tmp_path, TYPES)
+    cut, mlx = tmp_path / "cut.gguf", tmp_path / "mlx"
+    cut.write_bytes(whole.read_bytes()[:-100])
+    mlx.mkdir()
+    (mlx / "config.json").write_text('{"quantization": {}}')
+    header = b'{"a.weight": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}'
+    (mlx / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    commands = [
+        ["compare", str(whole), str(cut)],
+        ["recipe", "from", str(cut)],
+        ["recipe", "diff", str(cut), str(whole)],
+        ["compare", str(whole), str(mlx)],
+    ]
+    code = (
+        "import sys; from bitquilt.cli.main import main\n"
+        f"for words in {commands}:\n"
+        "    try: main(words)\n"
+        "    except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["2 False"] * 4
+    *of_gguf, of_mlx = done.stderr.splitlines()
+    assert of_gguf == [f"bitquilt: {cut} cannot be read as GGUF: {CUT}"] * 3
+    assert "model.safetensors cannot be read (it ends within its tensors); it is trunc" in of_mlx

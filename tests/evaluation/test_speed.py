@@ -113,7 +113,7 @@ def test_every_column_of_the_table_has_its_unit(found, monkeypatch, files, capfd
 def test_a_machine_that_others_use_is_said_to_be_faster_alone(found, monkeypatch, files, capfd):
     monkeypatch.setattr("bitquilt.evaluation.speed.bench", lambda *_: found)
     for load, said in ((0.9, False), (3.0, True)):
-        monkeypatch.setattr("bitquilt.runtime.hardware.load_per_core", lambda load=load: load)
+        monkeypatch.setattr("bitquilt.runtime.load.load_per_core", lambda load=load: load)
         assert invoke("bench", *files) == 0
         about = capfd.readouterr().out.split("About these figures:")[1].splitlines()
         assert ("- Other programs used this machine" in "\n".join(about)) == said

@@ -168,8 +168,8 @@ class RaceSearch:
         self._trusted = learned.rank >= self._schedule.least_rank
         count = len(self._observations)
         progress.say(
-            f"{count} mixes of types were measured. How well scores predict their KL: {scores}; "
-            f"how well a model does that learns from the other mixes: {learned}"
+            f"{count} mixes of types were measured. The scores predict their KL with {scores}; a "
+            f"model that has learned from the other mixes predicts it with {learned}"
         )
         if not self._trusted:
             progress.say(

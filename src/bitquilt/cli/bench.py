@@ -32,7 +32,7 @@ def bench(models: tuple[str, ...], config: BenchConfig, as_json: bool) -> None:
     bitquilt bench demo-4.5bit.gguf demo-Q4_K_M.gguf --batch 1,8
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.evaluation.speed import bench as measure
-    from bitquilt.runtime.hardware import BUSY, load_per_core
+    from bitquilt.runtime.load import BUSY, load_per_core
 
     busy = load_per_core() > BUSY
     found = measure(models, config)

@@ -64,9 +64,9 @@ def work_dir_told(path: Path) -> str:
 
 
 def _list(found: list[Leftover], directory: Path | None) -> None:
-    where = directory or f"{Path.cwd()} and the cache"
     if not found:
-        click.echo(f"bitquilt left nothing in {where}.")
+        where = "two folders below it" if directory else "two folders below it, and in the cache"
+        click.echo(f"bitquilt left nothing in {directory or Path.cwd()}, up to {where}.")
     for one in found:
         used = "; a run is using it, so it stays" if one.in_use else ""
         age = _age(one.seconds)

@@ -59,10 +59,11 @@ def compare_files(
         )
     if text is not None and against is None:
         raise UserError("--text has an effect only with --against, the model to measure against")
-    for file in files:
-        format_of(file)
+    targets = [format_of(file) for file in files]
     if against is not None:
         require_model(against)
+    for target, file in zip(targets, files, strict=True):
+        target.refuse_damaged(Path(file))
     from bitquilt.allocation.stored_mix import pairs_of, stored_mix
     from bitquilt.cli.tables import stdout_console
 

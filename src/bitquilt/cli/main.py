@@ -37,6 +37,7 @@ from bitquilt.cli.serve import serve
 from bitquilt.cli.tasks import tasks
 from bitquilt.cli.trim import trim_model
 from bitquilt.errors import PartlyRefusedError, UserError, in_shell, named_by
+from bitquilt.runtime.load import wait_asleep_if_busy
 from bitquilt.runtime.quiet import quiet
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None, **beside: Any) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     verb = bitquilt.commands.get(words[0]) if words else None
     quiet()
+    wait_asleep_if_busy()
     with named_by(partial(_named, verb)), _raising_sigterm():
         _run(words, partial(_leave, as_json=_wants_json(verb, words)), beside)
 

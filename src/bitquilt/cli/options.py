@@ -20,6 +20,7 @@ from bitquilt.runtime.extras import require_ray
 from bitquilt.runtime.files import nan_to_null, refuse_file
 from bitquilt.runtime.near import did_you_mean, require_there
 from bitquilt.runtime.options import Option, Options
+from bitquilt.runtime.sizes import is_size
 from bitquilt.runtime.workdir import refuse_unusable
 
 if TYPE_CHECKING:
@@ -279,13 +280,17 @@ def _many(hint: Any) -> Callable[[click.Context, click.Parameter, str | None], A
     (kind,) = get_args(listed)
     read, called = LISTS[kind]
 
-    def values(_: click.Context, param: click.Parameter, text: str | None) -> list[Any] | None:
+    def values(
+        context: click.Context, param: click.Parameter, text: str | None
+    ) -> list[Any] | None:
         if text is None:
             return None
         try:
             found = [read(part) for part in text.split(",")]
         except ValueError:
             found = []
+        if kind is float and "--size" in options_of(context.command) and is_size(text):
+            raise click.BadParameter(f"{text!r} is a size; give --size {text}", param=param)
         if not found or "" in found:
             raise click.BadParameter(f"{text!r} is not a list of {called}", param=param)
         return list(dict.fromkeys(found)) if kind is int else found

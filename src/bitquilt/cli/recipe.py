@@ -11,7 +11,8 @@ import click
 from bitquilt.cli.options import JSON, print_json, require_model
 from bitquilt.errors import UserError
 from bitquilt.evaluation.file_format import format_of
-from bitquilt.runtime.files import atomic_write
+from bitquilt.gguf import SUFFIX
+from bitquilt.runtime.files import atomic_write, refuse_directory
 
 if TYPE_CHECKING:
     from bitquilt.models.checkpoint import Checkpoint
@@ -65,10 +66,14 @@ def recipe(
             f"`bitquilt recipe {action}` takes {takes}, not {len(files)}; see bitquilt recipe "
             "--help"
         )
+    if output is not None:
+        refuse_directory(Path(output))
     paths = [Path(file) for file in files]
     for path in paths:
         if not path.exists():
             format_of(path)
+        elif path.suffix == SUFFIX or action == "from":
+            format_of(path).refuse_damaged(path)
     if model is not None:
         require_model(model)
     from bitquilt.models import open_checkpoint

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitquilt.cli.options import JSON, MODEL, config_options, print_json, printable
-from bitquilt.cli.talking import IMAGES, Screen, no_text, settings, system_prompt
+from bitquilt.cli.talking import IMAGES, Screen, no_text, require_draft, settings, system_prompt
 from bitquilt.errors import UserError
 from bitquilt.runtime.compute import asking
 from bitquilt.talk.config import RunConfig
@@ -42,6 +42,7 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
     directory in mlx-lm, and anything else that `quantize` takes in PyTorch. Sampling settings that
     you leave out are the model's own; a model that recommends none decodes greedily.
     """
+    require_draft(config.draft)
     from bitquilt.engines import open_engine
 
     if config.no_chat_template and config.system is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.cli.options import MODEL, config_options
+from bitquilt.cli.talking import require_draft
 from bitquilt.errors import UserError
 from bitquilt.runtime.compute import asking
 from bitquilt.serve.config import ServeConfig
@@ -35,6 +36,7 @@ def serve(model: str, config: ServeConfig) -> None:
     Besides the fields of OpenAI's API, requests may have `think_budget` and `detect_loops`. Ctrl-C
     stops the server.
     """
+    require_draft(config.draft)
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server
     from bitquilt.serve.served import served_model

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.cli.options import printable
+from bitquilt.cli.options import printable, require_model
 from bitquilt.errors import UserError
+from bitquilt.evaluation.file_format import format_of
 
 if TYPE_CHECKING:
     from bitquilt.engines import Engine
@@ -32,6 +33,22 @@ def settings(engine: Engine, config: AnswerConfig) -> AnswerSettings:
         think_budget=config.think_budget,
         stop=config.stop,
     )
+
+
+def require_draft(draft: str | None) -> None:
+    """Refuse what cannot be a draft model, before anything heavy is imported.
+
+    Raises:
+        UserError: it is no GGUF file.
+    """
+    if draft is None:
+        return
+    if (target := format_of(draft)).engine != "llama.cpp":
+        raise UserError(
+            f"--draft={draft} is a model for {target.engine}, and drafts are read by llama.cpp; "
+            "give a GGUF file"
+        )
+    require_model(draft)
 
 
 IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")

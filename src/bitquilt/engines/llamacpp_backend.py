@@ -20,6 +20,7 @@ from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.engines.eyes import Eyes
 from bitquilt.errors import UserError
+from bitquilt.gguf.header import read_header
 from bitquilt.gguf.sampling import SAMPLING_KEYS
 from bitquilt.models.chat_template import TOOL_USE
 
@@ -75,6 +76,7 @@ class LlamaCppBackend:
         params.vocab_only = vocabulary_only
         self._model = self._api.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
+            read_header(Path(path))  # which says what is wrong, where it can tell
             raise UserError(f"llama.cpp cannot load {path}; check it with bitquilt inspect")
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self._vision = vision

@@ -20,8 +20,8 @@ from bitquilt.forecast.stages import StageSeconds
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.device import computing, device_name
-from bitquilt.runtime.hardware import BUSY, load_per_core
 from bitquilt.runtime.job import ExpectedStage
+from bitquilt.runtime.load import BUSY, load_per_core
 from bitquilt.runtime.progress import clock
 from bitquilt.targets import parse_targets
 

@@ -18,8 +18,6 @@ LARGE = 1 << 26
 """How many floats are summed to measure memory: 256 MB, more than a cache holds."""
 MEASURING_SECONDS = 0.5
 """How long each limit is measured."""
-BUSY = 1.25
-"""From so many waiting programs for each core on, it is said that others use the machine."""
 ENERGY = Path("/sys/class/powercap/intel-rapl:0")
 """Linux counts the energy of the first CPU package here, in microjoules, where it may be read."""
 
@@ -74,12 +72,6 @@ def resident_bytes(pid: int) -> int:
     """Return the resident memory of a process, its file mappings included."""
     nbytes: int = psutil.Process(pid).memory_info().rss
     return nbytes
-
-
-def load_per_core() -> float:
-    """Return how many programs wait for each core, over a minute."""
-    load: float = psutil.getloadavg()[0]
-    return load / (os.cpu_count() or 1)
 
 
 def joules() -> float | None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from bitquilt.errors import UserError
 
+OTHER_WORDS = {"gpu": "cuda", "nvidia": "cuda", "ggml": "gguf", "rtn": "nearest"}
+"""What people call a thing that has another name here, and nothing like it in letters."""
+
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Return the known names that resemble one, the nearest first; case, ``-`` and ``_`` are alike.
@@ -21,6 +24,8 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     alike: dict[str, str] = {}
     for each in known:
         alike.setdefault(_plain(each), each)
+    if (meant := OTHER_WORDS.get(_plain(name))) in alike:
+        return [alike[meant]]
     found = difflib.get_close_matches(_plain(name), alike, n=count)
     if found and found[0] == _plain(name):
         found = found[:1]

@@ -18,10 +18,17 @@ _UNITS = {
     "TB": 10**12,
     "TIB": 2**40,
 }
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", re.IGNORECASE)
 _LEAST_FILE = 10_000
 """Bytes that no model file is smaller than: the room for its recipe alone takes 4096."""
 _LEAST_MB = 10
 """A smaller number without a unit is more likely to be of gigabytes than of megabytes."""
+
+
+def is_size(text: str) -> bool:
+    """Tell whether a text is a number with a unit of bytes."""
+    match = _SIZE.fullmatch(text)
+    return match is not None and bool(match[2])
 
 
 def parse_size(text: str) -> int:
@@ -30,7 +37,7 @@ def parse_size(text: str) -> int:
     Raises:
         UserError: the text is not a size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
+    match = _SIZE.fullmatch(text)
     unit = match.group(2).upper() if match else None
     if unit and not unit.endswith("B"):
         unit += "B"

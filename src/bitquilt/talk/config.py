@@ -22,7 +22,6 @@ def draft_option() -> Any:
         "same tokens; `bitquilt pair` tells what it gains.",
         default=None,
         metavar="FILE",
-        reads="",
     )
 
 

@@ -197,6 +197,14 @@ class Target(ABC):
         """
 
     @abstractmethod
+    def refuse_damaged(self, path: Path) -> None:
+        """Refuse a file whose header cannot be read, or that ends early; it is quick to tell.
+
+        Raises:
+            UserError: the sentence says where it is damaged.
+        """
+
+    @abstractmethod
     def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of a model file's tensors by canonical name; none of them is read."""
 

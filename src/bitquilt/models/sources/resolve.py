@@ -18,6 +18,11 @@ from bitquilt.runtime.near import did_you_mean, suggestion
 DEMO = "demo"
 GGUF_MAGIC = b"GGUF"
 
+_HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<id>[\w.-]+/[\w.-]+)"
+)
+"""The beginning of the address of a model's page, as people copy it."""
+
 HUB_FILES = (
     *("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "SYSTEM_PROMPT.txt"),
     *("LICEN[CS]E*", "COPYING*", "*TERMS*", "NOTICE*", "USE_POLICY*"),
@@ -61,6 +66,8 @@ def local_path(reference: str) -> Path | None:
             "the model's name is empty; give a hub id, a directory, a GGUF file or demo"
         )
     path = Path(reference).expanduser()
+    if (page := _HUB_PAGE.match(reference)) and not path.exists():
+        raise UserError(f"{reference} is an address of the hub; give the model's id: {page['id']}")
     if path.is_dir():
         return _directory(path)
     if path.is_file():
@@ -108,8 +115,10 @@ def _directory(path: Path) -> Path:
         return path
     ggufs = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
     if ggufs:
+        some = ", ".join(str(path / name) for name in ggufs[:3])
         raise UserError(
-            f"{path} has GGUF files but no config.json; give one of the files: {path / ggufs[0]}"
+            f"{path} has GGUF files but no config.json; give one of them: {some}"
+            + (" …" if len(ggufs) > 3 else "")
         )
     raise UserError(
         f"{path} has no config.json, so it is not a Hugging Face model directory; give the "

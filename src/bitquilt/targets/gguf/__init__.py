@@ -120,6 +120,11 @@ class _Gguf(Target):
     def holds(self, path: Path) -> bool:
         return path.suffix == self.suffix and path.is_file()
 
+    def refuse_damaged(self, path: Path) -> None:
+        from bitquilt.gguf.header import read_header
+
+        read_header(path)
+
     def shapes(self, path: Path) -> Mapping[str, tuple[int, ...]]:
         from bitquilt.models import open_checkpoint
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from bitquilt.errors import UserError
 from bitquilt.runtime.files import read_json
 from bitquilt.targets.base import StoredMatrix
+from bitquilt.targets.mlx.headers import safetensors_entries
 from bitquilt.targets.mlx.layout import qtype_name
 
 WORD = 32
@@ -21,7 +18,9 @@ WORD = 32
 def stored_in_mlx(directory: Path) -> list[StoredMatrix]:
     """Return the matrices in the order of the files; see :meth:`Target.stored`."""
     quantization = read_json(directory / "config.json").get("quantization", {})
-    parts = {name: entry for name, entry in _entries(directory) if name != "__metadata__"}
+    parts = {
+        name: entry for name, entry in safetensors_entries(directory) if name != "__metadata__"
+    }
     found = []
     for name, entry in parts.items():
         module, _, part = name.rpartition(".")
@@ -49,16 +48,3 @@ def stored_in_mlx(directory: Path) -> list[StoredMatrix]:
 def _nbytes(entry: dict[str, Any]) -> int:
     begin, end = entry["data_offsets"]
     return int(end - begin)
-
-
-def _entries(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The headers of all safetensors files: eight bytes of length, then JSON."""
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            with open(path, "rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                yield from json.loads(file.read(length)).items()
-        except (OSError, struct.error, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}); it is truncated or damaged: download it again"
-            ) from error
