@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bitquilt.config import PlanConfig as PlanConfig
     from bitquilt.config import QuantizeConfig as QuantizeConfig
     from bitquilt.config import SearchConfig as SearchConfig
+    from bitquilt.converted.quantize_base import ConvertedResult as ConvertedResult
     from bitquilt.converted.quantize_base import quantize_base as quantize_base
     from bitquilt.errors import EngineCrashedError as EngineCrashedError
     from bitquilt.errors import EngineMissingError as EngineMissingError
@@ -117,6 +118,7 @@ _HOMES = {
     "DraftGain": "bitquilt.evaluation.pair",
     "DomainFigures": "bitquilt.evaluation.figures",
     "EngineCheck": "bitquilt.evaluation.results",
+    "ConvertedResult": "bitquilt.converted.quantize_base",
     "EngineCrashedError": "bitquilt.errors",
     "EngineExcerpt": "bitquilt.targets.engine_check",
     "EngineMissingError": "bitquilt.errors",

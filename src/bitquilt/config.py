@@ -277,7 +277,7 @@ class QuantizeConfig(AllocationConfig):
             UserError: it names the option.
         """
         self._refuse_unused(
-            "a model that goes by its base is not measured",
+            "a model that goes by its base is rounded once, without a search",
             {"base", "calibration", "device", "rounding", "work_dir"},
         )
 

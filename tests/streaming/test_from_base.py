@@ -159,7 +159,7 @@ def test_which_models_go_by_a_base(tmp_path: Path) -> None:
 def test_what_has_no_effect_is_refused_before_any_work(words, tmp_path: Path, capsys) -> None:
     directory = unknown_checkpoint(tmp_path, "granite")
     assert invoke("quantize", directory, "--bits", "6", "-o", tmp_path, *words) == 2
-    assert "goes by its base is not measured" in capsys.readouterr().err
+    assert "goes by its base is rounded once, without a search" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.gguf"))
 
 

@@ -10,6 +10,7 @@ there. So memory holds the float32 numbers of a few modules, and what a model co
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ class LentWeights:
         """Where a lent parameter is in memory → its name, and its numbers in float32."""
         self.saved_bytes = 0
         """What autograd kept of everything else since :meth:`saved` was entered, in all."""
+        self.others: Callable[[str], Tensor | None] = lambda _: None
+        """Gives the numbers that a parameter is lent with instead of its own, by its name."""
         self._names = {id(one): name for name, one in model.named_parameters()}
         self._originals: dict[int, nn.Parameter] = {}
         self._borrowed: dict[int, dict[str, nn.Parameter]] = {}
@@ -72,6 +75,11 @@ class LentWeights:
         self.saved_bytes = 0
         return saved_tensors_hooks(self._pack, self._unpack)
 
+    @property
+    def lent(self) -> set[str]:
+        """The names of the parameters that are lent, and not in float32 always."""
+        return {self._names[id(one)] for one in self._all if one.dtype in _HALF}
+
     def keep(self) -> bool:
         """Have all parameters in float32 for good: a module looks at one from outside.
 
@@ -86,7 +94,9 @@ class LentWeights:
     def _lend(self, module: nn.Module, _: Any) -> None:
         own = self._borrowed[id(module)] = _of_half(module)
         for name, parameter in own.items():
-            lent = nn.Parameter(parameter.detach().float(), requires_grad=False)
+            other = self.others(self._names.get(id(parameter), ""))
+            numbers = parameter.detach().float() if other is None else other
+            lent = nn.Parameter(numbers, requires_grad=False)
             module._parameters[name] = lent
             self._know(parameter, lent)
 

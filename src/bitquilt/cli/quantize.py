@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -27,7 +27,9 @@ from bitquilt.runtime.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
+    from bitquilt.converted.quantize_base import ConvertedResult
     from bitquilt.metrics.teacher import Figures
     from bitquilt.report.result import QuantizeResult
     from bitquilt.streaming.quantize_gguf import GgufResult
@@ -97,12 +99,24 @@ def _quantize_base(model: str, config: QuantizeConfig, as_json: bool) -> None:
     )
 
 
-def _print_converted(made: list[GgufResult]) -> None:
+def _print_converted(made: list[ConvertedResult]) -> None:
+    from rich.text import Text
+
     _print_files(made)
-    click.echo(
-        "Nothing was measured, as `bitquilt eval` reads files of known families only; llama.cpp's "
-        "`llama-perplexity --kl-divergence` compares a GGUF file with its base."
-    )
+    original = made[0].original
+    if original is None:
+        return  # why was said
+    console = stdout_console()
+    table = _figures_begun(Text("original"), original.kinds, ("size", "bits"))
+    for one in made:
+        assert one.figures is not None
+        bits = f"{one.plan.bits:.3f}"
+        name = Text(name_cell(one.paths[0].name))
+        cells = {kind: kind_cells(own) for kind, own in one.figures.kinds.items()}
+        kind_rows(table, (name, human(one.plan.nbytes), bits), cells)
+    console.print(table)
+    console.print("About these figures:")
+    print_list(console, [*_about_figures(original.kinds), "Bits are per weight of the tensors."])
 
 
 def _print_streamed(made: list[GgufResult]) -> None:
@@ -111,7 +125,7 @@ def _print_streamed(made: list[GgufResult]) -> None:
     click.echo(f"Nothing was measured: `bitquilt eval {first} --against {against}` does.")
 
 
-def _print_files(made: list[GgufResult]) -> None:
+def _print_files(made: Sequence[GgufResult]) -> None:
     for one in made:
         plan = one.plan
         said = f"{', '.join(map(str, one.paths))}: {plan.nbytes:,} bytes, {plan.bits:.3f} bits per "
@@ -136,7 +150,7 @@ def _print_table(result: QuantizeResult) -> None:
         console.print(f"{result.vision}: {size}, the vision tower, not quantized", markup=False)
     console.print(_closing_table(result))
     console.print("About these figures:")
-    print_list(console, _about_figures(result.original.kinds))
+    print_list(console, [*_about_figures(result.original.kinds), SIZE_NOTE])
     console.print("The files in their engines:")
     print_list(console, [f"{output.path.name}: {output.note}." for output in result.outputs])
     took = f"It took {clock(result.seconds)}"
@@ -150,21 +164,34 @@ def _closing_table(result: QuantizeResult) -> Table:
     """Make a row for the original and for each file, with rows of figures for each kind of text."""
     from rich.text import Text
 
-    from bitquilt.report.figures import number
-
-    table = figures_table(
-        "file", (*SIZE_HEADINGS, "KL,\nnats/token", "same\ntop-1", "perplexity"), fold_first=True
-    )
-    own = result.original.kinds
     stored_as = (f"\nstored as {result.stored_as}", "dim")
     original = Text.assemble("original:\n", name_cell(result.model), stored_as)
-    only = {k: ("", "", number(one.perplexity.mean, "perplexity")) for k, one in own.items()}
-    kind_rows(table, (original, "", ""), only)
+    table = _figures_begun(original, result.original.kinds)
     for output in result.outputs:
         name = Text.assemble(name_cell(output.path.name), (f"\ntypes: {output.source}", "dim"))
         size = size_cells(output.nbytes, output.bits, output.bits_on_disk)
         cells = {kind: kind_cells(one) for kind, one in output.figures.kinds.items()}
         kind_rows(table, (name, *size), cells)
+    return table
+
+
+def _figures_begun(
+    original: Text, own: Mapping[str, Figures], sizes: tuple[str, str] = SIZE_HEADINGS
+) -> Table:
+    """Begin the table with the original, of which there is the perplexity alone.
+
+    Args:
+        original: what is in its first cell.
+        own: the kind of text → its figures.
+        sizes: the headings of a file's size and its bits.
+    """
+    from bitquilt.report.figures import number
+
+    table = figures_table(
+        "file", (*sizes, "KL,\nnats/token", "same\ntop-1", "perplexity"), fold_first=True
+    )
+    only = {k: ("", "", number(one.perplexity.mean, "perplexity")) for k, one in own.items()}
+    kind_rows(table, (original, "", ""), only)
     return table
 
 
@@ -192,4 +219,3 @@ def _about_figures(own: Mapping[str, Figures]) -> Iterator[str]:
         "This is the closing KL. A selection KL is of a mix before it was polished, and an excerpt "
         "KL is of a part of the text: neither compares with it."
     )
-    yield SIZE_NOTE

@@ -10,16 +10,18 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from bitquilt import __version__
 from bitquilt.allocation.budget import label_of
 from bitquilt.bases.importance import load_transformers_model, match_base
 from bitquilt.bases.statistics import BaseStatistics, collect_base_statistics
+from bitquilt.calibration.text import HeldOutText
 from bitquilt.config import QuantizeConfig
 from bitquilt.converted.allocation import (
     asked_types,
@@ -29,20 +31,23 @@ from bitquilt.converted.allocation import (
     candidates_of,
     recipe_of,
 )
+from bitquilt.converted.closing import BaseClosing
 from bitquilt.converted.formats import FORMATS
 from bitquilt.converted.formats.base_format import BaseFormat
 from bitquilt.converted.moments import BaseMoments
 from bitquilt.converted.prediction import predicted_nats
 from bitquilt.converted.rounding import base_rounding_work, round_base
+from bitquilt.errors import UserError
+from bitquilt.metrics.teacher import HeldOutFigures
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.sources import safetensors
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding import ROUNDING_VERSION
 from bitquilt.runtime.device import computing
-from bitquilt.runtime.files import read_json, refuse_file, require_room
+from bitquilt.runtime.files import read_json, refuse_file, remove, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.streaming.base import base_name, base_tokens, write_base_vision
+from bitquilt.streaming.base import BaseText, base_name, write_base_vision
 from bitquilt.streaming.from_base import stream_base
 from bitquilt.streaming.quantize_gguf import GgufPlan, GgufResult
 from bitquilt.targets import parse_targets
@@ -61,13 +66,28 @@ class ConvertedModel:
     """Format → the base."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConvertedResult(GgufResult):
+    """A file or directory that :func:`quantize_base` wrote."""
+
+    original: HeldOutFigures | None = None
+    """The figures of the full-precision model, by torch; None where nothing was measured."""
+    figures: HeldOutFigures | None = None
+    """The file's, of the numbers read back from it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        both = (("original", self.original), ("figures", self.figures))
+        return super().to_dict() | {name: own and asdict(own) for name, own in both}
+
+
 def quantize_base(
     model: str | Path,
     config: QuantizeConfig | None = None,
     *,
     progress: Progress | None = None,
     **options: Any,
-) -> list[GgufResult]:
+) -> list[ConvertedResult]:
     """Quantize any model that transformers and the format's converter know.
 
     The bases, the importance matrix and the work directory stay beside the files, for comparing
@@ -89,7 +109,7 @@ def quantize_base(
     config.refuse_unused_by_a_base()
     formats = [FORMATS[target.name] for target in parse_targets(config.to)]
     if config.rounding == "nearest" and all(one.streams_nearest for one in formats):
-        return stream_base(model, config, progress)
+        return [ConvertedResult(**vars(one)) for one in stream_base(model, config, progress)]
     refuse_file(Path(config.output), "--output")
     recipe_of(config)
     converted = _converted(model, config, progress)
@@ -143,7 +163,7 @@ class _Run:
             base.refuse_overwrite(self._place(base, self._label(bits)))
 
     def _calibrate(self, directory: Path, stack: ExitStack) -> None:
-        """Match bases and model, and collect statistics; the model is not kept."""
+        """Match bases and model, collect statistics, and read the closing text."""
         progress = self._progress
         with progress.stage("Matching the base with the model", 1, "matching"):
             model = load_transformers_model(directory)
@@ -153,7 +173,10 @@ class _Run:
             }
             progress.advance()
         self._say_alone()
-        self._tokens = base_tokens(model, directory, self._config)
+        text = BaseText(model, directory, self._config)
+        self._tokens, (closing, lacking) = text.calibration(), text.closing()
+        if lacking:
+            progress.say(lacking)
         shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
         fingerprint = checkpoint_fingerprint(
             read_json(directory / "config.json"), shapes, safetensors.files(directory)
@@ -164,6 +187,15 @@ class _Run:
         self._statistics = BaseStatistics(self._work)
         for name, base in self._bases.items():
             base.take(self._partners[name], self._statistics, self._tokens)
+        self._closing = self._read_closing(model, closing)
+
+    def _read_closing(self, model: nn.Module, text: HeldOutText) -> BaseClosing | None:
+        """Let the original read held-out text; None where its logits cannot be had so."""
+        try:
+            return BaseClosing(model, text, self._progress)
+        except UserError as error:
+            self._progress.say(f"Files are not measured: {error.sentence}")
+            return None
 
     def _settings(self, fingerprint: str) -> dict[str, Any]:
         """All that statistics and rounded matrices depend on."""
@@ -185,7 +217,7 @@ class _Run:
                     f"parameter has, and no importance: {', '.join(alone[:3])}"
                 )
 
-    def results(self) -> Iterator[GgufResult]:
+    def results(self) -> Iterator[ConvertedResult]:
         """Yield a file for each format and budget."""
         for target, base in self._bases.items():
             moments = BaseMoments(self._statistics, self._partners[target])
@@ -233,7 +265,7 @@ class _Run:
     def _place(self, base: BaseFormat, label: str) -> Path:
         return self._output / f"{self._name}-{label}{base.target.suffix}"
 
-    def _write(self, base: BaseFormat, moments: BaseMoments, plan: GgufPlan) -> GgufResult:
+    def _write(self, base: BaseFormat, moments: BaseMoments, plan: GgufPlan) -> ConvertedResult:
         """Round and write one file."""
         started = time.monotonic()
         path = self._place(base, plan.label)
@@ -244,6 +276,14 @@ class _Run:
             )
         with self._progress.stage(f"Writing {path.name}", base.written, "writing"):
             base.write(plan.types, rounded, path, self._progress)
-        return GgufResult(
-            paths=[path], source=base.path, plan=plan, seconds=time.monotonic() - started
-        )
+        seconds = time.monotonic() - started
+        result = ConvertedResult(paths=[path], source=base.path, plan=plan, seconds=seconds)
+        if self._closing is None:
+            return result
+        partners = self._partners[base.target.name]
+        try:
+            figures = self._closing.figures(partners, base.decoded(path), path.name, self._progress)
+        except UserError:  # it computes NaN, so that it is of no use
+            remove(path)
+            raise
+        return replace(result, original=self._closing.original, figures=figures)

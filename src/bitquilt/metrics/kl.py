@@ -6,7 +6,7 @@ Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -68,16 +68,30 @@ def compare(
         student: the candidate's logits [n, V] of consecutive tokens, as many at a time as whoever
             computes them likes, but of one window; those of its last token may be left out.
     """
-    predicted, at_once = tokens.shape[1] - 1, logit_tokens(len(teacher_head))
+    return compare_logits(tokens, lambda row, part: teacher[row, part] @ teacher_head.T, student)
+
+
+def compare_logits(
+    tokens: Tensor, teacher: Callable[[int, slice], Tensor], student: Iterator[Tensor]
+) -> TokenFigures:
+    """Compare a candidate with a teacher of whatever kind, a few tokens at a time.
+
+    Args:
+        tokens: int64 [N, L].
+        teacher: gives the logits [n, V] of some tokens of a window.
+        student: as :func:`compare` takes it.
+    """
+    predicted = tokens.shape[1] - 1
     # One array for all: small ones kept between the large logits would fragment the heap.
     found = np.empty((len(fields(TokenFigures)), *tokens[:, 1:].shape), np.float32)
-    for row, (window, hidden) in enumerate(zip(tokens, teacher, strict=True)):
-        labels, done = window[1:].to(hidden.device), 0
+    for row, window in enumerate(tokens):
+        done = 0
         while done < predicted:
-            given = next(student)[: predicted - done].to(hidden.device)
-            for own in given.split(at_once):
+            given = next(student)[: predicted - done]
+            for own in given.split(logit_tokens(given.shape[1])):
                 part = slice(done, done + len(own))
-                figures = _figures(hidden[part] @ teacher_head.T, own, labels[part])
+                theirs, labels = teacher(row, part), window[1:][part]
+                figures = _figures(theirs, own.to(theirs.device), labels.to(theirs.device))
                 for column, kind in zip(found, figures, strict=True):
                     column[row, part] = kind.float().cpu().numpy()
                 done = part.stop

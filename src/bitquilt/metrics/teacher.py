@@ -51,10 +51,7 @@ class Teacher:
     @property
     def documents(self) -> Documents:
         """The document of each predicted token, N · (L − 1) of them."""
-        if self.owners is not None:
-            return Documents.of(self.owners[:, 1:].ravel().numpy())
-        windows, tokens = self.tokens[:, 1:].shape
-        return Documents.of(np.repeat(np.arange(windows), tokens))
+        return _documents(self.tokens, self.owners)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,19 +102,44 @@ class ClosingTeacher:
 
     def figures(self, found: TokenFigures, engine: str) -> HeldOutFigures:
         """Means with their intervals for each kind of text, of a model's figures on all of it."""
-
-        def of(windows: slice) -> Figures | None:
-            part = self.teacher.windows(windows)
-            if not len(part.tokens):
-                return None
-            return summarize(found.windows(windows), engine, part.documents)
-
-        return HeldOutFigures(unlike=of(slice(self.unlike)), like=of(slice(self.unlike, None)))
+        tokens, owners = self.teacher.tokens, self.teacher.owners
+        return held_out_figures(found, engine, tokens, owners, self.unlike)
 
     def original_figures(self) -> HeldOutFigures:
         """Figures of the original itself: its perplexity, and a divergence of zero."""
         correct, loss, _ = self_metrics(self.teacher).numpy()
         return self.figures(zero_divergence(correct, loss), "torch")
+
+
+def held_out_figures(
+    found: TokenFigures, engine: str, tokens: Tensor, owners: Tensor | None, unlike: int
+) -> HeldOutFigures:
+    """Means with their intervals for each kind of text.
+
+    Args:
+        found: a model's figures on all of it.
+        engine: what computed them.
+        tokens: int64 [N, L].
+        owners: the number of the document that each token is from [N, L]; None where every window
+            is one of its own.
+        unlike: how many of the windows, the first ones, are unlike the calibration text.
+    """
+
+    def of(windows: slice) -> Figures | None:
+        own = None if owners is None else owners[windows]
+        if not len(tokens[windows]):
+            return None
+        return summarize(found.windows(windows), engine, _documents(tokens[windows], own))
+
+    return HeldOutFigures(unlike=of(slice(unlike)), like=of(slice(unlike, None)))
+
+
+def _documents(tokens: Tensor, owners: Tensor | None) -> Documents:
+    """Give the document of each predicted token of windows [N, L]."""
+    if owners is not None:
+        return Documents.of(owners[:, 1:].ravel().numpy())
+    windows, length = tokens[:, 1:].shape
+    return Documents.of(np.repeat(np.arange(windows), length))
 
 
 def weights_metrics(

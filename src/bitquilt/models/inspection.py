@@ -124,7 +124,7 @@ def _inspection_without_tables(name: str, path: Path) -> Inspection:
                 f"bitquilt has no tables of {kind}, so `bitquilt quantize` goes by a base: "
                 "llama.cpp's converter writes it for GGUF files and mlx-lm for MLX, its "
                 "matrices are found among the model's by their numbers, and are rounded with error "
-                "feedback from what transformers computes. The result is not measured.",
+                "feedback from what transformers computes, and measured there.",
             ),
         ),
     )

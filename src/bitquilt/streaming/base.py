@@ -10,8 +10,11 @@ from bitquilt.bases.converter import base_type, convert, require_converter
 from bitquilt.bases.importance import BaseModel, base_importance, open_base
 from bitquilt.bases.vision import write_tower_of
 from bitquilt.calibration.text import (
+    HeldOutText,
     calibration_documents,
     document_encoder,
+    held_out_documents,
+    held_out_windows,
     token_windows,
 )
 from bitquilt.calibration.text_budget import text_budget
@@ -140,13 +143,51 @@ def base_tokens(
     Raises:
         UserError: the text or the tokenizer does not serve.
     """
-    documents, _ = calibration_documents(config.calibration)
-    place, template = tokenizer_of(directory)
-    embeddings = len(model.get_input_embeddings().weight)  # type: ignore[operator]
-    encode = document_encoder(directory.name, place, template, embeddings)
-    weights = sum(one.numel() for one in model.parameters())
-    budget = config.text_budget or text_budget(weights, 1, gpu_memory())
-    return token_windows(documents, encode, budget.calibration, budget.window)
+    return BaseText(model, directory, config).calibration()
+
+
+class BaseText:
+    """Text for a model that has no tables, as its tokens."""
+
+    def __init__(
+        self, model: nn.Module, directory: Path, config: QuantizeConfig | ImatrixConfig
+    ) -> None:
+        """Read documents and tokenizer.
+
+        Args:
+            model: transformers'.
+            directory: of it.
+            config: names a user's text, and may say how much is read.
+
+        Raises:
+            UserError: one of them cannot be read.
+        """
+        self._held_out = config.held_out if isinstance(config, QuantizeConfig) else None
+        self._documents, _ = calibration_documents(config.calibration, self._held_out)
+        place, template = tokenizer_of(directory)
+        embeddings = len(model.get_input_embeddings().weight)  # type: ignore[operator]
+        self._encode = document_encoder(directory.name, place, template, embeddings)
+        weights = sum(one.numel() for one in model.parameters())
+        self.budget = config.text_budget or text_budget(weights, 1, gpu_memory())
+
+    def calibration(self) -> Tensor:
+        """Return the calibration text, int64 [N, L].
+
+        Raises:
+            UserError: there is too little.
+        """
+        count, length = self.budget.calibration, self.budget.window
+        return token_windows(self._documents, self._encode, count, length)
+
+    def closing(self) -> tuple[HeldOutText, str]:
+        """Return the text that files are measured on, and why there is none of a kind.
+
+        Raises:
+            UserError: there is too little of both kinds.
+        """
+        count, length = self.budget.held_out, self.budget.window
+        documents = held_out_documents(self._held_out)
+        return held_out_windows(documents, self._documents, self._encode, count, length)
 
 
 def dataset_name(config: QuantizeConfig | ImatrixConfig) -> str:

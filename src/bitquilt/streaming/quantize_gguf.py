@@ -79,7 +79,7 @@ class GgufPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufResult:
-    """A file that :func:`quantize_gguf` wrote."""
+    """A file that was made of a GGUF file or a base."""
 
     paths: Sequence[Path]
     """The file, or its parts."""

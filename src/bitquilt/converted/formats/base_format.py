@@ -170,6 +170,10 @@ class BaseFormat(ABC):
             progress: advances by weights of matrices.
         """
 
+    @abstractmethod
+    def decoded(self, path: Path) -> Callable[[str], Tensor]:
+        """Return what decodes the matrices of a file that was written, float32 [E, R, C]."""
+
     def total_bytes(self, types: Allocation) -> int:
         """Return the bytes of everything on the disk."""
         return self.fixed_bytes + sum(self.nbytes(name, qtype) for name, qtype in types.items())

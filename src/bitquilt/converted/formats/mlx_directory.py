@@ -9,7 +9,7 @@ import json
 import math
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,6 +44,7 @@ from bitquilt.targets.mlx.layout import (
     parts_of,
     quantization_entry,
 )
+from bitquilt.targets.mlx.writing import MlxWeights
 
 WEIGHTS, CONFIG, RECIPE_NAME = "model.safetensors", "config.json", "recipe.json"
 CHECKED_TOKENS = 16
@@ -180,6 +181,16 @@ class MlxDirectory(BaseFormat):
                 self._write_weights(file, types, rounded, progress)
             if self._check:
                 _run_in_engine(beside)
+
+    def decoded(self, path: Path) -> Callable[[str], Tensor]:
+        weights = MlxWeights(path)
+
+        def decode(name: str) -> Tensor:
+            matrix = self.matrices[name]
+            whole = weights[f"{name}.weight"]
+            return whole.reshape(matrix.experts, matrix.rows, matrix.columns)
+
+        return decode
 
     def _write_weights(
         self, file: BinaryIO, types: Allocation, rounded: RoundedMatrix, progress: Progress

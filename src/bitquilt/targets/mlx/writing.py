@@ -160,7 +160,8 @@ class MlxWeights(Mapping[str, torch.Tensor]):
             return stored.float()
         kinds = ("weight", "scales", "biases")
         present = [kind for kind in kinds if f"{module}.{kind}" in self._parts]
-        packed = {kind: self._file.get_tensor(f"{module}.{kind}") for kind in present}
+        stored_parts = {kind: self._file.get_tensor(f"{module}.{kind}") for kind in present}
+        packed = {kind: part.flatten(0, -2) for kind, part in stored_parts.items()}  # of a stack
         qtype = qtypes.get(qtype_name(self._quantization.get(module, self._quantization)))
         return qtype.dequantize(packed)
 

@@ -1,0 +1,94 @@
+"""A model of transformers in two steps: text to last hidden states, and these to logits.
+
+Hidden states of a whole text fit into memory and logits do not. What lies between the two, a head
+or a cap on logits, is the model's own: it runs with hidden states in place of what it would
+compute.
+
+Letters: N windows of L tokens, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bitquilt.bases.lent_weights import lent_weights
+from bitquilt.errors import UserError
+from bitquilt.models.blockwise import Advance, batches, ignore
+
+TRIED_LOGITS = 8
+"""On so many tokens it is tried whether two steps give the same as one."""
+_SAME_LOGITS = 1e-4
+
+
+class TwoStepModel:
+    """A causal language model, or one that sees, in two steps."""
+
+    def __init__(self, model: nn.Module, tokens: Tensor) -> None:
+        """Try both steps on the beginning of a text.
+
+        Args:
+            model: as :func:`bitquilt.bases.importance.load_transformers_model` gives it.
+            tokens: int64 [N, L].
+
+        Raises:
+            UserError: the model makes logits of something else than its last hidden states.
+        """
+        self._model = cast("Any", model)
+        self._inner = self._model.base_model
+        self._device = next(model.parameters()).device
+        self.vocabulary = int(self._model.get_output_embeddings().weight.shape[0])
+        """Logits of a token."""
+        self._output: dict[str, Any] = {}
+        few, lent = tokens[:1, :TRIED_LOGITS], lent_weights(model)
+        with torch.inference_mode():
+            try:
+                whole = self._run(few)
+            except RuntimeError:
+                if not lent.keep():
+                    raise
+                whole = self._run(few)
+            try:
+                read = self._inner(few.to(self._device), use_cache=False)
+                self._kind, self._output = type(read), dict(read)
+                parts = self.logits(read.last_hidden_state[0])
+                same = torch.allclose(whole, parts, rtol=_SAME_LOGITS, atol=_SAME_LOGITS)
+            except (AttributeError, RuntimeError, TypeError, ValueError):
+                same = False
+        if not same:
+            raise UserError(
+                f"{type(model).__name__} of transformers makes logits of more than its last hidden "
+                "states; `llama-perplexity --kl-divergence` compares a GGUF file with its base"
+            )
+
+    @torch.inference_mode()
+    def last_hidden(self, tokens: Tensor, advance: Advance = ignore) -> Tensor:
+        """Return the last hidden states, float32 [N, L, D] on the CPU.
+
+        Args:
+            tokens: int64 [N, L].
+            advance: is told of tokens as they are read.
+        """
+        found = []
+        for which in batches(tokens):
+            own = tokens[which]
+            read = self._inner(own.to(self._device), use_cache=False)
+            found.append(read.last_hidden_state.float().cpu())
+            advance(own.numel())
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [T, V] of last hidden states [T, D]."""
+        own = {**self._output, "last_hidden_state": hidden[None].to(self._device)}
+        self._inner.forward = lambda *_, **__: self._kind(**own)
+        try:
+            return self._run(torch.zeros(1, len(hidden), dtype=torch.int64))
+        finally:
+            del self._inner.forward
+
+    def _run(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self._model(tokens.to(self._device), use_cache=False).logits
+        return found[0].float()
