@@ -46,13 +46,14 @@ from bitquilt.qtypes.qtype import PackedSource
 from bitquilt.report.result import Output, QuantizeResult, SearchResult
 from bitquilt.report.run_record import OutputRecord, save
 from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
+from bitquilt.rounding.block_workers import BlockWorkers
 from bitquilt.rounding.given_cells import GivenCells
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, polishing_work
 from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, Rounder, TwoPassRounder
 from bitquilt.rounding.tuning import distill
 from bitquilt.run_text import RunText, draw_text
-from bitquilt.runtime.device import computing
+from bitquilt.runtime.device import computing, several_gpus
 from bitquilt.runtime.files import refuse_file, require_room
 from bitquilt.runtime.options import command
 from bitquilt.runtime.progress import Progress
@@ -221,7 +222,8 @@ class Run(AbstractContextManager["Run"]):
         self.config, self.progress = config, progress
         self.output = Path(config.output)
         refuse_file(self.output, "--output")
-        self.checkpoint = open_checkpoint(str(model))
+        self._model = str(model)
+        self.checkpoint = open_checkpoint(self._model)
         self._work_dir = work_directory(self.checkpoint, config)
         refuse_unusable(self._work_dir)
         self.checkpoint.load("model.norm.weight")  # a config without weights is refused now
@@ -314,8 +316,9 @@ class Run(AbstractContextManager["Run"]):
         tokens, folds = self.text.calibration, self.text.folds
         bank = LayerBank(self.checkpoint, self.work, self.config.rounding, self._given)
         if self._run_work.two_passes:
-            everything = self._run_work.everything
-            self._rounder = TwoPassRounder(bank, tokens, folds, everything, self.progress)
+            gpus, every, says = several_gpus(), self._run_work.everything, self.progress
+            workers = self._open.enter_context(BlockWorkers(self._model, bank, gpus, says))
+            self._rounder = TwoPassRounder(bank, tokens, folds, every, workers, says)
             return bank
         rounder = EstimatingRounder if self._run_work.estimates else BankRounder
         self._rounder = rounder(bank, self.progress)

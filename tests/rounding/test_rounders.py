@@ -16,6 +16,7 @@ from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.rounding import rounders, row_sample
+from bitquilt.rounding.block_workers import BlockWorkers
 from bitquilt.rounding.layer_bank import ESTIMATED, POLISHED, ROUNDED, LayerBank
 from bitquilt.rounding.round_layers import finish_layers, polish_layers
 from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, TwoPassRounder
@@ -26,6 +27,12 @@ from tests.factories import tiny_checkpoint
 TYPES = ["Q4_0", "Q5_0", "IQ4_NL"]
 TOKENS = torch.randint(3, 200, (6, 64), generator=torch.Generator().manual_seed(0))
 FOLDS = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def two_passes(bank, candidates):
+    """The rounder, which has no process beside this one."""
+    workers = BlockWorkers("", bank, [], Silent())
+    return TwoPassRounder(bank, TOKENS, FOLDS, candidates, workers, Silent())
 
 
 class Both:
@@ -39,7 +46,7 @@ class Both:
         self.streamed = LayerBank(self.checkpoint, streamed, "full")
         collect_statistics(BlockwiseModel(self.checkpoint), TOKENS, FOLDS, kept, Silent())
         BankRounder(self.kept, Silent()).score(self.candidates, "gguf")
-        self.rounder = TwoPassRounder(self.streamed, TOKENS, FOLDS, self.candidates, Silent())
+        self.rounder = two_passes(self.streamed, self.candidates)
         self.rounder.score(self.candidates, "gguf")
 
     def cost_of(self, module, bank):
@@ -128,7 +135,7 @@ def test_what_is_there_is_not_read_for_again(both, monkeypatch):
 def test_an_interrupted_pass_goes_on_to_the_same_bytes(both, monkeypatch, tmp_path):
     shutil.copytree(both.streamed.work.path, tmp_path / "again")
     again = LayerBank(both.checkpoint, WorkDir(tmp_path / "again", {}), "full")
-    rounder = TwoPassRounder(again, TOKENS, FOLDS, both.candidates, Silent())
+    rounder = two_passes(again, both.candidates)
     chosen, blocks = {module: ["IQ4_NL"] for module in both.checkpoint.matrices}, []
 
     def interrupted(*arguments):

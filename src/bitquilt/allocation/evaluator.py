@@ -143,7 +143,7 @@ class Evaluator:
             branches = branches.split(modules)
             states = self._through(index, branches, states)
         states = self._model.final_norm(states)
-        if teacher.head.nbytes > LARGEST_KEPT:
+        if not states.is_cuda and teacher.head.nbytes > LARGEST_KEPT:
             trim()  # beside such tables, the blocks of hidden states are too much to keep
         branches = branches.split([self._head])
         found = torch.empty(len(branches.parents), *original[:, 1:, 0].shape)

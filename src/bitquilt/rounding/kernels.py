@@ -25,6 +25,7 @@ from bitquilt.qtypes.iquants import Codebook, codebook
 from bitquilt.rounding.codebooks import SHORTLIST_LENGTHS, cells_of
 from bitquilt.rounding.hessian import COLUMN_GROUP
 from bitquilt.rounding.tables import LevelTable
+from bitquilt.runtime.device import compute_device
 
 THREADS = 128
 
@@ -189,9 +190,10 @@ def _module(device: torch.device) -> object:
 @cache
 def compiling(device: torch.device) -> Future[tuple[bytes, str]]:
     """Compile all kernels for a device, some seconds in a thread of their own."""
-    from torch.cuda import _utils
 
     def compiled() -> tuple[bytes, str]:
+        from torch.cuda import _utils
+
         _find_compiler()
         source = files(__package__).joinpath("kernels.cu").read_text(encoding="utf-8")
         with torch.cuda.device(device):
@@ -199,6 +201,12 @@ def compiling(device: torch.device) -> Future[tuple[bytes, str]]:
             return _utils._nvrtc_compile(source, "dots")
 
     return ThreadPoolExecutor(1, thread_name_prefix="kernels").submit(compiled)
+
+
+def prepare() -> None:
+    """Begin to compile, where there is a GPU: it takes seconds until kernels are needed."""
+    if compute_device().type == "cuda":
+        compiling(torch.device("cuda", torch.cuda.current_device()))
 
 
 @cache

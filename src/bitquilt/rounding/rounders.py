@@ -10,7 +10,7 @@ through a block, and rounds as the second does (docs/decisions/two-passes.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +22,8 @@ from bitquilt.calibration.collect import collect_statistics, collection_work
 from bitquilt.calibration.statistics import BlockStats
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.names import layer_of
+from bitquilt.rounding import kernels
+from bitquilt.rounding.block_workers import BlockStep, BlockTask, BlockWorkers
 from bitquilt.rounding.layer_bank import ESTIMATED, Candidates, LayerBank
 from bitquilt.rounding.round_layers import (
     estimate_layers,
@@ -55,6 +57,9 @@ class BankRounder:
     bank: LayerBank
     progress: Progress
     complete = True
+
+    def __post_init__(self) -> None:
+        kernels.prepare()
 
     def score(self, candidates: Candidates, target: str) -> None:
         """Round all of them."""
@@ -99,8 +104,13 @@ class TwoPassRounder:
     """The fold of each window, int64 [N]."""
     everything: Candidates
     """The candidates of all formats: one pass serves them."""
+    workers: BlockWorkers
+    """They round blocks; where there are none, this process does."""
     progress: Progress
     complete = False
+
+    def __post_init__(self) -> None:
+        kernels.prepare()
 
     def score(self, candidates: Candidates, target: str) -> None:
         """Estimate those of all formats, the first time."""
@@ -124,42 +134,56 @@ class TwoPassRounder:
         kind: str,
         candidates: Candidates,
         work: Callable[[LayerBank, Candidates], float],
-        function: Callable[[LayerBank, Candidates, Progress], None],
+        step: BlockStep,
     ) -> None:
-        """Read the text, and call a function on each block's candidates while its moments last."""
+        """Read the text, and take a step with each block's candidates while its moments last."""
         bank, says = self.bank, _Words(self.progress)
         units = collection_work(bank.checkpoint, len(self.tokens))
         with self.progress.stage(title, units, kind):
             own = _by_layer(candidates)
+            keeper = _Keeper(bank, own, work, step, says, self.workers)
             collect_statistics(
                 BlockwiseModel(bank.checkpoint),
                 self.tokens,
                 self.folds,
                 bank.work,
                 self.progress,
-                _Keeper(bank, own, work, lambda view, some: function(view, some, says)),
+                keeper,
             )
-            function(bank, own[None], says)
+            step(bank, own[None], says)
+            keeper.finish()
 
 
 @dataclass(frozen=True)
 class _Keeper:
-    """Gives the moments of each block to a function, as the statistics of a bank."""
+    """Takes a step with each block, of which the bank has the moments as its statistics then."""
 
     bank: LayerBank
     candidates: Mapping[int | None, Candidates]
     work: Callable[[LayerBank, Candidates], float]
-    """What a function has to do: 0 where an earlier run has done it."""
-    function: Callable[[LayerBank, Candidates], None]
+    """What a step has to do: 0 where an earlier run has done it."""
+    step: BlockStep
+    says: Progress
+    workers: BlockWorkers
 
     def wants(self, layer: int) -> bool:
         return self.work(self.bank, self.candidates[layer]) > 0
 
-    @torch.no_grad()
     def keep(self, moments: BlockMoments) -> None:
-        statistics = BlockStats(self.bank.checkpoint, self.bank.work, moments)
-        with multiplying("highest"):  # passes may multiply faster and rougher
-            self.function(self.bank.reading(statistics), self.candidates[moments.layer])
+        task = BlockTask(self.step, moments, self.candidates[moments.layer])
+        self._here(self.workers.do(task))
+
+    def finish(self) -> None:
+        """Wait until the steps of all blocks are done."""
+        self._here(self.workers.wait())
+
+    @torch.no_grad()
+    def _here(self, tasks: Iterable[BlockTask]) -> None:
+        """Do tasks in this process."""
+        for task in tasks:
+            statistics = BlockStats(self.bank.checkpoint, self.bank.work, task.moments)
+            with multiplying("highest"):  # passes may multiply faster and rougher
+                task.step(self.bank.reading(statistics), task.candidates, self.says)
 
 
 class _Words(Progress):

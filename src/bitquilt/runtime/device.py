@@ -60,6 +60,15 @@ def device_name() -> str:
     return f"the CPU, in {threads} thread{'s' if threads > 1 else ''}"
 
 
+def several_gpus() -> list[str]:
+    """List the GPUs that this process sees, as torch names them; none where they are not several.
+
+    ``CUDA_VISIBLE_DEVICES`` says which these are.
+    """
+    count = torch.cuda.device_count() if compute_device().type == "cuda" else 0
+    return [f"cuda:{n}" for n in range(count)] if count > 1 else []
+
+
 def gpu_memory() -> int:
     """Return the bytes of memory of the GPU that is computed on; 0 on the CPU."""
     device = compute_device()

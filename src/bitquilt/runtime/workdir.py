@@ -7,6 +7,7 @@ naming what differs; budgets and target formats are no settings, since the artef
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -64,6 +65,13 @@ class WorkDir:
         except BaseException:
             self._lock.close()
             raise
+
+    @classmethod
+    def borrowed(cls, path: Path) -> WorkDir:
+        """Open the directory that another process of the same run has opened, and keeps."""
+        work = cls.__new__(cls)
+        work.path, work._kept = path, math.inf  # the time that a run takes is the other's to keep
+        return work
 
     def has(self, name: str) -> bool:
         """Whether the artefact exists."""

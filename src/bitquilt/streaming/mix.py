@@ -10,8 +10,8 @@ import numpy as np
 
 from bitquilt.allocation.knapsack import (
     MOST_UNITS,
-    least_cost,
     largest_nbytes,
+    least_cost,
     smallest_nbytes,
 )
 from bitquilt.allocation.llama_cpp import (
