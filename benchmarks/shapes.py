@@ -1,9 +1,11 @@
 """Large shapes with random weights: time, memory and disk of the whole way, stage by stage.
 
     python benchmarks/shapes.py NAME [--bits BITS]... [--to gguf|mlx|both] [--layers N] [--dir DIR]
+        [--search METHOD]
 
 Names are those of ``SHAPES``. Random weights say nothing about quality; seconds, bytes and memory
-are those of the real model. ``--layers`` makes a model of fewer blocks, to see what one takes.
+are those of the real model. ``--layers`` makes a model of fewer blocks, to see what one takes; with
+``--search knapsack`` it goes the way that many blocks would.
 """
 
 from __future__ import annotations
@@ -92,7 +94,12 @@ def main() -> None:
         started = time.monotonic()
         with disk_watched(Path(directory)) as most:
             made = bitquilt.quantize(
-                model, bits=tuple(asked.bits), to=asked.to, output=directory, engine_check=False
+                model,
+                bits=tuple(asked.bits),
+                to=asked.to,
+                output=directory,
+                engine_check=False,
+                search=bitquilt.SearchConfig(method=asked.search),
             )
         seconds = time.monotonic() - started
         results = sum(output.nbytes for output in made.outputs)
@@ -113,6 +120,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--to", default="gguf")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--dir")
+    parser.add_argument("--search", choices=("race", "knapsack"), default="race")
     asked = parser.parse_args()
     asked.bits = asked.bits or [4.5]
     return asked
