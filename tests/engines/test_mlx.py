@@ -72,7 +72,7 @@ def test_mixes_compute_with_the_weights_that_are_read_back(
     from bitquilt.engines import mlx_backend
 
     model = make_model(family, layers=6 if family == "gemma3_text" else 2)
-    mix = ("4bit-g64", "mxfp4", "8bit-g32", "3bit-g64", "BF16", "F32", "5bit-g32", "nvfp4")
+    mix = ("4bit-g64", "mxfp4", "8bit-g32", "3bit-g64", "BF16", "F32", "5bit-g32", "nvfp4", "mxfp8")
     directory = write(model, tmp_path / "model", *mix)
     weights = MLX.read_weights(directory)
     with TorchEngine(replace(model.checkpoint, reader=weights.__getitem__)) as engine:

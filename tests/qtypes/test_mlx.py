@@ -14,7 +14,7 @@ from bitquilt.runtime.bit_stream import from_stream, to_stream
 mx = pytest.importorskip("mlx.core")
 
 AFFINE = [qtype for name in qtypes.names("mlx") if isinstance(qtype := qtypes.get(name), Affine)]
-FLOATS = [qtypes.get(name) for name in ("mxfp4", "nvfp4")]
+FLOATS = [qtypes.get(name) for name in ("mxfp4", "nvfp4", "mxfp8")]
 every_qtype = pytest.mark.parametrize("qtype", [*AFFINE, *FLOATS], ids=lambda qtype: qtype.name)
 
 
@@ -38,7 +38,11 @@ def awkward_matrix(seed: int = 0, columns: int = 256) -> torch.Tensor:
 def mode(qtype: QuantType) -> dict[str, object]:
     if isinstance(qtype, Affine):
         return {"group_size": qtype.block, "bits": qtype.width}
-    return {"group_size": qtype.block, "bits": 4, "mode": qtype.name}
+    return {
+        "group_size": qtype.block,
+        "bits": 8 if qtype.name == "mxfp8" else 4,
+        "mode": qtype.name,
+    }
 
 
 def mlx_rounds(qtype: QuantType, weight: torch.Tensor) -> Packed:
@@ -72,7 +76,7 @@ def test_every_pair_of_bits_and_group_is_here() -> None:
     assert {qtype.name for qtype in AFFINE} == expected
     assert qtypes.get("4bit-g64").bits == 4.5
     assert qtypes.get("3bit-g128").bits == 3.25
-    assert [qtype.bits for qtype in FLOATS] == [4.25, 4.5]
+    assert [qtype.bits for qtype in FLOATS] == [4.25, 4.5, 8.25]
 
 
 @every_qtype

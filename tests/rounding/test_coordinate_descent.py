@@ -11,7 +11,7 @@ from bitquilt.rounding.row_batches import Rows
 from tests.rounding.inputs import cost, factor_of, second_moment, weights
 
 
-@pytest.mark.parametrize("name", ["Q2_K", "IQ4_XS", "3bit-g64", "mxfp4"])
+@pytest.mark.parametrize("name", ["Q2_K", "IQ4_XS", "3bit-g64", "mxfp4", "mxfp8"])
 def test_no_row_gets_worse(name):
     qtype, weight = qtypes.get(name), weights(16, 512)
     factor = factor_of(second_moment(512))

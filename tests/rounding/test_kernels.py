@@ -103,7 +103,7 @@ def moved(parts, device):
     return [part.to(device) for part in parts]
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "Q8_0", "4bit-g32", "IQ4_XS", "mxfp4"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q3_K", "Q8_0", "4bit-g32", "IQ4_XS", "mxfp4", "mxfp8"])
 def test_levels(name, device):
     quantizer, scales, target, triangles = rows_on(name)
     codes, levels = quantizer.propose(scales, target, triangles)

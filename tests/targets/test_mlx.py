@@ -19,7 +19,7 @@ from tests.targets.conftest import Model
 MIXES = (
     ("F32",),
     ("4bit-g64",),
-    ("4bit-g32", "mxfp4", "8bit-g128"),
+    ("4bit-g32", "mxfp8", "8bit-g128"),
     ("3bit-g64", "BF16", "mxfp4", "6bit-g32", "F32"),
 )
 

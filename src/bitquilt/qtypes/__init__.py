@@ -8,6 +8,7 @@ In: codes and scales, as fits and rounding choose them. Out: the bytes of a file
     blocks32.py     Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0   blocks of 32; of 64 in Q2_0
     mlx_affine.py   2bit-g32 … 8bit-g128            MLX's groups with scale and bias
     mxfp4.py        mxfp4 MXFP4                     four-bit floats, as MLX and ggml store them
+    mxfp8.py        mxfp8                           eight-bit floats, as MLX stores them
     nvfp4.py        nvfp4 NVFP4                     those under an eight-bit float
     floats.py       BF16 F32
 
@@ -34,6 +35,7 @@ from bitquilt.qtypes import (  # noqa: F401
     kquants,
     mlx_affine,
     mxfp4,
+    mxfp8,
     nvfp4,
     ternary,
 )

@@ -27,18 +27,27 @@ EXPONENT_BIAS = 127
 
 
 class Microscaled(ScalarQuantType):
-    """The numbers of MXFP4, whoever stores them."""
+    """Groups of 32 small floats under one power of two each, whoever stores them."""
 
     block = MXFP4_GROUP
-    low, high = 0, 15
-    table = MAGNITUDES + tuple(-magnitude for magnitude in MAGNITUDES)
+    low = 0
+    largest: ClassVar[float]
+    """The largest number before scaling."""
 
     def levels(self, fields: Unpacked) -> LevelMap:
         exponents = fields["exponents"]
         return LevelMap(torch.ldexp(torch.ones_like(exponents).float(), exponents), None)
 
 
-class MlxMxFp4(Microscaled):
+class FourBitFloats(Microscaled):
+    """The numbers of MXFP4."""
+
+    high = 15
+    largest = MAGNITUDES[-1]
+    table = MAGNITUDES + tuple(-magnitude for magnitude in MAGNITUDES)
+
+
+class MlxMxFp4(FourBitFloats):
     """The type that mlx calls mode ``mxfp4``.
 
     weight    uint32 [R, C / 8]    eight codes a word, the first lowest
@@ -59,7 +68,7 @@ class MlxMxFp4(Microscaled):
         return {"weight": to_stream(fields["codes"], 4), "scales": scales}
 
 
-class GgmlMxFp4(GgmlQuantType, Microscaled):
+class GgmlMxFp4(GgmlQuantType, FourBitFloats):
     """4.25 bits: e(1) qs(16), the nibbles as in Q4_0."""
 
     name = "MXFP4"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.qtypes.ggml import GgmlQuantType, blocks_of
-from bitquilt.qtypes.mxfp4 import Microscaled
+from bitquilt.qtypes.mxfp4 import FourBitFloats
 from bitquilt.qtypes.qtype import LevelMap, Packed, ScalarQuantType, Unpacked, register
 from bitquilt.runtime.bit_stream import from_stream, to_stream
 
@@ -41,7 +41,7 @@ class BlockScaled(ScalarQuantType):
     """The numbers of NVFP4, whoever stores them; the engines differ in codes that none writes."""
 
     low, high = 0, 15
-    table = Microscaled.table
+    table = FourBitFloats.table
     scales: ClassVar[tuple[float, ...]]
     """What each of the 256 codes of a scale stands for."""
 

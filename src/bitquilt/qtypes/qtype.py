@@ -128,7 +128,9 @@ class ScalarQuantType(QuantType):
     high: int
     """The largest code."""
     table: tuple[float, ...] | None = None
-    """What code ``low + i`` stands for; None where codes stand for themselves."""
+    """What code ``low + i`` stands for, NaN if nothing; None where codes stand for themselves."""
+    cells: int = 4
+    """Midpoints between neighbours in the table are whole multiples of 1 / ``cells``."""
 
     @abstractmethod
     def levels(self, fields: Unpacked) -> LevelMap:

@@ -22,11 +22,7 @@ from bitquilt.rounding import kernels
 from bitquilt.rounding.codebooks import nearest_patterns
 from bitquilt.rounding.hessian import COLUMN_GROUP
 from bitquilt.rounding.row_batches import RowRun, Rows, batch_rows
-from bitquilt.rounding.tables import LevelTable
-
-CELLS = 4
-"""The lookup has so many cells per unit: middles between uneven levels are whole quarters at the
-finest."""
+from bitquilt.rounding.tables import level_table
 
 
 class GroupQuantizer(ABC):
@@ -95,8 +91,7 @@ class LevelQuantizer(GroupQuantizer):
         self._offsets = _steps_by_group(offsets, groups)
         self._low = _for_each_row([[_scalar(rows).low for rows in run] for run in runs], runs)
         self._high = _for_each_row([[_scalar(rows).high for rows in run] for run in runs], runs)
-        table = _scalar(runs[0][0]).table
-        self._table = None if table is None else LevelTable(table, CELLS)
+        self._table = level_table(_scalar(runs[0][0]))
 
     def scales(self, groups: slice) -> Sequence[Tensor]:
         """See :meth:`GroupQuantizer.scales`: steps, their inverses and offsets."""

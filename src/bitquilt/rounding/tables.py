@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from bitquilt.qtypes.qtype import ScalarQuantType
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,16 @@ class LevelTable:
     @property
     def lowest(self) -> float:
         """The smallest value."""
-        return min(self.values)
+        return min(self._numbers)
 
     @property
     def highest(self) -> float:
         """The largest value."""
-        return max(self.values)
+        return max(self._numbers)
+
+    @property
+    def _numbers(self) -> list[float]:
+        return [value for value in self.values if not math.isnan(value)]
 
     def contents(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return each cell's nearest value, float32, and its code, uint8, the lowest cell first."""
@@ -49,10 +56,19 @@ class LevelTable:
         return contents.index_select(0, cell.flatten()).view(numbers.shape)
 
 
+def level_table(qtype: ScalarQuantType) -> LevelTable | None:
+    """Return the uneven levels of a type; None where its levels are even."""
+    return None if qtype.table is None else LevelTable(qtype.table, qtype.cells)
+
+
 @cache
 def _cells(table: LevelTable, device: torch.device) -> tuple[Tensor, Tensor]:
     values = torch.tensor(table.values, dtype=torch.float32, device=device)
     count = round((table.highest - table.lowest) * table.cells)
     middles = table.lowest + (torch.arange(count, device=device) + 0.5) / table.cells
-    codes = (middles.unsqueeze(1) - values).abs().argmin(1)
+    ordered, codes = values.sort(stable=True)
+    # of equal values the first is taken, and what is no number, which is sorted last, never
+    first = ordered.diff(prepend=ordered.new_tensor([-math.inf])) > 0
+    ordered, codes = ordered[first], codes[first]
+    codes = codes[torch.searchsorted((ordered[:-1] + ordered[1:]) / 2, middles)]
     return values[codes], codes.to(torch.uint8)

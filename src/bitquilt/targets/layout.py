@@ -16,6 +16,7 @@ from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.ggml import GgmlQuantType
 from bitquilt.qtypes.mlx_affine import Affine
 from bitquilt.qtypes.mxfp4 import MlxMxFp4
+from bitquilt.qtypes.mxfp8 import MlxMxFp8
 from bitquilt.qtypes.nvfp4 import MlxNvFp4
 from bitquilt.qtypes.qtype import Allocation, QuantType
 
@@ -133,4 +134,4 @@ def _scale_bits(qtype: QuantType) -> int:
         return 8 * sum(n for part, n in qtype.sections.items() if part in _SCALE_SECTIONS)
     if isinstance(qtype, Affine):
         return qtype.block_bits - qtype.width * qtype.block
-    return 8 if isinstance(qtype, MlxMxFp4 | MlxNvFp4) else 0
+    return 8 if isinstance(qtype, MlxMxFp4 | MlxMxFp8 | MlxNvFp4) else 0

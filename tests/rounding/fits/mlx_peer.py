@@ -11,7 +11,8 @@ from bitquilt.qtypes.qtype import QuantType, Unpacked
 def mlx_fields(qtype: QuantType, weight: torch.Tensor, importance: torch.Tensor) -> Unpacked:
     """Fields by ``mx.quantize``, which knows no importance."""
     mx = pytest.importorskip("mlx.core")
-    mode = {"group_size": qtype.block, "bits": 4, "mode": qtype.name}
+    bits = 8 if qtype.name == "mxfp8" else 4
+    mode = {"group_size": qtype.block, "bits": bits, "mode": qtype.name}
     if isinstance(qtype, Affine):
         mode = {"group_size": qtype.block, "bits": qtype.width}
     with mx.stream(mx.cpu):

@@ -48,7 +48,7 @@ class _Mlx(Target):
     alignment = 1
     bits_reach = 1.0, 1.7  # its types lie closer together than those of GGUF
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
-        32: frozenset({"nvfp4"}),
+        32: frozenset({"nvfp4", "mxfp8"}),
         64: frozenset({"mxfp4", *(f"{bits}bit-g32" for bits in (2, 3, 4, 5, 6, 8))}),
         128: frozenset(f"{bits}bit-g64" for bits in (2, 3, 4, 5)),
     }

@@ -59,7 +59,7 @@ def parts_of(module: str, qtype: QuantType, rows: int, columns: int) -> list[Par
             Part(f"{module}.biases", "BF16", (rows, groups)),
         ]
     return [
-        Part(f"{module}.weight", "U32", (rows, columns // 8)),
+        Part(f"{module}.weight", "U32", (rows, columns * _code_bits(qtype) // 32)),
         Part(f"{module}.scales", "U8", (rows, groups)),
     ]
 
@@ -161,7 +161,12 @@ def quantization_entry(qtype: QuantType) -> dict[str, Any] | bool:
         return False
     if isinstance(qtype, Affine):
         return {"group_size": qtype.block, "bits": qtype.width, "mode": "affine"}
-    return {"group_size": qtype.block, "bits": 4, "mode": qtype.name}
+    return {"group_size": qtype.block, "bits": _code_bits(qtype), "mode": qtype.name}
+
+
+def _code_bits(qtype: QuantType) -> int:
+    """Return the bits of a code of floats under a shared scale, which has less than one each."""
+    return qtype.block_bits // qtype.block
 
 
 def qtype_name(entry: dict[str, Any]) -> str:
