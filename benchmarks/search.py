@@ -264,7 +264,7 @@ def by_dynamic_quant(model: str, there: dict[str, Any]) -> dict[str, str]:
     """What mlx-lm's dynamic_quant makes of the unquantized model, asked for 4.5 bits."""
     from lib import dynamic_quant
 
-    original = unquantized(model, Path(there["output"]) / "original")
+    original = unquantized(open_checkpoint(model), Path(there["output"]) / "original")
     documents, _ = calibration_documents(None)
     tokens = token_windows(documents, encoder(open_checkpoint(model)), 24, WINDOW)
     return dynamic_quant.allocation(original, tokens, 4.5)

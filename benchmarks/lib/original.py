@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bitquilt import quantize
-from bitquilt.runtime.progress import Silent
+from bitquilt import qtypes
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import Packed
+from bitquilt.targets import get_target
 
 
-def unquantized(model: str, directory: Path) -> Path:
+def unquantized(checkpoint: Checkpoint, directory: Path) -> Path:
     """Write a model as an MLX directory in float32, and return where it is."""
-    directory.mkdir(parents=True, exist_ok=True)
-    recipe = directory / "original.json"
-    recipe.write_text('{"default": "F32"}')
-    made = quantize(
-        model,
-        recipe=recipe,
-        to="mlx",
-        output=directory,
-        work_dir=directory / "work",
-        progress=Silent(),
-    )
-    return made.outputs[0].path
+
+    def packed(module: str, name: str) -> Packed:
+        return qtypes.get(name).pack({"codes": checkpoint.load(f"{module}.weight")})
+
+    everything = dict.fromkeys(checkpoint.matrices, "F32")
+    get_target("mlx").write(checkpoint, everything, packed, directory, "{}")
+    return directory
