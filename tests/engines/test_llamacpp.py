@@ -22,6 +22,7 @@ from bitquilt.talk.prompt import NO_SYSTEM, compose
 from bitquilt.targets import GGUF
 from tests.cli.conftest import demo_gguf
 from tests.engines.conftest import divergence, generated, original_logits
+from tests.engines.test_stream import say
 from tests.factories import tiny_checkpoint, tiny_tokenizer
 from tests.gguf.test_tokenizer import TOKENIZERS
 from tests.models.tiny_gguf import write_gguf
@@ -53,6 +54,24 @@ def write(model: Model, path: Path, *qtypes: str) -> Path:
     """A mix as a file."""
     GGUF.write(model.checkpoint, model.on(*qtypes), model.packed, path, "{}")
     return path
+
+
+def test_what_was_asked_before_is_kept(demo_gguf: Path) -> None:
+    """More conversations than rows; what they share is read once, and none forgets for another."""
+    template = list(range(10, 30))
+    asked = [[*template, n, n + 1, 5] for n in range(100, 124)]
+    with open_engine(demo_gguf) as engine:
+        said = [say(engine, asked[at : at + 4]) for at in range(0, len(asked), 4)]
+        assert [prefilled for _, prefilled in said[1:]] == [4 * 3] * 5
+        again = [say(engine, asked[at : at + 4]) for at in range(0, len(asked), 4)]
+        assert [prefilled for _, prefilled in again] == [4] * 6
+        assert [rows for rows, _ in again] == [rows for rows, _ in said]
+        rows, _ = said[0]
+        turn = [*asked[0], *rows[0], 7, 8]
+        assert say(engine, [turn, asked[1]])[1] <= 3 + 1
+        for n in range(200, 260):  # the oldest go
+            say(engine, [[n, n + 1, n + 2], [n, n + 2, n + 3]])
+        assert say(engine, asked[:4])[0] == rows
 
 
 @pytest.mark.parametrize("case", SHAPES)
