@@ -1,16 +1,21 @@
-"""Bodies that are JSON for most clients and servers, and none by the letter of the standard."""
+"""Requests that most servers understand, and that are none by the letter of a standard."""
 
 from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NoReturn
 
 MARKS = (BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE)
 """What Windows writes before a text."""
 HALF = b"\\u"
 """What halves of characters are written with, where another program has cut an emoji in two."""
+THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""What chat templates call the variable that turns thinking on and off."""
+BOOLEANS = ("true", "false")
+"""What forms of settings send as texts, which templates would all take for true."""
 
 
 def mended_json(body: bytes) -> Mapping[str, Any] | None:
@@ -40,3 +45,20 @@ def _whole(value: Any) -> Any:
     if isinstance(value, dict):
         return {_whole(name): _whole(one) for name, one in value.items()}
     return value
+
+
+def mended_thinking(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a chat, where texts and booleans stand for objects about thinking."""
+    read = dict(fields)
+    if isinstance(written := read.get("chat_template_kwargs"), str):
+        with suppress(ValueError):
+            read["chat_template_kwargs"] = json.loads(written or "{}")
+    if isinstance(variables := read.get("chat_template_kwargs"), dict):
+        words = {name: variables.get(name) for name in THINKING_SWITCHES}
+        known = {name: word == "true" for name, word in words.items() if word in BOOLEANS}
+        read["chat_template_kwargs"] = variables | known
+    if isinstance(thinks := read.get("thinking"), bool):
+        read["thinking"] = {"type": "enabled" if thinks else "disabled"}
+    if isinstance(reasons := read.get("reasoning"), bool | str):
+        read["reasoning"] = {"enabled" if isinstance(reasons, bool) else "effort": reasons}
+    return read

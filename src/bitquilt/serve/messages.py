@@ -42,7 +42,8 @@ class Lenient(BaseModel):
 class CalledFunction(Lenient):
     """A function with its arguments."""
 
-    name: str
+    name: str = ""
+    """Empty where a stream broke off before it, and the client sent back what it had."""
     arguments: Any = Field(default_factory=dict)
     """An object, as templates take it; or the text that the model wrote, where that is none."""
 
@@ -62,7 +63,7 @@ class ToolCall(Lenient):
     """A call that the model made in an earlier turn."""
 
     id: str = ""
-    function: CalledFunction
+    function: CalledFunction = Field(default_factory=CalledFunction)
 
     def for_template(self) -> Mapping[str, Any]:
         """The call for a chat template, which writes the arguments as JSON itself."""
@@ -120,6 +121,11 @@ class ChatMessage(Lenient):
     @classmethod
     def _text(cls, content: Any) -> str:
         return content_text(content)
+
+    @field_validator("reasoning_content", mode="before")
+    @classmethod
+    def _thoughts(cls, thoughts: Any) -> str:
+        return thoughts_text(thoughts)
 
     def for_template(self, unmarked: bool) -> Message:
         """The message in the form that a chat template takes.
@@ -187,6 +193,15 @@ def content_text(content: Any) -> str:
         texts = [_part_text(part) for part in content]
         return "\n".join(text for text in texts if text)
     return _part_text(content)
+
+
+def thoughts_text(thoughts: Any) -> str:
+    """The text of earlier reasoning, in whatever form a client keeps it; other things have none."""
+    if isinstance(thoughts, list):
+        return "\n".join(filter(None, map(thoughts_text, thoughts)))
+    if isinstance(thoughts, dict):
+        thoughts = thoughts.get("text") or thoughts.get("content")
+    return thoughts if isinstance(thoughts, str) else ""
 
 
 def _part_text(part: Any) -> str:

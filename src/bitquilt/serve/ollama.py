@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from bitquilt.engines import ModelInfo, Sampling
-from bitquilt.serve.errors import RefusedError
+from bitquilt.serve.errors import RefusedError, invalid
 from bitquilt.serve.messages import Lenient
 from bitquilt.serve.parts import AnswerParts, SpokenPart, Thought
 from bitquilt.serve.responses import FINISH, Json
@@ -89,11 +90,25 @@ class OllamaRequest(Lenient):
         settings = {OPTIONS.get(name, name): value for name, value in options.items()}
         if isinstance(limit := settings.get("max_tokens"), int) and limit < 0:
             del settings["max_tokens"]
-        if self.format == "json":
-            settings["response_format"] = {"type": "json_object"}
-        elif self.format:
+        if isinstance(self.format, str):
+            settings |= {"response_format": _format(self.format)} if self.format else {}
+        else:
             settings["json_schema"] = self.format
         return {**(self.model_extra or {}), **settings, "stream": self.stream}
+
+
+def _format(stated: str) -> Json:
+    """A format that is a text: the word for any JSON, or a schema that is written out.
+
+    Raises:
+        RefusedError: it is neither.
+    """
+    if stated == "json":
+        return {"type": "json_object"}
+    with suppress(ValueError):
+        if isinstance(schema := json.loads(stated), dict):
+            return {"type": "json_schema", "schema": schema}
+    raise invalid(f'format: {stated!r} is not "json", nor a JSON schema; give one of them')
 
 
 def _message(message: Json) -> Json:

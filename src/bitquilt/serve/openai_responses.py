@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ConfigDict, Field, field_validator
 
 from bitquilt.serve.errors import RefusedError, invalid
-from bitquilt.serve.messages import Lenient
+from bitquilt.serve.messages import Lenient, thoughts_text
 from bitquilt.serve.parts import AnswerParts, SpokenPart, Thought
 from bitquilt.serve.responses import EVENT_STREAM, Json, sse
 from bitquilt.serve.tools import Offer
@@ -106,8 +106,7 @@ def _add_item(messages: list[Json], item: Any, place: str) -> None:
         else:
             messages.append(said)
     elif kind == "reasoning":
-        parts = item.get("content") or item.get("summary") or ()
-        text = "\n".join(part.get("text", "") for part in parts)
+        text = thoughts_text(item.get("content") or item.get("summary"))
         messages.append({"role": "assistant", THOUGHTS: text})
     elif kind in CALLS:
         arguments = item.get(CALLS[kind])

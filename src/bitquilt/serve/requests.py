@@ -19,7 +19,7 @@ from bitquilt.engines import ModelInfo
 from bitquilt.models.chat_template import Message, template_variables
 from bitquilt.runtime.near import did_you_mean
 from bitquilt.serve.errors import RefusedError, invalid
-from bitquilt.serve.mending import mended_json
+from bitquilt.serve.mending import THINKING_SWITCHES, mended_json, mended_thinking
 from bitquilt.serve.messages import ChatMessage, Lenient, text_only
 from bitquilt.serve.structured import Structured
 from bitquilt.serve.tools import Offer, ToolDefinition, is_other_tool, offer
@@ -30,7 +30,8 @@ from bitquilt.talk.sample import AnswerSettings
 MAX_ROLLBACKS = AnswerSettings.max_rollbacks
 MOST_ANSWERS = 256
 """One request may want so many answers: prompts, times ``n``."""
-MOST_STOPS = 16
+MOST_STOPS = 128
+"""Clients for role play send one for each name and mark."""
 MOST_LOGPROBS = 20
 FORBIDDING = -100.0
 """A bias that no token survives."""
@@ -90,7 +91,7 @@ class CompletionRequest(Structured):
     )
     frequency_penalty: float | None = Field(None, ge=-100, le=100)
     presence_penalty: float | None = Field(None, ge=-100, le=100)
-    seed: int | None = Field(None, ge=-SEEDS, lt=SEEDS)
+    seed: int | None = Field(None, ge=-SEEDS, lt=2 * SEEDS)
     max_tokens: int | None = Field(
         None, ge=-1, validation_alias=AliasChoices("max_tokens", "n_predict")
     )
@@ -101,6 +102,8 @@ class CompletionRequest(Structured):
     @field_validator("stop", mode="before")
     @classmethod
     def _many(cls, stop: Any) -> Any:
+        if isinstance(stop, list):
+            return [one for one in stop if one is not None]
         return [stop] if isinstance(stop, str) else stop
 
     @field_validator("repetition_penalty")
@@ -184,8 +187,6 @@ class CompletionRequest(Structured):
         return False
 
 
-THINKING_SWITCHES = ("enable_thinking", "thinking")
-"""What chat templates call the variable that turns thinking on and off."""
 SAMPLING = (
     "temperature",
     "top_p",
@@ -240,6 +241,11 @@ class ChatRequest(CompletionRequest):
         others = [one for one in tools if is_other_tool(one)]
         functions = [one for one in tools if one not in others]
         return {**fields, "tools": functions, "other_tools": [str(one["type"]) for one in others]}
+
+    @validator(mode="before")
+    @classmethod
+    def _from_words(cls, fields: Any) -> Any:
+        return mended_thinking(fields) if isinstance(fields, dict) else fields
 
     @property
     def unknown(self) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bitquilt.errors import UserError
 from bitquilt.serve.errors import for_clients, invalid
@@ -30,6 +30,13 @@ class ResponseFormat(Lenient):
     json_schema: NamedSchema | None = None
     schema_: Schema | None = Field(default=None, alias="schema")
     """llama.cpp takes one beside ``json_object``."""
+    value: Schema | str | None = None
+    """What text-generation-inference calls the schema, or the regular expression."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, fields: Any) -> Any:
+        return {"type": fields} if isinstance(fields, str) else fields
 
 
 class StructuredOutputs(Lenient):
@@ -54,6 +61,15 @@ class Structured(Lenient):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_grammar(cls, fields: Any) -> Any:
+        """Read a grammar of text-generation-inference's as the format that it is."""
+        if not (isinstance(fields, dict) and isinstance(fields.get("grammar"), dict)):
+            return fields
+        rest = {name: value for name, value in fields.items() if name != "grammar"}
+        return {"response_format": fields["grammar"], **rest}
+
     def answer_grammar(self) -> str | None:
         """The grammar that the answer follows; None where it may be anything.
 
@@ -61,6 +77,8 @@ class Structured(Lenient):
             RefusedError: it cannot be followed, or several are asked for.
         """
         asked = [one for one in (*self._formats(), *self._grammars()) if one is not None]
+        if len(asked) > 1 and (some := _json(ANY_OBJECT)) in asked:
+            asked.remove(some)  # a schema beside it says more
         if len(asked) > 1:
             raise invalid("the answer can follow one format only; ask for one schema or grammar")
         return asked[0] if asked else None
@@ -70,16 +88,18 @@ class Structured(Lenient):
         format_ = self.response_format or ResponseFormat()
         if format_.type == "text":
             return []
-        if format_.type == "json_object":
-            return [_json(format_.schema_ or ANY_OBJECT)]
+        if format_.type in ("json_object", "json"):
+            return [_json(format_.schema_ or format_.value or ANY_OBJECT)]
+        if format_.type == "regex" and isinstance(format_.value, str):
+            return [_made(regex_grammar, format_.value)]
         if format_.type == "json_schema":
             named = format_.json_schema
-            if (schema := (named and named.schema_) or format_.schema_) is None:
+            if (schema := (named and named.schema_) or format_.schema_ or format_.value) is None:
                 raise invalid("response_format.json_schema.schema is missing; put the schema there")
             return [_json(schema)]
         raise invalid(
             f"response_format.type {format_.type!r} is unknown; "
-            "it is text, json_object or json_schema"
+            "it is text, json_object, json_schema, or regex with a value"
         )
 
     def _grammars(self) -> list[str | None]:

@@ -21,6 +21,8 @@ from bitquilt.talk.tool_calls.forced import call_grammar
 
 FORCED = ("required", "any")
 """Words of OpenAI and Mistral for a call of any tool."""
+WORDS = (*FORCED, "auto", "none")
+"""All words for a choice, which come as the type of an object, too."""
 ID_LENGTH = 9
 """Mistral's templates take ids of nine letters and digits only, and nobody minds them."""
 
@@ -131,6 +133,8 @@ def offer(info: ModelInfo, tools: Sequence[Tool], choice: Any) -> Offer:
         RefusedError: the choice makes no sense, or the model's way to call is unknown.
     """
     tools, choice = allowed_tools(tools, choice)
+    if isinstance(choice, dict) and choice.get("type") in WORDS:
+        choice = choice["type"]
     forced = _forced(tools, choice)
     if not tools or choice == "none":
         return NO_TOOLS
@@ -153,7 +157,7 @@ def _forced(tools: Sequence[Tool], choice: Any) -> list[Tool]:
     if choice in ("auto", "none", None):
         return []
     names = [tool["function"]["name"] for tool in tools]
-    wanted = names if choice in FORCED else _named(choice)
+    wanted = names if choice in FORCED else _named(choice, names)
     if missing := [name for name in wanted if name not in names]:
         raise invalid(f"tool_choice names {missing[0]!r}, which is not among the tools; offer it")
     if not wanted:
@@ -161,8 +165,10 @@ def _forced(tools: Sequence[Tool], choice: Any) -> list[Tool]:
     return [tool for tool in tools if tool["function"]["name"] in wanted]
 
 
-def _named(choice: Any) -> list[str]:
-    """The names in a ``tool_choice`` that is an object, of any of OpenAI's APIs."""
+def _named(choice: Any, names: Sequence[str] = ()) -> list[str]:
+    """The names in a ``tool_choice``: one of ``names``, or an object of any of OpenAI's APIs."""
+    if choice in names:
+        return [choice]
     if isinstance(choice, dict):
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else choice.get("name")

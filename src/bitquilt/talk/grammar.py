@@ -24,6 +24,10 @@ a grammar lets them, and never come to its end."""
 _REASON_LENGTH = 200
 _VALUES = ("const", "default", "enum", "examples")
 """Keywords of JSON schemas whose values are JSON, where null is null."""
+TEXT_FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+)
+"""Formats of texts that a grammar can follow."""
 _PLACE = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: ([^\n]*).*", re.DOTALL)
 """Where in a grammar that the caller has never seen a schema of theirs fails."""
 
@@ -38,7 +42,8 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
         raise _refused("JSON schema", "it is no JSON object")
     style: Any = JSON_STYLE
     try:
-        grammar = LLMatcher.grammar_from_json_schema(without_nulls(schema), overrides=style)
+        stated = without_idle(without_nulls(schema))
+        grammar = LLMatcher.grammar_from_json_schema(stated, overrides=style)
     except ValueError as error:
         raise _refused("JSON schema", str(error)) from error
     return _checked("JSON schema", grammar)
@@ -54,6 +59,24 @@ def without_nulls(schema: Any) -> Any:
         keyword: value if keyword in _VALUES else without_nulls(value)
         for keyword, value in schema.items()
         if value is not None or keyword in _VALUES
+    }
+
+
+def without_idle(schema: Any) -> Any:
+    """A JSON schema without the keywords that refuse no text, which no grammar needs to follow.
+
+    A format that is not one of JSON Schema's own, such as OpenAPI's ``binary``, is an annotation;
+    and names of properties are texts anyway, which zod's schemas of records say.
+    """
+    if isinstance(schema, list):
+        return list(map(without_idle, schema))
+    if not isinstance(schema, Mapping):
+        return schema
+    return {
+        keyword: value if keyword in _VALUES else without_idle(value)
+        for keyword, value in schema.items()
+        if not (keyword == "format" and isinstance(value, str) and value not in TEXT_FORMATS)
+        and not (keyword == "propertyNames" and value in ({}, {"type": "string"}))
     }
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from bitquilt.engines import Engine
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import Tool
-from bitquilt.talk.grammar import lark_grammar, mark
+from bitquilt.talk.grammar import lark_grammar, mark, without_idle
 from bitquilt.talk.tool_calls.call import ToolStyle, schemas_of
 
 
@@ -22,4 +22,5 @@ def call_grammar(engine: Engine, style: ToolStyle, tools: Sequence[Tool]) -> str
         raise UserError(
             f'calls in the style of {style.name} cannot be forced; ask with "tool_choice": "auto"'
         )
-    return lark_grammar("start: call\n" + style.force(schemas_of(tools), partial(mark, engine)))
+    schemas = {name: without_idle(schema) for name, schema in schemas_of(tools).items()}
+    return lark_grammar("start: call\n" + style.force(schemas, partial(mark, engine)))
