@@ -5,9 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,6 +18,8 @@ import pytest
 from bitquilt.talk.sample import Sample
 from tests.serve.conftest import KEY, Running, post, running
 from tests.talk.book import Book, reciting
+
+HOW_TO = Path(__file__).parents[2] / "docs/how-to/serve.md"
 
 QUESTION: Any = [{"role": "user", "content": "What is 347 + 585?"}]
 GREEDY: Any = {"model": "demo", "messages": QUESTION, "temperature": 0}
@@ -45,6 +49,18 @@ def test_reasoning_and_answer_apart(demo: Running) -> None:
     assert (
         0 < reply.usage.completion_tokens_details.reasoning_tokens < reply.usage.completion_tokens
     )
+
+
+def test_the_answer_in_the_documentation_is_what_comes(demo: Running) -> None:
+    page = HOW_TO.read_text(encoding="utf-8")
+    (sent,) = re.findall(r"-d '(.*)'\n", page)
+    (told,) = re.findall(r"^    (\{\n.*?^    \})\n", page, re.DOTALL | re.MULTILINE)
+    status, said = post(demo, sent.encode())
+    assert status == 200
+    once = {"id", "created", "model"}
+    shown = {name: value for name, value in json.loads(told).items() if name not in once}
+    assert shown == {name: value for name, value in said.items() if name not in once}
+    assert said.keys() == json.loads(told).keys()
 
 
 def test_a_stream_says_the_same(demo: Running) -> None:

@@ -19,6 +19,7 @@ from bitquilt.engines.backend import Logits, common_prefix
 from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.engines.eyes import Eyes
+from bitquilt.engines.set_aside import SetAside
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
 from bitquilt.gguf.sampling import SAMPLING_KEYS
@@ -27,9 +28,9 @@ from bitquilt.models.chat_template import TOOL_USE
 UBATCH = 512
 """Tokens that llama.cpp computes at a time."""
 LEAST_CELLS, LEAST_SEQUENCES = 1024, 8
-"""The first context has room for this many tokens and sequences."""
-KEPT_CELLS, KEPT_SEQUENCES = 4096, 32
-"""A context of several rows has room for this many, so that what was asked before is kept."""
+"""The first context has room for this many tokens and rows."""
+ASIDE_TOKENS, ASIDE_LEAST = 4096, 8
+"""So many tokens at least are kept outside of the context; for so few nothing is moved."""
 META_VALUE_BYTES = 64
 
 _T = TypeVar("_T")
@@ -41,7 +42,8 @@ class LlamaCppBackend:
     """One model and at most one context, whose sequences are the rows.
 
     Sequences share the cells of the context, one for each token. A sequence whose row has ended
-    keeps what it holds for as long as there is room: a conversation may go on from there.
+    keeps what it holds until its place is needed, and is set aside then: a conversation may go on
+    from there.
     """
 
     def __init__(
@@ -70,8 +72,7 @@ class LlamaCppBackend:
         self._context: int | None = None
         self._cells = 0
         self._held: list[list[int]] = []
-        self._used: list[int] = []
-        """When each sequence was last a row, counted in calls."""
+        self._aside = SetAside()
         self._live: list[int] = []
         self._batch = self._api.llama_batch_init(UBATCH, 0, 1)
         for i in range(UBATCH):
@@ -189,8 +190,14 @@ class LlamaCppBackend:
         """See :class:`~bitquilt.engines.backend.Backend`."""
         cells = sum(map(len, prompts)) + room * len(prompts)
         self._reserve(len(prompts), cells)
-        self._live = live = self._place(prompts)
-        self._make_room(cells)
+        self._live = live = assign(self._held, prompts)
+        others = set(range(len(self._held))) - set(live)
+        if cells + sum(len(self._held[sequence]) for sequence in others) > self._cells:
+            for sequence in others:
+                self._set_aside(sequence)
+                self._keep(sequence, 0)
+        for sequence, prompt in zip(live, prompts, strict=True):
+            self._take_up(sequence, prompt)
         alone: list[int] = []
         copies: dict[int, int] = {}
         for row, prompt in enumerate(prompts):
@@ -250,58 +257,20 @@ class LlamaCppBackend:
         text: bytes = self._api.llama_vocab_get_text(self._vocab, token)
         return text.decode(errors="replace")
 
-    def _place(self, prompts: Sequence[Sequence[int]]) -> list[int]:
-        """Find a sequence for each prompt, which holds as much of it as any does.
-
-        One that would have to forget something else for it lends what they share instead, to the
-        sequence that was a row the longest time ago.
-        """
-        live = assign(self._held, prompts)
-        spare = [sequence for sequence in self._oldest() if sequence not in live]
-        for row, prompt in enumerate(prompts):
-            held = self._held[live[row]]
-            shared = common_prefix(held, prompt)
-            asked_again = shared == len(prompt) - 1
-            if spare and shared < len(held) and not asked_again:
-                if shared and self.retracts:
-                    self._copy(live[row], spare[0])
-                if self.retracts or not shared:
-                    live[row] = spare.pop(0)
-        for sequence in live:
-            self._used[sequence] = max(self._used) + 1
-        return live
-
-    def _make_room(self, cells: int) -> None:
-        """Forget what was used the longest time ago, until the rows have so many cells."""
-        others = [sequence for sequence in self._oldest() if sequence not in self._live]
-        cells += sum(len(self._held[sequence]) for sequence in others)
-        for sequence in others:
-            if cells <= self._cells:
-                return
-            cells -= len(self._held[sequence])
-            self._keep(sequence, 0)
-
-    def _oldest(self) -> list[int]:
-        return sorted(range(len(self._held)), key=self._used.__getitem__)
-
     def _reserve(self, sequences: int, cells: int) -> None:
         """Make sure that the context has room for so many sequences and tokens.
 
         Where it has not, a new and empty one takes its place, of twice the size, so that a
-        conversation that grows is seldom read again. What is recurrent has a state for each
-        sequence, whether it is used or not, so there is no room for more than the rows.
+        conversation that grows is seldom read again.
         """
-        several = sequences > 1 and self.retracts
-        least = KEPT_SEQUENCES if several else LEAST_SEQUENCES
-        least_cells = KEPT_CELLS if several else LEAST_CELLS
-        enough = max(cells, least_cells) <= self._cells
-        if max(sequences, least) <= len(self._held) and enough:
+        if sequences <= len(self._held) and cells <= self._cells:
             return
         if self._context:
+            for sequence in range(len(self._held)):
+                self._set_aside(sequence)
             self._api.llama_free(self._context)
-        self._cells = max(least_cells, self._cells, _doubled(cells))
-        self._held = [[] for _ in range(max(least, len(self._held), _doubled(sequences)))]
-        self._used = [0] * len(self._held)
+        self._cells = max(LEAST_CELLS, self._cells, _doubled(cells))
+        self._held = [[] for _ in range(max(LEAST_SEQUENCES, len(self._held), _doubled(sequences)))]
         params = self._api.llama_context_default_params()
         params.n_ctx, params.n_seq_max = self._cells, len(self._held)
         params.kv_unified = True
@@ -331,6 +300,33 @@ class LlamaCppBackend:
     def _forget(self, sequences: Iterable[int]) -> None:
         for sequence in sequences:
             self._keep(sequence, 0)
+
+    def _take_up(self, sequence: int, prompt: Sequence[int]) -> None:
+        """Make a sequence hold what was set aside, where that is more of a prompt."""
+        shared = common_prefix(self._held[sequence], prompt)
+        missing = len(prompt) - 1 - shared
+        if not missing:
+            return
+        found = self._aside.find(prompt, shared + ASIDE_LEAST) if missing > ASIDE_LEAST else None
+        if len(self._held[sequence]) - shared > ASIDE_LEAST:
+            self._set_aside(sequence)  # for it forgets what comes after
+        if found is None:
+            return
+        tokens, state = found
+        self._keep(sequence, 0)
+        where = state.ctypes.data_as(ctypes.c_void_p)
+        if self._api.llama_state_seq_set_data(self._context, where, state.size, sequence):
+            self._held[sequence] = tokens  # else there is no room, and it is read
+
+    def _set_aside(self, sequence: int) -> None:
+        """Keep what a sequence holds outside of the context, if it is worth that."""
+        held = self._held[sequence]
+        if len(held) < ASIDE_LEAST:
+            return
+        state = np.empty(self._api.llama_state_seq_get_size(self._context, sequence), np.uint8)
+        where = state.ctypes.data_as(ctypes.c_void_p)
+        if self._api.llama_state_seq_get_data(self._context, where, state.size, sequence):
+            self._aside.keep(held, state, max(ASIDE_TOKENS, self._cells))
 
     def _copy(self, source: int, sequence: int) -> None:
         """Make a sequence hold what another holds."""
