@@ -83,6 +83,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "mistral3": {
         "text_config": {"model_type": "ministral3", **_SHARED, "head_dim": 32},
         "vision_config": {"model_type": "pixtral", **_VISION, "head_dim": 32},
+        "tie_word_embeddings": False,
     },
     "qwen2": _LARGER,
     "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 96},

@@ -97,8 +97,11 @@ def test_without_a_converter_plan_says_how_to_get_it(
     assert any("once llama.cpp's converter is in place: run `" in note for note in notes)
 
 
-def test_mlx_is_told_to_see_nothing(magistral: Path) -> None:
+def test_where_the_tower_is_in_mlx_is_told(magistral: Path, tmp_path: Path) -> None:
     notes = plan(magistral, recipe="8bit-g64", to="mlx")[0].notes
+    assert any("vision tower is in the mlx directory, unquantized" in note for note in notes)
+    gemma = unknown_checkpoint(tmp_path, "gemma3")
+    notes = plan(gemma, recipe="8bit-g64", to="mlx")[0].notes
     assert any("mlx gets the language model only" in note for note in notes)
 
 

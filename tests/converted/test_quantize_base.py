@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import bitquilt
@@ -57,6 +58,20 @@ def test_an_mlx_directory_has_the_size_that_was_asked_for_and_the_kl_of_its_numb
     decoded = kl(truth, transformers_logits(decoded_model(found, path)))
     assert decoded > 0.005
     assert kl(truth, mlx_logits(path)) == pytest.approx(decoded, rel=0.03)
+
+
+def test_what_sees_is_kept_beside_what_mlx_lm_reads(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "mistral3", torch.bfloat16)
+    (made,) = bitquilt.quantize_base(directory, bits=8, to="mlx", output=tmp_path, **QUIET)
+    (path,) = made.paths
+    eyes = load_file(path / "vision.safetensors")
+    stored = load_file(directory / "model.safetensors")
+    own = {name for name in stored if "vision_tower" in name or "projector" in name}
+    assert len(eyes) == len(own) > 10
+    linear = "multi_modal_projector.linear_1.weight"
+    assert torch.equal(eyes[linear], stored[linear])
+    assert size_of(path) == made.plan.nbytes
+    assert kl(transformers_logits(load_transformers_model(directory)), mlx_logits(path)) < 0.001
 
 
 def test_a_size_in_bytes_is_kept_to_and_the_same_directory_is_made_again(tmp_path: Path) -> None:

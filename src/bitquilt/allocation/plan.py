@@ -273,6 +273,11 @@ def _about_vision(checkpoint: Checkpoint, target: Target) -> list[str]:
     if not config.get("vision_config") or not (alone or checkpoint.vision):
         return []
     file = target.vision_file(checkpoint.name)
+    if target.keeps_vision(checkpoint):
+        return [
+            f"{checkpoint.name}'s vision tower is in the {target} directory, unquantized, and "
+            "counts as a part of its size; mlx-vlm reads it, and mlx-lm passes over it"
+        ]
     if file is None:
         return [
             f"{target} gets the language model only: of {checkpoint.name}'s vision tower nothing "

@@ -125,6 +125,19 @@ def vision_bytes(config: dict[str, Any]) -> int:
         config: as published, of a model that also sees.
 
     Raises:
+        UserError: as :func:`vision_shapes`.
+    """
+    shapes = vision_shapes(config).values()
+    return sum(math.prod(shape) * (_HALF if len(shape) == 2 else _WHOLE) for shape in shapes)
+
+
+def vision_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the vision tower and the projector by their names, from a config alone.
+
+    Args:
+        config: as published, of a model that also sees.
+
+    Raises:
         UserError: transformers does not know the model, or a field of its config.
     """
     import torch
@@ -144,9 +157,8 @@ def vision_bytes(config: dict[str, Any]) -> int:
         raise UserError(
             f"transformers cannot make a vision tower of config.json ({reason}); download it again"
         ) from error
-    shapes = [
-        parameter.shape
+    return {
+        name.removeprefix("model."): tuple(parameter.shape)
         for name, parameter in model.named_parameters()
         if any(part in name for part in VISION_PARTS)
-    ]
-    return sum(math.prod(shape) * (_HALF if len(shape) == 2 else _WHOLE) for shape in shapes)
+    }

@@ -39,7 +39,7 @@ AXIS_HEIGHT = 38
 """What ticks and title of an axis take below a plot."""
 MB = 1e6
 
-PARTS = ("codes", "scales", "embedding", "norms", "tokenizer", "metadata", "padding")
+PARTS = ("codes", "scales", "embedding", "norms", "tokenizer", "vision", "metadata", "padding")
 """The parts of a file, in the order they are drawn."""
 
 

@@ -99,6 +99,10 @@ class Target(ABC):
         """Name the file that a model's vision tower goes into, by the model's name, or None."""
         return None
 
+    def keeps_vision(self, checkpoint: Checkpoint) -> bool:
+        """Tell whether a model's vision tower is a part of its files, and counts against a size."""
+        return False
+
     def vision_beside(self, path: Path) -> Path | None:
         """Find the file of a vision tower that goes by a model file's name; None if none does."""
         return None

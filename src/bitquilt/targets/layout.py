@@ -39,7 +39,7 @@ class Layout:
     """Everything else; the same for every allocation."""
     breakdown: dict[str, int]
     """Kind → its bytes, for people; they add up to the total. The kinds are metadata, tokenizer,
-    norms, embedding, codes, scales and padding."""
+    norms, embedding, codes, scales, padding, and vision where there is a tower."""
     weights: int
     """All weights of the model's tensors."""
 

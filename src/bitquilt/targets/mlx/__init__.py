@@ -122,6 +122,11 @@ class _Mlx(Target):
     def matrix_name(self, module: str, checkpoint: Checkpoint) -> str:
         return module
 
+    def keeps_vision(self, checkpoint: Checkpoint) -> bool:
+        from bitquilt.targets.mlx.layout import is_wrapped
+
+        return is_wrapped(checkpoint)
+
     def stored(self, path: Path) -> list[StoredMatrix]:
         from bitquilt.targets.mlx.stored import stored_in_mlx
 

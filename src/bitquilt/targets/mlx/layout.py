@@ -14,7 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bitquilt.models.canonical import QUANTIZED
 from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.models.sources.hugging_face import VISION_PARTS
 from bitquilt.qtypes.floats import Float
 from bitquilt.qtypes.mlx_affine import Affine
 from bitquilt.qtypes.qtype import QuantType
@@ -23,6 +25,12 @@ from bitquilt.targets.layout import padded_text
 ITEM_SIZES = {"I64": 8, "F32": 4, "U32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1}
 WORST_ENTRY = {"group_size": 128, "bits": 8, "mode": "affine"}
 HEADER_ALIGNMENT = 8
+LANGUAGE_MODEL = "language_model."
+"""What stands before the names of a language model in its wrapper."""
+_TOP_LEVEL = ("vocab_size", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+_WRAPPED = frozenset({"mistral3"})
+"""Wrappers that mlx-lm and mlx-vlm both read. Of Gemma 3's mlx-vlm asks for a head beside the
+embedding that it is tied to (docs/decisions/images.md)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,41 @@ def parts_of(module: str, qtype: QuantType, rows: int, columns: int) -> list[Par
     ]
 
 
+def is_wrapped(checkpoint: Checkpoint) -> bool:
+    """Tell whether a directory is to have the wrapper of a model that sees."""
+    sees = checkpoint.vision is not None or not checkpoint.tensor_types  # a config alone
+    return sees and has_wrapper(checkpoint.original_config)
+
+
+def has_wrapper(config: Mapping[str, Any]) -> bool:
+    """Tell whether a published config is of a wrapper that mlx-lm and mlx-vlm both read."""
+    return config.get("model_type") in _WRAPPED and bool(config.get("vision_config"))
+
+
+def is_of_eyes(name: str) -> bool:
+    """Tell whether a tensor's name is of what sees, and not of the language model."""
+    return name.startswith(VISION_PARTS)
+
+
+def prefix_of(checkpoint: Checkpoint) -> str:
+    """Return what stands before the names of all tensors and modules."""
+    return LANGUAGE_MODEL if is_wrapped(checkpoint) else ""
+
+
+def wrapped_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the config as engines read it: the language model's, in its wrapper if it has one."""
+    if not is_wrapped(checkpoint):
+        return checkpoint.config
+    published = checkpoint.original_config
+    text = {**published.get("text_config", {}), **checkpoint.config}
+    both = {**published, "text_config": text}
+    both |= {name: checkpoint.config[name] for name in _TOP_LEVEL if name in checkpoint.config}
+    for part in (both, text):
+        for field in QUANTIZED:
+            part.pop(field, None)
+    return both
+
+
 def norm_dtype(chosen: Mapping[str, QuantType]) -> str:
     """Return the dtype of norms and biases: the activations', which the embedding decides.
 
@@ -86,12 +129,13 @@ def norm_slack(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> int:
 def file_parts(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> list[Part]:
     """List every tensor in file order: wide items first, so that all are aligned without gaps."""
     parts: list[Part] = []
+    prefix = prefix_of(checkpoint)
     for name, shape in checkpoint.shapes.items():
         module = name.removesuffix(".weight")
         if module in chosen:
-            parts += parts_of(module, chosen[module], shape[0], shape[1])
+            parts += parts_of(prefix + module, chosen[module], shape[0], shape[1])
         else:
-            parts.append(Part(name, norm_dtype(chosen), shape))
+            parts.append(Part(prefix + name, norm_dtype(chosen), shape))
     return sorted(parts, key=lambda part: -ITEM_SIZES[part.dtype])
 
 
@@ -131,7 +175,7 @@ def _header_room(checkpoint: Checkpoint) -> int:
     worst = []
     for name, shape in checkpoint.shapes.items():
         parts = ("weight", "scales", "biases") if len(shape) == 2 else ("weight",)
-        stem = name.rpartition(".")[0]
+        stem = prefix_of(checkpoint) + name.rpartition(".")[0]
         worst += [Part(f"{stem}.{part}", "BF16", shape) for part in parts]
     end = sum(ITEM_SIZES["F32"] * part.nbytes for part in worst)
     text = header_text(worst, {part.name: end for part in worst})
@@ -140,12 +184,13 @@ def _header_room(checkpoint: Checkpoint) -> int:
 
 def config_text(checkpoint: Checkpoint, chosen: Mapping[str, QuantType]) -> str:
     """Return config.json, filled with spaces to the length that no allocation exceeds."""
-    longest = _dump(checkpoint.config, dict.fromkeys(chosen, WORST_ENTRY), WORST_ENTRY)
-    entries = {module: quantization_entry(qtype) for module, qtype in chosen.items()}
+    config, prefix = wrapped_config(checkpoint), prefix_of(checkpoint)
+    entries = {prefix + module: quantization_entry(qtype) for module, qtype in chosen.items()}
+    longest = _dump(config, dict.fromkeys(entries, WORST_ENTRY), WORST_ENTRY)
     packed = [tuple(entry.items()) for entry in entries.values() if isinstance(entry, dict)]
-    text = json.dumps(checkpoint.config, indent=2) + "\n"
+    text = json.dumps(config, indent=2) + "\n"
     if packed:
-        text = _dump(checkpoint.config, entries, dict(Counter(packed).most_common(1)[0][0]))
+        text = _dump(config, entries, dict(Counter(packed).most_common(1)[0][0]))
     return padded_text(text, len(longest.encode()), "config.json")
 
 

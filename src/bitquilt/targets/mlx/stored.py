@@ -9,7 +9,7 @@ from typing import Any
 from bitquilt.runtime.files import read_json
 from bitquilt.targets.base import StoredMatrix
 from bitquilt.targets.mlx.headers import safetensors_entries
-from bitquilt.targets.mlx.layout import qtype_name
+from bitquilt.targets.mlx.layout import LANGUAGE_MODEL, is_of_eyes, qtype_name
 
 WORD = 32
 """Bits of the numbers that codes are packed into."""
@@ -19,7 +19,9 @@ def stored_in_mlx(directory: Path) -> list[StoredMatrix]:
     """Return the matrices in the order of the files; see :meth:`Target.stored`."""
     quantization = read_json(directory / "config.json").get("quantization", {})
     parts = {
-        name: entry for name, entry in safetensors_entries(directory) if name != "__metadata__"
+        name: entry
+        for name, entry in safetensors_entries(directory)
+        if name != "__metadata__" and not is_of_eyes(name)
     }
     found = []
     for name, entry in parts.items():
@@ -34,8 +36,8 @@ def stored_in_mlx(directory: Path) -> list[StoredMatrix]:
         beside = (f"{module}.{kind}" for kind in ("weight", "scales", "biases"))
         found.append(
             StoredMatrix(
-                name=module,
-                module=module,
+                name=module.removeprefix(LANGUAGE_MODEL),
+                module=module.removeprefix(LANGUAGE_MODEL),
                 qtype=qtype,
                 rows=prod(rows),
                 columns=columns,

@@ -25,16 +25,20 @@ from bitquilt.targets.layout import (
     recipe_room,
     scale_bytes,
 )
+from bitquilt.targets.mlx.eyes import eyes_bytes, image_files, write_eyes
 from bitquilt.targets.mlx.layout import (
     ITEM_SIZES,
+    LANGUAGE_MODEL,
     Part,
     config_text,
     file_parts,
+    is_wrapped,
     norm_dtype,
     norm_slack,
     norm_values,
     offsets_of,
     parts_of,
+    prefix_of,
     qtype_name,
     safetensors_header,
 )
@@ -71,11 +75,13 @@ def plan_mlx(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     copied = sum(len(raw) for raw in _copied(checkpoint).values())
     inside = [module for module in chosen if module != EMBEDDING]
     scales = sum(scale_bytes(chosen[m], *matrices[m]) for m in inside)
-    fixed = copied + described + header + norms
+    vision = eyes_bytes(checkpoint)
+    fixed = copied + described + header + norms + vision
     breakdown = {
         "tokenizer": copied,
         "metadata": described + header - slack,
         "norms": norms,
+        **({"vision": vision} if vision else {}),
         "embedding": tensor_bytes[EMBEDDING],
         "codes": sum(tensor_bytes[m] for m in inside) - scales,
         "scales": scales,
@@ -108,6 +114,8 @@ def write_mlx(
         (directory / name).write_text(text, encoding="utf-8", newline="")
     with open(directory / WEIGHTS_FILE, "wb") as file:
         _write_weights(file, checkpoint, chosen, packed)
+    if is_wrapped(checkpoint) and checkpoint.vision is not None:
+        write_eyes(checkpoint.vision, checkpoint.original_config, directory)
     size = sum(path.stat().st_size for path in directory.iterdir())
     expected = plan_mlx(checkpoint, allocation).total_bytes + padding
     assert size == expected, f"{size} bytes written, {expected} planned"
@@ -150,10 +158,12 @@ class MlxWeights(Mapping[str, torch.Tensor]):
         self._quantization: dict[str, Any] = config.get("quantization", {})
         self._file = _open(directory / WEIGHTS_FILE)
         parts = self._file.keys()
-        self._names = [name for name in parts if not name.endswith((".scales", ".biases"))]
+        inside = [name for name in parts if not name.endswith((".scales", ".biases"))]
+        self._names = {name.removeprefix(LANGUAGE_MODEL): name for name in inside}
         self._parts = set(parts)
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        name = self._names.get(name, name)
         module = name.removesuffix(".weight")
         if f"{module}.scales" not in self._parts:
             stored: torch.Tensor = self._file.get_tensor(name)
@@ -207,7 +217,9 @@ def _copied(checkpoint: Checkpoint) -> dict[str, bytes]:
     written = {TOKENIZER_CONFIG} if checkpoint.named_templates else set()
     there = [name for name in COPIED_FILES if name not in written and (source / name).exists()]
     tokenizer = {name: (source / name).read_bytes() for name in there}
-    return {**tokenizer, **terms_of(checkpoint).documents()}
+    seeing = checkpoint.vision if is_wrapped(checkpoint) else None
+    images = {} if seeing is None else image_files(seeing)
+    return {**tokenizer, **images, **terms_of(checkpoint).documents()}
 
 
 def _write_weights(
@@ -232,14 +244,15 @@ def _tensors(
     checkpoint: Checkpoint, chosen: dict[str, QuantType], packed: PackedSource
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield every tensor of the file as it is stored, matrix by matrix."""
+    prefix = prefix_of(checkpoint)
     for name in checkpoint.shapes:
         module = name.removesuffix(".weight")
         if module not in chosen:
             stored = torch.float32 if norm_dtype(chosen) == "F32" else torch.bfloat16
-            yield name, checkpoint.load(name).to(stored)
+            yield prefix + name, checkpoint.load(name).to(stored)
             continue
         parts = packed(module, chosen[module].name)
-        for part in parts_of(module, chosen[module], *checkpoint.matrices[module]):
+        for part in parts_of(prefix + module, chosen[module], *checkpoint.matrices[module]):
             yield part.name, parts[part.name.rpartition(".")[2]].cpu()
 
 
