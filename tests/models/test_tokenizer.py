@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from bitquilt import demo
 from bitquilt.config import QuantizeConfig
 from bitquilt.models import tokenizer as module
 from bitquilt.models.tokenizer import load_tokenizer
@@ -51,3 +52,9 @@ def test_a_run_loads_it_once_before_its_work(loads: list[Path], tmp_path: Path) 
     run = Run(directory, config, Progress())
     run.compare_tokens()
     assert loads == [directory]
+
+
+def test_a_text_longer_than_the_context_is_no_reason_to_warn():
+    tokenizer = load_tokenizer(demo.path())
+    assert len(tokenizer.encode("one two " * 3000)) > 2048
+    assert not tokenizer.deprecation_warnings  # where transformers notes that it has warned

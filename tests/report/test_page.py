@@ -145,7 +145,7 @@ def test_plots_are_well_formed_alone_and_have_no_colour_left_open(work):
             "pareto",
             "size on disk, MB",
             "mean KL, nats per token",
-            ["by bitquilt, for llama.cpp", "95 % interval"],
+            ["by bitquilt, for llama.cpp", "hollow: not the closest", "95 % interval"],
         ),
         ("parts", "size on disk, MB", "", ["codes", "scales", "embedding", "norms", "tokenizer"]),
         (
@@ -208,8 +208,8 @@ def test_the_kl_is_what_a_phone_shows_first(html):
     """It is in the first sentence, and beside the name of each file."""
     head = html[: html.index("<nav")]
     assert (
-        "tiny-4.5bit.gguf: a mean KL of 0.0355 nats per token from the original on text unlike "
-        "the calibration text (0.0118 on text like it)"
+        "tiny-4.5bit.gguf: a mean KL of 0.0359 nats per token from the original on text unlike "
+        "the calibration text (0.018 on text like it)"
     ) in head
     headings = files_table(html)[0]
     assert headings[:3] == ["file", "mean KL,nats per token", "text"]
@@ -246,7 +246,7 @@ def test_backticks_become_code(sentence, expected):
 
 def test_windows_are_words_and_hashes_have_their_true_names(work, html):
     text = Outline(html).text
-    assert "4 windows of 32 tokens, for the Hessians and the gradients alike" in text
+    assert "4 windows of 32 tokens: what matrices read there, and how much an error in each" in text
     terms = re.findall("<dt>(.*?)</dt><dd>([^<]*)</dd>", html)
     own = sha256(work.parent / "tiny-4.5bit.gguf")
     assert ("SHA-256 of tiny-4.5bit.gguf", own) in terms
@@ -262,25 +262,25 @@ def files_table(html: str) -> list[list[str]]:
 
 
 def test_figures_of_one_text_stand_below_its_name(work, html):
-    """Those of quantize's end are of another text than an evaluation's."""
+    """Those of quantize's end are of another text than an evaluation's: a file may have both."""
     assert "not measured on the same text" in html
     rows = files_table(html)
     headings = [row for row in rows if len(row) == 1]
     assert headings == [
         [
-            "on 65,774 tokens of 234 documents unlike the calibration text and 65,774 tokens of "
-            "234 documents like the calibration text, of another text (fingerprint "
-            f"{'e' * 12})"
-        ],
-        [
             "on 512 tokens of 12 documents unlike the calibration text and 512 tokens of 12 "
             f"documents like the calibration text, of another text (fingerprint {'f' * 12}), when "
             "bitquilt quantize wrote the file"
         ],
+        [
+            "on 65,774 tokens of 234 documents unlike the calibration text and 65,774 tokens of "
+            "234 documents like the calibration text, of another text (fingerprint "
+            f"{'e' * 12})"
+        ],
     ]
-    _, _, own, _, evaluated, _, _, own_closing, _, closing, _ = rows
+    _, _, own_closing, _, one, _, other, _, _, own, _, evaluated, _ = rows
+    assert (one[0], other[0]) == ("tiny-4.5bit.gguf", "tiny-Q4_K_M.gguf")
     assert evaluated[0] == "tiny-4.5bit.gguf"
-    assert closing[0] == "tiny-Q4_K_M.gguf"
     assert (own[0], own[5][:5]) == ("the original", "5.432")
     assert (own_closing[0], own_closing[5][:5]) == ("the original", "4.987")
 
@@ -333,14 +333,13 @@ def test_nothing_to_report_is_one_sentence(work, tmp_path: Path, made_by_us):
         ((0.02, 0.09), ""),
     ],
 )
-def test_the_lead_says_where_closest_is_not_sure(monkeypatch, highs, said):
+def test_the_lead_says_where_closest_is_not_sure(highs, said):
     kls = (Estimate(0.01, 0.005, highs[0]), Estimate(0.06, 0.04, highs[1]))
     files = [
         SimpleNamespace(name=name, kl=kl, nbytes=1000, figures=SimpleNamespace(told="near"))
         for name, kl in zip(("a.gguf", "b.gguf"), kls, strict=True)
     ]
-    monkeypatch.setattr(page, "compared", lambda records: records)
-    lead = page._lead(files)
+    lead = page._lead(files, files)
     assert "The closest is a.gguf: near, 1.00 kB." in lead
     assert lead.endswith(f"1.00 kB.{said}")
 
@@ -357,3 +356,10 @@ def test_on_a_phone_every_figure_of_a_file_has_its_name(html):
         "engine",
     }
     assert "content: attr(data-label)" in html
+
+
+def test_without_resvg_no_page_is_written(work, monkeypatch, capfd):
+    monkeypatch.setattr("bitquilt.runtime.extras.find_spec", lambda name: None)
+    assert invoke("report", str(work), "--png") == 2
+    assert "PNG plots need resvg, which is not installed; pip install" in capfd.readouterr().err
+    assert not (work.parent / "report.html").exists()

@@ -76,16 +76,27 @@ def test_a_file_of_another_run_is_ours(work):
     assert (point.label, point.ours) == ("3bit", True)
 
 
-def test_points_are_of_one_text_and_the_others_are_named(work):
-    """Of two texts with a file each, the evaluation's is shown."""
-    assert [one.label for one in compared(load(work))] == ["4.5bit"]
-    html = page.make_report(work).html
-    assert "Not shown, because they were measured on another text: tiny-Q4_K_M.gguf." in html
-    save_beside(evaluation(work.parent / "tiny-Q4_K_M.gguf", 0.05))
-    assert len(compared(load(work))) == 2
+def test_points_are_of_the_text_that_most_files_were_measured_on(work):
+    """One was evaluated, too: both have the figures that quantize left."""
+    ours = compared(load(work))
+    assert [(one.label, one.figures.evaluated) for one in ours] == [
+        ("4.5bit", False),
+        ("Q4_K_M", False),
+    ]
     html = page.make_report(work).html
     assert "Not shown" not in html
     assert "Q4_K_M is a preset: the engine&#39;s own choice of types, rounded by bitquilt." in html
+    path = work.parent / "tiny-Q4_K_M.gguf"
+    save_beside(evaluation(path, 0.05))
+    assert [one.figures.evaluated for one in compared(load(work))] == [True, True]
+    assert "when <code>bitquilt quantize</code> wrote" not in page.make_report(work).html
+
+
+def test_a_file_that_was_measured_on_no_text_of_the_others_is_named(work):
+    kept = work / "made" / "tiny-Q4_K_M.gguf.json"
+    kept.write_text(kept.read_text().replace("f" * 64, "0" * 64))
+    html = page.make_report(work).html
+    assert "Not shown, because they were measured on another text: tiny-Q4_K_M.gguf." in html
 
 
 def test_the_mixes_that_lost_are_told_with_their_text(work):

@@ -8,6 +8,7 @@ import click
 
 from bitquilt.cli.options import JSON, config_options, print_json
 from bitquilt.report.config import ReportConfig
+from bitquilt.runtime.extras import require_resvg
 from bitquilt.runtime.workdir import require_quantized
 
 
@@ -28,6 +29,8 @@ def report(work_dir: str, config: ReportConfig, as_json: bool) -> None:
     files, and the commands that make the files again. It needs no network and runs no script.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     require_quantized(Path(work_dir))
+    if config.png:
+        require_resvg()
     from bitquilt.report import page
 
     path = Path(config.output) if config.output else Path(work_dir).resolve().parent

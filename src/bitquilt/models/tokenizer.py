@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.tokenizer.tokenizer_json import read_tokenizer, refuse_unknown_texts
@@ -46,6 +47,8 @@ def _load(directory: Path) -> Any:
         if whole:
             refuse_unknown_texts(loaded.backend_tokenizer, path)
         loaded.decode(loaded.encode("a"))  # some settings are looked at only then
+        # texts are cut into windows later, so that a long one is nothing to warn of
+        loaded.model_max_length = VERY_LARGE_INTEGER
         return loaded
     except UserError:
         raise

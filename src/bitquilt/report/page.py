@@ -18,7 +18,6 @@ from bitquilt import __version__, qtypes
 from bitquilt.allocation.budget import human
 from bitquilt.allocation.history import latest_histories
 from bitquilt.allocation.selection import verdict
-from bitquilt.errors import UserError
 from bitquilt.evaluation.results import EngineCheck, TextSample
 from bitquilt.models.names import kind_of, layer_of
 from bitquilt.report import plots
@@ -33,6 +32,7 @@ from bitquilt.report.figures import (
 from bitquilt.report.peers import FrontPoint, compared, peers_beside
 from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.report.run_record import OutputRecord, load
+from bitquilt.runtime.extras import require_resvg
 from bitquilt.runtime.files import atomic_write, read_json
 from bitquilt.targets import TARGETS
 
@@ -77,7 +77,7 @@ def make_report(work_dir: str | Path) -> Report:
     drawn = [plots.pareto_plot(points), plots.parts_plot(files)]
     if (searched := plots.search_plot(latest_histories(work))) is not None:
         drawn.append(searched)
-    html = _html(files, points, settings, {plot.name: plot for plot in drawn})
+    html = _html(files, on_one_text, points, settings, {plot.name: plot for plot in drawn})
     return Report(html, drawn)
 
 
@@ -93,13 +93,9 @@ def write_plots(report: Report, page: Path) -> list[Path]:
     Raises:
         UserError: resvg, which draws them, is not installed.
     """
-    try:
-        from resvg_py import svg_to_bytes
-    except ImportError:
-        raise UserError(
-            "PNG plots need resvg, which is not installed; pip install 'bitquilt[png]', or leave "
-            "out --png"
-        ) from None
+    require_resvg()
+    from resvg_py import svg_to_bytes
+
     style = plots.standalone_css()
     paths = []
     for plot in report.plots:
@@ -111,24 +107,31 @@ def write_plots(report: Report, page: Path) -> list[Path]:
 
 def _html(
     files: Sequence[OutputRecord],
+    on_one_text: Sequence[OutputRecord],
     points: Sequence[FrontPoint],
     settings: Mapping[str, Any],
     drawn: Mapping[str, Plot],
 ) -> str:
     evaluated = [record for record in files if record.evaluation]
+    text = on_one_text[0].figures.text
+    shown = [*on_one_text, *(record for record in files if record.figures.text != text)]
+    closest = {record.name: rank for rank, record in enumerate(_by_kl(on_one_text))}
     values = {
         "name": settings["model"],
         "style": stylesheet(),
-        "lead": f"{_lead(files)} {settings.get('vocabulary', '')}".rstrip(),
-        "measured_on": _measured_on(files),
-        "texts": _texts(files),
+        "lead": f"{_lead(files, on_one_text)} {settings.get('vocabulary', '')}".rstrip(),
+        "measured_on": _measured_on(shown),
+        "texts": _texts(shown),
         "file_names": [record.name for record in files],
         "pareto": drawn["pareto"].svg(),
-        "front_notes": _front_notes(files, points),
+        "front_notes": _front_notes(files, on_one_text, points),
         "mixes": _mixes(files),
         "parts": drawn["parts"].svg(),
         "search": drawn["search"].svg() if "search" in drawn else "",
-        "maps": [_map(record) for record in sorted(files, key=lambda record: record.kl.mean)],
+        "maps": [
+            _map(record)
+            for record in sorted(_by_kl(files), key=lambda one: closest.get(one.name, len(closest)))
+        ],
         "byte_rows": _byte_rows(files),
         "evaluations": [_evaluation(record) for record in evaluated],
         "asked": " ".join(dict.fromkeys(map(_answers_read, evaluated))),
@@ -153,6 +156,10 @@ def _html(
     return environment().get_template("page.html").render(values)
 
 
+def _by_kl(files: Sequence[OutputRecord]) -> list[OutputRecord]:
+    return sorted(files, key=lambda record: record.kl.mean)
+
+
 def stylesheet() -> str:
     """Give the style sheet of the page, plots included."""
     ramp = [{"day": day, "night": night} for _, day, night in RAMP]
@@ -160,9 +167,8 @@ def stylesheet() -> str:
     return style.render(ramp=ramp, plot_css=plots.css())
 
 
-def _lead(files: Sequence[OutputRecord]) -> str:
+def _lead(files: Sequence[OutputRecord], on_one_text: Sequence[OutputRecord]) -> str:
     """Say which file is the closest to the original, how close it is, and whether that is sure."""
-    on_one_text = compared(files)
     closest = min(on_one_text, key=lambda record: record.kl.mean)
     kl = closest.figures.told
     if len(files) == 1:
@@ -184,10 +190,14 @@ def _overlap(one: OutputRecord, closest: OutputRecord) -> bool:
     return not apart
 
 
-def _front_notes(files: Sequence[OutputRecord], points: Sequence[FrontPoint]) -> list[str]:
+def _front_notes(
+    files: Sequence[OutputRecord],
+    on_one_text: Sequence[OutputRecord],
+    points: Sequence[FrontPoint],
+) -> list[str]:
     """Say what the plot of KL against size shows, what it does not, and how to add to it."""
     notes = []
-    kinds = compared(files)[0].figures.kinds
+    kinds = on_one_text[0].figures.kinds
     if note := kinds_note(kinds):
         notes.append(f"KL is that {kind_label(next(iter(kinds)))}. {note}")
     if presets := [point.label for point in points if point.is_preset]:
@@ -441,8 +451,8 @@ def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[t
         ("fingerprint of the calibration text", settings["calibration"]),
         (
             "calibration text read",
-            f"{windows['calibration']} windows of {windows['window']} tokens, "
-            "for the Hessians and the gradients alike",
+            f"{windows['calibration']} windows of {windows['window']} tokens: what matrices read "
+            "there, and how much an error in each changes the output",
         ),
         ("seeds", "as in the commands; 0 if they name none"),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(settings["versions"].items()))),

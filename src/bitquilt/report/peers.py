@@ -59,12 +59,20 @@ class FrontPoint:
 def compared(files: Sequence[OutputRecord]) -> list[OutputRecord]:
     """Give the files that were measured on one text: of several texts, on that of most files.
 
-    Where as many files were measured on each of two, an evaluation counts for more.
+    Files beside them count, too. Where as many files were measured on each of two texts, an
+    evaluation counts for more. A file that was
+    evaluated later keeps the figures that `quantize` left with it: without its evaluation it is of
+    the same text as files that were not.
     """
     on_text: dict[str, list[OutputRecord]] = {}
     for record in files:
-        on_text.setdefault(record.figures.text, []).append(record)
-    return max(on_text.values(), key=lambda own: (len(own), own[0].figures.evaluated))
+        for view in {one.figures.text: one for one in (record.as_made, record)}.values():
+            on_text.setdefault(view.figures.text, []).append(view)
+
+    def weight(own: Sequence[OutputRecord]) -> tuple[int, bool]:
+        return len(own) + len(peers_beside(own)), own[0].figures.evaluated
+
+    return max(on_text.values(), key=weight)
 
 
 def peers_beside(files: Sequence[OutputRecord]) -> list[FrontPoint]:

@@ -127,6 +127,11 @@ class OutputRecord:
         return self.evaluation.files[0] if self.evaluation else None
 
     @property
+    def as_made(self) -> OutputRecord:
+        """The file with the figures that ``quantize`` left, whatever was measured since."""
+        return replace(self, evaluation=None)
+
+    @property
     def figures(self) -> MeasuredFile:
         """What is known of the file: by the evaluation if there is one, else when it was made."""
         if self.evaluation is not None:

@@ -37,6 +37,11 @@ def parse_size(text: str) -> int:
     Raises:
         UserError: the text is not a size.
     """
+    if "," in text and all(map(is_size, text.split(","))):
+        raise UserError(
+            f"--size is {text!r}, and it takes one size; give the command once for each: what the "
+            "first leaves in the work directory makes the others quick"
+        )
     match = _SIZE.fullmatch(text)
     unit = match.group(2).upper() if match else None
     if unit and not unit.endswith("B"):

@@ -23,6 +23,7 @@ from bitquilt.errors import UserError
 from bitquilt.serve.access import Access, read_body
 from bitquilt.serve.answering import Events, ReplyForm, respond
 from bitquilt.serve.config import ServeConfig
+from bitquilt.serve.draft_log import DraftLog
 from bitquilt.serve.errors import RefusedError, for_clients, invalid
 from bitquilt.serve.markdown import markdown_html
 from bitquilt.serve.metrics import Metrics
@@ -53,6 +54,7 @@ from bitquilt.serve.responses import ChatReply, Echo, Json, TextReply
 from bitquilt.serve.scheduler import Prepare, Scheduler
 from bitquilt.serve.served import ServedModel
 from bitquilt.serve.tools import NO_TOOLS, Offer
+from bitquilt.talk.events import End
 from bitquilt.talk.prompt import compose, plain, require_tokens
 from bitquilt.talk.sample import Sample
 
@@ -100,7 +102,8 @@ class Server:
         self._started = int(time.time())
         self._access = Access(config.api_key, config.allow_host, config.allow_origin)
         self._metrics = Metrics()
-        self.scheduler = Scheduler(open_engine, config.parallel, config.queue, self._metrics.ended)
+        self._drafts = None if config.draft is None else DraftLog(config.draft)
+        self.scheduler = Scheduler(open_engine, config.parallel, config.queue, self._ended)
         self._metrics.watch(self.scheduler)
         self._conversations = Conversations()
         info = self.scheduler.info
@@ -117,6 +120,12 @@ class Server:
             },
         )
         self.asgi = _Counted(app, self._metrics)
+
+    def _ended(self, end: End) -> None:
+        """Take note of an answer that has ended."""
+        self._metrics.ended(end)
+        if self._drafts is not None:
+            self._drafts.ended(end)
 
     def _routes(self) -> list[Route]:
         """All paths; those of OpenAI's API are also there without ``/v1``, as in llama.cpp."""
