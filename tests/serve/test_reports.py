@@ -277,6 +277,9 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [
             "a": {"type": "strin"}}}}, "the JSON schema cannot be followed: Invalid type: strin"),
     ("vllm-project/vllm#17313", CHAT, {"messages": [USER], "guided_regex": "(a"},
      "the regular expression cannot be followed"),
+    ("vllm-project/vllm#17313 (in a tool)", CHAT,
+     forced(s={"type": "string", "pattern": "^(?!.*foo).*$"}),
+     "look-around, including look-ahead and look-behind, is not supported"),
     ("vllm-project/vllm#4529", CHAT, {"messages": [USER], "seed": 2**64}, "seed"),
     ("ggml-org/llama.cpp#23463", CHAT, {
         "messages": [USER], "response_format": {"type": "json_schema"}},

@@ -1,4 +1,4 @@
-"""What an engine has read and its context must forget, kept outside of it in case it is asked again.
+"""What an engine has read and its context must forget, kept outside of it for when it is asked for.
 
 Attention looks at every cell of a context that several rows share, so a context that keeps what
 nobody needs at the moment makes each step slower; llama.cpp's server, too, moves it out.

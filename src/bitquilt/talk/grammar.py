@@ -28,7 +28,9 @@ TEXT_FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 )
 """Formats of texts that a grammar can follow."""
-_PLACE = re.compile(r"at \d+\(\d+\): failed to compile JSON schema: ([^\n]*).*", re.DOTALL)
+_PLACE = re.compile(
+    r"at \d+\(\d+\): failed to compile JSON schema: ([^\n]*)(?:.*?\nerror: ([^\n]*))?.*", re.DOTALL
+)
 """Where in a grammar that the caller has never seen a schema of theirs fails."""
 
 
@@ -206,5 +208,5 @@ def _checked(kind: str, grammar: str) -> str:
 
 
 def _refused(kind: str, reason: str) -> UserError:
-    reason = " ".join(_PLACE.sub(r"\1", reason).split()).rstrip(".")[:_REASON_LENGTH]
+    reason = " ".join(_PLACE.sub(r"\1 \2", reason).split()).rstrip(".")[:_REASON_LENGTH]
     return UserError(f"the {kind} cannot be followed: {reason}; change it, or ask without it")
