@@ -53,7 +53,7 @@ from bitquilt.rounding.round_layers import polish_layers, polishing_work
 from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, Rounder, TwoPassRounder
 from bitquilt.rounding.tuning import distill
 from bitquilt.run_text import RunText, draw_text
-from bitquilt.runtime.device import computing, several_gpus
+from bitquilt.runtime.device import computing, other_gpus
 from bitquilt.runtime.files import refuse_file, require_room
 from bitquilt.runtime.options import command
 from bitquilt.runtime.progress import Progress
@@ -316,7 +316,7 @@ class Run(AbstractContextManager["Run"]):
         tokens, folds = self.text.calibration, self.text.folds
         bank = LayerBank(self.checkpoint, self.work, self.config.rounding, self._given)
         if self._run_work.two_passes:
-            gpus, every, says = several_gpus(), self._run_work.everything, self.progress
+            gpus, every, says = other_gpus(), self._run_work.everything, self.progress
             workers = self._open.enter_context(BlockWorkers(self._model, bank, gpus, says))
             self._rounder = TwoPassRounder(bank, tokens, folds, every, workers, says)
             return bank

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -64,39 +65,42 @@ def arrays(tensors):
     return {name: tensor.tolist() for name, tensor in tensors.items()}
 
 
-def kill(worker):
-    os.kill(worker._process.pid, signal.SIGKILL)
-    worker._process.wait()
-
-
 def test_processes_make_the_same_bytes(model, tmp_path):
     here = rounded(model, tmp_path / "here", [])
     assert here
     assert rounded(model, tmp_path / "there", ["cpu", "cpu"]) == here
 
 
-def test_where_one_dies_the_other_does_its_blocks(model, tmp_path):
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]], ids=["all", "one"])
+def test_where_one_dies_the_first_does_its_blocks(model, tmp_path, devices):
     here, said = rounded(model, tmp_path / "here", []), Lines()
 
     def one_dies(workers):
-        kill(workers._workers[0])
+        os.kill(workers._workers[0]._process.pid, signal.SIGKILL)
+        workers._workers[0]._process.wait()
 
-    assert rounded(model, tmp_path / "there", ["cpu", "cpu"], said, one_dies) == here
+    assert rounded(model, tmp_path / "there", devices, said, one_dies) == here
     assert said.lines == [
-        "The process that rounded block 1 on cpu has ended; the others go on with it"
+        "The process that rounded block 1 on cpu has ended; the first one goes on with it"
     ]
 
 
-def test_where_all_die_this_process_goes_on(model, tmp_path):
-    here, said = rounded(model, tmp_path / "here", []), Lines()
+def test_what_a_process_has_no_time_for_is_done_here(model, tmp_path):
+    bank = LayerBank(open_checkpoint(model), WorkDir(tmp_path / "work", {}), "full")
+    tasks = [BlockTask(slow, no_moments(layer), {}) for layer in range(4)]
+    with BlockWorkers(str(model), bank, ["cpu"], Silent()) as workers:
+        left = [workers.do(task) for task in tasks]
+        assert left == [[], [], [tasks[2]], [tasks[3]]]
+        assert workers.take_back() in ([tasks[1]], [])
+        assert workers.wait() == []
 
-    def all_die(workers):
-        list(map(kill, workers._workers))
 
-    assert rounded(model, tmp_path / "there", ["cpu"], said, all_die) == here
-    assert said.lines == [
-        "The process that rounded block 1 on cpu has ended; this process goes on with it"
-    ]
+def slow(*_):
+    time.sleep(0.2)
+
+
+def no_moments(layer):
+    return BlockMoments(layer=layer, hessians={}, shares={}, outputs={}, weights={}, diagonals={})
 
 
 def refused(*_):
@@ -105,9 +109,8 @@ def refused(*_):
 
 def test_what_a_block_is_refused_for_is_raised_here(model, tmp_path):
     bank = LayerBank(open_checkpoint(model), WorkDir(tmp_path / "work", {}), "full")
-    moments = BlockMoments(layer=0, hessians={}, shares={}, outputs={}, weights={}, diagonals={})
     with BlockWorkers(str(model), bank, ["cpu"], Silent()) as workers:
-        assert not workers.do(BlockTask(refused, moments, {}))
+        assert not workers.do(BlockTask(refused, no_moments(0), {}))
         with pytest.raises(UserError, match="this block cannot be rounded"):
             workers.wait()
 

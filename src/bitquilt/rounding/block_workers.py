@@ -1,21 +1,23 @@
-"""Blocks that are rounded in a process for each GPU of this host, while the next ones are read.
+"""Blocks that are rounded on the other GPUs of this host, while the first one reads the next.
 
 A block's matrices need nothing but its moments and its weights, so that blocks go to whichever GPU
-is free. Each has a process of its own: how fast and how roughly torch multiplies is a setting of a
-whole process, and Python launches kernels from one thread at a time. Moments are not copied on the
-way: a process maps the memory of another. What the processes make goes into one work directory.
+has fewest, and the first does itself what would have to wait. Each of the others has a process of
+its own: how fast and how roughly torch multiplies is a setting of a whole process, and Python
+launches kernels from one thread at a time. Moments are not copied on the way: a process maps the
+memory of another. What the processes make goes into one work directory.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
-from multiprocessing.connection import wait
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
@@ -29,6 +31,8 @@ from bitquilt.rounding.layer_bank import Candidates, LayerBank
 from bitquilt.runtime.compute import asked_threads
 from bitquilt.runtime.progress import Progress
 
+MOST_GIVEN = 2
+"""Tasks that a process has at most: one that it is at, and one that it need not wait for."""
 DIES_WITHIN = 10
 """Seconds that an idle process is given to end by itself."""
 
@@ -86,36 +90,51 @@ def passable(moments: BlockMoments, convert: Callable[[Any], Any]) -> BlockMomen
 
 
 class _Worker:
-    """A process, and the task that it is at."""
+    """A process, and a thread that waits for it."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         self.device = setup.device
-        self.task: BlockTask | None = None
-        self.connection, theirs = Pipe()
+        self.given: list[tuple[BlockTask, Future[None]]] = []
+        """The tasks that it has, the first of which it is at."""
+        self.lines: SimpleQueue[str] = SimpleQueue()
+        """What it has said."""
+        self._connection, theirs = Pipe()
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "bitquilt.rounding.block_child", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
             )
-        self.connection.send(setup)
+        self._thread = ThreadPoolExecutor(1)
+        self._connection.send(setup)
 
     def give(self, task: BlockTask) -> None:
-        """Send a task; the moments stay here until it is done."""
-        self.task = task
+        """Let it do a task after those that it has; the moments stay here until then."""
+        self.given.append((task, self._thread.submit(self._done, task)))
+
+    def _done(self, task: BlockTask) -> None:
+        """Send a task, and wait until it is done.
+
+        Raises:
+            OSError, EOFError: the process has died.
+            UserError: the task failed.
+        """
 
         def sent(numbers: Tensor) -> Any:
             return numbers if numbers.is_cuda else numbers.numpy()
 
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()  # the other process does not know of this one's stream
-        with suppress(OSError):  # it has died, which is noticed when it is listened to
-            self.connection.send(replace(task, moments=passable(task.moments, sent)))
+        self._connection.send(replace(task, moments=passable(task.moments, sent)))
+        while (answer := self._connection.recv()) != WorkerAnswer():
+            if answer.failed:
+                raise UserError(answer.failed)
+            self.lines.put(answer.line)
 
     def close(self) -> None:
-        """End the process, which does so itself when it is idle and nobody is at the other end."""
-        self.connection.close()
-        if self.task is not None:
+        """End the process: at once where it is at work, for what it writes is written whole."""
+        idle = all(future.done() for _, future in self.given)
+        if not idle:
             self._process.kill()
+        self._thread.shutdown(cancel_futures=True)
+        self._connection.close()  # which ends it where it is idle
         try:
             self._process.wait(DIES_WITHIN)
         except subprocess.TimeoutExpired:
@@ -124,7 +143,10 @@ class _Worker:
 
 
 class BlockWorkers(AbstractContextManager["BlockWorkers"]):
-    """A process for each of several devices. Where one dies, the others do its blocks."""
+    """A process for each of some devices, beside this one, which does what they have no time for.
+
+    Where one dies, this one does its blocks.
+    """
 
     def __init__(
         self, model: str, bank: LayerBank, devices: Sequence[str], progress: Progress
@@ -139,69 +161,67 @@ class BlockWorkers(AbstractContextManager["BlockWorkers"]):
         """
         place = str(bank.work.path), bank.rounding
         self._progress = progress
-        self._waiting: deque[BlockTask] = deque()
         self._workers = [
             _Worker(WorkerSetup(model, place, device, asked_threads())) for device in devices
         ]
 
     def do(self, task: BlockTask) -> list[BlockTask]:
-        """Give a task to a process, as soon as one is free.
+        """Give a task to the process that has fewest.
 
         Returns:
-            tasks that are left to the caller, since all processes have died.
+            tasks that are the caller's to do: this one where all processes have enough, and those
+            of processes that have died.
 
         Raises:
             UserError: a task failed.
         """
-        self._waiting.append(task)
-        while self._waiting and self._workers:
-            free = next((worker for worker in self._workers if worker.task is None), None)
-            if free is None:
-                self._listen()
-            else:
-                free.give(self._waiting.popleft())
-        left, self._waiting = list(self._waiting), deque()
+        left = self._settle()
+        worker = min(self._workers, key=lambda one: len(one.given), default=None)
+        if worker is None or len(worker.given) >= MOST_GIVEN:
+            return [*left, task]
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # the other process does not know of this one's stream
+        worker.give(task)
+        return left
+
+    def take_back(self) -> list[BlockTask]:
+        """Return tasks that are the caller's to do, and of each process those but the first."""
+        left = self._settle()
+        for worker in self._workers:
+            left += [task for task, future in worker.given if future.cancel()]
+            worker.given = [one for one in worker.given if not one[1].cancelled()]
         return left
 
     def wait(self) -> list[BlockTask]:
         """Wait until all is done; returns and raises what :meth:`do` does."""
-        left: list[BlockTask] = []
-        while any(worker.task for worker in self._workers):
-            self._listen()
-            if self._waiting:
-                left += self.do(self._waiting.popleft())
-        return left
+        futures.wait([future for worker in self._workers for _, future in worker.given])
+        return self._settle()
 
-    def _listen(self) -> None:
-        """Take what busy processes say next."""
-        busy = [worker for worker in self._workers if worker.task is not None]
-        ready = wait([worker.connection for worker in busy])
-        for worker in busy:
-            if worker.connection not in ready:
-                continue
-            try:
-                answer: WorkerAnswer = worker.connection.recv()
-            except (EOFError, OSError):
-                self._bury(worker)
-                continue
-            if answer.failed:
-                raise UserError(answer.failed)
-            if answer.line:
-                self._progress.say(answer.line)
-            else:
-                worker.task = None
+    def _settle(self) -> list[BlockTask]:
+        """Pass on what was said, forget what is done, and return the tasks of those that died."""
+        lost: list[BlockTask] = []
+        for worker in list(self._workers):
+            while not worker.lines.empty():
+                self._progress.say(worker.lines.get())
+            while worker.given and worker.given[0][1].done():
+                _, future = worker.given[0]
+                if isinstance(future.exception(), (EOFError, OSError)):
+                    lost += self._bury(worker)
+                    break
+                future.result()
+                del worker.given[0]
+        return lost
 
-    def _bury(self, worker: _Worker) -> None:
-        """Do without a process that has died; its task waits for another."""
+    def _bury(self, worker: _Worker) -> list[BlockTask]:
+        """Do without a process that has died, and return its tasks."""
         self._workers.remove(worker)
-        assert worker.task is not None
-        layer, others = worker.task.moments.layer, len(self._workers)
-        self._waiting.append(worker.task)
-        instead = "the others go on with it" if others else "this process goes on with it"
+        lost = [task for task, _ in worker.given]
         self._progress.say(
-            f"The process that rounded block {layer} on {worker.device} has ended; {instead}"
+            f"The process that rounded block {lost[0].moments.layer} on {worker.device} has ended; "
+            "the first one goes on with it"
         )
         worker.close()
+        return lost
 
     def __exit__(
         self,
@@ -209,6 +229,6 @@ class BlockWorkers(AbstractContextManager["BlockWorkers"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End all processes, those at work at once: what they write is written whole."""
+        """End all processes."""
         for worker in self._workers:
             worker.close()

@@ -105,7 +105,7 @@ class TwoPassRounder:
     everything: Candidates
     """The candidates of all formats: one pass serves them."""
     workers: BlockWorkers
-    """They round blocks; where there are none, this process does."""
+    """They round what blocks they have time for, and this process the others."""
     progress: Progress
     complete = False
 
@@ -174,7 +174,8 @@ class _Keeper:
         self._here(self.workers.do(task))
 
     def finish(self) -> None:
-        """Wait until the steps of all blocks are done."""
+        """Do what processes have not begun, and wait until the steps of all blocks are done."""
+        self._here(self.workers.take_back())
         self._here(self.workers.wait())
 
     @torch.no_grad()

@@ -60,13 +60,13 @@ def device_name() -> str:
     return f"the CPU, in {threads} thread{'s' if threads > 1 else ''}"
 
 
-def several_gpus() -> list[str]:
-    """List the GPUs that this process sees, as torch names them; none where they are not several.
+def other_gpus() -> list[str]:
+    """List the GPUs beside the first that this process sees, as torch names them.
 
-    ``CUDA_VISIBLE_DEVICES`` says which these are.
+    ``CUDA_VISIBLE_DEVICES`` says which it sees.
     """
     count = torch.cuda.device_count() if compute_device().type == "cuda" else 0
-    return [f"cuda:{n}" for n in range(count)] if count > 1 else []
+    return [f"cuda:{n}" for n in range(1, count)]
 
 
 def gpu_memory() -> int:
