@@ -192,6 +192,21 @@ def test_matrices_of_one_input_share_its_factorization(tmp_path, monkeypatch):
     assert seen == ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.gate_proj"]
 
 
+def test_two_inputs_go_together_however_large_they_are(tmp_path, monkeypatch):
+    seen = []
+
+    def counted(hessians, names, progress):
+        seen.append(list(names))
+        return factorize(hessians, names, progress)
+
+    monkeypatch.setattr("bitquilt.rounding.input_work.factorize", counted)
+    module = "model.layers.{}.mlp.up_proj".format
+    memory = MemoryUse(input_bytes=1, cell_weights=1 << 20, least_inputs=2)
+    bank = captured(tmp_path, "full")
+    round_layers(bank, {module(0): ["Q4_0"], module(1): ["Q4_0"]}, Silent(), memory)
+    assert seen == [["model.layers.0.mlp.gate_proj", "model.layers.1.mlp.gate_proj"]]
+
+
 def test_layers_together_or_one_by_one_have_the_same_bytes(tmp_path):
     module = "model.layers.{}.mlp.up_proj".format
     allocation = {module(0): "Q5_K", module(1): "IQ3_S"}

@@ -49,11 +49,11 @@ def unpack_moment(name: str, read: Callable[[str], Tensor]) -> Tensor:
 
     Args:
         name: that of the moment.
-        read: returns a tensor by its name.
+        read: returns a tensor by its name, on whatever device; the moment is there too.
     """
     diagonal = read(f"{name}/{DIAGONAL}")
     roots = _roots(diagonal)
-    moment = torch.empty(len(diagonal), len(diagonal))
+    moment = diagonal.new_empty(len(diagonal), len(diagonal))
     for number, (own, on) in enumerate(slabs(len(diagonal), SLABS)):
         scale = torch.outer(roots[own], roots[on])
         torch.mul(read(f"{name}/{number}"), scale, out=moment[own, on])

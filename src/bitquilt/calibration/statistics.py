@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from bitquilt.calibration.packed_moment import DIAGONAL, unpack_moment
 from bitquilt.calibration.prediction import embedding_kl, matrix_kl
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint
 from bitquilt.models.names import layer_of
+from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.workdir import WorkDir
 
 
@@ -32,15 +35,17 @@ class CalibrationStats:
     def hessian(self, module: str) -> Tensor:
         """Return the mean of x xᵀ, [C, C], over the calibration tokens at a matrix's input.
 
-        In a block, tokens count for the squared gradients of what reads the input, and the
-        off-diagonals are shrunk. For the embedding it is the head's, which a tied embedding is.
+        It is on the device that is computed on, which unpacks it too: a CPU takes as long for that
+        as a GPU for all the rest. In a block, tokens count for the squared gradients of what reads
+        the input, and the off-diagonals are shrunk. For the embedding it is the head's, which a
+        tied embedding is.
         """
         artefact, key = _place(module)
         with self.work.open(artefact) as handle:
-            return unpack_moment(key, handle.get_tensor)
+            return unpack_moment(key, _on_device(handle))
 
     def outputs(self, module: str) -> Tensor | None:
-        """Return E[g gᵀ], [R, R], of the gradients at a matrix's output.
+        """Return E[g gᵀ], [R, R], of the gradients at a matrix's output, on the same device.
 
         None for the embedding, the head, and matrices of more than ``OUTPUTS`` outputs.
         """
@@ -50,7 +55,7 @@ class CalibrationStats:
         with self.work.open(artefact) as handle:
             if f"{module}/{DIAGONAL}" not in handle.keys():  # noqa: SIM118
                 return None
-            return unpack_moment(module, handle.get_tensor)
+            return unpack_moment(module, _on_device(handle))
 
     def token_weights(self, owner: str) -> Tensor:
         """Return what each token of the calibration text counts for at an input, [T]."""
@@ -117,16 +122,22 @@ class BlockStats(CalibrationStats):
         return self._moments.diagonals
 
     def hessian(self, module: str) -> Tensor:
-        """See :meth:`CalibrationStats.hessian`; it is on the device that is computed on."""
+        """See :meth:`CalibrationStats.hessian`."""
         return self._moments.hessians[input_of(module)]
 
     def outputs(self, module: str) -> Tensor | None:
-        """See :meth:`CalibrationStats.outputs`; it is on the device that is computed on."""
+        """See :meth:`CalibrationStats.outputs`."""
         return self._moments.outputs.get(module)
 
     def importance(self, module: str) -> Tensor:
         """See :meth:`CalibrationStats.importance`."""
         return self.hessian(module).diagonal()
+
+
+def _on_device(artefact: Any) -> Callable[[str], Tensor]:
+    """Read tensors of an open artefact onto the device that is computed on."""
+    device = compute_device()
+    return lambda name: artefact.get_tensor(name).to(device)
 
 
 def _place(module: str) -> tuple[str, str]:

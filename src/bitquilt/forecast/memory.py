@@ -8,7 +8,9 @@ Letters: D model width, I width of the MLP, V vocabulary.
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections import Counter
 
 import torch
 
@@ -127,15 +129,14 @@ def _rounding(work: RunWork, table: int) -> int:
     packed = 2 * cells["table"]  # at most two bytes a weight, as written and as put together
     of_table = table + packed + FIT_BYTES * min(cells["table"], TABLE_WEIGHTS)
     shapes = work.checkpoint.matrices.items()
-    whole = sum(
-        WEIGHT_BYTES * work.weights(module)
-        + OUTPUT_BYTES * shape[0] ** 2
-        + (HESSIAN_BYTES * shape[1] ** 2 if input_of(module) == module else 0)
-        for module, shape in shapes
-        if module not in (EMBEDDING, HEAD)
-    )
+    by_input = Counter[str]()
+    for module, (rows, columns) in shapes:
+        if module not in (EMBEDDING, HEAD):
+            by_input[input_of(module)] += WEIGHT_BYTES * rows * columns + OUTPUT_BYTES * rows**2
+            by_input[module] += HESSIAN_BYTES * columns**2 if input_of(module) == module else 0
     busy = min(cells["blocks"], torch.get_num_threads() * DEFAULT_SIZES.cpu)
-    inputs = min(whole, CPU_MEMORY.input_bytes)
+    largest = sum(heapq.nlargest(CPU_MEMORY.least_inputs, by_input.values()))
+    inputs = min(by_input.total(), max(CPU_MEMORY.input_bytes, largest))
     return max(of_table, inputs + CELL_BYTES * cells["blocks"] + BUSY_BYTES * busy)
 
 

@@ -68,9 +68,12 @@ class MemoryUse:
     input of others."""
     cell_weights: int
     """So many weights, counted once for each type."""
+    least_inputs: int = 1
+    """So many inputs of equal width go together, however large they are."""
 
 
-CPU_MEMORY = MemoryUse(input_bytes=1 << 28, cell_weights=1 << 26)
+# of a wide input, a part of the rows of one matrix is too little for two threads
+CPU_MEMORY = MemoryUse(input_bytes=1 << 28, cell_weights=1 << 26, least_inputs=2)
 DEVICE_MEMORY = MemoryUse(input_bytes=2 << 30, cell_weights=1 << 28)
 
 
@@ -112,7 +115,8 @@ class InputWork:
             return reads[owner] + HESSIAN_BYTES * width(owner) ** 2
 
         for _, own in groupby(sorted(owners, key=width), width):
-            yield from _split_by_size(own, nbytes, self.memory.input_bytes)
+            room, least = self.memory.input_bytes, self.memory.least_inputs
+            yield from _split_by_size(own, nbytes, room, least)
 
     def round_inputs(self, owners: Sequence[str], wanted: ByInput) -> None:
         """Round what reads some inputs for the first time."""
@@ -335,13 +339,13 @@ SizedItem = TypeVar("SizedItem")
 
 
 def _split_by_size(
-    items: Iterable[SizedItem], size: Callable[[SizedItem], int], room: int
+    items: Iterable[SizedItem], size: Callable[[SizedItem], int], room: int, least: int = 1
 ) -> Iterator[list[SizedItem]]:
-    """Items in order, as many at a time as fit a room; one that is larger goes alone."""
+    """Items in order, as many at a time as fit a room, and so many whether they fit it or not."""
     own: list[SizedItem] = []
     taken = 0
     for item in items:
-        if own and taken + size(item) > room:
+        if len(own) >= least and taken + size(item) > room:
             yield own
             own, taken = [], 0
         own.append(item)
