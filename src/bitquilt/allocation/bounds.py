@@ -21,7 +21,7 @@ from bitquilt.allocation.space import Float64Array
 
 HALVINGS = 80
 """Of the range of the price: float64 tells no more apart."""
-ROUNDING = 1e-9
+BOUND_ERROR = 1e-9
 """Relative error of sums of costs, beside which bounds are not trusted."""
 
 
@@ -42,7 +42,7 @@ def open_choices(
     bound = float(least.sum()) - price * capacity
     feasible = _feasible(cost, nbytes, capacity, price)
     reached = float(cost[np.arange(len(cost)), feasible].sum())
-    slack = max(0.0, reached - bound) + ROUNDING * (abs(reached) + price * capacity)
+    slack = max(0.0, reached - bound) + BOUND_ERROR * (abs(reached) + price * capacity)
     within = priced - least[:, None] <= slack
     within[np.arange(len(cost)), feasible] = True
     return [np.flatnonzero(own).tolist() for own in within]

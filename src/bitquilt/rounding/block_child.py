@@ -48,7 +48,7 @@ def serve_tasks(connection: Connection[Any, Any]) -> None:
     with computing(kind, setup.threads):
         if kind == "cuda":
             torch.cuda.set_device(int(index))
-            kernels.prepare()
+            kernels.start_compiling()
         checkpoint = open_checkpoint(setup.model)
         directory, rounding = setup.bank
         bank = LayerBank(checkpoint, WorkDir.borrowed(Path(directory)), rounding)

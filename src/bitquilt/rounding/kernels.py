@@ -203,7 +203,7 @@ def compiling(device: torch.device) -> Future[tuple[bytes, str]]:
     return ThreadPoolExecutor(1, thread_name_prefix="kernels").submit(compiled)
 
 
-def prepare() -> None:
+def start_compiling() -> None:
     """Begin to compile, where there is a GPU: it takes seconds until kernels are needed."""
     if compute_device().type == "cuda":
         compiling(torch.device("cuda", torch.cuda.current_device()))

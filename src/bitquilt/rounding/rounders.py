@@ -59,7 +59,7 @@ class BankRounder:
     complete = True
 
     def __post_init__(self) -> None:
-        kernels.prepare()
+        kernels.start_compiling()
 
     def score(self, candidates: Candidates, target: str) -> None:
         """Round all of them."""
@@ -110,7 +110,7 @@ class TwoPassRounder:
     complete = False
 
     def __post_init__(self) -> None:
-        kernels.prepare()
+        kernels.start_compiling()
 
     def score(self, candidates: Candidates, target: str) -> None:
         """Estimate those of all formats, the first time."""
