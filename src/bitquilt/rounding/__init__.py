@@ -6,6 +6,7 @@ scales (tuning).
 
     layer_bank.py          the store: every matrix on every candidate type
     rounders.py            fill it: every candidate, or estimates and then what is chosen
+    block_workers.py, block_child.py    blocks in the processes of other GPUs
     round_layers.py        round, estimate, polish or finish what is missing
     input_work.py          what reads some inputs, under one factorization
     row_sample.py          a few rows that stand for a matrix

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -63,9 +64,11 @@ def device_name() -> str:
 def other_gpus() -> list[str]:
     """List the GPUs beside the first that this process sees, as torch names them.
 
-    ``CUDA_VISIBLE_DEVICES`` says which it sees.
+    ``CUDA_VISIBLE_DEVICES`` says which it sees. Elsewhere than on Linux there are none, for torch
+    passes tensors of a GPU between processes there alone.
     """
-    count = torch.cuda.device_count() if compute_device().type == "cuda" else 0
+    several = sys.platform == "linux" and compute_device().type == "cuda"
+    count = torch.cuda.device_count() if several else 0
     return [f"cuda:{n}" for n in range(1, count)]
 
 
