@@ -45,6 +45,8 @@ NOTES = {
     "gpt_oss": "llama.cpp rounds the borders of YaRN's ramp, although the config has "
     "`truncate: false`; without YaRN the difference is 3e-6",
     "gemma2": "mlx-lm attends to everything in layers that slide",
+    "deepseek_v2": "the converter turns parts of kv_b_proj round, head by head, for attn_k_b, "
+    "which has no partner and is kept at 8 bits",
     "qwen2_5_vl": "it is not known why llama.cpp differs",
     "gemma3n_text": "it is not known why llama.cpp differs",
     "gemma4_text": "it is not known why llama.cpp differs",
@@ -72,7 +74,7 @@ of each type. `docs/scripts/model_types.py` writes this page, with {versions}.
 {same_mlx} in mlx-lm. Of {quantized} there is a quantized GGUF file, and of {quantized_mlx} an MLX
 directory, whose KL in the engine is that of the decoded weights within {near:.0%}.
 
-The last six, from cohere on, were tried after all the others, and no line was written or changed
+The last nine, from cohere on, were tried after all the others, and no line was written or changed
 for them.
 
 | type | partners | llama.cpp | table | mlx-lm | KL | KL, MLX |

@@ -179,6 +179,16 @@ TYPES: dict[str, dict[str, Any]] = {
     },
     "jais2": {},
     "bloom": {"n_layer": 2, "n_head": 4},
+    "granitemoeshared": {
+        **{"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 96},
+    },
+    "gpt_neox": {},
+    "deepseek_v2": {
+        **{"num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_routed_experts": 4},
+        **{"n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+        **{"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32},
+        **{"v_head_dim": 32, "num_key_value_heads": 4, "topk_method": "greedy"},
+    },
 }
 """model_type → fields of its config, beside those that all have."""
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -187,6 +197,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "gemma4_text": {"global_head_dim": 64},
     "cohere2": {"rotary_pct": 1.0},
     "glm4": {"partial_rotary_factor": 0.5},
+    "gpt_neox": {"rotary_pct": 0.25},
     "lfm2": {"block_dim": 128},
     "qwen3_moe": {"num_experts": 4},
     "olmo3": {"rope_theta": 500_000.0},
