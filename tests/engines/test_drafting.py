@@ -296,7 +296,7 @@ def test_drafts_that_cannot_be_are_one_sentence(
     for large, small, sentence in (
         (demo_gguf, other, f"{other} cannot draft for {demo_gguf}: token "),
         (small_gguf, demo_gguf, "a draft gains nothing that costs as much as the answer"),
-        (demo_gguf, tmp_path, f"{tmp_path} cannot be a draft model, as it is not a GGUF file"),
+        (demo_gguf, tmp_path, f"{tmp_path} is neither a GGUF file nor an MLX directory"),
         (demo_gguf, tmp_path / "no.gguf", "no.gguf does not exist"),
         ("demo", small_gguf, "drafts are read by llama.cpp, and demo is not a GGUF file"),
     ):
