@@ -17,6 +17,7 @@ from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.errors import UserError
 from bitquilt.rounding import METHODS
 from bitquilt.runtime.compute import device_option, threads_option
+from bitquilt.runtime.durations import parse_duration
 from bitquilt.runtime.options import Options, option
 from bitquilt.runtime.sizes import parse_size
 from bitquilt.trimming.config import trim_config
@@ -181,6 +182,12 @@ class AllocationConfig(PlanConfig):
         choices=METHODS,
     )
     search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    time: str | None = option(
+        "The whole run takes about this long, like 20m or 1h30m: it reads as much text, and "
+        "measures as many mixes, as there is time for.  [default: what the model's size warrants]",
+        default=None,
+        metavar="TIME",
+    )
     text_budget: TextBudget | None = option(
         "Each stage reads this much text. If not given, the model's size decides.",
         default=None,
@@ -195,6 +202,8 @@ class AllocationConfig(PlanConfig):
     def __post_init__(self) -> None:
         """See :meth:`Options.__post_init__`."""
         super().__post_init__()
+        if self.time is not None:
+            parse_duration(self.time, "--time")
         budget = self.bits is not None or self.size is not None
         if self.search.tokens_per_second is not None and not budget:
             raise UserError(

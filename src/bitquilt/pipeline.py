@@ -34,7 +34,8 @@ from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.engines.weights import require_finite_weights
 from bitquilt.errors import PartlyRefusedError, UserError
-from bitquilt.forecast.estimate import Forecast, budget_of, forecast_of
+from bitquilt.forecast.estimate import Forecast, forecast_of
+from bitquilt.forecast.time_limit import budget_of
 from bitquilt.forecast.work import RunWork, work_directory
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import ClosingTeacher, HeldOutFigures
@@ -238,10 +239,9 @@ class Run(AbstractContextManager["Run"]):
         self._given = GivenCells.read([Path(file) for file in config.cells], self.checkpoint)
         for note in self._given.left_out:
             progress.say(note)
-        self.budget = budget_of(self.checkpoint, config)
-        self.search = config.search
-        if self._searches:
-            self.search = affordable_search(config.search, self.budget)
+        self.budget = budget_of(self.checkpoint, self.plans, config)
+        asked_for = config.search
+        self.search = affordable_search(asked_for, self.budget) if self._searches else asked_for
         documents, repeated = calibration_documents(config.calibration, config.held_out)
         for name in repeated:
             progress.say(f"Calibration document {name} repeats held-out text and is left out")

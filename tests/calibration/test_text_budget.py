@@ -1,5 +1,7 @@
 """How much text is read: what a laptop has time for."""
 
+from itertools import pairwise
+
 import pytest
 
 from bitquilt.calibration.text_budget import LEAST_RACED, WINDOW, TextBudget, text_budget
@@ -30,6 +32,16 @@ def test_a_gpu_reads_a_quarter_of_a_million_tokens_where_its_memory_holds_them()
     assert 4 * 32 * 4096 * WINDOW * few < 24 << 30  # as 16-bit numbers in half of its memory
     assert 12 <= few < 512
     assert 12 <= text_budget(8_000_000_000, 32 * 4096, 80 << 30).calibration < 512
+
+
+@pytest.mark.parametrize("gpu", [0, 80 << 30])
+@pytest.mark.parametrize("parameters", [1e6, 135e6, 8e9])
+def test_more_time_is_never_less_text(parameters, gpu):
+    factors = [0.1, 0.5, 1.0, 2.0, 10.0, 200.0]
+    budgets = [vars(text_budget(int(parameters), 10_000, gpu, factor)) for factor in factors]
+    for fewer, more in pairwise(budgets):
+        assert all(fewer[stage] <= more[stage] for stage in fewer)
+    assert budgets[-1]["races"] > budgets[2]["races"]
 
 
 def test_a_stage_that_reads_nothing_is_refused_by_name():

@@ -76,7 +76,7 @@ def test_plan_says_that_a_race_gives_way_to_the_knapsack(model, tmp_path, monkey
     for other in ({"search": SearchConfig(method="knapsack")}, {"bits": None, "recipe": "Q4_K_M"}):
         assert bitquilt.estimate(model, **asked | other).instead == ""
     assert bitquilt.estimate(model, **asked | {"text_budget": QUICK["text_budget"]}).instead == ""
-    monkeypatch.setattr("bitquilt.forecast.estimate.budget_of", lambda *_: slow)
+    monkeypatch.setattr("bitquilt.forecast.time_limit.budget_of", lambda *_: slow)
     assert invoke("plan", model, "--bits", "4.5") == 0
     printed = " ".join(capfd.readouterr().out.split())
     assert "--search-tokens 7680 or more runs the race." in printed

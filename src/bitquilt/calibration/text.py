@@ -31,11 +31,16 @@ ENOUGH = 16
 """Characters that are tokenized for each token needed: three or four times as many as it takes."""
 
 
-def budget_for(checkpoint: Checkpoint) -> TextBudget:
-    """Return the budget for a model on the device that is computed on."""
+def budget_for(checkpoint: Checkpoint, factor: float = 1.0) -> TextBudget:
+    """Return the budget for a model on the device that is computed on.
+
+    Args:
+        checkpoint: the model.
+        factor: how much more than usual there is time for.
+    """
     weights = sum(rows * columns for rows, columns in checkpoint.matrices.values())
     hidden = states_at_once(checkpoint.layers) * int(checkpoint.config["hidden_size"])
-    return text_budget(weights, hidden, gpu_memory())
+    return text_budget(weights, hidden, gpu_memory(), factor)
 
 
 def encoder(checkpoint: Checkpoint) -> Encode:

@@ -21,6 +21,8 @@ LEAST_RACED = 240
 """Windows that a search reads before it has learnt anything."""
 LEAST_INTERACTIONS = 8
 """Windows that tell what matrices cost together from noise."""
+MOST_CALIBRATION = 384
+"""Windows of calibration text beyond which a CPU gains nothing by more."""
 OPTIONAL = ("tuning", "interactions", "races")
 """Stages that may read no text."""
 
@@ -63,25 +65,32 @@ class TextBudget:
         return {name: getattr(self, name) for name in names}
 
 
-def text_budget(parameters: int, hidden: int, gpu_bytes: int = 0) -> TextBudget:
+def text_budget(
+    parameters: int, hidden: int, gpu_bytes: int = 0, factor: float = 1.0
+) -> TextBudget:
     """The budget for one model; a GPU has more time for statistics and for races.
 
     Args:
         parameters: weights of the model.
         hidden: numbers that a GPU keeps of what its blocks read of one token.
         gpu_bytes: the memory of the GPU that does the work; 0 where the CPU does it.
+        factor: how much more than usual there is time for, of the stages that gain by more text.
     """
     on_gpu, teraflop = gpu_bytes > 0, 2e-12 * parameters * WINDOW
 
     def windows(budget: float, least: int, most: int) -> int:
         return max(least, min(most, round(budget / teraflop)))
 
-    races = windows(900, 0, 880) if on_gpu else windows(6, 0, 480)
+    def more(budget: float, least: int, most: int) -> int:
+        return windows(factor * budget, least, round(most * max(1.0, factor)))
+
+    races = more(900, 0, 880) if on_gpu else more(6, 0, 480)
     races = races if races >= LEAST_RACED else 0
-    interactions = windows(120 if on_gpu else 0.6, 0, 16)
+    interactions = windows(factor * (120 if on_gpu else 0.6), 0, 16)
     kept = min(KEPT, gpu_bytes // KEPT_SHARE) // (2 * hidden * WINDOW)
+    held = max(12, min(round(512 * min(1.0, factor)), kept))
     return TextBudget(
-        calibration=max(12, min(512, kept)) if on_gpu else windows(2.5, 12, 48),
+        calibration=held if on_gpu else min(MOST_CALIBRATION, more(2.5, 12, 48)),
         held_out=windows(1, 8, 16),
         tuning=windows(1000, 128, 2112),
         interactions=interactions if interactions >= LEAST_INTERACTIONS else 0,

@@ -7,18 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bitquilt.allocation.allocate import affordable_search
 from bitquilt.allocation.budget import human
 from bitquilt.allocation.plan import make_plans, planned_checkpoint, requests
-from bitquilt.calibration.text import budget_for
-from bitquilt.calibration.text_budget import LEAST_RACED, TextBudget
+from bitquilt.calibration.text_budget import LEAST_RACED
 from bitquilt.config import AllocationConfig, PlanConfig, QuantizeConfig
 from bitquilt.forecast.disk import DiskUse, disk_use
 from bitquilt.forecast.machine import machine_speed
 from bitquilt.forecast.memory import peak_bytes
 from bitquilt.forecast.stages import StageSeconds
+from bitquilt.forecast.time_limit import planned_work
 from bitquilt.forecast.work import RunWork
-from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.device import computing, device_name
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.runtime.load import BUSY, load_per_core
@@ -133,20 +131,4 @@ def estimate(model: str | Path, config: PlanConfig | None = None, **options: Any
         planned_checkpoint(model, config) as checkpoint,
     ):
         plans, _ = make_plans(checkpoint, requests(config), parse_targets(config.to))
-        budget = budget_of(checkpoint, config)
-        search = affordable_search(config.search, budget)
-        return forecast_of(
-            RunWork(
-                checkpoint=checkpoint,
-                plans=plans,
-                config=config,
-                budget=budget,
-                search=search,
-                closing=2 * budget.held_out,  # the text, not read here, may lack one of the kinds
-            )
-        )
-
-
-def budget_of(checkpoint: Checkpoint, config: AllocationConfig) -> TextBudget:
-    """Return how much text each stage reads, on the device that is computed on."""
-    return config.text_budget or budget_for(checkpoint)
+        return forecast_of(planned_work(checkpoint, plans, config))
