@@ -16,5 +16,5 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "20", "m", "20 minutes", "-5m", "0s", "5m1h", "1e3s"])
 def test_what_is_no_time_is_refused_by_name(text):
-    with pytest.raises(UserError, match=r"--time is .*, which is not a time; write it like 90s"):
+    with pytest.raises(UserError, match=r"time is .*, which is not a time; write it like 90s"):
         parse_duration(text, "--time")
