@@ -37,7 +37,7 @@ def test_a_gpu_reads_a_quarter_of_a_million_tokens_where_its_memory_holds_them()
 @pytest.mark.parametrize("gpu", [0, 80 << 30])
 @pytest.mark.parametrize("parameters", [1e6, 135e6, 8e9])
 def test_more_time_is_never_less_text(parameters, gpu):
-    factors = [0.1, 0.5, 1.0, 2.0, 10.0, 200.0]
+    factors = [0.1, 0.5, 1.0, 2.0, 10.0, 400.0]
     budgets = [vars(text_budget(int(parameters), 10_000, gpu, factor)) for factor in factors]
     for fewer, more in pairwise(budgets):
         assert all(fewer[stage] <= more[stage] for stage in fewer)
