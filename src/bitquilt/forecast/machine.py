@@ -21,6 +21,8 @@ from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.products import fast_precision, multiplying
 from bitquilt.runtime.progress import Silent
 
+LEAST_PROBES = 3
+"""So often at least: on a busy machine one may wait for a core for half a second."""
 PROBE_SECONDS = 0.1
 """How long each speed is measured at most, but once at least."""
 PROBE_ROWS = 8192
@@ -99,13 +101,13 @@ def _head_seconds(checkpoint: Checkpoint) -> float:
 def _seconds(work: Callable[[], object]) -> float:
     """Return the shortest time that some work takes, of as many as there is time for."""
     work()  # the first time, memory and threads are set up
-    best, started = float("inf"), time.perf_counter()
-    while time.perf_counter() - started < PROBE_SECONDS:
+    taken, started = list[float](), time.perf_counter()
+    while len(taken) < LEAST_PROBES or time.perf_counter() - started < PROBE_SECONDS:
         begun = time.perf_counter()
         work()
         _synchronize()
-        best = min(best, time.perf_counter() - begun)
-    return best
+        taken.append(time.perf_counter() - begun)
+    return min(taken)
 
 
 def _synchronize() -> None:
