@@ -21,10 +21,11 @@ from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.products import fast_precision, multiplying
 from bitquilt.runtime.progress import Silent
 
-LEAST_PROBES = 3
-"""So often at least: on a busy machine one may wait for a core for half a second."""
 PROBE_SECONDS = 0.1
-"""How long each speed is measured at most, but once at least."""
+"""How long each speed is measured, and once at least."""
+LEAST_PROBES, LONGEST_PROBES = 3, 1.0
+"""So often at least, for on a busy machine one may wait long for a core; unless that takes so many
+seconds, for a large model is not waited for."""
 PROBE_ROWS = 8192
 """Rows of the output matrix that are measured; a large vocabulary takes as many times as long."""
 PROBE_TYPE, PROBE_SHAPE, PROBE_NANOSECONDS = "Q4_K", (256, 1024), 372.0
@@ -102,7 +103,9 @@ def _seconds(work: Callable[[], object]) -> float:
     """Return the shortest time that some work takes, of as many as there is time for."""
     work()  # the first time, memory and threads are set up
     taken, started = list[float](), time.perf_counter()
-    while len(taken) < LEAST_PROBES or time.perf_counter() - started < PROBE_SECONDS:
+    while (spent := time.perf_counter() - started) < PROBE_SECONDS or (
+        len(taken) < LEAST_PROBES and spent < LONGEST_PROBES
+    ):
         begun = time.perf_counter()
         work()
         _synchronize()
