@@ -1,4 +1,4 @@
-"""Magistral Small as it is published, in small: a wrapper with eyes, shards, tekken.json."""
+"""Magistral Small as it is published, in small: a wrapper with vision, shards, tekken.json."""
 
 from __future__ import annotations
 

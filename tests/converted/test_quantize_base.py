@@ -64,12 +64,12 @@ def test_what_sees_is_kept_beside_what_mlx_lm_reads(tmp_path: Path) -> None:
     directory = unknown_checkpoint(tmp_path, "mistral3", torch.bfloat16)
     (made,) = bitquilt.quantize_base(directory, bits=8, to="mlx", output=tmp_path, **QUIET)
     (path,) = made.paths
-    eyes = load_file(path / "vision.safetensors")
+    vision = load_file(path / "vision.safetensors")
     stored = load_file(directory / "model.safetensors")
     own = {name for name in stored if "vision_tower" in name or "projector" in name}
-    assert len(eyes) == len(own) > 10
+    assert len(vision) == len(own) > 10
     linear = "multi_modal_projector.linear_1.weight"
-    assert torch.equal(eyes[linear], stored[linear])
+    assert torch.equal(vision[linear], stored[linear])
     assert size_of(path) == made.plan.nbytes
     assert kl(transformers_logits(load_transformers_model(directory)), mlx_logits(path)) < 0.001
 

@@ -55,20 +55,20 @@ def in_mlx(magistral: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_its_eyes_are_in_the_mlx_directory_beside_what_mlx_lm_reads(
+def test_its_vision_are_in_the_mlx_directory_beside_what_mlx_lm_reads(
     magistral: Path, in_mlx: Path
 ) -> None:
     original = Mistral3ForConditionalGeneration.from_pretrained(magistral, dtype=torch.bfloat16)
-    eyes = load_file(in_mlx / "vision.safetensors")
+    vision = load_file(in_mlx / "vision.safetensors")
     wanted = {
         name.removeprefix("model."): tensor
         for name, tensor in original.named_parameters()
         if "vision_tower" in name or "multi_modal_projector" in name
     }
-    assert len(eyes) == len(wanted) > 30
+    assert len(vision) == len(wanted) > 30
     inner = "vision_tower."
     for name, tensor in wanted.items():
-        found = eyes[name.replace(inner, "vision_tower.vision_model.", 1)]
+        found = vision[name.replace(inner, "vision_tower.vision_model.", 1)]
         moved = tensor.permute(0, 2, 3, 1) if name.endswith("patch_conv.weight") else tensor
         assert torch.equal(found, moved), name
     text = load_file(in_mlx / "model.safetensors")

@@ -65,7 +65,7 @@ _LOADING = {"dtype": torch.float32, "output_loading_info": True}
 
 
 def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.Module:
-    """Load any language model that transformers knows; one that sees keeps its eyes.
+    """Load any language model that transformers knows; one that sees keeps its vision tower.
 
     It computes in float32, and its weights are lent (:mod:`bitquilt.bases.lent_weights`).
 

@@ -18,7 +18,7 @@ from bitquilt.engines import llama_api
 from bitquilt.engines.backend import Logits, common_prefix
 from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
-from bitquilt.engines.eyes import Eyes
+from bitquilt.engines.image_encoder import ImageEncoder
 from bitquilt.engines.set_aside import SetAside
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
@@ -98,18 +98,20 @@ class LlamaCppBackend:
 
     def see(self, image: bytes) -> list[int]:
         """See :class:`~bitquilt.engines.backend.Backend`."""
-        return self._eyes.see(image)
+        return self._images.see(image)
 
     @cached_property
-    def _eyes(self) -> Eyes:
+    def _images(self) -> ImageEncoder:
         if self._vision is None:
             raise UserError("the model has no vision tower beside it, so it reads text only")
-        return Eyes(self._api, self._model, self._vision, self.info.vocabulary, self._threads)
+        return ImageEncoder(
+            self._api, self._model, self._vision, self.info.vocabulary, self._threads
+        )
 
     @cached_property
     def _seen(self) -> Any:
         """A batch of embeddings in place of tokens."""
-        batch = self._api.llama_batch_init(UBATCH, self._eyes.width, 1)
+        batch = self._api.llama_batch_init(UBATCH, self._images.width, 1)
         for i in range(UBATCH):
             batch.n_seq_id[i] = 1
         return batch
@@ -364,11 +366,11 @@ class LlamaCppBackend:
             token, sequence, _ = one
             if token < self.info.vocabulary:
                 return -1, -1
-            return self._eyes.image_of(token), sequence
+            return self._images.image_of(token), sequence
 
         for (image, _), run in groupby(missing, kind):
             some = list(run)
-            if image >= 0 and self._eyes.whole and len(some) > UBATCH:
+            if image >= 0 and self._images.whole and len(some) > UBATCH:
                 raise UserError(
                     f"an image takes {len(some)} tokens at once, and bitquilt reads {UBATCH}; give "
                     "a smaller one"
@@ -389,8 +391,8 @@ class LlamaCppBackend:
         batch = self._seen if image else self._batch
         batch.n_tokens = n
         if image:
-            rows = np.ctypeslib.as_array(batch.embd, (UBATCH, self._eyes.width))
-            rows[:n] = self._eyes.embeddings(tokens)
+            rows = np.ctypeslib.as_array(batch.embd, (UBATCH, self._images.width))
+            rows[:n] = self._images.embeddings(tokens)
         lengths = [len(held) for held in self._held]
         for i, (token, sequence) in enumerate(zip(tokens, sequences, strict=True)):
             if not image:
@@ -398,7 +400,7 @@ class LlamaCppBackend:
             batch.pos[i] = lengths[sequence]
             batch.seq_id[i][0], batch.logits[i] = sequence, i in outputs
             lengths[sequence] += 1
-        whole = image and self._eyes.whole
+        whole = image and self._images.whole
         if whole:
             self._api.llama_set_causal_attn(self._context, False)
         failed = self._api.llama_decode(self._context, batch) != 0

@@ -17,7 +17,7 @@ TEXT_CHUNK, IMAGE_CHUNK = 0, 1
 """Of enum mtmd_input_chunk_type."""
 
 
-class EyesParams(ctypes.Structure):
+class MtmdParams(ctypes.Structure):
     """struct mtmd_context_params."""
 
     _fields_: ClassVar = [
@@ -66,7 +66,7 @@ class Bitmap(ctypes.Structure):
     _fields_: ClassVar = [("bitmap", c_void_p), ("video", c_void_p)]
 
 
-KNOWN_EYES_DEFAULTS = {
+KNOWN_MTMD_DEFAULTS = {
     "use_gpu": True,
     "device": None,
     "print_timings": True,
@@ -83,8 +83,8 @@ KNOWN_EYES_DEFAULTS = {
 KNOWN_BITMAP_DEFAULTS = {"fps_target": 4.0, "ffmpeg_bin_dir": None, "timestamp_interval_ms": 5000}
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
-    "mtmd_context_params_default": (EyesParams, []),
-    "mtmd_init_from_file": (c_void_p, [c_char_p, c_void_p, EyesParams]),
+    "mtmd_context_params_default": (MtmdParams, []),
+    "mtmd_init_from_file": (c_void_p, [c_char_p, c_void_p, MtmdParams]),
     "mtmd_support_vision": (c_bool, [c_void_p]),
     "mtmd_decode_use_mrope": (c_bool, [c_void_p]),
     "mtmd_decode_use_non_causal": (c_bool, [c_void_p, c_void_p]),
@@ -112,7 +112,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-def load_eyes(library: Any) -> None:
+def load_mtmd(library: Any) -> None:
     """Give the functions of the loaded library their types.
 
     Raises:
@@ -121,5 +121,5 @@ def load_eyes(library: Any) -> None:
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    check_layout(PINNED, library.mtmd_context_params_default(), KNOWN_EYES_DEFAULTS)
+    check_layout(PINNED, library.mtmd_context_params_default(), KNOWN_MTMD_DEFAULTS)
     check_layout(PINNED, library.mtmd_helper_init_opt_default(), KNOWN_BITMAP_DEFAULTS)

@@ -43,12 +43,12 @@ CUT_FROM, CUT_OF, CUT_KEPT = "trimmed from", "of", "kept"
 """Its fields: the name of the original, the rows of its embedding, and the ids that are kept."""
 
 VISION_PARTS = ("vision_tower.", "vision_model.", "multi_modal_projector.")
-"""What names of tensors have that are of a model's eyes."""
-_EYES = re.compile(rf"^(model\.)?({'|'.join(map(re.escape, VISION_PARTS))})")
+"""What the names of the tensors of a vision tower begin with."""
+_VISION = re.compile(rf"^(model\.)?({'|'.join(map(re.escape, VISION_PARTS))})")
 _IGNORED = {
     r"rotary_emb\.inv_freq$": "RoPE frequencies follow from rope_theta",
     r"^(model\.)?audio_tower\.": "only the language model is kept",
-    _EYES.pattern: "the language model is kept apart from what sees",
+    _VISION.pattern: "the language model is kept apart from what sees",
 }
 """Stored tensors without a place in the canonical form, and why that loses nothing of the text."""
 
@@ -106,7 +106,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
         tensor_types=dtypes,
         sampler=_sampler(form, stored),
         trimmed=trimmed,
-        vision=directory if any(map(_EYES.match, stored)) else None,
+        vision=directory if any(map(_VISION.match, stored)) else None,
     )
 
 

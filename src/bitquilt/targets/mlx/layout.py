@@ -83,7 +83,7 @@ def has_wrapper(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in _WRAPPED and bool(config.get("vision_config"))
 
 
-def is_of_eyes(name: str) -> bool:
+def is_of_vision(name: str) -> bool:
     """Tell whether a tensor's name is of what sees, and not of the language model."""
     return name.startswith(VISION_PARTS)
 

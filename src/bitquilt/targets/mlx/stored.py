@@ -9,7 +9,7 @@ from typing import Any
 from bitquilt.runtime.files import read_json
 from bitquilt.targets.base import StoredMatrix
 from bitquilt.targets.mlx.headers import safetensors_entries
-from bitquilt.targets.mlx.layout import LANGUAGE_MODEL, is_of_eyes, qtype_name
+from bitquilt.targets.mlx.layout import LANGUAGE_MODEL, is_of_vision, qtype_name
 
 WORD = 32
 """Bits of the numbers that codes are packed into."""
@@ -21,7 +21,7 @@ def stored_in_mlx(directory: Path) -> list[StoredMatrix]:
     parts = {
         name: entry
         for name, entry in safetensors_entries(directory)
-        if name != "__metadata__" and not is_of_eyes(name)
+        if name != "__metadata__" and not is_of_vision(name)
     }
     found = []
     for name, entry in parts.items():

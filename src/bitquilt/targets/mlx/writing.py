@@ -25,7 +25,6 @@ from bitquilt.targets.layout import (
     recipe_room,
     scale_bytes,
 )
-from bitquilt.targets.mlx.eyes import eyes_bytes, image_files, write_eyes
 from bitquilt.targets.mlx.layout import (
     ITEM_SIZES,
     LANGUAGE_MODEL,
@@ -42,6 +41,7 @@ from bitquilt.targets.mlx.layout import (
     qtype_name,
     safetensors_header,
 )
+from bitquilt.targets.mlx.vision import image_files, vision_tower_bytes, write_vision_tower
 
 WEIGHTS_FILE = "model.safetensors"
 RECIPE_FILE = "recipe.json"
@@ -75,7 +75,7 @@ def plan_mlx(checkpoint: Checkpoint, allocation: Allocation) -> Layout:
     copied = sum(len(raw) for raw in _copied(checkpoint).values())
     inside = [module for module in chosen if module != EMBEDDING]
     scales = sum(scale_bytes(chosen[m], *matrices[m]) for m in inside)
-    vision = eyes_bytes(checkpoint)
+    vision = vision_tower_bytes(checkpoint)
     fixed = copied + described + header + norms + vision
     breakdown = {
         "tokenizer": copied,
@@ -115,7 +115,7 @@ def write_mlx(
     with open(directory / WEIGHTS_FILE, "wb") as file:
         _write_weights(file, checkpoint, chosen, packed)
     if is_wrapped(checkpoint) and checkpoint.vision is not None:
-        write_eyes(checkpoint.vision, checkpoint.original_config, directory)
+        write_vision_tower(checkpoint.vision, checkpoint.original_config, directory)
     size = sum(path.stat().st_size for path in directory.iterdir())
     expected = plan_mlx(checkpoint, allocation).total_bytes + padding
     assert size == expected, f"{size} bytes written, {expected} planned"

@@ -26,7 +26,7 @@ KEPT_IMAGES = 16
 """The embeddings of so many images are kept; those of a large one take 60 MB."""
 
 
-class Eyes:
+class ImageEncoder:
     """A vision tower beside a language model."""
 
     def __init__(self, api: Any, model: int, path: str, vocabulary: int, threads: int) -> None:
@@ -42,7 +42,7 @@ class Eyes:
         Raises:
             UserError: it is none, or another model's, or of a kind that is not run here.
         """
-        mtmd_api.load_eyes(api)
+        mtmd_api.load_mtmd(api)
         params = api.mtmd_context_params_default()
         params.warmup = params.print_timings = False
         params.n_threads = threads

@@ -28,24 +28,24 @@ from bitquilt.targets.mlx.layout import (
     Part,
     has_wrapper,
     header_text,
-    is_of_eyes,
+    is_of_vision,
     is_wrapped,
     offsets_of,
 )
 
-EYES_FILE = "vision.safetensors"
+VISION_FILE = "vision.safetensors"
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 """What mlx-vlm makes numbers of images by."""
 _TOWER, _TOWER_IN_MLX = "vision_tower.", "vision_tower.vision_model."
 _PATCHES = "patch_conv.weight"
 """The convolution, [O, I, H, W] in torch and [O, H, W, I] in MLX."""
-EyeShapes = Mapping[str, tuple[str, tuple[int, ...]]]
+VisionShapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """mlx-vlm's name of a tensor → its dtype and its shape in the source."""
 _PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
-def eyes_bytes(checkpoint: Checkpoint) -> int:
-    """Return the bytes of the file that :func:`write_eyes` writes; 0 where there is none.
+def vision_tower_bytes(checkpoint: Checkpoint) -> int:
+    """Return the bytes of the file that :func:`write_vision_tower` writes; 0 where there is none.
 
     Raises:
         UserError: there is a config alone, and transformers does not know a field of it.
@@ -55,14 +55,14 @@ def eyes_bytes(checkpoint: Checkpoint) -> int:
     config = checkpoint.original_config
     if checkpoint.vision is None:
         found = _shapes_by(json.dumps(config))
-        shapes: EyeShapes = {_in_mlx(name): ("BF16", shape) for name, shape in found}
+        shapes: VisionShapes = {_in_mlx(name): ("BF16", shape) for name, shape in found}
     else:
         shapes = _stored_shapes(_stored(checkpoint.vision, config))
     parts = _parts(shapes)
     return len(_header(parts)) + sum(part.nbytes for part in parts)
 
 
-def write_eyes(source: Path, config: Mapping[str, Any], directory: Path) -> None:
+def write_vision_tower(source: Path, config: Mapping[str, Any], directory: Path) -> None:
     """Write the tower and the projector of a model into its MLX directory, and what they need.
 
     Args:
@@ -76,7 +76,7 @@ def write_eyes(source: Path, config: Mapping[str, Any], directory: Path) -> None
     parts = _parts(_stored_shapes(stored))
     for name, raw in image_files(source).items():
         (directory / name).write_bytes(raw)
-    with atomic_write(directory / EYES_FILE) as beside, beside.open("wb") as file:
+    with atomic_write(directory / VISION_FILE) as beside, beside.open("wb") as file:
         file.write(_header(parts))
         for part in parts:
             tensor = _tensor(*stored[part.name]).to(_PLAIN[part.dtype])
@@ -95,18 +95,18 @@ def _stored(source: Path, config: Mapping[str, Any]) -> dict[str, tuple[str, Sto
     """mlx-vlm's name of each tensor that sees → its name in the source, and where it is."""
     scanned = joined(safetensors.scan(safetensors.files(source)), dict(config))
     own = {name.removeprefix("model."): (name, at) for name, at in scanned.items()}
-    return {_in_mlx(name): at for name, at in sorted(own.items()) if is_of_eyes(name)}
+    return {_in_mlx(name): at for name, at in sorted(own.items()) if is_of_vision(name)}
 
 
 def _in_mlx(name: str) -> str:
     return name.replace(_TOWER, _TOWER_IN_MLX, 1) if name.startswith(_TOWER) else name
 
 
-def _stored_shapes(stored: Mapping[str, tuple[str, StoredTensor]]) -> EyeShapes:
+def _stored_shapes(stored: Mapping[str, tuple[str, StoredTensor]]) -> VisionShapes:
     return {name: (at.dtype, tuple(at.shape)) for name, (_, at) in stored.items()}
 
 
-def _parts(shapes: EyeShapes) -> list[Part]:
+def _parts(shapes: VisionShapes) -> list[Part]:
     """List the tensors in file order: wide items first, so that all are aligned."""
     parts = []
     for name, (dtype, shape) in shapes.items():

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText
 
 from bitquilt.bases.vision import write_vision
 from bitquilt.engines import Engine, GenerationRequest, Sampling
-from bitquilt.engines.eyes import Eyes
+from bitquilt.engines.image_encoder import ImageEncoder
 from bitquilt.engines.llamacpp import open_llamacpp, vision_beside
 from bitquilt.engines.llamacpp_backend import LlamaCppBackend
 from bitquilt.errors import UserError
@@ -37,8 +37,8 @@ QUESTION = [ord(letter) + RESERVED for letter in "What is it?"]
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model's directory, its file and the one of its eyes."""
-    place = tmp_path_factory.mktemp("eyes")
+    """A model's directory, its file and that of its vision tower."""
+    place = tmp_path_factory.mktemp("vision")
     seeing_files(place)
     return place
 
@@ -132,7 +132,7 @@ def test_what_is_no_image_is_one_sentence_and_the_engine_lives(
     assert engine.see(IMAGE)
 
 
-def test_a_model_without_eyes_refuses(files: Path, tmp_path: Path) -> None:
+def test_a_model_without_vision_refuses(files: Path, tmp_path: Path) -> None:
     alone = tmp_path / "m.gguf"
     alone.symlink_to(files / "Magistral-Tiny-F32.gguf")
     with open_llamacpp(alone) as engine:
@@ -143,7 +143,7 @@ def test_a_model_without_eyes_refuses(files: Path, tmp_path: Path) -> None:
             engine.see(IMAGE)
 
 
-def test_another_models_eyes_are_refused(files: Path, tmp_path: Path) -> None:
+def test_another_models_mmproj_is_refused(files: Path, tmp_path: Path) -> None:
     (tmp_path / "m.gguf").symlink_to(files / "Magistral-Tiny-F32.gguf")
     (tmp_path / "mmproj-m.gguf").write_bytes(b"GGUF" + bytes(60))
     refused = pytest.raises(UserError, match=r"llama\.cpp cannot see with .*mmproj-m\.gguf")
@@ -151,7 +151,7 @@ def test_another_models_eyes_are_refused(files: Path, tmp_path: Path) -> None:
         engine.see(IMAGE)
 
 
-def test_the_eyes_beside_a_model_are_found_by_name(tmp_path: Path) -> None:
+def test_the_mmproj_beside_a_model_is_found_by_name(tmp_path: Path) -> None:
     for name in ("a-4bit.gguf", "a-b-4bit.gguf", "c.gguf", "mmproj-a.gguf", "mmproj-a-b.gguf"):
         (tmp_path / name).touch()
     assert vision_beside(tmp_path / "a-4bit.gguf") == tmp_path / "mmproj-a.gguf"
@@ -211,11 +211,11 @@ def test_an_image_that_is_read_at_once_is_read_as_transformers_reads_it(tmp_path
     shown = torch.tensor([number >= backend.info.vocabulary for number in numbers])
     assert int(shown.sum()) == 4
     logits, _ = backend.prefill([numbers], 1)
-    eyes = Eyes(
+    vision = ImageEncoder(
         backend._api, backend._model, str(tmp_path / "mmproj-g.gguf"), backend.info.vocabulary, 1
     )
-    eyes.see(png(colours(28, 28)))
-    seen = eyes.embeddings([number for number in numbers if number >= backend.info.vocabulary])
+    vision.see(png(colours(28, 28)))
+    seen = vision.embeddings([number for number in numbers if number >= backend.info.vocabulary])
     scaled = torch.tensor((colours(28, 28) / 127.5 - 1).transpose(2, 0, 1)[None]).float()
     with torch.no_grad():
         own_seen = model.model.get_image_features(scaled).pooler_output[0]
