@@ -155,7 +155,7 @@ def nearest(candidates, nbytes, capacity):
     return max(totals)
 
 
-@pytest.mark.parametrize(("bits", "word"), [(0.5, "small"), (1.6, "small"), (33, "large")])
+@pytest.mark.parametrize(("bits", "word"), [(0.5, "small"), (1.5, "small"), (33, "large")])
 @pytest.mark.parametrize("target", ["gguf", "mlx"])
 def test_budgets_that_no_file_has(bits, word, target):
     checkpoint = shaped_checkpoint()
@@ -173,12 +173,14 @@ def test_budgets_that_no_file_has(bits, word, target):
         )
 
 
-def test_what_others_supersede_may_be_all_that_is_small_enough():
-    """No type below TQ1_0 but IQ2_XXS, which has 2.06 bits."""
-    checkpoint = shaped_checkpoint()
-    assert not any("TQ1_0" in own for own in names(sets_of(checkpoint, "gguf", 2.5)[0]).values())
-    small, _ = sets_of(checkpoint, "gguf", 1.9)
-    assert all({"TQ1_0", "IQ2_XXS"} <= {*own} for own in names(small).values())
+def test_files_below_two_bits():
+    """IQ1_S runs on GPUs too, TQ1_0 does not."""
+    small, _ = sets_of(shaped_checkpoint(), "gguf", 1.9)
+    assert all({"IQ1_S", "IQ2_XXS"} <= {*own} for own in names(small).values())
+    assert not any("TQ1_0" in own for own in names(small).values())
+
+
+def test_types_without_kernels_for_gpus_are_told():
     (said,) = GGUF.about_types({"TQ1_0", "Q8_0"})
     assert "matrices on TQ1_0 are for CPUs" in said
     assert GGUF.about_types({"Q4_K"}) == []

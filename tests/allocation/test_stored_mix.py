@@ -32,7 +32,7 @@ TYPES = {
     "token_embd": "Q8_0",
     "blk.0.attn_q": "Q4_K",
     "blk.0.attn_v": "Q6_K",
-    "blk.0.ffn_down": "IQ1_S",
+    "blk.0.ffn_down": "Q1_0",
     "blk.0.ffn_up": "Q4_K",
     "blk.0.ffn_gate": "F16",
 }
@@ -58,7 +58,7 @@ def gguf_file(folder: Path, types: dict[str, str], architecture: str = "llama") 
     return path
 
 
-GGUF_BYTES = {"Q4_K": 144, "Q6_K": 210, "IQ1_S": 50}
+GGUF_BYTES = {"Q4_K": 144, "Q6_K": 210, "Q1_0": 36}
 
 
 def mlx_directory(folder: Path) -> Path:
@@ -104,10 +104,10 @@ def test_a_recipe_says_what_it_cannot_take(tmp_path: Path) -> None:
     assert recipe["default"] == "Q4_K"
     assert recipe["pin"] == {
         "token_embd": "Q8_0", "blk.0.attn_v": "Q6_K", "blk.0.ffn_gate": "BF16",
-        "blk.0.ffn_down": "IQ2_XXS",
+        "blk.0.ffn_down": "IQ1_S",
     }  # fmt: skip
     (note,) = taken.notes
-    assert note == "blk.0.ffn_down: bitquilt does not write IQ1_S, so IQ2_XXS is taken"
+    assert note == "blk.0.ffn_down: bitquilt does not write Q1_0, so IQ1_S is taken"
 
 
 def test_a_recipe_for_another_model_of_the_family(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_recipe_for_another_model_of_the_family(tmp_path: Path) -> None:
     first = "model.layers.0"
     assert allocation["model.embed_tokens"] == "Q8_0"
     assert allocation[f"{first}.self_attn.q_proj"] == "IQ4_NL"
-    assert allocation[f"{first}.mlp.down_proj"].startswith("IQ2_XXS")
+    assert allocation[f"{first}.mlp.down_proj"] == "IQ1_S"
     notes = "\n".join(taken.notes)
     assert "whole blocks of Q4_K do not fit into their rows, so IQ4_NL is taken" in notes
     assert "model.layers.7.self_attn.q_proj" in notes

@@ -21,7 +21,7 @@ def test_from_a_file_into_a_recipe(tmp_path: Path, capfd) -> None:
     assert json.loads(into.read_text())["pin"]["token_embd"] == "Q8_0"
     said = capfd.readouterr()
     assert said.out == f"{into}\n"
-    assert "bitquilt does not write IQ1_S" in said.err
+    assert "bitquilt does not write Q1_0" in said.err
     assert invoke("recipe", "from", str(path), "--json") == 0
     assert json.loads(capfd.readouterr().out)["notes"]
 

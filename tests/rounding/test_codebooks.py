@@ -12,7 +12,7 @@ from bitquilt.qtypes.qtype import registered
 from bitquilt.rounding.codebooks import choose_signs, masks_of, nearest_patterns
 
 QTYPES = [qtype for qtype in registered().values() if isinstance(qtype, Codebook)]
-WHOLE = [qtype for qtype in QTYPES if qtype.name.startswith("IQ2")]
+WHOLE = [qtype for qtype in QTYPES if qtype.name.startswith(("IQ1", "IQ2"))]
 """Types whose patterns cover all eight weights."""
 
 
@@ -27,7 +27,7 @@ def sample(qtype: Codebook, seed: int, count: int = 48) -> tuple[Tensor, Tensor,
 
 
 def search(qtype: Codebook, *of_one_input: Tensor) -> list[Tensor]:
-    """Codes, sign masks and levels for targets, steps and metric of one input."""
+    """Codes, sign masks and levels for targets, steps, metric and perhaps parts of one input."""
     return [part[0] for part in nearest_patterns(qtype, *(each[None] for each in of_one_input))]
 
 
@@ -35,14 +35,17 @@ def cost(triangle: Tensor, miss: Tensor) -> Tensor:
     return (triangle.T @ miss).square().sum(0)
 
 
-def least(qtype: Codebook, target: Tensor, step: Tensor, triangle: Tensor) -> Tensor:
-    """The cost of the best of all patterns and signs for one vector [8]."""
+def least(qtype: Codebook, target: Tensor, step: Tensor, triangle: Tensor, part: int = 0) -> Tensor:
+    """The cost of the best of a part's patterns, and of all signs, for one vector [8]."""
+    patterns = codebook(qtype.name).chunk(qtype.parts)[part]
+    if not qtype.signed:
+        return cost(triangle, target.unsqueeze(1) - patterns.T * step).min()
     masks = torch.arange(256, dtype=torch.uint8)
     signs = 1 - 2 * digits(masks.unsqueeze(1), 1).float()
     if qtype.even_signs:
         signs = signs[signs.prod(1) > 0]
     # [P, 1, 8] and [masks, 8] -> [8, P masks]
-    levels = (codebook(qtype.name).unsqueeze(1) * signs).flatten(0, 1).T * step
+    levels = (patterns.unsqueeze(1) * signs).flatten(0, 1).T * step
     return cost(triangle, target.unsqueeze(1) - levels).min()
 
 
@@ -59,6 +62,17 @@ def test_near_the_best_of_all_patterns(qtype: Codebook, tied: bool) -> None:
     )
     assert (found >= best * (1 - 1e-5)).all()
     assert found.sum() < (1.06 if tied else 1.02) * best.sum()
+
+
+def test_each_vector_takes_patterns_of_the_part_that_is_asked_for() -> None:
+    qtype = next(qtype for qtype in QTYPES if qtype.parts == 2)
+    targets, steps, triangle = sample(qtype, 3)
+    asked = torch.arange(len(steps)) % 2
+    codes, _, levels = search(qtype, targets, steps, triangle, asked.float())
+    assert torch.equal(codes[0] // 2048, asked.to(codes.dtype))
+    vectors = zip(targets.T, steps, asked.tolist(), strict=True)
+    best = torch.stack([least(qtype, t, s, triangle, part) for t, s, part in vectors])
+    assert cost(triangle, targets - levels).sum() < 1.06 * best.sum()
 
 
 @pytest.mark.parametrize("qtype", QTYPES, ids=lambda qtype: qtype.name)

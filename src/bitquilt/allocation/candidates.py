@@ -88,9 +88,6 @@ def candidate_sets(
     capacity = budget.capacity(layout)
     bits = _free_bits(checkpoint, pins, nbytes, capacity)
     widest = sizes_of(within(math.inf, math.inf))
-    if capacity < smallest_nbytes(widest):
-        superseded = {}  # one of those may be small enough
-        widest = sizes_of(within(math.inf, math.inf))
     least, most = smallest_nbytes(widest), largest_nbytes(widest)
     holding = "with the recipe's pins " if pins else ""
     if capacity < least:

@@ -2,7 +2,8 @@
 """The i-quants with a codebook: 8 or 4 weights share one index into a table of patterns.
 
 A weight is d · (scale) · pattern · sign. The patterns hold magnitudes; the signs are kept apart.
-The 4-bit ones, IQ4_NL and IQ4_XS, have no codebook: they are in :mod:`bitquilt.qtypes.iq4`.
+Those of fewer than two bits are in :mod:`bitquilt.qtypes.iq1`. The 4-bit ones, IQ4_NL and IQ4_XS,
+have no codebook: they are in :mod:`bitquilt.qtypes.iq4`.
 
 Letters: R rows, C columns, B = C / 256 super-blocks along a row.
 Source: ggml-org/llama.cpp, ggml/src/ggml-common.h (block_iq2_xxs … block_iq3_s). The codebooks
@@ -35,10 +36,14 @@ SIGN_SHIFTS = (0, 7, 14, 21)
 
 @cache
 def codebook(name: str) -> Tensor:
-    """Return the patterns of an i-quant, float32 [patterns, weights in a pattern]."""
+    """Return the patterns of an i-quant, float32 [patterns, weights in a pattern].
+
+    Those of IQ1 come times eight, all of them shifted up and then all shifted down.
+    """
     format_ = getattr(quants, name)
     format_.init_grid()
-    return torch.from_numpy(format_.grid[0, 0])
+    grid = torch.from_numpy(format_.grid[0, 0])
+    return torch.cat([8 * grid + 1, 8 * grid - 1]) if name.startswith("IQ1") else grid
 
 
 @cache
@@ -65,6 +70,12 @@ class Codebook(GgmlQuantType):
     """Weights that share a scale."""
     even_signs: ClassVar = True
     """Whether the minuses among eight weights must be even in number."""
+    signed: ClassVar = True
+    """Whether signs are kept apart from the patterns."""
+    parts: ClassVar = 1
+    """Equal parts of the codebook; all patterns under one scale are of one part."""
+    top_scale: ClassVar = 15
+    """The largest scale that is stored."""
     unit: ClassVar = 0.125
     """A step is d · unit · (2 scale + 1)."""
 
@@ -72,11 +83,24 @@ class Codebook(GgmlQuantType):
         """Return what each scale multiplies its patterns by, float32 of the shape of ``scales``."""
         return times(2.0 * fields["scales"] + 1.0, fields["d"]) * self.unit
 
+    def part_taken(self, fields: Unpacked) -> Tensor:
+        """Return the part of the codebook that patterns are of, float32 [R, scales of a row]."""
+        vectors = self.sub_block // codebook(self.name).shape[1]
+        size = len(codebook(self.name)) // self.parts
+        return (fields["codes"][:, ::vectors] // size).float()
+
+    def magnitudes(self) -> Tensor:
+        """Return what patterns are made of, float32, the smallest first."""
+        found: Tensor = codebook(self.name).unique()
+        return found
+
     def decode(self, fields: Unpacked) -> Tensor:
         patterns = codebook(self.name).to(fields["codes"].device)[fields["codes"].int()].flatten(1)
+        levels = LevelMap(self.steps(fields), None).of(patterns)
+        if not self.signed:
+            return levels
         # Masks [R, C / 8] -> bits [R, C], 1 for minus.
-        signs = 1.0 - 2.0 * digits(fields["signs"], 1).float()
-        return LevelMap(self.steps(fields), None).of(patterns) * signs
+        return levels * (1.0 - 2.0 * digits(fields["signs"], 1).float())
 
 
 class IQ2_XXS(Codebook):

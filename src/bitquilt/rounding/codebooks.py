@@ -3,6 +3,7 @@
 Comparing a vector with all 256 to 1024 patterns costs too much. But its magnitudes, each rounded to
 the few that patterns are made of, put it into one of 6561 (3^8) or 4096 (8^4) cells; a table holds
 the patterns nearest to each cell, and only those are compared (docs/decisions/iquant-search.md).
+Where a codebook has parts, each has shortlists of its own.
 
 Letters: L inputs, V vectors of 8 weights of each, m weights in a pattern (8 or 4), H = 8 / m
 patterns in a vector, K patterns on a shortlist, M magnitudes.
@@ -25,7 +26,7 @@ SHORTLIST_LENGTHS = {8: 32, 4: 16}
 
 @dataclass(frozen=True, kw_only=True)
 class Cells:
-    """The shortlists of all cells; all tensors are on one device."""
+    """The shortlists of all cells, part by part; all tensors are on one device."""
 
     lowest: float
     """The smallest magnitude in a pattern."""
@@ -40,12 +41,17 @@ class Cells:
     patterns: Tensor
     """float32 [cells, m K]: those patterns, the K first weights first."""
 
-    def of(self, magnitudes: Tensor, steps: Tensor) -> Tensor:
-        """Find the cells of magnitudes [..., m H] at steps [..., 1], int32, one for a pattern."""
+    def of(self, magnitudes: Tensor, steps: Tensor, part: Tensor | float = 0.0) -> Tensor:
+        """Find the cells of magnitudes [..., m H] at steps [..., 1], int32, one for a pattern.
+
+        ``part`` is the place of the part that patterns are of, [..., 1] or one for all.
+        """
         ranks = magnitudes / steps.clamp_min(torch.finfo(torch.float32).tiny)
         ranks.sub_(self.lowest).div_(self.spacing).round_().clamp_(0, self.count - 1)
-        # [..., m H] -> [patterns, m]
-        return (ranks.view(-1, len(self.places)) @ self.places).int()
+        # [..., m H] -> [..., H, m] -> [..., H]
+        cells: Tensor = torch.unflatten(ranks, -1, (-1, len(self.places))) @ self.places
+        cells = cells + part * self.count ** len(self.places)
+        return cells.int().flatten()
 
     def shortlist(self, cells: Tensor) -> Tensor:
         """Return the patterns worth comparing, float32 [cells asked for, m, K]."""
@@ -54,16 +60,14 @@ class Cells:
 
 
 @cache
-def cells_of(name: str, size: int, device: torch.device) -> Cells:
+def cells_of(qtype: Codebook, size: int, device: torch.device) -> Cells:
     """Build the cells of a type with K = ``size`` patterns each; ties are in the order of codes."""
-    patterns = codebook(name)
-    count, width = patterns.shape
-    magnitudes = patterns.unique()
+    patterns, magnitudes = codebook(qtype.name), qtype.magnitudes()
+    width = patterns.shape[1]
     centres = torch.cartesian_prod(*[magnitudes] * width)
-    # Squared distances are whole numbers below 2^14: with the code as a tie-break exact in float32.
-    distance = torch.cdist(centres, patterns, compute_mode="donot_use_mm_for_euclid_dist")
-    order = distance.square().round() * count + torch.arange(count)
-    codes = order.topk(size, largest=False).indices
+    parts = patterns.chunk(qtype.parts)
+    lists = [i * len(part) + _nearest(centres, part, size) for i, part in enumerate(parts)]
+    codes = torch.cat(lists)
     # [cells, K, m] -> [cells, m, K]
     near = patterns[codes].transpose(1, 2).flatten(1)
     places = float(len(magnitudes)) ** torch.arange(width - 1, -1, -1)
@@ -75,6 +79,14 @@ def cells_of(name: str, size: int, device: torch.device) -> Cells:
         codes=codes.to(torch.int16).to(device),
         patterns=near.to(device),
     )
+
+
+def _nearest(centres: Tensor, patterns: Tensor, size: int) -> Tensor:
+    """Find the patterns [n, m] nearest to centres [cells, m]: int64 [cells, size]."""
+    # Squared distances are whole numbers below 2^14: with the code as a tie-break exact in float32.
+    distance = torch.cdist(centres, patterns, compute_mode="donot_use_mm_for_euclid_dist")
+    order = distance.square().round() * len(patterns) + torch.arange(len(patterns))
+    return order.topk(size, largest=False).indices
 
 
 def choose_signs(qtype: Codebook, vectors: Tensor, importance: Tensor, steps: Tensor) -> Tensor:
@@ -92,6 +104,8 @@ def choose_signs(qtype: Codebook, vectors: Tensor, importance: Tensor, steps: Te
     Returns:
         1 and -1, float32 [..., 8].
     """
+    if not qtype.signed:
+        return torch.ones_like(vectors)
     signs = torch.where(vectors < 0, -1.0, 1.0)
     if not qtype.even_signs:
         return signs
@@ -112,7 +126,11 @@ def masks_of(signs: Tensor) -> Tensor:
 
 
 def nearest_patterns(
-    qtype: Codebook, targets: Tensor, steps: Tensor, triangles: Tensor
+    qtype: Codebook,
+    targets: Tensor,
+    steps: Tensor,
+    triangles: Tensor,
+    parts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the patterns closest to vectors, in a metric that the vectors of one input share.
 
@@ -125,6 +143,8 @@ def nearest_patterns(
         steps: what patterns are multiplied with, float32 [L, V].
         triangles: T of each input, float32 [L, 8, 8], upper triangular. A diagonal one weighs each
             weight by itself.
+        parts: the place of the part of the codebook that patterns are of, float32 [L, V]; None is
+            the first.
 
     Returns:
         codes int16 [L, H, V], sign masks uint8 [L, V] and levels float32 [L, 8, V].
@@ -133,7 +153,8 @@ def nearest_patterns(
     scales = steps.unsqueeze(2)
     signs = choose_signs(qtype, vectors, triangles.square().sum(2).unsqueeze(1), scales)
     width = codebook(qtype.name).shape[1]
-    cells = cells_of(qtype.name, SHORTLIST_LENGTHS[width], targets.device)
+    cells = cells_of(qtype, SHORTLIST_LENGTHS[width], targets.device)
+    part = 0.0 if parts is None else parts.unsqueeze(2)
     codes, levels = [], torch.empty_like(signs)
     for first in range(0, VECTOR, width):
         own = slice(first, first + width)
@@ -144,7 +165,7 @@ def nearest_patterns(
                 triangles[:, own, own], triangles[:, :first, own], upper=True, left=False
             )
             target = torch.baddbmm(target, vectors[..., :first] - levels[..., :first], carry)
-        found = cells.of(target * signs[..., own], scales)
+        found = cells.of(target * signs[..., own], scales, part)
         # [L V, m, K]; levels carry the signs and steps
         near = cells.shortlist(found) * (signs[..., own] * scales).view(-1, width, 1)
         # [L V, m, K] -> [L, V K, m]: one product for all of an input

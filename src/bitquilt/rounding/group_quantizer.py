@@ -147,41 +147,48 @@ class PatternQuantizer(GroupQuantizer):
         """See :func:`group_quantizer_of`; all rows are of one type."""
         self._qtype = _codebook(runs[0][0])
         steps = [[_codebook(rows).steps(rows.fields) for rows in run] for run in runs]
-        self._steps = _steps_by_group(steps, groups)
-        self._halves = COLUMN_GROUP // codebook(self._qtype.name).shape[1]
-        self.width = self._halves + 1
+        self._steps = [_steps_by_group(steps, groups)]
+        if self._qtype.parts > 1:
+            parts = [[_codebook(rows).part_taken(rows.fields) for rows in run] for run in runs]
+            self._steps.append(_steps_by_group(parts, groups))
+        self.width = COLUMN_GROUP // codebook(self._qtype.name).shape[1] + self._qtype.signed
 
     def scales(self, groups: slice) -> Sequence[Tensor]:
-        """See :meth:`GroupQuantizer.scales`: steps."""
-        return (self._steps[groups],)
+        """See :meth:`GroupQuantizer.scales`: steps, and parts of the codebook if it has some."""
+        return [each[groups] for each in self._steps]
 
     def propose(
         self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`GroupQuantizer.propose`."""
-        (steps,) = scales
-        if kernels.available_for(target):
+        steps, *parts = scales
+        if kernels.serve_patterns(self._qtype, target):
             return kernels.round_patterns(self._qtype, target, steps, triangles)
-        codes, signs, levels = nearest_patterns(self._qtype, target, steps, triangles)
-        return torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1), levels
+        codes, signs, levels = nearest_patterns(self._qtype, target, steps, triangles, *parts)
+        if self._qtype.signed:
+            codes = torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1)
+        return codes, levels
 
     @staticmethod
     def fields(qtype: QuantType, codes: Tensor) -> Unpacked:
         """See :meth:`GroupQuantizer.fields`."""
-        patterns, signs = codes[:, :-1], codes[:, -1]
+        assert isinstance(qtype, Codebook)
+        signs = {}
+        if qtype.signed:
+            codes, masks = codes[:, :-1], codes[:, -1]
+            signs = {"signs": masks.T.to(torch.uint8).contiguous()}
         # [G, H, R] -> [G H, R] -> [R, G H]
-        return {
-            "codes": patterns.flatten(0, 1).T.contiguous(),
-            "signs": signs.T.to(torch.uint8).contiguous(),
-        }
+        return {"codes": codes.flatten(0, 1).T.contiguous(), **signs}
 
     @staticmethod
     def codes(fields: Unpacked) -> Tensor:
         """See :meth:`GroupQuantizer.codes`."""
+        patterns = fields["codes"].T.to(torch.int16)
+        if "signs" not in fields:
+            return patterns.unsqueeze(1)
         signs = fields["signs"].T.to(torch.int16).unsqueeze(1)
         # [R, G H] -> [G H, R] -> [G, H, R]
-        patterns = torch.unflatten(fields["codes"].T.to(torch.int16), 0, (len(signs), -1))
-        return torch.cat([patterns, signs], 1)
+        return torch.cat([torch.unflatten(patterns, 0, (len(signs), -1)), signs], 1)
 
 
 def _scalar(rows: Rows) -> ScalarQuantType:

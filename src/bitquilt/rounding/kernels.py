@@ -73,10 +73,10 @@ def round_patterns(
         triangles: float32 [L, 8, 8].
     """
     width = codebook(qtype.name).shape[1]
-    cells = cells_of(qtype.name, SHORTLIST_LENGTHS[width], target.device)
+    cells = cells_of(qtype, SHORTLIST_LENGTHS[width], target.device)
     codes = _empty(target, COLUMN_GROUP // width + 1, torch.int16)
     levels = _empty(target, COLUMN_GROUP, torch.float32)
-    words = _words(qtype.name, SHORTLIST_LENGTHS[width], target.device)
+    words = _words(qtype, SHORTLIST_LENGTHS[width], target.device)
     own: list[Any] = [steps, cells.codes, words]
     own += [int(cells.lowest), int(cells.spacing), cells.count, int(qtype.even_signs)]
     arguments = [*_rows(target), *_matrices(triangles), *own, target.shape[2], codes, levels]
@@ -85,12 +85,12 @@ def round_patterns(
 
 
 def cheapest_patterns(
-    name: str, size: int, vectors: tuple[Tensor, Tensor], listed_at: Tensor, steps: Tensor
+    qtype: Codebook, size: int, vectors: tuple[Tensor, Tensor], listed_at: Tensor, steps: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute what :mod:`bitquilt.rounding.fits.shortlists` does, at several steps.
 
     Args:
-        name: of the codebook, with patterns of m weights.
+        qtype: which codebook, with patterns of m weights.
         size: how many patterns are on a shortlist.
         vectors: magnitudes and importance of weights, float32 with as many numbers each, in order.
         listed_at: the steps at which shortlists are looked up, float32 [...]: each is that of as
@@ -101,13 +101,13 @@ def cheapest_patterns(
         codes int16, products and squares float32, [S, weights / m] each.
     """
     magnitudes, shares = (numbers.contiguous() for numbers in vectors)
-    cells, width = cells_of(name, size, steps.device), codebook(name).shape[1]
+    cells, width = cells_of(qtype, size, steps.device), codebook(qtype.name).shape[1]
     shape = len(steps), magnitudes.numel() // width
     codes = steps.new_empty(shape, dtype=torch.int16)
     product, square = steps.new_empty(shape), steps.new_empty(shape)
     arguments: list[Any] = [magnitudes, shares, listed_at.contiguous(), steps.contiguous()]
     arguments += [listed_at.numel(), shape[1] // listed_at.numel(), cells.codes]
-    arguments += [_words(name, size, steps.device), int(cells.lowest), int(cells.spacing)]
+    arguments += [_words(qtype, size, steps.device), int(cells.lowest), int(cells.spacing)]
     arguments += [cells.count, shape[1], codes, product, square]
     _launch(f"cheapest_patterns_{width}_{size}", codes, arguments)
     return codes, product, square
@@ -159,10 +159,10 @@ def _empty(target: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
 
 
 @cache
-def _words(name: str, size: int, device: torch.device) -> Tensor:
+def _words(qtype: Codebook, size: int, device: torch.device) -> Tensor:
     """Return the patterns on all shortlists, four weights to a word: int32 [cells, K, m / 4]."""
-    words = codebook(name).to(torch.uint8).view(torch.int32).to(device)
-    return words[cells_of(name, size, device).codes.int()]
+    words = codebook(qtype.name).to(torch.uint8).view(torch.int32).to(device)
+    return words[cells_of(qtype, size, device).codes.int()]
 
 
 def _launch(name: str, rows: Tensor, arguments: list[Any]) -> None:
@@ -233,3 +233,8 @@ def _find_compiler() -> None:
 def available_for(numbers: Tensor) -> bool:
     """Tell whether kernels can work on a tensor."""
     return numbers.is_cuda and compile_error() is None
+
+
+def serve_patterns(qtype: Codebook, numbers: Tensor) -> bool:
+    """Tell whether kernels can search a type's patterns for a tensor: those of magnitudes alone."""
+    return qtype.signed and available_for(numbers)

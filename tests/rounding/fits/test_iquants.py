@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gguf import quants
 from torch import Tensor
 
+from bitquilt import qtypes
 from bitquilt.errors import UserError
 from bitquilt.qtypes.iquants import Codebook
 from bitquilt.qtypes.qtype import registered
@@ -41,6 +43,32 @@ def test_better_than_ggml(qtype: Codebook, blocks: Callable[[int], tuple[Tensor,
     assert (ours > theirs).float().mean() < 0.03
 
 
+@pytest.mark.parametrize("blocks", [random_blocks, real_blocks])
+def test_no_row_is_worse_than_all_patterns_at_plain_scales(
+    blocks: Callable[[int], tuple[Tensor, Tensor]],
+) -> None:
+    """IQ1_S: the unit by root mean squares; then every scale, shift and pattern of gguf-py's."""
+    weight, importance = blocks(256)
+    weight, importance = weight[::21, :512].contiguous(), importance[:512].contiguous()
+    qtype = qtypes.get("IQ1_S")
+    fields = fit(qtype, weight, importance)
+    quants.IQ1_S.init_grid()
+    grid = torch.from_numpy(quants.IQ1_S.grid[0, 0])
+    # [R, C] -> [R, B, 8 sub-blocks, 4 vectors, 8]
+    cut, shares = (each.unflatten(-1, (-1, 8, 4, 8)) for each in (weight, importance))
+    largest = cut.square().mean((-1, -2)).sqrt().amax(-1, keepdim=True)
+    found = torch.full(cut.shape[:3], torch.inf)
+    for scale in range(1, 16, 2):
+        step = (1.3 * largest / 15 * scale)[..., None, None]
+        for levels in (grid + 1 / 8, grid - 1 / 8):
+            square = shares @ levels.T.square() * step.square()
+            costs = square - 2 * step * ((cut * shares) @ levels.T)
+            found = torch.minimum(found, costs.amin(-1).sum(-1))
+    plain = (weight.square() * importance).sum(1) + found.sum((1, 2))
+    ours = errors(qtype, fields, weight, importance).sum(1)
+    assert (ours < plain).all()
+
+
 @pytest.mark.parametrize("qtype", QTYPES, ids=lambda qtype: qtype.name)
 def test_awkward_blocks(qtype: Codebook) -> None:
     check_fields(qtype, fit(qtype, awkward_matrix(qtype.block), None))
@@ -72,5 +100,8 @@ def test_weights_out_of_range_are_refused(qtype: Codebook, weight: float) -> Non
 
 def test_scales_reach_the_steps_they_can_say() -> None:
     steps = 0.01 * torch.tensor([[[31.0, 29, 17, 15, 9, 5, 3, 1]]])
-    units, scales = nearest_scales(steps)
+    units, scales = nearest_scales(steps, 15)
+    torch.testing.assert_close(units * (2 * scales + 1), steps)
+    steps = 0.01 * torch.tensor([[[15.0, 13, 11, 9, 7, 5, 3, 1]]])
+    units, scales = nearest_scales(steps, 7)
     torch.testing.assert_close(units * (2 * scales + 1), steps)

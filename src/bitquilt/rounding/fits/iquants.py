@@ -1,6 +1,7 @@
-"""Fits of the i-quants with codebooks: IQ2_XXS to IQ3_S.
+"""Fits of the i-quants with codebooks: IQ1_S to IQ3_S.
 
-A step is u (2 scale + 1): a unit u for each super-block, a scale of 0 … 15 for each sub-block.
+A step is u (2 scale + 1): a unit u for each super-block, a scale of 0 … 15 (IQ1: 0 … 7) for each
+sub-block.
 Every sub-block gets the step that suits it best, from a wide scan; u is chosen so that those steps
 lie near what scales can say; neighbouring scales are tried on longer shortlists of patterns; and u
 is fitted to the patterns found (docs/decisions/iquant-search.md).
@@ -27,8 +28,8 @@ from bitquilt.rounding.fits.shortlists import PatternVectors, Shortlists, repeat
 
 SHORTLIST_CHUNK = 1 << 17
 """Weights at a time on a CPU: shortlists of more leave the cache; with fewer, threads wait."""
-FIRST_STEP_REACH = {8: 2.0, 4: 2.5}
-"""The largest magnitude stands for this many root mean squares at the first step, for each m."""
+FIRST_STEP_REACH = {"IQ1": 1.5, "IQ2": 2.0, "IQ3": 2.5}
+"""The largest magnitude stands for this many root mean squares at the first step."""
 CENTRES = (0.7, 0.98, 1.37, 1.9)
 """Patterns are shortlisted at these multiples of the first step."""
 AROUND = (0.84, 0.92, 1.0, 1.09, 1.19)
@@ -36,9 +37,7 @@ AROUND = (0.84, 0.92, 1.0, 1.09, 1.19)
 QUICK = 16
 """The length of a shortlist in that scan. On a CPU 8 are no faster: torch vectorizes by 16."""
 LARGEST_MULTIPLES = tuple(25.0 + i / 2 for i in range(28))
-"""The largest step of a super-block is tried as so many units; scales reach 31."""
-TOP_SCALE = 15
-"""The largest scale that is stored."""
+"""The largest step of a super-block is tried as so many units where scales reach 31."""
 CODEBOOK_SCALE_NEIGHBOURS = {8: (-1, 0, 1), 4: (-2, -1, 0, 1, 2)}
 """Steps to the neighbouring scales that are compared on longer shortlists, for each m."""
 LEAST_STEP = 1e-10
@@ -68,25 +67,27 @@ def _fit(qtype: Codebook, blocks: Tensor, shares: Tensor) -> Unpacked:
         return to_stored(units) * qtype.unit / power
 
     search = StepSearch.start(qtype, vectors, shares)
-    units, scales = nearest_scales(search.best_steps())
+    units, scales = nearest_scales(search.best_steps(), qtype.top_scale)
     units, scales, codes = search.settle(as_stored(units), scales, as_stored)
+    signs = {"signs": search.signs} if qtype.signed else {}
     return {
         "codes": codes.view(len(blocks), -1),
-        "signs": search.signs,
+        **signs,
         "scales": scales.to(torch.uint8).flatten(1),
         "d": to_stored(units).flatten(1),
     }
 
 
-def nearest_scales(steps: Tensor) -> tuple[Tensor, Tensor]:
+def nearest_scales(steps: Tensor, top_scale: int) -> tuple[Tensor, Tensor]:
     """Find units [R, B, 1] and scales [R, B, n] closest to steps [R, B, n], in least squares.
 
     An error at a step that is off by a share of itself grows with that share, squared, times what
     the sub-block holds, which grows with the step, squared.
     """
-    multiples = steps.new_tensor(LARGEST_MULTIPLES).view(-1, 1, 1, 1)
+    reach = (2 * top_scale + 1) / 31
+    multiples = steps.new_tensor(LARGEST_MULTIPLES).mul_(reach).view(-1, 1, 1, 1)
     units = steps.amax(-1, keepdim=True) / multiples
-    scales = (steps / units).sub_(1).div_(2).round_().clamp_(0, TOP_SCALE)
+    scales = (steps / units).sub_(1).div_(2).round_().clamp_(0, top_scale)
     misses = torch.addcmul(steps, 2 * scales + 1, units, value=-1).square_().sum(-1, keepdim=True)
     best = misses.argmin(0, keepdim=True)
     return units.gather(0, best)[0], scales.gather(0, best.expand_as(scales[:1]))[0]
@@ -96,7 +97,7 @@ def nearest_scales(steps: Tensor) -> tuple[Tensor, Tensor]:
 class StepSearch:
     """The search over steps and patterns for some rows whose weights are near one."""
 
-    name: str
+    qtype: Codebook
     width: int
     """m."""
     magnitudes: Tensor
@@ -114,14 +115,15 @@ class StepSearch:
         patterns = codebook(qtype.name)
         width, count = patterns.shape[1], qtype.sub_block // VECTOR
         total = torch.linalg.vecdot(vectors.square(), shares).unflatten(1, (-1, count)).sum(-1)
+        reach = FIRST_STEP_REACH[qtype.name[:3]]
         share = shares.sum(-1).unflatten(1, (-1, count)).sum(-1)
-        first = (total / share).sqrt_().mul_(FIRST_STEP_REACH[width] / patterns.max().item())
+        first = (total / share).sqrt_().mul_(reach / patterns.max().item())
         first.clamp_min_(LEAST_STEP)
         of_vectors = repeated(first, count).view(len(first), -1, 1)
         signs = choose_signs(qtype, vectors, shares, of_vectors)
         blocks = first.unflatten(1, (-1, SUPER_BLOCK // qtype.sub_block))
         return cls(
-            name=qtype.name,
+            qtype=qtype,
             width=width,
             magnitudes=vectors * signs,
             signs=masks_of(signs),
@@ -153,7 +155,8 @@ class StepSearch:
         """
         lists = self._shortlists(units * (2 * scales + 1), SHORTLIST_LENGTHS[self.width])
         near = [
-            (scales + shift).clamp_(0, TOP_SCALE) for shift in CODEBOOK_SCALE_NEIGHBOURS[self.width]
+            (scales + shift).clamp_(0, self.qtype.top_scale)
+            for shift in CODEBOOK_SCALE_NEIGHBOURS[self.width]
         ]
         scales = _cheapest(near, lists.least_costs([units * (2 * each + 1) for each in near]))
         multiples = 2 * scales + 1
@@ -168,7 +171,7 @@ class StepSearch:
 
     def _shortlists(self, steps: Tensor, size: int) -> Shortlists:
         """Return the patterns nearest at those steps [R, B, n]."""
-        vectors = PatternVectors(self.name, self.magnitudes, self.shares)
+        vectors = PatternVectors(self.qtype, self.magnitudes, self.shares)
         return shortlists(vectors, steps, size)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.iquants import codebook
+from bitquilt.qtypes.iquants import Codebook, codebook
 from bitquilt.rounding import kernels
 from bitquilt.rounding.codebooks import cells_of
 
@@ -26,8 +26,8 @@ from bitquilt.rounding.codebooks import cells_of
 class PatternVectors:
     """Weights that patterns are to stand for."""
 
-    name: str
-    """Of the codebook."""
+    qtype: Codebook
+    """The type whose patterns they are."""
     magnitudes: Tensor
     """Weights, each times the sign that is stored for it, float32 [R, G, 8]."""
     shares: Tensor
@@ -36,7 +36,7 @@ class PatternVectors:
     @property
     def width(self) -> int:
         """Weights in a pattern, m."""
-        return codebook(self.name).shape[1]
+        return codebook(self.qtype.name).shape[1]
 
     def repeats(self, steps: Tensor, width: int) -> int:
         """Return how many parts of so many weights share one of steps [R, B, n]."""
@@ -66,9 +66,10 @@ class Shortlists(Protocol):
 
 def shortlists(vectors: PatternVectors, steps: Tensor, size: int) -> Shortlists:
     """Return the K = ``size`` patterns that are nearest at steps [R, B, n]."""
-    if kernels.available_for(steps):
+    if kernels.serve_patterns(vectors.qtype, steps):
         return _InKernel(vectors, steps, size)
-    return _worked_out(vectors, steps, size)
+    parts = [_worked_out(vectors, steps, size, part) for part in range(vectors.qtype.parts)]
+    return parts[0] if len(parts) == 1 else _Parts(parts)
 
 
 @dataclass(frozen=True)
@@ -109,13 +110,13 @@ class _WorkedOut:
         return repeated(steps, self.vectors.repeats(steps, self.vectors.width)).flatten()
 
 
-def _worked_out(vectors: PatternVectors, steps: Tensor, size: int) -> _WorkedOut:
-    """Look the patterns up, and work out what they cost."""
-    cells, width = cells_of(vectors.name, size, steps.device), vectors.width
+def _worked_out(vectors: PatternVectors, steps: Tensor, size: int, part: int) -> _WorkedOut:
+    """Look the patterns of a part up, and work out what they cost."""
+    cells, width = cells_of(vectors.qtype, size, steps.device), vectors.width
     magnitudes, rows = vectors.magnitudes, len(steps)
     vector = magnitudes.shape[-1]
     of_vectors = repeated(steps, vectors.repeats(steps, vector)).view(rows, -1, 1)
-    found = cells.of(magnitudes, of_vectors)
+    found = cells.of(magnitudes, of_vectors, float(part))
     # [N, m, K] -> [R, C / m, m, K]
     patterns = cells.shortlist(found).unflatten(0, (rows, -1))
     weighted = (magnitudes * (2 * vectors.shares)).view(rows, -1, width, 1)
@@ -127,6 +128,27 @@ def _worked_out(vectors: PatternVectors, steps: Tensor, size: int) -> _WorkedOut
         product.flatten(0, 1).T.contiguous(),
         square.flatten(0, 1).T.contiguous(),
     )
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Shortlists of each part of a codebook: what is under one step takes all of one part."""
+
+    each: Sequence[_WorkedOut]
+
+    def least_costs(self, tried: Sequence[Tensor]) -> list[Tensor]:
+        """Return what the cheapest cost, of the cheapest part."""
+        found = [part.least_costs(tried) for part in self.each]
+        return [torch.stack(costs).amin(0) for costs in zip(*found, strict=True)]
+
+    def cheapest(self, steps: Tensor) -> Cheapest:
+        """Return the cheapest, of the cheapest part."""
+        best = torch.stack([part.least_costs([steps])[0] for part in self.each]).argmin(0)
+        vectors = self.each[0].vectors
+        # [R, B, n] -> [1, N]
+        taken = repeated(best, vectors.repeats(steps, vectors.width)).view(1, -1)
+        found = zip(*(part.cheapest(steps) for part in self.each), strict=True)
+        return Cheapest(*(torch.stack(numbers).gather(0, taken)[0] for numbers in found))
 
 
 @dataclass(frozen=True)
@@ -156,7 +178,7 @@ class _InKernel:
         """Return codes, products and squares, [tried, N] each, at steps [tried, R, B, n]."""
         own = self.vectors
         return kernels.cheapest_patterns(
-            own.name, self.size, (own.magnitudes, own.shares), self.listed_at, steps
+            own.qtype, self.size, (own.magnitudes, own.shares), self.listed_at, steps
         )
 
 
