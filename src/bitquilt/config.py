@@ -35,22 +35,22 @@ class SearchConfig(Options):
     """How the allocation of a budget is searched for."""
 
     method: str = option(
-        "How the types of the matrices are chosen. race: the choices that a prediction proposes "
-        "compete on measured KL. knapsack: the choice with the best sum of scores, without a "
-        "search. evopress: EvoPress, which runs 59 million tokens through the model.",
+        "How the types of the matrices are chosen. race: mixes of types with a low predicted KL "
+        "are measured, and the best one is taken. knapsack: the mix with the lowest predicted KL "
+        "is taken, unmeasured. evopress: EvoPress, which runs 59 million tokens through the model.",
         default="race",
         flag="--search",
         choices=SEARCH_METHODS,
     )
     scores: str = option(
-        "Where the scores of the types of each matrix come from. predicted: from one pass over "
-        "text. measured: each matrix is quantized alone and measured.",
+        "A score is the KL that a type should cost a matrix. predicted: all scores come from one "
+        "pass over text. measured: each matrix is quantized alone, and the KL is measured.",
         default="predicted",
         choices=SCORES,
     )
     tokens: int | None = option(
-        "The search runs at most this many tokens through the model; scores take more. If not "
-        "given, the model's size decides.",
+        "The search runs at most this many tokens through the model; those for the scores come on "
+        "top. If not given, the model's size decides.",
         default=None,
         flag="--search-tokens",
         metavar="N",
@@ -67,16 +67,16 @@ class SearchConfig(Options):
         "The search draws random numbers from this seed.", default=0, metavar="N", least=0
     )
     tokens_per_second: float | None = option(
-        "Every file writes at least this many tokens per second on this machine, measured as "
-        "`bitquilt bench` measures an answer.",
+        "With every file, this machine writes answers at this many tokens per second or more, as "
+        "`bitquilt bench` measures it.",
         default=None,
         flag="--min-tokens-per-second",
         metavar="X",
         above=0,
     )
     ray: str | None = option(
-        "The search measures on all machines of a Ray cluster: the cluster at ADDRESS; without "
-        "ADDRESS, the one that runs here, or else a new one. This needs the extra ray.",
+        "The search uses all machines of the Ray cluster at ADDRESS. Without ADDRESS, it uses the "
+        "cluster that runs here, or starts one. Install it with pip install 'bitquilt[ray]'.",
         default=None,
         metavar="[ADDRESS]",
         optional_value="",
@@ -110,13 +110,13 @@ class PlanConfig(Options):
         most=32,
     )
     size: str | None = option(
-        "Everything on disk together has this size, like 600MB or 1.5GiB.",
+        "Everything on disk, tokenizer included, takes at most this size, like 600MB or 1.5GiB.",
         default=None,
         metavar="SIZE",
     )
     recipe: str | Path | None = option(
         "A recipe file or a preset (Q4_K_M, 4bit-g64 …) says which type each matrix gets. With "
-        "--bits or --size, only the file's pins apply.",
+        "--bits or --size, only the pins of a recipe file apply, and the search chooses the rest.",
         default=None,
         metavar="FILE|PRESET",
         reads=".json",
@@ -154,7 +154,7 @@ class AllocationConfig(PlanConfig):
         "Everything is written into this directory.", default=".", short="-o", metavar="DIR"
     )
     calibration: str | Path | None = option(
-        "The rounding is calibrated on this text instead of the bundled text (.txt or .jsonl).",
+        "The rounding is calibrated on this text (.txt or .jsonl) instead of the bundled text.",
         default=None,
         metavar="FILE",
         reads="",
@@ -166,8 +166,8 @@ class AllocationConfig(PlanConfig):
         metavar="DIR",
     )
     cells: Sequence[str | Path] = option(
-        "This GGUF file of the same model, whoever quantized it, gives its matrices: one is taken "
-        "where it is predicted to cost less than bitquilt's own of the same type. The option can "
+        "This GGUF file is the same model, quantized by any tool. A matrix of it is used where its "
+        "predicted KL is lower than that of bitquilt's own matrix of the same type. The option can "
         "be repeated.",
         default=(),
         metavar="FILE",
@@ -176,8 +176,8 @@ class AllocationConfig(PlanConfig):
         reads="",
     )
     rounding: str = option(
-        "How each matrix is rounded. nearest: to the nearest level. gptq: with error feedback. "
-        f"{METHODS[-1]}: with coordinate descent and a refit of the scales too.",
+        "How each matrix is rounded. nearest: to the nearest level. gptq: with GPTQ's error "
+        f"feedback. {METHODS[-1]}: as gptq, then coordinate descent and a refit of the scales.",
         default=METHODS[-1],
         choices=METHODS,
     )
@@ -194,7 +194,7 @@ class AllocationConfig(PlanConfig):
         flag="",
     )
     held_out: str | Path | None = option(
-        "Files are measured on this text instead of the bundled held-out text (.txt or .jsonl).",
+        "Files are measured on this text (.txt or .jsonl) instead of the bundled held-out text.",
         default=None,
         flag="",
     )
@@ -229,24 +229,24 @@ class QuantizeConfig(AllocationConfig):
     """What :func:`bitquilt.quantize` and :func:`bitquilt.quantize_gguf` can be asked for."""
 
     imatrix: str | Path | None = option(
-        "A GGUF file, of whatever architecture and size, is quantized with this importance matrix, "
-        "as llama-imatrix or `bitquilt imatrix` writes it: tensor by tensor, without running the "
-        "model and without measuring the result.",
+        "MODEL is a GGUF file of any architecture and size, and this is its importance matrix from "
+        "llama-imatrix or `bitquilt imatrix`. The file is quantized tensor by tensor: the model is "
+        "not run, and the result is not measured.",
         default=None,
         metavar="FILE",
         reads="",
     )
     base: str | Path | None = option(
-        "This GGUF file, which llama.cpp's converter made of MODEL in BF16, F16 or F32, is "
-        "quantized as is done with architectures that bitquilt has no tables of.",
+        "llama.cpp's converter made this GGUF file from MODEL, in BF16, F16 or F32. The file is "
+        "quantized in the way that bitquilt uses for architectures that it does not know itself.",
         default=None,
         metavar="FILE",
         reads="",
     )
     trim: Sequence[str] | None = option(
-        "The vocabulary is trimmed first, as `bitquilt trim` does it: to languages, texts (.txt or "
-        ".jsonl) and a number of tokens, separated by commas, like en,64k. The trimmed model stays "
-        "in the output directory.",
+        "First, tokens are removed from the vocabulary, as `bitquilt trim` does it. The list, like "
+        "en,64k, names what to keep: languages, texts (.txt or .jsonl) and a number of tokens. The "
+        "trimmed model stays in the output directory.",
         default=None,
         metavar="LANG|TEXT|N,…",
         many=True,
@@ -286,7 +286,7 @@ class QuantizeConfig(AllocationConfig):
             UserError: it names the option.
         """
         self._refuse_unused(
-            "a model that goes by its base is rounded once, without a search",
+            "a model that a converter wrote first is rounded once, without a search",
             {"base", "calibration", "device", "rounding", "work_dir"},
         )
 
@@ -314,13 +314,13 @@ class ImatrixConfig(Options):
         metavar="FILE",
     )
     base: str | Path | None = option(
-        "The importance matrix is of this GGUF file, which llama.cpp's converter made of MODEL.",
+        "The importance matrix is for this GGUF file, which llama.cpp's converter made from MODEL.",
         default=None,
         metavar="FILE",
         reads="",
     )
     calibration: str | Path | None = option(
-        "The model reads this text instead of the bundled text (.txt or .jsonl).",
+        "The model reads this text (.txt or .jsonl) instead of the bundled text.",
         default=None,
         metavar="FILE",
         reads="",

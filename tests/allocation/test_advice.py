@@ -70,7 +70,7 @@ def test_a_front_is_the_exact_knapsack_at_every_step():
 def test_below_the_knee_the_halving_and_a_better_budget_are_told():
     said = advice.knee_note(ten_matrices(STEEP), 2 * WEIGHTS // 8, LAYOUT)
     assert re.fullmatch(
-        r"2\.25 bits are below the knee, where size matters most: every 0\.\d+ bits more "
+        r"2\.25 bits are below the knee of the curve of KL against size: every 0\.\d+ bits more "
         r"halve the predicted KL; at 3\.25 bits \(17\.00 kB on disk\) "
         r"it is 0\.16 instead of 10 nats/token",
         said,
@@ -114,7 +114,7 @@ def test_bits_and_large_files_have_no_note_on_overhead(tiny):
 
 
 def test_a_plan_says_who_can_tell_the_knee(tiny, capfd):
-    told = "`bitquilt quantize` and `bitquilt search` tell it where it is so."
+    told = "`bitquilt quantize` and `bitquilt search` warn if it would."
     assert invoke("plan", tiny, "--bits", "4.5", "--to", "both") == 0
     said = " ".join(capfd.readouterr().out.split())
     assert said.count(told) == 1

@@ -46,6 +46,7 @@ def test_the_verdict_on_equals_and_on_one_alone():
     equals = verdict([ranking("race", 0.1702, 0.0), ranking("knapsack", 0.1702, 0.0)])
     assert equals.endswith("; knapsack has 0.17, the same; no preset fits")
     assert "inf" not in verdict([ranking("a", 0.0, 0.0, 0.0), ranking("b", 0.0, 0.0, 0.0)])
+    assert ranking("b", 0.17019999, 0.001).versus_best == "0.0% more, which may be chance"
 
 
 def test_a_preset_that_loses_by_its_size_is_said_to_be_the_largest_that_fits():
@@ -53,7 +54,7 @@ def test_a_preset_that_loses_by_its_size_is_said_to_be_the_largest_that_fits():
     best = replace(ranking("knapsack", 0.0182, 0.0, 0.0182), nbytes=94_200_000)
     small = replace(ranking("Q3_K_M", 0.0688, 0.005, 0.0182), nbytes=71_200_000)
     assert verdict([best, small]).endswith(
-        "; Q3_K_M has 0.0688, 3.8 times as much, in 71.20 MB: no larger preset fits"
+        "; Q3_K_M has 0.0688, 3.8 times as much, and takes 71.20 MB: no larger preset fits"
     )
     near = replace(small, nbytes=93_900_000)
     assert verdict([best, near]).endswith("; Q3_K_M has 0.0688, 3.8 times as much")

@@ -121,7 +121,7 @@ def test_a_recipe_for_another_model_of_the_family(tmp_path: Path) -> None:
     assert allocation[f"{first}.self_attn.q_proj"] == "IQ4_NL"
     assert allocation[f"{first}.mlp.down_proj"] == "IQ1_S"
     notes = "\n".join(taken.notes)
-    assert "whole blocks of Q4_K do not fit into their rows, so IQ4_NL is taken" in notes
+    assert "their rows are not a multiple of the block of Q4_K, so IQ4_NL is taken" in notes
     assert "model.layers.7.self_attn.q_proj" in notes
     assert "theirs.gguf does not have them" in notes
 
@@ -177,7 +177,7 @@ def test_recipes_are_exported_for_a_model(tmp_path: Path) -> None:
     assert allocation_of(recipe, checkpoint, GGUF)["token_embd"] == "Q4_K"
     assert allocation_of(recipe, checkpoint, MLX)["model.embed_tokens"] == "4bit-g64"
     assert types_by_module(recipe, checkpoint)["model.embed_tokens"] == "Q4_K"
-    with pytest.raises(UserError, match="depends on the model; say which"):
+    with pytest.raises(UserError, match="depends on the model; name the model"):
         allocation_of(recipe, None, GGUF)
     with pytest.raises(UserError, match="is a gguf model, and mlx was asked for"):
         allocation_of(gguf_file(tmp_path, TYPES), None, MLX)
@@ -200,5 +200,5 @@ def test_two_files_side_by_side(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no model file"):
+    with pytest.raises(UserError, match="is not a model file"):
         stored_mix(tmp_path)

@@ -58,9 +58,9 @@ def test_without_a_converter_the_sentence_has_the_command(tmp_path, monkeypatch)
     monkeypatch.delenv(converter.CHECKOUT, raising=False)
     monkeypatch.setattr(converter, "converter_directory", lambda: tmp_path / "none")
     with pytest.raises(UserError) as refused:
-        converter.require_converter("bitquilt has no tables of a granite model")
+        converter.require_converter("bitquilt does not know granite models itself")
     said = str(refused.value)
-    assert said.startswith("bitquilt has no tables of a granite model, so llama.cpp's converter")
+    assert said.startswith("bitquilt does not know granite models itself, so llama.cpp's converter")
     assert f"--no-deps --target {tmp_path / 'none'} {converter.PACKAGE}`" in said
     assert converter.CHECKOUT in said
     assert "base=" in said or "--base" in said

@@ -102,7 +102,7 @@ def test_where_the_tower_is_in_mlx_is_told(magistral: Path, tmp_path: Path) -> N
     assert any("vision tower is in the mlx directory, unquantized" in note for note in notes)
     gemma = unknown_checkpoint(tmp_path, "gemma3")
     notes = plan(gemma, recipe="8bit-g64", to="mlx")[0].notes
-    assert any("mlx gets the language model only" in note for note in notes)
+    assert any("mlx output has the language model only" in note for note in notes)
 
 
 @needs_converter

@@ -41,12 +41,12 @@ def test_each_kind_has_as_many_windows_those_of_unlike_text_first():
 @pytest.mark.parametrize(
     ("held_out", "unlike", "said"),
     [
-        (documents("prose"), 0, "text unlike the calibration text: no held-out text is of this"),
-        (documents("law"), 6, "text like the calibration text: no held-out text is of this kind"),
+        (documents("prose"), 0, "text unlike the calibration text: there is none of it"),
+        (documents("law"), 6, "text like the calibration text: there is none of it"),
         (
             documents("prose") + documents("law", number=1),
             0,
-            "text unlike the calibration text: too little of the held-out text is of this kind",
+            "text unlike the calibration text: there is too little of it",
         ),
     ],
 )

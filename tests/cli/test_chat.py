@@ -109,7 +109,7 @@ def test_a_file_stands_before_the_next_question(talk, tmp_path: Path) -> None:
     for reason in ("No such file", "Is a directory", "the file's name is"):
         assert reason in err
     assert "reads text only: images need a GGUF file of a model that sees" in err
-    assert f"{latin} is no text in UTF-8; name a text file or an image" in err
+    assert f"{latin} is not UTF-8 text; name a text file or an image" in err
     assert re.search(r"\[sum.txt has \d+ tokens and stands before the next question\]", err)
     first, _, second, _ = json.loads(kept.read_text("utf-8"))["messages"]
     assert first["content"] == "sum.txt:\n```\nWhat is 12 + 30?\n```\n\nAnswer it."

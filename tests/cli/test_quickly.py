@@ -93,7 +93,7 @@ WRONG = {
     ("quantize", "demo", "--bits", "4", "--base", "no.gguf"): "no.gguf does not exist; check the",
     ("search", "demo", "--bits", "4", "--work-dir", "nomodel/.."): "work directory nomodel/.. has",
     ("report", "away.work"): "away.work does not exist; check the path",
-    ("quantize", "demo", "--size", "5MB,6MB"): "--size is '5MB,6MB', and it takes one size; give",
+    ("quantize", "demo", "--size", "5MB,6MB"): "--size takes one size, not '5MB,6MB'; give the",
     (
         "quantize",
         "demo",

@@ -53,7 +53,7 @@ def test_an_empty_prompt_is_said(capfd, more: list[str]) -> None:
 
 def test_bytes_that_are_no_text_are_refused(capfd, demo_gguf: Path) -> None:
     assert invoke("run", demo_gguf, "hi \udcff") == 2
-    assert "the prompt is no text in UTF-8; ask in text" in capfd.readouterr().err
+    assert "the prompt is not UTF-8 text; ask in text" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])  # it depends on the locale
@@ -63,7 +63,7 @@ def test_an_image_is_refused_by_name(capfd, monkeypatch, errors: str) -> None:
     assert invoke("run", "demo") == 2
     said = capfd.readouterr().err
     assert said == (
-        "bitquilt: the prompt is an image and no text; ask in text, and show an image with "
+        "bitquilt: the prompt is an image, not text; ask in text, and show an image with "
         "--image FILE\n"
     )
 

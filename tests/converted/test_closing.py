@@ -104,5 +104,5 @@ class Doubled(nn.Module):
 
 def test_logits_of_more_than_hidden_states_are_refused(tmp_path: Path) -> None:
     model = load_transformers_model(unknown_checkpoint(tmp_path, "granite"))
-    with pytest.raises(UserError, match="Doubled of transformers makes logits of more than"):
+    with pytest.raises(UserError, match="transformers' Doubled computes its logits from more"):
         TwoStepModel(Doubled(model), TOKENS)

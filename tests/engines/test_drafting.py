@@ -200,7 +200,7 @@ def test_a_row_with_tokens_that_the_small_model_does_not_know_gets_none() -> Non
 def test_models_that_cannot_draft_are_refused() -> None:
     large, small = Oracle(0), Oracle(1)
     small.texts = {4: None, 5: "z"}  # a control token may be called otherwise
-    with pytest.raises(UserError, match=r"oracle-1 cannot draft for oracle-0: token 5 is 'z' for"):
+    with pytest.raises(UserError, match=r"oracle-1 cannot draft for oracle-0: token 5 is 'z' in"):
         Drafter(large, small)
     small.texts = {4: None}
     Drafter(large, small)
@@ -295,7 +295,7 @@ def test_drafts_that_cannot_be_are_one_sentence(
     capfd.readouterr()
     for large, small, sentence in (
         (demo_gguf, other, f"{other} cannot draft for {demo_gguf}: token "),
-        (small_gguf, demo_gguf, "a draft gains nothing that costs as much as the answer"),
+        (small_gguf, demo_gguf, "only a smaller draft model makes answers faster"),
         (demo_gguf, tmp_path, f"{tmp_path} is neither a GGUF file nor an MLX directory"),
         (demo_gguf, tmp_path / "no.gguf", "no.gguf does not exist"),
         ("demo", small_gguf, "drafts are read by llama.cpp, and demo is not a GGUF file"),

@@ -51,12 +51,12 @@ def test_quantize_begins_with_what_it_will_take(model, tmp_path):
     )
     first, second = progress.lines[:2]
     assert first == (
-        "It computes on the CPU, in 1 thread. Tokens of text that it reads: calibration 128, "
+        "The work runs on the CPU, in 1 thread. It reads these tokens of text: calibration 128, "
         "closing figures 128."
     )
     pattern = (
-        r"With this machine as busy as it is now, it takes about \d+ s and \d+\.\d+ [MG]B of "
-        r"memory\. It writes .*B into .*\.work and "
+        r"If this machine stays as busy as it is now, the work takes about \d+ s and \d+\.\d+ "
+        r"[MG]B of memory\. It writes .*B into .*\.work and "
     )
     assert re.match(pattern, second)
     assert str(tmp_path) in second
@@ -67,8 +67,8 @@ def test_plan_says_that_a_race_gives_way_to_the_knapsack(model, tmp_path, monkey
     asked = QUICK | {"bits": 4.5, "output": tmp_path, "text_budget": slow}
     found = bitquilt.estimate(model, **asked)
     said = (
-        "The types are chosen by the exact knapsack, as a race would take long on this machine; "
-        "--search-tokens=7680 or more runs the race."
+        "The types are chosen by the exact knapsack, because a race would take long on this "
+        "machine; --search-tokens=7680 or more runs the race."
     )
     assert said in list(found.lines)
     assert found.to_dict()["instead"] == said
@@ -87,7 +87,7 @@ def test_a_machine_that_others_use_is_said_to_be_faster_alone(model, monkeypatch
     monkeypatch.setattr("bitquilt.forecast.estimate.load_per_core", lambda: load)
     lines = " ".join(bitquilt.estimate(model, **QUICK, bits=4.5).lines)
     assert (
-        "Other programs use this machine now; without them it takes less time." in lines
+        "Other programs use this machine now; without them, the work takes less time." in lines
     ) == told
 
 
@@ -111,7 +111,7 @@ def test_a_continued_run_counts_the_whole_job(model, tmp_path):
         shares: list[float]
 
         def say(self, line):
-            if "It computes on" in line:
+            if "The work runs on" in line:
                 self.shares.append(self.time_left()[0])
 
     progress = Asked()
@@ -167,8 +167,8 @@ def test_two_disks_are_asked_one_by_one(tmp_path, monkeypatch):
 def test_plan_tells_it_too(model, capfd):
     assert invoke("plan", model, "--bits", "5", "--threads", "1") == 0
     said = " ".join(capfd.readouterr().out.split())
-    assert "It computes on the CPU, in 1 thread." in said
-    assert re.search(r"it takes about \d+ s and \d+\.\d+ [MG]B of memory", said)
+    assert "The work runs on the CPU, in 1 thread." in said
+    assert re.search(r"the work takes about \d+ s and \d+\.\d+ [MG]B of memory", said)
     assert invoke("plan", model, "--bits", "5", "--json") == 0
     forecast = json.loads(capfd.readouterr().out)["forecast"]
     assert {"device", "tokens", "seconds", "memory_bytes", "work_bytes", "output_bytes"} <= {

@@ -66,6 +66,8 @@ def test_findings_stay_away_where_they_do_not_apply() -> None:
         "tie_word_embeddings": False,
     }
     assert from_config(plain, "plain").findings == ()
+    (shared,) = from_config({**plain, "num_key_value_heads": 1}, "plain").findings
+    assert "8 query heads share 1 KV head, so" in shared.message
 
 
 def test_a_sliding_window_is_said() -> None:
@@ -147,5 +149,5 @@ def test_a_model_without_tables_is_shown_by_its_config_and_headers(tmp_path: Pat
     assert found.types == {"F32": found.bytes}
     assert not found.tied
     (finding,) = found.findings
-    assert "bitquilt has no tables of granite" in finding.message
-    assert "mlx-lm for MLX" in finding.message
+    assert "bitquilt does not know granite itself" in finding.message
+    assert "mlx-lm (for MLX)" in finding.message

@@ -113,7 +113,7 @@ def test_figures_of_llama_perplexitys_protocol_have_a_table(files, original, tex
     assert "| 0.011000 ± 0.000300 | 0.004000 | 0.250000 |" in row
     assert row.endswith("| 2.100 ± 0.100 % | 94.500 ± 0.200 % |")
     assert "| `tiny-4.5bit.gguf` | 90% – 99% | 1,020 | 0.002000 ± 0.000100 | 99.000% |" in card
-    assert "As `llama-perplexity --kl-divergence` measures, on wiki.test.raw" in card
+    assert "in the way of `llama-perplexity --kl-divergence`, on wiki.test.raw" in card
 
 
 def test_figures_against_another_original_are_not_used(files, original):
@@ -276,6 +276,6 @@ def test_the_first_sentence_has_the_kl_on_both_kinds_of_text(text):
         "unlike the calibration text (0.0118 on text like it)."
     ) in lead
     assert (
-        "Unlike text is of domains that the calibration text has none of; like text is of its "
+        "Like text is of the same domains as the calibration text; unlike text is of other "
         "domains." in text
     )

@@ -246,7 +246,7 @@ def test_backticks_become_code(sentence, expected):
 
 def test_windows_are_words_and_hashes_have_their_true_names(work, html):
     text = Outline(html).text
-    assert "4 windows of 32 tokens: what matrices read there, and how much an error in each" in text
+    assert "4 windows of 32 tokens, for the inputs of each matrix, and for how much an err" in text
     terms = re.findall("<dt>(.*?)</dt><dd>([^<]*)</dd>", html)
     own = sha256(work.parent / "tiny-4.5bit.gguf")
     assert ("SHA-256 of tiny-4.5bit.gguf", own) in terms
@@ -296,7 +296,7 @@ def test_both_kinds_of_text_have_a_row(work):
 
 
 def test_the_plot_says_which_text_its_kl_is_of(html):
-    assert "KL is that on unlike text. Unlike text is of domains that the calibration" in html
+    assert "The plot has the KL on unlike text. Like text is of the same domains as the" in html
 
 
 def test_one_text_is_named_above_the_table(work):

@@ -81,7 +81,7 @@ def test_where_one_dies_the_first_does_its_blocks(model, tmp_path, devices):
 
     assert rounded(model, tmp_path / "there", devices, said, one_dies) == here
     assert said.lines == [
-        "The process that rounded block 1 on cpu has ended; the first one goes on with it"
+        "The process that rounded block 1 on cpu has died; the main process takes over its blocks"
     ]
 
 

@@ -31,8 +31,8 @@ def test_what_changes_is_told_once(caplog):
         for tokens, drafted in [(200, 90), (12, 0), (300, 6), (300, 5), (200, 80)]:
             log.ended(answer(tokens, drafted))
     assert caplog.messages == [
-        "drafts of small.gguf are left out: 6 of the last answer's 300 tokens were written ahead, "
-        "and they make answers no sooner here; `bitquilt pair` measures why",
-        "drafts of small.gguf are used again: 80 of the last answer's 200 tokens were written "
-        "ahead, and they make answers sooner again",
+        "drafts of small.gguf are left out: 6 of the last answer's 300 tokens were drafted, "
+        "and they make answers no faster here; `bitquilt pair` measures why",
+        "drafts of small.gguf are used again: 80 of the last answer's 200 tokens were "
+        "drafted, and they make answers faster again",
     ]

@@ -65,7 +65,7 @@ def test_the_answer_is_what_was_asked_for(
         ({"response_format": {"type": "json_schema"}}, "json_schema.schema is missing"),
         ({"response_format": {"type": "xml"}}, "'xml' is unknown"),
         ({"json_schema": {"unevaluatedProperties": False}}, "unevaluatedProperties"),
-        ({"guided_json": "{"}, "JSON schema is no JSON"),
+        ({"guided_json": "{"}, "JSON schema is not JSON"),
         ({"guided_json": "[]"}, "JSON schema cannot be followed"),
         ({"guided_regex": "(a"}, "regular expression cannot be followed"),
         ({"guided_choice": []}, "nothing to choose"),

@@ -64,6 +64,6 @@ def test_another_models_matrix_names_the_first_tensor_that_does_not_fit(source) 
     entries = {**matrix.entries, "blk.0.attn_v.weight": wrong, DOWN: wrong}
     with pytest.raises(UserError, match=r"i\.gguf has 128 numbers for blk\.0\.attn_v\.weight") as e:
         importance_of(source, replace(matrix, entries=entries), "i.gguf")
-    assert "256 inputs; it is the importance matrix of another model" in str(e.value)
+    assert "256 inputs; give the importance matrix of this model" in str(e.value)
     with pytest.raises(UserError, match=r"no entry for any matrix of m\.gguf \(its first is x\)"):
         importance_of(source, replace(matrix, entries={"x": wrong}), "i.gguf")

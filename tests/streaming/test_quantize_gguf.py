@@ -157,7 +157,7 @@ def test_what_has_no_importance_is_said_by_name(tmp_path: Path, capsys) -> None:
     out, err = capsys.readouterr()
     (said,) = json.loads(out)["outputs"]
     assert said["without_importance"] == ["blk.1.attn_k.weight"]
-    assert "no entry for blk.1.attn_k.weight: there, all inputs count alike" in err
+    assert "no entry for blk.1.attn_k.weight, so all their inputs count alike" in err
     assert "No token reached some experts of blk.0.ffn_up_exps.weight" in err
     assert "blk.0.thin.weight, blk.1.thin.weight kept as in the source: no block divides" in err
     assert said["kept"]["blk.0.ssm_conv1d.weight"] == "llama.cpp keeps such tensors"
@@ -172,7 +172,7 @@ def test_plan_gives_what_quantize_writes(tmp_path: Path, capsys) -> None:
     main(["plan", *words])
     assert f"{plan['nbytes']:,} bytes on disk" in capsys.readouterr().out
     main(["quantize", *words])
-    assert "Nothing was measured: `bitquilt eval" in capsys.readouterr().out
+    assert "Nothing was measured; `bitquilt eval" in capsys.readouterr().out
     path = tmp_path / "out" / "model-800kB.gguf"
     assert path.stat().st_size == plan["nbytes"]
     assert {n: t.tensor_type.name for n, t in stored(path).items() if n in plan["types"]} == (

@@ -136,7 +136,7 @@ def test_command(source, tmp_path, capfd):
     assert first["problems"][0]["truncated"] == 1.0
     assert second["problems_against_first"]["demo"]["difference"]["mean"] == 0.0
     assert invoke(*request) == 0
-    assert "told apart four times in five" in capfd.readouterr().out
+    assert "would be found four times in five" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_plan_needs_no_trimmed_model(made, tmp_path):
     guess, size = (one.layout.breakdown for one in (before, after))
     assert guess["tokenizer"] == pytest.approx(size["tokenizer"], rel=0.1)
     assert guess["metadata"] == pytest.approx(size["metadata"], abs=32)
-    said = "400 of the 512 tokens are kept. Which they are is decided when `bitquilt quantize`"
+    said = "400 of the 512 tokens are kept. `bitquilt quantize` will choose them when it trims"
     assert [note for note in before.notes if said in note]
     assert not [note for note in after.notes if said in note]
     del wanted["recipe"]

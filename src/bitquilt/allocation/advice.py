@@ -127,7 +127,7 @@ def knee_note(space: AllocationSpace, capacity: int, layout: Layout) -> str:
     halving = STEP_BITS / math.log2(kls[0] / kls[1])
     more = layout.fixed_bytes + mixes[steps].nbytes
     return (
-        f"{bits:.2f} bits are below the knee, where size matters most: every {halving:.2f} bits "
-        f"more halve the predicted KL; at {more_bits:.2f} bits ({human(more)} on "
+        f"{bits:.2f} bits are below the knee of the curve of KL against size: every {halving:.2f} "
+        f"bits more halve the predicted KL; at {more_bits:.2f} bits ({human(more)} on "
         f"disk) it is {kls[steps]:.2g} instead of {kls[0]:.2g} nats/token"
     )

@@ -140,7 +140,7 @@ def _say_given(plan: Plan, decision: Decision, bank: LayerBank, progress: Progre
     cells = [bank.cells(module)[qtype] for module, qtype in decision.allocation.items()]
     given = sum(cell.kept == GIVEN for cell in cells)
     progress.say(
-        f"{plan.label} for {plan.target}: {given} of {len(cells)} matrices are those of --cells"
+        f"{plan.label} for {plan.target}: {given} of {len(cells)} matrices come from --cells"
     )
 
 
@@ -267,12 +267,12 @@ class _Files:
                 if abs(noise) <= ROUGH:
                     self.progress.say(
                         f"The search multiplies matrices in {kind}, which changes the KL by "
-                        f"{noise:+.2%}"
+                        f"{noise:+z.2%}"
                     )
                 else:
                     self.progress.say(
-                        f"The search multiplies matrices in float32, as {kind} would change the KL "
-                        f"by {noise:+.2%}"
+                        f"The search multiplies matrices in float32, because {kind} would change "
+                        f"the KL by {noise:+z.2%}"
                     )
                     for each in (evaluator, measure):
                         each.multiply_exactly()

@@ -193,9 +193,8 @@ def without_filling(
     if not limited:
         small, large = human(layout.total_bytes), human(plan.layout.total_bytes)
         progress.say(
-            f"{plan.label} for {plan.target}: the best types take {small} of {large}, and no mix "
-            "that takes more of it is better; the file is that small, though its name says what "
-            "was asked for"
+            f"{plan.label} for {plan.target}: the best mix of types takes {small}, and no mix up "
+            f"to the {large} asked for is better, so the file is smaller than its name says"
         )
     return replace(plan, layout=layout)
 
@@ -276,12 +275,12 @@ def _about_vision(checkpoint: Checkpoint, target: Target) -> list[str]:
     if target.keeps_vision(checkpoint):
         return [
             f"{checkpoint.name}'s vision tower is in the {target} directory, unquantized, and "
-            "counts as a part of its size; mlx-vlm reads it, and mlx-lm passes over it"
+            "counts as a part of its size; mlx-vlm uses it, and mlx-lm ignores it"
         ]
     if file is None:
         return [
-            f"{target} gets the language model only: of {checkpoint.name}'s vision tower nothing "
-            "is kept there"
+            f"the {target} output has the language model only, without {checkpoint.name}'s vision "
+            "tower"
         ]
     try:
         size = f"about {vision_bytes(config) / 1e6:,.0f} MB"
@@ -289,7 +288,7 @@ def _about_vision(checkpoint: Checkpoint, target: Target) -> list[str]:
         size = "unquantized"
     said = f"{checkpoint.name}'s vision tower goes into {file} beside the {target} file, {size}"
     if find_converter() is None:
-        said += f", once llama.cpp's converter is in place: run `{install_command()}`"
+        said += f", once llama.cpp's converter is installed: run `{install_command()}`"
     return [said]
 
 
@@ -312,9 +311,10 @@ def _larger_than_source(
     if after < before:
         return []
     return [
-        f"{checkpoint.name}-{request.label}{target.suffix} will have {after:,} bytes, its source "
-        f"{source.name} has {before:,} and is already quantized: a larger file cannot be closer to "
-        "the original than its source; ask for a smaller one, or quantize the original checkpoint"
+        f"{checkpoint.name}-{request.label}{target.suffix} will have {after:,} bytes, and its "
+        f"source {source.name}, which is already quantized, has {before:,}: a larger file cannot "
+        "be closer to the original than its source; ask for a smaller one, or quantize the "
+        "original checkpoint"
     ]
 
 

@@ -276,7 +276,7 @@ def _decode(text: str, where: str) -> Mapping[str, Any]:
             'correct it, or begin with a file that holds {"default": "Q4_K"}'
         ) from error
     except (ValueError, RecursionError) as error:  # numbers too long, or objects in objects
-        raise UserError(f"{where} is no recipe ({error}); correct it") from error
+        raise UserError(f"{where} is not a recipe ({error}); correct it") from error
     if not isinstance(data, dict):
         raise UserError(f'{where} must be a JSON object, e.g. {{"default": "Q4_K"}}')
     return data

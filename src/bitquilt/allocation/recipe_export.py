@@ -78,5 +78,5 @@ def exported(allocation: Allocation, form: str) -> str:
         UserError: there is no such form.
     """
     if form not in FORMS:
-        raise UserError(f"{form} is no form of a recipe; choose {', '.join(FORMS)}")
+        raise UserError(f"{form} is not a form of a recipe; choose {', '.join(FORMS)}")
     return FORMS[form].write(allocation)

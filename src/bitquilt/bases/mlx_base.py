@@ -54,8 +54,8 @@ def convert_to_mlx(directory: Path, path: Path) -> None:
     """
     if importlib.util.find_spec("mlx_lm") is None:
         raise EngineMissingError(
-            f"mlx-lm converts {directory}, and is not installed; pip install 'bitquilt[mlx]', or "
-            "give --to=gguf"
+            f"converting {directory} takes mlx-lm, which is not installed; pip install "
+            "'bitquilt[mlx]', or give --to=gguf"
         )
     environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}

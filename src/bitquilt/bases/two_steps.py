@@ -59,8 +59,9 @@ class TwoStepModel:
                 same = False
         if not same:
             raise UserError(
-                f"{type(model).__name__} of transformers makes logits of more than its last hidden "
-                "states; `llama-perplexity --kl-divergence` compares a GGUF file with its base"
+                f"transformers' {type(model).__name__} computes its logits from more than the last "
+                "hidden states, which bitquilt cannot follow; compare a GGUF file with its base by "
+                "`llama-perplexity --kl-divergence`"
             )
 
     @torch.inference_mode()

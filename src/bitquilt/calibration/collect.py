@@ -90,7 +90,7 @@ def _precision(model: BlockwiseModel, tokens: Tensor, progress: Progress) -> str
     if error <= ROUGH_OUTPUT:
         return fast
     progress.say(
-        f"The statistics multiply matrices in float32, as {PRODUCTS[fast]} would change what "
+        f"The statistics multiply matrices in float32, because {PRODUCTS[fast]} would change what "
         f"the first block adds by {float(error):.0%}"
     )
     return "highest"

@@ -102,7 +102,8 @@ def document_encoder(name: str, directory: Path, template: str | None, rows: int
         except ChatTemplateError as error:
             raise UserError(
                 f"the chat template of {name} refuses a conversation of "
-                f"{document.source}: {error.reason}; change its roles, or give it as plain text"
+                f"{document.source}: {error.reason}; change the roles of its messages, or give it "
+                "as plain text"
             ) from error
         return list(tokenizer.encode(rendered, add_special_tokens=False))
 
@@ -233,8 +234,8 @@ def held_out_windows(
 
 def _lacking(kind: str, some: bool) -> str:
     """Say why files are not measured on one kind of text."""
-    held_out = "too little of the held-out text" if some else "no held-out text"
-    return f"files are not measured on text {kind} the calibration text: {held_out} is of this kind"
+    lack = "is too little" if some else "is none"
+    return f"files are not measured on text {kind} the calibration text: there {lack} of it"
 
 
 def races_and_selection(documents: Sequence[Document]) -> tuple[list[Document], list[Document]]:

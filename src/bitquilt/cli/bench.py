@@ -26,7 +26,8 @@ def bench(models: tuple[str, ...], config: BenchConfig, as_json: bool) -> None:
 
     MODEL is what `run` takes. GGUF files run in llama.cpp, MLX directories in mlx-lm, and anything
     else in PyTorch, in float32. The models take turns, so that other work on this machine slows all
-    of them alike. Each speed is shown with the share of the machine's best that it reaches.
+    of them alike. The percentage below a speed tells how much of this machine's own limit it
+    reaches: arithmetic for prompts, memory bandwidth for answers.
 
     \b
     bitquilt bench demo-4.5bit.gguf demo-Q4_K_M.gguf --batch 1,8
@@ -78,10 +79,10 @@ def _about(found: BenchResult, told: bool, busy: bool) -> Iterator[str]:
         f"{machine.flops / 1e9:.0f} GFLOP/s in float32."
     )
     yield (
-        "The percentage below a prompt's speed is the share of those operations that it uses. It "
-        "is above 100 % where an engine multiplies integers faster than that."
+        "The percentage below a prompt's speed is the share of these GFLOP/s that it uses. It is "
+        "above 100 % if an engine multiplies integers, which can be faster than float32."
     )
-    yield "The percentage below an answer's speed is its share of the bandwidth."
+    yield "The percentage below an answer's speed is the share of these GB/s that it uses."
     yield "One in twenty gaps between tokens is longer than the late gap."
     turns = f"medians of {found.rounds} turns" if found.rounds > 1 else "of one turn"
     yield f"Figures are {turns}."

@@ -28,11 +28,11 @@ BESIDE = (".recipe.json", ".eval.json")
 def clean(directory: Path | None, yes: bool, as_json: bool) -> None:
     """List what bitquilt left on the disk, and remove it if you agree.
 
-    In DIR and up to two folders below it, these are work directories, with which further files of a
-    model are quick to make, models that `quantize --trim` has trimmed first, and files that killed
-    runs left half-written. Without DIR, they are
-    those of the current directory and, in your cache, what `eval` keeps about originals and
-    rebuilt tokenizers. Models, recipes, figures, and files that bitquilt did not write stay.
+    `clean` looks in DIR and up to two folders below it for work directories, for models that
+    `quantize --trim` trimmed, and for half-written files of runs that were killed. Without DIR, it
+    looks in the current directory, and also in your cache for what `eval` keeps about originals and
+    for rebuilt tokenizers. If you remove a work directory, further files of its model take longer
+    to make. Models, recipes, figures, and files that bitquilt did not write stay.
 
     \b
     bitquilt clean

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitquilt.cli.options import JSON, print_json, require_model
+from bitquilt.cli.options import JSON, Whole, print_json, require_model
 from bitquilt.errors import UserError
 from bitquilt.evaluation.file_format import format_of
 from bitquilt.models.names import kind_of
+from bitquilt.runtime.options import Option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 @click.option(
     "--against",
     metavar="ORIGINAL",
-    help="The KL of both files from this model is measured, as `bitquilt eval` does.",
+    help="The files were made from this model. The KL of both from it is measured, as `bitquilt "
+    "eval` does.",
 )
 @click.option(
     "--text",
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--tokens",
     metavar="N",
-    type=click.IntRange(1024),
+    type=Whole(Option("", least=1024)),
     default=16_384,
     show_default=True,
     help="With --against, about this many tokens of the text are read.",
@@ -47,7 +49,7 @@ def compare_files(
 ) -> None:
     """Show types, bytes and KL of two model files side by side.
 
-    Each FILE is a GGUF file or an MLX directory, whoever made it.
+    Each FILE is a GGUF file or an MLX directory, from any tool.
 
     \b
     bitquilt compare theirs-Q4_K_M.gguf demo-4.5bit.gguf

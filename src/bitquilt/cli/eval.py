@@ -125,7 +125,7 @@ def _about(found: Evaluation, kinds: Sequence[str]) -> Iterator[str]:
     )
     yield "KL is in nats per token; intervals are 95 %, over documents."
     note = f" {kinds_note(kinds)}" if kinds else ""
-    yield f"They are of {tokens}.{note}"
+    yield f"The figures are over {tokens}.{note}"
     yield answers_read(found.own)
     yield lacks_documents(found.own)
     floors = "; ".join(
@@ -133,8 +133,8 @@ def _about(found: Evaluation, kinds: Sequence[str]) -> Iterator[str]:
         for floor in found.floors
     )
     yield (
-        "Even with nothing quantized the original has this KL, and anything below it is noise: "
-        f"{floors}."
+        f"Even without quantization, engines differ from the original by this KL: {floors}. "
+        "Anything below it is noise."
     )
     yield SIZE_NOTE
 
@@ -230,8 +230,8 @@ def _print_check(console: Console, file: FileResult) -> None:
     console.print(
         f"On {check.tokens:,} of the tokens, the file's KL is {check.in_engine.mean:.3g} "
         f"nats/token in its engine and {check.in_torch.mean:.3g} in torch with the same weights. "
-        f"They are {_in_words(check.apart)} apart, {verdict} what the engine's own arithmetic "
-        f"adds, {_in_words(check.between)}.",
+        f"The difference is {_in_words(check.apart)}, {verdict} what the engine's own arithmetic "
+        f"adds: {_in_words(check.between)}.",
         markup=False,
     )
 
@@ -255,10 +255,10 @@ def _verdict(comparison: Comparison, alike: str) -> str:
             f"original{alike}."
         )
     leads = "; ".join(
-        f"{name}'s by {lead} nats/token"
+        f"{lead} nats/token below that of {name}"
         for name, lead in zip(comparison.names[1:], comparison.ahead, strict=True)
     )
     return (
         f"Of the files of its size, {comparison.winner} is the closest to the original{alike}: "
-        f"its KL is below {leads}."
+        f"its KL is {leads}."
     )

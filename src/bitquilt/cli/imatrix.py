@@ -17,14 +17,15 @@ from bitquilt.runtime.malloc import keep_freed_memory
 @config_options(ImatrixConfig)
 @JSON
 def imatrix(model: str, config: ImatrixConfig, as_json: bool) -> None:
-    """Write what the matrices of MODEL read as an importance matrix.
+    """Measure the importance matrix of MODEL and write it to a file.
 
     \b
     bitquilt imatrix demo
     bitquilt imatrix Qwen/Qwen3-0.6B --calibration mine.txt -o qwen3.gguf
 
-    The file is like that of llama-imatrix, so llama-quantize takes it too, and
-    `bitquilt quantize --imatrix` takes either.
+    The importance matrix tells how strongly MODEL uses each column of its weight matrices. Files
+    of `bitquilt imatrix` and of llama-imatrix have the same format: llama-quantize and
+    `bitquilt quantize --imatrix` take both.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     path = Path(config.output)
     refuse_directory(path)

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 @config_options(PairConfig)
 @JSON
 def pair(large: str, small: str, config: PairConfig, as_json: bool) -> None:
-    """Measure what SMALL would gain as a draft model for LARGE.
+    """Measure how much faster LARGE is with SMALL as its draft model.
 
-    In speculative decoding a small model writes a few tokens ahead and the large one reads them at
-    once, so that the text is the large model's own. LARGE answers some questions, SMALL reads the
-    answers, and both are timed here.
+    In speculative decoding, a small model writes a few tokens ahead. The large model checks them
+    all at once and keeps those that it would have said itself, so the text stays its own. Here,
+    LARGE answers some questions, SMALL reads the answers, and both are timed.
 
     \b
     bitquilt pair MobileLLM-R1-950M-4.5bit.gguf MobileLLM-R1-140M-4.5bit.gguf
@@ -55,8 +55,9 @@ def _print(found: PairResult) -> None:
     best = found.best
     if best.speedup > 1:
         console.print(
-            f"Drafts of {best.draft} tokens would make it {best.speedup:.2f} times as fast; `run` "
-            "and `serve` of a GGUF file take another one as its draft model."
+            f"Drafts of {best.draft} tokens would make {found.large} {best.speedup:.2f} times as "
+            "fast. To use them, give `run` or `serve` the small model with --draft.",
+            markup=False,
         )
     else:
-        console.print("On this machine no draft makes it faster.")
+        console.print(f"On this machine no draft makes {found.large} faster.", markup=False)

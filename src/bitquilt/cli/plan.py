@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 KNEE = (
     "This plan has read no weights, so it cannot tell whether a slightly larger file would be much "
-    "closer to the original. `bitquilt quantize` and `bitquilt search` tell it where it is so."
+    "closer to the original. `bitquilt quantize` and `bitquilt search` warn if it would."
 )
 """What is said in place of the knee (docs/decisions/knee.md)."""
 
@@ -36,10 +36,10 @@ def plan(model: str, config: QuantizeConfig, as_json: bool) -> None:
 
     MODEL may also be a config.json alone. With --bits or --size, the size is final; the types are a
     first guess that `quantize` improves within that size. Time, memory and disk are estimates for
-    this machine. You can keep all options of `quantize`.
+    this machine. All options of `quantize` can be given to `plan`, too.
 
-    With --imatrix, the types are those that `quantize` will write: this reads a sample of the
-    model, and is not free.
+    With --imatrix, the types are final as well. To choose them, `plan` reads a sample of the
+    model's weights, which takes longer.
     """
     require_possible(config)
     if config.imatrix is not None:

@@ -27,9 +27,9 @@ class _Publish(click.Command):
 def publish(models: tuple[str, ...], config: PublishConfig, as_json: bool) -> None:
     """Upload MODEL to the hub with everything that belongs to it.
 
-    That is its card, recipe, evaluation, Modelfile, and the original's licence. Without --upload,
-    nothing leaves this machine. If an upload is stopped, give the same command again to continue.
-    The token is the one of `hf auth login`, or HF_TOKEN.
+    Its card, recipe, evaluation, Modelfile, and the original's licence belong to it. Without
+    --upload, nothing leaves this machine. If an upload is stopped, give the same command again to
+    continue. To log in, use `hf auth login` or set HF_TOKEN.
 
     \b
     bitquilt publish demo-4.5bit.gguf --against demo --repo me/demo-GGUF

@@ -122,7 +122,7 @@ def _print_converted(made: list[ConvertedResult]) -> None:
 def _print_streamed(made: list[GgufResult]) -> None:
     _print_files(made)
     first, against = made[0].paths[0], made[0].source
-    click.echo(f"Nothing was measured: `bitquilt eval {first} --against {against}` does.")
+    click.echo(f"Nothing was measured; `bitquilt eval {first} --against {against}` measures it.")
 
 
 def _print_files(made: Sequence[GgufResult]) -> None:
@@ -216,6 +216,6 @@ def _about_figures(own: Mapping[str, Figures]) -> Iterator[str]:
     )
     yield f"The text is held out: {read}. {kinds_note(own)}".rstrip()
     yield (
-        "This is the closing KL. A selection KL is of a mix before it was polished, and an excerpt "
-        "KL is of a part of the text: neither compares with it."
+        "This is the closing KL. Do not compare it with a selection KL, which is of a mix before "
+        "it was polished, or with an excerpt KL, which is of a part of the text."
     )

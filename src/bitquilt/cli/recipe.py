@@ -27,7 +27,8 @@ FORM_NAMES = ("tensor-type-file", "custom-q", "mlx-lm")
     "--for",
     "model",
     metavar="MODEL",
-    help="The recipe is for this model: what does not fit it is replaced, and said.",
+    help="The recipe is for this model. What does not fit the model is replaced or left out, and a "
+    "line tells you what.",
 )
 @click.option(
     "--as",
@@ -35,8 +36,8 @@ FORM_NAMES = ("tensor-type-file", "custom-q", "mlx-lm")
     type=click.Choice(FORM_NAMES),
     default=FORM_NAMES[0],
     show_default=True,
-    help="The form that `export` writes: a tensor type file of llama-quantize, a custom-q of "
-    "ik_llama.cpp, or the answers of mlx-lm's quant_predicate as JSON.",
+    help="The form that `export` writes: a file for --tensor-type-file of llama-quantize, a text "
+    "for --custom-q of ik_llama.cpp, or JSON for quant_predicate of mlx-lm.",
 )
 @click.option("-o", "--output", metavar="FILE", help="The result is written to this file.")
 @JSON
@@ -50,8 +51,8 @@ def recipe(
 ) -> None:
     """Take a recipe from a model file, export one, or compare two.
 
-    FILE is a GGUF file or an MLX directory that anybody made; for `export` and `diff`, it may be a
-    recipe, if --for says of which model.
+    FILE is a GGUF file or an MLX directory, from any tool. For `export` and `diff` it may also be a
+    recipe; then --for must name the model.
 
     \b
     bitquilt recipe from theirs-UD-Q4_K_XL.gguf -o theirs.json

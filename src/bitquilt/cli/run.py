@@ -39,8 +39,9 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
     """Ask MODEL a question and print the answer as it comes.
 
     Without PROMPT, the question is read from standard input. A GGUF file runs in llama.cpp, an MLX
-    directory in mlx-lm, and anything else that `quantize` takes in PyTorch. Sampling settings that
-    you leave out are the model's own; a model that recommends none decodes greedily.
+    directory in mlx-lm, and any other MODEL that `quantize` takes in PyTorch. Sampling settings
+    that you leave out are those that the model's authors recommend. If they recommend none, the
+    model always says the likeliest token (greedy decoding).
     """
     require_draft(config.draft)
     from bitquilt.engines import open_engine

@@ -45,8 +45,8 @@ def require_draft(draft: str | None) -> None:
         return
     if (target := format_of(draft)).engine != "llama.cpp":
         raise UserError(
-            f"--draft={draft} is a model for {target.engine}, and drafts are read by llama.cpp; "
-            "give a GGUF file"
+            f"--draft={draft} is a model for {target.engine}, but draft models run in llama.cpp "
+            "only; give a GGUF file"
         )
     require_model(draft)
 
@@ -64,8 +64,8 @@ def no_text(what: str, data: bytes, instead: str) -> UserError:
         instead: what to do.
     """
     if data.startswith(IMAGES):
-        return UserError(f"{what} is an image and no text; {instead}")
-    return UserError(f"{what} is no text in UTF-8; {instead}, or convert it with iconv -t UTF-8")
+        return UserError(f"{what} is an image, not text; {instead}")
+    return UserError(f"{what} is not UTF-8 text; {instead}, or convert it with iconv -t UTF-8")
 
 
 def system_prompt(system: str | None) -> str | None:
@@ -119,9 +119,7 @@ class Screen:
             tokens = f"{end.tokens} token{'s' if end.tokens > 1 else ''}"
             self._note(f"the answer was cut after {tokens}; allow more with --max-tokens")
         if end.drafted_tokens:
-            self._note(
-                f"the draft model had written {end.drafted_tokens} of {end.tokens} tokens ahead"
-            )
+            self._note(f"{end.drafted_tokens} of the {end.tokens} tokens are from the draft model")
         if end.finish_reason == "loop":
             self._note("the answer was ended: the model kept repeating itself")
 

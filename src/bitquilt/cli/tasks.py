@@ -110,8 +110,8 @@ def _sentences(found: TaskResults) -> Iterator[str]:
 def _worth(score: ProblemScore) -> str:
     runs = "one run" if score.repeats == 1 else f"{score.repeats} runs"
     return (
-        f"{score.task}, {score.items} items, {runs}: two models would have to differ by about "
-        f"{100 * score.detectable:.0f} points to be told apart four times in five."
+        f"{score.task}, {score.items} items, {runs}: a difference of about "
+        f"{100 * score.detectable:.0f} points between two models would be found four times in five."
     )
 
 
@@ -127,11 +127,11 @@ def _against(first: str, one: ModelScores) -> Iterator[str]:
 def _points(difference: Estimate) -> str:
     low, high = 100 * difference.low, 100 * difference.high
     verdict = "" if low > 0 or high < 0 else ", which may be chance"
-    return f"{100 * difference.mean:+.1f} points [{low:+.1f}, {high:+.1f}]{verdict}"
+    return f"{100 * difference.mean:+z.1f} points [{low:+z.1f}, {high:+z.1f}]{verdict}"
 
 
 def _needed(compared: ProblemComparison, repeats: int) -> str:
-    wanted = f"To see a difference of {100 * compared.wanted:.0f} points four times in five takes"
+    wanted = f"To find a difference of {100 * compared.wanted:.0f} points four times in five takes"
     if compared.repeats is not None:
         least = "at least " if repeats == 1 else ""  # one run does not tell chance from items
         return f"{wanted} {least}{compared.repeats:,} answers to each of these problems."

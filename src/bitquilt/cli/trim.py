@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def trim_model(model: str, config: TrimConfig, as_json: bool) -> None:
     """Write MODEL with only the tokens that some text needs.
 
-    The embedding of a small model may be most of its weights. What is written is a Hugging Face
+    The embedding of a small model may be most of its weights. The result is a Hugging Face
     checkpoint, which every other command takes as MODEL.
 
     \b
@@ -30,8 +30,9 @@ def trim_model(model: str, config: TrimConfig, as_json: bool) -> None:
     bitquilt trim demo --keep mine.txt -o demo-trimmed
     bitquilt quantize demo-trimmed --bits 4.5
 
-    Every byte and every control token in use is kept, so any text can still be read; text whose
-    tokens are not all kept takes more of them. The logits of kept tokens are the original's.
+    Every byte and every control token in use is kept, so the smaller model can still read any text.
+    Text that needs a removed token is split into more tokens. The logits of kept tokens are the
+    original's.
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from bitquilt.runtime.records import to_json
     from bitquilt.trimming.trim import trim_vocabulary
@@ -49,8 +50,8 @@ def _print(made: TrimResult) -> None:
         table.add_row(f"tokens per byte, {one.text}", f"{one.before:.4f}", f"{one.after:.4f}")
     console.print(table)
     console.print(
-        f"{made.path} keeps {made.covered:.2%} of the text's tokens, which are {made.needed:,} "
-        "different ones. Perplexity and KL per token do not compare across vocabularies; bits per "
-        "byte do.",
+        f"The text has {made.needed:,} different tokens. Those that {made.path} keeps make up "
+        f"{made.covered:.2%} of the text. Do not compare perplexity or KL per token across "
+        "vocabularies; compare bits per byte.",
         markup=False,
     )

@@ -213,8 +213,9 @@ class _Run:
             alone = [name for name, partner in partners.items() if partner is None]
             if alone:
                 self._progress.say(
-                    f"{len(alone)} of {len(partners)} matrices of the base have numbers that no "
-                    f"parameter has, and no importance: {', '.join(alone[:3])}"
+                    f"{len(alone)} of {len(partners)} matrices of the converted file match no "
+                    "parameter of the model, so their importance is unknown: "
+                    f"{', '.join(alone[:3])}"
                 )
 
     def results(self) -> Iterator[ConvertedResult]:

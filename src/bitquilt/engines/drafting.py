@@ -143,8 +143,8 @@ class Drafter:
             if None not in texts and texts[0] != texts[1]:
                 raise UserError(
                     f"{small.info.name} cannot draft for {large.info.name}: token {token} is "
-                    f"{texts[1]!r} for it, and not {texts[0]!r}; give a smaller model of the same "
-                    "family"
+                    f"{texts[1]!r} in the small model and {texts[0]!r} in the large one; give a "
+                    "smaller model of the same family"
                 )
 
     def step(self, rows: int) -> AbstractContextManager[Step]:

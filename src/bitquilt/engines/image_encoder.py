@@ -55,7 +55,7 @@ class ImageEncoder:
             )
         if api.mtmd_decode_use_mrope(self._context):
             raise UserError(
-                f"{path} gives images places in two dimensions, which bitquilt does not run; use "
+                f"{path} uses two-dimensional positions for images, which bitquilt cannot run; use "
                 "llama.cpp's own server for images"
             )
         self.width = int(api.llama_model_n_embd_inp(model))

@@ -51,8 +51,8 @@ def _require_smaller(draft: Path, path: Path) -> None:
     small, large = draft.stat().st_size, path.stat().st_size
     if small >= large:
         raise UserError(
-            f"{draft} has {small:,} bytes, and {path} has {large:,}: a draft gains nothing that "
-            "costs as much as the answer; give a smaller model of the same family"
+            f"{draft} has {small:,} bytes, and {path} has {large:,}: only a smaller draft model "
+            "makes answers faster; give a smaller model of the same family"
         )
 
 

@@ -372,8 +372,8 @@ class LlamaCppBackend:
             some = list(run)
             if image >= 0 and self._images.whole and len(some) > UBATCH:
                 raise UserError(
-                    f"an image takes {len(some)} tokens at once, and bitquilt reads {UBATCH}; give "
-                    "a smaller one"
+                    f"an image takes {len(some)} tokens, but bitquilt reads at most {UBATCH} at "
+                    "once; give a smaller image"
                 )
             yield from _chunks(some)
 

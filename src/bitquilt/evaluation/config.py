@@ -61,22 +61,22 @@ class EvalConfig(Options):
         metavar="ORIGINAL",
     )
     text: str | Path | None = option(
-        "Files are measured on this text instead of the bundled held-out text (.txt or .jsonl).",
+        "Files are measured on this text (.txt or .jsonl) instead of the bundled held-out text.",
         default=None,
         metavar="FILE",
         reads="",
     )
     wikitext: str | Path | None = option(
-        "Files are also measured on all of this text as `llama-perplexity --kl-divergence` does, "
-        "in windows of 512 tokens; the figures compare with those that others publish of the same "
-        "text, WikiText-2's wiki.test.raw for example.",
+        "Files are also measured on all of this text in the way of `llama-perplexity "
+        "--kl-divergence`, in windows of 512 tokens. If it is WikiText-2's wiki.test.raw, you can "
+        "compare the figures with those that others publish.",
         default=None,
         metavar="FILE",
         reads="",
     )
     tokens: int = option(
-        "About this many tokens of the text are read. The answers, the noise and the check of the "
-        "engine take shares of this number.",
+        "About this many tokens of the text are read. The answers, the noise floor and the check "
+        "of the engine each read a fraction of this number.",
         default=65_536,
         metavar="N",
         least=1024,
@@ -97,14 +97,14 @@ class BenchConfig(Options):
     """What is asked of models to measure how fast they are."""
 
     prompt: Sequence[int] = option(
-        "Prompts of these numbers of tokens are timed.",
+        "Prompts of these lengths, in tokens, are timed.",
         default=(128, 1024),
         metavar="N,N…",
         many=True,
         least=1,
     )
     batch: Sequence[int] = option(
-        "These numbers of prompts are answered at once, as one batch.",
+        "Batches of so many prompts are timed; a batch is answered at once.",
         default=(1, 4),
         metavar="N,N…",
         many=True,

@@ -143,8 +143,8 @@ def refuse_other_vocabulary(large: Engine, small: Engine) -> None:
     for text in islice(texts, COMPARED):
         if large.tokenize(text[:2000]) != small.tokenize(text[:2000]):
             raise UserError(
-                f"{small.info.name} cannot draft for {large.info.name}: it reads other tokens in "
-                f"{text[:40]!r}; give a smaller model of the same family"
+                f"{small.info.name} cannot draft for {large.info.name}: the two split "
+                f"{text[:40]!r} into different tokens; give a smaller model of the same family"
             )
 
 

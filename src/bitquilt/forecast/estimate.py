@@ -55,18 +55,19 @@ class Forecast:
     def lines(self) -> Iterator[str]:
         """Say it in sentences."""
         parts = [f"{name} {count:,}" for name, count in self.tokens.items()]
-        yield f"It computes on {self.device}. Tokens of text that it reads: {', '.join(parts)}."
+        yield f"The work runs on {self.device}. It reads these tokens of text: {', '.join(parts)}."
         if self.instead:
             yield self.instead
         output = str(self.disk.output)
         yield (
-            f"With this machine as busy as it is now, it takes about {clock(self.seconds)} and "
-            f"{human(self.memory)} of memory. It writes {human(self.disk.work_bytes)} into "
+            "If this machine stays as busy as it is now, the work takes about "
+            f"{clock(self.seconds)} and {human(self.memory)} of memory. It writes "
+            f"{human(self.disk.work_bytes)} into "
             f"{self.disk.work_dir} and {human(self.disk.output_bytes)} into "
             f"{'this directory' if output == '.' else output}."
         )
         if self.load > BUSY:
-            yield "Other programs use this machine now; without them it takes less time."
+            yield "Other programs use this machine now; without them, the work takes less time."
 
     def to_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -106,7 +107,7 @@ def _instead(work: RunWork) -> str:
     if asked == used or not any(plan.space for plan in work.plans):
         return ""
     return (
-        f"The types are chosen by the exact knapsack, as a {asked} would take long on this "
+        f"The types are chosen by the exact knapsack, because a {asked} would take long on this "
         f"machine; --search-tokens={LEAST_RACED * work.budget.window} or more runs the {asked}."
     )
 

@@ -137,7 +137,7 @@ def _read_legacy(raw: bytes) -> ImportanceMatrix:
     def take(nbytes: int) -> bytes:
         nonlocal at
         if nbytes < 0 or at + nbytes > len(raw):
-            raise ValueError("it ends early, or is no such file")
+            raise ValueError("it ends early, or is another kind of file")
         at += nbytes
         return raw[at - nbytes : at]
 

@@ -88,7 +88,7 @@ def _wrapper(model_type: str) -> list[Finding]:
     return [
         Finding(
             "model_type",
-            f"{model_type} reads images too; the language model is what is quantized.",
+            f"{model_type} reads images too; only its language model is quantized.",
         )
     ]
 
@@ -100,8 +100,9 @@ def _grouped_queries(config: ModelConfig) -> list[Finding]:
     return [
         Finding(
             "num_key_value_heads",
-            f"Grouped queries: {heads} query heads share {shared} KV heads, so k_proj and v_proj "
-            f"have 1/{heads // shared} of q_proj's rows.",
+            f"Grouped queries: {heads} query heads share {shared} KV "
+            f"head{'s' if shared > 1 else ''}, so k_proj and v_proj have 1/{heads // shared} of "
+            "q_proj's rows.",
         )
     ]
 
@@ -118,8 +119,8 @@ def _sliding_window(config: ModelConfig) -> list[Finding]:
     return [
         Finding(
             "sliding_window",
-            f"The model attends to the last {window} tokens; llama.cpp attends to all of them, so "
-            "beyond that length it computes something else.",
+            f"The model attends to the last {window} tokens, but llama.cpp attends to all tokens. "
+            "In longer texts, llama.cpp therefore computes something else.",
         )
     ]
 

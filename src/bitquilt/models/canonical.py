@@ -90,7 +90,8 @@ def text_config(config: ModelConfig) -> ModelConfig:
     if model_type not in REWRITES and model_type not in ARCHITECTURES:
         raise UserError(
             f"model_type {model_type} is not an architecture that bitquilt supports; it works on "
-            f"{WORKS}; of others, `bitquilt quantize` makes files by the format's own converter"
+            f"{WORKS}; for others, use `bitquilt quantize`, which begins with the format's own "
+            "converter"
         )
     refuse_odd_fields(text)
     for field in QUANTIZED:

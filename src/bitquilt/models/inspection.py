@@ -121,10 +121,9 @@ def _inspection_without_tables(name: str, path: Path) -> Inspection:
         findings=(
             Finding(
                 "model_type",
-                f"bitquilt has no tables of {kind}, so `bitquilt quantize` goes by a base: "
-                "llama.cpp's converter writes it for GGUF files and mlx-lm for MLX, its "
-                "matrices are found among the model's by their numbers, and are rounded with error "
-                "feedback from what transformers computes, and measured there.",
+                f"bitquilt does not know {kind} itself. `bitquilt quantize` first lets llama.cpp's "
+                "converter (for a GGUF file) or mlx-lm (for MLX) write the model unquantized, and "
+                "then quantizes that. transformers runs the model for calibration and measurement.",
             ),
         ),
     )
@@ -159,9 +158,9 @@ def _trained_for(checkpoint: Checkpoint) -> list[Finding]:
     return [
         Finding(
             "levels",
-            f"{count} of {len(checkpoint.matrices)} matrices lie on the levels of {name}, so the "
-            f"checkpoint was trained for it: quantized to {name} in a GGUF file, or to the MLX "
-            "type of the same levels, they lose next to nothing, and a search takes that into "
+            f"{count} of {len(checkpoint.matrices)} matrices have only values that {name} can "
+            f"hold, so the checkpoint was trained for it. They lose next to nothing as {name} in a "
+            "GGUF file, or as the MLX type with the same levels, and a search takes that into "
             "account.",
         )
         for name, count in counts.most_common()

@@ -242,8 +242,9 @@ def _measured(publication: Publication, name: str) -> str:
     )
     versions = ", ".join(f"{name} {version}" for name, version in evaluation.versions.items())
     return (
-        f"{what}, with 95 % intervals over documents, on {found.text}. With nothing quantized it "
-        f"is {floors}. Measured by `bitquilt eval` with {versions}.{note}"
+        f"{what}, with 95 % intervals over documents, on {found.text}. Even without quantization, "
+        f"engines differ from the original by {floors}. Measured by `bitquilt eval` with "
+        f"{versions}.{note}"
     )
 
 

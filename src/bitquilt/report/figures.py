@@ -78,8 +78,8 @@ def answers_read(figures: Mapping[str, DomainFigures]) -> str:
         if (found := figures.get(name)) is not None:
             return (
                 f"“{name}” is {kind} of {found.documents} answers that the original wrote itself, "
-                f"{found.tokens:,} tokens; “uncertain” is the fifth of them with the highest "
-                "entropy."
+                f"{found.tokens:,} tokens; “uncertain” is the fifth of these tokens where the "
+                "original's predictions have the highest entropy."
             )
     return ""
 
@@ -272,8 +272,7 @@ def kinds_note(kinds: Collection[str]) -> str:
         (other,) = set(KINDS) - set(named)
         return f"There is no held-out text {other} the calibration text."
     return (
-        "Unlike text is of domains that the calibration text has none of; like text is of its "
-        "domains."
+        "Like text is of the same domains as the calibration text; unlike text is of other domains."
     )
 
 

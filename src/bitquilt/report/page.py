@@ -199,7 +199,7 @@ def _front_notes(
     notes = []
     kinds = on_one_text[0].figures.kinds
     if note := kinds_note(kinds):
-        notes.append(f"KL is that {kind_label(next(iter(kinds)))}. {note}")
+        notes.append(f"The plot has the KL {kind_label(next(iter(kinds)))}. {note}")
     if presets := [point.label for point in points if point.is_preset]:
         is_one = "is a preset" if len(presets) == 1 else "are presets"
         notes.append(
@@ -401,8 +401,8 @@ def _noise(evaluated: Sequence[OutputRecord]) -> str:
     }
     said = ", ".join(f"{value} ({name})" for name, value in floors.items())
     return (
-        f"Even with nothing quantized, the mean KL from the original is {said}; anything below "
-        "that is noise."
+        f"Even without quantization, engines differ from the original by a mean KL of {said}; "
+        "anything below that is noise."
     )
 
 
@@ -451,8 +451,8 @@ def _facts(files: Sequence[OutputRecord], settings: Mapping[str, Any]) -> list[t
         ("fingerprint of the calibration text", settings["calibration"]),
         (
             "calibration text read",
-            f"{windows['calibration']} windows of {windows['window']} tokens: what matrices read "
-            "there, and how much an error in each changes the output",
+            f"{windows['calibration']} windows of {windows['window']} tokens, for the inputs of "
+            "each matrix, and for how much an error in it changes the output",
         ),
         ("seeds", "as in the commands; 0 if they name none"),
         ("versions", ", ".join(f"{k} {v}" for k, v in sorted(settings["versions"].items()))),

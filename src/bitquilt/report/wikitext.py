@@ -24,7 +24,9 @@ def tool_figure(figures: WikitextFigures, field: str) -> str:
     found = getattr(figures, field)
     if field in _SHARES:
         return f"{100 * found.value:.3f} ± {100 * found.error:.3f} %"
-    return f"{found:.6f}" if isinstance(found, float) else f"{found.value:.6f} ± {found.error:.6f}"
+    if isinstance(found, float):
+        return f"{found:z.6f}"
+    return f"{found.value:z.6f} ± {found.error:.6f}"
 
 
 def confidence_cells(figures: ConfidenceFigures) -> tuple[str, str, str, str]:
@@ -40,7 +42,8 @@ def confidence_cells(figures: ConfidenceFigures) -> tuple[str, str, str, str]:
 def protocol_note(figures: WikitextFigures) -> str:
     """Say how the figures were measured."""
     return (
-        f"As `llama-perplexity --kl-divergence` measures, on {figures.text}: windows of "
-        f"{PROTOCOL_CONTEXT} tokens, of which the second half is scored, {figures.tokens:,} "
-        "tokens; ± is the standard error over tokens. The base is the original in float32."
+        f"Measured in the way of `llama-perplexity --kl-divergence`, on {figures.text}, in windows "
+        f"of {PROTOCOL_CONTEXT} tokens. The second half of each window is scored, "
+        f"{figures.tokens:,} tokens in all; ± is the standard error over tokens. The base is the "
+        "original in float32."
     )

@@ -217,8 +217,8 @@ class BlockWorkers(AbstractContextManager["BlockWorkers"]):
         self._workers.remove(worker)
         lost = [task for task, _ in worker.given]
         self._progress.say(
-            f"The process that rounded block {lost[0].moments.layer} on {worker.device} has ended; "
-            "the first one goes on with it"
+            f"The process that rounded block {lost[0].moments.layer} on {worker.device} has died; "
+            "the main process takes over its blocks"
         )
         worker.close()
         return lost

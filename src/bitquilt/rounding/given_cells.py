@@ -66,14 +66,15 @@ class GivenCells:
             foreign = [module for module in own if _is_foreign(own[module], module, checkpoint)]
             if len(foreign) == len(own):
                 raise UserError(
-                    f"{path} is of another model than {checkpoint.name}: the error of "
-                    f"{foreign[0]} there is more than {FOREIGN:g} times that of nearest rounding "
-                    f"to {own[foreign[0]].stored.qtype}; leave it out of --cells"
+                    f"{path} was made from another model than {checkpoint.name}: the error of its "
+                    f"{foreign[0]} is more than {FOREIGN:g} times that of nearest rounding to "
+                    f"{own[foreign[0]].stored.qtype}; leave it out of --cells"
                 )
             if foreign:
                 left_out.append(
-                    f"{path} gives no {', '.join(foreign)}: the error there is more than "
-                    f"{FOREIGN:g} times that of nearest rounding, so other weights were rounded"
+                    f"{', '.join(foreign)} of {path} are not used: their error is more than "
+                    f"{FOREIGN:g} times that of nearest rounding, so they were made from other "
+                    "weights"
                 )
             for module in own.keys() - set(foreign):
                 cells.setdefault((module, own[module].stored.qtype), []).append(own[module])

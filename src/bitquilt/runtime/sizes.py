@@ -39,8 +39,8 @@ def parse_size(text: str) -> int:
     """
     if "," in text and all(map(is_size, text.split(","))):
         raise UserError(
-            f"--size is {text!r}, and it takes one size; give the command once for each: what the "
-            "first leaves in the work directory makes the others quick"
+            f"--size takes one size, not {text!r}; give the command once for each size: the second "
+            "is quick, because it uses the work directory of the first"
         )
     match = _SIZE.fullmatch(text)
     unit = match.group(2).upper() if match else None

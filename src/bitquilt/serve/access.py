@@ -125,7 +125,7 @@ async def read_body(request: Request, most: int) -> bytes:
     if kind != "application/json" and "origin" in request.headers:
         raise invalid("the body has to be JSON; send it with Content-Type: application/json", 415)
     if (coding := request.headers.get("content-encoding", "identity")) != "identity":
-        raise invalid(f"the body is coded as {coding!r}; send it as it is", 415)
+        raise invalid(f"the body has Content-Encoding {coding!r}; send it uncompressed", 415)
     body = bytearray()
     _require_short(int(request.headers.get("content-length", 0)), most)  # before it comes
     async for piece in request.stream():

@@ -73,8 +73,8 @@ class ServeConfig(Options):
         least=1,
     )
     strict: bool = option(
-        "Fields of requests that mean nothing to the server, and names of other models, are "
-        "refused and not ignored.",
+        "A request with a field that the server does not know, or with the name of another model, "
+        "is refused. Without --strict, these are ignored.",
         default=False,
     )
     draft: str | None = draft_option()

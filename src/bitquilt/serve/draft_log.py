@@ -28,12 +28,12 @@ class DraftLog:
             return
         self._in_use = in_use
         why = (
-            "they make answers sooner again"
+            "they make answers faster again"
             if in_use
-            else "they make answers no sooner here; `bitquilt pair` measures why"
+            else "they make answers no faster here; `bitquilt pair` measures why"
         )
         logging.getLogger(__name__).warning(
-            "drafts of %s are %s: %d of the last answer's %d tokens were written ahead, and %s",
+            "drafts of %s are %s: %d of the last answer's %d tokens were drafted, and %s",
             self._draft,
             "used again" if in_use else "left out",
             end.drafted_tokens,

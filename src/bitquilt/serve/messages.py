@@ -166,7 +166,8 @@ def _shown(part: Any) -> ShownImage | None:
         return None  # refused by its type
     if held.startswith(("http:", "https:", "file:")):
         raise ValueError(
-            "an image is at an address, and nothing is fetched; send it as a data: URL"
+            "an image is given by its address, but this server fetches nothing; send the image as "
+            "a data: URL"
         )
     data = held.partition(",")[2] if held.startswith("data:") else held
     try:

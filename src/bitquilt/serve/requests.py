@@ -377,7 +377,7 @@ class TextRequest(CompletionRequest):
     @classmethod
     def _unread(cls, suffix: str) -> str:
         if suffix:
-            raise ValueError("this server continues texts and fills no gaps; ask without a suffix")
+            raise ValueError("this server cannot fill in text before a suffix; leave suffix out")
         return suffix
 
     @field_validator("prompt", mode="before")

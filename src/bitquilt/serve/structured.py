@@ -124,7 +124,7 @@ def _json(schema: Schema | str) -> str:
         try:
             schema = json.loads(schema)
         except ValueError as error:
-            raise invalid(f"the JSON schema is no JSON: {error}") from error
+            raise invalid(f"the JSON schema is not JSON: {error}") from error
     return _made(json_grammar, schema)
 
 

@@ -146,8 +146,8 @@ def offer(info: ModelInfo, tools: Sequence[Tool], choice: Any) -> Offer:
     style = call_style(info)
     if style is None:
         raise invalid(
-            "tools: the chat template of this model does not say how the model calls them in a "
-            f"way that this server knows, which are those of {FAMILIES}; ask without tools"
+            "tools: by this model's chat template, the model calls tools in a way that this server "
+            f"does not know; it knows those of {FAMILIES}; ask without tools"
         )
     return Offer(tools=tools, style=style, forced=forced)
 

@@ -75,14 +75,17 @@ def base_of(
     """
     directory = resolve(str(model), weights=False)
     if not directory.is_dir():
-        raise UserError(f"{model} is no Hugging Face directory; a base belongs to one")
+        raise UserError(
+            f"{model} is not a Hugging Face directory, and only such a model has a base; give its "
+            "directory or hub id"
+        )
     if given is not None:
         path = Path(given).expanduser()
         if not path.is_file():
             raise UserError(f"{path} does not exist; give the file that the converter wrote")
         return resolve(str(model)), path
     kind = read_json(directory / "config.json").get("model_type")
-    require_converter(f"bitquilt has no tables of a {kind} model")  # before weights are downloaded
+    require_converter(f"bitquilt does not know {kind} models itself")  # before the download
     directory = resolve(str(model))
     path = output / f"{base_name(model, directory)}-{base_type(directory).upper()}{SUFFIX}"
     weights = safetensors.files(directory)
@@ -127,8 +130,8 @@ def base_importance_of(
     if base.alone:
         few = ", ".join(base.alone[:3])
         progress.say(
-            f"{len(base.alone)} of {len(base.partners)} matrices of the base have numbers that no "
-            f"parameter has, and no importance: {few}"
+            f"{len(base.alone)} of {len(base.partners)} matrices of {base.path.name} match no "
+            f"parameter of the model, so their importance is unknown: {few}"
         )
     tokens = base_tokens(base.model, directory, config)
     with progress.stage("Reading calibration text", len(tokens), "importance"):

@@ -55,8 +55,8 @@ def stream_base(model: str | Path, config: QuantizeConfig, progress: Progress) -
     imatrix = output / f"{base_name(model, directory)}-imatrix{SUFFIX}"
     refuse_overwrite(imatrix)
     progress.say(
-        f"{directory.name} goes by its base {path} and an importance matrix: every matrix is "
-        "rounded to the nearest, without error feedback"
+        f"{directory.name} is quantized from {path} with an importance matrix: every matrix is "
+        "rounded to the nearest level, without error feedback"
     )
     if config.engine_check:
         for note in refuse_other_tokens_of(path, directory.name, *tokenizer_of(directory)):

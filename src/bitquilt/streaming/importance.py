@@ -76,8 +76,8 @@ def _of_matrix(own: SourceMatrix, entry: ImportanceEntry, where: str) -> MatrixI
         counts = np.full(own.experts, counts[0], np.float32)
     if sums.shape != (own.experts, own.columns):
         raise UserError(
-            f"{where} has {sums.size:,} numbers for {own.name}, and the model's has "
-            f"{own.experts * own.columns:,} inputs; it is the importance matrix of another model"
+            f"{where} has {sums.size:,} numbers for {own.name}, but this matrix of the model has "
+            f"{own.experts * own.columns:,} inputs; give the importance matrix of this model"
         )
     reached = counts > 0
     if not reached.any():

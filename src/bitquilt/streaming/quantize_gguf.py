@@ -166,14 +166,14 @@ class _Run:
         missing = self._without_importance()
         if missing:
             self.progress.say(
-                f"The importance matrix has no entry for {_some(missing)}: there, all inputs count "
-                "alike"
+                f"The importance matrix has no entry for {_some(missing)}, so all their inputs "
+                "count alike"
             )
         partly = [name for name, own in self.importance.items() if own.unreached]
         if partly:
             self.progress.say(
-                f"No token reached some experts of {_some(partly)}: they count as the others do "
-                "on average"
+                f"No token reached some experts of {_some(partly)}; they get the average "
+                "importance of the other experts"
             )
         whys: dict[str, list[str]] = {}
         for name, why in self.source.kept.items():

@@ -19,7 +19,7 @@ def draft_option() -> Any:
     return option(
         "This smaller model writes a few tokens ahead, and MODEL keeps those that it would have "
         "said itself: the answer is MODEL's own, and may come sooner. Both are GGUF files with the "
-        "same tokens; `bitquilt pair` tells what it gains.",
+        "same tokens; `bitquilt pair` measures how much faster the two are.",
         default=None,
         metavar="FILE",
     )
@@ -107,9 +107,8 @@ class RunConfig(AnswerConfig):
     """What ``bitquilt run`` can be asked for: an answer, and what is printed of it."""
 
     image: Sequence[str] = option(
-        "The model is shown this image before the question, a file of PNG, JPEG, GIF or BMP; the "
-        "option can be repeated. MODEL is a GGUF file with its vision tower, mmproj-NAME.gguf, "
-        "beside it.",
+        "The model sees this image (PNG, JPEG, GIF or BMP) before the question; the option can be "
+        "repeated. MODEL must be a GGUF file with its vision tower, mmproj-NAME.gguf, beside it.",
         default=(),
         metavar="FILE",
         many=True,
@@ -120,12 +119,13 @@ class RunConfig(AnswerConfig):
         "PROMPT is continued as plain text, without the chat template.", default=False
     )
     final_only: bool = option(
-        "Only what the last box of the answer holds is printed; without a box, the exit code is 3.",
+        "Only the result in the answer's last \\boxed{} is printed. If there is none, the exit "
+        "code is 3.",
         default=False,
     )
     votes: int | None = option(
-        "K answers are sampled at once, and the boxed result that most of them have is printed. "
-        "If none has a box, their last lines vote.",
+        "K answers are sampled at once, and the most frequent result in \\boxed{} is printed. If "
+        "there is no \\boxed{} in any of them, the most frequent last line is printed.",
         default=None,
         metavar="K",
         least=2,

@@ -41,7 +41,7 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
         UserError: the schema is wrong, or has keywords that a grammar cannot express.
     """
     if not isinstance(schema, Mapping):
-        raise _refused("JSON schema", "it is no JSON object")
+        raise _refused("JSON schema", "it is not a JSON object")
     style: Any = JSON_STYLE
     try:
         stated = without_idle(without_nulls(schema))

@@ -77,7 +77,7 @@ def refuse_other_tokens(checkpoint: Checkpoint, targets: Sequence[Target]) -> li
     for target in targets:
         try:
             with target.engine_tokenizer(checkpoint) as theirs:
-                remedy = "give a model whose tokenizer it knows, or write another format (--to)"
+                remedy = f"give a model whose tokenizer {target.engine} knows, or another --to"
                 notes += compare_tokens(own, theirs, target.engine, remedy)
         except EngineMissingError:
             continue
@@ -107,7 +107,7 @@ def refuse_other_tokens_of(
     header = encode_header(read_pairs(path, read_container(path)), [])
     try:
         with llama_cpp_tokenizer(header) as theirs:
-            remedy = f"{path.name} cannot stand for it: convert it with a newer converter"
+            remedy = f"convert {path.name} again with a newer converter"
             return compare_tokens(own, theirs, "llama.cpp", remedy)
     except EngineMissingError:
         return []
@@ -177,8 +177,8 @@ def _difference(
     ours, others = list(own.tokenize(piece, add_special)), list(theirs(piece, add_special))
     shown = piece if len(piece) <= 80 else f"{piece[:80]}…"
     return UserError(
-        f"{engine} would read {own.name} other tokens than its tokenizer.json has, of {about}: "
-        f"{shown!r} is {others[:12]} there and {ours[:12]} here; {remedy}"
+        f"{engine} would split text ({about}) into other tokens than {own.name}'s tokenizer.json: "
+        f"{shown!r} is {others[:12]} in {engine} and {ours[:12]} by tokenizer.json; {remedy}"
     )
 
 
@@ -189,8 +189,8 @@ def _about_accents(own: OwnTokens, theirs: Tokenize, engine: str) -> str | None:
     if list(ours) == list(others) or list(ours) != list(composed):
         return None
     return (
-        f"{engine} does not put letters and accents together that a text has apart, as "
-        f"{own.name}'s tokenizer does: bring such text into Unicode's form NFC before it is read"
+        f"{engine} does not join letters with accents that follow them as characters of their own, "
+        f"as {own.name}'s tokenizer does: convert such text to Unicode NFC before {engine} reads it"
     )
 
 
@@ -205,7 +205,7 @@ def _about_marks(own: OwnTokens, theirs: Tokenize, engine: str) -> str | None:
     if list(own.tokenize(MARKED, False)) == list(theirs(MARKED, False)):
         return None
     return (
-        f"{engine} splits words at the marks on their letters where {own.name}'s tokenizer does "
-        "not, so text in scripts that write vowels as marks (Hindi, Thai, vowelled Arabic) gets "
-        "other and more tokens there, and no file can change that"
+        f"{engine} splits words at vowel marks, and {own.name}'s tokenizer does not: text in "
+        f"Hindi, Thai, vowelled Arabic and similar scripts gets other and more tokens in {engine}, "
+        "and no file can change that"
     )

@@ -27,8 +27,7 @@ class TrimConfig(Options):
         metavar="DIR",
     )
     keep: Sequence[str | Path] = option(
-        "The tokens that this text needs are kept (.txt or .jsonl). The option may be given more "
-        "than once.",
+        "The tokens that this text (.txt or .jsonl) needs are kept. The option can be repeated.",
         default=(),
         metavar="TEXT",
         many=True,
@@ -44,9 +43,9 @@ class TrimConfig(Options):
         choices=LANGUAGES,
     )
     tokens: str | None = option(
-        "At most this many tokens are kept, 64k for example; k is a thousand. The rarest of the "
-        "text are left out where there are more, and those that the model expects in more text "
-        "like it are added where there are fewer.  [default: those that the text needs]",
+        "At most this many tokens are kept, like 64k (64,000). If the text needs more, its "
+        "rarest tokens are removed. If it needs fewer, tokens that the model expects in similar "
+        "text are kept too.  [default: those that the text needs]",
         default=None,
         metavar="N",
     )

@@ -49,7 +49,7 @@ def trimmed_model(
     _list_files(path)
     for one in made.tokens_per_byte:
         progress.say(
-            f"{path.name} takes {one.after:.4f} tokens per byte of {one.text}, the original "
+            f"{path.name} needs {one.after:.4f} tokens per byte of {one.text}; the original needs "
             f"{one.before:.4f}"
         )
     return path
@@ -77,9 +77,9 @@ def planned_model(model: str | Path, words: Sequence[str], output: Path) -> Iter
         return
     cut = likely_cut(checkpoint, config)
     said = (
-        f"{len(cut.kept):,} of the {checkpoint.matrices[EMBEDDING][0]:,} tokens are kept. Which "
-        "they are is decided when `bitquilt quantize` trims the model, so the bytes of the "
-        "tokenizer are a good guess here; the time is that of what comes after the trimming"
+        f"{len(cut.kept):,} of the {checkpoint.matrices[EMBEDDING][0]:,} tokens are kept. "
+        "`bitquilt quantize` will choose them when it trims the model, so the bytes of the "
+        "tokenizer are an estimate here. The estimated time does not include the trimming"
     )
     with TemporaryDirectory() as folder:
         directory = Path(folder) / Path(config.output).name

@@ -145,7 +145,7 @@ class MlxDirectory(BaseFormat):
     def preset(self, name: str) -> dict[str, str]:
         if name not in preset_names(MLX.name) or name not in qtypes.names(MLX.name):
             raise UserError(
-                f"{name} is no type of MLX that every matrix of {self.path.name} could have; give "
+                f"{name} is not a type of MLX that every matrix of {self.path.name} can take; give "
                 f"one of {', '.join(qtypes.names(MLX.name))}, or --bits or --size"
             )
         types = {

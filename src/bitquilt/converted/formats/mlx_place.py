@@ -35,7 +35,10 @@ def mlx_base_of(model: str | Path, output: Path, progress: Progress) -> tuple[Pa
     """
     directory = resolve(str(model))
     if not directory.is_dir():
-        raise UserError(f"{model} is no Hugging Face directory; a base belongs to one")
+        raise UserError(
+            f"{model} is not a Hugging Face directory, which mlx-lm converts; give a directory or "
+            "a hub id"
+        )
     short = _SHORT[mlx_dtype(directory)]
     path = output / f"{base_name(model, directory)}-{short}{MLX.suffix}"
     weights = safetensors.files(directory)

@@ -54,5 +54,5 @@ def recipe_pins_of(recipe: Recipe, matrices: Mapping[str, SourceMatrix]) -> dict
 def _chosen(matrix: SourceMatrix, choice: QtypeChoice | None, where: str) -> str:
     name = choice if choice is None or isinstance(choice, str) else choice.get(MLX.name)
     if name is None:
-        raise UserError(f"{where} gives {matrix.name} no type of mlx; add one, or a default")
+        raise UserError(f"{where} gives {matrix.name} no type for mlx; add one, or a default")
     return require_fit(name, matrix.name, matrix.columns, MLX.name, where)

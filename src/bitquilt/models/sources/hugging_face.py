@@ -286,8 +286,8 @@ def _account_for_every_tensor(form: Canonical, stored: StoredTensors) -> list[Fi
     if missing == [f"{HEAD}.weight"]:
         raise UserError(
             f"the weights have no {missing[0]}, and config.json does not tie it to the embedding: "
-            "this is a backbone, which predicts no tokens, as embedding models are published; give "
-            "a model for generating text, or set tie_word_embeddings if its head is the embedding"
+            "without a head, as in embedding models, a model predicts no tokens; give a model that "
+            "generates text, or set tie_word_embeddings if its head is the embedding"
         )
     if missing:
         raise UserError(

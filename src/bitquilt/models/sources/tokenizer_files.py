@@ -41,14 +41,12 @@ def usable_tokenizer(directory: Path) -> tuple[Path, list[Finding]]:
         UserError: tekken.json cannot be read.
     """
     if not (directory / WHOLE).exists() and (directory / TEKKEN).exists():
-        said = (
-            f"The tokenizer is converted from {TEKKEN} by transformers, as engines read a {WHOLE}."
-        )
+        said = f"transformers converts {TEKKEN} to a {WHOLE}, because engines read only the latter."
         return _kept(directory, lambda part: _convert(directory, part)), [Finding(TEKKEN, said)]
     if (directory / WHOLE).exists() and _splits_as_llama(directory):
         said = (
-            f"{WHOLE} splits text as Llama 3 does, and the vocabulary is Mistral's, which was "
-            "trained with the splitting of Tekken: the latter is used, as transformers does with "
+            f"{WHOLE} splits text as Llama 3 does, but its vocabulary is Mistral's and was trained "
+            "with Tekken's splitting. Tekken's splitting is used, as transformers does with "
             "fix_mistral_regex."
         )
         return _kept(directory, lambda part: _mend(directory, part)), [Finding(WHOLE, said)]
@@ -62,10 +60,11 @@ def about_system_prompt(directory: Path, template: str | None) -> list[Finding]:
         return []
     begins = path.read_text(encoding="utf-8", errors="replace").strip()[:40]
     if template is not None and begins in template:
-        return [Finding(SYSTEM_PROMPT, "The chat template adds it where there is no other.")]
+        said = "The chat template adds it to conversations without a system message."
+        return [Finding(SYSTEM_PROMPT, said)]
     said = (
-        "The chat template does not add it; its authors mean it to begin every conversation: give "
-        "it with `bitquilt run --system`, or as the system message."
+        "The model's authors mean it to begin every conversation, but the chat template does not "
+        "add it: give it with `bitquilt run --system`, or as the system message."
     )
     return [Finding(SYSTEM_PROMPT, said)]
 
@@ -115,14 +114,14 @@ def _convert(directory: Path, part: Path) -> None:
         converted.save_pretrained(part)
     except ImportError as error:
         raise UserError(
-            f"{path} is of the format before control tokens were listed in it, which transformers "
-            "converts with mistral-common only; run `pip install mistral-common`, or give a "
-            "checkpoint with tokenizer.json"
+            f"{path} has an old format, without a list of control tokens, and transformers needs "
+            "mistral-common to convert it; run `pip install mistral-common`, or give a checkpoint "
+            "with tokenizer.json"
         ) from error
     except Exception as error:  # it has classes of its own for what it misses
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{path} is no tokenizer that transformers can convert ({reason}); download it again"
+            f"{path} is not a tokenizer that transformers can convert ({reason}); download it again"
         ) from error
     if isinstance(stated, str) and not any((part / name).exists() for name in _TEMPLATES):
         (part / _TEMPLATES[0]).write_text(stated, encoding="utf-8")

@@ -125,7 +125,7 @@ def tune(
     outcome = (
         f"{after:.4g} after it"
         if after < before
-        else "no lower after it, so they stay as they were"
+        else "no lower after it, so the scales stay as they were"
     )
     progress.say(
         f"KL on text that was set apart: {before:.4g} nats/token before tuning the "
