@@ -237,8 +237,8 @@ class QuantizeConfig(AllocationConfig):
         reads="",
     )
     base: str | Path | None = option(
-        "llama.cpp's converter made this GGUF file from MODEL, in BF16, F16 or F32. The file is "
-        "quantized in the way that bitquilt uses for architectures that it does not know itself.",
+        "This GGUF file, which llama.cpp's converter made from MODEL in BF16, F16 or F32, is "
+        "quantized. bitquilt does so for architectures that it does not know itself.",
         default=None,
         metavar="FILE",
         reads="",

@@ -131,7 +131,7 @@ WRONG = {
     ("run", "some.gguf", "Hi", "--draft", "demo"): "demo is a model, not a quantized file of one;",
     ("serve", "some.gguf", "--draft", "no.gguf"): "no.gguf does not exist; check the path",
     ("run", "some.gguf", "Hi", "--draft", "text.gguf"): "text.gguf is not a GGUF file: it does not",
-    ("run", "some.gguf", "Hi", "--draft", "mlx"): "--draft mlx is a model for mlx-lm, and drafts",
+    ("run", "some.gguf", "Hi", "--draft", "mlx"): "--draft mlx is a model for mlx-lm, but draft",
     ("recipe", "from", "some.gguf", "-o", "nomodel"): "nomodel is a directory where a file should",
 }
 SOURCE = os.path.dirname(os.path.dirname(bitquilt.__file__))

@@ -94,7 +94,7 @@ def test_only_measured_figures(text):
     assert "0.0355 [0.0284 – 0.0426]" in rows["`tiny-4.5bit.gguf`"]
     assert "not measured" in rows["`tiny-3bit.gguf`"]
     assert rows["`tiny-3bit.gguf`"].endswith("| not measured |  |  |  |")
-    assert "it is 3.3e-05 for BF16 in llama.cpp, on 3,042 tokens." in text
+    assert "the original by 3.3e-05 for BF16 in llama.cpp, on 3,042 tokens." in text
 
 
 def test_figures_of_llama_perplexitys_protocol_have_a_table(files, original, text):

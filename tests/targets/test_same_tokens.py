@@ -112,9 +112,7 @@ def test_each_text_tells_something(
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|eot_id|>{% endfor %}"
     own = OwnTokens(name="tiny", tokenizer=wrapped, template=template)
     assert compare_tokens(own, own.tokenize, "an engine", "give another") == []
-    with pytest.raises(
-        UserError, match=rf"an engine would split text \({about}\) .*; give another"
-    ):
+    with pytest.raises(UserError, match=rf"an engine would split text \({about}.*; give another"):
         compare_tokens(
             own, lambda text, add: own.tokenize(changed(text), add), "an engine", "give another"
         )
