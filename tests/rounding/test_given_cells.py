@@ -151,7 +151,7 @@ def test_a_whole_run_takes_them(source, stock, tmp_path):
     same = [name for name, tensor in ours.items() if np.array_equal(tensor, given[name])]
     blocks = [name for name in same if name.startswith("blk.") and "norm" not in name]
     assert {f"blk.0.attn_{name}.weight" for name in ("q", "k", "v", "output")} <= {*blocks}
-    assert f"Q4_0 for gguf: {len(blocks)} of 8 matrices are those of --cells" in told.lines
+    assert f"Q4_0 for gguf: {len(blocks)} of 8 matrices come from --cells" in told.lines
     with pytest.raises(UserError, match="cells"):  # the bank was filled with them
         quantize(source, **asked)
 
