@@ -99,7 +99,7 @@ def test_same_logits_as_the_original(
         ("llama", ("Q2_0", "MXFP4", "NVFP4")),
         ("llama", ("TQ1_0", "TQ2_0", "Q8_0")),
         ("qwen3", ("MXFP4", "Q2_0")),
-        ("qwen3", ("IQ1_S", "Q8_0")),
+        ("qwen3", ("IQ1_S", "IQ1_M", "Q8_0")),
         ("gemma3_text", ("IQ4_XS", "Q5_K", "Q3_K", "Q5_1", "IQ4_NL", "Q5_0", "Q4_1")),
     ],
 )

@@ -23,7 +23,7 @@ COSTS = {
     "IQ2_S": (82, 256), "IQ2_XS": (74, 256), "IQ2_XXS": (66, 256), "Q4_0": (18, 32),
     "Q4_1": (20, 32), "Q5_0": (22, 32), "Q5_1": (24, 32), "IQ4_NL": (18, 32), "Q8_0": (34, 32),
     "Q2_0": (18, 64), "MXFP4": (17, 32), "NVFP4": (36, 64), "TQ1_0": (54, 256),
-    "TQ2_0": (66, 256), "IQ1_S": (50, 256),
+    "TQ2_0": (66, 256), "IQ1_S": (50, 256), "IQ1_M": (56, 256),
 }  # fmt: skip
 
 
@@ -84,6 +84,8 @@ def test_any_bytes_survive_and_decode_as_in_ggml(
     sections = {name: part.clone() for name, part in qtype.split(noise).items()}
     for name in qtype.half_sections:
         sections[name][..., 1] &= 0xBF  # exponent below 16: no infinity, no NaN
+    if qtype.name == "IQ1_M":  # the top of its scale is in the last of the words
+        sections["scales"][..., 7] &= 0xBF
     if "e" in sections:
         sections["e"].clamp_(max=252)  # the largest of which every level is a float32
     packed = qtype.join(**sections)

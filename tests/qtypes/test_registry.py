@@ -11,7 +11,7 @@ from bitquilt.rounding.nearest import fit
 def test_names_come_by_bits() -> None:
     bits = [qtypes.get(name).bits for name in qtypes.names()]
     assert bits == sorted(bits)
-    assert len(qtypes.names()) == 23 + 2 + 18 + 3
+    assert len(qtypes.names()) == 24 + 2 + 18 + 3
 
 
 def test_targets_share_only_the_floats() -> None:

@@ -4,7 +4,7 @@ In: codes and scales, as fits and rounding choose them. Out: the bytes of a file
 
     kquants.py      Q2_K Q3_K Q4_K Q5_K Q6_K        super-blocks of 256
     iquants.py      IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S   codebooks of patterns
-    iq1.py          IQ1_S                           ternary ones, shifted by an eighth
+    iq1.py          IQ1_S IQ1_M                     ternary ones, shifted by an eighth
     iq4.py          IQ4_NL IQ4_XS                   16 uneven levels
     blocks32.py     Q2_0 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0   blocks of 32; of 64 in Q2_0
     mlx_affine.py   2bit-g32 … 8bit-g128            MLX's groups with scale and bias

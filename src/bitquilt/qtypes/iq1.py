@@ -15,13 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bitquilt.qtypes.bits import from_halves, from_words, halves, words
+from bitquilt.qtypes.bits import digits, from_digits, from_halves, from_words, halves, words
 from bitquilt.qtypes.ggml import blocks_of
 from bitquilt.qtypes.iquants import Codebook
 from bitquilt.qtypes.qtype import Packed, Unpacked, register
 
 TRIPLE_SHIFTS = (0, 3, 6, 9)
 """Where a 16-bit word keeps four numbers of three bits."""
+D_SHIFTS = (0, 4, 8, 12)
+"""Where the number that IQ1_M keeps in four words has its quarters."""
 
 
 class ShiftedCodebook(Codebook):
@@ -77,6 +79,48 @@ class IQ1_S(ShiftedCodebook):
         )
 
 
+class IQ1_M(ShiftedCodebook):
+    """1.75 bits, scales of 16, shifts of 8: qs(32) qh(16) scales(4 × 2)."""
+
+    # qs[i]       the low eight bits of code[i], weights 8 i … 8 i + 7
+    #
+    # qh[j]       7 … 4        3 … 0        high four bits of the codes, the first of them the shift
+    #             code[2j+1]   code[2j]
+    #
+    # scales[k]   15 … 12             11 … 9        8 … 6         5 … 3         2 … 0
+    #             d, bit 4k … 4k+3    scale[4k+3]   scale[4k+2]   scale[4k+1]   scale[4k]
+
+    name = "IQ1_M"
+    sub_block = 16
+    sections: ClassVar = {"qs": 32, "qh": 16, "scales": 8}
+    half_sections = ()
+
+    def unpack(self, packed: Packed) -> Unpacked:
+        """Return ``codes`` 0 … 4095, ``scales`` [R, C / 16]; see :class:`ShiftedCodebook`."""
+        s = self.split(packed)
+        word = words(s["scales"], 2)
+        # [R, B, 4] -> [R, B, 1]
+        d = (word >> 12 << torch.tensor(D_SHIFTS, device=word.device)).sum(-1, keepdim=True)
+        codes = s["qs"].to(torch.int16) | digits(s["qh"], 4).to(torch.int16) << 8
+        return {
+            "codes": codes.flatten(1),
+            "scales": _triples(word).to(torch.uint8).flatten(1),
+            "d": halves(from_words(d, 2)).flatten(1),
+        }
+
+    def pack(self, fields: Unpacked) -> Packed:
+        codes = blocks_of(fields["codes"], 32)
+        # [R, C / 16] -> [R, B, 4, 4]
+        scales = torch.unflatten(fields["scales"].long(), 1, (-1, 4, 4))
+        d = words(from_halves(blocks_of(fields["d"], 1)), 2)
+        quarters = d >> torch.tensor(D_SHIFTS, device=d.device) & 15
+        return self.join(
+            qs=(codes & 255).to(torch.uint8),
+            qh=from_digits((codes >> 8).to(torch.uint8), 4),
+            scales=from_words(_from_triples(scales) | quarters << 12, 2),
+        )
+
+
 def _triples(word: Tensor) -> Tensor:
     """Read four numbers of three bits from each word: int64 [..., n] to [..., n, 4]."""
     return word.unsqueeze(-1) >> torch.tensor(TRIPLE_SHIFTS, device=word.device) & 7
@@ -87,4 +131,5 @@ def _from_triples(numbers: Tensor) -> Tensor:
     return (numbers << torch.tensor(TRIPLE_SHIFTS, device=numbers.device)).sum(-1)
 
 
-register(IQ1_S())
+for qtype in (IQ1_S(), IQ1_M()):
+    register(qtype)

@@ -43,30 +43,40 @@ def test_better_than_ggml(qtype: Codebook, blocks: Callable[[int], tuple[Tensor,
     assert (ours > theirs).float().mean() < 0.03
 
 
+@pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M"])
 @pytest.mark.parametrize("blocks", [random_blocks, real_blocks])
-def test_no_row_is_worse_than_all_patterns_at_plain_scales(
-    blocks: Callable[[int], tuple[Tensor, Tensor]],
+def test_better_than_all_patterns_at_plain_units(
+    name: str, blocks: Callable[[int], tuple[Tensor, Tensor]]
 ) -> None:
-    """IQ1_S: the unit by root mean squares; then every scale, shift and pattern of gguf-py's."""
+    """The unit by root mean squares; then the best scale, shift and pattern of all of gguf-py's.
+
+    A fit compares a few patterns, so that a row whose unit happens to be right can be worse.
+    """
     weight, importance = blocks(256)
-    weight, importance = weight[::21, :512].contiguous(), importance[:512].contiguous()
-    qtype = qtypes.get("IQ1_S")
+    weight, importance = weight[::9, :512].contiguous(), importance[:512].contiguous()
+    qtype = qtypes.get(name)
+    assert isinstance(qtype, Codebook)
     fields = fit(qtype, weight, importance)
     quants.IQ1_S.init_grid()
     grid = torch.from_numpy(quants.IQ1_S.grid[0, 0])
-    # [R, C] -> [R, B, 8 sub-blocks, 4 vectors, 8]
-    cut, shares = (each.unflatten(-1, (-1, 8, 4, 8)) for each in (weight, importance))
+    shifted = [grid + 1 / 8, grid - 1 / 8]
+    # IQ1_M has a shift for each vector, IQ1_S for each sub-block
+    choices = [torch.cat(shifted)] if name == "IQ1_M" else shifted
+    # [R, C] -> [R, B, sub-blocks, vectors, 8]
+    shape = (-1, 256 // qtype.sub_block, qtype.sub_block // 8, 8)
+    cut, shares = (each.unflatten(-1, shape) for each in (weight, importance))
     largest = cut.square().mean((-1, -2)).sqrt().amax(-1, keepdim=True)
     found = torch.full(cut.shape[:3], torch.inf)
     for scale in range(1, 16, 2):
         step = (1.3 * largest / 15 * scale)[..., None, None]
-        for levels in (grid + 1 / 8, grid - 1 / 8):
+        for levels in choices:
             square = shares @ levels.T.square() * step.square()
             costs = square - 2 * step * ((cut * shares) @ levels.T)
             found = torch.minimum(found, costs.amin(-1).sum(-1))
     plain = (weight.square() * importance).sum(1) + found.sum((1, 2))
     ours = errors(qtype, fields, weight, importance).sum(1)
-    assert (ours < plain).all()
+    assert (ours < 1.03 * plain).all()
+    assert ours.sum() < 0.97 * plain.sum()
 
 
 @pytest.mark.parametrize("qtype", QTYPES, ids=lambda qtype: qtype.name)

@@ -49,7 +49,7 @@ class _Gguf(Target):
         256: frozenset(
             {
                 *("Q2_0", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "IQ2_XS"),
-                *("TQ1_0", "TQ2_0"),
+                *("IQ1_M", "TQ1_0", "TQ2_0"),
             }
         ),
     }
