@@ -22,7 +22,8 @@ def safetensors_entries(directory: Path) -> Iterator[tuple[str, dict[str, Any]]]
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 entries = json.loads(file.read(length))
-            ends = (at["data_offsets"][1] for at in entries.values() if "data_offsets" in at)
+            # mlx writes null for metadata that it was not given
+            ends = (at["data_offsets"][1] for at in entries.values() if at and "data_offsets" in at)
             if 8 + length + max(ends, default=0) > path.stat().st_size:
                 raise ValueError("it ends within its tensors")
         except (OSError, struct.error, ValueError, LookupError, AttributeError, TypeError) as error:
