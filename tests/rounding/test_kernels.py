@@ -212,12 +212,16 @@ def test_without_a_compiler_the_first_line_of_its_words_is_the_trouble(monkeypat
 
 
 def test_an_older_torch_is_trouble_too(monkeypatch):
-    monkeypatch.delattr(torch.cuda, "_compile_kernel", raising=False)
+    from torch.cuda import _utils
+
+    monkeypatch.delattr(_utils, "_nvrtc_compile", raising=False)
+    monkeypatch.setattr(kernels, "compiling", kernels.compiling.__wrapped__)
     monkeypatch.setattr(kernels, "_find_compiler", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     kernels._kernel.cache_clear()
-    assert "_compile_kernel" in kernels.compile_error.__wrapped__()
+    kernels._module.cache_clear()
+    assert "_nvrtc_compile" in kernels.compile_error.__wrapped__()
 
 
 def test_the_cpu_is_never_served():
