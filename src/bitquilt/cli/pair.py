@@ -56,7 +56,7 @@ def _print(found: PairResult) -> None:
     if best.speedup > 1:
         console.print(
             f"Drafts of {best.draft} tokens would make {found.large} {best.speedup:.2f} times as "
-            "fast. To use them, give `run` or `serve` the small model with --draft.",
+            f"fast: `bitquilt run {found.large} --draft {found.small}`, and `serve` likewise.",
             markup=False,
         )
     else:

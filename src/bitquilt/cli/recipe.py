@@ -36,8 +36,8 @@ FORM_NAMES = ("tensor-type-file", "custom-q", "mlx-lm")
     type=click.Choice(FORM_NAMES),
     default=FORM_NAMES[0],
     show_default=True,
-    help="The form that `export` writes: a file for --tensor-type-file of llama-quantize, a text "
-    "for --custom-q of ik_llama.cpp, or JSON for quant_predicate of mlx-lm.",
+    help="The form that `export` writes: a file of tensor types for llama-quantize, the custom-q "
+    "of ik_llama.cpp, or JSON for the quant_predicate of mlx-lm.",
 )
 @click.option("-o", "--output", metavar="FILE", help="The result is written to this file.")
 @JSON
