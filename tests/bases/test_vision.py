@@ -94,7 +94,7 @@ def test_without_a_converter_plan_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr("bitquilt.allocation.plan.find_converter", lambda: None)
     notes = plan(magistral, recipe="Q8_0")[0].notes
-    assert any("once llama.cpp's converter is in place: run `" in note for note in notes)
+    assert any("once llama.cpp's converter is installed: run `" in note for note in notes)
 
 
 def test_where_the_tower_is_in_mlx_is_told(magistral: Path, tmp_path: Path) -> None:

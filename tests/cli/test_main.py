@@ -38,7 +38,7 @@ def test_help_of_a_verb(capfd, verb):
     text = capfd.readouterr().out
     assert text.startswith(f"Usage: bitquilt {verb} [OPTIONS] MODEL")
     assert "--json" in text
-    assert "\\b" not in text
+    assert "\\b\n" not in text
     assert max(map(len, text.splitlines())) <= 80
 
 

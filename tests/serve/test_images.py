@@ -89,7 +89,7 @@ def test_ollama_and_the_responses_api_show_it_too(server: Running) -> None:
     [
         (
             {"type": "image_url", "image_url": {"url": "https://a.b/c.png"}},
-            "send it as a data: URL",
+            "send the image as a data: URL",
         ),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}, "not in base64"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,aaaa"}}, "give a file"),

@@ -142,7 +142,7 @@ def test_a_matrix_without_a_partner_is_named_and_kept_at_a_safe_type(
     )
     assert made.plan.types["blk.1.ffn_up.weight"] == "Q8_0"
     assert made.plan.types["blk.0.ffn_up.weight"] != "Q8_0"
-    assert any("no importance: blk.1.ffn_up.weight" in line for line in said)
+    assert any("importance is unknown: blk.1.ffn_up.weight" in line for line in said)
 
 
 def test_which_models_go_by_a_base(tmp_path: Path) -> None:
