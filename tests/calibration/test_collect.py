@@ -147,5 +147,3 @@ def test_fast_products_are_given_up_where_they_compute_something_else(
     assert torch.get_float32_matmul_precision() == "highest"
     told = any("because bfloat16 would change" in line for line in lines)
     assert told == (precision == "highest")
-        precision == "highest"
-    )
