@@ -35,9 +35,9 @@ def open_choices(
         sizes: their bytes.
         capacity: bytes, no fewer than those of the smallest allocation.
     """
-    cost, nbytes = _table(costs), _table(sizes)
+    cost, nbytes = _table(costs, math.inf), _table(sizes, 0.0)
     price = _best_price(cost, nbytes, capacity)
-    priced = cost + price * np.where(np.isfinite(nbytes), nbytes, 0.0)
+    priced = cost + price * nbytes
     least = priced.min(axis=1)
     bound = float(least.sum()) - price * capacity
     feasible = _feasible(cost, nbytes, capacity, price)
@@ -48,9 +48,9 @@ def open_choices(
     return [np.flatnonzero(own).tolist() for own in within]
 
 
-def _table(numbers: Sequence[Sequence[float] | Float64Array]) -> Float64Array:
-    """Put rows of unequal length into [M, K]; what they lack is infinite."""
-    table = np.full((len(numbers), max(map(len, numbers))), np.inf)
+def _table(numbers: Sequence[Sequence[float] | Float64Array], lacking: float) -> Float64Array:
+    """Put rows of unequal length into [M, K], with a number for what they lack."""
+    table = np.full((len(numbers), max(map(len, numbers))), lacking)
     for row, own in zip(table, numbers, strict=True):
         row[: len(own)] = own
     return table
@@ -60,7 +60,7 @@ def _cheapest(
     cost: Float64Array, nbytes: Float64Array, price: float
 ) -> tuple[NDArray[np.intp], float]:
     """Return each matrix's choice [M] at a price, the smallest of equals, and their bytes."""
-    priced = cost + price * np.where(np.isfinite(nbytes), nbytes, 0.0)
+    priced = cost + price * nbytes
     tied = priced == priced.min(axis=1, keepdims=True)
     chosen = np.where(tied, nbytes, np.inf).argmin(axis=1)
     return chosen, float(nbytes[np.arange(len(cost)), chosen].sum())

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Self
 
 from torch import Tensor, nn
@@ -60,12 +59,7 @@ class DecodedModel(AbstractContextManager["DecodedModel"]):
         self._lent.others = self._numbers
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Put the model's own back."""
         self._exchange()
         self._lent.others = lambda _: None

@@ -9,6 +9,7 @@ Letters: N windows of L tokens, n tokens at once, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -88,12 +89,9 @@ class BaseClosing:
         at_once = logit_tokens(self._two.vocabulary)
         for window in hidden:
             for some in window.split(at_once):
-                if student is None:
-                    yield self._two.logits(some)
-                else:
-                    with student:
-                        found = self._two.logits(some)
-                    yield found
+                with student or nullcontext():
+                    found = self._two.logits(some)
+                yield found
                 advance(len(some))
 
     @torch.no_grad()

@@ -197,7 +197,7 @@ class LlamaCppBackend:
         if cells + sum(len(self._held[sequence]) for sequence in others) > self._cells:
             for sequence in others:
                 self._set_aside(sequence)
-                self._keep(sequence, 0)
+            self._forget(others)
         for sequence, prompt in zip(live, prompts, strict=True):
             self._take_up(sequence, prompt)
         alone: list[int] = []

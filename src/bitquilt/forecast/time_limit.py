@@ -47,7 +47,7 @@ def budget_of(
         return _as_begun(budget_for(checkpoint, factor), checkpoint, config)
 
     def seconds(factor: float) -> float:
-        work = _work(checkpoint, plans, config, budget(factor))
+        work = replace(_work(checkpoint, plans, config, budget(factor)), afresh=True)
         return sum(stage.seconds for stage in StageSeconds(work, speed).stages())
 
     fitting = bisect_right(FACTORS, limit, key=seconds)
@@ -64,8 +64,7 @@ def planned_work(
     checkpoint: Checkpoint, plans: Sequence[Plan], config: AllocationConfig
 ) -> RunWork:
     """Return a run's work before its text is read, which may lack one kind of the held-out text."""
-    budget = budget_of(checkpoint, plans, config)
-    return replace(_work(checkpoint, plans, config, budget), afresh=False)
+    return _work(checkpoint, plans, config, budget_of(checkpoint, plans, config))
 
 
 def _work(
@@ -78,7 +77,6 @@ def _work(
         budget=budget,
         search=affordable_search(config.search, budget),
         closing=2 * budget.held_out,
-        afresh=True,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,6 @@ import torch
 import torch.multiprocessing  # with it, connections pass tensors of a GPU
 from torch import Tensor
 
-from bitquilt.calibration.statistics import BlockStats
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.rounding import kernels
@@ -58,15 +58,13 @@ def serve_tasks(connection: Connection[Any, Any]) -> None:
                 connection.send(_done(bank, connection.recv(), says))
 
 
-@torch.no_grad()
 def _done(bank: LayerBank, task: BlockTask, says: Progress) -> WorkerAnswer:
     """Do a task, and return what is to be said of it."""
     device = compute_device()
     # a copy, since the other side repeats the task where this process dies
     moments = passable(task.moments, lambda numbers: _taken(numbers, device))
-    statistics = BlockStats(bank.checkpoint, bank.work, moments)
     try:
-        task.step(bank.reading(statistics), task.candidates, says)
+        replace(task, moments=moments).do(bank, says)
     except UserError as error:
         return WorkerAnswer(failed=error.sentence)
     return WorkerAnswer()

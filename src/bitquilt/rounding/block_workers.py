@@ -18,7 +18,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from queue import SimpleQueue
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -26,9 +25,11 @@ import torch.multiprocessing  # with it, connections pass tensors of a GPU
 from torch import Tensor
 
 from bitquilt.calibration.block_moments import BlockMoments
+from bitquilt.calibration.statistics import BlockStats
 from bitquilt.errors import UserError
 from bitquilt.rounding.layer_bank import Candidates, LayerBank
 from bitquilt.runtime.compute import asked_threads
+from bitquilt.runtime.products import multiplying
 from bitquilt.runtime.progress import Progress
 
 MOST_GIVEN = 2
@@ -60,6 +61,13 @@ class BlockTask:
     step: BlockStep
     moments: BlockMoments
     candidates: Candidates
+
+    @torch.no_grad()
+    def do(self, bank: LayerBank, says: Progress) -> None:
+        """Take the step in this process."""
+        statistics = BlockStats(bank.checkpoint, bank.work, self.moments)
+        with multiplying("highest"):  # passes over the text may multiply faster and rougher
+            self.step(bank.reading(statistics), self.candidates, says)
 
 
 @dataclass(frozen=True)
@@ -223,12 +231,7 @@ class BlockWorkers(AbstractContextManager["BlockWorkers"]):
         worker.close()
         return lost
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """End all processes."""
         for worker in self._workers:
             worker.close()

@@ -14,12 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from bitquilt.calibration.block_moments import BlockMoments
 from bitquilt.calibration.collect import collect_statistics, collection_work
-from bitquilt.calibration.statistics import BlockStats
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.names import layer_of
 from bitquilt.rounding import kernels
@@ -32,7 +30,6 @@ from bitquilt.rounding.round_layers import (
     round_layers,
     rounding_work,
 )
-from bitquilt.runtime.products import multiplying
 from bitquilt.runtime.progress import Progress
 
 
@@ -178,13 +175,10 @@ class _Keeper:
         self._here(self.workers.take_back())
         self._here(self.workers.wait())
 
-    @torch.no_grad()
     def _here(self, tasks: Iterable[BlockTask]) -> None:
         """Do tasks in this process."""
         for task in tasks:
-            statistics = BlockStats(self.bank.checkpoint, self.bank.work, task.moments)
-            with multiplying("highest"):  # passes may multiply faster and rougher
-                task.step(self.bank.reading(statistics), task.candidates, self.says)
+            task.do(self.bank, self.says)
 
 
 class _Words(Progress):
