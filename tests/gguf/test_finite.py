@@ -54,6 +54,41 @@ def test_a_number_is_found_exactly_where_it_makes_weights_that_are_none(tmp_path
     assert any(found)
 
 
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E01, 0xFFFF, 0x7BFF, 0xFBFF, 0x0001, 0x3C7F])
+def test_the_scale_that_iq1_m_keeps_in_four_quarters_is_put_together(tmp_path, bits):
+    random = np.random.default_rng(0)
+    data = random.integers(0, 256, (2, BLOCKS, 56), np.uint8)
+    data[..., 55] &= 0x3F  # the other scales have exponents below infinity's
+    for word in range(4):
+        data[1, 3, 49 + 2 * word] = (bits >> 4 * word & 15) << 4 | 0x0A
+    data = data.reshape(2, -1)
+    broken = not np.isfinite(decode(data, GgmlType.IQ1_M)).all()
+    assert broken == (bits & 0x7C00 == 0x7C00)
+    named = broken_tensor(file_of(tmp_path, GgmlType.IQ1_M, data))
+    assert named == ("blk.0.attn_q.weight" if broken else None)
+
+
+@pytest.mark.parametrize("codes", [0x00, 0x91, 0x02, 0x30, 0x0B, 0x40, 0x05, 0x60, 0x0F])
+def test_scales_of_mxfp4_are_too_large_for_some_codes(tmp_path, codes):
+    for exponent in (127, 252, 253, 254, 255):
+        data = np.full((2, BLOCKS, 17), 0x7F, np.uint8)  # the others are 2^-1 times 12 and -12
+        data[1, 3], data[1, 3, 0] = 0, exponent
+        data[1, 3, 5] = codes
+        data = data.reshape(2, -1)
+        with np.errstate(over="ignore"):
+            broken = not np.isfinite(decode(data, GgmlType.MXFP4)).all()
+        named = broken_tensor(file_of(tmp_path, GgmlType.MXFP4, data))
+        assert named == ("blk.0.attn_q.weight" if broken else None), exponent
+
+
+@pytest.mark.parametrize("scale", range(0, 256, 5))
+def test_no_scale_of_nvfp4_is_infinite(tmp_path, scale):
+    data = np.full((2, 36), 0x77, np.uint8)
+    data[:, :4] = scale
+    assert np.isfinite(decode(data, GgmlType.NVFP4)).all()
+    assert broken_tensor(file_of(tmp_path, GgmlType.NVFP4, data)) is None
+
+
 def test_what_is_not_gguf_is_told(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUX" + bytes(64))

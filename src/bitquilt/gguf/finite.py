@@ -1,7 +1,8 @@
 """Whether the numbers of a GGUF file are numbers, without decoding it: scales are looked at alone.
 
-A block's codes are whole numbers, so a weight is NaN or infinite only where a scale is. The places
-of scales are those of ggml-common.h.
+A block's codes are whole numbers, so a weight is NaN or infinite only where a scale is; but MXFP4
+has scales so large that their products with larger codes are infinite. NVFP4 has no such numbers:
+ggml reads the code that would be NaN as 0. The places of scales are those of ggml-common.h.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ SCALE_PLACES = {
     Type.TQ2_0: (64,),
 }
 """Type of blocks → where in a block its float16 numbers are, in bytes."""
+IQ1_M_TOPS = (49, 51, 53, 55)
+"""Where in a block of IQ1_M the quarters of its float16 number are, the lowest first."""
 
 
 def broken_tensor(path: Path) -> str | None:
@@ -67,9 +70,37 @@ def _finite(stored: NDArray[np.uint8], tensor: GgufTensor) -> bool:
     if tensor.type in PLAIN_NUMBERS:
         dtype, ones = PLAIN_NUMBERS[tensor.type]
         return not ((stored.view(dtype) & ones) == ones).any()
+    blocks = stored.reshape(-1, GGML_BLOCKS[tensor.type][1])
+    if tensor.type is Type.IQ1_M:
+        return _finite_halves(_iq1_m_scales(blocks))
+    if tensor.type is Type.MXFP4:
+        return _finite_mxfp4(blocks)
     if tensor.type not in SCALE_PLACES:
         return True
-    _, nbytes = GGML_BLOCKS[tensor.type]
-    halves = stored.view(np.uint16).reshape(-1, nbytes // 2)
+    halves = blocks.view(np.uint16)
+    return all(_finite_halves(halves[:, at // 2]) for at in SCALE_PLACES[tensor.type])
+
+
+def _finite_halves(bits: NDArray[np.uint16]) -> bool:
+    """Whether float16 numbers are all finite, given their bits."""
     _, ones = PLAIN_NUMBERS[Type.F16]
-    return not any(((halves[:, at // 2] & ones) == ones).any() for at in SCALE_PLACES[tensor.type])
+    return not ((bits & ones) == ones).any()
+
+
+def _iq1_m_scales(blocks: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Put the bits of IQ1_M's scales together: a quarter is at the top of each of four words."""
+    tops = blocks[:, IQ1_M_TOPS].astype(np.uint16) >> 4
+    joined: NDArray[np.uint16] = tops[:, 0] | tops[:, 1] << 4 | tops[:, 2] << 8 | tops[:, 3] << 12
+    return joined
+
+
+def _finite_mxfp4(blocks: NDArray[np.uint8]) -> bool:
+    """Whether 2^(e - 128) times 0, 1, 2, 3, 4, 6, 8 or 12 is finite, e the first byte of a block.
+
+    The codes of these numbers are 0 … 7; with their signs, they are the halves of the other bytes.
+    """
+    large = blocks[blocks[:, 0] > 252].astype(np.int64)
+    first_infinite = 2 * (256 - large[:, :1])  # 2, 4, 8: from 2^128 on there is no float32
+    return not any(
+        (codes >= first_infinite).any() for codes in (large[:, 1:] & 7, large[:, 1:] >> 4 & 7)
+    )
