@@ -90,7 +90,7 @@ def _finite_halves(bits: NDArray[np.uint16]) -> bool:
 def _iq1_m_scales(blocks: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """Put the bits of IQ1_M's scales together: a quarter is at the top of each of four words."""
     tops = blocks[:, IQ1_M_TOPS].astype(np.uint16) >> 4
-    joined: NDArray[np.uint16] = tops[:, 0] | tops[:, 1] << 4 | tops[:, 2] << 8 | tops[:, 3] << 12
+    joined: NDArray[np.uint16] = (tops << np.array([0, 4, 8, 12], np.uint16)).sum(1, np.uint16)
     return joined
 
 
