@@ -131,7 +131,7 @@ def test_weights_that_are_no_numbers(model, tmp_path, refused, value):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--bits", "1"], ["--bits 1 is too small", "--bits 1.6"]),
+        (["--bits", "1"], ["--bits 1 is too small", "at least 1.5625 bits in gguf", "--bits 3"]),
         (["--size", "100kB"], ["100.00 kB is too small", "--size 1"]),
         (["--size", "1GB"], ["1.00 GB is too large", "--bits"]),
         (["--bits", "many"], ["'many' is not a list of numbers", "quantize --help"]),

@@ -140,6 +140,23 @@ class PlanConfig(Options):
                 "disk, or --recipe=Q4_K_M"
             )
 
+        self._refuse_too_few_bits()
+
+    def _refuse_too_few_bits(self) -> None:
+        """Refuse bits that no type of any format that is asked for is small enough for.
+
+        Where one of several budgets or formats is possible, a plan says which are not.
+        """
+        if not isinstance(self.bits, tuple):
+            return
+        formats = targets.parse_targets(self.to)
+        if max(self.bits) < min(each.fewest_bits for each in formats):
+            takes = " and ".join(f"{each.fewest_bits:g} bits in {each}" for each in formats)
+            raise UserError(
+                f"--bits={max(self.bits):g} is too small: a weight takes at least {takes}; ask for "
+                "more, like --bits=3"
+            )
+
     @property
     def several_bits(self) -> tuple[float | None, ...]:
         """The budgets in bits; one None where the budget is another."""
@@ -210,6 +227,10 @@ class AllocationConfig(PlanConfig):
                 "a recipe leaves nothing to choose by speed; with --min-tokens-per-second, give "
                 "--bits or --size"
             )
+
+    def work_directory(self, name: str) -> Path:
+        """Return where a run on the model of that name keeps its stages' results."""
+        return Path(self.work_dir or Path(self.output) / f"{name}.work")
 
     def require_budget(self, model: str | Path) -> None:
         """Refuse a recipe without a budget, which leaves nothing to search.

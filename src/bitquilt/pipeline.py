@@ -36,7 +36,7 @@ from bitquilt.engines.weights import require_finite_weights
 from bitquilt.errors import PartlyRefusedError, UserError
 from bitquilt.forecast.estimate import Forecast, forecast_of
 from bitquilt.forecast.time_limit import budget_of
-from bitquilt.forecast.work import RunWork, work_directory
+from bitquilt.forecast.work import RunWork
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import ClosingTeacher, HeldOutFigures
 from bitquilt.models import open_checkpoint
@@ -225,7 +225,7 @@ class Run(AbstractContextManager["Run"]):
         refuse_file(self.output, "--output")
         self._model = str(model)
         self.checkpoint = open_checkpoint(self._model)
-        self._work_dir = work_directory(self.checkpoint, config)
+        self._work_dir = config.work_directory(self.checkpoint.name)
         refuse_unusable(self._work_dir)
         self.checkpoint.load("model.norm.weight")  # a config without weights is refused now
         if self.checkpoint.gguf_source is not None:

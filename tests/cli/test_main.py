@@ -34,8 +34,10 @@ def test_help(capfd, arguments):
 
 @pytest.mark.parametrize("verb", ["quantize", "plan", "inspect", "run"])
 def test_help_of_a_verb(capfd, verb):
-    assert invoke(verb, "--help") == 0
+    assert invoke(verb, "-h") == 0
     text = capfd.readouterr().out
+    assert invoke(verb, "--help") == 0
+    assert capfd.readouterr().out == text
     assert text.startswith(f"Usage: bitquilt {verb} [OPTIONS] MODEL")
     assert "--json" in text
     assert "\\b\n" not in text

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import bitquilt
+from bitquilt.runtime.workdir import WorkDir
 from tests.test_imports import HEAVY
 
 WRONG = {
@@ -133,6 +134,29 @@ WRONG = {
     ("run", "some.gguf", "Hi", "--draft", "text.gguf"): "text.gguf is not a GGUF file: it does not",
     ("run", "some.gguf", "Hi", "--draft", "mlx"): "--draft mlx is a model for mlx-lm, but draft",
     ("recipe", "from", "some.gguf", "-o", "nomodel"): "nomodel is a directory where a file should",
+    (
+        "plan",
+        "demo",
+        "--bits",
+        "1",
+    ): "--bits 1 is too small: a weight takes at least 1.5625",
+    (
+        "quantize",
+        "demo",
+        "--bits",
+        "1,1.5",
+        "--to",
+        "both",
+    ): "--bits 1.5 is too small: a weight takes at least 1.5625 bits in gguf and 2.25 bits in mlx;",
+    ("search", "demo", "--bits", "2", "--to", "mlx"): "--bits 2 is too small: a weight takes at",
+    ("run", "What", "demo"): "MODEL comes before PROMPT; write `bitquilt run demo What`; see",
+    ("run", "What", "is", "2+3?", "some.gguf"): "MODEL comes before PROMPT; write `bitquilt run "
+    "some.gguf 'What is 2+3?'`; see",
+    ("run", "demo", "What", "is", "2+3?"): "PROMPT has no quotes; write `bitquilt run demo 'What "
+    "is 2+3?'`; see",
+    ("quantize", "demo", "--bits", "4", "-o", "used"): "work directory used/demo.work is in use by",
+    ("search", "few-Q4_0.gguf", "--bits", "4", "-o", "used"): "work directory used/few.work is in",
+    ("quantize", "demo", "--bits", "4", "-o", "/proc/x"): "/proc/x was not written: No such file",
 }
 SOURCE = os.path.dirname(os.path.dirname(bitquilt.__file__))
 IN_ONE_PROCESS = """
@@ -152,21 +176,23 @@ def test_simple_mistakes_are_told_at_once(tmp_path):
     (tmp_path / "empty.gguf").touch()
     (tmp_path / "text.gguf").write_text("no GGUF")
     (tmp_path / "some.gguf").write_text("GGUF and more")
+    (tmp_path / "few-Q4_0.gguf").write_text("GGUF and more")
     (tmp_path / "several").mkdir()
     for name in ("one.gguf", "two.gguf"):
         (tmp_path / "several" / name).write_text("GGUF")
     (tmp_path / "mlx").mkdir()
     (tmp_path / "mlx" / "config.json").write_text('{"quantization": {}}')
     (tmp_path / "mlx" / "model.safetensors").touch()
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ONE_PROCESS.replace("{heavy}", repr(HEAVY))],
-        input="\n".join(map(" ".join, WRONG)),
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": SOURCE},
-    )
+    with WorkDir(tmp_path / "used" / "demo.work", {}), WorkDir(tmp_path / "used" / "few.work", {}):
+        done = subprocess.run(
+            [sys.executable, "-c", IN_ONE_PROCESS.replace("{heavy}", repr(HEAVY))],
+            input="\n".join(map(" ".join, WRONG)),
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": SOURCE},
+        )
     said = done.stderr.splitlines()
     for words, sentence, line in zip(WRONG, WRONG.values(), said, strict=True):
         assert line.startswith(f"bitquilt: {sentence}"), words

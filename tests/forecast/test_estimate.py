@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections import namedtuple
 from dataclasses import replace
 
@@ -151,6 +152,14 @@ def test_a_full_disk_is_refused_in_one_sentence_before_the_work(
         sentence,
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_cannot_be_written_is_not_called_full(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    both = {"work_dir": small_disk / "a.work", "output": small_disk}
+    words = r"a\.work was not written: no write permission there; .* with work_dir$"
+    with pytest.raises(UserError, match=words):
+        disk.DiskUse(work_bytes=10**9, output_bytes=10**9, **both).require_room()
 
 
 def test_two_disks_are_asked_one_by_one(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import torch
 from bitquilt import qtypes
 from bitquilt.errors import UserError
 from bitquilt.rounding.nearest import fit
+from bitquilt.targets import TARGETS, Target
 
 
 def test_names_come_by_bits() -> None:
@@ -16,6 +17,11 @@ def test_names_come_by_bits() -> None:
 
 def test_targets_share_only_the_floats() -> None:
     assert set(qtypes.names("gguf")) & set(qtypes.names("mlx")) == {"BF16", "F32"}
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=str)
+def test_a_target_knows_the_bits_of_its_smallest_type(target: Target) -> None:
+    assert qtypes.get(qtypes.names(target.name)[0]).bits == target.fewest_bits
 
 
 def test_narrow_rows_take_only_small_blocks() -> None:

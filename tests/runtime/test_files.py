@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 from bitquilt.errors import UserError
-from bitquilt.runtime.files import atomic_write, require_room
+from bitquilt.runtime.files import atomic_write, refuse_unwritable, require_room
 from bitquilt.runtime.workdir import WorkDir
 
 
@@ -159,6 +160,15 @@ def test_room_is_known_beforehand(tmp_path):
 def test_no_permission():
     with pytest.raises(UserError, match=r"^/proc/nobody"):
         require_room(Path("/proc/nobody"), 0)
+
+
+def test_a_disk_that_cannot_be_written_is_refused_before_the_work(small_disk):
+    refuse_unwritable(small_disk / "new" / "newer", "--output")
+    assert list(small_disk.iterdir()) == []
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    words = "new was not written: no write permission there; choose another directory with"
+    with pytest.raises(UserError, match=words):
+        refuse_unwritable(small_disk / "new", "--output")
 
 
 def test_a_full_disk(small_disk):

@@ -44,7 +44,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says where there is no room."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="bitquilt")
 def bitquilt() -> None:
     """Make mixed-precision GGUF and MLX models of an exact size, which stock engines run.
@@ -125,7 +128,7 @@ def _require_once(words: Sequence[str]) -> None:
     if verb is None or isinstance(verb, click.Group):
         return
     try:
-        _, _, order = verb.make_parser(click.Context(verb)).parse_args(list(words[1:]))
+        _, _, order = verb.make_parser(click.Context(verb, **SETTINGS)).parse_args(list(words[1:]))
     except click.UsageError:
         return  # click will say it
     for one, times in Counter(map(id, order)).items():

@@ -9,22 +9,21 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 from click.core import ParameterSource
 
+from bitquilt.config import AllocationConfig, QuantizeConfig
 from bitquilt.errors import PartlyRefusedError
 from bitquilt.evaluation.file_format import format_of
+from bitquilt.models.sources.resolve import local_path, short_name
 from bitquilt.runtime.extras import require_ray
-from bitquilt.runtime.files import nan_to_null, refuse_file
+from bitquilt.runtime.files import nan_to_null, refuse_file, refuse_unwritable
 from bitquilt.runtime.near import did_you_mean, require_there
 from bitquilt.runtime.options import Option, Options
 from bitquilt.runtime.sizes import is_size
 from bitquilt.runtime.workdir import refuse_unusable
-
-if TYPE_CHECKING:
-    from bitquilt.config import AllocationConfig
 
 
 class Among(click.Choice[str]):
@@ -114,6 +113,18 @@ def require_possible(config: AllocationConfig) -> None:
 
         with computing(config.device, config.threads):
             pass
+
+
+def require_place(model: str, config: AllocationConfig) -> None:
+    """Refuse directories that a run could not write into, before the model is opened.
+
+    Raises:
+        UserError: the output cannot be written, or the work directory is not ours or in use.
+    """
+    refuse_unwritable(Path(config.output), "--output")
+    if isinstance(config, QuantizeConfig) and (config.imatrix is not None or config.trim):
+        return  # without a work directory, or with that of the trimmed model
+    refuse_unusable(config.work_directory(short_name(model, local_path(model) or Path())))
 
 
 def _models(several: bool, files: bool) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -10,7 +10,7 @@ import click
 
 from bitquilt.allocation.budget import human
 from bitquilt.cli.clean import work_dir_told
-from bitquilt.cli.options import JSON, MODEL, config_options, require_possible, show
+from bitquilt.cli.options import JSON, MODEL, config_options, require_place, require_possible, show
 from bitquilt.cli.tables import (
     SIZE_HEADINGS,
     SIZE_NOTE,
@@ -51,6 +51,7 @@ def quantize(model: str, config: QuantizeConfig, as_json: bool) -> None:
     bitquilt quantize model-BF16.gguf --imatrix imatrix.gguf --size 20GB
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     require_possible(config)
+    require_place(model, config)
     if config.imatrix is not None:
         _quantize_gguf(model, config, as_json)
         return

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from bitquilt.cli.options import JSON, MODEL, config_options, print_json, printable
+from bitquilt.cli.options import JSON, config_options, print_json, printable, require_model
 from bitquilt.cli.talking import IMAGES, Screen, no_text, require_draft, settings, system_prompt
 from bitquilt.errors import UserError
+from bitquilt.models.sources.resolve import local_path
 from bitquilt.runtime.compute import asking
 from bitquilt.talk.config import RunConfig
 
@@ -31,11 +34,11 @@ INSTEAD = "ask in text, and show an image with --image FILE"
 
 
 @click.command()
-@MODEL
-@click.argument("prompt", required=False)
+@click.argument("model")
+@click.argument("words", metavar="[PROMPT]", nargs=-1)
 @config_options(RunConfig)
 @JSON
-def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> None:
+def run(model: str, words: tuple[str, ...], config: RunConfig, as_json: bool) -> None:
     """Ask MODEL a question and print the answer as it comes.
 
     Without PROMPT, the question is read from standard input. A GGUF file runs in llama.cpp, an MLX
@@ -43,6 +46,8 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
     that you leave out are those that the model's authors recommend. If they recommend none, the
     model always says the likeliest token (greedy decoding).
     """
+    _require_in_order(model, words)
+    prompt = words[0] if words else None
     require_draft(config.draft)
     from bitquilt.engines import open_engine
 
@@ -80,6 +85,28 @@ def run(model: str, prompt: str | None, config: RunConfig, as_json: bool) -> Non
             err=True,
         )
         sys.exit(NO_FINAL)
+
+
+def _require_in_order(model: str, words: Sequence[str]) -> None:
+    """Refuse what is no model, a prompt that stands before it, and one without quotes.
+
+    Raises:
+        UserError: it says how the command is written.
+    """
+    try:
+        require_model(model)
+    except UserError:
+        with suppress(UserError):
+            if words and local_path(words[-1]) is not None:
+                said = shlex.quote(" ".join([model, *words[:-1]]))
+                where = shlex.quote(words[-1])
+                raise click.UsageError(
+                    f"MODEL comes before PROMPT; write `bitquilt run {where} {said}`"
+                ) from None
+        raise
+    if len(words) > 1:
+        said = shlex.join([model, " ".join(words)])
+        raise click.UsageError(f"PROMPT has no quotes; write `bitquilt run {said}`")
 
 
 def _piped() -> str:

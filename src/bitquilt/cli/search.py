@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bitquilt.cli.clean import work_dir_told
-from bitquilt.cli.options import JSON, MODEL, config_options, require_possible, show
+from bitquilt.cli.options import JSON, MODEL, config_options, require_place, require_possible, show
 from bitquilt.config import AllocationConfig
 from bitquilt.runtime.malloc import keep_freed_memory
 
@@ -27,6 +27,7 @@ def search(model: str, config: AllocationConfig, as_json: bool) -> None:
     bitquilt search demo --bits 3,3.5,4 --search-time 300 -o recipes
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     require_possible(config)
+    require_place(model, config)
     config.require_budget(model)
     from bitquilt import pipeline
 

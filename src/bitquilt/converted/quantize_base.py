@@ -181,7 +181,7 @@ class _Run:
         fingerprint = checkpoint_fingerprint(
             read_json(directory / "config.json"), shapes, safetensors.files(directory)
         )
-        place = Path(self._config.work_dir or self._output / f"{self._name}.work")
+        place = self._config.work_directory(self._name)
         self._work = stack.enter_context(WorkDir(place, self._settings(fingerprint)))
         collect_base_statistics(model, self._tokens, self._work, progress)
         self._statistics = BaseStatistics(self._work)

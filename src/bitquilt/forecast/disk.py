@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from bitquilt.forecast.work import RunWork
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.models.names import layer_of
 from bitquilt.rounding.layer_bank import POLISHED, ROUNDED
+from bitquilt.runtime.files import nearest_there, refuse_unwritable
 
 FLOAT, TOKEN = 4, 8
 SPARE = 16 << 20
@@ -46,13 +46,21 @@ class DiskUse:
 
     @property
     def lacking(self) -> str:
-        """Say which disk is too small; empty where none is. Two directories may be on one disk."""
+        """Say which disk is too small or not to be written; empty where none is.
+
+        Two directories may be on one disk.
+        """
+        try:
+            refuse_unwritable(self.work_dir, "--work-dir")
+            refuse_unwritable(self.output, "--output")
+        except UserError as error:
+            return error.sentence
         needs: dict[int, list[tuple[Path, int]]] = {}
         for path, nbytes in ((self.work_dir, self.work_bytes), (self.output, self.output_bytes)):
             needs.setdefault(_device(path), []).append((path, nbytes))
         for parts in needs.values():
             needed = sum(nbytes for _, nbytes in parts)
-            free = shutil.disk_usage(_existing(parts[0][0])).free
+            free = shutil.disk_usage(nearest_there(parts[0][0])).free
             if needed > free:
                 where = " and ".join(f"{path} ({human(nbytes)})" for path, nbytes in parts)
                 return (
@@ -134,12 +142,4 @@ def _again(work: RunWork, times: int) -> Iterable[int]:
 
 def _device(path: Path) -> int:
     """Return the number of the disk that a path is on, or will be."""
-    return _existing(path).stat().st_dev
-
-
-def _existing(path: Path) -> Path:
-    """Return the nearest directory above that is there."""
-    path = Path(os.path.abspath(path))
-    while not path.exists():
-        path = path.parent
-    return path
+    return nearest_there(path).stat().st_dev

@@ -19,7 +19,7 @@ from bitquilt.config import AllocationConfig
 from bitquilt.errors import UserError
 from bitquilt.forecast.machine import machine_speed
 from bitquilt.forecast.stages import StageSeconds
-from bitquilt.forecast.work import RunWork, work_directory
+from bitquilt.forecast.work import RunWork
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.durations import parse_duration
 from bitquilt.runtime.files import read_json
@@ -82,7 +82,7 @@ def _work(
 
 def _as_begun(budget: TextBudget, checkpoint: Checkpoint, config: AllocationConfig) -> TextBudget:
     """Keep to the calibration text of a run that goes on: its statistics are of that."""
-    file = work_directory(checkpoint, config) / "settings.json"
+    file = config.work_directory(checkpoint.name) / "settings.json"
     if not file.exists():
         return budget
     windows = read_json(file).get("windows", {})

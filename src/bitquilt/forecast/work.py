@@ -25,11 +25,6 @@ ESTIMATED_FROM = 512_000_000
 """Weights from which on candidates of a model whose mixes no search measures are estimated."""
 
 
-def work_directory(checkpoint: Checkpoint, config: AllocationConfig) -> Path:
-    """Return where a run keeps its stages' results."""
-    return Path(config.work_dir or Path(config.output) / f"{checkpoint.name}.work")
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunWork:
     """One run: what is asked for, and the directory that it works in."""
@@ -48,7 +43,7 @@ class RunWork:
     @property
     def work_dir(self) -> Path:
         """Where the stages keep their results."""
-        return work_directory(self.checkpoint, self.config)
+        return self.config.work_directory(self.checkpoint.name)
 
     @property
     def quantizing(self) -> QuantizeConfig | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from gguf import LlamaFileType
@@ -62,11 +60,6 @@ def file_type_name(metadata: Mapping[str, Any], qtypes: Iterable[str]) -> str:
         return name.removeprefix("MOSTLY_").removeprefix("ALL_")
     ((most, _),) = counts.most_common(1)
     return f"mostly {most}"
-
-
-def model_name(path: Path) -> str:
-    """The file's name without its ending and without the type that it is quantized to."""
-    return re.sub(r"[.-](I?Q\d\w*|UD-\w+|BF16|F16|F32)$", "", path.stem, flags=re.IGNORECASE)
 
 
 def without_file_facts(pairs: Metadata, *, parted: bool = False) -> Metadata:

@@ -107,6 +107,32 @@ def require_room(directory: Path, nbytes: int) -> None:
         )
 
 
+def refuse_unwritable(directory: Path, option: str) -> None:
+    """Refuse a directory that cannot be made or written to; nothing is made.
+
+    Args:
+        directory: may be missing.
+        option: what names it.
+
+    Raises:
+        UserError: it says what keeps from writing.
+    """
+    place = nearest_there(directory)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise UserError(f"{_sentence(error, directory)} with {option}") from error
+
+
+def nearest_there(path: Path) -> Path:
+    """Return a path, or the nearest directory above it that exists."""
+    path = Path(os.path.abspath(path))
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def refuse_file(directory: Path, option: str) -> None:
     """Refuse a file where a directory belongs.
 

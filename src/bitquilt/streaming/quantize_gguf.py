@@ -21,10 +21,10 @@ from bitquilt.allocation.llama_cpp import LLAMA_CPP
 from bitquilt.config import QuantizeConfig
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import aligned
-from bitquilt.gguf.file_type import model_name
 from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.gguf.header import part_name
 from bitquilt.gguf.imatrix import read_imatrix
+from bitquilt.models.sources.resolve import model_name
 from bitquilt.runtime.files import refuse_file, require_room
 from bitquilt.runtime.near import did_you_mean
 from bitquilt.runtime.progress import Progress

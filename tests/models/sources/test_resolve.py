@@ -62,6 +62,19 @@ def test_hub_id(tmp_path: Path, hub: Any) -> None:
     assert resolve.short_name("facebook/MobileLLM-R1-140M", tmp_path) == "MobileLLM-R1-140M"
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("SmolLM2-135M-Instruct.Q4_1.gguf", "SmolLM2-135M-Instruct"),
+        ("Qwen3-0.6B-IQ4_XS.gguf", "Qwen3-0.6B"),
+        ("gemma-3-270m-it-F16.gguf", "gemma-3-270m-it"),
+        ("model.gguf", "model"),
+    ],
+)
+def test_names_lose_the_type(file: str, name: str) -> None:
+    assert resolve.short_name(file, Path(file)) == name
+
+
 def test_a_plan_leaves_weights_on_the_hub(tmp_path: Path, hub: Any) -> None:
     small = {"config.json", "tokenizer.json", "tokenizer_config.json"}
     heavy = {"model-00001-of-00002.safetensors", "model.safetensors.index.json"}

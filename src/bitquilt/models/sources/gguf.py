@@ -10,7 +10,7 @@ import torch
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
 from bitquilt.gguf.dequantize import dequantize
-from bitquilt.gguf.file_type import file_type_name, model_name
+from bitquilt.gguf.file_type import file_type_name
 from bitquilt.gguf.header import GgufHeader, read_header
 from bitquilt.gguf.metadata import generation_config
 from bitquilt.gguf.tokenizer import named_templates, tokenizer_directory
@@ -21,6 +21,7 @@ from bitquilt.models.chat_template import default_template
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.gguf_config import config_of, hf_tensors
+from bitquilt.models.sources.resolve import short_name
 from bitquilt.models.sources.tensors import (
     about_quantization,
     bytes_by_type,
@@ -48,7 +49,7 @@ def open_gguf(path: Path) -> Checkpoint:
     template = default_template(stated)
     own_fingerprint = checkpoint_fingerprint(form.config, form.shapes, [path])
     return Checkpoint(
-        name=model_name(path),
+        name=short_name(str(path), path),
         config=form.config,
         original_config=original,
         shapes=form.shapes,

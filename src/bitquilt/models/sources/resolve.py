@@ -103,10 +103,17 @@ def hub_id(reference: str, path: Path) -> str | None:
     return found[1].replace("--", "/", 1) if found else None
 
 
+def model_name(path: Path) -> str:
+    """A GGUF file's name without its ending and without the type that it is quantized to."""
+    return re.sub(r"[.-](I?Q\d\w*|UD-\w+|BF16|F16|F32)$", "", path.stem, flags=re.IGNORECASE)
+
+
 def short_name(reference: str, path: Path) -> str:
     """A model's name for people and file names: the last part of its hub id or path."""
     if reference == DEMO:
         return DEMO
+    if path.suffix == SUFFIX:
+        return model_name(path)
     return reference.rpartition("/")[2] if on_hub(reference) else path.resolve().name
 
 

@@ -43,6 +43,7 @@ class _Gguf(Target):
     ollama_runs = True
     alignment = 32
     gives_cells = True
+    fewest_bits = 1.5625  # IQ1_S
     bits_reach = 1.0, 2.4
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
         32: frozenset({"NVFP4", "Q4_0", "Q4_1"}),

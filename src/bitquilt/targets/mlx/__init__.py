@@ -46,6 +46,7 @@ class _Mlx(Target):
     own_repository = True
     ollama_runs = False
     alignment = 1
+    fewest_bits = 2.25  # 2bit-g128
     bits_reach = 1.0, 1.7  # its types lie closer together than those of GGUF
     superseded: ClassVar[Mapping[int, frozenset[str]]] = {
         32: frozenset({"nvfp4", "mxfp8"}),
