@@ -1,4 +1,4 @@
-"""A tokenizer is loaded once for as long as somebody holds it."""
+"""A tokenizer is loaded once for as long as somebody holds it; those that end processes never."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from bitquilt import demo
 from bitquilt.config import QuantizeConfig
+from bitquilt.errors import UserError
+from bitquilt.gguf.tokenizer.tokenizer_json import read_tokenizer
 from bitquilt.models import tokenizer as module
 from bitquilt.models.tokenizer import load_tokenizer
 from bitquilt.pipeline import Run
@@ -58,3 +60,35 @@ def test_a_text_longer_than_the_context_is_no_reason_to_warn():
     tokenizer = load_tokenizer(demo.path())
     assert len(tokenizer.encode("one two " * 3000)) > 2048
     assert not tokenizer.deprecation_warnings  # where transformers notes that it has warned
+
+
+def with_prefix(directory: Path, prefix: str, merges: list[list[str]]) -> None:
+    """Let a tokenizer mark pieces within words, as WordPiece does."""
+    path = directory / "tokenizer.json"
+    content = json.loads(path.read_text())
+    named = dict.fromkeys(["a", "b", "##c", "##d", "bc", "ac"])
+    content["model"] |= {
+        "continuing_subword_prefix": prefix,
+        "vocab": {name: place for place, name in enumerate(named)},
+        "merges": merges,
+    }
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("merges", [[["a", "b"], ["b", "##c"]], [["é", "é"]]])
+@pytest.mark.parametrize("prefix", [" ", "##", "é"])
+def test_merges_that_do_not_go_on_with_the_prefix_are_refused(
+    merges: list[list[str]], prefix: str, tmp_path: Path
+) -> None:
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    with_prefix(directory, prefix, merges)
+    with pytest.raises(UserError, match="is not what its merges go on with"):
+        load_tokenizer(directory)
+    with pytest.raises(UserError, match="is not what its merges go on with"):
+        read_tokenizer(directory / "tokenizer.json")
+
+
+def test_a_tokenizer_whose_merges_do_is_read(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    with_prefix(directory, "##", [["a", "##c"], ["b", "##c"]])
+    assert read_tokenizer(directory / "tokenizer.json").token_to_id("ac") == 5

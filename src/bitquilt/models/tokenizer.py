@@ -10,7 +10,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from bitquilt.errors import UserError
-from bitquilt.gguf.tokenizer.tokenizer_json import read_tokenizer, refuse_unknown_texts
+from bitquilt.gguf.tokenizer.tokenizer_json import (
+    read_tokenizer,
+    refuse_unknown_texts,
+    refuse_unsound,
+)
 
 _REASON_LENGTH = 300
 _in_use: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
@@ -42,6 +46,8 @@ def load_tokenizer(directory: Path) -> Any:
 def _load(directory: Path) -> Any:
     path = directory / "tokenizer.json"
     whole = path.exists()
+    if whole:
+        refuse_unsound(path)
     try:
         loaded = (PreTrainedTokenizerFast if whole else AutoTokenizer).from_pretrained(directory)
         if whole:
