@@ -105,6 +105,10 @@ class PartlyRefusedError(UserError):
         self.made = made
 
 
+class NotFiniteError(UserError):
+    """A model computes NaN or infinity, so that it is of no use."""
+
+
 class EngineCrashedError(UserError):
     """The engine's process is gone; what it was asked for may work in a new one."""
 

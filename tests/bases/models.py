@@ -189,6 +189,7 @@ TYPES: dict[str, dict[str, Any]] = {
         **{"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32},
         **{"v_head_dim": 32, "num_key_value_heads": 4, "topk_method": "greedy"},
     },
+    "phi": {"num_key_value_heads": 4, "intermediate_size": 512},  # the converter knows no others
 }
 """model_type → fields of its config, beside those that all have."""
 PUBLISHED: dict[str, dict[str, Any]] = {

@@ -111,6 +111,24 @@ def test_plan_fits_a_terminal_and_libraries_keep_quiet(tmp_path):
     assert "down_proj" in said.stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("plan", "{}", "--bits", "4"),
+        ("quantize", "demo", "--bits", "4", "-o", "{}"),
+        ("quantize", "demo", "--bits", "4", "--calibration", "{}.txt"),
+        ("quantize", "demo", "--recipe", "{}.json"),
+        ("run", "{}"),  # a question where the model's place is
+    ],
+)
+def test_a_name_that_is_too_long_for_a_file_is_one_sentence(words, capsys):
+    long = "é" * 300
+    assert invoke(*(word.format(long) for word in words)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("bitquilt: " + long[:40])
+    assert said.endswith("… is longer than the name of a file can be; check the path\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_output_without_room_is_one_sentence():
     command = [sys.executable, "-m", "bitquilt.cli.main", "--help"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +18,13 @@ from bitquilt.bases.two_steps import TwoStepModel
 from bitquilt.calibration.text import HeldOutText
 from bitquilt.converted.closing import BaseClosing
 from bitquilt.converted.formats import FORMATS
+from bitquilt.errors import EngineMissingError
 from bitquilt.runtime.progress import Silent
+from bitquilt.targets import GGUF
 from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.bases.parity import decoded_model
 from tests.factories import VOCABULARY
+from tests.progress import Recorded
 from tests.quick import QUICK
 
 QUIET = {"progress": Silent(), **{k: QUICK[k] for k in ("text_budget", "calibration", "held_out")}}
@@ -63,7 +68,8 @@ def test_the_kl_of_a_file_is_that_of_its_numbers_in_transformers(
     model = load_transformers_model(directory, least=least)
     partners = match_base(base.numbers, made.source, model, directory)
     closing = BaseClosing(model, TEXT, Silent())
-    found = closing.figures(partners, base.decoded(path), path.name, Silent())
+    read = closing.read(partners, base.decoded(path), path.name, Silent())
+    found = closing.figures(read)
     truth = load_transformers_model(directory)
     decoded = decoded_model(BaseModel(made.source, truth, partners), path)
     wanted = divergences(truth, decoded)
@@ -83,9 +89,64 @@ def test_what_was_measured_is_in_the_result(tmp_path: Path) -> None:
     made = bitquilt.quantize_base(directory, bits=(5, 8), output=tmp_path, **QUIET)
     five, eight = (one.figures.headline.kl.mean for one in made)
     assert 0 < eight < five / 4
+    engine = made[0].engine
+    assert engine.in_engine.tokens == engine.in_torch.tokens > 100
+    assert engine.in_engine.kl.mean == pytest.approx(engine.in_torch.kl.mean, rel=0.1)
     read = made[0].to_dict()
+    assert read["engine"]["in_engine"]["kl"]["mean"] == engine.in_engine.kl.mean
     assert read["figures"]["unlike"]["kl"]["mean"] == five
     assert read["original"]["like"]["perplexity"]["mean"] > 1
+
+
+class Other(AbstractContextManager["Other"]):
+    """An engine that expects something else, and has a few tokens more than the model."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def logits(self, tokens: np.ndarray) -> Iterator[np.ndarray]:
+        made = np.random.default_rng(0).normal(size=(*tokens.shape, VOCABULARY + 8))
+        yield from made.astype(np.float32)
+
+
+@needs_converter
+def test_an_engine_that_computes_something_else_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(GGUF), "open_engine", Other)
+    directory = unknown_checkpoint(tmp_path, "granite", torch.bfloat16)
+    options = {**QUIET, "progress": (said := Recorded())}
+    (made,) = bitquilt.quantize_base(directory, bits=8, output=tmp_path, **options)
+    assert made.paths[0].exists()
+    assert made.engine.in_engine.kl.mean > 0.1 > made.engine.in_torch.kl.mean
+    assert "its code of this architecture computes something else" in said.lines[-1]
+
+
+@needs_converter
+@pytest.mark.parametrize(
+    ("error", "note"),
+    [
+        (EngineMissingError("there is no llama.cpp"), "not run: there is no llama.cpp"),
+        (UserError("it is too new"), "llama.cpp cannot run it: it is too new"),
+    ],
+)
+def test_files_stay_where_no_engine_runs_them(
+    error: UserError, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(GGUF), "open_engine", fails)
+    directory = unknown_checkpoint(tmp_path, "granite", torch.bfloat16)
+    options = {**QUIET, "progress": (said := Recorded())}
+    (made,) = bitquilt.quantize_base(directory, bits=5, output=tmp_path, **options)
+    assert made.paths[0].exists()
+    assert made.engine is None
+    assert made.figures.headline.kl.mean > 0
+    assert said.lines[-1] == f"granite-5bit.gguf: {note}"
 
 
 class Doubled(nn.Module):

@@ -41,7 +41,7 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.iterdir())
 
 
-@pytest.mark.parametrize("kind", ["granite", "qwen3_moe", "lfm2", "apertus"])
+@pytest.mark.parametrize("kind", ["granite", "qwen3_moe", "lfm2", "apertus", "phi"])
 def test_an_mlx_directory_has_the_size_that_was_asked_for_and_the_kl_of_its_numbers(
     kind: str, tmp_path: Path
 ) -> None:

@@ -36,13 +36,16 @@ def convert_in_mlx(directory: str, output: str, dtype: str) -> None:
 def with_rope_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Add what transformers 5 writes in ``rope_parameters`` where mlx-lm's models look for it.
 
-    Without a base of the rotation, several of them take 10000.
+    Without a base of the rotation, several of them take 10000; without the part of a head that is
+    rotated, what their first model had.
     """
     for part in (config, config.get("text_config")):
         stated = part.get("rope_parameters") if isinstance(part, dict) else None
         if not (part and isinstance(stated, dict) and "rope_theta" in stated):
             continue
-        part.setdefault("rope_theta", stated["rope_theta"])
+        for name in ("rope_theta", "partial_rotary_factor"):
+            if name in stated:
+                part.setdefault(name, stated[name])
         scaling = {key: value for key, value in stated.items() if key != "rope_theta"}
         if scaling.get("rope_type", "default") != "default":
             part.setdefault("rope_scaling", scaling)

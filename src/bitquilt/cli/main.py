@@ -42,6 +42,8 @@ from bitquilt.runtime.quiet import quiet
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a system says where there is no room."""
+SHOWN_OF_LONG = 60
+"""Letters of a name that is too long for a file."""
 
 
 SETTINGS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
@@ -162,6 +164,9 @@ def _run(words: list[str], leave: Callable[[str, int], None], beside: dict[str, 
         sys.stderr.close()  # the reader of our output went away; there is nobody to tell
         sys.exit(141)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            start = str(error.filename)[:SHOWN_OF_LONG]
+            leave(f"{start}… is longer than the name of a file can be; check the path", 2)
         if error.errno not in FULL:
             raise
         where = error.filename or "the output"

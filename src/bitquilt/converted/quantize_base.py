@@ -37,7 +37,7 @@ from bitquilt.converted.formats.base_format import BaseFormat
 from bitquilt.converted.moments import BaseMoments
 from bitquilt.converted.prediction import predicted_nats
 from bitquilt.converted.rounding import base_rounding_work, round_base
-from bitquilt.errors import UserError
+from bitquilt.errors import NotFiniteError, UserError
 from bitquilt.metrics.teacher import HeldOutFigures
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.sources import safetensors
@@ -51,6 +51,7 @@ from bitquilt.streaming.base import BaseText, base_name, write_base_vision
 from bitquilt.streaming.from_base import stream_base
 from bitquilt.streaming.quantize_gguf import GgufPlan, GgufResult
 from bitquilt.targets import parse_targets
+from bitquilt.targets.engine_check import EngineExcerpt
 
 BASE_WORK_FORMAT = 1
 """Raised when artefacts mean something else."""
@@ -74,11 +75,14 @@ class ConvertedResult(GgufResult):
     """The figures of the full-precision model, by torch; None where nothing was measured."""
     figures: HeldOutFigures | None = None
     """The file's, of the numbers read back from it."""
+    engine: EngineExcerpt | None = None
+    """The file in its engine and in transformers, on the same excerpt of that text; None where it
+    was not run."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
-        both = (("original", self.original), ("figures", self.figures))
-        return super().to_dict() | {name: own and asdict(own) for name, own in both}
+        found = {name: getattr(self, name) for name in ("original", "figures", "engine")}
+        return super().to_dict() | {name: own and asdict(own) for name, own in found.items()}
 
 
 def quantize_base(
@@ -279,12 +283,23 @@ class _Run:
             base.write(plan.types, rounded, path, self._progress)
         seconds = time.monotonic() - started
         result = ConvertedResult(paths=[path], source=base.path, plan=plan, seconds=seconds)
-        if self._closing is None:
-            return result
-        partners = self._partners[base.target.name]
         try:
-            figures = self._closing.figures(partners, base.decoded(path), path.name, self._progress)
-        except UserError:  # it computes NaN, so that it is of no use
+            return replace(result, **self._measured(base, path))
+        except NotFiniteError:
             remove(path)
             raise
-        return replace(result, original=self._closing.original, figures=figures)
+
+    def _measured(self, base: BaseFormat, path: Path) -> dict[str, Any]:
+        """Measure a file in transformers and in its engine."""
+        closing, progress, target = self._closing, self._progress, base.target
+        if closing is None:
+            return {}
+        found = closing.read(self._partners[target.name], base.decoded(path), path.name, progress)
+        fields = {"original": closing.original, "figures": closing.figures(found)}
+        if not self._config.engine_check:
+            return fields
+        with progress.stage(f"Running {path.name} in {target.engine}", 1, "engine"):
+            engine, note = closing.in_engine(path, target, found)
+            progress.advance()
+        progress.say(f"{path.name}: {note}")
+        return {**fields, "engine": engine}

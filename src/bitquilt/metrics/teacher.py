@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitquilt.calibration.text import KINDS
-from bitquilt.errors import UserError
+from bitquilt.errors import NotFiniteError
 from bitquilt.metrics.intervals import Documents, exponential, through
 from bitquilt.metrics.kl import Estimate, TokenFigures, compare, logits
 from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore, logit_tokens
@@ -187,13 +187,13 @@ def require_finite(
     No comparison catches them: each is false with NaN.
 
     Raises:
-        UserError: the sentence names the model, the engine and the token.
+        NotFiniteError: the sentence names the model, the engine and the token.
     """
     seen = 0
     for tokens in student:
         if not torch.isfinite(tokens.sum()) and not (finite := torch.isfinite(tokens)).all():
             first = seen + int((~finite).any(-1).nonzero()[0])
-            raise UserError(
+            raise NotFiniteError(
                 f"{name}: {engine} computes NaN or infinity at token {first} of the text, usually "
                 f"because 16-bit numbers overflow; {remedy}"
             )

@@ -41,6 +41,10 @@ class EngineExcerpt:
         """By how much the engine's mean KL exceeds torch's, in nats per token."""
         return self.in_engine.kl.mean - self.in_torch.kl.mean
 
+    def usual(self, target: Target) -> float:
+        """By how much the engine's arithmetic moves the KL at most, in nats per token."""
+        return target.engine_adds + SPREAD * self.in_torch.kl.mean
+
     def judged(self, target: Target) -> str:
         """Say what was found, and whether the difference is what the engine's arithmetic makes.
 
@@ -56,7 +60,7 @@ class EngineExcerpt:
             return f"{said} there as in torch"
         said += f" there and {torch_.kl.mean:.3g} in torch; "
         why = f"{target.engine} {target.engine_rounds}"
-        most = target.engine_adds + SPREAD * torch_.kl.mean
+        most = self.usual(target)
         if abs(self.difference) <= most:
             return f"{said}the difference is as usual, since {why}"
         return (

@@ -127,6 +127,13 @@ def test_a_shard_that_is_missing_or_elsewhere(llama: Path, place: str) -> None:
         open_checkpoint(llama)
 
 
+def test_a_shard_of_a_name_that_no_file_can_have(llama: Path) -> None:
+    (llama / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {Q: "é" * 128}}))
+    (llama / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="does not say in weight_map which file"):
+        open_checkpoint(llama)
+
+
 def test_shape_against_the_config(llama: Path) -> None:
     change_config(llama, intermediate_size=160)
     with pytest.raises(UserError, match=r"mlp.*\[128, 64\].*\[160, 64\] by intermediate_size"):

@@ -53,6 +53,10 @@ class StoredTensor:
         return math.prod(self.shape) * _BYTES.get(self.dtype, _CODES.get(self.dtype, 1))
 
 
+_LONGEST_NAME = 255
+"""Bytes of a file's name; systems raise an error about a longer one."""
+
+
 def files(directory: Path) -> list[Path]:
     """The directory's safetensors files, in the index's order; empty where it has no weights.
 
@@ -85,7 +89,9 @@ def files(directory: Path) -> list[Path]:
 
 def _is_name(file: object) -> bool:
     """Tell whether a file of an index can have that name."""
-    return isinstance(file, str) and file.isprintable() and file not in ("", ".")
+    if not (isinstance(file, str) and file.isprintable() and file not in ("", ".")):
+        return False
+    return len(file.encode()) <= _LONGEST_NAME
 
 
 def scan(paths: list[Path]) -> dict[str, StoredTensor]:
