@@ -175,6 +175,7 @@ class AllocationConfig(PlanConfig):
         default=None,
         metavar="FILE",
         reads="",
+        text=True,
     )
     work_dir: str | Path | None = option(
         "The stages keep their results in this directory, so that the same command continues "
@@ -345,6 +346,7 @@ class ImatrixConfig(Options):
         default=None,
         metavar="FILE",
         reads="",
+        text=True,
     )
     device: str = device_option()
     threads: int | None = threads_option()

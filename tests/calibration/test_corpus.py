@@ -146,7 +146,11 @@ def test_jsonl_with_text_and_messages(tmp_path, suffix, opener):
         ("a.txt", b"ok\n\xff\xfe", "line 2: not UTF-8"),
         ("a.txt.gz", b"not gzip", "decompressed"),
         ("a.jsonl.xz", b"not xz", "decompressed"),
-        ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2: not JSON"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"text"',
+            "line 2, letter 8: not JSON",
+        ),
         ("a.jsonl", b'["text"]', "line 1: give either"),
         ("a.jsonl", b'{"text": 3}', "line 1: give either"),
         ("a.jsonl", b'{"messages": []}', "line 1: give either"),

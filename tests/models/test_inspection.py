@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,11 @@ def test_a_model_without_tables_is_shown_by_its_config_and_headers(tmp_path: Pat
     (finding,) = found.findings
     assert "bitquilt does not know granite itself" in finding.message
     assert "mlx-lm (for MLX)" in finding.message
+
+
+def test_a_config_without_weights_and_tables_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert", "num_hidden_layers": 2}')
+    said = printed(inspect(str(tmp_path)))
+    assert "bert · 2 layers\n" in said
+    assert "parameters" not in said
+    assert re.search(r"weights +There are none here, and bitquilt cannot count them", said)

@@ -63,8 +63,12 @@ def from_file(path: Path) -> list[Document]:
     Raises:
         UserError: the file cannot be read, is not in this form, or holds no text.
     """
-    content = read_text(path)
     kind = path.with_suffix("").suffix if path.suffix in {".gz", ".xz"} else path.suffix
+    if path.is_file() and kind not in {".txt", ".jsonl"}:
+        raise UserError(
+            f"{path} is neither .txt nor .jsonl (optionally .gz or .xz); rename or convert the text"
+        )
+    content = read_text(path)
     if kind == ".txt":
         pieces = [piece.strip("\n") for piece in content.split(DOCUMENT_BREAK)]
         documents = [
@@ -72,17 +76,13 @@ def from_file(path: Path) -> list[Document]:
             for number, piece in enumerate(pieces, 1)
             if piece.strip()
         ]
-    elif kind == ".jsonl":
+    else:
         # split on "\n" alone: text inside a JSON string may hold other Unicode line breaks
         documents = [
             _user_document(line, path, number)
             for number, line in enumerate(content.split("\n"), 1)
             if line.strip()
         ]
-    else:
-        raise UserError(
-            f"{path} is neither .txt nor .jsonl (optionally .gz or .xz); rename or convert the text"
-        )
     if not documents:
         raise UserError(f"{path} holds no text; give a file with documents in it")
     return documents
@@ -99,12 +99,12 @@ def read_text(path: Path) -> str:
         with openers.get(path.suffix, open)(path, "rb") as file:
             data: bytes = file.read()
     except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} can't be decompressed ({error}); compress it again") from error
+        raise UserError(f"{path} cannot be decompressed ({error}); compress it again") from error
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist{suggestion(path)}") from error
     except OSError as error:
         raise UserError(
-            f"{path} can't be read ({error.strerror}); check the path of the text"
+            f"{path} cannot be read ({error.strerror}); check the path of the text"
         ) from error
     try:
         return data.decode("utf-8").replace("\r\n", "\n")
@@ -121,6 +121,11 @@ def _user_document(line: str, path: Path, number: int) -> Document:
         raise UserError(
             f"{path}, line {number}: half of a character ({error.object[error.start]!r}); save "
             "the text as UTF-8"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}, letter {error.colno}: not JSON ({error.msg}); write one JSON "
+            "object per line"
         ) from error
     except (ValueError, RecursionError) as error:
         raise UserError(

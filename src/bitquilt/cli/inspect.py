@@ -47,7 +47,8 @@ def render(inspection: Inspection) -> RenderableType:
     findings = Table.grid(padding=(0, 2, 0, 0))
     for finding in inspection.findings:
         findings.add_row(f"[bold]{finding.subject}[/bold]", Text(finding.message))
-    return Group(_header(inspection), "", _table(inspection), "", findings)
+    tables = [_table(inspection), ""] if inspection.parameters else []
+    return Group(_header(inspection), "", *tables, findings)
 
 
 def _header(found: Inspection) -> RenderableType:
@@ -56,10 +57,15 @@ def _header(found: Inspection) -> RenderableType:
     architecture = found.architecture
     if found.canonical_architecture != architecture:
         architecture = f"{architecture}, written as {found.canonical_architecture}"
+    facts = [
+        architecture,
+        *([f"{found.parameters:,} parameters"] if found.parameters else []),
+        *([f"{found.layers} layers"] if found.layers else []),
+        *([f"width {found.hidden_size}"] if found.hidden_size else []),
+        *([f"context {found.context:,}"] if found.context else []),
+    ]
     return Text.assemble(
-        (found.name, "bold"),
-        f"\n{architecture} · {found.parameters:,} parameters · {found.layers} layers "
-        f"· width {found.hidden_size} · context {found.context:,}\n{_types(found)}",
+        (found.name, "bold"), f"\n{' · '.join(facts)}", f"\n{_types(found)}" if found.types else ""
     )
 
 

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 from bitquilt.config import AllocationConfig, QuantizeConfig
 from bitquilt.errors import PartlyRefusedError
 from bitquilt.evaluation.file_format import format_of
+from bitquilt.gguf import SUFFIX
 from bitquilt.models.sources.resolve import local_path, short_name
 from bitquilt.runtime.extras import require_ray
 from bitquilt.runtime.files import nan_to_null, refuse_file, refuse_unwritable
@@ -86,11 +87,16 @@ def require_model(reference: str | Path) -> None:
     """Refuse what is no model, before anything heavy is imported to read it.
 
     Raises:
-        UserError: the path does not exist, or is no model; or the hub has none of that name.
+        UserError: the path does not exist, or is no model, or a damaged one; or the hub has none of
+            that name.
     """
     from bitquilt.models.sources.resolve import resolve
 
-    resolve(str(reference), weights=False)
+    path = resolve(str(reference), weights=False)
+    if path.suffix == SUFFIX:
+        from bitquilt.gguf.header import require_whole_gguf
+
+        require_whole_gguf(path)
 
 
 def require_possible(config: AllocationConfig) -> None:
@@ -208,6 +214,10 @@ def _build(config: type[Options], values: dict[str, Any], skip: Iterable[str]) -
         for path in value if known.repeated else (value,):
             if path and known.reads is not None and str(path).endswith(known.reads):
                 require_there(path)  # before anything heavy is imported to read it
+                if known.text:
+                    from bitquilt.calibration.corpus import from_file
+
+                    from_file(Path(path))
     return config(**own)
 
 

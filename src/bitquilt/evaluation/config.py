@@ -65,6 +65,7 @@ class EvalConfig(Options):
         default=None,
         metavar="FILE",
         reads="",
+        text=True,
     )
     wikitext: str | Path | None = option(
         "Files are also measured on all of this text in the way of `llama-perplexity "

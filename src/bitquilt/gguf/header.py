@@ -118,6 +118,19 @@ def read_parts(path: Path) -> list[GgufHeader]:
     return headers
 
 
+def require_whole_gguf(path: Path) -> None:
+    """Refuse a file that is damaged or cut; types without a name here pass, for engines know more.
+
+    Raises:
+        UserError: it is damaged or truncated.
+    """
+    try:
+        _read(path)
+    except UserError as error:
+        if not isinstance(error.__cause__, UnknownTypeError):
+            raise
+
+
 def part_name(name: str, index: int, count: int) -> str:
     """Name part ``index``, counted from 0, of a model in ``count`` parts, as llama.cpp does.
 

@@ -18,6 +18,11 @@ from bitquilt.models.sources.safetensors import StoredTensor, files, scan
 from bitquilt.runtime.files import read_json
 
 MODEL_PARTS = ("embedding", "attention", "mlp", "norms", "head")
+UNCOUNTED = (
+    "There are none here, and bitquilt cannot count them by the config of such a model; give a "
+    "directory that has its safetensors files, too."
+)
+"""What is said of a model of an unknown architecture whose config alone is here."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,7 @@ def _inspection_without_tables(name: str, path: Path) -> Inspection:
                 "converter (for a GGUF file) or mlx-lm (for MLX) write the model unquantized, and "
                 "then quantizes that. transformers runs the model for calibration and measurement.",
             ),
+            *([] if tensors else [Finding("weights", UNCOUNTED)]),
         ),
     )
 

@@ -47,6 +47,8 @@ class Option:
     reads: str | None = None
     """What the value ends with where it is the path of a file to read; an empty text, if it always
     is one."""
+    text: bool = False
+    """Whether that file holds text: documents, as :mod:`bitquilt.calibration.corpus` reads them."""
     above: float | None = None
     """The value must be greater than this number."""
     least: float | None = None

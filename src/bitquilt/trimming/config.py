@@ -33,6 +33,7 @@ class TrimConfig(Options):
         many=True,
         repeated=True,
         reads="",
+        text=True,
     )
     languages: Sequence[str] | None = option(
         "The tokens that bitquilt's bundled text needs in these languages, and in code, maths and "
