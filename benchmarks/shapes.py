@@ -4,8 +4,9 @@
         [--search METHOD]
 
 Names are those of ``SHAPES``. Random weights say nothing about quality; seconds, bytes and memory
-are those of the real model. ``--layers`` makes a model of fewer blocks, to see what one takes; with
-``--search knapsack`` it goes the way that many blocks would.
+are those of the real model. How busy GPUs were in each stage is what ``nvidia-smi`` says.
+``--layers`` makes a model of fewer blocks, to see what one takes; with ``--search knapsack`` it
+goes the way that many blocks would.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lib.gpu_activity import WatchedStages, activity_watched
 from lib.timed import MAXRSS_UNIT
 from safetensors.torch import save_file
 
@@ -92,9 +94,11 @@ def main() -> None:
         source = used(model)
         print(f"Random weights: {source / 1e9:.1f} GB, {time.monotonic() - started:.0f} s")
         started = time.monotonic()
-        with disk_watched(Path(directory)) as most:
+        progress = WatchedStages()
+        with disk_watched(Path(directory)) as most, activity_watched(progress):
             made = bitquilt.quantize(
                 model,
+                progress=progress,
                 bits=tuple(asked.bits),
                 to=asked.to,
                 output=directory,

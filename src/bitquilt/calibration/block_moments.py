@@ -113,8 +113,9 @@ class BlockSums:
         """Return a hook on a linear layer's forward pass."""
 
         def hook(_: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-            self._inputs[input_of(name)] = inputs[0].detach().flatten(0, -2)  # [n, L, C] → [T, C]
-            output.register_hook(lambda g: self._gradient(name, g.flatten(0, -2)))
+            # [n, L, C] → [T, C]; either may be in bfloat16
+            self._inputs[input_of(name)] = inputs[0].detach().flatten(0, -2).float()
+            output.register_hook(lambda g: self._gradient(name, g.flatten(0, -2).float()))
 
         return hook
 

@@ -15,6 +15,8 @@ and C inputs of a matrix, F folds of the text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,13 @@ from bitquilt.calibration.block_moments import (
 from bitquilt.calibration.kept_states import KeptStates
 from bitquilt.calibration.packed_moment import pack_moment
 from bitquilt.calibration.shrinkage import FOLDS
-from bitquilt.models.blockwise import BlockwiseModel, batches, embedding_scale, logit_tokens
+from bitquilt.models.blockwise import (
+    BlockwiseModel,
+    batch_tokens,
+    batches,
+    embedding_scale,
+    logit_tokens,
+)
 from bitquilt.models.checkpoint import HEAD, Checkpoint
 from bitquilt.models.names import block_path, in_block, layer_of
 from bitquilt.runtime.products import PRODUCTS, fast_precision, multiplying
@@ -72,28 +80,53 @@ def collect_statistics(
     if work.has("gradients") and not any(map(keeper.wants, range(model.checkpoint.layers))):
         progress.advance(collection_work(model.checkpoint, len(tokens)))
         return
-    precision = _precision(model, tokens[:1], progress)
-    with multiplying(precision):
+    with _fast_products(model, tokens[:1], progress):
         _collect(model, tokens, folds, work, progress, keeper)
 
 
-def _precision(model: BlockwiseModel, tokens: Tensor, progress: Progress) -> str:
-    """Return how to multiply: fast where the first block does nearly the same to [1, L] tokens."""
+@contextmanager
+def _fast_products(model: BlockwiseModel, tokens: Tensor, progress: Progress) -> Iterator[None]:
+    """Multiply fast within, where the first block does nearly the same to [1, L] tokens then.
+
+    A GPU's blocks multiply in bfloat16: sums over so many tokens hardly see how each was rounded
+    (docs/decisions/two-passes.md).
+    """
     fast = fast_precision(model.device)
-    if fast == "highest":
-        return fast
+    ways = [(True, fast), (False, fast)] if model.device.type == "cuda" else [(False, fast)]
+    errors: list[str] = []
+    for in_bfloat16, precision in [] if fast == "highest" else ways:
+        error = _error_of_first_block(model, tokens, in_bfloat16, precision)
+        if error <= ROUGH_OUTPUT:
+            break
+        name = PRODUCTS["medium" if in_bfloat16 else precision]
+        errors.append(f"{name} would change what the first block adds by {error:.0%}")
+    else:
+        in_bfloat16, precision = False, "highest"
+    if errors:
+        progress.say(
+            f"The statistics multiply matrices in {PRODUCTS[precision]}, because "
+            + " and ".join(errors)
+        )
+    model.in_bfloat16 = in_bfloat16
+    try:
+        with multiplying(precision):
+            yield
+    finally:
+        model.in_bfloat16 = False
+
+
+@torch.no_grad()
+def _error_of_first_block(
+    model: BlockwiseModel, tokens: Tensor, in_bfloat16: bool, precision: str
+) -> float:
+    """Return the relative error of what the first block adds to [1, L] tokens."""
     hidden, block = model.embed(tokens), model.block(0)
-    with torch.no_grad():
-        exact = model.run(block, hidden)
-        with multiplying(fast):
-            error = (model.run(block, hidden) - exact).norm() / (exact - hidden).norm()
-    if error <= ROUGH_OUTPUT:
-        return fast
-    progress.say(
-        f"The statistics multiply matrices in float32, because {PRODUCTS[fast]} would change what "
-        f"the first block adds by {float(error):.0%}"
-    )
-    return "highest"
+    exact = model.run(block, hidden)
+    model.in_bfloat16 = in_bfloat16
+    with multiplying(precision):
+        error = (model.run(block, hidden) - exact).norm() / (exact - hidden).norm()
+    model.in_bfloat16 = False
+    return float(error)
 
 
 def _collect(
@@ -116,8 +149,7 @@ def _collect(
             model.run_all(model.block(index, then=index + 1), hidden)
             progress.advance(len(tokens))
         if not work.has("hessians/head"):
-            moment = second_moment(model.final_norm(hidden))
-            work.save("hessians/head", pack_moment(HEAD, moment), {})
+            work.save("hessians/head", pack_moment(HEAD, _head_moment(model, hidden)), {})
     gradient, head = _head_gradient(model, hidden)
     del hidden
     backward = BACKWARD * len(tokens)
@@ -165,6 +197,16 @@ def second_moment(x: Tensor) -> Tensor:
     """Return the mean of x xᵀ, [C, C], over all tokens of [.., C]."""
     rows = x.flatten(0, -2)  # [.., C] → [T, C]
     return rows.T @ rows / len(rows)
+
+
+def _head_moment(model: BlockwiseModel, hidden: Tensor) -> Tensor:
+    """Return the second moment [D, D] of what the head reads, given the last states [N, L, D]."""
+    parts = list(batches(hidden, batch_tokens(hidden.shape[2])))
+    moments = (
+        second_moment(model.final_norm(hidden[rows])) * (len(hidden[rows]) / len(hidden))
+        for rows in parts
+    )
+    return reduce(Tensor.add_, moments)
 
 
 def linears(block: nn.Module, index: int) -> list[tuple[str, nn.Linear]]:
@@ -226,7 +268,7 @@ def _backward(
     Args:
         model: the full-precision model.
         index: of the block.
-        inputs: what it reads [N, L, D], fold by fold.
+        inputs: what it reads [N, L, D], fold by fold; may be coarser than float32.
         gradient: at its output [N, L, D]; at its input then.
         counts: windows of each fold.
         sums: what was summed, which is nothing yet.
@@ -236,8 +278,8 @@ def _backward(
         linear.register_forward_hook(sums.watch(name)) for name, linear in linears(block, index)
     ]
     for fold, windows in enumerate(_folds(counts)):
-        for rows in batches(inputs[windows]):
-            x = inputs[windows][rows].clone().requires_grad_()
+        for rows in batches(inputs[windows], batch_tokens(inputs.shape[2])):
+            x = inputs[windows][rows].to(gradient.dtype, copy=True).requires_grad_()
             with torch.enable_grad():
                 y = model.run(block, x)
             y.backward(gradient[windows][rows])

@@ -44,14 +44,14 @@ class KeptStates:
 
     @torch.no_grad()
     def take(self, index: int) -> Tensor:
-        """Return what a block reads, float32 [N, L, D], and keep it no longer."""
+        """Return what a block reads, [N, L, D] as it is kept, and keep it no longer."""
         if index not in self._kept:
             first = index - index % self._every
             hidden = self._kept[first].to(torch.float32, copy=True)
             for between in range(first, index):
                 block = self._model.block(between, then=between + 1)
                 self._keep(between + 1, self._model.run_all(block, hidden))
-        return self._kept.pop(index).float()
+        return self._kept.pop(index)
 
     def _keep(self, index: int, hidden: Tensor) -> None:
         self._kept[index] = hidden.to(self._dtype, copy=True)

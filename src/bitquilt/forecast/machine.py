@@ -13,7 +13,7 @@ import torch
 
 from bitquilt import qtypes
 from bitquilt.calibration.text_budget import WINDOW
-from bitquilt.models.blockwise import BATCH_TOKENS, BlockwiseModel
+from bitquilt.models.blockwise import BlockwiseModel, batch_tokens
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.hessian import factorize
 from bitquilt.rounding.round_matrices import RoundingJob, round_once
@@ -61,7 +61,7 @@ def pass_speed(checkpoint: Checkpoint) -> PassSpeed:
     with torch.inference_mode():
         block, head = _block_seconds(checkpoint), _head_seconds(checkpoint)
         with multiplying(fast_precision(compute_device())):
-            fast_block = _block_seconds(checkpoint)
+            fast_block = _block_seconds(checkpoint, in_bfloat16=compute_device().type == "cuda")
     return PassSpeed(block=block, fast_block=fast_block, head=head)
 
 
@@ -79,12 +79,12 @@ def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
     )
 
 
-def _block_seconds(checkpoint: Checkpoint) -> float:
+def _block_seconds(checkpoint: Checkpoint, in_bfloat16: bool = False) -> float:
     model = BlockwiseModel(checkpoint, lambda name: torch.full(checkpoint.shapes[name], 0.01))
-    block = model.block(0)
+    model.in_bfloat16, block = in_bfloat16, model.block(0)
     width = checkpoint.config["hidden_size"]
     # a GPU is only busy with as many tokens as go through it together
-    windows = 1 if model.device.type == "cpu" else BATCH_TOKENS // WINDOW
+    windows = 1 if model.device.type == "cpu" else batch_tokens(width) // WINDOW
     hidden = torch.ones(windows, WINDOW, width, device=model.device)
     return _seconds(lambda: model.run(block, hidden)) / hidden[..., 0].numel()
 

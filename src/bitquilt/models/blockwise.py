@@ -33,10 +33,15 @@ Advance = Callable[[int], None]
 """Is told how much work was done: tokens × weights that they were multiplied with."""
 
 BATCH_TOKENS = 4096
+"""Tokens that go through a block at once; a GPU takes more, to be busy with them."""
+GPU_BATCH_TOKENS, GPU_BATCH_NUMBERS = 16384, 1 << 25
+"""Of a GPU as many tokens at most, and as many numbers between two blocks, T · D."""
 LOGIT_TOKENS = 256
 """Tokens whose logits are in memory at once, at most."""
 LOGITS = 1 << 23
 """Logits in memory at once, in each of the few tensors that a comparison takes."""
+GPU_LOGITS = 4
+"""A GPU has so many times as many."""
 
 
 def ignore(work: int) -> None:
@@ -56,6 +61,8 @@ class BlockwiseModel:
         self.checkpoint = checkpoint
         self.dtype = dtype
         self.device = compute_device()
+        self.in_bfloat16 = False
+        """Whether a GPU's blocks multiply in bfloat16; all else stays as it is."""
         self.weights = weights or partial(checkpoint.load, device=self.device)
         self._family = architecture_of(checkpoint.config)
         self._shells: dict[str, nn.Module] = {}  # layer type → one-block model
@@ -125,10 +132,10 @@ class BlockwiseModel:
         out: Tensor = functional_call(shell, state, (), inputs).last_hidden_state
         return out
 
-    @staticmethod
-    def run(block: nn.Module, hidden: Tensor) -> Tensor:
+    def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Hidden states [n, L, D] before the block → after it."""
-        out: Tensor = block(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bfloat16):
+            out: Tensor = block(inputs_embeds=hidden, use_cache=False).last_hidden_state
         return out
 
     def run_all(self, block: nn.Module, hidden: Tensor, advance: Advance = ignore) -> Tensor:
@@ -137,7 +144,7 @@ class BlockwiseModel:
         ``advance`` is told after each few by how many tokens × weights of the block.
         """
         weights = sum(weight.numel() for weight in block.parameters())
-        for rows in batches(hidden):
+        for rows in batches(hidden, batch_tokens(hidden.shape[2])):
             hidden[rows] = self.run(block, hidden[rows])
             advance(hidden[rows, :, 0].numel() * weights)
         return hidden
@@ -155,7 +162,7 @@ class BlockwiseModel:
         """
         hidden = self.embed(tokens)
         for index in range(self.checkpoint.layers):
-            hidden = self.run_all(self.block(index), hidden, advance)
+            hidden = self.run_all(self.block(index, then=index + 1), hidden, advance)
         return self.final_norm(hidden)
 
     @cached_property
@@ -178,13 +185,21 @@ class BlockwiseModel:
 
 def logit_tokens(vocabulary: int) -> int:
     """Return of how many tokens the logits are in memory at once: fewer where there are more."""
-    fitting = max(1, LOGITS // vocabulary)
-    return min(LOGIT_TOKENS, 1 << (fitting.bit_length() - 1))
+    times = 1 if compute_device().type == "cpu" else GPU_LOGITS
+    fitting = max(1, times * LOGITS // vocabulary)
+    return min(times * LOGIT_TOKENS, 1 << (fitting.bit_length() - 1))
 
 
-def batches(hidden: Tensor) -> Iterator[slice]:
-    """Slices of windows [N, L, …] that hold about ``BATCH_TOKENS`` tokens each."""
-    step = max(1, BATCH_TOKENS // hidden.shape[1])
+def batch_tokens(width: int) -> int:
+    """Return how many tokens go through a block of a model of this width at once."""
+    if compute_device().type == "cpu":
+        return BATCH_TOKENS
+    return min(GPU_BATCH_TOKENS, max(BATCH_TOKENS, GPU_BATCH_NUMBERS // width))
+
+
+def batches(hidden: Tensor, at_once: int = BATCH_TOKENS) -> Iterator[slice]:
+    """Slices of windows [N, L, …] that hold about so many tokens each."""
+    step = max(1, at_once // hidden.shape[1])
     for start in range(0, hidden.shape[0], step):
         yield slice(start, start + step)
 

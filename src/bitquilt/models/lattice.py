@@ -20,6 +20,8 @@ APART = 2.0625 * BENT
 """The most that a weight, measured by another, is off its code, as a share of it."""
 MOST_OFF = 0.02
 """The share of a matrix's blocks that may lie elsewhere."""
+FEW_BLOCKS = 64
+"""As many blocks tell an ordinary matrix: hardly any lies on a lattice, and half of them must."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +66,16 @@ def lattice_of(rows: Tensor) -> Lattice | None:
         return None
     for lattice in LATTICES:
         if rows.shape[1] % lattice.block == 0:
-            _, found = scales_on(rows.reshape(-1, lattice.block), lattice)
-            if found.float().mean() >= 1 - MOST_OFF:
+            blocks = rows.reshape(-1, lattice.block)
+            few = blocks[:: max(1, len(blocks) // FEW_BLOCKS)]
+            if _share_on(few, lattice) >= 0.5 and _share_on(blocks, lattice) >= 1 - MOST_OFF:
                 return lattice
     return None
+
+
+def _share_on(blocks: Tensor, lattice: Lattice) -> float:
+    """Return the share of blocks [N, k] that lie on a lattice."""
+    return float(scales_on(blocks, lattice)[1].float().mean())
 
 
 def scales_on(blocks: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:

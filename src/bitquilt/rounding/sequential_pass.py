@@ -228,7 +228,7 @@ def _read(block: nn.Module, linear: nn.Linear, hidden: Tensor) -> tuple[Tensor, 
         linear.register_forward_pre_hook(stop),
     )
     with suppress(_Reached):
-        BlockwiseModel.run(block, hidden)
+        block(inputs_embeds=hidden, use_cache=False)
     for hook in hooks:
         hook.remove()
     return read[0].flatten(0, -2), stream[-1].flatten(0, -2)
