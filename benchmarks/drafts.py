@@ -1,12 +1,13 @@
 """How many of a small model's tokens a large one keeps, and what reading them costs.
 
-    python benchmarks/drafts.py tokens LARGE.gguf SMALL.gguf
+    python benchmarks/drafts.py tokens LARGE SMALL
     python benchmarks/drafts.py reading FILE.gguf...
 
-`tokens`: answers to held-out questions, greedy and sampled, by the length of drafts and the least
-probability that the small model gives a token: tokens for each step of the large model, and how
-many answers are those without drafts. `reading`: CPU milliseconds until rows have read 1, 2, 3, 5
-and 9 tokens each, in one thread; the least of the rounds.
+`tokens`, of two GGUF files or two MLX directories: answers to held-out questions, greedy and
+sampled, by the length of drafts and the least probability that the small model gives a token:
+tokens for each step of the large model, and how many answers are those without drafts. `reading`:
+CPU milliseconds until rows have read 1, 2, 3, 5 and 9 tokens each, in one thread; the least of the
+rounds.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import bitquilt.engines.drafting as drafting
 from bitquilt.calibration import corpus
 from bitquilt.engines import GenerationRequest, Sampling, open_engine
-from bitquilt.engines.drafting import Drafter, Step
+from bitquilt.engines.drafting import Drafter, Step, Verifier
 from bitquilt.engines.generation import Generation
 from bitquilt.engines.llamacpp_backend import LlamaCppBackend
 from bitquilt.evaluation.traces import prompt_of, questions
@@ -42,7 +44,7 @@ class Always(Drafter):
 
 
 def answered(
-    backend: LlamaCppBackend, requests: Sequence[GenerationRequest], drafter: Drafter | None
+    backend: Verifier, requests: Sequence[GenerationRequest], drafter: Drafter | None
 ) -> tuple[list[list[int]], int]:
     """The tokens of each answer, one after the other, and how many were drafted."""
     answers, drafted = [], 0
@@ -53,13 +55,21 @@ def answered(
     return answers, drafted
 
 
+def backend_of(path: str) -> Verifier:
+    """A model in its engine."""
+    if Path(path).is_file():
+        return LlamaCppBackend(path, exact=False, threads=1)
+    from bitquilt.engines.mlx_backend import MlxBackend
+
+    return MlxBackend(path)
+
+
 def tokens(large: str, small: str) -> None:
     """Print tokens for each step."""
     asked = questions(corpus.bundled("held-out"), QUESTIONS)
     with open_engine(large) as engine:
         prompts = [prompt_of(engine, question) for question in asked]
-    backend = LlamaCppBackend(large, exact=False, threads=1)
-    little = LlamaCppBackend(small, exact=False, threads=1)
+    backend, little = backend_of(large), backend_of(small)
     for name, sampling in SAMPLINGS.items():
         requests = [
             GenerationRequest(tokens=prompt, sampling=sampling, max_tokens=LENGTH)

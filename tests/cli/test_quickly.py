@@ -133,7 +133,7 @@ WRONG = {
     ("run", "some.gguf", "Hi", "--draft", "demo"): "demo is a model, not a quantized file of one;",
     ("serve", "some.gguf", "--draft", "no.gguf"): "no.gguf does not exist; check the path",
     ("run", "some.gguf", "Hi", "--draft", "text.gguf"): "text.gguf is not a GGUF file: it does not",
-    ("run", "some.gguf", "Hi", "--draft", "mlx"): "--draft mlx is a model for mlx-lm, but draft",
+    ("run", "some.gguf", "Hi", "--draft", "mlx"): "mlx cannot be the draft model of some.gguf",
     ("recipe", "from", "some.gguf", "-o", "nomodel"): "nomodel is a directory where a file should",
     (
         "plan",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -31,7 +32,7 @@ from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.talk.grammar import json_grammar
 from bitquilt.talk.prompt import compose
-from bitquilt.targets import GGUF
+from bitquilt.targets import GGUF, MLX
 from tests.cli.conftest import demo_gguf
 from tests.factories import tiny_checkpoint
 from tests.quick import invoke
@@ -275,9 +276,14 @@ def test_what_was_taken_back_is_not_in_the_next_answer(alone: Engine, drafter: D
 def test_the_command_line_takes_one(
     capfd: pytest.CaptureFixture[str], demo_gguf: Path, small_gguf: Path
 ) -> None:
-    asked = ("run", demo_gguf, "What is 347 + 585?", "--temperature", "0", "--json")
+    asked_with_and_without(capfd, demo_gguf, small_gguf)
+
+
+def asked_with_and_without(capfd: pytest.CaptureFixture[str], large: Path, small: Path) -> None:
+    """Ask a model with another as its draft, and alone: the answers are the same."""
+    asked = ("run", large, "What is 347 + 585?", "--temperature", "0", "--json")
     answers = []
-    for more in ((), ("--draft", small_gguf)):
+    for more in ((), ("--draft", small)):
         assert invoke(*asked, *more) == 0
         answers.append(json.loads(capfd.readouterr().out))
     assert answers[0]["answer"] == answers[1]["answer"]
@@ -292,15 +298,115 @@ def test_drafts_that_cannot_be_are_one_sentence(
         source := tiny_checkpoint(tmp_path / "other", "llama", layers=1), open_checkpoint(source)
     )
     GGUF.write(model.checkpoint, model.on("Q8_0"), model.packed, other, "{}")
+    mlx = tmp_path / "mlx"
+    MLX.write(model.checkpoint, model.on("8bit-g64"), model.packed, mlx, "{}")
     capfd.readouterr()
     for large, small, sentence in (
         (demo_gguf, other, f"{other} cannot draft for {demo_gguf}: token "),
         (small_gguf, demo_gguf, "only a smaller draft model makes answers faster"),
         (demo_gguf, tmp_path, f"{tmp_path} is neither a GGUF file nor an MLX directory"),
         (demo_gguf, tmp_path / "no.gguf", "no.gguf does not exist"),
-        ("demo", small_gguf, "drafts are read by llama.cpp, and demo is not a GGUF file"),
+        ("demo", small_gguf, "demo runs in PyTorch, where no model drafts for another"),
+        (demo_gguf, mlx, f"{mlx} cannot be the draft model of {demo_gguf}, as it is not a GGUF"),
+        (mlx, small_gguf, f"{small_gguf} cannot be the draft model of {mlx}, as it is not an MLX"),
+        ("no.gguf", small_gguf, "no.gguf does not exist"),
     ):
         assert invoke("run", large, "Hi", "--draft", small) == 2
         said = capfd.readouterr()
         assert sentence in said.err
         assert said.err.count("\n") == 1
+
+
+needs_mlx = pytest.mark.skipif(
+    importlib.util.find_spec("mlx_lm") is None, reason="mlx-lm is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def mlx_demos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The demo model as MLX directories of 8 and of 3 bits."""
+    model = Model(demo.path(), open_checkpoint("demo"))
+    large, small = (tmp_path_factory.mktemp("mlx") / f"demo-{bits}" for bits in (8, 3))
+    for path, qtype in ((large, "8bit-g64"), (small, "3bit-g64")):
+        MLX.write(model.checkpoint, model.on(qtype), model.packed, path, "{}")
+    return large, small
+
+
+@pytest.fixture(scope="module")
+def mlx_drafter(mlx_demos: tuple[Path, Path]) -> Drafter:
+    """In this process, with a clock by which drafts never cost anything."""
+    from bitquilt.engines.mlx_backend import MlxBackend
+
+    return drafting(*(MlxBackend(str(path)) for path in mlx_demos))
+
+
+@needs_mlx
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"sampling": Sampling(temperature=0.8, repetition_penalty=1.2, seed=11)},
+        {"grammar": json_grammar(SCHEMA)},
+    ],
+    ids=["greedy", "sampled", "schema"],
+)
+def test_mlx_lm_says_the_same_with_a_draft(
+    alone: Engine, mlx_drafter: Drafter, change: dict[str, Any]
+) -> None:
+    for text in ("What is 347 + 585?", "A train takes 3 hours for 240 km. How fast is it?"):
+        prompt = compose(alone, [{"role": "user", "content": text}])
+        request = GenerationRequest(tokens=prompt.tokens, sampling=GREEDY, max_tokens=60)
+        request = replace(request, **change)
+        plain = [piece for _, piece in Generation(mlx_drafter.large, [request])]
+        (drafted,) = said([request], mlx_drafter).values()
+        assert [replace(piece, drafted=False) for piece in drafted] == plain
+        assert "grammar" in change or any(piece.drafted for piece in drafted)
+
+
+@needs_mlx
+def test_several_rows_of_mlx_lm_get_no_drafts(alone: Engine, mlx_drafter: Drafter) -> None:
+    start = compose(alone, [{"role": "user", "content": "What is 12 + 30?"}]).tokens
+    request = GenerationRequest(tokens=start, sampling=GREEDY, max_tokens=30)
+    both = said([request, request], mlx_drafter)
+    assert not any(piece.drafted for pieces in both.values() for piece in pieces)
+
+
+@needs_mlx
+def test_a_full_window_of_mlx_lm_ends_the_drafts_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that has begun to overwrite what it holds cannot give anything back."""
+    from bitquilt.engines.mlx_backend import MlxBackend
+
+    monkeypatch.setattr("bitquilt.engines.drafting.LEAST_SURE", 0.0)  # random weights never are
+    window, path = 64, tmp_path / "gemma"
+    model = Model(
+        source := tiny_checkpoint(tmp_path, "gemma3_text", layers=6), open_checkpoint(source)
+    )
+    MLX.write(model.checkpoint, model.on("8bit-g64"), model.packed, path, "{}")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"sliding_window": window}))
+    large, small = MlxBackend(str(path)), MlxBackend(str(path))
+    request = replace(
+        ENDLESS,
+        sampling=Sampling(temperature=1.0, seed=5),
+        logit_bias=[(token, -99.0) for token in large._ends],
+        scores=0,
+    )
+    plain = [piece for _, piece in Generation(large, [request])]
+    (drafted,) = said([request], drafting(large, small)).values()
+    assert [piece.token for piece in drafted] == [piece.token for piece in plain]
+    for piece, other in zip(drafted, plain, strict=True):
+        assert piece.score is not None
+        assert other.score is not None
+        assert piece.score.logprob == pytest.approx(other.score.logprob, abs=1e-3)
+    places = [place for place, piece in enumerate(drafted) if piece.drafted]
+    assert len(places) > 4
+    assert places[-1] < window
+
+
+@needs_mlx
+def test_the_command_line_takes_mlx_directories(
+    capfd: pytest.CaptureFixture[str], mlx_demos: tuple[Path, Path]
+) -> None:
+    asked_with_and_without(capfd, *mlx_demos)

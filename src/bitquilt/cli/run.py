@@ -48,7 +48,7 @@ def run(model: str, words: tuple[str, ...], config: RunConfig, as_json: bool) ->
     """
     _require_in_order(model, words)
     prompt = words[0] if words else None
-    require_draft(config.draft)
+    require_draft(model, config.draft)
     from bitquilt.engines import open_engine
 
     if config.no_chat_template and config.system is not None:

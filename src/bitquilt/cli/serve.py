@@ -36,7 +36,7 @@ def serve(model: str, config: ServeConfig) -> None:
     Besides the fields of OpenAI's API, requests may have `think_budget` and `detect_loops`. Ctrl-C
     stops the server.
     """
-    require_draft(config.draft)
+    require_draft(model, config.draft)
     from bitquilt.engines import open_engine
     from bitquilt.serve.app import Server
     from bitquilt.serve.served import served_model

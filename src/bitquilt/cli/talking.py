@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from bitquilt.cli.options import printable, require_model
+from bitquilt.engines import require_draft_format
 from bitquilt.errors import UserError
 from bitquilt.evaluation.file_format import format_of
 
@@ -35,20 +37,18 @@ def settings(engine: Engine, config: AnswerConfig) -> AnswerSettings:
     )
 
 
-def require_draft(draft: str | None) -> None:
-    """Refuse what cannot be a draft model, before anything heavy is imported.
+def require_draft(model: str, draft: str | None) -> None:
+    """Refuse what cannot be a draft model of MODEL, before anything heavy is imported.
 
     Raises:
-        UserError: it is no GGUF file.
+        UserError: it is neither a GGUF file nor an MLX directory, or of another kind than MODEL.
     """
-    if draft is None:
-        return
-    if (target := format_of(draft)).engine != "llama.cpp":
-        raise UserError(
-            f"--draft={draft} is a model for {target.engine}, but draft models run in llama.cpp "
-            "only; give a GGUF file"
-        )
-    require_model(draft)
+    if draft is not None:
+        format_of(draft)
+        if not Path(model).exists():
+            require_model(model)
+        require_draft_format(Path(model), Path(draft))
+        require_model(draft)
 
 
 IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")

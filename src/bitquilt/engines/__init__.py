@@ -50,30 +50,54 @@ def open_engine(model: str | Path, draft: str | Path | None = None) -> Engine:
 
     Args:
         model: a .gguf file, an MLX directory, a Hugging Face directory, a hub id, or ``demo``.
-        draft: the .gguf file of a smaller model that writes ahead for it, in llama.cpp alone.
+        draft: a smaller model that writes ahead for it, in the same format: a .gguf file, or an
+            MLX directory.
 
     Raises:
         UserError: the model cannot be found or loaded, or its engine is not installed; or the
             draft model is none for it.
     """
-    path = Path(model)
-    if path.suffix == SUFFIX and path.is_file():
+    path, ahead = Path(model), None if draft is None else Path(draft)
+    if ahead is not None:
+        require_draft_format(path, ahead)
+    if is_gguf(path):
         from bitquilt.engines.llamacpp import open_llamacpp
 
-        return open_llamacpp(path, draft=None if draft is None else Path(draft))
-    if draft is not None:
-        raise UserError(
-            f"drafts are read by llama.cpp, and {model} is not a GGUF file; make one with "
-            f"`bitquilt quantize {model} --bits 4.5`, or leave the draft model out"
-        )
+        return open_llamacpp(path, draft=ahead)
     if is_mlx(path):
         from bitquilt.engines.mlx import open_mlx
 
-        return open_mlx(path)
+        return open_mlx(path, draft=ahead)
     from bitquilt.engines.torch import TorchEngine
     from bitquilt.models import open_checkpoint
 
     return TorchEngine(open_checkpoint(model))
+
+
+def require_draft_format(model: Path, draft: Path) -> None:
+    """Refuse a draft model that runs in another engine than its model, or one for PyTorch.
+
+    Raises:
+        UserError: the sentence names both.
+    """
+    kinds = {"a GGUF file": is_gguf, "an MLX directory": is_mlx}
+    for kind, holds in kinds.items():
+        if holds(model):
+            if not holds(draft):
+                raise UserError(
+                    f"{draft} cannot be the draft model of {model}, as it is not {kind}, too; make "
+                    "one with `bitquilt quantize SMALL --bits 4.5 --to both`"
+                )
+            return
+    raise UserError(
+        f"{model} runs in PyTorch, where no model drafts for another; make a file of it with "
+        f"`bitquilt quantize {model} --bits 4.5`, or leave the draft model out"
+    )
+
+
+def is_gguf(path: Path) -> bool:
+    """Tell whether a path is that of a GGUF file, by its name."""
+    return path.suffix == SUFFIX and path.is_file()
 
 
 def is_mlx(path: Path) -> bool:

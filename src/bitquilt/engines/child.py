@@ -83,7 +83,8 @@ def _load(kind: str, options: dict[str, Any]) -> tuple[Backend, Drafter | None]:
     backend = load(**options)
     if draft is None:
         return backend, None
-    return backend, Drafter(backend, load(**{**options, "path": draft, "vision": None}))
+    options.pop("vision", None)
+    return backend, Drafter(backend, load(**{**options, "path": draft}))
 
 
 def _listen(stream: BinaryIO, service: _Service) -> None:

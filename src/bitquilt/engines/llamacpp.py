@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitquilt.engines.remote import RemoteEngine
-from bitquilt.engines.weights import require_finite_weights
-from bitquilt.errors import UserError
-from bitquilt.gguf import SUFFIX
+from bitquilt.engines.weights import require_draft_weights, require_finite_weights
 from bitquilt.runtime.compute import asked_threads
 
 VISION_PREFIX = "mmproj"
@@ -34,26 +32,11 @@ def open_llamacpp(
     require_finite_weights(path)
     options: dict[str, Any] = {"path": str(path), "exact": exact}
     if draft is not None:
-        _require_smaller(draft, path)
-        require_finite_weights(draft)
+        require_draft_weights(draft, path)
         options["draft"] = str(draft)
     if (beside := vision_beside(path)) is not None:
         options["vision"] = str(beside)
     return RemoteEngine("llama.cpp", {**options, "threads": threads or asked_threads()})
-
-
-def _require_smaller(draft: Path, path: Path) -> None:
-    if draft.suffix != SUFFIX or not draft.is_file():
-        raise UserError(
-            f"{draft} cannot be a draft model, as it is not a GGUF file; give one that `bitquilt "
-            "quantize` has made"
-        )
-    small, large = draft.stat().st_size, path.stat().st_size
-    if small >= large:
-        raise UserError(
-            f"{draft} has {small:,} bytes, and {path} has {large:,}: only a smaller draft model "
-            "makes answers faster; give a smaller model of the same family"
-        )
 
 
 def vision_beside(path: Path) -> Path | None:

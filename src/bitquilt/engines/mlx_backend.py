@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import (
+    RotatingKVCache,
+    can_trim_prompt_cache,
+    make_prompt_cache,
+    trim_prompt_cache,
+)
 from mlx_lm.utils import load_model
 
 from bitquilt.engines.backend import Logits, common_prefix
@@ -44,6 +51,7 @@ class MlxBackend(HubTokenizer):
                     "`bitquilt quantize`"
                 )
         super().__init__(directory, config, read_generation(directory))
+        self.info = replace(self.info, name=path)
         try:
             self._model, _ = load_model(directory)
         except Exception as error:  # whatever mlx-lm's class of a type raises
@@ -90,6 +98,45 @@ class MlxBackend(HubTokenizer):
         """See :class:`~bitquilt.engines.backend.Backend`."""
         for layer in self._rows:
             layer.filter(mx.array(list(rows)))
+
+    def verify(self, tokens: Sequence[Sequence[int]]) -> list[Logits]:
+        """See :class:`~bitquilt.engines.drafting.Verifier`; there is one row."""
+        (read,) = tokens
+        return [_floats(mx.concatenate(self._read(read)))]
+
+    def retract(self, counts: Sequence[int]) -> None:
+        """See :class:`~bitquilt.engines.drafting.Verifier`."""
+        (count,) = counts
+        self._keep(len(self._held) - count)
+
+    @property
+    def at_once(self) -> int:
+        """See :class:`~bitquilt.engines.drafting.Verifier`.
+
+        A cache of several rows would take back the same number of tokens from each. A sliding
+        window gives nothing back from the moment that it is full.
+        """
+        if self._rows is not self._cache:
+            return 0
+        windows = (layer for layer in self._cache if isinstance(layer, RotatingKVCache))
+        left: list[int] = [layer.max_size - 1 - layer.offset for layer in windows]
+        return min([CHUNK, *left])
+
+    @property
+    def retracts(self) -> bool:
+        """See :class:`~bitquilt.engines.drafting.Verifier`."""
+        return bool(can_trim_prompt_cache(make_prompt_cache(self._model)))
+
+    def ordinary_text(self, token: int) -> str | None:
+        """See :class:`~bitquilt.engines.drafting.Verifier`."""
+        return self._ordinary.get(token)
+
+    @cached_property
+    def _ordinary(self) -> dict[int, str]:
+        """Token → its text, without control tokens and others that were added."""
+        added = self._tokenizer.added_tokens_decoder
+        vocabulary = self._tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+        return {token: text for text, token in vocabulary.items() if token not in added}
 
     def _keep(self, length: int) -> int:
         """Forget all but the first tokens; returns how many the cache could keep."""

@@ -1,4 +1,4 @@
-"""Weights that are no numbers are refused before an engine is started on them."""
+"""Weights that no engine can work with are refused before one is started on them."""
 
 from __future__ import annotations
 
@@ -33,3 +33,28 @@ def require_finite_weights(path: Path) -> None:
             "answer; the file is damaged: download it again, or make it again with `bitquilt "
             "quantize`"
         )
+
+
+def require_draft_weights(draft: Path, path: Path) -> None:
+    """Refuse weights of a draft model that are no smaller than those of its model, or no numbers.
+
+    Args:
+        draft: a GGUF file or an MLX directory.
+        path: the model's own.
+
+    Raises:
+        UserError: the sentence says which of the two it is.
+    """
+    small, large = _bytes(draft), _bytes(path)
+    if small >= large:
+        raise UserError(
+            f"{draft} has {small:,} bytes, and {path} has {large:,}: only a smaller draft model "
+            "makes answers faster; give a smaller model of the same family"
+        )
+    require_finite_weights(draft)
+
+
+def _bytes(path: Path) -> int:
+    """Count the bytes of a model's weights."""
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)

@@ -18,10 +18,11 @@ def draft_option() -> Any:
     """Make the field ``draft`` of a config whose command runs a model."""
     return option(
         "This smaller model writes a few tokens ahead, and MODEL keeps those that it would have "
-        "said itself: the answer is MODEL's own, and may come sooner. Both are GGUF files with the "
-        "same tokens; `bitquilt pair` measures how much faster the two are.",
+        "said itself: the answer is MODEL's own, and may come sooner. Both are GGUF files or both "
+        "MLX directories, with the same tokens; `bitquilt pair` measures how much faster the two "
+        "are.",
         default=None,
-        metavar="FILE",
+        metavar="PATH",
     )
 
 
