@@ -180,9 +180,12 @@ def test_files_below_two_bits():
     assert not any("TQ1_0" in own for own in names(small).values())
 
 
-def test_types_without_kernels_for_gpus_are_told():
+def test_types_without_fast_kernels_are_told():
     (said,) = GGUF.about_types({"TQ1_0", "Q8_0"})
     assert "matrices on TQ1_0 are for CPUs" in said
+    (said,) = GGUF.about_types({"Q2_0", "IQ4_NL"})
+    assert "matrices on Q2_0 are several times slower than on Q4_0 on x86 CPUs" in said
+    assert len(GGUF.about_types({"Q2_0", "TQ2_0"})) == 2
     assert GGUF.about_types({"Q4_K"}) == []
 
 

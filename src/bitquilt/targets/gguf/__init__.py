@@ -59,13 +59,18 @@ class _Gguf(Target):
     }
 
     def about_types(self, names: Collection[str]) -> list[str]:
-        ternary = sorted({"TQ1_0", "TQ2_0"} & {*names})
-        if not ternary:
-            return []
-        return [
-            f"matrices on {' and '.join(ternary)} are for CPUs: llama.cpp has kernels for them "
-            "there, and in newer builds for Vulkan, but none for CUDA or Metal"
-        ]
+        said = []
+        if ternary := sorted({"TQ1_0", "TQ2_0"} & {*names}):
+            said.append(
+                f"matrices on {' and '.join(ternary)} are for CPUs: llama.cpp has kernels for them "
+                "there, and in newer builds for Vulkan, but none for CUDA or Metal"
+            )
+        if "Q2_0" in names:  # nine times was measured: docs/decisions/candidates.md
+            said.append(
+                "matrices on Q2_0 are several times slower than on Q4_0 on x86 CPUs, where "
+                "llama.cpp has no fast kernel for them yet, and need its build b9916 or newer"
+            )
+        return said
 
     def vision_file(self, name: str) -> str | None:
         return f"mmproj-{name}.gguf"
