@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from bitquilt import demo
 from bitquilt.engines import open_engine
 from bitquilt.errors import UserError
-from bitquilt.evaluation.pair import agreement, draft_gain, kept_a_step, measure_pair
+from bitquilt.evaluation.pair import (
+    DraftGain,
+    PairResult,
+    agreement,
+    draft_gain,
+    kept_a_step,
+    measure_pair,
+)
 from bitquilt.evaluation.traces import likeliest
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Silent
@@ -70,6 +77,32 @@ def test_models_that_read_other_tokens_are_refused(model, capfd):
         measure_pair("demo", model, answers=1, length=8, progress=Silent())
     assert invoke("pair", "demo", "nowhere.gguf") == 2
     assert "nowhere.gguf" in capfd.readouterr().err
+
+
+def test_the_advice_is_a_command_that_runs(model, tmp_path, capfd, monkeypatch):
+    gain = DraftGain(draft=4, kept=3.0, seconds=1.0, speedup=1.5)
+    found = PairResult(
+        large="large.gguf",
+        small="small.gguf",
+        answers=1,
+        tokens=9,
+        agreement=0.9,
+        large_rate=2.0,
+        small_rate=9.0,
+        gains=[gain],
+    )
+    monkeypatch.setattr("bitquilt.evaluation.pair.measure_pair", lambda *_: found)
+    files = [tmp_path / name for name in (found.large, found.small)]
+    for path in files:
+        written(path, "Q8_0", GGUF)
+    capfd.readouterr()
+    assert invoke("pair", *files) == 0
+    said = "".join(capfd.readouterr().out.split())
+    assert f"1.50timesasfast:`bitquiltrun{files[0]}--draft{files[1]}`" in said
+    assert invoke("pair", model, files[1]) == 0
+    said = " ".join(capfd.readouterr().out.split())
+    assert "1.50 times as fast; but " in said
+    assert "runs in PyTorch, where no model drafts for another; make a file of it" in said
 
 
 LENGTH, DRAFT = 48, 4

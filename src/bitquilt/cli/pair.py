@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from bitquilt.cli.options import JSON, config_options, print_json, require_model
 from bitquilt.cli.tables import figures_table, stdout_console
+from bitquilt.errors import UserError
 from bitquilt.evaluation.config import PairConfig
 
 if TYPE_CHECKING:
@@ -37,10 +39,11 @@ def pair(large: str, small: str, config: PairConfig, as_json: bool) -> None:
     if as_json:
         print_json(found.to_dict())
     else:
-        _print(found)
+        _print(found, large, small)
 
 
-def _print(found: PairResult) -> None:
+def _print(found: PairResult, large: str, small: str) -> None:
+    """Print what was found, and how LARGE and SMALL run together."""
     console = stdout_console()
     console.print(
         f"{found.small} says the same next token as {found.large} for {found.agreement:.1%} of "
@@ -56,8 +59,19 @@ def _print(found: PairResult) -> None:
     if best.speedup > 1:
         console.print(
             f"Drafts of {best.draft} tokens would make {found.large} {best.speedup:.2f} times as "
-            f"fast: `bitquilt run {found.large} --draft {found.small}`, and `serve` likewise.",
+            f"fast{_use(large, small)}.",
             markup=False,
         )
     else:
         console.print(f"On this machine no draft makes {found.large} faster.", markup=False)
+
+
+def _use(large: str, small: str) -> str:
+    """Say how the two run together."""
+    from bitquilt.engines import require_draft_format
+
+    try:
+        require_draft_format(Path(large), Path(small))
+    except UserError as error:
+        return f"; but {error.sentence}"
+    return f": `bitquilt run {large} --draft {small}`, and `serve` likewise"
