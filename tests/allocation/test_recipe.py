@@ -244,6 +244,12 @@ def test_a_search_sees_a_recipes_typing_errors_too() -> None:
         pins(recipe, shaped_checkpoint(), "gguf")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    path.write_text('{"default": "Q4_K"}', "utf-8-sig")
+    assert read_recipe(path).default is not None
+
+
 def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json does not exist"):
         read_recipe(tmp_path / "none.json")

@@ -34,17 +34,17 @@ def test_the_verdict_names_text_unit_and_what_may_be_chance():
         ]
     )
     assert said == (
-        "the types of race are used: on 2,044 tokens that the search has not read, their "
-        "selection KL is 0.17 nats/token; knapsack has 0.174, 2.0% more, which may be chance; "
-        "evopress has 0.185, 9.0% more; Q3_K_M has 0.371, 2.2 times as much"
+        "the types of the race are used: on 2,044 tokens that the search has not read, their "
+        "selection KL is 0.17 nats/token; the knapsack has 0.174, 2.0% more, which may be chance; "
+        "EvoPress has 0.185, 9.0% more; Q3_K_M has 0.371, 2.2 times as much"
     )
 
 
 def test_the_verdict_on_equals_and_on_one_alone():
     alone = verdict([ranking("knapsack", 0.1702, 0.0)])
-    assert alone.endswith("their selection KL is 0.17 nats/token; no preset fits")
+    assert alone.endswith("their selection KL is 0.17 nats/token; no preset is small enough")
     equals = verdict([ranking("race", 0.1702, 0.0), ranking("knapsack", 0.1702, 0.0)])
-    assert equals.endswith("; knapsack has 0.17, the same; no preset fits")
+    assert equals.endswith("; the knapsack has 0.17, the same; no preset is small enough")
     assert "inf" not in verdict([ranking("a", 0.0, 0.0, 0.0), ranking("b", 0.0, 0.0, 0.0)])
     assert ranking("b", 0.17019999, 0.001).versus_best == "0.0% more, which may be chance"
 

@@ -167,6 +167,12 @@ def test_bad_files_are_refused_in_one_sentence(tmp_path, name, content, said):
     assert "\n" not in str(raised.value)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n', "utf-8-sig")
+    assert [document.text for document in corpus.from_file(path)] == ["a"]
+
+
 def test_missing_file_is_named():
     with pytest.raises(UserError, match=r"nowhere\.txt does not exist"):
         corpus.from_file(Path("nowhere.txt"))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+from bitquilt.cli.compare import _types_cell
 from tests.allocation.test_stored_mix import TYPES, gguf_file
 from tests.factories import tiny_checkpoint
+from tests.models.tiny_gguf import write_gguf
 from tests.quick import invoke
 
 CUT = "it ends within output_norm.weight; it is truncated or damaged: download it again"
@@ -56,6 +60,28 @@ def test_compare(tmp_path: Path, capfd) -> None:
     assert found["files"][0]["bytes"] == path.stat().st_size
     assert invoke("compare", str(path), str(other), "--text", "x.txt") == 2
     assert "only with --against" in capfd.readouterr().err
+
+
+def test_files_of_different_models_are_told_so(tmp_path: Path, capfd) -> None:
+    directories = [
+        tiny_checkpoint(tmp_path / name, "llama", hidden=hidden, layers=1)
+        for name, hidden in (("one", 128), ("other", 256))
+    ]
+    first, second = (
+        write_gguf(directory, tmp_path / f"{directory.parent.name}.gguf")
+        for directory in directories
+    )
+    capfd.readouterr()
+    assert invoke("compare", first, second) == 0
+    assert re.fullmatch(
+        r"the files differ in more than types: model\.embed_tokens is [\d,]+ × 128 in one\.gguf "
+        r"and [\d,]+ × 256 in other\.gguf\n",
+        capfd.readouterr().err,
+    )
+
+
+def test_a_number_of_matrices_is_on_the_line_of_their_type() -> None:
+    assert _types_cell(Counter({"IQ4_NL": 20, "Q2_0": 8})) == "20 × IQ4_NL,\n8 × Q2_0"
 
 
 def test_files_of_two_formats_have_no_types_to_compare(tmp_path: Path, capfd) -> None:

@@ -72,8 +72,11 @@ def test_no_box_is_said(capfd, demo_gguf: Path) -> None:
     assert invoke("run", demo_gguf, QUESTION, "--final-only", "--max-tokens", "5", *GREEDY) == 3
     said = capfd.readouterr()
     assert said.out == ""
-    assert "gave no boxed answer" in said.err
+    assert "gave no boxed answer; ask for one with --system boxed, set a" in said.err
     assert said.err.count("\n") == 1
+    cut = ("--max-tokens", "5", *GREEDY)
+    assert invoke("run", demo_gguf, QUESTION, "--final-only", "--system", "boxed", *cut) == 3
+    assert "gave no boxed answer; set a --think-budget, or raise --max-" in capfd.readouterr().err
 
 
 def test_thinking_can_be_hidden_and_cut(capfd, demo_gguf: Path) -> None:

@@ -130,4 +130,4 @@ def test_bench_of_the_demo_runs_in_torch(capfd):
     ]
     assert all(one["answer_rate"] > 0 and one["resident"] > one["nbytes"] > 5e7 for one in speeds)
     assert invoke("bench", "demo", "demo", *options) == 2
-    assert "is given 2 times" in capfd.readouterr().err
+    assert "bitquilt: demo is given 2 times; give it once" in capfd.readouterr().err

@@ -109,6 +109,6 @@ def test_the_mixes_that_lost_are_told_with_their_text(work):
         save(directory, replace(record(path, 0.03), rankings=rankings))
     html = page.make_report(work).html
     assert (
-        "The types of race are used: on 4,088 tokens that the search has not "
+        "The types of the race are used: on 4,088 tokens that the search has not "
         "read, their selection KL is 0.1 nats/token; Q4_K_M has 0.14, 40.0% more."
     ) in html

@@ -82,6 +82,33 @@ def test_the_legend_of_the_front_names_every_mark_and_fits():
         assert entry["x"] + 13 + 6.5 * len(entry["text"]) < ends[columns.index(entry["x"])]
 
 
+def test_a_label_is_not_on_the_point_of_another_file():
+    """Two files of nearly one size: what is beside the first is the second and its interval."""
+    files = [
+        FrontPoint(
+            name=label, label=label, target=target, nbytes=nbytes, ours=True,
+            kl=Estimate(kl, low, high),
+        )
+        for label, target, nbytes, kl, low, high in (
+            ("3.5bit", "gguf", 60_652_192, 0.636, 0.504, 0.832),
+            ("3.5bit", "mlx", 62_590_783, 0.617, 0.492, 0.845),
+            ("4.5bit", "gguf", 77_469_088, 0.129, 0.11, 0.152),
+            ("4.5bit", "mlx", 79_400_767, 0.135, 0.113, 0.173),
+        )
+    ]  # fmt: skip
+    points = plots.pareto_plot(files).values["points"]
+    for point in points:
+        width = plots.LETTER_WIDTH * len(point["label"])
+        left = point["label_x"] - width * plots.LEFT_OF[point["anchor"]]
+        assert left > plots.LEFT
+        assert left + width < plots.WIDTH
+        for other in points:
+            beside = other["x"] + 5 <= left or left + width <= other["x"] - 5
+            above = point["label_y"] + 2 <= min(other["high"], other["y"] - 5)
+            below = point["label_y"] - 10 >= max(other["low"], other["y"] + 5)
+            assert beside or above or below
+
+
 def test_labels_are_apart_from_each_other_and_from_the_line():
     """The files of the README's picture; a label of 18 letters is beside a point of another."""
     files = [

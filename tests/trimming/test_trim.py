@@ -25,6 +25,7 @@ from tests.bases.models import _byte_fallback
 from tests.factories import tiny_checkpoint
 from tests.models.llamacpp_vocab import tokenize
 from tests.models.tiny_gguf import write_gguf, write_sentencepiece_gguf
+from tests.progress import Kinds
 from tests.quick import QUICK, invoke
 from tests.targets.conftest import Model
 
@@ -322,10 +323,12 @@ def test_a_model_without_a_tokenizer_is_refused():
         BpeFile.read(None, "tiny")
 
 
-def test_too_few_tokens_are_refused(tmp_path, asked):
+def test_too_few_tokens_are_refused_before_the_text_is_counted(tmp_path, asked):
     source = tiny_checkpoint(tmp_path, layers=1)
-    with pytest.raises(UserError, match="are 262, and all are kept; give at least that many"):
-        trim_vocabulary(source, tokens="100", **asked)
+    progress = Kinds()
+    with pytest.raises(UserError, match="are 262, and all are kept; ask for at least that many"):
+        trim_vocabulary(source, tokens="100", **asked | {"progress": progress})
+    assert progress.kinds == []
     assert not asked["output"].exists()
 
 

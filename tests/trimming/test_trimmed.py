@@ -142,7 +142,7 @@ def test_an_impossible_size_is_refused_before_the_trimming(made, tmp_path, capfd
     assert list(tmp_path.iterdir()) == []
     assert invoke("plan", source, "--trim", words, "--size", "20KB", "-o", tmp_path) == 2
     assert invoke("plan", source, "--trim", f"{asked['trim'][0]},9", "--bits", "8") == 2
-    assert "give at least that many" in capfd.readouterr().err
+    assert "ask for at least that many" in capfd.readouterr().err
 
 
 def test_no_importance_matrix_goes_with_it(tmp_path):

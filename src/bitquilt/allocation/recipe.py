@@ -79,7 +79,7 @@ def read_recipe(path: Path) -> Recipe:
         UserError: the file cannot be read, or is not a recipe.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"the recipe {path} does not exist{suggestion(path)}") from error
     except (OSError, UnicodeDecodeError) as error:

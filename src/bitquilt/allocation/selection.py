@@ -55,6 +55,11 @@ class Ranking:
         return much if self.behind.low > 0 else f"{much}, which may be chance"
 
 
+def called(name: str) -> str:
+    """Name a method or a preset within a sentence."""
+    return {"race": "the race", "knapsack": "the knapsack", "evopress": "EvoPress"}.get(name, name)
+
+
 def verdict(rankings: Sequence[Ranking]) -> str:
     """Say in words which allocation is used, what its KL is, and how the others compare.
 
@@ -66,13 +71,15 @@ def verdict(rankings: Sequence[Ranking]) -> str:
     """
     best, *others = rankings
     largest = max(one.nbytes or 0 for one in rankings)
-    said = f"the types of {best.name} are used: on {best.tokens:,} tokens that the search has "
+    said = (
+        f"the types of {called(best.name)} are used: on {best.tokens:,} tokens that the search has "
+    )
     said += f"not read, their selection KL is {best.kl:.3g} nats/token"
     for one in others:
-        said += f"; {one.name} has {one.kl:.3g}, {one.versus_best}"
+        said += f"; {called(one.name)} has {one.kl:.3g}, {one.versus_best}"
         if one.nbytes is not None and one.nbytes < NEAR * largest and _is_preset(one):
             said += f", and takes {human(one.nbytes)}: no larger preset fits"
-    return said if any(map(_is_preset, rankings)) else f"{said}; no preset fits"
+    return said if any(map(_is_preset, rankings)) else f"{said}; no preset is small enough"
 
 
 def unrivalled(name: str) -> str:
@@ -81,7 +88,7 @@ def unrivalled(name: str) -> str:
     Args:
         name: the method that found it.
     """
-    return f"the types of {name} are used: no preset fits, so there is nothing to choose from"
+    return f"the types of {called(name)} are used: no preset is small enough to stand beside them"
 
 
 def predicted_verdict(costs: Mapping[str, float]) -> str:
@@ -92,10 +99,12 @@ def predicted_verdict(costs: Mapping[str, float]) -> str:
             the largest preset that fits, if any does.
     """
     (used, least), *others = costs.items()
-    said = f"the types of {used} are used: they are predicted to cost {least:.3g} nats/token"
+    said = (
+        f"the types of {called(used)} are used: they are predicted to cost {least:.3g} nats/token"
+    )
     for name, cost in others:
-        said += f", those of {name} {cost:.3g}"
-    return said if others else f"{said}; no preset fits"
+        said += f", those of {called(name)} {cost:.3g}"
+    return said if others else f"{said}; no preset is small enough"
 
 
 def _is_preset(one: Ranking) -> bool:

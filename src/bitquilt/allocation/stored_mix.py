@@ -207,6 +207,19 @@ def pairs_of(one: StoredMix, other: StoredMix) -> list[MatrixPair]:
     return [pair(module) for module in dict.fromkeys([*left, *right])]
 
 
+def unlike_shapes(one: StoredMix, other: StoredMix) -> str:
+    """Say which matrix two files have in different shapes; empty where none is."""
+    shapes = {matrix.module: (matrix.rows, matrix.columns) for matrix in other.matrices}
+    for matrix in one.matrices:
+        rows, columns = shapes.get(matrix.module, (matrix.rows, matrix.columns))
+        if (rows, columns) != (matrix.rows, matrix.columns):
+            return (
+                f"the files differ in more than types: {matrix.module} is {matrix.rows:,} × "
+                f"{matrix.columns:,} in {one.name} and {rows:,} × {columns:,} in {other.name}"
+            )
+    return ""
+
+
 def types_by_module(source: Path, checkpoint: Checkpoint | None) -> dict[str, str]:
     """Return the type of every matrix of a recipe or a model file, by module path.
 

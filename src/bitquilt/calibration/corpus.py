@@ -91,6 +91,8 @@ def from_file(path: Path) -> list[Document]:
 def read_text(path: Path) -> str:
     """Read a file of UTF-8 text, decompressed where its name ends in `.gz` or `.xz`.
 
+    A byte order mark, which some editors write, is no part of the text.
+
     Raises:
         UserError: the file cannot be read or decompressed, or is not UTF-8.
     """
@@ -107,7 +109,7 @@ def read_text(path: Path) -> str:
             f"{path} cannot be read ({error.strerror}); check the path of the text"
         ) from error
     try:
-        return data.decode("utf-8").replace("\r\n", "\n")
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line}: not UTF-8; save the file as UTF-8 text") from error

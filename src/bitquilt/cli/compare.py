@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bitquilt.cli.options import JSON, Whole, print_json, require_model
+from bitquilt.cli.tables import NAME_WIDTH, name_cell, stdout_console
 from bitquilt.errors import UserError
 from bitquilt.evaluation.file_format import format_of
 from bitquilt.models.names import kind_of
@@ -66,10 +68,11 @@ def compare_files(
         require_model(against)
     for target, file in zip(targets, files, strict=True):
         target.refuse_damaged(Path(file))
-    from bitquilt.allocation.stored_mix import pairs_of, stored_mix
-    from bitquilt.cli.tables import stdout_console
+    from bitquilt.allocation.stored_mix import pairs_of, stored_mix, unlike_shapes
 
     one, other = (stored_mix(Path(file)) for file in files)
+    if unlike := unlike_shapes(one, other):
+        click.echo(unlike, err=True)
     pairs = pairs_of(one, other)
     found = None if against is None else _measured(files, against, text, tokens)
     if as_json:
@@ -132,16 +135,22 @@ def _table(mixes: tuple[StoredMix, StoredMix], pairs: Sequence[MatrixPair]) -> T
 
     table = Table("matrices", box=None, padding=(0, 2, 0, 0), header_style="dim")
     for mix in mixes:
-        table.add_column(mix.name, overflow="fold")
+        table.add_column(name_cell(mix.name), overflow="fold")
         table.add_column("MB", justify="right")
     for kind in dict.fromkeys(kind_of(pair.module) for pair in pairs):
         own = [pair for pair in pairs if kind_of(pair.module) == kind]
         cells: list[str] = []
         for side in (0, 1):
             counts = Counter(pair.types[side] or "none" for pair in own)
-            cells.append(", ".join(f"{count} × {name}" for name, count in counts.most_common()))
+            cells.append(_types_cell(counts))
             cells.append(f"{sum(pair.nbytes[side] for pair in own) / 1e6:.2f}")
         table.add_row(kind, *cells)
     totals = (cell for mix in mixes for cell in ("", f"{mix.nbytes / 1e6:.2f}"))
     table.add_row("everything on disk", *totals)
     return table
+
+
+def _types_cell(counts: Counter[str]) -> str:
+    """List how many matrices have which type; a number stays on the line of its type."""
+    held = ", ".join(f"{count}\u00a0×\u00a0{name}" for name, count in counts.most_common())
+    return textwrap.fill(held, NAME_WIDTH).replace("\u00a0", " ")

@@ -79,9 +79,11 @@ def run(model: str, words: tuple[str, ...], config: RunConfig, as_json: bool) ->
             click.echo()
             sys.exit(130)
     if final is None and (config.final_only or config.votes):
+        missing = "answer" if config.votes else "boxed answer"
+        asking_for_one = "" if config.system else "ask for one with --system boxed, "
         click.echo(
-            f"bitquilt: {model} gave no {'answer' if config.votes else 'boxed answer'}; ask for "
-            "one with --system boxed, set a --think-budget, or raise --max-tokens",
+            f"bitquilt: {model} gave no {missing}; {asking_for_one}set a --think-budget, or raise "
+            "--max-tokens",
             err=True,
         )
         sys.exit(NO_FINAL)

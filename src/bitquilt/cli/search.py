@@ -41,8 +41,11 @@ def search(model: str, config: AllocationConfig, as_json: bool) -> None:
 
 
 def _print(found: list[SearchResult]) -> None:
+    from bitquilt.allocation.selection import called
+
     for recipe in found:
-        said = f"{recipe.path}: the types of {recipe.source}, for a file of {recipe.nbytes:,} bytes"
+        whose = called(recipe.source)
+        said = f"{recipe.path}: the types of {whose}, for a file of {recipe.nbytes:,} bytes"
         for best in recipe.rankings[:1]:  # none where there was nothing to choose from
             said += f"; their selection KL is {best.kl:.3g} nats/token on {best.tokens:,} tokens "
             said += "that the search has not read"

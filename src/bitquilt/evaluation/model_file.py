@@ -153,9 +153,10 @@ def told_apart(models: Sequence[Any]) -> list[Any]:
     Raises:
         UserError: one is given twice.
     """
-    for path, times in Counter(one.path.resolve() for one in models).items():
-        if times > 1:
-            raise UserError(f"{path} is given {times} times; give it once")
+    places = [one.path.resolve() for one in models]
+    for one, place in zip(models, places, strict=True):
+        if (times := places.count(place)) > 1:
+            raise UserError(f"{one.path} is given {times} times; give it once")
     count = Counter(one.name for one in models)
     return [replace(one, name=str(one.path)) if count[one.name] > 1 else one for one in models]
 

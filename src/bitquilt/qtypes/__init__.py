@@ -56,9 +56,10 @@ def get(name: str) -> QuantType:
     qtypes = registered()
     if name in qtypes:
         return qtypes[name]
+    near = did_you_mean(name, qtypes)
     raise UserError(
-        f"there is no type {name!r}; the types are {', '.join(names())}"
-        + did_you_mean(name, qtypes)
+        f"there is no type {name!r}{near}{' The' if near else '; the'} types are "
+        f"{', '.join(names())}"
     )
 
 

@@ -80,5 +80,6 @@ def _require_repository(name: str) -> None:
             raise HFValidationError("it has no owner")
     except HFValidationError as error:
         raise UserError(
-            f"{name} is not a valid name of a hub repository ({error}); give user/name"
+            f"{name} is not a valid name of a hub repository; give user/name, with no other signs "
+            "than letters, digits, - _ and ."
         ) from error

@@ -208,6 +208,7 @@ def _labelled(
     drawn = [step for line in lines for step in _steps(*line)]
     for point in points:
         width = LETTER_WIDTH * len(point["label"])
+        around = [*PLACES, *_beyond_interval(point)]
         places = [
             _Box(
                 point["x"] + dx - width * LEFT_OF[anchor],
@@ -215,7 +216,7 @@ def _labelled(
                 width,
                 LINE_HEIGHT,
             )
-            for anchor, dx, dy in PLACES
+            for anchor, dx, dy in around
         ]
         clear = [
             n
@@ -225,9 +226,20 @@ def _labelled(
         free = [n for n in clear if not any(map(places[n].meets, drawn))]
         chosen = next(iter(free or clear), 0)
         taken.append(places[chosen])
-        anchor, dx, dy = PLACES[chosen]
+        anchor, dx, dy = around[chosen]
         point |= {"label_x": point["x"] + dx, "label_y": point["y"] + dy, "anchor": anchor}
     return points
+
+
+def _beyond_interval(point: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """List places for a label above and below a point's interval, as :data:`PLACES` has them."""
+    above, below = point["high"] - point["y"] - 4, point["low"] - point["y"] + LINE_HEIGHT
+    inside = {
+        dy: point["y"] + dy - LINE_HEIGHT > TOP and point["y"] + dy < HEIGHT - BOTTOM
+        for dy in (above, below)
+    }
+    sides = (("middle", 0.0), ("end", 8.0), ("start", -8.0))
+    return [(anchor, dx, dy) for dy, fits in inside.items() if fits for anchor, dx in sides]
 
 
 def _steps(start: Mapping[str, Any], end: Mapping[str, Any], count: int = 60) -> Iterator[_Box]:

@@ -18,7 +18,7 @@ from pydantic import model_validator as validator
 from bitquilt.engines import ModelInfo
 from bitquilt.models.chat_template import Message, template_variables
 from bitquilt.runtime.near import did_you_mean
-from bitquilt.serve.errors import RefusedError, invalid
+from bitquilt.serve.errors import RefusedError, invalid, not_understood
 from bitquilt.serve.mending import THINKING_SWITCHES, mended_json, mended_thinking
 from bitquilt.serve.messages import ChatMessage, Lenient, text_only
 from bitquilt.serve.structured import Structured
@@ -427,9 +427,7 @@ def parse_request(kind: type[Body], body: bytes | Mapping[str, Any], strict: boo
     except ValidationError as error:
         # of several alternatives that failed, the one that was read furthest was meant
         meant = max(error.errors(include_url=False), key=lambda one: len(one["loc"]))
-        place = ".".join(str(step) for step in meant["loc"])
-        said = str(meant["ctx"]["error"]) if meant["type"] == "value_error" else meant["msg"]
-        raise invalid(f"{place or 'the body'}: {said}") from error
+        raise invalid(not_understood(meant)) from error
     if unknown := getattr(asked, "unknown", ()):
         _tell(unknown, kind, strict)
     return asked

@@ -107,7 +107,10 @@ def refuse_other_tokens_of(
     header = encode_header(read_pairs(path, read_container(path)), [])
     try:
         with llama_cpp_tokenizer(header) as theirs:
-            remedy = f"convert {path.name} again with a newer converter"
+            remedy = (
+                f"give the file that was made from this model, or convert {path.name} again with a "
+                "newer converter"
+            )
             return compare_tokens(own, theirs, "llama.cpp", remedy)
     except EngineMissingError:
         return []

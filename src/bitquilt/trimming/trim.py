@@ -113,6 +113,8 @@ def trim_vocabulary(
     whole = tokenizer_to_cut(checkpoint.tokenizer_dir, checkpoint.name)
     nbytes = sum(checkpoint.source_bytes.values())
     require_room(path.resolve().parent, nbytes)
+    if config.size is not None:  # known to be too few before all text is counted
+        require_size(_without_reserved(whole, checkpoint, ()), config.size, checkpoint.name)
     encode = encoder(checkpoint)
     counts = _counts(text, encode, progress)
     tokenizer = _without_reserved(whole, checkpoint, counts.all.keys())
@@ -223,7 +225,7 @@ def require_size(tokenizer: BpeFile, size: int, name: str) -> None:
     if (least := len(tokenizer.required)) > size:
         raise UserError(
             f"the bytes, control tokens and added tokens of {name} are {least:,}, and all are "
-            "kept; give at least that many to --tokens"
+            "kept; ask for at least that many"
         )
 
 
