@@ -73,7 +73,7 @@ def test_a_gpu_without_kernels_is_told(tmp_path, monkeypatch, rounding, count):
     for qtype in ("Q4_K", "4bit-g64"):  # once, though there are two formats
         round_layers(bank, {"model.layers.0.mlp.up_proj": [qtype]}, Recorded(lines=lines))
     assert len(lines) == count
-    assert all("(no compiler); rounding uses torch's operations instead" in line for line in lines)
+    assert all("(no compiler); torch's operations round instead" in line for line in lines)
 
 
 def test_what_cannot_be_fetched_is_not_kept(tmp_path, monkeypatch):

@@ -9,8 +9,6 @@ K numbers that code one.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
@@ -23,7 +21,6 @@ from bitquilt.rounding.hessian import (
     column_sums,
     diagonal_blocks,
 )
-from bitquilt.runtime.cuda_graph import Replay
 
 
 def descend(
@@ -44,55 +41,56 @@ def descend(
     triangles = torch.linalg.cholesky(blocks.flip(2, 3)).flip(2, 3)
     inverses = torch.linalg.inv(blocks)
     errors = weight - levels
-    one_block = Replay(partial(_descend_block, quantizer))
+    block = _by_kernel if kernels.available_for(weight) else _by_torch
     for start in range(0, columns, COLUMN_BLOCK):
         own = slice(start, min(start + COLUMN_BLOCK, columns))
         groups = slice(own.start // COLUMN_GROUP, own.stop // COLUMN_GROUP)
-        codes[:, groups], moved = one_block(
-            torch.bmm(factor.hessian[:, own], errors),
-            codes[:, groups],
-            levels[:, own],
-            factor.hessian[:, own, own],
-            blocks[:, groups],
-            triangles[:, groups],
-            inverses[:, groups],
-            *quantizer.scales(groups),
-        )
-        levels[:, own] -= moved
-        errors[:, own] += moved
+        pull = torch.bmm(factor.hessian[:, own], errors)
+        metric = factor.hessian[:, own, own], triangles[:, groups], inverses[:, groups]
+        block(quantizer, groups, pull, metric, (codes[:, groups], levels[:, own], errors[:, own]))
 
 
-def _descend_block(
-    quantizer: GroupQuantizer,
-    pull: Tensor,
-    codes: Tensor,
-    levels: Tensor,
-    hessian: Tensor,
-    blocks: Tensor,
-    triangles: Tensor,
-    inverses: Tensor,
-    *scales: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """New codes of up to 128 columns, and their old levels less the new ones.
+_Metric = tuple[Tensor, Tensor, Tensor]
+"""The block of the Hessian [L, 128, 128], triangles and inverses of its groups [L, 16, 8, 8]."""
+_Found = tuple[Tensor, Tensor, Tensor]
+"""Codes int16 [L, 16, K, N], and levels and errors [L, 128, N]."""
 
-    Pull, which is H E and is overwritten, and levels are [L, 128, N], codes [L, 16, K, N], hessian
-    [L, 128, 128] and the other three, of each group, [L, 16, 8, 8].
+
+def _by_kernel(
+    quantizer: GroupQuantizer, groups: slice, pull: Tensor, metric: _Metric, found: _Found
+) -> None:
+    """Do as :func:`_by_torch` does, in one launch."""
+    kernels.descend_block(quantizer.in_kernel(groups), pull, metric, found)
+
+
+def _by_torch(
+    quantizer: GroupQuantizer, groups: slice, pull: Tensor, metric: _Metric, found: _Found
+) -> None:
+    """Improve codes, levels and errors of up to 128 columns in place.
+
+    Args:
+        quantizer: the levels of all groups.
+        groups: those of the block.
+        pull: H E [L, 128, N]; overwritten.
+        metric: of the block.
+        found: of the block.
     """
-    all_codes, all_moved = [], []
-    for g in range(blocks.shape[1]):
+    hessian, triangles, inverses = metric
+    codes, levels, errors = found
+    scales = quantizer.scales(groups)
+    for g in range(triangles.shape[1]):
         own, later = (
             slice(g * COLUMN_GROUP, (g + 1) * COLUMN_GROUP),
             slice((g + 1) * COLUMN_GROUP, None),
         )
         target = torch.baddbmm(levels[:, own], inverses[:, g], pull[:, own])
         proposed = quantizer.propose([s[g] for s in scales], target, triangles[:, g])
-        new_codes, moved = better_codes(
-            blocks[:, g], target, (codes[:, g], levels[:, own]), proposed
+        codes[:, g], moved = better_codes(
+            hessian[:, own, own], target, (codes[:, g], levels[:, own]), proposed
         )
         pull[:, later].baddbmm_(hessian[:, later, own], moved)
-        all_codes.append(new_codes)
-        all_moved.append(moved)
-    return torch.stack(all_codes, 1), torch.cat(all_moved, 1)
+        levels[:, own] -= moved
+        errors[:, own] += moved
 
 
 def better_codes(
@@ -110,8 +108,6 @@ def better_codes(
         old: codes int16 [L, K, N] and levels float32 [L, 8, N].
         new: the same.
     """
-    if kernels.available_for(target):
-        return kernels.keep_better(hessian, target, old, new)
     (old_codes, old_levels), (new_codes, new_levels) = old, new
     moved = old_levels - new_levels
     between = (old_levels + new_levels).sub_(target, alpha=2)

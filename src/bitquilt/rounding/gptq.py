@@ -11,14 +11,12 @@ K numbers that code one.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
+from bitquilt.rounding import kernels
 from bitquilt.rounding.group_quantizer import GroupQuantizer
 from bitquilt.rounding.hessian import COLUMN_BLOCK, COLUMN_GROUP, Factor, column_sums
-from bitquilt.runtime.cuda_graph import Replay
 
 
 def gptq(
@@ -40,55 +38,66 @@ def gptq(
     codes = weight.new_empty(shape, dtype=torch.int16)
     levels, errors = torch.empty_like(weight), torch.empty_like(weight)
     cost = weight.new_zeros(inputs, rows)
-    one_block = Replay(partial(_feed_back_block, quantizer))
+    block = _by_kernel if kernels.available_for(weight) else _by_torch
     for start in range(0, columns, COLUMN_BLOCK):
         own = slice(start, min(start + COLUMN_BLOCK, columns))
         groups = slice(own.start // COLUMN_GROUP, own.stop // COLUMN_GROUP)
         targets = torch.baddbmm(weight[:, own], factor.carry[:, :start, own].mT, errors[:, :start])
-        codes[:, groups], levels[:, own], cost = one_block(
-            weight[:, own],
-            targets,
-            cost,
-            factor.triangles[:, groups],
-            factor.carry[:, own, own],
-            *quantizer.scales(groups),
-        )
-        torch.sub(weight[:, own], levels[:, own], out=errors[:, own])
+        metric = factor.carry[:, own, own], factor.triangles[:, groups]
+        found = codes[:, groups], levels[:, own], errors[:, own], cost
+        block(quantizer, groups, weight[:, own], targets, metric, found)
     return codes, levels, cost
 
 
-def _feed_back_block(
+_Found = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Codes int16 [L, 16, K, N], levels and errors [L, 128, N], and what the rows cost [L, N]."""
+
+
+def _by_kernel(
     quantizer: GroupQuantizer,
+    groups: slice,
     weight: Tensor,
     targets: Tensor,
-    cost: Tensor,
-    triangles: Tensor,
-    carry: Tensor,
-    *scales: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+    metric: tuple[Tensor, Tensor],
+    found: _Found,
+) -> None:
+    """Do as :func:`_by_torch` does, in one launch."""
+    kernels.feed_back(quantizer.in_kernel(groups), weight, targets, metric, found)
+
+
+def _by_torch(
+    quantizer: GroupQuantizer,
+    groups: slice,
+    weight: Tensor,
+    targets: Tensor,
+    metric: tuple[Tensor, Tensor],
+    found: _Found,
+) -> None:
     """Choose codes and levels of up to 128 columns, and add theirs to the costs so far.
 
-    Weights and targets are [L, 128, N] (targets are overwritten), triangles [L, 16, 8, 8] and
-    carry [L, 128, 128].
+    Args:
+        quantizer: the levels of all groups.
+        groups: those of the block.
+        weight: [L, 128, N].
+        targets: [L, 128, N]; overwritten.
+        metric: carry [L, 128, 128] and triangles [L, 16, 8, 8].
+        found: is filled.
     """
-    codes, parts = [], []
-    count = triangles.shape[1]
+    carry, triangles = metric
+    codes, levels, errors, cost = found
+    scales, count = quantizer.scales(groups), triangles.shape[1]
     for g in range(count):
         own, later = (
             slice(g * COLUMN_GROUP, (g + 1) * COLUMN_GROUP),
             slice((g + 1) * COLUMN_GROUP, None),
         )
-        new_codes, new_levels = quantizer.propose(
+        codes[:, g], levels[:, own] = quantizer.propose(
             [s[g] for s in scales], targets[:, own], triangles[:, g]
         )
-        codes.append(new_codes)
-        parts.append(new_levels)
+        torch.sub(weight[:, own], levels[:, own], out=errors[:, own])
         if g + 1 < count:
-            error = weight[:, own] - new_levels
-            targets[:, later].baddbmm_(carry[:, own, later].mT, error)
-    levels = torch.cat(parts, 1)
+            targets[:, later].baddbmm_(carry[:, own, later].mT, errors[:, own])
     # [L, 128, N] -> [L 16, 8, N], of which each group costs ‖Tᵀ miss‖²
     miss = torch.unflatten(targets - levels, 1, (-1, COLUMN_GROUP)).flatten(0, 1)
     costs = column_sums(torch.bmm(triangles.flatten(0, 1).mT, miss).square_())
     cost += column_sums(torch.unflatten(costs, 0, (-1, count)))
-    return torch.stack(codes, 1), levels, cost

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from bitquilt.qtypes.iquants import Codebook, codebook
 from bitquilt.qtypes.qtype import QuantType, ScalarQuantType, Unpacked
-from bitquilt.rounding import kernels
 from bitquilt.rounding.codebooks import nearest_patterns
 from bitquilt.rounding.hessian import COLUMN_GROUP
+from bitquilt.rounding.kernels import KernelQuantizer, level_quantizer, pattern_quantizer
 from bitquilt.rounding.row_batches import RowRun, Rows, batch_rows
 from bitquilt.rounding.tables import level_table
 
@@ -48,6 +48,10 @@ class GroupQuantizer(ABC):
             target: float32 [L, 8, N].
             triangles: float32 [L, 8, 8].
         """
+
+    @abstractmethod
+    def in_kernel(self, groups: slice) -> KernelQuantizer:
+        """Return what kernels propose with for some groups, as ordered, on a GPU."""
 
     @staticmethod
     @abstractmethod
@@ -101,9 +105,6 @@ class LevelQuantizer(GroupQuantizer):
         self, scales: Sequence[Tensor], target: Tensor, triangles: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`GroupQuantizer.propose`."""
-        if kernels.available_for(target):
-            ends = self._low, self._high
-            return kernels.round_levels(scales, target, triangles, ends, self._table)
         step, inverse, offset = (each.unsqueeze(1) for each in scales)
         # all eight columns of a row have one step: in units of it, levels are whole numbers
         wanted = (target - offset).mul_(inverse)
@@ -117,6 +118,10 @@ class LevelQuantizer(GroupQuantizer):
                 values[:, later].addcmul_(shares[:, j, later], wanted[:, own] - values[:, own])
         codes = values if self._table is None else self._table.codes(values.clone())
         return codes.to(torch.int16), torch.addcmul(offset, values, step)
+
+    def in_kernel(self, groups: slice) -> KernelQuantizer:
+        """See :meth:`GroupQuantizer.in_kernel`."""
+        return level_quantizer(self.scales(groups), (self._low, self._high), self._table)
 
     @staticmethod
     def fields(qtype: QuantType, codes: Tensor) -> Unpacked:
@@ -162,12 +167,14 @@ class PatternQuantizer(GroupQuantizer):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`GroupQuantizer.propose`."""
         steps, *parts = scales
-        if kernels.serve_patterns(self._qtype, target):
-            return kernels.round_patterns(self._qtype, target, steps, triangles)
         codes, signs, levels = nearest_patterns(self._qtype, target, steps, triangles, *parts)
         if self._qtype.signed:
             codes = torch.cat([codes, signs.to(codes.dtype).unsqueeze(1)], 1)
         return codes, levels
+
+    def in_kernel(self, groups: slice) -> KernelQuantizer:
+        """See :meth:`GroupQuantizer.in_kernel`."""
+        return pattern_quantizer(self._qtype, self.scales(groups))
 
     @staticmethod
     def fields(qtype: QuantType, codes: Tensor) -> Unpacked:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -23,65 +24,101 @@ from torch import Tensor
 
 from bitquilt.qtypes.iquants import Codebook, codebook
 from bitquilt.rounding.codebooks import SHORTLIST_LENGTHS, cells_of
-from bitquilt.rounding.hessian import COLUMN_GROUP
 from bitquilt.rounding.tables import LevelTable
 from bitquilt.runtime.device import compute_device
 
 THREADS = 128
 
 
-def round_levels(
-    scales: Sequence[Tensor],
-    target: Tensor,
-    triangles: Tensor,
-    ends: tuple[Tensor, Tensor],
-    table: LevelTable | None,
-) -> tuple[Tensor, Tensor]:
-    """Compute :meth:`bitquilt.rounding.group_quantizer.LevelQuantizer.propose`.
+@dataclass(frozen=True)
+class KernelQuantizer:
+    """What kernels round groups of eight columns with."""
+
+    name: str
+    """The end of the kernels' names."""
+    arguments: Sequence[Any]
+    """What those that end so take beside the rest."""
+
+
+def level_quantizer(
+    scales: Sequence[Tensor], ends: tuple[Tensor, Tensor], table: LevelTable | None
+) -> KernelQuantizer:
+    """Return what :class:`bitquilt.rounding.group_quantizer.LevelQuantizer` is to kernels.
 
     Args:
-        scales: steps, their inverses and offsets, float32 [L, N] each.
-        target: float32 [L, 8, N].
-        triangles: float32 [L, 8, 8].
+        scales: steps, their inverses and offsets of some groups, float32 [groups, L, N] each.
         ends: the lowest and the highest code of each row, float32 [L, 1, N]; unused with a table.
         table: of uneven levels, if they are.
     """
-    codes, levels = (
-        _empty(target, COLUMN_GROUP, torch.int16),
-        _empty(target, COLUMN_GROUP, torch.float32),
-    )
-    name = "round_even"
-    own: list[Any] = [*ends]
-    if table is not None:
-        values, places = table.contents(target.device)
-        name = "round_uneven"
-        own = [values, places, int(table.lowest), table.cells, len(values)]
-    arguments = [*_rows(target), *_matrices(triangles), *scales, *own]
-    _launch(name, target, [*arguments, target.shape[2], codes, levels])
-    return codes, levels
+    if table is None:
+        return KernelQuantizer("even", [*scales, *ends])
+    values, places = table.contents(scales[0].device)
+    own = [values, places, int(table.lowest), table.cells, len(values)]
+    return KernelQuantizer("uneven", [*scales, *own])
 
 
-def round_patterns(
-    qtype: Codebook, target: Tensor, steps: Tensor, triangles: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Compute :meth:`bitquilt.rounding.group_quantizer.PatternQuantizer.propose`.
+def pattern_quantizer(qtype: Codebook, scales: Sequence[Tensor]) -> KernelQuantizer:
+    """Return what :class:`bitquilt.rounding.group_quantizer.PatternQuantizer` is to kernels.
 
     Args:
         qtype: which codebook.
-        target: float32 [L, 8, N].
-        steps: what patterns are multiplied with, float32 [L, N].
-        triangles: float32 [L, 8, 8].
+        scales: steps of some groups, and parts of the codebook if it has some, [groups, L, N] each.
     """
     width = codebook(qtype.name).shape[1]
-    cells = cells_of(qtype, SHORTLIST_LENGTHS[width], target.device)
-    codes = _empty(target, COLUMN_GROUP // width + 1, torch.int16)
-    levels = _empty(target, COLUMN_GROUP, torch.float32)
-    words = _words(qtype, SHORTLIST_LENGTHS[width], target.device)
-    own: list[Any] = [steps, cells.codes, words]
-    own += [int(cells.lowest), int(cells.spacing), cells.count, int(qtype.even_signs)]
-    arguments = [*_rows(target), *_matrices(triangles), *own, target.shape[2], codes, levels]
-    _launch(f"round_patterns_{width}_{SHORTLIST_LENGTHS[width]}", target, arguments)
-    return codes, levels
+    size = SHORTLIST_LENGTHS[width]
+    cells = cells_of(qtype, size, scales[0].device)
+    of_part = cells.count**width if qtype.parts > 1 else 0
+    own: list[Any] = [scales[0], scales[-1], cells.codes, _words(qtype, size, scales[0].device)]
+    own += [int(cells.lowest), int(cells.spacing), cells.count, of_part, int(qtype.even_signs)]
+    return KernelQuantizer(f"patterns_{width}{'_signed' if qtype.signed else ''}", own)
+
+
+def feed_back(
+    quantizer: KernelQuantizer,
+    weight: Tensor,
+    targets: Tensor,
+    metric: tuple[Tensor, Tensor],
+    found: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    """Compute what :mod:`bitquilt.rounding.gptq` does to a block of up to 128 columns.
+
+    Args:
+        quantizer: of the block's groups.
+        weight: float32 [L, 128, N].
+        targets: with the errors of earlier blocks, float32 [L, 128, N].
+        metric: the block's part of a factor's carry [L, 128, 128] and triangles [L, 16, 8, 8].
+        found: is filled: codes int16 [L, 16, K, N], levels and errors float32 [L, 128, N] and
+            what the rows cost so far [L, N], which is added to.
+    """
+    carry, triangles = metric
+    codes, levels, errors, cost = found
+    arguments = [*_columns(weight), *_columns(targets), *_block(carry), *_groups(triangles)]
+    arguments += [triangles.shape[1], weight.shape[2], *_codes(codes)]
+    arguments += [*_columns(levels), *_columns(errors), cost, *quantizer.arguments]
+    _launch(f"feed_back_{quantizer.name}", weight, arguments)
+
+
+def descend_block(
+    quantizer: KernelQuantizer,
+    pull: Tensor,
+    metric: tuple[Tensor, Tensor, Tensor],
+    found: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Compute what :mod:`bitquilt.rounding.coordinate_descent` does to up to 128 columns.
+
+    Args:
+        quantizer: of the block's groups.
+        pull: H E, float32 [L, 128, N].
+        metric: the block of the Hessian [L, 128, 128], and the triangles and inverses of its
+            groups, [L, 16, 8, 8] each.
+        found: codes int16 [L, 16, K, N], levels and errors float32 [L, 128, N], changed in place.
+    """
+    hessian, triangles, inverses = metric
+    codes, levels, errors = found
+    arguments = [*_columns(pull), *_block(hessian), *_groups(triangles), *_groups(inverses)]
+    arguments += [triangles.shape[1], pull.shape[2], *_codes(codes)]
+    arguments += [*_columns(levels), *_columns(errors), *quantizer.arguments]
+    _launch(f"descend_{quantizer.name}", pull, arguments)
 
 
 def cheapest_patterns(
@@ -113,21 +150,6 @@ def cheapest_patterns(
     return codes, product, square
 
 
-def keep_better(
-    hessian: Tensor, target: Tensor, old: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Compute :func:`bitquilt.rounding.coordinate_descent.better_codes`."""
-    (old_codes, old_levels), (new_codes, new_levels) = old, new
-    target, new_codes, new_levels = (n.contiguous() for n in (target, new_codes, new_levels))
-    assert old_levels.stride()[1:] == old_codes.stride()[1:] == target.stride()[1:]
-    codes, moved = torch.empty_like(new_codes), torch.empty_like(new_levels)
-    arguments: list[Any] = [*_matrices(hessian), target]
-    arguments += [old_levels, old_levels.stride(0), new_levels]
-    arguments += [old_codes, old_codes.stride(0), new_codes, new_codes.shape[1]]
-    _launch("keep_better", target, [*arguments, target.shape[2], codes, moved])
-    return codes, moved
-
-
 def dots(pulled: Tensor, share: Tensor) -> Tensor:
     """Multiply [n, R, B, W] by [R, B, W] and sum over W, a multiple of 4: [n, R, B].
 
@@ -142,26 +164,34 @@ def dots(pulled: Tensor, share: Tensor) -> Tensor:
     return products
 
 
-def _rows(numbers: Tensor) -> list[Any]:
-    """Pass a tensor [L, 8, N] whose rows lie side by side, as kernels take it."""
+def _columns(numbers: Tensor) -> list[Any]:
+    """Pass a tensor [L, columns, N] whose rows lie side by side, as kernels take it."""
     assert numbers.stride(2) == 1
     return [numbers, numbers.stride(0), numbers.stride(1)]
 
 
-def _matrices(numbers: Tensor) -> list[Any]:
-    """Pass a tensor [L, 8, 8] as kernels take it."""
+def _codes(codes: Tensor) -> list[Any]:
+    """Pass codes [L, groups, K, N] as kernels take them: [L, groups K, N]."""
+    assert codes.stride(1) == codes.shape[2] * codes.stride(2)
+    return [codes, codes.stride(0), codes.stride(2)]
+
+
+def _block(matrix: Tensor) -> list[Any]:
+    """Pass a block [L, 128, 128] of matrices as kernels take it, four numbers at a time."""
+    assert matrix.stride(2) == 1
+    assert not any(number % 4 for number in (*matrix.stride()[:2], matrix.storage_offset()))
+    return [matrix, matrix.stride(0), matrix.stride(1)]
+
+
+def _groups(numbers: Tensor) -> list[Any]:
+    """Pass a tensor [L, groups, 8, 8] as kernels take it."""
     return [numbers, *numbers.stride()]
-
-
-def _empty(target: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    inputs, _, rows = target.shape
-    return target.new_empty((inputs, columns, rows), dtype=dtype)
 
 
 @cache
 def _words(qtype: Codebook, size: int, device: torch.device) -> Tensor:
     """Return the patterns on all shortlists, four weights to a word: int32 [cells, K, m / 4]."""
-    words = codebook(qtype.name).to(torch.uint8).view(torch.int32).to(device)
+    words = codebook(qtype.name).to(torch.int8).view(torch.int32).to(device)
     return words[cells_of(qtype, size, device).codes.int()]
 
 

@@ -224,7 +224,7 @@ def _say_if_kernels_are_missing(progress: Progress) -> None:
         return
     if cause not in _reported:
         _reported.add(cause)
-        instead = "rounding uses torch's operations instead, and takes half as long again"
+        instead = "torch's operations round instead, which takes up to three times as long"
         progress.say(f"bitquilt's kernels for GPUs do not compile here ({cause}); {instead}")
 
 
