@@ -32,7 +32,8 @@ def test_what_changes_is_told_once(caplog):
             log.ended(answer(tokens, drafted))
     assert caplog.messages == [
         "drafts of small.gguf are left out: 6 of the last answer's 300 tokens were drafted, "
-        "and they make answers no faster here; `bitquilt pair` measures why",
+        "and they make answers no faster here (`bitquilt pair` measures why), or mlx-lm wrote "
+        "several answers at once",
         "drafts of small.gguf are used again: 80 of the last answer's 200 tokens were "
         "drafted, and they make answers faster again",
     ]

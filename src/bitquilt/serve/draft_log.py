@@ -16,7 +16,7 @@ class DraftLog:
     """Follows the answers of a server, and logs where the use of drafts changes."""
 
     def __init__(self, draft: str) -> None:
-        """Take the file of the draft model."""
+        """Take the path of the draft model."""
         self._draft, self._in_use = draft, True
 
     def ended(self, end: End) -> None:
@@ -30,7 +30,8 @@ class DraftLog:
         why = (
             "they make answers faster again"
             if in_use
-            else "they make answers no faster here; `bitquilt pair` measures why"
+            else "they make answers no faster here (`bitquilt pair` measures why), or mlx-lm "
+            "wrote several answers at once"
         )
         logging.getLogger(__name__).warning(
             "drafts of %s are %s: %d of the last answer's %d tokens were drafted, and %s",

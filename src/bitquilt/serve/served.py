@@ -10,9 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bitquilt.engines import is_mlx
+from bitquilt.engines import is_gguf, is_mlx
 from bitquilt.errors import UserError
-from bitquilt.gguf import SUFFIX
 
 ARCHITECTURE = "general.architecture"
 LONGEST_LIST = 5
@@ -56,7 +55,7 @@ def served_model(name: str, reference: str) -> ServedModel:
     """
     path = Path(reference)
     with suppress(UserError, OSError, ValueError):
-        if path.suffix == SUFFIX and path.is_file():
+        if is_gguf(path):
             return _of_gguf(name, path)
         return _of_directory(name, reference)
     return ServedModel(name=name)
