@@ -129,6 +129,7 @@ TYPES: dict[str, dict[str, Any]] = {
         **{"head_dim": 32, "global_head_dim": 64, "num_hidden_layers": 6, **_TIED},
         **{"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY},
         **{"sliding_window": 16, "num_kv_shared_layers": 0},
+        "final_logit_softcapping": 30.0,  # as all have; llama.cpp has it without being told
     },
     "smollm3": {"num_hidden_layers": 4},
     "granite": {},
@@ -169,6 +170,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "apertus": {},
     "arcee": {},
     "hunyuan_v1_dense": {"head_dim": 32},
+    "phi": {"num_key_value_heads": 4, "intermediate_size": 512},  # the converter knows no others
     # those that nothing was written or mended for
     "cohere": _TIED,
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
@@ -189,15 +191,31 @@ TYPES: dict[str, dict[str, Any]] = {
         **{"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32},
         **{"v_head_dim": 32, "num_key_value_heads": 4, "topk_method": "greedy"},
     },
-    "phi": {"num_key_value_heads": 4, "intermediate_size": 512},  # the converter knows no others
+    "dots1": {
+        **{**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
+        **{"n_group": 1, "topk_group": 1, "head_dim": 32, "norm_topk_prob": True},
+        **{"num_key_value_heads": 4, "sliding_window": None},
+    },
+    "ernie4_5_moe": {
+        # the converter takes an MLP's width over the KV heads for that of shared experts
+        **{"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 96},
+        **{"moe_num_shared_experts": 1, "moe_layer_start_index": 1, "head_dim": 32},
+    },
+    "glm4_moe": {
+        **{**_EXPERTS, **_LARGER, "n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 32},
+        **{"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
+    },
 }
 """model_type → fields of its config, beside those that all have."""
 PUBLISHED: dict[str, dict[str, Any]] = {
+    "phi": {"partial_rotary_factor": 0.5},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "nemotron_h": {"num_hidden_layers": 4, "hybrid_override_pattern": "ME*E"},
     "gemma4_text": {"global_head_dim": 64},
     "cohere2": {"rotary_pct": 1.0},
     "glm4": {"partial_rotary_factor": 0.5},
+    "glm4_moe": {"partial_rotary_factor": 0.5},
+    "dots1": {"scoring_func": "sigmoid"},
     "gpt_neox": {"rotary_pct": 0.25},
     "lfm2": {"block_dim": 128},
     "qwen3_moe": {"num_experts": 4},
@@ -216,7 +234,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """model_type → fields that published configs have, where transformers saves others."""
 SENTENCEPIECE = {
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "gemma3n_text"), False),
-    **dict.fromkeys(("ernie4_5", "nemotron"), True),
+    **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "nemotron"), True),
 }
 """Types whose tokenizer the converter reads from tokenizer.model → whether a space goes before all
 text there."""
@@ -262,8 +280,9 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     if kind in SENTENCEPIECE:
         return _of_pieces(SENTENCEPIECE[kind])
     tokenizer = copy.deepcopy(tiny_tokenizer())
-    if kind == "glm4":
-        tokenizer.add_special_tokens({"additional_special_tokens": ["<|endoftext|>", "<|user|>"]})
+    if kind in ("glm4", "glm4_moe"):
+        marks = ["<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"]
+        tokenizer.add_special_tokens({"additional_special_tokens": marks})
     return tokenizer
 
 

@@ -23,16 +23,17 @@ from bitquilt.metrics.kl import Estimate
 from bitquilt.models import open_checkpoint
 from bitquilt.report.run_record import OutputRecord, save
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.targets import GGUF
+from bitquilt.targets import GGUF, MLX
 from tests.targets.conftest import Model
 
 
 def quantized(original: Path, path: Path, qtype: str = "Q8_0") -> Path:
-    """Write a GGUF file of an original, every matrix on one type."""
+    """Write a file of an original, every matrix on one type; its name says the format."""
     model = Model(original, open_checkpoint(original))
     recipe = json.dumps({"default": qtype})
     path.unlink(missing_ok=True)
-    GGUF.write(model.checkpoint, model.on(qtype), model.packed, path, recipe)
+    target = GGUF if path.suffix == GGUF.suffix else MLX
+    target.write(model.checkpoint, model.on(qtype), model.packed, path, recipe)
     return path
 
 

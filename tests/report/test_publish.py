@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFWriter
 from huggingface_hub.lfs import UploadInfo
+from safetensors.torch import save_file
 
 from bitquilt.errors import UserError
 from bitquilt.evaluation import eval_file
@@ -300,6 +302,28 @@ def test_the_vision_tower_goes_along(hub, file, original):
     assert f"`mmproj-tiny.gguf` ({size} bytes) is the vision tower of the original, in F16" in card
     assert "--hf-repo me/tiny --hf-file tiny-4.5bit.gguf" in card
     assert "--mmproj-url https://huggingface.co/me/tiny/resolve/main/mmproj-tiny.gguf" in card
+
+
+def test_the_vision_tower_of_an_mlx_directory_is_told_of(tmp_path, original):
+    directory = quantized(original, tmp_path / "tiny-mlx", "8bit-g64")
+    width = open_checkpoint(original).config["hidden_size"]
+    weights = {
+        "vision_tower.vision_model.ln_pre.weight": torch.ones(8),
+        "multi_modal_projector.linear_2.weight": torch.ones(width, 16, dtype=torch.bfloat16),
+    }
+    save_file(weights, directory / "vision.safetensors")
+    known = publication([directory], original)
+    card = model_card(replace(known, original=replace(known.original, vision=original)))
+    assert "`vision.safetensors`" in card
+    assert "mlx-vlm reads images with it, and mlx-lm ignores it" in card
+    assert "in BF16 and not quantized" in card
+    assert "mlx_vlm.generate --model me/tiny --image picture.png" in card
+    assert "text only" not in card
+    assert [one.name for one in publish.entries(known)].count("vision.safetensors") == 1
+    other = "multi_modal_projector.linear_2.weight"
+    save_file({other: torch.ones(96, 16)}, directory / "vision.safetensors")
+    with pytest.raises(UserError, match=r"width 96, and those of .* another model's vision tower"):
+        publication([directory], original)
 
 
 def test_another_models_vision_tower_is_refused(file, original):

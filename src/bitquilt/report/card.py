@@ -149,7 +149,12 @@ def _text(publication: Publication) -> str:
         "lead": _lead(publication),
         "tables": _tables(publication),
         "towers": [
-            {"name": one.path.name, "bytes": f"{one.nbytes:,}", "stored_as": one.stored_as}
+            {
+                "name": one.path.name,
+                "bytes": f"{one.nbytes:,}",
+                "stored_as": one.stored_as,
+                "read": one.files[0].target.images_are_read,
+            }
             for one in publication.towers
         ],
         "blind": publication.original.vision is not None and not publication.towers,
@@ -294,7 +299,8 @@ def _snippets(publication: Publication, for_ollama: Mapping[str, str]) -> list[d
     for tower in publication.towers:
         file, sees = tower.files[0], tower.path.name
         text = file.target.see_command(repository, file.name, sees)
-        found.append({"name": f"{file.target.engine}, {file.name} with an image", "text": text})
+        title = f"{file.target.image_engine}, {file.name} with an image"
+        found.append({"name": title, "text": text})
     found.append({"name": "LM Studio", "text": f"lms get https://huggingface.co/{repository}"})
     name = repository.rpartition("/")[2].lower()
     for modelfile in for_ollama:

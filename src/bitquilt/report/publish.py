@@ -94,7 +94,12 @@ def entries(publication: Publication) -> list[RepositoryFile]:
         if file.name in publication.evaluated:
             figures = path_beside(file.path)
             found.append(RepositoryFile(figures.name, figures))
-    found += [RepositoryFile(tower.path.name, tower.path) for tower in publication.towers]
+    there = {entry.name for entry in found}  # an MLX directory has its own tower
+    found += [
+        RepositoryFile(tower.path.name, tower.path)
+        for tower in publication.towers
+        if tower.path.name not in there
+    ]
     there = {entry.name for entry in found}
     documents = publication.origin.terms.documents().items()
     return found + [RepositoryFile(name, text) for name, text in documents if name not in there]

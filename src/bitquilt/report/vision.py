@@ -1,19 +1,16 @@
-"""The vision tower published with the files of a model: ``mmproj-NAME.gguf`` beside them."""
+"""The vision tower published with the files of a model: ``mmproj-NAME.gguf`` beside GGUF files,
+``vision.safetensors`` in an MLX directory.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bitquilt.errors import UserError
 from bitquilt.evaluation.model_file import ModelFile
-from bitquilt.gguf.header import read_header
 from bitquilt.models.checkpoint import Checkpoint
-
-_WIDTH = "clip.vision.projection_dim"
-"""What llama.cpp's converter calls the width of the embeddings that a tower gives."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +42,18 @@ def towers_beside(files: Sequence[ModelFile], original: Checkpoint) -> list[Visi
     for file in files:
         if (path := file.target.vision_beside(file.path)) is not None:
             found.setdefault(path, []).append(file)
-    return [VisionTower(path, own, _stored_as(path, original)) for path, own in found.items()]
+    return [
+        VisionTower(path, own, _stored_as(path, own[0], original)) for path, own in found.items()
+    ]
 
 
-def _stored_as(path: Path, original: Checkpoint) -> str:
+def _stored_as(path: Path, file: ModelFile, original: Checkpoint) -> str:
     """Return the type of most of a tower's bytes, if it gives embeddings of the model's width."""
-    header = read_header(path)
-    width, own = header.metadata.get(_WIDTH), original.config["hidden_size"]
+    width, types = file.target.vision_tensors(path)
+    own = original.config["hidden_size"]
     if width != own:
         raise UserError(
             f"{path} gives embeddings of width {width}, and those of {original.name} have {own}: "
             "it is another model's vision tower; move it to another directory"
         )
-    types: Counter[str] = Counter()
-    for tensor in header.tensors.values():
-        types[tensor.type.name] += tensor.nbytes
     return types.most_common(1)[0][0]

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, ClassVar
 from bitquilt.runtime.files import atomic_write
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from torch import Tensor
 
     from bitquilt.engines.remote import RemoteEngine
@@ -65,6 +67,10 @@ class Target(ABC):
     """The KL, in nats per token, that the engine's own arithmetic usually adds at most."""
     engine_rounds: str
     """What the engine rounds that torch does not, to follow its name: ``rounds activations``."""
+    image_engine: str
+    """The program that shows a file images."""
+    images_are_read: str
+    """What programs read images with the file of a vision tower: a sentence."""
     engine_is_fast: bool
     """Whether the engine is fast enough on this machine to read a whole evaluation."""
     scale_dtype: str
@@ -106,8 +112,20 @@ class Target(ABC):
         return False
 
     def vision_beside(self, path: Path) -> Path | None:
-        """Find the file of a vision tower that goes by a model file's name; None if none does."""
+        """Find the file of the vision tower that goes with a model file; None if none does."""
         return None
+
+    def vision_tensors(self, vision: Path) -> tuple[int | None, Counter[str]]:
+        """Read the header of the file of a vision tower.
+
+        Returns:
+            the width of the embeddings that it gives, None where it does not say, and the bytes of
+            its tensors by type.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        raise NotImplementedError(f"{self} has no files of vision towers")
 
     def see_command(self, repository: str, name: str, vision: str) -> str:
         """Give the shell command by which the engine shows a published file an image.

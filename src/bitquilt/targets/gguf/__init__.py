@@ -7,6 +7,7 @@ is planned, written and checked in :mod:`.writing`, from the keys of :mod:`bitqu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from bitquilt.targets.base import Tokenize
     from bitquilt.targets.layout import Layout
 
+_VISION_WIDTH = "clip.vision.projection_dim"
+"""What llama.cpp's converter calls the width of the embeddings that a vision tower gives."""
+
 
 class _Gguf(Target):
     name = "gguf"
@@ -36,6 +40,8 @@ class _Gguf(Target):
     noise_excerpt = 24, 128
     engine_adds = 0.02  # 0.002 to 0.012 was measured: docs/decisions/evaluation.md
     engine_rounds = "rounds activations to 8 bits"
+    image_engine = "llama.cpp"
+    images_are_read = "llama.cpp and LM Studio read images with it beside any of the files"
     engine_is_fast = True
     scale_dtype = "float16"
     norm_dtype = "float32"
@@ -79,6 +85,14 @@ class _Gguf(Target):
         from bitquilt.engines.llamacpp import named_vision
 
         return named_vision(path)
+
+    def vision_tensors(self, vision: Path) -> tuple[int | None, Counter[str]]:
+        from bitquilt.gguf.header import read_header
+
+        header, types = read_header(vision), Counter[str]()
+        for tensor in header.tensors.values():
+            types[tensor.type.name] += tensor.nbytes
+        return header.metadata.get(_VISION_WIDTH), types
 
     def see_command(self, repository: str, name: str, vision: str) -> str:
         tower = f"https://huggingface.co/{repository}/resolve/main/{vision}"

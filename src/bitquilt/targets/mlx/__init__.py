@@ -9,6 +9,7 @@ checks.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from bitquilt.targets.base import Tokenize
     from bitquilt.targets.layout import Layout
 
+_PROJECTED = "multi_modal_projector.linear_2.weight"
+"""The matrix that gives the embeddings of an image."""
+
 
 class _Mlx(Target):
     name = "mlx"
@@ -40,6 +44,8 @@ class _Mlx(Target):
     noise_excerpt = 24, 32
     engine_adds = 0.005  # 0.0015 was measured: docs/decisions/mlx-activations.md
     engine_rounds = "computes in bfloat16"
+    image_engine = "mlx-vlm"
+    images_are_read = "It is in the directory: mlx-vlm reads images with it, and mlx-lm ignores it"
     engine_is_fast = sys.platform == "darwin"
     scale_dtype = "bfloat16"
     norm_dtype = "bfloat16"  # docs/decisions/mlx-activations.md
@@ -127,6 +133,29 @@ class _Mlx(Target):
         from bitquilt.targets.mlx.layout import is_wrapped
 
         return is_wrapped(checkpoint)
+
+    def vision_beside(self, path: Path) -> Path | None:
+        from bitquilt.targets.mlx.vision import VISION_FILE
+
+        vision = path / VISION_FILE
+        return vision if vision.is_file() else None
+
+    def vision_tensors(self, vision: Path) -> tuple[int | None, Counter[str]]:
+        from bitquilt.targets.mlx.headers import entries_of_file
+
+        width, types = None, Counter[str]()
+        for name, entry in entries_of_file(vision):
+            if name == "__metadata__":
+                continue
+            begin, end = entry["data_offsets"]
+            types[entry["dtype"]] += end - begin
+            if name == _PROJECTED:
+                width = entry["shape"][0]
+        return width, types
+
+    def see_command(self, repository: str, name: str, vision: str) -> str:
+        picture = '--image picture.png --prompt "What is in this picture?"'
+        return f"mlx_vlm.generate --model {repository} {picture}"
 
     def stored(self, path: Path) -> list[StoredMatrix]:
         from bitquilt.targets.mlx.stored import stored_in_mlx
