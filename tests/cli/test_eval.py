@@ -47,6 +47,20 @@ def test_a_domain_of_few_documents_has_no_interval(found, monkeypatch, capfd):
     assert "with a larger --tokens" in said
 
 
+def test_a_difference_that_is_noise_is_not_compared_with_a_smaller_number(
+    found, monkeypatch, capfd
+):
+    tiny, tinier = (Estimate(value, math.nan, math.nan) for value in (-1.68e-6, 4.13e-8))
+    check = replace(found.files[0].check, apart=tiny, between=tinier)
+    files = [replace(found.files[0], check=check)]
+    monkeypatch.setattr(compare, "evaluate", lambda *_: replace(found, files=files))
+    assert invoke("eval", "tiny-4.5bit.gguf", "--against", "tiny") == 0
+    assert (
+        "The difference, -1.68e-06, is no more than the engine's own arithmetic explains, whose KL "
+        "from torch is 4.13e-08."
+    ) in " ".join(capfd.readouterr().out.split())
+
+
 def test_where_nothing_has_an_interval_one_sentence_says_so(found, monkeypatch, capfd):
     """The tables of a file have values alone then; the key figures keep their mark."""
     fields = [field for table in TABLES for field in table]

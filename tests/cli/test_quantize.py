@@ -200,6 +200,8 @@ def test_the_time_of_interrupted_runs_is_told_too(printed):
     assert "It took 4 min.\n" in printed(made)
     resumed = printed(made, seconds=12.0, seconds_in_all=237.0)
     assert "It took 12 s, and 4 min in all runs with this work directory.\n" in resumed
+    nearly = printed(made, seconds=225.0, seconds_in_all=237.0)
+    assert "It took 4 min.\n" in nearly
 
 
 def rows(text: str) -> list[list[str]]:

@@ -70,13 +70,27 @@ def test_on_a_terminal_there_is_one_bar_with_the_stage_and_the_time_left(capfd, 
     assert "1/4" not in said
 
 
-def test_a_stage_alone_is_counted_as_before(capfd, monkeypatch):
+def test_a_stage_alone_tells_its_share_whatever_its_units(capfd, monkeypatch):
     monkeypatch.setattr(progress_module, "LINE_SECONDS", -1)
     progress = Progress()
-    with progress.stage("Asking", 2):
-        progress.advance()
-    assert capfd.readouterr().err == "Asking: 1 of 2\nAsking: 0 s\n"
+    with progress.stage("Asking", 2e12):
+        progress.advance(1e12)
+    assert capfd.readouterr().err == "Asking: 50% is done\nAsking: 0 s\n"
     assert progress.time_left() is None
+
+
+def test_on_a_terminal_the_bar_of_a_stage_alone_is_like_that_of_a_job(capfd, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Progress()
+    progress.console = Console(stderr=True, force_terminal=True, width=100)
+    with progress.stage("Asking", 4e12):
+        for _ in range(3):
+            progress.advance(1e12)
+            time.sleep(0.2)
+    said = capfd.readouterr().err
+    assert "75%" in said
+    assert re.search(r"\d+ s left", said)
+    assert "/" not in said
 
 
 def test_a_job_within_a_job_is_part_of_it():

@@ -305,7 +305,7 @@ def asked(tmp_path):
     [
         ({"end_of_word_suffix": "</w>"}, "has a end_of_word_suffix"),
         ({"vocab": {"a": 0}, "merges": []}, "has no token for some bytes"),
-        ({"type": "WordPiece"}, r"tokenizer\.json is of type WordPiece, and bitquilt cuts"),
+        ({"type": "WordPiece"}, r"tokenizer\.json is of type WordPiece, and bitquilt trims"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(tmp_path, change, said):

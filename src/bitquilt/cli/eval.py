@@ -226,12 +226,12 @@ def _overview(found: Evaluation) -> Table:
 
 def _print_check(console: Console, file: FileResult) -> None:
     check = file.check
-    verdict = "within" if check.agree else "more than"
+    more = "no more" if check.agree else "more"
     console.print(
         f"On {check.tokens:,} of the tokens, the file's KL is {check.in_engine.mean:.3g} "
         f"nats/token in its engine and {check.in_torch.mean:.3g} in torch with the same weights. "
-        f"The difference is {_in_words(check.apart)}, {verdict} what the engine's own arithmetic "
-        f"adds: {_in_words(check.between)}.",
+        f"The difference, {_in_words(check.apart)}, is {more} than the engine's own arithmetic "
+        f"explains, whose KL from torch is {_in_words(check.between)}.",
         markup=False,
     )
 

@@ -154,10 +154,10 @@ def _print_table(result: QuantizeResult) -> None:
     print_list(console, [*_about_figures(result.original.kinds), SIZE_NOTE])
     console.print("The files in their engines:")
     print_list(console, [f"{output.path.name}: {output.note}." for output in result.outputs])
-    took = f"It took {clock(result.seconds)}"
-    if result.seconds_in_all > result.seconds + 1:
-        took += f", and {clock(result.seconds_in_all)} in all runs with this work directory"
-    console.print(f"{took}.", markup=False)
+    took, in_all = clock(result.seconds), clock(result.seconds_in_all)
+    if result.seconds_in_all > result.seconds + 1 and in_all != took:
+        took += f", and {in_all} in all runs with this work directory"
+    console.print(f"It took {took}.", markup=False)
     console.print(work_dir_told(result.work_dir), markup=False)
 
 

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import rich.progress
 from rich.console import Console
+from rich.text import Text
 
 from bitquilt.errors import worded
 from bitquilt.runtime.job import ExpectedStage, Job
@@ -171,8 +172,8 @@ class Progress:
         columns = (
             rich.progress.TextColumn("{task.description}"),
             rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TimeRemainingColumn(),
+            rich.progress.TaskProgressColumn(),
+            _TimeLeft(),
         )
         with rich.progress.Progress(*columns, console=self.console, transient=True) as bar:
             task = bar.add_task(title, total=total)
@@ -187,9 +188,17 @@ class Progress:
             done += units
             if time.monotonic() - said > LINE_SECONDS:
                 said = time.monotonic()
-                self.say(f"{title}: {done:.0f} of {total:.0f}")
+                self.say(f"{title}: {done / total if total else 1:.0%} is done")
 
         yield advance
+
+
+class _TimeLeft(rich.progress.ProgressColumn):
+    """The time left in words, as that of a job; empty where it is not known yet."""
+
+    def render(self, task: rich.progress.Task) -> Text:
+        left = task.time_remaining
+        return Text("" if left is None else f"{clock(left)} left")
 
 
 class Silent(Progress):

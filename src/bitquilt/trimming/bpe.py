@@ -62,9 +62,9 @@ class BpeFile:
         found = cls(path, read_json(path))
         if reason := found._cannot_be_cut():
             raise UserError(
-                f"the vocabulary of {name} cannot be trimmed: {path} {reason}, and bitquilt cuts "
-                "BPE, byte-level or with a token for every byte, and Unigram with those; quantize "
-                "the model as it is"
+                f"the vocabulary of {name} cannot be trimmed: its {path.name} {reason}, and "
+                "bitquilt trims BPE and Unigram vocabularies that have a token for every byte; "
+                "quantize the model as it is"
             )
         return found
 
