@@ -13,7 +13,7 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file
 
-from bitquilt import EngineMissingError, Output, Silent, pipeline
+from bitquilt import EngineMissingError, Output, SearchConfig, Silent, pipeline
 from bitquilt.allocation.plan import plan
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
@@ -142,6 +142,19 @@ def test_other_budgets_and_targets_share_the_work(wide, tmp_path):
         "tiny-llama4_text-4.5bit.recipe.json",
         "tiny-llama4_text-6bit-mlx",
     ]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_matrices_of_a_large_model_stay_only_if_asked(wide, tmp_path, monkeypatch, keep):
+    monkeypatch.setattr("bitquilt.forecast.work.ESTIMATED_FROM", 0)
+    asked = {"bits": 4.5, "to": "gguf", "output": tmp_path, "work_dir": tmp_path / "work"}
+    asked |= {"search": SearchConfig(method="knapsack"), "keep_work": keep}
+    (made,) = quantize(wide[0], **asked)
+    there = {path.name for path in (tmp_path / "work").iterdir()}
+    assert {"estimated", "gradients.safetensors", "settings.json"} < there
+    assert ("polished" in there) == keep
+    (again,) = quantize(wide[0], **asked)
+    assert again.allocation == made.allocation
 
 
 def test_an_earlier_result_is_replaced(wide, tmp_path):

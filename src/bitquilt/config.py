@@ -282,6 +282,11 @@ class QuantizeConfig(AllocationConfig):
         "Scales and norms are learned by gradient descent. This takes a GPU or patience.",
         default=False,
     )
+    keep_work: bool = option(
+        "The work directory of a large model, whose mix no search measures, keeps the rounded "
+        "matrices, which else go when the files have them.",
+        default=False,
+    )
     engine_check: bool = option(
         "Every file is run in its own engine before it is put in its place.",
         default=True,

@@ -128,7 +128,8 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
                 source = run.tune(plan, decision, source)
             outputs.append(run.export(plan, decision, source, closing, path))
             run.record(outputs[-1], plan, decision, original, asked)
-        in_all = run.work.seconds
+        if not config.keep_work:
+            run.rounder.forget()
     return QuantizeResult(
         model=run.checkpoint.name,
         stored_as=run.checkpoint.stored_as,
@@ -137,7 +138,7 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
         vision=vision,
         seconds=time.monotonic() - started,
         work_dir=run.work.path,
-        seconds_in_all=in_all,
+        seconds_in_all=run.work.seconds,
     )
 
 
@@ -210,7 +211,7 @@ class Run(AbstractContextManager["Run"]):
     progress: Progress
     forecast: Forecast
     """What it will take; its lines are said when the work directory is open."""
-    _rounder: Rounder
+    rounder: Rounder
     """Fills the layer bank."""
 
     def __init__(self, model: str | Path, config: AllocationConfig, progress: Progress) -> None:
@@ -318,10 +319,10 @@ class Run(AbstractContextManager["Run"]):
         if self._run_work.two_passes:
             gpus, every, says = other_gpus(), self._run_work.everything, self.progress
             workers = self._open.enter_context(BlockWorkers(self._model, bank, gpus, says))
-            self._rounder = TwoPassRounder(bank, tokens, folds, every, workers, says)
+            self.rounder = TwoPassRounder(bank, tokens, folds, every, workers, says)
             return bank
         rounder = EstimatingRounder if self._run_work.estimates else BankRounder
-        self._rounder = rounder(bank, self.progress)
+        self.rounder = rounder(bank, self.progress)
         work = collection_work(self.checkpoint, len(tokens))
         with self.progress.stage("Reading calibration text", work, "calibration"):
             collect_statistics(
@@ -334,7 +335,7 @@ class Run(AbstractContextManager["Run"]):
         decisions = allocate(
             self.plans,
             bank,
-            self._rounder,
+            self.rounder,
             self.original,
             self.text.allocation,
             self.search,
@@ -439,14 +440,13 @@ class Run(AbstractContextManager["Run"]):
         if self.search.tokens_per_second is not None:
             rate = 1 / token_seconds(output.path)
             self.progress.say(f"{output.path}: {rate:.4g} tokens a second measured")
-        breakdown = plan.layout_of(self.checkpoint, decision.allocation).breakdown
         made = OutputRecord.of(
             output,
             model=self.checkpoint.name,
             fingerprint=self.checkpoint.fingerprint,
             original=original,
             text=corpus.fingerprint(held_out_documents(self.config.held_out)),
-            breakdown=breakdown,
+            breakdown=plan.layout_of(self.checkpoint, decision.allocation).breakdown,
             command=asked,
         )
         save(self.work, made)

@@ -100,6 +100,18 @@ def test_the_second_pass_makes_what_the_bank_would_have_made(both):
         assert ("IQ4_NL" in both.streamed.cells(module, POLISHED)) == in_block
 
 
+def test_what_files_have_is_forgotten_where_nothing_else_is_made_of_it(both):
+    chosen = {module: ["IQ4_NL"] for module in both.checkpoint.matrices}
+    both.rounder.make(chosen, "gguf")
+    folder, scores = both.streamed.work.path, both.streamed.scores(EMBEDDING)
+    assert all((folder / name).exists() for name in (ROUNDED, POLISHED))
+    both.rounder.forget()
+    assert not any((folder / name).exists() for name in (ROUNDED, POLISHED))
+    assert both.streamed.scores(EMBEDDING) == scores
+    BankRounder(both.kept, Silent()).forget()
+    assert both.kept.cells(EMBEDDING).keys() == set(TYPES)
+
+
 def test_from_kept_statistics_as_from_two_passes(both):
     shutil.rmtree(both.kept.work.path / ROUNDED)
     bank = LayerBank(both.checkpoint, both.kept.work, "full")

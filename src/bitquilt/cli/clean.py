@@ -59,7 +59,7 @@ def work_dir_told(path: Path) -> str:
 
     return (
         f"The work directory {path} takes {human(directory_bytes(path))}; with it, further files "
-        f"of this model are quick to make. To remove it: bitquilt clean {shlex.quote(str(path))}"
+        f"of this model take less time. To remove it: bitquilt clean {shlex.quote(str(path))}"
     )
 
 

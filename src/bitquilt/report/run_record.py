@@ -177,7 +177,7 @@ def load(work_dir: Path) -> list[OutputRecord]:
     if not there:
         raise UserError(
             f"{work_dir} no longer has a file where it was written; run `bitquilt quantize` with "
-            "this work directory again, which takes seconds"
+            "this work directory again"
         )
     evaluated = [replace(record, evaluation=load_beside(record.path)) for record in there]
     return sorted(evaluated, key=lambda record: (record.nbytes, record.name))

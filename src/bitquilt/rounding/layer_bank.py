@@ -24,6 +24,7 @@ from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Packed
 from bitquilt.rounding.given_cells import GivenCell, GivenCells
+from bitquilt.runtime.files import remove
 from bitquilt.runtime.workdir import WorkDir, under
 
 ROUNDED, POLISHED = "rounded", "polished"
@@ -110,6 +111,11 @@ class LayerBank:
         """Return a matrix on a type as a file is to have it: polished, if it was."""
         done = qtype in self.cells(module, POLISHED)
         return self._load(POLISHED if done else ROUNDED, module, qtype)
+
+    def forget_matrices(self) -> None:
+        """Remove all matrices; estimates of what they cost stay."""
+        for folder in (ROUNDED, POLISHED):
+            remove(self.work.path / folder)
 
     def _load(self, folder: str, module: str, qtype: str) -> Packed:
         key = f"{module}/{qtype}"

@@ -46,6 +46,9 @@ class Rounder(Protocol):
     def make(self, chosen: Candidates, target: str) -> None:
         """Let the bank have what mixes of a format consist of."""
 
+    def forget(self) -> None:
+        """Give up what serves no other file than those that were written."""
+
 
 @dataclass(frozen=True)
 class BankRounder:
@@ -68,6 +71,9 @@ class BankRounder:
     def make(self, chosen: Candidates, target: str) -> None:
         """Do nothing: they are there."""
 
+    def forget(self) -> None:
+        """Do nothing: other files choose from the same candidates."""
+
 
 @dataclass(frozen=True)
 class EstimatingRounder:
@@ -88,6 +94,10 @@ class EstimatingRounder:
         work = finishing_work(self.bank, chosen)
         with self.progress.stage(f"Rounding for {target}", work, "rounding"):
             finish_layers(self.bank, chosen, self.progress)
+
+    def forget(self) -> None:
+        """Remove the matrices; estimates and statistics stay."""
+        self.bank.forget_matrices()
 
 
 @dataclass(frozen=True)
@@ -124,6 +134,10 @@ class TwoPassRounder:
         if finishing_work(self.bank, chosen):
             title = f"Reading it again, rounding for {target}"
             self._pass(title, "rounding", chosen, finishing_work, finish_layers)
+
+    def forget(self) -> None:
+        """Remove the matrices; estimates stay."""
+        self.bank.forget_matrices()
 
     def _pass(
         self,

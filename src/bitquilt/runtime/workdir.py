@@ -36,7 +36,7 @@ LOCK = ".lock"
 KEPT_SECONDS = 5.0
 """How much of a run's time may be lost where it is killed."""
 
-AGAIN = "run `bitquilt quantize` with this work directory again, which takes seconds"
+AGAIN = "run `bitquilt quantize` with this work directory again"
 """What to do about a damaged file of a work directory."""
 
 Item = TypeVar("Item")
