@@ -140,8 +140,8 @@ def test_several_bits_each_once():
 )
 def test_a_config_is_a_command_line_and_back(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("mine.json", "x.txt"):  # the command line looks for them
-        Path(name).touch()
+    for name in ("mine.json", "x.txt"):  # the command line looks into them
+        Path(name).write_text("Some text.\n")
     words = shlex.split(command("verb", "my model", config))
     assert words[:3] == ["bitquilt", "verb", "my model"]
     found = []
