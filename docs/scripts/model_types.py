@@ -46,6 +46,8 @@ NOTES = {
     "gpt_oss": "llama.cpp rounds the borders of YaRN's ramp, although the config has "
     "`truncate: false`; without YaRN the difference is 3e-6",
     "gemma2": "mlx-lm attends to everything in layers that slide",
+    "gemma4_text": "gates of per-layer embeddings magnify what GELU loses in half precision; with "
+    "GELU by a table in transformers, the last norm at the first token is the same to 1e-4",
     "ernie4_5_moe": "mlx-lm does not add e_score_correction_bias where it chooses experts",
     "deepseek_v2": "the converter turns parts of kv_b_proj round, head by head, for attn_k_b, "
     "which has no partner and is kept at 8 bits",

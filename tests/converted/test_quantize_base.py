@@ -16,8 +16,10 @@ import bitquilt
 from bitquilt import UserError
 from bitquilt.bases.importance import BaseModel, load_transformers_model, match_base
 from bitquilt.bases.mlx_base import MlxBase
+from bitquilt.gguf.header import read_header
 from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.bases.parity import (
+    decoded_by_gguf,
     decoded_by_mlx,
     decoded_model,
     kl,
@@ -25,6 +27,7 @@ from tests.bases.parity import (
     mlx_logits,
     transformers_logits,
 )
+from tests.progress import Recorded
 from tests.quick import QUICK, invoke
 
 TEXT = {name: QUICK[name] for name in ("text_budget", "calibration")}
@@ -74,6 +77,15 @@ def test_what_sees_is_kept_beside_what_mlx_lm_reads(tmp_path: Path) -> None:
     assert kl(transformers_logits(load_transformers_model(directory)), mlx_logits(path)) < 0.001
 
 
+def test_a_directory_without_the_vision_tower_is_said_to_be_so(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "qwen2_5_vl", torch.bfloat16)
+    options = {**TEXT, "progress": (said := Recorded()), "output": tmp_path}
+    (made,) = bitquilt.quantize_base(directory, recipe="8bit-g64", to="mlx", **options)
+    assert not (made.paths[0] / "vision.safetensors").exists()
+    note = "the mlx output has the language model only, without qwen2_5_vl's vision tower"
+    assert note in said.lines
+
+
 def test_a_size_in_bytes_is_kept_to_and_the_same_directory_is_made_again(tmp_path: Path) -> None:
     directory = unknown_checkpoint(tmp_path, "granite", torch.bfloat16)
     options = {"to": "mlx", "output": tmp_path, **QUIET}
@@ -115,6 +127,25 @@ def test_feedback_has_less_kl_than_nearest_rounding_to_the_same_types(tmp_path: 
         (made,) = bitquilt.quantize_base(directory, recipe="Q4_0", rounding=rounding, **options)
         kls[rounding] = kl(truth, llamacpp_logits(made.paths[0]))
     assert kls["full"] < 0.95 * kls["nearest"]
+
+
+@needs_converter
+def test_matrices_that_were_rounded_for_another_base_are_not_used(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite", torch.bfloat16)
+    options = {"recipe": "Q8_0", "output": tmp_path, **QUIET}
+    (made,) = bitquilt.quantize_base(directory, **options)
+    name = "blk.0.attn_v.weight"
+    before = decoded_by_gguf(made.paths[0])(name)
+    place = read_header(made.source).tensors[name]
+    with made.source.open("r+b") as file:  # as a converter has it that orders rows otherwise
+        file.seek(place.offset)
+        rows = file.read(place.nbytes)
+        half = len(rows) // 2
+        file.seek(place.offset)
+        file.write(rows[half:] + rows[:half])
+    (made,) = bitquilt.quantize_base(directory, **options)
+    after = decoded_by_gguf(made.paths[0])(name)
+    assert torch.equal(after, before.roll(len(before) // 2, 0))
 
 
 def test_what_mlx_does_not_know_is_one_sentence(tmp_path: Path, capsys) -> None:

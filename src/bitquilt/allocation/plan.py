@@ -278,10 +278,7 @@ def _about_vision(checkpoint: Checkpoint, target: Target) -> list[str]:
             "counts as a part of its size; mlx-vlm uses it, and mlx-lm ignores it"
         ]
     if file is None:
-        return [
-            f"the {target} output has the language model only, without {checkpoint.name}'s vision "
-            "tower"
-        ]
+        return [target.blind_note(checkpoint.name)]
     try:
         size = f"about {vision_bytes(config) / 1e6:,.0f} MB"
     except UserError:

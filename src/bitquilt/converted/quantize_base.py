@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 
 from bitquilt import __version__
@@ -209,7 +210,11 @@ class _Run:
             "checkpoint": fingerprint,
             "calibration": hashlib.sha256(self._tokens.numpy().tobytes()).hexdigest(),
             "rounding": ROUNDING_VERSION,
-            "versions": {"bitquilt": __version__, "torch": torch.__version__},
+            "versions": {
+                "bitquilt": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+            },
         }
 
     def _say_alone(self) -> None:

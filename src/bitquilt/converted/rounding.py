@@ -133,7 +133,7 @@ def round_base(
     """
 
     def place(name: str, qtype: str) -> str:
-        return f"rounded/{base.target}/{name}/{qtype}-{method}"
+        return f"rounded/{base.target}-{base.fingerprint}/{name}/{qtype}-{method}"
 
     def is_done(name: str, qtype: str) -> bool:
         return work.has(place(name, qtype))

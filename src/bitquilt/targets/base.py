@@ -111,6 +111,10 @@ class Target(ABC):
         """Tell whether a model's vision tower is a part of its files, and counts against a size."""
         return False
 
+    def blind_note(self, name: str) -> str:
+        """Say that the files of a model that sees have the language model alone."""
+        return f"the {self} output has the language model only, without {name}'s vision tower"
+
     def vision_beside(self, path: Path) -> Path | None:
         """Find the file of the vision tower that goes with a model file; None if none does."""
         return None

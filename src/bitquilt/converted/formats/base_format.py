@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
@@ -17,6 +18,7 @@ from bitquilt.allocation.recipe import Recipe
 from bitquilt.bases.partners import Partner
 from bitquilt.bases.statistics import BaseStatistics
 from bitquilt.config import QuantizeConfig
+from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.qtypes.floats import Float
 from bitquilt.qtypes.qtype import Allocation, Packed
 from bitquilt.runtime.progress import Progress
@@ -111,6 +113,16 @@ class BaseFormat(ABC):
             statistics: of the partners.
             tokens: the text that was read, int64 [N, L].
         """
+
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files of the base that have its numbers."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tell the base from others, as one by another converter, whose rows go another way."""
+        return checkpoint_fingerprint({}, {}, self.files)[:16]
 
     @property
     def pins(self) -> Mapping[str, str]:

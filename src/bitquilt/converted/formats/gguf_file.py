@@ -91,6 +91,10 @@ class GgufBase(BaseFormat):
         return cls(path, imatrix, dataset_name(config), config.threads or torch.get_num_threads())
 
     @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    @property
     def numbers(self) -> Mapping[str, Tensor]:
         return BaseMatrices(self.path)
 

@@ -27,6 +27,7 @@ from bitquilt.converted.formats.mlx_place import mlx_base_of, refuse_other_token
 from bitquilt.converted.formats.mlx_recipe import recipe_pins_of, recipe_types_of
 from bitquilt.engines.mlx import open_mlx
 from bitquilt.errors import EngineMissingError, UserError
+from bitquilt.models.sources import safetensors
 from bitquilt.qtypes.floats import Float
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.files import atomic_write
@@ -108,6 +109,10 @@ class MlxDirectory(BaseFormat):
     @classmethod
     def open(cls, path: Path, name: str, config: QuantizeConfig) -> MlxDirectory:
         return cls(path, check=config.engine_check)
+
+    @property
+    def files(self) -> list[Path]:
+        return safetensors.files(self.path)
 
     @property
     def numbers(self) -> Mapping[str, Tensor]:

@@ -16,6 +16,7 @@ from bitquilt.runtime.files import read_json, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.base import base_name, tokenizer_of
 from bitquilt.targets import MLX
+from bitquilt.targets.mlx.layout import has_wrapper
 from bitquilt.targets.mlx.vision import VISION_FILE, write_vision_tower
 from bitquilt.targets.same_tokens import OwnTokens, compare_tokens
 
@@ -46,22 +47,25 @@ def mlx_base_of(model: str | Path, output: Path, progress: Progress) -> tuple[Pa
     newest = max(file.stat().st_mtime for file in weights)
     if made.is_file() and made.stat().st_mtime > newest:
         progress.say(f"{path} is newer than the model, and is used again")
-        _add_vision_tower(directory, path)
+        _add_vision_tower(directory, path, progress)
         return directory, path
     if path.exists():
         raise UserError(f"{path} is in the way of the converted model; move it, or give another -o")
     require_room(output, sum(file.stat().st_size for file in weights))
     with progress.stage(f"Converting to {path.name}", 1, "converting"):
         convert_to_mlx(directory, path)
-        _add_vision_tower(directory, path)
+        _add_vision_tower(directory, path, progress)
         progress.advance()
     return directory, path
 
 
-def _add_vision_tower(directory: Path, path: Path) -> None:
+def _add_vision_tower(directory: Path, path: Path, progress: Progress) -> None:
     """Put what sees of a model into its base, which mlx-lm leaves out; files made of it have it."""
+    config = read_json(directory / "config.json")
     if not (path / VISION_FILE).exists():
-        write_vision_tower(directory, read_json(directory / "config.json"), path)
+        write_vision_tower(directory, config, path)
+    if config.get("vision_config") and not has_wrapper(config):
+        progress.say(MLX.blind_note(directory.name))
 
 
 def refuse_other_tokens_in_mlx(path: Path, directory: Path) -> list[str]:
