@@ -23,7 +23,7 @@ from tests.test_readme import parse
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bitquilt"
 FLAG = r"(?<![\w-])--[a-z][a-z-]*"
-FOREIGN = ("llama-cli ", "llama-mtmd-cli ", "llama-quantize ", "mlx_lm.")
+FOREIGN = ("llama-cli ", "llama-mtmd-cli ", "llama-quantize ", "mlx_lm.", "mlx_vlm.")
 """Commands of other programs, for cards and exported recipes."""
 VERBS = list(bitquilt.commands.values())
 

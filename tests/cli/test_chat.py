@@ -252,6 +252,25 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(demo_gguf: Path, tmp_path: 
     assert "Convert" in next(tmp_path.rglob("chat_history")).read_text()
 
 
+def test_a_model_without_a_template_is_refused_before_the_first_question(
+    capfd, monkeypatch, tmp_path: Path
+) -> None:
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    for file in (directory / "chat_template.jinja", directory / "tokenizer_config.json"):
+        if file.exists() and file.suffix == ".json":
+            said = json.loads(file.read_text())
+            file.write_text(json.dumps({k: v for k, v in said.items() if k != "chat_template"}))
+        else:
+            file.unlink(missing_ok=True)
+    capfd.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    assert invoke("chat", directory) == 2
+    assert capfd.readouterr().err == (
+        f"bitquilt: {directory} has no chat template, so it cannot hold a conversation; continue "
+        f"plain text with `bitquilt run {directory} TEXT --no-chat-template`\n"
+    )
+
+
 def test_a_template_that_fails_is_one_note(capfd, monkeypatch, tmp_path: Path) -> None:
     directory = tiny_checkpoint(tmp_path, "llama", layers=1)
     (directory / "chat_template.jinja").write_text("{% nonsense %}")

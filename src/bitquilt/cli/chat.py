@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import shlex
 import signal
 import sys
 import time
@@ -66,8 +67,17 @@ def chat(model: str, config: AnswerConfig) -> None:
 
 
 def _talk(model: str, session: Session, hide_thinking: bool) -> None:
-    """Talk until there is nothing more to say."""
+    """Talk until there is nothing more to say.
+
+    Raises:
+        UserError: the model has no chat template.
+    """
     try:
+        if session.engine.info.template(tools=False) is None:
+            raise UserError(
+                f"{model} has no chat template, so it cannot hold a conversation; continue plain "
+                f"text with `bitquilt run {shlex.quote(model)} TEXT --no-chat-template`"
+            )
         click.echo(f"{model} is ready. Type a question, or /help for the commands.", err=True)
         with _CtrlC() as ctrl_c:
             talk = Conversation(model, session, hide_thinking, ctrl_c)
