@@ -83,6 +83,14 @@ def test_plan_says_that_a_race_gives_way_to_the_knapsack(model, tmp_path, monkey
     assert "--search-tokens 7680 or more runs the race." in printed
 
 
+def test_memory_that_is_not_there_is_told(model, monkeypatch):
+    monkeypatch.setattr("bitquilt.forecast.estimate.memory_of_machine", lambda: 200_000_000)
+    found = bitquilt.estimate(model, **QUICK, bits=4.5)
+    told = "This machine has 200.00 MB of memory, less than the work takes: "
+    assert any(line.startswith(told) for line in found.lines)
+    assert not any("less than" in line for line in replace(found, memory=1000).lines)
+
+
 @pytest.mark.parametrize(("load", "told"), [(0.5, False), (2.5, True)])
 def test_a_machine_that_others_use_is_said_to_be_faster_alone(model, monkeypatch, load, told):
     monkeypatch.setattr("bitquilt.forecast.estimate.load_per_core", lambda: load)

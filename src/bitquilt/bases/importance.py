@@ -24,6 +24,7 @@ from bitquilt.bases.base_file import BaseMatrices
 from bitquilt.bases.lent_weights import SMALL_WEIGHTS, lent_weights
 from bitquilt.bases.partners import Partner, PartnerPiece, Unit, find_partners
 from bitquilt.bases.products import InputSums, WatchedProducts
+from bitquilt.bases.room import BY_LLAMA_CPP
 from bitquilt.errors import UserError
 from bitquilt.gguf.imatrix import ImportanceEntry, ImportanceMatrix
 from bitquilt.models.canonical import quantization_method
@@ -96,8 +97,7 @@ def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.M
     except Exception as error:  # whatever the model's own code raises
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"transformers cannot load {directory}: {reason}; convert it with llama.cpp, make an "
-            "importance matrix of that file with llama-imatrix, and give it with --imatrix=FILE"
+            f"transformers cannot load {directory}: {reason}; {BY_LLAMA_CPP}"
         ) from error
     if missing := sorted(loading["missing_keys"]):
         raise UserError(

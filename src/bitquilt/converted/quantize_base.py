@@ -117,9 +117,9 @@ def quantize_base(
         return [ConvertedResult(**vars(one)) for one in stream_base(model, config, progress)]
     refuse_file(Path(config.output), "--output")
     recipe_of(config)
-    converted = _converted(model, config, progress)
     with ExitStack() as stack:
         stack.enter_context(computing(config.device, config.threads))
+        converted = _converted(model, config, progress)
         run = _Run(converted, config, progress, stack)
         return list(run.results())
 

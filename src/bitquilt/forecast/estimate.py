@@ -19,7 +19,7 @@ from bitquilt.forecast.time_limit import planned_work
 from bitquilt.forecast.work import RunWork
 from bitquilt.runtime.device import computing, device_name
 from bitquilt.runtime.job import ExpectedStage
-from bitquilt.runtime.load import BUSY, load_per_core
+from bitquilt.runtime.load import BUSY, load_per_core, memory_of_machine
 from bitquilt.runtime.progress import clock
 from bitquilt.targets import parse_targets
 
@@ -43,6 +43,8 @@ class Forecast:
     """The seconds that were to be added if earlier runs had left nothing."""
     memory: int
     """Bytes at the peak."""
+    machine_memory: int
+    """Bytes that this machine has."""
     disk: DiskUse
     """Bytes that are written, beside what is there already."""
 
@@ -66,6 +68,11 @@ class Forecast:
             f"{self.disk.work_dir} and {human(self.disk.output_bytes)} into "
             f"{'this directory' if output == '.' else output}."
         )
+        if self.memory > self.machine_memory:
+            yield (
+                f"This machine has {human(self.machine_memory)} of memory, less than the work "
+                "takes: the system may end it, or take very long."
+            )
         if self.load > BUSY:
             yield "Other programs use this machine now; without them, the work takes less time."
 
@@ -97,6 +104,7 @@ def forecast_of(work: RunWork) -> Forecast:
         stages=stages,
         before=sum(stage.seconds for stage in whole) - sum(stage.seconds for stage in stages),
         memory=peak_bytes(work),
+        machine_memory=memory_of_machine(),
         disk=disk_use(work),
     )
 

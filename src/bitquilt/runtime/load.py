@@ -1,4 +1,4 @@
-"""How many other programs use this machine, and how threads wait for each other among them.
+"""Memory of this machine, how many other programs use it, and how threads wait among them.
 
 Cheap to import: libraries read how to wait when they are loaded, so it is decided before that.
 """
@@ -12,6 +12,12 @@ import psutil
 BUSY = 1.25
 """From so many waiting programs for each core on, it is said that others use the machine."""
 WAITING = "OMP_WAIT_POLICY"
+
+
+def memory_of_machine() -> int:
+    """Return the bytes of main memory, used or not."""
+    total: int = psutil.virtual_memory().total
+    return total
 
 
 def load_per_core() -> float:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bitquilt.bases.converter import base_type, convert, require_converter
 from bitquilt.bases.importance import BaseModel, base_importance, open_base
+from bitquilt.bases.room import require_memory
 from bitquilt.bases.vision import write_tower_of
 from bitquilt.calibration.text import (
     HeldOutText,
@@ -71,7 +72,7 @@ def base_of(
         progress: told what goes on.
 
     Raises:
-        UserError: there is no such model, file or converter, or it failed.
+        UserError: there is no such model, file or converter, memory is too small, or it failed.
     """
     directory = resolve(str(model), weights=False)
     if not directory.is_dir():
@@ -83,10 +84,13 @@ def base_of(
         path = Path(given).expanduser()
         if not path.is_file():
             raise UserError(f"{path} does not exist; give the file that the converter wrote")
-        return resolve(str(model)), path
+        directory = resolve(str(model))
+        require_memory(directory)
+        return directory, path
     kind = read_json(directory / "config.json").get("model_type")
     require_converter(f"bitquilt does not know {kind} models itself")  # before the download
     directory = resolve(str(model))
+    require_memory(directory)
     path = output / f"{base_name(model, directory)}-{base_type(directory).upper()}{SUFFIX}"
     weights = safetensors.files(directory)
     if path.is_file() and path.stat().st_mtime > max(file.stat().st_mtime for file in weights):

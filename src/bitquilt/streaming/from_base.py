@@ -51,7 +51,8 @@ def stream_base(model: str | Path, config: QuantizeConfig, progress: Progress) -
     """
     output = Path(config.output)
     refuse_file(output, "--output")
-    directory, path = base_of(model, config.base, output, progress)
+    with computing(config.device, config.threads):
+        directory, path = base_of(model, config.base, output, progress)
     imatrix = output / f"{base_name(model, directory)}-imatrix{SUFFIX}"
     refuse_overwrite(imatrix)
     progress.say(

@@ -1,0 +1,49 @@
+"""Whether this machine's memory has room for a model as transformers loads it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bitquilt.allocation.budget import human
+from bitquilt.errors import UserError
+from bitquilt.models.sources import safetensors
+from bitquilt.runtime.device import gpu_memory
+from bitquilt.runtime.load import memory_of_machine
+
+GPU_ROOM = 8 << 30
+"""Bytes of a GPU beside the weights: moments, float32 numbers of a few modules, activations."""
+BY_LLAMA_CPP = (
+    "convert it with llama.cpp, make an importance matrix of that file with llama-imatrix, and "
+    "give it with --imatrix=FILE"
+)
+"""What to do about a model that cannot be run here."""
+_ONE_OF_MANY = re.compile(r"\bexperts\.\d+\.")
+
+
+def require_memory(directory: Path) -> None:
+    """Refuse a model that memory cannot hold, before it is converted or loaded.
+
+    On a CPU weights stay in their files. But where a checkpoint has every expert by itself,
+    transformers puts those of a layer together, in memory. A GPU has all weights at once.
+
+    Args:
+        directory: of a Hugging Face model.
+
+    Raises:
+        UserError: memory is too small.
+    """
+    stored = safetensors.scan(safetensors.files(directory))
+    memory, of_gpu = memory_of_machine(), gpu_memory()
+    weights = sum(one.nbytes for one in stored.values())
+    experts = sum(one.nbytes for name, one in stored.items() if _ONE_OF_MANY.search(name))
+    if experts > memory:
+        raise UserError(
+            f"transformers puts the experts of {directory} together in memory, which takes "
+            f"{human(experts)}, and this machine has {human(memory)}; {BY_LLAMA_CPP}"
+        )
+    if of_gpu and weights + GPU_ROOM > of_gpu:
+        raise UserError(
+            f"{directory} has {human(weights)} of weights, which the GPU has to hold beside "
+            f"{human(GPU_ROOM)} of other numbers, and it has {human(of_gpu)}; give --device=cpu"
+        )
