@@ -1,8 +1,6 @@
 """Budgets as people write them."""
 
-import pytest
-
-from bitquilt.allocation.budget import Budget, human
+from bitquilt.allocation.budget import Budget
 from bitquilt.targets.layout import Layout
 
 
@@ -16,17 +14,3 @@ def test_bits_are_of_the_tensors_and_sizes_of_everything_on_disk():
     assert Budget(bits=4.5).capacity(layout) == 562 - 12
     assert Budget(size=600).nbytes(1000) == 600
     assert Budget(size=600).capacity(layout) == 600 - 138
-
-
-@pytest.mark.parametrize(
-    ("nbytes", "words"),
-    [
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (405_952, "405.95 kB"),
-        (1_500_000_000, "1.50 GB"),
-        (2e12, "2.00 TB"),
-    ],
-)
-def test_sizes_for_people(nbytes, words):
-    assert human(nbytes) == words

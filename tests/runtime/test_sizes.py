@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bitquilt.errors import UserError
-from bitquilt.runtime.sizes import parse_size
+from bitquilt.runtime.sizes import human, parse_size
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,17 @@ def test_a_number_without_a_unit_that_no_model_is_so_small_as(text, meant):
     words = f"{text}'? has no unit, so it means {text} bytes, .* did you mean {meant}\\?"
     with pytest.raises(UserError, match=words):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "words"),
+    [
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (405_952, "405.95 kB"),
+        (1_500_000_000, "1.50 GB"),
+        (2e12, "2.00 TB"),
+    ],
+)
+def test_sizes_for_people(nbytes, words):
+    assert human(nbytes) == words

@@ -14,11 +14,11 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple
 
-from bitquilt.allocation.budget import human
 from bitquilt.allocation.knapsack import KnapsackTable, largest_nbytes
 from bitquilt.allocation.space import AllocationSpace, chosen_sum
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.runtime.sizes import human
 from bitquilt.targets import TARGETS, Target
 from bitquilt.targets.layout import Layout, bits_per_weight
 

@@ -52,11 +52,3 @@ def label_of(bits: float | None, size: str | None, recipe: str | Path | None) ->
     if recipe is not None:
         parts.append(Path(recipe).name.removesuffix(".json"))
     return "-".join(parts)
-
-
-def human(nbytes: float) -> str:
-    """Write bytes for people, in the decimal units that disks and hubs use."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if nbytes >= factor:
-            return f"{nbytes / factor:.2f} {unit}"
-    return f"{nbytes:.0f} B"

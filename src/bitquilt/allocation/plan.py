@@ -13,7 +13,7 @@ from bitquilt import qtypes
 from bitquilt.allocation import presets, sensitivity
 from bitquilt.allocation import recipe as recipes
 from bitquilt.allocation.advice import overhead_note
-from bitquilt.allocation.budget import Budget, human, label_of
+from bitquilt.allocation.budget import Budget, label_of
 from bitquilt.allocation.candidates import TypeBytes, candidate_sets
 from bitquilt.allocation.knapsack import fullest_nbytes
 from bitquilt.allocation.preset_names import asked_preset, preset_names
@@ -30,7 +30,7 @@ from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.given_cells import offered_types
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.progress import Progress
-from bitquilt.runtime.sizes import parse_size
+from bitquilt.runtime.sizes import human, parse_size
 from bitquilt.targets import Target, parse_targets
 from bitquilt.targets.layout import Layout
 from bitquilt.trimming.trimmed import planned_model

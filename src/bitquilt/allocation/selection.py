@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitquilt.allocation.budget import human
 from bitquilt.allocation.racing import Difference, by_segment
 from bitquilt.allocation.space import Float64Array
 from bitquilt.config import SEARCH_METHODS
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.progress import Progress
+from bitquilt.runtime.sizes import human
 
 FIRST_RANKED = 4
 """Windows after which allocations are ranked for the first time, and then at twice as many."""

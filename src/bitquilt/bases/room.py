@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bitquilt.allocation.budget import human
 from bitquilt.errors import UserError
 from bitquilt.models.sources import safetensors
 from bitquilt.runtime.device import gpu_memory
 from bitquilt.runtime.load import memory_of_machine
+from bitquilt.runtime.sizes import human
 
 GPU_ROOM = 8 << 30
 """Bytes of a GPU beside the weights: moments, float32 numbers of a few modules, activations."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, MODELS, config_options, print_json
 from bitquilt.cli.tables import figures_table, print_list, stdout_console
 from bitquilt.evaluation.config import BenchConfig
+from bitquilt.runtime.sizes import human
 
 if TYPE_CHECKING:
     from bitquilt.evaluation.speed import BenchResult

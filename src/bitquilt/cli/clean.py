@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, print_json
+from bitquilt.runtime.sizes import human
 
 if TYPE_CHECKING:
     from bitquilt.runtime.leftovers import Leftover

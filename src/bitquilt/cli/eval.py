@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, MODEL_FILES, config_options, print_json, require_model
 from bitquilt.cli.tables import (
     SIZE_HEADINGS,
@@ -24,6 +23,7 @@ from bitquilt.cli.tables import (
 )
 from bitquilt.evaluation.config import EvalConfig
 from bitquilt.runtime.malloc import keep_freed_memory
+from bitquilt.runtime.sizes import human
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from bitquilt.allocation.budget import human
 from bitquilt.cli.options import JSON, MODEL_FILES, config_options, print_json, require_model
 from bitquilt.report.config import PublishConfig
+from bitquilt.runtime.sizes import human
 
 
 class _Publish(click.Command):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bitquilt.allocation.budget import human
 from bitquilt.cli.clean import work_dir_told
 from bitquilt.cli.options import JSON, MODEL, config_options, require_place, require_possible, show
 from bitquilt.cli.tables import (
@@ -24,6 +23,7 @@ from bitquilt.cli.tables import (
 )
 from bitquilt.config import QuantizeConfig
 from bitquilt.runtime.malloc import keep_freed_memory
+from bitquilt.runtime.sizes import human
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bitquilt.allocation.budget import human
+from bitquilt.runtime.sizes import human
 
 if TYPE_CHECKING:
     from rich.console import Console

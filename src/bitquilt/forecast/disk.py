@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitquilt import qtypes
-from bitquilt.allocation.budget import human
 from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.collect import widths_of_outputs
 from bitquilt.calibration.packed_moment import packed_bytes
@@ -18,6 +17,7 @@ from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.models.names import layer_of
 from bitquilt.rounding.layer_bank import POLISHED, ROUNDED
 from bitquilt.runtime.files import nearest_there, refuse_unwritable
+from bitquilt.runtime.sizes import human
 
 FLOAT, TOKEN = 4, 8
 SPARE = 16 << 20

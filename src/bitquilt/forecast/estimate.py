@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bitquilt.allocation.budget import human
 from bitquilt.allocation.plan import make_plans, planned_checkpoint, requests
 from bitquilt.calibration.text_budget import LEAST_RACED
 from bitquilt.config import AllocationConfig, PlanConfig, QuantizeConfig
@@ -21,6 +20,7 @@ from bitquilt.runtime.device import computing, device_name
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.runtime.load import BUSY, load_per_core, memory_of_machine
 from bitquilt.runtime.progress import clock
+from bitquilt.runtime.sizes import human
 from bitquilt.targets import parse_targets
 
 

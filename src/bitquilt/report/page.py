@@ -15,7 +15,6 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from bitquilt import __version__, qtypes
-from bitquilt.allocation.budget import human
 from bitquilt.allocation.history import latest_histories
 from bitquilt.allocation.selection import verdict
 from bitquilt.evaluation.results import EngineCheck, TextSample
@@ -34,6 +33,7 @@ from bitquilt.report.plots import PARTS, Plot, environment
 from bitquilt.report.run_record import OutputRecord, load
 from bitquilt.runtime.extras import require_resvg
 from bitquilt.runtime.files import atomic_write, read_json
+from bitquilt.runtime.sizes import human
 from bitquilt.targets import TARGETS
 
 KIND_FIELDS = ("kl", "agreement", "perplexity")

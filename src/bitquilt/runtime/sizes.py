@@ -25,6 +25,14 @@ _LEAST_MB = 10
 """A smaller number without a unit is more likely to be of gigabytes than of megabytes."""
 
 
+def human(nbytes: float) -> str:
+    """Write bytes for people, in the decimal units that disks and hubs use."""
+    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if nbytes >= factor:
+            return f"{nbytes / factor:.2f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
 def is_size(text: str) -> bool:
     """Tell whether a text is a number with a unit of bytes."""
     match = _SIZE.fullmatch(text)
