@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitquilt.runtime.sizes import human
+
 if TYPE_CHECKING:
     from bitquilt.targets.layout import Layout
 
