@@ -92,3 +92,11 @@ def test_a_tokenizer_whose_merges_do_is_read(tmp_path: Path) -> None:
     directory = tiny_checkpoint(tmp_path, "llama", layers=1)
     with_prefix(directory, "##", [["a", "##c"], ["b", "##c"]])
     assert read_tokenizer(directory / "tokenizer.json").token_to_id("ac") == 5
+
+
+def test_a_directory_without_a_vocabulary_is_said_to_have_none(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "llama", layers=1)
+    for file in directory.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer; put its tokenizer\.json and"):
+        load_tokenizer(directory)

@@ -7,6 +7,7 @@ taken from transformers' own config classes.
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from transformers import CONFIG_MAPPING
@@ -46,7 +47,8 @@ def complete(config: ModelConfig) -> ModelConfig:
     try:
         full = CONFIG_MAPPING[model_type](**copy.deepcopy(config)).to_dict()
     except Exception as error:  # whatever the class of a type raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        said = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        reason = re.sub(r"^\w*Error: ", "", said).rstrip(".")
         raise UserError(
             f"config.json does not make a valid {model_type} model: {reason}; "
             "compare it with the one on the model's page"

@@ -17,6 +17,8 @@ from bitquilt.gguf.tokenizer.tokenizer_json import (
 )
 
 _REASON_LENGTH = 300
+_VOCABULARIES = ("tokenizer.*", "vocab.*", "*.model", "*.tiktoken", "tekken*")
+"""Names of files that a tokenizer can be made of."""
 _in_use: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
 """Those that somebody holds, by directory and what its files were. Gemma's takes seconds to load,
 and as much memory as some models."""
@@ -61,6 +63,11 @@ def _load(directory: Path) -> Any:
     except Exception as error:  # tokenizers raises no narrower class
         if whole:
             read_tokenizer(path)  # says it better, if the damage is there
+        if not any(next(directory.glob(name), None) for name in _VOCABULARIES):
+            raise UserError(
+                f"{directory} has no tokenizer; put its tokenizer.json and tokenizer_config.json "
+                "there, from where the model came from"
+            ) from error
         reason = " ".join(str(error).split())[:_REASON_LENGTH] or type(error).__name__
         raise UserError(
             f"{directory} holds no tokenizer that transformers can load ({reason}); download its "
