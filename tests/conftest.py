@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import bitquilt.config  # noqa: F401  (sentences then name options as Python does, in any test)
+
 if (_converter := Path(sys.prefix) / "convert-hf-to-gguf").is_dir():  # `make setup` puts it there
     os.environ.setdefault("BITQUILT_LLAMA_CPP", str(_converter))
 
