@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +13,7 @@ from bitquilt.cli.options import JSON, MODEL, print_json
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from bitquilt.bases.relations import BaseRelation
     from bitquilt.models.inspection import Inspection
 
 _MB = 10**6
@@ -20,22 +23,57 @@ _LEAST_SHARE = 0.005
 
 @click.command()
 @MODEL
+@click.option(
+    "--base",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="This GGUF file is MODEL as llama.cpp's converter writes it. Its matrices are listed with "
+    "the parameters of MODEL that have the same numbers.",
+)
 @JSON
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str, base: Path | None, as_json: bool) -> None:
     """Show what MODEL is, where its bytes are, and what is unusual.
 
     \b
     bitquilt inspect facebook/MobileLLM-R1-950M
+    bitquilt inspect ./granite --base granite-BF16.gguf
     """  # noqa: D301 (click's mark for lines to keep is the character itself)
     from rich.console import Console
 
     from bitquilt.models.inspection import inspect as look
 
     found = look(model)
+    relations = None if base is None else _relations(model, base)
     if as_json:
-        print_json(found.to_dict())
-    else:
-        Console(highlight=False).print(render(found))
+        told = {} if relations is None else {"base": [asdict(one) for one in relations]}
+        print_json(found.to_dict() | told)
+        return
+    console = Console(highlight=False)
+    console.print(render(found))
+    if relations is not None:
+        console.print("", _relations_table(relations))
+
+
+def _relations(model: str, base: Path) -> list[BaseRelation]:
+    from bitquilt.bases.relations import base_relations
+    from bitquilt.runtime.progress import Silent
+
+    return base_relations(model, base, Silent())
+
+
+def _relations_table(relations: list[BaseRelation]) -> RenderableType:
+    """Give each kind of matrix a row; names are long, so that they may take several lines."""
+    from rich.table import Table
+
+    table = Table("matrix of the base", box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.columns[0].overflow = "fold"
+    table.add_column("", justify="right")
+    for column in ("parameters", "how they differ"):
+        table.add_column(column, overflow="fold")
+    for one in relations:
+        names = [name.removesuffix(".weight") for name in (one.matrices, *one.parameters)]
+        table.add_row(names[0], f"{one.count} ×", "\n".join(names[1:]) or "-", one.relation)
+    return table
 
 
 def render(inspection: Inspection) -> RenderableType:

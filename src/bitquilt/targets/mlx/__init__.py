@@ -154,8 +154,10 @@ class _Mlx(Target):
         return width, types
 
     def see_command(self, repository: str, name: str, vision: str) -> str:
-        picture = '--image picture.png --prompt "What is in this picture?"'
-        return f"mlx_vlm.generate --model {repository} {picture}"
+        return (
+            f"mlx_vlm.generate --model {repository} --image picture.png "
+            '--prompt "What is in this picture?"'
+        )
 
     def stored(self, path: Path) -> list[StoredMatrix]:
         from bitquilt.targets.mlx.stored import stored_in_mlx
