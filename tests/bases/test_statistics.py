@@ -12,7 +12,12 @@ import bitquilt
 from bitquilt.bases import statistics
 from bitquilt.bases.importance import load_transformers_model
 from bitquilt.bases.partners import Unit
-from bitquilt.bases.statistics import BaseStatistics, collect_base_statistics
+from bitquilt.bases.statistics import (
+    MOMENT_BYTES,
+    BaseStatistics,
+    collect_base_statistics,
+    moment_bytes,
+)
 from bitquilt.runtime.workdir import WorkDir
 from tests.bases.models import unknown_checkpoint
 
@@ -93,3 +98,11 @@ def test_embeddings_have_the_gradients_of_what_is_looked_up(tmp_path: Path) -> N
     wanted = (scale * torch.cat(gradients[-len(TOKENS) :])).square().mean(0)
     torch.testing.assert_close(columns, wanted, rtol=1e-3, atol=1e-12)
     assert (found.head, found.width) == ("model.embed_tokens.weight", 128)
+
+
+@pytest.mark.parametrize(("free", "most"), [(100 << 30, 50 << 30), (6 << 30, MOMENT_BYTES)])
+def test_a_gpu_sums_as_many_moments_as_half_of_its_memory_holds(monkeypatch, free, most):
+    assert moment_bytes() == MOMENT_BYTES
+    monkeypatch.setattr(statistics, "compute_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 139 << 30))
+    assert moment_bytes() == most

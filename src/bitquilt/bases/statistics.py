@@ -30,7 +30,8 @@ from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir, under
 
 MOMENT_BYTES = 4 << 30
-"""The second moments that are summed in one pass have about so many bytes."""
+"""The second moments that are summed in one pass have about so many bytes; a GPU may have room for
+more."""
 KEPT_BYTES = 1 << 30
 """Autograd may keep so many bytes of a window. An 8B model would keep about 6 GB."""
 TRIED_TOKENS = 32
@@ -122,7 +123,7 @@ def collect_base_statistics(
         again = _recomputes(model, tokens[0], parameters, lookups, most_kept)
         with RecomputedLayers(model) if again else nullcontext():
             first = _seen_once(model, tokens[0], parameters, lookups, again)
-            passes = passes_of(first, parameters, MOMENT_BYTES)
+            passes = passes_of(first, parameters, moment_bytes())
             count = max([0, *passes.values()]) + 1
             with progress.stage("Reading text, forward and back", count * len(tokens), "moments"):
                 for number in range(count):
@@ -139,6 +140,14 @@ def collect_base_statistics(
         facts["head"] = next(name for name, one in parameters.items() if one is head.weight)
     facts["width"] = str(model.get_input_embeddings().weight.shape[1])  # type: ignore[operator]
     _save_sums(work, facts, products, lookups, tokens.numel())
+
+
+def moment_bytes() -> int:
+    """Return how many bytes of moments are summed in one pass: half of what a GPU has free."""
+    if compute_device().type == "cpu":
+        return MOMENT_BYTES
+    free, _ = torch.cuda.mem_get_info()
+    return max(MOMENT_BYTES, free // 2)
 
 
 def _recomputes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -153,6 +154,11 @@ def base_tokens(
     return BaseText(model, directory, config).calibration()
 
 
+MOST_WINDOWS = 96
+"""Windows of calibration text: they go through the whole model one by one, some of them for every
+part of the moments, where a GPU's budget counts on blocks that read hundreds at once."""
+
+
 class BaseText:
     """Text for a model that has no tables, as its tokens."""
 
@@ -175,7 +181,9 @@ class BaseText:
         embeddings = len(model.get_input_embeddings().weight)  # type: ignore[operator]
         self._encode = document_encoder(directory.name, place, template, embeddings)
         weights = sum(one.numel() for one in model.parameters())
-        self.budget = config.text_budget or text_budget(weights, 1, gpu_memory())
+        budget = text_budget(weights, 1, gpu_memory())
+        most = min(budget.calibration, MOST_WINDOWS)
+        self.budget = config.text_budget or replace(budget, calibration=most)
 
     def calibration(self) -> Tensor:
         """Return the calibration text, int64 [N, L].
