@@ -1,6 +1,6 @@
 """KL on text of a domain that the calibration text has none of, ours beside the engines' own tools.
 
-    python benchmarks/unlike_text.py [--model MODEL] [--mixes PRESET…] [TYPE[:EMBEDDING]…]
+    python benchmarks/unlike_text.py [--model MODEL] [--mixes PRESET…] [--dwq N] [TYPE[:EMBEDDING]…]
 
 The domains of the bundled calibration text are dealt into four groups, or as many as ``--folds``
 says. Each group is left out once: the model is calibrated on the other groups, and held-out
@@ -9,9 +9,12 @@ quarter of the others; domains like it, other languages say, may be among those 
 
 With a type, all matrices of the blocks are on it, and the embedding on Q6_K or 6bit-g64 if no other
 is named, on both sides. The peer rounds GGUF types as llama-quantize does, with the importance
-matrix of the same tokens, and MLX types as ``mlx_lm.convert -q`` does. With a preset, the peer has
-that mix, and we have the mix that ``bitquilt quantize`` finds for its bytes where the text of the
-other groups is given as ``--calibration``; half of what its search reads is of that text, too.
+matrix of the same tokens, and MLX types as ``mlx_lm.convert -q`` does, or with ``--dwq N`` as
+mlx-lm's DWQ does. It learns from N windows of 512 tokens of the other groups, less the first 32,
+for hours without a GPU, and for many more without ``LD_PRELOAD=libopenblas.so.0``. With a preset,
+the peer has that mix, and we have the mix that ``bitquilt quantize`` finds for its bytes where the
+text of the other groups is given as ``--calibration``; half of what its search reads is of that
+text, too.
 
 A row is a domain: the KL of both with 95 % intervals, and their share. The last row has the
 mean of the shares and the worst one.
@@ -29,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lib.bench import Bench, Weights
+from lib.original import unquantized
 from numpy.typing import NDArray
 
 from bitquilt import qtypes, quantize
@@ -36,16 +40,17 @@ from bitquilt.allocation import presets
 from bitquilt.allocation.preset_names import preset_names
 from bitquilt.calibration import corpus
 from bitquilt.calibration.corpus import Document
-from bitquilt.calibration.text import encoder, judging_windows
+from bitquilt.calibration.text import encoder, judging_windows, token_windows
 from bitquilt.metrics.intervals import Documents
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import get_target
 
-WINDOW = 256
+WINDOW, LEARNED_WINDOW = 256, 512
 Row = tuple[NDArray[np.float32], NDArray[np.float32], Documents]
 """KL of each token of a domain, ours and theirs, and the documents of the tokens."""
 Rows = dict[str, Row]
@@ -59,6 +64,7 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--windows", type=int, default=8, help=f"of {WINDOW} tokens, per domain")
     parser.add_argument("--mixes", nargs="*", default=[])
+    parser.add_argument("--dwq", type=int, default=0, metavar="N")
     parser.add_argument("types", nargs="*", default=["Q2_K", "Q3_K", "Q4_K", "4bit-g64"])
     asked = parser.parse_args()
     checkpoint = open_checkpoint(asked.model)
@@ -67,8 +73,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             fold = Fold(checkpoint, Path(directory), number, asked.folds, asked.windows)
             for name, rows in tables.items():
-                mixed = name in asked.mixes
-                made = fold.mixed(asked.model, name) if mixed else fold.uniform(*name.split(":"))
+                if name in asked.mixes:
+                    made = fold.mixed(asked.model, name)
+                else:
+                    made = fold.uniform(asked.dwq, *name.split(":"))
                 rows |= fold.rows(*made)
                 if number + 1 < asked.folds:  # hours may pass, so what is known is told
                     print(f"{name}, after group {number + 1}: {summary(rows)}", flush=True)
@@ -95,12 +103,24 @@ class Fold:
         tokens, owners = (torch.cat(parts) for parts in zip(*judging, strict=True))
         self.bench = Bench(checkpoint, directory, self.documents, (tokens, owners), ["full"])
 
-    def uniform(self, name: str, embedding: str | None = None) -> tuple[Weights, Weights]:
+    def uniform(self, dwq: int, name: str, embedding: str | None = None) -> tuple[Weights, Weights]:
         """Put all matrices of the blocks on one type, by us and by the peer."""
         qtype, mlx = qtypes.get(name), "mlx" in qtypes.get(name).targets
         same = qtypes.get(embedding or ("6bit-g64" if mlx else "Q6_K"))
+        ours = self.bench.ours(qtype, same, "full")
+        if mlx and dwq:
+            return ours, self.distilled(dwq, qtype, same)
         way = self.bench.mlx if mlx else self.bench.ggml_with_imatrix
-        return self.bench.ours(qtype, same, "full"), self.bench.theirs(qtype, same, way)
+        return ours, self.bench.theirs(qtype, same, way)
+
+    def distilled(self, windows: int, qtype: QuantType, embedding: QuantType) -> Weights:
+        """Let mlx-lm's DWQ learn from so many windows of the other groups."""
+        from lib import dwq
+
+        checkpoint = self.bench.checkpoint
+        tokens = token_windows(self.documents, encoder(checkpoint), windows, LEARNED_WINDOW)
+        original = unquantized(checkpoint, self.directory / "original")
+        return dwq.rounded(original, qtype, embedding, tokens, dwq.RATES[-1])
 
     def mixed(self, model: str, preset: str) -> tuple[Weights, Weights]:
         """Find a mix of the bytes of a preset, and let the peer round the preset."""
