@@ -106,3 +106,17 @@ def test_other_settings_are_refused_by_name(run, model, tmp_path):
     assert code == 2
     assert "results of other settings (checkpoint: " in said
     assert "Traceback" not in said
+
+
+def test_a_damaged_artefact_is_one_sentence(run, model, tmp_path):
+    asked = ["quantize", str(model), "--recipe", "Q8_0", "-o", str(tmp_path)]
+    asked += ["--work-dir", str(tmp_path / "work")]
+    assert run(asked)[0] == 0
+    for place in ("polished", "rounded"):
+        damaged = next((tmp_path / "work" / place).rglob("*.safetensors"))
+        whole = damaged.read_bytes()
+        damaged.write_bytes(whole[: len(whole) // 2])
+        code, said = run(asked)
+        assert code == 2
+        assert f"bitquilt: {damaged} is damaged (" in said.splitlines()[-1]
+        damaged.write_bytes(whole)

@@ -124,6 +124,7 @@ WRONG = {
         "https://huggingface.co/Qwen/Qwen3-0.6B/tree/main",
     ): "https://huggingface.co/Qwen/Qwen3-0.6B/tree/main is an address of the hub; give "
     "the model's id: Qwen/Qwen3-0.6B",
+    ("run", "https://a.example/m.gguf", "Hi"): "https://a.example/m.gguf is an address of the web;",
     ("plan", "hf.co/a/b", "--bits", "4"): "hf.co/a/b is an address of the hub; give the model's",
     (
         "inspect",

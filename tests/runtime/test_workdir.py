@@ -41,6 +41,30 @@ def test_other_settings_are_refused_by_name(tmp_path):
         WorkDir(tmp_path / "w", {"calibration": "def", "seed": 1})
 
 
+def test_settings_are_told_in_few_letters(tmp_path):
+    one, other = ({"calibration": sign * 64, "versions": {"torch": "2"}} for sign in "ab")
+    with WorkDir(tmp_path / "w", one):
+        pass
+    with pytest.raises(UserError, match=r"\(calibration: aaaaaaaa there, bbbbbbbb now\); choose"):
+        WorkDir(tmp_path / "w", other)
+    with pytest.raises(UserError, match=r"\(versions: torch 2 there, none now\); choose"):
+        WorkDir(tmp_path / "w", {"calibration": "a" * 64})
+
+
+def test_what_is_damaged_is_one_sentence(tmp_path):
+    place = tmp_path / "w"
+    with WorkDir(place, {}) as work:
+        work.save("few", {"t": torch.zeros(4)}, {})
+        file = place / "few.safetensors"
+        file.write_bytes(file.read_bytes()[:20])
+        for read in (work.load, work.open, work.facts):
+            with pytest.raises(UserError, match=r"few\.safetensors is damaged \(.*\); remove the"):
+                read("few")
+    (place / "settings.json").write_text("not json")
+    with pytest.raises(UserError, match=r"settings\.json is damaged \(.*\); remove the work dir"):
+        WorkDir(place, {})
+
+
 def test_somebody_elses_directory_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UserError, match="has files that bitquilt did not write"):

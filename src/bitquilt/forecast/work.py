@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import safetensors
-
 from bitquilt.allocation.plan import Plan, candidate_types, largest_preset
 from bitquilt.calibration.text_budget import LEAST_INTERACTIONS, TextBudget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
@@ -19,6 +17,7 @@ from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding.layer_bank import ROUNDED
 from bitquilt.rounding.tuning.distill import DEFAULT_SCHEDULE
 from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import Target
 
 ESTIMATED_FROM = 512_000_000
@@ -182,7 +181,8 @@ class RunWork:
         found: set[str] = set()
         if self.afresh:
             return frozenset()
+        work = WorkDir.borrowed(self.work_dir)
         for file in (self.work_dir / ROUNDED).rglob("*.safetensors"):
-            with safetensors.safe_open(file, framework="pt") as handle:
-                found |= set(handle.metadata())
+            name = file.relative_to(self.work_dir).as_posix()
+            found |= set(work.facts(name.removesuffix(".safetensors")))
         return frozenset(found)

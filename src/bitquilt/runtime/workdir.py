@@ -88,10 +88,16 @@ class WorkDir:
             self._keep_time()
 
     def load(self, name: str) -> dict[str, Tensor]:
-        """Read all tensors of an artefact."""
+        """Read all tensors of an artefact.
+
+        Raises:
+            UserError: it is damaged.
+        """
         from safetensors.torch import load_file
 
-        tensors: dict[str, Tensor] = load_file(self.path / f"{name}.safetensors")
+        file = self.path / f"{name}.safetensors"
+        with _damage(file):
+            tensors: dict[str, Tensor] = load_file(file)
         return tensors
 
     def load_under(self, name: str, prefix: str) -> dict[str, Tensor]:
@@ -108,8 +114,14 @@ class WorkDir:
             return dict(handle.metadata())
 
     def open(self, name: str) -> Any:
-        """Open an artefact lazily (a safetensors handle, torch tensors)."""
-        return safetensors.safe_open(self.path / f"{name}.safetensors", framework="pt")
+        """Open an artefact lazily (a safetensors handle, torch tensors).
+
+        Raises:
+            UserError: it is damaged.
+        """
+        file = self.path / f"{name}.safetensors"
+        with _damage(file):
+            return safetensors.safe_open(file, framework="pt")
 
     def save_json(self, name: str, content: Any) -> None:
         """Write ``name``.json."""
@@ -117,9 +129,14 @@ class WorkDir:
             temporary.write_text(json.dumps(content, indent=1, sort_keys=True))
 
     def load_json(self, name: str) -> Any:
-        """Read ``name``.json; None where there is none."""
+        """Read ``name``.json; None where there is none.
+
+        Raises:
+            UserError: it is damaged.
+        """
         file = self.path / f"{name}.json"
-        return json.loads(file.read_text()) if file.exists() else None
+        with _damage(file):
+            return json.loads(file.read_text()) if file.exists() else None
 
     @property
     def seconds(self) -> float:
@@ -194,6 +211,18 @@ def _remove_half_written(path: Path) -> None:
 
 
 @contextmanager
+def _damage(file: Path) -> Iterator[None]:
+    """Say of an artefact that cannot be read what to do about it."""
+    try:
+        yield
+    except (ValueError, SafetensorError) as error:  # what JSON, UTF-8 and safetensors say
+        raise UserError(
+            f"{file} is damaged ({error}); remove the work directory, and the same command begins "
+            "anew"
+        ) from error
+
+
+@contextmanager
 def _os_errors(path: Path) -> Iterator[None]:
     """Turn the errors of safetensors, which hold the system's in their text, into OSError."""
     try:
@@ -208,11 +237,26 @@ def _os_errors(path: Path) -> Iterator[None]:
 def _refuse_other_settings(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     differing = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     if differing:
-        what = "; ".join(f"{key}: {there.get(key)} there, {here.get(key)} now" for key in differing)
+        what = "; ".join(
+            f"{key}: {_setting(there.get(key))} there, {_setting(here.get(key))} now"
+            for key in differing
+        )
         raise UserError(
             f"work directory {path} holds results of other settings ({what}); choose another with "
             "--work-dir, or remove it"
         )
+
+
+def _setting(value: Any) -> str:
+    """Write a setting for people: of a hash, as much as tells two apart."""
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_setting(own)}" for name, own in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_setting, value))
+    said = str(value)
+    return said[:8] if re.fullmatch(r"[0-9a-f]{64}", said) else said
 
 
 def in_use(path: Path) -> bool:

@@ -68,6 +68,10 @@ def local_path(reference: str) -> Path | None:
     path = Path(reference).expanduser()
     if (page := _HUB_PAGE.match(reference)) and not path.exists():
         raise UserError(f"{reference} is an address of the hub; give the model's id: {page['id']}")
+    if reference.startswith(("http://", "https://")):
+        raise UserError(
+            f"{reference} is an address of the web; download the file, and give its path"
+        )
     if path.is_dir():
         return _directory(path)
     if path.is_file():
