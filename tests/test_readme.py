@@ -46,7 +46,9 @@ def parse(line: str, *, whole: bool) -> None:
     if command is None:
         raise click.UsageError(f"there is no bitquilt {verb}")
     if whole:
-        command.make_context(verb, arguments, parent=click.Context(bitquilt))
+        command.make_context(
+            verb, arguments, parent=click.Context(bitquilt, **bitquilt.context_settings)
+        )
     known = {"-h", "--help", *(name for option in command.params for name in option.opts)}
     for argument in arguments:
         if argument.startswith("-") and argument not in known:

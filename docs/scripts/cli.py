@@ -27,7 +27,7 @@ written by `docs/scripts/cli.py`; `{renew}` renews it.
 
 def reference(group: click.Group) -> str:
     """The page: a list of the verbs, then a section for each."""
-    parent = click.Context(group, info_name="bitquilt")
+    parent = click.Context(group, info_name="bitquilt", **group.context_settings)
     verbs = "\n".join(
         f"- [`bitquilt {name}`](#{name}): {command.get_short_help_str(limit=200)}"
         for name, command in group.commands.items()

@@ -130,13 +130,13 @@ def test_models_and_health_and_metrics(demo: Running) -> None:
 @pytest.mark.parametrize(
     ("change", "status", "sentence"),
     [
-        ({"messages": []}, 400, "messages: "),
+        ({"messages": []}, 400, "messages has 0 items, but must have at least 1"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "'text'"),
         ({"messages": [{"role": "user", "content": "word " * 5000}]}, 400, "can read only 2,048"),
         ({"messages": [{"role": "user", "content": "w" * 1_000_000}]}, 413, "131,072 bytes"),
-        ({"temperature": "hot"}, 400, "temperature: "),
-        ({"n": 0}, 400, "n: "),
-        ({"n": 1000}, 400, "n: "),
+        ({"temperature": "hot"}, 400, "temperature must be a number"),
+        ({"n": 0}, 400, "n must be 1 or more"),
+        ({"n": 1000}, 400, "n must be 256 or less"),
         ({"tools": [TOOL]}, 400, "takes none"),
     ],
 )

@@ -155,7 +155,7 @@ def test_items_are_messages(server: Running, given: Any, messages: list[str]) ->
         ({"input": [5]}, "input.0: an item is"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "'input_image'"),
         ({"input": []}, "input: there is nothing in it"),
-        ({"input": "x", "temperature": "hot"}, "temperature: "),
+        ({"input": "x", "temperature": "hot"}, "temperature must be a number"),
     ],
 )
 def test_bad_requests(server: Running, fields: dict[str, Any], sentence: str) -> None:
