@@ -35,8 +35,8 @@ def require_memory(directory: Path) -> None:
     """
     stored = safetensors.scan(safetensors.files(directory))
     memory, of_gpu = memory_of_machine(), gpu_memory()
-    weights = sum(one.nbytes for one in stored.values())
-    experts = sum(one.nbytes for name, one in stored.items() if _ONE_OF_MANY.search(name))
+    weights = sum(one.raw_bytes for one in stored.values())
+    experts = sum(one.raw_bytes for name, one in stored.items() if _ONE_OF_MANY.search(name))
     if experts > memory:
         raise UserError(
             f"transformers puts the experts of {directory} together in memory, which takes "
