@@ -207,7 +207,7 @@ def test_an_unknown_rounding_is_refused(wide, tmp_path):
 
 def test_a_work_directory_of_another_rounding_is_refused(wide, tmp_path):
     source, work = wide
-    differs = rf"rounding: \['full', {ROUNDING_VERSION}\] there, \['gptq', {ROUNDING_VERSION}\] now"
+    differs = f"rounding: full, {ROUNDING_VERSION} there, gptq, {ROUNDING_VERSION} now"
     with pytest.raises(UserError, match=differs):
         quantize(source, bits=4.5, output=tmp_path, work_dir=work, rounding="gptq")
 

@@ -188,7 +188,7 @@ def test_of_a_large_model_only_what_is_chosen_is_rounded(model, tmp_path, monkey
     monkeypatch.setattr(work, "ESTIMATED_FROM", 0)
     asked = {"output": tmp_path, "bits": 4.7, "search": SearchConfig(method="knapsack")}
     progress = Kinds()
-    made = pipeline.quantize(model[0], **QUICK, **asked, progress=progress)
+    made = pipeline.quantize(model[0], **QUICK, **asked, keep_work=True, progress=progress)
     (found,) = made.outputs
     assert (found.source, found.rankings) == ("knapsack", ())
     assert "selection" not in progress.kinds
