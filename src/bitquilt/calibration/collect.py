@@ -107,6 +107,13 @@ def _fast_products(model: BlockwiseModel, tokens: Tensor, progress: Progress) ->
             f"The statistics multiply matrices in {PRODUCTS[precision]}, because "
             + " and ".join(errors)
         )
+    with _multiplying(model, in_bfloat16, precision):
+        yield
+
+
+@contextmanager
+def _multiplying(model: BlockwiseModel, in_bfloat16: bool, precision: str) -> Iterator[None]:
+    """Multiply in a precision within, and the model's blocks in bfloat16 if that is wanted."""
     model.in_bfloat16 = in_bfloat16
     try:
         with multiplying(precision):
@@ -122,11 +129,8 @@ def _error_of_first_block(
     """Return the relative error of what the first block adds to [1, L] tokens."""
     hidden, block = model.embed(tokens), model.block(0)
     exact = model.run(block, hidden)
-    model.in_bfloat16 = in_bfloat16
-    with multiplying(precision):
-        error = (model.run(block, hidden) - exact).norm() / (exact - hidden).norm()
-    model.in_bfloat16 = False
-    return float(error)
+    with _multiplying(model, in_bfloat16, precision):
+        return float((model.run(block, hidden) - exact).norm() / (exact - hidden).norm())
 
 
 def _collect(
@@ -201,10 +205,9 @@ def second_moment(x: Tensor) -> Tensor:
 
 def _head_moment(model: BlockwiseModel, hidden: Tensor) -> Tensor:
     """Return the second moment [D, D] of what the head reads, given the last states [N, L, D]."""
-    parts = list(batches(hidden, batch_tokens(hidden.shape[2])))
     moments = (
         second_moment(model.final_norm(hidden[rows])) * (len(hidden[rows]) / len(hidden))
-        for rows in parts
+        for rows in batches(hidden, batch_tokens(hidden.shape[2]))
     )
     return reduce(Tensor.add_, moments)
 

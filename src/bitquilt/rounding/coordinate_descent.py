@@ -41,30 +41,25 @@ def descend(
     triangles = torch.linalg.cholesky(blocks.flip(2, 3)).flip(2, 3)
     inverses = torch.linalg.inv(blocks)
     errors = weight - levels
-    block = _by_kernel if kernels.available_for(weight) else _by_torch
+    in_kernel = kernels.available_for(weight)
     for start in range(0, columns, COLUMN_BLOCK):
         own = slice(start, min(start + COLUMN_BLOCK, columns))
         groups = slice(own.start // COLUMN_GROUP, own.stop // COLUMN_GROUP)
         pull = torch.bmm(factor.hessian[:, own], errors)
         metric = factor.hessian[:, own, own], triangles[:, groups], inverses[:, groups]
-        block(quantizer, groups, pull, metric, (codes[:, groups], levels[:, own], errors[:, own]))
-
-
-_Metric = tuple[Tensor, Tensor, Tensor]
-"""The block of the Hessian [L, 128, 128], triangles and inverses of its groups [L, 16, 8, 8]."""
-_Found = tuple[Tensor, Tensor, Tensor]
-"""Codes int16 [L, 16, K, N], and levels and errors [L, 128, N]."""
-
-
-def _by_kernel(
-    quantizer: GroupQuantizer, groups: slice, pull: Tensor, metric: _Metric, found: _Found
-) -> None:
-    """Do as :func:`_by_torch` does, in one launch."""
-    kernels.descend_block(quantizer.in_kernel(groups), pull, metric, found)
+        found = codes[:, groups], levels[:, own], errors[:, own]
+        if in_kernel:
+            kernels.descend_block(quantizer.in_kernel(groups), pull, metric, found)
+        else:
+            _by_torch(quantizer, groups, pull, metric, found)
 
 
 def _by_torch(
-    quantizer: GroupQuantizer, groups: slice, pull: Tensor, metric: _Metric, found: _Found
+    quantizer: GroupQuantizer,
+    groups: slice,
+    pull: Tensor,
+    metric: tuple[Tensor, Tensor, Tensor],
+    found: tuple[Tensor, Tensor, Tensor],
 ) -> None:
     """Improve codes, levels and errors of up to 128 columns in place.
 
@@ -72,8 +67,9 @@ def _by_torch(
         quantizer: the levels of all groups.
         groups: those of the block.
         pull: H E [L, 128, N]; overwritten.
-        metric: of the block.
-        found: of the block.
+        metric: the block of the Hessian [L, 128, 128], and the triangles and inverses of its
+            groups, [L, 16, 8, 8] each.
+        found: codes int16 [L, 16, K, N], and levels and errors [L, 128, N].
     """
     hessian, triangles, inverses = metric
     codes, levels, errors = found

@@ -38,31 +38,18 @@ def gptq(
     codes = weight.new_empty(shape, dtype=torch.int16)
     levels, errors = torch.empty_like(weight), torch.empty_like(weight)
     cost = weight.new_zeros(inputs, rows)
-    block = _by_kernel if kernels.available_for(weight) else _by_torch
+    in_kernel = kernels.available_for(weight)
     for start in range(0, columns, COLUMN_BLOCK):
         own = slice(start, min(start + COLUMN_BLOCK, columns))
         groups = slice(own.start // COLUMN_GROUP, own.stop // COLUMN_GROUP)
         targets = torch.baddbmm(weight[:, own], factor.carry[:, :start, own].mT, errors[:, :start])
         metric = factor.carry[:, own, own], factor.triangles[:, groups]
         found = codes[:, groups], levels[:, own], errors[:, own], cost
-        block(quantizer, groups, weight[:, own], targets, metric, found)
+        if in_kernel:
+            kernels.feed_back(quantizer.in_kernel(groups), weight[:, own], targets, metric, found)
+        else:
+            _by_torch(quantizer, groups, weight[:, own], targets, metric, found)
     return codes, levels, cost
-
-
-_Found = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Codes int16 [L, 16, K, N], levels and errors [L, 128, N], and what the rows cost [L, N]."""
-
-
-def _by_kernel(
-    quantizer: GroupQuantizer,
-    groups: slice,
-    weight: Tensor,
-    targets: Tensor,
-    metric: tuple[Tensor, Tensor],
-    found: _Found,
-) -> None:
-    """Do as :func:`_by_torch` does, in one launch."""
-    kernels.feed_back(quantizer.in_kernel(groups), weight, targets, metric, found)
 
 
 def _by_torch(
@@ -71,7 +58,7 @@ def _by_torch(
     weight: Tensor,
     targets: Tensor,
     metric: tuple[Tensor, Tensor],
-    found: _Found,
+    found: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
     """Choose codes and levels of up to 128 columns, and add theirs to the costs so far.
 
@@ -81,7 +68,8 @@ def _by_torch(
         weight: [L, 128, N].
         targets: [L, 128, N]; overwritten.
         metric: carry [L, 128, 128] and triangles [L, 16, 8, 8].
-        found: is filled.
+        found: is filled: codes int16 [L, 16, K, N], levels and errors [L, 128, N], and what the
+            rows cost [L, N].
     """
     carry, triangles = metric
     codes, levels, errors, cost = found

@@ -34,6 +34,10 @@ from bitquilt.runtime.files import read_json, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import Target
 
+MOST_WINDOWS = 96
+"""Windows of calibration text: they go through the whole model one by one, again for every part of
+the moments, where a GPU's budget counts on blocks that read hundreds at once."""
+
 
 def needs_base(model: str | Path) -> bool:
     """Say whether a model is a Hugging Face one whose architecture bitquilt has no tables of.
@@ -85,13 +89,13 @@ def base_of(
         path = Path(given).expanduser()
         if not path.is_file():
             raise UserError(f"{path} does not exist; give the file that the converter wrote")
-        directory = resolve(str(model))
-        require_memory(directory)
-        return directory, path
-    kind = read_json(directory / "config.json").get("model_type")
-    require_converter(f"bitquilt does not know {kind} models itself")  # before the download
+    else:
+        kind = read_json(directory / "config.json").get("model_type")
+        require_converter(f"bitquilt does not know {kind} models itself")  # before the download
     directory = resolve(str(model))
     require_memory(directory)
+    if given is not None:
+        return directory, path
     path = output / f"{base_name(model, directory)}-{base_type(directory).upper()}{SUFFIX}"
     weights = safetensors.files(directory)
     if path.is_file() and path.stat().st_mtime > max(file.stat().st_mtime for file in weights):
@@ -152,11 +156,6 @@ def base_tokens(
         UserError: the text or the tokenizer does not serve.
     """
     return BaseText(model, directory, config).calibration()
-
-
-MOST_WINDOWS = 96
-"""Windows of calibration text: they go through the whole model one by one, some of them for every
-part of the moments, where a GPU's budget counts on blocks that read hundreds at once."""
 
 
 class BaseText:
