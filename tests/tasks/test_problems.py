@@ -11,7 +11,7 @@ from bitquilt.engines import GeneratedToken, Sampling
 from bitquilt.runtime.progress import Silent
 from bitquilt.tasks.problems import Answers, Manner, ask_problems
 from bitquilt.tasks.scores import compare_problems, paired_difference, score_problems, share
-from bitquilt.tasks.task_data import Problem, load_problems
+from bitquilt.tasks.task_data import PROBLEMS, Problem
 from tests.progress import Recorded
 
 
@@ -191,5 +191,5 @@ def test_models_that_agree_on_a_few_items_are_not_surely_equal():
 
 
 def test_demo_problems_need_no_package():
-    assert len(load_problems("demo")) == 200
-    assert math.isfinite(float(load_problems("demo")[0].answer.split("/")[0]))
+    assert len(PROBLEMS["demo"]()) == 200
+    assert math.isfinite(float(PROBLEMS["demo"]()[0].answer.split("/")[0]))

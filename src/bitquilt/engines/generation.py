@@ -58,15 +58,13 @@ class Generation:
         while True:
             before, self._running = self._running, [row for row in self._running if not row.over]
             if self._joining:
-                logits = self._join()
+                yield self._said(self._join())
             elif not self._running:
                 return
             else:
                 if len(self._running) < len(before):
                     self._backend.retain([i for i, row in enumerate(before) if not row.over])
                 yield self._plain() if self._drafter is None else self._drafted(self._drafter)
-                continue
-            yield self._said(logits)
 
     def _plain(self) -> Iterator[tuple[int, GeneratedToken]]:
         """What the rows say in one step, one token each."""

@@ -85,7 +85,7 @@ class ImageEncoder:
 
     def embeddings(self, numbers: Sequence[int]) -> npt.NDArray[np.float32]:
         """The embeddings of neighbouring numbers of one image, float32 [n, D]."""
-        first = max(first for first in self._firsts if first <= numbers[0])
+        first = self.image_of(numbers[0])
         kept = self._embeddings.get(self._firsts[first])
         if kept is None:
             raise UserError("an image of the conversation is no longer kept; ask again")

@@ -22,7 +22,6 @@ NORMAL, CONTROL, USER_DEFINED = 1 << 2, 1 << 3, 1 << 4
 """Of enum llama_token_attr."""
 
 Token = c_int32
-LogCallback = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
 
 
 class ModelParams(ctypes.Structure):
@@ -144,7 +143,6 @@ KNOWN_CONTEXT_DEFAULTS = {
 
 _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_backend_init": (None, []),
-    "llama_log_set": (None, [LogCallback, c_void_p]),
     "llama_model_default_params": (ModelParams, []),
     "llama_context_default_params": (ContextParams, []),
     "llama_model_load_from_file": (c_void_p, [c_char_p, ModelParams]),
@@ -157,7 +155,6 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_is_hybrid": (c_bool, [c_void_p]),
     "llama_model_n_ctx_train": (c_int32, [c_void_p]),
     "llama_get_memory": (c_void_p, [c_void_p]),
-    "llama_memory_clear": (None, [c_void_p, c_bool]),
     "llama_memory_seq_rm": (c_bool, [c_void_p, c_int32, c_int32, c_int32]),
     "llama_state_seq_get_size": (ctypes.c_size_t, [c_void_p, c_int32]),
     "llama_state_seq_get_data": (ctypes.c_size_t, [c_void_p, c_void_p, ctypes.c_size_t, c_int32]),

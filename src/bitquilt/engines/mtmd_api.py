@@ -13,7 +13,7 @@ from bitquilt.engines.llama_api import PINNED, check_layout
 
 MARKER = b"<__media__>"
 """What stands for an image in a text."""
-TEXT_CHUNK, IMAGE_CHUNK = 0, 1
+TEXT_CHUNK = 0
 """Of enum mtmd_input_chunk_type."""
 
 

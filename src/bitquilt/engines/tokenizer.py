@@ -12,6 +12,7 @@ from llguidance import LLTokenizer
 from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.errors import UserError
+from bitquilt.gguf.sampling import SAMPLING_KEYS
 from bitquilt.models.chat_template import TOOL_USE, default_template, templates_by_name
 from bitquilt.models.tokenizer import load_tokenizer
 
@@ -75,8 +76,7 @@ def recommended_sampling(generation: dict[str, Any]) -> Sampling:
     """Read the settings of a generation_config.json: greedy unless it has ``do_sample``."""
     if not generation.get("do_sample"):
         return Sampling()
-    fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    stated = {f: generation[f] for f in fields if generation.get(f) is not None}
+    stated = {f: generation[f] for f in SAMPLING_KEYS if generation.get(f) is not None}
     return Sampling(**{"temperature": 1.0, **stated})
 
 

@@ -51,7 +51,7 @@ from bitquilt.serve.requests import (
     parse_request,
 )
 from bitquilt.serve.responses import ChatReply, Echo, Json, TextReply
-from bitquilt.serve.scheduler import Prepare, Scheduler
+from bitquilt.serve.scheduler import FAILED, Prepare, Scheduler
 from bitquilt.serve.served import ServedModel
 from bitquilt.serve.tools import NO_TOOLS, Offer
 from bitquilt.talk.events import End
@@ -97,7 +97,7 @@ class Server:
             UserError: the model cannot be loaded.
         """
         self._html = PAGE.read_text(encoding="utf-8")
-        self._told, self._name = model, model.name
+        self._served, self._name = model, model.name
         self._most, self._strict = config.max_tokens, config.strict
         self._started = int(time.time())
         self._access = Access(config.api_key, config.allow_host, config.allow_origin)
@@ -243,10 +243,10 @@ class Server:
         return JSONResponse(OllamaReply(self._name, bool(asked.messages), NO_TOOLS).loaded())
 
     async def _ollama_tags(self, _: Request) -> Response:
-        return JSONResponse({"models": [listed(self._told)]})
+        return JSONResponse({"models": [listed(self._served)]})
 
     async def _ollama_ps(self, _: Request) -> Response:
-        return JSONResponse({"models": [loaded(self._told, self.scheduler.info)]})
+        return JSONResponse({"models": [loaded(self._served, self.scheduler.info)]})
 
     async def _ollama_version(self, _: Request) -> Response:
         return JSONResponse({"version": API_VERSION})
@@ -254,7 +254,7 @@ class Server:
     async def _ollama_show(self, request: Request) -> Response:
         asked = await self._read(ModelRequest, request)
         self._check_model(asked.model or asked.name)
-        return JSONResponse(shown(self._told, self.scheduler.info))
+        return JSONResponse(shown(self._served, self.scheduler.info))
 
     async def _tokenizer_info(self, _: Request) -> Response:
         """What a client needs beside ``/tokenize`` to do without the tokenizer, as in vLLM."""
@@ -419,4 +419,4 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, _: Exception) -> Response:
-    return await _refused(request, RefusedError(500, "server_error", "the server failed"))
+    return await _refused(request, FAILED)

@@ -149,11 +149,10 @@ class Conversations:
         if name is None:
             return []
         if name not in self._kept:
-            raise RefusedError(
-                404,
-                "invalid_request_error",
+            raise invalid(
                 f"previous_response_id: {name!r} is not kept any more; send the conversation in "
                 "input",
+                404,
             )
         return self._kept[name]
 

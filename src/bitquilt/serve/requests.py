@@ -12,13 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pydantic import AliasChoices, ConfigDict, Field, ValidationError, field_validator
-from pydantic import model_validator as validator
+from pydantic import (
+    AliasChoices,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bitquilt.engines import ModelInfo
 from bitquilt.models.chat_template import Message, template_variables
 from bitquilt.runtime.near import did_you_mean
-from bitquilt.serve.errors import RefusedError, invalid, not_understood
+from bitquilt.serve.errors import invalid, not_understood
 from bitquilt.serve.mending import THINKING_SWITCHES, mended_json, mended_thinking
 from bitquilt.serve.messages import ChatMessage, Lenient, text_only
 from bitquilt.serve.structured import Structured
@@ -225,7 +231,7 @@ class ChatRequest(CompletionRequest):
     tool_choice: Any = "auto"
     parallel_tool_calls: bool = True
 
-    @validator(mode="before")
+    @model_validator(mode="before")
     @classmethod
     def _from_functions(cls, fields: Any) -> Any:
         """Read tools as OpenAI's API had them before they were called so; set others apart."""
@@ -242,7 +248,7 @@ class ChatRequest(CompletionRequest):
         functions = [one for one in tools if one not in others]
         return {**fields, "tools": functions, "other_tools": [str(one["type"]) for one in others]}
 
-    @validator(mode="before")
+    @model_validator(mode="before")
     @classmethod
     def _from_words(cls, fields: Any) -> Any:
         return mended_thinking(fields) if isinstance(fields, dict) else fields
@@ -386,12 +392,10 @@ class TextRequest(CompletionRequest):
         """Read one prompt as a list of one."""
         if not isinstance(prompt, str | list):
             raise ValueError("it is neither a text, nor a list of texts or of the ids of tokens")
-        one = isinstance(prompt, str) or (
-            isinstance(prompt, list) and prompt and isinstance(prompt[0], int)
-        )
+        one = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
         return [prompt] if one else prompt
 
-    @validator(mode="after")
+    @model_validator(mode="after")
     def _few(self) -> TextRequest:
         if not all(self.prompt):
             raise ValueError("a prompt is empty")
@@ -472,8 +476,5 @@ def is_other(asked: str | None, name: str) -> bool:
 
 def check_model(asked: str | None, name: str) -> None:
     """Refuse a request for another model."""
-    if not is_other(asked, name):
-        return
-    raise RefusedError(
-        404, "invalid_request_error", f"this server has no model {asked!r}; ask for {name!r}"
-    )
+    if is_other(asked, name):
+        raise invalid(f"this server has no model {asked!r}; ask for {name!r}", 404)

@@ -90,7 +90,7 @@ class ChatReply(_Reply):
 
     def whole(self, ends: Mapping[int, End]) -> Json:
         """See :class:`~bitquilt.serve.answering.ReplyForm`."""
-        choices = [{"index": index, **self._choice(end)} for index, end in _ordered(ends)]
+        choices = [{"index": index, **self._choice(end)} for index, end in sorted(ends.items())]
         return self._whole(choices, ends, "chat.completion")
 
     def _choice(self, end: End) -> Json:
@@ -185,7 +185,9 @@ class TextReply(_Reply):
 
     def whole(self, ends: Mapping[int, End]) -> Json:
         """See :class:`~bitquilt.serve.answering.ReplyForm`."""
-        choices = [{"index": index, **self._choice(index, end)} for index, end in _ordered(ends)]
+        choices = [
+            {"index": index, **self._choice(index, end)} for index, end in sorted(ends.items())
+        ]
         return self._whole(choices, ends, "text_completion")
 
     def _choice(self, index: int, end: End) -> Json:
@@ -196,10 +198,6 @@ class TextReply(_Reply):
             scores = [*end.prompt_scores, *end.scores]
             said["logprobs"] = text_logprobs(scores, 0, echo.first)
         return said
-
-
-def _ordered(ends: Mapping[int, End]) -> list[tuple[int, End]]:
-    return sorted(ends.items(), key=lambda pair: pair[0])
 
 
 def usage(ends: Mapping[int, End]) -> Json:

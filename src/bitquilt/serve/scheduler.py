@@ -252,7 +252,7 @@ class Scheduler:
                 self._fail(CRASHED)
                 self._reload()
             except UserError as error:
-                self._fail(RefusedError(500, "server_error", for_clients(error)))
+                self._fail(_engine_failed(error))
             except Exception:  # a bug must not leave everybody waiting
                 logging.getLogger(__name__).exception("an answer failed")
                 self._fail(FAILED)
@@ -306,7 +306,7 @@ class Scheduler:
         except EngineCrashedError:
             raise
         except UserError as error:
-            pending.request.refuse(RefusedError(500, "server_error", for_clients(error)))
+            pending.request.refuse(_engine_failed(error))
         except Exception:
             logging.getLogger(__name__).exception("an answer failed")
             pending.request.refuse(FAILED)
@@ -327,7 +327,7 @@ class Scheduler:
         try:
             engine = self._loaded()
         except UserError as error:
-            request.refuse(RefusedError(500, "server_error", for_clients(error)))
+            request.refuse(_engine_failed(error))
             return
         try:
             samples = request.prepare(engine)
@@ -392,3 +392,8 @@ class Scheduler:
             self._engine = None
         with suppress(UserError):
             self._loaded()
+
+
+def _engine_failed(error: UserError) -> RefusedError:
+    """The refusal of a request that the engine cannot answer."""
+    return RefusedError(500, "server_error", for_clients(error))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llguidance import LLMatcher, grammar_from, regex_to_lark
@@ -53,15 +53,7 @@ def json_grammar(schema: Mapping[str, Any]) -> str:
 
 def without_nulls(schema: Any) -> Any:
     """A JSON schema without the keywords that are null, which some clients write for none."""
-    if isinstance(schema, list):
-        return list(map(without_nulls, schema))
-    if not isinstance(schema, Mapping):
-        return schema
-    return {
-        keyword: value if keyword in _VALUES else without_nulls(value)
-        for keyword, value in schema.items()
-        if value is not None or keyword in _VALUES
-    }
+    return _without(schema, lambda _, value: value is None)
 
 
 def without_idle(schema: Any) -> Any:
@@ -70,15 +62,25 @@ def without_idle(schema: Any) -> Any:
     A format that is not one of JSON Schema's own, such as OpenAPI's ``binary``, is an annotation;
     and names of properties are texts anyway, which zod's schemas of records say.
     """
+    return _without(schema, _is_idle)
+
+
+def _is_idle(keyword: str, value: Any) -> bool:
+    if keyword == "format":
+        return isinstance(value, str) and value not in TEXT_FORMATS
+    return keyword == "propertyNames" and value in ({}, {"type": "string"})
+
+
+def _without(schema: Any, left_out: Callable[[str, Any], bool]) -> Any:
+    """A JSON schema without some of its keywords; the JSON values in it stay as they are."""
     if isinstance(schema, list):
-        return list(map(without_idle, schema))
+        return [_without(one, left_out) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
     return {
-        keyword: value if keyword in _VALUES else without_idle(value)
+        keyword: value if keyword in _VALUES else _without(value, left_out)
         for keyword, value in schema.items()
-        if not (keyword == "format" and isinstance(value, str) and value not in TEXT_FORMATS)
-        and not (keyword == "propertyNames" and value in ({}, {"type": "string"}))
+        if keyword in _VALUES or not left_out(keyword, value)
     }
 
 
@@ -92,7 +94,7 @@ def regex_grammar(pattern: str) -> str:
         lark = f"start: /{regex_to_lark(pattern, use_ascii='')}/"
     except ValueError as error:
         raise _refused("regular expression", str(error)) from error
-    return _checked("regular expression", _wrapped(lark))
+    return _checked("regular expression", _grammar(lark))
 
 
 def choice_grammar(texts: Sequence[str]) -> str:
@@ -104,7 +106,7 @@ def choice_grammar(texts: Sequence[str]) -> str:
     if not texts:
         raise _refused("choice", "there is nothing to choose from")
     lark = "start: " + " | ".join(map(quoted, texts))
-    return _checked("choice", _wrapped(lark))
+    return _checked("choice", _grammar(lark))
 
 
 def text_grammar(grammar: str) -> str:
@@ -117,7 +119,7 @@ def text_grammar(grammar: str) -> str:
         lark = grammar_from("grammar", grammar)
     except ValueError as error:
         raise _refused("grammar", str(error)) from error
-    return _checked("grammar", _wrapped(lark))
+    return _checked("grammar", _grammar(lark))
 
 
 def lark_grammar(lark: str) -> str:
@@ -126,12 +128,12 @@ def lark_grammar(lark: str) -> str:
     Raises:
         UserError: a schema in it is wrong, or has keywords that a grammar cannot express.
     """
-    return _checked("JSON schema of a tool", _wrapped(lark))
+    return _checked("JSON schema of a tool", _grammar(lark))
 
 
 def either(one: str, other: str) -> str:
     """The grammar of answers that follow one grammar or the other."""
-    return _around("start: @one | @other", one=one, other=other)
+    return _grammar("start: @one | @other", one=one, other=other)
 
 
 def beside_reasoning(engine: Engine, style: ReasoningStyle, thinking: bool, grammar: str) -> str:
@@ -151,7 +153,7 @@ def beside_reasoning(engine: Engine, style: ReasoningStyle, thinking: bool, gram
     heads = " | ".join(mark(engine, head) for head in style.heads)
     before += f" ({heads})?" if heads else ""
     lines = (f"start: {before} @answer", r"GAP: /\n{0,2}/", rule)
-    return _around("\n".join(lines), answer=grammar)
+    return _grammar("\n".join(lines), answer=grammar)
 
 
 def text_until(end: str, name: str) -> tuple[str, str]:
@@ -170,8 +172,8 @@ def text_until(end: str, name: str) -> tuple[str, str]:
     return name, f"{name}[suffix={end}]: {anything}"
 
 
-def _around(lark: str, **grammars: str) -> str:
-    """A grammar that speaks of others by their names."""
+def _grammar(lark: str, **grammars: str) -> str:
+    """A grammar of rules in Lark, which may speak of other grammars by their names."""
     known: list[dict[str, Any]] = [{"lark_grammar": lark}]
     for name, grammar in grammars.items():
         first, *others = json.loads(grammar)["grammars"]
@@ -194,10 +196,6 @@ def mark(engine: Engine, tag: str) -> str:
 def quoted(text: str) -> str:
     """A text in Lark."""
     return json.dumps(text, ensure_ascii=False)
-
-
-def _wrapped(lark: str) -> str:
-    return json.dumps({"grammars": [{"lark_grammar": lark}]})
 
 
 def _checked(kind: str, grammar: str) -> str:

@@ -25,14 +25,13 @@ from bitquilt.metrics.kl import Estimate
 from bitquilt.runtime.progress import Progress, Silent
 from bitquilt.talk.prompt import render_prompt
 from bitquilt.tasks.likelihood import encode_pair, likelihoods, rolling
-from bitquilt.tasks.scores import Metric
+from bitquilt.tasks.scores import Z_95, Metric
 
 ANSWERS_IN_BATCH = 16
 MAX_TOKENS = 256
 """An answer has at most so many where a task sets no limit: the harness's own default."""
 BOOTSTRAP_RESAMPLES = 1000
 """The harness draws so many samples for the error of a metric that is not a mean."""
-NORMAL_95 = 1.96
 SHARES = ("acc", "em", "exact_match", "f1", "mc1", "mc2", "pass")
 """How the names of metrics begin that are between 0 and 1."""
 POSITIVE = ("perplexity", "bits_per_byte")
@@ -113,11 +112,11 @@ def estimate_of(name: str, value: float, error: float, items: int) -> Estimate:
     if math.isnan(error):
         return Estimate(value, math.nan, math.nan)
     if name.startswith(SHARES) and 0 <= value <= 1:
-        return wilson(value, value * (1 - value) / error**2 if error else items, NORMAL_95)
+        return wilson(value, value * (1 - value) / error**2 if error else items, Z_95)
     if any(word in name for word in POSITIVE) and value > 0:
-        times = exponential(NORMAL_95 * error / value)
+        times = exponential(Z_95 * error / value)
         return Estimate(value, value / times, value * times)
-    return Estimate(value, value - NORMAL_95 * error, value + NORMAL_95 * error)
+    return Estimate(value, value - Z_95 * error, value + Z_95 * error)
 
 
 class Harness(LM):  # type: ignore[misc]

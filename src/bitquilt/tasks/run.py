@@ -84,15 +84,16 @@ def run_tasks(
     items = TaskItems.load(config)
     for model in each_path(models):
         resolve(str(model))  # before the first of several answers for minutes
-    answered: list[_Answered] = []
+    first: _Answered | None = None
     scores: list[ModelScores] = []
     manner: Manner | None = None
     for model in map(str, each_path(models)):
         with asking(threads=config.threads), open_engine(model) as engine:
             manner = manner or _manner(engine, config, items, progress)
-            answered.append(_put(items, engine, Path(model).name, manner, progress))
+            own = _put(items, engine, Path(model).name, manner, progress)
             metrics = _harness_metrics(engine, items.harness, config.limit, progress)
-        scores.append(_scores(Path(model).name, answered[-1], answered[0], metrics))
+        first = first or own
+        scores.append(_scores(Path(model).name, own, first, metrics))
     return TaskResults(tuple(scores))
 
 

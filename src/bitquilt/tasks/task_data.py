@@ -46,33 +46,6 @@ class Choice:
     right: int
 
 
-def load_problems(name: str) -> list[Problem]:
-    """Load the problems of a task of :data:`PROBLEMS`.
-
-    Raises:
-        UserError: the package that has them is not installed.
-    """
-    return PROBLEMS[name]()
-
-
-def load_programs(name: str) -> list[Program]:
-    """Load the functions of a task of :data:`PROGRAMS`.
-
-    Raises:
-        UserError: the package that has them is not installed.
-    """
-    return PROGRAMS[name]()
-
-
-def load_choices(name: str) -> list[Choice]:
-    """Load the items of a task of :data:`CHOICES`.
-
-    Raises:
-        UserError: the package that has them is not installed.
-    """
-    return CHOICES[name]()
-
-
 def _demo() -> list[Problem]:
     return [Problem(one["question"], one["answer"]) for one in demo.problems()]
 

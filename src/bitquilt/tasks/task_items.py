@@ -19,9 +19,6 @@ from bitquilt.tasks.task_data import (
     Choice,
     Problem,
     Program,
-    load_choices,
-    load_problems,
-    load_programs,
 )
 
 
@@ -75,9 +72,9 @@ class TaskItems:
         names, limit = config.tasks, config.limit
         return cls(
             harness=_harness_tasks(names),  # first: what does not exist is said before all else
-            problems={name: load_problems(name)[:limit] for name in names if name in PROBLEMS},
-            programs={name: load_programs(name)[:limit] for name in names if name in PROGRAMS},
-            choices={name: load_choices(name)[:limit] for name in names if name in CHOICES},
+            problems={name: PROBLEMS[name]()[:limit] for name in names if name in PROBLEMS},
+            programs={name: PROGRAMS[name]()[:limit] for name in names if name in PROGRAMS},
+            choices={name: CHOICES[name]()[:limit] for name in names if name in CHOICES},
         )
 
 
