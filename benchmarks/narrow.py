@@ -10,20 +10,16 @@ comes out is the original that files are measured against. Text is short: TEXT s
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
-import torch
-from torch import Tensor
+from lib.shaken import shaken
 
 from bitquilt import UserError, qtypes, quantize
 from bitquilt.calibration.text_budget import TextBudget
 from bitquilt.config import SearchConfig
-from bitquilt.models import open_checkpoint
-from bitquilt.qtypes.qtype import Packed
 from bitquilt.targets import GGUF
 
 TEXT = TextBudget(
@@ -31,8 +27,6 @@ TEXT = TextBudget(
 )
 NEWER = frozenset({"Q2_0", "MXFP4"})
 WITHOUT = {32: GGUF.superseded[32] | NEWER}
-BLOCK = 16
-"""Weights of the smallest block that shares a step."""
 
 
 def main() -> None:
@@ -67,37 +61,6 @@ def measure(original: Path, bits: float, name: str) -> None:
     for kind, found in made.figures.kinds.items():
         about = f"{name:8} {bits:5g} {made.nbytes:12,} {made.bits:6.3f}"
         print(f"{about}  {kind:6}  {found.kl!s:28} {made.source}, {' '.join(types)}", flush=True)
-
-
-def shaken(source: Path, directory: Path) -> Path:
-    """Write the model in BF16 with each weight moved by up to half a step of its source."""
-    checkpoint = open_checkpoint(source)
-    generator = torch.Generator().manual_seed(0)
-
-    def packed(module: str, qtype: str) -> Packed:
-        name = f"{module}.weight"
-        weight, stored = checkpoint.load(name), checkpoint.tensor_types[name]
-        return qtypes.get(qtype).pack(
-            {"codes": moved(weight, width_of(stored), generator).bfloat16()}
-        )
-
-    path = directory / f"{source.stem}-shaken.gguf"
-    GGUF.write(checkpoint, dict.fromkeys(checkpoint.matrices, "BF16"), packed, path, "{}")
-    return path
-
-
-def width_of(stored: str) -> int:
-    """Return the bits of a code of a quantized type: 4 of Q4_K."""
-    digits = re.search(r"\d+", stored)
-    return int(digits[0]) if digits else 16
-
-
-def moved(weight: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Move weights [R, C] by up to half a step of codes of that width, in blocks of 16."""
-    blocks = weight.float().reshape(len(weight), -1, BLOCK)
-    step = (blocks.amax(-1, keepdim=True) - blocks.amin(-1, keepdim=True)) / (2**width - 1)
-    noise = torch.rand(blocks.shape, generator=generator) - 0.5
-    return (blocks + noise * step).reshape(weight.shape)
 
 
 if __name__ == "__main__":

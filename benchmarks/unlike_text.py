@@ -14,7 +14,8 @@ mlx-lm's DWQ does. It learns from N windows of 512 tokens of the other groups, l
 for hours without a GPU, and for many more without ``LD_PRELOAD=libopenblas.so.0``. With a preset,
 the peer has that mix, and we have the mix that ``bitquilt quantize`` finds for its bytes where the
 text of the other groups is given as ``--calibration``; half of what its search reads is of that
-text, too.
+text, too. With ``--shaken`` the weights of a GGUF file are moved off its levels first, so that no
+type wins by holding them.
 
 A row is a domain: the KL of both with 95 % intervals, and their share. The last row has the
 mean of the shares and the worst one.
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from lib.bench import Bench, Weights
 from lib.original import unquantized
+from lib.shaken import shaken
 from numpy.typing import NDArray
 
 from bitquilt import qtypes, quantize
@@ -61,12 +63,21 @@ def main() -> None:
     """Print a table for every type and every preset."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--shaken", action="store_true")
     parser.add_argument("--folds", type=int, default=4)
     parser.add_argument("--windows", type=int, default=8, help=f"of {WINDOW} tokens, per domain")
     parser.add_argument("--mixes", nargs="*", default=[])
     parser.add_argument("--dwq", type=int, default=0, metavar="N")
     parser.add_argument("types", nargs="*", default=["Q2_K", "Q3_K", "Q4_K", "4bit-g64"])
     asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        if asked.shaken:
+            asked.model = str(shaken(Path(asked.model), Path(directory)))
+        judge(asked)
+
+
+def judge(asked: argparse.Namespace) -> None:
+    """Leave each group out in turn."""
     checkpoint = open_checkpoint(asked.model)
     tables: dict[str, Rows] = {name: {} for name in [*asked.types, *asked.mixes]}
     for number in range(asked.folds):

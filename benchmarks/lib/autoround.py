@@ -1,30 +1,46 @@
-"""The blocks of a model on one type as AutoRound rounds them, decoded.
+"""A model as AutoRound rounds it, decoded: all blocks on one type, or on the mix of its AutoScheme.
 
 It tunes the rounding and the range of every weight group of a block together, by signed gradients
-of the block's output error; each block reads what the rounded ones before it give.
+of the block's output error; each block reads what the rounded ones before it give. AutoScheme
+scores the types of every matrix by gradients, and takes the best mix of a number of bits.
 Source: intel/auto-round 0.16.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from bitquilt import qtypes
 from bitquilt.engines.torch import transformers_model
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.qtypes.qtype import Packed, QuantType
+from bitquilt.qtypes.qtype import Allocation, Packed, QuantType
 
 SCHEMES: dict[str, Any] = {
-    **{f"{bits}bit-g64": {"bits": bits, "group_size": 64, "sym": False} for bits in (2, 3, 4)},
+    **{
+        f"{bits}bit-g64": {"bits": bits, "group_size": 64, "sym": False, "data_type": "int"}
+        for bits in (2, 3, 4)
+    },
     **{f"Q{bits}_K": f"GGUF:Q{bits}_K_S" for bits in (2, 3, 4, 5)},
     "Q6_K": "GGUF:Q6_K",
 }
 """Type → the scheme of one layer that is the same."""
+KQUANTS = {name: scheme for name, scheme in SCHEMES.items() if name.endswith("_K")}
+MLX_SCALES, GGUF_SCALES = "fp16", "fp32"
+"""Its defaults for either file."""
+SCORED = 16
+"""Windows that AutoScheme reads; its own default."""
 
 
 def installed() -> bool:
@@ -43,28 +59,111 @@ def rounded(
         tokens: int64 [N, L] to tune on.
         steps: for each block; 200 is AutoRound's own default, as is all that is not given here.
     """
+    from auto_round.schemes import preset_name_to_scheme
+
+    layer = whole = SCHEMES[qtype.name]
+    if qtype.name in KQUANTS:
+        # The scheme of the whole model decides how layers are tuned. GGUF's own by its name would
+        # give some matrices more bits, as Q4_K_S does; bits of activations that are never rounded
+        # make it another one.
+        whole = {**asdict(preset_name_to_scheme(layer)), "act_bits": 32}
+    blocks = [module for module in checkpoint.matrices if module.startswith("model.layers")]
+    layers, scales = dict.fromkeys(blocks, layer), MLX_SCALES if layer is whole else GGUF_SCALES
+    with _model(checkpoint) as model:
+        tuner = _tuner(checkpoint, model, whole, tokens, steps, layers, scales)
+        tuner.quantize()
+        return {module: _decoded(model, module, qtype) for module in blocks}
+
+
+def mixed(
+    checkpoint: Checkpoint, bits: float, tokens: Tensor, steps: int = 200
+) -> tuple[Allocation, dict[str, Tensor]]:
+    """Return AutoScheme's mix of K-quants, and the matrices of its blocks as in :func:`rounded`.
+
+    Args:
+        checkpoint: its embedding has a type in the mix and no matrix in the result.
+        bits: of the codes, per weight. With those of scales AutoScheme counts 0.6 too many for
+            Q3_K and Q6_K, and hardly takes them.
+        tokens: int64 [N, L]; the first ``SCORED`` windows decide the mix, all of them tune.
+        steps: for each block.
+    """
+    from auto_round import AutoScheme
+
+    options = list(KQUANTS.values())
+    scheme = AutoScheme(
+        bits,
+        options,
+        ignore_scale_zp_bits=True,
+        nsamples=SCORED,
+        seqlen=tokens.shape[1],
+        low_gpu_mem_usage=False,
+    )
+    with _model(checkpoint) as model:
+        tuner = _tuner(checkpoint, model, scheme, tokens, steps, None, GGUF_SCALES)
+        tuner.quantize()
+        mix = {module: f"Q{tuner.layer_config[module]['bits']}_K" for module in checkpoint.matrices}
+        decoded = {
+            module: _decoded(model, module, qtypes.get(name))
+            for module, name in mix.items()
+            if module.startswith("model.layers")
+        }
+    return mix, decoded
+
+
+@contextmanager
+def _model(checkpoint: Checkpoint) -> Iterator[torch.nn.Module]:
+    """Have a model in memory that AutoRound finds on disk as well, as it wants for GGUF."""
+    with tempfile.TemporaryDirectory() as directory:
+        model = transformers_model(checkpoint)
+        model.save_pretrained(directory)
+        model.config._name_or_path = model.name_or_path = directory
+        # where AutoScheme keeps scores; others of a model of the same name are in the usual place
+        os.environ["AR_AUTO_SCHEME_CACHE"] = str(Path(directory) / "scores")
+        yield model
+
+
+def _tuner(
+    checkpoint: Checkpoint,
+    model: torch.nn.Module,
+    scheme: Any,
+    tokens: Tensor,
+    steps: int,
+    layers: dict[str, Any] | None,
+    scales: str,
+) -> Any:
     from auto_round import AutoRound
+    from auto_round.calib_dataset import register_dataset
+    from datasets import Dataset
+
+    @register_dataset("calibration")
+    def windows(tokenizer: object, seqlen: int, **rest: object) -> Dataset:
+        """AutoScheme takes a data set by its name, and wants some of four times the length."""
+        rows = tokens.flatten()[: tokens.numel() // seqlen * seqlen].reshape(-1, seqlen)
+        return Dataset.from_dict(
+            {"input_ids": rows.tolist(), "attention_mask": torch.ones_like(rows).tolist()}
+        )
 
     logging.getLogger("autoround").setLevel(logging.ERROR)
-    model = transformers_model(checkpoint)
-    blocks = [module for module in checkpoint.matrices if module.startswith("model.layers")]
-    tuner = AutoRound(
+    return AutoRound(
         model,
         AutoTokenizer.from_pretrained(checkpoint.tokenizer_dir),
-        # A GGUF scheme for the whole model would give some matrices more bits, as Q4_K_S does.
-        layer_config=dict.fromkeys(blocks, SCHEMES[qtype.name]),
-        scale_dtype="fp16" if "mlx" in qtype.targets else "fp32",  # its default for either file
-        dataset=list(tokens.split(1)),
+        scheme=scheme,
+        layer_config=layers,
+        scale_dtype=scales,
+        dataset="calibration",
         nsamples=len(tokens),
         seqlen=tokens.shape[1],
         iters=steps,
         amp=False,  # bfloat16 saves time on a GPU, and rounds every weight once more
-        enable_alg_ext="mlx" in qtype.targets,  # better by its own tables; takes no K-quants
+        enable_alg_ext=True,  # better by its own tables
         enable_torch_compile=False,  # needs a C++ compiler; a fifth of the time, its log says
     )
-    tuner.quantize()
+
+
+def _decoded(model: torch.nn.Module, module: str, qtype: QuantType) -> Tensor:
+    """Decode one tuned layer [R, C] from what its file would hold."""
     pack = _mlx if "mlx" in qtype.targets else _gguf
-    return {module: qtype.dequantize(pack(model, module, qtype)) for module in blocks}
+    return qtype.dequantize(pack(model, module, qtype))
 
 
 def _mlx(model: torch.nn.Module, module: str, qtype: QuantType) -> Packed:

@@ -24,7 +24,9 @@ def allocation(original: Path, tokens: Tensor, target: float) -> dict[str, str]:
     with mx.stream(mx.cpu):
         model, _ = load(str(original))
         data = mx.array(tokens.numpy())
-        found = dict(estimate_sensitivities(model, data, *LOW, *HIGH))
+        # Windows have one length, so the mean is that of batches; logits of four windows of a
+        # large vocabulary take two gigabytes and more, many times.
+        found = dict(estimate_sensitivities(model, data, *LOW, *HIGH, batch_size=1))
         threshold = estimate_threshold(model, found, target, *LOW, *HIGH)
     low, high = (f"{bits}bit-g{group}" for bits, group in (LOW, HIGH))
     return {module: high if value > threshold else low for module, value in found.items()}
