@@ -59,16 +59,12 @@ def rounded(
         tokens: int64 [N, L] to tune on.
         steps: for each block; 200 is AutoRound's own default, as is all that is not given here.
     """
-    from auto_round.schemes import preset_name_to_scheme
-
-    layer = whole = SCHEMES[qtype.name]
+    layer = SCHEMES[qtype.name]
+    whole, scales = layer, MLX_SCALES
     if qtype.name in KQUANTS:
-        # The scheme of the whole model decides how layers are tuned. GGUF's own by its name would
-        # give some matrices more bits, as Q4_K_S does; bits of activations that are never rounded
-        # make it another one.
-        whole = {**asdict(preset_name_to_scheme(layer)), "act_bits": 32}
+        whole, scales = _whole(qtype.name), GGUF_SCALES
     blocks = [module for module in checkpoint.matrices if module.startswith("model.layers")]
-    layers, scales = dict.fromkeys(blocks, layer), MLX_SCALES if layer is whole else GGUF_SCALES
+    layers = dict.fromkeys(blocks, layer)
     with _model(checkpoint) as model:
         tuner = _tuner(checkpoint, model, whole, tokens, steps, layers, scales)
         tuner.quantize()
@@ -87,27 +83,45 @@ def mixed(
         tokens: int64 [N, L]; the first ``SCORED`` windows decide the mix, all of them tune.
         steps: for each block.
     """
+    mix = _mix(checkpoint, bits, tokens)
+    layers = {
+        module: KQUANTS[name] for module, name in mix.items() if module.startswith("model.layers")
+    }
+    with _model(checkpoint) as model:
+        tuner = _tuner(checkpoint, model, _whole("Q4_K"), tokens, steps, layers, GGUF_SCALES)
+        tuner.quantize()
+        return mix, {module: _decoded(model, module, qtypes.get(mix[module])) for module in layers}
+
+
+def _mix(checkpoint: Checkpoint, bits: float, tokens: Tensor) -> Allocation:
     from auto_round import AutoScheme
 
-    options = list(KQUANTS.values())
     scheme = AutoScheme(
         bits,
-        options,
+        list(KQUANTS.values()),
         ignore_scale_zp_bits=True,
         nsamples=SCORED,
         seqlen=tokens.shape[1],
         low_gpu_mem_usage=False,
     )
     with _model(checkpoint) as model:
-        tuner = _tuner(checkpoint, model, scheme, tokens, steps, None, GGUF_SCALES)
-        tuner.quantize()
-        mix = {module: f"Q{tuner.layer_config[module]['bits']}_K" for module in checkpoint.matrices}
-        decoded = {
-            module: _decoded(model, module, qtypes.get(name))
-            for module, name in mix.items()
-            if module.startswith("model.layers")
-        }
-    return mix, decoded
+        # Scores of Q3_K and Q6_K write into weights that are float32 already, and all weights
+        # would be others from then on.
+        tuner = _tuner(checkpoint, model.bfloat16(), scheme, tokens, 0, None, GGUF_SCALES)
+        tuner.post_init()
+        found = tuner.layer_config
+    return {module: f"Q{found[module]['bits']}_K" for module in checkpoint.matrices}
+
+
+def _whole(name: str) -> dict[str, Any]:
+    """Return a K-quant as the scheme of a whole model, which decides how its layers are tuned.
+
+    By its name GGUF's own would give some matrices more bits, as Q4_K_S does. Bits of activations
+    that are never rounded make it another one.
+    """
+    from auto_round.schemes import preset_name_to_scheme
+
+    return {**asdict(preset_name_to_scheme(KQUANTS[name])), "act_bits": 32}
 
 
 @contextmanager
