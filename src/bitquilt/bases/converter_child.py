@@ -8,6 +8,9 @@ the name that bitquilt found in the tokenizer's own rules; it is used for such t
 
 The converter also believes a config that speaks of blocks which predict further tokens. MTP is
 empty if there are no weights of any.
+
+It reads configs as they are published. What newer versions of transformers leave out when they save
+a model is asked of transformers' own class of the config.
 """
 
 from __future__ import annotations
@@ -17,6 +20,13 @@ import json
 import os
 import sys
 from typing import Any
+
+_RENAMED = {
+    "n_ctx": "max_position_embeddings",
+    "rotary_emb_base": "rope_theta",
+    "rotary_pct": "partial_rotary_factor",
+}
+"""Fields that transformers no longer has → what it has of the same meaning."""
 
 
 def run_converter(script: str, splitting: str, mtp: str, arguments: list[str]) -> None:
@@ -34,8 +44,64 @@ def run_converter(script: str, splitting: str, mtp: str, arguments: list[str]) -
         _class(converter, "ModelBase").no_mtp = True
     if "--mmproj" in arguments:
         _keep_embedding_of_breaks()
+    _name_lacking_architectures(converter)
     sys.argv = [script, *arguments]
-    converter.main()
+    _run_with_lacking_fields(converter, arguments[0])
+
+
+def _run_with_lacking_fields(converter: Any, directory: str) -> None:
+    """Call the converter, again with each field that it looks for in vain and transformers has."""
+    base, given = _class(converter, "ModelBase"), dict[str, Any]()
+    load = base.load_hparams
+
+    def load_hparams(*args: Any, **options: Any) -> dict[str, Any]:
+        found: dict[str, Any] = load(*args, **options)
+        _add_missing(found, given)
+        return found
+
+    base.load_hparams = staticmethod(load_hparams)
+    while True:
+        try:
+            converter.main()
+            return
+        except KeyError as error:
+            field = error.args[0]
+            value = field_of_transformers(directory, field)
+            if value is None or field in given:
+                raise
+            given[field] = value
+
+
+def field_of_transformers(directory: str, field: Any) -> Any:
+    """Return what transformers computes a model with; None where its class has no such field."""
+    if not (isinstance(field, str) and field.isidentifier()):
+        return None
+    config: Any = importlib.import_module("transformers").AutoConfig.from_pretrained(directory)
+    text, field = config.get_text_config(), _RENAMED.get(field, field)
+    parts = [text, config]
+    if field.startswith("global_"):  # it is a setting of layers that attend to everything now
+        layers = zip(getattr(text, "layer_types", ()), text.per_layer_config, strict=False)
+        parts = [layer for kind, layer in layers if kind == "full_attention"]
+        field = field.removeprefix("global_")
+    values = [getattr(part, field, None) for part in parts]
+    values += [(getattr(part, "rope_parameters", None) or {}).get(field) for part in parts]
+    return next((one for one in values if isinstance(one, bool | int | float | str | list)), None)
+
+
+def _name_lacking_architectures(converter: Any) -> None:
+    """Say which architecture it is that the package of gguf is too old for."""
+    own = getattr(converter, "get_model_class", None)
+    if own is None:  # older converters are one file, and as old as their gguf
+        return
+    names: Any = importlib.import_module("gguf").MODEL_ARCH_NAMES
+
+    def get_model_class(name: str, *args: Any, **options: Any) -> Any:
+        found = own(name, *args, **options)
+        if found.model_arch not in names:
+            sys.exit(f"its package gguf is older than the converter, and lacks {name}")
+        return found
+
+    converter.get_model_class = get_model_class
 
 
 def _refuse_code_of_models() -> None:
@@ -82,9 +148,26 @@ def _keep_published_fields(model_base: Any) -> None:
         if os.path.isfile(path):
             with open(path, encoding="utf-8") as stream:
                 _add_missing(found, json.load(stream))
+        _name_text_architecture(found)
         return found
 
     model_base.load_hparams = staticmethod(load_hparams)
+
+
+def _name_text_architecture(found: dict[str, Any]) -> None:
+    """Name the class of a wrapper's language model, where the converter knows only that one."""
+    text = found.get("text_config")
+    try:
+        known: Any = importlib.import_module("conversion").TEXT_MODEL_MAP
+    except ImportError:  # older converters are one file
+        return
+    own = (found.get("architectures") or [None])[0]
+    if not isinstance(text, dict) or text.get("architectures") or own in known:
+        return
+    auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+    name = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.get("model_type"))
+    if name in known:
+        text["architectures"] = [name]
 
 
 def _add_missing(found: dict[str, Any], published: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bitquilt.bases import mlx_child
 from bitquilt.bases.base_file import LEAST_COLUMNS
-from bitquilt.bases.converter import SECRETS, base_type, last_line
+from bitquilt.bases.converter import SECRETS, base_type, reason_of
 from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.safetensors import StoredTensor
@@ -60,7 +60,7 @@ def convert_to_mlx(directory: Path, path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with atomic_write(path) as temporary:
-        program = [sys.executable, mlx_child.__file__]
+        program = [sys.executable, "-m", mlx_child.__name__]
         done = subprocess.run(
             [*program, str(directory), str(temporary), mlx_dtype(directory)],
             env=environment,
@@ -70,7 +70,7 @@ def convert_to_mlx(directory: Path, path: Path) -> None:
         )
         if done.returncode or not (temporary / QUANTIZABLE).is_file():
             raise UserError(
-                f"mlx-lm did not convert {directory}: {last_line(done.stderr).rstrip('.')}; "
+                f"mlx-lm did not convert {directory}: {reason_of(done.stderr).rstrip('.')}; "
                 "try a newer mlx-lm, or give --to=gguf"
             )
         for code in temporary.glob("*.py"):  # a model's own code, which is not run

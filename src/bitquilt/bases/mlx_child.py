@@ -1,6 +1,6 @@
-"""The process in which mlx-lm converts a model: run by path, it imports nothing of bitquilt.
+"""The process in which mlx-lm converts a model.
 
-    python mlx_child.py DIRECTORY OUTPUT DTYPE
+    python -m bitquilt.bases.mlx_child DIRECTORY OUTPUT DTYPE
 
 Beside the model it leaves ``quantizable.json``: the path of each module that mlx-lm can quantize →
 true, false where the model's class refuses it, or the entry that the class asks for.
@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from bitquilt.bases.converter_child import field_of_transformers
+
+_Done = TypeVar("_Done")
 
 
 def convert_in_mlx(directory: str, output: str, dtype: str) -> None:
@@ -20,8 +26,13 @@ def convert_in_mlx(directory: str, output: str, dtype: str) -> None:
     convert: Any = importlib.import_module("mlx_lm").convert
     utils: Any = importlib.import_module("mlx_lm.utils")
     load_model, load_config = utils.load_model, utils.load_config
-    utils.load_config = lambda path: with_rope_fields(load_config(path))
-    convert(directory, output, quantize=False, dtype=dtype or None, trust_remote_code=False)
+    options = {"quantize": False, "dtype": dtype or None, "trust_remote_code": False}
+
+    def converted(given: dict[str, Any]) -> None:
+        utils.load_config = lambda path: {**given, **with_rope_fields(load_config(path))}
+        convert(directory, output, **options)
+
+    with_lacking_fields(directory, converted)
     model, _ = load_model(Path(output), lazy=True)
     asked = getattr(model, "quant_predicate", None)
     found = {
@@ -31,6 +42,27 @@ def convert_in_mlx(directory: str, output: str, dtype: str) -> None:
     }
     text = json.dumps(found, indent=1, sort_keys=True)
     (Path(output) / "quantizable.json").write_text(text, encoding="utf-8")
+
+
+def with_lacking_fields(directory: str, does: Callable[[dict[str, Any]], _Done]) -> _Done:
+    """Do something again with fields of a config that a class of mlx-lm requires and it lacks.
+
+    Args:
+        directory: of the model; transformers knows what it computes the model with.
+        does: is given the fields.
+    """
+    given: dict[str, Any] = {}
+    while True:
+        try:
+            return does(given)
+        except TypeError as error:
+            said = str(error)
+            names = re.findall(r"'(\w+)'", said) if "required positional argument" in said else []
+            found = {name: field_of_transformers(directory, name) for name in names}
+            more = {name: value for name, value in found.items() if value is not None}
+            if more.keys() <= given.keys():
+                raise
+            given = {**given, **more}
 
 
 def with_rope_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -47,8 +79,8 @@ def with_rope_fields(config: dict[str, Any]) -> dict[str, Any]:
             if name in stated:
                 part.setdefault(name, stated[name])
         scaling = {key: value for key, value in stated.items() if key != "rope_theta"}
-        if scaling.get("rope_type", "default") != "default":
-            part.setdefault("rope_scaling", scaling)
+        plain = scaling.get("rope_type", "default") == "default"
+        part.setdefault("rope_scaling", None if plain else scaling)
     return config
 
 

@@ -51,6 +51,7 @@ from bitquilt.runtime.workdir import WorkDir
 from bitquilt.streaming.base import BaseText, base_name, write_base_vision
 from bitquilt.streaming.from_base import stream_base
 from bitquilt.streaming.quantize_gguf import GgufPlan, GgufResult
+from bitquilt.streaming.trial import try_base
 from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import EngineExcerpt
 
@@ -182,6 +183,9 @@ class _Run:
         self._tokens, (closing, lacking) = text.calibration(), text.closing()
         if lacking:
             progress.say(lacking)
+        if self._config.engine_check:
+            for base in self._bases.values():
+                try_base(base.path, base.target, model, self._tokens[0], progress)
         shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
         fingerprint = checkpoint_fingerprint(
             read_json(directory / "config.json"), shapes, safetensors.files(directory)

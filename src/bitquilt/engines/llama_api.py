@@ -9,19 +9,28 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import os
+import re
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int8, c_int32, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bitquilt.errors import EngineMissingError
+from bitquilt.errors import EngineMissingError, UserError
+from bitquilt.gguf.header import read_header
 
 PINNED = "2026.10.11549"
 TYPE_F32 = 0
 FLASH_ATTENTION_OFF = 0
 NORMAL, CONTROL, USER_DEFINED = 1 << 2, 1 << 3, 1 << 4
 """Of enum llama_token_attr."""
+ERROR_LEVEL = 4
+"""Of enum ggml_log_level."""
+_PLACE = re.compile(r"^(?:\w+: )?(?:error loading model(?: \w+)*: )*")
+"""What llama.cpp puts before a reason: its function, and what it was at."""
+_UNKNOWN = "unknown model architecture"
 
 Token = c_int32
+LogCallback = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
 
 
 class ModelParams(ctypes.Structure):
@@ -145,6 +154,7 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_backend_init": (None, []),
     "llama_model_default_params": (ModelParams, []),
     "llama_context_default_params": (ContextParams, []),
+    "llama_log_set": (None, [LogCallback, c_void_p]),
     "llama_model_load_from_file": (c_void_p, [c_char_p, ModelParams]),
     "llama_model_get_vocab": (c_void_p, [c_void_p]),
     "llama_model_chat_template": (c_char_p, [c_void_p, c_char_p]),
@@ -211,6 +221,40 @@ def load_library() -> ctypes.CDLL:
     check_layout(version, library.llama_model_default_params(), KNOWN_MODEL_DEFAULTS)
     check_layout(version, library.llama_context_default_params(), KNOWN_CONTEXT_DEFAULTS)
     return library
+
+
+def load_model(library: Any, path: str, params: ctypes.Structure) -> Any:
+    """Load a GGUF file; the handle is its pointer.
+
+    Args:
+        library: as :func:`load_library` gives it.
+        path: of the file.
+        params: of struct llama_model_params.
+
+    Raises:
+        EngineMissingError: this llama.cpp does not know the file's architecture.
+        UserError: llama.cpp refuses the file.
+    """
+    said: list[str] = []
+
+    def hear(level: int, text: bytes | None, _: Any) -> None:
+        if level == ERROR_LEVEL and text is not None:
+            said.append(_PLACE.sub("", text.decode(errors="replace").strip()))
+
+    heard = LogCallback(hear)  # which must live while it may be called
+    library.llama_log_set(heard, None)
+    model = library.llama_model_load_from_file(os.fsencode(path), params)
+    library.llama_log_set(LogCallback(), None)
+    if model:
+        return model
+    architecture = read_header(Path(path)).architecture  # which may say what is wrong, too
+    reason = said[0] if said else "it says no reason"
+    if _UNKNOWN in reason:
+        raise EngineMissingError(
+            f"the llama.cpp of xllamacpp {PINNED} does not know the architecture {architecture} of "
+            f"{path}; run the file in a newer llama.cpp"
+        )
+    raise UserError(f"llama.cpp cannot load {path}: {reason}; check it with bitquilt inspect")
 
 
 def check_layout(version: str, params: ctypes.Structure, known: dict[str, Any]) -> None:

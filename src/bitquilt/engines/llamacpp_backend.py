@@ -21,7 +21,6 @@ from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.engines.image_encoder import ImageEncoder
 from bitquilt.engines.set_aside import SetAside
 from bitquilt.errors import UserError
-from bitquilt.gguf.header import read_header
 from bitquilt.gguf.sampling import SAMPLING_KEYS
 from bitquilt.models.chat_template import TOOL_USE
 
@@ -64,6 +63,7 @@ class LlamaCppBackend:
             vision: the file of its vision tower, which is loaded with the first image.
 
         Raises:
+            EngineMissingError: this llama.cpp does not know the file's architecture.
             UserError: llama.cpp refuses the file.
         """
         self._api: Any = llama_api.load_library()
@@ -79,10 +79,7 @@ class LlamaCppBackend:
             self._batch.n_seq_id[i] = 1
         params = self._api.llama_model_default_params()
         params.vocab_only = vocabulary_only
-        self._model = self._api.llama_model_load_from_file(os.fsencode(path), params)
-        if not self._model:
-            read_header(Path(path))  # which says what is wrong, where it can tell
-            raise UserError(f"llama.cpp cannot load {path}; check it with bitquilt inspect")
+        self._model = llama_api.load_model(self._api, path, params)
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self._vision = vision
         self.info = ModelInfo(

@@ -32,7 +32,8 @@ from bitquilt.models.sources.tokenizer_files import usable_tokenizer
 from bitquilt.runtime.device import gpu_memory
 from bitquilt.runtime.files import read_json, require_room
 from bitquilt.runtime.progress import Progress
-from bitquilt.targets import Target
+from bitquilt.streaming.trial import try_base
+from bitquilt.targets import GGUF, Target
 
 MOST_WINDOWS = 96
 """Windows of calibration text: they go through the whole model one by one, again for every part of
@@ -134,7 +135,7 @@ def base_importance_of(
     """Run calibration text through a base's model, and say what has no partner.
 
     Raises:
-        UserError: the text or the tokenizer does not serve.
+        UserError: the text or the tokenizer does not serve, or llama.cpp does not run the base.
     """
     if base.alone:
         few = ", ".join(base.alone[:3])
@@ -143,6 +144,8 @@ def base_importance_of(
             f"parameter of the model, so their importance is unknown: {few}"
         )
     tokens = base_tokens(base.model, directory, config)
+    if isinstance(config, QuantizeConfig) and config.engine_check:
+        try_base(base.path, GGUF, base.model, tokens[0], progress)
     with progress.stage("Reading calibration text", len(tokens), "importance"):
         return base_importance(base, tokens, [dataset_name(config)], progress)
 
