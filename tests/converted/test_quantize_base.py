@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import bitquilt
 from bitquilt import UserError
 from bitquilt.bases.importance import BaseModel, load_transformers_model, match_base
 from bitquilt.bases.mlx_base import MlxBase
+from bitquilt.converted.formats.mlx_directory import MlxDirectory
 from bitquilt.gguf.header import read_header
 from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.bases.parity import (
@@ -165,3 +166,18 @@ def test_a_directory_that_bitquilt_did_not_write_stays(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bitquilt did not write"):
         bitquilt.quantize_base(directory, bits=5, to="mlx", output=tmp_path, **QUIET)
     assert (place / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("columns", "group"), [(128, 64), (32, 32)])
+def test_a_matrix_of_which_nothing_is_known_has_a_type_that_fits_its_rows(
+    columns: int, group: int, tmp_path: Path
+) -> None:
+    stem = "model.layers.0.self_attn.embed_q"  # deepseek_v3's: for each head a matrix
+    stack = torch.ones(4, 8, columns).bfloat16()
+    save_file({f"{stem}.weight": stack}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_v3"}))
+    (tmp_path / "quantizable.json").write_text(json.dumps({stem: True}))
+    base = MlxDirectory(tmp_path, check=False)
+    assert base.safe_type(stem) == f"8bit-g{group}"
+    scales_and_biases = 2 * 2 * stack.numel() // group
+    assert base.nbytes(stem, base.safe_type(stem)) == stack.numel() + scales_and_biases

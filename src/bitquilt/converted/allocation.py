@@ -80,7 +80,7 @@ def candidates_of(
     Raises:
         UserError: the budget is below the smallest file or above the largest.
     """
-    pins = {**dict.fromkeys(unknown, base.safe_type), **base.pins}
+    pins = {**{name: base.safe_type(name) for name in unknown}, **base.pins}
     pins |= {} if recipe is None else base.pinned(recipe)
     shapes = BaseShapes(
         {name: (one.experts * one.rows, one.columns) for name, one in base.matrices.items()}

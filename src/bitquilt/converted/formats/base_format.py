@@ -33,8 +33,6 @@ class BaseFormat(ABC):
     """A base, and the file that becomes of it."""
 
     target: Target
-    safe_type: str
-    """What matrices have that no parameter has the numbers of."""
     streams_nearest: bool
     """Whether rounding to the nearest goes through the base tensor by tensor, by
     :func:`bitquilt.streaming.from_base.stream_base`, which needs no Hessians."""
@@ -128,6 +126,10 @@ class BaseFormat(ABC):
     def pins(self) -> Mapping[str, str]:
         """Matrices whose type the engine's own class of the model decides."""
         return {}
+
+    @abstractmethod
+    def safe_type(self, name: str) -> str:
+        """Return what a matrix has that no parameter has the numbers of."""
 
     @abstractmethod
     def nbytes(self, name: str, qtype: str) -> int:

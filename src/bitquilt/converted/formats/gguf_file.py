@@ -45,7 +45,6 @@ class GgufBase(BaseFormat):
     """A GGUF file by llama.cpp's converter, and the one that becomes of it."""
 
     target = GGUF
-    safe_type = SAFE_TYPE
     streams_nearest = True
 
     def __init__(self, path: Path, imatrix: Path, dataset: str, threads: int) -> None:
@@ -110,6 +109,9 @@ class GgufBase(BaseFormat):
         self._file = OutputFile(self._source, matrix, self._imatrix.name)
         tables = set() if self._source.tied else {EMBEDDING}  # their rows are looked up
         self.known = {*self._importance, *tables}
+
+    def safe_type(self, name: str) -> str:
+        return SAFE_TYPE
 
     def nbytes(self, name: str, qtype: str) -> int:
         return aligned(self.matrices[name].nbytes(GgmlType[qtype]))

@@ -51,6 +51,9 @@ WEIGHTS, CONFIG, RECIPE_NAME = "model.safetensors", "config.json", "recipe.json"
 CHECKED_TOKENS = 16
 """What mlx-lm reads of a directory before it is put in its place."""
 _RECIPE_ROOM, _RECIPE_ENTRY = 256, 40
+_SAFE_TYPES = ("8bit-g64", "8bit-g32")
+"""What a matrix has of which nothing is known: the first that its rows can be cut into. All that
+mlx-lm can quantize are cut into the second."""
 _SMALL_SHARE = 0.01
 """What a model's class asks for is followed where it is so small a part of all weights, as routers
 are; where it is more, the budget decides."""
@@ -60,7 +63,6 @@ class MlxDirectory(BaseFormat):
     """What becomes of a directory by mlx-lm's converter."""
 
     target = MLX
-    safe_type = "8bit-g64"
     streams_nearest = False
 
     def __init__(self, path: Path, *, check: bool) -> None:
@@ -136,6 +138,10 @@ class MlxDirectory(BaseFormat):
             for name, qtype in types.items()
             if qtypes.get(qtype).fits(self.matrices[name].columns)
         }
+
+    def safe_type(self, name: str) -> str:
+        columns = self.matrices[name].columns
+        return next(one for one in _SAFE_TYPES if qtypes.get(one).fits(columns))
 
     def nbytes(self, name: str, qtype: str) -> int:
         matrix = self.matrices[name]
