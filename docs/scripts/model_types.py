@@ -86,7 +86,8 @@ of each type. `docs/scripts/model_types.py` writes this page, with {versions}.
 {same_mlx} in mlx-lm. Of {quantized} there is a quantized GGUF file, and of {quantized_mlx} an MLX
 directory, whose KL in the engine is that of the decoded weights within {near:.0%}.
 
-Those from cohere on were tried after all the others, and no line was written or changed for them.
+Those from cohere on were tried after all the others, and no line was written or changed for them;
+in mlx-lm exaone needs the rule for fields that a config lacks.
 
 | type | partners | llama.cpp | table | mlx-lm | KL | KL, MLX |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -205,6 +205,13 @@ TYPES: dict[str, dict[str, Any]] = {
         **{**_EXPERTS, **_LARGER, "n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 32},
         **{"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
     },
+    "exaone": {"head_dim": 32},
+    "cohere2_moe": {
+        **{"num_experts_per_tok": 2, "num_experts": 4, "num_shared_experts": 1},
+        **{"head_dim": 32, "sliding_window": 16},
+    },
+    "internlm3": {"head_dim": 32},
+    "iquestcoder": {"head_dim": 32},
 }
 """model_type → fields of its config, beside those that all have."""
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -234,7 +241,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 """model_type → fields that published configs have, where transformers saves others."""
 SENTENCEPIECE = {
     **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "gemma3n_text"), False),
-    **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "nemotron"), True),
+    **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "internlm3", "nemotron"), True),
 }
 """Types whose tokenizer the converter reads from tokenizer.model → whether a space goes before all
 text there."""
