@@ -28,7 +28,7 @@ def test_inspect_lists_what_each_matrix_of_a_base_is_from(tmp_path: Path, capsys
     _, (gate,), relation = found["blk.*.ffn_gate_exps.weight"]
     _, (up,), sliced = found["blk.*.ffn_up_exps.weight"]
     assert gate == up
-    assert (relation, sliced) == ("a stack of 4", "a stack of 4, a slice")
+    assert (relation, sliced) == ("a stack of 4, a slice", "a stack of 4, a slice")
     assert invoke("inspect", directory, "--base", file) == 0
     said = capsys.readouterr().out
     assert "blk.*.attn_q" in said

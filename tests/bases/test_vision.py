@@ -19,7 +19,8 @@ from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
 from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.magistral import SPECIALS, magistral_checkpoint
-from tests.quick import QUICK
+from tests.png import colours, png
+from tests.quick import QUICK, invoke
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,9 @@ def test_a_converter_that_fails_is_one_sentence(magistral: Path, tmp_path: Path)
 
 
 @needs_converter
-def test_that_of_a_model_without_tables_is_written_beside_its_file(tmp_path: Path) -> None:
+def test_that_of_a_model_without_tables_is_written_beside_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     directory = unknown_checkpoint(tmp_path, "qwen2_5_vl")
     images = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 14, "merge_size": 2}
     sizes = {"size": {"shortest_edge": 28, "longest_edge": 56}, "temporal_patch_size": 2}
@@ -130,3 +133,9 @@ def test_that_of_a_model_without_tables_is_written_beside_its_file(tmp_path: Pat
     seen = torch.from_numpy(tensors["v.blk.1.attn_out.weight"].data.copy())
     (own,) = (t for n, t in stored(directory).items() if n.endswith("blocks.1.attn.proj.weight"))
     assert torch.equal(seen, own)
+    # its positions of an image are two-dimensional, which the engine's loop does not count
+    image = tmp_path / "image.png"
+    image.write_bytes(png(colours(56, 56)))
+    capsys.readouterr()
+    assert invoke("run", made.paths[0], "What is it?", "--image", image) == 2
+    assert "two-dimensional positions for images" in capsys.readouterr().err

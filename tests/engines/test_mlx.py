@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,18 @@ def test_mixes_compute_with_the_weights_that_are_read_back(
         truth = next(iter(engine.logits(windows[:1])))
     logits = mlx_backend.MlxBackend(str(directory)).window(windows[0].tolist())
     assert divergence(truth, logits) < BFLOAT16
+
+
+@needs_mlx
+def test_a_context_is_read_by_its_older_name(
+    make_model: Callable[..., Model], tmp_path: Path
+) -> None:
+    config = write(make_model("llama", layers=1), tmp_path / "model", "F32") / "config.json"
+    written = config.read_text().replace('"max_position_embeddings"', '"n_positions"')
+    assert '"n_positions"' in written
+    config.write_text(written)
+    with open_engine(config.parent) as engine:
+        assert engine.info.context == json.loads(written)["n_positions"]
 
 
 @needs_mlx

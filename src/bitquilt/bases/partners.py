@@ -53,6 +53,8 @@ class Partner:
     """Where a base's matrix comes from: the pieces of every expert, the largest first."""
 
     experts: tuple[tuple[PartnerPiece, ...], ...]
+    partial: bool = False
+    """Whether the parameters' matrices have rows that are not in this one."""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -73,7 +75,7 @@ class Partner:
             told.append("transposed")
         if any(not _ascending_by_one(piece.source_rows) for piece in pieces):
             told.append("other rows or another order of them")
-        elif any(int(piece.source_rows[0]) for piece in pieces):
+        elif self.partial:
             told.append("a slice")
         if any(piece.columns is not None for piece in pieces):
             told.append("another order of columns")
@@ -103,15 +105,16 @@ def find_partners(
     for name in base:
         stack = base[name]
         index = indices.setdefault(stack.dtype, _Index(parameters, stack.dtype))
-        experts = []
+        experts, partial = [], False
         for matrix in stack.reshape(-1, *stack.shape[-2:]):
             pieces = _pieces(matrix, index, used)
             if pieces is None:
                 break
             used |= {piece.unit for piece in pieces}
             experts.append(pieces)
+            partial |= sum(index.height(piece.unit) for piece in pieces) > len(matrix)
         else:
-            found[name] = Partner(tuple(experts))
+            found[name] = Partner(tuple(experts), partial)
             continue
         found[name] = None
     return found
@@ -200,6 +203,10 @@ class _Index:
         stack = self._parameters[unit.parameter].detach()
         matrix = stack.reshape(-1, *stack.shape[-2:])[unit.index].to("cpu", self._dtype)
         return matrix.T if unit.transposed else matrix
+
+    def height(self, unit: Unit) -> int:
+        """How many rows a unit has."""
+        return self._parameters[unit.parameter].shape[-1 if unit.transposed else -2]
 
     def equal(self, matrix: Tensor, piece: PartnerPiece) -> bool:
         """Whether the rows of a piece are equal, bit by bit."""

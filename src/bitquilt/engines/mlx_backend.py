@@ -44,6 +44,8 @@ class MlxBackend(HubTokenizer):
         refuse_odd_fields(config)
         if isinstance(text := config.get("text_config"), dict):  # of a model that sees, too
             config = {**text, **config}
+        if "n_positions" in config:  # as GPT-2's and StarCoder's configs name it
+            config = {"max_position_embeddings": config["n_positions"], **config}
         for field in ("vocab_size", "max_position_embeddings"):
             if config.get(field) is None:
                 raise UserError(
