@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitquilt.runtime.sizes import human
+from bitquilt.runtime.sizes import human, parse_size
 
 if TYPE_CHECKING:
+    from bitquilt.config import PlanConfig
     from bitquilt.targets.layout import Layout
 
 
@@ -42,6 +43,13 @@ class Budget:
         """
         beside = layout.norm_bytes if self.size is None else layout.fixed_bytes
         return self.nbytes(layout.weights) - beside
+
+
+def budgets_of(config: PlanConfig) -> list[Budget]:
+    """Return the budgets that are asked for; none where a preset or a recipe decides."""
+    if config.size is not None:
+        return [Budget(size=parse_size(config.size))]
+    return [Budget(bits=bits) for bits in config.several_bits if bits is not None]
 
 
 def label_of(bits: float | None, size: str | None, recipe: str | Path | None) -> str:

@@ -32,6 +32,9 @@ ODD_SIZED = 2
 MOST_UNITS = 4_000_000
 """The most columns that a table has; beyond that, sizes are rounded up to a coarser unit."""
 
+TABLE_BYTES = 1 << 27
+"""The most memory of the table of many matrices whose sizes share no large divisor."""
+
 Sizes = Sequence[Sequence[int]]
 """The bytes of each matrix's choices."""
 
@@ -122,6 +125,42 @@ def least_cost(
     room = min(capacity - sum(floors), largest_nbytes(above))
     vector = KnapsackTable(own_costs, above, room, most_units).solve(room)
     return tuple(some[i] for some, i in zip(left, vector, strict=True))
+
+
+def best_choices(costs: Sequence[Float64Array], sizes: Sizes, capacity: int) -> list[int]:
+    """Return which choice each matrix has in the mix of least total cost that fits.
+
+    Where sizes share no large divisor, the table's unit is coarser than theirs, and what is left
+    over goes to the exchanges that gain most.
+
+    Args:
+        costs: of each matrix's choices.
+        sizes: their bytes.
+        capacity: the bytes of all together.
+
+    Raises:
+        UserError: no mix is that small.
+    """
+    units = max(1 << 12, min(MOST_UNITS, TABLE_BYTES // len(costs)))
+    chosen = list(least_cost(costs, sizes, capacity, units))
+    while (step := _best_step(costs, sizes, chosen, capacity)) is not None:
+        chosen[step[0]] = step[1]
+    return chosen
+
+
+def _best_step(
+    costs: Sequence[Float64Array], sizes: Sizes, chosen: Sequence[int], capacity: int
+) -> tuple[int, int] | None:
+    """Return a matrix and its better choice that still fits; None where there is none."""
+    room = capacity - sum(own[i] for own, i in zip(sizes, chosen, strict=True))
+    steps = (
+        (float(costs[m][i] - costs[m][now]), m, i)
+        for m, now in enumerate(chosen)
+        for i in range(len(sizes[m]))
+        if sizes[m][i] - sizes[m][now] <= room and costs[m][i] < costs[m][now]
+    )
+    best = min(steps, default=None)
+    return None if best is None else best[1:]
 
 
 class KnapsackTable:

@@ -1,8 +1,19 @@
-"""Bases: unquantized GGUF files of models that bitquilt has no tables of, and what they read.
+"""Bases: what converters write of models that bitquilt has no tables of, and what they read.
 
-llama.cpp's own converter writes the base (:mod:`.converter`). Which of its matrices is which
-parameter of the Hugging Face model is found by their content (:mod:`.partners`). transformers runs
-the model, whose weights stay in their files until they are used (:mod:`.lent_weights`), and every
-matrix product with a parameter is watched (:mod:`.products`), so that the base gets an importance
-matrix (:mod:`.importance`). No architecture is named here.
+A base is an unquantized GGUF file by llama.cpp's own converter, or an MLX directory by mlx-lm's.
+Which of its matrices is which parameter of the Hugging Face model is found by their content.
+transformers runs the model, and every matrix product with a parameter is watched. No architecture
+is named here.
+
+    converter.py, converter_child.py, base_file.py    GGUF files: made, and read
+    mlx_base.py, mlx_child.py    MLX directories: made, and read
+    vision.py         the vision tower, a file of its own
+    room.py           whether memory has room for the model
+    lent_weights.py   weights that stay in their files until they are used
+    partners.py       matrices matched with parameters
+    relations.py      what was matched, for people
+    products.py       what parameters are multiplied with
+    importance.py     the model, and an importance matrix of its base
+    fisher.py, recomputed.py, statistics.py    Hessians and gradients of its matrices
+    two_steps.py, decoded_model.py    the model on text: itself, and with a file's numbers
 """

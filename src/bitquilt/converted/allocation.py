@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bitquilt.allocation.budget import Budget
+from bitquilt.allocation.budget import Budget, budgets_of
 from bitquilt.allocation.candidates import candidate_sets
+from bitquilt.allocation.knapsack import best_choices
 from bitquilt.allocation.preset_names import asked_preset
 from bitquilt.allocation.recipe import Recipe, read_recipe
 from bitquilt.config import QuantizeConfig
@@ -17,8 +18,6 @@ from bitquilt.converted.formats.base_format import BaseFormat
 from bitquilt.converted.prediction import Nats
 from bitquilt.errors import UserError
 from bitquilt.qtypes.qtype import Allocation
-from bitquilt.runtime.sizes import parse_size
-from bitquilt.streaming.mix import best_choices
 from bitquilt.targets.layout import Layout
 
 WIDER_BITS = 1.0
@@ -34,13 +33,6 @@ class BaseShapes:
 
     matrices: Mapping[str, tuple[int, int]]
     levels: Mapping[str, str] = field(default_factory=dict)
-
-
-def budgets_of(config: QuantizeConfig) -> list[Budget]:
-    """Return the budgets that are asked for; none where a preset or a recipe decides."""
-    if config.size is not None:
-        return [Budget(size=parse_size(config.size))]
-    return [Budget(bits=bits) for bits in config.several_bits if bits is not None]
 
 
 def asked_types(base: BaseFormat, config: QuantizeConfig) -> dict[str, str] | None:

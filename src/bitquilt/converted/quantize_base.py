@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 
 from bitquilt import __version__
-from bitquilt.allocation.budget import label_of
+from bitquilt.allocation.budget import budgets_of, label_of
 from bitquilt.bases.importance import load_transformers_model, match_base
 from bitquilt.bases.statistics import BaseStatistics, collect_base_statistics
 from bitquilt.calibration.text import HeldOutText
@@ -28,7 +28,6 @@ from bitquilt.converted.allocation import (
     asked_types,
     best_allocation,
     bits_of_types,
-    budgets_of,
     candidates_of,
     recipe_of,
 )
@@ -262,7 +261,6 @@ class _Run:
     def _plan(
         self, base: BaseFormat, types: Allocation, predicted: float | None, bits: float | None
     ) -> GgufPlan:
-        known = {*base.known}
         return GgufPlan(
             label=self._label(bits),
             nbytes=base.total_bytes(types),
@@ -270,7 +268,7 @@ class _Run:
             types=types,
             predicted_kl=predicted,
             kept=base.kept,
-            without_importance=[name for name in base.matrices if name not in known],
+            without_importance=[name for name in base.matrices if name not in base.known],
         )
 
     def _label(self, bits: float | None) -> str:
@@ -288,7 +286,8 @@ class _Run:
             rounded = round_base(
                 base, moments, plan.types, self._config.rounding, self._work, self._progress
             )
-        with self._progress.stage(f"Writing {path.name}", base.written, "writing"):
+        weights = sum(matrix.weights for matrix in base.matrices.values())
+        with self._progress.stage(f"Writing {path.name}", weights, "writing"):
             base.write(plan.types, rounded, path, self._progress)
         seconds = time.monotonic() - started
         result = ConvertedResult(paths=[path], source=base.path, plan=plan, seconds=seconds)

@@ -60,9 +60,8 @@ def compared(files: Sequence[OutputRecord]) -> list[OutputRecord]:
     """Give the files that were measured on one text: of several texts, on that of most files.
 
     Files beside them count, too. Where as many files were measured on each of two texts, an
-    evaluation counts for more. A file that was
-    evaluated later keeps the figures that `quantize` left with it: without its evaluation it is of
-    the same text as files that were not.
+    evaluation counts for more. A file that was evaluated later keeps the figures that `quantize`
+    left with it: without its evaluation it is of the same text as files that were not.
     """
     on_text: dict[str, list[OutputRecord]] = {}
     for record in files:

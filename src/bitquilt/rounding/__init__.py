@@ -5,7 +5,9 @@ predicted cost; for a decided mix, matrices that make up for each other (sequent
 scales (tuning).
 
     layer_bank.py          the store: every matrix on every candidate type
-    rounders.py            fill it: every candidate, or estimates and then what is chosen
+    given_cells.py         matrices of other files, which it takes where they are better
+    costs.py               what rounding takes, by type
+    rounders.py            fill the bank: every candidate, or estimates and then what is chosen
     block_workers.py, block_child.py    blocks in the processes of other GPUs
     round_layers.py        round, estimate, polish or finish what is missing
     input_work.py          what reads some inputs, under one factorization

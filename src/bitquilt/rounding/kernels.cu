@@ -1,6 +1,6 @@
-// What gptq.py, coordinate_descent.py, group_quantizer.py, codebooks.py and scale_refit.py do with
-// many torch operations, in one launch: 128 columns of many rows, one thread a row. No thread knows
-// of another.
+// What gptq.py and coordinate_descent.py, with group_quantizer.py and codebooks.py, do to 128 columns
+// of many rows with many torch operations, in one launch, one thread a row; and the inner loops of
+// fits/shortlists.py and scale_refit.py. No thread knows of another.
 //
 // Letters as there: L inputs, N rows of each, K patterns on a shortlist. Rows lie side by side,
 // [..., N]; T is the upper triangle of an input's Hessian on eight columns.

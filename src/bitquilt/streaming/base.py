@@ -143,22 +143,11 @@ def base_importance_of(
             f"{len(base.alone)} of {len(base.partners)} matrices of {base.path.name} match no "
             f"parameter of the model, so their importance is unknown: {few}"
         )
-    tokens = base_tokens(base.model, directory, config)
+    tokens = BaseText(base.model, directory, config).calibration()
     if isinstance(config, QuantizeConfig) and config.engine_check:
         try_base(base.path, GGUF, base.model, tokens[0], progress)
     with progress.stage("Reading calibration text", len(tokens), "importance"):
         return base_importance(base, tokens, [dataset_name(config)], progress)
-
-
-def base_tokens(
-    model: nn.Module, directory: Path, config: QuantizeConfig | ImatrixConfig
-) -> Tensor:
-    """Return the calibration text as tokens, int64 [N, L].
-
-    Raises:
-        UserError: the text or the tokenizer does not serve.
-    """
-    return BaseText(model, directory, config).calibration()
 
 
 class BaseText:

@@ -25,7 +25,7 @@ from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import atomic_write, refuse_directory, require_room
 from bitquilt.runtime.progress import Progress
-from bitquilt.streaming.base import base_imatrix, needs_base
+from bitquilt.streaming.base import base_imatrix, dataset_name, needs_base
 
 
 def make_imatrix(
@@ -70,9 +70,9 @@ def _of_checkpoint(
     budget = config.text_budget or budget_for(checkpoint)
     encode = encoder(checkpoint)
     tokens = token_windows(documents, encode, budget.calibration, budget.window)
-    name = "bitquilt" if config.calibration is None else Path(config.calibration).name
     with progress.stage("Reading calibration text", checkpoint.layers, "importance"):
-        return collect_importance(BlockwiseModel(checkpoint), tokens, [name], progress)
+        names = [dataset_name(config)]
+        return collect_importance(BlockwiseModel(checkpoint), tokens, names, progress)
 
 
 def refuse_overwrite(path: Path) -> None:

@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitquilt.allocation.knapsack import (
-    MOST_UNITS,
-    largest_nbytes,
-    least_cost,
-    smallest_nbytes,
-)
+from bitquilt.allocation.knapsack import best_choices, largest_nbytes, smallest_nbytes
 from bitquilt.allocation.llama_cpp import (
     ATTN_OUT,
     ATTN_QKV,
@@ -51,8 +46,6 @@ NARROW_TYPES = tuple(GgmlType[name] for name in ("IQ4_NL", "Q5_0", "Q5_1", "Q8_0
 """Those where rows do not."""
 REACH_BELOW, REACH_ABOVE, REACH_STEP = 1.6, 2.4, 0.5
 """How far from the budget's bits a type may be, and in which steps that widens if it must."""
-TABLE_BYTES = 1 << 27
-"""The most memory of the knapsack's table, where sizes share no large divisor."""
 KEYS, EXPERTS_OF_MIXTRAL, LAYERS_OF_70B = "attn_k", 8, 80
 """What llama.cpp's presets favour in Mixtral, and in models that it takes for a Llama 70B."""
 _MIXTRAL_OUT = ("Q2_K", "Q3_K_S", "Q3_K_M", "IQ4_NL", "IQ4_XS", "Q4_K_S", "Q4_K_M")
@@ -103,9 +96,6 @@ def _sizes(source: GgufSource, kinds: Mapping[str, Sequence[GgmlType]]) -> list[
 def best_mix(source: GgufSource, nats: NatsOfTypes, capacity: int) -> dict[str, GgmlType]:
     """Return the mix of least predicted cost within ``capacity`` bytes: the exact knapsack's.
 
-    Where sizes share no large divisor, the table's unit is coarser than theirs, and what is left
-    over goes to the exchanges that gain most.
-
     Raises:
         UserError: no mix is that small.
     """
@@ -114,46 +104,6 @@ def best_mix(source: GgufSource, nats: NatsOfTypes, capacity: int) -> dict[str, 
     costs = [np.array([nats[name][kind] for kind in kinds[name]]) for name in names]
     chosen = best_choices(costs, _sizes(source, kinds), capacity)
     return {name: kinds[name][index] for name, index in zip(names, chosen, strict=True)}
-
-
-def best_choices(
-    costs: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
-    sizes: Sequence[Sequence[int]],
-    capacity: int,
-) -> list[int]:
-    """Return which choice each matrix has in the mix of least total cost that fits.
-
-    Args:
-        costs: of each matrix's choices.
-        sizes: their bytes.
-        capacity: the bytes of all together.
-
-    Raises:
-        UserError: no mix is that small.
-    """
-    units = max(1 << 12, min(MOST_UNITS, TABLE_BYTES // len(costs)))
-    chosen = list(least_cost(costs, sizes, capacity, units))
-    while (step := _best_step(costs, sizes, chosen, capacity)) is not None:
-        chosen[step[0]] = step[1]
-    return chosen
-
-
-def _best_step(
-    costs: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]],
-    sizes: Sequence[Sequence[int]],
-    chosen: Sequence[int],
-    capacity: int,
-) -> tuple[int, int] | None:
-    """Return a matrix and its better choice that still fits; None where there is none."""
-    room = capacity - sum(own[i] for own, i in zip(sizes, chosen, strict=True))
-    steps = (
-        (float(costs[m][i] - costs[m][now]), m, i)
-        for m, now in enumerate(chosen)
-        for i in range(len(sizes[m]))
-        if sizes[m][i] - sizes[m][now] <= room and costs[m][i] < costs[m][now]
-    )
-    best = min(steps, default=None)
-    return None if best is None else best[1:]
 
 
 def preset_mix(source: GgufSource, preset: str) -> dict[str, GgmlType]:

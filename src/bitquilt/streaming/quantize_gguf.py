@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitquilt.allocation.budget import Budget, label_of
-from bitquilt.allocation.llama_cpp import LLAMA_CPP
+from bitquilt.allocation.budget import Budget, budgets_of, label_of
+from bitquilt.allocation.preset_names import asked_preset
 from bitquilt.config import QuantizeConfig
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import aligned
@@ -26,9 +26,7 @@ from bitquilt.gguf.header import part_name
 from bitquilt.gguf.imatrix import read_imatrix
 from bitquilt.models.sources.resolve import model_name
 from bitquilt.runtime.files import refuse_file, require_room
-from bitquilt.runtime.near import did_you_mean
 from bitquilt.runtime.progress import Progress
-from bitquilt.runtime.sizes import parse_size
 from bitquilt.streaming import ggml
 from bitquilt.streaming.costs import matrix_errors
 from bitquilt.streaming.importance import EMBEDDING, importance_of
@@ -190,7 +188,7 @@ class _Run:
     def plans(self) -> list[GgufPlan]:
         """Decide sizes and mixes."""
         recipe, preset = self._recipe()
-        budgets = self._budgets(preset)
+        budgets = budgets_of(self.config)
         if preset is not None:
             return [self._plan(preset_mix(self.source, preset), None, None)]
         if recipe is not None and not budgets:
@@ -208,31 +206,12 @@ class _Run:
 
     def _recipe(self) -> tuple[Recipe | None, str | None]:
         """The recipe or the preset that was asked for."""
-        asked = self.config.recipe
-        if asked is None:
-            return None, None
-        if Path(asked).suffix == ".json" or Path(asked).is_file():
-            from bitquilt.allocation.recipe import read_recipe
+        preset = asked_preset(self.config)
+        if self.config.recipe is None or preset is not None:
+            return None, preset
+        from bitquilt.allocation.recipe import read_recipe  # which loads torch
 
-            return read_recipe(Path(asked)), None
-        if asked not in LLAMA_CPP:
-            raise UserError(
-                f"{asked} is neither a recipe file (.json) nor a preset; the presets are "
-                f"{', '.join(LLAMA_CPP)}{did_you_mean(str(asked), LLAMA_CPP)}"
-            )
-        return None, str(asked)
-
-    def _budgets(self, preset: str | None) -> list[Budget]:
-        if self.config.size is None and self.config.bits is None:
-            return []
-        if preset is not None:
-            raise UserError(
-                f"preset {preset} decides the size itself; leave out the preset, or --bits and "
-                "--size"
-            )
-        if self.config.size is not None:
-            return [Budget(size=parse_size(self.config.size))]
-        return [Budget(bits=bits) for bits in self.config.several_bits if bits is not None]
+        return read_recipe(Path(self.config.recipe)), None
 
     def _capacity(self, budget: Budget) -> int:
         """Bytes that the matrices may take in the file, alignment included."""

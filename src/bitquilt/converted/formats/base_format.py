@@ -52,8 +52,6 @@ class BaseFormat(ABC):
     """Tensors that stay as they are → why."""
     known: Collection[str]
     """Matrices that have importance."""
-    written: float
-    """By how much :meth:`write` advances."""
 
     @classmethod
     @abstractmethod

@@ -71,7 +71,6 @@ class GgufBase(BaseFormat):
         self.stored = {name: self._source.tensors[name].type.name for name in self.matrices}
         self.weights = sum(math.prod(one.shape) for one in self._source.tensors.values())
         self.known = set()
-        self.written = float(sum(matrix.weights for matrix in self.matrices.values()))
         self.kept_bytes, self.fixed_bytes = self._file.kept_bytes, self._file.fixed_bytes
 
     @classmethod

@@ -88,7 +88,6 @@ class MlxDirectory(BaseFormat):
         self.kept_bytes = sum(tensors[name].raw_bytes for name in kept)
         self.weights = sum(math.prod(tensor.shape) for tensor in tensors.values())
         self.known = set(self.matrices)
-        self.written = float(sum(matrix.weights for matrix in self.matrices.values()))
         self._copied = self._base.copied()
         self._header_room = len(self._longest_header())
         self._header_room += -self._header_room % HEADER_ALIGNMENT
@@ -207,15 +206,14 @@ class MlxDirectory(BaseFormat):
         self, file: BinaryIO, types: Allocation, rounded: RoundedMatrix, progress: Progress
     ) -> None:
         parts = self._parts(types)
-        header = _padded(header_text(parts, offsets_of(parts)), self._header_room, "the header")
+        offsets = offsets_of(parts)
+        header = _padded(header_text(parts, offsets), self._header_room, "the header")
         file.write(struct.pack("<Q", len(header)) + header)
-        start, offsets = file.tell(), offsets_of(parts)
+        start = file.tell()
         for name, tensor in self._tensors(types, rounded):
             file.seek(start + offsets[name])
             file.write(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-            matrix = (
-                self.matrices.get(name.rpartition(".")[0]) if name.endswith(".weight") else None
-            )
+            matrix = self.matrices.get(name.removesuffix(".weight"))
             progress.advance(0 if matrix is None else matrix.weights)
 
     def _tensors(self, types: Allocation, rounded: RoundedMatrix) -> Iterator[tuple[str, Tensor]]:

@@ -1,10 +1,9 @@
 """Fits of the i-quants with codebooks: IQ1_S to IQ3_S.
 
 A step is u (2 scale + 1): a unit u for each super-block, a scale of 0 … 15 (IQ1: 0 … 7) for each
-sub-block.
-Every sub-block gets the step that suits it best, from a wide scan; u is chosen so that those steps
-lie near what scales can say; neighbouring scales are tried on longer shortlists of patterns; and u
-is fitted to the patterns found (docs/decisions/iquant-search.md).
+sub-block. Every sub-block gets the step that suits it best, from a wide scan; u is chosen so that
+those steps lie near what scales can say; neighbouring scales are tried on longer shortlists of
+patterns; and u is fitted to the patterns found (docs/decisions/iquant-search.md).
 
 Letters: R rows, C columns, G = C / 8 vectors along a row, B = C / 256 super-blocks along a row,
 n sub-blocks in a super-block, m weights in a pattern, N = R C / m patterns.
