@@ -15,11 +15,11 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
 
 from bitquilt.engines import Engine, open_engine
 from bitquilt.serve.app import Server
 from bitquilt.serve.config import ServeConfig
+from bitquilt.serve.http_server import HttpServer
 from bitquilt.serve.served import ServedModel, served_model
 from tests.cli.conftest import demo_gguf
 
@@ -72,9 +72,8 @@ def running(
     server = Server(engine, told, ServeConfig(api_key=KEY, **options))
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(server.asgi, log_level="warning", lifespan="off")
-        serving = uvicorn.Server(config)
-        thread = threading.Thread(target=serving.run, kwargs={"sockets": [listening]})
+        serving = HttpServer(server, stop_seconds=1)
+        thread = threading.Thread(target=serving.run, args=([listening],), daemon=True)
         thread.start()
         try:
             while not serving.started:
@@ -83,7 +82,8 @@ def running(
         finally:
             server.scheduler.close()
             serving.should_exit = True
-            thread.join()
+            thread.join(30)
+        assert not thread.is_alive(), "the server does not stop"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
@@ -21,9 +20,6 @@ from bitquilt.serve.config import ServeConfig
 
 if TYPE_CHECKING:
     from bitquilt.serve.app import Server
-
-DRAIN_SECONDS = 3.0
-"""When the server is told to stop, answers under way have this long to end."""
 
 
 @click.command()
@@ -107,15 +103,9 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def _run(server: Server, sockets: list[socket.socket]) -> None:
     """Serve until SIGINT or SIGTERM."""
-    import uvicorn
+    from bitquilt.serve.http_server import HttpServer
 
-    class Stoppable(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            server.scheduler.drain(DRAIN_SECONDS)
-            super().handle_exit(sig, frame)
-
-    config = uvicorn.Config(server.asgi, log_level="error", access_log=False, lifespan="off")
     # uvicorn raises the signal again when it is done; both kinds must arrive as KeyboardInterrupt
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with suppress(KeyboardInterrupt):
-        Stoppable(config).run(sockets=sockets)
+        HttpServer(server).run(sockets=sockets)

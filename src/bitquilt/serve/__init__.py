@@ -7,5 +7,6 @@ are made, a chat page, and figures for Prometheus.
 :mod:`.requests`, :mod:`.messages`, :mod:`.structured` and :mod:`.tools`, those of answers in
 :mod:`.responses` and :mod:`.logprobs`, and those of other APIs in :mod:`.openai_responses` and
 :mod:`.ollama`. :mod:`.scheduler` has the one engine that makes all answers, :mod:`.answering`
-sends them, and :mod:`.markdown` is what the page shows of them.
+sends them, and :mod:`.markdown` is what the page shows of them. :mod:`.http_server` listens, and
+stops.
 """
