@@ -7,6 +7,8 @@ import struct
 import numpy as np
 import pytest
 
+from bitquilt.engines.weights import require_finite_weights
+from bitquilt.errors import UserError
 from bitquilt.gguf.container import TensorInfo, encode_header
 from bitquilt.gguf.dequantize import decoded as decode
 from bitquilt.gguf.finite import PLAIN_NUMBERS, SCALE_PLACES, broken_tensor
@@ -94,3 +96,13 @@ def test_what_is_not_gguf_is_told(tmp_path):
     path.write_bytes(b"GGUX" + bytes(64))
     with pytest.raises(ValueError, match="does not begin with GGUF"):
         broken_tensor(path)
+
+
+def test_every_part_of_a_split_file_is_looked_at(tmp_path):
+    sound, broken = np.zeros(4, np.float32), np.array([0, np.nan, 0, 0], np.float32)
+    for part, numbers in ((1, sound), (2, broken)):
+        file_of(tmp_path, GgmlType.F32, numbers.view(np.uint8)).rename(
+            tmp_path / f"m-0000{part}-of-00002.gguf"
+        )
+    with pytest.raises(UserError, match="holds NaN"):
+        require_finite_weights(tmp_path / "m-00001-of-00002.gguf")

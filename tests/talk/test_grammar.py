@@ -10,7 +10,14 @@ import pytest
 from bitquilt.engines import Sampling
 from bitquilt.errors import UserError
 from bitquilt.talk.events import End, Rollback
-from bitquilt.talk.grammar import choice_grammar, json_grammar, regex_grammar, text_grammar
+from bitquilt.talk.grammar import (
+    choice_grammar,
+    json_grammar,
+    regex_grammar,
+    text_grammar,
+    without_idle,
+    without_nulls,
+)
 from bitquilt.talk.prompt import compose
 from bitquilt.talk.sample import AnswerSettings
 from bitquilt.talk.session import answer
@@ -117,3 +124,11 @@ def test_what_cannot_be_followed_is_refused(make: Callable, stated: object, why:
 )
 def test_regular_expressions_choices_and_both_kinds_of_grammars(grammar: str, wanted: str) -> None:
     assert ended(reciting("zzz", wanted), PLAIN, grammar)[0].answer == wanted
+
+
+def test_names_of_properties_are_not_keywords():
+    named = {"type": "object", "properties": {"propertyNames": {"type": "string"}}}
+    assert without_idle(named) == named
+    nullable = {"properties": {"default": {"type": "string", "format": None}}}
+    assert without_nulls(nullable) == {"properties": {"default": {"type": "string"}}}
+    assert without_idle({"propertyNames": {"type": "string"}}) == {}

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from bitquilt.errors import UserError
+from bitquilt.gguf.header import part_paths
 
 
 def require_finite_weights(path: Path) -> None:
-    """Refuse a GGUF file or an MLX directory with NaN or infinite scales or weights.
+    """Refuse a GGUF file with all its parts, or an MLX directory, with NaN or infinite numbers.
 
     Of packed tensors only the scales are read, which takes as long as reading the file. A file
     that cannot be read here is left to its engine.
 
     Raises:
-        UserError: the sentence names the file and the tensor.
+        UserError: the sentence names the file and the tensor, or the part that is missing.
     """
     if path.is_dir():
         from bitquilt.models.sources.safetensors import broken_tensor_in
@@ -24,7 +25,7 @@ def require_finite_weights(path: Path) -> None:
         from bitquilt.gguf.finite import broken_tensor
 
         try:
-            broken = broken_tensor(path)
+            broken = next(filter(None, map(broken_tensor, part_paths(path))), None)
         except (ValueError, OSError):
             return
     if broken is not None:
@@ -55,6 +56,6 @@ def require_draft_weights(draft: Path, path: Path) -> None:
 
 
 def _bytes(path: Path) -> int:
-    """Count the bytes of a model's weights."""
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    """Count the bytes of a model's weights, in all of its files."""
+    files = path.glob("*.safetensors") if path.is_dir() else part_paths(path)
     return sum(file.stat().st_size for file in files)

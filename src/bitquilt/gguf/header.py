@@ -98,24 +98,37 @@ def read_parts(path: Path) -> list[GgufHeader]:
         UserError: a part is damaged or missing, or the file is no model.
     """
     header = _read(path)
-    split = _SPLIT.search(path.name)
-    headers = [header]
-    if split is not None:
-        count = int(split["count"])
-        places = [path.with_name(part_name(path.name, n, count)) for n in range(count)]
-        if missing := [place for place in places if not place.is_file()]:
-            raise UserError(
-                f"{path} is one of {count} parts of a model, and {missing[0].name} is missing; "
-                "put all parts into one directory"
-            )
-        headers = [_read(place) for place in places]
-    elif header.metadata.get("split.count", 1) > 1:
+    places = part_paths(path)
+    headers = [_read(place) for place in places] if len(places) > 1 else [header]
+    if _SPLIT.search(path.name) is None and header.metadata.get("split.count", 1) > 1:
         raise UserError(
             f"{path} is one part of a split model, and its name does not say which; name it as "
             "llama.cpp does, like model-00001-of-00003.gguf"
         )
     _refuse_other_kinds(headers[0])
     return headers
+
+
+def part_paths(path: Path) -> list[Path]:
+    """Return all files of a model: one, or the parts of a split one in their order.
+
+    Args:
+        path: the model's file, or any of its parts, whose name says so.
+
+    Raises:
+        UserError: a part is missing.
+    """
+    split = _SPLIT.search(path.name)
+    if split is None:
+        return [path]
+    count = int(split["count"])
+    places = [path.with_name(part_name(path.name, n, count)) for n in range(count)]
+    if missing := [place for place in places if not place.is_file()]:
+        raise UserError(
+            f"{path} is one of {count} parts of a model, and {missing[0].name} is missing; "
+            "put all parts into one directory"
+        )
+    return places
 
 
 def require_whole_gguf(path: Path) -> None:

@@ -235,5 +235,5 @@ def published_command(command: str, reference: str, trimmed: Vocabulary | None =
 _PLACES = ("--output", "--work-dir", "--ray")
 """Options that say where the work is done, which changes nothing in the file."""
 _TRIM = "--trim"
-_FILES = ("--recipe", "--calibration")
+_FILES = ("--recipe", "--calibration", "--cells", "--held-out", "--imatrix", "--base")
 """Options whose value may be a path."""

@@ -24,6 +24,15 @@ a grammar lets them, and never come to its end."""
 _REASON_LENGTH = 200
 _VALUES = ("const", "default", "enum", "examples")
 """Keywords of JSON schemas whose values are JSON, where null is null."""
+_NAMES = (
+    "$defs",
+    "definitions",
+    "dependencies",
+    "dependentSchemas",
+    "patternProperties",
+    "properties",
+)
+"""Keywords of JSON schemas in whose values the keys are names, whatever they look like."""
 TEXT_FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 )
@@ -77,8 +86,16 @@ def _without(schema: Any, left_out: Callable[[str, Any], bool]) -> Any:
         return [_without(one, left_out) for one in schema]
     if not isinstance(schema, Mapping):
         return schema
+
+    def within(keyword: str, value: Any) -> Any:
+        if keyword in _VALUES:
+            return value
+        if keyword in _NAMES and isinstance(value, Mapping):
+            return {name: _without(one, left_out) for name, one in value.items()}
+        return _without(value, left_out)
+
     return {
-        keyword: value if keyword in _VALUES else _without(value, left_out)
+        keyword: within(keyword, value)
         for keyword, value in schema.items()
         if keyword in _VALUES or not left_out(keyword, value)
     }

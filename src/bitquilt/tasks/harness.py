@@ -8,6 +8,7 @@ Its data sets come from the hub, so it is the one part of the evaluation that ne
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -159,7 +160,8 @@ class Harness(LM):  # type: ignore[misc]
     @property
     def tokenizer_name(self) -> str:
         """A name for the harness's cache of requests, which templates change."""
-        return str(hash(self._engine.info.chat_template))
+        template = self._engine.info.chat_template or ""
+        return hashlib.sha256(template.encode()).hexdigest()
 
     def chat_template(self, chat_template: bool | str = False) -> str:
         """The model's own template, for the harness's records."""
