@@ -20,7 +20,7 @@ from bitquilt.converted.closing import BaseClosing
 from bitquilt.converted.formats import FORMATS
 from bitquilt.errors import EngineMissingError
 from bitquilt.runtime.progress import Silent
-from bitquilt.targets import GGUF
+from bitquilt.targets import GGUF, Target
 from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.bases.parity import decoded_model
 from tests.factories import VOCABULARY
@@ -136,7 +136,12 @@ def test_an_engine_that_computes_something_else_is_told_of(
 def test_files_stay_where_no_engine_runs_them(
     error: UserError, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: object) -> None:
+    opened, opens = [], type(GGUF).open_engine
+
+    def fails(target: Target, path: Path) -> object:
+        opened.append(path)
+        if len(opened) == 1 and not isinstance(error, EngineMissingError):
+            return opens(target, path)  # the base is tried before
         raise error
 
     monkeypatch.setattr(type(GGUF), "open_engine", fails)
