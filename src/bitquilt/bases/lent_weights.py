@@ -13,17 +13,19 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bitquilt.bases.base_file import LEAST_COLUMNS
+from bitquilt.errors import UserError
 
 SMALL_WEIGHTS = 1 << 20
 """Parameters of fewer weights, and those that are no matrices, are in float32 always: routers,
 norms, convolutions. Others than the module that has them look at these, too, and adapt to them."""
+_Done = TypeVar("_Done")
 _HALF = (torch.bfloat16, torch.float16)
 _PLACE = "bitquilt_lent_weights"
 _LENT_BACK = 2
@@ -90,6 +92,15 @@ class LentWeights:
         for parameter in lent:
             parameter.data = parameter.data.float()
         return bool(lent)
+
+    def tried(self, does: Callable[[], _Done]) -> _Done:
+        """Do what runs the model, once more after :meth:`keep` if it fails with lent parameters."""
+        try:
+            return does()
+        except (RuntimeError, UserError):
+            if not self.keep():
+                raise
+            return does()
 
     def _lend(self, module: nn.Module, _: Any) -> None:
         own = self._borrowed[id(module)] = _of_half(module)

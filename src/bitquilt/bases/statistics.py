@@ -197,12 +197,7 @@ def _seen_once(
             lookups.forget()
         return first
 
-    try:
-        return seen()
-    except (RuntimeError, UserError):
-        if not lent.keep():
-            raise
-        return seen()
+    return lent.tried(seen)
 
 
 def _run(model: nn.Module, window: Tensor, products: FisherProducts, lookups: Lookups) -> None:

@@ -44,12 +44,7 @@ class TwoStepModel:
         self._output: dict[str, Any] = {}
         few, lent = tokens[:1, :TRIED_LOGITS], lent_weights(model)
         with torch.inference_mode():
-            try:
-                whole = self._run(few)
-            except RuntimeError:
-                if not lent.keep():
-                    raise
-                whole = self._run(few)
+            whole = lent.tried(lambda: self._run(few))
             try:
                 read = self._inner(few.to(self._device), use_cache=False)
                 self._kind, self._output = type(read), dict(read)

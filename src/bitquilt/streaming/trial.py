@@ -70,12 +70,7 @@ def _logits(model: nn.Module, tokens: Tensor) -> Tensor:
     """Return transformers' logits, float32 [L, V] on the CPU."""
     device, lent = next(model.parameters()).device, lent_weights(model)
     with torch.inference_mode():
-        try:
-            read = model(tokens.to(device), use_cache=False)
-        except RuntimeError:  # a module looks at weights of another
-            if not lent.keep():
-                raise
-            read = model(tokens.to(device), use_cache=False)
+        read = lent.tried(lambda: model(tokens.to(device), use_cache=False))
     logits: Tensor = read.logits[0].float().cpu()
     return logits
 
