@@ -77,8 +77,25 @@ MAGISTRAL = {
     "sliding_window": None,
     "tie_word_embeddings": False,
 }
+QWEN3_4B = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 2560,
+    "intermediate_size": 9728,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-06,
+    "hidden_act": "silu",
+    "max_position_embeddings": 40960,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "MobileLLM-R1-950M": json.loads(MOBILELLM_CONFIG.read_text()),
+    "Qwen3-4B": QWEN3_4B,
     "Llama-3.1-8B": LLAMA_8B,
     "Magistral-Small": MAGISTRAL,
 }

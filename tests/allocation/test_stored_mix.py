@@ -24,9 +24,11 @@ from bitquilt.allocation.stored_mix import (
 )
 from bitquilt.cli.recipe import FORM_NAMES
 from bitquilt.errors import UserError
+from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.targets import GGUF, MLX
 from tests.shapes import shaped_checkpoint
+from tests.streaming.models import tensors, write_model
 
 TYPES = {
     "token_embd": "Q8_0",
@@ -87,6 +89,16 @@ def test_a_file_of_any_architecture_is_read(tmp_path: Path) -> None:
     assert {matrix.name: matrix.qtype for matrix in mix.matrices} == TYPES
     assert mix.nbytes == (tmp_path / "theirs.gguf").stat().st_size
     assert [m.nbytes for m in mix.matrices][1] == qtypes.get("Q4_K").nbytes(4, 256)
+
+
+def test_all_parts_of_a_split_file_are_counted(tmp_path: Path) -> None:
+    weights = tensors()
+    first = write_model(tmp_path / "theirs.gguf", weights, parts=3)
+    mix, nbytes = stored_mix(first), sum(part.stat().st_size for part in tmp_path.iterdir())
+    assert len(list(tmp_path.iterdir())) == 3
+    assert mix.nbytes == ModelFile.at(first).nbytes == nbytes
+    whole = stored_mix(write_model(tmp_path / "whole.gguf", weights))
+    assert [m.name for m in mix.matrices] == [m.name for m in whole.matrices]
 
 
 def test_an_mlx_directory_is_read(tmp_path: Path) -> None:

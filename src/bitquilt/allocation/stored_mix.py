@@ -15,6 +15,7 @@ from pathlib import Path
 from bitquilt import qtypes
 from bitquilt.allocation.recipe import Recipe, from_allocation, read_recipe, resolve_recipe
 from bitquilt.errors import UserError
+from bitquilt.gguf.header import part_paths
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.names import kind_of
 from bitquilt.targets import TARGETS, Target
@@ -90,7 +91,7 @@ def stored_mix(path: Path) -> StoredMix:
     matrices = tuple(target.stored(path))
     if not matrices:
         raise UserError(f"{path} has no matrices, so it is not a language model; give another file")
-    files = [path] if path.is_file() else target.files(path)
+    files = part_paths(path) if path.is_file() else target.files(path)
     nbytes = sum(file.stat().st_size for file in files)
     return StoredMix(name=path.name, target=target, matrices=matrices, nbytes=nbytes)
 

@@ -20,6 +20,7 @@ from bitquilt.engines import Engine
 from bitquilt.engines.remote import RemoteEngine
 from bitquilt.errors import UserError
 from bitquilt.evaluation.file_format import format_of
+from bitquilt.gguf.header import part_paths
 from bitquilt.metrics.kl import logits
 from bitquilt.metrics.teacher import require_finite
 from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore
@@ -64,7 +65,8 @@ class ModelFile:
         if path.name == "":  # "." has none to put figures beside
             path = Path(os.path.abspath(path))
         target = format_of(path)
-        files = (file for file in [path, *path.rglob("*")] if file.is_file())
+        inside = part_paths(path) if path.is_file() else path.rglob("*")
+        files = (file for file in inside if file.is_file())
         return cls(path, target, sum(file.stat().st_size for file in files), path.name)
 
     @property

@@ -3,6 +3,7 @@
 In: a work directory and the evaluations kept in it. Out: one HTML page, plots, a README.md for the
 hub, Ollama Modelfiles.
 
+    config.py      what the commands are asked for
     result.py      what a run returns
     run_record.py  what it leaves in its work directory
     figures.py     figures as people read them
