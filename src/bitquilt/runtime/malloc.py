@@ -12,6 +12,8 @@ import gc
 import sys
 from functools import cache
 
+import psutil
+
 # of mallopt(3)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 LARGEST_KEPT = 1 << 28
@@ -19,6 +21,11 @@ LARGEST_KEPT = 1 << 28
 few, and too much memory to keep unused."""
 GROWTH = 1 << 26
 """The heap grows by at least this many bytes at a time."""
+GROWN = 1 << 27
+"""Cycles are looked for where this many bytes have been added since: that takes as long as a small
+stage, since it looks at all objects of all modules."""
+_least = 0
+"""The fewest bytes that this process has had after a trim since cycles were last looked for."""
 
 
 def keep_freed_memory() -> None:
@@ -37,9 +44,20 @@ def trim() -> None:
 
     Models that hold their own methods as weights are free only once cycles are collected.
     """
-    gc.collect()
+    global _least
+    if _held() >= _least + GROWN:
+        gc.collect()
+        _least = sys.maxsize
     if (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+    _least = min(_least, _held())
+
+
+def _held() -> int:
+    """Return the bytes that this process has, those of a GPU among them."""
+    torch = sys.modules.get("torch")  # who has not imported it has nothing there
+    on_gpu = torch.cuda.memory_allocated() if torch and torch.cuda.is_initialized() else 0
+    return int(psutil.Process().memory_info().rss + on_gpu)
 
 
 @cache
