@@ -14,10 +14,12 @@ from bitquilt.bases.lent_weights import lent_weights
 from bitquilt.bases.recomputed import RecomputedLayers, layers_of
 from tests.bases.models import unknown_checkpoint
 from tests.bases.test_lent_weights import TOKENS, collected
+from tests.bases.test_one_pass import read_as_a_whole
 
 
 @pytest.mark.parametrize("kind", ["granite", "phi3", "qwen3_moe", "lfm2", "gemma3_text"])
-def test_statistics_are_the_same(kind: str, tmp_path: Path) -> None:
+def test_statistics_are_the_same(kind: str, tmp_path: Path, monkeypatch) -> None:
+    read_as_a_whole(monkeypatch)
     model = load_transformers_model(unknown_checkpoint(tmp_path, kind, torch.bfloat16), least=0)
     lent = lent_weights(model)
     wanted = collected(model, tmp_path / "kept")

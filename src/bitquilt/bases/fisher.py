@@ -48,8 +48,8 @@ class InputMoment:
 
     total: Tensor
     """[C, C], of which :func:`bitquilt.calibration.packed_moment.mirrored` fills in the rest."""
-    weight: float = 0.0
-    """Σ ‖g‖²."""
+    weight: Tensor
+    """Σ ‖g‖², float64, no dimensions."""
 
 
 class FisherProducts(WatchedProducts):
@@ -77,7 +77,7 @@ class FisherProducts(WatchedProducts):
         """All that have been seen to read something together."""
         self.moments: dict[Readers, InputMoment] = {}
         self.rows: dict[Unit, Tensor] = {}
-        """Σ g² of each output, float64 [R], on the CPU."""
+        """Σ g² of each output, float64 [R]."""
         self.outputs: dict[Unit, Tensor] = {}
         """Σ g gᵀ, [R, R], where R is at most :data:`OUTPUTS`."""
         self._is_summed, self._recomputes = is_summed, recomputes
@@ -109,8 +109,9 @@ class FisherProducts(WatchedProducts):
         """Take the gradient [T, K] of outputs from ``row`` on, of a product with x."""
         own = slice(row, row + gradient.shape[1])
         square = gradient.square()
-        known = self.rows.setdefault(unit, torch.zeros(rows, dtype=torch.float64))
-        known[own] += square.sum(0).double().cpu()
+        if unit not in self.rows:
+            self.rows[unit] = square.new_zeros(rows, dtype=torch.float64)
+        self.rows[unit][own] += square.sum(0).double()
         if rows <= OUTPUTS and self._is_summed(unit):
             if unit not in self.outputs:
                 self.outputs[unit] = gradient.new_zeros(rows, rows)
@@ -142,7 +143,8 @@ class FisherProducts(WatchedProducts):
 
     def _sum(self, readers: Readers, read: ReadInput) -> None:
         if readers not in self.moments:
-            self.moments[readers] = InputMoment(read.inputs.new_zeros(read.width, read.width))
+            total = read.inputs.new_zeros(read.width, read.width)
+            self.moments[readers] = InputMoment(total, total.new_zeros((), dtype=torch.float64))
         moment = self.moments[readers]
         x = read.inputs * read.weights.sqrt().unsqueeze(1)
         inside = slice(read.start, read.start + x.shape[1])
@@ -150,7 +152,7 @@ class FisherProducts(WatchedProducts):
         add_moment(total, x)
         if x.shape[1] < read.width:  # only what is whole is cut into the same slabs
             total.copy_(total.triu() + total.triu(1).T)
-        moment.weight += float(read.weights.double().sum())
+        moment.weight += read.weights.double().sum()
 
 
 def _key(x: Tensor, start: int) -> tuple[object, ...]:

@@ -249,7 +249,7 @@ def _entry(partner: Partner, sums: Mapping[Unit, InputSums]) -> ImportanceEntry 
             rows = sum(len(piece.rows) for piece in pieces)
             means = [_mean_squares(piece, sums) * (len(piece.rows) / rows) for piece in pieces]
             counts[number] = sums[pieces[0].unit].count
-            squares[number] = (torch.stack(means).sum(0) * counts[number]).numpy()
+            squares[number] = (torch.stack(means).sum(0) * counts[number]).cpu().numpy()
     return ImportanceEntry(squares, counts)
 
 

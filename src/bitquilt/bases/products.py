@@ -35,7 +35,7 @@ class InputSums:
     """What the columns of one matrix were multiplied with."""
 
     squares: Tensor
-    """Sum of the squares of each input, float64, on the CPU."""
+    """Sum of the squares of each input, float64, where they were computed."""
     count: float = 0.0
     """Tokens."""
 
@@ -119,7 +119,9 @@ class WatchedProducts(TorchDispatchMode):
             batched: whether rows of zeros may stand for tokens of others.
         """
         tokens = inputs[(inputs != 0).any(1)] if batched else inputs
-        squares = tokens.detach().square().sum(0).double().cpu()
-        found = self.sums.setdefault(unit, InputSums(torch.zeros(width, dtype=torch.float64)))
+        squares = tokens.detach().square().sum(0).double()
+        if unit not in self.sums:
+            self.sums[unit] = InputSums(squares.new_zeros(width))
+        found = self.sums[unit]
         found.squares[start : start + len(squares)] += squares
         found.count += len(tokens)

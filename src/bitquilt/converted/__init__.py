@@ -9,6 +9,7 @@ replaced, and everything else stays as it is.
     prediction.py      what each type costs a matrix, from a sample of its rows
     allocation.py      which type each matrix gets
     rounding.py        all matrices on their types, with error feedback
+    layer_passes.py    prediction and rounding while a layer's moments are in memory
     closing.py         what the files lose, measured
     quantize_base.py   all of it, for a command
 """

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bitquilt.bases.live_statistics import UnitStatistics
 from bitquilt.bases.partners import Partner, PartnerPiece
-from bitquilt.bases.statistics import BaseStatistics
 from bitquilt.calibration.shrinkage import USUAL_SHARE, shrink_
 
 FEW_TOKENS = 256
@@ -27,7 +27,7 @@ Inputs = tuple[object, ...]
 class BaseMoments:
     """The moments of the matrices of a base."""
 
-    def __init__(self, statistics: BaseStatistics, partners: Mapping[str, Partner | None]) -> None:
+    def __init__(self, statistics: UnitStatistics, partners: Mapping[str, Partner | None]) -> None:
         """Join the statistics of parameters and the partners of the base's matrices."""
         self._statistics, self._partners = statistics, partners
         self._sums = statistics.sums()
@@ -45,7 +45,7 @@ class BaseMoments:
             )
             for piece in pieces
         }
-        return (len(self._experts(name)) > 1 and (name, expert), *sorted(found, key=repr))
+        return (len(self._experts(name)) > 1 and str(expert), *sorted(found, key=repr))
 
     def hessian(self, name: str, expert: int) -> Tensor | None:
         """Return the mean of x xᵀ of what a matrix reads, weighted and shrunk, float32 [C, C].
@@ -95,15 +95,15 @@ class BaseMoments:
 
     def output_moment(self, name: str, expert: int, count: int) -> Tensor | None:
         """Return E[g gᵀ] of the outputs, float32 [R, R]; None where it is not known of all."""
-        found = torch.zeros(count, count)
-        pieces = self._pieces(name, expert)
-        for piece in pieces:
+        found: Tensor | None = None
+        for piece in self._pieces(name, expert):
             known = self._statistics.output_moment(piece.unit)
             if known is None:
                 return None
-            at, there = piece.rows, piece.source_rows
+            at, there = (one.to(known.device) for one in (piece.rows, piece.source_rows))
+            found = known.new_zeros(count, count) if found is None else found
             found[at[:, None], at] = known[there[:, None], there]
-        return found if pieces else None
+        return found
 
     def looked_up(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return E[g²] [C] of an embedding's columns and the share of each row [R], or None."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from torch import nn
 from bitquilt import __version__
 from bitquilt.allocation.budget import budgets_of, label_of
 from bitquilt.bases.importance import load_transformers_model, match_base
-from bitquilt.bases.statistics import BaseStatistics, collect_base_statistics
+from bitquilt.bases.reading import BaseReading
+from bitquilt.bases.statistics import FISHER, BaseStatistics, keep_statistics
 from bitquilt.calibration.text import HeldOutText
 from bitquilt.config import QuantizeConfig
 from bitquilt.converted.allocation import (
@@ -34,6 +35,7 @@ from bitquilt.converted.allocation import (
 from bitquilt.converted.closing import BaseClosing
 from bitquilt.converted.formats import FORMATS
 from bitquilt.converted.formats.base_format import BaseFormat
+from bitquilt.converted.layer_passes import LayerPasses, MatchedBase, keeps_nothing
 from bitquilt.converted.moments import BaseMoments
 from bitquilt.converted.prediction import predicted_nats
 from bitquilt.converted.rounding import base_rounding_work, round_base
@@ -149,6 +151,7 @@ class _Run:
     ) -> None:
         """Refuse what is wrong with places and sizes, load the model, and calibrate."""
         self._name, self._config, self._progress = converted.name, config, progress
+        self._passes: LayerPasses | None = None
         self._output = Path(config.output)
         self._bases = {
             name: FORMATS[name].open(path, converted.name, config)
@@ -191,11 +194,41 @@ class _Run:
         )
         place = self._config.work_directory(self._name)
         self._work = stack.enter_context(WorkDir(place, self._settings(fingerprint)))
-        collect_base_statistics(model, self._tokens, self._work, progress)
+        self._read(model)
         self._statistics = BaseStatistics(self._work)
         for name, base in self._bases.items():
             base.take(self._partners[name], self._statistics, self._tokens)
         self._closing = self._read_closing(model, closing)
+
+    def _read(self, model: nn.Module) -> None:
+        """Read the text, and keep moments, or what types cost where they are not kept."""
+        if self._work.facts(FISHER).get("passes", "0") != "0":
+            return
+        reading = BaseReading(model, self._tokens)
+        if keeps_nothing(reading, self._work):
+            matched = [MatchedBase(one, self._partners[name]) for name, one in self._bases.items()]
+            rounding = self._config.rounding
+            passes = LayerPasses(reading, matched, self._work, rounding, self._progress)
+            if passes.serve:
+                passes.estimate([self._tried(base, ()) for base in self._bases.values()])
+                self._passes = passes
+                return
+        keep_statistics(reading, self._work, self._progress)
+
+    def _tried(self, base: BaseFormat, unknown: Collection[str]) -> dict[str, list[str]]:
+        """Return the types that are tried for every matrix; none where no budget decides."""
+        if asked_types(base, self._config) is not None:
+            return {}
+        sets = self._candidates(base, unknown)
+        return {
+            name: list(dict.fromkeys(qtype for own in sets for qtype in own[name]))
+            for name in base.matrices
+        }
+
+    def _candidates(self, base: BaseFormat, unknown: Collection[str]) -> list[dict[str, list[str]]]:
+        """Return the types that each matrix may have, for each budget."""
+        recipe = recipe_of(self._config)
+        return [candidates_of(base, unknown, recipe, one) for one in budgets_of(self._config)]
 
     def _read_closing(self, model: nn.Module, text: HeldOutText) -> BaseClosing | None:
         """Let the original read held-out text; None where its logits cannot be had so."""
@@ -232,29 +265,43 @@ class _Run:
 
     def results(self) -> Iterator[ConvertedResult]:
         """Yield a file for each format and budget."""
-        for target, base in self._bases.items():
+        files = []
+        for place, (target, base) in enumerate(self._bases.items()):
             moments = BaseMoments(self._statistics, self._partners[target])
-            plans = list(self._plans(base, moments))
-            require_room(self._output, sum(plan.nbytes for plan in plans))
+            files.append((base, moments, list(self._plans(place, base, moments))))
+        require_room(self._output, sum(plan.nbytes for *_, plans in files for plan in plans))
+        if self._passes is not None:
+            known = [
+                [
+                    {n: qtype for n, qtype in plan.types.items() if moments.is_known(n)}
+                    for plan in own
+                ]
+                for _, moments, own in files
+            ]
+            self._passes.round(known)
+        for base, moments, plans in files:
             for plan in plans:
                 yield self._write(base, moments, plan)
 
-    def _plans(self, base: BaseFormat, moments: BaseMoments) -> Iterator[GgufPlan]:
-        """Decide the types for every budget."""
+    def _plans(self, place: int, base: BaseFormat, moments: BaseMoments) -> Iterator[GgufPlan]:
+        """Decide the types for every budget of a base, the first or a later one."""
         types = asked_types(base, self._config)
         if types is not None:
             yield self._plan(base, types, None, None)
             return
-        recipe, budgets = recipe_of(self._config), budgets_of(self._config)
         unknown = [name for name in base.matrices if not moments.is_known(name)]
-        sets = [candidates_of(base, unknown, recipe, budget) for budget in budgets]
-        union = {
-            name: list(dict.fromkeys(qtype for own in sets for qtype in own[name]))
-            for name in base.matrices
-        }
-        with self._progress.stage(f"Trying types of {base.target}", len(union), "costs"):
-            nats = predicted_nats(base, moments, union, self._config.rounding, self._progress)
-        for own, budget in zip(sets, budgets, strict=True):
+        union = self._tried(base, unknown)
+        if self._passes is not None:
+            known = self._passes.nats(place)
+            nats = {
+                name: dict.fromkeys(own, 0.0) | ({} if name in unknown else known[name])
+                for name, own in union.items()
+            }
+        else:
+            with self._progress.stage(f"Trying types of {base.target}", len(union), "costs"):
+                nats = predicted_nats(base, moments, union, self._config.rounding, self._progress)
+        sets = self._candidates(base, unknown)
+        for own, budget in zip(sets, budgets_of(self._config), strict=True):
             types, predicted = best_allocation(base, nats, own, budget)
             yield self._plan(base, types, predicted, budget.bits)
 

@@ -133,15 +133,12 @@ def round_base(
     """
 
     def place(name: str, qtype: str) -> str:
-        return f"rounded/{base.target}-{base.fingerprint}/{name}/{qtype}-{method}"
-
-    def is_done(name: str, qtype: str) -> bool:
-        return work.has(place(name, qtype))
+        return _place(base, name, qtype, method)
 
     missing = {
         name: qtype
-        for name, qtype in types.items()
-        if not is_done(name, qtype) and takes_rounding(qtype) and moments.is_known(name)
+        for name, qtype in missing_matrices(base, types, method, work).items()
+        if moments.is_known(name)
     }
     progress.advance(base_rounding_work(base, types) - base_rounding_work(base, missing))
     finished = _Rounder(base, moments, missing, method, progress).rounded()
@@ -149,9 +146,24 @@ def round_base(
         work.save(place(name, missing[name]), packed, {})
 
     def rounded(name: str, qtype: str) -> Packed | None:
-        return work.load(place(name, qtype)) if is_done(name, qtype) else None
+        return work.load(place(name, qtype)) if work.has(place(name, qtype)) else None
 
     return rounded
+
+
+def missing_matrices(
+    base: BaseFormat, types: Allocation, method: str, work: WorkDir
+) -> dict[str, str]:
+    """Return those of some matrices, with their types, that are rounded and are not yet."""
+    return {
+        name: qtype
+        for name, qtype in types.items()
+        if takes_rounding(qtype) and not work.has(_place(base, name, qtype, method))
+    }
+
+
+def _place(base: BaseFormat, name: str, qtype: str, method: str) -> str:
+    return f"rounded/{base.target}-{base.fingerprint}/{name}/{qtype}-{method}"
 
 
 def base_rounding_work(base: BaseFormat, types: Allocation) -> float:
