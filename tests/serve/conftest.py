@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -83,7 +86,14 @@ def running(
             server.scheduler.close()
             serving.should_exit = True
             thread.join(30)
-        assert not thread.is_alive(), "the server does not stop"
+        assert not thread.is_alive(), f"the server does not stop: it is at\n{stack_of(thread)}"
+
+
+def stack_of(thread: threading.Thread) -> str:
+    """Where a thread is, and all tasks that wait."""
+    frames = sys._current_frames()
+    stack = "".join(traceback.format_stack(frames.get(thread.ident or 0)))
+    return stack + "\n".join(str(task) for task in asyncio.tasks._all_tasks)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

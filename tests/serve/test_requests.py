@@ -274,9 +274,10 @@ def test_answers_differ_by_seed_and_are_the_same_again(demo: Running) -> None:
     def texts(**more: Any) -> list[str | None]:
         return [choice.message.content for choice in create(**ask, **more).choices]
 
+    assert texts() != texts()
+    # The prompt is kept by now. How much of it is read changes the last digits of its logits.
     assert texts(seed=5) == texts(seed=5)
     assert len({*texts(seed=5)}) == 2
-    assert texts() != texts()
 
 
 def test_a_prompt_that_is_too_long_refuses_its_request_before_it_begins(server: Running) -> None:
