@@ -11,6 +11,7 @@ from torch import Tensor
 from bitquilt.bases.partners import Partner, PartnerPiece, Unit
 from bitquilt.bases.products import InputSums
 from bitquilt.bases.statistics import BaseStatistics
+from bitquilt.calibration.output_shrinkage import USUAL_OUTPUT_SHARE
 from bitquilt.calibration.shrinkage import USUAL_SHARE
 from bitquilt.converted.moments import FEW_TOKENS, BaseMoments
 
@@ -39,6 +40,9 @@ class Known:
 
     def rows(self, unit: Unit) -> Tensor | None:
         return self._rows.get(unit)
+
+    def output_moment(self, unit: Unit) -> Tensor | None:
+        return self.hessian(unit)
 
     def looked_up(self, parameter: str) -> None:
         return None
@@ -101,3 +105,11 @@ def test_an_expert_goes_towards_the_layer_where_few_tokens_came(tokens: int) -> 
     wanted = shrunk(trust * (few.T @ few / tokens) + (1 - trust) * layer)
     torch.testing.assert_close(found.hessian("m", 0), wanted)
     torch.testing.assert_close(found.hessian("m", 2), shrunk(layer))  # which nothing reached
+
+
+def test_a_moment_of_outputs_is_shrunk_by_the_usual_share() -> None:
+    g, rows = torch.randn(50, 6), 6
+    known = Known({unit("w"): g}, {})
+    found = moments(known, m=Partner(((piece(unit("w"), rows),),))).output_moment("m", 0, rows)
+    assert found is not None
+    torch.testing.assert_close(found, shrunk(g.T @ g / 50, USUAL_OUTPUT_SHARE))

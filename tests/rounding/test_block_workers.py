@@ -100,7 +100,15 @@ def slow(*_):
 
 
 def no_moments(layer):
-    return BlockMoments(layer=layer, hessians={}, shares={}, outputs={}, weights={}, diagonals={})
+    return BlockMoments(
+        layer=layer,
+        hessians={},
+        shares={},
+        outputs={},
+        output_shares={},
+        weights={},
+        diagonals={},
+    )
 
 
 def refused(*_):

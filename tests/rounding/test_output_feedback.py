@@ -6,15 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitquilt import qtypes
+from bitquilt.calibration.output_shrinkage import CHUNKS
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.errors import UserError
 from bitquilt.rounding.input_work import MemoryUse
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.output_feedback import (
-    CHUNKS,
     OUTPUT_DAMPING,
-    TRUST,
     ChunkedMatrix,
     factorize_outputs,
 )
@@ -36,9 +35,9 @@ TYPES = ["Q3_K", "Q4_K", "IQ4_NL", "3bit-g64"]
 
 
 def damped(moment):
-    """B as the feedback trusts it, in double precision and in the matrix's own order."""
+    """B as it is factorized, in double precision and in the matrix's own order."""
     own = moment.double().diagonal()
-    trusted = TRUST * moment.double()
+    trusted = moment.double()
     trusted.diagonal().copy_(own + OUTPUT_DAMPING * own.mean())
     return trusted
 
@@ -100,7 +99,7 @@ def test_targets_minimize_the_whole_cost(polishes, chunk):
 @pytest.mark.parametrize("method", ["gptq", "full"])
 @pytest.mark.parametrize("name", TYPES)
 def test_less_kl_than_rows_alone(name, method):
-    """Under the true B, not the trusted one; and polishing makes it less still."""
+    """Under B as it is, not damped; and polishing makes it less still."""
     rows = 256
     moment, factor = second_moment(rows, seed=3), factor_of(second_moment(COLUMNS))
     alone = RoundingJob(weights(rows, COLUMNS), qtypes.get(name))
@@ -143,7 +142,7 @@ def test_costs_of_rows_add_up_to_the_kl():
     whole = upper @ upper.T
     mean = whole.diagonal().mean() / (1 + OUTPUT_DAMPING)
     own = whole.diagonal() - OUTPUT_DAMPING * mean
-    undamped = whole / TRUST
+    undamped = whole.clone()
     undamped.diagonal().copy_(own)
     outputs = factorize_outputs(undamped, "m")
     assert torch.equal(outputs.order, torch.arange(rows))

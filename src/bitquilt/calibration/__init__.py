@@ -6,6 +6,7 @@
     collect.py        one pass forward, one backward: Hessians and gradient moments
     kept_states.py    what the blocks read, kept from the one pass for the other
     shrinkage.py      how far Hessians hold on other text
+    output_shrinkage.py  how far moments of output gradients do
     packed_moment.py  Hessians in a quarter of their bytes
     statistics.py     these, read for one matrix at a time
     block_moments.py  those of one block: summed, then saved or used at once

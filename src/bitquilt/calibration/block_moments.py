@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bitquilt.calibration.output_shrinkage import shrunk_outputs
 from bitquilt.calibration.packed_moment import mirrored, pack_moment, slabs
 from bitquilt.calibration.shrinkage import Moments
 from bitquilt.runtime.workdir import WorkDir
@@ -46,7 +47,9 @@ class BlockMoments:
     shares: dict[str, float]
     """Input → the share that was taken from them."""
     outputs: dict[str, Tensor]
-    """Matrix with few outputs → B [R, R]."""
+    """Matrix with few outputs → B [R, R], its off-diagonals shrunk; only where any of them hold."""
+    output_shares: dict[str, float]
+    """Matrix with few outputs → the share that was taken from them; 1 where none hold."""
     weights: dict[str, Tensor]
     """Input → ‖g‖² of each token [T], in the order of the text."""
     diagonals: dict[str, Tensor]
@@ -84,7 +87,8 @@ class SavedMoments:
         for name, moment in moments.outputs.items():
             outputs |= pack_moment(name, moment)
         if outputs:  # of wide matrices alone there are none
-            self.work.save(f"outputs/{moments.layer}", outputs, {})
+            facts = {name: f"{share:g}" for name, share in moments.output_shares.items()}
+            self.work.save(f"outputs/{moments.layer}", outputs, facts)
         weights = {name: own.cpu() for name, own in moments.weights.items()}
         self.work.save(f"weights/{moments.layer}", weights, {})
 
@@ -102,10 +106,11 @@ class BlockSums:
         """``wanted`` is false where only the diagonals are: the rest is there from before."""
         self._layer, self.wanted = layer, wanted
         self._tokens = 0
+        self._fold = 0
         self._inputs: dict[str, Tensor] = {}  # of the batch at hand, [T, C]
         self._squares: dict[str, Tensor] = {}  # Σ g² over the readers of an input, [T]
         self._hessians: dict[str, Moments] = {}
-        self._outputs: dict[str, Tensor] = {}
+        self._outputs: dict[str, Moments] = {}
         self._diagonals: dict[str, Tensor] = {}
         self._weights: dict[str, list[Tensor]] = {}
 
@@ -126,11 +131,18 @@ class BlockSums:
         self._squares[owner] = self._squares.get(owner, 0) + square.sum(1)
         if self.wanted and g.shape[1] <= OUTPUTS:
             if name not in self._outputs:
-                self._outputs[name] = g.new_zeros(g.shape[1], g.shape[1])
-            add_moment(self._outputs[name], g)
+                self._outputs[name] = Moments(g)
+            moments = self._outputs[name]
+            add_moment(moments.sums[self._fold], g)
+            moments.weights[self._fold] += len(g)
 
-    def add(self, fold: int) -> None:
-        """Add the batch that has gone back, which is of one fold."""
+    def begin(self, fold: int) -> None:
+        """Expect a batch, which is of one fold."""
+        self._fold = fold
+
+    def add(self) -> None:
+        """Add the batch that has gone back."""
+        fold = self._fold
         self._tokens += len(next(iter(self._inputs.values())))
         if self.wanted:
             for name, x in self._inputs.items():
@@ -160,10 +172,15 @@ class BlockSums:
             for total in moments.sums:
                 mirrored(total, SUM_SLABS)
             hessians[name], shares[name] = moments.shrunk()
-        outputs = {
-            name: mirrored(moment, SUM_SLABS).div_(self._tokens)
-            for name, moment in self._outputs.items()
-        }
+        outputs: dict[str, Tensor] = {}
+        output_shares: dict[str, float] = {}
+        while self._outputs:
+            name, moments = self._outputs.popitem()
+            for total in moments.sums:
+                mirrored(total, SUM_SLABS)
+            own, output_shares[name] = shrunk_outputs(moments)
+            if output_shares[name] < 1:
+                outputs[name] = own
         weights = {
             # [T] -> [N, L], in the order of the text, and back
             name: torch.cat(parts).unflatten(0, (len(place), -1))[place].flatten()
@@ -174,6 +191,7 @@ class BlockSums:
             hessians=hessians,
             shares=shares,
             outputs=outputs,
+            output_shares=output_shares,
             weights=weights,
             diagonals=diagonals,
         )

@@ -61,7 +61,8 @@ def collect_statistics(
 
     ``hessians/<block>`` holds one [C, C] per distinct input, shrunk as far as the folds of the text
     disagree (:mod:`.shrinkage`) and packed (:mod:`.packed_moment`), ``hessians/head`` that of the
-    head; ``outputs/<block>`` holds one B [R, R], packed too, per matrix with few outputs;
+    head; ``outputs/<block>`` holds one B [R, R], packed too, per matrix with few outputs, shrunk as
+    far as its worst fold wants (:mod:`.output_shrinkage`) and left out where nothing of it holds;
     ``weights/<block>`` holds ‖g‖² of each token [T] for each input, in the order of the windows as
     given; ``gradients`` holds the diagonal of B [R] of every matrix of a block, and for the
     embedding ``tokens`` [V] (share of each token in the text), ``columns`` [D] (of its outputs) and
@@ -282,13 +283,14 @@ def _backward(
     ]
     for fold, windows in enumerate(_folds(counts)):
         for rows in batches(inputs[windows], batch_tokens(inputs.shape[2])):
+            sums.begin(fold)
             x = inputs[windows][rows].to(gradient.dtype, copy=True).requires_grad_()
             with torch.enable_grad():
                 y = model.run(block, x)
             y.backward(gradient[windows][rows])
             assert x.grad is not None
             gradient[windows][rows] = x.grad
-            sums.add(fold)
+            sums.add()
     for hook in hooks:
         hook.remove()
 

@@ -36,7 +36,7 @@ JITTER = 1e-4
 
 
 class Moments:
-    """Second moments of one input, summed fold by fold, each token with its own weight."""
+    """Second moments of one input or output, summed fold by fold, tokens with their weights."""
 
     def __init__(self, x: Tensor) -> None:
         """Begin with nothing, for inputs like those of a batch [T, C]."""
@@ -45,18 +45,26 @@ class Moments:
         """Of weight · x xᵀ, [C, C] each."""
         self.weights = [0.0] * FOLDS
 
-    def shrunk(self) -> tuple[Tensor, float]:
-        """Return the mean of x xᵀ with its off-diagonals shrunk, [C, C], and by what share.
+    def folds(self) -> list[FoldSum]:
+        """Return the sums of those folds that have any text."""
+        weights = zip(self.sums, self.weights, strict=True)
+        return [FoldSum(total, own) for total, own in weights if own > 0]
+
+    def take_mean(self) -> Tensor:
+        """Return the mean of x xᵀ over all folds, [C, C].
 
         The sums are gone then: of a wide input each takes gigabytes.
         """
-        weights = zip(self.sums, self.weights, strict=True)
-        share = best_share([FoldSum(total, own) for total, own in weights if own > 0])
         total = self.sums.pop(0)
         while self.sums:
             total += self.sums.pop(0)
         total /= max(sum(self.weights), torch.finfo(total.dtype).tiny)
-        return shrink_(total, share), share
+        return total
+
+    def shrunk(self) -> tuple[Tensor, float]:
+        """Return the mean with its off-diagonals shrunk, [C, C], and by what share."""
+        share = best_share(self.folds())
+        return shrink_(self.take_mean(), share), share
 
 
 class FoldSum(NamedTuple):
@@ -96,9 +104,9 @@ def best_share(folds: Sequence[FoldSum]) -> float:
         return USUAL_SHARE
     order = torch.stack([fold.diagonal() for fold in folds]).sum(0).argsort(descending=True)
     left_out = range(len(folds) if len(order) <= WIDE_INPUT else 1)
-    probes = {i: _probes(folds[i].ordered(order)) for i in left_out}
+    probes = {i: probes_of(folds[i].ordered(order)) for i in left_out}
     others = {
-        i: _mean(fold.ordered(order) for j, fold in enumerate(folds) if j != i) for i in left_out
+        i: mean_of(fold.ordered(order) for j, fold in enumerate(folds) if j != i) for i in left_out
     }
 
     @cache
@@ -115,7 +123,7 @@ def best_share(folds: Sequence[FoldSum]) -> float:
     return TRIED_SHARES[at] if error(at) < float("inf") else USUAL_SHARE
 
 
-def _mean(matrices: Iterator[Tensor]) -> Tensor:
+def mean_of(matrices: Iterator[Tensor]) -> Tensor:
     """Return the mean of some matrices, of which two are in memory at a time."""
     total, count = next(matrices), 1
     for matrix in matrices:
@@ -135,10 +143,8 @@ def feedback_error(hessian: Tensor, share: float, probes: Tensor) -> float:
     Returns:
         the error; infinity where H does not factorize.
     """
-    turned = shrink_(hessian.flip(0, 1), share)
-    turned.diagonal().add_(DAMPING * turned.diagonal().mean())
-    lower, info = torch.linalg.cholesky_ex(turned)
-    if info:
+    lower = factor_last_first(hessian, share)
+    if lower is None:
         return float("inf")
     # U is L turned round and Ũ is U less the scale of its columns: Ũ⁻¹ p from L⁻¹ of p turned round
     made_up = torch.linalg.solve_triangular(lower, probes.flip(0), upper=False)
@@ -146,7 +152,19 @@ def feedback_error(hessian: Tensor, share: float, probes: Tensor) -> float:
     return float(made_up.square().sum() / probes.shape[1])
 
 
-def _probes(own: Tensor) -> Tensor:
+def factor_last_first(hessian: Tensor, share: float) -> Tensor | None:
+    """Factorize [C, C], shrunk by a share and damped, from its last column to its first.
+
+    Returns:
+        the lower triangle L [C, C] of the matrix turned round; None where it does not factorize.
+    """
+    turned = shrink_(hessian.flip(0, 1), share)
+    turned.diagonal().add_(DAMPING * turned.diagonal().mean())
+    lower, info = torch.linalg.cholesky_ex(turned)
+    return None if info else lower
+
+
+def probes_of(own: Tensor) -> Tensor:
     """Return [C, M] whose outer products have A / tr(A) as their mean: all texts count alike.
 
     A [C, C] is overwritten.

@@ -47,7 +47,8 @@ class CalibrationStats:
     def outputs(self, module: str) -> Tensor | None:
         """Return E[g gᵀ], [R, R], of the gradients at a matrix's output, on the same device.
 
-        None for the embedding, the head, and matrices of more than ``OUTPUTS`` outputs.
+        Its off-diagonals are shrunk. None for the embedding, the head, matrices of more than
+        ``OUTPUTS`` outputs, and those whose off-diagonals do not hold on other text.
         """
         layer = layer_of(module)
         if layer is None or not self.work.has(artefact := f"outputs/{layer}"):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bitquilt.bases.live_statistics import UnitStatistics
 from bitquilt.bases.partners import Partner, PartnerPiece
+from bitquilt.calibration.output_shrinkage import USUAL_OUTPUT_SHARE
 from bitquilt.calibration.shrinkage import USUAL_SHARE, shrink_
 
 FEW_TOKENS = 256
@@ -94,7 +95,10 @@ class BaseMoments:
         return found if seen else None
 
     def output_moment(self, name: str, expert: int, count: int) -> Tensor | None:
-        """Return E[g gᵀ] of the outputs, float32 [R, R]; None where it is not known of all."""
+        """Return E[g gᵀ] of the outputs, shrunk, float32 [R, R]; None where it is not known of all.
+
+        The share is the usual one: these moments are not summed fold by fold.
+        """
         found: Tensor | None = None
         for piece in self._pieces(name, expert):
             known = self._statistics.output_moment(piece.unit)
@@ -103,7 +107,7 @@ class BaseMoments:
             at, there = (one.to(known.device) for one in (piece.rows, piece.source_rows))
             found = known.new_zeros(count, count) if found is None else found
             found[at[:, None], at] = known[there[:, None], there]
-        return found
+        return None if found is None else shrink_(found, USUAL_OUTPUT_SHARE)
 
     def looked_up(self, name: str) -> tuple[Tensor, Tensor] | None:
         """Return E[g²] [C] of an embedding's columns and the share of each row [R], or None."""

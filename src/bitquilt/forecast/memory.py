@@ -84,7 +84,7 @@ def stage_bytes(work: RunWork) -> dict[str, int]:
     kept = budget.calibration * window * (checkpoint.layers + 3)
     found = {
         "calibration": max(
-            kept + block + 2 * activations + 2 * FOLDS * hessians + outputs,
+            kept + block + 2 * activations + 2 * FOLDS * (hessians + outputs),
             kept + table + LOGIT_COPIES * logits,
         ),
         "rounding": _rounding(work, table) + (kept if work.two_passes else 0),

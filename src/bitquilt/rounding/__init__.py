@@ -29,6 +29,6 @@ METHODS = ("nearest", "gptq", "full")
 """Nearest rounding; GPTQ's error feedback where it is better; and this polished by coordinate
 descent and a refit of the scales."""
 
-ROUNDING_VERSION = 8
+ROUNDING_VERSION = 9
 """Raised when matrices come out with other bytes or are stored otherwise: a work directory of
 another version is refused."""

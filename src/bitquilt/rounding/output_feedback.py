@@ -11,7 +11,8 @@ the k-th chunk is rounded as if W_k + S_k were its weights, which is LDLQ (Chee 
 chunks of rows for columns. Once all are rounded, the best E_k for the others' errors is
 −B_kk⁻¹ Σ_{i≠k} B_ki E_i.
 
-Within a chunk, rows are rounded independently.
+Within a chunk, rows are rounded independently. B is learned from few tokens: how far its
+off-diagonals count is found when it is summed (:mod:`bitquilt.calibration.output_shrinkage`).
 
 Letters: R rows of a matrix, C columns, n rows of one chunk, a rows of those before it.
 """
@@ -21,21 +22,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from bitquilt.calibration.output_shrinkage import row_chunks
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.qtypes.qtype import QuantType, Unpacked
 from bitquilt.rounding.hessian import refuse_what_is_not_finite
-from bitquilt.rounding.row_batches import TILE, RoundedRows
+from bitquilt.rounding.row_batches import RoundedRows
 from bitquilt.runtime.device import compute_device
 
-CHUNKS = 8
-"""A matrix is cut into so many, if it has rows enough: sixteen gain little and take longer."""
-TRUST = 0.7
-"""Off-diagonals of B count for this part of themselves: B is learned from few tokens."""
 OUTPUT_DAMPING = 0.03
 """This part of the mean diagonal is added to it (docs/decisions/output-feedback.md)."""
 OUTPUT_BYTES = 8
@@ -53,12 +50,8 @@ class OutputFactor:
 
     @cached_property
     def chunks(self) -> Sequence[slice]:
-        """Which places of the order each chunk has: whole tiles, but for the last."""
-        rows = len(self.order)
-        tiles = max(1, rows // TILE)
-        count = min(CHUNKS, tiles)
-        edges = [TILE * (tiles * c // count) for c in range(count)]
-        return [slice(*edge) for edge in pairwise([*edges, rows])]
+        """Which places of the order each chunk has."""
+        return row_chunks(len(self.order))
 
     @property
     def forward(self) -> Sequence[Tensor]:
@@ -100,7 +93,7 @@ def factorize_outputs(moment: Tensor, name: str) -> OutputFactor:
     """Order and damp a second moment of output gradients.
 
     Args:
-        moment: B, float32 [R, R].
+        moment: B, float32 [R, R], its off-diagonals shrunk as far as they are trusted.
         name: whose outputs they are.
 
     Raises:
@@ -112,7 +105,7 @@ def factorize_outputs(moment: Tensor, name: str) -> OutputFactor:
     if not mean > torch.finfo(torch.float32).tiny:  # outputs that nothing depends on
         mean = torch.ones_like(mean)
     order = own.argsort(descending=True, stable=True)
-    ordered = moment[order][:, order].mul_(TRUST)
+    ordered = moment[order][:, order]
     ordered.diagonal().copy_(own[order] + OUTPUT_DAMPING * mean)
     return OutputFactor(order, ordered)
 
