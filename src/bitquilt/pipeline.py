@@ -47,11 +47,11 @@ from bitquilt.qtypes.qtype import PackedSource
 from bitquilt.report.result import Output, QuantizeResult, SearchResult
 from bitquilt.report.run_record import OutputRecord, save
 from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
-from bitquilt.rounding.block_workers import BlockWorkers
 from bitquilt.rounding.given_cells import GivenCells
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, polishing_work
 from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, Rounder, TwoPassRounder
+from bitquilt.rounding.text_readers import TextReaders
 from bitquilt.rounding.tuning import distill
 from bitquilt.run_text import RunText, draw_text
 from bitquilt.runtime.device import computing, other_gpus
@@ -318,8 +318,8 @@ class Run(AbstractContextManager["Run"]):
         bank = LayerBank(self.checkpoint, self.work, self.config.rounding, self._given)
         if self._run_work.two_passes:
             gpus, every, says = other_gpus(), self._run_work.everything, self.progress
-            workers = self._open.enter_context(BlockWorkers(self._model, bank, gpus, says))
-            self.rounder = TwoPassRounder(bank, tokens, folds, every, workers, says)
+            readers = self._open.enter_context(TextReaders(self._model, bank, gpus, says))
+            self.rounder = TwoPassRounder(bank, tokens, folds, every, readers, says)
             return bank
         rounder = EstimatingRounder if self._run_work.estimates else BankRounder
         self.rounder = rounder(bank, self.progress)

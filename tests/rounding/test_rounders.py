@@ -16,10 +16,10 @@ from bitquilt.models import open_checkpoint
 from bitquilt.models.blockwise import BlockwiseModel
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.rounding import rounders, row_sample
-from bitquilt.rounding.block_workers import BlockWorkers
 from bitquilt.rounding.layer_bank import ESTIMATED, POLISHED, ROUNDED, LayerBank
 from bitquilt.rounding.round_layers import finish_layers, polish_layers
 from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, TwoPassRounder
+from bitquilt.rounding.text_readers import TextReaders
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
@@ -31,8 +31,8 @@ FOLDS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 def two_passes(bank, candidates):
     """The rounder, which has no process beside this one."""
-    workers = BlockWorkers("", bank, [], Silent())
-    return TwoPassRounder(bank, TOKENS, FOLDS, candidates, workers, Silent())
+    readers = TextReaders("", bank, [], Silent())
+    return TwoPassRounder(bank, TOKENS, FOLDS, candidates, readers, Silent())
 
 
 class Both:

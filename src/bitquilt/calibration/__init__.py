@@ -5,6 +5,7 @@
     text_budget.py    how much text each stage reads
     collect.py        one pass forward, one backward: Hessians and gradient moments
     kept_states.py    what the blocks read, kept from the one pass for the other
+    text_share.py     a share of the text, and sums of several processes
     shrinkage.py      how far Hessians hold on other text
     output_shrinkage.py  how far moments of output gradients do
     packed_moment.py  Hessians in a quarter of their bytes

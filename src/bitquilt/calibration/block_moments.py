@@ -104,7 +104,7 @@ class BlockSums:
 
     def __init__(self, layer: int, wanted: bool) -> None:
         """``wanted`` is false where only the diagonals are: the rest is there from before."""
-        self._layer, self.wanted = layer, wanted
+        self.layer, self.wanted = layer, wanted
         self._tokens = 0
         self._fold = 0
         self._inputs: dict[str, Tensor] = {}  # of the batch at hand, [T, C]
@@ -154,6 +154,25 @@ class BlockSums:
         self._inputs.clear()
         self._squares.clear()
 
+    def join(self, other: BlockSums) -> None:
+        """Add what was summed of the same block over other text, maybe on another device."""
+        self._tokens += other._tokens
+        for name, theirs in other._hessians.items():
+            self._hessians[name].join(theirs)
+        for name, theirs in other._outputs.items():
+            self._outputs[name].join(theirs)
+        for name, total in other._diagonals.items():
+            self._diagonals[name] += total.to(self._diagonals[name].device)
+        for name, parts in other._weights.items():
+            own_parts = self._weights[name]
+            own_parts += [part.to(own_parts[0].device, copy=True) for part in parts]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the second moments; all else is small."""
+        moments = (*self._hessians.values(), *self._outputs.values())
+        return sum(total.nbytes for own in moments for total in own.sums)
+
     def diagonals(self) -> dict[str, Tensor]:
         """Return E[g²] of the outputs of each matrix, [R], on the CPU."""
         return {name: (total / self._tokens).cpu() for name, total in self._diagonals.items()}
@@ -162,7 +181,8 @@ class BlockSums:
         """Return what was summed; the sums of each fold are gone then.
 
         Args:
-            place: where each window of the text stands among those that were read, int64 [N].
+            place: where each window of the text stands among those that were read, int64 [N];
+                those that were read elsewhere come after this process's own.
             diagonals: what :meth:`diagonals` returned.
         """
         hessians: dict[str, Tensor] = {}
@@ -187,7 +207,7 @@ class BlockSums:
             for name, parts in self._weights.items()
         }
         return BlockMoments(
-            layer=self._layer,
+            layer=self.layer,
             hessians=hessians,
             shares=shares,
             outputs=outputs,

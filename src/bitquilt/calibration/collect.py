@@ -30,6 +30,7 @@ from bitquilt.calibration.block_moments import (
 from bitquilt.calibration.kept_states import KeptStates
 from bitquilt.calibration.packed_moment import pack_moment
 from bitquilt.calibration.shrinkage import FOLDS
+from bitquilt.calibration.text_share import SumExchange, TextShare
 from bitquilt.models.blockwise import (
     BlockwiseModel,
     batch_tokens,
@@ -45,6 +46,8 @@ from bitquilt.runtime.workdir import WorkDir
 
 BACKWARD = 4.0
 """What a window takes back through a block, its moments summed, in windows that go forward."""
+HEAD_MOMENT = "head moment"
+"""The second moment of what the head reads, among what is summed over the whole text."""
 ROUGH_OUTPUT = 0.05
 """The relative error of a block's output from which on fast products are given up."""
 
@@ -55,7 +58,9 @@ def collect_statistics(
     folds: Tensor,
     work: WorkDir,
     progress: Progress,
+    *,
     keeper: MomentKeeper | None = None,
+    share: TextShare | None = None,
 ) -> None:
     """Run both passes and leave their statistics in the work directory.
 
@@ -76,13 +81,18 @@ def collect_statistics(
         progress: advances after each block of each pass, by :func:`collection_work` in all.
         keeper: takes the moments of each block, from the last to the first, which are all in
             ``hessians``, ``outputs`` and ``weights``; they are saved there if not given.
+        share: the windows that this process reads, where others read the rest: it takes the
+            moments of some of the blocks then, and the first process saves the others' artefacts.
+
+    Raises:
+        LostProcessError: another process that reads has died.
     """
-    keeper = keeper or SavedMoments(work)
+    keeper, share = keeper or SavedMoments(work), share or TextShare()
     if work.has("gradients") and not any(map(keeper.wants, range(model.checkpoint.layers))):
-        progress.advance(collection_work(model.checkpoint, len(tokens)))
+        progress.advance(collection_work(model.checkpoint, share.windows(len(tokens))))
         return
     with _fast_products(model, tokens[:1], progress):
-        _collect(model, tokens, folds, work, progress, keeper)
+        _collect(model, tokens, folds, work, progress, keeper, share)
 
 
 @contextmanager
@@ -141,42 +151,52 @@ def _collect(
     work: WorkDir,
     progress: Progress,
     keeper: MomentKeeper,
+    share: TextShare,
 ) -> None:
     """Do as :func:`collect_statistics` says."""
-    order = folds.argsort(stable=True)  # windows of one fold stand together
-    place = order.argsort()  # where each window went
-    tokens, counts = tokens[order], torch.bincount(folds, minlength=FOLDS)
-    kept = KeptStates(model)
-    hidden = model.embed(tokens)
+    known = work.has("gradients")
+    parts = share.parts(folds.argsort(stable=True))  # windows of one fold stand together
+    place = torch.cat(parts).argsort()  # where each window went
+    own, part = tokens[parts[0]], len(parts[0]) / len(tokens)
+    counts = torch.bincount(folds[parts[0]], minlength=FOLDS).tolist()
+    kept, exchange = KeptStates(model), SumExchange(share)
+    hidden = model.embed(own)
     with torch.no_grad():
         for index in range(model.checkpoint.layers):
             kept.keep(index, hidden)
             model.run_all(model.block(index, then=index + 1), hidden)
-            progress.advance(len(tokens))
-        if not work.has("hessians/head"):
-            work.save("hessians/head", pack_moment(HEAD, _head_moment(model, hidden)), {})
-    gradient, head = _head_gradient(model, hidden)
+            progress.advance(len(own))
+        means = {} if known else {HEAD_MOMENT: _head_moment(model, hidden).cpu()}
+    gradient, means["head"] = _head_gradient(model, hidden, share.number)
     del hidden
-    backward = BACKWARD * len(tokens)
+    backward = BACKWARD * len(own)
     progress.advance(backward * _head_in_blocks(model.checkpoint))
-    diagonals = {
-        "head": head,
-        "tokens": torch.bincount(tokens.flatten(), minlength=len(head)) / tokens.numel(),
-    }
+    means["tokens"] = torch.bincount(own.flatten(), minlength=len(means["head"])) / own.numel()
     for index in reversed(range(model.checkpoint.layers)):
         sums = BlockSums(index, wanted=keeper.wants(index))
-        _backward(model, index, kept.take(index), gradient, counts.tolist(), sums)
-        own = sums.diagonals()
-        diagonals |= own
+        _backward(model, index, kept.take(index), gradient, counts, sums)
+        means |= sums.diagonals()
         if sums.wanted:
-            keeper.keep(sums.moments(place, own))
+            exchange.give(sums)
+        del sums
+        _keep(exchange.whole(), place, keeper)
         progress.advance(backward)
-    if work.has("gradients"):  # they are what other passes have read
-        return
     # y = scale · E[token]: the gradient of the table is scale times that of its output
     scale = embedding_scale(model.checkpoint.config)
-    diagonals["columns"] = (scale * gradient).flatten(0, 1).square().mean(0)
-    work.save("gradients", {name: t.cpu() for name, t in diagonals.items()}, {})
+    means["columns"] = (scale * gradient).flatten(0, 1).square().mean(0)
+    exchange.give_totals({name: mean.cpu() * part for name, mean in means.items()})
+    _keep(exchange.whole(to_the_end=True), place, keeper)
+    if share.number == 0:
+        totals = exchange.totals()
+        if not known:  # else they are what other passes have read
+            work.save("hessians/head", pack_moment(HEAD, totals.pop(HEAD_MOMENT)), {})
+            work.save("gradients", totals, {})
+
+
+def _keep(blocks: Iterable[BlockSums], place: Tensor, keeper: MomentKeeper) -> None:
+    """Let the keeper have the moments of blocks, one at a time."""
+    for sums in blocks:
+        keeper.keep(sums.moments(place, sums.diagonals()))
 
 
 def collection_work(checkpoint: Checkpoint, windows: int) -> float:
@@ -222,18 +242,19 @@ def linears(block: nn.Module, index: int) -> list[tuple[str, nn.Linear]]:
     ]
 
 
-def _head_gradient(model: BlockwiseModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def _head_gradient(model: BlockwiseModel, hidden: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Return the gradient of −log p(sampled label) before the final norm, and E[p (1 − p)].
 
     Args:
         model: the model.
         hidden: [n, L, D] after the last block.
+        seed: of the labels.
 
     Returns:
         gradients [n, L, D], and the logits' Fisher diagonal [V] (exact, not sampled).
     """
     head = model.head()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     fisher = torch.zeros(head.shape[0], device=head.device)
     gradient = torch.empty_like(hidden)
     flat, flat_gradient = hidden.flatten(0, 1), gradient.flatten(0, 1)  # [T, D]

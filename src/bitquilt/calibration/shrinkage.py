@@ -45,6 +45,12 @@ class Moments:
         """Of weight · x xᵀ, [C, C] each."""
         self.weights = [0.0] * FOLDS
 
+    def join(self, other: Moments) -> None:
+        """Add what was summed over other text, maybe on another device."""
+        for fold, total in enumerate(other.sums):
+            self.sums[fold] += total.to(self.sums[fold].device)
+            self.weights[fold] += other.weights[fold]
+
     def folds(self) -> list[FoldSum]:
         """Return the sums of those folds that have any text."""
         weights = zip(self.sums, self.weights, strict=True)

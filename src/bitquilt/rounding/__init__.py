@@ -8,7 +8,8 @@ scales (tuning).
     given_cells.py         matrices of other files, which it takes where they are better
     costs.py               what rounding takes, by type
     rounders.py            fill the bank: every candidate, or estimates and then what is chosen
-    block_workers.py, block_child.py    blocks in the processes of other GPUs
+    text_pass.py           a pass over the text, with a step for each block
+    text_readers.py, reader_child.py    the GPUs that take it together
     round_layers.py        round, estimate, polish or finish what is missing
     input_work.py          what reads some inputs, under one factorization
     row_sample.py          a few rows that stand for a matrix

@@ -10,18 +10,15 @@ through a block, and rounds as the second does (docs/decisions/two-passes.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from bitquilt.calibration.block_moments import BlockMoments
-from bitquilt.calibration.collect import collect_statistics, collection_work
-from bitquilt.models.blockwise import BlockwiseModel
-from bitquilt.models.names import layer_of
+from bitquilt.calibration.collect import collection_work
 from bitquilt.rounding import kernels
-from bitquilt.rounding.block_workers import BlockStep, BlockTask, BlockWorkers
 from bitquilt.rounding.layer_bank import ESTIMATED, Candidates, LayerBank
 from bitquilt.rounding.round_layers import (
     estimate_layers,
@@ -30,6 +27,8 @@ from bitquilt.rounding.round_layers import (
     round_layers,
     rounding_work,
 )
+from bitquilt.rounding.text_pass import BlockStep, TextPass
+from bitquilt.rounding.text_readers import TextReaders
 from bitquilt.runtime.progress import Progress
 
 
@@ -111,8 +110,8 @@ class TwoPassRounder:
     """The fold of each window, int64 [N]."""
     everything: Candidates
     """The candidates of all formats: one pass serves them."""
-    workers: BlockWorkers
-    """They round what blocks they have time for, and this process the others."""
+    readers: TextReaders
+    """The processes that read."""
     progress: Progress
     complete = False
 
@@ -121,13 +120,9 @@ class TwoPassRounder:
 
     def score(self, candidates: Candidates, target: str) -> None:
         """Estimate those of all formats, the first time."""
-
-        def work(bank: LayerBank, own: Candidates) -> float:
-            return rounding_work(bank, own, ESTIMATED)
-
-        if work(self.bank, self.everything):
+        if _estimating_work(self.bank, self.everything):
             title = "Reading calibration text, estimating types"
-            self._pass(title, "calibration", self.everything, work, estimate_layers)
+            self._pass(title, "calibration", self.everything, _estimating_work, estimate_layers)
 
     def make(self, chosen: Candidates, target: str) -> None:
         """Round and polish them."""
@@ -148,51 +143,16 @@ class TwoPassRounder:
         step: BlockStep,
     ) -> None:
         """Read the text, and take a step with each block's candidates while its moments last."""
-        bank, says = self.bank, _Words(self.progress)
-        units = collection_work(bank.checkpoint, len(self.tokens))
+        windows = math.ceil(len(self.tokens) / self.readers.count)
+        units = collection_work(self.bank.checkpoint, windows)
         with self.progress.stage(title, units, kind):
-            own = _by_layer(candidates)
-            keeper = _Keeper(bank, own, work, step, says, self.workers)
-            collect_statistics(
-                BlockwiseModel(bank.checkpoint),
-                self.tokens,
-                self.folds,
-                bank.work,
-                self.progress,
-                keeper,
-            )
-            step(bank, own[None], says)
-            keeper.finish()
+            task = TextPass(self.tokens, self.folds, candidates, work, step)
+            self.readers.read(task, self.progress, _Words(self.progress))
 
 
-@dataclass(frozen=True)
-class _Keeper:
-    """Takes a step with each block, of which the bank has the moments as its statistics then."""
-
-    bank: LayerBank
-    candidates: Mapping[int | None, Candidates]
-    work: Callable[[LayerBank, Candidates], float]
-    """What a step has to do: 0 where an earlier run has done it."""
-    step: BlockStep
-    says: Progress
-    workers: BlockWorkers
-
-    def wants(self, layer: int) -> bool:
-        return self.work(self.bank, self.candidates[layer]) > 0
-
-    def keep(self, moments: BlockMoments) -> None:
-        task = BlockTask(self.step, moments, self.candidates[moments.layer])
-        self._here(self.workers.do(task))
-
-    def finish(self) -> None:
-        """Do what processes have not begun, and wait until the steps of all blocks are done."""
-        self._here(self.workers.take_back())
-        self._here(self.workers.wait())
-
-    def _here(self, tasks: Iterable[BlockTask]) -> None:
-        """Do tasks in this process."""
-        for task in tasks:
-            task.do(self.bank, self.says)
+def _estimating_work(bank: LayerBank, candidates: Candidates) -> float:
+    """Return what is left to estimate."""
+    return rounding_work(bank, candidates, ESTIMATED)
 
 
 class _Words(Progress):
@@ -204,11 +164,3 @@ class _Words(Progress):
 
     def say(self, line: str) -> None:
         self._to.say(line)
-
-
-def _by_layer(candidates: Candidates) -> dict[int | None, dict[str, Sequence[str]]]:
-    """Return layer → its candidates; those of tables are under None."""
-    found: dict[int | None, dict[str, Sequence[str]]] = {None: {}}
-    for module, names in candidates.items():
-        found.setdefault(layer_of(module), {})[module] = names
-    return found
