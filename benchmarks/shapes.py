@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 
 import bitquilt
 from bitquilt import demo
+from bitquilt.streaming.base import needs_base
 
 ROOT = Path(__file__).parents[1]
 MOBILELLM_CONFIG = ROOT / "examples" / "mobilellm-r1-950m" / "config.json"
@@ -93,11 +94,34 @@ QWEN3_4B = {
     "rope_theta": 1000000.0,
     "tie_word_embeddings": True,
 }
+QWEN3_30B_A3B = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "vocab_size": 151936,
+    "rms_norm_eps": 1e-06,
+    "hidden_act": "silu",
+    "max_position_embeddings": 40960,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "MobileLLM-R1-950M": json.loads(MOBILELLM_CONFIG.read_text()),
     "Qwen3-4B": QWEN3_4B,
     "Llama-3.1-8B": LLAMA_8B,
     "Magistral-Small": MAGISTRAL,
+    "Qwen3-30B-A3B": QWEN3_30B_A3B,
 }
 
 
@@ -113,17 +137,8 @@ def main() -> None:
         started = time.monotonic()
         progress = WatchedStages()
         with disk_watched(Path(directory)) as most, activity_watched(progress):
-            made = bitquilt.quantize(
-                model,
-                progress=progress,
-                bits=tuple(asked.bits),
-                to=asked.to,
-                output=directory,
-                engine_check=False,
-                search=bitquilt.SearchConfig(method=asked.search),
-            )
+            results = quantized(model, asked, progress)
         seconds = time.monotonic() - started
-        results = sum(output.nbytes for output in made.outputs)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * MAXRSS_UNIT
         print(f"{asked.name}, {asked.bits} bits, {asked.to}: {seconds:.0f} s")
         print(f"memory {peak / 1e9:.1f} GB", end="")
@@ -131,6 +146,22 @@ def main() -> None:
             print(f", of the GPU {torch.cuda.max_memory_reserved() / 1e9:.1f} GB", end="")
         print(f"; disk {(most[0] - source) / 1e9:.1f} GB at most beside the source", end="")
         print(f", {results / 1e9:.1f} GB of them results")
+
+
+def quantized(model: Path, asked: argparse.Namespace, progress: WatchedStages) -> int:
+    """Quantize it in the way that its type goes; the bytes of the files that were made."""
+    options: dict[str, Any] = {
+        "progress": progress,
+        "bits": tuple(asked.bits),
+        "to": asked.to,
+        "output": model.parent,
+        "engine_check": False,
+    }
+    if needs_base(model):
+        return sum(made.plan.nbytes for made in bitquilt.quantize_base(model, **options))
+    search = bitquilt.SearchConfig(method=asked.search)
+    made = bitquilt.quantize(model, search=search, **options)
+    return sum(output.nbytes for output in made.outputs)
 
 
 def arguments() -> argparse.Namespace:
@@ -167,7 +198,8 @@ def write_random(model: Path, name: str = "MobileLLM-R1-950M", layers: int | Non
             tensor: _weights(tuple(empty.shape), generator, device) for tensor, empty in own.items()
         }
         save_file(made, model / file, metadata={"format": "pt"})
-    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    index = {"metadata": {}, "weight_map": places}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 def _weights(shape: tuple[int, ...], generator: torch.Generator, device: str) -> torch.Tensor:
@@ -179,13 +211,14 @@ def _weights(shape: tuple[int, ...], generator: torch.Generator, device: str) ->
 
 
 def tensors(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every tensor of a dense checkpoint as published."""
+    """Every tensor of a checkpoint as published: experts one by one."""
     width, heads, kv = (
         config[key] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads")
     )
     head, old = config["head_dim"], config["model_type"] == "llama4_text"
     mlp = config["intermediate_size_mlp" if old else "intermediate_size"]
     feed = "feed_forward" if old else "mlp"
+    experts = config.get("num_experts", 0)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens": (config["vocab_size"], width)}
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
@@ -194,12 +227,21 @@ def tensors(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
             f"{prefix}self_attn.k_proj": (kv * head, width),
             f"{prefix}self_attn.v_proj": (kv * head, width),
             f"{prefix}self_attn.o_proj": (width, heads * head),
-            f"{prefix}{feed}.gate_proj": (mlp, width),
-            f"{prefix}{feed}.up_proj": (mlp, width),
-            f"{prefix}{feed}.down_proj": (width, mlp),
             f"{prefix}input_layernorm": (width,),
             f"{prefix}post_attention_layernorm": (width,),
         }
+        if "qwen3" in config["model_type"]:
+            shapes |= {f"{prefix}self_attn.{one}_norm": (head,) for one in "qk"}
+        if experts:
+            shapes[f"{prefix}{feed}.gate"] = (experts, width)
+            mlp = config["moe_intermediate_size"]
+        own = [f"{feed}.experts.{number}" for number in range(experts)] or [feed]
+        for one in own:
+            shapes |= {
+                f"{prefix}{one}.gate_proj": (mlp, width),
+                f"{prefix}{one}.up_proj": (mlp, width),
+                f"{prefix}{one}.down_proj": (width, mlp),
+            }
     shapes["model.norm"] = (width,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head"] = (config["vocab_size"], width)

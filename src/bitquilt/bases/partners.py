@@ -17,6 +17,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bitquilt.runtime.device import compute_device
+
 HASHED_AT_ONCE = 1 << 22
 """Numbers that are hashed at once: 32 MB of them."""
 _SEED = 0x5EED
@@ -262,14 +264,16 @@ def _bits(matrix: Tensor) -> Tensor:
 def _hashes(bits: Tensor, ordered: bool = True) -> Tensor:
     """A hash of each row of integers [R, C], int64 [R], which wrap around; C goes into it."""
     height, width = bits.shape
+    bits = bits.to(compute_device())
     generator = torch.Generator().manual_seed(_SEED)
     weights = torch.randint(-(2**62), 2**62, (width,), generator=generator) * 2 + 1
-    found = torch.empty(height, dtype=torch.int64)
+    weights = weights.to(bits.device)
+    found = torch.empty(height, dtype=torch.int64, device=bits.device)
     step = max(1, HASHED_AT_ONCE // max(1, width))
     for start in range(0, height, step):
         numbers = _mixed(bits[start : start + step].to(torch.int64) + width)
         found[start : start + step] = (numbers * weights if ordered else numbers).sum(1)
-    return found
+    return found.cpu()
 
 
 def _mixed(numbers: Tensor) -> Tensor:

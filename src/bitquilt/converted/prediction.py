@@ -18,11 +18,11 @@ from bitquilt.converted.formats.base_format import BaseFormat, takes_rounding
 from bitquilt.converted.moments import BaseMoments
 from bitquilt.converted.rounding import (
     BaseExpert,
-    BaseMatrixReader,
     factor_of,
     input_batches,
     outputs_factor,
     takes_feedback,
+    weight_of,
 )
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.round_matrices import RoundingJob, round_once
@@ -63,12 +63,11 @@ def predicted_nats(
         nothing is known.
     """
     found: Nats = {name: dict.fromkeys(own, 0.0) for name, own in types.items()}
-    reader = BaseMatrixReader(base)
     scale: dict[BaseExpert, float] = {}
     for name in filter(moments.is_known, types):
         drawn = _drawn_experts(base, moments, name)
         if not drawn or not takes_feedback(base, moments, name):
-            found[name] |= _without_feedback(base, moments, reader, name, types[name])
+            found[name] |= _without_feedback(base, moments, name, types[name])
             progress.advance()
             continue
         share = _all_rows(base, moments, name) / max(
@@ -80,7 +79,7 @@ def predicted_nats(
         factor = factor_of(moments, inputs, progress)
         for place, own in enumerate(inputs):
             for expert in own:
-                weight = reader.weight(expert)
+                weight = weight_of(base, expert)
                 rows = _rows_of(base, moments, expert)
                 outputs = outputs_factor(base, moments, expert, method)
                 if outputs is not None:  # rows that come later make up for a part
@@ -102,7 +101,6 @@ def predicted_nats(
 def _without_feedback(
     base: BaseFormat,
     moments: BaseMoments,
-    reader: BaseMatrixReader,
     name: str,
     names: Sequence[str],
 ) -> dict[str, float]:
@@ -116,7 +114,7 @@ def _without_feedback(
             shares += weights / weights.sum()
     sample = sample_rows(shares, DRAWN_OF_TABLES)
     drawn = sample.rows
-    weight = reader.weight(BaseExpert(name, 0))[drawn.to(compute_device())]
+    weight = weight_of(base, BaseExpert(name, 0))[drawn.to(compute_device())]
     hessian = moments.hessian(name, 0)
     importance = moments.importance(name, 0)
     found = {}
@@ -125,7 +123,7 @@ def _without_feedback(
         error = (qtypes.get(qtype).decode(fields) - weight).cpu()
         costs = torch.zeros(len(drawn), dtype=torch.float64)
         if logits is not None and hessian is not None:
-            costs += ((error @ hessian) * error).sum(1).double() * logits[drawn]
+            costs += ((error @ hessian.cpu()) * error).sum(1).double() * logits[drawn]
         elif logits is not None and importance is not None:
             costs += (error.square() @ importance).double() * logits[drawn]
         if table is not None:

@@ -40,19 +40,9 @@ class BaseExpert:
     index: int
 
 
-class BaseMatrixReader:
-    """Reads the matrices of a base; the last one stays, for its experts come one by one."""
-
-    def __init__(self, base: BaseFormat) -> None:
-        """Read from a base."""
-        self._base = base
-        self._last: tuple[str, Tensor] | None = None
-
-    def weight(self, expert: BaseExpert) -> Tensor:
-        """Return one matrix, float32 [R, C], on the device."""
-        if self._last is None or self._last[0] != expert.name:
-            self._last = (expert.name, self._base.read(expert.name))
-        return self._last[1][expert.index].contiguous().to(compute_device())
+def weight_of(base: BaseFormat, expert: BaseExpert) -> Tensor:
+    """Return one matrix of a base, float32 [R, C], on the device."""
+    return base.read(expert.name, expert.index).contiguous().to(compute_device())
 
 
 def takes_feedback(base: BaseFormat, moments: BaseMoments, name: str) -> bool:
@@ -189,7 +179,6 @@ class _Rounder:
     ) -> None:
         self._base, self._moments, self._types = base, moments, types
         self._method, self._progress = method, progress
-        self._reader = BaseMatrixReader(base)
         self._parts: dict[str, dict[int, Packed]] = {}
 
     def rounded(self) -> Iterator[tuple[str, Packed]]:
@@ -213,7 +202,7 @@ class _Rounder:
         factor = factor_of(self._moments, inputs, self._progress)
         jobs = [
             RoundingJob(
-                self._reader.weight(expert), self._qtype(expert), place, self._outputs(expert)
+                weight_of(self._base, expert), self._qtype(expert), place, self._outputs(expert)
             )
             for place, own in enumerate(inputs)
             for expert in own
@@ -223,7 +212,7 @@ class _Rounder:
 
     def _nearest(self, expert: BaseExpert) -> Packed:
         """Round to nearest levels, some rows at a time: tables are large."""
-        weight, qtype = self._reader.weight(expert), self._qtype(expert)
+        weight, qtype = weight_of(self._base, expert), self._qtype(expert)
         importance = self._moments.importance(expert.name, expert.index)
         step = rows_within(TABLE_WEIGHTS, weight.shape[1])
         parts = [qtype.pack(fit(qtype, rows, importance)) for rows in weight.split(step)]

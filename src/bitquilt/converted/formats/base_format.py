@@ -134,8 +134,8 @@ class BaseFormat(ABC):
         """Return the bytes of a matrix on a type, alignment included."""
 
     @abstractmethod
-    def read(self, name: str) -> Tensor:
-        """Read a matrix, float32 [E, R, C]."""
+    def read(self, name: str, expert: int) -> Tensor:
+        """Read a matrix, or one of a stack, float32 [R, C]."""
 
     @abstractmethod
     def preset(self, name: str) -> dict[str, str]:

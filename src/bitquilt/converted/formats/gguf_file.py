@@ -115,10 +115,9 @@ class GgufBase(BaseFormat):
     def nbytes(self, name: str, qtype: str) -> int:
         return aligned(self.matrices[name].nbytes(GgmlType[qtype]))
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, expert: int) -> Tensor:
         matrix = self.matrices[name]
-        rows = self._source.rows(matrix, 0, matrix.experts * matrix.rows)
-        return torch.from_numpy(rows).reshape(matrix.experts, matrix.rows, matrix.columns)
+        return torch.from_numpy(self._source.rows(matrix, expert * matrix.rows, matrix.rows))
 
     def preset(self, name: str) -> dict[str, str]:
         return _names(preset_mix(self._source, name))

@@ -148,9 +148,10 @@ class MlxDirectory(BaseFormat):
             return self._base.tensors[f"{name}.weight"].raw_bytes
         return qtypes.get(qtype).nbytes(matrix.experts * matrix.rows, matrix.columns)
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, expert: int) -> Tensor:
         matrix = self.matrices[name]
-        return self._base[name].float().reshape(matrix.experts, matrix.rows, matrix.columns)
+        stack = self._base[name].reshape(matrix.experts, matrix.rows, matrix.columns)
+        return stack[expert].float()
 
     def preset(self, name: str) -> dict[str, str]:
         if name not in preset_names(MLX.name) or name not in qtypes.names(MLX.name):
