@@ -129,7 +129,7 @@ class Row:
     def _tried(self, what: str, does: Callable[[], T]) -> T | None:
         try:
             return does()
-        except Exception as error:  # whatever an engine raises is what the page tells
+        except (Exception, SystemExit) as error:  # whatever an engine raises is what the page tells
             said = str(error).strip().splitlines() or [type(error).__name__]
             self.notes.append(f"{what}: {said[0][:200]}")
             return None

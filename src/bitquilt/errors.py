@@ -105,6 +105,15 @@ class PartlyRefusedError(UserError):
         self.made = made
 
 
+class UnknownFamilyError(UserError):
+    """bitquilt does not know a model's family itself; ``quantize`` goes by the model's base."""
+
+    def __init__(self, cause: str, advice: str) -> None:
+        """Take what was found, and what helps those of whose purpose nothing is known."""
+        super().__init__(f"{cause}; {advice}")
+        self.cause = cause
+
+
 class NotFiniteError(UserError):
     """A model computes NaN or infinity, so that it is of no use."""
 

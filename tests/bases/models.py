@@ -71,10 +71,25 @@ _DELTA = {
     "linear_key_head_dim": 32,
     "linear_value_head_dim": 32,
 }
+_LATENT = {
+    **{"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32},
+    **{"v_head_dim": 32, "num_key_value_heads": 4},
+}
+_ROUTED = {
+    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1},
+    **{"topk_group": 1, "moe_intermediate_size": 64},
+}
+_GPT2 = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 192}
+_STATES = {"state_size": 16, "time_step_rank": 8, "intermediate_size": 256}
 # llama.cpp reads an MLP as wide as its stream the wrong way round
 _VISION = {
     **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1},
     **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+}
+_IDEFICS = {
+    "text_config": {"model_type": "llama", **_SHARED},
+    "vision_config": _VISION,
+    **{"scale_factor": 2, "image_token_id": 5, "tie_word_embeddings": False},
 }
 TYPES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -212,6 +227,57 @@ TYPES: dict[str, dict[str, Any]] = {
     },
     "internlm3": {"head_dim": 32},
     "iquestcoder": {"head_dim": 32},
+    "gemma": {"head_dim": 32, **_TIED},
+    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, **_TIED},
+    "minicpm3": {**_LATENT, **_TIED, "head_dim": 32},
+    "youtu": {**_LATENT, **_TIED},
+    "helium": {"head_dim": 32},
+    "laguna": {
+        **{**_EXPERTS, **_SLIDING, "shared_expert_intermediate_size": 64},
+        **{"num_attention_heads_per_layer": [4, 4], "mlp_layer_types": ["dense", "sparse"]},
+    },
+    "mellum": {
+        **{**_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
+        **{"moe_intermediate_size": 64, "mlp_layer_types": ["sparse", "sparse"]},
+    },
+    "mamba": _STATES,
+    "falcon_mamba": _STATES,
+    "llava": {
+        "text_config": {"model_type": "llama", **_SHARED},
+        "vision_config": {"model_type": "clip_vision_model", **_VISION},
+        **{"image_token_index": 5, "tie_word_embeddings": False},
+    },
+    "smolvlm": _IDEFICS,
+    "idefics3": _IDEFICS,
+    # and those that nobody had looked at
+    "gpt2": {**_GPT2, **_TIED},
+    "gpt_bigcode": {**_GPT2, **_TIED},
+    "olmo": {},
+    "mamba2": {
+        **{"num_heads": 8, "head_dim": 32, "state_size": 32, "n_groups": 1, "expand": 2},
+    },
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "jamba": {
+        **{"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 16, "mamba_dt_rank": 8},
+        **{"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    },
+    "glm": {"head_dim": 32, **_LARGER},
+    "deepseek_v3": {**_LATENT, **_ROUTED, "first_k_dense_replace": 1},
+    "glm4_moe_lite": {
+        **{**_LATENT, **_ROUTED, **_LARGER},
+        "mlp_layer_types": ["dense", "sparse"],
+    },
+    "exaone_moe": {
+        **{**_EXPERTS, **_SLIDING, "num_shared_experts": 1, "n_group": 1, "topk_group": 1},
+        "mlp_layer_types": ["dense", "sparse"],
+    },
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 32},
+    "minimax_m2": {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "solar_open": {**_ROUTED, "head_dim": 32},
+    "afmoe": {
+        **{**_EXPERTS, **_SLIDING, "num_shared_experts": 1, "num_dense_layers": 1},
+        "global_attn_every_n_layers": 2,
+    },
 }
 """model_type → fields of its config, beside those that all have."""
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -223,6 +289,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "glm4": {"partial_rotary_factor": 0.5},
     "glm4_moe": {"partial_rotary_factor": 0.5},
     "dots1": {"scoring_func": "sigmoid"},
+    "deepseek_v3": {"scoring_func": "sigmoid"},
+    "exaone_moe": {"scoring_func": "sigmoid"},
     "gpt_neox": {"rotary_pct": 0.25},
     "lfm2": {"block_dim": 128},
     "qwen3_moe": {"num_experts": 4},
@@ -240,8 +308,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 """model_type → fields that published configs have, where transformers saves others."""
 SENTENCEPIECE = {
-    **dict.fromkeys(("gemma2", "gemma3", "gemma3_text", "gemma3n_text"), False),
-    **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "internlm3", "nemotron"), True),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text"), False),
+    **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "internlm3", "minicpm3", "nemotron"), True),
 }
 """Types whose tokenizer the converter reads from tokenizer.model → whether a space goes before all
 text there."""
@@ -287,7 +355,7 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     if kind in SENTENCEPIECE:
         return _of_pieces(SENTENCEPIECE[kind])
     tokenizer = copy.deepcopy(tiny_tokenizer())
-    if kind in ("glm4", "glm4_moe"):
+    if kind in ("glm", "glm4", "glm4_moe", "glm4_moe_lite"):
         marks = ["<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"]
         tokenizer.add_special_tokens({"additional_special_tokens": marks})
     return tokenizer

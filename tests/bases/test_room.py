@@ -1,11 +1,13 @@
 """Models that memory cannot hold are refused before anything is converted."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from bitquilt.bases import room
-from bitquilt.bases.room import GPU_ROOM, require_memory
+from bitquilt.bases.room import GPU_ROOM, refuse_unconverted, require_memory
 from bitquilt.errors import UserError
 
 
@@ -39,3 +41,12 @@ def test_a_gpu_holds_all_weights(directory, monkeypatch):
     machine(monkeypatch, 1 << 40, GPU_ROOM + 4 * 32 * 32 * 4 - 1)
     with pytest.raises(UserError, match=r"16\.38 kB of weights.*give .*device.*cpu"):
         require_memory(directory)
+
+
+@pytest.mark.parametrize("field", ["quantization", "quantization_config"])
+def test_what_no_converter_dequantizes_is_refused_before_it_is_tried(field, tmp_path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({field: {"bits": 4, "group_size": 64}}))
+    with pytest.raises(UserError, match=r"by mlx-lm, .*; give the original checkpoint"):
+        refuse_unconverted(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({field: {"quant_method": "fp8"}}))
+    refuse_unconverted(tmp_path)

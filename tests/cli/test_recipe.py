@@ -46,6 +46,16 @@ def test_export_and_difference(tmp_path: Path, capfd) -> None:
     assert "takes two files, not 1" in capfd.readouterr().err
 
 
+def test_files_that_name_no_matrix_alike_are_not_put_side_by_side(tmp_path: Path, capfd) -> None:
+    path = gguf_file(tmp_path, {"blk.0.attn_q": "Q6_K"})
+    (tmp_path / "other").mkdir()
+    other = gguf_file(tmp_path / "other", {"blk.1.attn_q": "Q6_K"})
+    assert invoke("recipe", "diff", str(path), str(other)) == 2
+    assert "name no matrix alike: they are of other models" in capfd.readouterr().err
+    assert invoke("compare", str(path), str(other)) == 0
+    assert "so that none are put side by side" in capfd.readouterr().err
+
+
 def test_compare(tmp_path: Path, capfd) -> None:
     path = gguf_file(tmp_path, TYPES)
     (tmp_path / "other").mkdir()

@@ -8,9 +8,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType
 from rich.console import Console
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from bitquilt.cli.inspect import render
@@ -160,3 +163,46 @@ def test_a_config_without_weights_and_tables_is_shown_as_far_as_it_goes(tmp_path
     assert "bert · 2 layers\n" in said
     assert "parameters" not in said
     assert re.search(r"weights +There are none here, and bitquilt cannot count them", said)
+
+
+def test_a_gguf_file_of_an_unknown_architecture_is_shown_by_its_header(tmp_path: Path) -> None:
+    from gguf import GGUFWriter
+
+    path = tmp_path / "granitx-Q8_0.gguf"
+    writer = GGUFWriter(path, "granitx")
+    writer.add_block_count(1)
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_tensor("token_embd.weight", np.ones((300, 64), np.float32))
+    writer.add_tensor("output_norm.weight", np.ones(64, np.float32))
+    writer.add_tensor("blk.0.attn_q.weight", np.ones((64, 64), np.float32))
+    for write in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{write}_to_file")()
+    writer.close()
+    found = inspect(str(path))
+    assert (found.name, found.architecture, found.context) == ("granitx", "granitx", 512)
+    assert found.parameters == 300 * 64 + 64 + 64 * 64
+    assert {part.name: part.tensors for part in found.parts if part.tensors} == {
+        **{"embedding": 1, "attention": 1, "norms": 1}
+    }
+    assert found.tied
+    assert "takes GGUF files of any architecture with --imatrix" in found.findings[0].message
+
+
+def test_packed_matrices_of_mlx_count_the_weights_that_they_hold(tmp_path: Path) -> None:
+    tensors = {
+        "model.embed_tokens.weight": torch.zeros(8, 64, dtype=torch.bfloat16),
+        "model.layers.0.mlp.experts.weight": torch.zeros(3, 8, 64 * 5 // 32, dtype=torch.uint32),
+        "model.layers.0.mlp.experts.scales": torch.zeros(3, 8, 2, dtype=torch.bfloat16),
+        "model.layers.0.mlp.experts.biases": torch.zeros(3, 8, 2, dtype=torch.bfloat16),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"model_type": "granitx", "n_layer": 1, "n_positions": 512, "d_model": 64}
+    config["quantization"] = {"group_size": 32, "bits": 5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = inspect(str(tmp_path))
+    assert found.parameters == 8 * 64 + 3 * 8 * 64
+    assert found.bytes == sum(one.numel() * one.element_size() for one in tensors.values())
+    assert list(found.types) == ["5bit-g32", "BF16"]
+    assert (found.layers, found.context, found.hidden_size) == (1, 512, 64)
+    assert "mlx-lm runs what is written here" in found.findings[0].message

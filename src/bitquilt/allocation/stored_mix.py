@@ -209,8 +209,16 @@ def pairs_of(one: StoredMix, other: StoredMix) -> list[MatrixPair]:
 
 
 def unlike_shapes(one: StoredMix, other: StoredMix) -> str:
-    """Say which matrix two files have in different shapes; empty where none is."""
+    """Say which matrix two files have in different shapes, or that they name none alike; empty
+    where neither is so.
+    """
     shapes = {matrix.module: (matrix.rows, matrix.columns) for matrix in other.matrices}
+    if shapes.keys().isdisjoint(matrix.module for matrix in one.matrices):
+        return (
+            f"{one.name} and {other.name} name no matrix alike: they are of other models, or of a "
+            "family of which bitquilt does not know how formats name its matrices, so that none "
+            "are put side by side"
+        )
     for matrix in one.matrices:
         rows, columns = shapes.get(matrix.module, (matrix.rows, matrix.columns))
         if (rows, columns) != (matrix.rows, matrix.columns):

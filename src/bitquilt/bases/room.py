@@ -6,8 +6,11 @@ import re
 from pathlib import Path
 
 from bitquilt.errors import UserError
+from bitquilt.models.canonical import quantization_method
 from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.quantized import quantization_of
 from bitquilt.runtime.device import gpu_memory
+from bitquilt.runtime.files import read_json
 from bitquilt.runtime.load import memory_of_machine
 from bitquilt.runtime.sizes import human
 
@@ -19,6 +22,28 @@ BY_LLAMA_CPP = (
 )
 """What to do about a model that cannot be run here."""
 _ONE_OF_MANY = re.compile(r"\bexperts\.\d+\.")
+
+
+CONVERTED = ("fp8", "compressed-tensors", "gptq", "mxfp4")
+"""Methods of quantized checkpoints that converters dequantize."""
+
+
+def refuse_unconverted(directory: Path) -> None:
+    """Refuse a quantized checkpoint that converters do not know or would keep quantized.
+
+    Args:
+        directory: of a Hugging Face model.
+
+    Raises:
+        UserError: it is one.
+    """
+    stated = quantization_of(read_json(directory / "config.json"))
+    if stated is not None and (method := quantization_method(stated)) not in CONVERTED:
+        raise UserError(
+            f"the weights of {directory} are quantized already, by {method}, and of a model whose "
+            f"family bitquilt does not know itself it reads {', '.join(CONVERTED)} only; give the "
+            "original checkpoint"
+        )
 
 
 def require_memory(directory: Path) -> None:

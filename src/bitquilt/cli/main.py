@@ -36,7 +36,15 @@ from bitquilt.cli.search import search
 from bitquilt.cli.serve import serve
 from bitquilt.cli.tasks import tasks
 from bitquilt.cli.trim import trim_model
-from bitquilt.errors import PartlyRefusedError, UserError, in_shell, named_by
+from bitquilt.cli.unknown_family import advised
+from bitquilt.errors import (
+    PartlyRefusedError,
+    UnknownFamilyError,
+    UserError,
+    in_shell,
+    named_by,
+    worded,
+)
 from bitquilt.runtime.load import wait_asleep_if_busy
 from bitquilt.runtime.quiet import quiet
 
@@ -149,6 +157,8 @@ def _run(words: list[str], leave: Callable[[str, int], None], beside: dict[str, 
         bitquilt(args=words, prog_name="bitquilt", standalone_mode=False, obj=beside)
     except PartlyRefusedError as error:
         _leave(str(error), 2, as_json=False)  # the verb has printed the object
+    except UnknownFamilyError as error:
+        leave(worded(advised(error, words[0])), 2)
     except UserError as error:
         leave(str(error), 2)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from bitquilt.report.result import QuantizeResult
     from bitquilt.streaming.quantize_gguf import GgufResult
 
+EVAL_READS_MORE = "; `bitquilt eval` reads more of them"
+"""Of files of families that bitquilt knows itself."""
+
 
 @click.command()
 @MODEL
@@ -117,13 +120,24 @@ def _print_converted(made: list[ConvertedResult]) -> None:
         kind_rows(table, (name, human(one.plan.nbytes), bits), cells)
     console.print(table)
     console.print("About these figures:")
-    print_list(console, [*_about_figures(original.kinds), "Bits are per weight of the tensors."])
+    print_list(
+        console,
+        [
+            *_about_figures(original.kinds, more=""),
+            "Bits are per weight of the tensors.",
+        ],
+    )
 
 
 def _print_streamed(made: list[GgufResult]) -> None:
+    from bitquilt.models.gguf_config import is_known_gguf
+
     _print_files(made)
     first, against = made[0].paths[0], made[0].source
-    click.echo(f"Nothing was measured; `bitquilt eval {first} --against {against}` measures it.")
+    measures = f"`bitquilt eval {first} --against {against}`"
+    if not is_known_gguf(against):
+        measures = f"llama.cpp's `llama-perplexity --kl-divergence`, with logits of {against},"
+    click.echo(f"Nothing was measured; {measures} measures it.")
 
 
 def _print_files(made: Sequence[GgufResult]) -> None:
@@ -151,7 +165,7 @@ def _print_table(result: QuantizeResult) -> None:
         console.print(f"{result.vision}: {size}, the vision tower, not quantized", markup=False)
     console.print(_closing_table(result))
     console.print("About these figures:")
-    print_list(console, [*_about_figures(result.original.kinds), SIZE_NOTE])
+    print_list(console, [*_about_figures(result.original.kinds, EVAL_READS_MORE), SIZE_NOTE])
     console.print("The files in their engines:")
     print_list(console, [f"{output.path.name}: {output.note}." for output in result.outputs])
     took, in_all = clock(result.seconds), clock(result.seconds_in_all)
@@ -196,11 +210,12 @@ def _figures_begun(
     return table
 
 
-def _about_figures(own: Mapping[str, Figures]) -> Iterator[str]:
+def _about_figures(own: Mapping[str, Figures], more: str) -> Iterator[str]:
     """Say what the closing table's figures are, a sentence a line.
 
     Args:
         own: the kind of text → figures of the original on it.
+        more: what reads more documents where these were too few.
     """
     from bitquilt.metrics.intervals import too_few
     from bitquilt.report.figures import kinds_note
@@ -208,7 +223,7 @@ def _about_figures(own: Mapping[str, Figures]) -> Iterator[str]:
     intervals = "Intervals are 95 %, over documents"
     if few := [one for one in own.values() if math.isnan(one.agreement.low)]:
         said = too_few(few[0].documents)
-        intervals = f"{said[0].upper()}{said[1:]}; `bitquilt eval` reads more of them"
+        intervals = f"{said[0].upper()}{said[1:]}{more}"
     yield f"KL and top-1 are against the original. {intervals}."
     yield "They were computed by torch, on the weights read back from each file."
     read = " and ".join(

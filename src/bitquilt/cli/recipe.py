@@ -126,6 +126,12 @@ def _different(paths: list[Path], checkpoint: Checkpoint | None) -> tuple[str, d
     from bitquilt.allocation.stored_mix import types_by_module
 
     one, other = (types_by_module(path, checkpoint) for path in paths)
+    if one.keys().isdisjoint(other):
+        raise UserError(
+            f"{paths[0]} and {paths[1]} name no matrix alike: they are of other models, or of a "
+            "family of which bitquilt does not know how formats name its matrices; give two files "
+            "of one format"
+        )
     modules = dict.fromkeys([*one, *other])
     found = {m: [one.get(m), other.get(m)] for m in modules if one.get(m) != other.get(m)}
     return _listed(found, len(modules)), {"matrices": len(modules), "different": found}

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bitquilt.errors import UserError
+from bitquilt.errors import UnknownFamilyError, UserError
 from bitquilt.models import layout
 from bitquilt.models.architectures import ARCHITECTURES, REWRITES, WRAPPERS
 from bitquilt.models.architectures.conditions import COMMON, Condition, first_failed
@@ -88,10 +88,10 @@ def text_config(config: ModelConfig) -> ModelConfig:
             text.setdefault("tie_word_embeddings", config["tie_word_embeddings"])
         model_type = text["model_type"]
     if model_type not in REWRITES and model_type not in ARCHITECTURES:
-        raise UserError(
-            f"model_type {model_type} is not an architecture that bitquilt supports; it works on "
-            f"{WORKS}; for others, use `bitquilt quantize`, which begins with the format's own "
-            "converter"
+        raise UnknownFamilyError(
+            f"model_type {model_type} is not an architecture that bitquilt knows itself, which are "
+            f"{WORKS}",
+            "for others, use `bitquilt quantize`, which begins with the format's own converter",
         )
     refuse_odd_fields(text)
     for field in QUANTIZED:

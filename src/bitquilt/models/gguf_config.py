@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from bitquilt.errors import UserError
+from pathlib import Path
+
+from bitquilt.errors import UnknownFamilyError, UserError
 from bitquilt.gguf.container import GgufTensor, MetadataValue
-from bitquilt.gguf.header import GgufHeader
+from bitquilt.gguf.header import GgufHeader, read_header
 from bitquilt.gguf.metadata import Hyperparameters, hyperparameter_keys, read_hyperparameters
 from bitquilt.gguf.rope import ROPE_FREQS, RopeFactors, rope_factors
 from bitquilt.models.architectures import GGUF_ARCHITECTURES, Architecture, architecture_of
@@ -99,11 +101,21 @@ def architecture_in(header: GgufHeader) -> Architecture:
                 f"{header.path} is the vision tower of a model; give the model's own file, beside "
                 "which it is found"
             )
-        raise UserError(
+        raise UnknownFamilyError(
             f"{header.path} has architecture {header.architecture or 'unknown'}; bitquilt reads "
-            f"GGUF files of {', '.join(GGUF_ARCHITECTURES)}"
+            f"GGUF files of {', '.join(GGUF_ARCHITECTURES)} as checkpoints",
+            "give the Hugging Face directory that it was made from",
         )
     return family
+
+
+def is_known_gguf(path: Path) -> bool:
+    """Tell whether a GGUF file is of a family that bitquilt knows itself.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return read_header(path).architecture in GGUF_ARCHITECTURES
 
 
 def hf_tensors(header: GgufHeader) -> dict[str, GgufTensor]:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitquilt.errors import UserError
+from bitquilt.gguf import SUFFIX
+from bitquilt.gguf.file_type import file_type_name
+from bitquilt.gguf.header import GgufHeader, read_header
 from bitquilt.models import open_checkpoint
-from bitquilt.models.canonical import has_tables
+from bitquilt.models.canonical import has_tables, quantization_method
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
+from bitquilt.models.gguf_config import is_known_gguf
+from bitquilt.models.sources.quantized import QuantizedTensor, joined, quantization_of
 from bitquilt.models.sources.resolve import resolve, short_name
 from bitquilt.models.sources.safetensors import StoredTensor, files, scan
 from bitquilt.runtime.files import read_json
@@ -23,6 +30,21 @@ UNCOUNTED = (
     "directory that has its safetensors files, too."
 )
 """What is said of a model of an unknown architecture whose config alone is here."""
+FROM_BASE = (
+    "bitquilt does not know {kind} itself. `bitquilt quantize` first lets llama.cpp's "
+    "converter (for a GGUF file) or mlx-lm (for MLX) write the model unquantized, and "
+    "then quantizes that. transformers runs the model for calibration and measurement."
+)
+WRITTEN = (
+    "bitquilt does not know {kind} itself. {engine} runs what is written here; `bitquilt run`, "
+    "`serve`, `tasks`, `compare` and `recipe from` take it."
+)
+"""What is said of files of such a model."""
+QUANTIZED_GGUF = " `bitquilt quantize` takes GGUF files of any architecture with --imatrix."
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+_WIDTH = ("hidden_size", "n_embd", "d_model")
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+"""Names that configs have for the same."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +97,10 @@ def inspect(reference: str) -> Inspection:
         UserError: it cannot be found or read, or bitquilt has no exact canonical form for it.
     """
     path = resolve(reference, weights=False)
+    if path.suffix == SUFFIX and not is_known_gguf(path):
+        return inspection_of_gguf(read_header(path))
     if path.is_dir() and not has_tables(read_json(path / "config.json")):
-        return _inspection_without_tables(short_name(reference, path), path)
+        return inspection_of_directory(short_name(reference, path), path)
     return inspection_of(open_checkpoint(reference))
 
 
@@ -100,56 +124,134 @@ def inspection_of(checkpoint: Checkpoint) -> Inspection:
     )
 
 
-def _inspection_without_tables(name: str, path: Path) -> Inspection:
+def inspection_of_directory(name: str, path: Path) -> Inspection:
     """The inspection of a model that goes by its base: what its config and headers say."""
     published = read_json(path / "config.json")
     text = published.get("text_config", published)
-    tensors = scan(files(path))
-    kind = str(published.get("model_type"))
-    types: Counter[str] = Counter()
-    for tensor in tensors.values():
-        types[tensor.dtype] += tensor.raw_bytes
-    parts = tuple(_named_part(part, tensors) for part in MODEL_PARTS)
+    tensors = _unpacked(scan(files(path)), published)
+    kind, in_mlx = str(published.get("model_type")), "quantization" in published
+    about = WRITTEN if in_mlx else FROM_BASE
     return Inspection(
-        name=name,
         architecture=kind,
         canonical_architecture=kind,
-        parameters=sum(part.parameters for part in parts),
-        bytes=sum(part.bytes for part in parts),
-        types=dict(types.most_common()),
         file_type=None,
-        context=int(text.get("max_position_embeddings") or 0),
-        layers=int(text.get("num_hidden_layers") or 0),
-        hidden_size=int(text.get("hidden_size") or 0),
-        tied=bool(tensors) and not any(part.name == "head" and part.tensors for part in parts),
-        parts=parts,
+        context=_stated(text, _CONTEXT),
+        layers=_stated(text, _LAYERS),
+        hidden_size=_stated(text, _WIDTH),
         findings=(
-            Finding(
-                "model_type",
-                f"bitquilt does not know {kind} itself. `bitquilt quantize` first lets llama.cpp's "
-                "converter (for a GGUF file) or mlx-lm (for MLX) write the model unquantized, and "
-                "then quantizes that. transformers runs the model for calibration and measurement.",
-            ),
+            Finding("model_type", about.format(kind=kind, engine="mlx-lm")),
             *([] if tensors else [Finding("weights", UNCOUNTED)]),
         ),
+        **_counted(name, tensors),
     )
 
 
-def _named_part(name: str, tensors: Mapping[str, StoredTensor]) -> ModelPart:
+def inspection_of_gguf(header: GgufHeader) -> Inspection:
+    """The inspection of a GGUF file of whatever architecture: what its header says."""
+    kind, path = header.architecture or "unknown", header.path
+    matrices = [one.type.name for one in header.tensors.values() if len(one.shape) > 1]
+    about = WRITTEN.format(kind=kind, engine="llama.cpp") + QUANTIZED_GGUF
+    tensors = {
+        name: _Counted(one.shape, one.type.name, one.nbytes) for name, one in header.tensors.items()
+    }
+    return Inspection(
+        architecture=kind,
+        canonical_architecture=kind,
+        file_type=file_type_name(header.metadata, matrices),
+        context=int(header.get("context_length", 0)),
+        layers=int(header.get("block_count", 0)),
+        hidden_size=int(header.get("embedding_length", 0)),
+        findings=(Finding("architecture", about),),
+        **_counted(short_name(str(path), path), tensors),
+    )
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A tensor as it counts: a packed one by the weights that it holds."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+def _unpacked(
+    stored: Mapping[str, StoredTensor], published: Mapping[str, Any]
+) -> dict[str, _Counted]:
+    """Put the parts of a quantized matrix together, where its way is known."""
+    settings = quantization_of(published)
+    if settings is not None and quantization_method(settings) == "mlx-lm":
+        return _unpacked_mlx(stored, settings)
+    with suppress(UserError):
+        stored = joined(stored, published)
+    return {
+        name: _Counted(
+            one.shape,
+            one.dtype,
+            one.nbytes if isinstance(one, QuantizedTensor) else one.raw_bytes,
+        )
+        for name, one in stored.items()
+    }
+
+
+def _unpacked_mlx(
+    stored: Mapping[str, StoredTensor], settings: Mapping[str, Any]
+) -> dict[str, _Counted]:
+    """Put together what mlx-lm packs; stacks of experts have three dimensions."""
+    found: dict[str, _Counted] = {}
+    for name, one in stored.items():
+        module, _, part = name.rpartition(".")
+        if f"{module}.scales" not in stored:
+            found[name] = _Counted(one.shape, one.dtype, one.raw_bytes)
+        elif part == "weight":
+            own = settings.get(module)
+            how = own if isinstance(own, dict) else settings
+            bits, mode = int(how.get("bits") or 4), how.get("mode", "affine")
+            parts = [stored.get(f"{module}.{each}") for each in ("weight", "scales", "biases")]
+            found[name] = _Counted(
+                (*one.shape[:-1], one.shape[-1] * 32 // bits),
+                f"{bits}bit-g{how.get('group_size')}" if mode == "affine" else mode,
+                sum(each.raw_bytes for each in parts if each is not None),
+            )
+    return found
+
+
+def _stated(config: Mapping[str, Any], names: Sequence[str]) -> int:
+    """A number that configs have under several names; 0 where one does not say."""
+    return next((int(config[name]) for name in names if config.get(name)), 0)
+
+
+def _counted(name: str, tensors: Mapping[str, _Counted]) -> dict[str, Any]:
+    """What all inspections have that go by names."""
+    types: Counter[str] = Counter()
+    for tensor in tensors.values():
+        types[tensor.dtype] += tensor.nbytes
+    parts = tuple(_named_part(part, tensors) for part in MODEL_PARTS)
+    return {
+        "name": name,
+        "parameters": sum(part.parameters for part in parts),
+        "bytes": sum(part.bytes for part in parts),
+        "types": dict(types.most_common()),
+        "tied": bool(tensors) and not any(part.name == "head" and part.tensors for part in parts),
+        "parts": parts,
+    }
+
+
+def _named_part(name: str, tensors: Mapping[str, _Counted]) -> ModelPart:
     """A part of a model of any architecture, as far as names tell; ``mlp`` has all the rest."""
     own = [tensor for each, tensor in tensors.items() if _likely_part(each, tensor) == name]
     return ModelPart(
         name=name,
         tensors=len(own),
         parameters=sum(math.prod(tensor.shape) for tensor in own),
-        bytes=sum(tensor.raw_bytes for tensor in own),
+        bytes=sum(tensor.nbytes for tensor in own),
     )
 
 
-def _likely_part(name: str, tensor: StoredTensor) -> str:
-    if "embed" in name:
+def _likely_part(name: str, tensor: _Counted) -> str:
+    if "embed" in name or name.startswith("token_embd"):
         return "embedding"
-    if HEAD in name:
+    if HEAD in name or name == "output.weight":
         return "head"
     if len(tensor.shape) == 1:
         return "norms"

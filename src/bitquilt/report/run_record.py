@@ -173,6 +173,12 @@ def load(work_dir: Path) -> list[OutputRecord]:
     require_quantized(work_dir)
     paths = sorted((work_dir / FOLDER).glob("*.json"))
     records = [load_record(OutputRecord, path, RECORD_FORMAT, AGAIN) for path in paths]
+    if not paths:
+        raise UserError(
+            f"{work_dir} has no record of a file: its run has not ended, or its model is of a "
+            "family that bitquilt does not know itself, of whose files `bitquilt quantize` prints "
+            "all figures that there are; give that command again to see them"
+        )
     there = [record for record in records if record.path.exists()]
     if not there:
         raise UserError(

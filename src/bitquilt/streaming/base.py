@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitquilt.bases.converter import base_type, convert, require_converter
 from bitquilt.bases.importance import BaseModel, base_importance, open_base
-from bitquilt.bases.room import require_memory
+from bitquilt.bases.room import refuse_unconverted, require_memory
 from bitquilt.bases.vision import write_tower_of
 from bitquilt.calibration.text import (
     HeldOutText,
@@ -91,6 +91,7 @@ def base_of(
         if not path.is_file():
             raise UserError(f"{path} does not exist; give the file that the converter wrote")
     else:
+        refuse_unconverted(directory)
         kind = read_json(directory / "config.json").get("model_type")
         require_converter(f"bitquilt does not know {kind} models itself")  # before the download
     directory = resolve(str(model))

@@ -106,7 +106,7 @@ def refuse_other_tokens_of(
     own = OwnTokens(name=name, tokenizer=load_tokenizer(directory), template=template)
     header = encode_header(read_pairs(path, read_container(path)), [])
     try:
-        with llama_cpp_tokenizer(header) as theirs:
+        with llama_cpp_tokenizer(header, path.name) as theirs:
             remedy = (
                 f"give the file that was made from this model, or convert {path.name} again with a "
                 "newer converter"

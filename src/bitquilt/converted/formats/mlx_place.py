@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from bitquilt.bases.mlx_base import QUANTIZABLE, convert_to_mlx, mlx_dtype
-from bitquilt.bases.room import require_memory
+from bitquilt.bases.room import refuse_unconverted, require_memory
 from bitquilt.errors import UserError
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.resolve import resolve
@@ -41,6 +41,7 @@ def mlx_base_of(model: str | Path, output: Path, progress: Progress) -> tuple[Pa
             f"{model} is not a Hugging Face directory, which mlx-lm converts; give a directory or "
             "a hub id"
         )
+    refuse_unconverted(directory)
     require_memory(directory)
     short = _SHORT[mlx_dtype(directory)]
     path = output / f"{base_name(model, directory)}-{short}{MLX.suffix}"

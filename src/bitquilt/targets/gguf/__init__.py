@@ -186,7 +186,7 @@ class _Gguf(Target):
         from bitquilt.targets.gguf.vocabulary import llama_cpp_tokenizer
         from bitquilt.targets.gguf.writing import model_metadata
 
-        return llama_cpp_tokenizer(encode_header(model_metadata(checkpoint), []))
+        return llama_cpp_tokenizer(encode_header(model_metadata(checkpoint), []), checkpoint.name)
 
     def refuse_overwrite(self, path: Path, checkpoint: Checkpoint) -> None:
         from bitquilt.targets.destination import check_file

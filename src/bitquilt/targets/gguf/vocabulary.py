@@ -8,12 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitquilt.engines.llamacpp import open_vocabulary
+from bitquilt.errors import UserError
 from bitquilt.targets.base import Tokenize
 
 
 @contextmanager
-def llama_cpp_tokenizer(header: bytes) -> Iterator[Tokenize]:
+def llama_cpp_tokenizer(header: bytes, name: str) -> Iterator[Tokenize]:
     """Let llama.cpp read a GGUF header, in a process of its own, and tokenize while entered.
+
+    Args:
+        header: of a file, with its metadata.
+        name: what errors call it.
 
     Raises:
         EngineMissingError: llama.cpp is not installed.
@@ -22,5 +27,10 @@ def llama_cpp_tokenizer(header: bytes) -> Iterator[Tokenize]:
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "vocabulary.gguf"
         path.write_bytes(header)
-        with open_vocabulary(path) as engine:
+        try:
+            engine = open_vocabulary(path)
+        except UserError as error:  # nobody has seen the file that it names
+            said = error.sentence.replace(str(path), f"the tokenizer of {name}")
+            raise type(error)(said) from error
+        with engine:
             yield lambda text, add_special: engine.tokenize(text, add_special=add_special)

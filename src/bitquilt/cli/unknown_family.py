@@ -1,0 +1,40 @@
+"""What helps, by verb, with a model of a family that bitquilt does not know itself."""
+
+from __future__ import annotations
+
+from bitquilt.errors import UnknownFamilyError
+
+_MEASURED = (
+    "`bitquilt quantize` measured its files when it made them, and llama.cpp's "
+    "`llama-perplexity --kl-divergence` measures any GGUF file"
+)
+_RUN = "run a GGUF file or an MLX directory of it, which `bitquilt quantize MODEL --bits 8` makes"
+_BY_HAND = "upload its files with `hf upload`, and name the original and its licence in README.md"
+ADVICE = {
+    "quantize": "for such a GGUF file give --imatrix=FILE too, or quantize the Hugging Face "
+    "directory that it was made from, and give the file with --base=FILE",
+    "plan": "`bitquilt quantize` writes its files without a plan; of a GGUF file, `bitquilt plan "
+    "FILE --imatrix IMATRIX --bits 4.5` tells the types",
+    "search": "`bitquilt quantize` chooses the types of such a model itself, and `bitquilt recipe "
+    "from` takes them from its file",
+    "eval": _MEASURED,
+    "compare": f"leave out --against; {_MEASURED}",
+    "run": _RUN,
+    "chat": _RUN,
+    "serve": _RUN,
+    "tasks": _RUN,
+    "pair": _RUN,
+    "bench": "llama.cpp's `llama-bench` times any GGUF file, and `mlx_lm.benchmark` an MLX "
+    "directory",
+    "recipe": "leave out --for: a recipe names the matrices of the file that it is taken from",
+    "card": _BY_HAND,
+    "publish": _BY_HAND,
+    "trim": "quantize the model as it is",
+}
+"""Verb → the end of its sentence; the error has its own for the others."""
+
+
+def advised(error: UnknownFamilyError, verb: str | None) -> str:
+    """Return the sentence of an error for a verb."""
+    found = ADVICE.get(verb or "")
+    return error.sentence if found is None else f"{error.cause}; {found}"
