@@ -76,10 +76,12 @@ def test_the_kl_of_a_file_is_that_of_its_numbers_in_transformers(
     assert wanted.mean() > 0.001
     assert found.unlike is not None
     assert found.like is not None
-    # mlx decodes to bfloat16, on whose last digits a router's choice may hang
-    near = (0.25 if kind == "qwen3_moe" else 0.03) if target == "mlx" else 1e-3
-    assert found.unlike.kl.mean == pytest.approx(wanted[:1].mean(), rel=near)
-    assert found.like.kl.mean == pytest.approx(wanted[1:].mean(), rel=near)
+    if target == "gguf":
+        assert found.unlike.kl.mean == pytest.approx(wanted[:1].mean(), rel=1e-3)
+        assert found.like.kl.mean == pytest.approx(wanted[1:].mean(), rel=1e-3)
+    else:  # decoded to bfloat16, on whose last digits a router's choice for a token may hang
+        apart = np.abs(np.reshape(read.kl, wanted.shape) - wanted)
+        assert np.quantile(apart, 0.9) < 0.1 * wanted.mean()
     assert divergences(model, truth).max() < 1e-9  # it has its own numbers again
     assert closing.original.headline.kl.mean == 0
 

@@ -29,7 +29,8 @@ from bitquilt.engines.mlx import open_mlx
 from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.models.sources import safetensors
 from bitquilt.qtypes.floats import Float
-from bitquilt.qtypes.qtype import Allocation
+from bitquilt.qtypes.qtype import Allocation, Packed
+from bitquilt.rounding.nearest import fit
 from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.source import SourceMatrix
@@ -221,12 +222,22 @@ class MlxDirectory(BaseFormat):
         """Yield every tensor as it is stored; parts of a stack have the experts in their rows."""
         for name in self._base.tensors:
             module = name.removesuffix(".weight")
-            packed = rounded(module, types[module]) if module in types else None
+            packed = self._packed(module, types[module], rounded) if module in types else None
             if packed is None:
                 yield name, self._base.read(name)
                 continue
             for part, tensor in packed.items():
                 yield f"{module}.{part}", tensor
+
+    def _packed(self, module: str, qtype: str, rounded: RoundedMatrix) -> Packed | None:
+        """Return a matrix as stored; one of which nothing is known is rounded to the nearest.
+
+        None for types that are stored as plain numbers.
+        """
+        packed, kind = rounded(module, qtype), qtypes.get(qtype)
+        if packed is not None or isinstance(kind, Float):
+            return packed
+        return kind.pack(fit(kind, self._base[module].float().flatten(0, -2), None))
 
     def _parts(self, types: Allocation) -> list[Part]:
         """List every tensor in file order: wide items first, so that all are aligned."""
