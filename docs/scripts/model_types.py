@@ -50,6 +50,10 @@ BITS = (5, 8)
 NOTES = {
     "gpt_oss": "llama.cpp rounds the borders of YaRN's ramp, although the config has "
     "`truncate: false`; without YaRN the difference is 3e-6",
+    "glm": "the converter takes 1e-5 for the epsilon of norms, whatever rms_norm_eps is; with 1e-5 "
+    "in the config the difference is 4e-6",
+    "mellum": "llama.cpp has one base of rotation for layers that slide and those that do not; "
+    "with equal bases the difference is 4e-6",
     "gemma2": "mlx-lm attends to everything in layers that slide",
     "gemma4_text": "gates of per-layer embeddings magnify what GELU loses in half precision; with "
     "GELU by a table in transformers, the last norm at the first token is the same to 1e-4",
@@ -86,8 +90,8 @@ of each type. `docs/scripts/model_types.py` writes this page, with {versions}.
 {same_mlx} in mlx-lm. Of {quantized} there is a quantized GGUF file, and of {quantized_mlx} an MLX
 directory, whose KL in the engine is that of the decoded weights within {near:.0%}.
 
-Those from cohere on were tried after all the others, and no line was written or changed for them;
-in mlx-lm exaone needs the rule for fields that a config lacks.
+Those from cohere to iquestcoder were tried after all before them, and no line was written or
+changed for them; in mlx-lm exaone needs the rule for fields that a config lacks.
 
 | type | partners | llama.cpp | table | mlx-lm | KL | KL, MLX |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -130,8 +134,10 @@ class Row:
         try:
             return does()
         except (Exception, SystemExit) as error:  # whatever an engine raises is what the page tells
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            self.notes.append(f"{what}: {said[0][:200]}")
+            ended = isinstance(error, SystemExit)
+            told = "it ends the program" if ended else str(error).strip() or type(error).__name__
+            said = told.splitlines()
+            self.notes.append(f"{what}: {said[0][:200].rstrip('.')}")
             return None
 
     @property
@@ -167,7 +173,7 @@ class Line:
 def lines_of_page() -> dict[str, Line]:
     """Read the page: type → its row."""
     text = PAGE.read_text("utf-8")
-    notes = dict(re.findall(r"^- (\w+): (.*)\.$", text, re.MULTILINE))
+    notes = dict(re.findall(r"^- (\w+): (.*?)\.+$", text, re.MULTILINE))
     rows = re.findall(r"^\| (\w+) \| (.*) \|$", text, re.MULTILINE)
     return {
         kind: Line(kind, tuple(cells.split(" | ")), notes.get(kind, ""))

@@ -79,7 +79,7 @@ _ROUTED = {
     **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1},
     **{"topk_group": 1, "moe_intermediate_size": 64},
 }
-_GPT2 = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 192}
+_GPT2 = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 512}
 _STATES = {"state_size": 16, "time_step_rank": 8, "intermediate_size": 256}
 # llama.cpp reads an MLP as wide as its stream the wrong way round
 _VISION = {
@@ -255,28 +255,14 @@ TYPES: dict[str, dict[str, Any]] = {
     "olmo": {},
     "mamba2": {
         **{"num_heads": 8, "head_dim": 32, "state_size": 32, "n_groups": 1, "expand": 2},
+        "intermediate_size": 256,
     },
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
-    "jamba": {
-        **{"num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 16, "mamba_dt_rank": 8},
-        **{"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
-    },
     "glm": {"head_dim": 32, **_LARGER},
     "deepseek_v3": {**_LATENT, **_ROUTED, "first_k_dense_replace": 1},
     "glm4_moe_lite": {
         **{**_LATENT, **_ROUTED, **_LARGER},
         "mlp_layer_types": ["dense", "sparse"],
-    },
-    "exaone_moe": {
-        **{**_EXPERTS, **_SLIDING, "num_shared_experts": 1, "n_group": 1, "topk_group": 1},
-        "mlp_layer_types": ["dense", "sparse"],
-    },
-    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 32},
-    "minimax_m2": {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "solar_open": {**_ROUTED, "head_dim": 32},
-    "afmoe": {
-        **{**_EXPERTS, **_SLIDING, "num_shared_experts": 1, "num_dense_layers": 1},
-        "global_attn_every_n_layers": 2,
     },
 }
 """model_type → fields of its config, beside those that all have."""
@@ -290,7 +276,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "glm4_moe": {"partial_rotary_factor": 0.5},
     "dots1": {"scoring_func": "sigmoid"},
     "deepseek_v3": {"scoring_func": "sigmoid"},
-    "exaone_moe": {"scoring_func": "sigmoid"},
     "gpt_neox": {"rotary_pct": 0.25},
     "lfm2": {"block_dim": 128},
     "qwen3_moe": {"num_experts": 4},

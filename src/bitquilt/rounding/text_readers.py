@@ -169,17 +169,23 @@ class TextReaders(AbstractContextManager["TextReaders"]):
         self._stop()
 
 
+def _pipe() -> tuple[Connection[Any, Any], Connection[Any, Any]]:
+    ends: Any = Pipe()  # Windows has another class, with the same methods
+    one, other = ends
+    return one, other
+
+
 def _linked(count: int) -> list[dict[int, Connection[Any, Any]]]:
     """Connect so many processes with each other; return for each number → connection."""
     links: list[dict[int, Connection[Any, Any]]] = [{} for _ in range(count)]
     for one, other in combinations(range(count), 2):
-        links[one][other], links[other][one] = Pipe()
+        links[one][other], links[other][one] = _pipe()
     return links
 
 
 def _started(number: int, links: Mapping[int, Connection[Any, Any]], setup: ReaderSetup) -> _Reader:
     """Start a process; its ends of connections are no longer open here then."""
-    ours, theirs = Pipe()
+    ours, theirs = _pipe()
     ends = {number: theirs, **links}
     process = subprocess.Popen(
         [
