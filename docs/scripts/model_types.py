@@ -108,6 +108,7 @@ class Row:
     def __init__(self, kind: str, scratch: Path) -> None:
         """Measure it."""
         self.kind, self.notes = kind, [NOTES[kind]] if kind in NOTES else []
+        self._scratch = scratch
         self.partners = self.llamacpp = self.table = self.mlx = self.kl = self.kl_mlx = None
         directory = unknown_checkpoint(scratch, kind)
         model = load_transformers_model(directory)
@@ -136,8 +137,8 @@ class Row:
         except (Exception, SystemExit) as error:  # whatever an engine raises is what the page tells
             ended = isinstance(error, SystemExit)
             told = "it ends the program" if ended else str(error).strip() or type(error).__name__
-            said = told.splitlines()
-            self.notes.append(f"{what}: {said[0][:200].rstrip('.')}")
+            said = told.splitlines()[0].replace(f"{self._scratch}/", "").partition("; ")[0]
+            self.notes.append(f"{what}: {said[:200].rstrip('.')}")
             return None
 
     @property

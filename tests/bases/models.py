@@ -276,6 +276,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "glm4_moe": {"partial_rotary_factor": 0.5},
     "dots1": {"scoring_func": "sigmoid"},
     "deepseek_v3": {"scoring_func": "sigmoid"},
+    "glm4_moe_lite": {"first_k_dense_replace": 1, "scoring_func": "sigmoid"},
     "gpt_neox": {"rotary_pct": 0.25},
     "lfm2": {"block_dim": 128},
     "qwen3_moe": {"num_experts": 4},
