@@ -130,14 +130,12 @@ def _print_converted(made: list[ConvertedResult]) -> None:
 
 
 def _print_streamed(made: list[GgufResult]) -> None:
-    from bitquilt.models.gguf_config import is_known_gguf
-
     _print_files(made)
     first, against = made[0].paths[0], made[0].source
-    measures = f"`bitquilt eval {first} --against {against}`"
-    if not is_known_gguf(against):
-        measures = f"llama.cpp's `llama-perplexity --kl-divergence`, with logits of {against},"
-    click.echo(f"Nothing was measured; {measures} measures it.")
+    click.echo(
+        f"Nothing was measured; `bitquilt eval {first} --against {against}` measures families that "
+        "bitquilt knows itself, and llama.cpp's `llama-perplexity --kl-divergence` any."
+    )
 
 
 def _print_files(made: Sequence[GgufResult]) -> None:
