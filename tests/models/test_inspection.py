@@ -186,7 +186,7 @@ def test_a_gguf_file_of_an_unknown_architecture_is_shown_by_its_header(tmp_path:
         **{"embedding": 1, "attention": 1, "norms": 1}
     }
     assert found.tied
-    assert "takes GGUF files of any architecture with --imatrix" in found.findings[0].message
+    assert "takes GGUF files of any architecture" in found.findings[0].message
 
 
 def test_packed_matrices_of_mlx_count_the_weights_that_they_hold(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ WRITTEN = (
     "`serve`, `tasks`, `compare` and `recipe from` take it."
 )
 """What is said of files of such a model."""
-QUANTIZED_GGUF = " `bitquilt quantize` takes GGUF files of any architecture with --imatrix."
+QUANTIZED_GGUF = " `bitquilt quantize FILE --imatrix IMATRIX` takes GGUF files of any architecture."
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
 _WIDTH = ("hidden_size", "n_embd", "d_model")
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
