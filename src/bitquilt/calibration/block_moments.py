@@ -5,7 +5,7 @@ Letters: N windows, L tokens in a window, T = N·L tokens, R outputs and C input
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -177,27 +177,20 @@ class BlockSums:
         """Return E[g²] of the outputs of each matrix, [R], on the CPU."""
         return {name: (total / self._tokens).cpu() for name, total in self._diagonals.items()}
 
-    def moments(self, place: Tensor, diagonals: dict[str, Tensor]) -> BlockMoments:
+    def moments(self, place: Tensor) -> BlockMoments:
         """Return what was summed; the sums of each fold are gone then.
 
         Args:
             place: where each window of the text stands among those that were read, int64 [N];
                 those that were read elsewhere come after this process's own.
-            diagonals: what :meth:`diagonals` returned.
         """
         hessians: dict[str, Tensor] = {}
         shares: dict[str, float] = {}
-        while self._hessians:
-            name, moments = self._hessians.popitem()
-            for total in moments.sums:
-                mirrored(total, SUM_SLABS)
+        for name, moments in _taken(self._hessians):
             hessians[name], shares[name] = moments.shrunk()
         outputs: dict[str, Tensor] = {}
         output_shares: dict[str, float] = {}
-        while self._outputs:
-            name, moments = self._outputs.popitem()
-            for total in moments.sums:
-                mirrored(total, SUM_SLABS)
+        for name, moments in _taken(self._outputs):
             own, output_shares[name] = shrunk_outputs(moments)
             if output_shares[name] < 1:
                 outputs[name] = own
@@ -213,5 +206,14 @@ class BlockSums:
             outputs=outputs,
             output_shares=output_shares,
             weights=weights,
-            diagonals=diagonals,
+            diagonals=self.diagonals(),
         )
+
+
+def _taken(sums: dict[str, Moments]) -> Iterator[tuple[str, Moments]]:
+    """Yield sums, whole on both sides of the diagonal, which are kept here no longer."""
+    while sums:
+        name, moments = sums.popitem()
+        for total in moments.sums:
+            mirrored(total, SUM_SLABS)
+        yield name, moments

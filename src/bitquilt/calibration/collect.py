@@ -196,7 +196,7 @@ def _collect(
 def _keep(blocks: Iterable[BlockSums], place: Tensor, keeper: MomentKeeper) -> None:
     """Let the keeper have the moments of blocks, one at a time."""
     for sums in blocks:
-        keeper.keep(sums.moments(place, sums.diagonals()))
+        keeper.keep(sums.moments(place))
 
 
 def collection_work(checkpoint: Checkpoint, windows: int) -> float:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from bitquilt.errors import UnknownFamilyError, UserError
 from bitquilt.gguf.container import GgufTensor, MetadataValue
-from bitquilt.gguf.header import GgufHeader, read_header
+from bitquilt.gguf.header import GgufHeader
 from bitquilt.gguf.metadata import Hyperparameters, hyperparameter_keys, read_hyperparameters
 from bitquilt.gguf.rope import ROPE_FREQS, RopeFactors, rope_factors
 from bitquilt.models.architectures import GGUF_ARCHITECTURES, Architecture, architecture_of
@@ -107,15 +105,6 @@ def architecture_in(header: GgufHeader) -> Architecture:
             "give the Hugging Face directory that it was made from",
         )
     return family
-
-
-def is_known_gguf(path: Path) -> bool:
-    """Tell whether a GGUF file is of a family that bitquilt knows itself.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    return read_header(path).architecture in GGUF_ARCHITECTURES
 
 
 def hf_tensors(header: GgufHeader) -> dict[str, GgufTensor]:

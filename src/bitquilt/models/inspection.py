@@ -16,9 +16,9 @@ from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.file_type import file_type_name
 from bitquilt.gguf.header import GgufHeader, read_header
 from bitquilt.models import open_checkpoint
+from bitquilt.models.architectures import GGUF_ARCHITECTURES
 from bitquilt.models.canonical import has_tables, quantization_method
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
-from bitquilt.models.gguf_config import is_known_gguf
 from bitquilt.models.sources.quantized import QuantizedTensor, joined, quantization_of
 from bitquilt.models.sources.resolve import resolve, short_name
 from bitquilt.models.sources.safetensors import StoredTensor, files, scan
@@ -97,8 +97,10 @@ def inspect(reference: str) -> Inspection:
         UserError: it cannot be found or read, or bitquilt has no exact canonical form for it.
     """
     path = resolve(reference, weights=False)
-    if path.suffix == SUFFIX and not is_known_gguf(path):
-        return inspection_of_gguf(read_header(path))
+    if path.suffix == SUFFIX:
+        header = read_header(path)
+        if header.architecture not in GGUF_ARCHITECTURES:
+            return inspection_of_gguf(header)
     if path.is_dir() and not has_tables(read_json(path / "config.json")):
         return inspection_of_directory(short_name(reference, path), path)
     return inspection_of(open_checkpoint(reference))
