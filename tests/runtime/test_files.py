@@ -11,7 +11,12 @@ import pytest
 import torch
 
 from bitquilt.errors import UserError
-from bitquilt.runtime.files import atomic_write, refuse_unwritable, require_room
+from bitquilt.runtime.files import (
+    atomic_write,
+    refuse_unwritable,
+    require_readable,
+    require_room,
+)
 from bitquilt.runtime.workdir import WorkDir
 
 
@@ -33,6 +38,28 @@ def test_a_directory_replaces_a_directory(tmp_path):
             (beside / name).write_text(name)
         assert [p.name for p in path.iterdir()] == [name]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("given", ["", "theirs"])
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch, given):
+    (tmp_path / "theirs").write_text("")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name == "mine")
+    words = r"theirs cannot be read: no permission; run `chmod u\+rX .*theirs`, with `sudo` if"
+    with pytest.raises(UserError, match=words):
+        require_readable(tmp_path / given)
+    (tmp_path / "theirs").rename(tmp_path / "mine")
+    require_readable(tmp_path)
+    require_readable(tmp_path / "missing")
+
+
+def test_a_directory_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    def refuses(path: Path) -> list[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuses)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read: no permission"):
+        require_readable(tmp_path)
 
 
 def test_killed_between_two_directories(tmp_path):

@@ -45,6 +45,7 @@ from bitquilt.errors import (
     named_by,
     worded,
 )
+from bitquilt.runtime.files import no_permission
 from bitquilt.runtime.load import wait_asleep_if_busy
 from bitquilt.runtime.quiet import quiet
 
@@ -177,6 +178,8 @@ def _run(words: list[str], leave: Callable[[str, int], None], beside: dict[str, 
         if error.errno == errno.ENAMETOOLONG:
             start = str(error.filename)[:SHOWN_OF_LONG]
             leave(f"{start}… is longer than the name of a file can be; check the path", 2)
+        if isinstance(error, PermissionError) and error.filename:
+            leave(no_permission(error.filename), 2)
         if error.errno not in FULL:
             raise
         where = error.filename or "the output"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bitquilt.errors import UserError
 from bitquilt.models.sources.resolve import DEMO, may_be_hub_id
+from bitquilt.runtime.files import require_readable
 from bitquilt.runtime.near import suggestion
 from bitquilt.targets import TARGETS, Target
 
@@ -20,9 +21,10 @@ def format_of(reference: str | Path) -> Target:
         reference: its path.
 
     Raises:
-        UserError: it is neither of the two.
+        UserError: it is neither of the two, or may not be read.
     """
     path = Path(reference)
+    require_readable(path)
     for target in TARGETS.values():
         if target.holds(path):
             return target

@@ -180,6 +180,30 @@ def _sentence(error: OSError, path: Path) -> str:
     return f"{path} was not written: {error.strerror or error}; choose another directory"
 
 
+def require_readable(path: Path) -> None:
+    """Refuse a file that may not be read, or a directory that may not, or that holds such a file.
+
+    Raises:
+        UserError: it names what may not be read. What does not exist passes.
+    """
+    try:
+        entries = sorted(path.iterdir()) if path.is_dir() else [path]
+        files = [entry for entry in entries if entry.is_file()]
+    except PermissionError as error:
+        raise UserError(no_permission(error.filename)) from error
+    for file in files:
+        if not os.access(file, os.R_OK):
+            raise UserError(no_permission(file))
+
+
+def no_permission(path: str | Path) -> str:
+    """The sentence for a file that its reader has no right to."""
+    return (
+        f"{path} cannot be read: no permission; run `chmod u+rX {path}`, with `sudo` if it is "
+        "another user's"
+    )
+
+
 def each_path(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
     """Return several paths as they are, and one path as a sequence; text has letters, not paths."""
     return (paths,) if isinstance(paths, str | Path) else paths

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bitquilt.errors import UserError
+from bitquilt.runtime.files import require_readable
 
 OTHER_WORDS = {"gpu": "cuda", "nvidia": "cuda", "ggml": "gguf", "rtn": "nearest"}
 """What people call a thing that has another name here, and nothing like it in letters."""
@@ -56,11 +57,13 @@ def suggestion(path: Path) -> str:
 
 
 def require_there(path: str | Path) -> None:
-    """Refuse a path that does not exist.
+    """Refuse a path that does not exist, or may not be read.
 
     Raises:
-        UserError: it does not exist; a name that resembles it is in the sentence.
+        UserError: it does not exist; a name that resembles it is in the sentence. Or it may not be
+            read.
     """
+    require_readable(Path(path))
     if not Path(path).exists():
         raise UserError(f"{path} does not exist{suggestion(Path(path))}")
 

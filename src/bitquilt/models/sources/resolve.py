@@ -13,6 +13,7 @@ from typing import Any
 from bitquilt import demo
 from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
+from bitquilt.runtime.files import require_readable
 from bitquilt.runtime.near import did_you_mean, suggestion
 
 DEMO = "demo"
@@ -57,7 +58,7 @@ def local_path(reference: str) -> Path | None:
         reference: what the user typed.
 
     Raises:
-        UserError: it is no model, or a path that does not exist.
+        UserError: it is no model, or a path that does not exist or may not be read.
     """
     if reference == DEMO:
         return demo.path()
@@ -72,6 +73,7 @@ def local_path(reference: str) -> Path | None:
         raise UserError(
             f"{reference} is an address of the web; download the file, and give its path"
         )
+    require_readable(path)
     if path.is_dir():
         return _directory(path)
     if path.is_file():
