@@ -40,17 +40,28 @@ def test_a_directory_replaces_a_directory(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize("given", ["", "theirs"])
+@pytest.mark.parametrize("given", ["", "theirs.json"])
 def test_what_may_not_be_read_is_named(tmp_path, monkeypatch, given):
-    (tmp_path / "theirs").write_text("")
+    (tmp_path / "theirs.json").write_text("")
     (tmp_path / "folder").mkdir()
-    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name == "mine")
-    words = r"theirs cannot be read: no permission; run `chmod u\+rX .*theirs`, with `sudo` if"
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).stem == "mine")
+    words = r"theirs.json cannot be read: no permission; run `chmod u\+rX .*theirs.json`, with `sudo` if"
     with pytest.raises(UserError, match=words):
         require_readable(tmp_path / given)
-    (tmp_path / "theirs").rename(tmp_path / "mine")
+    (tmp_path / "theirs.json").rename(tmp_path / "mine.json")
     require_readable(tmp_path)
     require_readable(tmp_path / "missing")
+
+
+def test_links_to_nothing_and_pointers_are_told(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match=r"model.safetensors is a pointer of Git LFS.*git lfs pull"):
+        require_readable(tmp_path)
+    weights.unlink()
+    weights.symlink_to(tmp_path / "blob")
+    with pytest.raises(UserError, match="is a link to .*blob, which is not there; download it"):
+        require_readable(tmp_path)
 
 
 def test_a_directory_that_may_not_be_listed_is_named(tmp_path, monkeypatch):

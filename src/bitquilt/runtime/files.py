@@ -15,6 +15,9 @@ from typing import Any
 
 from bitquilt.errors import UserError
 
+_OF_MODELS = {".gguf", ".jinja", ".json", ".model", ".safetensors"}
+_POINTER = b"version https://git-lfs.github.com/"
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -181,19 +184,41 @@ def _sentence(error: OSError, path: Path) -> str:
 
 
 def require_readable(path: Path) -> None:
-    """Refuse a file that may not be read, or a directory that may not, or that holds such a file.
+    """Refuse a file that cannot be read, or a directory that cannot, or that holds such a file.
+
+    Args:
+        path: what does not exist passes. Of a directory, files that models are made of count.
 
     Raises:
-        UserError: it names what may not be read. What does not exist passes.
+        UserError: it names a file without permission, a link to nothing, or a pointer of Git LFS,
+            which stands for a file where a repository was cloned without it.
     """
     try:
+        if not path.exists():
+            return
         entries = sorted(path.iterdir()) if path.is_dir() else [path]
-        files = [entry for entry in entries if entry.is_file()]
+        for file in entries:
+            if file == path or file.suffix in _OF_MODELS:
+                _require_file(file)
     except PermissionError as error:
         raise UserError(no_permission(error.filename)) from error
-    for file in files:
-        if not os.access(file, os.R_OK):
-            raise UserError(no_permission(file))
+
+
+def _require_file(file: Path) -> None:
+    if file.is_symlink() and not file.exists():
+        raise UserError(
+            f"{file} is a link to {file.readlink()}, which is not there; download it again"
+        )
+    if not file.is_file():
+        return
+    if not os.access(file, os.R_OK):
+        raise UserError(no_permission(file))
+    with file.open("rb") as stream:
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise UserError(
+                f"{file} is a pointer of Git LFS, not the file itself; run `git lfs pull` in "
+                f"{file.parent}"
+            )
 
 
 def no_permission(path: str | Path) -> str:
