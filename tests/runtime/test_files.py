@@ -45,7 +45,7 @@ def test_what_may_not_be_read_is_named(tmp_path, monkeypatch, given):
     (tmp_path / "theirs.json").write_text("")
     (tmp_path / "folder").mkdir()
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).stem == "mine")
-    words = r"theirs.json cannot be read: no permission; run `chmod u\+rX .*theirs.json`, with `sudo` if"
+    words = r"theirs.json cannot be read: no permission; run `chmod u\+rX .*theirs.json`, with"
     with pytest.raises(UserError, match=words):
         require_readable(tmp_path / given)
     (tmp_path / "theirs.json").rename(tmp_path / "mine.json")
@@ -60,7 +60,7 @@ def test_links_to_nothing_and_pointers_are_told(tmp_path):
         require_readable(tmp_path)
     weights.unlink()
     weights.symlink_to(tmp_path / "blob")
-    with pytest.raises(UserError, match="is a link to .*blob, which is not there; download it"):
+    with pytest.raises(UserError, match=r"is a link to .*blob, which is not there; download it"):
         require_readable(tmp_path)
 
 
