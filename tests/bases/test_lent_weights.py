@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bitquilt.bases.importance import load_transformers_model
 from bitquilt.bases.lent_weights import LentWeights, lent_weights
-from bitquilt.bases.statistics import collect_base_statistics
+from bitquilt.bases.reading import BaseReading
+from bitquilt.bases.statistics import keep_statistics
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.bases.models import unknown_checkpoint
@@ -23,7 +24,7 @@ def collected(model: nn.Module, place: Path, **options: int) -> dict[str, Tensor
     """All statistics of a model."""
     found: dict[str, Tensor] = {}
     with WorkDir(place, {}) as work:
-        collect_base_statistics(model, TOKENS, work, Silent(), **options)
+        keep_statistics(BaseReading(model, TOKENS, **options), work, Silent())
         passes = int(work.facts("fisher")["passes"])
         for name in ("fisher", *(f"moments/{number}" for number in range(passes))):
             found |= {f"{name} {key}": tensor for key, tensor in work.load(name).items()}

@@ -15,7 +15,7 @@ from bitquilt.bases.importance import load_transformers_model
 from bitquilt.bases.layerwise import NotLayerwiseError, layerwise_model
 from bitquilt.bases.one_pass import kept_every
 from bitquilt.bases.reading import BaseReading
-from bitquilt.bases.statistics import BaseStatistics, collect_base_statistics
+from bitquilt.bases.statistics import BaseStatistics, keep_statistics
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.bases.models import unknown_checkpoint
@@ -33,7 +33,7 @@ def found_of(model: nn.Module, place: Path, **options: int) -> dict[str, Tensor]
     """All that is known of a model's matrices, whatever part of the pass it is of."""
     found: dict[str, Tensor] = {}
     with WorkDir(place, {}) as work:
-        collect_base_statistics(model, TOKENS, work, Silent(), **options)
+        keep_statistics(BaseReading(model, TOKENS, **options), work, Silent())
         statistics = BaseStatistics(work)
         for key, one in work.load("fisher").items():
             found[key] = one.double()

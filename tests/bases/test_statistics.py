@@ -12,8 +12,8 @@ import bitquilt
 from bitquilt.bases import reading
 from bitquilt.bases.importance import load_transformers_model
 from bitquilt.bases.partners import Unit
-from bitquilt.bases.reading import MOMENT_BYTES, moment_bytes
-from bitquilt.bases.statistics import BaseStatistics, collect_base_statistics
+from bitquilt.bases.reading import MOMENT_BYTES, BaseReading, moment_bytes
+from bitquilt.bases.statistics import BaseStatistics, keep_statistics
 from bitquilt.runtime.workdir import WorkDir
 from tests.bases.models import unknown_checkpoint
 from tests.bases.test_one_pass import read_as_a_whole
@@ -55,7 +55,7 @@ def test_moments_are_those_of_hooks(most: int, several: bool, tmp_path: Path, mo
     model = load_transformers_model(unknown_checkpoint(tmp_path, "granite"))
     hooked = Hooked(model)
     with WorkDir(tmp_path / "work", {}) as work:
-        collect_base_statistics(model, TOKENS, work, bitquilt.Silent())
+        keep_statistics(BaseReading(model, TOKENS), work, bitquilt.Silent())
         found = BaseStatistics(work)
         assert work.has("moments/1") == several
         for readers in (MODULES[:3], MODULES[3:4], MODULES[4:]):
@@ -86,7 +86,7 @@ def test_embeddings_have_the_gradients_of_what_is_looked_up(tmp_path: Path) -> N
 
     model.get_submodule("model.layers.0").register_forward_pre_hook(watch)
     with WorkDir(tmp_path / "work", {}) as work:
-        collect_base_statistics(model, TOKENS, work, bitquilt.Silent())
+        keep_statistics(BaseReading(model, TOKENS), work, bitquilt.Silent())
         found = BaseStatistics(work)
     table = found.looked_up("model.embed_tokens.weight")
     assert table is not None

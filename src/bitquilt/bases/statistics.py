@@ -57,32 +57,13 @@ class ReadSums:
         work.save(FISHER, tensors, facts)
 
 
-def collect_base_statistics(
-    model: nn.Module,
-    tokens: Tensor,
-    work: WorkDir,
-    progress: Progress,
-    most_kept: int | None = None,
-) -> None:
+def keep_statistics(reading: BaseReading, work: WorkDir, progress: Progress) -> None:
     """Run text through a model, forward and back, and leave the moments of its matrices.
 
     Args:
-        model: transformers' model, which computes in float32.
-        tokens: int64 [N, L].
-        work: where moments go; nothing is done if they are there.
+        reading: of a model that computes in float32, in a way that it found.
+        work: where moments go.
         progress: told of a stage.
-        most_kept: see :class:`bitquilt.bases.reading.BaseReading`.
-
-    Raises:
-        UserError: the model's own code cannot be differentiated.
-    """
-    if work.has(FISHER):
-        return
-    keep_statistics(BaseReading(model, tokens, most_kept), work, progress)
-
-
-def keep_statistics(reading: BaseReading, work: WorkDir, progress: Progress) -> None:
-    """Do as :func:`collect_base_statistics` says, in a way that was found.
 
     Raises:
         UserError: the model's own code cannot be differentiated.
@@ -128,7 +109,7 @@ def key_of(unit: Unit) -> str:
 
 
 class BaseStatistics:
-    """What :func:`collect_base_statistics` left, read for one matrix at a time."""
+    """What :func:`keep_statistics` left, read for one matrix at a time."""
 
     def __init__(self, work: WorkDir) -> None:
         """Read what is small."""
