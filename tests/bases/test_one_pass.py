@@ -59,7 +59,7 @@ def assert_same(wanted: dict[str, Tensor], found: dict[str, Tensor], near: float
 )
 def test_moments_are_those_of_the_whole_model(kind: str, tmp_path: Path, monkeypatch) -> None:
     model = load_transformers_model(unknown_checkpoint(tmp_path, kind, torch.bfloat16), least=0)
-    assert BaseReading(model, TOKENS).one_pass is not None
+    assert not BaseReading(model, TOKENS).how
     by_layer = found_of(model, tmp_path / "layers")
     # inputs of a few layers alone, a window at a time, each matrix's moments on their own
     monkeypatch.setattr(reading, "MOMENT_BYTES", 300_000)
@@ -117,12 +117,14 @@ def test_layers_that_are_no_plain_sequence_stay_together(calls) -> None:
     model = Plain(calls).requires_grad_(False)
     with pytest.raises(NotLayerwiseError):
         layerwise_model(model, TOKENS[:1]).begin(TOKENS[:1])
-    assert BaseReading(model, TOKENS).one_pass is None
+    whole = BaseReading(model, TOKENS)
+    assert whole.one_pass is None
+    assert "cannot be run one by one (" in whole.how
 
 
 def test_plain_layers_are_run_one_by_one() -> None:
     model = Plain(lambda own, x: own.layers[1](own.layers[0](x))).requires_grad_(False)
-    assert BaseReading(model, TOKENS).one_pass is not None
+    assert not BaseReading(model, TOKENS).how
     hidden, calls = (steps := layerwise_model(model, TOKENS[:1])).begin(TOKENS[:2])
     for index, call in enumerate(calls):
         hidden = steps.run(index, hidden, call)

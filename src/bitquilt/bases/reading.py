@@ -71,12 +71,24 @@ class BaseReading:
         self._most_kept = kept_bytes() if most_kept is None else most_kept
         self.packed_bytes = 0
         """About what all moments take on the disk, where they are gathered layer by layer."""
+        self._as_a_whole = ""
         with self.lookups:
             self.one_pass = self._one_pass()
             if self.one_pass is None:
                 self._again = self._recomputes()
                 first = self._seen(tokens[:1], self._again)
                 self._passes = passes_of(first, self.parameters, moment_bytes())
+
+    @property
+    def how(self) -> str:
+        """Say why the text goes through the model as a whole; empty where it does not."""
+        if self.one_pass is not None:
+            return ""
+        times = f"{self._count} times" if self._count > 1 else "once"
+        return (
+            f"The model's layers cannot be run one by one ({self._as_a_whole.splitlines()[0]}), so "
+            f"text goes through the whole model, window by window, {times}."
+        )
 
     @property
     def work(self) -> float:
@@ -140,12 +152,14 @@ class BaseReading:
                 moment_bytes=moment_bytes(),
             )
             way.run(piece, take, wanted=lambda _: False, exactly=True)
-        except Exception:  # whatever the model's own code raises where it is run otherwise
+        except Exception as error:  # whatever the model's own code raises where it is run otherwise
+            self._as_a_whole = str(error) or type(error).__name__
             return None
         finally:
             self._lent.end_window()
             self.lookups.end_window()
         if not _same_sums(whole.rows, rows):
+            self._as_a_whole = "its gradients come out otherwise"
             return None
         self.packed_bytes = packed_moment_bytes(whole, self.parameters)
         length = self.tokens.shape[1]

@@ -205,6 +205,8 @@ class _Run:
         if self._work.facts(FISHER).get("passes", "0") != "0":
             return
         reading = BaseReading(model, self._tokens)
+        if reading.how:
+            self._progress.say(reading.how)
         if keeps_nothing(reading, self._work):
             matched = [MatchedBase(one, self._partners[name]) for name, one in self._bases.items()]
             rounding = self._config.rounding
