@@ -42,14 +42,14 @@ def test_every_verb_of_the_table_is_one() -> None:
 @pytest.mark.parametrize(
     ("words", "helps"),
     [
-        (["eval", "FILE", "--against", "MODEL"], "`llama-perplexity --kl-divergence` measures any"),
+        (["eval", "FILE", "--against", "FILE"], "give the Hugging Face directory or hub id that"),
         (["plan", "MODEL", "--bits", "5"], "`bitquilt plan FILE --imatrix IMATRIX --bits 4.5`"),
         (["search", "MODEL", "--bits", "5"], "`bitquilt recipe from` takes them from its file"),
-        (["run", "MODEL", "hello"], "run a GGUF file or an MLX directory of it"),
+        (["run", "MODEL", "hello"], "give a GGUF file or an MLX directory of it"),
         (["quantize", "FILE", "--bits", "5"], "give --imatrix FILE too, or quantize"),
         (["recipe", "from", "FILE", "--for", "MODEL"], "leave out --for"),
         (["card", "FILE", "--against", "MODEL", "--repo", "me/x"], "upload its files with"),
-        (["bench", "FILE"], "`llama-bench` times any GGUF file"),
+        (["bench", "MODEL"], "give a GGUF file or an MLX directory of it"),
     ],
 )
 def test_a_verb_that_needs_tables_says_what_helps_instead(

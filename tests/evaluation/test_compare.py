@@ -218,7 +218,7 @@ def test_what_the_original_says_is_kept_for_its_versions(model, text, files, tmp
     asked = EvalConfig(against=str(model.source), text=text, tokens=TOKENS, traces=TRACES)
     first = evaluate(files[:1], asked)
     with monkeypatch.context() as patch:
-        for work in ("noise_floor._half", "noise_floor._unquantized", "reference.TorchEngine"):
+        for work in ("noise_floor._half", "noise_floor._unquantized", "original.TorchEngine"):
             patch.setattr(f"bitquilt.evaluation.{work}", None)
         again = evaluate(files[:1], asked)
     assert again.floors == first.floors
@@ -375,7 +375,7 @@ def test_a_file_whose_engine_computes_nan_is_refused(model, text, files, tmp_pat
     monkeypatch.setattr("bitquilt.evaluation.compare.user_cache_path", lambda name: tmp_path / name)
     monkeypatch.setattr(
         "bitquilt.evaluation.examiner.logits_in",
-        lambda engine, tokens: (window * float("nan") for window in logits_in(engine, tokens)),
+        lambda engine, *given: (one * float("nan") for one in logits_in(engine, *given)),
     )
     with pytest.raises(UserError, match=r"\.gguf: llama\.cpp computes NaN or infinity at token 0"):
         evaluate(files[:1], against=str(model.source), text=text, tokens=TOKENS)

@@ -11,8 +11,9 @@ from bitquilt.calibration.corpus import Document
 from bitquilt.engines import ModelInfo, Sampling
 from bitquilt.engines.torch import TorchEngine
 from bitquilt.errors import UserError
-from bitquilt.evaluation import reference, traces
+from bitquilt.evaluation import original, traces
 from bitquilt.evaluation.config import TraceConfig
+from bitquilt.evaluation.original import CanonicalOriginal
 from bitquilt.evaluation.reference import Talk
 from bitquilt.models import open_checkpoint
 from bitquilt.runtime.progress import Progress, Silent
@@ -36,7 +37,7 @@ def _two_rows(monkeypatch):
 def asked(checkpoint, path: Path, progress: Progress, shown: int = 2) -> Talk:
     with WorkDir(path, {}) as work:
         config = TraceConfig(count=5, shown=shown)
-        return Talk.of(checkpoint, QUESTIONS, config, LENGTH, work, progress)
+        return Talk.of(CanonicalOriginal(checkpoint), QUESTIONS, config, LENGTH, work, progress)
 
 
 class Told(Silent):
@@ -136,7 +137,7 @@ def test_an_answer_is_kept_when_it_is_done(checkpoint, tmp_path, monkeypatch):
     assert told.stages[0][0].endswith("writes 3 reasoning traces")
     assert torch.equal(again.drawn.tokens, whole.drawn.tokens)
     assert again.answers == whole.answers
-    monkeypatch.setattr(reference, "TorchEngine", None)
+    monkeypatch.setattr(original, "TorchEngine", None)
     assert asked(checkpoint, tmp_path / "work", Silent()).answers == whole.answers
 
 

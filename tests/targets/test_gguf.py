@@ -55,6 +55,7 @@ def test_bits_are_those_of_the_tensors_that_gguf_reads(model: Model, tmp_path: P
     nbytes = sum(int(tensor.n_bytes) for tensor in tensors)
     assert layout.bits == nbytes * 8 / sum(int(tensor.n_elements) for tensor in tensors)
     assert GGUF.data_bytes(tmp_path / "model.gguf") == nbytes
+    assert GGUF.count_weights(tmp_path / "model.gguf") == model.checkpoint.weights
 
 
 def test_sizes_are_additive(model: Model) -> None:

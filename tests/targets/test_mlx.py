@@ -59,6 +59,7 @@ def test_bits_are_those_that_mlx_lm_counts(model: Model, tmp_path: Path) -> None
     loaded, _ = utils.load_model(tmp_path / "model")
     assert layout.bits == pytest.approx(utils.compute_bits_per_weight(loaded), rel=1e-12)
     assert MLX.data_bytes(tmp_path / "model") * 8 / layout.weights == layout.bits
+    assert MLX.count_weights(tmp_path / "model") == layout.weights == model.checkpoint.weights
     assert layout.bits_on_disk == layout.total_bytes * 8 / layout.weights
 
 

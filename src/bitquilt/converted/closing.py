@@ -9,15 +9,13 @@ Letters: N windows of L tokens, n tokens at once, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from bitquilt.bases.decoded_model import DecodedModel
 from bitquilt.bases.partners import Partner
-from bitquilt.bases.two_steps import TwoStepModel
+from bitquilt.bases.two_steps import TwoStepFile, TwoStepModel
 from bitquilt.calibration.text import HeldOutText
 from bitquilt.errors import EngineMissingError, NotFiniteError, UserError
 from bitquilt.metrics.intervals import Documents
@@ -54,11 +52,10 @@ class BaseClosing:
         Raises:
             UserError: the model's logits are not made of its last hidden states, or are NaN.
         """
-        self._model, self._text = model, text
-        with progress.stage("Reading held-out text", 2 * text.tokens.numel(), "closing text"):
-            self._two = TwoStepModel(model, text.tokens)
+        self._text, self._two = text, TwoStepModel(model, text.tokens)
+        with progress.stage("Reading held-out text", self._work, "closing text"):
             self._hidden = self._two.last_hidden(text.tokens, progress.advance)
-            told = self._logits(self._hidden, progress.advance)
+            told = self._logits(self._two, self._hidden, progress.advance)
             name = f"{type(model).__name__}, unquantized,"
             found = self._compared(require_finite(told, name, ENGINE))
             self.original = self.figures(zero_divergence(found.correct, found.loss))
@@ -81,11 +78,10 @@ class BaseClosing:
         Raises:
             NotFiniteError: a logit is NaN or infinite.
         """
-        with progress.stage(f"Measuring {name}", 2 * self._text.tokens.numel(), "measuring"):
-            student = DecodedModel(self._model, partners, decode)
-            with student:
-                hidden = self._two.last_hidden(self._text.tokens, progress.advance)
-            told = self._logits(hidden, progress.advance, student)
+        with progress.stage(f"Measuring {name}", self._work, "measuring"):
+            student = self._two.with_file(partners, decode)
+            hidden = student.last_hidden(self._text.tokens, progress.advance)
+            told = self._logits(student, hidden, progress.advance)
             return self._compared(require_finite(told, name, ENGINE))
 
     def figures(self, found: TokenFigures) -> HeldOutFigures:
@@ -134,17 +130,19 @@ class BaseClosing:
         )
         return excerpt, _judged(excerpt, target)
 
+    @property
+    def _work(self) -> int:
+        """The tokens × weights of all of the text."""
+        return self._text.tokens.numel() * (self._two.weights + self._two.head_weights)
+
     def _logits(
-        self, hidden: Tensor, advance: Advance, student: DecodedModel | None = None
+        self, model: TwoStepModel | TwoStepFile, hidden: Tensor, advance: Advance
     ) -> Iterator[Tensor]:
         """Yield logits [n, V] of hidden states [N, L, D], of the original or of a file."""
-        at_once = logit_tokens(self._two.vocabulary)
         for window in hidden:
-            for some in window.split(at_once):
-                with student or nullcontext():
-                    found = self._two.logits(some)
-                yield found
-                advance(len(some))
+            for some in window.split(logit_tokens(self._two.vocabulary)):
+                yield model.logits(some)
+                advance(len(some) * self._two.head_weights)
 
     @torch.no_grad()
     def _compared(self, student: Iterator[Tensor], tokens: Tensor | None = None) -> TokenFigures:

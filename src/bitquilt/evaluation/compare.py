@@ -25,12 +25,13 @@ from bitquilt.calibration.text import Encode, encoder
 from bitquilt.calibration.text_budget import WINDOW
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.config import EvalConfig
+from bitquilt.evaluation.converted_original import original_of
 from bitquilt.evaluation.eval_file import save_beside
 from bitquilt.evaluation.examiner import Examiner
-from bitquilt.evaluation.expected import expected_stages
 from bitquilt.evaluation.figures import Measured
 from bitquilt.evaluation.model_file import ModelFile
 from bitquilt.evaluation.noise_floor import floors
+from bitquilt.evaluation.original import Original
 from bitquilt.evaluation.reference import Reference, Talk
 from bitquilt.evaluation.results import (
     Evaluation,
@@ -41,9 +42,7 @@ from bitquilt.evaluation.results import (
 from bitquilt.evaluation.text import held_out
 from bitquilt.evaluation.versions import versions
 from bitquilt.evaluation.wikitext import ProtocolReference, ProtocolText
-from bitquilt.forecast.machine import pass_speed
-from bitquilt.metrics.original import OriginalModel
-from bitquilt.models import open_checkpoint
+from bitquilt.models import open_original
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import require_room
@@ -83,18 +82,18 @@ def _evaluate(
     models: str | Path | Sequence[str | Path], config: EvalConfig, progress: Progress
 ) -> Evaluation:
     started = time.monotonic()
-    files, original = _opened(models, config)
-    encode = encoder(original)
+    files, checkpoint = _opened(models, config)
+    encode = encoder(checkpoint)
     protocol = ProtocolText.of(Path(config.wikitext), encode) if config.wikitext else None
+    original = original_of(checkpoint, config.against, files, progress)
     tokens = protocol.tokens.numel() if protocol else 0
-    expected = expected_stages(original, files, config, pass_speed(original), tokens)
-    with progress.job(expected):
+    with progress.job(original.stages(files, config, tokens)):
         return _measured(files, original, protocol, encode, config, progress, started)
 
 
 def _measured(
     files: Sequence[ModelFile],
-    original: Checkpoint,
+    original: Original,
     protocol: ProtocolText | None,
     encode: Encode,
     config: EvalConfig,
@@ -104,13 +103,13 @@ def _measured(
     """Run the original over the text, and measure each file against it."""
     documents, calibrated = _documents(config), _calibrated(config)
     for file in files:
-        file.try_out(original, encode)
+        file.try_out(original.checkpoint, encode)
     examiner, noise = _read_original(
         original, documents, calibrated, protocol, encode, files, config, progress
     )
     evaluation = Evaluation(
         original=original.name,
-        fingerprint=original.fingerprint,
+        fingerprint=original.checkpoint.fingerprint,
         text=corpus.fingerprint(documents),
         own=examiner.original_figures(),
         files=(),
@@ -144,8 +143,9 @@ def _opened(
         UserError: a file does not exist, was not made from the original, or has no room beside it.
     """
     files = ModelFile.several(models)
-    original = open_checkpoint(config.against)
-    original.load("model.norm.weight")  # a config without weights is refused now, not later
+    original = open_original(config.against)
+    if original.known:
+        original.load("model.norm.weight")  # a config without weights is refused now, not later
     for file in files:
         file.check(original)
         require_room(file.path.resolve().parent, 0)  # its figures go beside it
@@ -167,7 +167,7 @@ def _calibrated(config: EvalConfig) -> frozenset[str] | None:
 
 
 def _read_original(
-    original: Checkpoint,
+    original: Original,
     documents: Sequence[Document],
     calibrated: frozenset[str] | None,
     protocol: ProtocolText | None,
@@ -181,12 +181,12 @@ def _read_original(
     Returns:
         what measures files against it, and what is noise.
     """
-    with _work_dir(original, config) as work:
+    with _work_dir(original.checkpoint, config) as work:
         texts = [held_out(documents, encode, config.tokens, WINDOW, progress, calibrated or ())]
         talk = _talk(original, documents, config, work, progress)
         if talk is not None:
             texts.append(talk.drawn)
-        model = OriginalModel(original, work)
+        model = original.reading(work)
         tokens = sum(text.tokens.numel() for text in texts)
         tokens += protocol.tokens.numel() if protocol else 0
         reading = tokens * original.weights_per_token
@@ -218,7 +218,7 @@ def _cache(settings: dict[str, Any]) -> Path:
 
 
 def _talk(
-    original: Checkpoint,
+    original: Original,
     documents: Sequence[Document],
     config: EvalConfig,
     work: WorkDir,
@@ -229,7 +229,7 @@ def _talk(
     if count == 0:
         return None
     asked = traces.questions(documents, count)
-    if original.chat_template is None:
+    if original.checkpoint.chat_template is None:
         progress.say(
             f"{original.name} has no chat template, so it cannot be asked questions: files are "
             "measured on the text alone"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -17,19 +16,23 @@ from torch import Tensor
 from bitquilt.calibration.text import Encode
 from bitquilt.engines import Engine
 from bitquilt.engines.tokenizer import HubTokenizer
-from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.eval_file import sha256
 from bitquilt.evaluation.figures import DomainFigures, Measured, by_domain
-from bitquilt.evaluation.model_file import ModelFile, counted, logits_in, logits_of
+from bitquilt.evaluation.model_file import (
+    ModelFile,
+    TorchModel,
+    counted,
+    logits_in,
+    predicting,
+)
 from bitquilt.evaluation.noise_floor import excerpt
+from bitquilt.evaluation.original import Original
 from bitquilt.evaluation.reference import WRITING, Reference, Talk
 from bitquilt.evaluation.results import EngineCheck, FileResult, TextSample
 from bitquilt.evaluation.wikitext import ProtocolReference, WikitextFigures
-from bitquilt.metrics.kl import TokenFigures, compare, logits
+from bitquilt.metrics.kl import TokenFigures, compare_logits
 from bitquilt.metrics.teacher import require_finite
-from bitquilt.models.blockwise import BlockwiseModel
-from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets.layout import bits_per_weight
 
@@ -39,7 +42,7 @@ class Examiner:
 
     def __init__(
         self,
-        original: Checkpoint,
+        original: Original,
         references: Sequence[Reference],
         calibrated: Collection[str] | None,
         talk: Talk | None,
@@ -66,12 +69,12 @@ class Examiner:
         Returns:
             the result, and the figures of every token of the text that files are compared by.
         """
-        with file.opened(self._original, self._encode) as engine:
+        with file.opened(self._original.checkpoint, self._encode) as engine:
             with self._progress.stage(f"Measuring {file.name}", self._work(file), "file"):
                 figures, check = self._read(file, engine)
                 wikitext = self._by_protocol(file, engine)
             samples = self._samples(file, engine)
-        measured, weights = self.measured(figures), self._original.weights
+        measured, weights = self.measured(figures), file.weights
         result = FileResult(
             name=file.name,
             path=str(file.path),
@@ -102,30 +105,30 @@ class Examiner:
         """
         here, name = excerpt(self._references[0], file.target), str(file.path)
         tokens, advance = here.text.tokens, self._progress.advance
-        weights = file.target.read_weights(file.path)
-        model = BlockwiseModel(self._original, weights.__getitem__)
-        hidden, head = model.last_hidden(tokens, advance), model.head()
-        between = _Between(tokens, hidden, head)
+        model, vocabulary = self._original.with_file(file), here.vocabulary
+        hidden = model.last_hidden(tokens, advance)
+        between = _Between(tokens, hidden, model)
 
         def in_engine(reference: Reference) -> TokenFigures:
-            student = logits_in(engine, reference.text.tokens)
+            student = logits_in(engine, reference.text.tokens, vocabulary)
             work = self._original.weights_per_token + reference.comparing
             finite = require_finite(counted(student, work, advance), name, file.engine)
             return reference.compare(between.passing(finite))
 
         def in_torch(reference: Reference, student: Iterator[Tensor]) -> TokenFigures:
-            work = head.numel() + reference.comparing
+            work = self._original.head_weights + reference.comparing
             finite = require_finite(counted(student, work, advance), name, "torch")
             return reference.compare(finite)
 
-        torch_here = in_torch(here, logits(hidden, head))
+        torch_here = in_torch(here, predicting(model, hidden, vocabulary))
         if _in_engine(file):
             found = [in_engine(reference) for reference in self._references]
             engine_here = found[0].first(*file.target.noise_excerpt)
         else:
             found = [
-                in_torch(reference, logits_of(model, reference.text.tokens, advance))
+                in_torch(reference, predicting(model, read, vocabulary))
                 for reference in self._references
+                for read in [model.last_hidden(reference.text.tokens, advance)]
             ]
             engine_here = in_engine(here)
         check = EngineCheck(
@@ -142,13 +145,13 @@ class Examiner:
         if self._protocol is None:
             return None
         tokens, advance = self._protocol.teacher.tokens, self._progress.advance
-        original = self._original
+        original, vocabulary = self._original, self._references[0].vocabulary
         if _in_engine(file):
-            name, student, work = file.engine, logits_in(engine, tokens), original.weights_per_token
+            name, work = file.engine, original.weights_per_token
+            student = logits_in(engine, tokens, vocabulary)
         else:
-            weights = file.target.read_weights(file.path)
-            model = BlockwiseModel(original, weights.__getitem__)
-            name, student, work = "torch", logits_of(model, tokens, advance), original.head_weights
+            name, work, model = "torch", original.head_weights, original.with_file(file)
+            student = predicting(model, model.last_hidden(tokens, advance), vocabulary)
         work += 2 * original.head_weights
         finite = require_finite(counted(student, work, advance), str(file.path), name)
         return self._protocol.figures(finite)
@@ -195,14 +198,13 @@ class Examiner:
         if _in_engine(file):
             yield engine
             return
-        weights = file.target.read_weights(file.path)
-        with TorchEngine(replace(self._original, reader=weights.__getitem__)) as in_torch:
-            yield in_torch
+        with self._original.file_speaker(file, engine) as speaker:
+            yield speaker
 
     @cached_property
     def _nbytes(self) -> list[NDArray[np.int64]]:
         """Bytes of every window of every text."""
-        original = self._original
+        original = self._original.checkpoint
         assert original.tokenizer_dir is not None  # it has encoded the text
         tokenizer = HubTokenizer(
             original.tokenizer_dir, original.config, original.generation_config
@@ -218,22 +220,32 @@ def _in_engine(file: ModelFile) -> bool:
 class _Between:
     """Compares an engine with torch on an excerpt of a text, while the engine's logits pass by."""
 
-    def __init__(self, tokens: Tensor, hidden: Tensor, head: Tensor) -> None:
-        """The excerpt [N, L], and what torch made of it: hidden states [N, L, D], head [V, D]."""
-        self._torch = tokens, hidden, head
+    def __init__(self, tokens: Tensor, hidden: Tensor, model: TorchModel) -> None:
+        """The excerpt [N, L], and what a model in torch made of it: hidden states [N, L, D]."""
+        self._torch = tokens, hidden, model
         self._found: list[NDArray[np.float32]] = []
 
     def passing(self, engine: Iterator[Tensor]) -> Iterator[Tensor]:
         """Pass on the logits of windows, of which the first begin with those of the excerpt."""
-        tokens, hidden, head = self._torch
+        tokens, hidden, model = self._torch
         for window in engine:
             if (row := len(self._found)) < len(tokens):
-                one, own = slice(row, row + 1), window[: tokens.shape[1]]
-                found = compare(tokens[one], hidden[one], head, iter([own]))
-                self._found.append(found.kl)
+                read, own = hidden[row], window[: tokens.shape[1]]
+                self._found.append(_kl_between(model, tokens[row], read, own))
             yield window
 
     @property
     def kl(self) -> NDArray[np.float32]:
         """KL(torch ‖ engine) of every predicted token of the excerpt [N, L − 1]."""
         return np.concatenate(self._found)
+
+
+def _kl_between(
+    model: TorchModel, tokens: Tensor, hidden: Tensor, own: Tensor
+) -> NDArray[np.float32]:
+    """KL(model ‖ engine) [1, L − 1] of tokens [L], by hidden states [L, D] and logits [L, V]."""
+
+    def logits(_: int, part: slice) -> Tensor:
+        return model.logits(hidden[part])
+
+    return compare_logits(tokens[None], logits, iter([own])).kl

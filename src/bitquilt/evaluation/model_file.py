@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,16 +21,31 @@ from bitquilt.engines.remote import RemoteEngine
 from bitquilt.errors import UserError
 from bitquilt.evaluation.file_format import format_of
 from bitquilt.gguf.header import part_paths
-from bitquilt.metrics.kl import logits
 from bitquilt.metrics.teacher import require_finite
-from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore
+from bitquilt.models.blockwise import Advance, ignore, logit_tokens
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.files import each_path
 from bitquilt.targets import Target
+from bitquilt.targets.base import StoredMatrix
 from bitquilt.targets.engine_check import SAMPLE
 
+TRIED_OF_SHAPE = 4
+"""Matrices of each shape that are compared with those of an original that is not known."""
 ALIKE = 0.5
 """The least cosine of a matrix and the original's; signs alone have 0.8, unrelated ones 0."""
+
+
+class TorchModel(Protocol):
+    """A model in torch, in two steps."""
+
+    def last_hidden(self, tokens: Tensor, advance: Advance = ignore) -> Tensor:
+        """Read tokens int64 [N, L]; returns last hidden states [N, L, D].
+
+        ``advance`` is told of tokens × weights up to the head.
+        """
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits [T, V] of last hidden states [T, D]."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +95,11 @@ class ModelFile:
         return self.target.data_bytes(self.path)
 
     @property
+    def weights(self) -> int:
+        """The number of its weights, as they are before rounding."""
+        return self.target.count_weights(self.path)
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Its tensors by canonical name, none of them read."""
         return self.target.shapes(self.path)
@@ -88,11 +108,15 @@ class ModelFile:
         """Refuse a file that cannot have been made from the original.
 
         Its tensors have to have the original's shapes, and the smallest matrix its values: whatever
-        a matrix is rounded to points where the original does.
+        a matrix is rounded to points where the original does. Of a family that is not known, some
+        matrix has to point where one of the original's of its shape does.
 
         Raises:
             UserError: a tensor has another shape, is not there, or has nothing of the original.
         """
+        if not original.known:
+            self._check_some(original)
+            return
         own = self.shapes
         for name, shape in original.shapes.items():
             if own.get(name) != shape:
@@ -104,14 +128,32 @@ class ModelFile:
         matrix = min(original.matrices, key=lambda one: math.prod(original.matrices[one]))
         name = f"{matrix}.weight"
         here = self.target.read_weights(self.path)[name].flatten()
-        there = original.load(name, here.device).flatten()
-        alike = float(torch.cosine_similarity(here, there, dim=0))
+        alike = _cosine(here, original.load(name, here.device))
         if alike < ALIKE:
             raise UserError(
                 f"{self.path} was not made from {original.name}: {name} has the same shape there "
                 f"but other values (a cosine of {alike:.2f}); give the original of this file to "
                 "--against"
             )
+
+    def _check_some(self, original: Checkpoint) -> None:
+        """Look for a matrix that points where one of the original's of its shape does.
+
+        Converters turn rows of some kinds of matrices, so a few of each shape are tried.
+        """
+        shapes: dict[tuple[int, int], list[StoredMatrix]] = {}
+        for one in self.target.stored(self.path):
+            shapes.setdefault((one.rows, one.columns), []).append(one)
+        for shape in sorted(shapes, key=math.prod):
+            theirs = [name for name, own in original.shapes.items() if own == shape]
+            for stored in shapes[shape][:TRIED_OF_SHAPE] if theirs else ():
+                here = self.target.decoded(self.path, stored.name)
+                if any(_cosine(here, original.load(name, here.device)) > ALIKE for name in theirs):
+                    return
+        raise UserError(
+            f"{self.path} was not made from {original.name}: no matrix of it has values like one "
+            "of the original's; give the original of this file to --against"
+        )
 
     def try_out(self, original: Checkpoint, encode: Encode) -> None:
         """Let the engine read a line, so that what cannot be measured is refused before long work.
@@ -149,6 +191,10 @@ class ModelFile:
             yield engine
 
 
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float(torch.cosine_similarity(one.flatten(), other.flatten(), dim=0))
+
+
 def told_apart(models: Sequence[Any]) -> list[Any]:
     """Models with names that differ: their whole paths where their last parts are the same.
 
@@ -163,18 +209,22 @@ def told_apart(models: Sequence[Any]) -> list[Any]:
     return [replace(one, name=str(one.path)) if count[one.name] > 1 else one for one in models]
 
 
-def logits_in(engine: Engine, tokens: Tensor) -> Iterator[Tensor]:
-    """Logits [L, V] of each window of int64 [N, L]."""
-    return (torch.from_numpy(window) for window in engine.logits(tokens.numpy()))
+def logits_in(engine: Engine, tokens: Tensor, vocabulary: int | None = None) -> Iterator[Tensor]:
+    """Logits [L, V] of each window of int64 [N, L]; files may have more tokens than V."""
+    return (torch.from_numpy(window)[:, :vocabulary] for window in engine.logits(tokens.numpy()))
 
 
-def logits_of(model: BlockwiseModel, tokens: Tensor, advance: Advance = ignore) -> Iterator[Tensor]:
-    """Logits [n, V] that predict a next token of int64 [N, L], computed in torch, few at a time.
+def predicting(model: TorchModel, hidden: Tensor, vocabulary: int) -> Iterator[Tensor]:
+    """Yield the logits [n, V] that predict a next token, of hidden states [N, L, D]; few at a time.
 
-    ``advance`` is told of tokens × weights up to the head.
+    Args:
+        model: that made them.
+        hidden: its last hidden states.
+        vocabulary: V.
     """
-    hidden = model.last_hidden(tokens, advance)
-    return (window.float() for window in logits(hidden, model.head()))
+    for window in hidden:
+        for some in window[:-1].split(logit_tokens(vocabulary)):
+            yield model.logits(some)
 
 
 def counted(student: Iterator[Tensor], weights: int, advance: Advance) -> Iterator[Tensor]:

@@ -5,25 +5,26 @@ A difference that is smaller is none. It is the original's alone, so it is kept 
 
 from __future__ import annotations
 
-import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from bitquilt.calibration.text import Encode
-from bitquilt.evaluation.model_file import ModelFile, counted, logits_in, logits_of
+from bitquilt.evaluation.model_file import ModelFile, counted, logits_in, predicting
 from bitquilt.evaluation.reference import Reference
 from bitquilt.evaluation.results import NoiseFloor
 from bitquilt.evaluation.versions import installed
 from bitquilt.metrics.teacher import require_finite
-from bitquilt.models.blockwise import Advance, BlockwiseModel
-from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.blockwise import Advance
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.records import from_json, to_json
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import Target
+
+if TYPE_CHECKING:
+    from bitquilt.evaluation.original import Original
 
 TORCH_EXCERPT = 24, 128
 """Windows, and tokens of each, that are read in bfloat16 in torch."""
@@ -34,14 +35,14 @@ REPORT = "no file of this model can be measured; please report it"
 
 
 def floors(
-    original: Checkpoint,
+    original: Original,
     reference: Reference,
     targets: Sequence[Target],
     encode: Encode,
     work: WorkDir,
     progress: Progress,
 ) -> list[NoiseFloor]:
-    """The original in bfloat16, and unquantized in the engine of each target.
+    """The original in bfloat16, where torch has it so, and unquantized in each target's engine.
 
     Args:
         original: the model.
@@ -52,7 +53,8 @@ def floors(
         progress: where progress goes.
     """
     found = []
-    for target in (None, *targets):
+    in_torch = [] if original.halved is None else [None]
+    for target in (*in_torch, *targets):
         library = target.packages[-1] if target else "torch"
         # where a library is missing, its engine says so
         key = f"noise/{library}-{installed(library)}-{reference.text.fingerprint[:16]}"
@@ -76,38 +78,31 @@ def excerpt(reference: Reference, target: Target) -> Reference:
     return reference.first(*target.noise_excerpt)
 
 
-def _half(original: Checkpoint, reference: Reference, advance: Advance) -> NoiseFloor:
+def _half(original: Original, reference: Reference, advance: Advance) -> NoiseFloor:
     """The original in bfloat16."""
-    model = BlockwiseModel(original, dtype=torch.bfloat16)
-    student = logits_of(model, reference.text.tokens, advance)
+    model, tokens = original.halved, reference.text.tokens
+    assert model is not None  # else nobody asks
+    student = predicting(model, model.last_hidden(tokens, advance), reference.vocabulary)
     weights = original.head_weights + reference.comparing
     return _floor(original, "bfloat16 in torch", reference, counted(student, weights, advance))
 
 
 def _unquantized(
-    original: Checkpoint, reference: Reference, target: Target, encode: Encode, advance: Advance
+    original: Original, reference: Reference, target: Target, encode: Encode, advance: Advance
 ) -> NoiseFloor:
     """The original's weights as they are, in a file for the engine."""
-    qtype = "BF16" if original.source_dtype == "BF16" else "F32"
-    dtype = torch.bfloat16 if qtype == "BF16" else torch.float32
-    allocation = dict.fromkeys(original.matrices, qtype)
-
-    def packed(module: str, _: str) -> dict[str, Tensor]:
-        return {"weight": original.load(f"{module}.weight").to(dtype)}
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / f"original{target.suffix}"
-        target.write(original, allocation, packed, path, "{}")
-        file = ModelFile(path, target, 0, path.name)
-        with file.opened(original, encode) as engine:
-            student = logits_in(engine, reference.text.tokens)
+    with original.unquantized(target) as path:
+        file = ModelFile.at(path)
+        most = Counter(one.qtype for one in target.stored(path)).most_common(1)
+        with file.opened(original.checkpoint, encode) as engine:
+            student = logits_in(engine, reference.text.tokens, reference.vocabulary)
             weights = original.weights_per_token + reference.comparing
-            name = f"{qtype} in {file.engine}"
+            name = f"{most[0][0]} in {file.engine}"
             return _floor(original, name, reference, counted(student, weights, advance))
 
 
 def _floor(
-    original: Checkpoint, name: str, reference: Reference, student: Iterator[Tensor]
+    original: Original, name: str, reference: Reference, student: Iterator[Tensor]
 ) -> NoiseFloor:
     checked = require_finite(student, f"{original.name}, unquantized", name, REPORT)
     found = reference.compare(checked)

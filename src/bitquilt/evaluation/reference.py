@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,6 @@ from torch import Tensor
 
 from bitquilt.engines import GenerationRequest
 from bitquilt.engines.tokenizer import HubTokenizer
-from bitquilt.engines.torch import TorchEngine
 from bitquilt.evaluation import traces
 from bitquilt.evaluation.config import TraceConfig
 from bitquilt.evaluation.text import Text
@@ -25,9 +25,11 @@ from bitquilt.metrics.kl import Estimate, TokenFigures
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.metrics.teacher import Teacher, self_metrics, token_metrics, zero_divergence
 from bitquilt.models.blockwise import Advance, ignore
-from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
+
+if TYPE_CHECKING:
+    from bitquilt.evaluation.original import Original
 
 TokenValues = NDArray[np.float32]
 """One number for each token."""
@@ -84,6 +86,11 @@ class Reference:
         return Documents.of(self.text.documents, self.text.domains)
 
     @property
+    def vocabulary(self) -> int:
+        """V."""
+        return len(self.teacher.head)
+
+    @property
     def comparing(self) -> int:
         """The weights that comparing a token's logits takes as long as: the original's own logits,
         and passes over the vocabulary.
@@ -111,7 +118,7 @@ class Talk:
     @classmethod
     def of(
         cls,
-        checkpoint: Checkpoint,
+        original: Original,
         questions: Sequence[str],
         config: TraceConfig,
         length: int,
@@ -121,13 +128,14 @@ class Talk:
         """Ask the original, or take what an earlier run left; answers are kept one by one.
 
         Args:
-            checkpoint: the original; it has a chat template.
+            original: it has a chat template.
             questions: all are answered at random, the first of them greedily too.
             config: says how many are.
             length: answers are cut after this many tokens.
             work: keeps the answers.
             progress: where progress goes.
         """
+        checkpoint = original.checkpoint
         directory = checkpoint.tokenizer_dir
         assert directory is not None  # it has encoded the text
         tokenizer = HubTokenizer(directory, checkpoint.config, checkpoint.generation_config)
@@ -136,14 +144,14 @@ class Talk:
         requests = [traces.at_random(prompt, n, length) for n, prompt in enumerate(prompts)]
         requests += [traces.likeliest(prompt, length) for prompt in prompts[: len(asked)]]
         domain = traces.domain_of(tokenizer.info, questions[0])
-        answers = _answers(checkpoint, requests, domain, work, progress)
+        answers = _answers(original, requests, domain, work, progress)
         own = [answer.tokens for answer in answers[: len(prompts)]]
         said = [answer.text for answer in answers[len(prompts) :]]
         return cls(traces.as_text(prompts, own, domain), asked, said, length)
 
 
 def _answers(
-    checkpoint: Checkpoint,
+    original: Original,
     requests: Sequence[GenerationRequest],
     domain: str,
     work: WorkDir,
@@ -154,7 +162,7 @@ def _answers(
     missing = [n for n, name in enumerate(names) if work.load_json(name) is None]
     if missing:
         what = "reasoning traces" if domain == traces.TRACES else "answers"
-        weights = checkpoint.weights_per_token * WRITING
+        weights = original.weights_per_token * WRITING
         total, left = (
             sum(request.max_tokens for request in some) * weights
             for some in (requests, [requests[n] for n in missing])
@@ -163,8 +171,8 @@ def _answers(
         def keep(number: int, answer: traces.WrittenAnswer) -> None:
             work.save_json(names[missing[number]], asdict(answer))
 
-        title = f"{checkpoint.name} writes {len(missing)} {what}"
-        with progress.stage(title, total, "writing"), TorchEngine(checkpoint) as engine:
+        title = f"{original.name} writes {len(missing)} {what}"
+        with progress.stage(title, total, "writing"), original.speaker() as engine:
             progress.skip(total - left)
             wanted = [requests[n] for n in missing]
             traces.write_answers(engine, wanted, keep, lambda n: progress.advance(n * weights))

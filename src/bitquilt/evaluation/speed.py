@@ -7,7 +7,6 @@ engine has kept helps it.
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -172,7 +171,7 @@ class Runner:
     def __init__(self, file: ModelFile | WholeModel, documents: int) -> None:
         """Start the engine; prompts are from this many documents of the held-out text."""
         self._file = file
-        self._weights = sum(map(math.prod, file.shapes.values()))
+        self._weights = file.weights
         self._engine = file.start()
         texts = (document.text for document in corpus.bundled("held-out") if document.text)
         self._tokens = self._engine.tokenize("\n\n".join(islice(texts, documents)))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +28,14 @@ class WholeModel:
     engine = "torch"
 
     @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Its tensors by canonical name."""
-        return self.checkpoint.shapes
+    def weights(self) -> int:
+        """The number of its weights."""
+        return self.checkpoint.weights
 
     @property
     def nbytes(self) -> int:
         """What PyTorch keeps of it in memory."""
-        return FLOAT32 * sum(map(math.prod, self.shapes.values()))
+        return FLOAT32 * self.weights
 
     def start(self) -> TorchEngine:
         """The model in PyTorch."""

@@ -197,7 +197,7 @@ def scored_tokens(teacher: Teacher, student: Iterator[Tensor]) -> ScoredTokens:
             for part in torch.arange(done, done + len(given)).split(at_once):
                 if len(here := part[part >= SKIPPED]):
                     own = given[here - done]
-                    base = hidden[here] @ teacher.head.T
+                    base = teacher.logits(hidden[here])
                     parts.append(_compared(base, own, labels[here]))
             done += len(given)
     columns = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))

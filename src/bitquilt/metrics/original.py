@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bitquilt.bases.two_steps import TwoStepModel
 from bitquilt.errors import UserError
 from bitquilt.metrics.teacher import Teacher
 from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore
@@ -22,14 +23,18 @@ from bitquilt.runtime.workdir import WorkDir
 class OriginalModel:
     """The checkpoint as it is, in float32, with what it made of texts in a work directory."""
 
-    def __init__(self, checkpoint: Checkpoint, work: WorkDir) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, work: WorkDir, two: TwoStepModel | None = None
+    ) -> None:
+        """``two`` is what transformers makes of a model that bitquilt has no tables of."""
         self.checkpoint = checkpoint
         self.work = work
-        self._model = BlockwiseModel(checkpoint)
+        self._model = two or BlockwiseModel(checkpoint)
+        self._logits = None if two is None else two.logits
 
     @cached_property
     def head(self) -> Tensor:
-        """The output matrix, float32 [V, D] on the compute device; every text shares it."""
+        """The output matrix [V, D], of canonical models float32; every text shares it."""
         return self._model.head()
 
     def on(
@@ -63,7 +68,8 @@ class OriginalModel:
                 f"{self.work.path / artefact}.safetensors was made from other text than its name "
                 "says; remove it and give the same command again"
             )
-        return Teacher(tokens, kept["hidden"].to(self._model.device), self.head, owners)
+        hidden = kept["hidden"].to(self._model.device)
+        return Teacher(tokens, hidden, self.head, owners, self._logits)
 
 
 def tokens_key(tokens: Tensor) -> str:

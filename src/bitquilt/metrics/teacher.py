@@ -6,7 +6,7 @@ Letters: N windows, L tokens in a window, T tokens, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from bitquilt.calibration.text import KINDS
 from bitquilt.errors import NotFiniteError
 from bitquilt.metrics.intervals import Documents, exponential, through
-from bitquilt.metrics.kl import Estimate, TokenFigures, compare, logits
+from bitquilt.metrics.kl import Estimate, TokenFigures, compare_logits, logits
 from bitquilt.models.blockwise import Advance, BlockwiseModel, ignore, logit_tokens
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.malloc import trim
@@ -35,6 +35,13 @@ class Teacher:
     owners: Tensor | None = None
     """The number of the document that each token is from [N, L]; None where nobody asks for
     intervals, or every window is a document of its own."""
+    own_logits: Callable[[Tensor], Tensor] | None = None
+    """What the model makes logits [T, V] of hidden states [T, D] with; None where it is the
+    head alone."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Give the logits [T, V] of hidden states [T, D]."""
+        return hidden @ self.head.T if self.own_logits is None else self.own_logits(hidden)
 
     def windows(self, which: slice) -> Teacher:
         """Give the teacher on some of the windows."""
@@ -46,7 +53,7 @@ class Teacher:
 
     def _part(self, part: tuple[slice, ...]) -> Teacher:
         owners = None if self.owners is None else self.owners[part]
-        return Teacher(self.tokens[part], self.hidden[part], self.head, owners)
+        return replace(self, tokens=self.tokens[part], hidden=self.hidden[part], owners=owners)
 
     @property
     def documents(self) -> Documents:
@@ -203,8 +210,12 @@ def require_finite(
 
 @torch.no_grad()
 def token_metrics(teacher: Teacher, student: Iterator[Tensor]) -> TokenFigures:
-    """Any model's logits on the teacher's text, as :func:`compare` takes them, token by token."""
-    return compare(teacher.tokens, teacher.hidden, teacher.head, student)
+    """Any model's logits on the teacher's text, as :func:`compare_logits` takes them."""
+
+    def original(row: int, part: slice) -> Tensor:
+        return teacher.logits(teacher.hidden[row, part])
+
+    return compare_logits(teacher.tokens, original, student)
 
 
 def summarize(found: TokenFigures, engine: str, documents: Documents) -> Figures:
@@ -235,7 +246,7 @@ def self_metrics(teacher: Teacher, advance: Advance = ignore) -> Tensor:
     at_once = logit_tokens(len(teacher.head))
     for row, (hidden, tokens) in enumerate(zip(teacher.hidden, teacher.tokens, strict=True)):
         parts = [
-            _alone(h @ teacher.head.T, labels.to(h.device))
+            _alone(teacher.logits(h), labels.to(h.device))
             for h, labels in zip(hidden[:-1].split(at_once), tokens[1:].split(at_once), strict=True)
         ]
         found[:, row] = torch.cat(parts, 1).cpu()

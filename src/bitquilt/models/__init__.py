@@ -29,7 +29,7 @@ from bitquilt.gguf import SUFFIX
 from bitquilt.models.checkpoint import Checkpoint, Finding
 from bitquilt.runtime.files import read_json
 
-__all__ = ["Checkpoint", "Finding", "from_config", "open_checkpoint"]
+__all__ = ["Checkpoint", "Finding", "from_config", "open_checkpoint", "open_original"]
 
 
 def open_checkpoint(reference: str | Path, *, weights: bool = True) -> Checkpoint:
@@ -47,6 +47,27 @@ def open_checkpoint(reference: str | Path, *, weights: bool = True) -> Checkpoin
 
     path = resolve.resolve(str(reference), weights=weights)
     opened = _opened(str(reference), path, weights)
+    return replace(opened, hub_id=resolve.hub_id(str(reference), path))
+
+
+def open_original(reference: str | Path) -> Checkpoint:
+    """Open what model files were made from: in canonical form, or as published where none is known.
+
+    Args:
+        reference: what :func:`open_checkpoint` takes; of other families a directory or a hub id.
+
+    Raises:
+        UserError: it cannot be found or read.
+    """
+    from bitquilt.models.canonical import has_tables
+    from bitquilt.models.sources import resolve
+
+    path = resolve.resolve(str(reference))
+    if not path.is_dir() or has_tables(read_json(path / "config.json")):
+        return open_checkpoint(reference)
+    from bitquilt.models.sources.as_published import open_as_published
+
+    opened = open_as_published(path, resolve.short_name(str(reference), path))
     return replace(opened, hub_id=resolve.hub_id(str(reference), path))
 
 

@@ -88,6 +88,9 @@ class Checkpoint:
     its bytes."""
     named_templates: dict[str, str] = field(default_factory=dict, repr=False)
     """Chat templates beside that one, by name: a tokenizer may have one for tools."""
+    known: bool = True
+    """Whether its family is one of ours. Of others, config, names and shapes are as published, and
+    only transformers runs them."""
     gguf_source: Path | None = None
     """The GGUF file this came from; its header is preserved when a GGUF is written."""
     gguf_general: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -166,6 +169,12 @@ class Checkpoint:
     def weights(self) -> int:
         """The weights of all tensors, norms and biases too."""
         return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def embeddings(self) -> int:
+        """The number of tokens that it has an embedding of."""
+        rows = self.matrices[EMBEDDING][0] if self.known else self.config["vocab_size"]
+        return int(rows)
 
     @property
     def head_weights(self) -> int:

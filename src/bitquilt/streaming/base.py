@@ -92,22 +92,41 @@ def base_of(
             raise UserError(f"{path} does not exist; give the file that the converter wrote")
     else:
         refuse_unconverted(directory)
-        kind = read_json(directory / "config.json").get("model_type")
-        require_converter(f"bitquilt does not know {kind} models itself")  # before the download
+        place = _place_of(model, directory, output)
+        if place is None or not _is_newer(place, directory):
+            kind = read_json(directory / "config.json").get("model_type")
+            # before the download
+            require_converter(f"bitquilt does not know {kind} models itself", place)
     directory = resolve(str(model))
     require_memory(directory)
     if given is not None:
         return directory, path
-    path = output / f"{base_name(model, directory)}-{base_type(directory).upper()}{SUFFIX}"
-    weights = safetensors.files(directory)
-    if path.is_file() and path.stat().st_mtime > max(file.stat().st_mtime for file in weights):
+    path = output / _file_name(model, directory)
+    if _is_newer(path, directory):
         progress.say(f"{path} is newer than the model, and is used again")
         return directory, path
+    weights = safetensors.files(directory)
     require_room(output, sum(file.stat().st_size for file in weights))
     with progress.stage(f"Converting to {path.name}", 1, "converting"):
         convert(directory, path)
         progress.advance()
     return directory, path
+
+
+def _file_name(model: str | Path, directory: Path) -> str:
+    """Name the base of a model whose weights are here."""
+    return f"{base_name(model, directory)}-{base_type(directory).upper()}{SUFFIX}"
+
+
+def _place_of(model: str | Path, directory: Path, output: Path) -> Path | None:
+    """Where a model's base goes; None where its weights are not here yet."""
+    return output / _file_name(model, directory) if safetensors.files(directory) else None
+
+
+def _is_newer(base: Path, directory: Path) -> bool:
+    """Whether a base is there, and newer than the model's weights."""
+    newest = max(file.stat().st_mtime for file in safetensors.files(directory))
+    return base.is_file() and base.stat().st_mtime > newest
 
 
 def write_base_vision(

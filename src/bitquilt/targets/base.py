@@ -258,8 +258,25 @@ class Target(ABC):
         raise NotImplementedError(f"no matrices are read out of files of {self}")
 
     @abstractmethod
+    def decoded(self, path: Path, name: str) -> Tensor:
+        """Decode a matrix of a model file, float32, of whatever family.
+
+        Args:
+            path: the file.
+            name: what the file calls the matrix, without ``.weight``.
+        """
+
+    @abstractmethod
     def data_bytes(self, path: Path) -> int:
         """Return the bytes that the data of a model file's tensors take; none of them is read."""
+
+    @abstractmethod
+    def count_weights(self, path: Path) -> int:
+        """Return the number of weights of a model file, norms and biases too, whoever wrote it.
+
+        Raises:
+            UserError: the file is damaged.
+        """
 
     @abstractmethod
     def files(self, path: Path) -> list[Path]:

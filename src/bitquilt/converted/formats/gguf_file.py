@@ -23,7 +23,6 @@ from bitquilt.converted.formats.base_format import BaseFormat, RoundedMatrix
 from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.container import aligned
 from bitquilt.gguf.ggml_type import GgmlType
-from bitquilt.gguf.header import read_header
 from bitquilt.gguf.imatrix import ImportanceMatrix, write_imatrix
 from bitquilt.qtypes.qtype import Allocation
 from bitquilt.runtime.files import atomic_write
@@ -37,7 +36,7 @@ from bitquilt.streaming.source import GgufSource
 from bitquilt.streaming.writing import OutputFile
 from bitquilt.targets import GGUF
 from bitquilt.targets.destination import check_file
-from bitquilt.targets.gguf.decoding import decode_on_device
+from bitquilt.targets.gguf.decoding import decode_named
 from bitquilt.targets.same_tokens import refuse_other_tokens_of
 
 
@@ -142,8 +141,7 @@ class GgufBase(BaseFormat):
         self._file.write(mix, self._importance, path, self._threads, progress, data)
 
     def decoded(self, path: Path) -> Callable[[str], Tensor]:
-        tensors = read_header(path).tensors
-        return lambda name: decode_on_device(path, tensors[name])
+        return decode_named(path)
 
 
 def _names(mix: Mapping[str, GgmlType]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -165,10 +166,20 @@ class _Gguf(Target):
 
         return packed_in_gguf(path, stored)
 
-    def data_bytes(self, path: Path) -> int:
-        from bitquilt.gguf.header import read_header
+    def decoded(self, path: Path, name: str) -> Tensor:
+        from bitquilt.targets.gguf.decoding import decode_named
 
-        return sum(tensor.nbytes for tensor in read_header(path).tensors.values())
+        return decode_named(path)(f"{name}.weight")
+
+    def data_bytes(self, path: Path) -> int:
+        from bitquilt.gguf.header import read_parts
+
+        return sum(one.nbytes for part in read_parts(path) for one in part.tensors.values())
+
+    def count_weights(self, path: Path) -> int:
+        from bitquilt.gguf.header import read_parts
+
+        return sum(prod(one.shape) for part in read_parts(path) for one in part.tensors.values())
 
     def files(self, path: Path) -> list[Path]:
         return [file for file in (path, self.recipe_path(path)) if file.is_file()]

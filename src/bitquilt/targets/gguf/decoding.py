@@ -6,6 +6,7 @@ decoded by bitquilt's own types, and some of its rows by gguf-py too, to the sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,17 @@ from bitquilt import qtypes
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
 from bitquilt.gguf.dequantize import dequantize
+from bitquilt.gguf.header import read_parts
 from bitquilt.models.checkpoint import PLAIN_TYPES
 from bitquilt.models.sources.tensors import rows_to_look_at
 from bitquilt.runtime.device import compute_device
+
+
+def decode_named(path: Path) -> Callable[[str], Tensor]:
+    """Return what decodes the tensors of a file, or of all its parts, by their names there."""
+    parts = read_parts(path)
+    places = {name: (part.path, part.tensors[name]) for part in parts for name in part.tensors}
+    return lambda name: decode_on_device(*places[name])
 
 
 def decode_on_device(path: Path, tensor: GgufTensor) -> Tensor:

@@ -164,10 +164,20 @@ class _Mlx(Target):
 
         return stored_in_mlx(path)
 
+    def decoded(self, path: Path, name: str) -> Tensor:
+        from bitquilt.targets.mlx.writing import MlxWeights
+
+        return MlxWeights(path)[f"{name}.weight"]
+
     def data_bytes(self, path: Path) -> int:
         from bitquilt.targets.mlx.writing import data_bytes
 
         return data_bytes(path)
+
+    def count_weights(self, path: Path) -> int:
+        from bitquilt.targets.mlx.stored import weights_in_mlx
+
+        return weights_in_mlx(path)
 
     def files(self, path: Path) -> list[Path]:
         inside = (file for file in sorted(path.iterdir()) if file.name != "README.md")

@@ -18,11 +18,7 @@ WORD = 32
 def stored_in_mlx(directory: Path) -> list[StoredMatrix]:
     """Return the matrices in the order of the files; see :meth:`Target.stored`."""
     quantization = read_json(directory / "config.json").get("quantization", {})
-    parts = {
-        name: entry
-        for name, entry in safetensors_entries(directory)
-        if name != "__metadata__" and not is_of_vision(name)
-    }
+    parts = _parts(directory)
     found = []
     for name, entry in parts.items():
         module, _, part = name.rpartition(".")
@@ -45,6 +41,31 @@ def stored_in_mlx(directory: Path) -> list[StoredMatrix]:
             )
         )
     return found
+
+
+def weights_in_mlx(directory: Path) -> int:
+    """Count the weights of a directory's language model; see :meth:`Target.count_weights`."""
+    parts = _parts(directory)
+    matrices = sum(one.rows * one.columns for one in stored_in_mlx(directory))
+    others = (entry["shape"] for name, entry in parts.items() if not _of_matrix(name, parts))
+    return matrices + sum(map(prod, others))
+
+
+def _of_matrix(name: str, parts: dict[str, dict[str, Any]]) -> bool:
+    """Tell whether a tensor is a matrix, or a part of a packed one."""
+    module, _, part = name.rpartition(".")
+    if f"{module}.scales" in parts:
+        return part in ("weight", "scales", "biases")
+    return part == "weight" and len(parts[name]["shape"]) > 1
+
+
+def _parts(directory: Path) -> dict[str, dict[str, Any]]:
+    """The entries of all tensors but those of what sees."""
+    return {
+        name: entry
+        for name, entry in safetensors_entries(directory)
+        if name != "__metadata__" and not is_of_vision(name)
+    }
 
 
 def _nbytes(entry: dict[str, Any]) -> int:
