@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from bitquilt.bases import room
-from bitquilt.bases.room import GPU_ROOM, refuse_unconverted, require_memory
+from bitquilt.bases.room import GPU_ROOM, refuse_unread_weights, require_memory
 from bitquilt.errors import UserError
 
 
@@ -19,6 +19,7 @@ def directory(tmp_path):
         "model.layers.0.mlp.shared_experts.up_proj.weight": torch.zeros(32, 64),
     }
     save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
     return tmp_path
 
 
@@ -43,10 +44,25 @@ def test_a_gpu_holds_all_weights(directory, monkeypatch):
         require_memory(directory)
 
 
-@pytest.mark.parametrize("field", ["quantization", "quantization_config"])
-def test_what_no_converter_dequantizes_is_refused_before_it_is_tried(field, tmp_path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({field: {"bits": 4, "group_size": 64}}))
-    with pytest.raises(UserError, match=r"by mlx-lm, .*; give the original checkpoint"):
-        refuse_unconverted(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({field: {"quant_method": "fp8"}}))
-    refuse_unconverted(tmp_path)
+def test_weights_that_are_dequantized_take_memory(tmp_path, monkeypatch) -> None:
+    weight = torch.ones(64, 32).to(torch.float8_e4m3fn)
+    tensors = {"a.weight": weight, "a.weight_scale": torch.ones(64, 1)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = {"quantization_config": {"quant_method": "compressed-tensors"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    machine(monkeypatch, 64 * 32 * 2)
+    require_memory(tmp_path)
+    machine(monkeypatch, 64 * 32 * 2 - 1)
+    with pytest.raises(UserError, match=r"take 4\.10 kB of memory when they are dequantized, and"):
+        require_memory(tmp_path)
+
+
+def test_what_is_quantized_in_a_way_that_nobody_reads_is_refused_before_it_is_tried(
+    tmp_path,
+) -> None:
+    settings = {"quantization_config": {"quant_method": "hqq"}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(UserError, match=r"by hqq, .*; give the original checkpoint"):
+        refuse_unread_weights(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"bits": 4}}))
+    refuse_unread_weights(tmp_path)

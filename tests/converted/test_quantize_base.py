@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 import bitquilt
 from bitquilt import UserError
 from bitquilt.bases.importance import BaseModel, load_transformers_model, match_base
-from bitquilt.bases.mlx_base import MlxBase
+from bitquilt.bases.mlx_base import MlxBase, convert_to_mlx
 from bitquilt.converted.formats.mlx_directory import MlxDirectory
 from bitquilt.gguf.header import read_header
 from tests.bases.models import needs_converter, unknown_checkpoint
@@ -28,8 +29,10 @@ from tests.bases.parity import (
     mlx_logits,
     transformers_logits,
 )
+from tests.models.sources.quantized.checkpoints import store_in_parts
 from tests.progress import Recorded
 from tests.quick import QUICK, invoke
+from tests.streaming.test_from_base import stored_in_mxfp4
 
 TEXT = {name: QUICK[name] for name in ("text_budget", "calibration")}
 QUIET = {"progress": bitquilt.Silent(), **TEXT}
@@ -39,6 +42,20 @@ QUIET = {"progress": bitquilt.Silent(), **TEXT}
 def _yield_waiting_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """llama.cpp's threads wait by spinning, which starves them on busy machines."""
     monkeypatch.setitem(os.environ, "OMP_WAIT_POLICY", "PASSIVE")
+
+
+MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+
+
+def in_fp8(directory: Path) -> None:
+    """Store matrices as FP8 with a scale for each, as Mistral publishes them."""
+
+    def make(weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        scale = weight.abs().max() / 448
+        codes = (weight / scale).to(torch.float8_e4m3fn)
+        return {"weight": codes, "weight_scale_inv": scale, "activation_scale": torch.ones(())}
+
+    store_in_parts(directory, {"quant_method": "fp8", "activation_scheme": "static"}, make)
 
 
 def size_of(directory: Path) -> int:
@@ -63,6 +80,34 @@ def test_an_mlx_directory_has_the_size_that_was_asked_for_and_the_kl_of_its_numb
     assert decoded > 0.005
     near = 0.1 if kind == "qwen3_moe" else 0.03  # a token between two experts goes to the other one
     assert kl(truth, mlx_logits(path)) == pytest.approx(decoded, rel=near)
+
+
+@pytest.mark.parametrize(("kind", "store"), [("mistral3", in_fp8), ("gpt_oss", stored_in_mxfp4)])
+def test_what_is_published_quantized_becomes_the_same_model_in_mlx(
+    kind: str, store: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """mlx-lm misreads FP8 of the first, and keeps the experts of the second in MXFP4."""
+    directory = unknown_checkpoint(tmp_path, kind, torch.bfloat16)
+    store(directory)
+    (made,) = bitquilt.quantize_base(directory, bits=8.6, to="mlx", output=tmp_path, **QUIET)
+    (path,) = made.paths
+    truth = transformers_logits(load_transformers_model(directory))
+    assert kl(truth, mlx_logits(made.source)) < 1e-4
+    assert kl(truth, mlx_logits(path)) < 0.02
+    written = json.loads((path / "config.json").read_text())["quantization"]
+    kept = {name for name, entry in written.items() if "experts" in name}
+    assert len(kept) == (6 if kind == "gpt_oss" else 0)
+    assert all(written[name] == MXFP4 for name in kept)
+
+
+def test_a_template_that_only_a_processor_has_is_in_the_directory(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite", torch.bfloat16)
+    (directory / "chat_template.jinja").unlink()
+    template = {"chat_template": "{{ messages[0].content }}"}
+    (directory / "chat_template.json").write_text(json.dumps(template))
+    convert_to_mlx(directory, tmp_path / "made")
+    found = (tmp_path / "made" / "chat_template.jinja").read_text()
+    assert found == template["chat_template"]
 
 
 def test_what_sees_is_kept_beside_what_mlx_lm_reads(tmp_path: Path) -> None:

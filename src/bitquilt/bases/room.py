@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from bitquilt.bases.plain_checkpoint import PlainTensors
 from bitquilt.errors import UserError
 from bitquilt.models.canonical import quantization_method
-from bitquilt.models.sources import safetensors
-from bitquilt.models.sources.quantized import quantization_of
+from bitquilt.models.sources.quantized import DEQUANTIZED_STACKS, quantization_of
 from bitquilt.runtime.device import gpu_memory
 from bitquilt.runtime.files import read_json
 from bitquilt.runtime.load import memory_of_machine
@@ -24,44 +24,45 @@ BY_LLAMA_CPP = (
 _ONE_OF_MANY = re.compile(r"\bexperts\.\d+\.")
 
 
-CONVERTED = ("fp8", "compressed-tensors", "gptq", "mxfp4")
-"""Methods of quantized checkpoints that converters dequantize."""
-
-
-def refuse_unconverted(directory: Path) -> None:
-    """Refuse a quantized checkpoint that converters do not know or would keep quantized.
+def refuse_unread_weights(directory: Path) -> None:
+    """Refuse weights that are quantized in a way that is not known here.
 
     Args:
-        directory: of a Hugging Face model.
+        directory: of a Hugging Face model; its config is read.
 
     Raises:
-        UserError: it is one.
+        UserError: they are.
     """
     stated = quantization_of(read_json(directory / "config.json"))
-    if stated is not None and (method := quantization_method(stated)) not in CONVERTED:
+    if stated is not None and (method := quantization_method(stated)) not in DEQUANTIZED_STACKS:
         raise UserError(
-            f"the weights of {directory} are quantized already, by {method}, and of a model whose "
-            f"family bitquilt does not know itself it reads {', '.join(CONVERTED)} only; give the "
-            "original checkpoint"
+            f"the weights of {directory} are quantized already, by {method}, and bitquilt reads "
+            f"{', '.join(DEQUANTIZED_STACKS)} only; give the original checkpoint"
         )
 
 
 def require_memory(directory: Path) -> None:
     """Refuse a model that memory cannot hold, before it is converted or loaded.
 
-    On a CPU weights stay in their files. But where a checkpoint has every expert by itself,
-    transformers puts those of a layer together, in memory. A GPU has all weights at once.
+    On a CPU weights stay in their files, but for those that are dequantized. And where a checkpoint
+    has every expert by itself, transformers puts those of a layer together, in memory. A GPU has
+    all weights at once.
 
     Args:
         directory: of a Hugging Face model.
 
     Raises:
-        UserError: memory is too small.
+        UserError: memory is too small, or the directory has no model's weights.
     """
-    stored = safetensors.scan(safetensors.files(directory))
+    tensors = PlainTensors(directory)
     memory, of_gpu = memory_of_machine(), gpu_memory()
-    weights = sum(one.raw_bytes for one in stored.values())
-    experts = sum(one.raw_bytes for name, one in stored.items() if _ONE_OF_MANY.search(name))
+    weights = tensors.plain_bytes
+    experts = sum(tensors.size(name) for name in tensors if _ONE_OF_MANY.search(name))
+    if tensors.decoded_bytes > memory:
+        raise UserError(
+            f"the weights of {directory} take {human(tensors.decoded_bytes)} of memory when they "
+            f"are dequantized, and this machine has {human(memory)}; {BY_LLAMA_CPP}"
+        )
     if experts > memory:
         raise UserError(
             f"transformers puts the experts of {directory} together in memory, which takes "

@@ -129,7 +129,7 @@ def source_names(stored: Iterable[str]) -> dict[str, str]:
     and ``_orig_mod.model.layers.0…`` of compiled ones mean ``model.layers.0…``, and so does
     ``layers.0…`` of a backbone that was saved alone.
     """
-    names = {name: _unwrapped(name) for name in stored}
+    names = {name: untrained_name(name, wrapped=False) for name in stored}
     if any(name.startswith("model.") for name in names.values()):
         return names
     return {
@@ -137,8 +137,21 @@ def source_names(stored: Iterable[str]) -> dict[str, str]:
     }
 
 
+def untrained_name(stored: str, *, wrapped: bool) -> str:
+    """Return a tensor's name in the model's class, without what training or a wrapper put before.
+
+    ``torch.compile`` leaves ``_orig_mod.`` anywhere, and parallel training ``module.`` at the
+    beginning.
+
+    Args:
+        stored: the name in the file.
+        wrapped: whether the model's class is a wrapper's, which has the language model inside.
+    """
+    name = stored.replace("_orig_mod.", "").removeprefix("module.")
+    return name if wrapped else _unwrapped(name)
+
+
 def _unwrapped(stored: str) -> str:
-    stored = stored.replace("_orig_mod.", "")
     if stored.startswith("model.language_model."):
         return "model." + stored.removeprefix("model.language_model.")
     return stored.removeprefix("language_model.")

@@ -7,9 +7,15 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from bitquilt.bases.converter import base_type, convert, require_converter
+from bitquilt.bases.converter import (
+    DEQUANTIZED_BY_LLAMA_CPP,
+    base_type,
+    convert,
+    require_converter,
+)
 from bitquilt.bases.importance import BaseModel, base_importance, open_base
-from bitquilt.bases.room import refuse_unconverted, require_memory
+from bitquilt.bases.plain_checkpoint import room_to_convert
+from bitquilt.bases.room import refuse_unread_weights, require_memory
 from bitquilt.bases.vision import write_tower_of
 from bitquilt.calibration.text import (
     HeldOutText,
@@ -91,7 +97,7 @@ def base_of(
         if not path.is_file():
             raise UserError(f"{path} does not exist; give the file that the converter wrote")
     else:
-        refuse_unconverted(directory)
+        refuse_unread_weights(directory)
         place = _place_of(model, directory, output)
         if place is None or not _is_newer(place, directory):
             kind = read_json(directory / "config.json").get("model_type")
@@ -105,8 +111,7 @@ def base_of(
     if _is_newer(path, directory):
         progress.say(f"{path} is newer than the model, and is used again")
         return directory, path
-    weights = safetensors.files(directory)
-    require_room(output, sum(file.stat().st_size for file in weights))
+    require_room(output, room_to_convert(directory, DEQUANTIZED_BY_LLAMA_CPP))
     with progress.stage(f"Converting to {path.name}", 1, "converting"):
         convert(directory, path)
         progress.advance()

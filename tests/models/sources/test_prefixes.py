@@ -31,6 +31,7 @@ def renamed(directory: Path, rename) -> Path:
     [
         lambda name: name.removeprefix("model."),
         lambda name: f"_orig_mod.{name}",
+        lambda name: f"module.{name}",
         lambda name: f"language_model.{name}",
     ],
 )

@@ -54,6 +54,12 @@ def test_directory_config_and_gguf(tmp_path: Path) -> None:
         assert resolve.resolve(str(tmp_path / name)) == tmp_path / name
 
 
+def test_an_adapter_alone_is_named_so(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"LoRA adapter, .* merge_and_unload"):
+        resolve.resolve(str(tmp_path))
+
+
 def test_hub_id(tmp_path: Path, hub: Any) -> None:
     (tmp_path / "config.json").write_text("{}")
     asked = hub(tmp_path)

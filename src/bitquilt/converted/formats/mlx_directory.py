@@ -87,7 +87,7 @@ class MlxDirectory(BaseFormat):
         kept = [name for name in tensors if name.removesuffix(".weight") not in self.matrices]
         self.kept = dict.fromkeys(kept, "mlx-lm does not quantize it")
         self.kept_bytes = sum(tensors[name].raw_bytes for name in kept)
-        self.weights = sum(math.prod(tensor.shape) for tensor in tensors.values())
+        self.weights = self._base.count_weights()
         self.known = set(self.matrices)
         self._copied = self._base.copied()
         self._header_room = len(self._longest_header())
@@ -269,7 +269,7 @@ class MlxDirectory(BaseFormat):
         return header_text(parts, dict.fromkeys((part.name for part in parts), end))
 
     def _config_text(self, entries: Mapping[str, Any], default: Mapping[str, Any]) -> str:
-        quantization = {**default, **entries}
+        quantization = {**default, **self._base.kept_quantized, **entries}
         both = {"quantization": quantization, "quantization_config": quantization}
         return json.dumps({**self._base.config, **both}, indent=2) + "\n"
 

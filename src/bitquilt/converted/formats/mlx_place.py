@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from bitquilt.bases.mlx_base import QUANTIZABLE, convert_to_mlx, mlx_dtype
-from bitquilt.bases.room import refuse_unconverted, require_memory
+from bitquilt.bases.mlx_base import KEPT_BY_MLX_LM, QUANTIZABLE, convert_to_mlx, mlx_dtype
+from bitquilt.bases.plain_checkpoint import room_to_convert
+from bitquilt.bases.room import refuse_unread_weights, require_memory
 from bitquilt.errors import UserError
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.resolve import resolve
@@ -41,7 +42,7 @@ def mlx_base_of(model: str | Path, output: Path, progress: Progress) -> tuple[Pa
             f"{model} is not a Hugging Face directory, which mlx-lm converts; give a directory or "
             "a hub id"
         )
-    refuse_unconverted(directory)
+    refuse_unread_weights(directory)
     require_memory(directory)
     short = _SHORT[mlx_dtype(directory)]
     path = output / f"{base_name(model, directory)}-{short}{MLX.suffix}"
@@ -54,7 +55,7 @@ def mlx_base_of(model: str | Path, output: Path, progress: Progress) -> tuple[Pa
         return directory, path
     if path.exists():
         raise UserError(f"{path} is in the way of the converted model; move it, or give another -o")
-    require_room(output, sum(file.stat().st_size for file in weights))
+    require_room(output, room_to_convert(directory, KEPT_BY_MLX_LM))
     with progress.stage(f"Converting to {path.name}", 1, "converting"):
         convert_to_mlx(directory, path)
         _add_vision_tower(directory, path, progress)

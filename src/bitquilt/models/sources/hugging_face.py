@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.generation import read_generation
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.quantized import QuantizedTensor, joined
+from bitquilt.models.sources.resolve import adapter_error, is_adapter
 from bitquilt.models.sources.tensors import (
     about_quantization,
     bytes_by_type,
@@ -64,7 +65,8 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
     if not files:
         return without_weights(directory, name)
     scanned = safetensors.scan(files)
-    _refuse_adapter(directory, scanned)
+    if is_adapter(scanned):
+        raise adapter_error(directory)
     scanned = joined(scanned, original)
     names = canonical.source_names(scanned)
     stored = {names[raw]: (raw, at) for raw, at in scanned.items()}
@@ -271,12 +273,13 @@ def _with_tying(config: dict[str, Any], stored: StoredTensors) -> dict[str, Any]
     return {**config, "tie_word_embeddings": f"{HEAD}.weight" not in stored}
 
 
-def _refuse_adapter(directory: Path, names: Iterable[str]) -> None:
-    if any(".lora_A." in name or ".lora_B." in name for name in names):
-        raise UserError(
-            f"{directory} has the weights of a LoRA adapter, which changes another model; put it "
-            "into that model with peft's merge_and_unload() and save the result"
-        )
+def no_head_error() -> UserError:
+    """Say of weights without a head what may be the matter."""
+    return UserError(
+        f"the weights have no {HEAD}.weight, and config.json does not tie it to the embedding: "
+        "without a head, as in embedding models, a model predicts no tokens; give a model that "
+        "generates text, or set tie_word_embeddings if its head is the embedding"
+    )
 
 
 def _account_for_every_tensor(form: Canonical, stored: StoredTensors) -> list[Finding]:
@@ -284,11 +287,7 @@ def _account_for_every_tensor(form: Canonical, stored: StoredTensors) -> list[Fi
     wanted = {origin.source for origin in form.origins.values() if origin.source}
     missing = [name for name in wanted if name not in stored]
     if missing == [f"{HEAD}.weight"]:
-        raise UserError(
-            f"the weights have no {missing[0]}, and config.json does not tie it to the embedding: "
-            "without a head, as in embedding models, a model predicts no tokens; give a model that "
-            "generates text, or set tie_word_embeddings if its head is the embedding"
-        )
+        raise no_head_error()
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(wanted)} tensors that config.json asks for are not in the "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.factories import tiny_checkpoint
 
 StoredParts = dict[str, torch.Tensor]
 Q = "model.layers.0.self_attn.q_proj.weight"
+_WHOLE = re.compile("embed|lm_head|vision|projector")
 SMALL = {"layers": 1, "hidden": 128, "heads": 2, "kv_heads": 1}
 
 
@@ -25,17 +27,28 @@ def quantized(
 ) -> Path:
     """A tiny model whose matrices, but for the embedding, are stored in parts."""
     directory = tiny_checkpoint(tmp_path, "qwen3", **SMALL)
+    store_in_parts(directory, settings, make, field)
+    return directory
+
+
+def store_in_parts(
+    directory: Path,
+    settings: dict[str, object],
+    make: Callable[[torch.Tensor], StoredParts],
+    field: str = "quantization_config",
+) -> None:
+    """Store a model's matrices in parts, but for the embedding, the head and what sees."""
     path, found = directory / "model.safetensors", {}
     for name, tensor in load_file(path).items():
-        if tensor.ndim == 2 and "embed" not in name:
+        if tensor.ndim == 2 and not _WHOLE.search(name):
             module = name.removesuffix(".weight")
-            found |= {f"{module}.{part}": t.contiguous() for part, t in make(tensor).items()}
+            parts = make(tensor.float())
+            found |= {f"{module}.{part}": t.contiguous() for part, t in parts.items()}
         else:
             found[name] = tensor
     save_file(found, path, {"format": "pt"})
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {field: settings}))
-    return directory
 
 
 def words_of(codes: np.ndarray, bits: int) -> torch.Tensor:
