@@ -6,11 +6,13 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf.quants import BF16
 
 from bitquilt import UserError
-from bitquilt.bases import converter
+from bitquilt.bases import converter, converter_child
 from bitquilt.bases.base_file import BaseMatrices
 from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.factories import tiny_checkpoint
@@ -180,3 +182,16 @@ def test_the_real_one_keeps_every_number(tmp_path: Path) -> None:
 
 def test_the_command_is_for_this_python() -> None:
     assert converter.install_command().startswith((sys.executable, "uv pip"))
+
+
+def test_numbers_are_rounded_to_the_bits_of_gguf_py(monkeypatch):
+    own = BF16.quantize_blocks
+    monkeypatch.setattr(BF16, "quantize_blocks", own)  # is put back
+    converter_child._round_to_bf16_in_torch()
+    bits = np.random.default_rng(0).integers(0, 2**32, (4096, 1), dtype=np.uint32)
+    every = bits.view(np.float32)
+    finite = np.where(np.isfinite(every), every, np.float32(1.5))
+    for numbers in (every, finite, np.array([[np.inf], [-np.inf], [0.0], [-0.0]], np.float32)):
+        found = BF16.quantize_blocks(numbers)
+        assert found.shape == (len(numbers), 2)
+        assert np.array_equal(found, own(numbers))

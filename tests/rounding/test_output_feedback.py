@@ -9,6 +9,7 @@ from bitquilt import qtypes
 from bitquilt.calibration.output_shrinkage import CHUNKS
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.errors import UserError
+from bitquilt.rounding import output_feedback
 from bitquilt.rounding.input_work import MemoryUse
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.nearest import fit
@@ -16,6 +17,9 @@ from bitquilt.rounding.output_feedback import (
     OUTPUT_DAMPING,
     ChunkedMatrix,
     factorize_outputs,
+    keep_chunk,
+    targets_of,
+    work_out,
 )
 from bitquilt.rounding.round_layers import polish_layers, round_layers
 from bitquilt.rounding.round_matrices import (
@@ -94,6 +98,60 @@ def test_targets_minimize_the_whole_cost(polishes, chunk):
     expected = best.view(-1, columns)[: own.stop - own.start]  # the chunk is the first that is free
     found = matrix.target(chunk) - weight[outputs.order[own]]
     assert torch.allclose(found.double(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("polishes", [False, True])
+def test_what_is_worked_out_together_is_as_alone(polishes, monkeypatch):
+    monkeypatch.setattr(output_feedback, "WORKED_OUT", 2 * 8 * 96**2)
+    moments = [second_moment(rows, seed=i) for i, rows in enumerate([96, 64, 96, 96])]
+    alone, together = ([factorize_outputs(one.clone(), "m") for one in moments] for _ in range(2))
+    work_out(together, polishes)
+    for own, other in zip(alone, together, strict=True):
+        assert ("given_all" if polishes else "_in_turn") in vars(other)
+        links = zip(own.given_all, other.given_all, strict=True)
+        if not polishes:
+            links = zip(own.forward, other.forward, strict=True)
+            assert torch.allclose(own.shares, other.shares)
+        assert all(torch.allclose(one, two, rtol=1e-4, atol=1e-6) for one, two in links)
+
+
+@pytest.mark.parametrize("polishes", [False, True])
+def test_a_gpu_links_chunks_of_many_matrices_as_each_alone(polishes, monkeypatch):
+    """Of different sizes and types, some without output gradients."""
+    monkeypatch.setattr(output_feedback, "_on_cpu", lambda _: False)
+    names, heights = ["Q4_K", "Q4_K", "Q3_K", "Q4_K"], [96, 96, 96, 64]
+    jobs = [
+        (weights(rows, 256, seed=rows + i), qtypes.get(name))
+        for i, (name, rows) in enumerate(zip(names, heights, strict=True))
+    ]
+    fitted = [fit(qtype, weight, None) for weight, qtype in jobs]
+    outputs = [
+        None if i == 1 else factorize_outputs(second_moment(rows, seed=i), "m")
+        for i, rows in enumerate(heights)
+    ]
+    alone, together = (
+        [
+            ChunkedMatrix(weight, qtype, of, before if polishes else None)
+            for (weight, qtype), of, before in zip(jobs, outputs, fitted, strict=True)
+        ]
+        for _ in range(2)
+    )
+    for chunk in range(3):
+        own = [i for i, matrix in enumerate(alone) if chunk < matrix.count]
+        targets = targets_of([together[i] for i in own], chunk)
+        assert all(
+            torch.allclose(alone[i].target(chunk), found, atol=1e-5)
+            for i, found in zip(own, targets, strict=True)
+        )
+        done = [
+            RoundedRows(fit(jobs[i][1], target, None), "gptq", None)
+            for i, target in zip(own, targets, strict=True)
+        ]
+        for i, one in zip(own, done, strict=True):
+            alone[i].keep(chunk, one)
+        keep_chunk([together[i] for i in own], chunk, done)
+    for one, two in zip(alone, together, strict=True):
+        assert torch.equal(one.result().fields["codes"], two.result().fields["codes"])
 
 
 @pytest.mark.parametrize("method", ["gptq", "full"])

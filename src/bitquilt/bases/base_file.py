@@ -7,21 +7,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType as GgmlType
 from torch import Tensor
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
 from bitquilt.gguf.dequantize import dequantize
+from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.gguf.header import read_header
 
 LEAST_COLUMNS = 32
 """The smallest block of any type: matrices of other widths cannot be quantized."""
-_DTYPES = {
+PLAIN_DTYPES = {
     GgmlType.F32: torch.float32,
     GgmlType.F16: torch.float16,
     GgmlType.BF16: torch.bfloat16,
 }
+"""The types of single numbers, as torch has them."""
 
 
 class BaseMatrices(Mapping[str, Tensor]):
@@ -40,7 +41,7 @@ class BaseMatrices(Mapping[str, Tensor]):
             if _fits(name, tensor)
         }
         for name, tensor in self._tensors.items():
-            if tensor.type not in {*_DTYPES, GgmlType.MXFP4}:
+            if tensor.type not in {*PLAIN_DTYPES, GgmlType.MXFP4}:
                 raise UserError(
                     f"{path} has {name} as {tensor.type.name}, and a base is not quantized: "
                     "convert the model with `convert_hf_to_gguf.py --outtype bf16`"
@@ -53,11 +54,11 @@ class BaseMatrices(Mapping[str, Tensor]):
             UserError: the file was changed.
         """
         tensor = self._tensors[name]
-        if tensor.type not in _DTYPES:  # gpt-oss is published so, and converted as it is
+        if tensor.type not in PLAIN_DTYPES:  # gpt-oss is published so, and converted as it is
             return dequantize(self._path, tensor)
         try:
             raw = np.fromfile(self._path, np.uint8, tensor.nbytes, offset=tensor.offset)
-            return torch.from_numpy(raw).view(_DTYPES[tensor.type]).reshape(tensor.shape)
+            return torch.from_numpy(raw).view(PLAIN_DTYPES[tensor.type]).reshape(tensor.shape)
         except (OSError, RuntimeError) as error:
             raise UserError(f"{self._path} was changed while it was read; try again") from error
 

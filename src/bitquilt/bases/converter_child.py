@@ -36,6 +36,7 @@ def run_converter(script: str, splitting: str, mtp: str, arguments: list[str]) -
     sys.path[0] = directory
     converter: Any = importlib.import_module(name.removesuffix(".py"))
     _tolerate_older_gguf()
+    _round_to_bf16_in_torch()
     _refuse_code_of_models()
     _keep_published_fields(_class(converter, "ModelBase"))
     if splitting:
@@ -136,6 +137,24 @@ def _tolerate_older_gguf() -> None:
     for name in ("MODEL_ARCH", "MODEL_TENSOR"):
         if hasattr(gguf, name):
             setattr(gguf, name, Members(getattr(gguf, name)))
+
+
+def _round_to_bf16_in_torch() -> None:
+    """Round as gguf-py does, to the same bits, which takes numpy seconds a GB.
+
+    What is not a number is left to gguf-py.
+    """
+    torch: Any = importlib.import_module("torch")
+    kind: Any = importlib.import_module("gguf.quants").BF16
+    own = kind.quantize_blocks
+
+    def quantize_blocks(blocks: Any) -> Any:
+        rounded = torch.from_numpy(blocks).bfloat16()
+        if rounded.sum().isnan():
+            return own(blocks)
+        return rounded.view(torch.uint8).numpy()
+
+    kind.quantize_blocks = quantize_blocks
 
 
 def _keep_published_fields(model_base: Any) -> None:

@@ -109,7 +109,7 @@ def find_partners(
         index = indices.setdefault(stack.dtype, _Index(parameters, stack.dtype))
         experts, partial = [], False
         for matrix in stack.reshape(-1, *stack.shape[-2:]):
-            pieces = _pieces(matrix, index, used)
+            pieces = _pieces(matrix.to(compute_device()), index, used)
             if pieces is None:
                 break
             used |= {piece.unit for piece in pieces}
@@ -124,7 +124,7 @@ def find_partners(
 
 def _pieces(matrix: Tensor, index: _Index, used: set[Unit]) -> tuple[PartnerPiece, ...] | None:
     """The pieces of a matrix [R, C], verified; None where a row that is not zero has no equal."""
-    wanted = torch.nonzero((matrix != 0).any(1))[:, 0]
+    wanted = torch.nonzero((matrix != 0).any(1))[:, 0].cpu()
     pieces = _greedily(matrix, wanted, index.rows, used)
     if pieces is None:
         pieces = _greedily(matrix, wanted, index.unordered_rows, used)
@@ -201,9 +201,10 @@ class _Index:
         self._parameters, self._dtype = parameters, dtype
 
     def matrix(self, unit: Unit) -> Tensor:
-        """A unit's numbers [R, C], rounded as the base's are."""
+        """A unit's numbers [R, C], rounded as the base's are, on the device."""
         stack = self._parameters[unit.parameter].detach()
-        matrix = stack.reshape(-1, *stack.shape[-2:])[unit.index].to("cpu", self._dtype)
+        matrix = stack.reshape(-1, *stack.shape[-2:])[unit.index]
+        matrix = matrix.to(compute_device()).to(self._dtype)
         return matrix.T if unit.transposed else matrix
 
     def height(self, unit: Unit) -> int:
@@ -264,7 +265,6 @@ def _bits(matrix: Tensor) -> Tensor:
 def _hashes(bits: Tensor, ordered: bool = True) -> Tensor:
     """A hash of each row of integers [R, C], int64 [R], which wrap around; C goes into it."""
     height, width = bits.shape
-    bits = bits.to(compute_device())
     generator = torch.Generator().manual_seed(_SEED)
     weights = torch.randint(-(2**62), 2**62, (width,), generator=generator) * 2 + 1
     weights = weights.to(bits.device)

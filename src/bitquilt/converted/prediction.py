@@ -8,7 +8,7 @@ matrix would be, and the sum is estimated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from bitquilt.converted.rounding import (
 )
 from bitquilt.rounding.nearest import fit
 from bitquilt.rounding.round_matrices import RoundingJob, round_once
+from bitquilt.rounding.row_batches import RoundedRows
 from bitquilt.rounding.row_sample import sample_rows
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.progress import Progress
@@ -34,6 +35,8 @@ DRAWN_ROWS = 128
 """Rows of a matrix that are drawn."""
 DRAWN_OF_TABLES = 2048
 """Those of an embedding or head, whose rows differ most."""
+TRIED_WEIGHTS = 1 << 27
+"""Weights, counted once for each type, that a GPU tries at once."""
 DRAWN_EXPERTS = 8
 """Experts of a stack that are looked at, spread over those that were reached."""
 _TINY = 1e-30
@@ -77,25 +80,68 @@ def predicted_nats(
     last = {expert.name: expert for expert in scale}
     for inputs in input_batches(base, moments, list(scale)):
         factor = factor_of(moments, inputs, progress)
-        for place, own in enumerate(inputs):
-            for expert in own:
-                weight = weight_of(base, expert)
-                rows = _rows_of(base, moments, expert)
-                outputs = outputs_factor(base, moments, expert, method)
-                if outputs is not None:  # rows that come later make up for a part
-                    rows = rows * outputs.shares[outputs.order.argsort()].double().cpu()
-                names = [qtype for qtype in types[expert.name] if takes_rounding(qtype)]
-                sample = sample_rows(rows, DRAWN_ROWS)
-                some = weight[sample.rows.to(weight.device)]
-                jobs = [RoundingJob(some, qtypes.get(qtype), place) for qtype in names]
-                done = round_once(jobs, factor, method != "nearest")
-                for qtype, one in zip(names, done, strict=True):
-                    assert one.costs is not None
-                    costs = one.costs.double().cpu() * rows[sample.rows]
-                    found[expert.name][qtype] += 0.5 * sample.total(costs) * scale[expert]
-                if last[expert.name] == expert:
+        tried = (
+            _Tried(base, moments, expert, place, types[expert.name], method)
+            for place, own in enumerate(inputs)
+            for expert in own
+        )
+        for some in _together(tried):
+            jobs = [job for one in some for job in one.jobs]
+            done = iter(round_once(jobs, factor, method != "nearest"))
+            for one in some:
+                own = one.costs(done)
+                for qtype, nats in own.items():
+                    found[one.expert.name][qtype] += nats * scale[one.expert]
+                if last[one.expert.name] == one.expert:
                     progress.advance()
     return found
+
+
+class _Tried:
+    """A few rows of one matrix, to be rounded onto its candidates."""
+
+    def __init__(
+        self,
+        base: BaseFormat,
+        moments: BaseMoments,
+        expert: BaseExpert,
+        place: int,
+        types: Sequence[str],
+        method: str,
+    ) -> None:
+        self.expert = expert
+        weight, rows = weight_of(base, expert), _rows_of(base, moments, expert)
+        outputs = outputs_factor(base, moments, expert, method)
+        if outputs is not None:  # rows that come later make up for a part
+            rows = rows * outputs.shares[outputs.order.argsort()].double().cpu()
+        self._sample = sample_rows(rows, DRAWN_ROWS)
+        self._rows = rows[self._sample.rows]
+        drawn = weight[self._sample.rows.to(weight.device)]
+        self._names = [qtype for qtype in types if takes_rounding(qtype)]
+        self.jobs = [RoundingJob(drawn, qtypes.get(qtype), place) for qtype in self._names]
+
+    def costs(self, done: Iterator[RoundedRows]) -> dict[str, float]:
+        """Take what became of the jobs; return what each type costs, in nats per token."""
+        found = {}
+        for qtype, one in zip(self._names, done, strict=False):
+            assert one.costs is not None
+            found[qtype] = 0.5 * self._sample.total(one.costs.double().cpu() * self._rows)
+        return found
+
+
+def _together(tried: Iterable[_Tried]) -> Iterator[list[_Tried]]:
+    """Group what a GPU tries at once; on a CPU, which has less memory, each goes on its own."""
+    most = 0 if compute_device().type == "cpu" else TRIED_WEIGHTS
+    group, weights = list[_Tried](), 0
+    for one in tried:
+        own = sum(job.weight.numel() for job in one.jobs)
+        if group and weights + own > most:
+            yield group
+            group, weights = [], 0
+        group.append(one)
+        weights += own
+    if group:
+        yield group
 
 
 def _without_feedback(

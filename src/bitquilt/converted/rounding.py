@@ -31,6 +31,10 @@ from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 
+EXPERTS_BYTES = 8 << 30
+"""Hessians and their factors that go through a GPU together: it is the faster, the more experts
+there are."""
+
 
 @dataclass(frozen=True)
 class BaseExpert:
@@ -42,7 +46,7 @@ class BaseExpert:
 
 def weight_of(base: BaseFormat, expert: BaseExpert) -> Tensor:
     """Return one matrix of a base, float32 [R, C], on the device."""
-    return base.read(expert.name, expert.index).contiguous().to(compute_device())
+    return base.read(expert.name, expert.index).contiguous()
 
 
 def takes_feedback(base: BaseFormat, moments: BaseMoments, name: str) -> bool:
@@ -63,7 +67,7 @@ def input_batches(
     def width(own: list[BaseExpert]) -> int:
         return base.matrices[own[0].name].columns
 
-    room = memory_of_device().input_bytes
+    room = memory_of_device().input_bytes if compute_device().type == "cpu" else EXPERTS_BYTES
     for columns, same in groupby(sorted(readers.values(), key=width), width):
         inputs = list(same)
         step = max(1, room // (HESSIAN_BYTES * columns**2))

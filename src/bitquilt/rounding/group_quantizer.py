@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,9 +20,9 @@ from torch import Tensor
 from bitquilt.qtypes.iquants import Codebook, codebook
 from bitquilt.qtypes.qtype import QuantType, ScalarQuantType, Unpacked
 from bitquilt.rounding.codebooks import nearest_patterns
-from bitquilt.rounding.hessian import COLUMN_GROUP
+from bitquilt.rounding.hessian import COLUMN_GROUP, take_groups
 from bitquilt.rounding.kernels import KernelQuantizer, level_quantizer, pattern_quantizer
-from bitquilt.rounding.row_batches import RowRun, Rows, batch_rows
+from bitquilt.rounding.row_batches import RowRun, batch_rows, by_type
 from bitquilt.rounding.tables import level_table
 
 
@@ -85,17 +86,16 @@ class LevelQuantizer(GroupQuantizer):
 
     def __init__(self, runs: Sequence[RowRun], groups: Tensor) -> None:
         """See :func:`group_quantizer_of`."""
-        lines = [[_scalar(rows).levels(rows.fields) for rows in run] for run in runs]
-        self._steps = _steps_by_group([[line.steps for line in of] for of in lines], groups)
+        self._table = level_table(_scalar(runs[0][0].qtype))
+        lines, limits = (
+            by_type(runs, partial(_lines, groups.shape[1]), 2),
+            by_type(runs, _limits, 2),
+        )
+        self._steps, self._offsets = _in_order(lines, groups)
         self._inverse = torch.where(self._steps == 0, 0.0, 1 / self._steps)
-        offsets = [
-            [torch.zeros_like(n.steps) if n.offsets is None else n.offsets for n in of]
-            for of in lines
-        ]
-        self._offsets = _steps_by_group(offsets, groups)
-        self._low = _for_each_row([[_scalar(rows).low for rows in run] for run in runs], runs)
-        self._high = _for_each_row([[_scalar(rows).high for rows in run] for run in runs], runs)
-        self._table = level_table(_scalar(runs[0][0]))
+        # [2, 1, N] of each run -> [L, 1, N] twice
+        whole = batch_rows([torch.cat(own, 2) for own in limits])
+        self._low, self._high = whole[:, 0].contiguous(), whole[:, 1].contiguous()
 
     def scales(self, groups: slice) -> Sequence[Tensor]:
         """See :meth:`GroupQuantizer.scales`: steps, their inverses and offsets."""
@@ -150,12 +150,8 @@ class PatternQuantizer(GroupQuantizer):
 
     def __init__(self, runs: Sequence[RowRun], groups: Tensor) -> None:
         """See :func:`group_quantizer_of`; all rows are of one type."""
-        self._qtype = _codebook(runs[0][0])
-        steps = [[_codebook(rows).steps(rows.fields) for rows in run] for run in runs]
-        self._steps = [_steps_by_group(steps, groups)]
-        if self._qtype.parts > 1:
-            parts = [[_codebook(rows).part_taken(rows.fields) for rows in run] for run in runs]
-            self._steps.append(_steps_by_group(parts, groups))
+        self._qtype = _codebook(runs[0][0].qtype)
+        self._steps = _in_order(by_type(runs, partial(_patterns, groups.shape[1]), 2), groups)
         self.width = COLUMN_GROUP // codebook(self._qtype.name).shape[1] + self._qtype.signed
 
     def scales(self, groups: slice) -> Sequence[Tensor]:
@@ -198,44 +194,57 @@ class PatternQuantizer(GroupQuantizer):
         return torch.cat([torch.unflatten(patterns, 0, (len(signs), -1)), signs], 1)
 
 
-def _scalar(rows: Rows) -> ScalarQuantType:
-    assert isinstance(rows.qtype, ScalarQuantType)
-    return rows.qtype
+def _scalar(qtype: QuantType) -> ScalarQuantType:
+    assert isinstance(qtype, ScalarQuantType)
+    return qtype
 
 
-def _codebook(rows: Rows) -> Codebook:
-    assert isinstance(rows.qtype, Codebook)
-    return rows.qtype
+def _codebook(qtype: QuantType) -> Codebook:
+    assert isinstance(qtype, Codebook)
+    return qtype
 
 
-def _steps_by_group(fields: Sequence[Sequence[Tensor]], groups: Tensor) -> Tensor:
-    """Repeat steps for every group of columns that they serve, in the order of rounding.
+def _lines(count: int, qtype: QuantType, fields: Unpacked) -> Tensor:
+    """Return steps and offsets of a type with levels for each of G groups, [2, G, R]."""
+    levels = _scalar(qtype).levels(fields)
+    steps, offsets = levels.steps, levels.offsets
+    both = [steps, torch.zeros_like(steps) if offsets is None else offsets]
+    return torch.stack([_for_groups(count, each) for each in both])
+
+
+def _limits(qtype: QuantType, fields: Unpacked) -> Tensor:
+    """Return the lowest and the highest code of a type, for each row: float32 [2, 1, R]."""
+    own = _scalar(qtype)
+    rows = (1, len(next(iter(fields.values()))))
+    device = next(iter(fields.values())).device
+    return torch.stack(
+        [torch.full(rows, float(each), device=device) for each in (own.low, own.high)]
+    )
+
+
+def _patterns(count: int, qtype: QuantType, fields: Unpacked) -> Tensor:
+    """Return a codebook's steps, and parts if it has some, for each of G groups, [1 or 2, G, R]."""
+    own = _codebook(qtype)
+    each = [own.steps(fields), *([own.part_taken(fields)] if own.parts > 1 else [])]
+    return torch.stack([_for_groups(count, one) for one in each])
+
+
+def _for_groups(count: int, steps: Tensor) -> Tensor:
+    """Repeat steps [R, n], each of C / n columns, for every group of columns: [G, R]."""
+    return steps.T.repeat_interleave(count // steps.shape[1], 0)
+
+
+def _in_order(numbers: Sequence[Sequence[Tensor]], groups: Tensor) -> list[Tensor]:
+    """Put numbers of groups into the order of rounding.
 
     Args:
-        fields: of every matrix in L runs, float32 [R, n]: n numbers, each for C / n columns.
+        numbers: of every matrix in L runs, float32 [K, G, R].
         groups: the order of rounding, int64 [L, G].
 
     Returns:
-        float32 [G, L, N].
+        K tensors, float32 [G, L, N].
     """
-    count = groups.shape[1]
-    runs = []
-    for own, order in zip(fields, groups, strict=True):
-        by_group = [field.T.repeat_interleave(count // field.shape[1], 0) for field in own]
-        runs.append(torch.cat(by_group, 1)[order])
-    return batch_rows(runs).transpose(0, 1).contiguous()
-
-
-def _for_each_row(numbers: Sequence[Sequence[int]], runs: Sequence[RowRun]) -> Tensor:
-    """Repeat the number of each matrix for all of its rows: float32 [L, 1, N]."""
-    repeated = [
-        torch.cat(
-            [
-                rows.weight.new_full((1, len(rows.weight)), n)
-                for n, rows in zip(own, run, strict=True)
-            ],
-            1,
-        )
-        for own, run in zip(numbers, runs, strict=True)
+    whole = batch_rows([torch.cat(list(own), 2) for own in numbers])  # [L, K, G, N]
+    return [
+        take_groups(whole[:, k], groups).transpose(0, 1).contiguous() for k in range(whole.shape[1])
     ]
-    return batch_rows(repeated)

@@ -53,12 +53,9 @@ class Factor:
 
     def take(self, inputs: Sequence[int]) -> Factor:
         """Return the factors of some of the inputs."""
-        if len(inputs) == 1:  # a view: the factor of a wide input is large
-            return self._at(slice(inputs[0], inputs[0] + 1))
-        return self._at(torch.tensor(inputs, device=self.groups.device))
-
-    def _at(self, index: slice | Tensor) -> Factor:
-        return Factor(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return Factor(
+            **{field.name: take_inputs(getattr(self, field.name), inputs) for field in fields(self)}
+        )
 
     @property
     def importance(self) -> Tensor:
@@ -160,6 +157,14 @@ def _factor(
     by_group = torch.unflatten(upper, 1, (-1, COLUMN_GROUP)).transpose(0, 1)
     carry = torch.bmm(by_group, inverses).transpose(0, 1).flatten(1)
     return hessian, upper, carry, triangles
+
+
+def take_inputs(values: Tensor, inputs: Sequence[int]) -> Tensor:
+    """Return what belongs to some of the inputs, of [L, …]."""
+    first = inputs[0]
+    if list(inputs) == list(range(first, first + len(inputs))):  # a view: factors are large
+        return values[first : first + len(inputs)]
+    return values[torch.tensor(inputs, device=values.device)]
 
 
 def stacked(tensors: Sequence[Tensor]) -> Tensor:

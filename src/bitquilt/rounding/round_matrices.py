@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import repeat
+from itertools import chain
 from operator import itemgetter
 
 import torch
@@ -28,9 +28,15 @@ from bitquilt.qtypes.qtype import QuantType, ScalarQuantType, Unpacked
 from bitquilt.rounding.coordinate_descent import descend
 from bitquilt.rounding.gptq import gptq
 from bitquilt.rounding.group_quantizer import GroupQuantizer, group_quantizer_of
-from bitquilt.rounding.hessian import Factor, take_groups
+from bitquilt.rounding.hessian import Factor, take_groups, take_inputs
 from bitquilt.rounding.nearest import fit
-from bitquilt.rounding.output_feedback import ChunkedMatrix, OutputFactor
+from bitquilt.rounding.output_feedback import (
+    ChunkedMatrix,
+    OutputFactor,
+    keep_chunk,
+    targets_of,
+    work_out,
+)
 from bitquilt.rounding.row_batches import (
     DEFAULT_SIZES,
     BatchSizes,
@@ -39,12 +45,14 @@ from bitquilt.rounding.row_batches import (
     RowRun,
     Rows,
     batch_rows,
+    by_type,
+    decode_rows,
+    joined_fields,
     map_batches,
     pad_rows,
     unbatch_rows,
 )
 from bitquilt.rounding.scale_refit import refit
-from bitquilt.runtime.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -167,23 +175,21 @@ def _by_chunks(
         before: what they were rounded to, if the function polishes.
         function: rounds matrices which stand for one chunk of each of some jobs.
     """
+    if jobs and jobs[0].weight.device.type != "cpu":
+        work_out([job.outputs for job in jobs if job.outputs is not None], before is not None)
     matrices = [
         ChunkedMatrix(job.weight, job.qtype, job.outputs, before[i] if before is not None else None)
         for i, job in enumerate(jobs)
     ]
-    on_cpu = bool(jobs) and jobs[0].weight.device.type == "cpu"
-    each = in_threads if on_cpu else map
     for chunk in range(max((matrix.count for matrix in matrices), default=0)):
         own = [i for i, matrix in enumerate(matrices) if chunk < matrix.count]
         some = [matrices[i] for i in own]
-        targets = each(ChunkedMatrix.target, some, repeat(chunk))
         chunks = [
             replace(jobs[i], weight=target, outputs=None)
-            for i, target in zip(own, targets, strict=True)
+            for i, target in zip(own, targets_of(some, chunk), strict=True)
         ]
         fields = [matrix.rounded(chunk) for matrix in some if before is not None]
-        done = function(chunks, fields)
-        list(each(ChunkedMatrix.keep, some, repeat(chunk), done))
+        keep_chunk(some, chunk, function(chunks, fields))
     return [matrix.result() for matrix in matrices]
 
 
@@ -207,7 +213,8 @@ def _nearest(jobs: Sequence[RoundingJob], importance: Tensor) -> list[Rows]:
         weight = torch.cat(weights)
         together = Rows(qtype, weight, fit(qtype, weight, torch.cat(shares)))
         for i, padded in zip(own, together.split([len(one) for one in weights]), strict=True):
-            unpadded = padded.map(itemgetter(slice(len(jobs[i].weight))))
+            rows = len(jobs[i].weight)
+            unpadded = padded if len(padded.weight) == rows else padded.map(itemgetter(slice(rows)))
             matrices[i] = replace(unpadded, weight=jobs[i].weight)  # no other copy is kept
     return [matrices[i] for i in range(len(jobs))]
 
@@ -257,34 +264,43 @@ def _polished(whole: Factor, batch: RowBatch) -> list[list[RoundedRows]]:
     factor = whole.take(batch.inputs)
     weight = _weights(batch.runs, factor)
     descended = _descended(batch.runs, weight, factor)
-    refitted = [
-        _refitted(run, whole.natural[own]) for run, own in zip(descended, batch.inputs, strict=True)
-    ]
+    refitted = _refitted(descended, batch.inputs, whole.natural)
     descended = _descended(refitted, weight, factor)
     return [[RoundedRows(rows.fields, "full", None) for rows in run] for run in descended]
 
 
-def _refitted(run: RowRun, hessian: Tensor) -> RowRun:
-    """Refit scales under the Hessian [C, C] of the run's input, all rows of one type at once."""
-    refitted: dict[int, Rows] = {}
-    for qtype in dict.fromkeys(rows.qtype for rows in run):
-        own = [i for i, rows in enumerate(run) if rows.qtype is qtype]
-        weight = torch.cat([run[i].weight for i in own])
-        names = run[own[0]].fields
-        fields = {name: torch.cat([run[i].fields[name] for i in own]) for name in names}
-        together = Rows(qtype, weight, refit(qtype, fields, weight, hessian))
-        refitted |= zip(own, together.split([len(run[i].weight) for i in own]), strict=True)
-    return [refitted[i] for i in range(len(run))]
+def _refitted(runs: Sequence[RowRun], inputs: Sequence[int], hessians: Tensor) -> list[RowRun]:
+    """Refit scales under the Hessians [L, C, C] of the runs' inputs, all rows of a type at once.
+
+    On a GPU so go those of all inputs that have as many; on a CPU each input's on their own, which
+    does not change the last bits with what else there is.
+    """
+    one_by_one = hessians.device.type == "cpu"
+    groups: dict[object, list[tuple[int, list[int]]]] = {}
+    for at, run in enumerate(runs):
+        for qtype in dict.fromkeys(rows.qtype for rows in run):
+            own = [i for i, rows in enumerate(run) if rows.qtype is qtype]
+            count = sum(len(run[i].weight) for i in own)
+            groups.setdefault((qtype.name, count, at * one_by_one), []).append((at, own))
+    refitted: list[dict[int, Rows]] = [{} for _ in runs]
+    for group in groups.values():
+        places = [(at, i) for at, own in group for i in own]
+        rows = [runs[at][i] for at, i in places]
+        qtype, weight = rows[0].qtype, torch.cat([one.weight for one in rows])
+        under = take_inputs(hessians, [inputs[at] for at, _ in group])
+        fields = refit(qtype, joined_fields([one.fields for one in rows]), weight, under)
+        parts = Rows(qtype, weight, fields).split([len(one.weight) for one in rows])
+        for (at, i), part in zip(places, parts, strict=True):
+            refitted[at][i] = part
+    return [[own[i] for i in range(len(own))] for own in refitted]
 
 
 def _descended(runs: Sequence[RowRun], weight: Tensor, factor: Factor) -> Sequence[RowRun]:
     """Descend from the codes that the rows have."""
     quantizer = group_quantizer_of(runs, factor.groups)
     # [G, K, R] of each matrix -> [L, G, K, N]
-    codes = batch_rows(
-        [torch.cat([quantizer.codes(rows.fields) for rows in run], 2) for run in runs]
-    )
-    codes = take_groups(codes, factor.groups)
+    natural = by_type(runs, lambda _, fields: quantizer.codes(fields), 2)
+    codes = take_groups(batch_rows([torch.cat(own, 2) for own in natural]), factor.groups)
     levels = _levels(runs, factor)
     descend(weight, codes, levels, quantizer, factor)
     return _with_codes(runs, quantizer, codes, factor)
@@ -297,7 +313,7 @@ def _weights(runs: Sequence[RowRun], factor: Factor) -> Tensor:
 
 def _levels(runs: Sequence[RowRun], factor: Factor) -> Tensor:
     """Rounded weights [L, C, N] in the factor's order."""
-    return _columns([[rows.qtype.decode(rows.fields) for rows in run] for run in runs], factor)
+    return _columns(by_type(runs, decode_rows), factor)
 
 
 def _columns(matrices: Sequence[Sequence[Tensor]], factor: Factor) -> Tensor:
@@ -310,13 +326,18 @@ def _with_codes(
 ) -> list[RowRun]:
     """Return the rows with codes [L, G, K, N], which are in the factor's order."""
     natural = unbatch_rows(take_groups(codes, factor.groups.argsort(1)), runs)
-    return [
-        [
-            replace(rows, fields=rows.fields | quantizer.fields(rows.qtype, own))
-            for rows, own in zip(run, of_run, strict=True)
-        ]
-        for run, of_run in zip(runs, natural, strict=True)
-    ]
+    flat, own_codes = list(chain(*runs)), list(chain(*natural))
+    changed: dict[int, Rows] = {}
+    for qtype in dict.fromkeys(rows.qtype for rows in flat):
+        own = [i for i, rows in enumerate(flat) if rows.qtype is qtype]
+        fields = quantizer.fields(qtype, torch.cat([own_codes[i] for i in own], 2))
+        counts = [len(flat[i].weight) for i in own]
+        parts = {name: field.split(counts) for name, field in fields.items()}
+        for at, i in enumerate(own):
+            new = {name: part[at] for name, part in parts.items()}
+            changed[i] = replace(flat[i], fields=flat[i].fields | new)
+    ordered = iter([changed[i] for i in range(len(flat))])
+    return [[next(ordered) for _ in run] for run in runs]
 
 
 def _with_costs(runs: Sequence[RowRun], method: str, costs: Tensor) -> list[list[RoundedRows]]:

@@ -98,6 +98,8 @@ class RoundedRows:
     """E H Eᵀ of each row [R] under the damped Hessian; None where nobody compares any more."""
 
 
+OfType = Callable[[QuantType, Unpacked], Tensor]
+"""Makes something of the fields of rows of one type; each row is on its own."""
 BatchFunction = Callable[[RowBatch], list[list[RoundedRows]]]
 """Rounds a batch; the result is by run, and within a run as its rows are."""
 
@@ -157,6 +159,42 @@ def unbatch_rows(batched: Tensor, runs: Sequence[RowRun]) -> list[list[Tensor]]:
         list(own[..., : sum(count)].split(count, -1))
         for own, count in zip(batched, counts, strict=True)
     ]
+
+
+def by_type(runs: Sequence[RowRun], function: OfType, axis: int = 0) -> list[list[Tensor]]:
+    """Call a function once for all rows of a type, and cut what it gives by matrices.
+
+    Args:
+        runs: rows of any types.
+        function: gives tensors with rows along an axis.
+        axis: that one.
+
+    Returns:
+        By run, and within a run as its rows are.
+    """
+    flat = [rows for run in runs for rows in run]
+    made: dict[int, Tensor] = {}
+    for qtype in dict.fromkeys(rows.qtype for rows in flat):
+        own = [i for i, rows in enumerate(flat) if rows.qtype is qtype]
+        counts = [len(flat[i].weight) for i in own]
+        whole = function(qtype, joined_fields([flat[i].fields for i in own]))
+        made |= zip(own, whole.split(counts, axis), strict=True)
+    ordered = iter([made[i] for i in range(len(flat))])
+    return [[next(ordered) for _ in run] for run in runs]
+
+
+def decode_rows(qtype: QuantType, fields: Unpacked) -> Tensor:
+    """Decode rows of a type, float32 [R, C]."""
+    return qtype.decode(fields)
+
+
+def joined_fields(parts: Sequence[Unpacked]) -> Unpacked:
+    """Put rows of one type one after the other; one part alone is not copied."""
+    first = parts[0]
+    return {
+        name: torch.cat([part[name] for part in parts]) if len(parts) > 1 else first[name]
+        for name in first
+    }
 
 
 def pad_rows(rows: Tensor) -> Tensor:
@@ -223,9 +261,7 @@ def _group_runs(runs: Iterable[_OwnedRun], most: int) -> Iterator[list[_OwnedRun
 def _joined(parts: dict[int, RoundedRows], count: int) -> RoundedRows:
     """Put the parts of one matrix, by their first row, together again, without the padding."""
     ordered = [parts[start] for start in sorted(parts)]
-    fields = {
-        name: torch.cat([part.fields[name] for part in ordered])[:count]
-        for name in ordered[0].fields
-    }
+    whole = joined_fields([part.fields for part in ordered])
+    fields = {name: field[:count] for name, field in whole.items()}
     costs = [part.costs for part in ordered if part.costs is not None]
     return RoundedRows(fields, ordered[0].method, torch.cat(costs)[:count] if costs else None)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -138,11 +139,14 @@ class GgufSource:
         raw = self.stored(matrix.name, start * nbytes, count * nbytes).reshape(count, nbytes)
         weight = ggml.dequantize_rows(kind, raw, matrix.columns)
         if not np.isfinite(weight).all():  # ggml would end the process
-            raise UserError(
-                f"{self._part_of[matrix.name].path} has NaN or infinity in {matrix.name}; download "
-                "it again"
-            )
+            self.refuse_numbers_of(matrix.name)
         return weight
+
+    def refuse_numbers_of(self, name: str) -> NoReturn:
+        """Raise the UserError about a tensor with weights that are not finite."""
+        raise UserError(
+            f"{self._part_of[name].path} has NaN or infinity in {name}; download it again"
+        )
 
 
 def _reason(name: str, tensor: GgufTensor) -> str:

@@ -135,7 +135,7 @@ class BaseFormat(ABC):
 
     @abstractmethod
     def read(self, name: str, expert: int) -> Tensor:
-        """Read a matrix, or one of a stack, float32 [R, C]."""
+        """Read a matrix, or one of a stack, float32 [R, C], on the device."""
 
     @abstractmethod
     def preset(self, name: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitquilt.allocation.recipe import Recipe
-from bitquilt.bases.base_file import BaseMatrices
+from bitquilt.bases.base_file import PLAIN_DTYPES, BaseMatrices
 from bitquilt.bases.importance import importance_of_partners
 from bitquilt.bases.partners import Partner
 from bitquilt.bases.statistics import BaseStatistics
@@ -25,6 +25,7 @@ from bitquilt.gguf.container import aligned
 from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.gguf.imatrix import ImportanceMatrix, write_imatrix
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.base import base_of, dataset_name, tokenizer_of
@@ -115,8 +116,16 @@ class GgufBase(BaseFormat):
         return aligned(self.matrices[name].nbytes(GgmlType[qtype]))
 
     def read(self, name: str, expert: int) -> Tensor:
-        matrix = self.matrices[name]
-        return torch.from_numpy(self._source.rows(matrix, expert * matrix.rows, matrix.rows))
+        matrix, device = self.matrices[name], compute_device()
+        start, dtype = expert * matrix.rows, PLAIN_DTYPES.get(GgmlType[self.stored[name]])
+        if device.type == "cpu" or dtype is None:
+            return torch.from_numpy(self._source.rows(matrix, start, matrix.rows)).to(device)
+        row = matrix.columns * dtype.itemsize
+        stored = torch.from_numpy(self._source.stored(name, start * row, matrix.rows * row))
+        weight = stored.to(device).view(dtype).view(matrix.rows, -1).float()
+        if not weight.isfinite().all():
+            self._source.refuse_numbers_of(name)
+        return weight
 
     def preset(self, name: str) -> dict[str, str]:
         return _names(preset_mix(self._source, name))

@@ -31,6 +31,7 @@ from bitquilt.models.sources import safetensors
 from bitquilt.qtypes.floats import Float
 from bitquilt.qtypes.qtype import Allocation, Packed
 from bitquilt.rounding.nearest import fit
+from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.files import atomic_write
 from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.source import SourceMatrix
@@ -90,6 +91,8 @@ class MlxDirectory(BaseFormat):
         self.weights = self._base.count_weights()
         self.known = set(self.matrices)
         self._copied = self._base.copied()
+        self._last = ("", torch.empty(0))
+        """The matrix that was read last, by its name."""
         self._header_room = len(self._longest_header())
         self._header_room += -self._header_room % HEADER_ALIGNMENT
         described = len(self._config_text(dict.fromkeys(self.matrices, WORST_ENTRY), WORST_ENTRY))
@@ -151,8 +154,10 @@ class MlxDirectory(BaseFormat):
 
     def read(self, name: str, expert: int) -> Tensor:
         matrix = self.matrices[name]
-        stack = self._base[name].reshape(matrix.experts, matrix.rows, matrix.columns)
-        return stack[expert].float()
+        if self._last[0] != name:  # experts are asked for one after the other
+            self._last = (name, self._base[name])
+        stack = self._last[1].reshape(matrix.experts, matrix.rows, matrix.columns)
+        return stack[expert].to(compute_device()).float()
 
     def preset(self, name: str) -> dict[str, str]:
         if name not in preset_names(MLX.name) or name not in qtypes.names(MLX.name):

@@ -1,4 +1,4 @@
-"""The matrices of a GGUF file, decoded where the model is computed.
+"""The matrices of a GGUF file, and stacks of them, decoded where the model is computed.
 
 gguf-py decodes on one core, which for a model of 8 billion weights takes minutes. Here a matrix is
 decoded by bitquilt's own types, and some of its rows by gguf-py too, to the same bits.
@@ -6,6 +6,7 @@ decoded by bitquilt's own types, and some of its rows by gguf-py too, to the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,10 +38,10 @@ def decode_on_device(path: Path, tensor: GgufTensor) -> Tensor:
         UserError: gguf-py decodes some rows to other numbers, or has no decoder for the type.
     """
     device, kind = compute_device(), tensor.type.name
-    own_type = len(tensor.shape) == 2 and kind not in PLAIN_TYPES and kind in qtypes.names("gguf")
+    own_type = len(tensor.shape) > 1 and kind not in PLAIN_TYPES and kind in qtypes.names("gguf")
     if not own_type:
         return dequantize(path, tensor).to(device)
-    rows = tensor.shape[0]
+    rows = math.prod(tensor.shape[:-1])
     stored = np.fromfile(path, np.uint8, tensor.nbytes, offset=tensor.offset)
     packed = torch.from_numpy(stored).view(rows, -1).to(device)
     matrix = qtypes.get(kind).dequantize({"data": packed})
@@ -51,4 +52,4 @@ def decode_on_device(path: Path, tensor: GgufTensor) -> Tensor:
             f"{path}: gguf-py decodes the {kind} at byte {tensor.offset:,} to other numbers than "
             "bitquilt does; report this file and the version of gguf"
         )
-    return matrix
+    return matrix.view(tensor.shape)
