@@ -51,7 +51,7 @@ from bitquilt.rounding.given_cells import GivenCells
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, polishing_work
 from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, Rounder, TwoPassRounder
-from bitquilt.rounding.text_readers import TextReaders
+from bitquilt.rounding.text_readers import ReaderProcesses, TextReaders
 from bitquilt.rounding.tuning import distill
 from bitquilt.run_text import RunText, draw_text
 from bitquilt.runtime.device import computing, other_gpus
@@ -98,8 +98,8 @@ def quantize(
         with suppress(PartlyRefusedError):  # what is impossible is refused before the trimming
             planning.plan(model, config)
         model = trimmed_model(model, config.trim, Path(config.output), progress)
-    with computing(config.device, config.threads):
-        run = Run(model, config, progress)
+    with computing(config.device, config.threads), ReaderProcesses(other_gpus()) as processes:
+        run = Run(model, config, progress, processes)
         made = _quantize(run, config, asked)
     if run.refused:
         raise PartlyRefusedError(run.refused, made)
@@ -166,8 +166,8 @@ def search(
     """
     config = AllocationConfig.of(config, options)
     config.require_budget(model)
-    with computing(config.device, config.threads):
-        run = Run(model, config, progress or Progress())
+    with computing(config.device, config.threads), ReaderProcesses(other_gpus()) as processes:
+        run = Run(model, config, progress or Progress(), processes)
         made = _search(run)
     if run.refused:
         raise PartlyRefusedError(run.refused, made)
@@ -214,14 +214,23 @@ class Run(AbstractContextManager["Run"]):
     rounder: Rounder
     """Fills the layer bank."""
 
-    def __init__(self, model: str | Path, config: AllocationConfig, progress: Progress) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        config: AllocationConfig,
+        progress: Progress,
+        processes: ReaderProcesses | None = None,
+    ) -> None:
         """Read what a run needs. Everything that can be refused before the work is refused here.
+
+        ``processes`` are those of other GPUs, which read the text too.
 
         Raises:
             UserError: the model, the budget, the recipe or the text does not serve.
         """
         asked = requests(config)
         self.config, self.progress = config, progress
+        self._processes = processes or ReaderProcesses([])
         self.output = Path(config.output)
         refuse_file(self.output, "--output")
         self._model = str(model)
@@ -262,7 +271,8 @@ class Run(AbstractContextManager["Run"]):
             search=self.search,
             closing=len(self.text.closing.tokens),
         )
-        self.forecast = self._forecast()
+        self.forecast = forecast_of(self._run_work)
+        self.forecast.disk.require_room()
 
     def __enter__(self) -> Self:
         """Open the work directory, and begin the job whose stages follow."""
@@ -317,8 +327,8 @@ class Run(AbstractContextManager["Run"]):
         tokens, folds = self.text.calibration, self.text.folds
         bank = LayerBank(self.checkpoint, self.work, self.config.rounding, self._given)
         if self._run_work.two_passes:
-            gpus, every, says = other_gpus(), self._run_work.everything, self.progress
-            readers = self._open.enter_context(TextReaders(self._model, bank, gpus, says))
+            every, says = self._run_work.everything, self.progress
+            readers = TextReaders(self._model, bank, self._processes, says)
             self.rounder = TwoPassRounder(bank, tokens, folds, every, readers, says)
             return bank
         rounder = EstimatingRounder if self._run_work.estimates else BankRounder
@@ -473,16 +483,6 @@ class Run(AbstractContextManager["Run"]):
     def _searches(self) -> bool:
         """Whether any file has a mix to be found; recipes and presets alone say all of theirs."""
         return any(plan.space is not None for plan in self.plans)
-
-    def _forecast(self) -> Forecast:
-        """Estimate what the run will take.
-
-        Raises:
-            UserError: a disk has no room for it.
-        """
-        found = forecast_of(self._run_work)
-        found.disk.require_room()
-        return found
 
     def _settings_of(self, documents: Sequence[Document]) -> dict[str, Any]:
         """All that statistics and bank depend on."""

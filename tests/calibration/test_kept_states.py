@@ -26,7 +26,7 @@ def test_every_block_gets_what_it_read(every, tmp_path):
     assert not kept._kept
 
 
-@pytest.mark.parametrize(("layers", "states"), [(1, 1), (3, 3), (4, 4), (32, 11), (40, 13)])
+@pytest.mark.parametrize(("layers", "states"), [(1, 1), (3, 3), (4, 3), (32, 11), (40, 12)])
 def test_states_at_once(layers, states):
     assert states_at_once(layers) == states
 

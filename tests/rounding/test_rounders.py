@@ -19,7 +19,7 @@ from bitquilt.rounding import rounders, row_sample
 from bitquilt.rounding.layer_bank import ESTIMATED, POLISHED, ROUNDED, LayerBank
 from bitquilt.rounding.round_layers import finish_layers, polish_layers
 from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, TwoPassRounder
-from bitquilt.rounding.text_readers import TextReaders
+from bitquilt.rounding.text_readers import ReaderProcesses, TextReaders
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
@@ -31,7 +31,7 @@ FOLDS = torch.tensor([0, 1, 2, 0, 1, 2])
 
 def two_passes(bank, candidates):
     """The rounder, which has no process beside this one."""
-    readers = TextReaders("", bank, [], Silent())
+    readers = TextReaders("", bank, ReaderProcesses([]), Silent())
     return TwoPassRounder(bank, TOKENS, FOLDS, candidates, readers, Silent())
 
 

@@ -15,7 +15,7 @@ from bitquilt.models.checkpoint import EMBEDDING
 from bitquilt.rounding.layer_bank import ESTIMATED, POLISHED, LayerBank
 from bitquilt.rounding.rounders import TwoPassRounder
 from bitquilt.rounding.text_pass import TextPass
-from bitquilt.rounding.text_readers import TextReaders
+from bitquilt.rounding.text_readers import ReaderProcesses, TextReaders
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
@@ -55,8 +55,9 @@ def rounded(model, place, devices, progress=None, before=lambda _: None):
     bank = opened(model, place)
     candidates = {module: ["Q4_0", "IQ4_NL"] for module in bank.checkpoint.matrices}
     progress = progress or Silent()
-    with TextReaders(str(model), bank, devices, progress) as readers:
-        before(readers)
+    with ReaderProcesses(devices) as processes:
+        readers = TextReaders(str(model), bank, processes, progress)
+        before(processes.readers)
         rounder = TwoPassRounder(bank, TOKENS, FOLDS, candidates, readers, progress)
         rounder.score(candidates, "gguf")
         rounder.make(candidates, "gguf")
@@ -97,7 +98,8 @@ def seen(model, place, devices):
     """Return what processes saw of each block, and what they left of the whole text."""
     bank = opened(model, place)
     candidates = {module: ["Q4_0"] for module in bank.checkpoint.matrices}
-    with TextReaders(str(model), bank, devices, Silent()) as readers:
+    with ReaderProcesses(devices) as processes:
+        readers = TextReaders(str(model), bank, processes, Silent())
         task = TextPass(TOKENS, FOLDS, candidates, always, write_moments)
         readers.read(task, Silent(), Silent())
     files = sorted((place / "seen").rglob("*.safetensors"))
@@ -146,8 +148,8 @@ def test_where_one_dies_the_first_reads_again(model, tmp_path, devices):
     here, said = artefacts(rounded(model, tmp_path / "here", [])), Lines()
 
     def one_dies(readers):
-        readers._readers[0].process.send_signal(signal.SIGKILL)
-        readers._readers[0].process.wait()
+        readers[0].process.send_signal(signal.SIGKILL)
+        readers[0].process.wait()
 
     there = artefacts(rounded(model, tmp_path / "there", devices, said, one_dies))
     assert there == here
@@ -165,7 +167,8 @@ def test_one_that_dies_at_a_block_leaves_it_to_the_first(model, tmp_path, monkey
     monkeypatch.setenv("MAIN", str(os.getpid()))
     bank, said = opened(model, tmp_path / "work"), Lines()
     candidates = {module: ["Q4_0"] for module in bank.checkpoint.matrices}
-    with TextReaders(str(model), bank, ["cpu"], said) as readers:
+    with ReaderProcesses(["cpu"]) as processes:
+        readers = TextReaders(str(model), bank, processes, said)
         task = TextPass(TOKENS, FOLDS, candidates, always, dies_elsewhere)
         readers.read(task, Silent(), Silent())
         assert readers.count == 1
@@ -185,18 +188,30 @@ def test_what_a_block_is_refused_for_is_raised_here(model, tmp_path, monkeypatch
     candidates = {module: ["Q4_0"] for module in bank.checkpoint.matrices}
     task = TextPass(TOKENS, FOLDS, candidates, always, refused_elsewhere)
     refusal = pytest.raises(UserError, match="this block cannot be rounded")
-    with TextReaders(str(model), bank, ["cpu"], Silent()) as readers, refusal:
+    with ReaderProcesses(["cpu"]) as processes, refusal:
+        readers = TextReaders(str(model), bank, processes, Silent())
         readers.read(task, Silent(), Silent())
 
 
-def test_an_interrupted_run_leaves_no_process(model, tmp_path):
-    readers = TextReaders(str(model), opened(model, tmp_path / "work"), ["cpu"], Silent())
-    processes = [reader.process for reader in readers._readers]
+@pytest.mark.parametrize("knows_the_job", [False, True])
+def test_an_interrupted_run_leaves_no_process(model, tmp_path, knows_the_job):
+    processes = ReaderProcesses(["cpu"])
+    if knows_the_job:
+        TextReaders(str(model), opened(model, tmp_path / "work"), processes, Silent())
+    started = [reader.process for reader in processes.readers]
 
     def interrupted():
-        with readers:
+        with processes:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert all(process.poll() is not None for process in processes)
+    assert all(process.poll() is not None for process in started)
+
+
+def test_a_process_ends_by_itself_where_no_job_comes():
+    processes = ReaderProcesses(["cpu"])
+    (reader,) = processes.readers
+    reader.connection.close()
+    assert reader.process.wait(timeout=60) == 0
+    processes.stop()

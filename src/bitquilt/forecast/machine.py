@@ -17,7 +17,7 @@ from bitquilt.models.blockwise import BlockwiseModel, batch_tokens
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.rounding.hessian import factorize
 from bitquilt.rounding.round_matrices import RoundingJob, round_once
-from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.device import compute_device, other_gpus
 from bitquilt.runtime.products import fast_precision, multiplying
 from bitquilt.runtime.progress import Silent
 
@@ -54,6 +54,8 @@ class MachineSpeed(PassSpeed):
     threads: int
     """Threads of torch."""
     on_gpu: bool
+    gpus: int = 1
+    """GPUs of this host, of which the first is timed."""
 
 
 def pass_speed(checkpoint: Checkpoint) -> PassSpeed:
@@ -76,6 +78,7 @@ def machine_speed(checkpoint: Checkpoint) -> MachineSpeed:
         rounding=seconds / (weight.numel() * PROBE_NANOSECONDS * 1e-9),
         threads=torch.get_num_threads(),
         on_gpu=compute_device().type != "cpu",
+        gpus=1 + len(other_gpus()),
     )
 
 

@@ -13,18 +13,22 @@ from bitquilt.allocation.evopress import EvoPressSchedule
 from bitquilt.allocation.plan import Plan
 from bitquilt.allocation.race_search import SETTLED
 from bitquilt.allocation.sensitivity import ALONE_WINDOWS
-from bitquilt.calibration.collect import BACKWARD
+from bitquilt.calibration.block_moments import input_of
 from bitquilt.forecast.machine import MachineSpeed
 from bitquilt.forecast.work import RunWork
 from bitquilt.models.checkpoint import EMBEDDING, HEAD
+from bitquilt.models.names import layer_of
 from bitquilt.rounding.costs import polishing_seconds, rounding_seconds
 from bitquilt.rounding.row_sample import SHARE
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.targets import Target
 
-COLLECTION, ATTRIBUTION, SEQUENTIAL = 1 + BACKWARD, 8.5, 6.0
-"""What a pass takes in passes forward: there and back with all moments, with gradients of weights
-too, and in two streams that stop at each input."""
+THERE_AND_BACK, ATTRIBUTION, SEQUENTIAL = 3.4, 8.5, 6.0
+"""What a pass takes in passes forward: there and back, with gradients of weights too, and in two
+streams that stop at each input."""
+MOMENTS = 1.35
+"""What the moments of a block's inputs take in passes forward, for as many entries as the block has
+weights."""
 KL_HEADS, GRADIENT_HEADS = 3.0, 8.0
 """What a token's KL takes in logits with their softmax, and with gradients of both."""
 ROUNDING = ("rounding", "polishing")
@@ -35,6 +39,9 @@ SELECTED_RACE, SELECTED_KNAPSACK = 0.6, 0.2
 """The share of the text for selection that is read: it stops when one mix is clearly best."""
 THREADS_HELP = 0.3
 """Rounding takes as long as one thread would, divided by this power of the number of threads."""
+GPU_FACTORIZES = 5e-14
+"""Seconds that a GPU takes in each pass for C³ of an input's C columns: how far its moment is
+trusted, and its factors (docs/decisions/forecast.md)."""
 GPU_ROUNDS, GPU_STARTS = 0.0085, 3.0
 """What a GPU takes of the seconds of one thread, and until its kernels are compiled."""
 DECODING, CHECKING, WRITING = 8e-9, 20e-9, 8e-9
@@ -143,10 +150,27 @@ class StageSeconds:
         return tokens * self._work.checkpoint.layers * self._speed.block
 
     def _calibration(self) -> float:
-        budget = self._work.budget
-        logits = budget.calibration * budget.window * 2 * KL_HEADS * self._speed.head
-        passes = budget.calibration * budget.window * COLLECTION * self._speed.fast_block
-        return STARTING + self._work.checkpoint.layers * passes + logits
+        budget, layers = self._work.budget, self._work.checkpoint.layers
+        tokens = budget.calibration * budget.window
+        widths = self._widths()
+        entries = sum(columns**2 for columns in widths)
+        passes = THERE_AND_BACK + MOMENTS * entries / self._work.checkpoint.block_weights * layers
+        logits = tokens * 2 * KL_HEADS * self._speed.head
+        seconds = tokens * layers * passes * self._speed.fast_block + logits
+        if self._speed.on_gpu:
+            seconds += layers * GPU_FACTORIZES * sum(columns**3 for columns in widths)
+        return STARTING + seconds / self._readers
+
+    def _widths(self) -> list[int]:
+        """List C of the inputs of the first block."""
+        shapes = self._work.checkpoint.matrices
+        inputs = {input_of(module): columns for module, (_, columns) in shapes.items()}
+        return [columns for owner, columns in inputs.items() if layer_of(owner) == 0]
+
+    @property
+    def _readers(self) -> int:
+        """How many GPUs read the text, and round in turn what is not a table."""
+        return self._speed.gpus if self._work.two_passes else 1
 
     def _gradients(self, tokens: float, batches: float) -> float:
         through = tokens * self._work.checkpoint.layers * self._speed.block * ATTRIBUTION
@@ -177,23 +201,26 @@ class StageSeconds:
         return seconds if search.seconds is None else min(seconds, search.seconds)
 
     def _rounded(self, target: Target) -> float:
-        work = self._work
-        return self._rounding(
-            sum(
-                rounding_seconds(name, work.weights(m), table=m in (EMBEDDING, HEAD))
-                for m, name in work.to_round(target)
-            )
-        )
+        inside, tables = 0.0, 0.0
+        for module, name in self._work.to_round(target):
+            if module in (EMBEDDING, HEAD):
+                tables += rounding_seconds(name, self._work.weights(module), table=True)
+            else:
+                inside += rounding_seconds(name, self._work.weights(module), table=False)
+        return self._rounding(inside, tables)
 
     def _made(self, target: Target) -> float:
         """Seconds of what is rounded, and polished, once types are chosen."""
         work, full = self._work, self._work.config.rounding == "full"
-        seconds = 0.0
+        inside, tables = 0.0, 0.0
         for module, name in work.made(target):
-            table, weights = module in (EMBEDDING, HEAD), work.weights(module)
-            seconds += rounding_seconds(name, weights, table=table)
-            seconds += polishing_seconds(name, weights) if full and not table else 0.0
-        return self._rounding(seconds)
+            weights = work.weights(module)
+            if module in (EMBEDDING, HEAD):
+                tables += rounding_seconds(name, weights, table=True)
+                continue
+            inside += rounding_seconds(name, weights, table=False)
+            inside += polishing_seconds(name, weights) if full else 0.0
+        return self._rounding(inside, tables)
 
     def _polished(self, plan: Plan) -> float:
         work = self._work
@@ -204,11 +231,17 @@ class StageSeconds:
             sum(polishing_seconds(qtype, work.weights(m)) for m, qtype in inside.items())
         )
 
-    def _rounding(self, seconds: float) -> float:
-        """Turn seconds of the table's thread into seconds here."""
-        speed = self._speed
+    def _rounding(self, inside: float, tables: float = 0.0) -> float:
+        """Turn seconds of the table's thread into seconds here.
+
+        Args:
+            inside: those of matrices of blocks.
+            tables: those of embedding and head, which one GPU rounds alone.
+        """
+        speed, seconds = self._speed, inside + tables
         if speed.on_gpu:
-            return GPU_STARTS * (seconds > 0) + seconds * GPU_ROUNDS
+            shared = inside / self._readers + tables
+            return GPU_STARTS * (seconds > 0) + shared * GPU_ROUNDS
         faster: float = speed.threads**THREADS_HELP
         return seconds * speed.rounding / faster
 

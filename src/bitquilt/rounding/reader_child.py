@@ -1,10 +1,10 @@
 """A process that reads a share of the text on one device: the other side of :mod:`.text_readers`.
 
-    python -m bitquilt.rounding.reader_child NUMBER PROCESS:DESCRIPTOR...
+    python -m bitquilt.rounding.reader_child NUMBER DEVICE THREADS PROCESS:DESCRIPTOR...
 
-The number is that of this process. The descriptors are those of connections to the processes that
-read the other shares; the one under its own number is where passes come from, until nobody is at
-its other end.
+The number is that of this process; 0 threads are as many as torch has. The descriptors are those of
+connections to the processes that read the other shares; the one under its own number is where
+passes come from, until nobody is at its other end.
 """
 
 from __future__ import annotations
@@ -44,15 +44,26 @@ class _Answers(Progress):
         self._connection.send(ReaderAnswer(line=line))
 
 
-def serve_passes(passes: Connection[Any, Any], share: TextShare) -> None:
-    """Take one pass after the other, until nobody asks for any more."""
-    setup: ReaderSetup = passes.recv()
-    current_process().authkey = setup.key
-    kind, _, index = setup.device.partition(":")
-    with computing(kind, setup.threads):
+def serve_passes(
+    device: str, threads: int | None, passes: Connection[Any, Any], share: TextShare
+) -> None:
+    """Take one pass after the other, until nobody asks for any more.
+
+    Args:
+        device: as torch names it.
+        threads: of torch; its own number with None.
+        passes: where what to work on comes from, and then passes.
+        share: the part of the text that is read here.
+    """
+    kind, _, index = device.partition(":")
+    # where the main process ends before it knows the job, there is nothing to do
+    with computing(kind, threads), suppress(EOFError):
         if kind == "cuda":
             torch.cuda.set_device(int(index))
             kernels.start_compiling()
+            torch.zeros(1, device=device)  # the driver takes seconds
+        setup: ReaderSetup = passes.recv()
+        current_process().authkey = setup.key
         directory, rounding = setup.bank
         work, given = WorkDir.borrowed(Path(directory)), GivenCells(setup.given, [], {})
         bank = LayerBank(open_checkpoint(setup.model), work, rounding, given)
@@ -79,5 +90,5 @@ if __name__ == "__main__":
     # Ctrl-C reaches every process of a terminal; the parent decides what it stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
-    own, links = int(sys.argv[1]), dict(_connections(sys.argv[2:]))
-    serve_passes(links.pop(own), TextShare(own, links))
+    own, links = int(sys.argv[1]), dict(_connections(sys.argv[4:]))
+    serve_passes(sys.argv[2], int(sys.argv[3]) or None, links.pop(own), TextShare(own, links))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import combinations
 from multiprocessing import Pipe, current_process
@@ -38,9 +38,6 @@ class ReaderSetup:
     """Its work directory, and the method of rounding."""
     given: Mapping[CellKey, Sequence[GivenCell]]
     """Matrices of files, which the bank may take."""
-    device: str
-    """As torch names it."""
-    threads: int | None
     key: bytes
     """By which processes open each other's tensors of the CPU."""
 
@@ -61,39 +58,64 @@ class _Reader:
     connection: Connection[Any, Any]
 
 
-class TextReaders(AbstractContextManager["TextReaders"]):
-    """The processes that read: the one that asks, and one for each of some other devices."""
+class ReaderProcesses(AbstractContextManager["ReaderProcesses"]):
+    """The processes of some other devices, which are started before anything is known of a job.
+
+    Each takes some ten seconds to be ready, in which the main process draws the text.
+    """
+
+    def __init__(self, devices: Sequence[str]) -> None:
+        """Start them.
+
+        Args:
+            devices: those beside this process's own, as torch names them.
+        """
+        links = _linked(1 + len(devices))
+        self.share = TextShare(0, links[0])
+        self.readers = [
+            _started(number, device, links[number]) for number, device in enumerate(devices, 1)
+        ]
+
+    def stop(self) -> None:
+        """End all of them, at work or not: what they write is written whole."""
+        for reader in self.readers:
+            reader.process.kill()
+            reader.process.wait()
+            reader.connection.close()
+        for link in self.share.links.values():
+            link.close()
+        self.readers, self.share = [], TextShare()
+
+    def __exit__(self, *_: object) -> None:
+        """End all of them."""
+        self.stop()
+
+
+class TextReaders:
+    """The processes that read: the one that asks, and those of other devices."""
 
     def __init__(
-        self, model: str, bank: LayerBank, devices: Sequence[str], progress: Progress
+        self, model: str, bank: LayerBank, processes: ReaderProcesses, progress: Progress
     ) -> None:
-        """Start the processes, each of which takes some seconds to be ready.
+        """Tell the processes what they work on.
 
         Args:
             model: the reference that the bank's checkpoint was opened by.
             bank: where results go.
-            devices: those beside this process's own, as torch names them.
+            processes: those of other devices.
             progress: told what processes say, and that one has died.
         """
-        self._bank, self._progress = bank, progress
-        links = _linked(1 + len(devices))
-        self._share = TextShare(0, links[0])
-        self._readers: list[_Reader] = []
-        for number, device in enumerate(devices, 1):
-            setup = ReaderSetup(
-                model,
-                (str(bank.work.path), bank.rounding),
-                bank.given,
-                device,
-                asked_threads(),
-                bytes(current_process().authkey),
-            )
-            self._readers.append(_started(number, links[number], setup))
+        self._bank, self._processes, self._progress = bank, processes, progress
+        key = bytes(current_process().authkey)
+        setup = ReaderSetup(model, (str(bank.work.path), bank.rounding), bank.given, key)
+        for reader in processes.readers:
+            with suppress(OSError):  # the first pass finds one that has died meanwhile
+                reader.connection.send(setup)
 
     @property
     def count(self) -> int:
         """How many processes read."""
-        return self._share.count
+        return self._processes.share.count
 
     def read(self, task: TextPass, progress: Progress, says: Progress) -> None:
         """Take a pass together: in this process alone where another has died.
@@ -106,12 +128,12 @@ class TextReaders(AbstractContextManager["TextReaders"]):
         Raises:
             UserError: a block cannot be rounded.
         """
-        if self._readers and len(task.tokens) >= self.count:
+        if self._processes.readers and len(task.tokens) >= self.count:
             try:
                 self._read_together(task, progress, says)
                 return
             except LostProcessError:
-                self._stop()
+                self._processes.stop()
                 self._progress.say(
                     "A process of another GPU has died; the main process reads the text again, "
                     "for the blocks that are left"
@@ -121,18 +143,18 @@ class TextReaders(AbstractContextManager["TextReaders"]):
     def _read_together(self, task: TextPass, progress: Progress, says: Progress) -> None:
         """Take a pass in all processes."""
         try:
-            for reader in self._readers:
+            for reader in self._processes.readers:
                 reader.connection.send(task)
-            task.read(self._bank, self._share, progress, says)
+            task.read(self._bank, self._processes.share, progress, says)
         except (LostProcessError, OSError) as error:
             self._raise_what_failed()
             raise LostProcessError from error
-        for reader in self._readers:
+        for reader in self._processes.readers:
             self._hear(reader)
 
     def _raise_what_failed(self) -> None:
         """Raise the reason why a process has ended, if any gave one."""
-        for reader in self._readers:
+        for reader in self._processes.readers:
             try:
                 while reader.connection.poll():
                     self._hear(reader)
@@ -154,20 +176,6 @@ class TextReaders(AbstractContextManager["TextReaders"]):
         except (EOFError, OSError) as error:
             raise LostProcessError from error
 
-    def _stop(self) -> None:
-        """End all processes, at work or not: what they write is written whole."""
-        for reader in self._readers:
-            reader.process.kill()
-            reader.process.wait()
-            reader.connection.close()
-        for link in self._share.links.values():
-            link.close()
-        self._readers, self._share = [], TextShare()
-
-    def __exit__(self, *_: object) -> None:
-        """End all processes."""
-        self._stop()
-
 
 def _pipe() -> tuple[Connection[Any, Any], Connection[Any, Any]]:
     ends: Any = Pipe()  # Windows has another class, with the same methods
@@ -183,7 +191,7 @@ def _linked(count: int) -> list[dict[int, Connection[Any, Any]]]:
     return links
 
 
-def _started(number: int, links: Mapping[int, Connection[Any, Any]], setup: ReaderSetup) -> _Reader:
+def _started(number: int, device: str, links: Mapping[int, Connection[Any, Any]]) -> _Reader:
     """Start a process; its ends of connections are no longer open here then."""
     ours, theirs = _pipe()
     ends = {number: theirs, **links}
@@ -193,11 +201,12 @@ def _started(number: int, links: Mapping[int, Connection[Any, Any]], setup: Read
             "-m",
             "bitquilt.rounding.reader_child",
             str(number),
+            device,
+            str(asked_threads() or 0),
             *(f"{of}:{end.fileno()}" for of, end in ends.items()),
         ],
         pass_fds=[end.fileno() for end in ends.values()],
     )
     for end in ends.values():
         end.close()
-    ours.send(setup)
     return _Reader(process, ours)
