@@ -25,280 +25,12 @@ from transformers import (
 )
 
 from bitquilt.bases.converter import find_converter
+from tests.bases.model_types import PUBLISHED, SENTENCEPIECE, SHARED, TYPES
 from tests.factories import VOCABULARY, tiny_tokenizer
 
 needs_converter = pytest.mark.skipif(
     find_converter() is None, reason="llama.cpp's converter is not installed; see CONTRIBUTING.md"
 )
-
-_SHARED = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": False,
-    "bos_token_id": VOCABULARY - 6,
-    "eos_token_id": VOCABULARY - 5,
-    "pad_token_id": VOCABULARY - 5,
-}
-_LARGER = {"vocab_size": VOCABULARY + 32}
-"""For tokenizers to which something is added."""
-_EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 64}
-_SLIDING = {
-    "layer_types": ["sliding_attention", "full_attention"],
-    "sliding_window": 16,
-    "head_dim": 32,
-}
-_TIED = {"tie_word_embeddings": True}
-_GEMMA = {**_SLIDING, **_TIED, "query_pre_attn_scalar": 32}
-# one layer in six has full attention: llama.cpp reads it in no file
-_GEMMA_3 = {
-    "head_dim": 32,
-    "num_hidden_layers": 6,
-    "sliding_window": 16,
-    **_TIED,
-    "query_pre_attn_scalar": 32,
-}
-_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 32, "mamba_n_groups": 1}
-_DELTA = {
-    "num_hidden_layers": 4,
-    "head_dim": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-}
-_LATENT = {
-    **{"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32},
-    **{"v_head_dim": 32, "num_key_value_heads": 4},
-}
-_ROUTED = {
-    **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1},
-    **{"topk_group": 1, "moe_intermediate_size": 64},
-}
-_GPT2 = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 512}
-_STATES = {"state_size": 16, "time_step_rank": 8, "intermediate_size": 256}
-# llama.cpp reads an MLP as wide as its stream the wrong way round
-_VISION = {
-    **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1},
-    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
-}
-_IDEFICS = {
-    "text_config": {"model_type": "llama", **_SHARED},
-    "vision_config": _VISION,
-    **{"scale_factor": 2, "image_token_id": 5, "tie_word_embeddings": False},
-}
-TYPES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"head_dim": 32, "sliding_window": None},
-    "ministral3": {"head_dim": 32},
-    "mistral3": {
-        "text_config": {"model_type": "ministral3", **_SHARED, "head_dim": 32},
-        "vision_config": {"model_type": "pixtral", **_VISION, "head_dim": 32},
-        "tie_word_embeddings": False,
-    },
-    "qwen2": _LARGER,
-    "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 96},
-    "qwen2_5_vl": {
-        "text_config": {
-            **{"model_type": "qwen2_5_vl_text", **_SHARED},
-            "rope_parameters": {
-                **{"rope_type": "default", "rope_theta": 1e6},
-                "mrope_section": [4, 6, 6],
-            },
-        },
-        "vision_config": {
-            **{"hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "patch_size": 14},
-            **{"out_hidden_size": 128, "fullatt_block_indexes": [0]},
-            "depth": 3,  # the converter knows a merger's matrix 2 only where there is a block 2
-        },
-    },
-    "qwen3": {"head_dim": 32},
-    # as published ones have it; llama.cpp reads no such key of qwen3moe
-    "qwen3_moe": {**_EXPERTS, "head_dim": 64, "norm_topk_prob": True},
-    "qwen3_next": {**_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 64},
-    "qwen3_5_text": {**_DELTA, **_LARGER},
-    "qwen3_5_moe_text": {
-        **{**_DELTA, **_EXPERTS, **_LARGER},
-        "shared_expert_intermediate_size": 64,
-    },
-    "gemma2": _GEMMA,
-    "gemma3_text": _GEMMA_3,
-    "gemma3": {
-        "text_config": {"model_type": "gemma3_text", **_SHARED, **_GEMMA_3},
-        "vision_config": {"model_type": "siglip_vision_model", **_VISION},
-        "mm_tokens_per_image": 4,
-        "tie_word_embeddings": True,
-    },
-    "gemma3n_text": {
-        **{"head_dim": 32, "num_hidden_layers": 30, "sliding_window": 16, **_TIED},
-        # all as in E2B, because llama.cpp reads it in no file
-        **{"num_kv_shared_layers": 10, "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 20},
-        **{"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY},
-        "laurel_rank": 64,
-    },
-    "gemma4_text": {
-        **{"head_dim": 32, "global_head_dim": 64, "num_hidden_layers": 6, **_TIED},
-        **{"hidden_size_per_layer_input": 256, "vocab_size_per_layer_input": VOCABULARY},
-        **{"sliding_window": 16, "num_kv_shared_layers": 0},
-        "final_logit_softcapping": 30.0,  # as all have; llama.cpp has it without being told
-    },
-    "smollm3": {"num_hidden_layers": 4},
-    "granite": {},
-    "granitemoehybrid": {
-        **_MAMBA,
-        **{"num_local_experts": 4, "num_experts_per_tok": 2, "mamba_expand": 2},
-        "shared_intermediate_size": 96,
-        "layer_types": ["mamba", "attention"],
-        "position_embedding_type": "nope",  # as Granite 4.0's
-    },
-    "phi3": {},
-    "olmo2": {},
-    "olmo3": {"sliding_window": 16, "num_hidden_layers": 4},
-    "olmoe": {**_EXPERTS, "num_key_value_heads": 4},
-    "lfm2": {
-        **{"block_ff_dim": 192, "block_auto_adjust_ff_dim": False, "tie_word_embeddings": True},
-        "layer_types": ["conv", "full_attention"],
-    },
-    "gpt_oss": {
-        **{"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 64},
-        "layer_types": ["sliding_attention", "full_attention"],
-    },
-    "ernie4_5": {"head_dim": 32},
-    "glm4": {"head_dim": 32, **_LARGER},
-    "exaone4": {"sliding_window": None, "layer_types": ["full_attention"] * 2},  # as 1.2B
-    "seed_oss": {"head_dim": 32},
-    "falcon_h1": {**_MAMBA, "mamba_d_ssm": 256, "head_dim": 32},
-    "nemotron_h": {
-        "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
-        **{"mamba_num_heads": 8, "mamba_head_dim": 32, "ssm_state_size": 32, "n_groups": 1},
-        **{"n_routed_experts": 4, "moe_intermediate_size": 64, "head_dim": 32},
-        "moe_shared_expert_intermediate_size": 96,
-    },
-    "nemotron": {},
-    "starcoder2": {},
-    "stablelm": {},
-    "cohere2": {"num_hidden_layers": 4, "head_dim": 32, "sliding_window": 16, **_TIED},
-    "apertus": {},
-    "arcee": {},
-    "hunyuan_v1_dense": {"head_dim": 32},
-    "phi": {"num_key_value_heads": 4, "intermediate_size": 512},  # the converter knows no others
-    # those that nothing was written or mended for
-    "cohere": _TIED,
-    "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
-    "lfm2_moe": {
-        **{**_EXPERTS, **_TIED, "num_dense_layers": 1},
-        "layer_types": ["conv", "full_attention"],
-    },
-    "jais2": {},
-    "bloom": {"n_layer": 2, "n_head": 4},
-    "granitemoeshared": {
-        **{"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 96},
-    },
-    "gpt_neox": {},
-    "deepseek_v2": {
-        **{"num_experts_per_tok": 2, "moe_intermediate_size": 64, "n_routed_experts": 4},
-        **{"n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
-        **{"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32},
-        **{"v_head_dim": 32, "num_key_value_heads": 4, "topk_method": "greedy"},
-    },
-    "dots1": {
-        **{**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1},
-        **{"n_group": 1, "topk_group": 1, "head_dim": 32, "norm_topk_prob": True},
-        **{"num_key_value_heads": 4, "sliding_window": None},
-    },
-    "ernie4_5_moe": {
-        # the converter takes an MLP's width over the KV heads for that of shared experts
-        **{"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 96},
-        **{"moe_num_shared_experts": 1, "moe_layer_start_index": 1, "head_dim": 32},
-    },
-    "glm4_moe": {
-        **{**_EXPERTS, **_LARGER, "n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 32},
-        **{"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
-    },
-    "exaone": {"head_dim": 32},
-    "cohere2_moe": {
-        **{"num_experts_per_tok": 2, "num_experts": 4, "num_shared_experts": 1},
-        **{"head_dim": 32, "sliding_window": 16},
-    },
-    "internlm3": {"head_dim": 32},
-    "iquestcoder": {"head_dim": 32},
-    "gemma": {"head_dim": 32, **_TIED},
-    "falcon": {"new_decoder_architecture": True, "num_kv_heads": 2, **_TIED},
-    "minicpm3": {**_LATENT, **_TIED, "head_dim": 32},
-    "youtu": {**_LATENT, **_TIED},
-    "helium": {"head_dim": 32},
-    "laguna": {
-        **{**_EXPERTS, **_SLIDING, "shared_expert_intermediate_size": 64},
-        **{"num_attention_heads_per_layer": [4, 4], "mlp_layer_types": ["dense", "sparse"]},
-    },
-    "mellum": {
-        **{**_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
-        **{"moe_intermediate_size": 64, "mlp_layer_types": ["sparse", "sparse"]},
-    },
-    "mamba": _STATES,
-    "falcon_mamba": _STATES,
-    "llava": {
-        "text_config": {"model_type": "llama", **_SHARED},
-        "vision_config": {"model_type": "clip_vision_model", **_VISION},
-        **{"image_token_index": 5, "tie_word_embeddings": False},
-    },
-    "smolvlm": _IDEFICS,
-    "idefics3": _IDEFICS,
-    # and those that nobody had looked at
-    "gpt2": {**_GPT2, **_TIED},
-    "gpt_bigcode": {**_GPT2, **_TIED},
-    "olmo": {},
-    "mamba2": {
-        **{"num_heads": 8, "head_dim": 32, "state_size": 32, "n_groups": 1, "expand": 2},
-        "intermediate_size": 256,
-    },
-    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
-    "glm": {"head_dim": 32, **_LARGER},
-    "deepseek_v3": {**_LATENT, **_ROUTED, "first_k_dense_replace": 1},
-    "glm4_moe_lite": {
-        **{**_LATENT, **_ROUTED, **_LARGER},
-        "mlp_layer_types": ["dense", "sparse"],
-    },
-}
-"""model_type → fields of its config, beside those that all have."""
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "phi": {"partial_rotary_factor": 0.5},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
-    "nemotron_h": {"num_hidden_layers": 4, "hybrid_override_pattern": "ME*E"},
-    "gemma4_text": {"global_head_dim": 64},
-    "cohere2": {"rotary_pct": 1.0},
-    "glm4": {"partial_rotary_factor": 0.5},
-    "glm4_moe": {"partial_rotary_factor": 0.5},
-    "dots1": {"scoring_func": "sigmoid"},
-    "deepseek_v3": {"scoring_func": "sigmoid"},
-    "glm4_moe_lite": {"first_k_dense_replace": 1, "scoring_func": "sigmoid"},
-    "gpt_neox": {"rotary_pct": 0.25},
-    "lfm2": {"block_dim": 128},
-    "qwen3_moe": {"num_experts": 4},
-    "olmo3": {"rope_theta": 500_000.0},
-    "exaone4": {"head_dim": 32, "rope_scaling": None},
-    "apertus": {
-        **{"mlp_bias": False, "post_norm": False, "qk_norm": True},
-        "rope_scaling": {
-            **{"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0},
-            **{"original_max_position_embeddings": 8192, "rope_type": "llama3"},
-        },
-    },
-    "qwen3_next": {"num_experts": 4, "partial_rotary_factor": 0.25},
-    "stablelm": {"partial_rotary_factor": 0.25},
-}
-"""model_type → fields that published configs have, where transformers saves others."""
-SENTENCEPIECE = {
-    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text"), False),
-    **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "internlm3", "minicpm3", "nemotron"), True),
-}
-"""Types whose tokenizer the converter reads from tokenizer.model → whether a space goes before all
-text there."""
 
 
 def unknown_checkpoint(
@@ -307,7 +39,7 @@ def unknown_checkpoint(
     """Write a random checkpoint with its tokenizer under ``tmp_path`` and return its directory."""
     # llama.cpp looks for special tokens in what is named phi-3
     directory = tmp_path / ("phi-4" if kind == "phi3" else kind)
-    fields = TYPES[kind] if "text_config" in TYPES[kind] else {**_SHARED, **TYPES[kind]}
+    fields = TYPES[kind] if "text_config" in TYPES[kind] else {**SHARED, **TYPES[kind]}
     config = AutoConfig.for_model(kind, **fields)
     torch.manual_seed(seed)
     known = type(config) in AutoModelForCausalLM._model_mapping
@@ -336,13 +68,16 @@ def unknown_checkpoint(
 
 def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer with what the converter asks of a type's."""
-    if kind == "gemma4_text":
+    if kind in ("gemma4", "gemma4_text"):
         return _byte_fallback()
     if kind in SENTENCEPIECE:
         return _of_pieces(SENTENCEPIECE[kind])
     tokenizer = copy.deepcopy(tiny_tokenizer())
-    if kind in ("glm", "glm4", "glm4_moe", "glm4_moe_lite"):
+    if kind.startswith("glm"):
         marks = ["<|endoftext|>", "<|user|>", "<|observation|>", "[gMASK]"]
+        tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    if kind == "solar_open":
+        marks = ["<unk>", "<|startoftext|>", "<|endoftext|>"]
         tokenizer.add_special_tokens({"additional_special_tokens": marks})
     return tokenizer
 
@@ -433,8 +168,8 @@ def _pieces(spaced: bool) -> bytes:
         normalization_rule_name="identity",
         add_dummy_prefix=spaced,
         remove_extra_whitespaces=False,
-        bos_id=_SHARED["bos_token_id"],
-        eos_id=_SHARED["eos_token_id"],
+        bos_id=SHARED["bos_token_id"],
+        eos_id=SHARED["eos_token_id"],
         minloglevel=2,
     )
     return written.getvalue()

@@ -63,6 +63,14 @@ def test_an_engine_that_computes_something_else_is_said(granite, tmp_path: Path)
     assert said.startswith("llama.cpp computes something else than transformers with granite.gguf")
 
 
+def test_a_converter_that_reorders_too_much_is_said(tmp_path: Path) -> None:
+    """Bamba rotates half of each head, and the converter reorders q and k as if all were."""
+    directory = unknown_checkpoint(tmp_path, "bamba")
+    convert(directory, tmp_path / "bamba.gguf")
+    (said,) = tried(tmp_path / "bamba.gguf", directory)
+    assert "is not quantized yet (KL 0.0" in said
+
+
 def test_a_base_that_does_not_load_is_refused_with_the_engines_reason(granite) -> None:
     key = b"granite.block_count" + struct.pack("<I", 4)
     path = damaged(granite[1], key + struct.pack("<I", 2), key + struct.pack("<I", 3))
