@@ -41,6 +41,7 @@ ORDER = (
     "report",
     "run_text",
     "pipeline",
+    "base_pipeline",
     "cli",
     "__main__",
 )

@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from bitquilt.allocation.racing import Difference as Difference
     from bitquilt.allocation.selection import Ranking as Ranking
     from bitquilt.allocation.space import Candidate as Candidate
+    from bitquilt.base_pipeline import quantize_base as quantize_base
     from bitquilt.calibration.text_budget import TextBudget as TextBudget
     from bitquilt.config import AllocationConfig as AllocationConfig
     from bitquilt.config import ImatrixConfig as ImatrixConfig
     from bitquilt.config import PlanConfig as PlanConfig
     from bitquilt.config import QuantizeConfig as QuantizeConfig
     from bitquilt.config import SearchConfig as SearchConfig
+    from bitquilt.converted.plan_base import BasePlan as BasePlan
+    from bitquilt.converted.plan_base import plan_base as plan_base
     from bitquilt.converted.quantize_base import ConvertedResult as ConvertedResult
-    from bitquilt.converted.quantize_base import quantize_base as quantize_base
     from bitquilt.errors import EngineCrashedError as EngineCrashedError
     from bitquilt.errors import EngineMissingError as EngineMissingError
     from bitquilt.errors import PartlyRefusedError as PartlyRefusedError
@@ -105,6 +107,7 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "AllocationConfig": "bitquilt.config",
+    "BasePlan": "bitquilt.converted.plan_base",
     "BenchConfig": "bitquilt.evaluation.config",
     "BenchResult": "bitquilt.evaluation.speed",
     "PairConfig": "bitquilt.evaluation.config",
@@ -178,9 +181,10 @@ _HOMES = {
     "inspect": "bitquilt.models.inspection",
     "make_imatrix": "bitquilt.streaming.make_imatrix",
     "plan": "bitquilt.allocation.plan",
+    "plan_base": "bitquilt.converted.plan_base",
     "plan_gguf_files": "bitquilt.streaming.quantize_gguf",
     "quantize": "bitquilt.pipeline",
-    "quantize_base": "bitquilt.converted.quantize_base",
+    "quantize_base": "bitquilt.base_pipeline",
     "quantize_gguf": "bitquilt.streaming.quantize_gguf",
     "run_tasks": "bitquilt.tasks.run",
     "search": "bitquilt.pipeline",

@@ -43,12 +43,12 @@ def test_every_verb_of_the_table_is_one() -> None:
     ("words", "helps"),
     [
         (["eval", "FILE", "--against", "FILE"], "give the Hugging Face directory or hub id that"),
-        (["plan", "MODEL", "--bits", "5"], "`bitquilt plan FILE --imatrix IMATRIX --bits 4.5`"),
+        (["plan", "FILE", "--bits", "5"], "`bitquilt plan FILE --imatrix IMATRIX --bits 4.5`"),
         (["search", "MODEL", "--bits", "5"], "`bitquilt recipe from` takes them from its file"),
         (["run", "MODEL", "hello"], "give a GGUF file or an MLX directory of it"),
         (["quantize", "FILE", "--bits", "5"], "give --imatrix FILE too, or quantize"),
         (["recipe", "from", "FILE", "--for", "MODEL"], "leave out --for"),
-        (["card", "FILE", "--against", "MODEL", "--repo", "me/x"], "upload its files with"),
+        (["card", "FILE", "--against", "FILE", "--repo", "me/x"], "give --against the original"),
         (["bench", "MODEL"], "give a GGUF file or an MLX directory of it"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +21,17 @@ from bitquilt.bases.importance import BaseModel, load_transformers_model, match_
 from bitquilt.calibration import corpus
 from bitquilt.calibration.text import encoder
 from bitquilt.calibration.text_budget import WINDOW
+from bitquilt.converted.formats.mlx_directory import MlxDirectory
 from bitquilt.evaluation.text import held_out
 from bitquilt.models import open_original
+from bitquilt.report import publish
+from bitquilt.report.card import Publication, model_card
+from bitquilt.report.config import PublicationConfig
+from bitquilt.report.page import make_report
 from bitquilt.runtime.progress import Silent
 from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.bases.parity import decoded_model
-from tests.quick import QUICK
+from tests.quick import QUICK, invoke
 
 pytestmark = needs_converter
 QUIET = {"progress": Silent(), **{k: QUICK[k] for k in ("text_budget", "calibration", "held_out")}}
@@ -38,6 +45,11 @@ class Files:
     gguf: Path
     mlx: Path
 
+    @property
+    def weights(self) -> int:
+        """All weights of the model."""
+        return sum(one.numel() for one in load_transformers_model(self.source).parameters())
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
@@ -49,12 +61,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def test_bench_counts_all_weights(files: Files) -> None:
-    whole = sum(one.numel() for one in load_transformers_model(files.source).parameters())
     load = {"prompt": (32,), "batch": (1,), "answer": 16, "rounds": 1}
     found = bitquilt.bench([files.gguf, files.mlx], progress=Silent(), **load)
     for one in found.speeds:
         used = one.of_flops * found.machine.flops / one.prompt_rate
-        assert used == pytest.approx(2 * whole)
+        assert used == pytest.approx(2 * files.weights)
 
 
 def test_one_file_drafts_for_another(files: Files) -> None:
@@ -140,3 +151,87 @@ def test_without_base_and_converter_the_place_of_a_base_is_told(
     monkeypatch.setattr(converter, "converter_directory", lambda: tmp_path / "none")
     with pytest.raises(UserError, match=r"put the file at \S+granite-BF16\.gguf, or give"):
         bitquilt.evaluate(alone, against=files.source, tokens=1024, progress=Silent())
+
+
+def published(files: Files, *paths: Path) -> Publication:
+    config = PublicationConfig(against=files.source, repository="me/granite-GGUF")
+    return publish.publication(paths, config)
+
+
+def test_a_card_has_the_figures_that_quantize_left(files: Files, tmp_path: Path) -> None:
+    (files.source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    moved = tmp_path / files.gguf.name  # with its work directory, and without an evaluation
+    shutil.copytree(files.gguf.with_name("granite.work"), tmp_path / "granite.work")
+    shutil.copy(files.gguf, moved)
+    publication = published(files, moved)
+    assert publication.not_measured == []
+    (record,) = publication.records.values()
+    card = model_card(publication)
+    assert "license: apache-2.0" in card
+    assert f"{record.closing.unlike.kl.mean:.3g} nats per token from the original" in card
+    bits = 8 * moved.stat().st_size / files.weights
+    assert f"| {moved.stat().st_size:,} | {record.bits:.3f} | {bits:.3f} |" in card
+    assert "bitquilt quantize granite --bits 5 --to both" in card
+    assert sum(record.breakdown.values()) == record.nbytes == moved.stat().st_size
+
+
+def test_a_card_has_the_figures_of_eval_where_there_are_some(
+    files: Files, found: Evaluation
+) -> None:
+    (files.source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    card = model_card(published(files, files.mlx))
+    assert "Measured by `bitquilt eval` with" in card
+    assert f"{found.files[1].overall.kl.mean:.3g} nats per token" in card
+
+
+def test_all_that_belongs_to_a_directory_is_published(files: Files, found: Evaluation) -> None:
+    (files.source / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    listed = {entry.name for entry in publish.entries(published(files, files.mlx))}
+    assert {"README.md", "model.safetensors", "config.json", "recipe.json"} <= listed
+    assert f"{files.mlx.name}.eval.json" in listed
+
+
+def test_the_report_maps_the_types_of_blocks(files: Files) -> None:
+    page = make_report(files.gguf.with_name("granite.work")).html
+    assert files.gguf.name in page
+    assert "blk.1.ffn_down: " in page
+
+
+def test_a_file_of_another_model_has_no_card(files: Files, tmp_path: Path) -> None:
+    other = unknown_checkpoint(tmp_path, "granite", torch.bfloat16, seed=1)
+    config = PublicationConfig(against=other, repository="me/x")
+    with pytest.raises(UserError, match="was not made from granite"):
+        publish.publication([files.gguf], config)
+
+
+@pytest.mark.parametrize("target", ["gguf", "mlx"])
+def test_a_plan_of_a_preset_is_the_size_to_the_byte(
+    target: str, files: Files, tmp_path: Path
+) -> None:
+    preset = {"gguf": "Q4_0", "mlx": "4bit-g32"}[target]
+    options = {"recipe": preset, "to": target, "output": files.source.parent}
+    (plan,) = bitquilt.plan_base(files.source, **options, **QUIET)  # the header has the text's name
+    assert plan.exact
+    if target == "gguf":  # its header is as long whoever chooses the types
+        (made,) = bitquilt.quantize_base(files.source, **options, rounding="nearest", **QUIET)
+        (path,) = made.paths
+        assert plan.nbytes == path.stat().st_size
+        assert plan.types == made.plan.types
+    else:
+        base = MlxDirectory(files.mlx.with_name("granite-BF16-mlx"), check=False)
+        base.write(plan.types, lambda *_: None, tmp_path / "made", Silent())
+        assert plan.nbytes == sum(one.stat().st_size for one in (tmp_path / "made").iterdir())
+
+
+def test_a_plan_for_a_size_fits_and_is_said_to_be_a_guess(
+    files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = files.source.parent
+    assert invoke("plan", files.source, "--size", "260kB", "-o", folder, "--to", "both") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    sizes = [int(one.replace(",", "")) for one in re.findall(r": ([\d,]+) bytes on disk", said)]
+    assert len(sizes) == 2
+    assert all(240_000 < size <= 260_000 for size in sizes)
+    assert "The types are a first guess" in said
+    assert invoke("plan", files.source, "--size", "100kB", "-o", folder) == 2
+    assert "is too small: the smallest possible gguf file" in capsys.readouterr().err

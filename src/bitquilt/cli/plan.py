@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bitquilt.allocation.plan import Plan
+    from bitquilt.converted.plan_base import BasePlan
     from bitquilt.forecast.estimate import Forecast
     from bitquilt.streaming.quantize_gguf import GgufPlan
 
@@ -25,6 +26,12 @@ KNEE = (
     "closer to the original. `bitquilt quantize` and `bitquilt search` warn if it would."
 )
 """What is said in place of the knee (docs/decisions/knee.md)."""
+
+GUESS = (
+    "The types are a first guess, because this plan has read no text. `bitquilt quantize` chooses "
+    "them by what it measures, and its file takes at most the size that you ask for."
+)
+"""Of models that bitquilt has no tables of: their files are not filled up to a size."""
 
 
 @click.command()
@@ -38,12 +45,20 @@ def plan(model: str, config: QuantizeConfig, as_json: bool) -> None:
     first guess that `quantize` improves within that size. Time, memory and disk are estimates for
     this machine. All options of `quantize` can be given to `plan`, too.
 
+    A model of a family that bitquilt does not know itself is converted first, as for `quantize`,
+    which then uses the converted file again.
+
     With --imatrix, the types are final as well. To choose them, `plan` reads a sample of the
     model's weights, which takes longer.
     """
     require_possible(config)
     if config.imatrix is not None:
         _plan_gguf(model, config, as_json)
+        return
+    from bitquilt.streaming.base import needs_base
+
+    if config.base is not None or needs_base(model):
+        _plan_base(model, config, as_json)
         return
     from bitquilt.allocation import plan as planning
     from bitquilt.forecast.estimate import estimate
@@ -66,6 +81,35 @@ def _plan_gguf(model: str, config: QuantizeConfig, as_json: bool) -> None:
         _print_gguf,
         as_json,
     )
+
+
+def _plan_base(model: str, config: QuantizeConfig, as_json: bool) -> None:
+    """Plan what `quantize` makes of a model that has no tables."""
+    from bitquilt.converted.plan_base import plan_base
+
+    show(
+        lambda: plan_base(model, config),
+        lambda plans: {"plans": [planned.to_dict() for planned in plans]},
+        _print_base,
+        as_json,
+    )
+
+
+def _print_base(plans: list[BasePlan]) -> None:
+    from rich.console import Console
+
+    from bitquilt.cli.tables import stdout_console
+
+    console = Console(highlight=False)
+    for planned in plans:
+        about = "bytes on disk" if planned.exact else "bytes on disk by this guess"
+        console.print(
+            f"[bold]{planned.target}[/bold]: {planned.nbytes:,} {about}, {planned.bits:.3f} bits "
+            "per weight\n"
+        )
+        console.print(_mix(planned.types), "")
+    if not all(planned.exact for planned in plans):
+        stdout_console().print(GUESS, markup=False, soft_wrap=False)
 
 
 def _print_gguf(plans: list[GgufPlan]) -> None:

@@ -89,7 +89,7 @@ def _needs_base(model: str) -> bool:
 
 def _quantize_base(model: str, config: QuantizeConfig, as_json: bool) -> None:
     """Quantize a model that bitquilt has no tables of."""
-    from bitquilt.converted.quantize_base import quantize_base
+    from bitquilt.base_pipeline import quantize_base
 
     keep_freed_memory()
     show(

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from bitquilt.errors import UnknownFamilyError
 
-_SOURCE = (
-    "give the Hugging Face directory or hub id that the files were made from; llama.cpp's "
-    "`llama-perplexity --kl-divergence` compares GGUF files with each other"
-)
+_SOURCE = "give the Hugging Face directory or hub id that the files were made from"
 _RUN = "give a GGUF file or an MLX directory of it, which `bitquilt quantize MODEL --bits 8` makes"
-_BY_HAND = "upload its files with `hf upload`, and name the original and its licence in README.md"
 ADVICE = {
     "quantize": "for such a GGUF file give --imatrix=FILE too, or quantize the Hugging Face "
     "directory that it was made from, and give the file with --base=FILE",
-    "plan": "`bitquilt quantize` writes its files without a plan; of a GGUF file, `bitquilt plan "
-    "FILE --imatrix IMATRIX --bits 4.5` tells the types",
+    "plan": "give its Hugging Face directory or hub id, with its weights; of a GGUF file, "
+    "`bitquilt plan FILE --imatrix IMATRIX --bits 4.5` tells the types",
     "search": "`bitquilt quantize` chooses the types of such a model itself, and `bitquilt recipe "
     "from` takes them from its file",
     "eval": _SOURCE,
@@ -26,8 +22,8 @@ ADVICE = {
     "pair": _RUN,
     "bench": _RUN,
     "recipe": "leave out --for: a recipe names the matrices of the file that it is taken from",
-    "card": _BY_HAND,
-    "publish": _BY_HAND,
+    "card": _SOURCE,
+    "publish": _SOURCE,
     "trim": "quantize the model as it is",
 }
 """Verb → the end of its sentence; the error has its own for the others."""

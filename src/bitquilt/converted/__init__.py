@@ -11,5 +11,6 @@ replaced, and everything else stays as it is.
     rounding.py        all matrices on their types, with error feedback
     layer_passes.py    prediction and rounding while a layer's moments are in memory
     closing.py         what the files lose, measured
+    plan_base.py       sizes and types before any work
     quantize_base.py   all of it, for a command
 """

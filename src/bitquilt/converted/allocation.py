@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bitquilt.allocation.budget import Budget, budgets_of
+from bitquilt.allocation.budget import Budget, budgets_of, label_of
 from bitquilt.allocation.candidates import candidate_sets
 from bitquilt.allocation.knapsack import best_choices
 from bitquilt.allocation.preset_names import asked_preset
@@ -18,6 +18,7 @@ from bitquilt.converted.formats.base_format import BaseFormat
 from bitquilt.converted.prediction import Nats
 from bitquilt.errors import UserError
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.streaming.quantize_gguf import GgufPlan
 from bitquilt.targets.layout import Layout
 
 WIDER_BITS = 1.0
@@ -134,3 +135,30 @@ def bits_of_types(base: BaseFormat, types: Allocation) -> float:
     """Return the bits per weight of the tensors; alignment between them counts as data."""
     data = base.kept_bytes + sum(base.nbytes(name, qtype) for name, qtype in types.items())
     return 8 * data / base.weights
+
+
+def planned_file(
+    base: BaseFormat,
+    config: QuantizeConfig,
+    types: Allocation,
+    predicted: float | None,
+    bits: float | None,
+) -> GgufPlan:
+    """Return the plan of a file.
+
+    Args:
+        base: of the model.
+        config: what was asked for.
+        types: of every matrix.
+        predicted: what they are predicted to cost, nats per token.
+        bits: those that were asked for, if it was by bits.
+    """
+    return GgufPlan(
+        label=label_of(bits, config.size, config.recipe),
+        nbytes=base.total_bytes(types),
+        bits=bits_of_types(base, types),
+        types=types,
+        predicted_kl=predicted,
+        kept=base.kept,
+        without_importance=[name for name in base.matrices if name not in base.known],
+    )

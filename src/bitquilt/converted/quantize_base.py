@@ -1,6 +1,6 @@
 """Models that bitquilt has no tables of: converted, calibrated, rounded, written.
 
-Read :func:`quantize_base` first. Statistics and rounded matrices stay in the work directory, so
+Read :func:`converted_run` first. Statistics and rounded matrices stay in the work directory, so
 that other sizes and formats, or a run that was stopped, find them.
 """
 
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from bitquilt.config import QuantizeConfig
 from bitquilt.converted.allocation import (
     asked_types,
     best_allocation,
-    bits_of_types,
     candidates_of,
+    planned_file,
     recipe_of,
 )
 from bitquilt.converted.closing import BaseClosing
@@ -41,22 +41,21 @@ from bitquilt.converted.prediction import predicted_nats
 from bitquilt.converted.rounding import base_rounding_work, round_base
 from bitquilt.errors import NotFiniteError, UserError
 from bitquilt.metrics.teacher import HeldOutFigures
-from bitquilt.models.fingerprint import checkpoint_fingerprint
-from bitquilt.models.sources import safetensors
-from bitquilt.qtypes.qtype import Allocation
+from bitquilt.models import open_original
+from bitquilt.models.checkpoint import Checkpoint
+from bitquilt.models.sources.as_published import open_as_published
 from bitquilt.rounding import ROUNDING_VERSION
 from bitquilt.runtime.device import computing
-from bitquilt.runtime.files import read_json, refuse_file, remove, require_room
+from bitquilt.runtime.files import refuse_file, remove, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.streaming.base import BaseText, base_name, write_base_vision
-from bitquilt.streaming.from_base import stream_base
 from bitquilt.streaming.quantize_gguf import GgufPlan, GgufResult
 from bitquilt.streaming.trial import try_base
 from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import EngineExcerpt
 
-BASE_WORK_FORMAT = 1
+BASE_WORK_FORMAT = 2
 """Raised when artefacts mean something else."""
 
 
@@ -72,7 +71,7 @@ class ConvertedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertedResult(GgufResult):
-    """A file or directory that :func:`quantize_base` wrote."""
+    """A file or directory that a :class:`ConvertedRun` wrote."""
 
     original: HeldOutFigures | None = None
     """The figures of the full-precision model, by torch; None where nothing was measured."""
@@ -88,42 +87,26 @@ class ConvertedResult(GgufResult):
         return super().to_dict() | {name: own and asdict(own) for name, own in found.items()}
 
 
-def quantize_base(
-    model: str | Path,
-    config: QuantizeConfig | None = None,
-    *,
-    progress: Progress | None = None,
-    **options: Any,
-) -> list[ConvertedResult]:
-    """Quantize any model that transformers and the format's converter know.
-
-    The bases, the importance matrix and the work directory stay beside the files, for comparing
-    and for other sizes. A base that is newer than the model's weights is used again.
+@contextmanager
+def converted_run(
+    model: str | Path, config: QuantizeConfig, progress: Progress
+) -> Iterator[ConvertedRun]:
+    """Convert a model, calibrate it, and give what makes the files; its work directory is open.
 
     Args:
         model: hub id or Hugging Face directory.
         config: what is wanted; its ``base`` is a GGUF file that was converted already.
-        progress: told what goes on; stderr if not given.
-        options: fields of :class:`bitquilt.QuantizeConfig`, instead of a config.
-
-    Returns:
-        A result for each format and budget.
+        progress: told what goes on.
 
     Raises:
         UserError: bad input, no converter, a size that cannot be met: one sentence.
     """
-    config, progress = QuantizeConfig.of(config, options), progress or Progress()
-    config.refuse_unused_by_a_base()
-    formats = [FORMATS[target.name] for target in parse_targets(config.to)]
-    if config.rounding == "nearest" and all(one.streams_nearest for one in formats):
-        return [ConvertedResult(**vars(one)) for one in stream_base(model, config, progress)]
     refuse_file(Path(config.output), "--output")
     recipe_of(config)
     with ExitStack() as stack:
         stack.enter_context(computing(config.device, config.threads))
         converted = _converted(model, config, progress)
-        run = _Run(converted, config, progress, stack)
-        return list(run.results())
+        yield ConvertedRun(converted, config, progress, stack)
 
 
 def _converted(model: str | Path, config: QuantizeConfig, progress: Progress) -> ConvertedModel:
@@ -139,8 +122,24 @@ def _converted(model: str | Path, config: QuantizeConfig, progress: Progress) ->
     return ConvertedModel(base_name(model, directory), directory, places)
 
 
-class _Run:
+def _opened_model(directory: Path, name: str) -> Checkpoint:
+    """Open a model as the card and ``eval`` will; one that they refuse has a base all the same."""
+    try:
+        return open_original(directory)
+    except UserError:
+        return open_as_published(directory, name)
+
+
+class ConvertedRun:
     """One command on one model."""
+
+    checkpoint: Checkpoint
+    """The model."""
+    config: QuantizeConfig
+    bases: Mapping[str, BaseFormat]
+    """Format → the base."""
+    work: WorkDir
+    """Open as long as the run."""
 
     def __init__(
         self,
@@ -150,23 +149,23 @@ class _Run:
         stack: ExitStack,
     ) -> None:
         """Refuse what is wrong with places and sizes, load the model, and calibrate."""
-        self._name, self._config, self._progress = converted.name, config, progress
+        self._name, self.config, self._progress = converted.name, config, progress
         self._passes: LayerPasses | None = None
         self._output = Path(config.output)
-        self._bases = {
+        self.bases = {
             name: FORMATS[name].open(path, converted.name, config)
             for name, path in converted.places.items()
         }
-        for base in self._bases.values():
+        for base in self.bases.values():
             self._refuse_impossible(base)
         self._calibrate(converted.directory, stack)
 
     def _refuse_impossible(self, base: BaseFormat) -> None:
         """Refuse before any work what no result could come of."""
-        recipe, budgets = recipe_of(self._config), budgets_of(self._config)
+        recipe, budgets = recipe_of(self.config), budgets_of(self.config)
         for budget in budgets:
             candidates_of(base, (), recipe, budget)
-        asked_types(base, self._config)
+        asked_types(base, self.config)
         for bits in [budget.bits for budget in budgets] or [None]:
             base.refuse_overwrite(self._place(base, self._label(bits)))
 
@@ -177,49 +176,47 @@ class _Run:
             model = load_transformers_model(directory)
             self._partners = {
                 name: match_base(base.numbers, base.path, model, directory)
-                for name, base in self._bases.items()
+                for name, base in self.bases.items()
             }
             progress.advance()
         self._say_alone()
-        text = BaseText(model, directory, self._config)
+        text = BaseText(model, directory, self.config)
         self._tokens, (closing, lacking) = text.calibration(), text.closing()
         if lacking:
             progress.say(lacking)
-        if self._config.engine_check:
-            for base in self._bases.values():
+        if self.config.engine_check:
+            for base in self.bases.values():
                 try_base(base.path, base.target, model, self._tokens[0], progress)
-        shapes = {name: tuple(one.shape) for name, one in model.named_parameters()}
-        fingerprint = checkpoint_fingerprint(
-            read_json(directory / "config.json"), shapes, safetensors.files(directory)
-        )
-        place = self._config.work_directory(self._name)
-        self._work = stack.enter_context(WorkDir(place, self._settings(fingerprint)))
+        self.checkpoint = _opened_model(directory, self._name)
+        place = self.config.work_directory(self._name)
+        settings = self._settings(self.checkpoint.fingerprint)
+        self.work = stack.enter_context(WorkDir(place, settings))
         self._read(model)
-        self._statistics = BaseStatistics(self._work)
-        for name, base in self._bases.items():
+        self._statistics = BaseStatistics(self.work)
+        for name, base in self.bases.items():
             base.take(self._partners[name], self._statistics, self._tokens)
         self._closing = self._read_closing(model, closing)
 
     def _read(self, model: nn.Module) -> None:
         """Read the text, and keep moments, or what types cost where they are not kept."""
-        if self._work.facts(FISHER).get("passes", "0") != "0":
+        if self.work.facts(FISHER).get("passes", "0") != "0":
             return
         reading = BaseReading(model, self._tokens)
         if reading.how:
             self._progress.say(reading.how)
-        if keeps_nothing(reading, self._work):
-            matched = [MatchedBase(one, self._partners[name]) for name, one in self._bases.items()]
-            rounding = self._config.rounding
-            passes = LayerPasses(reading, matched, self._work, rounding, self._progress)
+        if keeps_nothing(reading, self.work):
+            matched = [MatchedBase(one, self._partners[name]) for name, one in self.bases.items()]
+            rounding = self.config.rounding
+            passes = LayerPasses(reading, matched, self.work, rounding, self._progress)
             if passes.serve:
-                passes.estimate([self._tried(base, ()) for base in self._bases.values()])
+                passes.estimate([self._tried(base, ()) for base in self.bases.values()])
                 self._passes = passes
                 return
-        keep_statistics(reading, self._work, self._progress)
+        keep_statistics(reading, self.work, self._progress)
 
     def _tried(self, base: BaseFormat, unknown: Collection[str]) -> dict[str, list[str]]:
         """Return the types that are tried for every matrix; none where no budget decides."""
-        if asked_types(base, self._config) is not None:
+        if asked_types(base, self.config) is not None:
             return {}
         sets = self._candidates(base, unknown)
         return {
@@ -229,8 +226,8 @@ class _Run:
 
     def _candidates(self, base: BaseFormat, unknown: Collection[str]) -> list[dict[str, list[str]]]:
         """Return the types that each matrix may have, for each budget."""
-        recipe = recipe_of(self._config)
-        return [candidates_of(base, unknown, recipe, one) for one in budgets_of(self._config)]
+        recipe = recipe_of(self.config)
+        return [candidates_of(base, unknown, recipe, one) for one in budgets_of(self.config)]
 
     def _read_closing(self, model: nn.Module, text: HeldOutText) -> BaseClosing | None:
         """Let the original read held-out text; None where its logits cannot be had so."""
@@ -247,6 +244,7 @@ class _Run:
             "model": self._name,
             "checkpoint": fingerprint,
             "calibration": hashlib.sha256(self._tokens.numpy().tobytes()).hexdigest(),
+            "windows": {"calibration": len(self._tokens), "window": self._tokens.shape[1]},
             "rounding": ROUNDING_VERSION,
             "versions": {
                 "bitquilt": __version__,
@@ -268,7 +266,7 @@ class _Run:
     def results(self) -> Iterator[ConvertedResult]:
         """Yield a file for each format and budget."""
         files = []
-        for place, (target, base) in enumerate(self._bases.items()):
+        for place, (target, base) in enumerate(self.bases.items()):
             moments = BaseMoments(self._statistics, self._partners[target])
             files.append((base, moments, list(self._plans(place, base, moments))))
         require_room(self._output, sum(plan.nbytes for *_, plans in files for plan in plans))
@@ -287,9 +285,9 @@ class _Run:
 
     def _plans(self, place: int, base: BaseFormat, moments: BaseMoments) -> Iterator[GgufPlan]:
         """Decide the types for every budget of a base, the first or a later one."""
-        types = asked_types(base, self._config)
+        types = asked_types(base, self.config)
         if types is not None:
-            yield self._plan(base, types, None, None)
+            yield planned_file(base, self.config, types, None, None)
             return
         unknown = [name for name in base.matrices if not moments.is_known(name)]
         union = self._tried(base, unknown)
@@ -301,27 +299,14 @@ class _Run:
             }
         else:
             with self._progress.stage(f"Trying types of {base.target}", len(union), "costs"):
-                nats = predicted_nats(base, moments, union, self._config.rounding, self._progress)
+                nats = predicted_nats(base, moments, union, self.config.rounding, self._progress)
         sets = self._candidates(base, unknown)
-        for own, budget in zip(sets, budgets_of(self._config), strict=True):
+        for own, budget in zip(sets, budgets_of(self.config), strict=True):
             types, predicted = best_allocation(base, nats, own, budget)
-            yield self._plan(base, types, predicted, budget.bits)
-
-    def _plan(
-        self, base: BaseFormat, types: Allocation, predicted: float | None, bits: float | None
-    ) -> GgufPlan:
-        return GgufPlan(
-            label=self._label(bits),
-            nbytes=base.total_bytes(types),
-            bits=bits_of_types(base, types),
-            types=types,
-            predicted_kl=predicted,
-            kept=base.kept,
-            without_importance=[name for name in base.matrices if name not in base.known],
-        )
+            yield planned_file(base, self.config, types, predicted, budget.bits)
 
     def _label(self, bits: float | None) -> str:
-        return label_of(bits, self._config.size, self._config.recipe)
+        return label_of(bits, self.config.size, self.config.recipe)
 
     def _place(self, base: BaseFormat, label: str) -> Path:
         return self._output / f"{self._name}-{label}{base.target.suffix}"
@@ -333,7 +318,7 @@ class _Run:
         work = base_rounding_work(base, plan.types)
         with self._progress.stage(f"Rounding for {path.name}", work, "rounding"):
             rounded = round_base(
-                base, moments, plan.types, self._config.rounding, self._work, self._progress
+                base, moments, plan.types, self.config.rounding, self.work, self._progress
             )
         weights = sum(matrix.weights for matrix in base.matrices.values())
         with self._progress.stage(f"Writing {path.name}", weights, "writing"):
@@ -353,7 +338,7 @@ class _Run:
             return {}
         found = closing.read(self._partners[target.name], base.decoded(path), path.name, progress)
         fields = {"original": closing.original, "figures": closing.figures(found)}
-        if not self._config.engine_check:
+        if not self.config.engine_check:
             return fields
         with progress.stage(f"Running {path.name} in {target.engine}", 1, "engine"):
             engine, note = closing.in_engine(path, target, found)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blk)\.(\d+)\.")
+"""What llama.cpp calls a block is there, too: of other families a recipe has the file's names."""
 
 
 def layer_of(name: str) -> int | None:

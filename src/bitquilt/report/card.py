@@ -189,7 +189,7 @@ def _rows(publication: Publication, file: ModelFile) -> list[dict[str, str]]:
     no figures, and says so.
     """
     found = publication.figures.get(file.name)
-    weights = publication.original.weights
+    weights = file.weights
     about = {
         "name": f"`{file.name}`",
         "bytes": f"{file.nbytes:,}",

@@ -14,7 +14,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from bitquilt import __version__, qtypes
+from bitquilt import __version__
 from bitquilt.allocation.history import latest_histories
 from bitquilt.allocation.selection import verdict
 from bitquilt.evaluation.results import EngineCheck, TextSample
@@ -30,7 +30,7 @@ from bitquilt.report.figures import (
 )
 from bitquilt.report.peers import FrontPoint, compared, peers_beside
 from bitquilt.report.plots import PARTS, Plot, environment
-from bitquilt.report.run_record import OutputRecord, load
+from bitquilt.report.run_record import OutputRecord, bits_of_type, load
 from bitquilt.runtime.extras import require_resvg
 from bitquilt.runtime.files import atomic_write, read_json
 from bitquilt.runtime.sizes import human
@@ -320,7 +320,7 @@ def _short(module: str) -> str:
 def _types_of(record: OutputRecord) -> list[dict[str, str]]:
     """List the types of a file, the most frequent first: the map's legend."""
     counts = Counter(record.allocation.values()).most_common()
-    bits = {qtype: qtypes.get(qtype).bits for qtype, _ in counts}
+    bits = {qtype: bits_of_type(qtype) for qtype, _ in counts}
     return [
         {
             "name": qtype,

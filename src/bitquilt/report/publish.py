@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from bitquilt.errors import UserError
 from bitquilt.evaluation.eval_file import path_beside
 from bitquilt.evaluation.model_file import ModelFile
-from bitquilt.models import open_checkpoint
+from bitquilt.models import open_original
 from bitquilt.report.card import Publication, model_card, modelfiles
 from bitquilt.report.config import PublicationConfig
 from bitquilt.report.origin import HUB_ERRORS, PublishedOriginal
@@ -70,7 +70,7 @@ def publication(paths: Sequence[str | Path], config: PublicationConfig) -> Publi
         raise UserError(
             f"{against} is the model itself; give --against the original that it was made from"
         )
-    original = open_checkpoint(against)
+    original = open_original(against)
     for file in files:
         file.check(original)
     origin = PublishedOriginal.of(original, config.base_model)

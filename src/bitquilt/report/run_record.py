@@ -153,7 +153,12 @@ class OutputRecord:
 
     def bits_of(self, module: str) -> float:
         """Give the bits per weight of one matrix."""
-        return qtypes.get(self.allocation[module]).bits
+        return bits_of_type(self.allocation[module])
+
+
+def bits_of_type(qtype: str) -> float:
+    """Give the bits per weight of a type; a base may have matrices on one that is only copied."""
+    return 16.0 if qtype == "F16" else qtypes.get(qtype).bits
 
 
 def save(work: WorkDir, record: OutputRecord) -> None:
@@ -175,9 +180,8 @@ def load(work_dir: Path) -> list[OutputRecord]:
     records = [load_record(OutputRecord, path, RECORD_FORMAT, AGAIN) for path in paths]
     if not paths:
         raise UserError(
-            f"{work_dir} has no record of a file: its run has not ended, or its model is of a "
-            "family that bitquilt does not know itself, of whose files `bitquilt quantize` prints "
-            "all figures that there are; give that command again to see them"
+            f"{work_dir} has no record of a file: its run has not ended, or its files could not be "
+            "measured; give that `bitquilt quantize` again"
         )
     there = [record for record in records if record.path.exists()]
     if not there:

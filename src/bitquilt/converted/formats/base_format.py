@@ -24,6 +24,7 @@ from bitquilt.qtypes.qtype import Allocation, Packed
 from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.source import SourceMatrix
 from bitquilt.targets.base import Target
+from bitquilt.targets.layout import scale_bytes
 
 RoundedMatrix = Callable[[str, str], Packed | None]
 """(matrix, type) → the whole stack as stored; None where nothing was rounded for it."""
@@ -189,6 +190,25 @@ class BaseFormat(ABC):
     def total_bytes(self, types: Allocation) -> int:
         """Return the bytes of everything on the disk."""
         return self.fixed_bytes + sum(self.nbytes(name, qtype) for name, qtype in types.items())
+
+    def breakdown(self, types: Allocation) -> dict[str, int]:
+        """Return the bytes of everything on the disk by kind, as those of a
+        :class:`bitquilt.targets.layout.Layout`: the tokenizer is among the metadata here, and the
+        embedding among the codes.
+        """
+        scales = sum(
+            scale_bytes(qtypes.get(qtype), matrix.experts * matrix.rows, matrix.columns)
+            for name, qtype in types.items()
+            if takes_rounding(qtype)
+            for matrix in [self.matrices[name]]
+        )
+        matrices = sum(self.nbytes(name, qtype) for name, qtype in types.items())
+        return {
+            "codes": matrices - scales,
+            "scales": scales,
+            "norms": self.kept_bytes,
+            "metadata": self.fixed_bytes - self.kept_bytes,
+        }
 
 
 def takes_rounding(qtype: str) -> bool:

@@ -23,6 +23,9 @@ from bitquilt.runtime.files import read_json
 ENDLESS = 1 << 20
 """The context of a model whose config knows no end of it, as of a state-space model."""
 
+_WHOLE_NUMBERS = ("BOOL", "U8", "I8", "I16", "I32", "I64")
+"""Types of tensors that are no weights, such as tables of positions."""
+
 
 def open_as_published(directory: Path, name: str) -> Checkpoint:
     """Read a directory's config, headers and tokenizer; weights stay on disk.
@@ -40,8 +43,8 @@ def open_as_published(directory: Path, name: str) -> Checkpoint:
     stored = joined(safetensors.scan(files), published)
     place, converted = usable_tokenizer(directory)
     template, where = chat_template(place)
-    types = {tensor: at.dtype for tensor, at in stored.items()}
-    nbytes = {tensor: at.nbytes for tensor, at in stored.items()}
+    types = {name: at.dtype for name, at in stored.items() if at.dtype not in _WHOLE_NUMBERS}
+    nbytes = {name: stored[name].nbytes for name in types}
     shapes = {tensor: tuple(at.shape) for tensor, at in stored.items()}
 
     def read(tensor: str) -> torch.Tensor:
