@@ -62,13 +62,20 @@ NOTES = {
     "with equal bases the difference is 4e-6",
     "gemma2": "mlx-lm attends to everything in layers that slide",
     "gemma4_text": "gates of per-layer embeddings magnify what GELU loses in half precision; with "
-    "GELU by a table in transformers, the last norm at the first token is the same to 1e-4",
+    "GELU by a table in transformers a change of all weights by 1e-7 moves logits by 3e-3, as much "
+    "as is left",
+    "gemma4": "as gemma4_text",
+    "qwen2_vl": "llama.cpp does not read the epsilon of this type's norms and takes 0: with 0 in "
+    "transformers the difference is 5e-6, and with 1e-6, as published models have, 8e-4",
+    "sarvam_mla": "llama.cpp reads latent attention without q_lora_rank only of models of 26, 27 or "
+    "48 layers",
+    "hunyuan_v1_moe": "the converter reads the tokenizer by code that the model's repository "
+    "brings, which is not run",
     "ernie4_5_moe": "mlx-lm does not add e_score_correction_bias where it chooses experts",
     "deepseek_v2": "the converter turns parts of kv_b_proj round, head by head, for attn_k_b, "
     "which has no partner and is kept at 8 bits",
-    "qwen2_5_vl": "llama.cpp does not read the epsilon of this type's norms and takes 0: the "
-    "definition computed with 0 differs by 8e-7 at the first token, and with config.json's 1e-5 by "
-    "1e-3; published models have 1e-6",
+    "qwen2_5_vl": "llama.cpp does not read the epsilon of this type's norms and takes 0: with 0 in "
+    "transformers the difference is 4e-6, and with 1e-6, as published models have, 9e-4",
     "gemma3n_text": "for its sparse activations llama.cpp divides squares by n - 1 where "
     "transformers divides by n; with n - 1 and GELU by a table in transformers the difference is "
     "0.09 (30 layers magnify it). MLPs are 192 wide here, and 8192 and more in published models",

@@ -76,6 +76,13 @@ _ROTATED_IN_THREE = {
         "mrope_section": [4, 6, 6],
     },
 }
+_ROTATED_IN_TURNS = {
+    "rope_parameters": {
+        **{"rope_type": "default", "rope_theta": 1e6, "mrope_interleaved": True},
+        # others than those of published ones llama.cpp does not rotate all of
+        "mrope_section": [6, 5, 5],
+    },
+}
 _HALF_ROTATED = {
     "rope_parameters": {
         **{"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
@@ -273,14 +280,15 @@ TYPES: dict[str, dict[str, Any]] = {
     },
     "qwen3_vl": {
         "text_config": {
-            **{"model_type": "qwen3_vl_text", **SHARED, **_ROTATED_IN_THREE, "head_dim": 32},
+            **{"model_type": "qwen3_vl_text", **SHARED, **_ROTATED_IN_TURNS, "head_dim": 32},
         },
         "vision_config": {**_QWEN_VISION, "deepstack_visual_indexes": [0, 1]},
     },
     "qwen3_vl_moe": {
         "text_config": {
-            **{"model_type": "qwen3_vl_moe_text", **SHARED, **_EXPERTS, **_ROTATED_IN_THREE},
-            "head_dim": 32,
+            **{"model_type": "qwen3_vl_moe_text", **SHARED, **_EXPERTS, **_ROTATED_IN_TURNS},
+            # transformers tells by the sides whether stacks are turned round
+            **{"head_dim": 32, "moe_intermediate_size": 96},
         },
         "vision_config": {**_QWEN_VISION, "deepstack_visual_indexes": [0, 1]},
     },

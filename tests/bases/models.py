@@ -61,6 +61,8 @@ def unknown_checkpoint(
         _edit(directory / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
     if kind == "gemma3n_text":
         _add_shared_keys(directory / "model.safetensors")
+    if kind == "qwen3_vl_moe":
+        _turn_experts(directory / "model.safetensors")
     if kind in SENTENCEPIECE:
         (directory / "tokenizer.model").write_bytes(_pieces(SENTENCEPIECE[kind]))
     return directory
@@ -148,6 +150,15 @@ def _add_shared_keys(path: Path) -> None:
         for layer in range(20, 30):
             other = name.replace(".layers.0.", f".layers.{layer}.")
             tensors.setdefault(other, torch.zeros_like(tensors[name]))
+    save_file(tensors, path, {"format": "pt"})
+
+
+def _turn_experts(path: Path) -> None:
+    """Store stacks of experts the other way round, as published files of Qwen 3 VL have them."""
+    tensors = {
+        name: one.transpose(1, 2).contiguous() if ".experts." in name else one
+        for name, one in load_file(path).items()
+    }
     save_file(tensors, path, {"format": "pt"})
 
 

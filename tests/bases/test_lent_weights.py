@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bitquilt import UserError
 from bitquilt.bases.importance import load_transformers_model
 from bitquilt.bases.lent_weights import LentWeights, lent_weights
 from bitquilt.bases.reading import BaseReading
@@ -80,6 +81,13 @@ def test_what_is_used_from_outside_fails_until_it_is_kept() -> None:
     assert lent.keep()
     assert torch.equal(model(x), x @ model.inner.weight.T)
     assert not lent.keep()
+
+
+def test_a_model_that_does_not_run_is_one_sentence() -> None:
+    """As one whose config asks for more experts than there are."""
+    lent = LentWeights(nn.Linear(4, 4), least=0)
+    with pytest.raises(UserError, match=r"Linear does not run .*\(selected index k out of range\)"):
+        lent.tried(lambda: torch.zeros(3).topk(4))
 
 
 def test_the_way_back_keeps_places_and_no_numbers() -> None:

@@ -58,6 +58,7 @@ class LentWeights:
         """What autograd kept of everything else since :meth:`saved` was entered, in all."""
         self.others: Callable[[str], Tensor | None] = lambda _: None
         """Gives the numbers that a parameter is lent with instead of its own, by its name."""
+        self._kind = type(model).__name__
         self._names = {id(one): name for name, one in model.named_parameters()}
         self._originals: dict[int, nn.Parameter] = {}
         self._borrowed: dict[int, dict[str, nn.Parameter]] = {}
@@ -94,13 +95,23 @@ class LentWeights:
         return bool(lent)
 
     def tried(self, does: Callable[[], _Done]) -> _Done:
-        """Do what runs the model, once more after :meth:`keep` if it fails with lent parameters."""
+        """Do what runs the model, once more after :meth:`keep` if it fails with lent parameters.
+
+        Raises:
+            UserError: the model does not run.
+        """
         try:
             return does()
-        except (RuntimeError, UserError):
-            if not self.keep():
+        except Exception as error:  # whatever the model's own code raises
+            if self.keep():
+                return self.tried(does)
+            if isinstance(error, UserError | MemoryError | torch.OutOfMemoryError):
                 raise
-            return does()
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"transformers' {self._kind} does not run with these weights and this config.json "
+                f"({reason}); download the model again"
+            ) from error
 
     def _lend(self, module: nn.Module, _: Any) -> None:
         own = self._borrowed[id(module)] = _of_half(module)
