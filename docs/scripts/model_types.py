@@ -67,8 +67,8 @@ NOTES = {
     "gemma4": "as gemma4_text",
     "qwen2_vl": "llama.cpp does not read the epsilon of this type's norms and takes 0: with 0 in "
     "transformers the difference is 5e-6, and with 1e-6, as published models have, 8e-4",
-    "sarvam_mla": "llama.cpp reads latent attention without q_lora_rank only of models of 26, 27 or "
-    "48 layers",
+    "sarvam_mla": "llama.cpp reads latent attention without q_lora_rank only of a few numbers of "
+    "layers, as 27",
     "hunyuan_v1_moe": "the converter reads the tokenizer by code that the model's repository "
     "brings, which is not run",
     "ernie4_5_moe": "mlx-lm does not add e_score_correction_bias where it chooses experts",
