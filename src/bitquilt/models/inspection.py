@@ -37,7 +37,7 @@ FROM_BASE = (
 )
 WRITTEN = (
     "bitquilt does not know {kind} itself. {engine} runs what is written here; `bitquilt run`, "
-    "`serve`, `tasks`, `compare` and `recipe from` take it."
+    "`serve`, `tasks`, `bench` and `recipe from` take it, and `eval` compares it with the original."
 )
 """What is said of files of such a model."""
 QUANTIZED_GGUF = " `bitquilt quantize FILE --imatrix IMATRIX` takes GGUF files of any architecture."
