@@ -27,7 +27,8 @@ def bench(models: tuple[str, ...], config: BenchConfig, as_json: bool) -> None:
     MODEL is what `run` takes. GGUF files run in llama.cpp, MLX directories in mlx-lm, and anything
     else in PyTorch, in float32. The models take turns, so that other work on this machine slows all
     of them alike. The percentage below a speed tells how much of this machine's own limit it
-    reaches: arithmetic for prompts, memory bandwidth for answers.
+    reaches: arithmetic for prompts, memory bandwidth for answers. Of a mixture of experts it counts
+    all experts, although a token reads only a few of them.
 
     \b
     bitquilt bench demo-4.5bit.gguf demo-Q4_K_M.gguf --batch 1,8
