@@ -14,10 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from bitquilt.allocation.recipe import read_recipe, resolve_recipe
+from bitquilt.bases.importance import load_transformers_model
+from bitquilt.bases.lent_weights import lent_weights
+from bitquilt.bases.room import require_memory
 from bitquilt.calibration.corpus import from_file
 from bitquilt.config import QuantizeConfig
 from bitquilt.engines import open_engine
@@ -29,9 +33,12 @@ from bitquilt.models import open_checkpoint
 from bitquilt.models.config_fields import MOST
 from bitquilt.models.inspection import inspection_of
 from bitquilt.models.licence import terms_of
+from bitquilt.models.sources.as_published import open_as_published
 from bitquilt.pipeline import Run
 from bitquilt.runtime.progress import Progress
+from bitquilt.streaming.base import needs_base
 from bitquilt.streaming.quantize_gguf import plan_gguf_files, quantize_gguf
+from tests.bases.models import unknown_checkpoint
 from tests.factories import tiny_checkpoint, tiny_tokenizer
 from tests.gguf.test_tokenizer import sentencepiece
 from tests.models.sources.test_tokenizer_files import with_tekken
@@ -83,6 +90,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_checkpoint(place, "llama4_text", **SMALL)
     stored_in_fp8(tiny_checkpoint(place, "qwen3", **SMALL))
     with_tekken(tiny_checkpoint(place, "mistral", **SMALL))
+    unknown_checkpoint(place, "granite")
+    unknown_checkpoint(place, "qwen3_moe")
     write_gguf(bytewise, place / "bytewise.gguf")
     write_sentencepiece_gguf(place / "pieces.gguf", "gemma3")
     weights = tensors(blocks=1)
@@ -132,6 +141,16 @@ def use_directory(path: Path) -> None:
     open_engine(path)
 
 
+def use_unknown(path: Path) -> None:
+    """Load a model that bitquilt has no tables of, and run it."""
+    if not needs_base(path):
+        return
+    require_memory(path)
+    open_as_published(path, path.name)
+    model = load_transformers_model(path)
+    lent_weights(model).tried(lambda: model(torch.arange(8)[None], use_cache=False))
+
+
 def use_matrix(path: Path) -> None:
     """Plan a file by an importance matrix."""
     read_imatrix(path)
@@ -177,6 +196,9 @@ FILES: dict[str, Callable[[Path], object]] = {
     "tiny-qwen3/config.json": use_directory,
     "tiny-qwen3/model.safetensors": use_directory,
     "tiny-mistral/tekken.json": use_directory,
+    "granite/config.json": use_unknown,
+    "granite/model.safetensors": use_unknown,
+    "qwen3_moe/config.json": use_unknown,
     "bytewise.gguf": use_model,
     "pieces.gguf": use_model,
     "any.gguf": use_any_gguf,

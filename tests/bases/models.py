@@ -42,8 +42,9 @@ def unknown_checkpoint(
     fields = TYPES[kind] if "text_config" in TYPES[kind] else {**SHARED, **TYPES[kind]}
     config = AutoConfig.for_model(kind, **fields)
     torch.manual_seed(seed)
-    known = type(config) in AutoModelForCausalLM._model_mapping
-    auto = AutoModelForCausalLM if known else AutoModelForImageTextToText
+    # some wrappers have a class of their language model alone, too
+    sees = type(config) in AutoModelForImageTextToText._model_mapping
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
