@@ -12,7 +12,8 @@ With ``--autoscheme`` the other maker is AutoRound with its AutoScheme. It choos
 and is asked for so many bits of the codes of a weight; scales add half a bit. Ours has the bytes
 that come out. AutoRound must be installed: ``pip install auto-round``. It tunes each block for 200
 steps, or N, which takes minutes to hours without a GPU. With ``--shaken`` the weights of a GGUF
-file are moved off its levels first, so that no type wins by holding them.
+file are moved off its levels first, so that no type wins by holding them. With ``--text FILE`` the
+documents of that file judge in place of the bundled ones.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ def main() -> None:
     parser.add_argument("--autoscheme", nargs="+", type=float, default=[], metavar="BITS")
     parser.add_argument("--steps", type=int, default=200, help="of AutoRound, per block")
     parser.add_argument("--shaken", action="store_true")
+    parser.add_argument("--text", type=Path, metavar="FILE")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         model = str(shaken(Path(asked.model), Path(directory))) if asked.shaken else asked.model
-        there = {"output": directory, "work_dir": Path(directory) / "work"}
+        work_dir = Path(directory) / "work"
+        there = {"output": directory, "work_dir": work_dir, "held_out": asked.text}
         if asked.autoscheme:
             by_autoscheme(model, asked.autoscheme, asked.steps, there)
         else:
@@ -83,7 +86,7 @@ def by_llama_cpp(model: str, presets: Sequence[str], there: dict[str, Any]) -> N
         def rounded(module: str, mix: Allocation = mix.allocation) -> Tensor:
             return by_ggml(checkpoint, mix[module], module, moments)
 
-        theirs = figures_of(checkpoint, there["work_dir"], mix.allocation, rounded)
+        theirs = figures_of(checkpoint, there, mix.allocation, rounded)
         about = f"{preset:8} {ours.nbytes:12,} {ours.bits:6.3f}"
         print_lines(about, (theirs, mix.figures, ours.figures))
 
@@ -112,7 +115,7 @@ def by_autoscheme(model: str, bits: Sequence[float], steps: int, there: dict[str
             own = tuned.get(module)
             return by_ggml(checkpoint, mix[module], module, importance) if own is None else own
 
-        theirs = figures_of(checkpoint, there["work_dir"], mix, rounded)
+        theirs = figures_of(checkpoint, there, mix, rounded)
         print_lines(f"{asked:<8g} {size:12,} {ours.bits:6.3f}", (theirs, ours.figures))
         print(f"  took {theirs_took:.0f} s and {ours_took:.0f} s", flush=True)
 
@@ -146,13 +149,14 @@ def by_ggml(checkpoint: Checkpoint, qtype: str, module: str, moments: PlainMomen
 
 def figures_of(
     checkpoint: Checkpoint,
-    directory: Path,
+    there: dict[str, Any],
     mix: Allocation,
     rounded: Callable[[str], Tensor],
 ) -> HeldOutFigures:
-    """A mix rounded by others, on the windows that the run of that directory was measured on."""
+    """A mix rounded by others, on the windows that the runs with these options were measured on."""
+    directory = there["work_dir"]
     with WorkDir(directory, json.loads((directory / "settings.json").read_text())) as work:
-        closing = closing_text(checkpoint, work)
+        closing = closing_text(checkpoint, work, there["held_out"])
 
         def load(name: str) -> Tensor:
             module = name.removesuffix(".weight")

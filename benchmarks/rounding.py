@@ -10,7 +10,8 @@ seconds of rounding. AutoRound has a line where it is installed; it tunes for mi
 without a GPU. With ``--tune N``, mlx-lm's DWQ and our tuning read N windows of text, of which 32
 say how far they are; with ``--dwq N`` DWQ alone does, at its better rate. With ``--equal`` MLX
 types have the lines of equal bytes only. ``--held-out N`` windows of each kind of text judge in
-place of 32. Without a GPU mlx multiplies by a plain BLAS: it is about fifteen times as fast with
+place of 32, and with ``--text FILE`` the documents of that file do in place of the bundled ones.
+Without a GPU mlx multiplies by a plain BLAS: it is about fifteen times as fast with
 ``LD_PRELOAD=libopenblas.so.0`` before the command.
 """
 
@@ -36,6 +37,7 @@ from bitquilt.calibration.corpus import Document
 from bitquilt.calibration.text import (
     calibration_documents,
     encoder,
+    held_out_documents,
     held_out_windows,
     tuning_windows,
 )
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--dwq", type=int, default=0, metavar="N")
     parser.add_argument("--equal", action="store_true")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, metavar="N")
+    parser.add_argument("--text", type=Path, metavar="FILE")
     parser.add_argument("types", nargs="*", default=[*qtypes.names("gguf"), *qtypes.names("mlx")])
     asked = parser.parse_args()
     if not autoround.installed():
@@ -139,7 +142,7 @@ def main() -> None:
         checkpoint = open_checkpoint(asked.model)
         documents, _ = calibration_documents(None)
         held_out, _ = held_out_windows(
-            corpus.bundled("held-out"), documents, encoder(checkpoint), asked.held_out, WINDOW
+            held_out_documents(asked.text), documents, encoder(checkpoint), asked.held_out, WINDOW
         )
         text, methods = (held_out.tokens, held_out.owners), ["full"] if asked.equal else METHODS
         bench = Bench(checkpoint, Path(directory), documents, text, methods)
