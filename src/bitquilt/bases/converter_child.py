@@ -145,7 +145,10 @@ def _round_to_bf16_in_torch() -> None:
     What is not a number is left to gguf-py.
     """
     torch: Any = importlib.import_module("torch")
-    kind: Any = importlib.import_module("gguf.quants").BF16
+    try:
+        kind: Any = importlib.import_module("gguf.quants").BF16
+    except (ImportError, AttributeError):  # another version's gguf, which is as fast as it is
+        return
     own = kind.quantize_blocks
 
     def quantize_blocks(blocks: Any) -> Any:

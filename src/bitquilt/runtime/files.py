@@ -15,7 +15,7 @@ from typing import Any
 
 from bitquilt.errors import UserError
 
-_OF_MODELS = {".gguf", ".jinja", ".json", ".model", ".safetensors"}
+_OF_MODELS = {".jinja", ".json", ".model", ".safetensors"}
 _POINTER = b"version https://git-lfs.github.com/"
 
 
