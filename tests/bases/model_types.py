@@ -108,6 +108,11 @@ _GLM_MOE = {
     **{**_EXPERTS, **_LARGER, "n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 32},
     **{"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
 }
+# every fourth layer without RoPE, which llama.cpp reads in no file
+_LLAMA_4 = {
+    **{"intermediate_size_mlp": 192, "head_dim": 32, "num_hidden_layers": 4},
+    **{"num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2},
+}
 TYPES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"head_dim": 32, "sliding_window": None},
@@ -382,6 +387,15 @@ TYPES: dict[str, dict[str, Any]] = {
         "mlp_layer_types": ["dense", "sparse"],
     },
     "bitnet": _TIED,
+    "llama4_text": _LLAMA_4,
+    "llama4": {
+        "text_config": {"model_type": "llama4_text", **SHARED, **_LLAMA_4},
+        "vision_config": {
+            **{**_VISION, "projector_input_dim": 64, "projector_output_dim": 64},
+            **{"vision_output_dim": 64, "pixel_shuffle_ratio": 0.5},
+        },
+        "tie_word_embeddings": False,
+    },
 }
 """model_type → fields of its config, beside those that all have."""
 PUBLISHED: dict[str, dict[str, Any]] = {

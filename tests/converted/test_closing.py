@@ -43,7 +43,8 @@ def divergences(model: nn.Module, other: nn.Module) -> np.ndarray:
     return (p.exp() * (p - q)).sum(-1).numpy()
 
 
-# scaled logits, experts, joins, capped and tied ones, convolutions, and one that sees
+# scaled logits, experts, joins, capped and tied ones, convolutions, one that sees, and one whose
+# class names an inner model that it lacks
 @pytest.mark.parametrize(
     ("kind", "target", "least"),
     [
@@ -54,6 +55,7 @@ def divergences(model: nn.Module, other: nn.Module) -> np.ndarray:
         ("gemma2", "gguf", 0),
         ("lfm2", "mlx", 1 << 20),
         ("mistral3", "gguf", 0),
+        ("llama4_text", "gguf", 0),
     ],
 )
 @needs_converter

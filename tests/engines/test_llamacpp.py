@@ -90,6 +90,22 @@ def test_same_logits_as_the_original(
             np.testing.assert_allclose(logits, reference, rtol=0, atol=tolerance)
 
 
+def test_windows_that_turn_at_a_base_of_their_own(
+    windows: npt.NDArray[np.int64], tmp_path: Path
+) -> None:
+    source = tiny_checkpoint(tmp_path, "gemma3_text", layers=6)
+    config = json.loads((source / "config.json").read_text())
+    config["rope_parameters"]["sliding_attention"]["rope_theta"] = 50_000.0
+    (source / "config.json").write_text(json.dumps(config))
+    model = Model(source, open_checkpoint(source))
+    path = write(model, tmp_path / "model.gguf", "F32")
+    assert open_checkpoint(path).config["rope_local_base_freq"] == 50_000.0
+    with open_llamacpp(path, exact=True, threads=2) as engine:
+        found = np.stack([*engine.logits(windows)])
+    truth = np.stack([*original_logits(model, windows)])
+    np.testing.assert_allclose(found, truth, rtol=0, atol=GELU_TABLE)
+
+
 @pytest.mark.parametrize(
     ("family", "mix"),
     [

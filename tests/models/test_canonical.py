@@ -6,14 +6,16 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
-from bitquilt.errors import UserError
+from bitquilt.errors import UnknownFamilyError, UserError
 from bitquilt.models import from_config, open_checkpoint
+from bitquilt.models.canonical import has_tables, who_lacks_tables
 from tests.factories import FAMILIES, tiny_checkpoint
 from tests.models.reference import canonical_logits, original_logits
 
@@ -67,6 +69,11 @@ SIZES = {
     "950M": (mobilellm(22, 24, 6, 1536, 6144), 949_000_000),
 }
 SMALL = SIZES["140M"][0]
+LONG_ROPE = {
+    **{"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 512},
+    **{"short_factor": [1.0] * 64, "long_factor": [2.0] * 64},
+}
+EXPERTS = {"moe_layers": None, "num_local_experts": 16, "interleave_moe_layer_step": 1}
 
 
 @pytest.mark.parametrize(
@@ -223,14 +230,53 @@ def test_what_is_not_exact_is_refused(change: dict[str, Any], field: str) -> Non
             {"model_type": "gemma3_text", "layer_types": ["full_attention"] * 26},
             "layer_types",
         ),
-        ({"model_type": "gemma3_text", "final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"model_type": "gemma3_text", "attn_logit_softcapping": 30.0}, "attn_logit_softcapping"),
         ({"model_type": "gemma3_text", "query_pre_attn_scalar": 168}, "query_pre_attn_scalar"),
+        ({"model_type": "llama", "rope_scaling": LONG_ROPE}, "rope_parameters"),
         (
-            {"model_type": "llama", "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
-            "rope_parameters",
+            {
+                **{"model_type": "llama", "hidden_act": "gelu"},
+                "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+            },
+            "hidden_act",
         ),
+        ({**SMALL, **EXPERTS, "hidden_act": "gelu"}, "hidden_act"),
     ],
 )
 def test_family_conditions(config: dict[str, Any], field: str) -> None:
-    with pytest.raises(UserError, match=field):
+    assert has_tables(config)
+    with pytest.raises(UserError, match=field) as refused:
+        from_config(config, "m")
+    assert not isinstance(refused.value, UnknownFamilyError)
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ({**SMALL, **EXPERTS}, r"llama4_text models with moe_layers = \[0, "),
+        ({**SMALL, **EXPERTS, "no_rope_layers": []}, r"llama4_text models with moe_layers"),
+        (
+            {
+                "model_type": "qwen3",
+                "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+            },
+            r"qwen3 models with rope_parameters = \{",
+        ),
+        (
+            {
+                "model_type": "llama",
+                "rope_parameters": {"partial_rotary_factor": 0.5, "rope_theta": 1e4},
+            },
+            r"llama models with rope_parameters = \{",
+        ),
+        (
+            {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
+            r"gemma3_text models with final_logit_softcapping = 30\.0",
+        ),
+    ],
+)
+def test_what_only_converters_write_goes_by_a_base(config: dict[str, Any], what: str) -> None:
+    assert not has_tables(config)
+    assert re.search(f"bitquilt does not know {what}.* itself$", who_lacks_tables(config))
+    with pytest.raises(UnknownFamilyError, match=f"{what}.* use `bitquilt quantize`"):
         from_config(config, "m")

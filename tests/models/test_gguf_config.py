@@ -106,7 +106,6 @@ def test_context_ends_where_a_window_would_matter() -> None:
         ("query_pre_attn_scalar", 128),
         ("final_logit_softcapping", 30.0),
         ("layer_types", ["full_attention"] * 6),
-        ("rope_local_base_freq", 20000.0),
     ],
 )
 def test_gemma3_as_llamacpp_does_not_run_it(field: str, value: object) -> None:

@@ -153,7 +153,7 @@ def test_a_model_without_tables_is_shown_by_its_config_and_headers(tmp_path: Pat
     assert found.types == {"F32": found.bytes}
     assert not found.tied
     (finding,) = found.findings
-    assert "bitquilt does not know granite itself" in finding.message
+    assert "bitquilt does not know granite models itself" in finding.message
     assert "mlx-lm (for MLX)" in finding.message
 
 

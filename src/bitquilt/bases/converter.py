@@ -20,6 +20,7 @@ from bitquilt.bases import converter_child
 from bitquilt.bases.plain_checkpoint import PlainTensors, as_converters_read
 from bitquilt.errors import UserError
 from bitquilt.gguf.tokenizer.write import pre_tokenizer_name
+from bitquilt.models.canonical import who_lacks_tables
 from bitquilt.models.sources import safetensors
 from bitquilt.runtime.files import atomic_write, read_json
 
@@ -116,7 +117,7 @@ def convert(directory: Path, path: Path) -> None:
     Raises:
         UserError: there is no converter, or it failed; the sentence has its last line.
     """
-    what = f"bitquilt does not know {_model_type(directory)} models itself"
+    what = who_lacks_tables(read_json(directory / "config.json"))
     require_converter(what)
     known = _splitting(directory), _further_tokens(directory)
     arguments = ["--outtype", base_type(directory)]
@@ -173,10 +174,6 @@ def run_converter_script(
                 f"llama.cpp's converter did not convert {directory}: {reason_of(done.stderr)}; "
                 f"try a newer one by setting {CHECKOUT} to a checkout of llama.cpp"
             )
-
-
-def _model_type(directory: Path) -> str:
-    return str(read_json(directory / "config.json").get("model_type"))
 
 
 def _further_tokens(directory: Path) -> str:

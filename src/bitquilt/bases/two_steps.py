@@ -40,7 +40,7 @@ class TwoStepModel:
             UserError: the model makes logits of something else than its last hidden states.
         """
         self._model = cast("Any", model)
-        self._inner = self._model.base_model
+        self._inner = _inner_of(self._model)
         self.device = next(model.parameters()).device
         self.vocabulary = len(self.head())
         """Logits of a token."""
@@ -112,6 +112,13 @@ class TwoStepModel:
     def _run(self, tokens: Tensor) -> Tensor:
         found: Tensor = self._model(tokens.to(self.device), use_cache=False).logits
         return found[0].float()
+
+
+def _inner_of(model: Any) -> Any:
+    """Return what computes a model's last hidden states."""
+    inner = model.base_model
+    # Llama 4's class calls it otherwise than it is called
+    return getattr(model, "model", inner) if inner is model else inner
 
 
 class TwoStepFile:

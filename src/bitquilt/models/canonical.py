@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bitquilt.errors import UnknownFamilyError, UserError
+from bitquilt.errors import UnknownFamilyError, UserError, in_brief
 from bitquilt.models import layout
 from bitquilt.models.architectures import ARCHITECTURES, REWRITES, WRAPPERS
 from bitquilt.models.architectures.conditions import COMMON, Condition, first_failed
@@ -33,6 +33,8 @@ WORKS = (
     f"{' and '.join(sorted(WRAPPERS))}"
 )
 """The model types that can be opened, for error messages."""
+BY_CONVERTER = "use `bitquilt quantize`, which begins with the format's own converter"
+"""What to do with the other models."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +53,43 @@ def canonical(config: ModelConfig) -> Canonical:
         UserError: the architecture, or one field of it, has no exact rewrite; it names the field.
     """
     text = text_config(config)
+    found, failed = _completed(text)
+    if failed is not None:
+        raise _unfit(found, failed)
     rewrite = REWRITES.get(text["model_type"])
     if rewrite is not None:
-        return _rewritten(text, rewrite)
-    found = complete(text)
-    _refuse(found, (*COMMON, *ARCHITECTURES[found["model_type"]].conditions))
+        return _rewritten(found, rewrite)
     shapes = layout.shapes(found)
     return Canonical(found, shapes, {name: TensorOrigin(name) for name in shapes})
 
 
 def has_tables(config: ModelConfig) -> bool:
-    """Say whether a published config, or the text half of one, has an architecture of ours.
+    """Say whether a published config, or the text half of one, is one of ours.
+
+    Of a model type that is, a config may still ask for what only converters write. One that
+    nothing serves counts as ours: :func:`canonical` says what is the matter.
 
     Raises:
-        UserError: its model_type or text_config is of another kind than it must be.
+        UserError: a field is of another kind than it must be, or the weights are quantized already.
     """
-    refuse_odd_wrapper(config)
-    model_type = config.get("model_type")
-    if model_type in WRAPPERS:
-        model_type = config.get("text_config", {}).get("model_type", WRAPPERS[model_type])
-    return model_type in REWRITES or model_type in ARCHITECTURES
+    if not _is_known(config):
+        return False
+    _, failed = _completed(text_config(config))
+    return failed is None or not failed.converted
+
+
+def who_lacks_tables(config: ModelConfig) -> str:
+    """Say of which models bitquilt has no tables, as a sentence about one of them.
+
+    Raises:
+        UserError: as :func:`has_tables`.
+    """
+    said = f"bitquilt does not know {config.get('model_type')} models"
+    if _is_known(config):
+        found, failed = _completed(text_config(config))
+        if failed is not None:
+            said += f" with {_stated(found, failed)}"
+    return f"{said} itself"
 
 
 def text_config(config: ModelConfig) -> ModelConfig:
@@ -91,7 +110,7 @@ def text_config(config: ModelConfig) -> ModelConfig:
         raise UnknownFamilyError(
             f"model_type {model_type} is not an architecture that bitquilt knows itself, which are "
             f"{WORKS}",
-            "for others, use `bitquilt quantize`, which begins with the format's own converter",
+            f"for others, {BY_CONVERTER}",
         )
     refuse_odd_fields(text)
     for field in QUANTIZED:
@@ -162,19 +181,45 @@ def in_canonical_order(origin: TensorOrigin, tensor: torch.Tensor) -> torch.Tens
     return tensor if origin.rows is None else tensor[origin.rows]
 
 
-def _rewritten(text: ModelConfig, rewrite: Rewrite) -> Canonical:
-    published = rewrite.complete(text)
-    _refuse(published, (*COMMON, *rewrite.conditions))
+def _is_known(config: ModelConfig) -> bool:
+    """Whether the model type of a config, or of its text half, is one of ours."""
+    refuse_odd_wrapper(config)
+    model_type = config.get("model_type")
+    if model_type in WRAPPERS:
+        model_type = config.get("text_config", {}).get("model_type", WRAPPERS[model_type])
+    return model_type in REWRITES or model_type in ARCHITECTURES
+
+
+def _completed(text: ModelConfig) -> tuple[ModelConfig, Condition | None]:
+    """A text's config with its defaults, and the condition that it does not meet."""
+    rewrite = REWRITES.get(text["model_type"])
+    if rewrite is not None:
+        found, own = rewrite.complete(text), rewrite.conditions
+    else:
+        found, own = complete(text), ARCHITECTURES[text["model_type"]].conditions
+    return found, first_failed(found, (*COMMON, *own))
+
+
+def _rewritten(published: ModelConfig, rewrite: Rewrite) -> Canonical:
     config = complete(rewrite.rewritten(published))
     shapes = layout.shapes(config)
     return Canonical(config, shapes, {name: rewrite.origin(name, config) for name in shapes})
 
 
-def _refuse(config: ModelConfig, conditions: Iterable[Condition]) -> None:
-    """Raise UserError for the first condition that fails."""
-    failed = first_failed(config, conditions)
-    if failed is not None:
-        raise UserError(
-            f"{failed.field} = {config.get(failed.field)} in a {config['model_type']} model is "
-            f"not supported: {failed.because}; bitquilt works on {WORKS}"
+def _unfit(config: ModelConfig, failed: Condition) -> UserError:
+    """Say which condition a completed config does not meet."""
+    if failed.converted:
+        return UnknownFamilyError(
+            f"bitquilt does not know {config['model_type']} models with "
+            f"{_stated(config, failed)} itself: {failed.because}",
+            BY_CONVERTER,
         )
+    return UserError(
+        f"{_stated(config, failed)} in a {config['model_type']} model is not supported: "
+        f"{failed.because}; bitquilt works on {WORKS}"
+    )
+
+
+def _stated(config: ModelConfig, failed: Condition) -> str:
+    """What a completed config has in a condition's field."""
+    return f"{failed.field} = {in_brief(config.get(failed.field))}"

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitquilt.errors import UserError
+from bitquilt.errors import UnknownFamilyError, UserError
 from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.file_type import file_type_name
 from bitquilt.gguf.header import GgufHeader, read_header
 from bitquilt.models import open_checkpoint
 from bitquilt.models.architectures import GGUF_ARCHITECTURES
-from bitquilt.models.canonical import has_tables, quantization_method
+from bitquilt.models.canonical import has_tables, quantization_method, who_lacks_tables
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
 from bitquilt.models.sources.quantized import QuantizedTensor, joined, quantization_of
 from bitquilt.models.sources.resolve import resolve, short_name
@@ -31,7 +31,7 @@ UNCOUNTED = (
 )
 """What is said of a model of an unknown architecture whose config alone is here."""
 FROM_BASE = (
-    "bitquilt does not know {kind} itself. `bitquilt quantize` first lets llama.cpp's "
+    "{what}. `bitquilt quantize` first lets llama.cpp's "
     "converter (for a GGUF file) or mlx-lm (for MLX) write the model unquantized, and "
     "then quantizes that. transformers runs the model for calibration and measurement."
 )
@@ -101,6 +101,10 @@ def inspect(reference: str) -> Inspection:
         header = read_header(path)
         if header.architecture not in GGUF_ARCHITECTURES:
             return inspection_of_gguf(header)
+        try:
+            return inspection_of(open_checkpoint(reference))
+        except UnknownFamilyError:  # by its metadata, and not by its architecture's name
+            return inspection_of_gguf(header)
     if path.is_dir() and not has_tables(read_json(path / "config.json")):
         return inspection_of_directory(short_name(reference, path), path)
     return inspection_of(open_checkpoint(reference))
@@ -132,7 +136,11 @@ def inspection_of_directory(name: str, path: Path) -> Inspection:
     text = published.get("text_config", published)
     tensors = _unpacked(scan(files(path)), published)
     kind, in_mlx = str(published.get("model_type")), "quantization" in published
-    about = WRITTEN if in_mlx else FROM_BASE
+    about = (
+        WRITTEN.format(kind=kind, engine="mlx-lm")
+        if in_mlx
+        else FROM_BASE.format(what=who_lacks_tables(published))
+    )
     return Inspection(
         architecture=kind,
         canonical_architecture=kind,
@@ -141,7 +149,7 @@ def inspection_of_directory(name: str, path: Path) -> Inspection:
         layers=_stated(text, _LAYERS),
         hidden_size=_stated(text, _WIDTH),
         findings=(
-            Finding("model_type", about.format(kind=kind, engine="mlx-lm")),
+            Finding("model_type", about),
             *([] if tensors else [Finding("weights", UNCOUNTED)]),
         ),
         **_counted(name, tensors),

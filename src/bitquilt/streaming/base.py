@@ -30,7 +30,7 @@ from bitquilt.config import ImatrixConfig, QuantizeConfig
 from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.imatrix import ImportanceMatrix
-from bitquilt.models.canonical import has_tables
+from bitquilt.models.canonical import has_tables, who_lacks_tables
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.hugging_face import chat_template
 from bitquilt.models.sources.resolve import resolve, short_name
@@ -100,9 +100,8 @@ def base_of(
         refuse_unread_weights(directory)
         place = _place_of(model, directory, output)
         if place is None or not _is_newer(place, directory):
-            kind = read_json(directory / "config.json").get("model_type")
             # before the download
-            require_converter(f"bitquilt does not know {kind} models itself", place)
+            require_converter(who_lacks_tables(read_json(directory / "config.json")), place)
     directory = resolve(str(model))
     require_memory(directory)
     if given is not None:

@@ -16,11 +16,15 @@ class Condition:
     holds: Callable[[ModelConfig], bool]
     because: str
     """Why, as the second half of a sentence."""
+    converted: bool = False
+    """Whether an engine runs a model without it that its own converter wrote; then the model goes
+    by its base."""
 
 
 def first_failed(config: ModelConfig, conditions: Iterable[Condition]) -> Condition | None:
-    """The first condition that a config does not meet."""
-    return next((one for one in conditions if not one.holds(config)), None)
+    """The condition that a config does not meet: the first of those that no base mends, if any."""
+    failed = [one for one in conditions if not one.holds(config)]
+    return min(failed, key=lambda one: one.converted, default=None)
 
 
 def rope_type(config: ModelConfig) -> str:
@@ -38,6 +42,7 @@ COMMON = (
         "rope_parameters",
         lambda c: rope(c).get("partial_rotary_factor", 1.0) == 1.0,
         "engines rotate whole heads, not a part of them",
+        converted=True,  # transformers rotates whole ones, too, whatever the field is
     ),
     Condition(
         "num_key_value_heads",
@@ -49,10 +54,18 @@ COMMON = (
 
 SWIGLU = Condition("hidden_act", lambda c: activation(c) == "silu", "the MLP must be SwiGLU")
 
-ROPE_SCALING = Condition(
-    "rope_parameters",
-    lambda c: rope_type(c) in ("default", "linear", "llama3", "yarn"),
-    "engines know the RoPE types default, linear, llama3 and yarn",
+ROPE_SCALING = (
+    Condition(
+        "rope_parameters",
+        lambda c: rope_type(c) in ("default", "linear", "llama3", "yarn", "dynamic"),
+        "engines know the RoPE types default, linear, llama3 and yarn",
+    ),
+    Condition(
+        "rope_parameters",
+        lambda c: rope_type(c) != "dynamic",
+        "dynamic RoPE depends on the length of the text",
+        converted=True,  # within its context it is plain
+    ),
 )
 
 

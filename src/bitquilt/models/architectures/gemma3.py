@@ -40,12 +40,16 @@ _UNCAPPED_ATTENTION = Condition(
 _UNCAPPED_LOGITS = Condition(
     "final_logit_softcapping",
     lambda c: not c.get("final_logit_softcapping"),
-    "engines do not cap logits in gemma3",
+    "not every engine caps logits in gemma3",
+    converted=True,  # llama.cpp does
 )
 
 
 def _keys(config: ModelConfig) -> dict[str, MetadataValue]:
-    return {"attention.sliding_window": int(config["sliding_window"])}
+    keys: dict[str, MetadataValue] = {"attention.sliding_window": int(config["sliding_window"])}
+    if config["rope_local_base_freq"] != _LOCAL_THETA:
+        keys["rope.freq_base_swa"] = float(config["rope_local_base_freq"])
+    return keys
 
 
 def _fields(header: GgufHeader, config: ModelConfig) -> ModelConfig:
@@ -101,8 +105,14 @@ GEMMA3 = Architecture(
         ),
         Condition(
             "rope_parameters",
-            lambda c: rope_type(c) in ("default", "linear"),
+            lambda c: rope_type(c) in ("default", "linear", "yarn"),
             "engines know the RoPE types default and linear for gemma3",
+        ),
+        Condition(
+            "rope_parameters",
+            lambda c: rope_type(c) != "yarn",
+            "not every engine knows yarn for gemma3",
+            converted=True,  # llama.cpp does
         ),
         Condition(
             "rope_parameters",
@@ -127,11 +137,6 @@ GEMMA3 = Architecture(
         _UNCAPPED_ATTENTION,
         _UNCAPPED_LOGITS,
         _LAYER_TYPES,
-        Condition(
-            "rope_local_base_freq",
-            lambda c: c["rope_local_base_freq"] == _LOCAL_THETA,
-            f"llama.cpp always uses {_LOCAL_THETA:.0f}",
-        ),
     ),
     gguf_keys=_keys,
     gguf_fields=_fields,

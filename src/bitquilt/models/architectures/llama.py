@@ -42,7 +42,7 @@ LLAMA = Architecture(
         **switched(MLP_BIAS, "mlp_bias"),
         **NORMS,
     },
-    conditions=(SWIGLU, ROPE_SCALING),
+    conditions=(SWIGLU, *ROPE_SCALING),
     interleaved=True,
     reads_rope_freqs=True,
     is_70b=_is_70b,

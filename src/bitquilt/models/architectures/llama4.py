@@ -8,6 +8,8 @@ and k alike leaves every attention score as it was. Without QK norm the same arg
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bitquilt.errors import UserError
 from bitquilt.models.architectures.conditions import SWIGLU, Condition, no_bias, rope_type
 from bitquilt.models.architectures.rewrite import Rewrite, TensorOrigin
@@ -162,25 +164,37 @@ def _missing_moe_layers(original: ModelConfig) -> list[Finding]:
     ]
 
 
+def _if_dense(holds: Callable[[ModelConfig], bool]) -> Callable[[ModelConfig], bool]:
+    """What matters to the rewrite alone: models with experts are not rewritten."""
+    return lambda config: bool(config["moe_layers"]) or holds(config)
+
+
 _CONDITIONS = (
-    Condition("moe_layers", lambda c: not c["moe_layers"], "its experts have no dense equivalent"),
+    Condition(
+        "moe_layers",
+        lambda c: not c["moe_layers"],
+        "its experts have no dense equivalent",
+        converted=True,
+    ),
     Condition(
         "no_rope_layers",
-        lambda c: len(flags := _rope_flags(c)) == c["num_hidden_layers"] and all(flags),
+        _if_dense(lambda c: len(flags := _rope_flags(c)) == c["num_hidden_layers"] and all(flags)),
         "every layer needs the flag 1 (RoPE on); an empty list turns RoPE off on every "
         "no_rope_layer_interval-th layer",
     ),
     no_bias("qwen3"),
     Condition(
         "rope_parameters",
-        lambda c: rope_type(c) == "default",
+        _if_dense(lambda c: rope_type(c) == "default"),
         "scaled RoPE has not been shown to compute the same in both",
     ),
     Condition(
         "attention_chunk_size",
-        lambda c: (
-            c["attention_chunk_size"] is None
-            or c["attention_chunk_size"] >= c["max_position_embeddings"]
+        _if_dense(
+            lambda c: (
+                c["attention_chunk_size"] is None
+                or c["attention_chunk_size"] >= c["max_position_embeddings"]
+            )
         ),
         "attention in chunks shorter than the context is not plain attention",
     ),

@@ -10,6 +10,6 @@ QWEN2 = Architecture(
     model_type="qwen2",
     gguf_architecture="qwen2",
     block={**ATTENTION, **ATTENTION_BIAS, **MLP, **NORMS},
-    conditions=(SWIGLU, ROPE_SCALING),
+    conditions=(SWIGLU, *ROPE_SCALING),
     is_70b=lambda config: bool(config["num_hidden_layers"] == 80),
 )

@@ -10,5 +10,5 @@ QWEN3 = Architecture(
     model_type="qwen3",
     gguf_architecture="qwen3",
     block={**ATTENTION, **QK_NORM, **MLP, **NORMS},
-    conditions=(SWIGLU, ROPE_SCALING, no_bias("qwen3")),
+    conditions=(SWIGLU, *ROPE_SCALING, no_bias("qwen3")),
 )
