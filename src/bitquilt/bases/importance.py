@@ -28,6 +28,7 @@ from bitquilt.bases.products import InputSums, WatchedProducts
 from bitquilt.bases.room import BY_LLAMA_CPP, refuse_unread_weights
 from bitquilt.errors import UserError
 from bitquilt.gguf.imatrix import ImportanceEntry, ImportanceMatrix
+from bitquilt.models.sources.adapter import has_adapter
 from bitquilt.models.sources.hugging_face import no_head_error
 from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.progress import Progress
@@ -78,7 +79,7 @@ def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.M
         known = own in AutoModelForCausalLM._model_mapping
         auto = AutoModelForCausalLM if known else AutoModelForImageTextToText
         kind = _as_published(auto._model_mapping[own])
-        if tensors.is_read(()):
+        if tensors.is_read(()) and not has_adapter(directory):  # peft would put it on
             model, loading = kind.from_pretrained(directory, local_files_only=True, **_LOADING)
         else:
             model, loading = kind.from_pretrained(None, **_given(tensors), **_LOADING)

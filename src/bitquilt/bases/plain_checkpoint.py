@@ -20,10 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bitquilt.errors import UserError
-from bitquilt.models.canonical import QUANTIZED, quantization_method, untrained_name
+from bitquilt.models.canonical import (
+    QUANTIZED,
+    is_wrapper,
+    quantization_method,
+    untrained_name,
+)
 from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.adapter import adapter_error, is_adapter
 from bitquilt.models.sources.quantized import QuantizedTensor, joined, quantization_of
-from bitquilt.models.sources.resolve import adapter_error, is_adapter
 from bitquilt.models.sources.safetensors import INDEX, SINGLE, StoredTensor
 from bitquilt.runtime.files import read_json, remove
 
@@ -52,10 +57,7 @@ class PlainTensors(Mapping[str, Tensor]):
         self._scanned = safetensors.scan(self.files)
         if is_adapter(self._scanned):
             raise adapter_error(directory)
-        wrapped = any(
-            name.endswith("_config") and name not in QUANTIZED and isinstance(value, dict)
-            for name, value in self.config.items()
-        )
+        wrapped = is_wrapper(self.config)
         self._stored: dict[str, tuple[str, StoredTensor]] = {
             untrained_name(name, wrapped=wrapped): (name, at)
             for name, at in joined(self._scanned, self.config).items()

@@ -188,6 +188,8 @@ class ConvertedRun:
             for base in self.bases.values():
                 try_base(base.path, base.target, model, self._tokens[0], progress)
         self.checkpoint = _opened_model(directory, self._name)
+        for note in self.checkpoint.to_be_told:
+            progress.say(note)
         place = self.config.work_directory(self._name)
         settings = self._settings(self.checkpoint.fingerprint)
         self.work = stack.enter_context(WorkDir(place, settings))

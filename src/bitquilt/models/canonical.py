@@ -156,6 +156,14 @@ def source_names(stored: Iterable[str]) -> dict[str, str]:
     }
 
 
+def is_wrapper(config: ModelConfig) -> bool:
+    """Say whether a published config is of several models, as one with a vision tower."""
+    return any(
+        name.endswith("_config") and name not in QUANTIZED and isinstance(value, dict)
+        for name, value in config.items()
+    )
+
+
 def untrained_name(stored: str, *, wrapped: bool) -> str:
     """Return a tensor's name in the model's class, without what training or a wrapper put before.
 

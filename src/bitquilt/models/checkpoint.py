@@ -22,7 +22,9 @@ PLAIN_TYPES = frozenset(("F64", "F32", "F16", "BF16"))
 """Storage types that weights lose nothing by which a quantized file could still have."""
 
 
-_TOLD = ("quantization", "tokenizer.json", "tekken.json", "trimming")
+ADAPTER_CONFIG = "adapter_config.json"
+"""The file that speaks of an adapter, where one is."""
+_TOLD = ("quantization", "tokenizer.json", "tekken.json", "trimming", ADAPTER_CONFIG)
 """Subjects of findings that change what files are made of."""
 
 

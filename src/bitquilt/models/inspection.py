@@ -19,6 +19,7 @@ from bitquilt.models import open_checkpoint
 from bitquilt.models.architectures import GGUF_ARCHITECTURES
 from bitquilt.models.canonical import has_tables, quantization_method, who_lacks_tables
 from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding
+from bitquilt.models.sources.adapter import about_adapter
 from bitquilt.models.sources.quantized import QuantizedTensor, joined, quantization_of
 from bitquilt.models.sources.resolve import resolve, short_name
 from bitquilt.models.sources.safetensors import StoredTensor, files, scan
@@ -151,6 +152,7 @@ def inspection_of_directory(name: str, path: Path) -> Inspection:
         findings=(
             Finding("model_type", about),
             *([] if tensors else [Finding("weights", UNCOUNTED)]),
+            *about_adapter(path),
         ),
         **_counted(name, tensors),
     )

@@ -11,8 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bitquilt import UserError
+from bitquilt.bases.importance import load_transformers_model
 from bitquilt.gguf.header import read_header
-from bitquilt.models import open_checkpoint
+from bitquilt.models import open_checkpoint, open_original
+from bitquilt.models.inspection import inspect
+from tests.bases.models import unknown_checkpoint
 from tests.factories import tiny_checkpoint
 from tests.streaming.bases import base_file
 
@@ -23,6 +26,14 @@ def renamed(directory: Path, rename) -> Path:
     found = {rename(name): tensor for name, tensor in weights.items()}
     found.pop(None, None)
     save_file(found, directory / "model.safetensors", {"format": "pt"})
+    return directory
+
+
+def with_adapter(directory: Path) -> Path:
+    """Put an adapter beside the weights."""
+    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere/else"}')
+    weights = {"base_model.model.model.layers.0.mlp.up_proj.lora_A.weight": torch.ones(2, 256)}
+    save_file(weights, directory / "adapter_model.safetensors")
     return directory
 
 
@@ -54,6 +65,46 @@ def test_an_adapter_is_named_so(tmp_path: Path) -> None:
     renamed(directory, lambda name: f"base_model.{name.removesuffix('.weight')}.lora_A.weight")
     with pytest.raises(UserError, match=r"LoRA adapter, .* merge_and_unload"):
         open_checkpoint(directory)
+
+
+def test_an_adapter_beside_whole_weights_is_left_out_and_said_so(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "qwen3", layers=1)
+    wanted = open_checkpoint(directory).load("model.norm.weight")
+    assert open_checkpoint(directory).to_be_told == []
+    with_adapter(directory)
+    found = open_checkpoint(directory)
+    assert torch.equal(found.load("model.norm.weight"), wanted)
+    (said,) = found.to_be_told
+    assert "its adapter is left out: files are made of the weights alone" in said
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00001.safetensors")
+    assert open_checkpoint(directory).to_be_told == [said]
+
+
+def test_a_family_without_tables_has_its_names_without_prefixes_and_tells_of_adapters(
+    tmp_path: Path,
+) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite")
+    wanted, name = open_original(directory), "model.layers.1.mlp.up_proj.weight"
+    weight = wanted.load(name)
+    renamed(directory, lambda name: f"_orig_mod.{name}")
+    with_adapter(directory)
+    found = open_original(directory)
+    assert found.shapes == wanted.shapes
+    assert torch.equal(found.load(name), weight)
+    (said,) = found.to_be_told
+    assert "its adapter is left out" in said
+    assert "adapter_config.json" in {one.subject for one in inspect(str(directory)).findings}
+
+
+def test_peft_does_not_put_an_adapter_on_a_model_that_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = with_adapter(unknown_checkpoint(tmp_path, "granite"))
+    wanted = dict(load_file(directory / "model.safetensors"))
+    monkeypatch.setattr("transformers.integrations.peft.is_peft_available", lambda: True)
+    found = dict(load_transformers_model(directory).named_parameters())
+    assert found.keys() <= wanted.keys()
+    assert all(torch.equal(one, wanted[name]) for name, one in found.items())
 
 
 @pytest.mark.parametrize("number", [137, 9999])

@@ -10,10 +10,12 @@ from transformers import AutoConfig
 
 from bitquilt.errors import UserError
 from bitquilt.models.audit import audit_template
+from bitquilt.models.canonical import is_wrapper, untrained_name
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.generation import read_generation
 from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.adapter import about_adapter
 from bitquilt.models.sources.hugging_face import chat_template, other_templates
 from bitquilt.models.sources.quantized import QuantizedTensor, joined
 from bitquilt.models.sources.tensors import bytes_by_type
@@ -30,8 +32,8 @@ _WHOLE_NUMBERS = ("BOOL", "U8", "I8", "I16", "I32", "I64")
 def open_as_published(directory: Path, name: str) -> Checkpoint:
     """Read a directory's config, headers and tokenizer; weights stay on disk.
 
-    Tensors have the names and shapes that they are stored with. The config is the language model's,
-    with the fields that all have as transformers calls them.
+    Tensors have the shapes that they are stored with, and the names without what training left. The
+    config is the language model's, with the fields that all have as transformers calls them.
 
     Raises:
         UserError: something is missing or damaged, or transformers does not know the model's type.
@@ -40,16 +42,20 @@ def open_as_published(directory: Path, name: str) -> Checkpoint:
     files = safetensors.files(directory)
     if not files:
         raise UserError(f"{directory} has no safetensors files; download the model's weights")
-    stored = joined(safetensors.scan(files), published)
+    wrapped = is_wrapper(published)
+    stored = {
+        untrained_name(raw, wrapped=wrapped): (raw, at)
+        for raw, at in joined(safetensors.scan(files), published).items()
+    }
     place, converted = usable_tokenizer(directory)
     template, where = chat_template(place)
-    types = {name: at.dtype for name, at in stored.items() if at.dtype not in _WHOLE_NUMBERS}
-    nbytes = {name: stored[name].nbytes for name in types}
-    shapes = {tensor: tuple(at.shape) for tensor, at in stored.items()}
+    types = {own: at.dtype for own, (_, at) in stored.items() if at.dtype not in _WHOLE_NUMBERS}
+    nbytes = {own: stored[own][1].nbytes for own in types}
+    shapes = {own: tuple(at.shape) for own, (_, at) in stored.items()}
 
     def read(tensor: str) -> torch.Tensor:
-        at = stored[tensor]
-        return at.decoded() if isinstance(at, QuantizedTensor) else safetensors.read(tensor, at)
+        raw, at = stored[tensor]
+        return at.decoded() if isinstance(at, QuantizedTensor) else safetensors.read(raw, at)
 
     return Checkpoint(
         name=name,
@@ -67,6 +73,7 @@ def open_as_published(directory: Path, name: str) -> Checkpoint:
             *audit_template(template, where),
             *about_system_prompt(directory, template),
             *converted,
+            *about_adapter(directory),
         ),
         fingerprint=checkpoint_fingerprint(published, shapes, files),
         source_bytes=nbytes,

@@ -20,8 +20,8 @@ from bitquilt.models.checkpoint import EMBEDDING, HEAD, Checkpoint, Finding, Voc
 from bitquilt.models.fingerprint import checkpoint_fingerprint
 from bitquilt.models.generation import read_generation
 from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.adapter import about_adapter, adapter_error, is_adapter
 from bitquilt.models.sources.quantized import QuantizedTensor, joined
-from bitquilt.models.sources.resolve import adapter_error, is_adapter
 from bitquilt.models.sources.tensors import (
     about_quantization,
     bytes_by_type,
@@ -98,6 +98,7 @@ def open_directory(directory: Path, name: str) -> Checkpoint:
             *about_system_prompt(directory, template),
             *converted,
             *about_quantization(dtypes),
+            *about_adapter(directory),
             *([Finding("vocabulary", str(trimmed))] if trimmed is not None else []),
             *findings,
         ),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bitquilt import demo
 from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
+from bitquilt.models.checkpoint import ADAPTER_CONFIG
+from bitquilt.models.sources.adapter import adapter_error
 from bitquilt.runtime.files import require_readable
 from bitquilt.runtime.near import did_you_mean, suggestion
 
@@ -124,23 +125,10 @@ def short_name(reference: str, path: Path) -> str:
     return reference.rpartition("/")[2] if on_hub(reference) else path.resolve().name
 
 
-def is_adapter(names: Iterable[str]) -> bool:
-    """Tell whether tensors of these names are an adapter's, and no model's."""
-    return any(".lora_A." in name or ".lora_B." in name for name in names)
-
-
-def adapter_error(directory: Path) -> UserError:
-    """Say what to do with an adapter."""
-    return UserError(
-        f"{directory} has the weights of a LoRA adapter, which changes another model; put it into "
-        "that model with peft's merge_and_unload() and save the result"
-    )
-
-
 def _directory(path: Path) -> Path:
     if (path / "config.json").exists():
         return path
-    if (path / "adapter_config.json").exists():
+    if (path / ADAPTER_CONFIG).exists():
         raise adapter_error(path)
     ggufs = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
     if ggufs:

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bitquilt.errors import UserError
+from bitquilt.models.sources.adapter import whole_weights
 from bitquilt.models.sources.tensors import all_finite
 from bitquilt.runtime.files import read_json
 
@@ -74,7 +75,7 @@ def files(directory: Path) -> list[Path]:
             )
         found = [directory / name for name in dict.fromkeys(weight_map.values())]
     else:
-        found = sorted(directory.glob("*.safetensors"))
+        found = whole_weights(sorted(directory.glob("*.safetensors")))
     for file in found:
         inside = file.is_relative_to(directory) and ".." not in file.relative_to(directory).parts
         if not (inside and file.exists()):
