@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from bitquilt.bases import room
 from bitquilt.bases.room import GPU_ROOM, refuse_unread_weights, require_memory
@@ -34,6 +34,13 @@ def test_experts_that_are_stored_one_by_one_take_memory(directory, monkeypatch):
     machine(monkeypatch, 2 * 32 * 32 * 4 - 1)
     with pytest.raises(UserError, match=r"takes 8\.19 kB, and this machine has .*imatrix.*FILE"):
         require_memory(directory)
+
+
+def test_experts_of_16_bits_stay_in_their_files(directory, monkeypatch):
+    path = directory / "model.safetensors"
+    save_file({name: one.half() for name, one in load_file(path).items()}, path)
+    machine(monkeypatch, 1)
+    require_memory(directory)
 
 
 def test_a_gpu_holds_all_weights(directory, monkeypatch):

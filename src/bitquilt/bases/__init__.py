@@ -10,6 +10,7 @@ is named here.
     vision.py         the vision tower, a file of its own
     room.py           whether memory has room for the model
     lent_weights.py   weights that stay in their files until they are used
+    deferred_stacks.py    experts that are stacked when they are read
     partners.py       matrices matched with parameters
     relations.py      what was matched, for people
     products.py       what parameters are multiplied with

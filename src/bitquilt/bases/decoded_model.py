@@ -15,6 +15,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from bitquilt.bases.deferred_stacks import float_numbers
 from bitquilt.bases.lent_weights import lent_weights
 from bitquilt.bases.partners import Partner, PartnerPiece
 
@@ -83,7 +84,7 @@ class DecodedModel(AbstractContextManager["DecodedModel"]):
 
     def _assembled(self, name: str) -> Tensor:
         """Put a parameter together from the matrices of the file that have parts of it."""
-        found = self._parameters[name].detach().float().clone()
+        found = float_numbers(self._parameters[name])
         stack = found.view(-1, *found.shape[-2:])
         for matrix, expert, piece in self._pieces[name]:
             own = stack[piece.unit.index]

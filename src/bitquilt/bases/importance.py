@@ -10,7 +10,7 @@ Letters: E experts of a stack (1 for a plain matrix), C columns, N windows of L 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.utils import logging
 
 from bitquilt.bases.base_file import BaseMatrices
+from bitquilt.bases.deferred_stacks import deferring, moved_model
 from bitquilt.bases.lent_weights import SMALL_WEIGHTS, lent_weights
 from bitquilt.bases.partners import Partner, PartnerPiece, Unit, find_partners
 from bitquilt.bases.plain_checkpoint import PlainTensors
@@ -107,9 +108,18 @@ def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.M
 def _as_published(kind: Any) -> Any:
     """A class of models that compute in float32, and whose weights are loaded as they are.
 
-    Where the loader does not convert them otherwise, they stay in the files, which are mapped.
+    Where the loader does not convert them otherwise, they stay in the files, which are mapped;
+    stacks of experts are put together later (:mod:`bitquilt.bases.deferred_stacks`).
     """
-    as_they_are = {"_get_dtype_plan": lambda *_: {"*": None}}
+
+    def load(model: Any, state: Any, files: Any, config: Any, *others: Any) -> Any:
+        own = replace(config, weight_mapping=deferring(config.weight_mapping or ()))
+        return kind._load_pretrained_model(model, state, files, own, *others)
+
+    as_they_are = {
+        "_get_dtype_plan": lambda *_: {"*": None},
+        "_load_pretrained_model": staticmethod(load),
+    }
     # transformers treats classes of other modules as code that a model brings
     return type(kind.__name__, (kind,), {"__module__": kind.__module__, **as_they_are})
 
@@ -190,7 +200,7 @@ def base_importance(
         datasets: the names of the texts.
         progress: advances by one for each window.
     """
-    model = base.model.to(compute_device())
+    model = moved_model(base.model, compute_device())
     lent = lent_weights(model)
     parameters = dict(model.named_parameters())
     try:

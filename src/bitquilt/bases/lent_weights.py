@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from bitquilt.bases.base_file import LEAST_COLUMNS
+from bitquilt.bases.deferred_stacks import HALF_TYPES, float_numbers, keep_float
 from bitquilt.errors import UserError
 
 SMALL_WEIGHTS = 1 << 20
 """Parameters of fewer weights, and those that are no matrices, are in float32 always: routers,
 norms, convolutions. Others than the module that has them look at these, too, and adapt to them."""
 _Done = TypeVar("_Done")
-_HALF = (torch.bfloat16, torch.float16)
 _PLACE = "bitquilt_lent_weights"
 _LENT_BACK = 2
 """So many parameters are in float32 at once on the way back: experts take turns at two stacks."""
@@ -63,11 +63,13 @@ class LentWeights:
         self._originals: dict[int, nn.Parameter] = {}
         self._borrowed: dict[int, dict[str, nn.Parameter]] = {}
         self._back: OrderedDict[int, Tensor] = OrderedDict()
-        self._all = [one for one in model.parameters() if one.dtype in _HALF]
+        self._all = [one for one in model.parameters() if one.dtype in HALF_TYPES]
         for tensor in [*model.buffers(), *model.parameters()]:
             sides = tensor.shape[-2:] if tensor.ndim > 1 else (0,)
-            if tensor.dtype in _HALF and (tensor.numel() < least or min(sides) < LEAST_COLUMNS):
-                tensor.data = tensor.data.float()
+            if tensor.dtype in HALF_TYPES and (
+                tensor.numel() < least or min(sides) < LEAST_COLUMNS
+            ):
+                keep_float(tensor)
         for module in model.modules():
             if _of_half(module):
                 module.register_forward_pre_hook(self._lend)
@@ -81,7 +83,7 @@ class LentWeights:
     @property
     def lent(self) -> set[str]:
         """The names of the parameters that are lent, and not in float32 always."""
-        return {self._names[id(one)] for one in self._all if one.dtype in _HALF}
+        return {self._names[id(one)] for one in self._all if one.dtype in HALF_TYPES}
 
     def keep(self) -> bool:
         """Have all parameters in float32 for good: a module looks at one from outside.
@@ -89,9 +91,9 @@ class LentWeights:
         Returns:
             whether any was not.
         """
-        lent = [one for one in self._all if one.dtype in _HALF]
+        lent = [one for one in self._all if one.dtype in HALF_TYPES]
         for parameter in lent:
-            parameter.data = parameter.data.float()
+            keep_float(parameter)
         return bool(lent)
 
     def tried(self, does: Callable[[], _Done]) -> _Done:
@@ -117,7 +119,7 @@ class LentWeights:
         own = self._borrowed[id(module)] = _of_half(module)
         for name, parameter in own.items():
             other = self.others(self._names.get(id(parameter), ""))
-            numbers = parameter.detach().float() if other is None else other
+            numbers = float_numbers(parameter) if other is None else other
             lent = nn.Parameter(numbers, requires_grad=False)
             module._parameters[name] = lent
             self._know(parameter, lent)
@@ -154,7 +156,7 @@ class LentWeights:
         if key not in self._back:
             while len(self._back) >= _LENT_BACK:
                 self._forget(self._back.popitem(last=False)[1])
-            self._back[key] = kept.parameter.detach().float()
+            self._back[key] = float_numbers(kept.parameter)
             self._know(kept.parameter, self._back[key])
         self._back.move_to_end(key)
         return self._back[key].as_strided(kept.size, kept.stride, kept.offset)
@@ -181,4 +183,4 @@ def lent_weights(model: nn.Module, least: int = SMALL_WEIGHTS) -> LentWeights:
 def _of_half(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the module's own parameters of 16 bits, by their names in it."""
     own = module._parameters.items()
-    return {name: one for name, one in own if one is not None and one.dtype in _HALF}
+    return {name: one for name, one in own if one is not None and one.dtype in HALF_TYPES}

@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bitquilt.bases.deferred_stacks import matrix_of
 from bitquilt.runtime.device import compute_device
 
 HASHED_AT_ONCE = 1 << 22
@@ -202,8 +203,7 @@ class _Index:
 
     def matrix(self, unit: Unit) -> Tensor:
         """A unit's numbers [R, C], rounded as the base's are, on the device."""
-        stack = self._parameters[unit.parameter].detach()
-        matrix = stack.reshape(-1, *stack.shape[-2:])[unit.index]
+        matrix = matrix_of(self._parameters[unit.parameter], unit.index)
         matrix = matrix.to(compute_device()).to(self._dtype)
         return matrix.T if unit.transposed else matrix
 
@@ -239,20 +239,22 @@ class _Index:
 
     def _table(self, ordered: bool) -> _Table:
         units = list(self._units())
-        keys, numbers, rows = [], [], []
-        for number, unit in enumerate(units):
+        # in one piece: small tensors that stay between large ones that go would scatter the heap
+        key, row, number = torch.empty(3, sum(map(self.height, units)), dtype=torch.int64)
+        end = 0
+        for place, unit in enumerate(units):
             own = _hashes(_bits(self.matrix(unit)), ordered)
             order = own.argsort(stable=True)
             first = torch.ones(len(own), dtype=torch.bool)
             first[1:] = own[order][1:] != own[order][:-1]
-            keys.append(own[order][first])
-            rows.append(order[first])
-            numbers.append(torch.full((int(first.sum()),), number))
-        if not units:
-            nothing = torch.empty(0, dtype=torch.int64)
-            return _Table([], nothing, nothing, nothing, ordered)
-        key, order = torch.cat(keys).sort(stable=True)
-        return _Table(units, key, torch.cat(numbers)[order], torch.cat(rows)[order], ordered)
+            start, end = end, end + int(first.sum())
+            key[start:end], row[start:end], number[start:end] = (
+                own[order][first],
+                order[first],
+                place,
+            )
+        key, order = key[:end].sort(stable=True)
+        return _Table(units, key, number[order], row[order], ordered)
 
 
 def _bits(matrix: Tensor) -> Tensor:

@@ -105,6 +105,11 @@ class PlainTensors(Mapping[str, Tensor]):
         stored = self._stored.items()
         return sum(self.size(name) for name, (_, at) in stored if isinstance(at, QuantizedTensor))
 
+    def kind(self, name: str) -> str:
+        """Tell the type that a tensor is read in: F32, BF16, …."""
+        at = self._stored[name][1]
+        return self.widest if isinstance(at, QuantizedTensor) else at.dtype
+
     def size(self, name: str) -> int:
         """Tell about how many bytes a tensor has."""
         return math.prod(self._stored[name][1].shape) * _FLOATS[self.widest].itemsize

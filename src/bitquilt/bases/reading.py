@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitquilt.bases.backward import back_from_labels
+from bitquilt.bases.deferred_stacks import moved_model
 from bitquilt.bases.fisher import FisherProducts
 from bitquilt.bases.layerwise import layerwise_model
 from bitquilt.bases.lent_weights import lent_weights
@@ -64,7 +65,7 @@ class BaseReading:
         Raises:
             UserError: the model's own code cannot be differentiated.
         """
-        self.model = model.to(compute_device())
+        self.model = moved_model(model, compute_device())
         self.parameters: dict[str, Tensor] = dict(model.named_parameters())
         self.lookups = Lookups(model)
         self.tokens, self._lent = tokens, lent_weights(model)

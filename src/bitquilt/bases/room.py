@@ -45,8 +45,8 @@ def require_memory(directory: Path) -> None:
     """Refuse a model that memory cannot hold, before it is converted or loaded.
 
     On a CPU weights stay in their files, but for those that are dequantized. And where a checkpoint
-    has every expert by itself, transformers puts those of a layer together, in memory. A GPU has
-    all weights at once.
+    has every expert by itself, in float32, transformers puts those of a layer together, in memory;
+    in 16 bits they are put together when they are read. A GPU has all weights at once.
 
     Args:
         directory: of a Hugging Face model.
@@ -57,7 +57,8 @@ def require_memory(directory: Path) -> None:
     tensors = PlainTensors(directory)
     memory, of_gpu = memory_of_machine(), gpu_memory()
     weights = tensors.plain_bytes
-    experts = sum(tensors.size(name) for name in tensors if _ONE_OF_MANY.search(name))
+    stacked = [name for name in tensors if _ONE_OF_MANY.search(name)]
+    experts = sum(tensors.size(name) for name in stacked if tensors.kind(name) == "F32")
     if tensors.decoded_bytes > memory:
         raise UserError(
             f"the weights of {directory} take {human(tensors.decoded_bytes)} of memory when they "
@@ -65,8 +66,9 @@ def require_memory(directory: Path) -> None:
         )
     if experts > memory:
         raise UserError(
-            f"transformers puts the experts of {directory} together in memory, which takes "
-            f"{human(experts)}, and this machine has {human(memory)}; {BY_LLAMA_CPP}"
+            f"transformers puts the experts of {directory} together in memory, since they are "
+            f"float32, which takes {human(experts)}, and this machine has {human(memory)}; "
+            f"{BY_LLAMA_CPP}"
         )
     if of_gpu and weights + GPU_ROOM > of_gpu:
         raise UserError(

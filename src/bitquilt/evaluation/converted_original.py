@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from bitquilt.bases.deferred_stacks import moved_model
 from bitquilt.bases.importance import load_transformers_model, match_base
 from bitquilt.bases.partners import Partner
 from bitquilt.bases.two_steps import TRIED_LOGITS, TwoStepModel
@@ -92,7 +93,7 @@ class ConvertedOriginal(Original):
                 for target, (base, _) in bases.items()
             }
             few = torch.zeros(1, TRIED_LOGITS, dtype=torch.int64)
-            self._two = TwoStepModel(model.to(compute_device()), few)
+            self._two = TwoStepModel(moved_model(model, compute_device()), few)
             progress.advance()
         self.head_weights = self._two.head_weights
         self.weights_per_token = self._two.weights + self._two.head_weights
