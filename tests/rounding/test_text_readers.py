@@ -11,7 +11,7 @@ import torch
 from bitquilt.calibration import collect
 from bitquilt.errors import UserError
 from bitquilt.models import open_checkpoint
-from bitquilt.models.checkpoint import EMBEDDING
+from bitquilt.models.checkpoint import EMBEDDING, HEAD
 from bitquilt.rounding.layer_bank import ESTIMATED, POLISHED, LayerBank
 from bitquilt.rounding.rounders import TwoPassRounder
 from bitquilt.rounding.text_pass import TextPass
@@ -120,6 +120,26 @@ def test_processes_sum_what_one_does(model, tmp_path, monkeypatch, devices):
         assert there[name].keys() == tensors.keys()
         for key, tensor in tensors.items():
             torch.testing.assert_close(there[name][key], tensor, rtol=1e-3, atol=1e-6)
+
+
+def write_hessian_of_table(bank, candidates, _):
+    """Keep what the calibration text says of an embedding or a head, and who asked."""
+    for module in {EMBEDDING, HEAD} & candidates.keys():
+        name = f"tables/{os.getpid()}/{module}"
+        bank.work.save(name, {"hessian": bank.statistics.hessian(module)}, {})
+
+
+def test_embedding_and_head_go_to_two_processes(tmp_path):
+    model = tiny_checkpoint(tmp_path, "qwen3", tied=False)
+    bank = opened(model, tmp_path / "work")
+    candidates = {module: ["Q4_0"] for module in bank.checkpoint.matrices}
+    with ReaderProcesses(["cpu", "cpu"]) as processes:
+        readers = TextReaders(str(model), bank, processes, Silent())
+        task = TextPass(TOKENS, FOLDS, candidates, always, write_hessian_of_table)
+        readers.read(task, Silent(), Silent())
+    files = list((tmp_path / "work" / "tables").rglob("*.safetensors"))
+    assert sorted(file.stem for file in files) == sorted([EMBEDDING, HEAD])
+    assert len({file.relative_to(tmp_path / "work" / "tables").parts[0] for file in files}) == 2
 
 
 def in_shares(count):

@@ -179,18 +179,21 @@ def _collect(
         if sums.wanted:
             exchange.give(sums)
         del sums
-        _keep(exchange.whole(), place, keeper)
+        if index > 0:  # after the last block others first get the totals, for which they wait
+            _keep(exchange.whole(), place, keeper)
         progress.advance(backward)
     # y = scale · E[token]: the gradient of the table is scale times that of its output
     scale = embedding_scale(model.checkpoint.config)
     means["columns"] = (scale * gradient).flatten(0, 1).square().mean(0)
     exchange.give_totals({name: mean.cpu() * part for name, mean in means.items()})
-    _keep(exchange.whole(to_the_end=True), place, keeper)
     if share.number == 0:
         totals = exchange.totals()
         if not known:  # else they are what other passes have read
             work.save("hessians/head", pack_moment(HEAD, totals.pop(HEAD_MOMENT)), {})
             work.save("gradients", totals, {})
+        exchange.say_saved()
+    _keep(exchange.whole(to_the_end=True), place, keeper)
+    exchange.wait_until_saved()
 
 
 def _keep(blocks: Iterable[BlockSums], place: Tensor, keeper: MomentKeeper) -> None:

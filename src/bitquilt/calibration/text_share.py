@@ -60,6 +60,11 @@ class AddedSums:
     layer: int
 
 
+@dataclass(frozen=True)
+class SavedTotals:
+    """Says that what is summed over the whole text is in the work directory."""
+
+
 class SumExchange:
     """Brings what processes summed together, in one pass."""
 
@@ -69,6 +74,7 @@ class SumExchange:
         self._given: dict[int, BlockSums] = {}  # of blocks that another has not added yet
         self._theirs: dict[tuple[int, int], BlockSums] = {}  # (layer, process), in its memory
         self._totals: dict[int, dict[str, Tensor]] = {}
+        self._saved = False
 
     def give(self, sums: BlockSums) -> None:
         """Take what this process summed of a block, which nobody changes any more."""
@@ -118,6 +124,21 @@ class SumExchange:
             total = {name: own + self._totals[number][name] for name, own in total.items()}
         return total
 
+    def say_saved(self) -> None:
+        """Tell the others, in the first process, that the totals are saved."""
+        self._saved = True
+        for number in self._share.links:
+            self._send(number, SavedTotals())
+
+    def wait_until_saved(self) -> None:
+        """Return when the totals are in the work directory.
+
+        Raises:
+            LostProcessError: another process has died.
+        """
+        while not self._saved:
+            self._receive(patient=True)
+
     def _complete(self) -> int | None:
         """Return the first block of this process that all have read."""
         for layer in self._own:
@@ -141,7 +162,9 @@ class SumExchange:
             return to_the_end and bool(waiting)
         return sum(sums.nbytes for sums in waiting) > gpu_memory() // WAITING_SHARE
 
-    def _send(self, number: int, message: BlockSums | AddedSums | dict[str, Tensor]) -> None:
+    def _send(
+        self, number: int, message: BlockSums | AddedSums | SavedTotals | dict[str, Tensor]
+    ) -> None:
         try:
             self._share.links[number].send(message)
         except OSError as error:
@@ -162,6 +185,8 @@ class SumExchange:
                 del self._given[message.layer]
             elif isinstance(message, BlockSums):
                 self._theirs[message.layer, number] = message
+            elif isinstance(message, SavedTotals):
+                self._saved = True
             else:
                 self._totals[number] = message
 

@@ -38,7 +38,7 @@ class TextPass:
     def read(self, bank: LayerBank, share: TextShare, progress: Progress, says: Progress) -> None:
         """Read a share of the text, and take the step with this process's blocks.
 
-        The first process takes it with the embedding and the head too.
+        Embedding and head are dealt out among the first two: neither needs the moments of a block.
 
         Args:
             bank: where results go.
@@ -56,8 +56,8 @@ class TextPass:
         collect_statistics(
             model, self.tokens, self.folds, bank.work, progress, keeper=keeper, share=share
         )
-        if share.number == 0:
-            self.step(bank, by_layer[None], says)
+        tables = list(by_layer[None].items())
+        self.step(bank, dict(tables[share.number :: share.count]), says)
 
 
 @dataclass(frozen=True)
