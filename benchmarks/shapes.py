@@ -35,7 +35,7 @@ from bitquilt.streaming.base import needs_base
 
 ROOT = Path(__file__).parents[1]
 MOBILELLM_CONFIG = ROOT / "examples" / "mobilellm-r1-950m" / "config.json"
-SAMPLED = 0.5
+SAMPLED = 0.2
 """Seconds between two looks at the disk."""
 
 LLAMA_8B = {
@@ -145,7 +145,7 @@ def main() -> None:
         if torch.cuda.is_available():
             print(f", of the GPU {torch.cuda.max_memory_reserved() / 1e9:.1f} GB", end="")
         print(f"; disk {(most[0] - source) / 1e9:.1f} GB at most beside the source", end="")
-        print(f", {results / 1e9:.1f} GB of them results")
+        print(f"; the results, which come last, have {results / 1e9:.1f} GB")
 
 
 def quantized(model: Path, asked: argparse.Namespace, progress: WatchedStages) -> int:

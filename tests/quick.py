@@ -63,6 +63,7 @@ def command(
     log: Path,
     die_at: str | tuple[str, int] | None = None,
     by: signal.Signals = signal.SIGKILL,
+    large_from: int | None = None,
 ) -> None:
     """Run ``bitquilt`` with these arguments, its output in ``log``.
 
@@ -72,6 +73,7 @@ def command(
         die_at: send this process a signal when it is about to put a file or directory that matches
             this pattern in its place, for the first time or the n-th.
         by: which signal.
+        large_from: models of so many weights are large ones; those of 512 million if not given.
     """
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -90,6 +92,8 @@ def command(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", replace_or_die)
+        if large_from is not None:
+            patch.setattr("bitquilt.forecast.work.ESTIMATED_FROM", large_from)
         main(arguments, **QUICK)
 
 

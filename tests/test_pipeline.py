@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file
 
+import bitquilt
 from bitquilt import EngineMissingError, Output, SearchConfig, Silent, pipeline
 from bitquilt.allocation.plan import plan
 from bitquilt.errors import UserError
@@ -155,6 +158,50 @@ def test_the_matrices_of_a_large_model_stay_only_if_asked(wide, tmp_path, monkey
     assert ("polished" in there) == keep
     (again,) = quantize(wide[0], **asked)
     assert again.allocation == made.allocation
+
+
+class Watched(Silent):
+    """Keeps the most bytes that a directory has at any advance or end of a stage."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__()
+        self.place, self.most = place, 0
+
+    def look(self) -> None:
+        self.most = max(self.most, size_on_disk(self.place))
+
+    def advance(self, units: float = 1) -> None:
+        self.look()
+        super().advance(units)
+
+    @contextmanager
+    def stage(self, title: str, total: float, kind: str = "") -> Iterator[None]:
+        with super().stage(title, total, kind):
+            yield
+            self.look()
+
+
+def test_candidates_of_a_large_model_go_before_those_of_the_next_format(tmp_path, monkeypatch):
+    monkeypatch.setattr("bitquilt.forecast.work.ESTIMATED_FROM", 0)
+    monkeypatch.setattr("bitquilt.forecast.disk.SPARE", 0)
+    source = tiny_checkpoint(tmp_path, layers=1)
+    most, files = {}, {}
+    for keep in (True, False):
+        place = tmp_path / f"{keep}"
+        asked = QUICK | {"bits": 4.5, "to": "both", "keep_work": keep, "output": place}
+        forecast = bitquilt.estimate(source, **asked)
+        watched = Watched(place / "tiny-llama4_text.work")
+        made = pipeline.quantize(source, **asked, progress=watched)
+        assert watched.most == pytest.approx(forecast.disk.work_bytes, rel=0.15)
+        most[keep] = watched.most
+        files[keep] = {output.target: contents(output.path) for output in made.outputs}
+        bank = {path.name for path in watched.place.iterdir()} & {"rounded", "polished"}
+        assert bank == ({"rounded", "polished"} if keep else set())
+    assert files[True] == files[False]
+    assert most[False] < 0.8 * most[True]
+    left = bitquilt.estimate(source, **asked)  # what was decided is rounded, and that alone
+    assert not {stage.kind for stage in left.stages} & {"search", "interactions", "selection"}
+    assert 0 < left.disk.work_bytes < 0.5 * forecast.disk.work_bytes
 
 
 def test_an_earlier_result_is_replaced(wide, tmp_path):

@@ -23,6 +23,17 @@ KILLS = (
 """What each run, continuing the one before, is killed over: written, but not yet in its place.
 ``teacher/*`` is the original on the first text that a search reads, and then on the first windows
 that decide between its results."""
+KILLS_OF_A_LARGE_ONE = (
+    "decided/gguf/*.json",
+    "polished/model.layers.0.self_attn.q_proj/0.safetensors",
+    "polished/model.embed_tokens/0.safetensors",
+    "rounded/model.layers.0.self_attn.q_proj/0.safetensors",
+    "decided/mlx/*.json",
+    "tiny-llama4_text-4.5bit.gguf",
+    "tiny-llama4_text-4.5bit-mlx",
+)
+"""What runs are killed over that remove candidates. The fourth is over the first of MLX: those of
+GGUF are gone then, and its matrices stay as they were decided and polished."""
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +46,8 @@ def run(tmp_path_factory):
     context.set_forkserver_preload(["tests.quick"])
     log = tmp_path_factory.mktemp("log") / "log"
 
-    def run(arguments, die_at=None, by=signal.SIGKILL):
-        process = context.Process(target=command, args=(arguments, log, die_at, by))
+    def run(arguments, die_at=None, by=signal.SIGKILL, large_from=None):
+        process = context.Process(target=command, args=(arguments, log, die_at, by, large_from))
         process.start()
         process.join()
         return process.exitcode, log.read_text()
@@ -78,6 +89,22 @@ def test_killed_again_and_again(run, model, tmp_path):
     assert code == 0, said
     assert made(killed) == made(undisturbed)
     assert hidden(killed) == {".lock"}
+
+
+def test_killed_where_candidates_have_gone(run, model, tmp_path):
+    kept, killed = tmp_path / "kept", tmp_path / "killed"
+    code, said = run(quantize(model, kept, "--to", "both", "--keep-work"), large_from=0)
+    assert code == 0, said
+    asked = quantize(model, killed, "--to", "both")
+    for kill in KILLS_OF_A_LARGE_ONE:
+        code, said = run(asked, die_at=kill, large_from=0)
+        assert code == -signal.SIGKILL, (kill, said)
+    for _ in range(2):  # the second finds no matrices, and rounds what was decided
+        code, said = run(asked, large_from=0)
+        assert code == 0, said
+        assert "are used, as an earlier run has decided" in said
+        assert made(killed) == made(kept)
+        assert not any((killed / "work" / name).exists() for name in ("rounded", "polished"))
 
 
 def test_sigterm_leaves_nothing_half_written_and_says_what_continues(run, model, tmp_path):

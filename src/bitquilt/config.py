@@ -283,8 +283,8 @@ class QuantizeConfig(AllocationConfig):
         default=False,
     )
     keep_work: bool = option(
-        "The work directory of a large model, whose mix no search measures, keeps the rounded "
-        "matrices, which else go when the files have them.",
+        "The work directory of a model of 512 million weights or more keeps the rounded matrices. "
+        "Without it, candidates go when a format is decided, and the rest when the files have it.",
         default=False,
     )
     engine_check: bool = option(

@@ -18,11 +18,7 @@ import torch
 from bitquilt import __version__
 from bitquilt.allocation import plan as planning
 from bitquilt.allocation import recipe as recipes
-from bitquilt.allocation.allocate import (
-    Decision,
-    affordable_search,
-    allocate,
-)
+from bitquilt.allocation.allocate import Decision, affordable_search, allocate
 from bitquilt.allocation.plan import Plan, make_plans, requests, without_filling
 from bitquilt.allocation.timing import token_seconds
 from bitquilt.bases.vision import write_vision_beside
@@ -46,11 +42,9 @@ from bitquilt.models.tokenizer import load_tokenizer
 from bitquilt.qtypes.qtype import PackedSource
 from bitquilt.report.result import Output, QuantizeResult, SearchResult
 from bitquilt.report.run_record import OutputRecord, save
-from bitquilt.rounding import ROUNDING_VERSION, sequential_pass
+from bitquilt.rounding import ROUNDING_VERSION, rounders, sequential_pass
 from bitquilt.rounding.given_cells import GivenCells
 from bitquilt.rounding.layer_bank import LayerBank
-from bitquilt.rounding.round_layers import polish_layers, polishing_work
-from bitquilt.rounding.rounders import BankRounder, EstimatingRounder, Rounder, TwoPassRounder
 from bitquilt.rounding.text_readers import ReaderProcesses, TextReaders
 from bitquilt.rounding.tuning import distill
 from bitquilt.run_text import RunText, draw_text
@@ -128,8 +122,8 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
                 source = run.tune(plan, decision, source)
             outputs.append(run.export(plan, decision, source, closing, path))
             run.record(outputs[-1], plan, decision, original, asked)
-        if not config.keep_work:
-            run.rounder.forget()
+        if run.forgets:
+            bank.forget_matrices()
     return QuantizeResult(
         model=run.checkpoint.name,
         stored_as=run.checkpoint.stored_as,
@@ -211,7 +205,7 @@ class Run(AbstractContextManager["Run"]):
     progress: Progress
     forecast: Forecast
     """What it will take; its lines are said when the work directory is open."""
-    rounder: Rounder
+    rounder: rounders.Rounder
     """Fills the layer bank."""
 
     def __init__(
@@ -329,10 +323,12 @@ class Run(AbstractContextManager["Run"]):
         if self._run_work.two_passes:
             every, says = self._run_work.everything, self.progress
             readers = TextReaders(self._model, bank, self._processes, says)
-            self.rounder = TwoPassRounder(bank, tokens, folds, every, readers, says)
+            self.rounder = rounders.TwoPassRounder(bank, tokens, folds, every, readers, says)
             return bank
-        rounder = EstimatingRounder if self._run_work.estimates else BankRounder
-        self.rounder = rounder(bank, self.progress)
+        if self._run_work.estimates:
+            self.rounder = rounders.EstimatingRounder(bank, self.progress)
+        else:
+            self.rounder = rounders.BankRounder(bank, self.progress, settles=self.forgets)
         work = collection_work(self.checkpoint, len(tokens))
         with self.progress.stage("Reading calibration text", work, "calibration"):
             collect_statistics(
@@ -375,10 +371,7 @@ class Run(AbstractContextManager["Run"]):
 
     def polish(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
         """Bring the matrices that were chosen to the rounding that was asked for."""
-        chosen = {module: [qtype] for module, qtype in decision.allocation.items()}
-        if work := polishing_work(bank, chosen):
-            with self.progress.stage(f"Polishing for {plan.target}", work, "polishing"):
-                polish_layers(bank, chosen, self.progress)
+        rounders.polish_mix(bank, decision.allocation, str(plan.target), self.progress)
         return Source(bank.checkpoint, bank.polished)
 
     def correct(self, plan: Plan, decision: Decision, bank: LayerBank) -> Source:
@@ -478,6 +471,11 @@ class Run(AbstractContextManager["Run"]):
             rankings=decision.rankings,
             work_dir=self.work.path,
         )
+
+    @property
+    def forgets(self) -> bool:
+        """Whether rounded matrices go as soon as no file needs them."""
+        return self._run_work.forgets
 
     @property
     def _searches(self) -> bool:

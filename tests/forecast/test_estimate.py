@@ -57,7 +57,7 @@ def test_quantize_begins_with_what_it_will_take(model, tmp_path):
     )
     pattern = (
         r"If this machine stays as busy as it is now, the work takes about \d+ s and \d+\.\d+ "
-        r"[MG]B of memory\. It writes .*B into .*\.work and "
+        r"[MG]B of memory\. On the disk it takes at most .*B in .*\.work and "
     )
     assert re.match(pattern, second)
     assert str(tmp_path) in second

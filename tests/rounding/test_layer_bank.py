@@ -46,3 +46,17 @@ def test_what_is_polished_is_beside_what_the_search_knows(bank):
     assert torch.equal(bank.packed(QUERY, "Q4_K")["data"], packed(1)["data"])
     assert torch.equal(bank.polished(QUERY, "Q4_K")["data"], packed(3)["data"])
     assert torch.equal(bank.polished(QUERY, "Q8_0")["data"], packed(2)["data"])
+
+
+def test_of_what_a_search_chose_from_only_a_mix_stays(bank):
+    bank.add(ROUNDED, {(QUERY, "Q4_K"): (packed(1), CELL), (QUERY, "Q8_0"): (packed(2), CELL)})
+    bank.add(ROUNDED, {(KEY, "Q4_K"): (packed(3), CELL)})
+    bank.add(POLISHED, {(QUERY, "Q4_K"): (packed(4), CELL)})
+    mixes = [{QUERY: "Q4_K", KEY: "Q4_K"}] * 2
+    assert bank.lacks(mixes) == {KEY: ["Q4_K"]}
+    bank.keep_only(mixes)
+    assert not bank.lacks(mixes)
+    assert bank.cells(QUERY) == bank.cells(KEY) == {}
+    assert bank.cells(QUERY, POLISHED) == bank.cells(KEY, POLISHED) == {"Q4_K": CELL}
+    for module, number in ((QUERY, 4), (KEY, 3)):
+        assert torch.equal(bank.polished(module, "Q4_K")["data"], packed(number)["data"])

@@ -100,16 +100,28 @@ def test_the_second_pass_makes_what_the_bank_would_have_made(both):
         assert ("IQ4_NL" in both.streamed.cells(module, POLISHED)) == in_block
 
 
-def test_what_files_have_is_forgotten_where_nothing_else_is_made_of_it(both):
+def test_what_files_have_is_forgotten(both):
     chosen = {module: ["IQ4_NL"] for module in both.checkpoint.matrices}
     both.rounder.make(chosen, "gguf")
     folder, scores = both.streamed.work.path, both.streamed.scores(EMBEDDING)
     assert all((folder / name).exists() for name in (ROUNDED, POLISHED))
-    both.rounder.forget()
+    both.streamed.forget_matrices()
     assert not any((folder / name).exists() for name in (ROUNDED, POLISHED))
     assert both.streamed.scores(EMBEDDING) == scores
-    BankRounder(both.kept, Silent()).forget()
-    assert both.kept.cells(EMBEDDING).keys() == set(TYPES)
+
+
+def test_a_mix_is_the_same_where_its_candidates_go_and_where_they_have_gone(both):
+    bank, mix = both.kept, dict.fromkeys(both.checkpoint.matrices, "IQ4_NL")
+    polish_layers(bank, {module: [name] for module, name in mix.items()}, Silent())
+    expected = {cell: bank.polished(*cell) for cell in mix.items()}
+    rounder = BankRounder(bank, Silent(), settles=True)
+    for _ in range(2):
+        rounder.settle([mix], "gguf")
+        assert not (bank.work.path / ROUNDED).exists()
+        for cell, packed in expected.items():
+            there = bank.polished(*cell)
+            assert all(torch.equal(part, there[name]) for name, part in packed.items())
+        bank.forget_matrices()
 
 
 def test_from_kept_statistics_as_from_two_passes(both):

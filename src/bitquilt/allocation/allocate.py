@@ -15,9 +15,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from bitquilt.allocation.ray_evaluator import RayEvaluator
 from bitquilt.allocation.searching import SearchTask, run_search
 from bitquilt.allocation.selection import (
     Ranking,
+    called,
     predicted_verdict,
     select_best,
     unrivalled,
@@ -53,6 +55,9 @@ from bitquilt.rounding.rounders import Rounder
 from bitquilt.runtime.products import PRODUCTS
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import Target
+
+DECIDED = "decided"
+"""The folder of decisions whose candidates are gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,17 @@ class Decision(NamedTuple):
     """Where it comes from: a search method, a preset's name, or ``recipe``."""
     rankings: tuple[Ranking, ...]
     """The allocations that it was chosen from, best first; none where there was one only."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        rankings = [asdict(ranking) for ranking in self.rankings]
+        return {"allocation": dict(self.allocation), "source": self.source, "rankings": rankings}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Decision:
+        """Make it from what :meth:`to_dict` made of one."""
+        rankings = tuple(Ranking.from_dict(one) for one in fields["rankings"])
+        return cls(fields["allocation"], fields["source"], rankings)
 
 
 def affordable_search(config: SearchConfig, budget: TextBudget) -> SearchConfig:
@@ -127,12 +143,8 @@ def allocate(
             config=config,
             progress=progress,
         )
-        decided[target] = iter(files.allocate())
-    decisions = [next(decided[plan.target]) for plan in plans]
-    if bank.given:
-        for plan, decision in zip(plans, decisions, strict=True):
-            _say_given(plan, decision, bank, progress)
-    return decisions
+        decided[target] = iter(files.settled() if rounder.settles else files.allocate())
+    return [next(decided[plan.target]) for plan in plans]
 
 
 def _say_given(plan: Plan, decision: Decision, bank: LayerBank, progress: Progress) -> None:
@@ -157,7 +169,48 @@ class _Files:
     config: SearchConfig
     progress: Progress
 
+    def settled(self) -> list[Decision]:
+        """Decide each, have what they consist of as files are to have it, and nothing else.
+
+        What was decided is kept, for the candidates that it was chosen from are not.
+        """
+        name, work = f"{DECIDED}/{self.target.name}/{self._request_key()}", self.bank.work
+        if (known := work.load_json(name)) is None:
+            decisions = self.allocate()
+            kept = [decision.to_dict() for decision in decisions]
+            labels = [plan.label for plan in self.plans]
+            work.save_json(name, {"labels": labels, "decisions": kept})
+        else:
+            decisions = [Decision.from_dict(one) for one in known["decisions"]]
+            for plan, decision in zip(self.plans, decisions, strict=True):
+                source = called(decision.source)
+                said = f"the types of {source} are used, as an earlier run has decided"
+                self.progress.say(f"{plan.label} for {self.target}: {said}")
+        mixes = [decision.allocation for decision in decisions]
+        if known is None or self.bank.lacks(mixes):
+            self.rounder.settle(mixes, str(self.target))
+        return decisions
+
+    def _request_key(self) -> str:
+        """A name for all that decisions depend on, beside the settings of the work directory."""
+        asked: list[object] = [asdict(self.config)]
+        for plan in self.plans:
+            sets = plan.space.candidate_sets if plan.space else {}
+            types = {module: [one.qtype for one in own] for module, own in sets.items()}
+            capacity = plan.space.capacity if plan.space else 0
+            asked.append([plan.label, capacity, types, dict(plan.allocation)])
+        texts = self.text.interactions, self.text.search, self.text.selection
+        return _key(torch.cat([text.flatten() for text in texts]), asked)
+
     def allocate(self) -> list[Decision]:
+        """Decide each, and say how much of it other files have given."""
+        decisions = self._decided()
+        if self.bank.given:
+            for plan, decision in zip(self.plans, decisions, strict=True):
+                _say_given(plan, decision, self.bank, self.progress)
+        return decisions
+
+    def _decided(self) -> list[Decision]:
         """Decide each: round, score, solve, race, select."""
         rivals = [largest_preset(plan, self.bank.checkpoint) for plan in self.plans]
         limit = self._speed_limit(rivals)

@@ -18,6 +18,7 @@ from bitquilt.models.names import layer_of
 from bitquilt.rounding.layer_bank import POLISHED, ROUNDED
 from bitquilt.runtime.files import nearest_there, refuse_unwritable
 from bitquilt.runtime.sizes import human
+from bitquilt.targets import Target
 
 FLOAT, TOKEN = 4, 8
 SPARE = 16 << 20
@@ -26,7 +27,7 @@ SPARE = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class DiskUse:
-    """Bytes that are to be written, beside what is there already."""
+    """Bytes that are to be there at once, beside what is there already."""
 
     work_dir: Path
     work_bytes: int
@@ -72,7 +73,7 @@ class DiskUse:
 
 
 def disk_use(work: RunWork) -> DiskUse:
-    """Add up what a run is going to write."""
+    """Add up what a run is going to have on the disks."""
     quantizing = work.quantizing is not None
     return DiskUse(
         work_dir=work.work_dir,
@@ -89,15 +90,13 @@ def _work_bytes(work: RunWork) -> Iterable[int]:
         yield packed_bytes(int(checkpoint.config["hidden_size"]))
     if not work.two_passes:
         yield from _statistics(work)
-    yield from _made(work) if work.estimates else _candidates(work)
+    yield from _made(work) if work.estimates else _bank(work)
     window = budget.window * (FLOAT * int(checkpoint.config["hidden_size"]) + TOKEN)
     windows = sum(work.interactions(target) > 0 for target in work.targets) * budget.interactions
     if work.selects:
         windows += budget.selection + (budget.search if work.search.method != "knapsack" else 0)
     if (config := work.quantizing) is not None:
         windows += work.closing + (budget.tuning if config.tune else 0)
-        if work.config.rounding == "full" and not work.estimates:
-            yield from _again(work, 1 + config.sequential)
     there = sum(file.stat().st_size for file in (work.work_dir / "teacher").glob("*"))
     yield max(0, windows * window - there)
 
@@ -114,11 +113,37 @@ def _statistics(work: RunWork) -> Iterable[int]:
             yield from map(packed_bytes, widths_of_outputs(checkpoint, layer))
 
 
-def _candidates(work: RunWork) -> Iterable[int]:
-    """Yield the bytes of every candidate."""
+def _bank(work: RunWork) -> Iterable[int]:
+    """Yield the bytes of the layer bank, and of what comes of it."""
+    again = (work.config.rounding == "full") * (work.quantizing is not None)
+    sequential = again * (work.quantizing is not None and work.quantizing.sequential)
+    if not work.forgets:
+        yield sum(_candidates(work, target) for target in work.targets)
+        yield from _again(work, again + sequential)
+        return
+    kept, most = 0, 0  # candidates of a format go before those of the next come
     for target in work.targets:
-        for module, name in work.to_round(target):
-            yield qtypes.get(name).nbytes(*work.checkpoint.matrices[module])
+        finished = _finished(work, target)
+        most = max(most, kept + _candidates(work, target) + finished)
+        kept += finished
+    yield max(most, kept + sum(_again(work, sequential)))
+
+
+def _candidates(work: RunWork, target: Target) -> int:
+    """Return the bytes of every candidate of a format."""
+    cells = work.to_round(target)
+    return sum(qtypes.get(name).nbytes(*work.checkpoint.matrices[module]) for module, name in cells)
+
+
+def _finished(work: RunWork, target: Target) -> int:
+    """Return the bytes of what the files of a format consist of, without what is there."""
+    mixes = work.decided(target) or [plan.allocation for plan in work.of(target)]
+    cells = dict.fromkeys(cell for mix in mixes for cell in mix.items())
+    return sum(
+        qtypes.get(name).nbytes(*work.checkpoint.matrices[module])
+        for module, name in cells
+        if f"{module}/{name}" not in work.polished
+    )
 
 
 def _made(work: RunWork) -> Iterable[int]:

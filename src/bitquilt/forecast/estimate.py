@@ -46,7 +46,7 @@ class Forecast:
     machine_memory: int
     """Bytes that this machine has."""
     disk: DiskUse
-    """Bytes that are written, beside what is there already."""
+    """Bytes that are there at once, beside what is there already."""
 
     @property
     def seconds(self) -> float:
@@ -63,9 +63,9 @@ class Forecast:
         output = str(self.disk.output)
         yield (
             "If this machine stays as busy as it is now, the work takes about "
-            f"{clock(self.seconds)} and {human(self.memory)} of memory. It writes "
-            f"{human(self.disk.work_bytes)} into "
-            f"{self.disk.work_dir} and {human(self.disk.output_bytes)} into "
+            f"{clock(self.seconds)} and {human(self.memory)} of memory. On the disk it takes at "
+            f"most {human(self.disk.work_bytes)} in "
+            f"{self.disk.work_dir} and {human(self.disk.output_bytes)} in "
             f"{'this directory' if output == '.' else output}."
         )
         if self.memory > self.machine_memory:

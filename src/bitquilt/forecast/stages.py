@@ -79,7 +79,10 @@ class StageSeconds:
                 yield "rounding", self._made(target) + (reading if work.two_passes else 0.0)
             else:
                 yield "rounding", self._rounded(target)
-            yield from self._deciding(target)
+            if not work.decided(target):
+                yield from self._deciding(target)
+            if work.forgets:
+                yield from (("polishing", self._polished(plan)) for plan in work.of(target))
         if work.quantizing is None:
             return
         yield "closing text", self._forward(work.closing)
@@ -117,7 +120,8 @@ class StageSeconds:
         work, quantizing = self._work, self._work.quantizing
         assert quantizing is not None
         handled = self._handled()
-        yield "polishing", self._polished(plan)
+        if not work.forgets:
+            yield "polishing", self._polished(plan)
         if quantizing.sequential:
             again = sum(
                 rounding_seconds(qtype, work.weights(module), table=False)

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from bitquilt.allocation.allocate import DECIDED
 from bitquilt.allocation.plan import Plan, candidate_types, largest_preset
 from bitquilt.calibration.text_budget import LEAST_INTERACTIONS, TextBudget
 from bitquilt.config import AllocationConfig, QuantizeConfig, SearchConfig
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
-from bitquilt.rounding.layer_bank import ROUNDED
+from bitquilt.rounding.layer_bank import POLISHED, ROUNDED
 from bitquilt.rounding.tuning.distill import DEFAULT_SCHEDULE
 from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.files import read_json
 from bitquilt.runtime.workdir import WorkDir
 from bitquilt.targets import Target
 
@@ -60,7 +62,20 @@ class RunWork:
         planned = search.method == "knapsack" and search.scores == "predicted"
         sequential = quantizing is not None and quantizing.sequential
         banked = sequential or bool(self.config.cells)
-        return planned and not banked and self.checkpoint.weights >= ESTIMATED_FROM
+        return planned and not banked and self._large
+
+    @property
+    def forgets(self) -> bool:
+        """Whether rounded matrices go as soon as no file needs them.
+
+        A search for recipes keeps them for the files.
+        """
+        quantizing = self.quantizing
+        return quantizing is not None and not quantizing.keep_work and self._large
+
+    @property
+    def _large(self) -> bool:
+        return self.checkpoint.weights >= ESTIMATED_FROM
 
     @property
     def selects(self) -> bool:
@@ -105,6 +120,11 @@ class RunWork:
 
     def to_round(self, target: Target) -> Iterator[tuple[str, str]]:
         """Yield (matrix, type) that neither an earlier run nor an earlier format has rounded."""
+        if decided := self.decided(target):
+            for module, name in dict.fromkeys(cell for mix in decided for cell in mix.items()):
+                if f"{module}/{name}" not in self.polished | self._rounded:
+                    yield module, name
+            return
         earlier = [self.candidates[t.name] for t in self.targets[: self.targets.index(target)]]
         for module, names in self.candidates[target.name].items():
             for name in names:
@@ -175,14 +195,31 @@ class RunWork:
         """Whether the work directory has an artefact."""
         return not self.afresh and (self.work_dir / f"{name}.safetensors").exists()
 
+    def decided(self, target: Target) -> list[Allocation]:
+        """List the mixes that an earlier run has decided, where it did not keep candidates."""
+        labels = [plan.label for plan in self.of(target)]
+        forgets = self.forgets and not self.estimates and not self.afresh
+        for file in (self.work_dir / DECIDED / target.name).glob("*.json") if forgets else ():
+            if (known := read_json(file))["labels"] == labels:
+                return [one["allocation"] for one in known["decisions"]]
+        return []
+
     @cached_property
     def _rounded(self) -> frozenset[str]:
-        """``<matrix>/<type>`` of all that is in the layer bank."""
+        return self._in_bank(ROUNDED)
+
+    @cached_property
+    def polished(self) -> frozenset[str]:
+        """``<matrix>/<type>`` of all that is there as files are to have it."""
+        return self._in_bank(POLISHED)
+
+    def _in_bank(self, folder: str) -> frozenset[str]:
+        """Read ``<matrix>/<type>`` of all that is in a folder of the layer bank."""
         found: set[str] = set()
         if self.afresh:
             return frozenset()
         work = WorkDir.borrowed(self.work_dir)
-        for file in (self.work_dir / ROUNDED).rglob("*.safetensors"):
+        for file in (self.work_dir / folder).rglob("*.safetensors"):
             name = file.relative_to(self.work_dir).as_posix()
             found |= set(work.facts(name.removesuffix(".safetensors")))
         return frozenset(found)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from itertools import count
@@ -22,7 +22,7 @@ from torch import Tensor
 from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.qtypes.qtype import Packed
+from bitquilt.qtypes.qtype import Allocation, Packed
 from bitquilt.rounding.given_cells import GivenCell, GivenCells
 from bitquilt.runtime.files import remove
 from bitquilt.runtime.workdir import WorkDir, under
@@ -112,6 +112,25 @@ class LayerBank:
         done = qtype in self.cells(module, POLISHED)
         return self._load(POLISHED if done else ROUNDED, module, qtype)
 
+    def lacks(self, mixes: Iterable[Allocation]) -> Candidates:
+        """Return what mixes consist of that is not there as files are to have it."""
+        lacking: dict[str, list[str]] = {}
+        for module, qtype in _cells_of(mixes):
+            if qtype not in self.cells(module, POLISHED):
+                lacking.setdefault(module, []).append(qtype)
+        return lacking
+
+    def keep_only(self, mixes: Iterable[Allocation]) -> None:
+        """Remove what a search chose from, but for what mixes consist of.
+
+        That is polished, or goes beside what is: what was polished does not go.
+        """
+        for module, names in self.lacks(mixes).items():
+            for name in names:
+                cell = self.packed(module, name), self.cells(module)[name]
+                self.add(POLISHED, {(module, name): cell})
+        remove(self.work.path / ROUNDED)
+
     def forget_matrices(self) -> None:
         """Remove all matrices; estimates of what they cost stay."""
         for folder in (ROUNDED, POLISHED):
@@ -151,3 +170,8 @@ class LayerBank:
                 facts[name] = json.dumps(asdict(cell))
             number = sum(1 for _ in self._artefacts(folder, owner))
             self.work.save(f"{folder}/{owner}/{number}", tensors, facts)
+
+
+def _cells_of(mixes: Iterable[Allocation]) -> Iterable[CellKey]:
+    """List each matrix and type of some mixes once."""
+    return dict.fromkeys(cell for mix in mixes for cell in mix.items())

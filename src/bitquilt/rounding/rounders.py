@@ -11,19 +11,22 @@ through a block, and rounds as the second does (docs/decisions/two-passes.md).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from bitquilt.calibration.collect import collection_work
+from bitquilt.qtypes.qtype import Allocation
 from bitquilt.rounding import kernels
 from bitquilt.rounding.layer_bank import ESTIMATED, Candidates, LayerBank
 from bitquilt.rounding.round_layers import (
     estimate_layers,
     finish_layers,
     finishing_work,
+    polish_layers,
+    polishing_work,
     round_layers,
     rounding_work,
 )
@@ -45,8 +48,12 @@ class Rounder(Protocol):
     def make(self, chosen: Candidates, target: str) -> None:
         """Let the bank have what mixes of a format consist of."""
 
-    def forget(self) -> None:
-        """Give up what serves no other file than those that were written."""
+    @property
+    def settles(self) -> bool:
+        """Whether candidates go once the files of a format are decided."""
+
+    def settle(self, mixes: Sequence[Allocation], target: str) -> None:
+        """Let the bank have the mixes of a format as files are to have them, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,7 @@ class BankRounder:
 
     bank: LayerBank
     progress: Progress
+    settles: bool = False
     complete = True
 
     def __post_init__(self) -> None:
@@ -70,8 +78,14 @@ class BankRounder:
     def make(self, chosen: Candidates, target: str) -> None:
         """Do nothing: they are there."""
 
-    def forget(self) -> None:
-        """Do nothing: other files choose from the same candidates."""
+    def settle(self, mixes: Sequence[Allocation], target: str) -> None:
+        """Polish them, and remove the candidates; round them first where these are gone."""
+        lacking = self.bank.lacks(mixes)
+        if rounding_work(self.bank, lacking):
+            self.score(lacking, target)
+        for mix in mixes:
+            polish_mix(self.bank, mix, target, self.progress)
+        self.bank.keep_only(mixes)
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ class EstimatingRounder:
 
     bank: LayerBank
     progress: Progress
-    complete = False
+    complete = settles = False
 
     def score(self, candidates: Candidates, target: str) -> None:
         """Estimate all of them."""
@@ -94,9 +108,8 @@ class EstimatingRounder:
         with self.progress.stage(f"Rounding for {target}", work, "rounding"):
             finish_layers(self.bank, chosen, self.progress)
 
-    def forget(self) -> None:
-        """Remove the matrices; estimates and statistics stay."""
-        self.bank.forget_matrices()
+    def settle(self, mixes: Sequence[Allocation], target: str) -> None:
+        """Do nothing: nothing else is there."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +126,7 @@ class TwoPassRounder:
     readers: TextReaders
     """The processes that read."""
     progress: Progress
-    complete = False
+    complete = settles = False
 
     def __post_init__(self) -> None:
         kernels.start_compiling()
@@ -130,9 +143,8 @@ class TwoPassRounder:
             title = f"Reading it again, rounding for {target}"
             self._pass(title, "rounding", chosen, finishing_work, finish_layers)
 
-    def forget(self) -> None:
-        """Remove the matrices; estimates stay."""
-        self.bank.forget_matrices()
+    def settle(self, mixes: Sequence[Allocation], target: str) -> None:
+        """Do nothing: nothing else is there."""
 
     def _pass(
         self,
@@ -148,6 +160,14 @@ class TwoPassRounder:
         with self.progress.stage(title, units, kind):
             task = TextPass(self.tokens, self.folds, candidates, work, step)
             self.readers.read(task, self.progress, _Words(self.progress))
+
+
+def polish_mix(bank: LayerBank, mix: Allocation, target: str, progress: Progress) -> None:
+    """Bring what a file consists of to the rounding that the bank is for, where it is not yet."""
+    chosen = {module: [qtype] for module, qtype in mix.items()}
+    if work := polishing_work(bank, chosen):
+        with progress.stage(f"Polishing for {target}", work, "polishing"):
+            polish_layers(bank, chosen, progress)
 
 
 def _estimating_work(bank: LayerBank, candidates: Candidates) -> float:

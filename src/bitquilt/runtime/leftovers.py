@@ -32,7 +32,8 @@ _SINGLE = (LOCK, "settings.json", "time.json", "gradients.safetensors", "fisher.
 _FOLDERS = (
     *("moments", "hessians", "outputs", "weights"),
     *("estimated", "rounded", "polished", "sequential", "tuned"),
-    *("teacher", "attribution", "search", "selection", "made", "reference", "noise", "talk"),
+    *("teacher", "attribution", "search", "selection", "decided", "made"),
+    *("reference", "noise", "talk"),
 )
 _ARTEFACT = re.compile(r"[^.].*\.(safetensors|json|jsonl)|\..*\.part|\.tmp.{6}")
 _TOKENIZER = re.compile(r"\.?[0-9a-f]{32}(-\d+)?(-hf)?(\.part)?")
