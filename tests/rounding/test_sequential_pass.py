@@ -15,6 +15,7 @@ from bitquilt.rounding.gptaq import Drift
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, round_layers
 from bitquilt.rounding.sequential_pass import round_sequentially
+from bitquilt.rounding.staged_block import StagedBlock
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
 from tests.factories import tiny_checkpoint
@@ -186,8 +187,9 @@ def test_moments_are_those_of_whole_models(tmp_path, family):
         return weight * scale if name == "model.layers.0.mlp.up_proj.weight" else weight
 
     quantized = BlockwiseModel(checkpoint, scaled)
-    streams = tuple(
-        model.run_all(model.block(0), model.embed(TOKENS)) for model in (original, quantized)
+    blocks = tuple(
+        StagedBlock(model, 1, model.run_all(model.block(0), model.embed(TOKENS)))
+        for model in (original, quantized)
     )
     plain = architecture_of(checkpoint.config).plain_residual
     weights = torch.rand(TOKENS.numel(), generator=torch.Generator().manual_seed(5))
@@ -201,8 +203,7 @@ def test_moments_are_those_of_whole_models(tmp_path, family):
         def shrunk_by(self, owner):
             return 0.25
 
-    blocks = original.block(1), quantized.block(1)
-    pair = sequential_pass._Pair(1, blocks, streams, plain, Counted())
+    pair = sequential_pass._Pair(1, blocks, plain, Counted())
     first, second = pair.drifts(module)
     found = first + second
     lacking = torch.zeros(len(x), 1) if family == "gemma3_text" else stream - there

@@ -22,7 +22,7 @@ scales (tuning).
     coordinate_descent.py, scale_refit.py    polishing
     group_quantizer.py, codebooks.py, tables.py    nearest codes under a metric
     kernels.py, kernels.cu the same on a GPU
-    sequential_pass.py, gptaq.py    correction for the blocks before
+    sequential_pass.py, staged_block.py, gptaq.py    correction for the blocks before
     tuning/                scales and norms learned by distillation
 """
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -33,7 +32,7 @@ from bitquilt import qtypes
 from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.statistics import CalibrationStats
 from bitquilt.models.architectures import architecture_of
-from bitquilt.models.blockwise import BlockwiseModel, batches
+from bitquilt.models.blockwise import BlockwiseModel, batch_tokens, batches
 from bitquilt.models.names import in_block, layer_of
 from bitquilt.qtypes.floats import Float
 from bitquilt.qtypes.qtype import Allocation, Packed
@@ -42,10 +41,8 @@ from bitquilt.rounding.hessian import factorize
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.output_feedback import outputs_of
 from bitquilt.rounding.round_matrices import RoundingJob, round_matrices
+from bitquilt.rounding.staged_block import ADDED, StagedBlock
 from bitquilt.runtime.progress import Progress
-
-ADDED = ("self_attn.o_proj", "mlp.down_proj")
-"""The matrices whose outputs are added to the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -114,17 +111,16 @@ def round_sequentially(
     """
     sequential = SequentialPass(bank, allocation, f"sequential/{_key(allocation, tokens)}")
     plain = architecture_of(bank.checkpoint.config).plain_residual
-    original = BlockwiseModel(bank.checkpoint)
-    quantized = BlockwiseModel(bank.checkpoint, sequential.weight)
-    streams = original.embed(tokens), quantized.embed(tokens)
+    models = BlockwiseModel(bank.checkpoint), BlockwiseModel(bank.checkpoint, sequential.weight)
+    streams = tuple(model.embed(tokens) for model in models)
     for layer in range(bank.checkpoint.layers):
-        before = original.block(layer)
+        blocks = tuple(
+            StagedBlock(model, layer, stream) for model, stream in zip(models, streams, strict=True)
+        )
         if not sequential.done(layer):
-            blocks = (before, quantized.block(layer))
-            pair = _Pair(layer, blocks, streams, plain, bank.statistics)
+            pair = _Pair(layer, blocks, plain, bank.statistics)
             _correct_block(sequential, pair, rounding, progress)
-        original.run_all(before, streams[0])
-        quantized.run_all(quantized.block(layer), streams[1])
+        streams = tuple(block.finish() for block in blocks)
         progress.advance()
     return sequential
 
@@ -142,8 +138,7 @@ class _Pair:
     def __init__(
         self,
         layer: int,
-        blocks: tuple[nn.Module, nn.Module],
-        streams: tuple[Tensor, Tensor],
+        blocks: tuple[StagedBlock, ...],
         plain_residual: bool,
         statistics: CalibrationStats,
     ) -> None:
@@ -151,8 +146,7 @@ class _Pair:
 
         Args:
             layer: its number.
-            blocks: one-block models, both with the original weights.
-            streams: hidden states [N, L, D] before it, original and quantized.
+            blocks: of the original and of the quantized model, both with the original weights.
             plain_residual: whether the outputs of :data:`ADDED` are added as they are.
             statistics: say what each token counts for.
         """
@@ -160,78 +154,31 @@ class _Pair:
         self._statistics = statistics
         self._plain_residual = plain_residual
         self._blocks = blocks
-        self._streams = streams
 
     def weight(self, module: str) -> Tensor:
         """Return the original matrix [R, C]."""
-        return _linear(self._blocks[0], module).weight
+        return self._blocks[0].linear(module).weight
 
     def replace(self, module: str, matrix: Tensor) -> None:
         """Give the quantized block a rounded matrix [R, C]."""
-        _linear(self._blocks[1], module).weight = nn.Parameter(matrix, requires_grad=False)
+        self._blocks[1].linear(module).weight = nn.Parameter(matrix, requires_grad=False)
 
     def drifts(self, module: str) -> tuple[Drift, Drift]:
         """Return how what a matrix reads drifts, over either half of the windows."""
-        there = self._streams[0]
+        (x, h), (seen, there) = (block.read(module) for block in self._blocks)
         # [T] -> [N, L]
-        weights = self._statistics.token_weights(module).to(there).unflatten(0, there.shape[:2])
-        parts = (part.tensor_split(2) for part in (*self._streams, weights))
-        first, second = zip(*parts, strict=True)
-        return self._drift(module, first), self._drift(module, second)
-
-    def _drift(self, module: str, parts: tuple[Tensor, ...]) -> Drift:
-        """Return how it drifts over some windows of both streams, with the weights of tokens."""
-        *streams, weights = parts
+        weights = self._statistics.token_weights(module).to(x).unflatten(0, x.shape[:2])
+        added = in_block(module) in ADDED and self._plain_residual
+        lacking = h - there if added else h.new_zeros(*h.shape[:2], 1)
         kept = 1 - self._statistics.shrunk_by(module)
-        reads = [(block, _linear(block, module)) for block in self._blocks]
-        added = module.endswith(ADDED) and self._plain_residual
 
-        def of(rows: slice) -> Drift:
-            (x, h), (seen, there) = (
-                _read(*read, stream[rows]) for read, stream in zip(reads, streams, strict=True)
-            )
-            lacking = h - there if added else h.new_zeros(len(h), 1)
-            return Drift.of(x, seen, lacking, weights[rows].flatten(), kept)
+        def over(*half: Tensor) -> Drift:
+            few = batches(half[0], batch_tokens(half[0].shape[2]))
+            flat = ([part[rows].flatten(0, 1) for part in half] for rows in few)
+            return reduce(add, (Drift.of(*parts, kept=kept) for parts in flat))
 
-        return reduce(add, map(of, batches(streams[0])))
-
-
-def _linear(block: nn.Module, module: str) -> nn.Linear:
-    """Look up a layer of a one-block model by its module path in the whole model."""
-    linear = block.get_submodule(f"layers.0.{in_block(module)}")
-    assert isinstance(linear, nn.Linear)
-    return linear
-
-
-class _Reached(Exception):  # noqa: N818
-    """A forward pass has come to the layer that it was for."""
-
-
-def _read(block: nn.Module, linear: nn.Linear, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a linear layer reads [T, C], and the residual stream [T, D] at that point.
-
-    Args:
-        block: the one-block model.
-        linear: a layer of it.
-        hidden: [n, L, D] before the block.
-    """
-    stream, read = [hidden], []
-
-    def stop(_: nn.Module, inputs: tuple[Tensor]) -> None:
-        read.append(inputs[0])
-        raise _Reached
-
-    # the stream between attention and MLP is what the norm before the MLP reads
-    norm = block.get_submodule("layers.0.post_attention_layernorm")
-    hooks = (
-        norm.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0])),
-        linear.register_forward_pre_hook(stop),
-    )
-    with suppress(_Reached):
-        block(inputs_embeds=hidden, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return read[0].flatten(0, -2), stream[-1].flatten(0, -2)
+        first, second = zip(*(p.tensor_split(2) for p in (x, seen, lacking, weights)), strict=True)
+        return over(*first), over(*second)
 
 
 def _correct_block(
