@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of AutoRound, per block")
     parser.add_argument("--shaken", action="store_true")
     parser.add_argument("--text", type=Path, metavar="FILE")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as directory:
         model = str(shaken(Path(asked.model), Path(directory))) if asked.shaken else asked.model
         work_dir = Path(directory) / "work"

@@ -23,9 +23,9 @@ from bitquilt.rounding.row_sample import SHARE
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.targets import Target
 
-THERE_AND_BACK, ATTRIBUTION, SEQUENTIAL = 3.4, 8.5, 6.0
+THERE_AND_BACK, ATTRIBUTION, SEQUENTIAL = 3.4, 8.5, 3.8
 """What a pass takes in passes forward: there and back, with gradients of weights too, and in two
-streams that stop at each input."""
+streams, with sums of how they drift apart."""
 MOMENTS = 1.35
 """What the moments of a block's inputs take in passes forward, for as many entries as the block has
 weights."""
