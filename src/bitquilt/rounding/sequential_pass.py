@@ -173,9 +173,12 @@ class _Pair:
         kept = 1 - self._statistics.shrunk_by(module)
 
         def over(*half: Tensor) -> Drift:
-            few = batches(half[0], batch_tokens(half[0].shape[2]))
-            flat = ([part[rows].flatten(0, 1) for part in half] for rows in few)
-            return reduce(add, (Drift.of(*parts, kept=kept) for parts in flat))
+            drifts = []
+            for rows in batches(half[0], batch_tokens(half[0].shape[2])):
+                # [n, L, …] -> [n · L, …]
+                one, other, missing, own = (part[rows].flatten(0, 1) for part in half)
+                drifts.append(Drift.of(one, other, missing, own, kept))
+            return reduce(add, drifts)
 
         first, second = zip(*(p.tensor_split(2) for p in (x, seen, lacking, weights)), strict=True)
         return over(*first), over(*second)
