@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.bases.newer_types import NEWER_TYPES, PUBLISHED_NEWER
+from tests.bases.shared_fields import DELTA, LARGER, SHARED, VISION
 from tests.factories import VOCABULARY
 
-SHARED = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": False,
-    "bos_token_id": VOCABULARY - 6,
-    "eos_token_id": VOCABULARY - 5,
-    "pad_token_id": VOCABULARY - 5,
-}
-_LARGER = {"vocab_size": VOCABULARY + 32}
-"""For tokenizers to which something is added."""
 _EXPERTS = {"num_experts_per_tok": 2, "num_experts": 4, "moe_intermediate_size": 64}
 _SLIDING = {
     "layer_types": ["sliding_attention", "full_attention"],
@@ -38,14 +25,6 @@ _GEMMA_3 = {
     "query_pre_attn_scalar": 32,
 }
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_state": 32, "mamba_n_groups": 1}
-_DELTA = {
-    "num_hidden_layers": 4,
-    "head_dim": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-}
 _LATENT = {
     **{"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32},
     **{"v_head_dim": 32, "num_key_value_heads": 4},
@@ -54,16 +33,14 @@ _ROUTED = {
     **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1},
     **{"topk_group": 1, "moe_intermediate_size": 64},
 }
-_GPT2 = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 512}
-_STATES = {"state_size": 16, "time_step_rank": 8, "intermediate_size": 256}
-# llama.cpp reads an MLP as wide as its stream the wrong way round
-_VISION = {
-    **{"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1},
-    **{"num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+_GPT2 = {
+    **{"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 512},
+    "max_position_embeddings": 64,  # their table stays in float32
 }
+_STATES = {"state_size": 16, "time_step_rank": 8, "intermediate_size": 256}
 _IDEFICS = {
     "text_config": {"model_type": "llama", **SHARED},
-    "vision_config": _VISION,
+    "vision_config": VISION,
     **{"scale_factor": 2, "image_token_id": 5, "tie_word_embeddings": False},
 }
 _QWEN_VISION = {
@@ -105,7 +82,7 @@ _GEMMA_4 = {
     "final_logit_softcapping": 30.0,  # as all have; llama.cpp has it without being told
 }
 _GLM_MOE = {
-    **{**_EXPERTS, **_LARGER, "n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 32},
+    **{**_EXPERTS, **LARGER, "n_routed_experts": 4, "n_shared_experts": 1, "head_dim": 32},
     **{"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1},
 }
 # every fourth layer without RoPE, which llama.cpp reads in no file
@@ -119,10 +96,10 @@ TYPES: dict[str, dict[str, Any]] = {
     "ministral3": {"head_dim": 32},
     "mistral3": {
         "text_config": {"model_type": "ministral3", **SHARED, "head_dim": 32},
-        "vision_config": {"model_type": "pixtral", **_VISION, "head_dim": 32},
+        "vision_config": {"model_type": "pixtral", **VISION, "head_dim": 32},
         "tie_word_embeddings": False,
     },
-    "qwen2": _LARGER,
+    "qwen2": LARGER,
     "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 96},
     "qwen2_5_vl": {
         "text_config": {
@@ -141,17 +118,17 @@ TYPES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 32},
     # as published ones have it; llama.cpp reads no such key of qwen3moe
     "qwen3_moe": {**_EXPERTS, "head_dim": 64, "norm_topk_prob": True},
-    "qwen3_next": {**_DELTA, **_EXPERTS, "shared_expert_intermediate_size": 64},
-    "qwen3_5_text": {**_DELTA, **_LARGER},
+    "qwen3_next": {**DELTA, **_EXPERTS, "shared_expert_intermediate_size": 64},
+    "qwen3_5_text": {**DELTA, **LARGER},
     "qwen3_5_moe_text": {
-        **{**_DELTA, **_EXPERTS, **_LARGER},
+        **{**DELTA, **_EXPERTS, **LARGER},
         "shared_expert_intermediate_size": 64,
     },
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA_3,
     "gemma3": {
         "text_config": {"model_type": "gemma3_text", **SHARED, **_GEMMA_3},
-        "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+        "vision_config": {"model_type": "siglip_vision_model", **VISION},
         "mm_tokens_per_image": 4,
         "tie_word_embeddings": True,
     },
@@ -182,7 +159,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "ernie4_5": {"head_dim": 32},
-    "glm4": {"head_dim": 32, **_LARGER},
+    "glm4": {"head_dim": 32, **LARGER},
     "exaone4": _FULL,  # as 1.2B
     "seed_oss": {"head_dim": 32},
     "falcon_h1": {**_MAMBA, "mamba_d_ssm": 256, "head_dim": 32},
@@ -255,7 +232,7 @@ TYPES: dict[str, dict[str, Any]] = {
     "falcon_mamba": _STATES,
     "llava": {
         "text_config": {"model_type": "llama", **SHARED},
-        "vision_config": {"model_type": "clip_vision_model", **_VISION},
+        "vision_config": {"model_type": "clip_vision_model", **VISION},
         **{"image_token_index": 5, "tie_word_embeddings": False},
     },
     "smolvlm": _IDEFICS,
@@ -269,10 +246,10 @@ TYPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 256,
     },
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
-    "glm": {"head_dim": 32, **_LARGER},
+    "glm": {"head_dim": 32, **LARGER},
     "deepseek_v3": {**_LATENT, **_ROUTED, "first_k_dense_replace": 1},
     "glm4_moe_lite": {
-        **{**_LATENT, **_ROUTED, **_LARGER},
+        **{**_LATENT, **_ROUTED, **LARGER},
         "mlp_layer_types": ["dense", "sparse"],
     },
     # and those of which many are asked for in 2026
@@ -298,12 +275,12 @@ TYPES: dict[str, dict[str, Any]] = {
         "vision_config": {**_QWEN_VISION, "deepstack_visual_indexes": [0, 1]},
     },
     "qwen3_5": {
-        "text_config": {"model_type": "qwen3_5_text", **SHARED, **_DELTA, **_LARGER},
+        "text_config": {"model_type": "qwen3_5_text", **SHARED, **DELTA, **LARGER},
         "vision_config": {**_QWEN_VISION, "depth": 2},
     },
     "qwen3_5_moe": {
         "text_config": {
-            **{"model_type": "qwen3_5_moe_text", **SHARED, **_DELTA, **_EXPERTS, **_LARGER},
+            **{"model_type": "qwen3_5_moe_text", **SHARED, **DELTA, **_EXPERTS, **LARGER},
             "shared_expert_intermediate_size": 64,
         },
         "vision_config": {**_QWEN_VISION, "depth": 2},
@@ -311,12 +288,12 @@ TYPES: dict[str, dict[str, Any]] = {
     "gemma4": {"text_config": {"model_type": "gemma4_text", **SHARED, **_GEMMA_4}, **_TIED},
     "lfm2_vl": {
         "text_config": {"model_type": "lfm2", **SHARED, **_LFM2},
-        "vision_config": {"model_type": "siglip2_vision_model", **_VISION, "num_patches": 16},
+        "vision_config": {"model_type": "siglip2_vision_model", **VISION, "num_patches": 16},
         **{"image_token_id": 5, "tie_word_embeddings": True},
     },
     "internvl": {
-        "text_config": {"model_type": "qwen2", **SHARED, **_LARGER},
-        "vision_config": {**_VISION, "image_size": [28, 28], "patch_size": [14, 14]},
+        "text_config": {"model_type": "qwen2", **SHARED, **LARGER},
+        "vision_config": {**VISION, "image_size": [28, 28], "patch_size": [14, 14]},
         **{"image_token_id": 5, "tie_word_embeddings": False},
     },
     "exaone4_5": {
@@ -324,7 +301,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "vision_config": {**_QWEN_VISION, "fullatt_block_indexes": [0]},
     },
     "glm4v": {
-        "text_config": {"model_type": "glm4v_text", **SHARED, **_LARGER, **_HALF_ROTATED},
+        "text_config": {"model_type": "glm4v_text", **SHARED, **LARGER, **_HALF_ROTATED},
         "vision_config": {**_QWEN_VISION, "image_size": 28},
     },
     "glm4v_moe": {
@@ -333,7 +310,7 @@ TYPES: dict[str, dict[str, Any]] = {
     },
     "glm_ocr": {
         "text_config": {
-            **{"model_type": "glm_ocr_text", **SHARED, **_LARGER, "head_dim": 32},
+            **{"model_type": "glm_ocr_text", **SHARED, **LARGER, "head_dim": 32},
             "rope_parameters": {
                 **{"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0},
                 "mrope_section": [4, 6, 6],
@@ -345,7 +322,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "text_config": {
             **{"model_type": "paddleocr_vl_text", **SHARED, **_ROTATED_IN_THREE, "head_dim": 32},
         },
-        "vision_config": _VISION,
+        "vision_config": VISION,
     },
     "afmoe": {
         **{**_EXPERTS, "head_dim": 32, "num_dense_layers": 1, "num_shared_experts": 1},
@@ -357,7 +334,7 @@ TYPES: dict[str, dict[str, Any]] = {
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
     },
     "minimax_m2": {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "solar_open": {**_LARGER, **_ROUTED, "head_dim": 32},
+    "solar_open": {**LARGER, **_ROUTED, "head_dim": 32},
     "jamba": {
         **{"num_hidden_layers": 4, "num_experts": 4, "num_experts_per_tok": 2},
         **{"attn_layer_period": 4, "attn_layer_offset": 2, "mamba_dt_rank": 8},
@@ -378,7 +355,7 @@ TYPES: dict[str, dict[str, Any]] = {
     },
     "deepseek_v32": {**_LATENT, **_ROUTED, **_INDEXED, "mlp_layer_types": ["dense", "sparse"]},
     "glm_moe_dsa": {
-        **{**_LATENT, **_ROUTED, **_INDEXED, **_LARGER, "mlp_layer_types": ["dense", "sparse"]},
+        **{**_LATENT, **_ROUTED, **_INDEXED, **LARGER, "mlp_layer_types": ["dense", "sparse"]},
     },
     "sarvam_mla": {**_LATENT, **_ROUTED, "q_lora_rank": None, "first_k_dense_replace": 1},
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 32},
@@ -391,11 +368,12 @@ TYPES: dict[str, dict[str, Any]] = {
     "llama4": {
         "text_config": {"model_type": "llama4_text", **SHARED, **_LLAMA_4},
         "vision_config": {
-            **{**_VISION, "projector_input_dim": 64, "projector_output_dim": 64},
+            **{**VISION, "projector_input_dim": 64, "projector_output_dim": 64},
             **{"vision_output_dim": 64, "pixel_shuffle_ratio": 0.5},
         },
         "tie_word_embeddings": False,
     },
+    **NEWER_TYPES,
 }
 """model_type → fields of its config, beside those that all have."""
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -439,6 +417,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "qwen3_next": {"num_experts": 4, "partial_rotary_factor": 0.25},
     "stablelm": {"partial_rotary_factor": 0.25},
+    **PUBLISHED_NEWER,
 }
 """model_type → fields that published configs have, where transformers saves others."""
 SENTENCEPIECE = {

@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from bitquilt.bases.converter import find_converter
-from tests.bases.model_types import PUBLISHED, SENTENCEPIECE, SHARED, TYPES
+from tests.bases.model_types import PUBLISHED, SENTENCEPIECE, TYPES
+from tests.bases.shared_fields import SHARED
 from tests.factories import VOCABULARY, tiny_tokenizer
 
 needs_converter = pytest.mark.skipif(
@@ -64,6 +65,8 @@ def unknown_checkpoint(
         _add_shared_keys(directory / "model.safetensors")
     if kind == "qwen3_vl_moe":
         _turn_experts(directory / "model.safetensors")
+    if kind == "qwen3_5_moe":
+        _stack_experts(directory / "model.safetensors")
     if kind in SENTENCEPIECE:
         (directory / "tokenizer.model").write_bytes(_pieces(SENTENCEPIECE[kind]))
     return directory
@@ -160,6 +163,24 @@ def _turn_experts(path: Path) -> None:
         name: one.transpose(1, 2).contiguous() if ".experts." in name else one
         for name, one in load_file(path).items()
     }
+    save_file(tensors, path, {"format": "pt"})
+
+
+def _stack_experts(path: Path) -> None:
+    """Store the experts of a layer together, as published files of Qwen 3.5 have them."""
+    tensors = load_file(path)
+    experts: dict[str, dict[str, dict[int, torch.Tensor]]] = {}
+    for name in list(tensors):
+        if found := re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.weight", name):
+            experts.setdefault(found[1], {}).setdefault(found[3], {})[int(found[2])] = tensors.pop(
+                name
+            )
+    for place, kinds in experts.items():
+        stacks = {
+            kind: torch.stack([own[i] for i in range(len(own))]) for kind, own in kinds.items()
+        }
+        tensors[f"{place}.gate_up_proj"] = torch.cat([stacks["gate_proj"], stacks["up_proj"]], 1)
+        tensors[f"{place}.down_proj"] = stacks["down_proj"]
     save_file(tensors, path, {"format": "pt"})
 
 

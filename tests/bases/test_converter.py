@@ -99,6 +99,7 @@ def test_a_failure_is_a_sentence_with_the_last_line(fake, tmp_path: Path) -> Non
     [
         ("", "it printed no error"),
         ("x\nKeyError: 'a_field'", "it looks for 'a_field' in vain, in config.json or among"),
+        ("x\nKeyError: 'Missing tensors of a'", "KeyError: 'Missing tensors of a'"),
         ("    assert a == b  # why\n           ^^^\nAssertionError", "this does not hold: a == b"),
         ("ERROR:hf-to-gguf:Model X is not supported", "Model X is not supported"),
         ("  f()\nValueError: 1 more: \nlm_head.weight.", "ValueError: 1 more: lm_head.weight."),

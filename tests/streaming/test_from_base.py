@@ -33,10 +33,14 @@ from tests.models.sources.quantized.test_gptq import AWQ, random_awq
 from tests.quick import QUICK, invoke
 
 TEXT = {name: QUICK[name] for name in ("text_budget", "calibration")}
-TYPES = ("granite", "qwen3_moe", "lfm2", "ministral3", "mistral3", "qwen3_5_text", "llama4_text")
+TYPES = (
+    *("granite", "qwen3_moe", "lfm2", "ministral3", "mistral3", "qwen3_5_text", "llama4_text"),
+    "mimo_v2_flash",
+)
 """Those of docs/model-types.md that are tried each time: a stack of experts, convolutions, a gguf
 package that lacks members of other architectures, one that sees, a config that speaks of weights
-which are not there, a family of ours with experts."""
+which are not there, a family of ours with experts, a
+field that the converter does not find inside rope_parameters."""
 SAME = 1e-3
 """Logits that differ by less are the same."""
 ACTIVATIONS = 0.05

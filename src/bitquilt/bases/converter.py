@@ -36,7 +36,7 @@ Of others it does not read all kinds, and keeps some quantized."""
 LONGEST_REASON = 300
 """Characters of a converter's error."""
 _LOGGED = re.compile(r"^ERROR:[\w-]+:")
-_LACKING = re.compile(r"KeyError: ('.*'|\".*\")")
+_LACKING = re.compile(r"KeyError: ('\S*'|\"\S*\")")
 _ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
 _MARKS = re.compile(r"[\s~^]*")
 """What Python puts under a line of a traceback."""

@@ -43,6 +43,7 @@ def run_converter(script: str, splitting: str, mtp: str, arguments: list[str]) -
         _teach(_class(converter, "TextModel"), splitting)
     if not mtp:
         _class(converter, "ModelBase").no_mtp = True
+        _count_no_further_blocks()
     if "--mmproj" in arguments:
         _keep_embedding_of_breaks()
     _name_lacking_architectures(converter)
@@ -58,6 +59,11 @@ def _run_with_lacking_fields(converter: Any, directory: str) -> None:
     def load_hparams(*args: Any, **options: Any) -> dict[str, Any]:
         found: dict[str, Any] = load(*args, **options)
         _add_missing(found, given)
+        rope = found.get("rope_parameters")
+        if isinstance(rope, dict) and "full_attention" in rope:  # where some look without it
+            _add_missing(
+                rope, {name: given[name] for name in given.keys() & rope["full_attention"].keys()}
+            )
         return found
 
     base.load_hparams = staticmethod(load_hparams)
@@ -85,7 +91,8 @@ def field_of_transformers(directory: str, field: Any) -> Any:
         parts = [layer for kind, layer in layers if kind == "full_attention"]
         field = field.removeprefix("global_")
     values = [getattr(part, field, None) for part in parts]
-    values += [(getattr(part, "rope_parameters", None) or {}).get(field) for part in parts]
+    ropes = [getattr(part, "rope_parameters", None) or {} for part in parts]
+    values += [rope.get("full_attention", rope).get(field) for rope in ropes]
     return next((one for one in values if isinstance(one, bool | int | float | str | list)), None)
 
 
@@ -198,6 +205,17 @@ def _add_missing(found: dict[str, Any], published: dict[str, Any]) -> None:
             _add_missing(found[name], value)
         else:
             found.setdefault(name, value)
+
+
+def _count_no_further_blocks() -> None:
+    """Tell MiMo V2's converter, which counts three blocks for further tokens, that there are none.
+
+    The count is not in the config.
+    """
+    try:
+        importlib.import_module("conversion.mimo").MimoV2Model._n_nextn = 0
+    except (ImportError, AttributeError):  # other versions do not count them
+        return
 
 
 def _class(converter: Any, name: str) -> Any:
