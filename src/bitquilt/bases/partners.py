@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitquilt.bases.deferred_stacks import matrix_of
 from bitquilt.runtime.device import compute_device
+from bitquilt.runtime.malloc import trim
 
 HASHED_AT_ONCE = 1 << 22
 """Numbers that are hashed at once: 32 MB of them."""
@@ -106,6 +107,7 @@ def find_partners(
     used: set[Unit] = set()
     found: dict[str, Partner | None] = {}
     for name in base:
+        trim()  # pieces, which stay, lie between the large blocks of hashing, which went
         stack = base[name]
         index = indices.setdefault(stack.dtype, _Index(parameters, stack.dtype))
         experts, partial = [], False
