@@ -1,6 +1,6 @@
 """Compare rounding alone: every type, ours and its peers', on the same text.
 
-    python benchmarks/rounding.py [--model MODEL] [--tune N | --dwq N] [--equal] [TYPE…]
+    python benchmarks/rounding.py [--model MODEL] [--tune N | --dwq N] [OPTION…] [TYPE…]
 
 All matrices of the blocks go onto one type. With GGUF types the embedding has Q6_K, in each side's
 own rounding. With MLX types it has the same type, as ``mlx_lm.convert -q`` gives it, and then 6
@@ -9,7 +9,8 @@ each kind of held-out text with its 95 % interval, that KL as a part of the firs
 seconds of rounding. AutoRound has a line where it is installed; it tunes for minutes to hours
 without a GPU. With ``--tune N``, mlx-lm's DWQ and our tuning read N windows of text, of which 32
 say how far they are; with ``--dwq N`` DWQ alone does, at its better rate. With ``--equal`` MLX
-types have the lines of equal bytes only. ``--held-out N`` windows of each kind of text judge in
+types have the lines of equal bytes only. With ``--sequential`` a last line has each block rounded
+again for those before it. ``--held-out N`` windows of each kind of text judge in
 place of 32, and with ``--text FILE`` the documents of that file do in place of the bundled ones.
 Without a GPU mlx multiplies by a plain BLAS: it is about fifteen times as fast with
 ``LD_PRELOAD=libopenblas.so.0`` before the command.
@@ -63,13 +64,26 @@ class Learning(NamedTuple):
 
 
 def lines(
-    bench: Bench, qtype: QuantType, original: Path | None, learning: Learning | None
+    bench: Bench,
+    qtype: QuantType,
+    original: Path | None,
+    learning: Learning | None,
+    sequential: bool,
 ) -> Iterator[tuple[str, Callable[[], Weights]]]:
     """Yield what is measured on a type; shares are of the first line."""
+    six = qtypes.get("6bit-g64" if "mlx" in qtype.targets else "Q6_K")
     if original is not None and "mlx" in qtype.targets:
         yield from mlx_lines(bench, qtype, original, learning)
-        return
-    six = qtypes.get("Q6_K")
+    else:
+        yield from gguf_lines(bench, qtype, six, learning)
+    if sequential:
+        yield "ours, full, sequential", lambda: bench.corrected(qtype, six)
+
+
+def gguf_lines(
+    bench: Bench, qtype: QuantType, six: QuantType, learning: Learning | None
+) -> Iterator[tuple[str, Callable[[], Weights]]]:
+    """Yield what is measured on a type of GGUF files, the embedding on 6 bits."""
     yield "ggml, importance matrix", lambda: bench.theirs(qtype, six, bench.ggml_with_imatrix)
     yield "ggml", lambda: bench.theirs(qtype, six, bench.ggml)
     if isinstance(qtype, (WithMins, Signed)):
@@ -132,6 +146,7 @@ def main() -> None:
     parser.add_argument("--tune", type=int, default=0, metavar="N")
     parser.add_argument("--dwq", type=int, default=0, metavar="N")
     parser.add_argument("--equal", action="store_true")
+    parser.add_argument("--sequential", action="store_true")
     parser.add_argument("--held-out", type=int, default=HELD_OUT, metavar="N")
     parser.add_argument("--text", type=Path, metavar="FILE")
     parser.add_argument("types", nargs="*", default=[*qtypes.names("gguf"), *qtypes.names("mlx")])
@@ -157,7 +172,7 @@ def main() -> None:
                 continue
             print(f"{name} ({qtype.bits:.4g} bits)")
             first = None
-            for label, weights in lines(bench, qtype, original, learning):
+            for label, weights in lines(bench, qtype, original, learning, asked.sequential):
                 started = time.monotonic()
                 made = weights()
                 seconds = time.monotonic() - started

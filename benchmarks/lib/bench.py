@@ -21,6 +21,7 @@ from bitquilt.models.checkpoint import EMBEDDING, Checkpoint
 from bitquilt.qtypes.qtype import QuantType
 from bitquilt.rounding.layer_bank import LayerBank
 from bitquilt.rounding.round_layers import polish_layers, round_layers
+from bitquilt.rounding.sequential_pass import round_sequentially
 from bitquilt.rounding.tuning import distill
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
@@ -83,6 +84,13 @@ class Bench:
         round_layers(bank, wanted, Silent())
         polish_layers(bank, wanted, Silent())
         return {m: on.dequantize(bank.polished(m, on.name)) for m, on in allocation.items()}
+
+    def corrected(self, qtype: QuantType, embedding: QuantType) -> Weights:
+        """Round every matrix with our bank, and blocks again for those before them."""
+        self.ours(qtype, embedding, "full")
+        allocation = dict.fromkeys(self.blocks, qtype.name) | {EMBEDDING: embedding.name}
+        done = round_sequentially(self.banks["full"], allocation, self.tokens, "full", Silent())
+        return {m: qtypes.get(on).dequantize(done.packed(m, on)) for m, on in allocation.items()}
 
     def measured(self, weights: Weights) -> TokenFigures:
         """Compare a model of these weights with the original on the held-out text."""

@@ -8,9 +8,11 @@ import math
 import numpy as np
 import pytest
 
+from bitquilt.allocation import meter
 from bitquilt.allocation.history import History
 from bitquilt.allocation.measurements import Measurements
 from bitquilt.allocation.meter import Limits, Meter, SpentError
+from tests.clock import set_clock
 
 A, B = {"m": "Q4_K", "n": "Q4_K"}, {"m": "Q6_K", "n": "Q4_K"}
 LENGTH = 129
@@ -88,7 +90,7 @@ def test_tokens_are_limited_from_now_on(history):
 
 def test_time_is_limited_by_what_the_next_measurement_will_take(history, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    set_clock(monkeypatch, meter, lambda: clock[0])
     evaluate = Counted()
 
     def slow(mixes, windows):
@@ -106,7 +108,7 @@ def test_time_is_limited_by_what_the_next_measurement_will_take(history, monkeyp
 
 def test_the_history_is_json_lines(history, monkeypatch):
     clock = iter([100.0, *[112.34] * 9])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    set_clock(monkeypatch, meter, lambda: next(clock))
     measured = begun(Counted(), history)
     measured.samples([A], [0, 3])
     measured.history.write({"best": "Q4_K Q4_K"} | measured.meter.spent)

@@ -6,13 +6,15 @@ from contextlib import suppress
 
 import pytest
 
+from bitquilt.allocation import meter as own
 from bitquilt.allocation.meter import Limits, Meter, SpentError
+from tests.clock import set_clock
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    set_clock(monkeypatch, own, lambda: now[0])
     return now
 
 

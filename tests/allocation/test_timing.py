@@ -11,6 +11,7 @@ from bitquilt import qtypes
 from bitquilt.allocation import timing
 from bitquilt.allocation.timing import TimingSchedule, random_weights, token_seconds
 from bitquilt.engines import GeneratedToken
+from tests.clock import set_clock
 from tests.shapes import shaped_checkpoint
 
 
@@ -30,8 +31,7 @@ class Clockwork:
     def __init__(self, monkeypatch, seconds):
         self.now, self.asked, self._seconds = 0.0, [], list(seconds)
         monkeypatch.setattr(timing, "open_engine", self._open)
-        for clock in ("monotonic", "perf_counter"):
-            monkeypatch.setattr(timing.time, clock, lambda: self.now)
+        set_clock(monkeypatch, timing, lambda: self.now)
 
     @contextmanager
     def _open(self, path):

@@ -8,7 +8,9 @@ import torch
 
 import bitquilt.config  # noqa: F401 (its fields are what sentences name to callers from Python)
 from bitquilt.errors import UserError
+from bitquilt.runtime import workdir
 from bitquilt.runtime.workdir import WorkDir
+from tests.clock import set_clock
 
 
 def test_artefacts_come_back(tmp_path):
@@ -104,7 +106,7 @@ def test_only_what_was_half_written_is_removed(tmp_path):
 
 def test_the_time_of_all_runs_is_kept(tmp_path, monkeypatch):
     now = 100.0
-    monkeypatch.setattr("bitquilt.runtime.workdir.time.monotonic", lambda: now)
+    set_clock(monkeypatch, workdir, lambda: now)
     with WorkDir(tmp_path / "w", {}) as work:
         now += 40
     assert work.seconds == 40
