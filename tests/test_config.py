@@ -126,6 +126,7 @@ def test_several_bits_each_once():
     [
         QuantizeConfig(bits=4.5),
         QuantizeConfig(bits=[3, 4.5000001], to="both", output="a b", tune=True, sequential=True),
+        QuantizeConfig(bits=4.5, sequential=False),
         QuantizeConfig(size="600MB", recipe="mine.json", calibration="x.txt", work_dir="w"),
         QuantizeConfig(
             bits=4,

@@ -246,6 +246,24 @@ def test_refined_and_tuned_files_are_ordinary_and_closer(wide, tmp_path, to):
     assert better.figures.headline.kl.mean < 1.1 * plain.figures.headline.kl.mean
 
 
+def test_a_small_model_on_a_recipe_is_corrected_and_its_recipe_says_so(wide, tmp_path):
+    source, work = wide
+    asked = {"to": "gguf", "work_dir": work}
+    (plain,) = quantize(
+        source, recipe="Q4_K_M", output=tmp_path / "plain", sequential=False, **asked
+    )
+    (unasked,) = quantize(source, recipe="Q4_K_M", output=tmp_path / "unasked", **asked)
+    assert plain.allocation == unasked.allocation
+    weights = [READERS["gguf"](one.path) for one in (plain, unasked)]
+    assert any(not torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+    for made, own, said in zip((plain, unasked), weights, (False, True), strict=True):
+        recipe = recipe_file(made.path)
+        assert json.loads(recipe.read_text())["sequential"] is said
+        (again,) = quantize(source, recipe=recipe, output=tmp_path / f"again-{said}", **asked)
+        theirs = READERS["gguf"](again.path)
+        assert all(torch.equal(weight, theirs[name]) for name, weight in own.items())
+
+
 def test_an_unknown_rounding_is_refused(wide, tmp_path):
     source, _ = wide
     with pytest.raises(UserError, match=r"rounding is 'bset', which is not one of nearest, gptq, "):

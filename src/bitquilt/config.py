@@ -273,10 +273,11 @@ class QuantizeConfig(AllocationConfig):
         metavar="LANG|TEXT|N,…",
         many=True,
     )
-    sequential: bool = option(
+    sequential: bool | None = option(
         "Each block is rounded again to make up for the errors of the quantized blocks before it "
-        "(GPTAQ).",
-        default=False,
+        "(GPTAQ). If not given, the recipe decides. A preset, and a recipe that says nothing, has "
+        "it done for models below 512 million weights, unless a size is asked for.",
+        default=None,
     )
     tune: bool = option(
         "Scales and norms are learned by gradient descent. This takes a GPU or patience.",

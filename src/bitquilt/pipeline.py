@@ -116,7 +116,7 @@ def _quantize(run: Run, config: QuantizeConfig, asked: str) -> QuantizeResult:
         outputs = []
         for plan, decision, path in zip(run.plans, decisions, paths, strict=True):
             source = run.polish(plan, decision, bank)
-            if config.sequential:
+            if plan.sequential:
                 source = run.correct(plan, decision, bank)
             if config.tune:
                 source = run.tune(plan, decision, source)
@@ -415,7 +415,7 @@ class Run(AbstractContextManager["Run"]):
             allocation,
             source.packed,
             path,
-            recipe_json=recipes.from_allocation(allocation, checkpoint).to_json(),
+            recipe_json=recipes.from_allocation(allocation, checkpoint, plan.sequential).to_json(),
             total_bytes=plan.layout.total_bytes,
             closing=closing,
             engine_check=run_in_engine if asked else None,
@@ -458,7 +458,8 @@ class Run(AbstractContextManager["Run"]):
         """Write the allocation of a planned file as a recipe."""
         name = f"{self.checkpoint.name}-{plan.label}-{plan.target}.recipe.json"
         path = self.output / name
-        recipe = recipes.from_allocation(decision.allocation, self.checkpoint)
+        said = plan.sequential or None  # a search that was told nothing leaves it open
+        recipe = recipes.from_allocation(decision.allocation, self.checkpoint, said)
         write_recipe(path, recipe.to_json())
         layout = plan.layout_of(self.checkpoint, decision.allocation)
         return SearchResult(

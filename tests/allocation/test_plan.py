@@ -7,12 +7,13 @@ import re
 import shutil
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 import bitquilt
-from bitquilt import PlanConfig, qtypes
+from bitquilt import PlanConfig, QuantizeConfig, qtypes
 from bitquilt.allocation import sensitivity
 from bitquilt.allocation.plan import make_plan, plan, requests
 from bitquilt.allocation.solver import solve
@@ -65,6 +66,32 @@ def test_tensors_come_within_half_a_percent_of_their_bits(model, target, bits):
     norms = planned.layout.norm_bytes
     most = (norms + planned.space.capacity) * 8 / checkpoint.weights  # of any mix
     assert planned.bits <= most <= bits
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "weights", "corrected"),
+    [
+        (None, {}, 511_999_999, True),
+        (None, {}, 512_000_000, False),
+        (False, {}, 1, False),
+        (True, {}, 512_000_000, True),
+        (None, {"bits": 4.5}, 1, False),
+        (True, {"bits": 4.5}, 1, True),
+        (False, {"sequential": True}, 1, True),
+        (True, {"sequential": False}, 1, False),
+        (None, {"rounding": "gptq"}, 1, False),
+        (None, {"cells": ["cells"]}, 1, False),
+    ],
+)
+def test_who_says_whether_blocks_are_corrected(
+    recipe, monkeypatch, said, asked, weights, corrected
+):
+    """The option, then the recipe; else small models are that nothing else is asked for."""
+    monkeypatch.setattr("bitquilt.allocation.plan.offered_types", lambda _: {})
+    path = recipe(default="Q4_K", **({} if said is None else {"sequential": said}))
+    (request,) = requests(QuantizeConfig(recipe=path, **asked))
+    assert request.corrects(SimpleNamespace(weights=weights)) is corrected
+    assert not requests(PlanConfig(recipe=recipe(default="Q4_K")))[0].has_time
 
 
 @pytest.mark.parametrize("target", ["gguf", "mlx"])

@@ -131,6 +131,14 @@ def test_a_finished_mix_is_written_down_and_read_back() -> None:
     assert from_allocation(shuffled, checkpoint).to_json() == recipe.to_json()
 
 
+@pytest.mark.parametrize("said", [None, True, False])
+def test_a_recipe_says_whether_blocks_make_up_for_those_before(said: bool | None) -> None:
+    checkpoint = shaped_checkpoint()
+    recipe = from_allocation(dict.fromkeys(checkpoint.matrices, "Q4_K"), checkpoint, said)
+    assert ("sequential" in recipe.to_json()) == (said is not None)
+    assert parse_recipe(recipe.to_json(), "again").sequential is said
+
+
 def test_json_is_canonical() -> None:
     text = parse_recipe(ISSUE_RECIPE, "r").to_json()
     assert text == (
@@ -153,7 +161,10 @@ def test_a_file_may_say_its_format_and_model_files_do_not() -> None:
         ('{"default": "Q4_K",\n "rules": [}', ["not JSON", "line 2", "column"]),
         ("[]", ["must be a JSON object"]),
         ('{"default": "Q4_K", "default": "Q6_K"}', ['"default" twice']),
-        ('{"defualt": "Q4_K"}', ['unknown key "defualt"', "default, format, pin, rules"]),
+        (
+            '{"defualt": "Q4_K"}',
+            ['unknown key "defualt"', "default, format, pin, rules, seq"],
+        ),
         ('{"default": "Q4_L"}', ['"default": there is no type', "Q4_L", "4bit-g64"]),
         ('{"default": null}', ['"default" must be a type']),
         ('{"default": 4}', ['"default" must be a type']),
@@ -171,6 +182,8 @@ def test_a_file_may_say_its_format_and_model_files_do_not() -> None:
         ('{"format": 3}', ["format 3", "reads format 2", "pip install --upgrade bitquilt"]),
         ('{"format": "2"}', ['"format" must be the number 2']),
         ('{"format": true}', ['"format" must be the number 2']),
+        ('{"sequential": "yes"}', ['"sequential" must be true or false']),
+        ('{"sequential": null}', ['"sequential" must be true or false']),
         ('{"pin": []}', ['"pin" must be an object']),
         ('{"pin": {"token_embd": "Q9"}}', ['pin "token_embd": there is no type']),
     ],

@@ -13,6 +13,7 @@ import pytest
 
 import bitquilt
 from bitquilt import QuantizeConfig, SearchConfig, UserError
+from bitquilt.allocation.plan import UNASKED
 from bitquilt.forecast import disk
 from bitquilt.runtime.progress import Silent
 from bitquilt.runtime.workdir import WorkDir
@@ -50,10 +51,11 @@ def test_quantize_begins_with_what_it_will_take(model, tmp_path):
     bitquilt.quantize(
         model, **QUICK, recipe="Q4_K_M", output=tmp_path, threads=1, progress=progress
     )
-    first, second = progress.lines[:2]
+    said, first, second = progress.lines[:3]
+    assert said == UNASKED
     assert first == (
         "The work runs on the CPU, in 1 thread. It reads these tokens of text: calibration 128, "
-        "closing figures 128."
+        "closing figures 128, sequential correction 128."
     )
     pattern = (
         r"If this machine stays as busy as it is now, the work takes about \d+ s and \d+\.\d+ "

@@ -204,6 +204,9 @@ def test_a_recipe_goes_by_the_names_of_tensors(tmp_path: Path) -> None:
     recipe.write_text('{"default": "Q8_0", "pin": {"head": "Q6_K"}}')
     with pytest.raises(UserError, match='pins "head", which is not a matrix of model-BF16'):
         quantize(tmp_path, recipe=recipe)
+    recipe.write_text('{"default": "Q8_0", "sequential": true}')
+    with pytest.raises(UserError, match=r'"sequential": true, but this model is rounded once'):
+        quantize(tmp_path, recipe=recipe)
 
 
 def test_what_cannot_be_done_is_one_sentence(tmp_path: Path) -> None:

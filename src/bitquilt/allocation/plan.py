@@ -27,6 +27,7 @@ from bitquilt.errors import PartlyRefusedError, UserError
 from bitquilt.models import open_checkpoint
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.qtypes.qtype import Allocation
+from bitquilt.rounding import METHODS
 from bitquilt.rounding.given_cells import offered_types
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.progress import Progress
@@ -35,6 +36,14 @@ from bitquilt.targets import Target, parse_targets
 from bitquilt.targets.layout import Layout
 from bitquilt.trimming.trimmed import planned_model
 
+CORRECTED_BELOW = 512_000_000
+"""Weights below which blocks are rounded again for those before them where nothing is searched and
+nobody says otherwise: it takes about as long as statistics and rounding do together, for the fifth
+to the twelfth part of the KL (docs/decisions/sequential.md)."""
+UNASKED = (
+    "nothing is searched, so there is time to correct each block for the errors of those before "
+    "it; --no-sequential leaves that out"
+)
 FILLING = 0.02
 """The share of a file that may be filling, so that it has the size that was asked for."""
 
@@ -54,6 +63,25 @@ class Request:
     """Whether something was said about how to search."""
     offered: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Module path → types that files give the matrix on."""
+    sequential: bool | None = False
+    """Whether blocks are rounded again for those before them; None where nobody says it here."""
+    has_time: bool = False
+    """Whether that is done unasked, where nothing is searched and the model is small."""
+
+    def corrects(self, checkpoint: Checkpoint) -> bool:
+        """Whether the blocks of a model are rounded again for those before them."""
+        return self.corrects_unasked(checkpoint) if self._said is None else self._said
+
+    def corrects_unasked(self, checkpoint: Checkpoint) -> bool:
+        """Whether they are although neither the options nor the recipe say it."""
+        alone = self._said is None and self.budget is None
+        return alone and self.has_time and checkpoint.weights < CORRECTED_BELOW
+
+    @property
+    def _said(self) -> bool | None:
+        if self.sequential is None and self.recipe is not None:
+            return self.recipe.sequential
+        return self.sequential
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -88,6 +116,7 @@ def requests(config: PlanConfig) -> list[Request]:
         recipe = recipes.read_recipe(Path(config.recipe))
     allocating = config if isinstance(config, AllocationConfig) else None
     fast = allocating is not None and allocating.search.tokens_per_second is not None
+    quantizing = config if isinstance(config, QuantizeConfig) else None
     offered = offered_types([Path(file) for file in allocating.cells]) if allocating else {}
     return [
         Request(
@@ -98,9 +127,16 @@ def requests(config: PlanConfig) -> list[Request]:
             fast=fast,
             searches=allocating is not None and allocating.search != SearchConfig(),
             offered=offered,
+            sequential=quantizing.sequential if quantizing else None,
+            has_time=_has_time(quantizing),
         )
         for bits in config.several_bits
     ]
+
+
+def _has_time(config: QuantizeConfig | None) -> bool:
+    """Whether matrices are rounded as well as can be; those that files give stay as they are."""
+    return config is not None and config.rounding == METHODS[-1] and not config.cells
 
 
 def _budget(bits: float | None, size: str | None) -> Budget | None:
@@ -140,6 +176,8 @@ class Plan:
     """What a search may choose from; None where the recipe decides everything."""
     preset: str | None = None
     """The preset that the mix is, where that was asked for."""
+    sequential: bool = False
+    """Whether blocks are rounded again for those before them."""
     notes: tuple[str, ...] = ()
     """What of the request has no effect, or another one than people expect: a sentence each."""
 
@@ -167,6 +205,7 @@ class Plan:
             "breakdown": self.layout.breakdown,
             "tokenizer_counted": self.layout.breakdown["tokenizer"] > 0,
             "allocation": self.allocation,
+            "sequential": self.sequential,
         }
 
 
@@ -227,6 +266,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
         layout=layout,
         space=space,
         preset=request.preset,
+        sequential=request.corrects(checkpoint),
         notes=(
             *checkpoint.to_be_told,
             *_about_vision(checkpoint, target),
@@ -234,6 +274,7 @@ def make_plan(checkpoint: Checkpoint, request: Request, target: Target) -> Plan:
             *request.notes,
             *_larger_than_source(checkpoint, request, target, layout),
             *_overhead(checkpoint, request, target),
+            *((UNASKED,) if request.corrects_unasked(checkpoint) else ()),
         ),
     )
 

@@ -13,7 +13,9 @@ A matrix goes by two names, its GGUF tensor name (``blk.0.attn_q``) and its Hugg
 in all of them and the first rule that matches wins. A pin names one matrix exactly, beats every
 rule, and holds during a search too; rules and default are the mix when there is no search. A type
 is a name, or one name per target, ``{"gguf": "Q6_K", "mlx": "6bit-g64"}``, so that one file serves
-both. A file may say which format it has, ``"format": 2``; format 1 is that of bitquilt 0.1, whose
+both. ``"sequential": true`` says that blocks are rounded again for those before them, and false
+that they are not; the recipe beside a model says what was done there. A file may say which format
+it has, ``"format": 2``; format 1 is that of bitquilt 0.1, whose
 rules said "grid" where they say "type" now.
 """
 
@@ -57,6 +59,8 @@ class Recipe:
     default: QtypeChoice | None = None
     rules: tuple[Rule, ...] = ()
     pin: Mapping[str, QtypeChoice] = field(default_factory=dict)
+    sequential: bool | None = None
+    """Whether blocks are rounded again for those before them; None where it does not say."""
     where: str = "the recipe"
     """What errors call the recipe, usually its file's path; it is not part of the recipe."""
 
@@ -69,7 +73,21 @@ class Recipe:
             parts["rules"] = [{"match": r.match, "type": _plain(r.qtype)} for r in self.rules]
         if self.pin:
             parts["pin"] = {name: _plain(self.pin[name]) for name in sorted(self.pin)}
+        if self.sequential is not None:
+            parts["sequential"] = self.sequential
         return json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+
+    def refuse_correction(self) -> None:
+        """Refuse a recipe that asks for what is done to models of known families only.
+
+        Raises:
+            UserError: the recipe wants blocks to be rounded again.
+        """
+        if self.sequential:
+            raise UserError(
+                f'{self.where} says "sequential": true, but this model is rounded once, without a '
+                "correction for the blocks before; leave it out of the recipe"
+            )
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -102,18 +120,22 @@ def parse_recipe(source: str | Mapping[str, Any], where: str) -> Recipe:
             regex.
     """
     data = _decode(source, where) if isinstance(source, str) else source
-    _check_keys(data, {"format", "default", "rules", "pin"}, where)
+    _check_keys(data, {"format", "default", "rules", "pin", "sequential"}, where)
     _check_format(data.get("format", FORMAT), where)
     rules = data.get("rules", [])
     pin = data.get("pin", {})
+    sequential = data.get("sequential")
     if not isinstance(rules, list):
         raise UserError(f'{where}: "rules" must be a list of {{"match": …, "type": …}}')
     if not isinstance(pin, Mapping):
         raise UserError(f'{where}: "pin" must be an object of matrix name: type')
+    if "sequential" in data and not isinstance(sequential, bool):
+        raise UserError(f'{where}: "sequential" must be true or false; correct it or leave it out')
     return Recipe(
         default=_parse_qtype(data["default"], f'{where}: "default"') if "default" in data else None,
         rules=tuple(_parse_rule(rule, f"{where}: rule {i}") for i, rule in enumerate(rules, 1)),
         pin={name: _parse_qtype(qtype, f'{where}: pin "{name}"') for name, qtype in pin.items()},
+        sequential=sequential,
         where=where,
     )
 
@@ -179,18 +201,20 @@ def pins(recipe: Recipe, checkpoint: Checkpoint, target: str) -> dict[str, str]:
     return fixed
 
 
-def from_allocation(allocation: Allocation, checkpoint: Checkpoint) -> Recipe:
+def from_allocation(
+    allocation: Allocation, checkpoint: Checkpoint, sequential: bool | None = None
+) -> Recipe:
     """Return an allocation as a recipe: its most common type as default, all other matrices pinned.
 
     Args:
         allocation: the type of every matrix.
         checkpoint: the model, whose order breaks ties.
+        sequential: what the recipe says of it.
     """
     named = {names[0]: allocation[module] for module, names in _names(checkpoint).items()}
     default = Counter(named.values()).most_common(1)[0][0]
-    return Recipe(
-        default=default, pin={name: qtype for name, qtype in named.items() if qtype != default}
-    )
+    pin = {name: qtype for name, qtype in named.items() if qtype != default}
+    return Recipe(default=default, pin=pin, sequential=sequential)
 
 
 def require_fit(qtype: str, module: str, columns: int, target: str, where: str) -> str:

@@ -22,7 +22,7 @@ from bitquilt.models.sources.resolve import local_path, short_name
 from bitquilt.runtime.extras import require_ray
 from bitquilt.runtime.files import nan_to_null, refuse_file, refuse_unwritable
 from bitquilt.runtime.near import did_you_mean, require_there
-from bitquilt.runtime.options import Option, Options
+from bitquilt.runtime.options import Option, Options, negated
 from bitquilt.runtime.sizes import is_size
 from bitquilt.runtime.workdir import refuse_unusable
 
@@ -231,6 +231,8 @@ def _click_options(config: type[Options], skip: Iterable[str]) -> Iterator[Calla
         if known is None or known.flag == "" or field.name in skip:
             continue
         flags = [flag for flag in (known.short, known.flag_of(field.name)) if flag]
+        if hints[field.name] == bool | None:
+            flags[-1] += f"/{negated(flags[-1])}"
         yield click.option(
             _parameter(config, field.name),
             *flags,
@@ -248,7 +250,7 @@ def _facts(known: Option, hint: Any, default: Any) -> dict[str, Any]:
         facts["required"] = True
     elif known.many and default is not None:
         facts["default"] = ",".join(map(str, default))
-    if hint is bool:
+    if hint in (bool, bool | None):
         return facts | {"is_flag": True}
     if facts.get("default") is not None:
         facts["show_default"] = True

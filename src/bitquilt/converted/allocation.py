@@ -52,11 +52,13 @@ def recipe_of(config: QuantizeConfig) -> Recipe | None:
     """Read the recipe that is asked for; None where it is a preset, or none.
 
     Raises:
-        UserError: it cannot be read, or there is no such preset.
+        UserError: it cannot be read, asks for a correction, or there is no such preset.
     """
     if config.recipe is None or asked_preset(config) is not None:
         return None
-    return read_recipe(Path(config.recipe))
+    recipe = read_recipe(Path(config.recipe))
+    recipe.refuse_correction()
+    return recipe
 
 
 def candidates_of(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitquilt import qtypes
+from bitquilt.allocation.plan import Plan
 from bitquilt.calibration.block_moments import input_of
 from bitquilt.calibration.collect import widths_of_outputs
 from bitquilt.calibration.packed_moment import packed_bytes
@@ -115,18 +116,18 @@ def _statistics(work: RunWork) -> Iterable[int]:
 
 def _bank(work: RunWork) -> Iterable[int]:
     """Yield the bytes of the layer bank, and of what comes of it."""
-    again = (work.config.rounding == "full") * (work.quantizing is not None)
-    sequential = again * (work.quantizing is not None and work.quantizing.sequential)
     if not work.forgets:
         yield sum(_candidates(work, target) for target in work.targets)
-        yield from _again(work, again + sequential)
+        polished = work.config.rounding == "full" and work.quantizing is not None
+        yield from _again(work, work.plans if polished else ())
+        yield from _again(work, work.corrected)
         return
     kept, most = 0, 0  # candidates of a format go before those of the next come
     for target in work.targets:
         finished = _finished(work, target)
         most = max(most, kept + _candidates(work, target) + finished)
         kept += finished
-    yield max(most, kept + sum(_again(work, sequential)))
+    yield max(most, kept + sum(_again(work, work.corrected)))
 
 
 def _candidates(work: RunWork, target: Target) -> int:
@@ -156,13 +157,13 @@ def _made(work: RunWork) -> Iterable[int]:
                 yield qtypes.get(name).nbytes(*work.checkpoint.matrices[module])
 
 
-def _again(work: RunWork, times: int) -> Iterable[int]:
-    """Yield the bytes of matrices that are polished, and those that are rounded again."""
-    for plan in work.plans:
+def _again(work: RunWork, plans: Iterable[Plan]) -> Iterable[int]:
+    """Yield the bytes of matrices of files that are polished, or rounded again."""
+    for plan in plans:
         for module, name in plan.allocation.items():
             inside = module not in (EMBEDDING, HEAD)
             if inside and not (work.work_dir / POLISHED / input_of(module)).exists():
-                yield times * qtypes.get(name).nbytes(*work.checkpoint.matrices[module])
+                yield qtypes.get(name).nbytes(*work.checkpoint.matrices[module])
 
 
 def _device(path: Path) -> int:

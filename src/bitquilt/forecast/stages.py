@@ -122,7 +122,7 @@ class StageSeconds:
         handled = self._handled()
         if not work.forgets:
             yield "polishing", self._polished(plan)
-        if quantizing.sequential:
+        if plan.sequential:
             again = sum(
                 rounding_seconds(qtype, work.weights(module), table=False)
                 for module, qtype in plan.allocation.items()

@@ -58,11 +58,15 @@ class RunWork:
         A search, and the sequential correction, need all candidates; so do matrices that files
         give, which are beside ours in the bank.
         """
-        search, quantizing = self.search, self.quantizing
+        search = self.search
         planned = search.method == "knapsack" and search.scores == "predicted"
-        sequential = quantizing is not None and quantizing.sequential
-        banked = sequential or bool(self.config.cells)
+        banked = bool(self.corrected or self.config.cells)
         return planned and not banked and self._large
+
+    @property
+    def corrected(self) -> list[Plan]:
+        """The files whose blocks are rounded again for those before them."""
+        return [plan for plan in self.plans if self.quantizing and plan.sequential]
 
     @property
     def forgets(self) -> bool:
@@ -184,8 +188,8 @@ class RunWork:
             tokens["selection"] = budget.selection * window
         if quantizing:
             tokens["closing figures"] = self.closing * window
-        if quantizing and quantizing.sequential:
-            tokens["sequential correction"] = budget.calibration * window
+        if self.corrected:
+            tokens["sequential correction"] = len(self.corrected) * budget.calibration * window
         if quantizing and quantizing.tune:
             steps = DEFAULT_SCHEDULE.steps(budget.tuning) * DEFAULT_SCHEDULE.batch
             tokens["tuning"] = steps * window

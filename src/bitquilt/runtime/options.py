@@ -161,12 +161,17 @@ class Options:
             if known.repeated:
                 words += [word for each in value for word in (flag, _word(each))]
                 continue
-            words.append(flag)
+            words.append(negated(flag) if value is False else flag)
             if isinstance(value, tuple):
                 words.append(",".join(map(_word, value)))
-            elif value is not True:
+            elif not isinstance(value, bool):
                 words.append(str(value))
         return words
+
+
+def negated(flag: str) -> str:
+    """Return the flag that says no: ``--no-sequential``."""
+    return flag.replace("--", "--no-", 1)
 
 
 def _unknown(config: type[Options], name: str) -> str:

@@ -211,7 +211,9 @@ class _Run:
             return None, preset
         from bitquilt.allocation.recipe import read_recipe  # which loads torch
 
-        return read_recipe(Path(self.config.recipe)), None
+        recipe = read_recipe(Path(self.config.recipe))
+        recipe.refuse_correction()
+        return recipe, None
 
     def _capacity(self, budget: Budget) -> int:
         """Bytes that the matrices may take in the file, alignment included."""
