@@ -43,7 +43,17 @@ def test_experts_of_16_bits_stay_in_their_files(directory, monkeypatch):
     require_memory(directory)
 
 
-def test_a_gpu_holds_all_weights(directory, monkeypatch):
+def test_a_gpu_holds_all_but_experts_of_16_bits(directory, monkeypatch):
+    path = directory / "model.safetensors"
+    save_file({name: one.bfloat16() for name, one in load_file(path).items()}, path)
+    machine(monkeypatch, 1 << 40, GPU_ROOM + 32 * 64 * 2)
+    require_memory(directory)
+    machine(monkeypatch, 1 << 40, GPU_ROOM + 32 * 64 * 2 - 1)
+    with pytest.raises(UserError, match=r"4\.10 kB of weights that the GPU has to hold at once"):
+        require_memory(directory)
+
+
+def test_a_gpu_holds_all_other_weights(directory, monkeypatch):
     machine(monkeypatch, 1 << 40, GPU_ROOM + 4 * 32 * 32 * 4)
     require_memory(directory)
     machine(monkeypatch, 1 << 40, GPU_ROOM + 4 * 32 * 32 * 4 - 1)

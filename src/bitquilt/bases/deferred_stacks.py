@@ -3,7 +3,7 @@
 Checkpoints have every expert by itself, and transformers stacks those of a layer when it loads
 them. Here the parameter gets the shape and a single NaN, and keeps the tensors that it is made of,
 which are views of the mapped files. Who reads it by the functions of this module gets its numbers;
-who does not gets NaN.
+who does not gets NaN. A GPU has a few stacks at a time, in 16 bits: those that were read last.
 
 Letters: E experts, R rows, C columns.
 """
@@ -11,6 +11,8 @@ Letters: E experts, R rows, C columns.
 from __future__ import annotations
 
 import copy
+import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,7 +28,14 @@ from transformers.core_model_loading import (
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 """What is lent (:mod:`bitquilt.bases.lent_weights`), and deferred therefore."""
-_PLACE = "bitquilt_deferred_stack"
+LAST_SHARE = 32
+"""A GPU keeps the stacks that were read last in one part in so many of its free memory. Those of a
+layer are read several times for each batch of windows (docs/decisions/two-passes.md)."""
+PIECE_BYTES = 64 << 20
+"""So much of a stack goes to a GPU at once, from pinned memory: six times as fast as from files."""
+_LEAST_KEPT = 2
+"""As many stacks are kept however large they are: experts take turns at two."""
+_PLACE, _LAST = "bitquilt_deferred_stack", "bitquilt_last_stacks"
 _STACK = (MergeModulelist, {"dim": 0})
 _JOIN_ROWS = (Concatenate, {"dim": 1, "num_shards_attribute": None})
 _OPERATIONS = ([_STACK], [_STACK, _JOIN_ROWS])
@@ -40,31 +49,94 @@ class DeferredStack:
     experts: tuple[tuple[Tensor, ...], ...]
     """Of every expert, matrices whose rows come one after another."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the files have, of 16 bits."""
+        return self.experts[0][0].dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """E, R, C."""
+        parts = self.experts[0]
+        return len(self.experts), sum(map(len, parts)), parts[0].shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """What the stack takes in 16 bits."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def matrix(self, index: int) -> Tensor:
         """Return one expert [R, C]."""
         parts = self.experts[index]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def put_together(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return a new stack [E, R, C]; nothing else takes memory meanwhile."""
-        rows = sum(len(part) for part in self.experts[0])
-        shape = (len(self.experts), rows, self.experts[0][0].shape[1])
-        found = torch.empty(shape, dtype=dtype, device=device)
-        for own, parts in zip(found, self.experts, strict=True):
+    def put_together(self) -> Tensor:
+        """Return a new stack [E, R, C], float32; nothing else takes memory meanwhile."""
+        found = torch.empty(self.shape)
+        self.fill(found, 0)
+        return found
+
+    def fill(self, experts: Tensor, start: int) -> None:
+        """Copy the experts from ``start`` on to a tensor of as many as are wanted, [e, R, C]."""
+        wanted = self.experts[start : start + len(experts)]
+        for own, parts in zip(experts, wanted, strict=True):
             at = 0
             for part in parts:
                 own[at : at + len(part)] = part
                 at += len(part)
-        return found
+
+    def nothing(self, device: torch.device) -> Tensor:
+        """Return what has the shape, and takes no memory."""
+        return torch.full((), torch.nan, dtype=self.dtype, device=device).expand(self.shape)
 
     def parameter(self) -> nn.Parameter:
-        """Return what has the shape, and takes no memory."""
-        parts = self.experts[0]
-        shape = (len(self.experts), sum(map(len, parts)), parts[0].shape[1])
-        nothing = torch.full((), torch.nan, dtype=parts[0].dtype)
-        made = nn.Parameter(nothing.expand(shape), requires_grad=False)
+        """Return the parameter that keeps the stack."""
+        made = nn.Parameter(self.nothing(torch.device("cpu")), requires_grad=False)
         setattr(made, _PLACE, self)
         return made
+
+
+class LastStacks:
+    """The stacks that were read last, put together in 16 bits on a device."""
+
+    def __init__(self, device: torch.device, most: int) -> None:
+        """Keep none yet.
+
+        Args:
+            device: where the stacks are read.
+            most: bytes of those that are kept, if these are more than two.
+        """
+        self.device, self._most = device, most
+        self._kept: OrderedDict[int, Tensor] = OrderedDict()
+
+    def numbers(self, stack: DeferredStack) -> Tensor:
+        """Return a stack [E, R, C], which others read, too."""
+        if (key := id(stack)) not in self._kept:
+            while len(self._kept) >= _LEAST_KEPT and self.nbytes + stack.nbytes > self._most:
+                self._kept.popitem(last=False)
+            self._kept[key] = self._read(stack)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    @property
+    def nbytes(self) -> int:
+        """What is kept."""
+        return sum(one.nbytes for one in self._kept.values())
+
+    def _read(self, stack: DeferredStack) -> Tensor:
+        """Put a stack together; some experts are copied to a GPU while the CPU gathers others.
+
+        torch knows until when pinned memory is read, and takes other memory for the next piece.
+        """
+        found = torch.empty(stack.shape, dtype=stack.dtype, device=self.device)
+        pinned = self.device.type != "cpu"
+        step = max(1, PIECE_BYTES // found[0].nbytes)
+        for start in range(0, len(found), step):
+            own = found[start : start + step]
+            piece = torch.empty(own.shape, dtype=own.dtype, pin_memory=pinned)
+            stack.fill(piece, start)
+            own.copy_(piece, non_blocking=True)
+        return found
 
 
 class StackedLater(ConversionOps):  # type: ignore[misc]
@@ -140,7 +212,10 @@ def float_numbers(parameter: Tensor) -> Tensor:
     stack = _stack_of(parameter)
     if stack is None:
         return parameter.detach().to(torch.float32, copy=True)
-    return stack.put_together(torch.float32, parameter.device)
+    last: LastStacks | None = getattr(parameter, _LAST, None)
+    if last is None:
+        return stack.put_together()
+    return last.numbers(stack).to(torch.float32)
 
 
 def matrix_of(parameter: Tensor, index: int) -> Tensor:
@@ -159,20 +234,33 @@ def keep_float(parameter: Tensor) -> None:
 
 
 def moved_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return a model on a device; in a GPU's memory deferred stacks are put together.
+    """Return a model on a device, where deferred stacks are read from then on.
 
     Args:
         model: whose parameters are on the CPU, or on the device.
         device: where it computes.
     """
     if device.type != "cpu":
-        for parameter in model.parameters():
-            if (stack := _stack_of(parameter)) is not None:
-                parameter.data = stack.put_together(parameter.dtype, device)
-                _forget(parameter)
+        free, _ = torch.cuda.mem_get_info()
+        read_with(model, LastStacks(device, free // LAST_SHARE))
     return model.to(device)
 
 
+def read_with(model: nn.Module, last: LastStacks) -> None:
+    """Have the deferred stacks of a model read on a device, but for those that are already.
+
+    Args:
+        model: whose deferred parameters go to the device; they stay deferred.
+        last: keeps some stacks there.
+    """
+    for parameter in model.parameters():
+        stack = _stack_of(parameter)
+        if stack is not None and not hasattr(parameter, _LAST):
+            parameter.data = stack.nothing(last.device)
+            setattr(parameter, _LAST, last)
+
+
 def _forget(parameter: Tensor) -> None:
-    if _stack_of(parameter) is not None:
-        delattr(parameter, _PLACE)
+    for place in (_PLACE, _LAST):
+        if hasattr(parameter, place):
+            delattr(parameter, place)

@@ -21,6 +21,7 @@ BY_LLAMA_CPP = (
     "give it with --imatrix=FILE"
 )
 """What to do about a model that cannot be run here."""
+_HALF = ("BF16", "F16")
 _ONE_OF_MANY = re.compile(r"\bexperts\.\d+\.")
 
 
@@ -46,7 +47,7 @@ def require_memory(directory: Path) -> None:
 
     On a CPU weights stay in their files, but for those that are dequantized. And where a checkpoint
     has every expert by itself, in float32, transformers puts those of a layer together, in memory;
-    in 16 bits they are put together when they are read. A GPU has all weights at once.
+    in 16 bits they are put together when they are read. A GPU has all other weights at once.
 
     Args:
         directory: of a Hugging Face model.
@@ -59,6 +60,7 @@ def require_memory(directory: Path) -> None:
     weights = tensors.plain_bytes
     stacked = [name for name in tensors if _ONE_OF_MANY.search(name)]
     experts = sum(tensors.size(name) for name in stacked if tensors.kind(name) == "F32")
+    at_once = weights - sum(tensors.size(one) for one in stacked if tensors.kind(one) in _HALF)
     if tensors.decoded_bytes > memory:
         raise UserError(
             f"the weights of {directory} take {human(tensors.decoded_bytes)} of memory when they "
@@ -70,8 +72,8 @@ def require_memory(directory: Path) -> None:
             f"float32, which takes {human(experts)}, and this machine has {human(memory)}; "
             f"{BY_LLAMA_CPP}"
         )
-    if of_gpu and weights + GPU_ROOM > of_gpu:
+    if of_gpu and at_once + GPU_ROOM > of_gpu:
         raise UserError(
-            f"{directory} has {human(weights)} of weights, which the GPU has to hold beside "
+            f"{directory} has {human(at_once)} of weights that the GPU has to hold at once, beside "
             f"{human(GPU_ROOM)} of other numbers, and it has {human(of_gpu)}; give --device=cpu"
         )

@@ -19,7 +19,7 @@ from bitquilt.bases.decoded_model import DecodedModel
 from bitquilt.bases.lent_weights import lent_weights
 from bitquilt.bases.partners import Partner
 from bitquilt.errors import UserError
-from bitquilt.models.blockwise import Advance, batches, ignore
+from bitquilt.models.blockwise import Advance, batch_tokens, batches, ignore
 
 TRIED_LOGITS = 8
 """On so many tokens it is tried whether two steps give the same as one."""
@@ -92,7 +92,7 @@ class TwoStepModel:
             advance: is told of tokens × weights as they are read.
         """
         found = []
-        for which in batches(tokens):
+        for which in batches(tokens, batch_tokens(1)):  # each batch reads all experts again
             own = tokens[which]
             read = self._inner(own.to(self.device), use_cache=False)
             found.append(read.last_hidden_state.float().cpu())
