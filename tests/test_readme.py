@@ -11,6 +11,7 @@ import click
 import pytest
 
 from bitquilt.cli.main import bitquilt
+from bitquilt.cli.options import options_of
 from tests.test_imports import ORDER
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +50,7 @@ def parse(line: str, *, whole: bool) -> None:
         command.make_context(
             verb, arguments, parent=click.Context(bitquilt, **bitquilt.context_settings)
         )
-    known = {"-h", "--help", *(name for option in command.params for name in option.opts)}
+    known = {"-h", "--help", *options_of(command)}
     for argument in arguments:
         if argument.startswith("-") and argument not in known:
             raise click.UsageError(f"bitquilt {verb} has no {argument}")

@@ -278,6 +278,7 @@ class QuantizeConfig(AllocationConfig):
         "(GPTAQ). If not given, the recipe decides. A preset, and a recipe that says nothing, has "
         "it done for models below 512 million weights, unless a size is asked for.",
         default=None,
+        negated=True,
     )
     tune: bool = option(
         "Scales and norms are learned by gradient descent. This takes a GPU or patience.",

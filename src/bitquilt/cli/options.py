@@ -231,7 +231,7 @@ def _click_options(config: type[Options], skip: Iterable[str]) -> Iterator[Calla
         if known is None or known.flag == "" or field.name in skip:
             continue
         flags = [flag for flag in (known.short, known.flag_of(field.name)) if flag]
-        if hints[field.name] == bool | None:
+        if known.negated:
             flags[-1] += f"/{negated(flags[-1])}"
         yield click.option(
             _parameter(config, field.name),
@@ -250,7 +250,7 @@ def _facts(known: Option, hint: Any, default: Any) -> dict[str, Any]:
         facts["required"] = True
     elif known.many and default is not None:
         facts["default"] = ",".join(map(str, default))
-    if hint in (bool, bool | None):
+    if hint is bool or known.negated:
         return facts | {"is_flag": True}
     if facts.get("default") is not None:
         facts["show_default"] = True
@@ -368,7 +368,7 @@ def print_json(content: dict[str, Any]) -> None:
 
 def options_of(command: click.Command) -> set[str]:
     """The options of a command, as they are typed."""
-    return {flag for parameter in command.params for flag in parameter.opts}
+    return {flag for p in command.params for flag in (*p.opts, *p.secondary_opts)}
 
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}

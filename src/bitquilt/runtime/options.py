@@ -42,6 +42,8 @@ class Option:
     """Whether an empty text is a value, not a mistake."""
     envvar: str | None = None
     """The environment variable that holds the value where the flag is not given."""
+    negated: bool = False
+    """Whether ``--no-NAME`` says no; without either flag something else decides."""
     optional_value: str | None = None
     """What the flag alone means, where its value may be left out."""
     reads: str | None = None
@@ -100,6 +102,8 @@ class Options:
                     _name_nested(value.default_factory)
         for name, option in known.items():
             _name(option.flag_of(name), name)
+            if option.negated:
+                KEYWORDS[negated(option.flag_of(name))] = f"{name}=False"
         lines = [f"    {name}: {option.help}" for name, option in known.items()]
         cls.__doc__ = "\n".join([f"{cls.__doc__}", "", "Attributes:", *lines])
 
