@@ -77,8 +77,14 @@ NOTES = {
     "qwen2_5_vl": "llama.cpp does not read the epsilon of this type's norms and takes 0: with 0 in "
     "transformers the difference is 4e-6, and with 1e-6, as published models have, 9e-4",
     "mimo_v2_flash": "mlx-lm computes something else; why was not found",
-    "qwen3_5_moe": "experts are stacked as published; mlx-lm does not read them one by one, as "
-    "transformers saves them",
+    "nanochat": "mlx-lm has names of its own for all tensors",
+    "olmo_hybrid": "mlx-lm has the names of transformers' class for norms, and those of the file "
+    "for convolutions",
+    "bailing_hybrid": "mlx-lm knows an earlier model of this name",
+    "phimoe": "llama.cpp and transformers compute something else; why was not found",
+    "aya_vision": "transformers does not scale logits of this wrapper, and engines do",
+    "cohere2_vision": "as aya_vision",
+    "paligemma": "transformers has all tokens of a prompt attend to each other, and engines do not",
     "granite4_vision": "the converter knows it where text_config has GraniteForCausalLM as its "
     "architecture",
     "deepseek_v4": "the converter reads experts only in FP4 with scales, as DeepSeek has them",
@@ -113,7 +119,11 @@ of each type. `docs/scripts/model_types.py` writes this page, with {versions}.
 directory, whose KL in the engine is that of the decoded weights within {near:.0%}.
 
 Those from cohere to iquestcoder were tried after all before them, and no line was written or
-changed for them; in mlx-lm exaone needs the rule for fields that a config lacks. Of types drawn by
+changed for them; in mlx-lm exaone needs the rule for fields that a config lacks. Those from gptj to
+glmasr are what two of transformers, llama.cpp and mlx-lm know beside. Absent are encoders (bert,
+t5), models that predict for others (gemma4_assistant), shieldgemma2, which classifies, gemma3n,
+whose tower transformers builds only with the package timm, minimax, whose name mlx-lm has for
+another model, longcat_flash, and what only both engines know. Of types drawn by
 lot from all that transformers knows (xlm, cpmant, openai-gpt, bert-generation, gpt_neox_japanese),
 neither converter knows any.
 
@@ -161,7 +171,7 @@ class Row:
         except (Exception, SystemExit) as error:  # whatever an engine raises is what the page tells
             ended = isinstance(error, SystemExit)
             told = "it ends the program" if ended else str(error).strip() or type(error).__name__
-            said = told.splitlines()[0].replace(f"{self._scratch}/", "").partition("; ")[0]
+            said = " ".join(told.replace(f"{self._scratch}/", "").partition("; ")[0].split())
             self.notes.append(f"{what}: {said[:200].rstrip('.')}")
             return None
 

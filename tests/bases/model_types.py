@@ -381,6 +381,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "nemotron_h": {"num_hidden_layers": 4, "hybrid_override_pattern": "ME*E"},
     "gemma4_text": {"global_head_dim": 64},
+    "gemma4": {"text_config": {"global_head_dim": 64}},
     "cohere2": {"rotary_pct": 1.0},
     "glm4": {"partial_rotary_factor": 0.5},
     "glm4_moe": {"partial_rotary_factor": 0.5},
@@ -414,6 +415,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
             **{"num_heads": 4, "short_conv_kernel_size": 4},
         },
         **{"first_k_dense_replace": 0, "moe_router_activation_func": "sigmoid"},
+        "rope_theta": 10000.0,
     },
     "qwen3_next": {"num_experts": 4, "partial_rotary_factor": 0.25},
     "stablelm": {"partial_rotary_factor": 0.25},
@@ -423,7 +425,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 SENTENCEPIECE = {
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text", "gemma3n_text"), False),
     **dict.fromkeys(("ernie4_5", "ernie4_5_moe", "internlm3", "minicpm3", "nemotron"), True),
-    **dict.fromkeys(("bitnet", "jamba", "paddleocr_vl"), True),
+    **dict.fromkeys(("bitnet", "jamba", "paddleocr_vl", "phimoe"), True),
+    "paligemma": False,
 }
 """Types whose tokenizer the converter reads from tokenizer.model → whether a space goes before all
 text there."""

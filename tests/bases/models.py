@@ -21,6 +21,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -44,8 +45,8 @@ def unknown_checkpoint(
     config = AutoConfig.for_model(kind, **fields)
     torch.manual_seed(seed)
     # some wrappers have a class of their language model alone, too
-    sees = type(config) in AutoModelForImageTextToText._model_mapping
-    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    kinds = (AutoModelForImageTextToText, AutoModelForCausalLM, AutoModelForMultimodalLM)
+    auto = next(one for one in kinds if type(config) in one._model_mapping)
     model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -74,7 +75,7 @@ def unknown_checkpoint(
 
 def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer with what the converter asks of a type's."""
-    if kind in ("gemma4", "gemma4_text"):
+    if kind.startswith("gemma4"):
         return _byte_fallback()
     if kind in SENTENCEPIECE:
         return _of_pieces(SENTENCEPIECE[kind])
@@ -185,7 +186,13 @@ def _stack_experts(path: Path) -> None:
 
 
 def _edit(path: Path, fields: dict[str, Any]) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **fields}), "utf-8")
+    content = json.loads(path.read_text("utf-8"))
+    text = (
+        {"text_config": {**content["text_config"], **part}}
+        if (part := fields.get("text_config"))
+        else {}
+    )
+    path.write_text(json.dumps({**content, **fields, **text}), "utf-8")
 
 
 @functools.cache

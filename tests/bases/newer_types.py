@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.bases.shared_fields import DELTA, LARGER, SHARED, VISION
+from tests.bases.wrapped_types import WRAPPED_TYPES
 
 _ROUTED = {
     **{"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
@@ -107,6 +108,61 @@ NEWER_TYPES: dict[str, dict[str, Any]] = {
         **{"layer_types": ["sliding_attention"] * 4, "mlp_layer_types": ["moe"] * 4},
         "num_nextn_predict_layers": 0,
     },
+    # two of transformers, llama.cpp and mlx-lm know them
+    "gptj": {
+        **{"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 512},
+        "rotary_dim": 16,
+    },
+    "mpt": {
+        **{"d_model": 128, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+        "tie_word_embeddings": True,
+    },
+    "phimoe": {
+        **{"num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True},
+        "lm_head_bias": True,
+    },
+    "recurrent_gemma": {
+        **{"num_hidden_layers": 3, "lru_width": 128, "attention_window_size": 16},
+        **{"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    },
+    "mistral4": {
+        **{**_ROUTED, "n_shared_experts": 1, "first_k_dense_replace": 1, "head_dim": 64},
+        **{"kv_lora_rank": 32, "q_lora_rank": 48, "qk_nope_head_dim": 32},
+        **{"qk_rope_head_dim": 32, "v_head_dim": 32, "num_key_value_heads": 4},
+        "max_position_embeddings": 8192,
+        "rope_parameters": {
+            **{"type": "yarn", "rope_type": "yarn", "rope_theta": 1e4, "factor": 8.0},
+            **{"original_max_position_embeddings": 1024, "beta_fast": 32.0, "beta_slow": 1.0},
+            **{"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1},
+            "partial_rotary_factor": 0.5,
+        },
+    },
+    "gemma4_unified": {
+        "text_config": {
+            **{"model_type": "gemma4_unified_text", **SHARED, "head_dim": 32},
+            **{"num_hidden_layers": 6, "global_head_dim": 64, "sliding_window": 16},
+            **{"num_kv_shared_layers": 0, "final_logit_softcapping": 30.0},
+            **{"hidden_size_per_layer_input": 0, "moe_intermediate_size": None},
+            "tie_word_embeddings": True,
+        },
+        "tie_word_embeddings": True,
+    },
+    "nanochat": {"num_key_value_heads": 4},
+    "olmo_hybrid": {
+        **{"num_hidden_layers": 4, "linear_num_key_heads": 4, "linear_num_value_heads": 4},
+        **{"linear_key_head_dim": 32, "linear_value_head_dim": 64},
+    },
+    "bailing_hybrid": {
+        **{"kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32},
+        **{"v_head_dim": 32, "num_key_value_heads": 4, "head_dim": 32},
+        **{"num_hidden_layers": 4, "num_experts": 4, "num_experts_per_token": 2},
+        **{"moe_intermediate_size": 64, "num_shared_experts": 1, "num_expert_group": 1},
+        **{"topk_group": 1, "linear_head_dim": 32, "linear_num_heads": 4},
+        "layer_types": ["linear_attention", "full_attention"] * 2,
+        "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+        "num_nextn_predict_layers": 0,
+    },
+    **WRAPPED_TYPES,
     # by lot
     "gpt-sw3": {
         **{"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 512},
@@ -136,5 +192,9 @@ PUBLISHED_NEWER: dict[str, dict[str, Any]] = {
         "num_nextn_predict_layers": 0,
     },
     "deepseek_v4": {"num_hash_layers": 0, "compress_ratios": [0] * 4},
+    "phimoe": {"original_max_position_embeddings": 1024},
+    "gemma4_unified": {"text_config": {"global_head_dim": 64}},
+    "bailing_hybrid": {"group_norm_size": 1},
+    "glm_moe_dsa": {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
 }
 """As ``PUBLISHED`` of :mod:`.model_types`."""

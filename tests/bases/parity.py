@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from transformers import activations
 
 from bitquilt.bases.importance import BaseModel
 from bitquilt.bases.lent_weights import lent_weights
-from bitquilt.bases.mlx_child import with_lacking_fields, with_rope_fields
+from bitquilt.bases.mlx_base import in_a_form_that_mlx_lm_reads
+from bitquilt.bases.mlx_child import completed, with_lacking_fields
 from bitquilt.engines.llamacpp import open_llamacpp
 from bitquilt.gguf.container import read_container
 from bitquilt.gguf.dequantize import dequantize
@@ -61,11 +63,20 @@ def llamacpp_logits(file: Path) -> Logits:
 def mlx_logits(directory: Path) -> Logits:
     """Those of a Hugging Face or MLX directory in mlx-lm, computed in float32."""
     import mlx.core as mx
-    from mlx_lm.utils import load_model
+    from mlx_lm.utils import load_config, load_model
 
-    config = with_rope_fields(json.loads((directory / "config.json").read_text("utf-8")))
-    model, _ = with_lacking_fields(
-        str(directory), lambda given: load_model(directory, model_config={**config, **given})
+    def loaded(source: Path) -> Any:
+        def load(given: dict[str, Any]) -> Any:
+            return load_model(source, model_config=completed(load_config(source), given))
+
+        model, _ = with_lacking_fields(str(directory), load)
+        mx.eval(model.parameters())  # the source may be there for the while
+        return model
+
+    model = (
+        loaded(directory)
+        if "quantization" in load_config(directory)
+        else in_a_form_that_mlx_lm_reads(directory, directory.with_suffix(".mlx"), loaded)
     )
     model.set_dtype(mx.float32)
     return np.array(model(mx.array(TOKENS)[None]).astype(mx.float32))[0]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_data_path
 
@@ -38,6 +39,8 @@ LONGEST_REASON = 300
 _LOGGED = re.compile(r"^ERROR:[\w-]+:")
 _LACKING = re.compile(r"KeyError: ('\S*'|\"\S*\")")
 _ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
+_OTHER_FORM = re.compile(r"Can not map tensor|is not supported|ForConditionalGeneration' in vain")
+"""What the converter says of names that it does not know; those of transformers it may."""
 _MARKS = re.compile(r"[\s~^]*")
 """What Python puts under a line of a traceback."""
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -125,9 +128,25 @@ def convert(directory: Path, path: Path) -> None:
         with as_converters_read(directory, path, DEQUANTIZED_BY_LLAMA_CPP) as source:
             run_converter_script(what, source, path, arguments, *known)
     except ConverterError as error:
+        if _OTHER_FORM.search(error.sentence) and _converted_as_saved(
+            what, directory, path, arguments, *known
+        ):
+            return
         raise UserError(
             f"{error.sentence}, or give a file that was converted elsewhere with --base=FILE"
         ) from error
+
+
+def _converted_as_saved(what: str, directory: Path, path: Path, *others: Any) -> bool:
+    """Convert a model as transformers saves it, or the language model of one that also sees."""
+    from bitquilt.bases.own_names import as_transformers_saves  # it imports this module, too
+
+    try:
+        with as_transformers_saves(directory, path) as source:
+            run_converter_script(what, source, path, *others)
+    except UserError:
+        return False
+    return True
 
 
 class ConverterError(UserError):

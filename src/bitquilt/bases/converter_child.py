@@ -178,6 +178,7 @@ def _keep_published_fields(model_base: Any) -> None:
             with open(path, encoding="utf-8") as stream:
                 _add_missing(found, json.load(stream))
         _name_text_architecture(found)
+        _name_as_converter_does(found)
         return found
 
     model_base.load_hparams = staticmethod(load_hparams)
@@ -197,6 +198,18 @@ def _name_text_architecture(found: dict[str, Any]) -> None:
     name = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(text.get("model_type"))
     if name in known:
         text["architectures"] = [name]
+
+
+def _name_as_converter_does(found: dict[str, Any]) -> None:
+    """Name the class as its authors did, whose capitals transformers has changed: Mpt, Phimoe."""
+    try:
+        known: Any = importlib.import_module("conversion").TEXT_MODEL_MAP
+    except ImportError:  # older converters are one file
+        return
+    names = found.get("architectures") or []
+    if names and isinstance(names[0], str) and names[0] not in known:
+        same = [name for name in known if name.lower() == names[0].lower()]
+        found["architectures"] = [*same[:1], *names[len(same[:1]) :]]
 
 
 def _add_missing(found: dict[str, Any], published: dict[str, Any]) -> None:

@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+)
 from transformers.utils import logging
 
 from bitquilt.bases.base_file import BaseMatrices
@@ -77,9 +82,7 @@ def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.M
     logging.disable_progress_bar()
     try:
         own = type(AutoConfig.from_pretrained(directory, local_files_only=True))
-        known = own in AutoModelForCausalLM._model_mapping
-        auto = AutoModelForCausalLM if known else AutoModelForImageTextToText
-        kind = _as_published(auto._model_mapping[own])
+        kind = _as_published(_class_of(own))
         if tensors.is_read(()) and not has_adapter(directory):  # peft would put it on
             model, loading = kind.from_pretrained(directory, local_files_only=True, **_LOADING)
         else:
@@ -103,6 +106,14 @@ def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.M
     loaded: nn.Module = model.eval().requires_grad_(False)
     lent_weights(loaded, least)
     return loaded
+
+
+def _class_of(config: type) -> Any:
+    """The class of models with a config that write text, whatever else they read or write."""
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        if config in auto._model_mapping:
+            return auto._model_mapping[config]
+    raise ValueError(f"it has no class of {config.__name__} that writes text")
 
 
 def _as_published(kind: Any) -> Any:

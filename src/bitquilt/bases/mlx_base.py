@@ -11,17 +11,25 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from bitquilt.bases import mlx_child
 from bitquilt.bases.base_file import LEAST_COLUMNS
 from bitquilt.bases.converter import SECRETS, base_type, reason_of
+from bitquilt.bases.own_names import (
+    Form,
+    as_transformers_saves,
+    sees_or_hears,
+    with_bare_names,
+    with_own_names,
+)
 from bitquilt.bases.plain_checkpoint import as_converters_read
 from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.models.sources import safetensors
@@ -33,8 +41,12 @@ KEPT_BY_MLX_LM = ("mxfp4",)
 """Quantization of checkpoints that its converter keeps; others it refuses, or misreads."""
 QUANTIZABLE = "quantizable.json"
 """Which modules mlx-lm can quantize, beside a base."""
+_OTHER_NAMES = re.compile(r"(Missing|Received) \d+ parameters|KeyError|in vain|Expected shape")
+"""What mlx-lm says of tensors under names that it does not know."""
+_OTHER_TYPE = re.compile(r"Model type \S+ not supported")
 _WORD = 32
 """Bits of a number that holds codes."""
+_Done = TypeVar("_Done")
 _NOT_COPIED = ("model", QUANTIZABLE, "README.md")
 _TERMS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
@@ -66,29 +78,62 @@ def convert_to_mlx(directory: Path, path: Path) -> None:
         )
     environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with (
-        atomic_write(path) as temporary,
-        as_converters_read(directory, path, KEPT_BY_MLX_LM) as source,
-    ):
-        program = [sys.executable, "-m", mlx_child.__name__]
-        done = subprocess.run(
-            [*program, str(source), str(temporary), mlx_dtype(directory)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
-        if done.returncode or not (temporary / QUANTIZABLE).is_file():
-            raise UserError(
-                f"mlx-lm did not convert {directory}: {reason_of(done.stderr).rstrip('.')}; "
-                "try a newer mlx-lm, or give --to=gguf"
+    with atomic_write(path) as temporary:
+
+        def convert(source: Path) -> None:
+            program = [sys.executable, "-m", mlx_child.__name__]
+            done = subprocess.run(
+                [*program, str(source), str(temporary), mlx_dtype(directory)],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
             )
+            if done.returncode or not (temporary / QUANTIZABLE).is_file():
+                raise UserError(
+                    f"mlx-lm did not convert {directory}: {reason_of(done.stderr).rstrip('.')}; "
+                    "try a newer mlx-lm, or give --to=gguf"
+                )
+
+        in_a_form_that_mlx_lm_reads(directory, path, convert)
         _add_template(directory, temporary)
         for code in temporary.glob("*.py"):  # a model's own code, which is not run
             remove(code)
         for pattern in _TERMS:
             for terms in directory.glob(pattern):
                 (temporary / terms.name).write_bytes(terms.read_bytes())
+
+
+def in_a_form_that_mlx_lm_reads(
+    directory: Path, beside: Path, does: Callable[[Path], _Done]
+) -> _Done:
+    """Do something with a model as it is stored, or under other names if mlx-lm has those.
+
+    Args:
+        directory: of a Hugging Face model.
+        beside: a file or directory, on a disk with room; copies are put there.
+        does: is given a directory; its error says of which tensors names or shapes are wrong.
+
+    Raises:
+        UserError: the weights are damaged, or a copy cannot be written.
+    """
+    try:
+        with as_converters_read(directory, beside, KEPT_BY_MLX_LM) as source:
+            return does(source)
+    except (UserError, ValueError, KeyError) as error:
+        first = error
+    forms: tuple[Form, ...] = ()
+    if _OTHER_NAMES.search(repr(first)):
+        forms = with_own_names, with_bare_names, as_transformers_saves
+    elif _OTHER_TYPE.search(str(first)) and sees_or_hears(directory):
+        forms = (as_transformers_saves,)
+    for form in forms:
+        try:
+            with form(directory, beside) as source:
+                return does(source)
+        except (UserError, ValueError, KeyError):
+            continue
+    raise first
 
 
 def _add_template(directory: Path, made: Path) -> None:

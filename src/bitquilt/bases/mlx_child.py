@@ -29,7 +29,7 @@ def convert_in_mlx(directory: str, output: str, dtype: str) -> None:
     options = {"quantize": False, "dtype": dtype or None, "trust_remote_code": False}
 
     def converted(given: dict[str, Any]) -> None:
-        utils.load_config = lambda path: {**given, **with_rope_fields(load_config(path))}
+        utils.load_config = lambda path: completed(load_config(path), given)
         convert(directory, output, **options)
 
     with_lacking_fields(directory, converted)
@@ -63,6 +63,23 @@ def with_lacking_fields(directory: str, does: Callable[[dict[str, Any]], _Done])
             if more.keys() <= given.keys():
                 raise
             given = {**given, **more}
+
+
+def completed(config: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with fields that mlx-lm looks for, also in its language model's part.
+
+    Wrappers have the number of tokens there; mlx-lm takes that of the first model otherwise.
+
+    Args:
+        config: of the model.
+        given: fields that it lacks.
+    """
+    config, text = {**given, **with_rope_fields(config)}, config.get("text_config")
+    if isinstance(text, dict):
+        config["text_config"] = {**given, **text}
+        if "vocab_size" in text:
+            config.setdefault("vocab_size", text["vocab_size"])
+    return config
 
 
 def with_rope_fields(config: dict[str, Any]) -> dict[str, Any]:

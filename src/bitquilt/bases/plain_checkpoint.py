@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,29 @@ def as_converters_read(directory: Path, beside: Path, methods: Collection[str]) 
     if tensors.is_read(methods):
         yield directory
         return
+
+    def fill(copy: Path) -> None:
+        if tensors.renamed or tensors.method not in (None, *methods):
+            write_tensors(tensors, tensors.size, tensors.config, copy)
+        else:
+            _link(tensors, copy)
+
+    with copied_otherwise(directory, beside, fill) as copy:
+        yield copy
+
+
+@contextmanager
+def copied_otherwise(directory: Path, beside: Path, fill: Callable[[Path], None]) -> Iterator[Path]:
+    """Give a copy of a model's directory for a while, with weights of another form.
+
+    Args:
+        directory: of a Hugging Face model.
+        beside: a file or directory, on a disk with room; the copy is put there.
+        fill: writes the weights into the copy, which has everything else.
+
+    Raises:
+        UserError: the copy cannot be written.
+    """
     place = beside.with_name(f".{beside.name}.plain.part")
     remove(place)
     copy = place / directory.name  # converters name the model after it
@@ -171,10 +194,7 @@ def as_converters_read(directory: Path, beside: Path, methods: Collection[str]) 
         try:
             copy.mkdir(parents=True)
             _copy_small_files(directory, copy)
-            if tensors.renamed or tensors.method not in (None, *methods):
-                _write_plain(tensors, copy)
-            else:
-                _link(tensors, copy)
+            fill(copy)
         except OSError as error:
             raise UserError(
                 f"{directory} is not stored as converters read it, and a copy cannot be written "
@@ -200,24 +220,35 @@ def _link(tensors: PlainTensors, copy: Path) -> None:
     _write_index(copy, places)
 
 
-def _write_plain(tensors: PlainTensors, copy: Path) -> None:
-    """Write all tensors as they are meant, and a config that speaks of no quantization."""
+def write_tensors(
+    tensors: Mapping[str, Tensor],
+    size: Callable[[str], int],
+    config: Mapping[str, Any],
+    copy: Path,
+) -> None:
+    """Write all tensors as they are, and a config that speaks of no quantization.
+
+    Args:
+        tensors: by their names; each is read when its file is written.
+        size: tells about how many bytes one has.
+        config: of the model.
+        copy: the directory.
+    """
     parts: list[list[str]] = [[]]
     taken = 0
     for name in tensors:
-        size = tensors.size(name)
-        if parts[-1] and taken + size > SHARD_BYTES:
+        if parts[-1] and taken + size(name) > SHARD_BYTES:
             parts.append([])
             taken = 0
         parts[-1].append(name)
-        taken += size
+        taken += size(name)
     places: dict[str, str] = {}
     for file, names in zip(_file_names(len(parts)), parts, strict=True):
         content = {name: tensors[name].contiguous() for name in names}
         save_file(content, copy / file, {"format": "pt"})
         places |= dict.fromkeys(names, file)
     _write_index(copy, places)
-    (copy / "config.json").write_text(json.dumps(without_quantization(tensors.config)), "utf-8")
+    (copy / "config.json").write_text(json.dumps(without_quantization(config)), "utf-8")
 
 
 def _file_names(count: int) -> list[str]:
