@@ -16,10 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from bitquilt.bases.decoded_model import DecodedModel
+from bitquilt.bases.deferred_stacks import moved_model
 from bitquilt.bases.lent_weights import lent_weights
 from bitquilt.bases.partners import Partner
 from bitquilt.errors import UserError
 from bitquilt.models.blockwise import Advance, batch_tokens, batches, ignore
+from bitquilt.runtime.device import compute_device
 
 TRIED_LOGITS = 8
 """On so many tokens it is tried whether two steps give the same as one."""
@@ -30,7 +32,7 @@ class TwoStepModel:
     """A causal language model, or one that sees, in two steps."""
 
     def __init__(self, model: nn.Module, tokens: Tensor) -> None:
-        """Try both steps on the beginning of a text.
+        """Try both steps on the beginning of a text, where models are computed.
 
         Args:
             model: as :func:`bitquilt.bases.importance.load_transformers_model` gives it.
@@ -39,7 +41,7 @@ class TwoStepModel:
         Raises:
             UserError: the model makes logits of something else than its last hidden states.
         """
-        self._model = cast("Any", model)
+        self._model = cast("Any", moved_model(model, compute_device()))
         self._inner = _inner_of(self._model)
         self.device = next(model.parameters()).device
         self.vocabulary = len(self.head())

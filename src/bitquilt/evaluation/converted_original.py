@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from bitquilt.bases.deferred_stacks import moved_model
 from bitquilt.bases.importance import load_transformers_model, match_base
 from bitquilt.bases.partners import Partner
 from bitquilt.bases.two_steps import TRIED_LOGITS, TwoStepModel
@@ -28,7 +27,6 @@ from bitquilt.evaluation.model_file import ModelFile, TorchModel
 from bitquilt.evaluation.original import CanonicalOriginal, Original
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.models.checkpoint import Checkpoint
-from bitquilt.runtime.device import compute_device
 from bitquilt.runtime.job import ExpectedStage
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
@@ -93,7 +91,7 @@ class ConvertedOriginal(Original):
                 for target, (base, _) in bases.items()
             }
             few = torch.zeros(1, TRIED_LOGITS, dtype=torch.int64)
-            self._two = TwoStepModel(moved_model(model, compute_device()), few)
+            self._two = TwoStepModel(model, few)
             progress.advance()
         self.head_weights = self._two.head_weights
         self.weights_per_token = self._two.weights + self._two.head_weights
