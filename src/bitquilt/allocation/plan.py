@@ -38,8 +38,7 @@ from bitquilt.trimming.trimmed import planned_model
 
 CORRECTED_BELOW = 512_000_000
 """Weights below which blocks are rounded again for those before them where nothing is searched and
-nobody says otherwise: it takes about as long as statistics and rounding do together, for the fifth
-to the twelfth part of the KL (docs/decisions/sequential.md)."""
+nobody says otherwise: it takes about as long as the rest (docs/decisions/sequential.md)."""
 UNASKED = (
     "nothing is searched, so there is time to correct each block for the errors of those before "
     "it; --no-sequential leaves that out"

@@ -15,8 +15,8 @@ rule, and holds during a search too; rules and default are the mix when there is
 is a name, or one name per target, ``{"gguf": "Q6_K", "mlx": "6bit-g64"}``, so that one file serves
 both. ``"sequential": true`` says that blocks are rounded again for those before them, and false
 that they are not; the recipe beside a model says what was done there. A file may say which format
-it has, ``"format": 2``; format 1 is that of bitquilt 0.1, whose
-rules said "grid" where they say "type" now.
+it has, ``"format": 2``; format 1 is that of bitquilt 0.1, whose rules said "grid" where they say
+"type" now.
 """
 
 from __future__ import annotations
