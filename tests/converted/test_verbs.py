@@ -235,3 +235,20 @@ def test_a_plan_for_a_size_fits_and_is_said_to_be_a_guess(
     assert "The types are a first guess" in said
     assert invoke("plan", files.source, "--size", "100kB", "-o", folder) == 2
     assert "is too small: the smallest possible gguf file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["plan", "eval"])
+def test_an_adapter_beside_the_weights_is_told_once(
+    verb: str, files: Files, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / files.source.name
+    shutil.copytree(files.source, source)
+    (source / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere/else"}')
+    asked = [source, "--bits", "8", "-o", tmp_path, "--to", "both"]
+    if verb == "eval":
+        made = shutil.copy(files.gguf, tmp_path)
+        asked = [made, "--against", source, "--text", text, "--tokens", "1024"]
+        asked += ["--work-dir", tmp_path / "work"]
+    assert invoke(verb, *asked) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("its adapter is left out") == 1

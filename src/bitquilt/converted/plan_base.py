@@ -24,6 +24,7 @@ from bitquilt.converted.allocation import (
 from bitquilt.converted.formats import FORMATS
 from bitquilt.converted.formats.base_format import BaseFormat, takes_rounding
 from bitquilt.converted.prediction import Nats
+from bitquilt.models.sources.adapter import about_adapter
 from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import refuse_file
 from bitquilt.runtime.progress import Progress
@@ -74,12 +75,16 @@ def plan_base(
     refuse_file(Path(config.output), "--output")
     recipe_of(config)
     plans: list[BasePlan] = []
+    told: dict[str, None] = {}
     with computing(config.device, config.threads):
         for target in parse_targets(config.to):
             kind = FORMATS[target.name]
             directory, path = kind.convert(model, config, progress)
+            told |= {found.message: None for found in about_adapter(directory)}
             base = kind.open(path, base_name(model, directory), config)
             plans += _plans(base, config)
+    for note in told:
+        progress.say(note)
     return plans
 
 

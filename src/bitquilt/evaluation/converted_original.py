@@ -55,6 +55,8 @@ def original_of(
     Raises:
         UserError: there is no converter of a file's format, or transformers cannot run the model.
     """
+    for note in checkpoint.to_be_told:
+        progress.say(note)
     if checkpoint.known:
         return CanonicalOriginal(checkpoint)
     return ConvertedOriginal(checkpoint, reference, files, progress)
