@@ -73,13 +73,20 @@ def test_a_language_model_without_a_class_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2_audio"])
 def test_mlx_lm_converts_them(kind: str, tmp_path: Path) -> None:
     directory = unknown_checkpoint(tmp_path, kind, HALF)
-    convert_to_mlx(directory, tmp_path / "made")
+    said: list[str] = []
+    convert_to_mlx(directory, tmp_path / "made", said.append)
     assert len(MlxBase(tmp_path / "made")) > 8
+    (told,) = said
+    assert told.startswith(
+        f"mlx-lm does not read {directory.name} as it is stored, so it was given"
+    )
 
 
 @needs_converter
 @pytest.mark.parametrize("kind", ["mpt", "granite_speech"])  # the first by its authors' capitals
 def test_llama_cpp_converts_them(kind: str, tmp_path: Path) -> None:
     directory = unknown_checkpoint(tmp_path, kind, HALF)
-    convert(directory, tmp_path / "made.gguf")
+    said: list[str] = []
+    convert(directory, tmp_path / "made.gguf", said.append)
     assert (tmp_path / "made.gguf").stat().st_size > 1 << 18
+    assert ["as transformers saves it" in one for one in said] == [True] * (kind != "mpt")

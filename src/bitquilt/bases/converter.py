@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ _MARKS = re.compile(r"[\s~^]*")
 """What Python puts under a line of a traceback."""
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """What a converter's process has no need of."""
+AS_SAVED = "a copy as transformers saves it: the language model, without what sees or hears"
+"""The last form that a converter is given."""
+Say = Callable[[str], None]
+"""Is told a sentence."""
 
 
 def converter_directory() -> Path:
@@ -110,12 +114,13 @@ def base_type(directory: Path) -> str:
     return PlainTensors(directory).widest.lower()
 
 
-def convert(directory: Path, path: Path) -> None:
+def convert(directory: Path, path: Path, say: Say = lambda _: None) -> None:
     """Write a model as an unquantized GGUF file, the weights as they are.
 
     Args:
         directory: of a Hugging Face model.
         path: of the file; whole or not there.
+        say: is told where the converter got the model in another form.
 
     Raises:
         UserError: there is no converter, or it failed; the sentence has its last line.
@@ -131,6 +136,7 @@ def convert(directory: Path, path: Path) -> None:
         if _OTHER_FORM.search(error.sentence) and _converted_as_saved(
             what, directory, path, arguments, *known
         ):
+            say(in_another_form("llama.cpp's converter", directory, AS_SAVED))
             return
         raise UserError(
             f"{error.sentence}, or give a file that was converted elsewhere with --base=FILE"
@@ -147,6 +153,11 @@ def _converted_as_saved(what: str, directory: Path, path: Path, *others: Any) ->
     except UserError:
         return False
     return True
+
+
+def in_another_form(who: str, directory: Path, form: str) -> str:
+    """Say what was converted in place of the files."""
+    return f"{who} does not read {directory.name} as it is stored, so it was given {form}"
 
 
 class ConverterError(UserError):

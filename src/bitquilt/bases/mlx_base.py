@@ -22,7 +22,14 @@ from torch import Tensor
 
 from bitquilt.bases import mlx_child
 from bitquilt.bases.base_file import LEAST_COLUMNS
-from bitquilt.bases.converter import SECRETS, base_type, reason_of
+from bitquilt.bases.converter import (
+    AS_SAVED,
+    SECRETS,
+    Say,
+    base_type,
+    in_another_form,
+    reason_of,
+)
 from bitquilt.bases.own_names import (
     Form,
     as_transformers_saves,
@@ -44,6 +51,11 @@ QUANTIZABLE = "quantizable.json"
 _OTHER_NAMES = re.compile(r"(Missing|Received) \d+ parameters|KeyError|in vain|Expected shape")
 """What mlx-lm says of tensors under names that it does not know."""
 _OTHER_TYPE = re.compile(r"Model type \S+ not supported")
+_FORMS: Mapping[Form, str] = {
+    with_own_names: "a copy under the names of transformers' class",
+    with_bare_names: "a copy under the names of transformers' class, without their first prefix",
+    as_transformers_saves: AS_SAVED,
+}
 _WORD = 32
 """Bits of a number that holds codes."""
 _Done = TypeVar("_Done")
@@ -60,12 +72,13 @@ def mlx_dtype(directory: Path) -> str:
     return "float16" if base_type(directory) == "f16" else "bfloat16"
 
 
-def convert_to_mlx(directory: Path, path: Path) -> None:
+def convert_to_mlx(directory: Path, path: Path, say: Say = lambda _: None) -> None:
     """Write a model as an unquantized MLX directory.
 
     Args:
         directory: of a Hugging Face model.
         path: of the result; whole or not there.
+        say: is told where mlx-lm got the model in another form.
 
     Raises:
         EngineMissingError: mlx-lm is not installed.
@@ -95,7 +108,7 @@ def convert_to_mlx(directory: Path, path: Path) -> None:
                     "try a newer mlx-lm, or give --to=gguf"
                 )
 
-        in_a_form_that_mlx_lm_reads(directory, path, convert)
+        in_a_form_that_mlx_lm_reads(directory, path, convert, say)
         _add_template(directory, temporary)
         for code in temporary.glob("*.py"):  # a model's own code, which is not run
             remove(code)
@@ -105,7 +118,7 @@ def convert_to_mlx(directory: Path, path: Path) -> None:
 
 
 def in_a_form_that_mlx_lm_reads(
-    directory: Path, beside: Path, does: Callable[[Path], _Done]
+    directory: Path, beside: Path, does: Callable[[Path], _Done], say: Say = lambda _: None
 ) -> _Done:
     """Do something with a model as it is stored, or under other names if mlx-lm has those.
 
@@ -113,6 +126,7 @@ def in_a_form_that_mlx_lm_reads(
         directory: of a Hugging Face model.
         beside: a file or directory, on a disk with room; copies are put there.
         does: is given a directory; its error says of which tensors names or shapes are wrong.
+        say: is told of another form.
 
     Raises:
         UserError: the weights are damaged, or a copy cannot be written.
@@ -130,9 +144,11 @@ def in_a_form_that_mlx_lm_reads(
     for form in forms:
         try:
             with form(directory, beside) as source:
-                return does(source)
+                done = does(source)
         except (UserError, ValueError, KeyError):
             continue
+        say(in_another_form("mlx-lm", directory, _FORMS[form]))
+        return done
     raise first
 
 

@@ -112,7 +112,7 @@ def base_of(
         return directory, path
     require_room(output, room_to_convert(directory, DEQUANTIZED_BY_LLAMA_CPP))
     with progress.stage(f"Converting to {path.name}", 1, "converting"):
-        convert(directory, path)
+        convert(directory, path, progress.say)
         progress.advance()
     return directory, path
 

@@ -57,7 +57,7 @@ def mlx_base_of(model: str | Path, output: Path, progress: Progress) -> tuple[Pa
         raise UserError(f"{path} is in the way of the converted model; move it, or give another -o")
     require_room(output, room_to_convert(directory, KEPT_BY_MLX_LM))
     with progress.stage(f"Converting to {path.name}", 1, "converting"):
-        convert_to_mlx(directory, path)
+        convert_to_mlx(directory, path, progress.say)
         _add_vision_tower(directory, path, progress)
         progress.advance()
     return directory, path
