@@ -159,7 +159,7 @@ def test_options_of_a_search_beside_a_recipe_are_said_to_have_no_effect(model, t
         assert sum("leaves nothing to search" in line for line in lines) == expected
 
 
-def test_a_recipe_found_makes_the_file_that_quantize_makes(model, tmp_path):
+def test_a_recipe_found_has_the_types_that_quantize_finds(model, tmp_path):
     source, work = model
     (found,) = pipeline.search(source, **SEARCH, bits=4.5, output=tmp_path, work_dir=work)
     direct, by_recipe = (

@@ -40,7 +40,7 @@ CORRECTED_BELOW = 512_000_000
 """Weights below which blocks are rounded again for those before them where nothing is searched and
 nobody says otherwise: it takes about as long as the rest (docs/decisions/sequential.md)."""
 UNASKED = (
-    "nothing is searched, so there is time to correct each block for the errors of those before "
+    "the types are given, so there is time to correct each block for the errors of those before "
     "it; --no-sequential leaves that out"
 )
 FILLING = 0.02
