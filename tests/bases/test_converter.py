@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gguf.quants import BF16
+from tokenizers import Tokenizer, normalizers
 
 from bitquilt import UserError
 from bitquilt.bases import converter, converter_child
 from bitquilt.bases.base_file import BaseMatrices
+from bitquilt.gguf.header import read_header
+from bitquilt.gguf.tokenizer import NORMALIZER
 from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.factories import tiny_checkpoint
 
@@ -179,6 +182,18 @@ def test_the_real_one_keeps_every_number(tmp_path: Path) -> None:
     matrices = BaseMatrices(tmp_path / "granite.gguf")
     assert len(matrices) == 16
     assert {matrices[name].dtype for name in matrices} == {torch.float32}
+    assert NORMALIZER not in read_header(tmp_path / "granite.gguf").metadata
+
+
+@needs_converter
+def test_a_normalizer_is_in_the_files_metadata(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite")
+    path = directory / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.save(str(path))
+    converter.convert(directory, tmp_path / "granite.gguf")
+    assert read_header(tmp_path / "granite.gguf").metadata[NORMALIZER] == "NFC"
 
 
 def test_the_command_is_for_this_python() -> None:

@@ -11,8 +11,8 @@ from platformdirs import user_cache_path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from bitquilt.engines import open_engine
-from bitquilt.engines.llamacpp import open_llamacpp
+from bitquilt.engines import GenerationRequest, Sampling, open_engine
+from bitquilt.engines.llamacpp import open_llamacpp, open_vocabulary
 from bitquilt.engines.llamacpp_backend import LlamaCppBackend
 from bitquilt.engines.tokenizer import HubTokenizer
 from bitquilt.errors import UserError
@@ -20,6 +20,7 @@ from bitquilt.gguf.header import read_header
 from bitquilt.gguf.tokenizer import SPLITTINGS, read, tokenizer_keys
 from bitquilt.models import open_checkpoint
 from bitquilt.models.tokenizer import load_tokenizer
+from bitquilt.talk.grammar import regex_grammar
 from bitquilt.targets import GGUF
 from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
 from tests.targets.conftest import Model
@@ -151,6 +152,43 @@ def test_llamacpp_splits_alike(name: str, tmp_path: Path) -> None:
     with open_llamacpp(path, threads=1) as engine:
         for text in TEXTS:
             assert engine.tokenize(text) == tokenizer.encode(text).ids, text
+
+
+UNCOMPOSED = (
+    "e\u0301 e\u0323\u0302 \u1100\u1161 A\u030a",
+    "Tie\u0302\u0301ng Vie\u0323\u0302t",  # Vietnamese
+    "a>\u0338b <|eot_id|>\u0338",  # a mark's end is no letter
+)
+
+
+@pytest.mark.parametrize("name", ["llama-bpe", "qwen2"])
+@pytest.mark.parametrize("joins", [True, False])
+def test_accents_are_joined_where_the_tokenizer_does(
+    name: str, joins: bool, tmp_path: Path
+) -> None:
+    tokenizer = TOKENIZERS[name]()
+    if joins:
+        tokenizer.normalizer = normalizers.NFC()
+    path = write_with(tokenizer, tmp_path)
+    rebuilt = load_tokenizer(open_checkpoint(path).tokenizer_dir)
+    with open_engine(path) as engine, open_vocabulary(path) as llama_cpp:
+        for text in UNCOMPOSED:
+            meant = tokenizer.encode(text).ids
+            assert (engine.tokenize(text), rebuilt.encode(text)) == (meant, meant), text
+            assert (llama_cpp.tokenize(text) != meant) == joins, text
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_a_grammar_is_followed_as_it_is(joins: bool, tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["qwen2"]()
+    if joins:
+        tokenizer.normalizer = normalizers.NFC()
+    request = GenerationRequest(
+        tokens=[1], sampling=Sampling(), max_tokens=40, grammar=regex_grammar("caf" + UNCOMPOSED[0])
+    )
+    with open_engine(write_with(tokenizer, tmp_path)) as engine, engine.stream([request]) as said:
+        text = "".join(piece.text for _, piece in said if not piece.control)
+    assert text == "caf" + UNCOMPOSED[0]
 
 
 @pytest.mark.parametrize("name", TOKENIZERS.keys())

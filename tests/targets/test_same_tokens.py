@@ -15,9 +15,15 @@ from bitquilt.errors import UserError
 from bitquilt.gguf.tokenizer import conventions, write
 from bitquilt.models import open_checkpoint
 from bitquilt.targets import GGUF, MLX
-from bitquilt.targets.same_tokens import MARKED, OwnTokens, compare_tokens, refuse_other_tokens
+from bitquilt.targets.same_tokens import (
+    MARKED,
+    OwnTokens,
+    compare_tokens,
+    refuse_other_tokens,
+    refuse_other_tokens_of,
+)
 from tests.factories import LLAMA3_SPLIT, VOCABULARY, tiny_checkpoint
-from tests.gguf.test_tokenizer import byte_level, on_regex
+from tests.gguf.test_tokenizer import byte_level, on_regex, write_with
 from tests.quick import QUICK
 
 SMALL = {"layers": 1, "hidden": 64, "heads": 1, "kv_heads": 1}
@@ -63,7 +69,19 @@ def test_accents_that_llamacpp_leaves_apart_are_told(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(with_tokenizer(tmp_path, tokenizer))
     (note,) = refuse_other_tokens(checkpoint, [GGUF, MLX])
     assert note.startswith("llama.cpp does not join letters with accents")
-    assert "NFC" in note
+    assert note.endswith(
+        "to Unicode NFC before another program than bitquilt gives it to llama.cpp"
+    )
+
+
+def test_a_file_that_does_not_tell_of_accents_needs_them_joined(tmp_path: Path) -> None:
+    tokenizer = byte_level(on_regex(LLAMA3_SPLIT), whole_words=True)
+    path = write_with(tokenizer, tmp_path)
+    tokenizer.normalizer = normalizers.NFC()
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|eot_id|>")
+    wrapped.save_pretrained(tmp_path / "own")
+    (note,) = refuse_other_tokens_of(path, "tiny", tmp_path / "own", None)
+    assert note.endswith("to Unicode NFC before llama.cpp reads it")
 
 
 def test_another_splitting_is_refused_before_any_work(

@@ -6,13 +6,15 @@ It brings a ``gguf`` package that differs from ours, so that the two cannot be i
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from platformdirs import user_data_path
@@ -20,7 +22,7 @@ from platformdirs import user_data_path
 from bitquilt.bases import converter_child
 from bitquilt.bases.plain_checkpoint import PlainTensors, as_converters_read
 from bitquilt.errors import UserError
-from bitquilt.gguf.tokenizer.write import pre_tokenizer_name
+from bitquilt.gguf.tokenizer.write import normalizer_keys, pre_tokenizer_name
 from bitquilt.models.canonical import who_lacks_tables
 from bitquilt.models.sources import safetensors
 from bitquilt.runtime.files import atomic_write, read_json
@@ -127,7 +129,8 @@ def convert(directory: Path, path: Path, say: Say = lambda _: None) -> None:
     """
     what = who_lacks_tables(read_json(directory / "config.json"))
     require_converter(what)
-    known = _splitting(directory), _further_tokens(directory)
+    splitting = _splitting(directory)
+    known = splitting, _further_tokens(directory), _normalizer_pairs(directory, splitting)
     arguments = ["--outtype", base_type(directory)]
     try:
         with as_converters_read(directory, path, DEQUANTIZED_BY_LLAMA_CPP) as source:
@@ -171,6 +174,7 @@ def run_converter_script(
     arguments: Sequence[str],
     splitting: str = "",
     further_tokens: str = "",
+    pairs: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Run the converter on a directory, in a process of its own.
 
@@ -181,6 +185,7 @@ def run_converter_script(
         arguments: the converter's own options.
         splitting: see :mod:`.converter_child`.
         further_tokens: see :mod:`.converter_child`.
+        pairs: key → text that the file's metadata has besides.
 
     Raises:
         ConverterError: it failed; the sentence has its last line.
@@ -191,7 +196,8 @@ def run_converter_script(
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("PYTHONPATH", None)  # nothing may come before the converter's own packages
     with atomic_write(path) as temporary:
-        program = [sys.executable, converter_child.__file__, str(script), splitting, further_tokens]
+        told = [str(script), splitting, further_tokens, json.dumps(dict(pairs))]
+        program = [sys.executable, converter_child.__file__, *told]
         done = subprocess.run(
             [*program, str(directory), "--outfile", str(temporary), *arguments],
             env=environment,
@@ -225,6 +231,14 @@ def _splitting(directory: Path) -> str:
         return pre_tokenizer_name(directory)
     except UserError:
         return ""
+
+
+def _normalizer_pairs(directory: Path, splitting: str) -> dict[str, str]:
+    """What the file says of the tokenizer's normalizer, whichever name the converter gives it."""
+    try:
+        return normalizer_keys(directory, None) or normalizer_keys(directory, splitting)
+    except UserError:
+        return {}
 
 
 def reason_of(output: bytes) -> str:

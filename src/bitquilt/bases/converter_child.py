@@ -1,6 +1,6 @@
 """The process of the converter, apart from our packages: run by path, it imports nothing of them.
 
-    python converter_child.py SCRIPT SPLITTING MTP ARGUMENTS…
+    python converter_child.py SCRIPT SPLITTING MTP METADATA ARGUMENTS…
 
 The converter knows how a tokenizer splits text by a hash of what it makes of one text, and refuses
 tokenizers whose hash it does not know, such as those with a vocabulary of their own. SPLITTING is
@@ -8,6 +8,8 @@ the name that bitquilt found in the tokenizer's own rules; it is used for such t
 
 The converter also believes a config that speaks of blocks which predict further tokens. MTP is
 empty if there are no weights of any.
+
+METADATA are texts that the file's metadata shall have besides, as JSON.
 
 It reads configs as they are published. What newer versions of transformers leave out when they save
 a model is asked of transformers' own class of the config.
@@ -29,7 +31,9 @@ _RENAMED = {
 """Fields that transformers no longer has → what it has of the same meaning."""
 
 
-def run_converter(script: str, splitting: str, mtp: str, arguments: list[str]) -> None:
+def run_converter(
+    script: str, splitting: str, mtp: str, metadata: str, arguments: list[str]
+) -> None:
     """Import the converter from where it is, and call it."""
     directory, name = os.path.split(os.path.abspath(script))
     # Python put this file's directory first: packages there are not the converter's
@@ -41,6 +45,8 @@ def run_converter(script: str, splitting: str, mtp: str, arguments: list[str]) -
     _keep_published_fields(_class(converter, "ModelBase"))
     if splitting:
         _teach(_class(converter, "TextModel"), splitting)
+    if pairs := json.loads(metadata):
+        _add_pairs(_class(converter, "TextModel"), pairs)
     if not mtp:
         _class(converter, "ModelBase").no_mtp = True
         _count_no_further_blocks()
@@ -268,5 +274,16 @@ def _teach(text_model: Any, splitting: str) -> None:
     text_model.get_vocab_base_pre = get_vocab_base_pre
 
 
+def _add_pairs(text_model: Any, pairs: dict[str, str]) -> None:
+    prepare = text_model.prepare_metadata
+
+    def prepare_metadata(self: Any, *args: Any, **options: Any) -> None:
+        prepare(self, *args, **options)
+        for key, value in pairs.items():
+            self.gguf_writer.add_string(key, value)
+
+    text_model.prepare_metadata = prepare_metadata
+
+
 if __name__ == "__main__":
-    run_converter(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:])
+    run_converter(sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:])

@@ -16,12 +16,14 @@ import numpy as np
 
 from bitquilt.engines import llama_api
 from bitquilt.engines.backend import Logits, common_prefix
+from bitquilt.engines.composing import Composer
 from bitquilt.engines.constraint import Grammars
 from bitquilt.engines.engine import ModelInfo, Sampling
 from bitquilt.engines.image_encoder import ImageEncoder
 from bitquilt.engines.set_aside import SetAside
 from bitquilt.errors import UserError
 from bitquilt.gguf.sampling import SAMPLING_KEYS
+from bitquilt.gguf.tokenizer import NORMALIZER, is_composed
 from bitquilt.models.chat_template import TOOL_USE
 
 UBATCH = 512
@@ -60,6 +62,7 @@ class LlamaCppBackend:
             exact: float32 KV cache and no flash attention, to compare with another engine.
             threads: None for one per physical core.
             vocabulary_only: load the header, which is enough for tokens; there may be no weights.
+                Text is read as llama.cpp reads it, whatever the model's own tokenizer does.
             vision: the file of its vision tower, which is loaded with the first image.
 
         Raises:
@@ -82,6 +85,9 @@ class LlamaCppBackend:
         self._model = llama_api.load_model(self._api, path, params)
         self._vocab = self._api.llama_model_get_vocab(self._model)
         self._vision = vision
+        self._composes = not vocabulary_only and is_composed(
+            self._stated(NORMALIZER), self._stated("tokenizer.ggml.pre")
+        )
         self.info = ModelInfo(
             name=path,
             vocabulary=self._api.llama_vocab_n_tokens(self._vocab),
@@ -115,6 +121,20 @@ class LlamaCppBackend:
 
     def tokenize(self, text: str, add_special: bool) -> list[int]:
         """See :class:`~bitquilt.engines.backend.Backend`."""
+        return self._read_as_is(
+            self._composer.compose(text) if self._composes else text, add_special
+        )
+
+    @cached_property
+    def _composer(self) -> Composer:
+        return Composer(
+            self._api.llama_vocab_get_text(self._vocab, token).decode()
+            for token in range(self.info.vocabulary)
+            if self._api.llama_vocab_get_attr(self._vocab, token)
+            & (llama_api.CONTROL | llama_api.USER_DEFINED)
+        )
+
+    def _read_as_is(self, text: str, add_special: bool) -> list[int]:
         raw = text.encode()
         room = len(raw) + 8
         tokens = (llama_api.Token * room)()
@@ -153,7 +173,7 @@ class LlamaCppBackend:
             [self._piece(token) for token in range(self.info.vocabulary)],
             special=list(filter(self._is_special, range(self.info.vocabulary))),
             ends=list(filter(self.ends_turn, range(self.info.vocabulary))),
-            tokenize=lambda text: self.tokenize(text, add_special=False),
+            tokenize=lambda text: self._read_as_is(text, add_special=False),
         )
 
     @lru_cache(maxsize=1 << 16)  # noqa: B019 (the backend lives as long as its process)

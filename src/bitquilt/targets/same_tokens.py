@@ -14,6 +14,7 @@ from typing import Any
 
 from bitquilt.errors import EngineMissingError, UserError
 from bitquilt.gguf.container import encode_header, read_container, read_pairs
+from bitquilt.gguf.tokenizer import NORMALIZER, is_composed
 from bitquilt.models.chat_template import ChatTemplate, ChatTemplateError
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.models.tokenizer import load_tokenizer
@@ -104,19 +105,24 @@ def refuse_other_tokens_of(
     from bitquilt.targets.gguf.vocabulary import llama_cpp_tokenizer
 
     own = OwnTokens(name=name, tokenizer=load_tokenizer(directory), template=template)
-    header = encode_header(read_pairs(path, read_container(path)), [])
+    container = read_container(path)
+    header = encode_header(read_pairs(path, container), [])
+    stated, pre = map(container.metadata.get, (NORMALIZER, "tokenizer.ggml.pre"))
     try:
         with llama_cpp_tokenizer(header, path.name) as theirs:
             remedy = (
                 f"give the file that was made from this model, or convert {path.name} again with a "
                 "newer converter"
             )
-            return compare_tokens(own, theirs, "llama.cpp", remedy)
+            composed = is_composed(stated, pre)
+            return compare_tokens(own, theirs, "llama.cpp", remedy, composed=composed)
     except EngineMissingError:
         return []
 
 
-def compare_tokens(own: OwnTokens, theirs: Tokenize, engine: str, remedy: str) -> list[str]:
+def compare_tokens(
+    own: OwnTokens, theirs: Tokenize, engine: str, remedy: str, *, composed: bool = True
+) -> list[str]:
     """Compare a model's own tokens with those of an engine.
 
     Args:
@@ -124,6 +130,7 @@ def compare_tokens(own: OwnTokens, theirs: Tokenize, engine: str, remedy: str) -
         theirs: the engine's.
         engine: its name.
         remedy: what would do instead; it ends the sentence.
+        composed: whether the file says if accents are put together, so that bitquilt does it.
 
     Returns:
         Sentences about text that engines read otherwise, where nothing can be done about it.
@@ -135,7 +142,7 @@ def compare_tokens(own: OwnTokens, theirs: Tokenize, engine: str, remedy: str) -
         ours, others = own.tokenize(text, add_special), list(theirs(text, add_special))
         if list(ours) != others:
             raise _difference(own, theirs, about, text, add_special, engine, remedy)
-    told = [_about_accents(own, theirs, engine), _about_marks(own, theirs, engine)]
+    told = [_about_accents(own, theirs, engine, composed), _about_marks(own, theirs, engine)]
     return [note for note in told if note]
 
 
@@ -185,15 +192,18 @@ def _difference(
     )
 
 
-def _about_accents(own: OwnTokens, theirs: Tokenize, engine: str) -> str | None:
+def _about_accents(own: OwnTokens, theirs: Tokenize, engine: str, composed: bool) -> str | None:
     """Whether the engine lacks a normalizer that puts letters and accents together."""
     ours, others = own.tokenize(UNCOMPOSED, False), theirs(UNCOMPOSED, False)
-    composed = own.tokenize(unicodedata.normalize("NFC", UNCOMPOSED), False)
-    if list(ours) == list(others) or list(ours) != list(composed):
+    joined = own.tokenize(unicodedata.normalize("NFC", UNCOMPOSED), False)
+    if list(ours) == list(others) or list(ours) != list(joined):
         return None
+    who = (
+        f"another program than bitquilt gives it to {engine}" if composed else f"{engine} reads it"
+    )
     return (
         f"{engine} does not join letters with accents that follow them as characters of their own, "
-        f"as {own.name}'s tokenizer does: convert such text to Unicode NFC before {engine} reads it"
+        f"as {own.name}'s tokenizer does: convert such text to Unicode NFC before {who}"
     )
 
 

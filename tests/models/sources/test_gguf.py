@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+import unicodedata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.header import read_header
-from bitquilt.gguf.tokenizer import SPLITTINGS, byte_level_tokenizer
+from bitquilt.gguf.tokenizer import SPLITTINGS, byte_level_tokenizer, is_composed
 from bitquilt.models import open_checkpoint
 from bitquilt.models.gguf_config import config_of
 from tests.factories import tiny_checkpoint
@@ -106,7 +107,10 @@ def test_header_agrees_with_gguf_py(tiny: Path) -> None:
 def test_tokens_are_llama_cpps(tiny: Path, pre: str) -> None:
     path = write_gguf(tiny, tiny / "tiny.gguf", pre=pre)
     ours = byte_level_tokenizer(read_header(path))
-    assert [ours.encode(s).ids for s in LINES] == tokenize(path, LINES, add_special=True)
+    read = LINES
+    if is_composed(None, pre):  # our engine does that for llama.cpp
+        read = [unicodedata.normalize("NFC", line) for line in LINES]
+    assert [ours.encode(s).ids for s in LINES] == tokenize(path, read, add_special=True)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])

@@ -10,7 +10,7 @@ Face tokenizer from these, and :func:`tokenizer_keys` writes one as these.
 
 from __future__ import annotations
 
-from bitquilt.gguf.tokenizer.conventions import SPLITTINGS
+from bitquilt.gguf.tokenizer.conventions import NORMALIZER, SPLITTINGS, is_composed
 from bitquilt.gguf.tokenizer.read import (
     adds_bos,
     byte_level_tokenizer,
@@ -19,14 +19,17 @@ from bitquilt.gguf.tokenizer.read import (
     start_token,
     tokenizer_directory,
 )
-from bitquilt.gguf.tokenizer.write import tokenizer_keys
+from bitquilt.gguf.tokenizer.write import normalizer_keys, tokenizer_keys
 
 __all__ = [
+    "NORMALIZER",
     "SPLITTINGS",
     "adds_bos",
     "byte_level_tokenizer",
     "end_tokens",
+    "is_composed",
     "named_templates",
+    "normalizer_keys",
     "start_token",
     "tokenizer_directory",
     "tokenizer_keys",

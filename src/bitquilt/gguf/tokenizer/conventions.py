@@ -34,6 +34,14 @@ FIM_TEXTS = {
 """Role for filling in the middle → texts by which llama.cpp finds its token; where the model has
 none of them, the role is free for another token that ends its turns."""
 
+NORMALIZER, NFC, NO_NORMALIZER = "tokenizer.bitquilt.normalizer", "NFC", "none"
+"""Our key for what a tokenizer does to text before it splits it, which llama.cpp does not do, and
+its values. It is there where the pre-tokenizer's name says something else."""
+
+_COMPOSED = frozenset(("qwen2", "qwen35", "command-r"))
+"""Pre-tokenizers of models whose tokenizers bring text into Unicode's form NFC: in transformers,
+Qwen2Tokenizer, Qwen3_5Tokenizer and CohereTokenizer do."""
+
 SPACE = "\u2581"
 """How SentencePiece writes a space."""
 
@@ -85,6 +93,11 @@ SPLITTINGS: dict[str, Splitting] = {
     "tekken": Splitting((_TEKKEN,), whole_words=True, adds_bos=True),
 }
 """``tokenizer.ggml.pre`` → splitting."""
+
+
+def is_composed(stated: str | None, pre: str | None) -> bool:
+    """Whether a tokenizer reads text in form NFC, by a file's normalizer and its pre-tokenizer."""
+    return pre in _COMPOSED if stated is None else stated == NFC
 
 
 def _regexes(name: str) -> tuple[str, ...]:

@@ -28,18 +28,20 @@ from bitquilt.gguf.header import GgufHeader
 from bitquilt.gguf.tokenizer.conventions import (
     END_ROLES,
     FIM_TEXTS,
+    NORMALIZER,
     SPACE,
     SPECIAL_TOKENS,
     SPLITTINGS,
     TEMPLATE,
     TEMPLATES,
+    is_composed,
 )
 from bitquilt.runtime.cache import tokenizers_to_read
 from bitquilt.runtime.files import atomic_write
 
 _CONTROL, _USER_DEFINED = int(TokenType.CONTROL), int(TokenType.USER_DEFINED)
 
-CONVERSION = 3
+CONVERSION = 4
 """Raised whenever the same file would become another tokenizer: what older versions of bitquilt
 have kept is then rebuilt."""
 
@@ -92,6 +94,8 @@ def byte_level_tokenizer(header: GgufHeader) -> Tokenizer:
     tokenizer = Tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, ignore_merges=splitting.whole_words)
     )
+    if is_composed(metadata.get(NORMALIZER), pre):
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             *(pre_tokenizers.Split(Regex(p), "isolated") for p in splitting.patterns),

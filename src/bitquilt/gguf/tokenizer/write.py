@@ -24,11 +24,15 @@ from bitquilt.gguf.tokenizer.conventions import (
     END_ROLES,
     END_TEXTS,
     FIM_TEXTS,
+    NFC,
+    NO_NORMALIZER,
+    NORMALIZER,
     PRE_TOKENIZERS,
     SPACE,
     SPECIAL_TOKENS,
     TEMPLATE,
     TEMPLATES,
+    is_composed,
 )
 from bitquilt.gguf.tokenizer.tokenizer_json import read_tokenizer
 from bitquilt.runtime.files import read_json
@@ -70,6 +74,7 @@ def tokenizer_keys(
     _refuse_other_models(files)
     tokens, types = _vocabulary(files, int(model_config["vocab_size"]))
     keys = _model_keys(files, tokens)
+    keys |= _normalizer_keys(files, str(keys["tokenizer.ggml.pre"]))
     keys["tokenizer.ggml.tokens"] = tokens
     keys["tokenizer.ggml.token_type"] = types
     stated = {
@@ -107,6 +112,26 @@ def pre_tokenizer_name(directory: Path) -> str:
     return _pre_tokenizer_name(files)
 
 
+def normalizer_keys(directory: Path, pre: str | None) -> dict[str, str]:
+    """What a file has to say of a tokenizer's normalizer, where the name of its splitting does not.
+
+    Args:
+        directory: holds tokenizer.json.
+        pre: llama.cpp's name for how it splits text.
+
+    Raises:
+        UserError: there is no tokenizer.json, or it is damaged.
+    """
+    return _normalizer_keys(_read(directory), pre)
+
+
+def _normalizer_keys(files: _Files, pre: str | None) -> dict[str, str]:
+    composed = NFC in _normalizers(files.tokenizer.get("normalizer"))
+    if composed == is_composed(None, pre):
+        return {}
+    return {NORMALIZER: NFC if composed else NO_NORMALIZER}
+
+
 def _read(directory: Path) -> _Files:
     path = directory / "tokenizer.json"
     if not path.exists():
@@ -133,9 +158,9 @@ def _refuse_other_models(files: _Files) -> None:
 def _refuse_normalizers(files: _Files) -> None:
     """Refuse what changes text before it is split: llama.cpp does nothing but move spaces.
 
-    NFC is let through: Qwen's tokenizers have it, and hardly any text is in another form.
+    NFC is let through: Qwen's tokenizers have it, and our engine does it, as the file says.
     """
-    spaces = {"Replace", "Prepend"} if files.tokenizer["model"].get("byte_fallback") else {"NFC"}
+    spaces = {"Replace", "Prepend"} if files.tokenizer["model"].get("byte_fallback") else {NFC}
     for kind in _normalizers(files.tokenizer.get("normalizer")):
         if kind not in spaces:
             raise UserError(
