@@ -177,12 +177,16 @@ def test_what_the_converter_does_not_see_by_itself_is_shown_to_it(fake, tmp_path
 
 @needs_converter
 def test_the_real_one_keeps_every_number(tmp_path: Path) -> None:
-    directory = unknown_checkpoint(tmp_path, "granite")
+    directory = tmp_path / "models--Owner--Tiny-Granite" / "snapshots" / "0123abcd"
+    directory.parent.mkdir(parents=True)
+    unknown_checkpoint(tmp_path, "granite").rename(directory)  # as in the hub's cache
     converter.convert(directory, tmp_path / "granite.gguf")
     matrices = BaseMatrices(tmp_path / "granite.gguf")
     assert len(matrices) == 16
     assert {matrices[name].dtype for name in matrices} == {torch.float32}
-    assert NORMALIZER not in read_header(tmp_path / "granite.gguf").metadata
+    metadata = read_header(tmp_path / "granite.gguf").metadata
+    assert NORMALIZER not in metadata
+    assert metadata["general.name"] == "Tiny Granite"
 
 
 @needs_converter

@@ -12,7 +12,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,6 +27,7 @@ from bitquilt.errors import UserError
 from bitquilt.gguf.tokenizer.write import normalizer_keys, pre_tokenizer_name
 from bitquilt.models.canonical import who_lacks_tables
 from bitquilt.models.sources import safetensors
+from bitquilt.models.sources.resolve import short_name
 from bitquilt.runtime.files import atomic_write, read_json
 
 CHECKOUT = "BITQUILT_LLAMA_CPP"
@@ -195,11 +198,11 @@ def run_converter_script(
     environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment.pop("PYTHONPATH", None)  # nothing may come before the converter's own packages
-    with atomic_write(path) as temporary:
+    with _under_its_name(directory) as source, atomic_write(path) as temporary:
         told = [str(script), splitting, further_tokens, json.dumps(dict(pairs))]
         program = [sys.executable, converter_child.__file__, *told]
         done = subprocess.run(
-            [*program, str(directory), "--outfile", str(temporary), *arguments],
+            [*program, str(source), "--outfile", str(temporary), *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -210,6 +213,22 @@ def run_converter_script(
                 f"llama.cpp's converter did not convert {directory}: {reason_of(done.stderr)}; "
                 f"try a newer one by setting {CHECKOUT} to a checkout of llama.cpp"
             )
+
+
+@contextmanager
+def _under_its_name(directory: Path) -> Iterator[Path]:
+    """Give a directory under its model's name, after which the converter names the file's model.
+
+    In the hub's cache a directory is called after the revision.
+    """
+    name = short_name(str(directory), directory)
+    if name == directory.name:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        link = Path(scratch) / name
+        link.symlink_to(directory.absolute())
+        yield link
 
 
 def _further_tokens(directory: Path) -> str:

@@ -29,6 +29,7 @@ from bitquilt.models.canonical import (
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.adapter import adapter_error, is_adapter
 from bitquilt.models.sources.quantized import QuantizedTensor, joined, quantization_of
+from bitquilt.models.sources.resolve import short_name
 from bitquilt.models.sources.safetensors import INDEX, SINGLE, StoredTensor
 from bitquilt.runtime.files import read_json, remove
 
@@ -189,7 +190,7 @@ def copied_otherwise(directory: Path, beside: Path, fill: Callable[[Path], None]
     """
     place = beside.with_name(f".{beside.name}.plain.part")
     remove(place)
-    copy = place / directory.name  # converters name the model after it
+    copy = place / short_name(str(directory), directory)  # converters name the model after it
     try:
         try:
             copy.mkdir(parents=True)

@@ -67,6 +67,19 @@ def test_an_adapter_is_named_so(tmp_path: Path) -> None:
         open_checkpoint(directory)
 
 
+def test_mistrals_own_copy_beside_the_weights_is_left_out(tmp_path: Path) -> None:
+    directory = tiny_checkpoint(tmp_path, "mistral", layers=1)
+    wanted = open_checkpoint(directory)
+    norm = wanted.load("model.norm.weight").clone()
+    (directory / "model.safetensors").rename(directory / "model-00001-of-00001.safetensors")
+    save_file(
+        {"layers.0.attention.wq.weight": torch.ones(2)}, directory / "consolidated.safetensors"
+    )
+    found = open_checkpoint(directory)
+    assert found.shapes == wanted.shapes
+    assert torch.equal(found.load("model.norm.weight"), norm)
+
+
 def test_an_adapter_beside_whole_weights_is_left_out_and_said_so(tmp_path: Path) -> None:
     directory = tiny_checkpoint(tmp_path, "qwen3", layers=1)
     wanted = open_checkpoint(directory).load("model.norm.weight")

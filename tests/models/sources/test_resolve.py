@@ -60,8 +60,16 @@ def test_an_adapter_alone_is_named_so(tmp_path: Path) -> None:
         resolve.resolve(str(tmp_path))
 
 
+def published(place: Path, *files: str) -> Path:
+    """A directory with empty files."""
+    place.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        (place / file).write_text("{}")
+    return place
+
+
 def test_hub_id(tmp_path: Path, hub: Any) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    published(tmp_path, "config.json", "model.safetensors")
     asked = hub(tmp_path)
     assert resolve.resolve("facebook/MobileLLM-R1-140M") == tmp_path
     assert [repo for repo, _ in asked] == ["facebook/MobileLLM-R1-140M"]
@@ -84,7 +92,7 @@ def test_names_lose_the_type(file: str, name: str) -> None:
 def test_a_plan_leaves_weights_on_the_hub(tmp_path: Path, hub: Any) -> None:
     small = {"config.json", "tokenizer.json", "tokenizer_config.json"}
     heavy = {"model-00001-of-00002.safetensors", "model.safetensors.index.json"}
-    (tmp_path / "config.json").write_text("{}")
+    published(tmp_path, "config.json", "model-00001-of-00002.safetensors")
     for weights, fetched in ((True, small | heavy), (False, small)):
         asked = hub(tmp_path)
         resolve.resolve("owner/model", weights=weights)
@@ -92,12 +100,49 @@ def test_a_plan_leaves_weights_on_the_hub(tmp_path: Path, hub: Any) -> None:
         assert set(filter_repo_objects(small | heavy, **patterns)) == fetched
 
 
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (("README.md",), r"owner/model has no config.json .* `hf download owner/model FILE.gguf`"),
+        (
+            ("config.json",),
+            r"has no weights .* save them with .* M.from_pretrained\('owner/model'\).save_pre",
+        ),
+    ],
+)
+def test_what_a_repository_lacks_is_told_of_it(
+    files: tuple[str, ...], sentence: str, tmp_path: Path, hub: Any
+) -> None:
+    hub(published(tmp_path, *files))
+    with pytest.raises(UserError, match=sentence):
+        resolve.resolve("owner/model")
+
+
+def test_a_snapshot_in_the_cache_has_the_name_of_its_model(tmp_path: Path) -> None:
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = published(tmp_path / "models--Owner--Model-1B" / "snapshots" / revision)
+    (tmp_path / "mine").symlink_to(snapshot)
+    for place in (snapshot, tmp_path / "mine"):
+        assert resolve.short_name(str(place), place) == "Model-1B"
+        assert resolve.hub_id(str(place), place) == "Owner/Model-1B"
+    assert resolve.short_name(str(tmp_path), tmp_path) == tmp_path.name
+
+
+def test_templates_in_a_folder_and_older_vocabularies_are_fetched(tmp_path: Path, hub: Any) -> None:
+    wanted = {"additional_chat_templates/tool_use.jinja", "merges.txt", "spiece.model"}
+    others = {"onnx/config.json", "original/tokenizer.model", "gguf/model.safetensors"}
+    asked = hub(published(tmp_path, "config.json", "model.safetensors"))
+    resolve.resolve("owner/model")
+    ((_, patterns),) = asked
+    assert set(filter_repo_objects(wanted | others, **patterns)) == wanted
+
+
 def test_the_terms_of_a_model_come_with_it() -> None:
     """The model card states the licence; MLX directories carry its text on."""
     terms = {"LICENSE", "LICENSE.txt", "LICENCE.md", "NOTICE.txt", "USE_POLICY.md", "X_TERMS.html"}
-    published = {*terms, "README.md", "model.bin", "a.py"}
-    fetched = set(filter_repo_objects(published, allow_patterns=list(resolve.HUB_FILES)))
-    assert fetched == published - {"model.bin", "a.py"}
+    found = {*terms, "README.md", "model.bin", "a.py"}
+    fetched = set(filter_repo_objects(found, allow_patterns=list(resolve.HUB_FILES)))
+    assert fetched == found - {"model.bin", "a.py"}
     assert fetched - {"README.md"} == {name for name in fetched if TERMS.fullmatch(name)}
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from bitquilt.errors import UserError
 from bitquilt.models.checkpoint import ADAPTER_CONFIG, Finding
 
-_WEIGHTS = "adapter_model"
-"""What the names of an adapter's own files begin with."""
+_BESIDE = ("adapter_model", "consolidated")
+"""What the names of files begin with that lie beside a model's weights: an adapter's, and those of
+Mistral's own format, which has the same weights once more."""
 _MERGE = "put it into that model with peft's merge_and_unload() and save the result"
 
 
@@ -26,8 +27,8 @@ def adapter_error(directory: Path) -> UserError:
 
 
 def whole_weights(files: list[Path]) -> list[Path]:
-    """Leave out an adapter's files, unless there are no others."""
-    return [file for file in files if not file.name.startswith(_WEIGHTS)] or files
+    """Leave out an adapter's files and copies in another format, unless there are no others."""
+    return [file for file in files if not file.name.startswith(_BESIDE)] or files
 
 
 def has_adapter(directory: Path) -> bool:

@@ -26,12 +26,17 @@ _HUB_PAGE = re.compile(
 )
 """The beginning of the address of a model's page, as people copy it."""
 
+_TEMPLATES = "*.jinja"
 HUB_FILES = (
-    *("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "README.md", "SYSTEM_PROMPT.txt"),
+    *("*.json", "*.safetensors", _TEMPLATES, "*.model", "merges.txt", "vocab.txt", "*.tiktoken"),
+    *("README.md", "SYSTEM_PROMPT.txt"),
     *("LICEN[CS]E*", "COPYING*", "*TERMS*", "NOTICE*", "USE_POLICY*"),
 )
 """Files of a hub repository that a checkpoint needs, or that say on what terms it is passed on."""
-_UNNEEDED = ("*/*", "consolidated*.safetensors")
+_UNNEEDED = (
+    *(f"*/{kind}" for kind in HUB_FILES if kind != _TEMPLATES),  # some are in a folder
+    "consolidated*.safetensors",
+)
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
@@ -48,7 +53,7 @@ def resolve(reference: str, *, weights: bool = True) -> Path:
     Raises:
         UserError: there is no such model, it is not readable, or the hub did not answer.
     """
-    return local_path(reference) or _directory(_download(reference, weights))
+    return local_path(reference) or _of_hub(reference, _download(reference, weights), weights)
 
 
 def local_path(reference: str) -> Path | None:
@@ -107,8 +112,10 @@ def hub_id(reference: str, path: Path) -> str | None:
     """
     if on_hub(reference):
         return reference
-    found = re.search(r"/models--([^/]+)/snapshots/", Path(os.path.abspath(path)).as_posix() + "/")
-    return found[1].replace("--", "/", 1) if found else None
+    for place in (os.path.abspath(path), os.path.realpath(path)):  # files are links to others
+        if found := re.search(r"/models--([^/]+)/snapshots/", Path(place).as_posix() + "/"):
+            return found[1].replace("--", "/", 1)
+    return None
 
 
 def model_name(path: Path) -> str:
@@ -122,7 +129,30 @@ def short_name(reference: str, path: Path) -> str:
         return DEMO
     if path.suffix == SUFFIX:
         return model_name(path)
-    return reference.rpartition("/")[2] if on_hub(reference) else path.resolve().name
+    return (hub_id(reference, path) or path.resolve().name).rpartition("/")[2]
+
+
+def _of_hub(repo: str, path: Path, weights: bool) -> Path:
+    """Refuse what a repository of the hub lacks; its files in the cache tell nobody anything."""
+    if not any((path / name).exists() for name in ("config.json", ADAPTER_CONFIG)):
+        raise UserError(
+            f"{repo} has no config.json on the hub, so it is no Hugging Face model; if it has GGUF "
+            f"files, download one with `hf download {repo} FILE.gguf`, and give its path"
+        )
+    found = _directory(path)
+    if weights and not any(path.glob("*.safetensors")):
+        raise UserError(
+            f"{repo} has no weights on the hub as Hugging Face's safetensors; if it has pickled "
+            f"ones and you trust them, save them with {saving(repo, 'DIR')}, add the tokenizer's "
+            "files, and give DIR"
+        )
+    return found
+
+
+def saving(model: str | Path, to: str | Path) -> str:
+    """The command that writes pickled weights as safetensors."""
+    code = f"M.from_pretrained({str(model)!r}).save_pretrained({str(to)!r})"
+    return f'`python -c "from transformers import AutoModelForCausalLM as M; {code}"`'
 
 
 def _directory(path: Path) -> Path:

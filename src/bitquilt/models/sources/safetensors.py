@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from bitquilt.errors import UserError
 from bitquilt.models.sources.adapter import whole_weights
+from bitquilt.models.sources.resolve import saving
 from bitquilt.models.sources.tensors import all_finite
 from bitquilt.runtime.files import read_json
 
@@ -82,8 +83,8 @@ def files(directory: Path) -> list[Path]:
             raise UserError(f"{INDEX} names {file.name}, which is not in {directory}; download it")
     if not found and any(directory.glob("pytorch_model*.bin")):
         raise UserError(
-            f"{directory} has weights only as pytorch_model.bin; load it with transformers and "
-            "save_pretrained it to get safetensors"
+            f"{directory} has weights only as pytorch_model.bin; if you trust what is pickled "
+            f"there, save them as safetensors with {saving(directory, directory)}"
         )
     return found
 
