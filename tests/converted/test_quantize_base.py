@@ -19,6 +19,7 @@ from bitquilt.bases.importance import BaseModel, load_transformers_model, match_
 from bitquilt.bases.mlx_base import MlxBase, convert_to_mlx
 from bitquilt.converted.formats.mlx_directory import MlxDirectory
 from bitquilt.gguf.header import read_header
+from bitquilt.streaming import base as streamed_base
 from tests.bases.models import needs_converter, unknown_checkpoint
 from tests.bases.parity import (
     decoded_by_gguf,
@@ -227,3 +228,32 @@ def test_a_matrix_of_which_nothing_is_known_has_a_type_that_fits_its_rows(
     assert base.safe_type(stem) == f"8bit-g{group}"
     scales_and_biases = 2 * 2 * stack.numel() // group
     assert base.nbytes(stem, base.safe_type(stem)) == stack.numel() + scales_and_biases
+
+
+@needs_converter
+@pytest.mark.parametrize("rounding", ["full", "nearest"])
+def test_a_disk_without_room_for_the_base_gets_the_same_file(
+    rounding: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = unknown_checkpoint(tmp_path, "qwen3_moe", torch.bfloat16)
+    options = {"bits": 6.0, "rounding": rounding, **QUIET}
+    (usual,) = bitquilt.quantize_base(directory, output=tmp_path / "usual", **options)
+    monkeypatch.setattr(streamed_base, "has_room", lambda *_: False)
+    options["progress"] = said = Recorded()
+    (made,) = bitquilt.quantize_base(directory, output=tmp_path / "full", **options)
+    assert made.paths[0].read_bytes() == usual.paths[0].read_bytes()
+    assert any("too little room for qwen3_moe-BF16.gguf" in line for line in said.lines)
+    assert any("cannot be tried before the work" in line for line in said.lines)
+    left = {path.name for path in (tmp_path / "full").iterdir() if path.is_file()}
+    assert left == {made.paths[0].name, "qwen3_moe-imatrix.gguf"}
+
+
+@needs_converter
+def test_a_plan_writes_no_base(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite", torch.bfloat16)
+    (plan,) = bitquilt.plan_base(directory, recipe="Q4_0", output=tmp_path / "made", **QUIET)
+    assert not list((tmp_path / "made").iterdir())
+    (made,) = bitquilt.quantize_base(
+        directory, recipe="Q4_0", output=tmp_path / "made", rounding="nearest", **QUIET
+    )
+    assert plan.nbytes == made.paths[0].stat().st_size

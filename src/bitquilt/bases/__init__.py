@@ -6,6 +6,7 @@ transformers runs the model, and every matrix product with a parameter is watche
 is named here.
 
     converter.py, converter_child.py, base_file.py    GGUF files: made, and read
+    served_base.py    a GGUF file's header alone, whose numbers the converter gives
     mlx_base.py, mlx_child.py    MLX directories: made, and read
     vision.py         the vision tower, a file of its own
     room.py           whether memory has room for the model

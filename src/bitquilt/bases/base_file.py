@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
-from bitquilt.gguf.dequantize import dequantize
+from bitquilt.gguf.dequantize import dequantized
 from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.gguf.header import read_header
+from bitquilt.gguf.header_only import stored_bytes
 
 LEAST_COLUMNS = 32
 """The smallest block of any type: matrices of other widths cannot be quantized."""
@@ -54,12 +54,12 @@ class BaseMatrices(Mapping[str, Tensor]):
             UserError: the file was changed.
         """
         tensor = self._tensors[name]
-        if tensor.type not in PLAIN_DTYPES:  # gpt-oss is published so, and converted as it is
-            return dequantize(self._path, tensor)
         try:
-            raw = np.fromfile(self._path, np.uint8, tensor.nbytes, offset=tensor.offset)
+            raw = stored_bytes(self._path, name, tensor, 0, tensor.nbytes)
+            if tensor.type not in PLAIN_DTYPES:  # gpt-oss is published so, and converted as it is
+                return dequantized(raw, tensor)
             return torch.from_numpy(raw).view(PLAIN_DTYPES[tensor.type]).reshape(tensor.shape)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"{self._path} was changed while it was read; try again") from error
 
     def __iter__(self) -> Iterator[str]:

@@ -24,6 +24,7 @@ from platformdirs import user_data_path
 from bitquilt.bases import converter_child
 from bitquilt.bases.plain_checkpoint import PlainTensors, as_converters_read
 from bitquilt.errors import UserError
+from bitquilt.gguf.container import HEADER_ONLY
 from bitquilt.gguf.tokenizer.write import normalizer_keys, pre_tokenizer_name
 from bitquilt.models.canonical import who_lacks_tables
 from bitquilt.models.sources import safetensors
@@ -132,8 +133,7 @@ def convert(directory: Path, path: Path, say: Say = lambda _: None) -> None:
     """
     what = who_lacks_tables(read_json(directory / "config.json"))
     require_converter(what)
-    splitting = _splitting(directory)
-    known = splitting, _further_tokens(directory), _normalizer_pairs(directory, splitting)
+    known = _known(directory)
     arguments = ["--outtype", base_type(directory)]
     try:
         with as_converters_read(directory, path, DEQUANTIZED_BY_LLAMA_CPP) as source:
@@ -195,24 +195,61 @@ def run_converter_script(
         UserError: there is none.
     """
     script = require_converter(what)
-    environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment.pop("PYTHONPATH", None)  # nothing may come before the converter's own packages
     with _under_its_name(directory) as source, atomic_write(path) as temporary:
-        told = [str(script), splitting, further_tokens, json.dumps(dict(pairs))]
-        program = [sys.executable, converter_child.__file__, *told]
+        program = _program(script, splitting, further_tokens, pairs)
         done = subprocess.run(
             [*program, str(source), "--outfile", str(temporary), *arguments],
-            env=environment,
+            env=converter_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
         )
         if done.returncode or not temporary.is_file():
-            raise ConverterError(
-                f"llama.cpp's converter did not convert {directory}: {reason_of(done.stderr)}; "
-                f"try a newer one by setting {CHECKOUT} to a checkout of llama.cpp"
-            )
+            raise converter_error(directory, done.stderr)
+
+
+@contextmanager
+def serving_command(directory: Path, path: Path) -> Iterator[list[str]]:
+    """Give the command of a converter that writes a header, and gives numbers when asked.
+
+    Args:
+        directory: of a Hugging Face model, stored as the converter reads it.
+        path: of the header.
+
+    Raises:
+        UserError: there is no converter.
+    """
+    script = require_converter(who_lacks_tables(read_json(directory / "config.json")))
+    splitting, further_tokens, pairs = _known(directory)
+    pairs = {**pairs, HEADER_ONLY: str(directory)}
+    with _under_its_name(directory) as source:
+        program = _program(script, splitting, further_tokens, pairs)
+        arguments = ["--outfile", str(path), "--outtype", base_type(directory)]
+        yield [*program, str(source), *arguments]
+
+
+def _program(
+    script: Path, splitting: str, further_tokens: str, pairs: Mapping[str, str]
+) -> list[str]:
+    """The beginning of the command of a converter; see :mod:`.converter_child`."""
+    told = [str(script), splitting, further_tokens, json.dumps(dict(pairs))]
+    return [sys.executable, converter_child.__file__, *told]
+
+
+def converter_environment() -> dict[str, str]:
+    """Return the environment that a converter runs in."""
+    environment = {key: value for key, value in os.environ.items() if key not in SECRETS}
+    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment.pop("PYTHONPATH", None)  # nothing may come before the converter's own packages
+    return environment
+
+
+def converter_error(directory: Path, output: bytes) -> ConverterError:
+    """Return the error of a converter that ended, by what it printed."""
+    return ConverterError(
+        f"llama.cpp's converter did not convert {directory}: {reason_of(output)}; "
+        f"try a newer one by setting {CHECKOUT} to a checkout of llama.cpp"
+    )
 
 
 @contextmanager
@@ -229,6 +266,12 @@ def _under_its_name(directory: Path) -> Iterator[Path]:
         link = Path(scratch) / name
         link.symlink_to(directory.absolute())
         yield link
+
+
+def _known(directory: Path) -> tuple[str, str, dict[str, str]]:
+    """What the converter is told of a model: splitting, further tokens, pairs of metadata."""
+    splitting = _splitting(directory)
+    return splitting, _further_tokens(directory), _normalizer_pairs(directory, splitting)
 
 
 def _further_tokens(directory: Path) -> str:

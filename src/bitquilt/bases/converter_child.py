@@ -9,7 +9,10 @@ the name that bitquilt found in the tokenizer's own rules; it is used for such t
 The converter also believes a config that speaks of blocks which predict further tokens. MTP is
 empty if there are no weights of any.
 
-METADATA are texts that the file's metadata shall have besides, as JSON.
+METADATA are texts that the file's metadata shall have besides, as JSON. Where "bitquilt.header_only"
+is among them, the converter writes the header alone, and an empty line to standard output. After
+that it reads names of tensors from standard input, one a line, and answers each with the number of
+its bytes, eight bytes little-endian, and these.
 
 It reads configs as they are published. What newer versions of transformers leave out when they save
 a model is asked of transformers' own class of the config.
@@ -29,6 +32,7 @@ _RENAMED = {
     "rotary_pct": "partial_rotary_factor",
 }
 """Fields that transformers no longer has → what it has of the same meaning."""
+_HEADER_ONLY = "bitquilt.header_only"
 
 
 def run_converter(
@@ -47,6 +51,8 @@ def run_converter(
         _teach(_class(converter, "TextModel"), splitting)
     if pairs := json.loads(metadata):
         _add_pairs(_class(converter, "TextModel"), pairs)
+    if _HEADER_ONLY in pairs:
+        _serve_numbers()
     if not mtp:
         _class(converter, "ModelBase").no_mtp = True
         _count_no_further_blocks()
@@ -171,6 +177,41 @@ def _round_to_bf16_in_torch() -> None:
         return rounded.view(torch.uint8).numpy()
 
     kind.quantize_blocks = quantize_blocks
+
+
+def _serve_numbers() -> None:
+    """Let the converter write its header alone, and give the tensors that are asked for."""
+    writer: Any = importlib.import_module("gguf").GGUFWriter
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what is printed meanwhile is no answer
+
+    def write_tensors_to_file(self: Any, *, progress: bool = False) -> None:
+        del progress
+        self.write_ti_data_to_file()
+        self.close()
+        answers.write(b"\n")
+        answers.flush()
+        infos = {name: info for part in self.tensors for name, info in part.items()}
+        for line in sys.stdin.buffer:
+            data = _computed(infos[line.decode().removesuffix("\n")].tensor)
+            answers.write(data.nbytes.to_bytes(8, "little"))
+            answers.write(memoryview(data).cast("B") if data.flags.c_contiguous else data.tobytes())
+            answers.flush()
+
+    writer.write_tensors_to_file = write_tensors_to_file
+
+
+def _computed(tensor: Any) -> Any:
+    """Compute what a converter put off, and keep nothing of it: it may be asked for again."""
+    lazy: Any = importlib.import_module("gguf.lazy").LazyBase
+    known: dict[int, Any] = {}
+
+    def value(one: Any) -> Any:
+        if one._data is None and id(one) not in known:
+            known[id(one)] = one._func(*one._recurse_apply(one._args, value), **one._kwargs)
+        return known[id(one)] if one._data is None else one._data
+
+    return value(tensor) if isinstance(tensor, lazy) else tensor
 
 
 def _keep_published_fields(model_base: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from bitquilt import qtypes
 from bitquilt.allocation.budget import budgets_of
+from bitquilt.bases.served_base import end_served
 from bitquilt.config import QuantizeConfig
 from bitquilt.converted.allocation import (
     asked_types,
@@ -56,7 +57,8 @@ def plan_base(
 ) -> list[BasePlan]:
     """Give the sizes and types of what :func:`bitquilt.quantize_base` would write.
 
-    The base is converted if it is not there, and stays for ``quantize``.
+    Of a base that is not there, llama.cpp's converter writes the header only; mlx-lm writes it
+    all, and it stays for ``quantize``.
 
     Args:
         model: hub id or Hugging Face directory.
@@ -79,10 +81,13 @@ def plan_base(
     with computing(config.device, config.threads):
         for target in parse_targets(config.to):
             kind = FORMATS[target.name]
-            directory, path = kind.convert(model, config, progress)
+            directory, path = kind.convert(model, config, progress, whole=False)
             told |= {found.message: None for found in about_adapter(directory)}
-            base = kind.open(path, base_name(model, directory), config)
-            plans += _plans(base, config)
+            try:
+                base = kind.open(path, base_name(model, directory), config)
+                plans += _plans(base, config)
+            finally:
+                end_served(path)
     for note in told:
         progress.say(note)
     return plans

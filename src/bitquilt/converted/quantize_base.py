@@ -22,6 +22,7 @@ from bitquilt import __version__
 from bitquilt.allocation.budget import budgets_of, label_of
 from bitquilt.bases.importance import load_transformers_model, match_base
 from bitquilt.bases.reading import BaseReading
+from bitquilt.bases.served_base import end_served
 from bitquilt.bases.statistics import FISHER, BaseStatistics, keep_statistics
 from bitquilt.calibration.text import HeldOutText
 from bitquilt.config import QuantizeConfig
@@ -49,9 +50,8 @@ from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import refuse_file, remove, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.streaming.base import BaseText, base_name, write_base_vision
+from bitquilt.streaming.base import BaseText, base_name, try_if_whole, write_base_vision
 from bitquilt.streaming.quantize_gguf import GgufPlan, GgufResult
-from bitquilt.streaming.trial import try_base
 from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import EngineExcerpt
 
@@ -106,6 +106,8 @@ def converted_run(
     with ExitStack() as stack:
         stack.enter_context(computing(config.device, config.threads))
         converted = _converted(model, config, progress)
+        for path in converted.places.values():
+            stack.callback(end_served, path)
         yield ConvertedRun(converted, config, progress, stack)
 
 
@@ -186,7 +188,7 @@ class ConvertedRun:
             progress.say(lacking)
         if self.config.engine_check:
             for base in self.bases.values():
-                try_base(base.path, base.target, model, self._tokens[0], progress)
+                try_if_whole(base.path, base.target, model, self._tokens[0], progress)
         self.checkpoint = _opened_model(directory, self._name)
         for note in self.checkpoint.to_be_told:
             progress.say(note)

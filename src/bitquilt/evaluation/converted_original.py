@@ -25,6 +25,7 @@ from bitquilt.errors import UserError
 from bitquilt.evaluation.config import EvalConfig
 from bitquilt.evaluation.model_file import ModelFile, TorchModel
 from bitquilt.evaluation.original import CanonicalOriginal, Original
+from bitquilt.gguf.header_only import is_given
 from bitquilt.metrics.original import OriginalModel
 from bitquilt.models.checkpoint import Checkpoint
 from bitquilt.runtime.job import ExpectedStage
@@ -84,6 +85,11 @@ class ConvertedOriginal(Original):
                 kind = FORMATS[file.target.name]
                 config = QuantizeConfig(bits=8, output=file.path.resolve().parent)
                 directory, path = kind.convert(reference, config, progress)
+                if is_given(path):
+                    raise UserError(
+                        f"{config.output} has no room for {checkpoint.name} as {file.target.engine}"
+                        " reads it unquantized, and files are measured against that; free space"
+                    )
                 bases[file.target] = kind.open(path, checkpoint.name, config), directory
         with progress.stage(f"Matching {checkpoint.name} with its base", 1, "matching"):
             _, directory = next(iter(bases.values()))

@@ -33,6 +33,9 @@ from bitquilt.gguf.ggml_type import GGML_BLOCKS, GgmlType
 ALIGNMENT = gguf.GGUF_DEFAULT_ALIGNMENT
 VERSION = 3
 
+HEADER_ONLY = "bitquilt.header_only"
+"""What files have that are a header alone (:mod:`bitquilt.gguf.header_only`)."""
+
 Scalar = bool | int | float | str
 MetadataValue = Scalar | Sequence[str] | Sequence[int] | Sequence[float]
 
@@ -218,8 +221,9 @@ def _parse(cursor: _Cursor) -> Container:
     if not isinstance(alignment, int) or alignment <= 0:
         raise ValueError(f"it aligns its tensors to {alignment!r}, which is not a number of bytes")
     start = aligned(cursor.at, alignment)
+    end = None if HEADER_ONLY in metadata else len(cursor.data)
     found = {
-        name: _tensor(name, sizes, kind, start + offset, len(cursor.data))
+        name: _tensor(name, sizes, kind, start + offset, end)
         for name, (sizes, kind, offset) in table.items()
     }
     return Container(metadata, spans, found)
@@ -235,7 +239,9 @@ def _known_type(number: int, name: str) -> GgmlType:
         ) from error
 
 
-def _tensor(name: str, sizes: list[int], kind: GgmlType, offset: int, end: int) -> GgufTensor:
+def _tensor(
+    name: str, sizes: list[int], kind: GgmlType, offset: int, end: int | None
+) -> GgufTensor:
     """A table row from its sizes, fastest dimension first, checked against the file's end."""
     block, block_bytes = GGML_BLOCKS[kind]
     if not sizes or not all(sizes) or sizes[0] % block:
@@ -244,7 +250,7 @@ def _tensor(name: str, sizes: list[int], kind: GgmlType, offset: int, end: int) 
             f"{math.prod(sizes[1:])}, in blocks of {block}"
         )
     nbytes = math.prod(sizes) // block * block_bytes
-    if offset + nbytes > end:
+    if end is not None and offset + nbytes > end:
         raise ValueError(f"it ends within {name}")
     return GgufTensor(kind, tuple(reversed(sizes)), offset, nbytes)
 

@@ -31,10 +31,27 @@ def dequantize(path: Path, tensor: GgufTensor, only: list[int] | None = None) ->
     Raises:
         UserError: gguf-py has no decoder for its type.
     """
+    stored = np.memmap(path, np.uint8, "r", tensor.offset, (tensor.nbytes,))
+    try:
+        return dequantized(stored, tensor, only)
+    except NotImplementedError as error:
+        raise UserError(
+            f"{path} stores tensors as {tensor.type.name}, which gguf-py cannot decode; "
+            "give another quantization of this model"
+        ) from error
+
+
+def dequantized(
+    stored: npt.NDArray[np.uint8], tensor: GgufTensor, only: list[int] | None = None
+) -> torch.Tensor:
+    """Decode the data of a tensor, uint8 [bytes], in the same way.
+
+    Raises:
+        NotImplementedError: gguf-py has no decoder for its type.
+    """
     columns = tensor.shape[-1]
     rows = math.prod(tensor.shape[:-1])
-    row_bytes = tensor.nbytes // rows
-    packed = np.memmap(path, np.uint8, "r", tensor.offset, (rows, row_bytes))
+    packed = stored.reshape(rows, tensor.nbytes // rows)
     shape = tensor.shape
     if only is not None:
         rows, shape = len(only), (len(only), columns)
@@ -43,13 +60,7 @@ def dequantize(path: Path, tensor: GgufTensor, only: list[int] | None = None) ->
     for start in range(0, rows, step):
         part = slice(start, start + step)
         chunk = np.ascontiguousarray(packed[part if only is None else only[part]])
-        try:
-            result[part] = decoded(chunk, tensor.type)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{path} stores tensors as {tensor.type.name}, which gguf-py cannot decode; "
-                "give another quantization of this model"
-            ) from error
+        result[part] = decoded(chunk, tensor.type)
     return torch.from_numpy(result.reshape(shape))
 
 

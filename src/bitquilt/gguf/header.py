@@ -9,8 +9,15 @@ from typing import Any
 
 from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
-from bitquilt.gguf.container import Container, GgufTensor, UnknownTypeError, read_container
+from bitquilt.gguf.container import (
+    HEADER_ONLY,
+    Container,
+    GgufTensor,
+    UnknownTypeError,
+    read_container,
+)
 from bitquilt.gguf.expected import odd_value
+from bitquilt.gguf.header_only import is_given
 
 _SPLIT = re.compile(r"-\d{5}-of-(?P<count>\d{5})\.gguf$")
 
@@ -165,6 +172,11 @@ def _read(path: Path) -> GgufHeader:
         raise UserError(
             f"{path} cannot be read as GGUF: {error}; it is truncated or damaged: download it again"
         ) from error
+    if HEADER_ONLY in container.metadata and not is_given(path):
+        raise UserError(
+            f"{path} is a header without a model's numbers, left by a run that was stopped; delete "
+            f"it, and give the model that it is of: {container.metadata[HEADER_ONLY]}"
+        )
     if odd := odd_value(container.metadata):
         raise UserError(f"{path} cannot be read as GGUF: {odd}; it is damaged: download it again")
     return GgufHeader(path, container)

@@ -97,17 +97,30 @@ def require_room(directory: Path, nbytes: int) -> None:
     Raises:
         UserError: the directory cannot be made or written to, or the disk is too full.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            free = shutil.disk_usage(directory).free
-    except OSError as error:
-        raise UserError(_sentence(error, directory)) from error
+    free = _free_bytes(directory)
     if free < nbytes:
         raise UserError(
             f"{directory} has {free:,} bytes free, but {nbytes:,} are needed; free space or "
             "choose another directory"
         )
+
+
+def has_room(directory: Path, nbytes: int) -> bool:
+    """Tell whether ``nbytes`` can be written under ``directory``, which is made if missing.
+
+    Raises:
+        UserError: the directory cannot be made or written to.
+    """
+    return _free_bytes(directory) >= nbytes
+
+
+def _free_bytes(directory: Path) -> int:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            return shutil.disk_usage(directory).free
+    except OSError as error:
+        raise UserError(_sentence(error, directory)) from error
 
 
 def refuse_unwritable(directory: Path, option: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitquilt.bases.converter import (
     DEQUANTIZED_BY_LLAMA_CPP,
+    ConverterError,
     base_type,
     convert,
     require_converter,
@@ -16,6 +17,7 @@ from bitquilt.bases.converter import (
 from bitquilt.bases.importance import BaseModel, base_importance, open_base
 from bitquilt.bases.plain_checkpoint import room_to_convert
 from bitquilt.bases.room import refuse_unread_weights, require_memory
+from bitquilt.bases.served_base import can_be_served, end_served, serve_base
 from bitquilt.bases.vision import write_tower_of
 from bitquilt.calibration.text import (
     HeldOutText,
@@ -29,6 +31,7 @@ from bitquilt.calibration.text_budget import text_budget
 from bitquilt.config import ImatrixConfig, QuantizeConfig
 from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
+from bitquilt.gguf.header_only import is_given
 from bitquilt.gguf.imatrix import ImportanceMatrix
 from bitquilt.models.canonical import has_tables, who_lacks_tables
 from bitquilt.models.sources import safetensors
@@ -36,7 +39,7 @@ from bitquilt.models.sources.hugging_face import chat_template
 from bitquilt.models.sources.resolve import resolve, short_name
 from bitquilt.models.sources.tokenizer_files import usable_tokenizer
 from bitquilt.runtime.device import gpu_memory
-from bitquilt.runtime.files import read_json, require_room
+from bitquilt.runtime.files import has_room, read_json, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.trial import try_base
 from bitquilt.targets import GGUF, Target
@@ -44,6 +47,10 @@ from bitquilt.targets import GGUF, Target
 MOST_WINDOWS = 96
 """Windows of calibration text: they go through the whole model one by one, again for every part of
 the moments, where a GPU's budget counts on blocks that read hundreds at once."""
+
+
+ROOM_BESIDE = 0.5
+"""Of a base's bytes, which the files that are made of it and the work take on the disk, about."""
 
 
 def needs_base(model: str | Path) -> bool:
@@ -64,7 +71,10 @@ def base_imatrix(model: str | Path, config: ImatrixConfig, progress: Progress) -
     """
     beside = Path(config.output).parent
     directory, path = base_of(model, config.base, beside, progress)
-    return base_importance_of(open_base(path, directory, progress), directory, config, progress)
+    try:
+        return base_importance_of(open_base(path, directory, progress), directory, config, progress)
+    finally:
+        end_served(path)
 
 
 def base_name(model: str | Path, directory: Path) -> str:
@@ -73,15 +83,24 @@ def base_name(model: str | Path, directory: Path) -> str:
 
 
 def base_of(
-    model: str | Path, given: str | Path | None, output: Path, progress: Progress
+    model: str | Path,
+    given: str | Path | None,
+    output: Path,
+    progress: Progress,
+    *,
+    whole: bool = True,
 ) -> tuple[Path, Path]:
     """Return a model's directory and its base, which is converted if it is not there.
+
+    Where a header is enough, or the disk has no room for more, it is a header alone, whose numbers
+    the converter gives until :func:`bitquilt.bases.served_base.end_served`.
 
     Args:
         model: hub id or Hugging Face directory.
         given: the base, if there is one.
         output: where it goes if there is none; one that is newer than the weights is used again.
         progress: told what goes on.
+        whole: whether more than the header is wanted.
 
     Raises:
         UserError: there is no such model, file or converter, memory is too small, or it failed.
@@ -110,11 +129,52 @@ def base_of(
     if _is_newer(path, directory):
         progress.say(f"{path} is newer than the model, and is used again")
         return directory, path
-    require_room(output, room_to_convert(directory, DEQUANTIZED_BY_LLAMA_CPP))
+    room = room_to_convert(directory, DEQUANTIZED_BY_LLAMA_CPP)
+    fits = has_room(output, round(room * (1 + ROOM_BESIDE)))
+    if not (whole and fits) and can_be_served(directory):
+        try:
+            header = _served(directory, path, progress)
+        except ConverterError:  # it may do what follows
+            pass
+        else:
+            if whole:
+                progress.say(
+                    f"{output} has too little room for {path.name} ({room:,} bytes) beside the "
+                    "result, so it is not written: llama.cpp's converter gives each matrix when it "
+                    "is read, which takes longer"
+                )
+            return directory, header
+    require_room(output, room)
     with progress.stage(f"Converting to {path.name}", 1, "converting"):
         convert(directory, path, progress.say)
         progress.advance()
     return directory, path
+
+
+def _served(directory: Path, base: Path, progress: Progress) -> Path:
+    """Let the converter write a header beside the place of a base, and give its numbers."""
+    header = base.with_name(f".{base.stem}.header{base.suffix}.part")  # `clean` knows such names
+    with progress.stage(f"Converting the header of {base.name}", 1, "converting"):
+        serve_base(directory, header)
+        progress.advance()
+    return header
+
+
+def try_if_whole(
+    path: Path, target: Target, model: nn.Module, tokens: Tensor, progress: Progress
+) -> None:
+    """Try a base in its engine (:func:`bitquilt.streaming.trial.try_base`), where one is written.
+
+    Raises:
+        UserError: the engine cannot load it, crashes on it, or computes NaN.
+    """
+    if is_given(path):
+        progress.say(
+            f"{target.engine} cannot be tried before the work, because the converted model is not "
+            "written; it runs the result"
+        )
+        return
+    try_base(path, target, model, tokens, progress)
 
 
 def _file_name(model: str | Path, directory: Path) -> str:
@@ -169,7 +229,7 @@ def base_importance_of(
         )
     tokens = BaseText(base.model, directory, config).calibration()
     if isinstance(config, QuantizeConfig) and config.engine_check:
-        try_base(base.path, GGUF, base.model, tokens[0], progress)
+        try_if_whole(base.path, GGUF, base.model, tokens[0], progress)
     with progress.stage("Reading calibration text", len(tokens), "importance"):
         return base_importance(base, tokens, [dataset_name(config)], progress)
 

@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from bitquilt.bases.importance import BaseModel, open_base
+from bitquilt.bases.served_base import end_served
 from bitquilt.config import QuantizeConfig
 from bitquilt.gguf import SUFFIX
 from bitquilt.gguf.imatrix import write_imatrix
@@ -53,6 +54,17 @@ def stream_base(model: str | Path, config: QuantizeConfig, progress: Progress) -
     refuse_file(output, "--output")
     with computing(config.device, config.threads):
         directory, path = base_of(model, config.base, output, progress)
+    try:
+        return _streamed(model, directory, path, config, progress)
+    finally:
+        end_served(path)
+
+
+def _streamed(
+    model: str | Path, directory: Path, path: Path, config: QuantizeConfig, progress: Progress
+) -> list[GgufResult]:
+    """Run a model for an importance matrix, and quantize its base."""
+    output = Path(config.output)
     imatrix = output / f"{base_name(model, directory)}-imatrix{SUFFIX}"
     refuse_overwrite(imatrix)
     progress.say(

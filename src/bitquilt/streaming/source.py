@@ -18,6 +18,7 @@ from bitquilt.errors import UserError
 from bitquilt.gguf.container import GgufTensor
 from bitquilt.gguf.ggml_type import GgmlType
 from bitquilt.gguf.header import GgufHeader, read_parts
+from bitquilt.gguf.header_only import stored_bytes
 from bitquilt.streaming import ggml
 from bitquilt.streaming.ggml import Bytes, Float32Array
 
@@ -116,7 +117,7 @@ class GgufSource:
     def stored(self, name: str, start: int, count: int) -> Bytes:
         """Return bytes of a tensor as they are in the file."""
         part, tensor = self._part_of[name], self.tensors[name]
-        found = np.fromfile(part.path, np.uint8, count, offset=tensor.offset + start)
+        found = stored_bytes(part.path, name, tensor, start, count)
         if len(found) < count:
             raise UserError(f"{part.path} ends within {name}; download it again")
         return found

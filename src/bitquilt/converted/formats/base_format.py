@@ -57,9 +57,16 @@ class BaseFormat(ABC):
     @classmethod
     @abstractmethod
     def convert(
-        cls, model: str | Path, config: QuantizeConfig, progress: Progress
+        cls, model: str | Path, config: QuantizeConfig, progress: Progress, *, whole: bool = True
     ) -> tuple[Path, Path]:
         """Return a model's directory and its base, which is converted if it is not there.
+
+        Args:
+            model: hub id or Hugging Face directory.
+            config: what is wanted.
+            progress: told what goes on.
+            whole: whether more than names and sizes of tensors is wanted; a format may do it all
+                the same.
 
         Raises:
             UserError: there is no such model or converter, or it failed.

@@ -75,9 +75,9 @@ class GgufBase(BaseFormat):
 
     @classmethod
     def convert(
-        cls, model: str | Path, config: QuantizeConfig, progress: Progress
+        cls, model: str | Path, config: QuantizeConfig, progress: Progress, *, whole: bool = True
     ) -> tuple[Path, Path]:
-        return base_of(model, config.base, Path(config.output), progress)
+        return base_of(model, config.base, Path(config.output), progress, whole=whole)
 
     @classmethod
     def refuse_other_tokens(cls, path: Path, directory: Path) -> list[str]:

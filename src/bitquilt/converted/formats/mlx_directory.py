@@ -103,8 +103,9 @@ class MlxDirectory(BaseFormat):
 
     @classmethod
     def convert(
-        cls, model: str | Path, config: QuantizeConfig, progress: Progress
+        cls, model: str | Path, config: QuantizeConfig, progress: Progress, *, whole: bool = True
     ) -> tuple[Path, Path]:
+        del whole  # mlx-lm writes all of it
         return mlx_base_of(model, Path(config.output), progress)
 
     @classmethod
