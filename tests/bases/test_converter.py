@@ -29,6 +29,8 @@ class ModelBase:
 class TextModel:
     def get_vocab_base_pre(self, tokenizer):
         raise NotImplementedError("not recognized")
+    def prepare_metadata(self):
+        pass
 def main():
     import gguf
     assert gguf.OTHER

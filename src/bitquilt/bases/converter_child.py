@@ -9,10 +9,10 @@ the name that bitquilt found in the tokenizer's own rules; it is used for such t
 The converter also believes a config that speaks of blocks which predict further tokens. MTP is
 empty if there are no weights of any.
 
-METADATA are texts that the file's metadata shall have besides, as JSON. Where "bitquilt.header_only"
-is among them, the converter writes the header alone, and an empty line to standard output. After
-that it reads names of tensors from standard input, one a line, and answers each with the number of
-its bytes, eight bytes little-endian, and these.
+METADATA are texts that the file's metadata shall have besides, as JSON. Where the key
+"bitquilt.header_only" is among them, the converter writes the header alone, and an empty line to
+standard output. After that it reads names of tensors from standard input, one a line, and answers
+each with the number of its bytes, eight bytes little-endian, and these.
 
 It reads configs as they are published. What newer versions of transformers leave out when they save
 a model is asked of transformers' own class of the config.

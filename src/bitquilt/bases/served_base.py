@@ -52,7 +52,7 @@ class ServedBase:
         self._directory, self._path, self._lock = directory, path, Lock()
         self._kept: OrderedDict[str, StoredBytes] = OrderedDict()
         self._open = ExitStack()
-        self._printed = self._open.enter_context(tempfile.TemporaryFile())
+        self._printed = self._open.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
         with atomic_write(path) as temporary:
             command = self._open.enter_context(serving_command(directory, temporary))
             self._process = subprocess.Popen(
