@@ -44,8 +44,8 @@ class Known:
     def output_moment(self, unit: Unit) -> Tensor | None:
         return self.hessian(unit)
 
-    def looked_up(self, parameter: str) -> None:
-        return None
+    def looked_up(self, parameter: str) -> tuple[Tensor, Tensor] | None:
+        return (torch.ones(WIDE), torch.tensor([0.5, 0.3, 0.2])) if parameter == "table" else None
 
 
 def moments(known: Known, **partners: Partner | None) -> BaseMoments:
@@ -113,3 +113,11 @@ def test_a_moment_of_outputs_is_shrunk_by_the_usual_share() -> None:
     found = moments(known, m=Partner(((piece(unit("w"), rows),),))).output_moment("m", 0, rows)
     assert found is not None
     torch.testing.assert_close(found, shrunk(g.T @ g / 50, USUAL_OUTPUT_SHARE))
+
+
+def test_a_row_of_zeros_of_an_embedding_has_no_share() -> None:
+    rows, source = torch.tensor([0, 2, 3]), torch.tensor([2, 0, 1])  # the padding token's is row 1
+    table = PartnerPiece(unit("table"), rows, source, None)
+    found = moments(Known({}, {}), m=Partner(((table,),))).looked_up("m", 5)
+    assert found is not None
+    assert torch.equal(found[1], torch.tensor([0.2, 0.0, 0.5, 0.3, 0.0]))

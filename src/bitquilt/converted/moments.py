@@ -73,8 +73,8 @@ class BaseMoments:
         """
         pieces = [piece for piece in self._pieces(name, expert) if piece.unit in self._sums]
         if not pieces:
-            table = self.looked_up(name)
-            return None if table is None else table[0].float()
+            table = self._table(name)
+            return None if table is None else _columns(table[1], table[0]).float()
         rows = sum(len(piece.rows) for piece in pieces)
         means = [
             _columns(self._sums[piece.unit].squares / max(self._sums[piece.unit].count, 1), piece)
@@ -109,17 +109,18 @@ class BaseMoments:
             found[at[:, None], at] = known[there[:, None], there]
         return None if found is None else shrink_(found, USUAL_OUTPUT_SHARE)
 
-    def looked_up(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """Return E[g²] [C] of an embedding's columns and the share of each row [R], or None."""
-        pieces = self._pieces(name, 0)
-        if len(self._experts(name)) != 1 or len(pieces) != 1:
+    def looked_up(self, name: str, count: int) -> tuple[Tensor, Tensor] | None:
+        """Return E[g²] [C] of an embedding's columns and the share of each row [R], or None.
+
+        Rows that match nothing are zeros, as that of a padding token is, and have no share.
+        """
+        table = self._table(name)
+        if table is None:
             return None
-        (piece,) = pieces
-        table = self._statistics.looked_up(piece.unit.parameter)
-        if table is None or piece.unit.transposed:
-            return None
-        columns, shares = table
-        return _columns(columns, piece), shares[piece.source_rows]
+        piece, columns, known = table
+        shares = known.new_zeros(count)
+        shares[piece.rows] = known[piece.source_rows]
+        return _columns(columns, piece), shares
 
     def is_table(self, name: str) -> bool:
         """Tell whether a matrix is an embedding or makes the logits.
@@ -127,17 +128,26 @@ class BaseMoments:
         One Hessian for rows of such different use does not help (docs/decisions/gptq.md).
         """
         pieces = self._pieces(name, 0)
-        return self.looked_up(name) is not None or any(
+        return self._table(name) is not None or any(
             piece.unit.parameter == self._statistics.head for piece in pieces
         )
 
     def is_known(self, name: str) -> bool:
         """Tell whether anything is known of what an error of a matrix costs."""
-        return self.looked_up(name) is not None or any(
+        return self._table(name) is not None or any(
             self._statistics.rows(piece.unit) is not None
             for expert in range(len(self._experts(name)))
             for piece in self._pieces(name, expert)
         )
+
+    def _table(self, name: str) -> tuple[PartnerPiece, Tensor, Tensor] | None:
+        """The piece that an embedding is, and what is known of its columns and rows there."""
+        pieces = self._pieces(name, 0)
+        if len(self._experts(name)) != 1 or len(pieces) != 1:
+            return None
+        (piece,) = pieces
+        table = self._statistics.looked_up(piece.unit.parameter)
+        return None if table is None or piece.unit.transposed else (piece, *table)
 
     def _experts(self, name: str) -> tuple[tuple[PartnerPiece, ...], ...]:
         partner = self._partners.get(name)

@@ -153,7 +153,7 @@ def _without_feedback(
     """What types cost a matrix that is rounded to the nearest: an embedding, or the head."""
     count = base.matrices[name].rows
     logits = moments.rows(name, 0, count)
-    table = moments.looked_up(name)
+    table = moments.looked_up(name, count)
     shares = torch.zeros(count, dtype=torch.float64)
     for weights in (logits, None if table is None else table[1].double()):
         if weights is not None and weights.sum() > 0:
