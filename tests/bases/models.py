@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
     PreTrainedTokenizerFast,
 )
 
@@ -45,7 +46,10 @@ def unknown_checkpoint(
     config = AutoConfig.for_model(kind, **fields)
     torch.manual_seed(seed)
     # some wrappers have a class of their language model alone, too
-    kinds = (AutoModelForImageTextToText, AutoModelForCausalLM, AutoModelForMultimodalLM)
+    kinds = (
+        *(AutoModelForImageTextToText, AutoModelForCausalLM, AutoModelForMultimodalLM),
+        AutoModelForSeq2SeqLM,
+    )
     auto = next(one for one in kinds if type(config) in one._model_mapping)
     model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():

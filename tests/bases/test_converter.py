@@ -106,6 +106,10 @@ def test_a_failure_is_a_sentence_with_the_last_line(fake, tmp_path: Path) -> Non
         ("x\nKeyError: 'a_field'", "it looks for 'a_field' in vain, in config.json or among"),
         ("x\nKeyError: 'Missing tensors of a'", "KeyError: 'Missing tensors of a'"),
         ("    assert a == b  # why\n           ^^^\nAssertionError", "this does not hold: a == b"),
+        (
+            "    assert max(tokenizer.vocab.values()) < vocab_size\nAssertionError",
+            "the tokenizer has more tokens than vocab_size in config.json",
+        ),
         ("ERROR:hf-to-gguf:Model X is not supported", "Model X is not supported"),
         ("  f()\nValueError: 1 more: \nlm_head.weight.", "ValueError: 1 more: lm_head.weight."),
     ],
@@ -191,9 +195,22 @@ def test_the_real_one_keeps_every_number(tmp_path: Path) -> None:
     assert metadata["general.name"] == "Tiny Granite"
 
 
-@needs_converter
-def test_a_normalizer_is_in_the_files_metadata(tmp_path: Path) -> None:
+def test_a_type_that_it_does_not_know_is_refused_without_weights(fake, tmp_path: Path) -> None:
     directory = unknown_checkpoint(tmp_path, "granite")
+    (directory / "model.safetensors").unlink()
+    fake('sys.exit("ERROR:hf-to-gguf:Model GraniteForCausalLM is not supported")')
+    with pytest.raises(UserError, match=rf"{directory}: Model GraniteFor.* not supported; .*base"):
+        converter.require_known(directory)
+    fake('raise FileNotFoundError("there are no weights")')
+    converter.require_known(directory)
+
+
+@needs_converter
+def test_a_normalizer_is_in_the_files_metadata_and_trainers_names_are_none(tmp_path: Path) -> None:
+    directory = unknown_checkpoint(tmp_path, "granite")
+    config = json.loads((directory / "config.json").read_text())
+    config["architectures"] = ["MyOwnTrainer"]
+    (directory / "config.json").write_text(json.dumps(config))
     path = directory / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.normalizer = normalizers.NFC()

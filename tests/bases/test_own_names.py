@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitquilt.bases.converter import convert
-from bitquilt.bases.importance import load_transformers_model
+from bitquilt.bases.importance import load_transformers_model, require_class
 from bitquilt.bases.mlx_base import MlxBase, convert_to_mlx
 from bitquilt.bases.own_names import as_transformers_saves, with_bare_names, with_own_names
 from bitquilt.errors import UserError
@@ -68,6 +68,14 @@ def test_a_language_model_without_a_class_is_refused(tmp_path: Path) -> None:
     ):
         pass
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_type_that_writes_no_text_is_refused_by_its_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    with pytest.raises(UserError, match="it has no class of T5Config that writes text"):
+        require_class(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "audioflamingo3"}')
+    require_class(tmp_path)  # which transformers counts among those of sequences to sequences
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen2_audio"])

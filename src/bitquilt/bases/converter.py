@@ -45,12 +45,16 @@ LONGEST_REASON = 300
 _LOGGED = re.compile(r"^ERROR:[\w-]+:")
 _LACKING = re.compile(r"KeyError: ('\S*'|\"\S*\")")
 _ERROR = re.compile(r"[\w.]+(Error|Exception)\b")
-_OTHER_FORM = re.compile(r"Can not map tensor|is not supported|ForConditionalGeneration' in vain")
+_TOO_MANY = "max(tokenizer.vocab.values()) < vocab_size"
+_OTHER_FORM = re.compile(r"Can not map tensor|ForConditionalGeneration' in vain")
 """What the converter says of names that it does not know; those of transformers it may."""
+_UNKNOWN = re.compile(r": Model \S+ is not supported|, and lacks \S+;")
+"""What it says of types that it does not know, or that its package of gguf does not."""
 _MARKS = re.compile(r"[\s~^]*")
 """What Python puts under a line of a traceback."""
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 """What a converter's process has no need of."""
+_ELSEWHERE = ", or give a file that was converted elsewhere with --base=FILE"
 AS_SAVED = "a copy as transformers saves it: the language model, without what sees or hears"
 """The last form that a converter is given."""
 Say = Callable[[str], None]
@@ -144,9 +148,30 @@ def convert(directory: Path, path: Path, say: Say = lambda _: None) -> None:
         ):
             say(in_another_form("llama.cpp's converter", directory, AS_SAVED))
             return
-        raise UserError(
-            f"{error.sentence}, or give a file that was converted elsewhere with --base=FILE"
-        ) from error
+        raise UserError(f"{error.sentence}{_ELSEWHERE}") from error
+
+
+def require_known(directory: Path) -> None:
+    """Refuse a model whose type the converter does not know, by its config: no weights are needed.
+
+    Args:
+        directory: of a Hugging Face model, whose weights may be elsewhere yet.
+
+    Raises:
+        UserError: it does not, or there is no converter.
+    """
+    config = directory / "config.json"
+    what = who_lacks_tables(read_json(config))
+    with tempfile.TemporaryDirectory() as scratch:
+        alone = Path(scratch) / directory.name
+        alone.mkdir()
+        (alone / config.name).write_bytes(config.read_bytes())
+        try:
+            run_converter_script(what, alone, Path(scratch) / "none", ["--outtype", "f16"])
+        except ConverterError as error:
+            if _UNKNOWN.search(error.sentence):
+                said = error.sentence.replace(str(alone), str(directory))
+                raise UserError(f"{said}{_ELSEWHERE}") from error
 
 
 def _converted_as_saved(what: str, directory: Path, path: Path, *others: Any) -> bool:
@@ -316,5 +341,10 @@ def reason_of(output: bytes) -> str:
         code = [
             line.strip().partition("  #")[0] for line in lines[:at] if not _MARKS.fullmatch(line)
         ]
+        if code and _TOO_MANY in code[-1]:
+            return (
+                "the tokenizer has more tokens than vocab_size in config.json, as where some were "
+                "added and the embedding was left as it is: take them out of its added_tokens"
+            )
         return f"this does not hold: {code[-1].removeprefix('assert ')}" if code else said
     return _LOGGED.sub("", said)

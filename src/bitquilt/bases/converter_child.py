@@ -248,15 +248,22 @@ def _name_text_architecture(found: dict[str, Any]) -> None:
 
 
 def _name_as_converter_does(found: dict[str, Any]) -> None:
-    """Name the class as its authors did, whose capitals transformers has changed: Mpt, Phimoe."""
+    """Name the class as its authors did, whose capitals transformers has changed: Mpt, Phimoe.
+
+    A name that is none of these may be a trainer's own; the type says which class it is.
+    """
     try:
         known: Any = importlib.import_module("conversion").TEXT_MODEL_MAP
     except ImportError:  # older converters are one file
         return
-    names = found.get("architectures") or []
-    if names and isinstance(names[0], str) and names[0] not in known:
+    names = found.get("architectures") or [""]
+    if isinstance(names[0], str) and names[0] not in known:
         same = [name for name in known if name.lower() == names[0].lower()]
-        found["architectures"] = [*same[:1], *names[len(same[:1]) :]]
+        auto: Any = importlib.import_module("transformers.models.auto.modeling_auto")
+        own = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(found.get("model_type"))
+        same += [own] if own in known else []
+        if same:
+            found["architectures"] = [same[0], *names[1:]]
 
 
 def _add_missing(found: dict[str, Any], published: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
 )
 from transformers.utils import logging
 
@@ -81,17 +82,14 @@ def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.M
     tensors = PlainTensors(directory)
     logging.disable_progress_bar()
     try:
-        own = type(AutoConfig.from_pretrained(directory, local_files_only=True))
-        kind = _as_published(_class_of(own))
+        config = AutoConfig.from_pretrained(directory, local_files_only=True)
+        kind = _as_published(_class_of(config))
         if tensors.is_read(()) and not has_adapter(directory):  # peft would put it on
             model, loading = kind.from_pretrained(directory, local_files_only=True, **_LOADING)
         else:
             model, loading = kind.from_pretrained(None, **_given(tensors), **_LOADING)
     except Exception as error:  # whatever the model's own code raises
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"transformers cannot load {directory}: {reason}; {BY_LLAMA_CPP}"
-        ) from error
+        raise _not_loaded(directory, error) from error
     missing = sorted(loading["missing_keys"])
     if missing == ["lm_head.weight"]:
         raise no_head_error()
@@ -108,12 +106,32 @@ def load_transformers_model(directory: Path, least: int = SMALL_WEIGHTS) -> nn.M
     return loaded
 
 
-def _class_of(config: type) -> Any:
+def require_class(directory: Path) -> None:
+    """Refuse a model that :func:`load_transformers_model` has no class for, by its config.
+
+    Raises:
+        UserError: transformers does not know it, or not as a model that writes text.
+    """
+    try:
+        _class_of(AutoConfig.from_pretrained(directory, local_files_only=True))
+    except Exception as error:  # whatever the config's class raises
+        raise _not_loaded(directory, error) from error
+
+
+def _not_loaded(directory: Path, error: Exception) -> UserError:
+    reason = str(error).strip().partition("\n")[0]
+    return UserError(f"transformers cannot load {directory}: {reason}; {BY_LLAMA_CPP}")
+
+
+def _class_of(config: Any) -> Any:
     """The class of models with a config that write text, whatever else they read or write."""
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-        if config in auto._model_mapping:
-            return auto._model_mapping[config]
-    raise ValueError(f"it has no class of {config.__name__} that writes text")
+    autos = [AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM]
+    if type(config.get_text_config()) in AutoModelForCausalLM._model_mapping:
+        autos.append(AutoModelForSeq2SeqLM)  # has models that hear, around a language model
+    for auto in autos:
+        if type(config) in auto._model_mapping:
+            return auto._model_mapping[type(config)]
+    raise ValueError(f"it has no class of {type(config).__name__} that writes text")
 
 
 def _as_published(kind: Any) -> Any:

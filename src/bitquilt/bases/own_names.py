@@ -119,6 +119,11 @@ def _save(directory: Path, copy: Path) -> None:
         )
     with torch.device("meta"):
         alone = AutoModelForCausalLM.from_config(config)
+    if not isinstance(whole, type(alone)) and whole.get_output_embeddings() is None:
+        raise UserError(
+            f"transformers does not say which part of {directory} is the head of its language "
+            "model; give a file that was converted elsewhere with --base=FILE"
+        )
     alone.load_state_dict(_language_model(whole, alone), strict=False, assign=True)
     alone.tie_weights()
     if lacking := [name for name, one in alone.named_parameters() if one.is_meta]:

@@ -45,6 +45,19 @@ def load_tokenizer(directory: Path) -> Any:
     return loaded
 
 
+def require_vocabulary(directory: Path) -> None:
+    """Refuse a directory without any file that a tokenizer can be made of.
+
+    Raises:
+        UserError: it is.
+    """
+    if not any(next(directory.glob(name), None) for name in _VOCABULARIES):
+        raise UserError(
+            f"{directory} has no tokenizer; put its tokenizer.json and tokenizer_config.json "
+            "there, from where the model came from"
+        )
+
+
 def _load(directory: Path) -> Any:
     path = directory / "tokenizer.json"
     whole = path.exists()
@@ -63,11 +76,7 @@ def _load(directory: Path) -> Any:
     except Exception as error:  # tokenizers raises no narrower class
         if whole:
             read_tokenizer(path)  # says it better, if the damage is there
-        if not any(next(directory.glob(name), None) for name in _VOCABULARIES):
-            raise UserError(
-                f"{directory} has no tokenizer; put its tokenizer.json and tokenizer_config.json "
-                "there, from where the model came from"
-            ) from error
+        require_vocabulary(directory)
         reason = " ".join(str(error).split())[:_REASON_LENGTH] or type(error).__name__
         raise UserError(
             f"{directory} holds no tokenizer that transformers can load ({reason}); download its "

@@ -13,8 +13,9 @@ from bitquilt.bases.converter import (
     base_type,
     convert,
     require_converter,
+    require_known,
 )
-from bitquilt.bases.importance import BaseModel, base_importance, open_base
+from bitquilt.bases.importance import BaseModel, base_importance, open_base, require_class
 from bitquilt.bases.plain_checkpoint import room_to_convert
 from bitquilt.bases.room import refuse_unread_weights, require_memory
 from bitquilt.bases.served_base import can_be_served, end_served, serve_base
@@ -38,6 +39,7 @@ from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.hugging_face import chat_template
 from bitquilt.models.sources.resolve import resolve, short_name
 from bitquilt.models.sources.tokenizer_files import usable_tokenizer
+from bitquilt.models.tokenizer import require_vocabulary
 from bitquilt.runtime.device import gpu_memory
 from bitquilt.runtime.files import has_room, read_json, require_room
 from bitquilt.runtime.progress import Progress
@@ -117,11 +119,15 @@ def base_of(
             raise UserError(f"{path} does not exist; give the file that the converter wrote")
     else:
         refuse_unread_weights(directory)
+        require_class(directory)
         place = _place_of(model, directory, output)
         if place is None or not _is_newer(place, directory):
             # before the download
             require_converter(who_lacks_tables(read_json(directory / "config.json")), place)
+        if place is None:
+            require_known(directory)
     directory = resolve(str(model))
+    require_vocabulary(directory)
     require_memory(directory)
     if given is not None:
         return directory, path

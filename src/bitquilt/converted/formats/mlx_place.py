@@ -7,13 +7,14 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from bitquilt.bases.importance import require_class
 from bitquilt.bases.mlx_base import KEPT_BY_MLX_LM, QUANTIZABLE, convert_to_mlx, mlx_dtype
 from bitquilt.bases.plain_checkpoint import room_to_convert
 from bitquilt.bases.room import refuse_unread_weights, require_memory
 from bitquilt.errors import UserError
 from bitquilt.models.sources import safetensors
 from bitquilt.models.sources.resolve import resolve
-from bitquilt.models.tokenizer import load_tokenizer
+from bitquilt.models.tokenizer import load_tokenizer, require_vocabulary
 from bitquilt.runtime.files import read_json, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.streaming.base import base_name, tokenizer_of
@@ -43,6 +44,8 @@ def mlx_base_of(model: str | Path, output: Path, progress: Progress) -> tuple[Pa
             "a hub id"
         )
     refuse_unread_weights(directory)
+    require_class(directory)
+    require_vocabulary(directory)
     require_memory(directory)
     short = _SHORT[mlx_dtype(directory)]
     path = output / f"{base_name(model, directory)}-{short}{MLX.suffix}"

@@ -283,7 +283,8 @@ def _check_id(files: _Files, text: str, index: int, size: int) -> None:
     if index >= size:
         raise UserError(
             f"{files.path} gives {text!r} the id {index}, but the model has {size} embeddings; "
-            "the tokenizer belongs to another model: put the model's own there"
+            "the tokenizer belongs to another model: put the model's own there, or if tokens were "
+            "added to it without an embedding, take them out of added_tokens"
         )
 
 

@@ -197,6 +197,12 @@ def test_others_are_refused_by_name(
         open_checkpoint(quantized(tmp_path, settings, make)).load(Q)
 
 
+def test_fp8_that_nothing_is_said_of_is_told_so(tmp_path: Path) -> None:
+    directory = quantized(tmp_path, {}, fp8(None))
+    with pytest.raises(UserError, match=r"in F8_E4M3, and config.json has no quantization_config"):
+        open_checkpoint(directory)
+
+
 def test_stacks_in_mxfp4_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     blocks = torch.randint(256, (3, 64, 2, 16), dtype=torch.uint8, generator=generator)

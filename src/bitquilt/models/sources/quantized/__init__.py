@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bitquilt.errors import UserError
 from bitquilt.models.canonical import DEQUANTIZED, QUANTIZED, quantization_method
 from bitquilt.models.sources.quantized import bitsandbytes, gptq, mlx, scaled
 from bitquilt.models.sources.quantized.tensor import QuantizedTensor
@@ -36,10 +37,17 @@ def joined(scanned: _Scanned, config: Mapping[str, Any]) -> dict[str, StoredTens
         config: as published; it says whether the weights are quantized.
 
     Raises:
-        UserError: a matrix is stored in a way that is not known here.
+        UserError: a matrix is stored in a way that is not known here, or that nothing says.
     """
     settings = quantization_of(config)
     if settings is None:
+        for name, at in scanned.items():
+            if at.dtype.startswith("F8"):
+                raise UserError(
+                    f"{at.file} has {name} in {at.dtype}, and config.json has no "
+                    "quantization_config that says how it is quantized; take the config.json that "
+                    "was published with these weights"
+                )
         return dict(scanned)
     return _FORMATS.get(quantization_method(settings), scaled.joined_scaled)(scanned, settings)
 
