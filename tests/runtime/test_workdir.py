@@ -62,9 +62,21 @@ def test_what_is_damaged_is_one_sentence(tmp_path):
         for read in (work.load, work.open, work.facts):
             with pytest.raises(UserError, match=r"few\.safetensors is damaged \(.*\); remove the"):
                 read("few")
-    (place / "settings.json").write_text("not json")
-    with pytest.raises(UserError, match=r"settings\.json is damaged \(.*\); remove the work dir"):
-        WorkDir(place, {})
+    for text in ("not json", "[]", "5"):
+        (place / "settings.json").write_text(text)
+        with pytest.raises(
+            UserError, match=r"settings\.json is damaged \(.*\); remove the work dir"
+        ):
+            WorkDir(place, {})
+
+
+@pytest.mark.parametrize("text", ['{"seconds": null}', '{"seconds": "x"}', "{}"])
+def test_a_time_that_is_no_number_counts_from_nothing(text: str, tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "settings.json").write_text("{}")
+    (tmp_path / "w" / "time.json").write_text(text)
+    with WorkDir(tmp_path / "w", {}) as work:
+        assert 0 <= work.seconds < 5
 
 
 def test_somebody_elses_directory_is_refused(tmp_path):

@@ -56,11 +56,12 @@ class WorkDir:
         require_room(path, 0)
         self._lock = _lock(path)
         try:
-            if (there := self.load_json("settings")) is not None:
+            if (there := self._facts_of("settings")) is not None:
                 _refuse_other_settings(path, there, settings)
             _remove_half_written(path)
             self.save_json("settings", settings)
-            self._earlier: float = (self.load_json("time") or {"seconds": 0.0})["seconds"]
+            earlier = (self._facts_of("time") or {}).get("seconds")
+            self._earlier = float(earlier) if isinstance(earlier, int | float) else 0.0
             self._opened = self._kept = time.monotonic()
         except BaseException:
             self._lock.close()
@@ -137,6 +138,15 @@ class WorkDir:
         file = self.path / f"{name}.json"
         with _damage(file):
             return json.loads(file.read_text()) if file.exists() else None
+
+    def _facts_of(self, name: str) -> dict[str, Any] | None:
+        """Read ``name``.json, which holds an object; None where there is none."""
+        file = self.path / f"{name}.json"
+        with _damage(file):
+            found = self.load_json(name)
+            if found is not None and not isinstance(found, dict):
+                raise ValueError("it does not hold a JSON object")
+            return found
 
     @property
     def seconds(self) -> float:
