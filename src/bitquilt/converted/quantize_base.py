@@ -50,8 +50,9 @@ from bitquilt.runtime.device import computing
 from bitquilt.runtime.files import refuse_file, remove, require_room
 from bitquilt.runtime.progress import Progress
 from bitquilt.runtime.workdir import WorkDir
-from bitquilt.streaming.base import BaseText, base_name, try_if_whole, write_base_vision
+from bitquilt.streaming.base import BaseText, base_name, write_base_vision
 from bitquilt.streaming.quantize_gguf import GgufPlan, GgufResult
+from bitquilt.streaming.trial import try_base
 from bitquilt.targets import parse_targets
 from bitquilt.targets.engine_check import EngineExcerpt
 
@@ -188,7 +189,7 @@ class ConvertedRun:
             progress.say(lacking)
         if self.config.engine_check:
             for base in self.bases.values():
-                try_if_whole(base.path, base.target, model, self._tokens[0], progress)
+                try_base(base.path, base.target, model, self._tokens[0], progress)
         self.checkpoint = _opened_model(directory, self._name)
         for note in self.checkpoint.to_be_told:
             progress.say(note)

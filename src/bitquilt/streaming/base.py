@@ -32,7 +32,6 @@ from bitquilt.calibration.text_budget import text_budget
 from bitquilt.config import ImatrixConfig, QuantizeConfig
 from bitquilt.errors import UserError
 from bitquilt.gguf import SUFFIX
-from bitquilt.gguf.header_only import is_given
 from bitquilt.gguf.imatrix import ImportanceMatrix
 from bitquilt.models.canonical import has_tables, who_lacks_tables
 from bitquilt.models.sources import safetensors
@@ -166,23 +165,6 @@ def _served(directory: Path, base: Path, progress: Progress) -> Path:
     return header
 
 
-def try_if_whole(
-    path: Path, target: Target, model: nn.Module, tokens: Tensor, progress: Progress
-) -> None:
-    """Try a base in its engine (:func:`bitquilt.streaming.trial.try_base`), where one is written.
-
-    Raises:
-        UserError: the engine cannot load it, crashes on it, or computes NaN.
-    """
-    if is_given(path):
-        progress.say(
-            f"{target.engine} cannot be tried before the work, because the converted model is not "
-            "written; it runs the result"
-        )
-        return
-    try_base(path, target, model, tokens, progress)
-
-
 def _file_name(model: str | Path, directory: Path) -> str:
     """Name the base of a model whose weights are here."""
     return f"{base_name(model, directory)}-{base_type(directory).upper()}{SUFFIX}"
@@ -235,7 +217,7 @@ def base_importance_of(
         )
     tokens = BaseText(base.model, directory, config).calibration()
     if isinstance(config, QuantizeConfig) and config.engine_check:
-        try_if_whole(base.path, GGUF, base.model, tokens[0], progress)
+        try_base(base.path, GGUF, base.model, tokens[0], progress)
     with progress.stage("Reading calibration text", len(tokens), "importance"):
         return base_importance(base, tokens, [dataset_name(config)], progress)
 

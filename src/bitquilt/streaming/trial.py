@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitquilt.bases.lent_weights import lent_weights
 from bitquilt.errors import EngineMissingError, UserError
+from bitquilt.gguf.header_only import is_given
 from bitquilt.metrics.kl import compare_logits
 from bitquilt.runtime.progress import Progress
 from bitquilt.targets import TARGETS, Target
@@ -28,6 +29,8 @@ def try_base(
 ) -> None:
     """Run an unquantized model in its engine, and say so where it is another there.
 
+    A base of which only the header is written is not run, which is said.
+
     Args:
         path: of the base.
         target: the format that it is of.
@@ -38,6 +41,12 @@ def try_base(
     Raises:
         UserError: the engine cannot load the base, crashes on it, or computes NaN.
     """
+    if is_given(path):
+        progress.say(
+            f"{target.engine} cannot be tried before the work, because the converted model is not "
+            "written; it runs the result"
+        )
+        return
     few = tokens[None, :TRIAL_TOKENS]
     with progress.stage(f"Trying {path.name} in {target.engine}", 1, "trying"):
         truth = _logits(model, few)
