@@ -134,7 +134,12 @@ def base_of(
     if _is_newer(path, directory):
         progress.say(f"{path} is newer than the model, and is used again")
         return directory, path
-    room = room_to_convert(directory, DEQUANTIZED_BY_LLAMA_CPP)
+    return directory, _converted(directory, path, progress, whole)
+
+
+def _converted(directory: Path, path: Path, progress: Progress, whole: bool) -> Path:
+    """Write a base, or its header alone, and return which it is."""
+    output, room = path.parent, room_to_convert(directory, DEQUANTIZED_BY_LLAMA_CPP)
     fits = has_room(output, round(room * (1 + ROOM_BESIDE)))
     if not (whole and fits) and can_be_served(directory):
         try:
@@ -148,12 +153,12 @@ def base_of(
                     "result, so it is not written: llama.cpp's converter gives each matrix when it "
                     "is read, which takes longer"
                 )
-            return directory, header
+            return header
     require_room(output, room)
     with progress.stage(f"Converting to {path.name}", 1, "converting"):
         convert(directory, path, progress.say)
         progress.advance()
-    return directory, path
+    return path
 
 
 def _served(directory: Path, base: Path, progress: Progress) -> Path:
